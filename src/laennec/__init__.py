@@ -1,0 +1,62 @@
+"""laennec: the Hugging Face fine-tuning toolkit for lung sounds.
+
+recording -> cycle -> features -> embedding -> losses -> head -> metrics -> export -> prediction
+
+Decided here: names are imported when they are first used, so that `import laennec` costs nothing.
+"""
+
+import importlib
+from typing import Any
+
+from laennec.registration import register_with_transformers
+
+__version__ = "0.1.0"
+
+# in the order of the flow
+_HOMES = {
+    "Recording": "audio.recording",
+    "DecodeError": "audio.recording",
+    "read_recording": "audio.recording",
+    "AnnotationError": "audio.cycle",
+    "Cycle": "audio.cycle",
+    "read_annotation": "audio.cycle",
+    "LaennecFeatureExtractor": "audio.features",
+    "WaveformAugmentation": "audio.augment",
+    "SpecAugment": "audio.augment",
+    "load_corpus": "corpora.load",
+    "CycleWaveforms": "corpora.waveforms",
+    "load_encoder": "encoders",
+    "AngularDistanceDistributionLoss": "losses.add",
+    "TupletContrastiveLoss": "losses.tuplet",
+    "FocalLoss": "losses.focal",
+    "WeightedSum": "losses.combine",
+    "LaennecConfig": "model",
+    "LaennecForAudioClassification": "model",
+    "IcbhiScore": "evaluation.evaluate_metric",
+    "icbhi_score": "evaluation.metrics",
+    "evaluate_predictions": "evaluation.report",
+    "LaennecTrainer": "training.trainer",
+    "load_recipe": "training.config",
+    "train": "training.experiment",
+    "score": "training.score",
+    "load_model": "training.score",
+    "export_run": "sharing.export",
+    "Predictor": "sharing.predict",
+    "predict": "sharing.predict",
+}
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'laennec' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"laennec.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
+
+
+register_with_transformers()

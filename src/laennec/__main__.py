@@ -1,0 +1,8 @@
+"""`python -m laennec`, and so `accelerate launch -m laennec`."""
+
+import sys
+
+from laennec.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""Stage 3, features: cycles of any length to log-mel frames, the same object for training and for prediction.
+
+Decided here: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so
+that a later change of a preset cannot change an old model. Cycles keep their natural length unless told otherwise;
+frames beyond a cycle's end are 0 after normalisation and masked. mean and std count as AST's do, (x - mean) / (2
+std), so published values can be typed in. Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz
+and leave the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest
+filters, so none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by
+mirroring, so that 5.12 s are exactly 320 frames, and mean and std of real recordings (shared ICBHI 2017 subset).
+"""
+
+import difflib
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, SequenceFeatureExtractor
+
+from laennec.audio.batching import TooShortError, padded_batch
+from laennec.audio.filterbanks import FrontEnd, log_mel
+from laennec.errors import InputError
+
+# goes up whenever the same settings give other numbers; caches and saved extractors carry it
+FEATURE_VERSION = 1
+LENGTH_RULES = ("natural", "repeat", "zero", "crop")
+
+PRESETS: dict[str, FrontEnd] = {
+    "ast": FrontEnd(subtract_mean=True, mean=-4.2677393, std=4.5689974),
+    "beats": FrontEnd(window="povey", waveform_scale=32768.0, mean=15.41663, std=6.55582),
+    "song2021": FrontEnd(
+        num_mel_bins=64,
+        window="hann_periodic",
+        window_samples=1024,
+        hop_samples=256,
+        fft_samples=1024,
+        reflect_samples=384,
+        pre_emphasis=0.0,
+        remove_frame_mean=False,
+        low_hz=0.0,
+        log_floor=1e-5,
+        log_floor_rule="add",
+        mean=-7.2,
+        std=2.3,
+    ),
+    "efficientat": FrontEnd(
+        sampling_rate=32000,
+        window_samples=800,
+        hop_samples=320,
+        fft_samples=1024,
+        reflect_samples=400,
+        pre_emphasis_on="signal",
+        remove_frame_mean=False,
+        low_hz=0.0,
+        high_hz=15000.0,
+        log_floor=1e-5,
+        log_floor_rule="add",
+        mean=-4.5,
+        std=2.5,
+    ),
+}
+_PRESET_LENGTHS: dict[str, dict[str, Any]] = {"song2021": {"length": "repeat", "duration_s": 5.12}}
+_FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
+# keys that transformers writes beside ours or passes along
+_BOOKKEEPING = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map", "padding_side")
+_PEAK_WARNING = 16.0
+
+
+class LaennecFeatureExtractor(SequenceFeatureExtractor):
+    """Log-mel features of respiratory cycles, batched, on any device.
+
+    Args:
+        preset: "ast" (Gong et al. 2021), "beats" (Chen et al. 2022), "song2021" (Song et al. 2021) or "efficientat"
+            (Schmid et al. 2023).
+        length: "natural" keeps each cycle's length; "repeat" repeats short cycles and keeps the first `duration_s` of
+            long ones; "zero" centres short ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves
+            short ones. None takes the preset's.
+        duration_s: The length in seconds for every rule but "natural".
+        fade_s: Length of the linear fade-out at the end of repeated cycles, in seconds.
+        keep: Which part of a long cycle stays, the "first" or the "last" `duration_s`.
+        recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings went through
+            in training. Kept here so that prediction does the same before it cuts; the extractor itself sees cycles
+            only and does not apply it.
+        **overrides: Any field of `laennec.audio.filterbanks.FrontEnd`, such as mean and std: features are (x - mean)
+            / (2 std).
+
+    Raises:
+        ValueError: Unknown preset or length rule, or values that do not fit together.
+        TypeError: An override that does not exist.
+    """
+
+    model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012 - transformers reads a plain list
+
+    def __init__(
+        self,
+        preset: str = "ast",
+        *,
+        length: str | None = None,
+        duration_s: float | None = None,
+        fade_s: float = 0.0,
+        keep: str = "first",
+        recording_filter: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
+        if preset not in PRESETS:
+            raise ValueError(f"preset is {preset!r}; it can be {', '.join(PRESETS)}")
+        saved_version = overrides.pop("feature_version", FEATURE_VERSION)
+        if saved_version != FEATURE_VERSION:
+            raise InputError(
+                f"preprocessor_config.json was written for feature version {saved_version}, this laennec computes "
+                f"version {FEATURE_VERSION}; install the laennec release the model was trained with"
+            )
+        settings = asdict(PRESETS[preset]) | _front_end_overrides(overrides)
+        front = FrontEnd(**settings)
+        bookkeeping = {k: v for k, v in overrides.items() if k in _BOOKKEEPING and k != "feature_extractor_type"}
+        super().__init__(
+            feature_size=front.num_mel_bins, sampling_rate=front.sampling_rate, padding_value=0.0, **bookkeeping
+        )
+        self.return_attention_mask = bool(overrides.get("return_attention_mask", True))
+        self.preset = preset
+        self.feature_version = FEATURE_VERSION
+        for name, value in settings.items():
+            setattr(self, name, value)
+        default = _PRESET_LENGTHS.get(preset, {})
+        self.length = length or default.get("length", "natural")
+        if duration_s is None and self.length != "natural":
+            duration_s = default.get("duration_s")
+        self.duration_s, self.fade_s, self.keep = duration_s, float(fade_s), keep
+        self.recording_filter = recording_filter
+        self._check_length()
+
+    def _check_length(self) -> None:
+        if self.length not in LENGTH_RULES:
+            raise ValueError(f"length is {self.length!r}; it can be {', '.join(LENGTH_RULES)}")
+        if self.keep not in ("first", "last"):
+            raise ValueError(f"keep is {self.keep!r}; it can be first or last")
+        if self.length == "natural":
+            if self.duration_s is not None:
+                raise ValueError(
+                    f"duration_s={self.duration_s} has no effect with length='natural'; "
+                    "choose length='repeat', 'zero' or 'crop', or leave duration_s out"
+                )
+        elif self.duration_s is None:
+            raise ValueError(f"length={self.length!r} needs duration_s, in seconds")
+        elif self.front.frames(self._target_samples) < 1:
+            raise ValueError(f"duration_s={self.duration_s} is shorter than one window of {self.window_ms:g} ms")
+        if self.fade_s and (self.length != "repeat" or not 0 < self.fade_s <= (self.duration_s or 0)):
+            raise ValueError(f"fade_s={self.fade_s} needs length='repeat' and lies between 0 and duration_s")
+
+    @property
+    def front(self) -> FrontEnd:
+        """The settings of the filter bank."""
+        return FrontEnd(**{name: getattr(self, name) for name in _FRONT_END_FIELDS})
+
+    @property
+    def window_ms(self) -> float:
+        """Length of a frame in milliseconds."""
+        return 1000 * self.front.window_samples / self.front.sampling_rate
+
+    @property
+    def frames_per_second(self) -> float:
+        """Frames per second of sound."""
+        return self.front.sampling_rate / self.front.hop_samples
+
+    @property
+    def _target_samples(self) -> int:
+        return round((self.duration_s or 0.0) * self.sampling_rate)
+
+    def frames(self, samples: int) -> int:
+        """Number of real frames of a cycle of `samples` samples; 0 where it is too short for one."""
+        if self.length in ("repeat", "zero"):
+            return self.front.frames(self._target_samples) if samples else 0
+        return self.front.frames(min(samples, self._target_samples) if self.length == "crop" else samples)
+
+    def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of a padded batch, on the batch's own device; nothing is checked and no device is waited for.
+
+        Args:
+            waveforms: (batch, samples), floating point, at the extractor's rate; what lies beyond a cycle's length is
+                never read.
+            lengths: (batch,), integer, the true number of samples.
+
+        Returns:
+            input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64. A cycle shorter than
+            one frame has a mask of zeros.
+        """
+        lengths = lengths.to(device=waveforms.device, dtype=torch.int64)
+        waveforms, lengths = self._fit(waveforms, lengths)
+        values, counts = log_mel(waveforms, lengths, self.front)
+        mask = torch.arange(values.shape[1], device=values.device)[None, :] < counts[:, None]
+        return values, mask.long()
+
+    def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycle.fit_to_length`."""
+        if self.length == "natural":
+            return waveforms, lengths
+        target = self._target_samples
+        waveforms = waveforms.float()
+        if self.length == "crop" and self.keep == "first":
+            return waveforms[:, :target], lengths.clamp_max(target)
+        own = lengths[:, None]
+        step = torch.arange(target, device=waveforms.device)[None, :]
+        skipped = (own - target).clamp_min(0) if self.keep == "last" else torch.zeros_like(own)
+        place = step + skipped
+        if self.length == "repeat":
+            place = torch.where(own > target, place, step % own.clamp_min(1))
+        elif self.length == "zero":
+            place = place - torch.div((target - own).clamp_min(0), 2, rounding_mode="floor")
+        inside = (place >= 0) & (place < own)
+        fitted = waveforms.gather(1, place.clamp(0, waveforms.shape[1] - 1)).masked_fill(~inside, 0.0)
+        fade = round(self.fade_s * self.sampling_rate)
+        if fade:
+            ramp = torch.linspace(1.0, 0.0, fade, device=waveforms.device)
+            # cycles that were cut keep their end; one of exactly the length fades, as in the published code
+            fitted[:, -fade:] = torch.where(own > target, fitted[:, -fade:], fitted[:, -fade:] * ramp)
+        if self.length == "crop":
+            return fitted, lengths.clamp_max(target)
+        return fitted, torch.where(lengths > 0, target, 0)
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        device: str | torch.device | None = None,
+        return_tensors: str | None = "pt",
+        lengths: Sequence[int] | Tensor | None = None,
+        return_attention_mask: bool | None = None,
+        **padding: Any,
+    ) -> BatchFeature:
+        """Features of one cycle or many.
+
+        Args:
+            raw_speech: The waveforms, in [-1, 1]: one of shape (samples,), a list of them, or (batch, samples).
+            sampling_rate: Their rate in Hz; it must be the extractor's.
+            device: Where to compute; None for where the waveforms are.
+            return_tensors: "pt" or "np".
+            lengths: (batch,), true numbers of samples, where `raw_speech` is a padded (batch, samples).
+            return_attention_mask: False leaves the mask out.
+            **padding: `padding`, `truncation` and `pad_to_multiple_of` as pipelines pass them; batches are always
+                padded to their longest cycle.
+
+        Returns:
+            input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64, 1 on frames of sound.
+
+        Raises:
+            InputError: Another sampling rate, no waveform, not one channel, integers, or values that are not finite.
+            TooShortError: A waveform shorter than one frame.
+            TypeError: An argument that does not exist, or would be without effect.
+        """
+        _check_padding(padding)
+        self._check_rate(sampling_rate)
+        batch, counts = padded_batch(raw_speech, lengths)
+        if device is not None:
+            batch = batch.to(device)
+        self._check_waveforms(batch, counts)
+        values, mask = self.features(batch, torch.tensor(counts))
+        data = {"input_values": values}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            data["attention_mask"] = mask
+        if return_tensors == "np":
+            return BatchFeature({k: v.cpu().numpy() for k, v in data.items()})
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; it can be 'pt' or 'np'")
+        return BatchFeature(data)
+
+    def _check_rate(self, sampling_rate: int | None) -> None:
+        if sampling_rate is None:
+            raise InputError(
+                f"no sampling_rate was given; pass sampling_rate={self.sampling_rate}, and "
+                "resample first if the waveforms have another"
+            )
+        if sampling_rate != self.sampling_rate:
+            raise InputError(
+                f"the waveforms have {sampling_rate} Hz but these features need {self.sampling_rate} Hz; "
+                f"resample first: laennec.audio.recording.resample(waveform, {sampling_rate}, {self.sampling_rate})"
+            )
+
+    def _check_waveforms(self, batch: Tensor, counts: list[int]) -> None:
+        needed = 1 if self.length in ("repeat", "zero") else self.front.min_samples
+        for index, samples in enumerate(counts):
+            if samples < needed:
+                raise TooShortError(index, samples, self.sampling_rate, self.front.min_samples)
+        peak = float(batch.abs().amax())
+        if not math.isfinite(peak):
+            row = int((~torch.isfinite(batch)).any(1).nonzero()[0])
+            raise InputError(
+                f"waveform {row} holds values that are not finite; decode the recording again or leave it out"
+            )
+        if peak > _PEAK_WARNING:
+            warnings.warn(
+                f"a waveform reaches {peak:.4g}, but features expect [-1, 1]; divide 16-bit values by 32768",
+                stacklevel=3,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, as saved in preprocessor_config.json."""
+        values: dict[str, Any] = super().to_dict()
+        # transformers takes `window` for an array and leaves it out
+        return {**values, "window": self.front.window}
+
+    def fingerprint(self) -> str:
+        """sha256 of everything that determines the output (not of the preset's name)."""
+        values = asdict(self.front) | {
+            k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _front_end_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides that are settings of the front end; anything unknown is refused."""
+    if "feature_size" in overrides:
+        overrides.setdefault("num_mel_bins", overrides["feature_size"])
+    if overrides.get("feature_size", overrides.get("num_mel_bins")) != overrides.get("num_mel_bins"):
+        raise ValueError(
+            f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} are one thing"
+        )
+    if overrides.get("padding_value", 0.0) != 0.0:
+        raise ValueError("padding_value can only be 0.0: encoders count on it")
+    known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep")
+    for name in overrides:
+        if name not in (*known, *_BOOKKEEPING, "feature_size", "padding_value", "return_attention_mask"):
+            near = difflib.get_close_matches(name, known, n=1)
+            raise TypeError(f"features have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    # JSON gives integers for whole floats; types follow the dataclass so that a round trip is exact
+    example = PRESETS["ast"]
+    return {k: type(getattr(example, k))(v) for k, v in overrides.items() if k in _FRONT_END_FIELDS}
+
+
+def _check_padding(arguments: dict[str, Any]) -> None:
+    for name, value in arguments.items():
+        harmless = name in ("truncation", "padding", "pad_to_multiple_of") and value in (
+            None,
+            False,
+            True,
+            "longest",
+            "do_not_pad",
+        )
+        if not harmless and not (name == "max_length" and value is None):
+            raise TypeError(
+                f"{name}={value!r} is not something features can do; the extractor's length, "
+                "duration_s and fade_s rule the length"
+            )

@@ -1,0 +1,241 @@
+"""Stage 3, features: log-mel filter banks of many cycles at once, in torch.
+
+Decided here: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
+ones, so there is one code path. Mel filters follow Kaldi (1127 ln(1 + f/700), triangles in mel, no area
+normalisation) and are computed in float32 as Kaldi does, because the lowest filters hold a single FFT bin whose
+weight is the difference of nearly equal numbers. A cycle's features depend on its own samples only: its mean and the
+mirror at its end use its own length, whatever it is batched with. Work goes in chunks that fit the
+cache: on a CPU big batches are slower, not faster.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# frames worked on at once: 512 frames x 512 samples x 4 bytes = 1 MB, which stays in a core's cache
+_CHUNK_FRAMES_CPU = 512
+_CHUNK_FRAMES_DEVICE = 65536
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Settings that turn a waveform into log-mel frames.
+
+    Attributes:
+        sampling_rate: Rate of the waveform in Hz.
+        num_mel_bins: Number of mel filters.
+        window: "hann" or "povey" (hann to the power .85), both symmetric, or "hann_periodic".
+        window_samples: Length of a frame.
+        hop_samples: Step between frames.
+        fft_samples: FFT length; frames are filled with zeros up to it.
+        reflect_samples: Samples mirrored at either end; 0 keeps whole frames only (Kaldi's snip_edges), half a window
+            centres frames on hops.
+        pre_emphasis: c in x[t] - c x[t-1]; 0 for none.
+        pre_emphasis_on: "frame" (the first sample's predecessor is itself, as Kaldi) or "signal" (the first sample is
+            dropped, as EfficientAT).
+        remove_frame_mean: Whether each frame's mean is subtracted.
+        subtract_mean: Whether the waveform's mean is subtracted.
+        waveform_scale: Factor on the waveform; 2^15 turns [-1, 1] into 16-bit values.
+        low_hz: Lower end of the first filter.
+        high_hz: Upper end of the last filter.
+        log_floor: Smallest mel energy, or what is added to it.
+        log_floor_rule: "max" (log of the larger of both) or "add".
+        mean: Mean that is subtracted from the log-mel values.
+        std: Half of what they are divided by, as AST counts: (x - mean) / (2 std).
+    """
+
+    sampling_rate: int = 16000
+    num_mel_bins: int = 128
+    window: str = "hann"
+    window_samples: int = 400
+    hop_samples: int = 160
+    fft_samples: int = 512
+    reflect_samples: int = 0
+    pre_emphasis: float = 0.97
+    pre_emphasis_on: str = "frame"
+    remove_frame_mean: bool = True
+    subtract_mean: bool = False
+    waveform_scale: float = 1.0
+    low_hz: float = 20.0
+    high_hz: float = 8000.0
+    log_floor: float = 1.1920928955078125e-07
+    log_floor_rule: str = "max"
+    mean: float = 0.0
+    std: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse settings that have no meaning."""
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
+        if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2:
+            raise ValueError(
+                f"filters from {self.low_hz} to {self.high_hz} Hz do not fit {self.sampling_rate} Hz audio; "
+                f"need 0 <= low_hz < high_hz <= {self.sampling_rate / 2:g}"
+            )
+        if not self.hop_samples > 0 or not 1 < self.window_samples <= self.fft_samples:
+            raise ValueError(
+                f"window {self.window_samples}, hop {self.hop_samples}, FFT {self.fft_samples} samples; "
+                "need hop > 0 and 1 < window <= FFT"
+            )
+        if self.std <= 0 or not math.isfinite(self.mean) or not math.isfinite(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
+        if not 0 <= self.reflect_samples <= self.window_samples // 2:
+            raise ValueError(f"reflect_samples is {self.reflect_samples}; it can be 0 to half a window")
+
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples that give a frame: one window."""
+        return self.window_samples
+
+    @property
+    def _lost_samples(self) -> int:
+        return int(bool(self.pre_emphasis) and self.pre_emphasis_on == "signal")
+
+    def frames(self, samples: int) -> int:
+        """Number of frames of a waveform; 0 where it is shorter than one window."""
+        if samples < self.min_samples:
+            return 0
+        padded = samples - self._lost_samples + 2 * self.reflect_samples
+        return 1 + (padded - self.window_samples) // self.hop_samples
+
+    def frames_of(self, lengths: Tensor) -> Tensor:
+        """`frames` for a tensor of lengths, shape (batch,)."""
+        padded = lengths - self._lost_samples + 2 * self.reflect_samples
+        count = 1 + torch.div(padded - self.window_samples, self.hop_samples, rounding_mode="floor")
+        return torch.where(lengths < self.min_samples, 0, count)
+
+
+_CHOICES = {
+    "window": ("hann", "povey", "hann_periodic"),
+    "pre_emphasis_on": ("frame", "signal"),
+    "log_floor_rule": ("max", "add"),
+}
+
+
+def mel_filters(front: FrontEnd) -> Tensor:
+    """Kaldi's triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), float32, on the CPU.
+
+    The Nyquist bin belongs to no filter. A filter narrower than the distance of two FFT bins can be empty: its energy
+    is always the floor.
+    """
+    low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (front.low_hz, front.high_hz))
+    step = (high - low) / (front.num_mel_bins + 1)
+    left = low + torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None] * step
+    index = torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None]
+    centre, right = low + (index + 1.0) * step, low + (index + 2.0) * step
+    hz = (front.sampling_rate / front.fft_samples) * torch.arange(front.fft_samples // 2, dtype=torch.float32)
+    mel = 1127.0 * (1.0 + hz / 700.0).log()[None, :]  # (1, bins)
+    triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
+    return torch.nn.functional.pad(triangles, (0, 1)).T.contiguous()
+
+
+def window_function(front: FrontEnd) -> Tensor:
+    """The window, shape (window_samples,), float32, on the CPU."""
+    window = torch.hann_window(front.window_samples, periodic=front.window == "hann_periodic")
+    return window.pow(0.85) if front.window == "povey" else window
+
+
+@lru_cache(maxsize=16)
+def _constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
+    return window_function(front).to(device), mel_filters(front).to(device)
+
+
+@torch.no_grad()
+def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
+    """Normalised log-mel frames of a padded batch.
+
+    Args:
+        waveforms: (batch, samples), float32, on any device; what lies beyond a cycle's length is never read.
+        lengths: (batch,), int64, the true number of samples of each, on the same device.
+        front: The settings.
+
+    Returns:
+        Features (batch, frames, mels), float32, 0 beyond a cycle's last frame; and the number of frames of each cycle
+        (batch,). A cycle shorter than one window has 0 frames.
+    """
+    batch, samples = waveforms.shape
+    device = waveforms.device
+    counts = front.frames_of(lengths)
+    total = front.frames(samples)
+    out = torch.zeros(batch, total, front.num_mel_bins, device=device)
+    on_cpu = device.type == "cpu"
+    chunk = _CHUNK_FRAMES_CPU if on_cpu else _CHUNK_FRAMES_DEVICE
+    rows = max(1, chunk // max(1, total))
+    with torch.autocast(device_type=device.type, enabled=False):
+        for row in range(0, batch, rows):
+            part = slice(row, row + rows)
+            # on a CPU the longest cycle of the chunk is known without waiting for a device
+            longest = int(lengths[part].max()) if on_cpu else samples
+            signal = _padded_signal(waveforms[part, :longest], lengths[part], front)
+            frames = front.frames(longest)
+            for start in range(0, frames, chunk):
+                stop = min(start + chunk, frames)
+                first, last = start * front.hop_samples, (stop - 1) * front.hop_samples + front.window_samples
+                framed = signal[:, first:last].unfold(1, front.window_samples, front.hop_samples)
+                _log_mel_of_frames(framed, front, out[part, start:stop])
+    if total and not (on_cpu and int(counts.min()) == total):
+        beyond = torch.arange(total, device=device)[None, :] >= counts[:, None]
+        out.masked_fill_(beyond[:, :, None], 0.0)
+    return out, counts
+
+
+def _padded_signal(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> Tensor:
+    """Scale, centre, pre-emphasise and mirror: (rows, samples) -> (rows, samples + 2 reflect_samples)."""
+    samples = waveforms.shape[1]
+    signal = waveforms.float()
+    beyond = None
+    if signal.device.type != "cpu" or int(lengths.min()) < samples:
+        beyond = torch.arange(samples, device=signal.device)[None, :] >= lengths[:, None]
+        signal = signal.masked_fill(beyond, 0.0)
+    if front.subtract_mean:
+        signal = signal - (signal.sum(1) / lengths.clamp_min(1))[:, None]
+        if beyond is not None:
+            signal.masked_fill_(beyond, 0.0)
+    if front.waveform_scale != 1.0:
+        signal = signal * front.waveform_scale
+    if front._lost_samples:
+        signal = torch.sub(signal[:, 1:], signal[:, :-1], alpha=front.pre_emphasis)
+        lengths = (lengths - 1).clamp_min(0)
+    if front.reflect_samples and signal.shape[1] > front.reflect_samples:
+        signal = _mirror(signal, lengths, front.reflect_samples)
+    return signal
+
+
+def _mirror(signal: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Mirror `width` samples at the start and at each row's own end, without repeating the end samples."""
+    rows, samples = signal.shape
+    out = signal.new_zeros(rows, samples + 2 * width)
+    out[:, width : width + samples] = signal
+    out[:, :width] = signal[:, 1 : width + 1].flip(1)
+    step = torch.arange(width, device=signal.device)[None, :]
+    source = (lengths[:, None] - 2 - step).clamp_min(0)
+    return out.scatter_(1, lengths[:, None] + width + step, signal.gather(1, source))
+
+
+def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
+    """Window, power spectrum, filters, log, normalisation: (rows, frames, window) -> `out` (rows, frames, mels)."""
+    window, filters = _constants(front, framed.device)
+    width = front.window_samples
+    if front.remove_frame_mean:
+        framed = framed - framed.mean(-1, keepdim=True)
+    buffer = framed.new_zeros(*framed.shape[:2], front.fft_samples)
+    if front.pre_emphasis and front.pre_emphasis_on == "frame":
+        # product and difference are rounded one after the other: in quiet bands of loud 16-bit audio float32 rounding
+        # is all there is, and a fused operation gives other features than the ones the encoders were trained on
+        torch.mul(framed[..., :-1], -front.pre_emphasis, out=buffer[..., 1:width])
+        torch.mul(framed[..., 0], -front.pre_emphasis, out=buffer[..., 0])
+        buffer[..., :width].add_(framed).mul_(window)
+    else:
+        torch.mul(framed, window, out=buffer[..., :width])
+    real, imaginary = torch.view_as_real(torch.fft.rfft(buffer)).unbind(-1)
+    power = real.square().addcmul_(imaginary, imaginary)  # (rows, frames, bins)
+    energy = power @ filters
+    if front.log_floor_rule == "max":
+        energy.clamp_min_(front.log_floor)
+    else:
+        energy += front.log_floor
+    torch.sub(energy.log_(), front.mean, out=out).mul_(0.5 / front.std)

@@ -1,0 +1,358 @@
+"""Stage 1, recording: from an audio file of any kind to one checked mono waveform.
+
+Decided here: one decoder (soundfile) and one resampler (soxr HQ), because two paths give two data sets. Whatever is
+wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file, and a header is never trusted
+with memory. A constant waveform is refused unless asked for. The filter is designed at, and applied at, the final rate.
+"""
+
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from laennec.audio.containers import read_promise
+from laennec.errors import InputError
+
+Waveform = npt.NDArray[np.float32]
+AudioSource = str | os.PathLike[str] | bytes | BinaryIO
+
+MIN_SAMPLING_RATE_HZ = 1_000
+MAX_SAMPLING_RATE_HZ = 192_000
+_BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated on a header's word
+_LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass; squares of what passes do not overflow
+_UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC stream that does not state its length is above this
+
+
+class DecodeError(InputError):
+    """A recording that cannot be used.
+
+    Attributes:
+        path: The recording, as it was given.
+        reason: What is wrong and what to do.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A decoded recording.
+
+    Attributes:
+        waveform: Mono sound, float32, shape (samples,).
+        sampling_rate: Of `waveform`, in Hz.
+        source_sampling_rate: Of the file, in Hz.
+        path: Where it came from.
+    """
+
+    waveform: Waveform
+    sampling_rate: int
+    source_sampling_rate: int
+    path: str
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.waveform) / self.sampling_rate
+
+
+@dataclass(frozen=True)
+class ButterworthFilter:
+    """A causal Butterworth filter that is designed at the rate it is applied at.
+
+    Args:
+        kind: "lowpass", "highpass" or "bandpass".
+        cutoff_hz: The -3 dB frequency in Hz; for a band-pass the pair (low, high).
+        order: Order of the prototype; a band-pass has twice as many poles.
+    """
+
+    kind: Literal["lowpass", "highpass", "bandpass"]
+    cutoff_hz: float | tuple[float, float]
+    order: int = 4
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("lowpass", "highpass", "bandpass"):
+            raise ValueError(f"filter kind {self.kind!r} is none of lowpass, highpass, bandpass")
+        edges = tuple(float(edge) for edge in np.atleast_1d(self.cutoff_hz))
+        pair = self.kind == "bandpass"
+        if len(edges) != 1 + pair:
+            raise ValueError(f"cutoff_hz={self.cutoff_hz}: a bandpass takes two frequencies, any other filter one")
+        if not (edges[0] > 0 and edges[0] < (edges[1] if pair else math.inf) and math.isfinite(edges[-1])):
+            raise ValueError(f"cutoff_hz={self.cutoff_hz}: frequencies must be positive, finite and rising")
+        if self.order < 1:
+            raise ValueError(f"order={self.order}: must be at least 1")
+        object.__setattr__(self, "cutoff_hz", edges if pair else edges[0])  # a list from YAML becomes hashable
+
+    def apply(self, waveform: Waveform, sampling_rate: int) -> Waveform:
+        """Filter a waveform, starting from rest.
+
+        Args:
+            waveform: Shape (samples,).
+            sampling_rate: Of the waveform, in Hz.
+
+        Returns:
+            float32, shape (samples,). A low-pass at or above half the sampling rate has nothing to remove and returns
+            the input; a band-pass whose upper edge is up there is the high-pass of its lower edge.
+
+        Raises:
+            ValueError: The lower edge of a high-pass or band-pass is at or above half the sampling rate.
+        """
+        from scipy.signal import butter, sosfilt
+
+        edges: tuple[float, ...] = self.cutoff_hz if isinstance(self.cutoff_hz, tuple) else (self.cutoff_hz,)
+        nyquist_hz = sampling_rate / 2
+        kind = self.kind
+        if kind == "lowpass" and edges[0] >= nyquist_hz:
+            return waveform
+        if edges[0] >= nyquist_hz:
+            raise ValueError(
+                f"a {kind} at {edges[0]:g} Hz leaves nothing of a waveform at {sampling_rate} Hz; lower the cutoff"
+            )
+        if kind == "bandpass" and edges[1] >= nyquist_hz:
+            kind, edges = "highpass", edges[:1]
+        sections = butter(self.order, edges if len(edges) == 2 else edges[0], kind, fs=sampling_rate, output="sos")
+        return np.asarray(sosfilt(sections, waveform), dtype=np.float32)
+
+
+def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
+    """Change the sampling rate (soxr, HQ); the same rate returns the input itself.
+
+    Args:
+        waveform: Shape (samples,), float32.
+        from_hz: Its rate in Hz.
+        to_hz: The wanted rate in Hz.
+
+    Returns:
+        float32, shape (`resampled_length(samples, from_hz, to_hz)`,).
+    """
+    if from_hz == to_hz:
+        return waveform
+    return np.asarray(soxr.resample(waveform, from_hz, to_hz, quality="HQ"), dtype=np.float32)
+
+
+def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
+    """How many samples `resample` returns for so many."""
+    return (
+        samples if from_hz == to_hz else int(samples / (from_hz / to_hz) + 0.5)
+    )  # soxr's own arithmetic, ties included
+
+
+def read_recording(
+    path: AudioSource,
+    sampling_rate: int | None = None,
+    *,
+    filter: ButterworthFilter | None = None,
+    allow_silent: bool = False,
+) -> Recording:
+    """Decode a recording (WAV, FLAC, Ogg, MP3, AIFF, ...) to mono, check it, resample it, filter it.
+
+    Args:
+        path: A file name, the bytes of a file, or a binary file object. The extension plays no part.
+        sampling_rate: Wanted rate in Hz; None keeps the recording's own.
+        filter: Applied after resampling, at the final rate.
+        allow_silent: Accept a recording whose samples are all equal.
+
+    Returns:
+        The mean of all channels as float32 in the file's full scale of -1 to 1.
+
+    Raises:
+        DecodeError: No such file, not a regular file, empty, not audio, damaged, cut short (what cannot be detected:
+            see `laennec.audio.containers`), no samples, NaN or infinite samples, silent, or a rate outside 1 kHz to
+            192 kHz.
+    """
+    if sampling_rate is not None and sampling_rate < 1:
+        raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
+    name = _name_of(path)
+    with _opened(path, name) as sound:
+        source_rate = int(sound.samplerate)
+        waveform = _decode(sound, name)
+    _check_samples(waveform, name, allow_silent)
+    rate = sampling_rate or source_rate
+    result = resample(waveform, source_rate, rate)
+    if filter is not None:
+        result = filter.apply(result, rate)
+    if len(result) == 0:
+        raise DecodeError(name, f"{len(waveform)} samples at {source_rate} Hz are too few for {rate} Hz; leave it out")
+    return Recording(np.ascontiguousarray(result), rate, source_rate, name)
+
+
+def read_header(path: AudioSource) -> tuple[int, int]:
+    """Read sampling rate and length without decoding.
+
+    Args:
+        path: As for `read_recording`.
+
+    Returns:
+        (sampling rate in Hz, number of frames). A FLAC stream that does not state its length is decoded to count them.
+
+    Raises:
+        DecodeError: As `read_recording`, as far as the header shows it.
+    """
+    name = _name_of(path)
+    with _opened(path, name) as sound:
+        frames = int(sound.frames)
+        if frames >= _UNKNOWN_FRAMES:
+            frames = len(_decode(sound, name))
+        if frames < 1:
+            raise DecodeError(name, "it has no samples; record it again or leave it out")
+        return int(sound.samplerate), frames
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """A sound file read onwards: soundfile's seek after every read costs time and fails on FLAC of unstated length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+class _ForgivingFile:
+    """A file for libsndfile, which seeks wherever a damaged header sends it: what cannot be done is not done."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell = file.tell
+        self.read = file.read
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+        self._seek = file.seek
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with suppress(OSError, ValueError):
+            return self._seek(offset, whence)
+        return self.tell()
+
+
+def _name_of(path: AudioSource) -> str:
+    if isinstance(path, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if isinstance(path, str | os.PathLike):
+        return os.fspath(path)
+    if not hasattr(path, "read"):
+        raise TypeError(f"a recording is a path, bytes or a binary file, not {type(path).__name__}")
+    name = getattr(path, "name", None)
+    return name if isinstance(name, str) else "<file>"
+
+
+@contextmanager
+def _opened(path: AudioSource, name: str) -> Iterator[soundfile.SoundFile]:
+    """A sound file whose header has been checked; every failure of opening is a DecodeError."""
+    with _byte_stream(path, name) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise DecodeError(name, "the file is empty (0 bytes); copy or download it again")
+        try:
+            promise = read_promise(file, size)
+        except OSError as error:
+            raise DecodeError(name, f"cannot be read ({error.strerror}); check the disk or copy it again") from error
+        if promise.missing_bytes:
+            raise DecodeError(name, f"cut short: bytes are missing at the {promise.detail}; copy or download it again")
+        if promise.open_length_at is not None:
+            file = _with_open_length(file, promise.open_length_at)
+        file.seek(0)
+        with _sound_file(file, name) as sound:
+            if not MIN_SAMPLING_RATE_HZ <= sound.samplerate <= MAX_SAMPLING_RATE_HZ:
+                allowed = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
+                reason = f"its header says {sound.samplerate} Hz, outside {allowed}; correct the header or resample it"
+                raise DecodeError(name, reason)
+            yield sound
+
+
+@contextmanager
+def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
+    if isinstance(path, bytes | bytearray | memoryview):
+        yield io.BytesIO(path)
+        return
+    if not isinstance(path, str | os.PathLike):
+        content = path.read()
+        if not isinstance(content, bytes):
+            raise TypeError("a recording's file object must be opened in binary mode")
+        yield io.BytesIO(content)
+        return
+    try:
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise DecodeError(name, "is a folder, not a recording; name a file in it")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DecodeError(name, "is not a regular file; copy the sound into a file first")
+        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DecodeError):
+            raise
+        missing = isinstance(error, FileNotFoundError)
+        reason = (
+            "no such file; check the path"
+            if missing
+            else f"cannot be opened ({_short(error)}); check path and permissions"
+        )
+        raise DecodeError(name, reason) from error
+    with file:
+        yield file
+
+
+def _with_open_length(file: BinaryIO, at: int) -> BinaryIO:
+    """The file with a length of all ones in place of 0, which libsndfile would take for an empty recording."""
+    file.seek(0)
+    content = bytearray(file.read())
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    return io.BytesIO(content)
+
+
+def _sound_file(file: BinaryIO, name: str) -> soundfile.SoundFile:
+    try:
+        return _Stream(_ForgivingFile(file))
+    except Exception as error:  # libsndfile and its binding raise what they like for a file that is no audio
+        raise DecodeError(
+            name, "not audio that can be decoded, or a damaged header; export it as WAV or FLAC"
+        ) from error
+
+
+def _decode(sound: Any, name: str) -> Waveform:
+    """All samples as a mono waveform, block by block, so that memory follows the content and not the header."""
+    declared = int(sound.frames)
+    block_frames = max(1, min(_BLOCK_SAMPLES // max(1, sound.channels), declared))
+    blocks: list[Waveform] = []
+    try:
+        while len(block := sound.read(block_frames, dtype="float32", always_2d=True)):
+            blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+    except MemoryError as error:
+        raise DecodeError(name, "too long for this machine's memory; cut it into shorter files") from error
+    except Exception as error:  # as above: every failure of the decoder is the file's
+        raise DecodeError(name, f"damaged or cut short ({_short(error)}); copy or download it again") from error
+    frames = sum(len(block) for block in blocks)
+    if frames == 0:
+        raise DecodeError(name, "it has no samples; record it again or leave it out")
+    lossy_estimate = sound.format == "MP3"  # without a length table libsndfile guesses from the bit rate
+    if frames < declared < _UNKNOWN_FRAMES and not lossy_estimate:
+        raise DecodeError(name, f"cut short: {frames} of {declared} frames can be decoded; copy or download it again")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _check_samples(waveform: Waveform, name: str, allow_silent: bool) -> None:
+    lowest, highest = float(waveform.min()), float(waveform.max())  # NaN survives both
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        bad = int(np.flatnonzero(~np.isfinite(waveform))[0])
+        raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
+    if max(-lowest, highest) > _LARGEST_SAMPLE:
+        raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is no sound; export it again as 16 or 24 bit")
+    if lowest == highest and not allow_silent:
+        raise DecodeError(name, f"silent: every sample is {lowest:g}; leave it out, or allow silence")
+
+
+def _short(error: BaseException) -> str:
+    """The library's own words without the object's address in them, on one line."""
+    text = str(getattr(error, "error_string", "") or error).strip().splitlines()
+    return (text[0] if text else type(error).__name__).rstrip(".")

@@ -1,0 +1,266 @@
+"""The command line: every stage as a command.
+
+Decided here: nothing heavy is imported before a command runs, so that help answers at once. What a user can mend is one line on standard
+error and exit code 2 (`--debug` shows the traceback); an interruption is 130.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from laennec.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What stands behind `laennec`; None takes it from the process.
+
+    Returns:
+        The exit code: 0 done, 2 bad input (also where some files failed and others were answered), 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "train":
+        parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
+    known.rest, known.line = rest, " ".join(["laennec", *arguments])
+    try:
+        return int(known.run(known) or 0)
+    except KeyboardInterrupt:
+        print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        line = _one_line(error)
+        if line is None or known.debug:
+            raise
+        print(f"laennec: {line}", file=sys.stderr)
+        return 2
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell a user about an error that is theirs to mend; None for one that is ours."""
+    from laennec.writing import writing_error
+
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError):
+        mended = writing_error(Path(error.filename or "output"), error)
+        return str(mended) if isinstance(mended, InputError) else None
+    # libraries that write for us (safetensors, torch) say it in their own words
+    if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
+        return "output: cannot write: the disk is full; free some space or choose another --output_dir, then run the same command again"
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laennec", description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores."
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[Any], int | None], help: str, **settings: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help, **settings)
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.set_defaults(run=run)
+        return made
+
+    prepare = command("prepare", _prepare, "read a corpus, count it, decode it into the cache")
+    prepare.add_argument("corpus", help="icbhi2017, sprsound, folder or synthetic")
+    prepare.add_argument("--data-dir", help="folder (or zip) with the recordings")
+    prepare.add_argument("--check", action="store_true", help="decode everything and list every problem; writes nothing")
+    prepare.add_argument("--protocol", help="how to split")
+    prepare.add_argument("--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000")
+    _corpus_options(prepare)
+
+    train = command("train", _train, "run a recipe", epilog="Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5.")
+    train.add_argument("recipe", help="a YAML recipe")
+    train.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+
+    evaluate = command("evaluate", _evaluate, "score a run on its held-out part and write the report")
+    evaluate.add_argument("source", help="folder of a run, of an exported model, or a Hub id")
+    evaluate.add_argument("--split", default="test", help="the part to score (default: test)")
+    evaluate.add_argument("--corpus", help="another corpus than the run's")
+    evaluate.add_argument("--data-dir", help="where the corpus lies, if not where the run found it")
+    evaluate.add_argument("--protocol", help="how to split another corpus")
+    evaluate.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
+    evaluate.add_argument("--base", help="where the base of a head-only model lies")
+    evaluate.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
+    _corpus_options(evaluate)
+
+    export = command("export", _export, "write a run's model in a form to share, and check it")
+    export.add_argument("run_folder", metavar="RUN", help="folder of a run")
+    export.add_argument("--format", default="full", help="head (a few kB, names its base) or full (default)")
+    export.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
+    export.add_argument("--base", help="where the base of a head-only run lies now")
+    export.add_argument("--base-name", help="the name a head-only export gives its base, e.g. its Hub id")
+
+    predict = command("predict", _predict, "answer recordings: a timeline of crackle and wheeze")
+    predict.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
+    predict.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="recordings, or folders that hold some")
+    predict.add_argument("--out", required=True, help="folder for the timelines")
+    predict.add_argument("--format", default="json,csv", help="json, csv or both (default)")
+    predict.add_argument("--window-s", type=float, default=3.0, help="length of a window in seconds (default: 3)")
+    predict.add_argument("--hop-s", type=float, default=1.5, help="from window to window in seconds (default: 1.5)")
+    predict.add_argument("--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows")
+    predict.add_argument("--base", help="where the base of a head-only model lies")
+
+    bench = command("bench", _bench, "measure speed and memory as ratios to what one would use instead")
+    bench.add_argument("rows", nargs="*", help="which rows (default: all that can run here)")
+    bench.add_argument("--data-dir", help="folder with icbhi2017_subset and sprsound, as far as they are there")
+    bench.add_argument("--weights", help="a released EfficientAT checkpoint, for the rows that want real weights")
+    bench.add_argument("--out", help="write the table as JSON here")
+    bench.add_argument("--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)")
+
+    command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
+    return parser
+
+
+def _corpus_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings")
+    parser.add_argument("--fold", type=int, help="test fold, where the protocol has folds")
+    parser.add_argument("--level", choices=("event", "record"), help="SPRSound: events (default) or whole recordings")
+    parser.add_argument("--allow-missing", action="store_true", default=None, help="go on where the published corpus has more recordings")
+
+
+def _version() -> str:
+    from laennec import __version__
+
+    return f"laennec {__version__}"
+
+
+def _say(text: str) -> None:
+    """Print a line of a command's answer (once, under several processes)."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` pairs."""
+    given: dict[str, str] = {}
+    items = iter(rest)
+    for item in items:
+        if not item.startswith("--"):
+            raise InputError(f"command line: {item!r} is no setting; write --group.key value, e.g. --train.epochs 5")
+        key, sign, value = item[2:].partition("=")
+        if not sign:
+            following = next(items, None)
+            if following is None:
+                raise InputError(f"command line: --{key} has no value; write --{key} VALUE")
+            value = following
+        given[key] = value
+    return given
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
+
+    settings = {k: getattr(options, k) for k in ("tables_dir", "allow_missing", "level") if getattr(options, k) is not None}
+    if options.check:
+        report = check_corpus(options.corpus, options.data_dir, **settings)
+        _say(report.text())
+        return 2 if report.problems else 0
+    if options.fold is not None:
+        settings["fold"] = options.fold
+    parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
+    origin = provenance(parts)
+    _say(f"corpus {options.corpus} {str(origin.get('corpus_fingerprint'))[:12]}, protocol {origin.get('protocol')}, split {str(origin.get('split_fingerprint'))[:12]}")
+    if origin.get("stamp"):
+        _say(f"note: {origin['stamp']}")
+    for name, table in parts.items():
+        labels = table.features["label"].names
+        counts = {n: sum(v == i for v in table["label"]) for i, n in enumerate(labels)}
+        _say(f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; " + ", ".join(f"{v} {k}" for k, v in counts.items()))
+        if options.sampling_rate:
+            CycleWaveforms(table, options.sampling_rate).prepare(progress=_progress(f"decoding {name}"))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from laennec.training.config import load_recipe
+
+    recipe = load_recipe(options.recipe, _overrides(options.rest))
+    from laennec.training.experiment import train
+
+    out = train(recipe, command=options.line, overwrite=options.overwrite)
+    _say(f"run: {out}")
+    _say(f"next: laennec evaluate {out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from laennec.training.score import score
+
+    names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
+    corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
+    scored = score(
+        options.source, split=options.split, corpus=corpus, out=options.out, base=options.base, command=options.line, draws=options.draws
+    )
+    _say(scored.summary)
+    _say(f"report: {scored.folder / 'report.html'}")
+    _say(f"predictions: {scored.folder / 'predictions.parquet'}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from laennec.sharing.export import export_run
+
+    out = export_run(options.run_folder, options.out, options.format, options.base, options.base_name)
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    _say(f"exported model: {out} ({size / 1000:.1f} kB, read back and compared)")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from laennec.sharing.predict import Predictor, predict
+    from laennec.training.score import load_model
+
+    predictor = Predictor(*load_model(options.model, options.base), options.window_s, options.hop_s)
+    formats = [f.strip() for f in options.format.split(",") if f.strip()]
+    done = predict(
+        predictor, options.inputs, options.out, formats=formats, annotation=options.annotation, progress=_progress("predicting")
+    )
+    _say(f"predictions: {options.out} ({len(done.answered)} recordings)")
+    for _, reason in done.failed:
+        print(f"laennec: {reason}", file=sys.stderr)
+    if done.failed:
+        print(f"laennec: {len(done.failed)} of {len(done.failed) + len(done.answered)} recordings failed, see above", file=sys.stderr)
+    return 2 if done.failed else 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from laennec.bench import bench
+
+    _say(bench(options.rows, options.data_dir, options.weights, options.out, options.repeats))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from laennec.doctor import examine
+
+    _say(examine())
+    return 0
+
+
+def _progress(title: str) -> Callable[[int, int], None] | None:
+    """A progress bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    bar = tqdm(desc=title, file=sys.stderr)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+
+    return show

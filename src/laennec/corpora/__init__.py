@@ -1,0 +1,28 @@
+"""Stage 2, corpora: what people train on, as tables of respiratory cycles."""
+
+from laennec.corpora.audit import AuditReport, check_corpus
+from laennec.corpora.files import cache_root
+from laennec.corpora.folder import Folder
+from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
+from laennec.corpora.load import load_corpus, provenance
+from laennec.corpora.splits import PROTOCOLS, split_table
+from laennec.corpora.sprsound import SprSound
+from laennec.corpora.table import CYCLE_FEATURES, corpus_fingerprint
+from laennec.corpora.waveforms import CycleWaveforms
+
+__all__ = [
+    "CYCLE_FEATURES",
+    "PROTOCOLS",
+    "AuditReport",
+    "CycleWaveforms",
+    "Folder",
+    "Icbhi2017",
+    "SprSound",
+    "Synthetic",
+    "cache_root",
+    "check_corpus",
+    "corpus_fingerprint",
+    "load_corpus",
+    "provenance",
+    "split_table",
+]

@@ -1,0 +1,185 @@
+"""Stage 2, corpora: the files below a corpus: where caches live, what each file's hash is, how an archive is unpacked.
+
+Decided here: a file is known by its SHA-256, and the hash is remembered under (path, size, modification time), so that
+the second look at a corpus costs nothing. A file touched within the last two seconds is not remembered, because it
+could change again within the clock's grain. An archive is unpacked once, under its own hash, and only if no member
+leaves the folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+import time
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from laennec.errors import InputError
+from laennec.writing import folder_aside, write_aside
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
+_UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
+_SETTLED_S = 2.0
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of all caches: the argument, else $LAENNEC_CACHE, else ~/.cache/laennec."""
+    return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
+
+
+def corpus_path(data_dir: str | Path) -> Path:
+    """The folder or archive of a corpus as an absolute path.
+
+    Raises:
+        InputError: There is nothing of that name.
+    """
+    path = Path(data_dir).expanduser().absolute()
+    if not path.exists():
+        raise InputError(f"{path}: no such folder or archive; check --data-dir")
+    return path
+
+
+def is_recording(path: Path) -> bool:
+    """Whether a file name is one of a recording; the leftovers of other systems (._x.wav) are not."""
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
+def named(items: Iterable[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    names = list(items)
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+
+
+def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> dict[Path, str]:
+    """SHA-256 of many files, reading only those that have changed since the last time.
+
+    Args:
+        paths: The files.
+        cache_dir: Root of the caches; see `cache_root`.
+
+    Raises:
+        InputError: One of them cannot be read.
+    """
+    wanted = sorted(set(paths))
+    if not wanted:
+        return {}
+    common = os.path.commonpath([path.parent for path in wanted])
+    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(common.encode()).hexdigest()[:24]}.json"
+    known = _read_store(store)
+    now = time.time()
+    hashes, fresh = {}, False
+    for path in wanted:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+        key, entry = str(path), known.get(str(path))
+        if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
+            hashes[path] = str(entry[2])
+            continue
+        hashes[path] = sha256_of(path)
+        if now - status.st_mtime > _SETTLED_S:
+            known[key] = [status.st_size, status.st_mtime_ns, hashes[path]]
+            fresh = True
+    if fresh:
+        with contextlib.suppress(InputError), write_aside(store, "wb", sync=False) as file:  # only a saving of time
+            file.write(json.dumps(known).encode())  # type: ignore[call-overload,arg-type]
+    return hashes
+
+
+def _read_store(store: Path) -> dict[str, list[int | str]]:
+    try:
+        known = json.loads(store.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 3}
+
+
+def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
+    """Unpack the recordings, annotations and tables of a zip archive into the cache, once.
+
+    Args:
+        archive: The zip file.
+        cache_dir: Root of the caches; see `cache_root`.
+
+    Returns:
+        The folder with the content.
+
+    Raises:
+        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, or not
+            enough room.
+    """
+    digest = hash_files([archive], cache_dir)[archive]
+    target = cache_root(cache_dir) / "unpacked" / digest[:24]
+    content = target / "content"  # one level down, so that a search beside it sees no other archive
+    if content.is_dir():
+        return content
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = _safe_members(archive, opened)
+            _require_room(archive, target, sum(info.file_size for info in members.values()))
+            with folder_aside(target) as folder:
+                for name, info in members.items():
+                    path = folder / "content" / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with opened.open(info) as source, path.open("wb") as sink:
+                        shutil.copyfileobj(source, sink, 1 << 20)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted, or unknown method
+        raise InputError(
+            f"{archive}: cannot be unpacked ({error}); download it again, or unpack it yourself"
+        ) from error
+    return content
+
+
+def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The wanted members by their relative path; a name that leads outside refuses the whole archive."""
+    members: dict[str, zipfile.ZipInfo] = {}
+    for info in opened.infolist():
+        name = info.filename.replace("\\", "/")
+        parts = PurePosixPath(name).parts
+        link = stat.S_ISLNK(info.external_attr >> 16)
+        if name.startswith("/") or ".." in parts or (parts and ":" in parts[0]) or "\0" in name or link:
+            raise InputError(f"{archive}: member {info.filename!r} would leave the folder; do not use this archive")
+        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if info.is_dir() or hidden or PurePosixPath(name).suffix.lower() not in _UNPACKED_SUFFIXES:
+            continue
+        if "/".join(parts) in members:
+            raise InputError(f"{archive}: two members are called {name!r}; unpack it yourself and keep the right one")
+        members["/".join(parts)] = info
+    if not members:
+        raise InputError(f"{archive}: holds no recordings or annotations; check that it is the right archive")
+    return members
+
+
+def _require_room(archive: Path, target: Path, needed: int) -> None:
+    place = target
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InputError(f"{archive}: needs {needed >> 20} MiB in {place}, which has {free >> 20}; free some space")

@@ -1,0 +1,253 @@
+"""Stage 2, corpora: from the name of a corpus to its split cycle tables.
+
+Decided here: what a split is worth travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
+stamp are written into the description of every part, the only place that survives select, map and saving; `provenance`
+reads it back. A published partition is refused on a folder that lacks recordings, and stamped where that was overruled.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from laennec.corpora import icbhi2017
+from laennec.corpora.files import cache_root, named
+from laennec.corpora.folder import Folder
+from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
+from laennec.corpora.protocols import protocol_named
+from laennec.corpora.splits import SplitResult, split_table
+from laennec.corpora.sprsound import SprSound
+from laennec.corpora.table import TABLE_VERSION, CycleTableBuilder
+from laennec.errors import InputError
+
+CORPORA: dict[str, type[CycleTableBuilder]] = {
+    "icbhi2017": Icbhi2017,
+    "sprsound": SprSound,
+    "folder": Folder,
+    "synthetic": Synthetic,
+}
+_DEFAULT_PROTOCOLS = {"icbhi2017": "official", "sprsound": "sprsound-official"}
+_OPTIONS: dict[str, tuple[str, ...]] = {"folder": ("annotations",)}
+_KEY = "laennec"
+
+
+def load_corpus(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    protocol: str | None = None,
+    fold: int = 0,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    tables_dir: str | Path | None = None,
+    allow_missing: bool = False,
+    level: str = "event",
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> datasets.DatasetDict:
+    """Load a corpus as cycle tables, split by a protocol.
+
+    Args:
+        name: "icbhi2017", "sprsound", "folder" or "synthetic".
+        data_dir: Its folder or zip archive; None makes a synthetic corpus in the cache.
+        protocol: A name in `laennec.corpora.splits.PROTOCOLS`, or "none" for one part called "all". None takes the
+            corpus' own: official, sprsound-official, or patient-60-20-20.
+        fold: The test fold, under patient-5fold.
+        validation_fraction: Share of train to carve out as validation.
+        seed: Seed of every draw of the split.
+        tables_dir: Where the patient and split tables are, if not beside the recordings.
+        allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
+        level: SPRSound: "event" or "record".
+        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
+        **options: annotations (folder: the CSV); for a synthetic corpus in the cache patients, recordings_per_patient,
+            cycles_per_recording, max_rate_hz and corpus_seed.
+
+    Returns:
+        Parts in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
+        `laennec.corpora.table.CYCLE_FEATURES`.
+
+    Raises:
+        InputError: What is wrong with the corpus, the options or the split, and what to do.
+    """
+    if protocol is None:
+        protocol = _DEFAULT_PROTOCOLS.get(name, "patient-60-20-20")
+    if protocol != "none":
+        protocol_named(protocol)  # a wrong name should not wait for the corpus to be read
+    builder = open_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
+    facts = {
+        "corpus": name,
+        "corpus_fingerprint": builder.manifest.corpus_fingerprint,
+        "table_version": TABLE_VERSION,
+        "level": level,
+        "protocol": protocol,
+    }
+    published, missing = _published(builder, protocol, tables_dir, allow_missing)
+    table = builder.table()
+    if protocol == "none":
+        stamps = [_incomplete(missing)] if missing else []
+        return datasets.DatasetDict(all=_described(table, {**facts, "stamp": "; ".join(stamps) or None}))
+    split = split_table(table, protocol, fold=fold, validation_fraction=validation_fraction, seed=seed, **published)
+    facts |= _split_facts(split, validation_fraction, "folds" in published, missing)
+    parts = {}
+    for part, rows in split.parts.items():
+        if len(rows) == 0 and part != "validation":
+            warnings.warn(f"{name}: part {part} of protocol {protocol} has no cycles", stacklevel=2)
+        parts[part] = _described(table.select(rows), facts)
+    return datasets.DatasetDict(parts)
+
+
+def open_corpus(
+    name: str,
+    data_dir: str | Path | None,
+    tables_dir: str | Path | None = None,
+    allow_missing: bool = False,
+    level: str = "event",
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> CycleTableBuilder:
+    """The builder of a corpus, with what it found on disk; arguments as for `load_corpus`."""
+    kind, folder, settings = locate_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
+    return kind(folder, cache_dir, **settings)
+
+
+def locate_corpus(
+    name: str,
+    data_dir: str | Path | None,
+    tables_dir: str | Path | None = None,
+    allow_missing: bool = False,
+    level: str = "event",
+    cache_dir: str | Path | None = None,
+    **options: Any,
+) -> tuple[type[CycleTableBuilder], Path, dict[str, Any]]:
+    """The builder class of a corpus, its folder and the builder's settings; arguments as for `load_corpus`.
+
+    Raises:
+        InputError: No such corpus, no folder, or an option it does not have.
+    """
+    if name not in CORPORA:
+        nearest = difflib.get_close_matches(str(name), CORPORA, n=1, cutoff=0.0)[0]
+        raise InputError(f"no corpus is called {name!r}; did you mean {nearest!r}? Valid: {', '.join(CORPORA)}")
+    if level != "event" and name != "sprsound":
+        raise InputError(f"level {level!r} is for sprsound; leave it out for {name}")
+    settings: dict[str, Any] = {"tables_dir": tables_dir, "allow_missing": allow_missing, "level": level}
+    if name == "synthetic" and data_dir is None:
+        return CORPORA[name], _synthetic_folder(cache_dir, options), settings
+    if data_dir is None:
+        raise InputError(f"{name}: no data_dir given; name the folder or archive with the recordings (--data-dir)")
+    _refuse_unknown(name, options, _OPTIONS.get(name, ()))
+    return CORPORA[name], Path(data_dir), settings | options
+
+
+def provenance(parts: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
+    """What a corpus and its split are, as `load_corpus` wrote it into them.
+
+    Args:
+        parts: What `load_corpus` returned, or one of its parts, also after select, map, or saving and loading.
+
+    Returns:
+        corpus, corpus_fingerprint, table_version, level, protocol, stamp, and for a split fold, seed,
+        split_fingerprint, validation, validation_fraction, published_folds, leaks (lines) and missing_recordings. Empty
+        for tables from elsewhere.
+    """
+    for part in parts.values() if isinstance(parts, dict) else [parts]:
+        try:
+            return dict(json.loads(part.info.description)[_KEY])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return {}
+
+
+def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Dataset:
+    table.info.description = json.dumps({_KEY: facts}, ensure_ascii=False)
+    return table
+
+
+def _split_facts(split: SplitResult, validation_fraction: float, published_folds: bool, missing: int) -> dict[str, Any]:
+    if "validation" not in split.parts:
+        rule = "none"
+    elif split.protocol == "patient-60-20-20":
+        rule = "20 % of the corpus, whole patients, stratified by chest location"
+    elif split.protocol == "random-80-20":
+        rule = f"{validation_fraction:.0%} of the train cycles, drawn at random"
+    else:
+        rule = (
+            f"about {validation_fraction:.0%} of the train cycles, whole patients in no test part, stratified by label"
+        )
+    stamps = [stamp for stamp in (split.stamp, _incomplete(missing) if missing else None) if stamp]
+    return {
+        "fold": split.fold,
+        "seed": split.seed,
+        "split_fingerprint": split.fingerprint,
+        "validation": rule,
+        "validation_fraction": validation_fraction,
+        "published_folds": published_folds,
+        "leaks": split.leaks.lines,
+        "missing_recordings": missing,
+        "stamp": "; ".join(stamps) or None,
+    }
+
+
+def _incomplete(missing: int) -> str:
+    total = icbhi2017.OFFICIAL_RECORDINGS
+    return f"incomplete: {total - missing} of the {total} recordings"
+
+
+def _published(
+    builder: CycleTableBuilder, protocol: str, tables_dir: str | Path | None, allow_missing: bool
+) -> tuple[dict[str, Any], int]:
+    """The published split or folds that a protocol needs, and how many recordings of the database are missing."""
+    corpus = builder.corpus
+    if not isinstance(builder, Icbhi2017):
+        return {}, 0
+    places = [corpus.root, Path(str(builder.config.data_dir)).expanduser().absolute()]
+    split_path = icbhi2017.find_in(places, "split", tables_dir)
+    folds_path = icbhi2017.find_in(places, "folds", tables_dir) if protocol == "patient-5fold" else None
+    split = icbhi2017.read_official_split(split_path) if split_path else None
+    published: dict[str, Any] = {}
+    if protocol in ("official", "official-strict"):
+        if split is None:
+            names = " or ".join(icbhi2017.TABLE_NAMES["split"])
+            remedy = "put it beside the folder or name its folder (--tables-dir)"
+            raise InputError(f"{corpus.root}: protocol {protocol} needs {names}; {remedy}")
+        published["official_split"] = split
+    if folds_path is not None:
+        published["folds"] = icbhi2017.read_folds(folds_path)
+    if isinstance(builder, Synthetic):
+        return published, 0
+    missing, which = icbhi2017.missing_recordings({entry.recording_id for entry in corpus.entries}, split)
+    lacking = (
+        f"{corpus.root}: {missing} of the {icbhi2017.OFFICIAL_RECORDINGS} recordings of ICBHI 2017 are missing{which}"
+    )
+    if missing and published and not allow_missing:
+        remedy = "add them, or pass allow_missing=True (--allow-missing)"
+        raise InputError(f"{lacking}, and protocol {protocol} is defined on all; {remedy}")
+    if missing:
+        warnings.warn(f"{lacking}; what is measured on it is stamped incomplete", stacklevel=3)
+    return published, missing
+
+
+def _refuse_unknown(name: str, options: dict[str, Any], valid: tuple[str, ...]) -> None:
+    wrong = sorted(set(options) - set(valid))
+    if wrong:
+        raise InputError(f"{name} has no option {named(wrong)}; valid: {', '.join(valid) or 'none'}")
+
+
+def _synthetic_folder(cache_dir: str | Path | None, options: dict[str, Any]) -> Path:
+    """A synthetic corpus in the cache, written on first use."""
+    from laennec.corpora import synthetic
+
+    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}
+    _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
+    settings = {key: value for key, value in options.items() if key in own} | {"seed": options.get("corpus_seed", 0)}
+    made_of = json.dumps([version("laennec"), settings], sort_keys=True)
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    folder = cache_root(cache_dir) / "synthetic" / digest
+    if not folder.is_dir():
+        synthetic.write_corpus(folder, **settings)
+    return folder

@@ -1,0 +1,103 @@
+"""Stage 2, corpora: the named ways to split, and what each promises.
+
+Decided here: a protocol promises something for every pair of its parts (the two share no patient, or at least no
+recording, or only no cycle), so that a split can be checked against its own name. The default promise is the strong
+one; a protocol lists its exceptions.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from laennec.errors import InputError
+
+Unit = Literal["patient", "recording", "cycle"]
+Pair = tuple[str, str]
+
+PART_ORDER = ("train", "validation", "test", "test_intra", "test_inter")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to split a corpus.
+
+    Attributes:
+        name: The word that recipes, reports and cards use.
+        description: One sentence on who goes where.
+        weaker: Pairs of parts that promise less than disjoint patients, and what it is that they do not share.
+        stamp: What every number of this protocol has to carry, or None.
+    """
+
+    name: str
+    description: str
+    weaker: Mapping[Pair, Unit] = field(default_factory=dict)
+    stamp: str | None = None
+
+    def promise(self, one: str, other: str) -> Unit:
+        """What the two parts never share: whole patients, whole recordings, or nothing larger than a cycle."""
+        return self.weaker.get((one, other)) or self.weaker.get((other, one)) or "patient"
+
+
+_ONLY_CYCLES: dict[Pair, Unit] = {
+    ("train", "validation"): "cycle",
+    ("train", "test"): "cycle",
+    ("validation", "test"): "cycle",
+}
+
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "official",
+            "ICBHI 2017 as published, by recording (60/40); patients 156 and 218 are in train and test.",
+            {("train", "test"): "recording"},
+        ),
+        Protocol(
+            "official-strict",
+            "The published ICBHI 2017 split, with every recording of a patient found in both parts moved to test.",
+        ),
+        Protocol(
+            "patient-5fold",
+            "Five folds of whole patients, the published ones where given; `fold` is the test fold.",
+        ),
+        Protocol(
+            "patient-60-20-20",
+            "60 % train, 20 % validation and 20 % test by whole patients, stratified by chest location.",
+        ),
+        Protocol(
+            "random-80-20",
+            "80 % train and 20 % test of randomly drawn cycles (Song et al. 2021); patients and recordings are shared.",
+            _ONLY_CYCLES,
+            "leaky: random cycles",
+        ),
+        Protocol(
+            "recording-80-20",
+            "80 % train and 20 % test of randomly drawn recordings; patients are shared.",
+            {("train", "test"): "recording"},
+            "leaky: random recordings",
+        ),
+        Protocol(
+            "sprsound-official",
+            "SPRSound as published: test_intra holds other recordings of train patients, test_inter unseen patients.",
+            {("train", "test_intra"): "recording"},
+        ),
+    )
+}
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        InputError: There is none; names the nearest one.
+    """
+    if name not in PROTOCOLS:
+        nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1, cutoff=0.0)
+        raise InputError(f"no protocol is called {name!r}; did you mean {nearest[0]!r}? Valid: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def part_rank(name: str) -> tuple[int, str]:
+    """Sorting key that puts parts in the order train, validation, test."""
+    return (PART_ORDER.index(name) if name in PART_ORDER else len(PART_ORDER), name)

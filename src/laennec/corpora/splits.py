@@ -1,0 +1,326 @@
+"""Stage 2, corpora: splitting by a named protocol, the validation carve-out and the split fingerprint.
+
+Decided here: `split_table` checks its own result against the protocol's promise and returns no split that breaks it.
+Validation is carved from train by whole patients who are in no test part, because choosing a model on a test patient is
+choosing on test; only random-80-20 draws cycles, as its paper does, and says so in its stamp. Draws are hashes of
+(seed, purpose, name): reordering rows or another version of a library changes nothing.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from laennec.corpora.leaks import LeakReport, PairLeak, leak_check, metadata_frame, refuse_leaks, some
+from laennec.corpora.protocols import PROTOCOLS, Pair, Protocol, part_rank, protocol_named
+from laennec.errors import InputError
+
+__all__ = [
+    "PROTOCOLS",
+    "LeakReport",
+    "PairLeak",
+    "Protocol",
+    "SplitResult",
+    "assign_groups",
+    "fingerprint",
+    "leak_check",
+    "refuse_leaks",
+    "split_table",
+]
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Names = np.ndarray[Any, np.dtype[np.object_]]
+
+_UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """A split of a cycle table.
+
+    Attributes:
+        parts: Sorted row numbers of the table for each part; together every row once.
+        protocol: Its name in `PROTOCOLS`.
+        fold: The test fold of patient-5fold, else 0.
+        seed: The seed of whatever was drawn.
+        fingerprint: SHA-256 of the cycle ids of each part, independent of the order of rows.
+        stamp: What every number computed on this split has to carry, or None.
+        promises_disjoint_patients: For each pair of parts, whether the protocol promises that no patient is in both.
+        leaks: What the pairs do share.
+    """
+
+    parts: dict[str, Rows]
+    protocol: str
+    fold: int
+    seed: int
+    fingerprint: str
+    stamp: str | None
+    promises_disjoint_patients: dict[Pair, bool]
+    leaks: LeakReport
+
+
+def split_table(
+    table: Any,
+    protocol: str,
+    *,
+    fold: int = 0,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    official_split: Mapping[str, str] | None = None,
+    folds: Mapping[str, int] | None = None,
+) -> SplitResult:
+    """Split a cycle table by a named protocol, and check that the split keeps the protocol's promise.
+
+    Args:
+        table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.
+        protocol: A name in `PROTOCOLS`.
+        fold: The test fold; patient-5fold only.
+        validation_fraction: Share of the train cycles to carve out, approximately (patients stay whole); 0 carves
+            nothing. patient-60-20-20 has its own 20 %.
+        seed: Seed of every draw.
+        official_split: recording_id -> "train" or "test", for official and official-strict. Names that have no cycles
+            are ignored.
+        folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
+
+    Returns:
+        The parts as row numbers, with fingerprint, stamp and leak report.
+
+    Raises:
+        InputError: Unknown protocol, missing table or column, too few patients, or a broken promise.
+    """
+    chosen = protocol_named(protocol)
+    if not 0 <= validation_fraction < 1:
+        raise InputError(f"validation_fraction is {validation_fraction}; give a share of train from 0 to below 1")
+    if fold and protocol != "patient-5fold":
+        raise InputError(f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or protocol patient-5fold")
+    frame = metadata_frame(table)
+    part = _assign(frame, protocol, fold, seed, official_split, folds)
+    if validation_fraction and protocol != "patient-60-20-20":
+        part[_validation_rows(frame, part, protocol, validation_fraction, seed)] = "validation"
+    expected = set() if protocol == "sprsound-official" else {"train", "test"}
+    names = sorted(expected | set(part), key=part_rank)
+    parts = {name: np.flatnonzero(part == name) for name in names}
+    leaks = leak_check(frame, parts)
+    refuse_leaks(leaks, chosen)
+    ids = frame["cycle_id"].to_numpy()
+    return SplitResult(
+        parts=parts,
+        protocol=protocol,
+        fold=fold,
+        seed=seed,
+        fingerprint=fingerprint({name: ids[rows] for name, rows in parts.items()}),
+        stamp=_stamp(chosen, leaks),
+        promises_disjoint_patients={
+            pair: chosen.promise(*pair) == "patient" for pair in itertools.combinations(names, 2)
+        },
+        leaks=leaks,
+    )
+
+
+def fingerprint(parts: Mapping[str, Iterable[str]]) -> str:
+    """SHA-256 over the sorted cycle ids of every part: the order of rows and of parts does not matter."""
+    canonical = json.dumps({name: sorted(ids) for name, ids in parts.items()}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
+
+
+def assign_groups(
+    groups: Sequence[str], strata: Sequence[str], shares: Sequence[float], *, seed: int, purpose: str
+) -> dict[str, int]:
+    """Deal whole groups into parts so that every stratum is divided as the shares ask, as nearly as groups allow.
+
+    Groups are dealt by size in powers of two, largest first, and within one power of two in the order of a seeded hash.
+    Each goes where it least increases the squared deviation from the shares, summed over strata relative to their
+    totals. No part is left empty.
+
+    Args:
+        groups: The group of each row.
+        strata: The stratum of each row.
+        shares: Wanted share of each part, summing to 1.
+        seed: Seed of the order.
+        purpose: What the draw is for; different purposes have unrelated orders.
+
+    Returns:
+        Part number of every group.
+
+    Raises:
+        ValueError: Fewer groups than parts.
+    """
+    counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
+    counts = counts.sort_index(axis=0).sort_index(axis=1)
+    if len(counts) < len(shares):
+        raise ValueError(f"{len(counts)} groups cannot fill {len(shares)} parts")
+    sizes = counts.to_numpy(dtype=np.float64)
+    # the sum over strata is one more column, so that the parts come out right in size too
+    sizes = np.concatenate([sizes, sizes.sum(axis=1, keepdims=True)], axis=1)
+    totals, share = sizes.sum(axis=0), np.asarray(shares, dtype=np.float64)[:, None]
+    names = [str(name) for name in counts.index]
+    order = sorted(
+        range(len(names)), key=lambda row: (-int(sizes[row, -1]).bit_length(), _draw(seed, purpose, names[row]))
+    )
+    have = np.zeros((len(shares), sizes.shape[1]))
+    dealt: dict[str, int] = {}
+    for position, row in enumerate(order):
+        increase = (2 * sizes[row] * (have / share - totals) + sizes[row] ** 2 / share) / totals
+        cost = np.round(increase.sum(axis=1), 9)  # rounded, so that ties do not hang on the order of a sum
+        empty = have[:, -1] == 0
+        if empty.sum() >= len(order) - position:
+            cost = np.where(empty, cost, np.inf)
+        part = int(np.argmin(cost))
+        have[part] += sizes[row]
+        dealt[names[row]] = part
+    return dealt
+
+
+def _assign(
+    frame: pd.DataFrame,
+    protocol: str,
+    fold: int,
+    seed: int,
+    official_split: Mapping[str, str] | None,
+    folds: Mapping[str, int] | None,
+) -> Names:
+    """The part of every row, before validation is carved from train."""
+    if protocol in ("official", "official-strict"):
+        part = _published_parts(frame, official_split, protocol)
+        if protocol == "official-strict":
+            in_test = set(_patients(frame, protocol)[part == "test"])
+            part[frame["patient_id"].isin(in_test).to_numpy()] = "test"
+        return part
+    if protocol == "patient-5fold":
+        return np.where(_folds(frame, fold, seed, folds) == fold, "test", "train").astype(object)
+    if protocol == "patient-60-20-20":
+        return _deal(frame, "chest_location", (0.6, 0.2, 0.2), ("train", "validation", "test"), seed, protocol)
+    if protocol == "recording-80-20":
+        return _deal(frame, "label", (0.8, 0.2), ("train", "test"), seed, protocol, unit="recording_id")
+    if protocol == "random-80-20":
+        part = np.full(len(frame), "train", dtype=object)
+        part[_draw_cycles(frame, np.arange(len(frame)), 0.2, seed, protocol)] = "test"
+        return part
+    wrong = sorted({str(value) for value in frame["part"]} - {"train", "test_intra", "test_inter"})
+    if wrong:
+        raise InputError(
+            f"protocol {protocol!r} reads column 'part' (train, test_intra, test_inter), but it holds {some(wrong)}; "
+            "load an SPRSound corpus or use another protocol"
+        )
+    return frame["part"].to_numpy(dtype=object).copy()
+
+
+def _published_parts(frame: pd.DataFrame, official_split: Mapping[str, str] | None, protocol: str) -> Names:
+    if official_split is None:
+        raise InputError(
+            f"protocol {protocol!r} needs the published split, and none was given; "
+            "put ICBHI_challenge_train_test.txt beside the recordings or use another protocol"
+        )
+    missing = sorted(set(frame["recording_id"]) - set(official_split))
+    if missing:
+        raise InputError(
+            f"the published split does not name {len(missing)} of the recordings ({some(missing)}); "
+            "correct the split table or use another protocol"
+        )
+    part = frame["recording_id"].map(dict(official_split)).to_numpy(dtype=object).copy()
+    wrong = sorted({str(value) for value in part} - {"train", "test"})
+    if wrong:
+        raise InputError(f"the published split says {some(wrong)}, but a recording is in train or in test; correct it")
+    return part
+
+
+def _folds(frame: pd.DataFrame, fold: int, seed: int, folds: Mapping[str, int] | None) -> Rows:
+    """The fold of every row: published where given, else one of five drawn groups of patients."""
+    patients = _patients(frame, "patient-5fold")
+    if folds is None:
+        known = list(range(5))
+        number = _deal(frame, "label", (0.2,) * 5, known, seed, "patient-5fold").astype(np.int64)
+    else:
+        known = sorted({int(value) for value in folds.values()})
+        missing = sorted(set(patients) - set(folds))
+        if missing:
+            raise InputError(
+                f"the published folds do not name {len(missing)} of the patients ({some(missing)}); "
+                "correct patient_list_foldwise.txt or give no folds"
+            )
+        number = np.array([int(folds[patient]) for patient in patients], dtype=np.int64)
+    if fold not in known:
+        raise InputError(f"there is no fold {fold}; the folds are {', '.join(map(str, known))}")
+    return number
+
+
+def _deal(
+    frame: pd.DataFrame,
+    stratum: str,
+    shares: Sequence[float],
+    names: Sequence[Any],
+    seed: int,
+    protocol: str,
+    unit: str = "patient_id",
+) -> Names:
+    """Name the part of every row by dealing whole patients or recordings, stratified by a column."""
+    groups = _patients(frame, protocol) if unit == "patient_id" else frame[unit].to_numpy(dtype=object)
+    count = len(set(groups))
+    if count < len(shares):
+        word = unit.removesuffix("_id")
+        raise InputError(f"protocol {protocol!r} needs at least {len(shares)} {word}s, but the corpus has {count}")
+    strata = frame[stratum].fillna(_UNKNOWN).tolist()
+    dealt = assign_groups(groups.tolist(), strata, shares, seed=seed, purpose=protocol)
+    return np.array([names[dealt[group]] for group in groups], dtype=object)
+
+
+def _draw_cycles(frame: pd.DataFrame, among: Rows, share: float, seed: int, purpose: str) -> Rows:
+    """The given share of these rows, drawn by the rank of each cycle's hash."""
+    wanted = max(1, round(share * len(among)))
+    if wanted >= len(among):
+        raise InputError(f"protocol 'random-80-20' has only {len(among)} cycles to draw from; use a larger corpus")
+    ranked = sorted(among.tolist(), key=lambda row: _draw(seed, purpose, frame["cycle_id"].iat[row]))
+    return np.sort(np.array(ranked[:wanted], dtype=np.int64))
+
+
+def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: float, seed: int) -> Rows:
+    """Rows of train that become validation: whole patients who are in no test part, stratified by label."""
+    train = part == "train"
+    if protocol == "random-80-20":
+        return _draw_cycles(frame, np.flatnonzero(train), share, seed, "validation")
+    patients = _patients(frame, protocol)
+    in_test = set(patients[~train])
+    eligible = train & np.array([patient not in in_test for patient in patients], dtype=bool)
+    count = len(set(patients[eligible]))
+    if count < 2:
+        raise InputError(
+            f"protocol {protocol!r}: validation is carved from train patients who are in no test part, and there are "
+            f"{count}, fewer than 2; use a larger corpus or validation_fraction 0"
+        )
+    # a share of the whole of train, although the patients who are also in test have to stay behind in it
+    wanted = share * train.sum() / eligible.sum()
+    if wanted >= 1:
+        return np.flatnonzero(eligible)
+    strata = frame["label"].fillna(_UNKNOWN).to_numpy(dtype=object)[eligible].tolist()
+    dealt = assign_groups(patients[eligible].tolist(), strata, (1 - wanted, wanted), seed=seed, purpose="validation")
+    return np.flatnonzero(eligible & np.array([dealt.get(patient) == 1 for patient in patients], dtype=bool))
+
+
+def _stamp(protocol: Protocol, leaks: LeakReport) -> str | None:
+    """The protocol's own stamp, or for the published ICBHI split who is in train and test."""
+    both = leaks.between("train", "test").patients if protocol.name == "official" else ()
+    if not both:
+        return protocol.stamp
+    who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"
+    return f"official split: {who} are in train and test"
+
+
+def _patients(frame: pd.DataFrame, protocol: str) -> Names:
+    unknown = int(frame["patient_id"].isna().sum())
+    if unknown:
+        raise InputError(
+            f"{unknown} cycles have no patient_id, so protocol {protocol!r} cannot keep patients apart; "
+            "fill patient_id in, or use random-80-20 and its stamp"
+        )
+    return frame["patient_id"].to_numpy(dtype=object)
+
+
+def _draw(seed: int, purpose: str, name: str) -> str:
+    """A sortable random draw that depends on nothing but its arguments."""
+    return hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).hexdigest()

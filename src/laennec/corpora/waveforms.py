@@ -1,0 +1,265 @@
+"""Stage 2, corpora: the waveforms of a cycle table, each recording decoded once.
+
+Decided here: a recording is resampled and filtered as a whole and then cut, so that a cycle has no edges of its own.
+The cycles of a recording are kept as raw float32 in one file, named by the hash of everything that made them: the
+sound, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size is
+torn and made again. Nothing stays open or in memory between two reads.
+"""
+
+import hashlib
+import io
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from laennec.audio.cycle import Waveform, cut
+from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
+from laennec.corpora.files import cache_root, hash_files
+from laennec.errors import InputError
+from laennec.writing import write_aside
+
+WAVEFORM_VERSION = 1
+_MAGIC = b"LAENNECW"
+_COLUMNS = ("cycle_id", "recording_id", "recording_path", "audio_sha256", "start_s", "end_s")
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The cached cycles of one recording."""
+
+    recording_id: str
+    recording_path: str
+    audio_sha256: str
+    spans: tuple[Span, ...]
+    path: Path
+
+    @property
+    def header_bytes(self) -> int:
+        return 16 + 8 * len(self.spans)
+
+
+class CycleWaveforms(Sequence[Waveform]):
+    """The cycles of a table as waveforms, cached on disk: `waveforms[i]` belongs to row i.
+
+    Args:
+        table: A cycle table, or any rows of one in any order.
+        sampling_rate: Rate of the waveforms in Hz.
+        filter: Applied to whole recordings at that rate.
+        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
+
+    Attributes:
+        failures: recording_path -> reason, for what the last `prepare` could not use.
+
+    Raises:
+        InputError: The table has rows without audio.
+    """
+
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        sampling_rate: int,
+        filter: ButterworthFilter | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if sampling_rate < 1:
+            raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
+        self.sampling_rate = sampling_rate
+        self.filter = filter
+        self.failures: dict[str, str] = {}
+        self._folder = cache_root(cache_dir) / "waveforms"
+        rows = table.select_columns(list(_COLUMNS)).with_format("arrow")[:].to_pydict()
+        silent = [name for name, path in zip(rows["cycle_id"], rows["recording_path"], strict=True) if path is None]
+        if silent:
+            raise InputError(
+                f"{len(silent)} cycles have no audio ({silent[0]} ...); load the corpus with its recordings"
+            )
+        self._cycle_ids: list[str] = rows["cycle_id"]
+        self._shards, self._places = self._arrange(rows, cache_dir)
+
+    def _arrange(
+        self, rows: dict[str, list[Any]], cache_dir: str | Path | None
+    ) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
+        """One shard for each recording, and for each row its (shard, span)."""
+        unhashed = {Path(p) for p, sha in zip(rows["recording_path"], rows["audio_sha256"], strict=True) if sha is None}
+        hashes = hash_files(unhashed, cache_dir)
+        keys = [
+            (path, sha or hashes[Path(path)])
+            for path, sha in zip(rows["recording_path"], rows["audio_sha256"], strict=True)
+        ]
+        names = dict(zip(keys, rows["recording_id"], strict=True))
+        spans: dict[tuple[str, str], set[Span]] = {key: set() for key in names}
+        for key, start_s, end_s in zip(keys, rows["start_s"], rows["end_s"], strict=True):
+            spans[key].add((start_s, end_s))
+        shards, place_of = [], {}
+        for number, (key, chosen) in enumerate(spans.items()):
+            ordered = tuple(sorted(chosen))  # the name must not hang on the order of rows
+            shards.append(_Shard(names[key], *key, ordered, self._shard_path(key[1], ordered)))
+            place_of.update({(key, span): (number, index) for index, span in enumerate(ordered)})
+        triples = zip(keys, rows["start_s"], rows["end_s"], strict=True)
+        places = [place_of[key, (start_s, end_s)] for key, start_s, end_s in triples]
+        return shards, np.array(places, dtype=np.int32).reshape(-1, 2)
+
+    def _shard_path(self, audio_sha256: str, spans: tuple[Span, ...]) -> Path:
+        filter_key = None if self.filter is None else [self.filter.kind, self.filter.cutoff_hz, self.filter.order]
+        made_of = [WAVEFORM_VERSION, audio_sha256, spans, self.sampling_rate, filter_key]
+        digest = hashlib.sha256(json.dumps(made_of, separators=(",", ":")).encode()).hexdigest()
+        return self._folder / digest[:2] / f"{digest}.f32"
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of what the waveforms of all rows are made of, in order: the key for whatever comes of them."""
+        rows = [[self._shards[shard].path.stem, int(span)] for shard, span in self._places]
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Waveform:  # type: ignore[override]
+        """The waveform of row `index`, float32, shape (samples,); decodes its recording if it is not cached.
+
+        Raises:
+            InputError: The recording cannot be decoded, or the cycle is empty.
+        """
+        shard, span = (int(number) for number in self._places[index])
+        chosen = self._shards[shard]
+        waveform = _read_cycle(chosen, span)
+        if waveform is None:
+            self._make(chosen)
+            waveform = _read_cycle(chosen, span)
+        if waveform is None:
+            raise InputError(f"{chosen.path}: the cache cannot be read back; check the disk, or choose another cache")
+        return waveform
+
+    def __iter__(self) -> Iterator[Waveform]:
+        return (self[index] for index in range(len(self)))
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Samples of each row, shape (rows,); read from the cache, which is filled first where it has gaps."""
+        by_shard = [_read_lengths(shard) for shard in self._shards]
+        if any(lengths is None for lengths in by_shard):
+            self.prepare()
+            by_shard = [_read_lengths(shard) for shard in self._shards]
+        return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
+
+    def prepare(self, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+        """Decode every recording whose cycles are not cached.
+
+        Args:
+            workers: Threads (decoding and resampling run outside Python's lock).
+            progress: Called with (recordings done, recordings to do) after each.
+
+        Raises:
+            InputError: Some recordings cannot be used; names all of them. The others are cached, and `failures` has the
+                list.
+        """
+        missing = [shard for shard in self._shards if _read_lengths(shard) is None]
+        self.failures = {}
+        for done, (shard, error) in enumerate(self._outcomes(missing, workers), start=1):
+            if error is not None:
+                self.failures[shard.recording_path] = error
+            if progress is not None:
+                progress(done, len(missing))
+        if self.failures:
+            listed = "; ".join(f"{path}: {reason}" for path, reason in self.failures.items())
+            raise InputError(f"{len(self.failures)} of {len(self._shards)} recordings cannot be used: {listed}")
+
+    def _outcomes(self, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, str | None]]:
+        if workers <= 1:
+            yield from ((shard, self._try(shard)) for shard in shards)
+            return
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: list[tuple[_Shard, Future[str | None]]] = []
+            for shard in shards:
+                waiting.append((shard, pool.submit(self._try, shard)))
+                if len(waiting) >= 2 * workers:  # never more recordings in memory than that
+                    done, outcome = waiting.pop(0)
+                    yield done, outcome.result()
+            for done, outcome in waiting:
+                yield done, outcome.result()
+
+    def _try(self, shard: _Shard) -> str | None:
+        """Make a shard; None, or what is wrong with the recording."""
+        try:
+            self._make(shard)
+        except _UnusableError as error:
+            return error.reason
+        return None
+
+    def _make(self, shard: _Shard) -> None:
+        content = _recording_bytes(shard)
+        try:
+            recording = read_recording(content, self.sampling_rate, filter=self.filter)
+        except DecodeError as error:
+            raise _UnusableError(shard.recording_path, error.reason) from error
+        pieces = [cut(recording.waveform, self.sampling_rate, *span) for span in shard.spans]
+        empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
+        if empty:
+            reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {self.sampling_rate} Hz"
+            raise _UnusableError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+        header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
+        with write_aside(shard.path, "wb", sync=False) as file:
+            file.write(header)  # type: ignore[call-overload,arg-type]
+            for piece in pieces:
+                file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+
+
+class _UnusableError(DecodeError):
+    """A recording of a table that gives no waveforms."""
+
+
+def _recording_bytes(shard: _Shard) -> bytes:
+    """The encoded sound of a recording, read once and checked to be what the table was made of."""
+    try:
+        content = Path(shard.recording_path).read_bytes()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}); load the corpus again from where it is now"
+        raise _UnusableError(shard.recording_path, reason) from error
+    if hashlib.sha256(content).hexdigest() != shard.audio_sha256:
+        raise _UnusableError(shard.recording_path, "has changed since the table was made; load the corpus again")
+    return content
+
+
+def _read_lengths(shard: _Shard) -> npt.NDArray[np.int64] | None:
+    """Samples of each span of a shard, or None where there is no whole shard."""
+    try:
+        with open(shard.path, "rb", buffering=0) as file:
+            return _lengths(file, shard)
+    except OSError:
+        return None
+
+
+def _read_cycle(shard: _Shard, span: int) -> Waveform | None:
+    """One cycle of a shard, or None where there is no whole shard."""
+    try:
+        with open(shard.path, "rb", buffering=0) as file:
+            lengths = _lengths(file, shard)
+            if lengths is None:
+                return None
+            file.seek(shard.header_bytes + 4 * int(lengths[:span].sum()))
+            return np.fromfile(file, dtype="<f4", count=int(lengths[span])).astype(np.float32, copy=False)
+    except OSError:
+        return None
+
+
+def _lengths(file: io.FileIO, shard: _Shard) -> npt.NDArray[np.int64] | None:
+    """The header of a shard if it is this one's and the file has the size it promises."""
+    head = file.read(shard.header_bytes)
+    if head is None or len(head) != shard.header_bytes:
+        return None
+    if struct.unpack("<8sQ", head[:16]) != (_MAGIC, len(shard.spans)):
+        return None
+    lengths = np.frombuffer(head, dtype="<u8", offset=16).astype(np.int64)
+    whole = os.fstat(file.fileno()).st_size == shard.header_bytes + 4 * int(lengths.sum())
+    return lengths if whole else None

@@ -1,0 +1,173 @@
+"""Stage 4, encoders: from features to tokens, and where their weights come from.
+
+Decided here: one function finds an encoder from whatever a user has: nothing (random weights), a released .pt file, a
+folder or a Hub id. The digest covers what an embedding depends on: batch counters and the AudioSet classifier are
+left out.
+"""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
+
+from laennec.encoders.ast import AstEncoder
+from laennec.encoders.cnn import CnnConfig, CnnEncoder
+from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, load_released
+from laennec.encoders.output import EncoderOutput
+from laennec.errors import InputError
+
+ENCODERS: dict[str, type[PreTrainedModel]] = {"ast": AstEncoder, "cnn": CnnEncoder, "mobilenet": MobileNetEncoder}
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {"ast": ASTConfig, "cnn": CnnConfig, "mobilenet": MobileNetConfig}
+_NOT_IN_DIGEST = ("audioset_head.",)
+
+__all__ = [
+    "ENCODERS",
+    "AstEncoder",
+    "CnnConfig",
+    "CnnEncoder",
+    "EncoderOutput",
+    "MobileNetConfig",
+    "MobileNetEncoder",
+    "encoder_digest",
+    "encoder_from_config",
+    "load_encoder",
+]
+
+
+def load_encoder(
+    source: str | Path | None, *, type: str | None = None, revision: str | None = None, **config_overrides: Any
+) -> PreTrainedModel:
+    """Get an encoder, in eval mode.
+
+    Args:
+        source: None for random weights; a released checkpoint file (.pt); a folder; or a Hub id.
+        type: "ast", "cnn" or "mobilenet"; needed where `source` is None, a check elsewhere.
+        revision: Of a Hub id.
+        **config_overrides: Settings of the encoder's configuration, such as width_mult or time_positions.
+
+    Raises:
+        InputError: The source cannot be found, read or reached, or holds another architecture.
+        ValueError: Unknown type, or none for random weights.
+    """
+    if type is not None and type not in ENCODERS:
+        raise ValueError(f"encoder type is {type!r}; it can be {', '.join(ENCODERS)}")
+    if source is None:
+        if type is None:
+            raise ValueError(f"an encoder with random weights needs its type: {', '.join(ENCODERS)}")
+        return encoder_from_config(_configuration(type, {}, config_overrides)).eval()
+    if _is_released_file(source):
+        return _from_file(source, type, config_overrides)
+    kind, config = _config_of(source, type, revision, config_overrides)
+    return _from_pretrained(ENCODERS[kind], source, config, revision)
+
+
+def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights, by its configuration.
+
+    Raises:
+        InputError: No encoder of ours has such a configuration.
+    """
+    for kind, config_class in _CONFIGS.items():
+        if isinstance(config, config_class):
+            # _from_config settles the attention implementation, which a bare constructor leaves open
+            encoder: PreTrainedModel = ENCODERS[kind]._from_config(config)
+            return encoder
+    raise InputError(
+        f"no encoder for a {getattr(config, 'model_type', config)!r} configuration; known: {', '.join(ENCODERS)}"
+    )
+
+
+def encoder_digest(encoder: PreTrainedModel) -> str:
+    """sha256 over names (sorted), shapes and float32 values of an encoder's weights, whatever their dtype and device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        if name.endswith("num_batches_tracked") or name.startswith(_NOT_IN_DIGEST):
+            continue
+        array = value.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()
+        digest.update(f"{name} {array.shape}\n".encode())
+        digest.update(array.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration `values` with the user's settings in it."""
+    known = [*_CONFIGS[kind]().to_dict(), *(["time_positions"] if kind == "ast" else [])]
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise InputError(
+                f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+    return _CONFIGS[kind].from_dict(values | overrides)
+
+
+def _is_released_file(source: str | Path) -> bool:
+    path = Path(source)
+    return not path.is_dir() and (path.is_file() or path.suffix in (".pt", ".pth", ".bin", ".safetensors"))
+
+
+def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) -> PreTrainedModel:
+    if type not in (None, "mobilenet"):
+        raise InputError(
+            f"{source}: {type} encoders are read from a folder or the Hub, not from a file; give the folder"
+        )
+    audioset_head = bool(overrides.pop("audioset_head", False))
+    if overrides:
+        raise InputError(
+            f"{source}: a released checkpoint rules its own size; leave out {', '.join(sorted(overrides))}"
+        )
+    return load_released(source, audioset_head=audioset_head)
+
+
+def _config_of(
+    source: str | Path, type: str | None, revision: str | None, overrides: dict[str, Any]
+) -> tuple[str, PreTrainedConfig]:
+    """The type and the configuration of a saved encoder."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, json.JSONDecodeError, ValueError) as error:
+        raise _not_found(source, error) from error
+    model_type = values.get("model_type")
+    for kind, config_class in _CONFIGS.items():
+        if model_type == config_class.model_type:
+            if type not in (None, kind):
+                raise InputError(f"{source}: holds a {kind} encoder, not {type}; give another source or type={kind!r}")
+            return kind, _configuration(kind, values, overrides)
+    known = ", ".join(str(c.model_type) for c in _CONFIGS.values())
+    raise InputError(f"{source}: holds a {model_type!r} model, which is no encoder here; give one of {known}")
+
+
+def _from_pretrained(
+    encoder_class: type[PreTrainedModel], source: str | Path, config: PreTrainedConfig, revision: str | None
+) -> PreTrainedModel:
+    try:
+        loaded: Any = encoder_class.from_pretrained(
+            source, config=config, revision=revision or "main", dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _not_found(source, error) from error
+    encoder, info = loaded
+    if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+        raise InputError(
+            f"{source}: the weights are not those of the {encoder_class.__name__} in config.json "
+            f"({wrong[0]} is missing or of another shape); get the checkpoint again"
+        )
+    ready: PreTrainedModel = encoder.eval()
+    return ready
+
+
+def _not_found(source: str | Path, error: Exception) -> InputError:
+    if Path(source).is_dir():
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return InputError(
+            f"{source}: no encoder can be loaded from this folder ({first[:120]}); give a folder with config.json and "
+            "model.safetensors"
+        )
+    return InputError(
+        f"{source}: not found locally and the Hub cannot be reached or does not have it; download it on a machine "
+        "with a network (huggingface_hub.snapshot_download), or give a local folder"
+    )

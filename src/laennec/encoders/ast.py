@@ -1,0 +1,147 @@
+"""Stage 4, encoders: the Audio Spectrogram Transformer at any length, on transformers' own model and checkpoints.
+
+Decided here: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps;
+taking one for the other loads without an error and ruins the encoder). "cut" takes the first columns, the positions a
+cycle at the start of a training clip had; "interpolate" stretches the table; a cycle longer than the table is
+interpolated in both cases, for there is nothing to cut. A patch is real where all its frames are, but the first
+column always is. Padded patches are masked as attention keys: no real token sees them.
+
+Reference: Gong, Chung and Glass, AST: Audio Spectrogram Transformer, Interspeech 2021.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ASTConfig, ASTModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+
+from laennec.encoders.output import EncoderOutput
+
+TIME_POSITIONS = ("cut", "interpolate")
+
+
+class AstEncoder(PreTrainedModel):
+    """transformers' AST for cycles of any length.
+
+    `config` is transformers' `ASTConfig`; its extra setting `time_positions` is "cut" (default) or "interpolate".
+    Tokens 0 and 1 are the class and distillation tokens, whose mean after the last layer norm is `pooler_output`;
+    patches follow, frequency by frequency, each with all its time steps. The attention mask is a prefix of ones.
+    """
+
+    config_class = ASTConfig
+    config: ASTConfig
+    base_model_prefix = "audio_spectrogram_transformer"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    # the AudioSet classifier of a published checkpoint
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012 - transformers reads a plain list
+    num_special_tokens = 2
+
+    def __init__(self, config: ASTConfig) -> None:
+        choice = getattr(config, "time_positions", "cut")
+        if choice not in TIME_POSITIONS:
+            raise ValueError(f"time_positions is {choice!r}; it can be {' or '.join(TIME_POSITIONS)}")
+        super().__init__(config)
+        self.audio_spectrogram_transformer = ASTModel(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the authors: special tokens and positions are small random numbers, where transformers leaves zeros."""
+        super()._init_weights(module)
+        if module is self:
+            tables = self._embeddings
+            for weight in (tables.cls_token, tables.distillation_token, tables.position_embeddings):
+                init.trunc_normal_(weight, std=0.02)
+
+    @property
+    def _embeddings(self) -> Any:
+        return self.audio_spectrogram_transformer.embeddings
+
+    def forward(  # type: ignore[override]
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """Encode cycles.
+
+        Args:
+            input_values: (batch, frames, mels); fewer frames than a patch has are filled with zeros.
+            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
+                padded.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            Tokens (batch, 2 + bands * steps, dim), their mask, and the mean of the two special tokens (batch, dim).
+        """
+        patch = _patch_size(self.config)
+        embeddings = self._embeddings
+        values = input_values.to(embeddings.patch_embeddings.projection.weight.dtype)
+        if values.shape[1] < patch:
+            values = F.pad(values, (0, 0, 0, patch - values.shape[1]))
+        lengths = None if attention_mask is None else attention_mask.to(torch.int64).sum(1)
+        patches = embeddings.patch_embeddings(_zero_beyond(values, lengths))  # (batch, bands * steps, dim)
+        bands, known = embeddings.get_shape(self.config)
+        steps = patches.shape[1] // bands
+        real = self._real_steps(lengths, steps, patches)
+        positions = self._positions(bands, known, steps, real).to(patches.dtype)
+        special = torch.cat([embeddings.cls_token, embeddings.distillation_token], 1).to(patches.dtype)
+        hidden = torch.cat([special.expand(len(patches), -1, -1), patches], 1)
+        hidden = embeddings.dropout(hidden + positions)
+        step = torch.arange(steps, device=hidden.device)
+        time_mask = (step[None, :] < real[:, None]).expand(len(hidden), -1)  # (batch, steps)
+        mask = torch.cat([time_mask.new_ones(len(hidden), 2), time_mask.repeat(1, bands)], 1)
+        keys = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=None if lengths is None else mask
+        )
+        for layer in self.audio_spectrogram_transformer.layers:
+            hidden = layer(hidden, keys)
+        hidden = self.audio_spectrogram_transformer.layernorm(hidden)
+        output = EncoderOutput(
+            last_hidden_state=hidden, token_mask=mask, pooler_output=(hidden[:, 0] + hidden[:, 1]) / 2
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _real_steps(self, lengths: Tensor | None, steps: int, like: Tensor) -> Tensor:
+        """Time steps that are each cycle's own, (batch,), or (1,) where nothing is padded."""
+        if lengths is None:
+            return torch.full((1,), steps, device=like.device)
+        beyond = lengths - _patch_size(self.config)
+        return (torch.div(beyond, self.config.time_stride, rounding_mode="floor") + 1).clamp_min(1)
+
+    def _positions(self, bands: int, known: int, steps: int, real: Tensor) -> Tensor:
+        """Positions of each cycle by its OWN number of steps, (batch or 1, 2 + bands * steps, dim)."""
+        table = self._embeddings.position_embeddings
+        special, grid = table[:, :2], table[0, 2:].unflatten(0, (bands, known))  # (bands, known, dim)
+        cut = getattr(self.config, "time_positions", "cut") == "cut"
+        if cut and steps <= known:
+            return torch.cat([special, grid[:, :steps].flatten(0, 1)[None]], 1)
+        step = torch.arange(steps, device=table.device, dtype=torch.float32)[None, :]
+        # the middle of a step in a cycle of n steps lies at the same share of the table (half-pixel centres)
+        place = ((step + 0.5) * (known / real.float()[:, None]) - 0.5).clamp(0, known - 1)  # (batch, steps)
+        if cut:
+            place = torch.where(real[:, None] <= known, step.clamp_max(known - 1), place)
+        left = place.floor().long()
+        share = (place - left)[None, :, :, None]
+        # (bands, batch, steps, dim) -> (batch, bands * steps, dim)
+        mixed = torch.lerp(grid[:, left].float(), grid[:, (left + 1).clamp_max(known - 1)].float(), share)
+        mixed = mixed.transpose(0, 1).flatten(1, 2).to(table.dtype)
+        return torch.cat([special.expand(len(mixed), -1, -1), mixed], 1)
+
+
+def _patch_size(config: ASTConfig) -> int:
+    """Side of a patch in frames and mels; AST's are square."""
+    return int(config.patch_size)  # type: ignore[arg-type]
+
+
+def _zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Zeros beyond each cycle's end, which only a first patch without enough frames ever sees."""
+    if lengths is None:
+        return values
+    step = torch.arange(values.shape[1], device=values.device)
+    return values * (step[None, :] < lengths[:, None]).to(values.dtype)[:, :, None]

@@ -1,0 +1,110 @@
+"""Stage 4, encoders: what every encoder returns, and the masks that keep padding out of it.
+
+Decided here: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its
+output has when the cycle is encoded alone, so a batch gives what single cycles give.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Tokens of a batch of cycles and one vector for each.
+
+    Attributes:
+        last_hidden_state: (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end.
+        token_mask: (batch, tokens) bool, True on special tokens and on tokens of real frames.
+        pooler_output: (batch, dim), pooled as the encoder was released with.
+    """
+
+    last_hidden_state: Tensor | None = None
+    token_mask: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+class TimeMask:
+    """True lengths of a batch along time, None inside where all cycles fill the batch.
+
+    Args:
+        lengths: (batch,) true lengths, or None where nothing is padded.
+        size: Length of the batch's time axis.
+    """
+
+    def __init__(self, lengths: Tensor | None, size: int) -> None:
+        self.lengths, self.size = lengths, size
+        self._keep: dict[torch.dtype, Tensor] = {}
+
+    @classmethod
+    def of(cls, attention_mask: Tensor | None, frames: int) -> "TimeMask":
+        """From an attention mask (batch, frames); on a CPU a mask of ones costs nothing afterwards."""
+        if attention_mask is None:
+            return cls(None, frames)
+        lengths = attention_mask.to(torch.int64).sum(1)
+        # looking at the values is free on a CPU and would wait for the device anywhere else
+        if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and int(lengths.min()) == frames:
+            return cls(None, frames)
+        return cls(lengths, frames)
+
+    def halved(self) -> "TimeMask":
+        """After a stride of 2: ceil(n / 2) positions."""
+        lengths = None if self.lengths is None else (self.lengths + 1) // 2
+        return TimeMask(lengths, (self.size + 1) // 2)
+
+    def keep(self, dtype: torch.dtype) -> Tensor | None:
+        """1 on real positions, 0 beyond, shape (batch, 1, 1, time); None where all are real."""
+        if self.lengths is None:
+            return None
+        if dtype not in self._keep:
+            step = torch.arange(self.size, device=self.lengths.device)
+            self._keep[dtype] = (step[None, :] < self.lengths[:, None]).to(dtype)[:, None, None, :]
+        return self._keep[dtype]
+
+    def zero_beyond(self, x: Tensor) -> Tensor:
+        """(batch, channels, frequency, time) with zeros beyond each cycle's end."""
+        keep = self.keep(x.dtype)
+        return x if keep is None else x * keep
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over frequency and real time: (batch, channels, frequency, time) -> (batch, channels)."""
+        if self.lengths is None:
+            return x.mean((2, 3))
+        keep = self.keep(torch.float32)
+        assert keep is not None
+        # (batch, channels, frequency, time) -> (batch, channels, time) -> (batch, channels)
+        total = (x.float().mean(2) * keep[:, 0]).sum(2)
+        return (total / self.lengths.clamp_min(1)[:, None]).to(x.dtype)
+
+    def tokens(self, batch: int, device: torch.device) -> Tensor:
+        """(batch, time) bool, True on real positions."""
+        if self.lengths is None:
+            return torch.ones(batch, self.size, dtype=torch.bool, device=device)
+        return torch.arange(self.size, device=device)[None, :] < self.lengths[:, None]
+
+
+class MaskedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation whose training statistics come from real frames only: padding does not move them."""
+
+    def forward(self, x: Tensor, mask: TimeMask | None = None) -> Tensor:  # type: ignore[override]
+        """(batch, channels, frequency, time) -> the same shape; values beyond a cycle's end are not meaningful."""
+        keep = mask.keep(torch.float32) if mask is not None and self.training else None
+        if keep is None:
+            out: Tensor = super().forward(x)
+            return out
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        wide = x.float()
+        count = keep.sum() * x.shape[2]
+        mean = (wide * keep).sum((0, 2, 3)) / count
+        variance = ((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3)) / count
+        with torch.no_grad():
+            unbiased = variance * (count / (count - 1).clamp_min(1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight.float() * (variance + self.eps).rsqrt()
+        shift = self.bias.float() - mean * scale
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)

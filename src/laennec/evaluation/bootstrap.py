@@ -1,0 +1,136 @@
+"""Stage 7, metrics: intervals that know cycles come from patients.
+
+Decided here: patients are drawn with replacement, never cycles, because the cycles of one patient resemble each other
+and intervals over cycles come out several times too narrow. A draw is a row of integer weights, so every statistic is
+a function of weights (draws, cycles): the point estimate and the thousand draws run the same code, rankings are
+sorted once, and two scores of the same patients can be compared draw by draw. With fewer than five patients no
+interval is given: the percentiles would describe the draws, not the patients.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from laennec.evaluation.metrics import FloatArray, IntArray
+
+Statistic: TypeAlias = Callable[[FloatArray], Mapping[str, FloatArray]]
+"""From row weights (draws, cycles) to named values (draws,)."""
+Interval: TypeAlias = tuple[float, float] | None
+
+LEVEL = 0.95
+MIN_PATIENTS = 5
+FEW_PATIENTS = 20
+_LEAST_DEFINED = (
+    0.9  # below this share of draws in which a statistic exists, its percentiles would be those of a chosen few
+)
+_CHUNK = 64
+
+
+def patient_codes(predictions: Any) -> tuple[IntArray, int]:
+    """Number the patients of a predictions table; a row without a patient counts its recording as one.
+
+    Args:
+        predictions: DataFrame with `patient_id` (and `recording_id`), or the patient ids (cycles,) themselves.
+
+    Returns:
+        Codes (cycles,) in 0..n-1 and n.
+    """
+    if hasattr(predictions, "columns"):
+        unknown = [None] * len(predictions)
+        patients = _plain(predictions["patient_id"]) if "patient_id" in predictions.columns else unknown
+        stand_in = predictions["recording_id"] if "recording_id" in predictions.columns else range(len(predictions))
+        keys = [f"r:{r}" if p is None else f"p:{p}" for p, r in zip(patients, stand_in, strict=True)]
+    else:
+        keys = [f"p:{p}" for p in predictions]
+    names, codes = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def draw_patients(n_patients: int, n_draws: int, seed: int) -> IntArray:
+    """The patients of every draw, (n_draws, n_patients), with replacement; a function of its arguments alone."""
+    return np.random.default_rng(seed).integers(0, max(n_patients, 1), size=(n_draws, n_patients))
+
+
+def bootstrap_values(
+    predictions: Any, statistics: Statistic | Sequence[Statistic], n_draws: int = 1000, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Values of the statistics in every draw of patients.
+
+    Args:
+        predictions: DataFrame with `patient_id`, or patient ids (cycles,).
+        statistics: One or several functions of row weights (draws, cycles).
+        n_draws: Number of draws.
+        seed: Seed of the draws; equal seeds over equal patients give equal draws, so differences are paired.
+
+    Returns:
+        {name: (n_draws,)}, nan where a draw does not define the statistic.
+    """
+    codes, n_patients = patient_codes(predictions)
+    draws = draw_patients(n_patients, n_draws, seed)
+    functions = [statistics] if callable(statistics) else list(statistics)
+    parts: dict[str, list[FloatArray]] = {}
+    for first in range(0, n_draws, _CHUNK):
+        chunk = draws[first : first + _CHUNK]
+        offsets = np.arange(len(chunk))[:, None] * n_patients
+        times = np.bincount((chunk + offsets).ravel(), minlength=len(chunk) * n_patients)
+        weights = times.reshape(len(chunk), n_patients)[:, codes].astype(float)  # (draws, patients) -> (draws, cycles)
+        for function in functions:
+            for name, values in function(weights).items():
+                parts.setdefault(name, []).append(np.asarray(values, dtype=float))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def interval(values: FloatArray, n_patients: int, level: float = LEVEL) -> Interval:
+    """Percentile interval of bootstrap values (draws,), or None where it would mean nothing.
+
+    Args:
+        values: One value a draw; nan where undefined.
+        n_patients: Patients drawn from; fewer than `MIN_PATIENTS` give None.
+        level: Coverage.
+    """
+    defined = values[np.isfinite(values)]
+    if n_patients < MIN_PATIENTS or defined.size < max(_LEAST_DEFINED * values.size, 1):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def patient_bootstrap(
+    predictions: Any, statistics: Statistic | Sequence[Statistic], n_draws: int = 1000, seed: int = 0
+) -> dict[str, Interval]:
+    """95 % intervals by resampling patients with replacement.
+
+    Args:
+        predictions: DataFrame with `patient_id` (rows without one are clustered by `recording_id`), or patient ids
+            (cycles,).
+        statistics: One or several functions from row weights (draws, cycles) to {name: (draws,)}, in the row order of
+            `predictions`.
+        n_draws: Number of draws.
+        seed: Seed of the draws.
+
+    Returns:
+        {name: (low, high)}; None for fewer than five patients, or where a statistic is undefined in more than a tenth
+        of the draws.
+
+    Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile method; clusters as the
+        resampled unit.
+    """
+    _, n_patients = patient_codes(predictions)
+    values = bootstrap_values(predictions, statistics, n_draws, seed)
+    return {name: interval(drawn, n_patients) for name, drawn in values.items()}
+
+
+def interval_note(n_patients: int) -> str | None:
+    """What a reader must know about intervals over so few patients; None where there is nothing to say."""
+    if n_patients < MIN_PATIENTS:
+        patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
+        return f"{patients}: too few for an interval (at least {MIN_PATIENTS} are needed)"
+    if n_patients < FEW_PATIENTS:
+        return f"only {n_patients} patients: the intervals are rough and probably too narrow"
+    return None
+
+
+def _plain(column: Any) -> list[Any]:
+    """A column's values with every kind of missing as None."""
+    return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]

@@ -1,0 +1,91 @@
+"""Stage 7, metrics: how far apart the classes lie in the embedding.
+
+Decided here: distance is d = 1 - cos, over pairs of different cycles; spread is the standard deviation over all pairs
+(not an estimate of one, because the pairs are all there are). Both follow from sums over the two classes' moments, so
+that 7,000 cycles need no 49 million distances. A pair of classes without two different cycles has no distance: nan,
+not 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from laennec.evaluation.metrics import FloatArray, none_if_nan
+
+
+def class_distances(
+    embeddings: ArrayLike, labels: ArrayLike, class_names: Sequence[str] | None = None
+) -> dict[str, list[str] | list[list[float | None]] | list[list[int]]]:
+    """Mean and coefficient of variation of the angular distance between every pair of classes (ADD, Fig. 5).
+
+    Args:
+        embeddings: (cycles, dim); rows are normalised here, and a zero row is left out.
+        labels: Class id (cycles,), indexing `class_names`, or class names (cycles,).
+        class_names: Order of the classes; by default the sorted labels that occur.
+
+    Returns:
+        {"classes": names, "mean": (n, n), "cv": (n, n) = standard deviation / mean, "pairs": (n, n) unordered pairs
+        counted}, where the
+        diagonal is over pairs within one class. None where there is no pair, or where the mean distance is 0.
+
+    Raises:
+        ValueError: Shapes that do not match, non-finite embeddings, or a label without a class name.
+    """
+    rows = np.asarray(embeddings, dtype=float)
+    given = np.asarray(labels)
+    if rows.ndim != 2 or given.shape != (len(rows),):
+        raise ValueError(f"embeddings {rows.shape} must be (cycles, dim) and labels {given.shape} (cycles,)")
+    if not np.isfinite(rows).all():
+        raise ValueError("embeddings hold a value that is not finite")
+    names, ids = _class_ids(given, class_names)
+    norms = np.linalg.norm(rows, axis=1)
+    kept = norms > 0
+    unit, ids = rows[kept] / norms[kept, None], ids[kept]
+    members = [unit[ids == k] for k in range(len(names))]
+    sums = [group.sum(0) for group in members]
+    moments = [group.T @ group for group in members]  # (cycles, dim) -> (dim, dim)
+    mean, cv, pairs = np.full((3, len(names), len(names)), np.nan)
+    for a in range(len(names)):
+        for b in range(a, len(names)):
+            count, centre, spread = _pair_moments(
+                a == b, len(members[a]), len(members[b]), sums[a], sums[b], moments[a], moments[b]
+            )
+            pairs[a, b] = pairs[b, a] = count
+            mean[a, b] = mean[b, a] = centre
+            cv[a, b] = cv[b, a] = spread / centre if centre > 1e-12 else np.nan
+    return {"classes": names, "mean": _rows(mean), "cv": _rows(cv), "pairs": pairs.astype(int).tolist()}
+
+
+def _pair_moments(
+    same: bool, n_a: int, n_b: int, sum_a: FloatArray, sum_b: FloatArray, moment_a: FloatArray, moment_b: FloatArray
+) -> tuple[int, float, float]:
+    """Unordered pairs, mean and standard deviation of d over the pairs of two classes, without the self pairs."""
+    count = n_a * (n_b - 1) if same else n_a * n_b
+    if count <= 0:
+        return 0, float("nan"), float("nan")
+    own = n_a if same else 0  # each row's cosine with itself is 1
+    cosine = (float(sum_a @ sum_b) - own) / count
+    square = (float((moment_a * moment_b).sum()) - own) / count
+    return count // (2 if same else 1), max(1 - cosine, 0.0), float(np.sqrt(max(square - cosine**2, 0.0)))
+
+
+def _class_ids(given: Any, class_names: Sequence[str] | None) -> tuple[list[str], Any]:
+    """Class names in order, and the position of each label among them."""
+    if np.issubdtype(given.dtype, np.integer):
+        names = [str(k) for k in np.unique(given)] if class_names is None else list(class_names)
+        ids = np.searchsorted(np.unique(given), given) if class_names is None else given
+        if ids.size and (ids.min() < 0 or ids.max() >= len(names)):
+            raise ValueError(f"class ids must lie in 0..{len(names) - 1}")
+        return names, ids
+    names = sorted({str(label) for label in given}) if class_names is None else list(class_names)
+    unknown = sorted({str(label) for label in given} - set(names))
+    if unknown:
+        raise ValueError(f"labels {unknown} are not among the classes {names}")
+    return names, np.array([names.index(str(label)) for label in given], dtype=int)
+
+
+def _rows(values: FloatArray) -> list[list[float | None]]:
+    """Nested lists for JSON, with null for nan."""
+    return [[none_if_nan(value) for value in row] for row in values]

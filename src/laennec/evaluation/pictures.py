@@ -1,0 +1,348 @@
+"""Stage 7, metrics: the pictures of a report.
+
+Decided here: figures are made through matplotlib's object interface, so no global figure or backend is touched;
+colours are those of Okabe and Ito, which colour-blind readers can tell apart, and each label keeps its colour in
+every picture. Every picture says in its title what was measured on how much. Pictures are PNG without a time stamp,
+so equal numbers give equal files.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from laennec.evaluation.metrics import confusion_matrix
+from laennec.evaluation.predictions import Answers, read_predictions
+from laennec.evaluation.summary import figure_name, figure_text, is_percent
+from laennec.writing import write_aside
+
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+INK, QUIET, HAIR = "#1f2933", "#66727f", "#d9dfe5"
+_LABEL_COLOURS = {"crackle": BLUE, "wheeze": VERMILION}
+_OTHER_COLOURS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILION)
+_DEPTH = LinearSegmentedColormap.from_list("depth", ["#f7fafc", "#9cc5e0", "#0072B2", "#003f63"])
+_DPI = 160
+_DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls": "none", "zorder": 5}
+_LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": True, "framealpha": 0.9, "edgecolor": HAIR}
+
+
+def figure_png(figure: Figure) -> bytes:
+    """A figure as PNG bytes, the same for the same figure."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    # Tight: the layout does not always leave room for the titles of square panels.
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_picture(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    with write_aside(path, "wb") as file:
+        file.write(figure_png(figure))  # type: ignore[arg-type]
+    return Path(path)
+
+
+def write_pictures(
+    folder: str | Path,
+    evaluation: dict[str, Any],
+    predictions: Any = None,
+    *,
+    run: dict[str, Any] | None = None,
+    geometry: dict[str, Any] | None = None,
+) -> dict[str, Path]:
+    """Write every picture that the evaluation has the numbers for.
+
+    Args:
+        folder: Where the PNG files go.
+        evaluation: What `evaluate_predictions` returned.
+        predictions: The predictions table it was computed on; without it there are no curves.
+        run: The run record, for the training curve.
+        geometry: What `class_distances` returned.
+
+    Returns:
+        {"confusion", "label_confusions", "roc", "precision_recall", "reliability", "subgroups", "geometry",
+        "training": path}, those
+        that there are.
+    """
+    figures: dict[str, Figure] = {}
+    if evaluation.get("confusion"):
+        figures["confusion"] = confusion_picture(evaluation["confusion"]["matrix"], evaluation["confusion"]["classes"])
+    if predictions is not None:
+        answers = read_predictions(
+            predictions,
+            problem_type=evaluation["problem_type"],
+            label_names=evaluation["output_names"],
+            thresholds=evaluation["thresholds"],
+        )
+        figures["label_confusions"] = label_confusions_picture(answers)
+        values, intervals = evaluation.get("values", {}), evaluation.get("intervals", {})
+        figures["roc"] = roc_picture(answers, values, intervals)
+        figures["precision_recall"] = precision_recall_picture(answers, values, intervals)
+    if evaluation.get("calibration"):
+        figures["reliability"] = reliability_picture(evaluation["calibration"])
+    if evaluation.get("subgroups"):
+        figures["subgroups"] = subgroup_picture(evaluation)
+    if geometry:
+        figures["geometry"] = geometry_picture(geometry)
+    if run and run.get("history"):
+        figures["training"] = training_picture(run["history"], run.get("best_epoch"))
+    return {name: save_picture(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()}
+
+
+def confusion_picture(matrix: Any, classes: Sequence[str], title: str | None = None) -> Figure:
+    """A confusion (classes, classes): rows are the truth; colour and percent are shares of the row, counts below."""
+    counts = np.asarray(matrix)
+    size = 1.8 + 0.75 * len(classes)
+    figure, (axes,) = _figure(size + 0.4, size, 1)
+    _draw_confusion(axes, counts, classes)
+    _title(axes, title or f"What was heard, by what was there ({counts.sum():,} items)")
+    return figure
+
+
+def label_confusions_picture(answers: Answers) -> Figure:
+    """One 2 x 2 confusion for each label."""
+    names = answers.label_names
+    figure, panels = _figure(3.9 * len(names) + 0.3, 3.7, len(names))
+    for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _draw_confusion(axes, confusion_matrix(answers.truth[:, k], answers.decided[:, k], 2), [f"no {name}", name])
+        rule = "by the likeliest class" if answers.thresholds is None else f"logit > {answers.thresholds[k]:.2f}"
+        _title(axes, f"{name.capitalize()}, {rule}")
+    return figure
+
+
+def roc_picture(answers: Answers, values: dict[str, Any], intervals: dict[str, Any]) -> Figure:
+    """ROC curves of every label, AUROC and interval in the legend, the decision in use as a dot."""
+    figure, (axes,) = _figure(5.4, 5.0, 1)
+    axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=(0, (4, 3)), label="chance")
+    for k, name, truth, decided in _two_sided(answers):
+        positives, negatives = int(truth.sum()), int((1 - truth).sum())
+        found, false = _operating_points(answers.logits[:, k], truth)
+        text = f"{name}: AUROC {_legend_text(f'{name}.roc_auc', values, intervals)}"
+        axes.plot(np.r_[0, false / negatives], np.r_[0, found / positives], color=_colour(name, k), lw=2, label=text)
+        hits, called = int((truth * decided).sum()), int(decided.sum())
+        axes.plot((called - hits) / negatives, hits / positives, color=_colour(name, k), **_DOT)
+    _unit_axes(
+        axes, "share of cycles without it that are called (1 - specificity)", "share with it that are called (recall)"
+    )
+    _title(axes, f"ROC ({len(answers.table):,} cycles; dot: decision in use)")
+    axes.legend(loc="lower right", **_LEGEND)
+    return figure
+
+
+def precision_recall_picture(answers: Answers, values: dict[str, Any], intervals: dict[str, Any]) -> Figure:
+    """Precision-recall curves of every label, AP and interval in the legend, the decision in use as a dot."""
+    figure, (axes,) = _figure(5.4, 5.0, 1)
+    for k, name, truth, decided in _two_sided(answers):
+        positives = int(truth.sum())
+        found, false = _operating_points(answers.logits[:, k], truth)
+        text = f"{name}: AP {_legend_text(f'{name}.average_precision', values, intervals)}"
+        recall, precision = found / positives, found / (found + false)
+        axes.plot(np.r_[0, recall], np.r_[precision[0], precision], color=_colour(name, k), lw=2, label=text)
+        axes.axhline(positives / len(truth), color=_colour(name, k), lw=1, ls=(0, (4, 3)))
+        if decided.any():
+            hits = int((truth * decided).sum())
+            axes.plot(hits / positives, hits / int(decided.sum()), color=_colour(name, k), **_DOT)
+    _unit_axes(axes, "share of cycles with it that are called (recall)", "share of calls that are right (precision)")
+    _title(axes, "Precision and recall (dashed: calling everything)")
+    if axes.lines:
+        axes.legend(loc="upper right", **_LEGEND)
+    return figure
+
+
+def _two_sided(answers: Answers) -> Iterator[tuple[int, str, Any, Any]]:
+    """Position, name, truth and decision of the labels that have both classes, the only ones with curves."""
+    for k, name in enumerate(answers.label_names):
+        if 0 < answers.truth[:, k].sum() < len(answers.truth):
+            yield k, name, answers.truth[:, k], answers.decided[:, k]
+
+
+def reliability_picture(calibration: dict[str, Any]) -> Figure:
+    """Observed frequency against predicted probability; a dot's area grows with the cycles in its bin."""
+    curves = calibration["bins"]
+    figure, (axes,) = _figure(5.4, 5.0, 1)
+    axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=(0, (4, 3)), label="perfectly calibrated")
+    for k, (name, bins) in enumerate(curves.items()):
+        used = [entry for entry in bins if entry["count"]]
+        total = max(sum(entry["count"] for entry in used), 1)
+        x, y = [entry["mean_probability"] for entry in used], [entry["observed"] for entry in used]
+        ece = figure_text("ece", calibration["ece"].get(name))
+        axes.plot(x, y, color=_colour(name, k), lw=1.6, alpha=0.85, label=f"{name}: ECE {ece}")
+        axes.scatter(
+            x, y, s=[18 + 500 * entry["count"] / total for entry in used], color=_colour(name, k), alpha=0.55, lw=0
+        )
+    _unit_axes(axes, "predicted probability", "observed frequency")
+    _title(axes, "Reliability in 15 bins (dot area: cycles in the bin)")
+    axes.legend(loc="upper left", **_LEGEND)
+    return figure
+
+
+def subgroup_picture(evaluation: dict[str, Any]) -> Figure:
+    """The headline score of every subgroup with its interval, beside the score of all."""
+    name = evaluation["headline"]
+    rows: list[tuple[str, Any]] = []
+    for grouping, lines in evaluation["subgroups"].items():
+        rows += [(grouping.replace("_", " "), None), *((f"{line['value']}", line) for line in lines), ("", None)]
+    figure, (axes,) = _figure(7.6, 1.1 + 0.27 * len(rows), 1)
+    overall = evaluation["values"].get(name)
+    if overall is not None:
+        axes.axvline(overall, color=BLUE, lw=1.2, ls=(0, (4, 3)))
+        bounds = (evaluation.get("intervals") or {}).get(name)
+        if bounds:
+            axes.axvspan(bounds[0], bounds[1], color=BLUE, alpha=0.10, lw=0)
+    top = 100 if is_percent(name) else 1
+    for place, (text, line) in enumerate(rows):
+        axes.text(-0.02, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9,
+                  color=INK, fontweight="bold" if line is None else "normal")  # fmt: skip
+        if line is None:
+            continue
+        value, bounds = line["values"].get(name), line["intervals"].get(name)
+        if bounds:
+            axes.plot(bounds, [place, place], color=INK, lw=1.6, solid_capstyle="round")
+        if value is not None:
+            face = INK if bounds else "white"
+            axes.plot(value, place, marker="o", ms=6, color=INK, mfc=face, ls="none")
+        note = f"{line['cycles']:,} cycles, {line['patients']} patient{'' if line['patients'] == 1 else 's'}"
+        axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
+    axes.set(xlim=(0, top), ylim=(len(rows) - 1.4, -0.7), yticks=[], xlabel=figure_name(name))
+    axes.spines["left"].set_visible(False)
+    _title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
+    return figure
+
+
+def geometry_picture(geometry: dict[str, Any]) -> Figure:
+    """Mean and coefficient of variation of the angular distance between classes."""
+    names = geometry["classes"]
+    figure, panels = _figure(2.2 + 1.75 * len(names), 1.5 + 0.85 * len(names), 2)
+    for axes, key, title in zip(panels, ("mean", "cv"), ("mean of 1 - cos", "spread: st. dev. / mean"), strict=True):
+        values = np.array([[np.nan if value is None else value for value in row] for row in geometry[key]], dtype=float)
+        _heat(axes, values, names, names, [["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values])
+        _title(axes, f"Distance between classes, {title}")
+    return figure
+
+
+def training_picture(history: Sequence[dict[str, Any]], best_epoch: int | float | None = None) -> Figure:
+    """Loss terms and validation figures by epoch, shares and percent in panels of their own."""
+    epochs = [entry.get("epoch", k + 1) for k, entry in enumerate(history)]
+    losses: dict[str, list[Any]] = {"total loss": [entry.get("loss") for entry in history]}
+    losses |= _lines(history, "loss_terms")
+    measured = _lines(history, "validation")
+    percent = {
+        n: v for n, v in measured.items() if max(x for x in v if isinstance(x, int | float)) > 1.5 and "loss" not in n
+    }
+    shares = {n: v for n, v in measured.items() if n not in percent and "loss" not in n}
+    losses |= {f"validation {n}": v for n, v in measured.items() if "loss" in n}
+    panels = [
+        ("Loss and its terms (training)", losses),
+        ("Validation, percent", percent),
+        ("Validation, shares of 1", shares),
+    ]
+    panels = [
+        (title, lines)
+        for title, lines in panels
+        if any(isinstance(v, int | float) for line in lines.values() for v in line)
+    ]
+    figure, all_axes = _figure(4.7 * len(panels), 3.9, len(panels))
+    for axes, (title, lines) in zip(all_axes, panels, strict=True):
+        for k, (name, line) in enumerate(list(lines.items())[:7]):
+            numbers = [value if isinstance(value, int | float) else np.nan for value in line]
+            axes.plot(
+                epochs,
+                numbers,
+                color=(INK, *_OTHER_COLOURS)[k],
+                lw=1.7,
+                marker="o" if len(epochs) < 25 else None,
+                ms=3.5,
+                label=name,
+            )
+        if best_epoch is not None:
+            axes.axvline(best_epoch, color=QUIET, lw=1, ls=(0, (4, 3)), label="epoch kept")
+        axes.set_xlabel("epoch")
+        _title(axes, title)
+        axes.legend(**_LEGEND)
+    return figure
+
+
+def _lines(history: Sequence[dict[str, Any]], key: str) -> dict[str, list[Any]]:
+    """Every number under `key` as one line over the epochs."""
+    names = dict.fromkeys(name for entry in history for name in entry.get(key) or {})
+    lines = {name: [(entry.get(key) or {}).get(name) for entry in history] for name in names}
+    return {name: line for name, line in lines.items() if any(isinstance(value, int | float) for value in line)}
+
+
+def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]]:
+    """A figure in inches with panels side by side, in the house style."""
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.spines[["left", "bottom"]].set_color(QUIET)
+        one.tick_params(colors=QUIET, labelsize=8.5, labelcolor=INK)
+        one.grid(color=HAIR, lw=0.6)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _title(axes: Any, text: str) -> None:
+    """A left-aligned title."""
+    axes.set_title(text, loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
+
+
+def _unit_axes(axes: Any, x: str, y: str) -> None:
+    """Both axes from 0 to 1, square."""
+    axes.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.015), xlabel=x, ylabel=y, aspect="equal")
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+
+
+def _heat(axes: Any, shade: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+    """A labelled heat map; the text turns white where the cell is dark."""
+    finite = shade[np.isfinite(shade)]
+    top = max(float(finite.max()), 1e-9) if finite.size else 1.0
+    axes.imshow(np.nan_to_num(shade), cmap=_DEPTH, vmin=0, vmax=top, aspect="equal")
+    for i, line in enumerate(texts):
+        for j, text in enumerate(line):
+            dark = np.nan_to_num(shade)[i, j] > 0.45 * top
+            axes.text(
+                j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else INK, linespacing=1.25
+            )
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def _draw_confusion(axes: Any, counts: Any, classes: Sequence[str]) -> None:
+    """A confusion with shares of the row and counts in the cells."""
+    total = counts.sum(1, keepdims=True)
+    shares = 100 * counts / np.where(total == 0, 1, total)
+    texts = [[f"{shares[i, j]:.0f} %\n{counts[i, j]:,}" for j in range(len(classes))] for i in range(len(classes))]
+    _heat(axes, shares, classes, classes, texts)
+    axes.set_xlabel("predicted", color=INK, fontsize=9)
+    axes.set_ylabel("truth", color=INK, fontsize=9)
+
+
+def _operating_points(scores: Any, truth: Any) -> tuple[Any, Any]:
+    """Cumulated true and false calls at every distinct score, highest first."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
+    return np.cumsum(truth[order])[last], np.cumsum(1 - truth[order])[last]
+
+
+def _colour(name: str, k: int) -> str:
+    """A label's colour, the same in every picture."""
+    return _LABEL_COLOURS.get(name.lower(), _OTHER_COLOURS[k % len(_OTHER_COLOURS)])
+
+
+def _legend_text(figure: str, values: dict[str, Any], intervals: dict[str, Any]) -> str:
+    """A value and its interval for a legend."""
+    return figure_text(figure, values.get(figure), intervals.get(figure))

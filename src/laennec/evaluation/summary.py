@@ -1,0 +1,215 @@
+"""Stage 7, metrics: the whole evaluation of one predictions table, as a dictionary and as text.
+
+Decided here: a score never travels alone. The dictionary holds definition, interval, floors, subgroups and warnings
+beside it, is JSON as it stands (null for what is undefined), and is all that the report and the model card read.
+Warnings are made here, where the numbers are, so that no page can leave them out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, interval_note, patient_codes
+from laennec.evaluation.floors import floors
+from laennec.evaluation.metrics import Thresholds
+from laennec.evaluation.predictions import ProblemType, answer_statistics, describe, read_predictions
+from laennec.evaluation.subgroups import subgroup_tables
+
+FIGURE_NAMES = {
+    "icbhi.Score": "ICBHI Score",
+    "icbhi.Sp": "Sp",
+    "icbhi.Se": "Se (exact class)",
+    "any_abnormal.Score": "any-abnormal Score",
+    "any_abnormal.Sp": "any-abnormal Sp",
+    "any_abnormal.Se": "any-abnormal Se",
+    "sprsound.Score": "SPRSound Score",
+    "sprsound.SE": "SPRSound SE",
+    "sprsound.SP": "SPRSound SP",
+    "sprsound.AS": "SPRSound AS",
+    "sprsound.HS": "SPRSound HS",
+    "accuracy": "accuracy",
+    "uar": "unweighted average recall",
+    "roc_auc_macro": "AUROC, mean of labels",
+    "average_precision_macro": "AP, mean of labels",
+    "f1_macro": "F1, mean of labels",
+    "f1_micro": "F1, pooled labels",
+}
+_LABEL_FIGURES = {
+    "roc_auc": "AUROC",
+    "average_precision": "AP",
+    "f1": "F1",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+def evaluate_predictions(
+    predictions: Any,
+    *,
+    problem_type: ProblemType,
+    label_names: Sequence[str],
+    thresholds: Thresholds = None,
+    train_table: Any = None,
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluate a predictions table: scores, intervals, floors, subgroups and warnings.
+
+    Args:
+        predictions: The predictions table (DataFrame); see `predictions.read_predictions`.
+        problem_type: "multi_label" or "single_label".
+        label_names: Names of the outputs.
+        thresholds: In logits, fitted on validation; None is 0 (probability 0.5).
+        train_table: Cycle table of the training part, which the floors are fitted on; None leaves most floors out,
+            and says so.
+        n_draws: Bootstrap draws of patients.
+        seed: Seed of the draws and of the floors.
+
+    Returns:
+        JSON-ready: all of `predictions_metrics`, and intervals {figure: [low, high] or None}, bootstrap {n_draws,
+        seed, level, unit,
+        patients, note}, subgroups, floors, warnings [{"level": "bad" | "caution", "text"}].
+
+    Raises:
+        InputError: The table lacks a column, a truth or a finite logit.
+    """
+    answers = read_predictions(predictions, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
+    evaluation = describe(answers, problem_type, label_names)
+    _, n_patients = patient_codes(answers.table)
+    drawn = bootstrap_values(answers.table, answer_statistics(answers), n_draws, seed)
+    bounds = {name: interval(values, n_patients) for name, values in drawn.items()}
+    evaluation["intervals"] = {name: None if pair is None else list(pair) for name, pair in bounds.items()}
+    evaluation["bootstrap"] = {
+        "n_draws": n_draws,
+        "seed": seed,
+        "level": LEVEL,
+        "unit": "patient",
+        "patients": n_patients,
+        "note": interval_note(n_patients),
+    }
+    if "patient_id" not in answers.table.columns or answers.table["patient_id"].isna().any():
+        evaluation["notes"].append(
+            "patients are not all known: recordings stand in for them, so the intervals may be too narrow"
+        )
+    evaluation["subgroups"] = subgroup_tables(answers, n_draws, seed)
+    evaluation["floors"] = []
+    if answers.class_names:
+        evaluation["floors"] = floors(
+            train_table, None, class_names=answers.class_names, seed=seed, n_draws=n_draws, answers=answers
+        )
+    evaluation["warnings"] = _warnings(evaluation)
+    return evaluation
+
+
+def figure_name(figure: str) -> str:
+    """A figure's name for readers: "crackle.roc_auc" is "crackle AUROC"."""
+    label, _, kind = figure.rpartition(".")
+    return FIGURE_NAMES.get(figure) or f"{label} {_LABEL_FIGURES.get(kind, kind)}".strip()
+
+
+def figure_text(figure: str, value: float | None, bounds: Sequence[float] | None = None) -> str:
+    """A figure and its interval as text: one decimal for percent, three for shares of 1."""
+    if value is None:
+        return "undefined"
+    digits = 1 if is_percent(figure) else 3
+    text = f"{value:.{digits}f}"
+    return text if bounds is None else f"{text} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+
+
+def is_percent(figure: str) -> bool:
+    """Whether a figure is in percent (scores of confusions) or a share of 1 (per-label figures)."""
+    return figure.split(".")[0] in ("icbhi", "any_abnormal", "sprsound", "accuracy", "uar")
+
+
+def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """What a reader must not overlook."""
+    found = _floor_warnings(evaluation)
+    values, name = evaluation["values"], evaluation["headline"]
+    if evaluation["bootstrap"]["note"]:
+        found.append(
+            ("caution", evaluation["bootstrap"]["note"][0].upper() + evaluation["bootstrap"]["note"][1:] + ".")
+        )
+    family = name.split(".")[0]
+    missed = values.get("icbhi.Se") if family == "icbhi" else values.get("sprsound.SE")
+    if missed is not None and missed < 50:
+        found.append(("caution", f"{100 - missed:.0f} % of the abnormal items are not given their class."))
+    recall = values.get(f"{family}.Sp", values.get(f"{family}.SP"))
+    if recall is not None and recall < 50:
+        found.append(("caution", f"{100 - recall:.0f} % of the normal items are called abnormal."))
+    for figure, area in values.items():
+        bounds = evaluation["intervals"].get(figure)
+        if figure.endswith(".roc_auc") and area is not None and bounds is not None and bounds[0] <= 0.5:
+            said = f"{figure_name(figure)} {figure_text(figure, area, bounds)}"
+            found.append(("bad", f"{said} is no better than chance, as far as these patients tell."))
+    found += [("caution", note[0].upper() + note[1:] + ".") for note in evaluation["notes"] if "undefined" in note]
+    for grouping, rows in evaluation["subgroups"].items():
+        for row in rows:
+            own, bounds = row["values"].get(name), row["intervals"].get(name)
+            if own is not None and bounds is not None and bounds[1] < values[name]:
+                part = f"{grouping.replace('_', ' ')} {row['value']}"
+                text = f"{figure_name(name)} is lower on {part}: {figure_text(name, own, bounds)}"
+                text += f" against {figure_text(name, values[name])} overall."
+                found.append(("caution", text))
+    return [{"level": level, "text": text} for level, text in found]
+
+
+def _floor_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Floors that the model does not clear."""
+    found = []
+    values, name = evaluation["values"], evaluation["headline"]
+    for row in evaluation["floors"]:
+        advantage = row["advantage"]
+        if advantage is not None:
+            said = f"{figure_name(name)} {figure_text(name, values[name])}"
+            floor = f"the floor \u201c{row['name']}\u201d ({figure_text(name, row['values'][name])})"
+            if advantage["value"] <= 0:
+                found.append(("bad", f"{said} does not reach above {floor}."))
+            elif advantage["interval"] is not None and advantage["interval"][0] <= 0:
+                gain = f"+{advantage['value']:.1f} [{advantage['interval'][0]:.1f}, {advantage['interval'][1]:.1f}]"
+                found.append(("bad", f"{said} is not distinguishable from {floor}: {gain}."))
+        for figure, value in row["values"].items():
+            own = values.get(figure)
+            if figure.endswith(".roc_auc") and None not in (value, own) and value > max(own, 0.5):
+                floor = f"the floor \u201c{row['name']}\u201d ({figure_text(figure, value)})"
+                found.append(("bad", f"{figure_name(figure)} {figure_text(figure, own)} lies below {floor}."))
+    if any(row.get("skipped") == "no training table was given" for row in evaluation["floors"]):
+        found.append(("caution", "The shortcut floors were not computed, because no training table was given."))
+    return found
+
+
+def format_summary(evaluation: dict[str, Any]) -> str:
+    """The evaluation as plain text for a terminal: counts, figures with intervals, floors, definitions, warnings.
+
+    Args:
+        evaluation: What `evaluate_predictions` returned.
+    """
+    counts, draws = evaluation["counts"], evaluation["bootstrap"]
+    lines = [f"{counts['cycles']} cycles of {draws['patients']} patients"]
+    lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
+    lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
+    shown = [name for name in evaluation["values"] if name in FIGURE_NAMES or name.endswith(("roc_auc", ".f1"))]
+    lines += [f"  {figure_name(name):<34}{_with_interval(evaluation, name)}" for name in shown]
+    lines += [
+        f"  {label + ' ECE':<34}{figure_text('ece', value)}"
+        for label, value in evaluation["calibration"]["ece"].items()
+    ]
+    name = evaluation["headline"]
+    if evaluation["floors"]:
+        lines += ["", f"floors ({figure_name(name)}, and how far above it the model lies)"]
+    for row in evaluation["floors"]:
+        gain = row["advantage"]
+        text = (
+            f"skipped: {row['skipped']}"
+            if "skipped" in row
+            else figure_text(name, row["values"].get(name), row["intervals"].get(name))
+        )
+        above = f"   model {gain['value']:+.1f}" if gain else ""
+        above += f" [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]" if gain and gain["interval"] else ""
+        lines.append(f"  {row['name']:<34}{text}{above}")
+    lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
+    lines += [f"{'!!' if warning['level'] == 'bad' else '! '} {warning['text']}" for warning in evaluation["warnings"]]
+    return "\n".join([*lines, "Research use only: not a medical device."])
+
+
+def _with_interval(evaluation: dict[str, Any], name: str) -> str:
+    """One figure of the evaluation with its interval."""
+    return figure_text(name, evaluation["values"][name], evaluation["intervals"].get(name))

@@ -1,0 +1,119 @@
+"""Stage 5, losses: the contrastive loss over one positive and N negatives of Song et al. (2021).
+
+Decided here: negatives come from the embeddings of the batch (2M forwards, not M(N+2)); an anchor with fewer than N
+negatives uses the ones there are, and one without any contributes 0; absent negatives are masked, never repeated, so
+that none counts twice.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from laennec.losses.pairs import check_embeddings, full_precision, normalise
+
+
+def draw_negatives(
+    labels_anchor: Tensor, labels_all: Tensor, n: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Choose N embeddings of other classes for each anchor, without replacement.
+
+    Args:
+        labels_anchor: integers (anchors,).
+        labels_all: integers (candidates,), anchors and positives of the batch alike.
+        n: negatives for each anchor.
+        generator: where the draw comes from (on its own device); pass a seeded one for a repeatable draw.
+
+    Returns:
+        indices (anchors, n) int64 into the candidates, and mask (anchors, n) bool. Where an anchor has fewer than n
+        candidates of other classes it gets all of them; the rest of its row is masked out (False) and points at row 0.
+
+    Raises:
+        ValueError: if n is negative.
+    """
+    if n < 0:
+        raise ValueError(f"the number of negatives cannot be {n}")
+    device = labels_all.device
+    shape = (len(labels_anchor), len(labels_all))
+    keys = torch.rand(shape, generator=generator, device=device if generator is None else generator.device).to(device)
+    keys = keys.masked_fill(labels_anchor.to(device)[:, None] == labels_all[None, :], 2.0)  # draws lie below 1
+    smallest, indices = keys.topk(min(n, shape[1]), dim=1, largest=False)
+    mask = smallest < 2.0
+    lacking = n - indices.shape[1]
+    indices = nn.functional.pad(indices.masked_fill(~mask, 0), (0, lacking))
+    return indices, nn.functional.pad(mask, (0, lacking), value=False)
+
+
+class TupletContrastiveLoss(nn.Module):
+    """Prefer each anchor's positive to N negatives by cosine similarity.
+
+    `-log( e^{a.p/t} / (e^{a.p/t} + sum_k e^{a.n_k/t}) )`, mean over anchors, all embeddings normalised.
+
+    Wants the batch of `laennec.training.sampler.AnchorPositiveSampler` (M anchors, then one positive each) and the
+    indices of `draw_negatives`; for example::
+
+        indices, mask = draw_negatives(labels[:m], labels, n, generator)
+        terms = loss(embeddings[:m], embeddings[m:], embeddings[indices], mask)
+
+    Prefer `SupConLoss` where a batch holds several positives of an anchor: it uses them all.
+
+    Args:
+        temperature: divides the similarities; the paper has none (1).
+
+    Raises:
+        ValueError: if the temperature is not positive.
+
+    Reference: Song, Han and Song, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
+    2021.
+    """
+
+    citation: ClassVar[str] = """@inproceedings{song2021contrastive,
+  title={Contrastive Embedding Learning Method for Respiratory Sound Classification},
+  author={Song, Wenjie and Han, Jiqing and Song, Hongwei},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2021}
+}"""
+    variant = "song2021"
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        self.temperature = float(temperature)
+        self.pairs: dict[str, int] = {}
+
+    def forward(
+        self, anchors: Tensor, positives: Tensor, negatives: Tensor, negatives_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return `{"tuplet": scalar}`; `pairs` counts the (anchor, negative) pairs.
+
+        Args:
+            anchors: (anchors, dim).
+            positives: (anchors, dim), row by row of the anchors' classes.
+            negatives: (anchors, n, dim).
+            negatives_mask: (anchors, n) bool, False where there is no such negative; None where all are there.
+
+        Raises:
+            ValueError: if the shapes do not fit together.
+        """
+        check_embeddings(anchors)
+        if positives.shape != anchors.shape or negatives.shape[:1] + negatives.shape[2:] != anchors.shape:
+            raise ValueError(
+                f"anchors {tuple(anchors.shape)}, positives {tuple(positives.shape)} and negatives "
+                f"{tuple(negatives.shape)} must be (anchors, dim), (anchors, dim) and (anchors, n, dim)"
+            )
+        if negatives_mask is not None and negatives_mask.shape != negatives.shape[:2]:
+            raise ValueError(f"negatives_mask must be {tuple(negatives.shape[:2])}, not {tuple(negatives_mask.shape)}")
+        with full_precision(anchors):
+            a, p, n = normalise(anchors), normalise(positives), normalise(negatives)
+            positive = (a * p).sum(dim=1) / self.temperature  # (anchors,)
+            negative = (n @ a[:, :, None]).squeeze(2) / self.temperature  # (anchors, n)
+            if negatives_mask is not None:
+                negative = negative.masked_fill(~negatives_mask.bool(), -torch.inf)
+            each = torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
+            self.pairs = {"tuplet": negative.numel() if negatives_mask is None else int(negatives_mask.sum())}
+            return {"tuplet": each.sum() / max(1, len(anchors))}
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}, temperature={self.temperature}"

@@ -1,0 +1,385 @@
+"""Stage 6, model: encoder + pooling + projection + head, as one transformers model.
+
+Decided here: the head sees a standardised embedding (mean and spread of the training embeddings are buffers of the head), because raw
+embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve them all. A frozen encoder stays
+in eval mode and outside the graph. A head-only checkpoint names its base and carries a digest of the base's weights, because a head on
+another encoder fails silently otherwise. `forward` takes no **kwargs: transformers' Trainer would then rescale the loss under gradient
+accumulation.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput, logging
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
+from laennec.errors import InputError
+
+POOLINGS = ("encoder", "mean")
+PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
+# tensors that only training needs: the projection feeds auxiliary losses
+_TRAINING_ONLY = ("projection.",)
+
+
+class LaennecConfig(PreTrainedConfig):
+    """What a laennec model is made of.
+
+    Args:
+        encoder_config: The encoder's own configuration (or its dict).
+        problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax); transformers' longer names too.
+        pooling: "encoder" takes what the encoder was released with, "mean" the masked mean over tokens of real frames.
+        head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
+        head_dropout: Dropout before the last layer, 0 to 1.
+        projection_dim: Width of the projection that auxiliary losses see; 0 for none (they see the embedding).
+        frozen_encoder: Whether the encoder is never trained.
+        base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint file; None for random weights.
+        base_model_revision: The Hub revision of the base.
+        encoder_digest: sha256 of the encoder's weights; checked when a head-only checkpoint is loaded.
+        head_only: Whether the saved weights leave the encoder out.
+        thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
+        temperatures: Divisor of each label's logit, by label name; 1 where absent.
+    """
+
+    model_type = "laennec"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings", "projections"]
+
+    def __init__(
+        self,
+        encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
+        problem_type: str = "multi_label",
+        pooling: str = "encoder",
+        head_hidden_dim: int = 0,
+        head_dropout: float = 0.0,
+        projection_dim: int = 0,
+        frozen_encoder: bool = False,
+        base_model_name_or_path: str | None = None,
+        base_model_revision: str | None = None,
+        encoder_digest: str | None = None,
+        head_only: bool = False,
+        thresholds: dict[str, float] | None = None,
+        temperatures: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(encoder_config, dict):
+            encoder_config = _config_from_dict(encoder_config)
+        self.encoder_config = encoder_config
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling is {pooling!r}; it can be {' or '.join(POOLINGS)}")
+        self.pooling = pooling
+        self.head_hidden_dim = head_hidden_dim
+        self.head_dropout = head_dropout
+        self.projection_dim = projection_dim
+        self.frozen_encoder = frozen_encoder
+        self.base_model_name_or_path = base_model_name_or_path
+        self.base_model_revision = base_model_revision
+        self.encoder_digest = encoder_digest
+        self.head_only = head_only
+        self.thresholds = thresholds or {}
+        self.temperatures = temperatures or {}
+        super().__init__(problem_type=PROBLEM_TYPES.get(problem_type, problem_type), **kwargs)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels in the order of the logits."""
+        return [self.id2label[i] for i in range(self.num_labels)]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each label is decided by itself."""
+        return bool(self.problem_type == PROBLEM_TYPES["multi_label"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """This configuration as plain values, the encoder's nested inside."""
+        values: dict[str, Any] = super().to_dict()
+        if isinstance(self.encoder_config, PreTrainedConfig):
+            values["encoder_config"] = self.encoder_config.to_dict()
+        return values
+
+
+def _config_from_dict(values: dict[str, Any]) -> PreTrainedConfig:
+    values = dict(values)
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@dataclass
+class LaennecOutput(ModelOutput):
+    """What the model returns.
+
+    Attributes:
+        loss: Mean BCE or cross entropy; only where labels were given.
+        logits: (batch, labels), before temperatures.
+        embeddings: (batch, dim), pooled, not standardised.
+        projections: (batch, projection_dim), or None where the model has no projection.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    projections: Tensor | None = None
+
+
+class Head(nn.Module):
+    """Standardise the embedding, then a linear layer (or one hidden layer before it)."""
+
+    mean: Tensor
+    spread: Tensor
+
+    def __init__(self, dim: int, labels: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
+        self.hidden = nn.Sequential(nn.Linear(dim, hidden_dim), nn.ReLU()) if hidden_dim else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_dim or dim, labels)
+
+    def standardise(self, embeddings: Tensor) -> None:
+        """Take mean and spread from training embeddings (cycles, dim)."""
+        spread, mean = torch.std_mean(embeddings.to(self.mean), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.spread.copy_(spread.clamp_min(1e-6))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """(batch, dim) -> logits (batch, labels)."""
+        x = (embeddings.to(self.mean.dtype) - self.mean) / self.spread
+        logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
+        return logits
+
+
+class LaennecForAudioClassification(PreTrainedModel):
+    """An audio encoder with a crackle/wheeze head (or any other label set).
+
+    Args:
+        config: The whole model's configuration; without `encoder`, the encoder is built from it with random weights.
+        encoder: A ready encoder, taken as it is.
+    """
+
+    config_class = LaennecConfig
+    config: LaennecConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LaennecConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if encoder is None:
+            encoder = encoder_from_config(config.encoder_config)
+        self.encoder = encoder
+        dim = int(encoder.config.hidden_size)
+        self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout)
+        self.projection = (
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.projection_dim))
+            if config.projection_dim
+            else None
+        )
+        self.post_init()
+        # set by schedules that train the head alone for a while
+        self.encoder_paused = False
+        if config.frozen_encoder:
+            self.freeze_encoder()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave encoders as their own class made them; give the head small weights."""
+        if isinstance(module, Head):
+            nn.init.ones_(module.spread)
+            nn.init.zeros_(module.mean)
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is from now on: no gradient, no batch statistics."""
+        self.config.frozen_encoder = True
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    def train(self, mode: bool = True) -> "LaennecForAudioClassification":
+        """Switch between training and evaluation; a frozen or paused encoder stays in evaluation."""
+        super().train(mode)
+        if self.config.frozen_encoder or self.encoder_paused:
+            self.encoder.eval()
+        return self
+
+    def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim)."""
+        still = self.config.frozen_encoder or self.encoder_paused
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
+            out = self.encoder(input_values=input_values, attention_mask=attention_mask)
+            if self.config.pooling == "encoder":
+                pooled: Tensor = out.pooler_output
+                return pooled
+            special = int(getattr(self.encoder, "num_special_tokens", 0))
+            weight = out.token_mask[:, special:].to(out.last_hidden_state.dtype).unsqueeze(-1)
+            # (batch, tokens, dim) -> (batch, dim), over tokens of real frames
+            return (out.last_hidden_state[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> LaennecOutput | tuple[Tensor, ...]:
+        """Classify cycles.
+
+        Args:
+            input_values: (batch, frames, mels), from the model's feature extractor.
+            attention_mask: (batch, frames), 1 on real frames; None where every frame is real.
+            labels: (batch, labels) of 0/1 (or soft values) for multi_label; class numbers (batch,) or soft rows (batch, labels) for single_label.
+            embeddings: (batch, dim) instead of `input_values`, where the encoder has run already.
+            return_dict: False for a plain tuple.
+
+        Raises:
+            ValueError: Neither `input_values` nor `embeddings` was given.
+        """
+        if embeddings is None:
+            if input_values is None:
+                raise ValueError("give input_values (features of the cycles) or embeddings")
+            embeddings = self.embed(input_values, attention_mask)
+        logits = self.head(embeddings)
+        output = LaennecOutput(
+            loss=None if labels is None else self.task_loss(logits, labels),
+            logits=logits,
+            embeddings=embeddings,
+            projections=None if self.projection is None else self.projection(embeddings),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Unweighted mean BCE (multi_label) or cross entropy (single_label)."""
+        if self.config.is_multi_label:
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, labels)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(batch, labels) logits -> calibrated probabilities of the same shape."""
+        names = self.config.label_names
+        divisor = torch.tensor([self.config.temperatures.get(n, 1.0) for n in names], device=logits.device)
+        scaled = logits.float() / divisor
+        return scaled.sigmoid() if self.config.is_multi_label else scaled.softmax(-1)
+
+    def save_pretrained(self, save_directory: str | Path, head_only: bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Save config and weights (safetensors).
+
+        Args:
+            save_directory: The folder.
+            head_only: Whether to leave the encoder out; None leaves it out where it is frozen and its base is known.
+            **kwargs: Handed to transformers.
+        """
+        if head_only is None:
+            head_only = bool(self.config.frozen_encoder and self.config.base_model_name_or_path)
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        if head_only:
+            state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
+            self.config.encoder_digest = self.config.encoder_digest or encoder_digest(self.encoder)
+        before, self.config.head_only = self.config.head_only, head_only
+        try:
+            return super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        finally:
+            self.config.head_only = before
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        config: LaennecConfig | None = None,
+        base: str | Path | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> "LaennecForAudioClassification":
+        """Load a model from a folder or the Hub; a head-only one with its base.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *args: Handed to transformers.
+            config: The configuration, if it was loaded already.
+            base: The base encoder of a head-only model (folder, file, Hub id or encoder), where it is not at the place the config names.
+            **kwargs: Handed to transformers.
+
+        Raises:
+            InputError: The base cannot be found, or its weights are not those the head was trained on; weights are missing or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs}
+        try:
+            if config is None:
+                config = LaennecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+            encoder = _base_encoder(config, base) if config.head_only else None
+            with _without_report(config.head_only):
+                model, info = super().from_pretrained(
+                    pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
+                )
+        except InputError:
+            raise
+        except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+            raise InputError(_loading_error(pretrained_model_name_or_path, error)) from error
+        missing = [k for k in info["missing_keys"] if not k.startswith(_TRAINING_ONLY)]
+        if config.head_only:
+            missing = [k for k in missing if not k.startswith("encoder.")]
+        if missing or info["mismatched_keys"]:
+            wrong = sorted(map(str, missing or info["mismatched_keys"]))[0]
+            raise InputError(
+                f"{pretrained_model_name_or_path}: the weights are not those of the model in config.json "
+                f"({wrong} is missing or of another shape); get the checkpoint again or export the run again"
+            )
+        if encoder is not None:
+            # transformers gives random weights to what a checkpoint leaves out; the base takes their place
+            model.encoder = encoder
+        model.config.head_only = False
+        if config.frozen_encoder:
+            model.freeze_encoder()
+        return (model, info) if wants_info else model
+
+
+@contextlib.contextmanager
+def _without_report(quiet: bool) -> Iterator[None]:
+    """Keep transformers from reporting weights as missing that are left out on purpose."""
+    before = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _loading_error(name: str | Path, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"{name}: cannot load a laennec model: {first}; give an exported folder or a Hub id of a laennec model"
+
+
+def _base_encoder(config: LaennecConfig, base: str | Path | PreTrainedModel | None) -> PreTrainedModel:
+    """The encoder that a head-only checkpoint was trained on, its weights checked."""
+    if isinstance(base, PreTrainedModel):
+        encoder, source = base, type(base).__name__
+    else:
+        source = str(base or config.base_model_name_or_path)
+        try:
+            encoder = load_encoder(source, revision=None if base else config.base_model_revision)
+        except InputError as error:
+            raise InputError(f"{error} (this model is a head for that base: pass base=..., or --base on the command line)") from error
+    digest = encoder_digest(encoder)
+    if config.encoder_digest and digest != config.encoder_digest:
+        raise InputError(
+            f"{source}: not the encoder this head was trained on (weights {digest[:12]}, expected "
+            f"{config.encoder_digest[:12]}); give the base {config.base_model_name_or_path!r}"
+        )
+    return encoder
+
+
+AutoConfig.register("laennec", LaennecConfig)
+AutoModelForAudioClassification.register(LaennecConfig, LaennecForAudioClassification)
+AutoFeatureExtractor.register(LaennecConfig, LaennecFeatureExtractor)

@@ -1,0 +1,88 @@
+"""Stage 6, model: how transformers' Auto classes learn of laennec without `import laennec` costing seconds.
+
+Decided here: `import laennec` must stay instant, yet be enough for `AutoModelForAudioClassification.from_pretrained(...)`. The model
+registers itself when it is imported; what is placed into transformers here only has it imported at the moment when an Auto class asks for a
+"laennec" model. Importing it any earlier would be slow, and circular while transformers is still being loaded.
+"""
+
+import importlib
+import importlib.machinery
+import sys
+from collections.abc import Callable, Sequence, ValuesView
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+_MODEL_TYPE = "laennec"
+
+
+class _Registered(dict[Any, Any]):
+    """What was registered with a mapping of transformers, ours included although it is not imported yet."""
+
+    def __contains__(self, key: object) -> bool:
+        return key == _MODEL_TYPE or super().__contains__(key)
+
+    def __missing__(self, key: Any) -> Any:
+        if key != _MODEL_TYPE:
+            raise KeyError(key)
+        importlib.import_module("laennec.model")
+        return dict.__getitem__(self, key)
+
+
+class _RegisteredExtractors(dict[Any, Any]):
+    """Feature extractors are looked for by class name among all values."""
+
+    def values(self) -> ValuesView[Any]:
+        importlib.import_module("laennec.model")
+        return super().values()
+
+
+def _announce_config(module: ModuleType) -> None:
+    mapping = module.CONFIG_MAPPING
+    mapping._extra_content = _Registered(mapping._extra_content)
+
+
+def _announce_extractor(module: ModuleType) -> None:
+    mapping = module.FEATURE_EXTRACTOR_MAPPING
+    mapping._extra_content = _RegisteredExtractors(mapping._extra_content)
+
+
+_ANNOUNCE: dict[str, Callable[[ModuleType], None]] = {
+    "transformers.models.auto.configuration_auto": _announce_config,
+    "transformers.models.auto.feature_extraction_auto": _announce_extractor,
+}
+
+
+class _ThenAnnounce(Loader):
+    """Loads an Auto module as its own loader would, then announces the model to it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _ANNOUNCE[module.__name__](module)
+
+
+class _AutoFinder(MetaPathFinder):
+    """Finds the Auto modules."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if fullname not in _ANNOUNCE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenAnnounce(spec.loader)
+        return spec
+
+
+def register_with_transformers() -> None:
+    """Have the model known to transformers' Auto classes: those that are loaded, and those that will be."""
+    for name, announce in _ANNOUNCE.items():
+        if name in sys.modules:
+            announce(sys.modules[name])
+    sys.meta_path.insert(0, _AutoFinder())

@@ -1,0 +1,255 @@
+"""Stage 10, prediction: recordings -> timeline of crackle and wheeze.
+
+Decided here: the front end, the recording filter, the temperatures and the thresholds are the model's own; serving chooses only where to
+look (windows, or the cycles of an annotation). A recording that cannot be read is listed and skipped, the others are answered. What was
+written is read back and compared before it counts as done.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laennec.audio.cycle import cut, read_annotation, read_audacity_labels, sliding_windows
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import ButterworthFilter, Recording, read_recording
+from laennec.errors import InputError
+from laennec.model import LaennecForAudioClassification
+from laennec.training.embed import embed_waveforms
+from laennec.training.tables import head_logits
+from laennec.writing import write_aside
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64")
+FORMATS = ("json", "csv")
+
+
+@dataclass
+class Prediction:
+    """One recording's timeline.
+
+    Attributes:
+        recording: Path of the recording.
+        duration_s: Its length.
+        source_sampling_rate: Its own rate in Hz.
+        spans: (start_s, end_s) of each window or cycle.
+        probabilities: (spans, labels), calibrated.
+        present: (spans, labels), whether each label passes its threshold.
+        labels: Label names.
+    """
+
+    recording: str
+    duration_s: float
+    source_sampling_rate: int
+    spans: list[tuple[float, float]]
+    probabilities: np.ndarray[Any, np.dtype[np.float32]]
+    present: np.ndarray[Any, np.dtype[np.bool_]]
+    labels: list[str]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One flat row a span, numbers rounded as they are written: times to 1 ms, probabilities to 6 digits."""
+        for (start, end), probability, present in zip(self.spans, self.probabilities, self.present, strict=True):
+            row: dict[str, Any] = {"recording": self.recording, "start_s": round(start, 3), "end_s": round(end, 3)}
+            for name, p, is_present in zip(self.labels, probability, present, strict=True):
+                row[f"{name}_probability"] = round(float(p), 6)
+                row[name] = int(is_present)
+            yield row
+
+    def to_dict(self) -> dict[str, Any]:
+        """The timeline as plain values."""
+        rows = [{k: v for k, v in row.items() if k != "recording"} for row in self.rows()]
+        return {
+            "recording": self.recording,
+            "duration_s": round(self.duration_s, 3),
+            "source_sampling_rate": self.source_sampling_rate,
+            "labels": self.labels,
+            "timeline": rows,
+        }
+
+
+@dataclass
+class Predicted:
+    """What a call of `predict` did: files written, recordings answered, recordings that failed with their reasons."""
+
+    files: list[Path] = field(default_factory=list)
+    answered: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Predictor:
+    """A model with its front end, ready for recordings.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        window_s: Length of a window, in seconds.
+        hop_s: From one window's start to the next, in seconds.
+    """
+
+    def __init__(
+        self, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, window_s: float = 3.0, hop_s: float = 1.5
+    ) -> None:
+        if not (window_s > 0 and hop_s > 0):
+            raise InputError(f"--window-s ({window_s}) and --hop-s ({hop_s}) must be greater than 0")
+        self.model = model.eval()
+        self.extractor = extractor
+        self.window_s = window_s
+        self.hop_s = hop_s
+        settings = getattr(extractor, "recording_filter", None)
+        self.filter = ButterworthFilter(**settings) if settings else None
+
+    def __call__(self, path: str | Path, annotation: str | Path | None = None) -> Prediction:
+        """Answer one recording: by windows, or the cycles of an annotation (ICBHI text or Audacity labels).
+
+        Raises:
+            DecodeError: The recording cannot be read.
+            AnnotationError: The annotation cannot be read or does not fit the recording.
+        """
+        recording = read_recording(path, self.extractor.sampling_rate, filter=self.filter)
+        spans = self._spans(recording, annotation)
+        waveforms = [cut(recording.waveform, recording.sampling_rate, start, end) for start, end in spans]
+        embeddings = embed_waveforms(self.model, self.extractor, waveforms)
+        probabilities = self.model.probabilities(torch.from_numpy(head_logits(self.model, embeddings))).cpu().numpy()
+        return Prediction(
+            str(path),
+            recording.duration_s,
+            recording.source_sampling_rate,
+            spans,
+            probabilities,
+            self._present(probabilities),
+            self.model.config.label_names,
+        )
+
+    def _spans(self, recording: Recording, annotation: str | Path | None) -> list[tuple[float, float]]:
+        if annotation is None:
+            return sliding_windows(recording.duration_s, self.window_s, self.hop_s)
+        cycles = _read_any_annotation(Path(annotation), recording.duration_s)
+        return [(cycle.start_s, cycle.end_s) for cycle in cycles]
+
+    def _present(self, probabilities: Any) -> Any:
+        """Thresholds for labels that stand by themselves, the most probable class otherwise."""
+        config = self.model.config
+        if config.is_multi_label:
+            # a label is present above its threshold, as in evaluation
+            return probabilities > np.array([config.thresholds.get(name, 0.5) for name in config.label_names])
+        return np.eye(len(config.label_names), dtype=bool)[probabilities.argmax(1)]
+
+
+def _read_any_annotation(path: Path, duration_s: float) -> Sequence[Any]:
+    """ICBHI text, or an Audacity label track where the third column is no 0/1 flag."""
+    try:
+        first = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the annotation: {error.strerror}") from error
+    if len(first) >= 3 and first[2] not in ("0", "1") and any(c.isalpha() for c in first[2]):
+        return read_audacity_labels(path, duration_s)
+    return read_annotation(path, duration_s)
+
+
+def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
+    """Files as given, folders searched for audio, each once.
+
+    Raises:
+        InputError: A path does not exist, or there is no recording at all.
+    """
+    found: dict[Path, None] = {}
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found.update((p, None) for p in sorted(item.rglob("*")) if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
+        else:
+            found[item] = None
+    if not found:
+        raise InputError(f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that holds some")
+    return list(found)
+
+
+def predict(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    formats: Sequence[str] = FORMATS,
+    annotation: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Predicted:
+    """Answer recordings and write their timelines.
+
+    Args:
+        predictor: Model and windows.
+        inputs: Audio files and folders.
+        out: Folder for `<recording>.json`, and `predictions.csv` for all together.
+        formats: Any of "json", "csv".
+        annotation: An annotation file, or a folder with `<recording>.txt` files; None: windows.
+        progress: Called with (recordings done, recordings in all).
+
+    Raises:
+        InputError: Unknown format, nothing to predict, or `out` cannot be written to.
+    """
+    unknown = [f for f in formats if f not in FORMATS]
+    if unknown:
+        raise InputError(f"unknown format {unknown[0]!r}; it can be {', '.join(FORMATS)} (--format)")
+    recordings = find_recordings(inputs)
+    out = Path(out)
+    result = Predicted()
+    names = _output_names(recordings)
+    rows: list[dict[str, Any]] = []
+    for done, path in enumerate(recordings, 1):
+        try:
+            prediction = predictor(path, _annotation_for(path, annotation))
+        except InputError as error:
+            result.failed.append((str(path), str(error)))
+        else:
+            rows.extend(prediction.rows())
+            if "json" in formats:
+                result.files.append(_write_json(out / f"{names[path]}.json", prediction))
+            result.answered.append(str(path))
+        if progress:
+            progress(done, len(recordings))
+    if "csv" in formats and rows:
+        result.files.append(_write_csv(out / "predictions.csv", rows))
+    return result
+
+
+def _annotation_for(recording: Path, annotation: str | Path | None) -> Path | None:
+    if annotation is None:
+        return None
+    place = Path(annotation)
+    return place / f"{recording.stem}.txt" if place.is_dir() else place
+
+
+def _output_names(recordings: Sequence[Path]) -> dict[Path, str]:
+    """The stem of each recording, with its folders where two share a stem."""
+    stems = [p.stem for p in recordings]
+    names: dict[Path, str] = {}
+    for path in recordings:
+        unique = stems.count(path.stem) == 1
+        names[path] = path.stem if unique else "_".join(p for p in (*path.parts[:-1], path.name) if p not in ("/", "..", "."))
+    return names
+
+
+def _write_json(path: Path, prediction: Prediction) -> Path:
+    content = prediction.to_dict()
+    with write_aside(path) as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+    if json.loads(path.read_text(encoding="utf-8")) != content:
+        raise InputError(f"{path}: what was written reads back differently; check the disk")
+    return path
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_aside(path) as file:
+        file.write(text.getvalue())
+    with path.open(encoding="utf-8", newline="") as file:
+        again = list(csv.DictReader(file))
+    if [list(row.values()) for row in again] != [[str(v) for v in row.values()] for row in rows]:
+        raise InputError(f"{path}: what was written reads back differently; check the disk")
+    return path

@@ -1,0 +1,226 @@
+"""Stage 8, training: from rows of a cycle table to padded batches.
+
+Decided here: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for the whole batch at
+once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does not change when the split does. Rows
+without a label (SPRSound's Poor Quality records) are left out of training and counted.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laennec.audio.augment import (
+    WaveformAugmentation,
+    concatenate,
+    concatenation_partner,
+    or_labels,
+)
+from laennec.training.config import ConfigError, TargetSettings
+
+FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
+TWO_LABELS = ("crackle", "wheeze")
+
+
+@dataclass
+class Targets:
+    """What the cycles of one part should be answered with.
+
+    Attributes:
+        names: The labels in the order of the logits.
+        labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
+        class_ids: int64 (cycles,), one number for each distinct answer; auxiliary losses and samplers use them.
+        kept: int64 rows of the table these belong to (rows without a label are left out).
+    """
+
+    names: list[str]
+    labels: NDArray[Any]
+    class_ids: NDArray[np.int64]
+    kept: NDArray[np.int64]
+
+
+def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
+    """Read the answers out of a cycle table.
+
+    Args:
+        table: A cycle table (datasets.Dataset).
+        settings: Which problem, column and names.
+        names: The label names of training, for any other part.
+
+    Raises:
+        ConfigError: The column does not exist, or a label occurs that training did not have.
+    """
+    names = list(names or settings.names)
+    column = settings.column
+    if column is not None and column not in table.column_names:
+        raise ConfigError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
+    if settings.problem_type == "multi_label":
+        return _multi_label(table, column, names)
+    return _single_label(table, column or "label", names)
+
+
+def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
+    if column == "events":
+        events = [set(e or ()) for e in table["events"]]
+        names = names or sorted(set().union(*events))
+        kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
+        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(-1, len(names))
+    else:
+        names = names or list(TWO_LABELS)
+        absent = [n for n in names if n not in table.column_names]
+        if absent:
+            raise ConfigError(f"target.names has {absent[0]!r}, which is no column of the cycle table; set target.column: events for event names")
+        columns = [list(table[name]) for name in names]
+        kept = np.array([i for i in range(len(table)) if all(c[i] is not None for c in columns)], dtype=np.int64)
+        flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
+    class_ids = (flags.astype(np.int64) << np.arange(len(names))).sum(1)
+    return Targets(names, flags, class_ids, kept)
+
+
+def _single_label(table: Any, column: str, names: list[str]) -> Targets:
+    values = list(table[column])
+    if column == "label":
+        values = [None if v is None else FOUR_CLASSES[v] for v in values]
+        names = names or list(FOUR_CLASSES)
+    elif column == "events":
+        values = [v[0] if v else None for v in values]
+    names = names or sorted({str(v) for v in values if v is not None})
+    number = {name: i for i, name in enumerate(names)}
+    kept = np.array([i for i, v in enumerate(values) if v is not None], dtype=np.int64)
+    unknown = sorted({str(values[i]) for i in kept} - set(names))
+    if unknown:
+        raise ConfigError(f"the answer {unknown[0]!r} of column {column!r} is none of {', '.join(names)}; name all of them in target.names")
+    labels = np.array([number[str(values[i])] for i in kept], dtype=np.int64)
+    return Targets(names, labels, labels, kept)
+
+
+def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
+    """A number for each cycle that depends on nothing but its id: the counter of its random draws."""
+    digests = (hashlib.sha256(c.encode()).digest()[:8] for c in cycle_ids)
+    return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
+
+
+@dataclass
+class Concatenation:
+    """Training cycles joined with a partner, their labels OR-ed (multi_label only).
+
+    Attributes:
+        probability: How often a cycle gets a partner.
+        candidates: Rows that may be partners.
+    """
+
+    probability: float
+    candidates: NDArray[np.int64]
+
+
+class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Cycles with their labels; `dataset[(row, epoch)]` draws augmentation, `dataset[row]` does not.
+
+    Args:
+        waveforms: Sequence of float32 (samples,) by row.
+        targets: Labels by row.
+        cycle_ids: Cycle ids by row.
+        sampling_rate: Of the waveforms, in Hz.
+        seed: Of all draws.
+        augmentation: Draws on the waveform; None for none.
+        concatenation: Joining with a partner; None for none.
+    """
+
+    def __init__(
+        self,
+        waveforms: Any,
+        targets: Targets,
+        cycle_ids: Sequence[str],
+        sampling_rate: int,
+        seed: int,
+        augmentation: WaveformAugmentation | None = None,
+        concatenation: Concatenation | None = None,
+    ) -> None:
+        self.waveforms = waveforms
+        self.targets = targets
+        self.numbers = cycle_numbers(cycle_ids)
+        self.sampling_rate = sampling_rate
+        self.seed = seed
+        self.augmentation = augmentation
+        self.concatenation = concatenation
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def partner_of(self, row: int, epoch: int) -> int | None:
+        """The row that a cycle is joined with in an epoch, if any."""
+        c = self.concatenation
+        if c is None:
+            return None
+        return concatenation_partner(self.seed, epoch, int(self.numbers[row]), c.candidates, c.probability)
+
+    def label_at(self, row: int, epoch: int) -> Any:
+        """A cycle's label in an epoch: OR-ed with its partner's."""
+        partner = self.partner_of(row, epoch)
+        label = self.targets.labels[row]
+        return label if partner is None else or_labels(label, self.targets.labels[partner])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        row, epoch = key if isinstance(key, tuple) else (key, None)
+        waveform = self.waveforms[row]
+        label = self.targets.labels[row]
+        class_id = self.targets.class_ids[row]
+        number = int(self.numbers[row])
+        if epoch is not None:
+            partner = self.partner_of(row, epoch)
+            if partner is not None:
+                waveform = concatenate(waveform, self.waveforms[partner])
+                label = self.label_at(row, epoch)
+                class_id = (label.astype(np.int64) << np.arange(len(label))).sum()
+            if self.augmentation:
+                waveform = self.augmentation(waveform, self.sampling_rate, seed=self.seed, epoch=epoch, cycle_index=number)
+        return {"waveform": waveform, "label": label, "class_id": class_id, "cycle_number": number, "epoch": -1 if epoch is None else epoch}
+
+
+class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Embeddings of a frozen encoder; `dataset[(row, epoch)]` takes the augmented copy of that epoch.
+
+    Args:
+        embeddings: float32 (copies, cycles, dim).
+        labels: (copies, cycles, labels) or (copies, cycles): concatenation changes labels too.
+    """
+
+    def __init__(self, embeddings: NDArray[np.float32], labels: NDArray[Any]) -> None:
+        self.embeddings = torch.from_numpy(embeddings)
+        self.labels = torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[1]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        row, epoch = key if isinstance(key, tuple) else (key, 0)
+        copy = epoch % len(self.embeddings)
+        return {"embeddings": self.embeddings[copy, row], "labels": self.labels[copy, row]}
+
+
+def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad waveforms to the longest: waveforms (batch, samples), lengths (batch,), labels, class_ids, cycle_numbers, epochs."""
+    lengths = [len(item["waveform"]) for item in items]
+    waveforms = torch.zeros(len(items), max(lengths))
+    for row, item in enumerate(items):
+        waveforms[row, : lengths[row]] = torch.from_numpy(np.asarray(item["waveform"]).copy())
+    return {
+        "waveforms": waveforms,
+        "lengths": torch.tensor(lengths),
+        "labels": torch.from_numpy(np.stack([item["label"] for item in items])),
+        "class_ids": torch.tensor([int(item["class_id"]) for item in items]),
+        "cycle_numbers": torch.tensor([item["cycle_number"] for item in items]),
+        "epochs": torch.tensor([item["epoch"] for item in items]),
+    }
+
+
+def collate_embeddings(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Stack embeddings (batch, dim) and labels."""
+    return {
+        "embeddings": torch.stack([item["embeddings"] for item in items]),
+        "labels": torch.stack([item["labels"] for item in items]),
+    }

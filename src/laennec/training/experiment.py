@@ -1,0 +1,294 @@
+"""Stage 8, training: one recipe, from corpus to the best epoch's model.
+
+Decided here: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored; `laennec evaluate`
+scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer trains the head on embeddings. An
+unfinished run in the output folder is continued if its recipe is the same, and never overwritten by another one unasked.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laennec.audio.augment import WaveformAugmentation
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import ButterworthFilter
+from laennec.corpora import CycleWaveforms, cache_root, load_corpus, provenance
+from laennec.encoders import encoder_digest, load_encoder
+from laennec.errors import InputError
+from laennec.model import LaennecConfig, LaennecForAudioClassification
+from laennec.training.batches import Concatenation, CycleDataset, EmbeddingDataset, Targets, collate_cycles, collate_embeddings, targets_of
+from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
+from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
+from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
+from laennec.training.schedule import run_phases
+from laennec.training.tables import calibrate, predictions_table, truth_table
+from laennec.writing import folder_aside, write_aside
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Part:
+    """One part of the corpus, ready for use."""
+
+    name: str
+    table: Any
+    targets: Targets
+    dataset: CycleDataset
+    waveform_settings: str
+
+    def keys(self, draw: str = "") -> list[bytes]:
+        """Content keys of the cycles."""
+        return cycle_keys(self.table, self.waveform_settings, draw)
+
+
+def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
+    """The front end of a recipe."""
+    given = {"length": settings.length, "duration_s": settings.duration_s, "fade_s": settings.fade_s}
+    filter_ = make_filter(settings)
+    extra = {"recording_filter": None if filter_ is None else dataclasses.asdict(filter_)}
+    try:
+        return LaennecFeatureExtractor(preset=settings.preset, **{k: v for k, v in given.items() if v is not None}, **extra)
+    except ValueError as error:
+        raise ConfigError(f"features: {error}") from error
+
+
+def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
+    """The recording filter of a recipe."""
+    if settings.filter_kind is None:
+        return None
+    cutoff = settings.filter_cutoff_hz
+    if cutoff is None:
+        raise ConfigError("features.filter_kind is set, but features.filter_cutoff_hz is not")
+    try:
+        return ButterworthFilter(settings.filter_kind, tuple(cutoff) if isinstance(cutoff, list) else cutoff, settings.filter_order)
+    except ValueError as error:
+        raise ConfigError(f"features: {error}") from error
+
+
+def load_parts(recipe: Recipe) -> Any:
+    """The recipe's corpus as a DatasetDict of cycle tables."""
+    c = recipe.corpus
+    return load_corpus(
+        c.name,
+        c.data_dir,
+        protocol=c.protocol,
+        fold=c.fold,
+        validation_fraction=c.validation_fraction,
+        seed=recipe.seed,
+        tables_dir=c.tables_dir,
+        allow_missing=c.allow_missing,
+        level=c.level,
+        **c.options,
+    )
+
+
+def make_part(name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool) -> Part:
+    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet."""
+    targets = targets_of(table, recipe.target, names)
+    if len(targets.kept) < len(table):
+        _log.warning("%s: %d of %d cycles carry no label and are left out", name, len(table) - len(targets.kept), len(table))
+        table = table.select(targets.kept)
+    filter_ = make_filter(recipe.features)
+    waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
+    waveforms.prepare()
+    augmentation, concatenation = make_draws(recipe.augment, targets) if train else (None, None)
+    dataset = CycleDataset(
+        waveforms, targets, table["cycle_id"], extractor.sampling_rate, recipe.seed, augmentation, concatenation
+    )
+    return Part(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
+
+
+def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAugmentation | None, Concatenation | None]:
+    """The recipe's draws on waveforms; None where every probability is 0."""
+    parts = {k: getattr(settings, k) for k in WaveformAugmentation.__dataclass_fields__}
+    augmentation = WaveformAugmentation(**parts) if any(parts.values()) else None
+    if not settings.concatenate_probability:
+        return augmentation, None
+    if targets.labels.ndim != 2:
+        raise ConfigError("augment.concatenate_probability ORs labels: it needs target.problem_type: multi_label")
+    rows = np.arange(len(targets.labels))
+    if settings.concatenate_label is not None:
+        if settings.concatenate_label not in targets.names:
+            raise ConfigError(f"augment.concatenate_label is {settings.concatenate_label!r}; the labels are {', '.join(targets.names)}")
+        rows = rows[targets.labels[:, targets.names.index(settings.concatenate_label)] > 0]
+    return augmentation, Concatenation(settings.concatenate_probability, rows)
+
+
+def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
+    """Encoder (loaded or random) and a new head for the given labels."""
+    torch.manual_seed(recipe.seed)
+    e, h = recipe.encoder, recipe.head
+    encoder = load_encoder(e.weights, type=e.type, revision=e.revision, **e.config)
+    config = LaennecConfig(
+        encoder_config=encoder.config,
+        problem_type=recipe.target.problem_type,
+        pooling=h.pooling,
+        head_hidden_dim=h.hidden_dim,
+        head_dropout=h.dropout,
+        projection_dim=h.projection_dim,
+        frozen_encoder=e.frozen,
+        base_model_name_or_path=e.weights,
+        base_model_revision=e.revision,
+        encoder_digest=encoder_digest(encoder) if e.frozen else None,
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+    )
+    return LaennecForAudioClassification(config, encoder)
+
+
+def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
+    """Run a recipe.
+
+    Args:
+        recipe: All settings.
+        command: The literal command, for the record.
+        overwrite: Whether a finished or other run in the output folder may be deleted.
+
+    Returns:
+        The run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
+
+    Raises:
+        InputError: Anything a user can mend, from the recipe to the disk.
+    """
+    out = Path(recipe.output_dir or Path("runs") / recipe.name)
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        _claim(out, recipe, overwrite)
+    torch.set_num_threads(recipe.train.threads)
+    timings = Timings()
+    with timings.measure("total"):
+        extractor = make_extractor(recipe.features)
+        with timings.measure("corpus"):
+            parts = load_parts(recipe)
+            source = provenance(parts)
+            training = make_part("train", parts["train"], recipe, extractor, None, True)
+            names = training.targets.names
+            validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
+        model = make_model(recipe, names)
+        cache = None
+        if recipe.encoder.frozen:
+            with timings.measure("embedding"):
+                cache = EmbeddingCache(cache_root(), model, extractor)
+                datasets = _embedded(recipe, model, extractor, training, validation, cache)
+        else:
+            datasets = (training.dataset, validation.dataset)
+            _standardise_on_sample(recipe, model, extractor, training)
+        with timings.measure("training"):
+            result = run_phases(
+                recipe,
+                model,
+                extractor,
+                recipe.augment.spec,
+                training.targets,
+                list(training.table["patient_id"]),
+                datasets,
+                truth_table(validation.table, "validation", recipe.target.column, names),
+                collate_embeddings if recipe.encoder.frozen else collate_cycles,
+                out,
+            )
+        with timings.measure("validation predictions"):
+            cache = cache or EmbeddingCache(cache_root(), model, extractor)
+            embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+            truth = truth_table(validation.table, "validation", recipe.target.column, names)
+            predictions = predictions_table(model, truth, embeddings)
+            operating_points = calibrate(model, predictions, recipe.head.threshold_rule)
+    record = {
+        "name": recipe.name,
+        "command": command,
+        "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
+        "labels": names,
+        "problem_type": recipe.target.problem_type,
+        "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
+        "selection_set": "validation",
+        "selection_metric": recipe.train.selection_metric,
+        "config": recipe.to_dict(),
+        "seeds": {"recipe": recipe.seed},
+        "versions": versions(),
+        "hardware": hardware(),
+        "timings": timings.seconds,
+        "losses": result.losses,
+        "history": training_history(result.history),
+        "best_epoch": result.best_epoch,
+        "best_metric": result.best_metric,
+        "operating_points": operating_points,
+        "evaluations": [],
+    }
+    if main_process:
+        _write_run(out, recipe, model, extractor, predictions, record)
+    return out
+
+
+def _claim(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Make the output folder ours: new, or an unfinished run of the very same recipe."""
+    earlier = out / "recipe.json"
+    if overwrite and out.exists():
+        if not earlier.exists():
+            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
+        shutil.rmtree(out)
+    if (out / "run.json").exists():
+        raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
+    if earlier.exists():
+        same = recipe_from_dict(read_record(earlier), str(earlier)).to_dict() == recipe.to_dict()
+        if not same:
+            raise InputError(f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite")
+    elif out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: holds other files; choose another --output_dir")
+    write_record(earlier, recipe.to_dict())
+
+
+def _embedded(
+    recipe: Recipe,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    training: Part,
+    validation: Part,
+    cache: EmbeddingCache,
+) -> tuple[EmbeddingDataset, EmbeddingDataset]:
+    """Embed both parts once (training as often as the recipe asks for augmented copies)."""
+    draws = training.dataset.augmentation is not None or training.dataset.concatenation is not None
+    copies, labels = [], []
+    for copy in range(recipe.augment.copies if draws else 1):
+        draw = f"{recipe.seed} {copy} {recipe.augment} {source_of(training)}" if draws else ""
+        copies.append(embed_cycles(model, extractor, training.dataset, training.keys(draw), cache, copy if draws else None))
+        rows = range(len(training.dataset))
+        labels.append(np.stack([training.dataset.label_at(row, copy) for row in rows]) if draws else training.targets.labels)
+    held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    if recipe.head.standardise:
+        model.head.standardise(torch.from_numpy(np.concatenate(copies)))
+    return (
+        EmbeddingDataset(np.stack(copies), np.stack(labels)),
+        EmbeddingDataset(held_out[None], validation.targets.labels[None]),
+    )
+
+
+def source_of(part: Part) -> str:
+    """Names the set of cycles that partners are drawn from."""
+    return hashlib.sha256("\n".join(part.table["cycle_id"]).encode()).hexdigest()
+
+
+def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: Part) -> None:
+    """Scale the head's input by the embeddings of some training cycles before the encoder moves."""
+    if not recipe.head.standardise or recipe.encoder.weights is None:
+        return
+    rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
+    model.head.standardise(torch.from_numpy(embed_waveforms(model, extractor, [training.dataset[int(r)]["waveform"] for r in rows])))
+
+
+def _write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
+    """Write model, predictions and record; the record last, because it says that the run is whole."""
+    with folder_aside(out / "model") as folder:
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+    with write_aside(out / "predictions-validation.parquet", "wb") as file:
+        predictions.to_parquet(file)
+    write_record(out / "run.json", record)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)

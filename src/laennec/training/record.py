@@ -1,0 +1,130 @@
+"""Stage 8, training: the run record, from which report and card are rendered and nothing else.
+
+Decided here: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says on what data, split
+and settings, with which seeds and versions, on which machine and in what time a result came about.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from laennec.errors import InputError
+from laennec.writing import write_aside
+
+_PACKAGES = (
+    "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy", "scikit-learn", "soundfile", "soxr",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the computation ran on: processor, cores, memory, accelerator."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+class Timings:
+    """Wall-clock seconds of named parts."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Add the block's time to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry an epoch out of transformers' log: loss, named loss terms, and what validation gave."""
+    epochs: dict[float, dict[str, Any]] = {}
+    for entry in log_history:
+        epoch = entry.get("epoch")
+        if epoch is None or "train_runtime" in entry:
+            continue
+        row = epochs.setdefault(round(epoch, 6), {"epoch": round(epoch, 6)})
+        if "loss" in entry:
+            row["loss"] = entry["loss"]
+            row["learning_rate"] = entry.get("learning_rate")
+            row["loss_terms"] = {k.removeprefix("term_"): v for k, v in entry.items() if k.startswith("term_")}
+        validation = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
+        if validation:
+            row["validation"] = {k: v for k, v in validation.items() if not k.endswith(("runtime", "per_second"))}
+    return [epochs[e] for e in sorted(epochs)]
+
+
+def write_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a run record as JSON; numbers that are not finite become null."""
+    with write_aside(path) as file:
+        json.dump(_plain(record), file, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """Read a run record.
+
+    Raises:
+        InputError: It is missing or no JSON.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the run record: {error.strerror}; give the folder of a finished run") from error
+    except ValueError as error:
+        raise InputError(f"{path}: the run record is not valid JSON ({error}); train the run again") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: the run record is no JSON object; train the run again")
+    return record
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and value not in (float("inf"), float("-inf")) and value == value:
+        return value
+    if isinstance(value, float):
+        return None
+    return value if isinstance(value, str | int | bool | None) else str(value)

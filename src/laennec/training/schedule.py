@@ -1,0 +1,221 @@
+"""Stage 8, training: which part of the model learns from what, in which order.
+
+Decided here: a schedule is a list of phases, each one a Trainer run with its own rates, sampler and checkpoints; a finished phase is never
+run again after an interruption. Song's alternation is by epoch: an even epoch moves the encoder by the auxiliary loss alone, an odd one the
+head by the task loss on the still encoder, so that no gradient crosses. The last phase chooses its epoch on validation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from laennec.losses import WeightedSum
+from laennec.training.batches import Targets
+from laennec.training.config import Recipe
+from laennec.training.objective import Objective, Stage
+from laennec.training.sampler import AnchorPositiveSampler, ClassesTimesSamplesSampler, EpochSampler, PatientBalancedSampler
+from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
+from laennec.training.trainer import LaennecTrainer
+from laennec.writing import write_aside
+
+
+@dataclass
+class Phase:
+    """One Trainer run of a schedule."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float | None = None
+    stages: Callable[[int], Stage] | None = None
+    sampler: str = "shuffle"
+    selects: bool = True
+
+
+@dataclass
+class Result:
+    """What the phases left behind."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: float | None = None
+    best_metric: float | None = None
+    losses: dict[str, str] = field(default_factory=dict)
+
+
+def phases_of(recipe: Recipe) -> list[Phase]:
+    """The phases of a recipe's schedule."""
+    s, t = recipe.schedule, recipe.train
+    if s.name == "joint":
+        return [Phase("train", t.epochs, t.learning_rate, sampler=recipe.sampler.name)]
+    phases = []
+    if s.name == "alternating":
+        if s.pretrain_epochs:
+            task_only = Stage(auxiliary=False)
+            phases.append(Phase("pretrain", s.pretrain_epochs, s.pretrain_learning_rate, stages=lambda _: task_only))
+        # a round is an epoch of the encoder and an epoch of the head
+        turns = (Stage(head=False), Stage(encoder=False))
+        alternate = Phase(
+            "alternate", 2 * t.epochs, t.learning_rate, s.head_learning_rate, lambda e: turns[e % 2], recipe.sampler.name
+        )
+        return [*phases, alternate]
+    apart = Stage(head=False)
+    represent = Phase("represent", s.pretrain_epochs, s.pretrain_learning_rate, None, lambda _: apart, recipe.sampler.name, False)
+    alone = Stage(encoder=False)
+    return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
+
+
+def make_sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str]) -> tuple[Any, int]:
+    """A sampler by name, and how many rows a batch of it has."""
+    size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
+    if name == "anchor_positive":
+        return AnchorPositiveSampler(targets.class_ids, size, seed=seed), 2 * size
+    if name == "patient_balanced":
+        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed), s.patients * s.samples
+    if name == "classes_times_samples":
+        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed), s.classes * s.samples
+    return EpochSampler(len(targets.class_ids), seed=seed), size
+
+
+def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) -> TrainingArguments:
+    """transformers' settings for one phase."""
+    t = recipe.train
+    metric = SELECTION_METRICS[t.selection_metric]
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=t.evaluation_batch_size,
+        gradient_accumulation_steps=t.gradient_accumulation,
+        num_train_epochs=phase.epochs,
+        max_steps=t.max_steps,
+        learning_rate=phase.learning_rate,
+        # Adam is AdamW without decay
+        weight_decay=0.0 if t.optimizer == "adam" else t.weight_decay,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_schedule, t.lr_schedule),
+        warmup_steps=t.warmup_fraction,
+        max_grad_norm=t.max_grad_norm,
+        seed=recipe.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=phase.selects,
+        metric_for_best_model=f"eval_{metric}",
+        greater_is_better=metric != "loss",
+        report_to="none",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        dataloader_num_workers=t.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=phase.stages is not None,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=t.bf16,
+        disable_tqdm=None,
+    )
+
+
+def run_phases(
+    recipe: Recipe,
+    model: Any,
+    extractor: Any,
+    spec_augment: Any,
+    targets: Targets,
+    patients: list[str],
+    datasets: tuple[Any, Any],
+    validation_table: Any,
+    collator: Callable[[Any], Any],
+    out: Path,
+) -> Result:
+    """Train the model in place, phase by phase, and leave the best epoch's weights in it.
+
+    Args:
+        recipe: All settings.
+        model: The model.
+        extractor: Its front end.
+        spec_augment: Draws on features, or None.
+        targets: Labels of the training part.
+        patients: Patient of each row of the training part.
+        datasets: Training and validation datasets.
+        validation_table: Predictions table of the validation part without logits.
+        collator: Makes batches of rows.
+        out: The run's folder; checkpoints go below it.
+
+    Returns:
+        Log, best epoch and what each loss calls itself.
+    """
+    multi_label = recipe.target.problem_type == "multi_label"
+    names = targets.names
+    objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
+    result = Result(losses=_loss_names(objective.auxiliary))
+    metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
+    for phase in phases_of(recipe):
+        folder = out / "checkpoints" / phase.name
+        finished = folder / "finished.safetensors"
+        if finished.exists():
+            model.load_state_dict(load_file(finished), strict=False)
+            continue
+        sampler, batch_size = make_sampler(phase.sampler, recipe, targets, patients)
+        patience = recipe.train.patience
+        trainer = LaennecTrainer(
+            model,
+            make_arguments(recipe, phase, folder, batch_size),
+            objective=objective,
+            feature_extractor=extractor,
+            spec_augment=spec_augment,
+            sampler=sampler,
+            stages=phase.stages,
+            head_learning_rate=phase.head_learning_rate,
+            seed=recipe.seed,
+            data_collator=collator,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            compute_metrics=metrics,
+            callbacks=[EarlyStoppingCallback(patience)] if patience and phase.selects else None,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+        model.encoder_paused = False
+        for entry in trainer.state.log_history:
+            result.history.append({"phase": phase.name, **entry})
+        if phase.selects:
+            result.best_metric = trainer.state.best_metric
+            result.best_epoch = _best_epoch(trainer.state)
+        if len(phases_of(recipe)) > 1 and trainer.is_world_process_zero():
+            _remember(model, finished)
+    trainer_end(locals().get("trainer"))
+    return result
+
+
+def trainer_end(trainer: LaennecTrainer | None) -> None:
+    """Leave the process group in order; without it a multi-process launch can abort at exit."""
+    if trainer is not None and trainer.args.world_size > 1:
+        trainer.accelerator.wait_for_everyone()
+
+
+def _remember(model: Any, path: Path) -> None:
+    """Keep a finished phase's weights so that an interrupted run goes on from there."""
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_aside(path, "wb") as file:
+        file.write(save(state))
+
+
+def _best_epoch(state: Any) -> float | None:
+    """The epoch whose checkpoint was chosen."""
+    if not state.best_global_step:
+        return None
+    epochs = [e["epoch"] for e in state.log_history if e.get("step") == state.best_global_step and "epoch" in e]
+    return float(epochs[0]) if epochs else None
+
+
+def _loss_names(auxiliary: WeightedSum | None) -> dict[str, str]:
+    """How each auxiliary loss describes itself: which variant ran must be on record."""
+    if auxiliary is None:
+        return {}
+    return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in auxiliary.losses.items()}
+
+

@@ -1,0 +1,124 @@
+"""Stage 8, training: from embeddings to a predictions table, the one thing evaluation reads.
+
+Decided here: truth and metadata are copied from the cycle table, so that a predictions table stands on its own; logits are raw, before
+temperature and threshold, so that any rule can be tried on the same table.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from laennec.evaluation import fit_on_validation, predictions_metrics
+from laennec.model import LaennecForAudioClassification
+from laennec.training.batches import FOUR_CLASSES
+
+_COPIED = (
+    "cycle_id", "recording_id", "patient_id", "device", "chest_location", "acquisition_mode", "sex", "age_years", "bmi", "diagnosis",
+    "start_s", "end_s", "crackle", "wheeze", "events",
+)  # fmt: skip
+SELECTION_METRICS = {"icbhi_score": "icbhi.Score", "sprsound_score": "sprsound.Score", "auroc_macro": "roc_auc_macro", "loss": "loss"}
+
+
+def truth_table(table: Any, split: str, column: str | None = None, names: Sequence[str] = ()) -> pd.DataFrame:
+    """A predictions table without predictions: metadata and truth of each cycle, and the split's name.
+
+    Args:
+        table: Cycle table (datasets.Dataset).
+        split: Name of the part.
+        column: The column that is predicted, where that is not the four classes or the two flags.
+        names: Label names, for truth that is read from event names.
+    """
+    frame = pd.DataFrame({name: list(table[name]) for name in _COPIED if name in table.column_names})
+    for flag in ("crackle", "wheeze"):
+        frame[flag] = frame[flag].astype("Int8")
+    truth = list(table[column or "label"])
+    if column in (None, "label"):
+        frame["label"] = [None if v is None else FOUR_CLASSES[v] for v in truth]
+    elif column == "events":
+        frame["label"] = [v[0] if v else None for v in truth]
+        frame = frame.assign(**{name: [int(name in (v or ())) for v in truth] for name in names if name not in frame})
+    else:
+        frame["label"] = truth
+    frame["split"] = split
+    return frame
+
+
+def predictions_table(
+    model: LaennecForAudioClassification, truth: pd.DataFrame, embeddings: NDArray[np.float32]
+) -> pd.DataFrame:
+    """Add one `logit_<name>` column for each label of the model.
+
+    Args:
+        model: Whose head answers.
+        truth: As `truth_table` gives it.
+        embeddings: float32 (cycles, dim), row by row.
+    """
+    logits = head_logits(model, embeddings)
+    return truth.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(model.config.label_names)})
+
+
+def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The head's answer: (cycles, dim) -> (cycles, labels)."""
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        parameter = next(model.head.parameters())
+        logits: NDArray[np.float32] = model.head(torch.from_numpy(embeddings).to(parameter.device)).float().cpu().numpy()
+    model.train(was_training)
+    return logits
+
+
+class ValidationMetrics:
+    """transformers' `compute_metrics`: every figure of evaluation on the validation part.
+
+    Args:
+        table: Truth table of the validation part, in the order it is evaluated in.
+        problem_type: "multi_label" or "single_label".
+        names: Labels in the order of the logits.
+    """
+
+    def __init__(self, table: pd.DataFrame, problem_type: Any, names: list[str]) -> None:
+        self.table = table
+        self.problem_type = problem_type
+        self.names = names
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        """Figures by name; what is undefined is left out."""
+        logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        frame = self.table.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(self.names)})
+        values = predictions_metrics(frame, problem_type=self.problem_type, label_names=self.names)["values"]
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def calibrate(model: LaennecForAudioClassification, predictions: pd.DataFrame, rule: str | None) -> dict[str, Any] | None:
+    """Fit temperatures and thresholds on validation predictions and store them in the model's config.
+
+    Args:
+        model: A multi_label model.
+        predictions: The validation predictions table.
+        rule: "youden", "sensitivity", "f1" or "icbhi"; None leaves probability 0.5.
+
+    Returns:
+        What was fitted, for the run record; None where nothing was.
+    """
+    if rule is None or not model.config.is_multi_label:
+        return None
+    fitted: dict[str, Any] = fit_on_validation(predictions, model.config.label_names, rule=rule)  # type: ignore[arg-type]
+    model.config.temperatures = {k: float(v) for k, v in fitted["temperatures"].items()}
+    model.config.thresholds = {k: float(v) for k, v in fitted["threshold_probabilities"].items()}
+    return fitted
+
+
+def logit_thresholds(model: LaennecForAudioClassification) -> dict[str, float] | None:
+    """The model's operating points in raw logits; None for a single_label model."""
+    if not model.config.is_multi_label:
+        return None
+    thresholds = {}
+    for name in model.config.label_names:
+        p = min(max(model.config.thresholds.get(name, 0.5), 1e-12), 1 - 1e-12)
+        thresholds[name] = float(np.log(p / (1 - p)) * model.config.temperatures.get(name, 1.0))
+    return thresholds

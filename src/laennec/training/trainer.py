@@ -1,0 +1,144 @@
+"""Stage 8, training: transformers' Trainer, taught about waveforms, named loss terms and stages.
+
+Decided here: features are computed where the model is, once a batch. The model's loss is never used: `compute_loss` sums named terms. In
+evaluation only the task loss counts, because auxiliary losses depend on who meets whom in a batch. `model_accepts_loss_kwargs` is False:
+otherwise gradient accumulation multiplies a mean loss by the number of micro-batches.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from laennec.audio.augment import SpecAugment
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.model import LaennecForAudioClassification
+from laennec.training.objective import Objective, Stage
+
+_CONTEXT = ("class_ids", "cycle_numbers", "epochs")
+
+
+class LaennecTrainer(Trainer):
+    """A Trainer for `LaennecForAudioClassification`.
+
+    Args:
+        model: The model.
+        args: transformers' TrainingArguments.
+        objective: Names and weighs the terms of the loss.
+        feature_extractor: The front end; None where batches hold embeddings.
+        spec_augment: Draws on the features of training cycles; None for none.
+        sampler: Yields (row, epoch) pairs; None for transformers' own order.
+        stages: What each epoch trains; None trains everything always.
+        head_learning_rate: Where head and projection learn at another rate than the encoder.
+        seed: Of the draws.
+        **kwargs: Handed to transformers' Trainer.
+    """
+
+    def __init__(
+        self,
+        model: LaennecForAudioClassification,
+        args: Any,
+        *,
+        objective: Objective,
+        feature_extractor: LaennecFeatureExtractor | None = None,
+        spec_augment: SpecAugment | None = None,
+        sampler: Any = None,
+        stages: Callable[[int], Stage] | None = None,
+        head_learning_rate: float | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.objective = objective.to(self.args.device)
+        self.feature_extractor = feature_extractor
+        self.spec_augment = spec_augment
+        self.sampler = sampler
+        self.stages = stages
+        self.head_learning_rate = head_learning_rate
+        self.draw_seed = seed
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_steps = 0
+        self._context: dict[str, Tensor] = {}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return self.sampler if self.sampler is not None else super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Give encoder and head their own learning rates; norms and biases no weight decay."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = model or self.model
+        decayed = set(self.get_decay_parameter_names(model))
+        rates = {True: self.args.learning_rate, False: self.head_learning_rate or self.args.learning_rate}
+        groups = []
+        for in_encoder, rate in rates.items():
+            for decays in (True, False):
+                chosen = [
+                    p
+                    for n, p in model.named_parameters()
+                    if p.requires_grad and n.startswith("encoder.") == in_encoder and (n in decayed) == decays
+                ]
+                if chosen:
+                    groups.append({"params": chosen, "lr": rate, "weight_decay": self.args.weight_decay if decays else 0.0})
+        kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
+        self.optimizer = kind(groups, lr=self.args.learning_rate, **settings)
+        return self.optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device and turn waveforms into features there."""
+        inputs = super()._prepare_inputs(inputs)
+        self._context = {k: inputs.pop(k) for k in _CONTEXT if k in inputs}
+        if "waveforms" not in inputs:
+            return inputs
+        assert self.feature_extractor is not None
+        with torch.no_grad():
+            features, mask = self.feature_extractor.features(inputs.pop("waveforms"), inputs.pop("lengths"))
+            if self.spec_augment is not None and self.model.training and bool((self._context["epochs"] >= 0).all()):
+                features = self.spec_augment(
+                    features,
+                    mask,
+                    seed=self.draw_seed,
+                    epochs=self._context["epochs"],
+                    cycle_indices=self._context["cycle_numbers"],
+                )
+        return {**inputs, "input_values": features, "attention_mask": mask}
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """The sum of the objective's terms; in evaluation the task loss alone."""
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        inner = self.accelerator.unwrap_model(model)
+        if not model.training:
+            outputs = model(**inputs)
+            terms = self.objective.task_terms(outputs.logits, labels)
+            loss = torch.stack(list(terms.values())).sum()
+            return (loss, outputs) if return_outputs else loss
+        epoch = int(self._context["epochs"][0]) if "epochs" in self._context else int(self.state.epoch or 0)
+        stage = self.stages(epoch) if self.stages else Stage()
+        inner.encoder_paused = not stage.encoder
+        if inner.encoder_paused:
+            inner.encoder.eval()
+        outputs = model(**inputs)
+        terms = self.objective(outputs, {"labels": labels, **self._context}, stage, self.state.global_step / max(self.state.max_steps, 1))
+        loss = torch.stack(list(terms.values())).sum()
+        for name, value in terms.items():
+            self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float()
+        self._term_steps += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each term since the last log."""
+        if "loss" in logs and self._term_steps:
+            logs.update({f"term_{name}": float(value) / self._term_steps for name, value in self._term_sums.items()})
+            self._term_sums, self._term_steps = {}, 0
+        super().log(logs, start_time)
+
+    def _load_best_model(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super()._load_best_model()

@@ -1,0 +1,327 @@
+"""The synthetic corpus: layout, exact labels, and the physics that its names promise."""
+
+import errno
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from laennec.audio.cycle import check_annotation, read_annotation
+from laennec.audio.recording import read_recording
+from laennec.corpora import lung_sounds
+from laennec.corpora.icbhi2017 import read_demographics, read_diagnoses, read_folds, read_official_split
+from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, WHEEZE, stream
+from laennec.corpora.synthetic import draw_patient, write_corpus
+from laennec.errors import InputError
+
+NAME = re.compile(r"(\d{3})_\d[bp]\d_(Al|Ar|Pl|Pr|Ll|Lr|Tc)_(mc|sc)_(AKGC417L|Meditron|Litt3200|LittC2SE)")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpora") / "small", patients=16, max_rate_hz=8000)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """At the rates of the devices, all four of them."""
+    folder = tmp_path_factory.mktemp("corpora") / "native"
+    return write_corpus(folder, patients=8, recordings_per_patient=1, cycles_per_recording=3)
+
+
+@pytest.fixture(scope="module")
+def events(corpus: Path) -> pd.DataFrame:
+    return pd.read_csv(corpus / "events.csv")
+
+
+def recordings(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.wav"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def two_cycle_duration_s(wave: np.ndarray, rate: int) -> tuple[float, float]:
+    """(initial deflection width, two-cycle duration): the first and the fourth zero crossing, between samples."""
+    before = np.flatnonzero(np.sign(wave[1:-1]) * np.sign(wave[2:]) < 0) + 1
+    crossings = (before + wave[before] / (wave[before] - wave[before + 1])) / rate
+    return float(crossings[0]), float(crossings[3])
+
+
+class TestLayout:
+    def test_every_recording_has_a_name_an_annotation_and_a_place_in_every_table(self, corpus) -> None:
+        names = [path.stem for path in recordings(corpus)]
+        assert len(names) == 32
+        assert all(NAME.fullmatch(name) for name in names)
+        assert sorted(path.stem for path in corpus.glob("*_?c_*.txt")) == names
+        people = {name.split("_")[0] for name in names}
+        assert people == {str(number) for number in range(101, 117)}
+        split = read_official_split(corpus / "ICBHI_challenge_train_test.txt")
+        assert sorted(split) == names
+        parts = {person: {split[name] for name in names if name.startswith(person)} for person in people}
+        assert all(len(of) == 1 for of in parts.values())
+        assert {frozenset(of) for of in parts.values()} == {frozenset({"train"}), frozenset({"test"})}
+        assert set(read_folds(corpus / "patient_list_foldwise.txt")) == people
+        assert set(read_folds(corpus / "patient_list_foldwise.txt").values()) == set(range(5))
+        assert set(read_diagnoses(corpus / "ICBHI_Challenge_diagnosis.txt")) == people
+        facts = read_demographics(corpus / "ICBHI_Challenge_demographic_information.txt")
+        assert set(facts) == people
+        assert all(
+            fact["age_years"] > 0 and fact["sex"] in ("F", "M") and 10 < fact["bmi"] < 50 for fact in facts.values()
+        )
+
+    def test_tables_have_the_line_ends_and_separators_of_the_originals(self, corpus, shared_data) -> None:
+        for name in (
+            "ICBHI_challenge_train_test.txt",
+            "ICBHI_Challenge_diagnosis.txt",
+            "ICBHI_Challenge_demographic_information.txt",
+            "patient_list_foldwise.txt",
+        ):
+            real = (shared_data / "icbhi2017_tables" / name).read_bytes().splitlines(keepends=True)[0]
+            made = (corpus / name).read_bytes().splitlines(keepends=True)[0]
+            assert re.sub(rb"[^\t\r\n ]+", b"x", made) == re.sub(rb"[^\t\r\n ]+", b"x", real), name
+
+    def test_one_patient_in_23_has_no_age_and_sex(self) -> None:
+        assert draw_patient(0, 22).sex is None
+        assert np.isnan(draw_patient(0, 22).age_years)
+        assert draw_patient(0, 21).sex is not None
+
+    def test_files_have_the_rate_and_format_of_their_device(self, native) -> None:
+        found = set()
+        for path in recordings(native):
+            device = DEVICES[path.stem.split("_")[-1]]
+            info = soundfile.info(path)
+            assert (info.samplerate, info.subtype, info.channels) == (device.sampling_rate, device.subtype, 1)
+            found.add((path.stem.split("_")[-1], info.samplerate))
+        assert found == {("AKGC417L", 44100), ("Meditron", 44100), ("Litt3200", 4000), ("LittC2SE", 44100)}
+
+    def test_cycles_follow_each_other_without_a_gap_inside_the_audio(self, corpus) -> None:
+        for path in recordings(corpus):
+            assert check_annotation(path.with_suffix(".txt"), soundfile.info(path).duration) == []
+            cycles = read_annotation(path.with_suffix(".txt"))
+            assert 5 <= len(cycles) <= 7
+            assert all(one.end_s == other.start_s for one, other in itertools.pairwise(cycles))
+            assert all(0.5 < cycle.end_s - cycle.start_s < 8 for cycle in cycles)
+
+    def test_mc_recordings_hear_one_breathing_at_several_places(self, corpus) -> None:
+        sessions: dict[str, list[Path]] = {}
+        for path in recordings(corpus):
+            patient, visit, _, mode, _ = path.stem.split("_")
+            sessions.setdefault(f"{patient}_{visit}_{mode}", []).append(path)
+        several = {name: paths for name, paths in sessions.items() if len(paths) > 1}
+        assert {name[-2:] for name in several} == {"mc", "sc"}
+        for name, (one, other) in several.items():
+            left, right = soundfile.read(one)[0], soundfile.read(other)[0]
+            texts = one.with_suffix(".txt").read_text(), other.with_suffix(".txt").read_text()
+            assert (texts[0] == texts[1]) == name.endswith("mc")
+            if name.endswith("mc"):
+                assert len(left) == len(right)
+                assert 0.02 < np.corrcoef(np.diff(left), np.diff(right))[0, 1] < 0.99
+
+
+class TestDeterminism:
+    def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(self, tmp_path) -> None:
+        options = {"patients": 2, "recordings_per_patient": 1, "cycles_per_recording": 2, "max_rate_hz": 4000}
+        one = contents(write_corpus(tmp_path / "one", seed=3, **options))
+        assert contents(write_corpus(tmp_path / "two", seed=3, **options)) == one
+        other = contents(write_corpus(tmp_path / "three", seed=4, **options))
+        assert not set(one.values()) & {text for name, text in other.items() if name != "patient_list_foldwise.txt"}
+
+    def test_a_larger_corpus_contains_the_smaller_one(self, tmp_path) -> None:
+        options = {"recordings_per_patient": 2, "cycles_per_recording": 2, "max_rate_hz": 4000}
+        small = contents(write_corpus(tmp_path / "small", patients=3, **options))
+        large = contents(write_corpus(tmp_path / "large", patients=5, **options))
+        for name, content in small.items():
+            if name.endswith("json"):
+                continue
+            assert large[name].startswith(content) if not NAME.match(name) else large[name] == content, name
+
+
+class TestLabels:
+    def test_a_cycle_says_crackle_or_wheeze_if_and_only_if_one_was_put_in(self, corpus, events) -> None:
+        seen = set()
+        for path in recordings(corpus):
+            mine = events[events["file"] == path.stem]
+            cycles = read_annotation(path.with_suffix(".txt"))
+            placed = 0
+            for cycle in cycles:
+                slack = 1 / SOURCE_RATE_HZ
+                inside = mine[(mine["start_s"] >= cycle.start_s - slack) & (mine["end_s"] <= cycle.end_s + slack)]
+                assert bool(cycle.wheeze) == (inside["kind"] == WHEEZE).any()
+                assert bool(cycle.crackle) == inside["kind"].isin([FINE, COARSE]).any()
+                placed += len(inside)
+                seen.add(cycle.label)
+            assert placed == len(mine)  # no event outside a cycle or across two
+        assert seen == {"normal", "crackle", "wheeze", "both"}
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_class_mix_is_near_that_of_icbhi(self, seed) -> None:
+        mix = np.mean([draw_patient(seed, index).mix for index in range(24)], axis=0)
+        assert mix == pytest.approx([0.528, 0.270, 0.128, 0.073], abs=0.04)
+
+    def test_patients_differ_as_patients_do(self) -> None:
+        people = [draw_patient(0, index) for index in range(40)]
+        children = [one for one in people if one.age_years < 19]
+        adults = [one for one in people if one.age_years >= 19]
+        assert 8 < len(children) < 22
+        assert max(one.cycle_s for one in children) < np.mean([one.cycle_s for one in adults]) + 1
+        assert (
+            np.mean([one.beats_per_minute for one in children]) > np.mean([one.beats_per_minute for one in adults]) + 10
+        )
+        assert all(60 <= one.beats_per_minute <= 135 for one in people)
+        assert {one.device for one in people} == set(DEVICES)
+        assert not [one for one in children if one.diagnosis == "COPD"]
+
+
+class TestPhysics:
+    @pytest.mark.parametrize(
+        ("two_cycle_ms", "deflection_ms"), [(5, 0.7), (3.6, 0.5), (7.9, 0.9), (15, 1.25), (20, 1.4)]
+    )
+    def test_a_crackle_has_the_asked_two_cycle_duration_and_deflection(self, two_cycle_ms, deflection_ms) -> None:
+        wave = lung_sounds.crackle(two_cycle_ms / 1e3, deflection_ms / 1e3, rate=96000)
+        deflection, two_cycles = two_cycle_duration_s(wave, 96000)
+        assert deflection * 1e3 == pytest.approx(deflection_ms, rel=0.02)
+        assert two_cycles * 1e3 == pytest.approx(two_cycle_ms, rel=0.02)
+        assert np.abs(wave).max() == 1
+        assert np.abs(wave[-20:]).max() < 0.01
+
+    @pytest.mark.parametrize(("kind", "shortest_ms", "longest_ms"), [(FINE, 3.4, 10.0), (COARSE, 10.0, 22.0)])
+    def test_crackles_of_a_cycle_measure_as_fine_or_coarse(self, kind, shortest_ms, longest_ms) -> None:
+        measured = []
+        for number in range(40):
+            sound, found = lung_sounds.crackles(3.0, 0.4, kind, 0.5, stream("test", number))
+            for event in found:
+                alone = sum(other.start_s < event.end_s and other.end_s > event.start_s for other in found) == 1
+                if alone:
+                    wave = sound[round(event.start_s * SOURCE_RATE_HZ) : round(event.end_s * SOURCE_RATE_HZ)]
+                    measured.append(two_cycle_duration_s(wave, SOURCE_RATE_HZ)[1] * 1e3)
+        assert len(measured) > 50
+        assert shortest_ms < min(measured) and max(measured) < longest_ms
+        assert np.mean(measured) == pytest.approx(5 if kind == FINE else 15, rel=0.06)
+
+    def test_fine_crackles_are_late_in_inspiration_and_coarse_ones_early_or_in_expiration(self) -> None:
+        at = {
+            kind: [
+                event.start_s / 3
+                for number in range(30)
+                for event in lung_sounds.crackles(3.0, 0.4, kind, 0.5, stream(number))[1]
+            ]
+            for kind in (FINE, COARSE)
+        }
+        assert min(at[FINE]) > 0.2 and max(at[FINE]) < 0.4
+        assert all(place < 0.2 or place > 0.4 for place in at[COARSE])
+        assert len(at[FINE]) > 1.5 * len(at[COARSE])
+
+    def test_wheezes_are_long_and_of_100_to_1000_hz(self, events) -> None:
+        wheezes = events[events["kind"] == WHEEZE]
+        assert len(wheezes) > 20
+        assert (wheezes["end_s"] - wheezes["start_s"]).min() > 0.08
+        assert wheezes["frequency_hz"].between(100, 1000).all()
+        assert events.loc[events["kind"] != WHEEZE, "frequency_hz"].isna().all()
+
+    def test_a_wheeze_has_its_energy_at_its_fundamental(self) -> None:
+        for number, pitch in enumerate((120, 250, 400, 700, 880)):
+            wave = lung_sounds.wheeze(0.6, pitch, stream("wheeze", number))
+            power = np.abs(np.fft.rfft(wave)) ** 2
+            frequency = np.fft.rfftfreq(len(wave), 1 / SOURCE_RATE_HZ)
+            share = power[np.abs(frequency / pitch - 1) < 0.2].sum() / power.sum()
+            assert 0.75 < share <= 1
+
+    def test_wheezes_are_heard_in_the_files_at_their_pitch(self, corpus, events) -> None:
+        """Against the rest of the same cycle's band, most stand out; not all, as in life."""
+        gains = []
+        for row in events[events["kind"] == WHEEZE].itertuples():
+            waveform, rate = soundfile.read(corpus / f"{row.file}.wav")
+            piece = waveform[int(row.start_s * rate) : int(row.end_s * rate)]
+            power = np.abs(np.fft.rfft(piece * np.hanning(len(piece)))) ** 2
+            ratio = np.fft.rfftfreq(len(piece), 1 / rate) / row.frequency_hz
+            beside = power[((ratio > 0.6) & (ratio < 0.8)) | ((ratio > 1.2) & (ratio < 1.4))].mean()
+            gains.append(10 * np.log10(power[np.abs(ratio - 1) < 0.15].mean() / beside))
+        assert 0.6 < np.mean(np.array(gains) > 3) <= 1
+        assert np.median(gains) < 25
+
+    def test_litt3200_has_nothing_above_2_khz_and_the_others_have(self, native) -> None:
+        for path in recordings(native):
+            waveform = read_recording(path, 16000).waveform
+            power = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))) ** 2
+            above = power[np.fft.rfftfreq(len(waveform), 1 / 16000) > 2050].sum() / power.sum()
+            assert above < 1e-9 if "Litt3200" in path.name else above > 1e-7, path.name
+
+    def test_inspiration_is_louder_and_brighter_than_expiration(self) -> None:
+        bands = {}
+        for phase, (first, last) in {"in": (0.1, 0.35), "out": (0.45, 0.8)}.items():
+            power = 0.0
+            for number in range(10):
+                sound = lung_sounds.breath(3.0, 0.4, stream("breath", number))
+                piece = sound[int(first * len(sound)) : int(last * len(sound))][:6000]
+                power += np.abs(np.fft.rfft(piece, 6000)) ** 2
+            frequency = np.fft.rfftfreq(6000, 1 / SOURCE_RATE_HZ)
+            bands[phase] = power[frequency < 300].sum(), power[(frequency > 400) & (frequency < 1200)].sum()
+        assert bands["in"][0] > 2 * bands["out"][0]
+        assert bands["in"][1] / bands["in"][0] > 1.5 * bands["out"][1] / bands["out"][0]
+
+    def test_responses_are_causal(self) -> None:
+        """A click comes out after it went in, not before: at least 99 % of its energy in the half after it."""
+        for device in DEVICES.values():
+            impulse = np.fft.irfft(device.response.at(np.arange(100001.0)), 200000)  # one second
+            assert np.sum(impulse[:100000] ** 2) > 0.99 * np.sum(impulse**2)
+
+    def test_crackles_can_be_told_from_normal_by_ear_but_not_always(self, corpus) -> None:
+        """A one-number detector, the peakedness of the 400 to 1500 Hz band, is well above chance and below perfect."""
+        crest: dict[int, list[float]] = {0: [], 1: []}
+        for path in recordings(corpus):
+            waveform, rate = soundfile.read(path)
+            spectrum = np.fft.rfft(waveform)
+            frequency = np.fft.rfftfreq(len(waveform), 1 / rate)
+            spectrum[(frequency < 400) | (frequency > 1500)] = 0
+            band = np.abs(np.fft.irfft(spectrum, len(waveform)))
+            for cycle in read_annotation(path.with_suffix(".txt")):
+                if not cycle.wheeze:
+                    piece = band[int(cycle.start_s * rate) : int(cycle.end_s * rate)]
+                    crest[cycle.crackle].append(float(piece.max() / np.sqrt(np.mean(piece**2))))
+        auroc = np.mean(np.array(crest[1])[:, None] > np.array(crest[0])[None, :])
+        assert 0.7 < auroc < 0.995
+
+
+class TestWholeOrAbsent:
+    def test_a_full_disk_leaves_no_folder(self, tmp_path, monkeypatch) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(soundfile, "write", full)
+        with pytest.raises(InputError, match="the disk is full"):
+            write_corpus(tmp_path / "corpus", patients=1)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_synthetic_corpus_is_replaced_and_anything_else_is_not(self, tmp_path) -> None:
+        options = {"patients": 1, "recordings_per_patient": 1, "cycles_per_recording": 1, "max_rate_hz": 4000}
+        write_corpus(tmp_path / "mine", seed=1, **options)
+        before = contents(tmp_path / "mine")
+        write_corpus(tmp_path / "mine", seed=2, **options)
+        assert contents(tmp_path / "mine") != before
+        (tmp_path / "recordings").mkdir()
+        (tmp_path / "recordings" / "101_1b1_Al_sc_Meditron.wav").write_bytes(b"years of work")
+        with pytest.raises(InputError, match="is no synthetic corpus"):
+            write_corpus(tmp_path / "recordings", **options)
+        assert (tmp_path / "recordings" / "101_1b1_Al_sc_Meditron.wav").read_bytes() == b"years of work"
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [
+            ("patients", 0),
+            ("patients", 900),
+            ("recordings_per_patient", 0),
+            ("cycles_per_recording", -1),
+            ("max_rate_hz", 3000),
+            ("max_rate_hz", 8001),
+        ],
+    )
+    def test_impossible_numbers_are_named(self, tmp_path, option, value) -> None:
+        with pytest.raises(InputError, match=f"{option} is {value}"):
+            write_corpus(tmp_path / "corpus", **{option: value})
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,272 @@
+"""ADD against double loops, the authors' numbers and batches without pairs."""
+
+import math
+
+import pytest
+import torch
+
+from laennec.losses import AngularDistanceDistributionLoss, add
+
+NAMES = ["add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg"]
+VARIANT = {"add_current": "released", "add_old": "legacy", "add_paper": "paper"}
+
+
+def spread(values):
+    if len(values) < 2:
+        return 0.0
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+def mean_of(values):
+    return sum(values) / len(values) if values else 0.0
+
+
+def cosine(a, b):
+    a, b = a.double(), b.double()
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def naive(embeddings, labels, variant):
+    """The definitions, one ordered pair at a time."""
+    batch = len(embeddings)
+    pairs = [(i, j) for i in range(batch) for j in range(batch) if i != j]
+    distance = {(i, j): 1 - cosine(embeddings[i], embeddings[j]) for i, j in pairs}
+    if labels.ndim == 2 and variant == "paper":
+        gap = {(i, j): 1 - cosine(labels[i], labels[j]) for i, j in pairs}
+        identical = [distance[p] ** 2 for p in pairs if gap[p] < 1e-3]
+        return {"add_mu": mean_of([(gap[p] - distance[p]) ** 2 for p in pairs]), "add_sigma_pos": spread(identical)}
+    if variant == "released":
+        total = sum(((labels[i] != labels[j]).item() - distance[i, j]) ** 2 for i, j in pairs)
+        return {"add_mu": total / batch**2}
+    pos = [distance[p] for p in pairs if labels[p[0]] == labels[p[1]]]
+    neg = [distance[p] for p in pairs if labels[p[0]] != labels[p[1]]]
+    if variant == "legacy":
+        values = [mean_of(pos) ** 2, spread(pos), (1 - mean_of(neg)) ** 2 if neg else 0.0, spread(neg)]
+    else:
+        pos, neg = [d**2 for d in pos], [(1 - d) ** 2 for d in neg]
+        values = [mean_of(pos), spread(pos), mean_of(neg), spread(neg)]
+    return dict(zip(NAMES, values, strict=True))
+
+
+def batch_of(size, dim, classes, seed, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(size, dim, generator=draw, dtype=dtype), torch.randint(classes, (size,), generator=draw)
+
+
+@pytest.mark.parametrize("block_entries", [1, 20, 2**19])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("variant", ["paper", "released", "legacy"])
+def test_equals_the_double_loop_at_any_block_size(monkeypatch, block_entries, dtype, tolerance, variant):
+    monkeypatch.setitem(add.BLOCK_ENTRIES, "cpu", block_entries)
+    for size, classes, seed in [(2, 1, 0), (3, 3, 1), (9, 2, 2), (14, 4, 3)]:
+        embeddings, labels = batch_of(size, 5, classes, seed, dtype)
+        found = AngularDistanceDistributionLoss(variant=variant)(embeddings, labels)
+        expected = naive(embeddings, labels, variant)
+        assert {name: term.item() for name, term in found.items()} == pytest.approx(expected, rel=tolerance, abs=1e-7)
+
+
+def test_soft_labels_equal_the_double_loop():
+    embeddings, hard = batch_of(10, 4, 3, 5)
+    soft = torch.nn.functional.one_hot(hard, 3).double() * 0.7 + 0.3 * torch.nn.functional.one_hot(hard.flip(0), 3)
+    loss = AngularDistanceDistributionLoss(weights=(2.0, 3.0, 9.0, 9.0))
+    expected = naive(embeddings, soft, "paper")
+    found = loss(embeddings, soft)
+    assert found["add_mu"].item() == pytest.approx(2 * expected["add_mu"], rel=1e-10)
+    assert found["add_sigma_pos"].item() == pytest.approx(3 * expected["add_sigma_pos"], rel=1e-10)
+    assert loss.pairs["add_mu"] == 90
+    assert 0 < loss.pairs["add_sigma_pos"] < 90
+
+
+def test_neither_crackle_nor_wheeze_is_a_class_of_its_own():
+    embeddings, _ = batch_of(6, 4, 2, 6)
+    two_bits = torch.tensor([[0, 0], [0, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
+    four_classes = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 2, 2]))
+    loss = AngularDistanceDistributionLoss()
+    assert loss(embeddings, two_bits) == loss(embeddings, four_classes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_golden_values_and_gradients(golden, dtype):
+    for name, case in golden("add_loss").items():
+        variant = next(ours for theirs, ours in VARIANT.items() if name.startswith(theirs))
+        embeddings = torch.tensor(case["inputs"]["features"], dtype=dtype, requires_grad=True)
+        loss = AngularDistanceDistributionLoss(variant=variant)
+        terms = loss(embeddings, torch.tensor(case["inputs"]["labels"]))
+        total = sum(terms.values())
+        total.backward()
+        expected = case["expected"]
+        if "grad_features" in expected:
+            torch.testing.assert_close(
+                embeddings.grad, torch.tensor(expected["grad_features"], dtype=dtype), rtol=1e-5, atol=1e-6
+            )
+        value = expected.get("loss", expected.get("L_ADD", expected.get("L_soft")))
+        if value == "nan":  # the reference's defect: the absent terms are zero here, the rest is as it was
+            assert torch.isfinite(total)
+            assert terms["add_mu_pos"] == terms["add_sigma_pos"] == 0
+        else:
+            assert total.item() == pytest.approx(value, rel=1e-5 if dtype == torch.float32 else 1e-6)
+        for theirs, ours in [("mu_p", NAMES[0]), ("sigma_p", NAMES[1]), ("mu_n", NAMES[2]), ("sigma_n", NAMES[3])]:
+            if theirs in expected:
+                assert terms[ours].item() == pytest.approx(expected[theirs], rel=1e-5)
+        if "n_pos_ordered" in expected:
+            assert loss.pairs["add_sigma_pos"] == expected["n_pos_ordered"]
+
+
+def test_worked_example_and_weight_order():
+    z = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    loss = AngularDistanceDistributionLoss(weights=(1, 10, 100, 1000))
+    found = loss(z, torch.tensor([0, 0, 1, 1]))
+    expected = dict(zip(NAMES, [0.58, 4.84974, 50.0, 392.501], strict=True))
+    assert {name: term.item() for name, term in found.items()} == pytest.approx(expected, rel=1e-5)
+    assert loss.pairs == {"add_mu_pos": 4, "add_sigma_pos": 4, "add_mu_neg": 8, "add_sigma_neg": 8}
+
+
+def test_weight_order_is_the_same_in_the_legacy_variant(golden):
+    case = golden("add_loss")["add_old_1111"]
+    z, labels = torch.tensor(case["inputs"]["features"]), torch.tensor(case["inputs"]["labels"])
+    plain = AngularDistanceDistributionLoss(variant="legacy")(z, labels)
+    weighed = AngularDistanceDistributionLoss(weights=(2, 3, 5, 7), variant="legacy")(z, labels)
+    assert list(plain) == NAMES
+    assert [weighed[name].item() / plain[name].item() for name in NAMES] == pytest.approx([2, 3, 5, 7])
+
+
+def test_the_three_variants_differ_as_documented(golden):
+    case = golden("add_loss")["add_current_int_labels"]
+    z, labels = torch.tensor(case["inputs"]["features"]), torch.tensor(case["inputs"]["labels"])
+    totals = [
+        sum(AngularDistanceDistributionLoss(variant=variant)(z, labels).values()).item()
+        for variant in ("released", "legacy", "paper")
+    ]
+    assert totals == pytest.approx([0.2071, 1.1620, 1.3087], abs=5e-5)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "legacy"])
+def test_gradcheck(variant):
+    embeddings, labels = batch_of(7, 4, 3, 8)
+    loss = AngularDistanceDistributionLoss(weights=(1.0, 0.5, 2.0, 0.7), variant=variant)
+    assert torch.autograd.gradcheck(lambda x: tuple(loss(x, labels).values()), embeddings.requires_grad_())
+
+
+def test_gradcheck_soft():
+    embeddings, _ = batch_of(7, 4, 3, 9)
+    soft = torch.rand(7, 3, dtype=torch.float64).round(decimals=1).repeat_interleave(2, dim=0)[:7]
+    loss = AngularDistanceDistributionLoss()
+    assert torch.autograd.gradcheck(lambda x: tuple(loss(x, soft).values()), embeddings.requires_grad_())
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "legacy"])
+def test_any_batch_gives_finite_values_and_gradients(degenerate, variant):
+    embeddings, labels = degenerate
+    embeddings = embeddings.clone().requires_grad_()
+    terms = AngularDistanceDistributionLoss(variant=variant)(embeddings, labels)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(term) for term in terms.values())
+    assert torch.isfinite(embeddings.grad).all()
+
+
+@pytest.mark.parametrize("variant", ["paper", "legacy"])
+def test_an_absent_term_is_exactly_zero_without_gradient(variant):
+    embeddings, _ = batch_of(4, 3, 2, 10)
+    for labels, absent in [(torch.arange(4), NAMES[:2]), (torch.zeros(4, dtype=torch.long), NAMES[2:])]:
+        loss = AngularDistanceDistributionLoss(variant=variant)
+        for name in absent:
+            x = embeddings.clone().requires_grad_()
+            term = loss(x, labels)[name]
+            term.backward()
+            assert term.item() == 0
+            assert x.grad.abs().max() == 0
+            assert loss.pairs[name] == 0
+
+
+def test_the_spread_of_one_couple_is_zero_without_gradient():
+    x, _ = batch_of(2, 3, 1, 11)
+    x.requires_grad_()
+    loss = AngularDistanceDistributionLoss()
+    sigma = loss(x, torch.tensor([4, 4]))["add_sigma_pos"]
+    sigma.backward()
+    assert sigma.item() == 0
+    assert x.grad.abs().max() == 0
+    assert loss.pairs["add_sigma_pos"] == 2
+
+
+def test_a_zero_vector_gets_no_gradient_and_gives_the_others_theirs():
+    x, labels = batch_of(6, 4, 2, 12)
+    x[1] = 0
+    x.requires_grad_()
+    sum(AngularDistanceDistributionLoss()(x, labels).values()).backward()
+    assert x.grad[1].abs().max() == 0
+    assert x.grad[0].abs().max() > 0
+
+
+def test_order_and_rotation_and_length_do_not_matter():
+    x, labels = batch_of(12, 5, 3, 13)
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    order = torch.randperm(12)
+    loss = AngularDistanceDistributionLoss()
+    plain = torch.stack(list(loss(x, labels).values()))
+    for changed in [
+        (x[order], labels[order]),
+        (x @ rotation, labels),
+        (x * torch.rand(12, 1).double().add(0.1), labels),
+    ]:
+        torch.testing.assert_close(torch.stack(list(loss(*changed).values())), plain)
+
+
+def test_bf16_and_autocast_reduce_in_float32():
+    x, labels = batch_of(64, 16, 4, 14, torch.float32)
+    loss = AngularDistanceDistributionLoss()
+    narrow = x.bfloat16()
+    expected = loss(narrow.float(), labels)
+    leaf = narrow.clone().requires_grad_()
+    found = loss(leaf, labels)
+    assert found == expected
+    sum(found.values()).backward()
+    assert leaf.grad.dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide = x.clone().requires_grad_()
+        inside = loss(wide, labels)
+        sum(inside.values()).backward()
+    assert inside == loss(x, labels)
+    outside = x.clone().requires_grad_()
+    sum(loss(outside, labels).values()).backward()
+    assert torch.equal(wide.grad, outside.grad)
+
+
+def test_float64_stays_float64():
+    x, labels = batch_of(8, 3, 2, 15)
+    assert all(term.dtype == torch.float64 for term in AngularDistanceDistributionLoss()(x, labels).values())
+
+
+def test_a_narrow_spread_survives_float32():
+    """Negatives at nearly one distance: the naive E[x^2] - E[x]^2 loses the spread altogether."""
+    draw = torch.Generator().manual_seed(0)
+    base = torch.zeros(40, 42, dtype=torch.float64)
+    base[:, 0] = 3.0
+    base[torch.arange(40), torch.arange(40) + 1] = 1 + 1e-3 * torch.rand(40, generator=draw, dtype=torch.float64)
+    labels = torch.arange(40)
+    loss = AngularDistanceDistributionLoss()
+    exact = loss(base, labels)["add_sigma_neg"].item()
+    assert exact < 1e-3
+    assert loss(base.float(), labels)["add_sigma_neg"].item() == pytest.approx(exact, rel=5e-3)
+
+
+def test_repr_says_which_loss_ran():
+    assert "variant='legacy'" in repr(AngularDistanceDistributionLoss(variant="legacy"))
+    assert AngularDistanceDistributionLoss.citation.startswith("@")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AngularDistanceDistributionLoss(variant="old"), "unknown ADD variant"),
+        (lambda: AngularDistanceDistributionLoss(weights=(1, 1)), "four weights"),
+        (lambda: AngularDistanceDistributionLoss()(torch.ones(4), torch.ones(4)), "embeddings must be"),
+        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2, 2), torch.arange(4)), "embeddings must be"),
+        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2), torch.arange(3)), "4 embeddings"),
+        (lambda: AngularDistanceDistributionLoss()(torch.ones(4, 2), torch.ones(4)), "integer labels"),
+    ],
+)
+def test_misuse_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

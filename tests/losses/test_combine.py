@@ -1,0 +1,57 @@
+"""Several losses as one objective."""
+
+import pytest
+import torch
+
+from laennec.losses import (
+    AngularDistanceDistributionLoss,
+    FocalLoss,
+    TupletContrastiveLoss,
+    WeightedSum,
+    WeightSchedule,
+)
+
+
+def test_a_schedule_starts_rises_and_stays():
+    schedule = WeightSchedule(2.0, start=0.2, warm_up=0.4)
+    assert [schedule.at(p) for p in (0.0, 0.19, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0, 0, 0, 1, 2, 2])
+    assert [WeightSchedule(3.0).at(p) for p in (0.0, 1.0)] == [3.0, 3.0]
+    assert [WeightSchedule(3.0, start=0.5).at(p) for p in (0.49, 0.5)] == [0.0, 3.0]
+
+
+def test_terms_keep_their_names_and_follow_the_weights():
+    draw = torch.Generator().manual_seed(0)
+    embeddings, logits = torch.randn(8, 4, generator=draw), torch.randn(8, 3, generator=draw)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    add, focal = AngularDistanceDistributionLoss(), FocalLoss()
+    objective = WeightedSum({"focal": FocalLoss(), "add": add}, {"add": WeightSchedule(0.5, warm_up=0.5), "focal": 2.0})
+    for progress, share in [(0.0, 0.0), (0.25, 0.25), (1.0, 0.5)]:
+        objective.set_progress(progress)
+        terms = objective({"focal": (logits, labels), "add": {"embeddings": embeddings, "labels": labels}})
+        assert terms["focal"].item() == pytest.approx(2 * focal(logits, labels)["focal"].item())
+        for name, value in AngularDistanceDistributionLoss()(embeddings, labels).items():
+            assert terms[name].item() == pytest.approx(share * value.item())
+        assert objective.weights() == {"focal": 2.0, "add": share}
+    assert objective.pairs == {"focal": 8, **add.pairs}
+
+
+def test_the_same_loss_twice_gives_two_names_and_one_citation():
+    tensors = [torch.randn(2, 3), torch.randn(2, 3), torch.randn(2, 4, 3)]
+    objective = WeightedSum({"class": TupletContrastiveLoss(), "device": TupletContrastiveLoss(0.5)})
+    terms = objective({"class": tensors, "device": tensors})
+    assert set(terms) == set(objective.pairs) == {"class/tuplet", "device/tuplet"}
+    assert objective.citation == TupletContrastiveLoss.citation
+    assert "WeightSchedule" in repr(objective)
+
+
+def test_misuse_is_named():
+    with pytest.raises(ValueError, match="name no loss"):
+        WeightedSum({"focal": FocalLoss()}, {"fcal": 1.0})
+    with pytest.raises(ValueError, match="no loss"):
+        WeightedSum({})
+    with pytest.raises(ValueError, match="the losses are"):
+        WeightedSum({"focal": FocalLoss()})({})
+    with pytest.raises(ValueError, match="progress"):
+        WeightedSum({"focal": FocalLoss()}).set_progress(1.5)
+    with pytest.raises(ValueError, match="shares of training"):
+        WeightSchedule(1.0, warm_up=2.0)

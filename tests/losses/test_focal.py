@@ -1,0 +1,103 @@
+"""Focal loss against its formula, the authors' numbers, and their detached factor."""
+
+import math
+
+import pytest
+import torch
+
+from laennec.losses import FocalLoss
+
+
+def naive(logits, labels, gamma, alpha):
+    total = 0.0
+    for row, label in zip(logits.double(), labels, strict=True):
+        p = math.exp(row[label]) / sum(math.exp(x) for x in row)
+        total += -(1.0 if alpha is None else alpha[label]) * (1 - p) ** gamma * math.log(p)
+    return total / len(labels)
+
+
+def batch_of(size, classes, seed, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(size, classes, generator=draw, dtype=dtype) * 2, torch.randint(classes, (size,), generator=draw)
+
+
+@pytest.mark.parametrize("alpha", [None, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_equals_the_formula(gamma, alpha, dtype, tolerance):
+    logits, labels = batch_of(9, 4, 1, dtype)
+    for detach in (True, False):
+        loss = FocalLoss(gamma, alpha, detach_factor=detach)
+        assert loss(logits, labels)["focal"].item() == pytest.approx(naive(logits, labels, gamma, alpha), rel=tolerance)
+    assert loss.pairs == {"focal": 9}
+
+
+def test_gamma_zero_is_cross_entropy():
+    logits, labels = batch_of(9, 4, 2)
+    torch.testing.assert_close(
+        FocalLoss(0.0)(logits, labels)["focal"], torch.nn.functional.cross_entropy(logits, labels)
+    )
+
+
+def test_golden_values(golden):
+    for name, settings in [
+        ("focal_gamma2", {"gamma": 2.0}),
+        ("focal_gamma1_5_alpha_scalar_binary", {"gamma": 1.5, "alpha": 0.25}),
+    ]:
+        case = golden("opl_focal")[name]
+        logits = torch.tensor(case["inputs"]["logits"], dtype=torch.float64)
+        one_hot = torch.tensor(case["inputs"]["labels"])
+        each = FocalLoss(**settings, reduction="none")(logits, one_hot)["focal"]
+        assert each.tolist() == pytest.approx(case["expected"]["per_sample"], rel=1e-5)
+        assert FocalLoss(**settings)(logits, one_hot.argmax(1))["focal"].item() == pytest.approx(
+            case["expected"]["mean"], rel=1e-5
+        )
+
+
+def test_the_factor_is_a_constant_of_the_gradient_unless_asked_otherwise():
+    logits, labels = batch_of(5, 3, 3)
+    logits.requires_grad_()
+    FocalLoss(2.0)(logits, labels)["focal"].backward()
+    p = logits.detach().softmax(1)
+    one_hot = torch.nn.functional.one_hot(labels, 3)
+    miss = 1 - p[torch.arange(5), labels]
+    torch.testing.assert_close(logits.grad, miss[:, None] ** 2 * (p - one_hot) / 5)
+    textbook = FocalLoss(2.0, detach_factor=False)
+    assert torch.autograd.gradcheck(lambda x: textbook(x, labels)["focal"], logits)
+    assert (textbook.variant, FocalLoss().variant) == ("textbook", "detached")
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 2.0])
+def test_certain_and_hopeless_logits_stay_finite(gamma):
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [0.0, 0.0]], requires_grad=True)
+    for detach in (True, False):
+        logits.grad = None
+        FocalLoss(gamma, detach_factor=detach)(logits, torch.tensor([0, 0, 1]))["focal"].backward()
+        assert torch.isfinite(logits.grad).all()
+
+
+def test_an_empty_batch_is_zero():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    value = FocalLoss()(logits, torch.zeros(0, dtype=torch.long))["focal"]
+    value.backward()
+    assert value.item() == 0
+
+
+def test_bf16_is_widened():
+    logits, labels = batch_of(8, 4, 4, torch.bfloat16)
+    assert FocalLoss()(logits, labels)["focal"] == FocalLoss()(logits.float(), labels)["focal"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FocalLoss(-1.0), "gamma"),
+        (lambda: FocalLoss(reduction="sum"), "reduction"),
+        (lambda: FocalLoss(alpha=0.25)(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)), "alpha weighs 2"),
+        (lambda: FocalLoss()(torch.zeros(2, 2), torch.tensor([[0.7, 0.3], [1, 0]])), "soft labels"),
+        (lambda: FocalLoss()(torch.zeros(2, 2), torch.zeros(3, dtype=torch.long)), "must share"),
+    ],
+)
+def test_misuse_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
