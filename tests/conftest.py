@@ -40,3 +40,37 @@ def shared_data(shared_root: Path) -> Path:
 def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests never read or fill the user's caches."""
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic corpus of 16 patients in ICBHI's layout, at low rates so that tests are quick."""
+    from laennec.corpora.synthetic import write_corpus
+
+    folder = tmp_path_factory.mktemp("corpus") / "synthetic"
+    return write_corpus(folder, patients=16, recordings_per_patient=2, cycles_per_recording=4, max_rate_hz=8000)
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(small_corpus: Path) -> dict:
+    """Plain settings of a CNN on the small corpus: seconds to train."""
+    return {
+        "name": "tiny",
+        "corpus": {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"},
+        "features": {"preset": "song2021", "length": "natural"},
+        "encoder": {"type": "cnn"},
+        "train": {"epochs": 2, "batch_size": 8, "selection_metric": "loss"},
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny recipe with the ADD loss."""
+    from laennec.training.config import recipe_from_dict
+    from laennec.training.experiment import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        recipe = recipe_from_dict(tiny_recipe | {"loss": {"auxiliary": {"add": {"weight": 0.2}}}, "head": {"threshold_rule": "youden"}})
+        recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "tiny")
+        return train(recipe)

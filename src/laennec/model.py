@@ -318,7 +318,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             if config is None:
                 config = LaennecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
             encoder = _base_encoder(config, base) if config.head_only else None
-            with _without_report(config.head_only):
+            with quiet(config.head_only):
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
                 )
@@ -345,10 +345,10 @@ class LaennecForAudioClassification(PreTrainedModel):
 
 
 @contextlib.contextmanager
-def _without_report(quiet: bool) -> Iterator[None]:
+def quiet(yes: bool = True) -> Iterator[None]:
     """Keep transformers from reporting weights as missing that are left out on purpose."""
     before = logging.get_verbosity()
-    if quiet:
+    if yes:
         logging.set_verbosity_error()
     try:
         yield

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from laennec.losses import AngularDistanceDistributionLoss, add
+from laennec.losses import AngularDistanceDistributionLoss, pairs
 
 NAMES = ["add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg"]
 VARIANT = {"add_current": "released", "add_old": "legacy", "add_paper": "paper"}
@@ -58,7 +58,7 @@ def batch_of(size, dim, classes, seed, dtype=torch.float64):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("variant", ["paper", "released", "legacy"])
 def test_equals_the_double_loop_at_any_block_size(monkeypatch, block_entries, dtype, tolerance, variant):
-    monkeypatch.setitem(add.BLOCK_ENTRIES, "cpu", block_entries)
+    monkeypatch.setitem(pairs.BLOCK_ENTRIES, "cpu", block_entries)
     for size, classes, seed in [(2, 1, 0), (3, 3, 1), (9, 2, 2), (14, 4, 3)]:
         embeddings, labels = batch_of(size, 5, classes, seed, dtype)
         found = AngularDistanceDistributionLoss(variant=variant)(embeddings, labels)

@@ -192,7 +192,9 @@ def _padded_signal(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> Tenso
         beyond = torch.arange(samples, device=signal.device)[None, :] >= lengths[:, None]
         signal = signal.masked_fill(beyond, 0.0)
     if front.subtract_mean:
-        signal = signal - (signal.sum(1) / lengths.clamp_min(1))[:, None]
+        # in float64, or the rounding of the mean, and with it of every sample, would depend on the padding
+        wide = torch.float32 if signal.device.type == "mps" else torch.float64
+        signal = signal - (signal.sum(1, dtype=wide) / lengths.clamp_min(1)).float()[:, None]
         if beyond is not None:
             signal.masked_fill_(beyond, 0.0)
     if front.waveform_scale != 1.0:

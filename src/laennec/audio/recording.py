@@ -277,7 +277,10 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
         yield io.BytesIO(path)
         return
     if not isinstance(path, str | os.PathLike):
-        content = path.read()
+        try:
+            content = path.read()
+        except (OSError, EOFError) as error:
+            raise DecodeError(name, f"cannot be read ({_short(error)}); check where it comes from") from error
         if not isinstance(content, bytes):
             raise TypeError("a recording's file object must be opened in binary mode")
         yield io.BytesIO(content)
@@ -292,13 +295,9 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as error:
         if isinstance(error, DecodeError):
             raise
-        missing = isinstance(error, FileNotFoundError)
-        reason = (
-            "no such file; check the path"
-            if missing
-            else f"cannot be opened ({_short(error)}); check path and permissions"
-        )
-        raise DecodeError(name, reason) from error
+        if isinstance(error, FileNotFoundError):
+            raise DecodeError(name, "no such file; check the path") from error
+        raise DecodeError(name, f"cannot be opened ({_short(error)}); check path and permissions") from error
     with file:
         yield file
 

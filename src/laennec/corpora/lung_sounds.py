@@ -109,8 +109,8 @@ class Stethoscope:
 DEVICES = {
     "AKGC417L": Stethoscope(44100, "PCM_16", Response(12, 5000, 1), -50, -14, True),
     "Meditron": Stethoscope(44100, "PCM_16", Response(20, 1400, 2), -54, -22, False),
-    "Litt3200": Stethoscope(4000, "PCM_16", Response(30, 800, 5, 560, 9, 2.5), -66, -24, False),
-    "LittC2SE": Stethoscope(44100, "PCM_24", Response(35, 900, 2, 170, 7, 1.1), -46, -20, True),
+    "Litt3200": Stethoscope(4000, "PCM_16", Response(18, 800, 5, 560, 9, 2.5), -66, -24, False),
+    "LittC2SE": Stethoscope(44100, "PCM_24", Response(20, 900, 2, 170, 5, 1.1), -46, -20, True),
 }
 
 # (chest wall, gain of the breath, gain of the heart); the trachea lets through far more than the lung's tissue
@@ -203,9 +203,9 @@ def breath(duration_s: float, inspiration_share: float, rng: np.random.Generator
 
 def coloured(noise: Signal, corner_hz: float, order: int, rate: int = SOURCE_RATE_HZ) -> Signal:
     """White noise through a low-pass of that many poles, scaled to keep its root mean square near 1."""
-    frequency = np.fft.rfftfreq(len(noise), 1 / rate)
-    gain = (1 + (frequency / corner_hz) ** 2) ** (-order / 2)
-    return np.asarray(np.fft.irfft(np.fft.rfft(noise) * gain / np.sqrt(np.mean(gain**2)), len(noise)))
+    size = -(-len(noise) // 1000) * 1000  # lengths with large prime factors transform several times slower
+    gain = (1 + (np.fft.rfftfreq(size, 1 / rate) / corner_hz) ** 2) ** (-order / 2)
+    return np.asarray(np.fft.irfft(np.fft.rfft(noise, size) * gain / np.sqrt(np.mean(gain**2)), size)[: len(noise)])
 
 
 def crackles(
@@ -276,7 +276,7 @@ def friction(duration_s: float, rng: np.random.Generator) -> Signal:
     """The chest piece moving on skin: now and then a soft burst of noise, longer and duller than any crackle."""
     sound = np.zeros(round(duration_s * SOURCE_RATE_HZ))
     for _ in range(rng.poisson(0.12 * duration_s)):
-        wave = coloured(rng.standard_normal(round(rng.uniform(0.05, 0.14) * SOURCE_RATE_HZ)), rng.uniform(50, 120), 2)
+        wave = coloured(rng.standard_normal(round(rng.uniform(0.05, 0.14) * SOURCE_RATE_HZ)), rng.uniform(60, 150), 4)
         wave *= np.hanning(len(wave)) * rng.uniform(0.5, 2.5)
         _add(sound, wave, rng.uniform(0, max(duration_s - 0.2, 0.1)))
     return sound

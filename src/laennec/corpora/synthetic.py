@@ -136,15 +136,7 @@ def write_corpus(
         InputError: A number out of range, a folder that holds something else, or a folder that cannot be written.
     """
     folder = Path(folder)
-    for name, value, most in (
-        ("patients", patients, MOST_PATIENTS),
-        ("recordings_per_patient", recordings_per_patient, 42),
-        ("cycles_per_recording", cycles_per_recording, 99),
-    ):
-        if not 1 <= value <= most:
-            raise InputError(f"{name} is {value}; the synthetic corpus can have 1 to {most}")
-    if max_rate_hz is not None and (max_rate_hz < 4000 or max_rate_hz % 100):
-        raise InputError(f"max_rate_hz is {max_rate_hz}; give a multiple of 100 from 4000, or nothing for native rates")
+    _refuse_impossible(patients, recordings_per_patient, cycles_per_recording, max_rate_hz)
     if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
     people = [draw_patient(seed, index) for index in range(patients)]
@@ -169,6 +161,18 @@ def write_corpus(
             temporary / MARK, [json.dumps({"corpus": "laennec synthetic", "version": 1, "options": options}, indent=1)]
         )
     return folder
+
+
+def _refuse_impossible(patients: int, recordings: int, cycles: int, max_rate_hz: int | None) -> None:
+    for name, value, most in (
+        ("patients", patients, MOST_PATIENTS),
+        ("recordings_per_patient", recordings, 42),
+        ("cycles_per_recording", cycles, 99),
+    ):
+        if not 1 <= value <= most:
+            raise InputError(f"{name} is {value}; the synthetic corpus can have 1 to {most}")
+    if max_rate_hz is not None and (max_rate_hz < 4000 or max_rate_hz % 100):
+        raise InputError(f"max_rate_hz is {max_rate_hz}; give a multiple of 100 from 4000, or nothing for native rates")
 
 
 def draw_patient(seed: int, index: int) -> Patient:

@@ -264,13 +264,17 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             rest = f" ({more} more; `laennec prepare {self.NAME} --check` lists them)" if more else ""
             raise InputError(first + rest)
         self.manifest = manifest_of(self.corpus, cache_dir)
-        super().__init__(
-            cache_dir=str(cache_root(cache_dir) / "tables"),
-            dataset_name=self.NAME,
-            data_dir=str(data_dir),
-            hash=self.manifest.table_fingerprint,
-            **options,
-        )
+        tables = cache_root(cache_dir) / "tables"
+        try:
+            super().__init__(
+                cache_dir=str(tables),
+                dataset_name=self.NAME,
+                data_dir=str(data_dir),
+                hash=self.manifest.table_fingerprint,
+                **options,
+            )
+        except OSError as error:
+            raise writing_error(tables, error) from error
 
     @classmethod
     @abstractmethod

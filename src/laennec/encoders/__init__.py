@@ -5,13 +5,17 @@ folder or a Hub id. The digest covers what an embedding depends on: batch counte
 left out.
 """
 
+import contextlib
 import difflib
 import hashlib
 import json
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.ast import AstEncoder
@@ -82,7 +86,7 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def encoder_digest(encoder: PreTrainedModel) -> str:
-    """sha256 over names (sorted), shapes and float32 values of an encoder's weights, whatever their dtype and device."""
+    """sha256 over names (sorted), shapes and float32 values of an encoder's weights, on any device."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         if name.endswith("num_batches_tracked") or name.startswith(_NOT_IN_DIGEST):
@@ -131,6 +135,8 @@ def _config_of(
         values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except (OSError, json.JSONDecodeError, ValueError) as error:
         raise _not_found(source, error) from error
+    if not values:
+        raise _not_found(source, FileNotFoundError("there is no config.json"))
     model_type = values.get("model_type")
     for kind, config_class in _CONFIGS.items():
         if model_type == config_class.model_type:
@@ -145,19 +151,41 @@ def _from_pretrained(
     encoder_class: type[PreTrainedModel], source: str | Path, config: PreTrainedConfig, revision: str | None
 ) -> PreTrainedModel:
     try:
-        loaded: Any = encoder_class.from_pretrained(
-            source, config=config, revision=revision or "main", dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
+        with _without_loading_report():
+            # sizes that do not match are let through here only to be named in one line below
+            loaded: Any = encoder_class.from_pretrained(
+                source,
+                config=config,
+                revision=revision or "main",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _not_found(source, error) from error
     encoder, info = loaded
-    if wrong := sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]])):
+    if wrong := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
         raise InputError(
             f"{source}: the weights are not those of the {encoder_class.__name__} in config.json "
             f"({wrong[0]} is missing or of another shape); get the checkpoint again"
         )
     ready: PreTrainedModel = encoder.eval()
     return ready
+
+
+@contextlib.contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Keep transformers' table of missing keys off the screen: what matters of it becomes one error."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _not_found(source: str | Path, error: Exception) -> InputError:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ASTConfig, ASTModel, PreTrainedModel
-from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.output import EncoderOutput
@@ -48,15 +47,13 @@ class AstEncoder(PreTrainedModel):
         super().__init__(config)
         self.audio_spectrogram_transformer = ASTModel(config)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """As the authors: special tokens and positions are small random numbers, where transformers leaves zeros."""
-        super()._init_weights(module)
-        if module is self:
-            tables = self._embeddings
-            for weight in (tables.cls_token, tables.distillation_token, tables.position_embeddings):
-                init.trunc_normal_(weight, std=0.02)
+        # transformers starts special tokens and positions at zero, where gradients explode in the first layer norm
+        for table in (
+            self._embeddings.cls_token,
+            self._embeddings.distillation_token,
+            self._embeddings.position_embeddings,
+        ):
+            nn.init.trunc_normal_(table, std=0.02)
 
     @property
     def _embeddings(self) -> Any:
@@ -91,11 +88,11 @@ class AstEncoder(PreTrainedModel):
         real = self._real_steps(lengths, steps, patches)
         positions = self._positions(bands, known, steps, real).to(patches.dtype)
         special = torch.cat([embeddings.cls_token, embeddings.distillation_token], 1).to(patches.dtype)
-        hidden = torch.cat([special.expand(len(patches), -1, -1), patches], 1)
+        hidden = torch.cat([special.expand(patches.shape[0], -1, -1), patches], 1)
         hidden = embeddings.dropout(hidden + positions)
         step = torch.arange(steps, device=hidden.device)
-        time_mask = (step[None, :] < real[:, None]).expand(len(hidden), -1)  # (batch, steps)
-        mask = torch.cat([time_mask.new_ones(len(hidden), 2), time_mask.repeat(1, bands)], 1)
+        time_mask = (step[None, :] < real[:, None]).expand(hidden.shape[0], -1)  # (batch, steps)
+        mask = torch.cat([time_mask.new_ones(hidden.shape[0], 2), time_mask.repeat(1, bands)], 1)
         keys = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=None if lengths is None else mask
         )
@@ -131,7 +128,7 @@ class AstEncoder(PreTrainedModel):
         # (bands, batch, steps, dim) -> (batch, bands * steps, dim)
         mixed = torch.lerp(grid[:, left].float(), grid[:, (left + 1).clamp_max(known - 1)].float(), share)
         mixed = mixed.transpose(0, 1).flatten(1, 2).to(table.dtype)
-        return torch.cat([special.expand(len(mixed), -1, -1), mixed], 1)
+        return torch.cat([special.expand(mixed.shape[0], -1, -1), mixed], 1)
 
 
 def _patch_size(config: ASTConfig) -> int:

@@ -3,12 +3,11 @@
 Decided here: layers carry our names and `load_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution at each call (1.3 times faster on a CPU). The AudioSet classifier is kept only where
+is folded into the convolution at each call (a fifth faster on a CPU). The AudioSet classifier is kept only where
 `config.audioset_head` asks for it: the head of a laennec model is another one.
 
-References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale
-    Audio Tagging via
-Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
+References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
+Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
 """
 
 from collections.abc import Container
@@ -221,7 +220,7 @@ class MobileNetEncoder(PreTrainedModel):
         x = mask.zero_beyond(self.last(x, mask))
         output = EncoderOutput(
             last_hidden_state=x.mean(2).transpose(1, 2),
-            token_mask=mask.tokens(len(x), x.device),
+            token_mask=mask.tokens(x.shape[0], x.device),
             pooler_output=mask.mean(x),
         )
         return output.to_tuple() if return_dict is False else output

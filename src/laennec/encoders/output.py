@@ -44,10 +44,9 @@ class TimeMask:
         if attention_mask is None:
             return cls(None, frames)
         lengths = attention_mask.to(torch.int64).sum(1)
-        # looking at the values is free on a CPU and would wait for the device anywhere else
-        if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and int(lengths.min()) == frames:
-            return cls(None, frames)
-        return cls(lengths, frames)
+        # looking at the values is free on a CPU, would wait for the device anywhere else, and has no place in a graph
+        looking = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        return cls(None if looking and int(lengths.min()) == frames else lengths, frames)
 
     def halved(self) -> "TimeMask":
         """After a stride of 2: ceil(n / 2) positions."""

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from laennec.evaluation.metrics import confusion_matrix
 from laennec.evaluation.predictions import Answers, read_predictions
@@ -250,7 +251,7 @@ def training_picture(history: Sequence[dict[str, Any]], best_epoch: int | float 
         for title, lines in panels
         if any(isinstance(v, int | float) for line in lines.values() for v in line)
     ]
-    figure, all_axes = _figure(4.7 * len(panels), 3.9, len(panels))
+    figure, all_axes = _figure(4.0 * len(panels), 3.7, len(panels))
     for axes, (title, lines) in zip(all_axes, panels, strict=True):
         for k, (name, line) in enumerate(list(lines.items())[:7]):
             numbers = [value if isinstance(value, int | float) else np.nan for value in line]
@@ -266,6 +267,7 @@ def training_picture(history: Sequence[dict[str, Any]], best_epoch: int | float 
         if best_epoch is not None:
             axes.axvline(best_epoch, color=QUIET, lw=1, ls=(0, (4, 3)), label="epoch kept")
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _title(axes, title)
         axes.legend(**_LEGEND)
     return figure
@@ -303,10 +305,17 @@ def _unit_axes(axes: Any, x: str, y: str) -> None:
     axes.yaxis.label.set(color=INK, fontsize=9)
 
 
-def _heat(axes: Any, shade: Any, rows: Sequence[str], columns: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
-    """A labelled heat map; the text turns white where the cell is dark."""
+def _heat(
+    axes: Any,
+    shade: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    top: float | None = None,
+) -> None:
+    """A labelled heat map from 0 to `top` (the largest value); the text turns white where the cell is dark."""
     finite = shade[np.isfinite(shade)]
-    top = max(float(finite.max()), 1e-9) if finite.size else 1.0
+    top = top or (max(float(finite.max()), 1e-9) if finite.size else 1.0)
     axes.imshow(np.nan_to_num(shade), cmap=_DEPTH, vmin=0, vmax=top, aspect="equal")
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
@@ -326,7 +335,7 @@ def _draw_confusion(axes: Any, counts: Any, classes: Sequence[str]) -> None:
     total = counts.sum(1, keepdims=True)
     shares = 100 * counts / np.where(total == 0, 1, total)
     texts = [[f"{shares[i, j]:.0f} %\n{counts[i, j]:,}" for j in range(len(classes))] for i in range(len(classes))]
-    _heat(axes, shares, classes, classes, texts)
+    _heat(axes, shares, classes, classes, texts, top=100.0)
     axes.set_xlabel("predicted", color=INK, fontsize=9)
     axes.set_ylabel("truth", color=INK, fontsize=9)
 

@@ -162,11 +162,10 @@ def _facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[
     scored = f"{counts.get('cycles', 0):,} cycles, {draws.get('patients', counts.get('patients'))} patients"
     if counts.get("unlabelled"):
         scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
-    interval = (
-        f"95 %, percentiles of {draws['n_draws']:,} draws of patients (patient-clustered bootstrap), seed {draws['seed']}"
-        if draws
-        else NOT_RECORDED
-    )
+    interval = NOT_RECORDED
+    if draws:
+        interval = f"95 %, patient-clustered bootstrap: percentiles of {draws['n_draws']:,} draws of patients, "
+        interval += f"seed {draws['seed']}"
     thresholds = evaluation.get("thresholds")
     decision = "the likeliest class"
     if thresholds is not None:
@@ -176,7 +175,7 @@ def _facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[
         ("Corpus", _text(corpus.get("name"))),
         ("Corpus fingerprint", _text(corpus.get("fingerprint"))),
         ("Protocol", protocol),
-        ("Stamp", _text(provenance.get("stamp")) if provenance.get("stamp") else "none"),
+        ("Stamp", "none" if provenance and not provenance.get("stamp") else _text(provenance.get("stamp"))),
         ("Split fingerprint", _text(provenance.get("split_fingerprint"))),
         ("Selection set", _text(run.get("selection_set"))),
         ("Scored", scored),
@@ -331,7 +330,10 @@ def _history(run: Mapping[str, Any]) -> dict[str, Any] | None:
         {
             "epoch": _text(entry.get("epoch")),
             "kept": best is not None and entry.get("epoch") == best,
-            "cells": [_text(v) for v in (entry.get("loss"), *((entry.get("loss_terms") or {}).get(t) for t in terms))],
+            "cells": [
+                f"{v:.4f}" if isinstance(v, float) else _text(v)
+                for v in (entry.get("loss"), *((entry.get("loss_terms") or {}).get(t) for t in terms))
+            ],
         }
         for entry in chosen
     ]

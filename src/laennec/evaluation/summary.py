@@ -149,31 +149,41 @@ def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
                 text = f"{figure_name(name)} is lower on {part}: {figure_text(name, own, bounds)}"
                 text += f" against {figure_text(name, values[name])} overall."
                 found.append(("caution", text))
+    found.sort(key=lambda warning: warning[0] != "bad")
     return [{"level": level, "text": text} for level, text in found]
 
 
 def _floor_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """Floors that the model does not clear."""
+    """Floors that the model does not clear; of several, the highest is named."""
     found = []
     values, name = evaluation["values"], evaluation["headline"]
-    for row in evaluation["floors"]:
-        advantage = row["advantage"]
-        if advantage is not None:
-            said = f"{figure_name(name)} {figure_text(name, values[name])}"
-            floor = f"the floor \u201c{row['name']}\u201d ({figure_text(name, row['values'][name])})"
-            if advantage["value"] <= 0:
-                found.append(("bad", f"{said} does not reach above {floor}."))
-            elif advantage["interval"] is not None and advantage["interval"][0] <= 0:
-                gain = f"+{advantage['value']:.1f} [{advantage['interval'][0]:.1f}, {advantage['interval'][1]:.1f}]"
-                found.append(("bad", f"{said} is not distinguishable from {floor}: {gain}."))
-        for figure, value in row["values"].items():
-            own = values.get(figure)
-            if figure.endswith(".roc_auc") and None not in (value, own) and value > max(own, 0.5):
-                floor = f"the floor \u201c{row['name']}\u201d ({figure_text(figure, value)})"
-                found.append(("bad", f"{figure_name(figure)} {figure_text(figure, own)} lies below {floor}."))
+    rows = [row for row in evaluation["floors"] if row["advantage"] is not None]
+    rows.sort(key=lambda row: row["advantage"]["value"])
+    if rows and rows[0]["advantage"]["value"] <= 0:
+        said = f"{figure_name(name)} {figure_text(name, values[name])} does not reach above"
+        found.append(("bad", f"{said} the floor {_floor_text(rows[0], name)}."))
+    doubtful = [row for row in rows if row["advantage"]["interval"] and row["advantage"]["interval"][0] <= 0]
+    doubtful = [row for row in doubtful if row["advantage"]["value"] > 0]
+    if doubtful:
+        low, high = doubtful[0]["advantage"]["interval"]
+        said = f"{figure_name(name)} {figure_text(name, values[name])} is not distinguishable from"
+        gain = f"{doubtful[0]['advantage']['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        found.append(("bad", f"{said} the floor {_floor_text(doubtful[0], name)}: {gain}."))
+    for figure in (figure for figure in values if figure.endswith(".roc_auc")):
+        known = [row for row in evaluation["floors"] if row["values"].get(figure) is not None]
+        highest = max(known, key=lambda row: row["values"][figure], default=None)
+        own = values[figure]
+        if highest is not None and own is not None and highest["values"][figure] > max(own, 0.5):
+            said = f"{figure_name(figure)} {figure_text(figure, own)} lies below"
+            found.append(("bad", f"{said} the floor {_floor_text(highest, figure)}."))
     if any(row.get("skipped") == "no training table was given" for row in evaluation["floors"]):
         found.append(("caution", "The shortcut floors were not computed, because no training table was given."))
     return found
+
+
+def _floor_text(row: dict[str, Any], figure: str) -> str:
+    """A floor's name and what it reaches."""
+    return f"\u201c{row['name']}\u201d ({figure_text(figure, row['values'][figure])})"
 
 
 def format_summary(evaluation: dict[str, Any]) -> str:

@@ -3,19 +3,41 @@
 from torch import nn
 
 from laennec.losses.add import AngularDistanceDistributionLoss
+from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss
 from laennec.losses.combine import WeightedSum, WeightSchedule
+from laennec.losses.device import GradientReversal
 from laennec.losses.focal import FocalLoss
+from laennec.losses.opl import OrthogonalProjectionLoss
+from laennec.losses.patch_mix import PatchMixContrastiveLoss, PatchMixCrossEntropy
+from laennec.losses.patient import PatientAlignmentLoss
+from laennec.losses.supcon import NTXentLoss, SupConLoss
 from laennec.losses.tuplet import TupletContrastiveLoss, draw_negatives
 
 AUXILIARY_LOSSES: dict[str, type[nn.Module]] = {
     "add": AngularDistanceDistributionLoss,
     "tuplet": TupletContrastiveLoss,
+    "supcon": SupConLoss,
+    "ntxent": NTXentLoss,
+    "opl": OrthogonalProjectionLoss,
+    "patient": PatientAlignmentLoss,
+    "patch_mix": PatchMixContrastiveLoss,
+    "clustering": DeepClusteringLoss,
+    "cluster_similarity": ClusterSimilarityLoss,
 }
 
 __all__ = [
     "AUXILIARY_LOSSES",
     "AngularDistanceDistributionLoss",
+    "ClusterSimilarityLoss",
+    "DeepClusteringLoss",
     "FocalLoss",
+    "GradientReversal",
+    "NTXentLoss",
+    "OrthogonalProjectionLoss",
+    "PatchMixContrastiveLoss",
+    "PatchMixCrossEntropy",
+    "PatientAlignmentLoss",
+    "SupConLoss",
     "TupletContrastiveLoss",
     "WeightSchedule",
     "WeightedSum",

@@ -1,9 +1,8 @@
 """Stage 5, losses: angular distance distribution (ADD).
 
-Decided here: pairs are ordered (as in the authors' masks), which changes the unbiased spread; the spread of fewer
-than two distinct pairs, or of values that differ by rounding alone, is 0 with zero gradient; similarities are
-computed block by block and again in the backward pass, so that a batch of 4096 needs a few megabytes instead of a
-gigabyte; soft labels are "identical" below a label distance of 1e-3.
+Decided here: the variant is named wherever the loss is printed, since three unequal losses go by this name; weights are
+in the order of the paper in all of them; soft labels are "identical" below a label distance of 1e-3; a label row of
+zeros is a class of its own. Which pairs count, and what an absent one does, is decided in `moments.py`.
 """
 
 from typing import ClassVar
@@ -101,7 +100,7 @@ class AngularDistanceDistributionLoss(nn.Module):
     def _targets(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Integer labels as they are; label rows at length 1."""
         if labels.ndim != 2:
-            return class_indices(labels)
+            return class_indices(labels)  # refuses anything but integers here
         rows = labels.to(dtype)
         if self.variant != "released":
             # rows without any class form a class: give them a coordinate of their own

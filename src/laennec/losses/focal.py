@@ -82,7 +82,7 @@ class FocalLoss(nn.Module):
             raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must share (batch, ...)")
         if self.alpha is not None and len(self.alpha) != logits.shape[1]:
             raise ValueError(f"alpha weighs {len(self.alpha)} classes, the logits have {logits.shape[1]}")
-        index = _one_class_each(labels, logits.shape[1])
+        index = class_indices(labels, logits.shape[1]).long()
         with full_precision(logits):
             log_p = widened(logits).log_softmax(dim=1).gather(1, index[:, None]).squeeze(1)  # (batch,)
             # the floor keeps the slope of x^gamma finite at x = 0 where gamma < 1
@@ -97,12 +97,3 @@ class FocalLoss(nn.Module):
     def extra_repr(self) -> str:
         """Say what ran."""
         return f"variant={self.variant!r}, gamma={self.gamma}, alpha={self.alpha}, reduction={self.reduction!r}"
-
-
-def _one_class_each(labels: Tensor, classes: int) -> Tensor:
-    """Class indices (batch,) of integer or one-hot labels."""
-    if labels.ndim == 1:
-        return class_indices(labels).long()
-    if labels.shape[1:] != (classes,) or bool(((labels != 0) & (labels != 1)).any() | (labels.sum(dim=1) != 1).any()):
-        raise ValueError("focal loss needs one class per cycle: integers (batch,) or one-hot rows, no soft labels")
-    return labels.argmax(dim=1)

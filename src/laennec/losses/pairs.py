@@ -5,10 +5,15 @@ length zero has no direction, so it normalises to zero with zero gradient (divid
 multiply its gradient by 1e12).
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 SHORTEST_NORM = 1e-12
+BLOCK_ENTRIES = {"cpu": 2**19}  # fits a core's cache; other devices want fewer, larger blocks
+DEVICE_BLOCK_ENTRIES = 2**25
 
 
 def widened(values: Tensor) -> Tensor:
@@ -52,12 +57,48 @@ def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, *, dims: 
         raise ValueError(f"{len(embeddings)} embeddings need as many labels, not labels of shape {tuple(labels.shape)}")
 
 
-def class_indices(labels: Tensor) -> Tensor:
-    """Labels checked to be one integer class per row.
+def class_indices(labels: Tensor, classes: int | None = None) -> Tensor:
+    """Labels as one integer class per row.
+
+    Args:
+        labels: integers (batch,), or one-hot rows (batch, classes).
+        classes: how many there must be in one-hot rows; None for any number.
+
+    Returns:
+        Integers (batch,).
 
     Raises:
-        ValueError: if the labels are not a vector of integers.
+        ValueError: if a row does not name exactly one class.
     """
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError(f"this loss needs integer labels (batch,), not {labels.dtype} {tuple(labels.shape)}")
-    return labels
+    if labels.ndim == 1 and not labels.is_floating_point():
+        return labels
+    shape = f"{labels.dtype} {tuple(labels.shape)}"
+    if labels.ndim != 2 or classes not in (None, labels.shape[1]):
+        raise ValueError(f"this loss needs integer labels (batch,) or one-hot rows (batch, classes), not {shape}")
+    if bool(((labels != 0) & (labels != 1)).any() | (labels.sum(dim=1) != 1).any()):
+        raise ValueError("this loss needs one class for each cycle: integers or one-hot rows, no soft labels")
+    return labels.argmax(dim=1)
+
+
+def absent(embeddings: Tensor) -> Tensor:
+    """The value of a term without any pair: exactly 0, with zero gradient, whatever the embeddings hold."""
+    return widened(embeddings.flatten()[:0]).sum()
+
+
+class Block(NamedTuple):
+    """Rows start..stop of the similarity matrix against all columns from start on."""
+
+    start: int
+    stop: int
+    similarity: Tensor  # (stop - start, batch - start)
+    above: Tensor  # same shape, bool: above the diagonal, so each unordered pair is in one block once
+
+
+def upper_blocks(z: Tensor) -> Iterator[Block]:
+    """Walk the upper triangle of the similarity matrix of rows z (batch, dim); the lower one is its mirror."""
+    batch = len(z)
+    rows = max(1, BLOCK_ENTRIES.get(z.device.type, DEVICE_BLOCK_ENTRIES) // max(1, batch))
+    for start in range(0, max(1, batch), rows):  # an empty batch is one empty block
+        stop = min(start + rows, batch)
+        similarity = z[start:stop] @ z[start:].T
+        yield Block(start, stop, similarity, torch.ones_like(similarity, dtype=torch.bool).triu_(1))

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.augment import WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
@@ -164,6 +165,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     if main_process:
         _claim(out, recipe, overwrite)
     torch.set_num_threads(recipe.train.threads)
+    disable_progress_bar()
     timings = Timings()
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)

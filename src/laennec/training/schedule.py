@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from laennec.losses import WeightedSum
 from laennec.training.batches import Targets
 from laennec.training.config import Recipe
+from laennec.training.console import EpochLines
 from laennec.training.objective import Objective, Stage
 from laennec.training.sampler import AnchorPositiveSampler, ClassesTimesSamplesSampler, EpochSampler, PatientBalancedSampler
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
@@ -115,7 +116,7 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         ddp_find_unused_parameters=phase.stages is not None,
         use_cpu=not torch.cuda.is_available(),
         bf16=t.bf16,
-        disable_tqdm=None,
+        disable_tqdm=True,
     )
 
 
@@ -177,6 +178,8 @@ def run_phases(
             compute_metrics=metrics,
             callbacks=[EarlyStoppingCallback(patience)] if patience and phase.selects else None,
         )
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
         trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
         model.encoder_paused = False
         for entry in trainer.state.log_history:

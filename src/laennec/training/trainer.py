@@ -5,7 +5,6 @@ evaluation only the task loss counts, because auxiliary losses depend on who mee
 otherwise gradient accumulation multiplies a mean loss by the number of micro-batches.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import Trainer
 
 from laennec.audio.augment import SpecAugment
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.model import LaennecForAudioClassification
+from laennec.model import LaennecForAudioClassification, quiet
 from laennec.training.objective import Objective, Stage
 
 _CONTEXT = ("class_ids", "cycle_numbers", "epochs")
@@ -139,6 +138,10 @@ class LaennecTrainer(Trainer):
         super().log(logs, start_time)
 
     def _load_best_model(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        # a checkpoint of a frozen encoder leaves it out on purpose; transformers would list every weight
+        with quiet(bool(self.model.config.frozen_encoder)):
             super()._load_best_model()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with quiet(bool(self.model.config.frozen_encoder)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,0 +1,145 @@
+"""Stage 5, losses: Patch-Mix contrastive loss, and the cross entropy of mixed cycles.
+
+Decided here: rows are mixed cycles and columns clean ones; the clean side carries no gradient unless asked for, as
+its authors train it; a row mixed with itself has one positive of weight 1.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, normalise, widened
+
+_CITATION = """@inproceedings{bae2023patchmix,
+  title={Patch-Mix Contrastive Learning with Audio Spectrogram Transformer on Respiratory Sound Classification},
+  author={Bae, Sangmin and Kim, June-Woo and Cho, Won-Yang and Baek, Hyerim and Son, Soyoun and Lee, Byungjo and
+    Ha, Changwan and Tae, Kyongpil and Kim, Sungnyun and Yun, Se-Young},
+  booktitle={Interspeech},
+  year={2023}
+}"""
+
+
+class PatchMixContrastiveLoss(nn.Module):
+    """Find, for each mixed cycle, the two clean cycles it was made of.
+
+    Cross entropy of softmax(mixed_i . clean_j / t) over the clean cycles j of the batch, with target lam on j = i and
+    1 - lam on j = index[i]; mean over rows.
+
+    Wants embeddings of a batch and of the same batch after `laennec.audio.mixing.patch_mix` (or Group-Mix), any
+    shuffled order. Prefer `SupConLoss` for views that keep their label.
+
+    Args:
+        temperature: divides the similarities.
+        negatives: "all" clean cycles, or "different_label" to leave out those of the row's own label (but for the two
+            positives).
+        detach_clean: True treats clean embeddings as constants.
+
+    Raises:
+        ValueError: if the temperature is not positive or the choice of negatives unknown.
+
+    Reference: Bae et al., Patch-Mix Contrastive Learning, Interspeech 2023.
+    """
+
+    citation: ClassVar[str] = _CITATION
+
+    def __init__(self, temperature: float = 0.06, negatives: str = "all", detach_clean: bool = True) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, not {temperature}")
+        if negatives not in ("all", "different_label"):
+            raise ValueError(f"negatives must be 'all' or 'different_label', not {negatives!r}")
+        self.temperature = float(temperature)
+        self.negatives = negatives
+        self.detach_clean = detach_clean
+        self.pairs: dict[str, int] = {}
+
+    @property
+    def variant(self) -> str:
+        """Which negatives and which gradient."""
+        return f"{self.negatives} negatives, clean side {'constant' if self.detach_clean else 'trained'}"
+
+    def forward(
+        self, mixed: Tensor, clean: Tensor, lam: Tensor | float, index: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return `{"patch_mix": scalar}`; `pairs` counts (mixed, clean) positives.
+
+        Args:
+            mixed: (batch, dim). Normalised here.
+            clean: (batch, dim). Normalised here.
+            lam: share of the row's own cycle, one number or (batch,).
+            index: integers (batch,), the partner each row was mixed with.
+            labels: integers (batch,) of the clean cycles; needed for "different_label".
+
+        Raises:
+            ValueError: if the shapes do not fit, or labels are missing.
+        """
+        check_embeddings(mixed, index)
+        check_embeddings(clean, labels)
+        if mixed.shape != clean.shape:
+            raise ValueError(f"mixed {tuple(mixed.shape)} and clean {tuple(clean.shape)} embeddings must match")
+        if not len(mixed):
+            self.pairs = {"patch_mix": 0}
+            return {"patch_mix": absent(mixed) + absent(clean)}
+        own = torch.arange(len(mixed), device=mixed.device)
+        index = index.to(own)
+        with full_precision(mixed):
+            logits = normalise(mixed) @ normalise(clean.detach() if self.detach_clean else clean).T / self.temperature
+            if self.negatives == "different_label":
+                if labels is None:
+                    raise ValueError("negatives='different_label' needs labels")
+                classes = class_indices(labels)
+                left_out = classes[:, None] == classes[None, :]
+                left_out[own, own] = left_out[own, index] = False
+                logits = logits.masked_fill(left_out, -torch.inf)
+            chance = logits.log_softmax(dim=1)
+            share = torch.as_tensor(lam, dtype=chance.dtype, device=chance.device)
+            each = -(share * chance[own, own] + (1 - share) * chance[own, index])
+        self.pairs = {"patch_mix": len(mixed) + int((index != own).sum())}
+        return {"patch_mix": each.mean()}
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}, temperature={self.temperature}"
+
+
+class PatchMixCrossEntropy(nn.Module):
+    """Cross entropy of mixed cycles: `lam CE(logits, y_a) + (1 - lam) CE(logits, y_b)`.
+
+    Wants the logits of a mixed batch. Prefer BCE on mixed label rows for two-label heads.
+
+    Args:
+        weight: of each class, or None.
+
+    Reference: Bae et al., Patch-Mix Contrastive Learning, Interspeech 2023.
+    """
+
+    citation: ClassVar[str] = _CITATION
+    variant = "patch-mix"
+
+    def __init__(self, weight: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+        self.pairs: dict[str, int] = {}
+
+    def forward(
+        self, logits: Tensor, labels_own: Tensor, labels_partner: Tensor, lam: Tensor | float
+    ) -> dict[str, Tensor]:
+        """Return `{"patch_mix_ce": scalar}`; `pairs` counts the cycles.
+
+        Args:
+            logits: (batch, classes) of the mixed cycles.
+            labels_own: integers (batch,).
+            labels_partner: integers (batch,).
+            lam: share of the own cycle, one number.
+        """
+        self.pairs = {"patch_mix_ce": len(logits)}
+        if not len(logits):
+            return {"patch_mix_ce": absent(logits)}
+        with full_precision(logits):
+            wide = widened(logits)
+            weight = None if self.weight is None else self.weight.to(wide)
+            own = nn.functional.cross_entropy(wide, labels_own, weight)
+            partner = nn.functional.cross_entropy(wide, labels_partner, weight)
+            return {"patch_mix_ce": lam * own + (1 - lam) * partner}

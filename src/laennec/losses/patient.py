@@ -1,0 +1,76 @@
+"""Stage 5, losses: patient-aware feature alignment (PAFA).
+
+Decided here: embeddings are used as they are, not normalised, as the published weights assume; a batch of one patient
+has neither term. The sum over pairs of centroids is taken as patients * sum of squared deviations from their mean,
+which is the same and does not cancel.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from laennec.losses.pairs import absent, check_embeddings, full_precision, widened
+
+
+class PatientAlignmentLoss(nn.Module):
+    """Draw the cycles of a patient together, and the patients towards a common centre.
+
+    With centroids c_p of the patients in the batch:
+    `within * sum_i |x_i - c_p(i)|^2 / (sum_{p<q} |c_p - c_q|^2 + 1e-6) + between * mean_p |c_p - mean c|^2`.
+
+    Wants several patients with several cycles each (`PatientBalancedSampler`). The weights fit embeddings of the
+    published encoder's scale; for normalised embeddings choose your own. Prefer the stethoscope losses where
+    recording devices, not patients, set the parts apart.
+
+    Args:
+        within: weight of the term `pcsl` (patient cohesion and separation).
+        between: weight of the term `gpal` (global patient alignment).
+
+    Reference: Jeong and Kim, Patient-Aware Feature Alignment for Robust Lung Sound Classification, Interspeech 2025.
+    """
+
+    citation: ClassVar[str] = """@inproceedings{jeong2025patient,
+  title={Patient-Aware Feature Alignment for Robust Lung Sound Classification: Cohesion-Separation and Global
+    Alignment Losses},
+  author={Jeong, Seung Gyu and Kim, Seong Eun},
+  booktitle={Interspeech},
+  year={2025}
+}"""
+    variant = "pafa"
+
+    def __init__(self, within: float = 50.0, between: float = 5e-4) -> None:
+        super().__init__()
+        self.within = float(within)
+        self.between = float(between)
+        self.pairs: dict[str, int] = {}
+
+    def forward(self, embeddings: Tensor, patient_ids: Tensor) -> dict[str, Tensor]:
+        """Return `{"pcsl", "gpal"}`, scalars; `pairs` counts pairs of patients and patients.
+
+        Args:
+            embeddings: (batch, dim), not normalised.
+            patient_ids: integers (batch,).
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        check_embeddings(embeddings, patient_ids)
+        codes, cycles = torch.unique(patient_ids, return_inverse=True, return_counts=True)[1:]
+        patients = len(cycles)
+        self.pairs = {"pcsl": patients * (patients - 1) // 2, "gpal": patients if patients > 1 else 0}
+        if patients < 2:
+            return {"pcsl": absent(embeddings), "gpal": absent(embeddings)}
+        with full_precision(embeddings):
+            x = widened(embeddings)
+            centroids = x.new_zeros(patients, x.shape[1]).index_add(0, codes, x) / cycles[:, None]
+            scatter = (x - centroids[codes]).square().sum()
+            centred = (centroids - centroids.mean(dim=0)).square().sum()
+            return {
+                "pcsl": self.within * scatter / (patients * centred + 1e-6),
+                "gpal": self.between * centred / patients,
+            }
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}, within={self.within}, between={self.between}"

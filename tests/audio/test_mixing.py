@@ -1,0 +1,114 @@
+"""Mixing of cycles, and the labels that result."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from laennec.audio.augment import counter_generator
+from laennec.audio.mixing import (
+    PatchMixDraw,
+    draw_patch_mix,
+    lungmix_label,
+    mix,
+    mixup_lambda,
+    patch_mix,
+    soft_labels,
+)
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def cases(folder, suite):
+    return {case["id"]: case for case in json.loads((GOLDEN / folder / f"{suite}.json").read_text())["cases"]}
+
+
+def drawing(index=0):
+    return counter_generator(0, 0, index, "mixing")
+
+
+def test_golden_patch_mix():
+    case = cases("losses", "patchmix_groupmix")["patch_mix_op_random"]
+    tokens, expected = torch.tensor(case["inputs"]["tokens"]), case["expected"]
+    mixed, index = torch.tensor(expected["mixed"]), torch.tensor(expected["index"])
+    mask = (mixed != tokens).any(dim=2).any(dim=0)  # which places the reference drew
+    assert 1 - mask.sum().item() / 12 == pytest.approx(expected["lam"])
+    assert torch.equal(patch_mix(tokens, PatchMixDraw(expected["lam"], index, mask)), mixed)
+    labels = torch.tensor(case["inputs"]["target"])
+    assert labels[index].tolist() == expected["y_b"]
+
+
+@pytest.mark.parametrize("beta", [0.2, 1.0, 5.0])
+def test_the_realised_share_is_returned_and_places_are_exchanged(beta):
+    tokens = torch.arange(4 * 12 * 2.0).reshape(4, 12, 2)
+    before, shares = tokens.clone(), []
+    for step in range(50):
+        draw = draw_patch_mix(4, 12, beta, drawing(step))
+        mixed = patch_mix(tokens, draw)
+        for row in range(4):
+            for place in range(12):
+                source = draw.index[row] if draw.mask[place] else row
+                assert torch.equal(mixed[row, place], tokens[source, place])
+        assert draw.lam == pytest.approx(1 - draw.mask.sum().item() / 12)
+        assert sorted(draw.index.tolist()) == [0, 1, 2, 3]
+        shares.append(draw.lam)
+    assert torch.equal(tokens, before)
+    assert len(set(shares)) > 3
+
+
+def test_the_number_of_places_is_rounded_down_from_the_drawn_share():
+    for step in range(30):
+        share = counter_generator(0, 0, step, "mixing").beta(1.0, 1.0)
+        draw = draw_patch_mix(3, 12, 1.0, drawing(step))
+        assert draw.mask.sum().item() == int(12 * (1 - share))
+
+
+def test_time_mode_exchanges_whole_columns():
+    for step in range(20):
+        draw = draw_patch_mix(2, 3 * 5, 1.0, drawing(step), grid=(3, 5))
+        columns = draw.mask.reshape(3, 5)
+        assert (columns == columns[0]).all()
+        assert draw.lam == pytest.approx(1 - columns[0].sum().item() / 5)
+    with pytest.raises(ValueError, match="does not hold"):
+        draw_patch_mix(2, 14, 1.0, drawing(), grid=(3, 5))
+
+
+def test_beta_zero_mixes_nothing():
+    case = cases("losses", "patchmix_groupmix")["group_mix_beta0"]
+    groups = torch.tensor(case["inputs"]["groups"])
+    draw = draw_patch_mix(4, 12, case["inputs"]["mix_beta"], drawing())
+    assert draw.lam == case["expected"]["lam"] == 1.0
+    assert torch.equal(patch_mix(groups, draw), torch.tensor(case["expected"]["mixed"]))
+    assert mixup_lambda(drawing(), 0.0) == 1.0
+    with pytest.raises(ValueError, match="negative"):
+        draw_patch_mix(4, 12, -1.0, drawing())
+    with pytest.raises(ValueError, match="do not fit"):
+        patch_mix(groups[:2], draw)
+
+
+def test_draws_depend_on_the_counter_alone():
+    first, again, other = (draw_patch_mix(6, 20, 1.0, drawing(step)) for step in (3, 3, 4))
+    assert first.lam == again.lam
+    assert torch.equal(first.index, again.index)
+    assert torch.equal(first.mask, again.mask)
+    assert not (torch.equal(first.index, other.index) and torch.equal(first.mask, other.mask))
+
+
+def test_mixup_of_features_and_labels():
+    x, index = torch.randn(3, 4, 5), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(mix(x, 0.3, index), 0.3 * x + 0.7 * x[index])
+    each = torch.tensor([0.0, 0.5, 1.0])
+    expected = torch.stack([x[2], 0.5 * x[1] + 0.5 * x[0], x[2]])
+    torch.testing.assert_close(mix(x, each, index), expected)
+    labels = soft_labels(torch.tensor([0, 3, 1]), 0.75, index, 4)
+    assert labels.tolist() == [[0.75, 0.25, 0, 0], [0.25, 0, 0, 0.75], [0, 0.75, 0, 0.25]]
+    shares = np.array([mixup_lambda(drawing(step)) for step in range(1000)])
+    assert shares.mean() == pytest.approx(0.5, abs=0.02)
+    assert shares.std() == pytest.approx((1 / (4 * 21)) ** 0.5, rel=0.1)
+
+
+def test_lungmix_labels():
+    for first, second, expected in cases("audio", "waveform_rules")["lungmix_label_rule"]["expected"]["rows"]:
+        assert lungmix_label(first, second) == expected

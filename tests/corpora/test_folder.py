@@ -1,0 +1,147 @@
+"""Stage 2: anybody's folder, described by a CSV or by label files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from laennec.corpora.folder import Folder
+from laennec.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "mine"
+    (root / "ward 3").mkdir(parents=True)
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16_000).astype(np.float32)
+    soundfile.write(root / "a.wav", noise, 8000)
+    soundfile.write(root / "ward 3" / "b.flac", noise[::-1], 8000)
+    return root
+
+
+def rows(folder: Path, tmp_path: Path, **options: Any) -> list[dict[str, Any]]:
+    return Folder(folder, cache_dir=tmp_path / "cache", **options).table().to_list()
+
+
+def brief(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(row["cycle_id"], row["start_s"], row["end_s"], row["crackle"], row["wheeze"]) for row in found]
+
+
+def test_a_full_table(folder: Path, tmp_path: Path) -> None:
+    (folder / "cycles.csv").write_text(
+        "recording,start_s,end_s,crackle,wheeze,patient_id,device,chest_location,sex,age_years,diagnosis,bmi\n"
+        "a.wav,1.0,2.0,0,1,P1,Thinklabs,Al,female,61,COPD,27.5\n"
+        "a,0,1.0,1,0,P1,,,,,,\n"
+        "ward 3/b.flac,0.5,1.5,1,1,P2,,,m,NA,,\n"
+    )
+    found = rows(folder, tmp_path)
+    assert brief(found) == [("a#00", 0, 1, 1, 0), ("a#01", 1, 2, 0, 1), ("ward 3/b#00", 0.5, 1.5, 1, 1)]
+    wanted = ("patient_id", "device", "chest_location", "sex", "age_years", "diagnosis", "bmi", "source_sampling_rate")
+    assert [found[0][name] for name in wanted] == ["P1", "Thinklabs", "Al", "F", 61, "COPD", 27.5, 8000]
+    assert [found[2][name] for name in wanted[:-1]] == ["P2", None, None, "M", None, None, None]
+    assert found[2]["recording_path"] == str(folder / "ward 3" / "b.flac")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_labels_synonyms_and_delimiters(folder: Path, tmp_path: Path, delimiter: str) -> None:
+    lines = ["File;Start;End;Label;Patient;remark", "b;0;1;Both;x;", "b;1;2;normal;x;ok", "a;0;1;crackle+wheeze;y;"]
+    (folder / "c.csv").write_text("\ufeff" + "\n".join(lines).replace(";", delimiter) + "\n\n")
+    assert [row["label"] for row in rows(folder, tmp_path)] == [3, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.wav,0,1,normal,P1,", "line 3: recording 'c.wav' is not in the folder"),
+        ("a,0,3,normal,P1,", r"line 3: ends at 3 s but the audio lasts 2\.000 s"),
+        ("a,1,0,normal,P1,", "line 3: ends at 0 s"),
+        ("a,zero,1,normal,P1,", "line 3: 'zero'"),
+        ("a,0,1,cough,P1,", "line 3: label 'cough'"),
+        ("a,0,1,,P1,", "line 3: no label"),
+        ("a,0,1,normal,P2,", "line 3: patient_id 'P2' differs"),
+        ("a,0,1,normal", "line 3: 4 values under 6 columns"),
+        ("a,0,1,normal,P1,old", "line 3: age_years 'old'"),
+        ("a,0,1,normal,P1,-1", "line 3: age_years '-1'"),
+    ],
+)
+def test_bad_lines_are_named(folder: Path, tmp_path: Path, line: str, words: str) -> None:
+    (folder / "c.csv").write_text(f"recording,start_s,end_s,label,patient_id,age_years\na,0,1,normal,P1,\n{line}\n")
+    with pytest.raises(InputError, match=words):
+        rows(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "words"),
+    [
+        ("recording,start_s,end_s", "a,0,1", "cycles need a column label"),
+        ("recording,start_s,label", "a,0,normal", "start_s and end_s go together"),
+        ("start_s,end_s,label", "0,1,normal", "must name each column once"),
+        ("recording,file,start_s,end_s,label", "a,a,0,1,normal", "must name each column once"),
+        ("recording,start_s,end_s,crackle,wheeze", "a,0,1,yes,0", "line 2: crackle 'yes'"),
+        ("recording,start_s,end_s,crackle,wheeze,label", "a,0,1,1,0,wheeze", "line 2: label 'wheeze' contradicts"),
+        ("recording,start_s,end_s,crackle,wheeze", "a,0,1,1,", "line 2: no label"),
+        ("recording,start_s,end_s,label,sex", "a,0,1,normal,x", "line 2: sex 'x'"),
+        ("recording,start_s,end_s,label", "", "no rows"),
+    ],
+)
+def test_bad_tables(folder: Path, tmp_path: Path, header: str, line: str, words: str) -> None:
+    (folder / "c.csv").write_text(f"{header}\n{line}\n")
+    with pytest.raises(InputError, match=words):
+        rows(folder, tmp_path)
+
+
+def test_label_files_beside_the_recordings(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_text("0.0\t1.0\tcrackle\n\\\t100\t900\n1.0\t2.0\tnormal\n")
+    (folder / "ward 3" / "b.txt").write_text("0.0\t1.5\t0\t1\n")
+    assert brief(rows(folder, tmp_path)) == [("a#00", 0, 1, 1, 0), ("a#01", 1, 2, 0, 0), ("ward 3/b#00", 0, 1.5, 0, 1)]
+    (folder / "people.csv").write_text("recording,patient_id,age\na,P7,50\nb,P8,\n")
+    found = rows(folder, tmp_path)
+    assert [(row["patient_id"], row["age_years"]) for row in found] == [("P7", 50), ("P7", 50), ("P8", None)]
+    (folder / "a.txt").write_text("0.0\t1.0\tcough\n")
+    with pytest.raises(InputError, match=r"a\.txt, line 1: label 'cough'"):
+        rows(folder, tmp_path)
+
+
+def test_real_recordings_with_their_icbhi_text(shared_data: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="101 of 101 recordings have no patient_id and count as a patient each"):
+        found = rows(shared_data / "icbhi2017_subset", tmp_path)
+    assert len(found) == 1121
+    assert len({row["patient_id"] for row in found}) == 101
+
+
+def test_recordings_without_annotation_are_left_out_and_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "a.txt").write_text("0.0\t1.0\tcrackle\n")
+    with pytest.warns(UserWarning, match="1 recordings have no annotation and are left out: ward 3/b"):
+        assert len(rows(folder, tmp_path)) == 1
+
+
+def test_which_table_and_which_recording(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing is annotated"):
+        rows(folder, tmp_path)
+    for name in ("one", "two"):
+        (folder / f"{name}.csv").write_text(
+            f"recording,start_s,end_s,label\na,0,1,{'normal' if name == 'one' else 'both'}\n"
+        )
+    with pytest.raises(InputError, match="several CSV files"):
+        rows(folder, tmp_path)
+    assert rows(folder, tmp_path, annotations="two.csv")[0]["label"] == 3
+    assert rows(folder, tmp_path, annotations=folder / "one.csv")[0]["label"] == 0
+    with pytest.raises(InputError, match="no such annotation table"):
+        rows(folder, tmp_path, annotations="three.csv")
+    (folder / "two.csv").unlink()
+    (folder / "a.wav").rename(folder / "ward 3" / "a.wav")
+    assert rows(folder, tmp_path)[0]["recording_id"] == "ward 3/a"
+    (folder / "ward 4").mkdir()
+    (folder / "ward 4" / "a.wav").write_bytes((folder / "ward 3" / "a.wav").read_bytes())
+    with pytest.raises(InputError, match="line 2: recording 'a' could be ward 3/a, ward 4/a"):
+        rows(folder, tmp_path)
+
+
+def test_a_folder_without_recordings(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no recordings"):
+        rows(tmp_path / "empty", tmp_path)

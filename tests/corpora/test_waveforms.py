@@ -1,0 +1,155 @@
+"""Stage 2: cycles come from whole recordings, once, and a broken cache is never believed."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+
+from laennec.audio.cycle import cut
+from laennec.audio.recording import ButterworthFilter, read_recording
+from laennec.corpora import waveforms as module
+from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
+from laennec.corpora.waveforms import CycleWaveforms
+from laennec.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> datasets.Dataset:
+    """Three recordings of three cycles."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        name = f"10{number}_1b1_Al_sc_Meditron"
+        soundfile.write(folder / f"{name}.wav", rng.uniform(-0.5, 0.5, 12_000), 4000)
+        (folder / f"{name}.txt").write_text("0.000\t0.777\t0\t0\n0.777\t1.9\t1\t0\n1.9\t3.001\t0\t1\n")
+    return Synthetic(folder, cache_dir=tmp_path / "cache").table()
+
+
+def naive(row: dict[str, object], rate: int, filter: ButterworthFilter | None = None) -> np.ndarray:
+    recording = read_recording(str(row["recording_path"]), rate, filter=filter)
+    return cut(recording.waveform, rate, row["start_s"], row["end_s"])  # type: ignore[arg-type]
+
+
+def test_real_cycles_equal_the_naive_loop(shared_data: Path, tmp_path: Path) -> None:
+    table = Icbhi2017(shared_data / "icbhi2017_subset", cache_dir=tmp_path).table()
+    some = table.select(np.random.default_rng(0).choice(len(table), 40, replace=False))
+    filter = ButterworthFilter("lowpass", 2000.0)
+    waveforms = CycleWaveforms(some, 16_000, filter, cache_dir=tmp_path)
+    waveforms.prepare()
+    assert len(waveforms) == 40
+    for index in (0, 7, 39, -1):
+        found = waveforms[index]
+        assert found.dtype == np.float32 and found.flags.writeable
+        np.testing.assert_array_equal(found, naive(some[index], 16_000, filter))
+        assert waveforms.lengths[index] == len(found)
+
+
+def test_each_recording_is_decoded_once_and_then_never(table: datasets.Dataset, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    decoded = []
+    real = module.read_recording
+    monkeypatch.setattr(module, "read_recording", lambda *a, **k: decoded.append(1) or real(*a, **k))
+    seen: list[tuple[int, int]] = []
+    CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare(progress=lambda *done: seen.append(done))
+    assert len(decoded) == 3 and seen == [(1, 3), (2, 3), (3, 3)]
+    again = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    again.prepare()
+    assert [len(waveform) for waveform in again] == again.lengths.tolist()
+    shuffled = table.select([8, 0, 4, 3, 1, 2, 7, 5, 6])
+    other = CycleWaveforms(shuffled, 8000, cache_dir=tmp_path)
+    np.testing.assert_array_equal(other[1], again[0])
+    np.testing.assert_array_equal(other[0], again[8])
+    assert len(decoded) == 3
+
+
+def test_a_lazy_read_makes_what_it_needs(table: datasets.Dataset, tmp_path: Path) -> None:
+    waveforms = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    np.testing.assert_array_equal(waveforms[4], naive(table[4], 8000))
+    assert len(list((tmp_path / "waveforms").rglob("*.f32"))) == 1
+    assert waveforms.lengths.tolist() == [len(naive(row, 8000)) for row in table]
+
+
+def test_the_key_says_what_was_made(table: datasets.Dataset, tmp_path: Path) -> None:
+    base = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    assert base.key == CycleWaveforms(table, 8000, cache_dir=tmp_path / "elsewhere").key
+    others = [
+        CycleWaveforms(table, 16_000, cache_dir=tmp_path),
+        CycleWaveforms(table, 8000, ButterworthFilter("lowpass", 1000.0), cache_dir=tmp_path),
+        CycleWaveforms(table, 8000, ButterworthFilter("lowpass", 1000.0, 2), cache_dir=tmp_path),
+        CycleWaveforms(table.select([1, 0, *range(2, 9)]), 8000, cache_dir=tmp_path),
+        CycleWaveforms(table.select(range(8)), 8000, cache_dir=tmp_path),
+    ]
+    assert len({base.key, *(other.key for other in others)}) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "longer", "other", "absent"])
+def test_a_torn_cache_is_made_again(table: datasets.Dataset, tmp_path: Path, damage: str) -> None:
+    CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare()
+    for shard in (tmp_path / "waveforms").rglob("*.f32"):
+        content = shard.read_bytes()
+        if damage == "absent":
+            shard.unlink()
+        else:
+            new = {"cut": content[:-4], "empty": b"", "longer": content + b"\0\0\0\0", "other": b"?" + content[1:]}
+            shard.write_bytes(new[damage])
+    waveforms = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    np.testing.assert_array_equal(waveforms[2], naive(table[2], 8000))
+    waveforms.prepare()
+    for index in range(9):
+        np.testing.assert_array_equal(waveforms[index], naive(table[index], 8000))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_failures_are_told_together_and_the_rest_is_kept(
+    table: datasets.Dataset, tmp_path: Path, workers: int
+) -> None:
+    paths = list(dict.fromkeys(table["recording_path"]))
+    Path(paths[0]).unlink()
+    Path(paths[2]).write_bytes(b"changed")
+    waveforms = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    with pytest.raises(InputError, match="2 of 3 recordings cannot be used: ") as caught:
+        waveforms.prepare(workers=workers)
+    assert list(waveforms.failures) == [paths[0], paths[2]]
+    assert all(path in str(caught.value) for path in waveforms.failures)
+    assert "has changed since the table was made" in waveforms.failures[paths[2]]
+    np.testing.assert_array_equal(waveforms[3], naive(table[3], 8000))
+    with pytest.raises(InputError, match="cannot be read"):
+        waveforms[0]
+
+
+def test_a_recording_without_usable_sound_or_with_an_empty_cycle(table: datasets.Dataset, tmp_path: Path) -> None:
+    row = table[0]
+    short = datasets.Dataset.from_list([row | {"end_s": 0.0001}, table[3]], features=table.features)
+    waveforms = CycleWaveforms(short, 8000, cache_dir=tmp_path)
+    with pytest.raises(InputError, match=r"the cycle at 0 to 0.0001 s is empty at 8000 Hz"):
+        waveforms.prepare()
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(4000), 4000)
+    mute = datasets.Dataset.from_list(
+        [row | {"recording_path": str(silent), "audio_sha256": None}], features=table.features
+    )
+    with pytest.raises(InputError, match=r"silent\.wav: silent"):
+        CycleWaveforms(mute, 8000, cache_dir=tmp_path).prepare()
+
+
+def test_rows_without_audio_are_refused(table: datasets.Dataset, tmp_path: Path) -> None:
+    mute = datasets.Dataset.from_list([table[0] | {"recording_path": None}], features=table.features)
+    with pytest.raises(InputError, match="1 cycles have no audio"):
+        CycleWaveforms(mute, 8000, cache_dir=tmp_path)
+    assert len(CycleWaveforms(table.select([]), 8000, cache_dir=tmp_path)) == 0
+    with pytest.raises(IndexError):
+        CycleWaveforms(table, 8000, cache_dir=tmp_path)[9]
+
+
+def test_nothing_stays_open(table: datasets.Dataset, tmp_path: Path) -> None:
+    waveforms = CycleWaveforms(table, 8000, cache_dir=tmp_path)
+    waveforms.prepare()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        for index in range(9):
+            waveforms[index]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import ASTConfig, ASTForAudioClassification, ASTModel
+
+from laennec.encoders import AstEncoder, encoder_digest, encoder_from_config, load_encoder
+from laennec.errors import InputError
+
+
+def tiny(**kwargs: object) -> ASTConfig:
+    """Random weights need a larger epsilon: transformers' 1e-12 lets zero tokens explode in the layer norm."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return ASTConfig(**(sizes | {"layer_norm_eps": 1e-6, "num_mel_bins": 36, "max_length": 96} | kwargs))
+
+
+def make(**kwargs: object) -> AstEncoder:
+    torch.manual_seed(0)
+    encoder = encoder_from_config(tiny(**kwargs)).eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.2)
+    return encoder
+
+
+def batch_of(lengths: list[int], mels: int = 36) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
+    return values, (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+
+
+def test_equals_transformers_ast_at_the_trained_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = tiny(num_mel_bins=128, max_length=1024)
+    published = ASTForAudioClassification._from_config(config).eval()
+    for parameter in published.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.1)
+    published.save_pretrained(tmp_path)  # as the checkpoints on the Hub: a classifier, and a prefix before the names
+    encoder = load_encoder(tmp_path, type="ast")
+    values = torch.randn(1, 1024, 128)
+    with torch.no_grad():
+        expected = published.audio_spectrogram_transformer(values)
+        for mask in (None, torch.ones(1, 1024, dtype=torch.long)):
+            out = encoder(values, mask)
+            torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=0)
+            torch.testing.assert_close(out.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+    assert bool(out.token_mask.all())
+    assert encoder.num_special_tokens == 2
+
+
+@pytest.mark.parametrize("time_positions", ["cut", "interpolate"])
+def test_a_cycle_in_a_batch_has_the_tokens_it_has_alone(time_positions: str) -> None:
+    encoder = make(time_positions=time_positions)
+    lengths = [3, 16, 25, 26, 96, 140]  # the last is longer than the position table
+    values, mask = batch_of(lengths)
+    poisoned = values.masked_fill(mask[:, :, None] == 0, 7.0)
+    with torch.no_grad():
+        together = encoder(poisoned, mask)
+        for i, n in enumerate(lengths):
+            alone = encoder(values[i : i + 1, :n])
+            torch.testing.assert_close(together.pooler_output[i], alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+            real = together.last_hidden_state[i][together.token_mask[i]]
+            torch.testing.assert_close(real, alone.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+            steps = max(1, (n - 16) // 10 + 1)  # patches whose 16 frames are all real
+            assert len(real) == 2 + 3 * steps
+
+
+def test_positions_are_cut_and_stretched_along_time_only() -> None:
+    encoder = make()
+    bands, known = 3, 9
+    grid = torch.arange(bands)[:, None] * 100.0 + torch.arange(known)[None, :]  # 100 x band + step
+    table = torch.cat([torch.tensor([-1.0, -2.0]), grid.flatten()])[None, :, None].expand(1, -1, 16)
+    encoder.audio_spectrogram_transformer.embeddings.position_embeddings.data.copy_(table)
+
+    def rows(steps: int, choice: str = "cut") -> torch.Tensor:
+        encoder.config.time_positions = choice
+        positions = encoder._positions(bands, known, steps, torch.tensor([steps]))[0, :, 0].detach()
+        assert positions[:2].tolist() == [-1, -2]
+        return positions[2:].reshape(bands, steps)
+
+    assert rows(4).tolist() == [[b * 100.0 + s for s in range(4)] for b in range(bands)]
+    for steps, choice in ((18, "cut"), (18, "interpolate"), (5, "interpolate")):
+        expected = torch.nn.functional.interpolate(grid[:, None], size=steps, mode="linear", align_corners=False)[:, 0]
+        torch.testing.assert_close(rows(steps, choice), expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    values, mask = batch_of([40, 96])
+    gradients = []
+    for checkpointed in (False, True):
+        encoder = make().train()
+        if checkpointed:
+            encoder.gradient_checkpointing_enable()
+            assert encoder.is_gradient_checkpointing
+        encoder(values, mask).pooler_output.square().sum().backward()
+        gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_random_weights_give_moderate_gradients() -> None:
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="ast", **{k: v for k, v in tiny().to_dict().items() if k in SIZES})
+    tables = encoder.audio_spectrogram_transformer.embeddings
+    for weight in (tables.cls_token, tables.distillation_token, tables.position_embeddings):
+        assert 0.005 < float(weight.detach().std()) < 0.05
+    values, mask = batch_of([40, 96])
+    encoder(values, mask).pooler_output.square().mean().backward()
+    norm = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
+    assert 0 < float(norm) < 100
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins", "max_length")
+
+
+def test_bfloat16_works_with_a_mask() -> None:
+    values, mask = batch_of([40, 96])
+    encoder = make()
+    with torch.no_grad():
+        full = encoder(values, mask).pooler_output
+        half = encoder.to(torch.bfloat16)(values, mask).pooler_output
+    assert half.dtype == torch.bfloat16
+    assert float(torch.cosine_similarity(full, half.float()).min()) > 0.98
+
+
+def test_a_saved_encoder_comes_back_exactly_and_as_stock_ast(tmp_path: Path) -> None:
+    encoder = make(time_positions="interpolate")
+    encoder.save_pretrained(tmp_path)
+    again = load_encoder(tmp_path)
+    assert again.config.time_positions == "interpolate"
+    torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    assert encoder_digest(again) == encoder_digest(encoder)
+    stock = ASTModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(stock.state_dict(), encoder.audio_spectrogram_transformer.state_dict(), rtol=0, atol=0)
+    ASTModel.from_pretrained(tmp_path).save_pretrained(tmp_path / "bare")  # names without the prefix
+    assert encoder_digest(load_encoder(tmp_path / "bare")) == encoder_digest(encoder)
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="missing or of another shape"):
+        load_encoder(tmp_path, max_length=256)
+    with pytest.raises(InputError, match="is missing or of another shape"):
+        load_encoder(tmp_path, num_hidden_layers=3)
+    with pytest.raises(ValueError, match="cut or interpolate"):
+        load_encoder(tmp_path, time_positions="stretch")

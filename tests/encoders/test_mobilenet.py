@@ -1,0 +1,222 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, _released_name, load_released
+from laennec.encoders.output import MaskedBatchNorm2d, TimeMask
+from laennec.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def released(shared_root: Path) -> Path:
+    return shared_root / "weights/mn04_as_mAP_432.pt"
+
+
+@pytest.fixture(scope="module")
+def encoder(released: Path) -> MobileNetEncoder:
+    return load_released(released)
+
+
+def small(**kwargs: object) -> MobileNetEncoder:
+    torch.manual_seed(0)
+    encoder = encoder_from_config(MobileNetConfig(width_mult=0.1, **kwargs)).eval()
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # shifts, so that padding would become visible
+            torch.nn.init.normal_(module.bias, 0.3, 0.3)
+    return encoder
+
+
+def batch_of(lengths: list[int], mels: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    return values, mask
+
+
+def released_form(encoder: MobileNetEncoder) -> dict[str, torch.Tensor]:
+    state = encoder.state_dict()
+    return {_released_name(name, state): value for name, value in state.items()}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_equals_the_authors_network(encoder: MobileNetEncoder, shared_root: Path, grad: bool) -> None:
+    reference = np.load(shared_root / "conformance/mn04_reference.npz")
+    log_mel = torch.from_numpy(reference["log_mel"])[:, 0].transpose(1, 2)
+    with torch.set_grad_enabled(grad):
+        out = encoder(log_mel)
+        logits = encoder.audioset_logits(out.pooler_output)
+    np.testing.assert_allclose(out.pooler_output.detach(), reference["embedding"], atol=1e-3)
+    np.testing.assert_allclose(logits.detach(), reference["logits"], atol=1e-3)
+    assert out.last_hidden_state.shape == (2, 13, 384)
+    torch.testing.assert_close(out.last_hidden_state.mean(1), out.pooler_output)
+
+
+def test_a_cycle_in_a_batch_has_the_embedding_it_has_alone(encoder: MobileNetEncoder) -> None:
+    lengths = [1, 31, 33, 64, 97, 250]
+    values, mask = batch_of(lengths)
+    poisoned = values.masked_fill(mask[:, :, None] == 0, 9.0)  # what lies in the padding does not matter
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            together = encoder(poisoned, mask)
+            for i, n in enumerate(lengths):
+                alone = encoder(values[i : i + 1, :n])
+                tokens = alone.last_hidden_state.shape[1]
+                torch.testing.assert_close(together.pooler_output[i], alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+                real = together.last_hidden_state[i][together.token_mask[i]]
+                torch.testing.assert_close(real, alone.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+                assert int(together.token_mask[i].sum()) == tokens == -(-n // 32)
+                assert float(together.last_hidden_state[i, tokens:].detach().abs().sum()) == 0
+
+
+def test_a_mask_of_ones_is_no_mask(encoder: MobileNetEncoder) -> None:
+    values, mask = batch_of([90, 90])
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(values, mask).to_tuple(), encoder(values).to_tuple(), rtol=0, atol=0)
+
+
+def test_real_sound_gives_embeddings_that_differ(encoder: MobileNetEncoder, shared_data: Path) -> None:
+    import soundfile as sf
+    import soxr
+
+    extractor = LaennecFeatureExtractor("efficientat")
+    waves = []
+    for path in sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[:3]:
+        wave, rate = sf.read(path, dtype="float32", frames=3 * sf.info(path).samplerate)
+        waves.append(soxr.resample(wave, rate, 32000))
+    with torch.no_grad():
+        out = encoder(**extractor(waves, sampling_rate=32000)).pooler_output
+    assert bool(torch.isfinite(out).all())
+    assert float(torch.pdist(out).min()) > 1e-2
+
+
+def test_training_statistics_ignore_padding() -> None:
+    values, mask = batch_of([40, 90])
+    short, long = small().train(), small().train()
+    longer = torch.nn.functional.pad(values, (0, 0, 0, 64), value=5.0)
+    short(values, mask).pooler_output.sum().backward()
+    long(longer, torch.nn.functional.pad(mask, (0, 64))).pooler_output.sum().backward()
+    torch.testing.assert_close(short.state_dict(), long.state_dict(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(short.stem.conv.weight.grad, long.stem.conv.weight.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_masked_batch_norm_equals_plain_batch_norm_on_the_real_frames_alone() -> None:
+    torch.manual_seed(0)
+    ours, plain = MaskedBatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float32, requires_grad=True)
+    lengths = torch.tensor([2, 6])
+    out = ours(x, TimeMask(lengths, 6))
+    # the same values as one long row of real columns
+    columns = torch.cat([x[0, :, :, :2], x[1]], -1)[None]
+    expected = plain(columns)
+    torch.testing.assert_close(out[0, :, :, :2], expected[0, :, :, :2])
+    torch.testing.assert_close(out[1], expected[0, :, :, 2:])
+    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+
+
+def test_bfloat16_works_and_stays_near(encoder: MobileNetEncoder) -> None:
+    values, mask = batch_of([60, 100])
+    with torch.no_grad():
+        full = encoder(values, mask).pooler_output
+        half = load_released_copy(encoder).to(torch.bfloat16)(values, mask).pooler_output
+    assert half.dtype == torch.bfloat16
+    assert float(torch.cosine_similarity(full, half.float()).min()) > 0.99
+
+
+def load_released_copy(encoder: MobileNetEncoder) -> MobileNetEncoder:
+    copy = MobileNetEncoder(encoder.config)
+    copy.load_state_dict(encoder.state_dict())
+    return copy.eval()
+
+
+def test_a_saved_encoder_comes_back_exactly(tmp_path: Path, released: Path) -> None:
+    encoder = load_encoder(released)
+    assert encoder.audioset_head is None  # not in saved models unless asked for
+    encoder.save_pretrained(tmp_path)
+    again = load_encoder(tmp_path)
+    assert type(AutoModel.from_pretrained(tmp_path)) is MobileNetEncoder
+    torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    assert encoder_digest(again) == encoder_digest(encoder) == encoder_digest(load_released(released))
+    with_head = load_encoder(released, audioset_head=True)
+    with_head.save_pretrained(tmp_path / "head")
+    assert load_encoder(tmp_path / "head").audioset_head is not None
+    with pytest.raises(ValueError, match="audioset_head=True"):
+        encoder.audioset_logits(torch.zeros(1, 384))
+
+
+@pytest.mark.parametrize("width", [0.1, 0.5, 1.0, 2.0])
+def test_larger_siblings_load_at_their_width(width: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sibling = MobileNetEncoder(MobileNetConfig(width_mult=width, audioset_head=True))
+    torch.save(released_form(sibling), tmp_path / "mn.pt")
+    again = load_released(tmp_path / "mn.pt")
+    assert again.config.width_mult == pytest.approx(width)
+    torch.testing.assert_close(again.state_dict(), sibling.state_dict(), rtol=0, atol=0)
+
+
+def test_released_names_cover_the_whole_file(released: Path) -> None:
+    state = torch.load(released, weights_only=True)
+    assert set(released_form(load_released(released))) == set(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("features.5.block.1.1.running_var"), r"features\.5\.block\.1\.1\.running_var is missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "extra is not part of"),
+        (
+            lambda s: s.update({"features.3.block.0.0.weight": torch.zeros(4, 4, 1, 1)}),
+            r"has shape \(4, 4, 1, 1\) instead",
+        ),
+        (lambda s: s.update({"classifier.5.weight": torch.zeros(50, 128)}), r"classifier\.5\.weight has shape"),
+        (
+            lambda s: s["features.0.0.weight"].fill_(float("nan")),
+            r"features\.0\.0\.weight holds values that are not finite",
+        ),
+        (lambda s: s.update(epoch=3), "holds int under 'epoch'"),
+        (lambda s: [s.pop(k) for k in list(s) if k.startswith("classifier")], "not an EfficientAT MobileNetV3"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(change: object, message: str, tmp_path: Path) -> None:
+    state = {k: v.clone() for k, v in released_form(small(audioset_head=True)).items()}
+    change(state)  # type: ignore[operator]
+    path = tmp_path / "bad.pt"
+    torch.save(state, path)
+    with pytest.raises(InputError, match=message) as error:
+        load_released(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, shared_root: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_released(tmp_path / "absent.pt")
+    (tmp_path / "text.pt").write_text("not a checkpoint")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_released(tmp_path / "text.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_released(tmp_path / "empty.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="no state dict"):
+        load_released(tmp_path / "list.pt")
+    torch.save(Path("code"), tmp_path / "pickle.pt")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_released(tmp_path / "pickle.pt")
+    with pytest.raises(InputError, match="holds dict under 'cfg'"):
+        load_released(shared_root / "conformance/beats_tiny.pt")
+    whole = (shared_root / "weights/mn04_as_mAP_432.pt").read_bytes()
+    (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_released(tmp_path / "torn.pt")
+
+
+def test_random_initialisation_keeps_signals_alive() -> None:
+    encoder = load_encoder(None, type="mobilenet", width_mult=0.4)
+    values, _ = batch_of([100, 100])
+    with torch.no_grad():
+        spread = encoder.train()(values).pooler_output.std()
+    assert 1e-3 < float(spread) < 1e2

@@ -1,0 +1,78 @@
+"""Intervals: equal to explicit resampling, over patients, and absent where they would mean nothing."""
+
+import time
+
+import numpy as np
+import pytest
+from evaluation_tables import cycles
+
+from laennec.evaluation import patient_bootstrap, predictions_metrics
+from laennec.evaluation.bootstrap import bootstrap_values, draw_patients, interval, interval_note, patient_codes
+from laennec.evaluation.predictions import answer_statistics, read_predictions
+
+TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
+
+
+def test_intervals_equal_explicit_resampling_with_the_same_draws():
+    table = cycles(n_patients=7, per_patient=12)
+    answers = read_predictions(table, **TWO)
+    codes, n_patients = patient_codes(table)
+    naive = []
+    for patients in draw_patients(n_patients, 60, seed=3):
+        rows = np.concatenate([np.flatnonzero(codes == p) for p in patients])
+        naive.append(predictions_metrics(table.iloc[rows], **TWO)["values"])
+    fast = bootstrap_values(table, answer_statistics(answers), n_draws=60, seed=3)
+    for name, values in fast.items():
+        expected = [np.nan if draw[name] is None else draw[name] for draw in naive]
+        assert values == pytest.approx(expected, nan_ok=True), name
+    low, high = np.quantile([draw["icbhi.Score"] for draw in naive], [0.025, 0.975])
+    assert patient_bootstrap(table, answer_statistics(answers), 60, 3)["icbhi.Score"] == pytest.approx((low, high))
+
+
+def test_patients_are_resampled_not_cycles():
+    # Every cycle of a patient is right or wrong together: the interval is as wide as six patients allow.
+    right = np.repeat([1, 0, 1, 0, 1, 0], 100).astype(float)
+    patients = np.repeat(np.arange(6), 100)
+
+    def share_right(weights):
+        return {"right": weights @ right / weights.sum(1)}
+
+    low, high = patient_bootstrap(patients, share_right, 1000, 0)["right"]
+    assert high - low > 0.6
+
+
+def test_draws_are_a_function_of_the_seed():
+    assert (draw_patients(9, 20, 1) == draw_patients(9, 20, 1)).all()
+    assert (draw_patients(9, 20, 1) != draw_patients(9, 20, 2)).any()
+
+
+@pytest.mark.parametrize("n_patients", [1, 4])
+def test_too_few_patients_have_no_interval_and_are_told(n_patients):
+    table = cycles(n_patients=n_patients)
+    answers = read_predictions(table, **TWO)
+    assert set(patient_bootstrap(table, answer_statistics(answers), 50).values()) == {None}
+    assert "too few" in interval_note(n_patients)
+    assert "rough" in interval_note(12) and interval_note(40) is None
+
+
+def test_a_statistic_undefined_in_many_draws_has_no_interval():
+    values = np.r_[np.full(20, np.nan), np.linspace(0, 1, 80)]
+    assert interval(values, 30) is None
+    assert interval(np.r_[np.full(5, np.nan), np.linspace(0, 1, 95)], 30) == pytest.approx((0.025, 0.975))
+
+
+def test_rows_without_patient_are_clustered_by_recording():
+    table = cycles(n_patients=3, per_patient=4)
+    table.loc[table.patient_id == "p1", "patient_id"] = None
+    codes, n = patient_codes(table)
+    assert n == 4  # p0, p2 and the two recordings of the unknown one
+    assert patient_codes(table.drop(columns="patient_id"))[1] == 6
+    assert len(set(codes[table.patient_id == "p0"])) == 1
+
+
+def test_seven_thousand_cycles_take_seconds():
+    table = cycles(n_patients=126, per_patient=55)
+    answers = read_predictions(table, **TWO)
+    start = time.perf_counter()
+    patient_bootstrap(table, answer_statistics(answers), 1000)
+    assert time.perf_counter() - start < 10

@@ -1,0 +1,153 @@
+"""The whole evaluation: floors, subgroups, warnings, text, and that it is JSON."""
+
+import json
+
+import numpy as np
+import pytest
+from evaluation_tables import cycles, official_icbhi, with_class_logits
+
+from laennec.evaluation import evaluate_predictions, floors, format_summary, predictions_metrics
+from laennec.evaluation.subgroups import age_band
+
+TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9), n_draws=100)
+
+
+def by_name(rows):
+    return {row["name"]: row for row in rows}
+
+
+def test_trivial_floors_have_their_known_scores(evaluation):
+    rows = by_name(evaluation["floors"])
+    for name in ("always normal", "majority class"):
+        assert rows[name]["values"]["icbhi.Score"] == 50.0 and rows[name]["values"]["sprsound.Score"] == 25.0
+        assert rows[name]["values"]["crackle.roc_auc"] == 0.5
+
+
+def test_a_shortcut_in_the_data_is_found_and_others_are_not(evaluation):
+    rows = by_name(evaluation["floors"])
+    assert rows["event length"]["values"]["crackle.roc_auc"] > 0.85  # crackle cycles were made longer
+    assert rows["event length"]["values"]["wheeze.roc_auc"] < 0.65
+    assert rows["device"]["values"]["crackle.roc_auc"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_real_official_split_is_worth_half_without_listening(shared_data):
+    train, test = official_icbhi(shared_data)
+    assert test.label.value_counts().to_dict() == {"normal": 1579, "crackle": 649, "wheeze": 385, "both": 143}
+    rows = by_name(floors(train, test))
+    assert rows["always normal"]["values"]["icbhi.Score"] == 50.0
+    # Measured: neither how long a cycle lasts nor its device is worth more than always answering normal here.
+    assert 40 < rows["event length"]["values"]["icbhi.Score"] < 50
+    assert 30 < rows["device"]["values"]["icbhi.Score"] < 50
+    assert rows["device"]["values"]["crackle.roc_auc"] > 0.55
+
+
+def test_advantage_is_the_paired_difference(evaluation):
+    row = by_name(evaluation["floors"])["always normal"]
+    score = evaluation["values"]["icbhi.Score"]
+    assert row["advantage"]["value"] == pytest.approx(score - 50)
+    assert row["advantage"]["interval"] == pytest.approx(
+        [bound - 50 for bound in evaluation["intervals"]["icbhi.Score"]]
+    )
+
+
+def test_floors_learn_from_training_rows_only():
+    train, test = cycles(seed=9), cycles(seed=4)
+    flipped = test.assign(crackle=1 - test.crackle)
+    first, second = floors(train, test), floors(train, flipped)
+    area = [by_name(rows)["event length"]["values"]["crackle.roc_auc"] for rows in (first, second)]
+    assert area[0] == pytest.approx(1 - area[1])  # the same ranking, judged by opposite truths
+    assert floors(train, test) == first
+
+
+def test_level_and_bandwidth_are_used_where_they_are_measured(evaluation):
+    assert not {"level", "bandwidth"} & set(by_name(evaluation["floors"]))
+    train, test = (t.assign(level_db=-40 + 20 * t.wheeze, bandwidth_hz=2000.0) for t in (cycles(seed=9), cycles()))
+    rows = by_name(floors(train, test))
+    assert rows["level"]["values"]["wheeze.roc_auc"] > 0.99
+    assert rows["bandwidth"]["values"]["wheeze.roc_auc"] == 0.5
+
+
+def test_floors_without_knowledge_say_why():
+    rows = by_name(floors(None, cycles()))
+    assert "no training table" in rows["event length"]["skipped"]
+    blank = cycles().assign(device=None)
+    assert "device" in by_name(floors(blank, blank))["device"]["skipped"]
+    single = cycles().assign(crackle=0, wheeze=0)
+    assert by_name(floors(single, cycles()))["event length"]["values"]["icbhi.Score"] == 50.0
+
+
+def test_integer_class_labels_of_a_dataset_are_understood():
+    table = cycles().drop(columns=["crackle", "wheeze"])
+    names = ["normal", "crackle", "wheeze", "both"]
+    ids = table.assign(label=[names.index(label) for label in table.label])
+    assert floors(table, table) == floors(ids, table)
+
+
+def test_subgroups_are_the_scores_of_their_rows(evaluation):
+    table = cycles()
+    for row in evaluation["subgroups"]["device"]:
+        part = table[table.device == row["value"]]
+        assert row["cycles"] == len(part) and row["patients"] == part.patient_id.nunique()
+        assert row["values"]["icbhi.Score"] == pytest.approx(predictions_metrics(part, **TWO)["values"]["icbhi.Score"])
+    sexes = {row["value"]: row for row in evaluation["subgroups"]["sex"]}
+    assert sexes["unknown"]["patients"] == 1 and set(sexes["unknown"]["intervals"].values()) == {None}
+    assert "too few" in sexes["unknown"]["note"] and sexes["F"]["intervals"]["icbhi.Score"] is not None
+    assert sum(row["cycles"] for row in evaluation["subgroups"]["age_band"]) == len(table)
+
+
+AGES = [
+    (0, "0-2"), (2.99, "0-2"), (3, "3-11"), (11.9, "3-11"), (12, "12-18"), (18.5, "12-18"), (19, "19-64"), (65, "65+"),
+    (None, "unknown"), (np.nan, "unknown"), (-1, "unknown"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("age", "band"), AGES)
+def test_age_bands_are_by_completed_years(age, band):
+    assert age_band(age) == band
+
+
+def test_a_model_that_hears_nothing_is_told_so():
+    table = cycles(skill=0.0)
+    texts = [w["text"] for w in evaluate_predictions(table, **TWO, train_table=cycles(seed=9), n_draws=100)["warnings"]]
+    assert any("does not reach above the floor" in text for text in texts)
+    assert any("crackle AUROC" in text and "below the floor" in text and "event length" in text for text in texts)
+    assert any("no better than chance" in text for text in texts)
+
+
+def test_a_single_patient_is_scored_without_intervals():
+    evaluation = evaluate_predictions(cycles(n_patients=1), **TWO, n_draws=50)
+    assert evaluation["values"]["icbhi.Score"] is not None
+    assert set(evaluation["intervals"].values()) == {None}
+    assert any("too few for an interval" in warning["text"] for warning in evaluation["warnings"])
+    assert "[" not in format_summary(evaluation).split("ICBHI Score", 1)[1].splitlines()[0]
+
+
+def test_evaluation_is_json_and_repeats_exactly(evaluation):
+    text = json.dumps(evaluation, allow_nan=False)
+    again = evaluate_predictions(cycles(), **TWO, train_table=cycles(seed=9), n_draws=100)
+    assert json.dumps(again, allow_nan=False) == text
+    assert json.loads(text) == evaluation
+
+
+def test_one_class_and_class_models_are_evaluated_too():
+    one = evaluate_predictions(cycles().assign(wheeze=0), **TWO, n_draws=20)
+    assert one["values"]["wheeze.roc_auc"] is None and any("Wheeze: no positive" in w["text"] for w in one["warnings"])
+    names = ["normal", "crackle", "wheeze", "both"]
+    four = evaluate_predictions(with_class_logits(cycles()), problem_type="single_label", label_names=names, n_draws=20)
+    assert four["thresholds"] is None and four["headline"] == "icbhi.Score"
+    json.dumps([one, four], allow_nan=False)
+
+
+def test_summary_names_definition_interval_floors_and_warnings(evaluation):
+    text = format_summary(evaluation)
+    line = next(line for line in text.splitlines() if line.strip().startswith("ICBHI Score"))
+    low, high = evaluation["intervals"]["icbhi.Score"]
+    assert f"{evaluation['values']['icbhi.Score']:.1f} [{low:.1f}, {high:.1f}]" in line
+    for part in ("exact class", "100 draws of patients", "always normal", "event length", "not a medical device"):
+        assert part in text
+    assert all(warning["text"] in text for warning in evaluation["warnings"]) and evaluation["warnings"]

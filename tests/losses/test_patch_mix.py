@@ -1,0 +1,112 @@
+"""Patch-Mix losses against their formulas and the authors' numbers."""
+
+import math
+
+import pytest
+import torch
+
+from laennec.losses import PatchMixContrastiveLoss, PatchMixCrossEntropy
+
+
+def naive(mixed, clean, lam, index, labels, negatives):
+    batch, total = len(mixed), 0.0
+    lam = [float(lam)] * batch if not isinstance(lam, torch.Tensor) else lam.tolist()
+    for i in range(batch):
+        logits = [
+            float(torch.cosine_similarity(mixed[i].double(), clean[j].double(), dim=0)) / 0.06 for j in range(batch)
+        ]
+        kept = [j for j in range(batch) if negatives == "all" or labels[j] != labels[i] or j in (i, int(index[i]))]
+        norm = math.log(sum(math.exp(logits[j]) for j in kept))
+        total -= lam[i] * (logits[i] - norm) + (1 - lam[i]) * (logits[index[i]] - norm)
+    return total / batch
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("negatives", ["all", "different_label"])
+def test_equals_the_loop(negatives, dtype, tolerance):
+    draw = torch.Generator().manual_seed(1)
+    for batch in (1, 2, 7):
+        mixed, clean = (torch.randn(batch, 5, generator=draw, dtype=dtype) for _ in range(2))
+        index, labels = torch.randperm(batch, generator=draw), torch.randint(3, (batch,), generator=draw)
+        for lam in (0.3, torch.rand(batch, generator=draw, dtype=dtype)):
+            loss = PatchMixContrastiveLoss(negatives=negatives)
+            found = loss(mixed, clean, lam, index, labels)["patch_mix"].item()
+            assert found == pytest.approx(naive(mixed, clean, lam, index, labels, negatives), rel=tolerance, abs=1e-6)
+            assert loss.pairs == {"patch_mix": batch + sum(int(p) != i for i, p in enumerate(index))}
+
+
+def test_golden_values_and_gradients(golden):
+    cases = golden("patchmix_groupmix")
+    for name, negatives in [("patchmix_con_all_lam0.7", "all"), ("patchmix_con_diff_label_lam0.7", "different_label")]:
+        given, expected = cases[name]["inputs"], cases[name]["expected"]
+        clean = torch.tensor(given["projection1"], requires_grad=True)
+        mixed = torch.tensor(given["projection2"], requires_grad=True)
+        loss = PatchMixContrastiveLoss(negatives=negatives, detach_clean=False)
+        value = loss(mixed, clean, given["lam"], torch.tensor(given["index"]), torch.tensor(given["labels"]))[
+            "patch_mix"
+        ]
+        value.backward()
+        assert value.item() == pytest.approx(expected["loss"], rel=1e-5)
+        assert torch.isfinite(clean.grad).all()
+        if expected["grad_projection1"] is not None:
+            torch.testing.assert_close(clean.grad, torch.tensor(expected["grad_projection1"]), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(mixed.grad, torch.tensor(expected["grad_projection2"]), rtol=1e-4, atol=1e-6)
+
+
+def test_the_clean_side_is_constant_unless_asked_for():
+    mixed, clean = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    PatchMixContrastiveLoss()(mixed, clean, 0.5, torch.tensor([1, 0, 3, 2]))["patch_mix"].backward()
+    assert clean.grad is None
+    assert mixed.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("negatives", ["all", "different_label"])
+def test_gradcheck(negatives):
+    mixed, clean = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    loss = PatchMixContrastiveLoss(0.5, negatives, detach_clean=False)
+    index, labels = torch.tensor([1, 0, 2, 4, 3]), torch.tensor([0, 0, 1, 1, 0])
+    assert torch.autograd.gradcheck(lambda m, c: loss(m, c, 0.4, index, labels)["patch_mix"], (mixed, clean))
+
+
+def test_any_batch_gives_finite_values_and_gradients(degenerate):
+    embeddings, labels = degenerate
+    x = embeddings.clone().requires_grad_()
+    index = torch.arange(len(x)).flip(0)
+    loss = PatchMixContrastiveLoss(negatives="different_label", detach_clean=False)
+    value = loss(x, x.flip(0), 0.3, index, labels)["patch_mix"]
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(x.grad).all()
+    narrow = embeddings.bfloat16()
+    assert loss(narrow, narrow, 0.3, index, labels) == loss(narrow.float(), narrow.float(), 0.3, index, labels)
+
+
+def test_cross_entropy_of_mixed_cycles(golden):
+    case = golden("patchmix_groupmix")["patchmix_ce"]
+    given = case["inputs"]
+    logits, own, partner = (torch.tensor(given[name]) for name in ("pred", "y_a", "y_b"))
+    loss = PatchMixCrossEntropy()
+    assert loss(logits, own, partner, given["lam"])["patch_mix_ce"].item() == pytest.approx(
+        case["expected"]["loss"], rel=1e-5
+    )
+    assert loss.pairs == {"patch_mix_ce": 6}
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    weighed = PatchMixCrossEntropy(weight)(logits, own, partner, 1.0)["patch_mix_ce"]
+    torch.testing.assert_close(weighed, torch.nn.functional.cross_entropy(logits, own, weight))
+    empty = loss(logits[:0].requires_grad_(), own[:0], partner[:0], 0.5)["patch_mix_ce"]
+    empty.backward()
+    assert empty.item() == 0
+
+
+def test_misuse_is_named():
+    x, index = torch.ones(3, 2), torch.arange(3)
+    for make, message in [
+        (lambda: PatchMixContrastiveLoss(0.0), "temperature"),
+        (lambda: PatchMixContrastiveLoss(negatives="some"), "negatives must be"),
+        (lambda: PatchMixContrastiveLoss(negatives="different_label")(x, x, 0.5, index), "needs labels"),
+        (lambda: PatchMixContrastiveLoss()(x, torch.ones(3, 4), 0.5, index), "must match"),
+        (lambda: PatchMixContrastiveLoss()(x, x, 0.5, index[:2]), "3 embeddings"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert "all negatives" in repr(PatchMixContrastiveLoss())

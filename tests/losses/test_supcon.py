@@ -1,0 +1,173 @@
+"""SupCon and NT-Xent against double loops, published numbers and batches without positives."""
+
+import math
+
+import pytest
+import torch
+
+from laennec.losses import NTXentLoss, SupConLoss, pairs
+
+
+def naive(views, temperature, labels=None, mask=None, first_view_only=False):
+    batch, count, _ = views.shape
+    rows = [(b, v) for v in range(count) for b in range(batch)]
+    z = {row: views[row].double() / views[row].double().norm() for row in rows}
+    total, anchors, found = 0.0, 0, 0
+    for i in rows:
+        if first_view_only and i[1]:
+            continue
+        anchors += 1
+        others = [j for j in rows if j != i]
+        if mask is not None:
+            positives = [j for j in others if mask[i[0], j[0]]]
+        elif labels is None:
+            positives = [j for j in others if j[0] == i[0]]
+        else:
+            positives = [j for j in others if labels[j[0]] == labels[i[0]]]
+        found += len(positives)
+        if positives:
+            norm = math.log(sum(math.exp(float(z[i] @ z[j]) / temperature) for j in others))
+            total -= sum(float(z[i] @ z[p]) / temperature - norm for p in positives) / len(positives)
+    return total / anchors, found
+
+
+def drawn(batch, views, dim, classes, seed, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, views, dim, generator=draw, dtype=dtype), torch.randint(classes, (batch,), generator=draw)
+
+
+@pytest.mark.parametrize("block_entries", [1, 30, 2**19])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("temperature", [1.0, 0.06])
+def test_equals_the_double_loop_at_any_block_size(monkeypatch, block_entries, dtype, tolerance, temperature):
+    monkeypatch.setitem(pairs.BLOCK_ENTRIES, "cpu", block_entries)
+    loss = SupConLoss(temperature)
+    for seed, (batch, views, classes) in enumerate([(6, 2, 3), (9, 1, 4), (4, 3, 1), (2, 1, 2)]):
+        x, labels = drawn(batch, views, 5, classes, seed, dtype)
+        for given in (labels, None):
+            expected, count = naive(x, temperature, given)
+            assert loss(x, given)["supcon"].item() == pytest.approx(expected, rel=tolerance, abs=1e-7)
+            assert loss.pairs == {"supcon": count}
+
+
+def test_labels_may_be_any_integers_or_one_hot_rows_and_one_view_may_go_without_its_dimension():
+    x, labels = drawn(8, 1, 5, 3, 7)
+    plain = SupConLoss()(x, labels)["supcon"]
+    for same in (labels * 1000 - 17, torch.nn.functional.one_hot(labels, 3)):
+        torch.testing.assert_close(SupConLoss()(x, same)["supcon"], plain)
+    torch.testing.assert_close(SupConLoss()(x[:, 0], labels)["supcon"], plain)
+
+
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_ntxent_equals_the_double_loop_times_its_factor(mode):
+    x, labels = drawn(6, 2, 5, 3, 3)
+    mask = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) > 0.6
+    loss = NTXentLoss(0.5, 0.07, contrast_mode=mode)
+    for given in ({}, {"labels": labels}, {"mask": mask.float()}, {"mask": mask}):
+        expected, count = naive(x, 0.5, **given, first_view_only=mode == "one")
+        assert loss(x, **given)["ntxent"].item() == pytest.approx(0.5 / 0.07 * expected, rel=1e-10)
+        assert loss.pairs == {"ntxent": count}
+
+
+def test_golden_values_and_gradients(golden):
+    cases = golden("supcon_family")
+
+    def views_of(case, dtype=torch.float32):
+        names = [n for n in ("projection1", "projection2", "view1", "view2") if n in case["inputs"]]
+        return [torch.tensor(case["inputs"][name], dtype=dtype, requires_grad=True) for name in names]
+
+    for name, labels, loss in [
+        ("supcon_labels_T0.06", "labels", SupConLoss(0.06)),
+        ("sgscl_metacl_project1_project2block", "meta_labels", SupConLoss(0.06, detach_other_views=True)),
+    ]:
+        first, second = views_of(cases[name])
+        expected = cases[name]["expected"]
+        value = loss(torch.stack([first, second], dim=1), torch.tensor(cases[name]["inputs"][labels]))["supcon"]
+        value.backward()
+        assert value.item() == pytest.approx(expected["loss"], rel=1e-5)
+        torch.testing.assert_close(first.grad, torch.tensor(expected["grad_projection1"]), rtol=1e-4, atol=1e-6)
+        if expected["grad_projection2"] is None:
+            assert second.grad.abs().max() == 0
+        else:
+            torch.testing.assert_close(second.grad, torch.tensor(expected["grad_projection2"]), rtol=1e-4, atol=1e-6)
+    for name, loss in [("ntxent_T0.5_base0.07", NTXentLoss(0.5, 0.07)), ("ntxent_mask", NTXentLoss())]:
+        case = cases[name]
+        mask = case["inputs"]["mask"]
+        for views in (torch.stack(views_of(case), dim=1), torch.tensor(case["inputs"]["features_normalised"])):
+            value = loss(views, mask=None if mask is None else torch.tensor(mask))["ntxent"]
+            assert value.item() == pytest.approx(case["expected"]["loss"], rel=1e-5)
+
+
+def test_golden_hybrid_of_supcon_and_weighted_cross_entropy(golden):
+    case = golden("supcon_family")["supcon_ce_hybrid_alpha0.5"]
+    given = {name: torch.tensor(value) for name, value in case["inputs"].items()}
+    views = torch.stack([given["projection1"], given["projection2"]], dim=1)
+    contrast = SupConLoss(0.06)(views, given["target"])["supcon"]
+    logits = torch.cat([given["prediction1"], given["prediction2"]])
+    task = torch.nn.functional.cross_entropy(logits, given["target"].repeat(2), given["weights"])
+    assert (0.5 * contrast + 0.5 * task).item() == pytest.approx(case["expected"]["loss"], rel=1e-5)
+
+
+def test_gradcheck():
+    x, labels = drawn(5, 2, 4, 3, 5)
+    labels[0] = 9  # alone in its class
+    mask = torch.rand(5, 5, generator=torch.Generator().manual_seed(1)) > 0.5
+    x.requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: SupConLoss(0.3)(v, labels)["supcon"], x)
+    assert torch.autograd.gradcheck(lambda v: SupConLoss(0.3)(v[:, 0], labels)["supcon"], x)
+    assert torch.autograd.gradcheck(lambda v: NTXentLoss(0.3, contrast_mode="one")(v, mask=mask)["ntxent"], x)
+
+
+@pytest.mark.parametrize("temperature", [0.06, 0.001])
+def test_any_batch_gives_finite_values_and_gradients(degenerate, temperature):
+    embeddings, labels = degenerate
+    for given in (labels, None):
+        x = embeddings.clone().requires_grad_()
+        loss = SupConLoss(temperature)
+        value = loss(x, given)["supcon"]
+        value.backward()
+        assert torch.isfinite(value)
+        assert torch.isfinite(x.grad).all()
+        if not loss.pairs["supcon"]:
+            assert value.item() == 0
+            assert x.grad.abs().sum() == 0
+
+
+def test_order_and_rotation_do_not_matter_and_bf16_is_widened():
+    x, labels = drawn(8, 2, 5, 3, 6)
+    loss = SupConLoss(0.1)
+    plain = loss(x, labels)["supcon"]
+    order = torch.randperm(8)
+    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
+    torch.testing.assert_close(loss(x[order], labels[order])["supcon"], plain)
+    torch.testing.assert_close(loss(x.flip(1) @ rotation * 3, labels)["supcon"], plain)
+    narrow = x.bfloat16()
+    assert loss(narrow, labels)["supcon"] == loss(narrow.float(), labels)["supcon"]
+    single = x.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = loss(single, labels)["supcon"]
+        inside.backward()
+    assert inside == loss(x.float(), labels)["supcon"]
+    assert torch.isfinite(single.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SupConLoss(0.0), "temperature must be positive"),
+        (lambda: NTXentLoss(base_temperature=-1.0), "base_temperature must be positive"),
+        (lambda: NTXentLoss(contrast_mode="two"), "contrast_mode"),
+        (lambda: SupConLoss()(torch.ones(3, 2, 4), torch.arange(2)), "3 embeddings"),
+        (lambda: SupConLoss()(torch.ones(3, 2, 4), torch.rand(3)), "integer labels"),
+        (lambda: NTXentLoss()(torch.ones(3, 2, 4), torch.arange(3), torch.ones(3, 3)), "not from both"),
+        (lambda: NTXentLoss()(torch.ones(3, 2, 4), mask=torch.ones(6, 6)), "mask must be"),
+    ],
+)
+def test_misuse_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_repr_says_what_ran():
+    assert "first view only" in repr(SupConLoss(detach_other_views=True))
+    assert "base_temperature=0.07" in repr(NTXentLoss())
