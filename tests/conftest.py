@@ -48,17 +48,17 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from laennec.corpora.synthetic import write_corpus
 
     folder = tmp_path_factory.mktemp("corpus") / "synthetic"
-    return write_corpus(folder, patients=16, recordings_per_patient=2, cycles_per_recording=4, max_rate_hz=8000)
+    return write_corpus(folder, patients=16, recordings_per_patient=1, cycles_per_recording=4, max_rate_hz=4000)
 
 
 @pytest.fixture(scope="session")
 def tiny_recipe(small_corpus: Path) -> dict:
-    """Plain settings of a CNN on the small corpus: seconds to train."""
+    """Plain settings of a small CNN on the small corpus: a second to train."""
     return {
         "name": "tiny",
         "corpus": {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"},
         "features": {"preset": "song2021", "length": "natural"},
-        "encoder": {"type": "cnn"},
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}},
         "train": {"epochs": 2, "batch_size": 8, "selection_metric": "loss"},
     }
 
@@ -71,6 +71,8 @@ def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(tiny_recipe | {"loss": {"auxiliary": {"add": {"weight": 0.2}}}, "head": {"threshold_rule": "youden"}})
+        recipe = recipe_from_dict(
+            tiny_recipe | {"loss": {"auxiliary": {"add": {"weight": 0.2}}}, "head": {"threshold_rule": "youden"}}
+        )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "tiny")
         return train(recipe)

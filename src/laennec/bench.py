@@ -1,7 +1,8 @@
 """Every stage: speed and memory, as ratios to what one would use instead.
 
-Decided here: each row measures both sides in turn in this process, takes the fastest of several repeats of each (machines are shared and
-noisy), and prints the ratio with the bound that the project set itself. What cannot be measured here says so; nothing is estimated.
+Decided here: each row measures both sides in turn in this process, takes the fastest of several repeats of each
+(machines are shared and noisy), and prints the ratio with the bound that the project set itself. What cannot be
+measured here says so; nothing is estimated.
 """
 
 import json
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,9 @@ def start_up(setting: Setting) -> list[Row]:
     def run(*arguments: str) -> Callable[[], Any]:
         return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
-    bare, imported, helped = fastest(run("-c", "pass"), run("-c", "import laennec"), run("-m", "laennec", "--help"), repeats=setting.repeats)
+    bare, imported, helped = fastest(
+        run("-c", "pass"), run("-c", "import laennec"), run("-m", "laennec", "--help"), repeats=setting.repeats
+    )
     return [
         Row("import laennec", imported - bare, None, "s", None, "< 0.2", "a new process, less the bare interpreter"),
         Row("laennec --help", helped, None, "s", None, "< 0.5", "a new process, interpreter included"),
@@ -114,7 +118,15 @@ def reading(setting: Setting) -> list[Row]:
         (again,) = fastest(lambda: _read_all(table, cache), repeats=setting.repeats)
     n = len(table)
     return [
-        Row("read + resample + cut", ours, other, "s", ours / other, "<= 1.2", f"{len(spans)} recordings, {n} cycles, written to the cache, against soundfile + soxr that keeps them in memory"),
+        Row(
+            "read + resample + cut",
+            ours,
+            other,
+            "s",
+            ours / other,
+            "<= 1.2",
+            f"{len(spans)} recordings, {n} cycles, into the cache; against soundfile + soxr into memory",
+        ),
         Row("the same from the cache", again, other, "s", again / other, "no decoding", f"{n} cycles read back"),
     ]
 
@@ -143,12 +155,20 @@ def filter_bank(setting: Setting) -> list[Row]:
         natural = LaennecFeatureExtractor("ast")
         theirs = ASTFeatureExtractor()
         ours, other = fastest(
-            lambda c=cycles: natural(c, sampling_rate=16000),
-            lambda c=cycles: theirs(c, sampling_rate=16000, return_tensors="pt"),
+            partial(natural, cycles, sampling_rate=16000),
+            partial(theirs, cycles, sampling_rate=16000, return_tensors="pt"),
             repeats=setting.repeats,
         )
         rows.append(
-            Row(f"fbank of {seconds} s cycles", 1000 * ours / 32, 1000 * other / 32, "ms/cycle", other / ours, ">= 5", "32 cycles in a batch; theirs pads to 10.24 s")
+            Row(
+                f"fbank of {seconds} s cycles",
+                1000 * ours / 32,
+                1000 * other / 32,
+                "ms/cycle",
+                other / ours,
+                ">= 5",
+                "32 cycles in a batch; theirs pads to 10.24 s",
+            )
         )
     rows.append(Row("fbank on a GPU", None, None, "ms/cycle", None, "", "not measured here"))
     return rows
@@ -184,8 +204,24 @@ def frozen_experiment(setting: Setting) -> list[Row]:
         record = json.loads((train(recipe) / "run.json").read_text())
     name = "mn04" if setting.weights else "mobilenet of width 0.4, random weights"
     return [
-        Row("encode once", seconds / took, None, "x real time", None, ">= 100", f"{len(table)} events, {seconds:.0f} s of sound, {name}, one thread, features included"),
-        Row("20-epoch head", record["timings"]["training"], None, "s", None, "< 10", "on the cached embeddings, validated and saved every epoch"),
+        Row(
+            "encode once",
+            seconds / took,
+            None,
+            "x real time",
+            None,
+            ">= 100",
+            f"{len(table)} events, {seconds:.0f} s of sound, {name}, one thread, features included",
+        ),
+        Row(
+            "20-epoch head",
+            record["timings"]["training"],
+            None,
+            "s",
+            None,
+            "< 10",
+            "on the cached embeddings, validated and saved every epoch",
+        ),
     ]
 
 
@@ -219,11 +255,18 @@ def trainer_step(setting: Setting) -> list[Row]:
     def with_trainer() -> None:
         with tempfile.TemporaryDirectory() as out:
             arguments = TrainingArguments(
-                out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no", report_to="none",
+                out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no",
+                report_to="none",
                 remove_unused_columns=False, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
             )  # fmt: skip
             trainer = LaennecTrainer(
-                model, arguments, objective=objective, feature_extractor=extractor, sampler=sampler, data_collator=collate_cycles, train_dataset=dataset
+                model,
+                arguments,
+                objective=objective,
+                feature_extractor=extractor,
+                sampler=sampler,
+                data_collator=collate_cycles,
+                train_dataset=dataset,
             )
             trainer.train()
 
@@ -295,10 +338,14 @@ def as_table(rows: Sequence[Row], result: dict[str, Any]) -> str:
         return "" if value is None else f"{value:.3g}"
 
     lines = ["| what | laennec | alternative | unit | ratio | bound | how |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| {r.name} | {number(r.ours)} | {number(r.other)} | {r.unit} | {number(r.ratio)} | {r.bound} | {r.note} |" for r in rows]
+    lines += [
+        f"| {r.name} | {number(r.ours)} | {number(r.other)} | {r.unit} | {number(r.ratio)} | {r.bound} | {r.note} |"
+        for r in rows
+    ]
     machine, version = result["hardware"], result["versions"]
     lines.append("")
     lines.append(
-        f"{machine['processor']}, {machine['cores']} cores; Python {version['python']}, torch {version['torch']}, transformers {version['transformers']}"
+        f"{machine['processor']}, {machine['cores']} cores; Python {version['python']}, torch {version['torch']}, "
+        f"transformers {version['transformers']}"
     )
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The command line: every stage as a command.
 
-Decided here: nothing heavy is imported before a command runs, so that help answers at once. What a user can mend is one line on standard
-error and exit code 2 (`--debug` shows the traceback); an interruption is 130.
+Decided here: nothing heavy is imported before a command runs, so that help answers at once. What a user can mend is
+one line on standard error and exit code 2 (`--debug` shows the traceback); an interruption is 130.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def _one_line(error: Exception) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="laennec", description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores."
+        prog="laennec",
+        description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores.",
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -75,12 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     prepare = command("prepare", _prepare, "read a corpus, count it, decode it into the cache")
     prepare.add_argument("corpus", help="icbhi2017, sprsound, folder or synthetic")
     prepare.add_argument("--data-dir", help="folder (or zip) with the recordings")
-    prepare.add_argument("--check", action="store_true", help="decode everything and list every problem; writes nothing")
+    prepare.add_argument(
+        "--check", action="store_true", help="decode everything and list every problem; writes nothing"
+    )
     prepare.add_argument("--protocol", help="how to split")
     prepare.add_argument("--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000")
     _corpus_options(prepare)
 
-    train = command("train", _train, "run a recipe", epilog="Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5.")
+    train = command(
+        "train",
+        _train,
+        "run a recipe",
+        epilog="Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5.",
+    )
     train.add_argument("recipe", help="a YAML recipe")
     train.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
 
@@ -109,7 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--format", default="json,csv", help="json, csv or both (default)")
     predict.add_argument("--window-s", type=float, default=3.0, help="length of a window in seconds (default: 3)")
     predict.add_argument("--hop-s", type=float, default=1.5, help="from window to window in seconds (default: 1.5)")
-    predict.add_argument("--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows")
+    predict.add_argument(
+        "--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows"
+    )
     predict.add_argument("--base", help="where the base of a head-only model lies")
 
     bench = command("bench", _bench, "measure speed and memory as ratios to what one would use instead")
@@ -117,17 +127,26 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--data-dir", help="folder with icbhi2017_subset and sprsound, as far as they are there")
     bench.add_argument("--weights", help="a released EfficientAT checkpoint, for the rows that want real weights")
     bench.add_argument("--out", help="write the table as JSON here")
-    bench.add_argument("--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)")
+    bench.add_argument(
+        "--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)"
+    )
 
     command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
     return parser
 
 
 def _corpus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings")
+    parser.add_argument(
+        "--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings"
+    )
     parser.add_argument("--fold", type=int, help="test fold, where the protocol has folds")
     parser.add_argument("--level", choices=("event", "record"), help="SPRSound: events (default) or whole recordings")
-    parser.add_argument("--allow-missing", action="store_true", default=None, help="go on where the published corpus has more recordings")
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="go on where the published corpus has more recordings",
+    )
 
 
 def _version() -> str:
@@ -162,7 +181,9 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
 def _prepare(options: argparse.Namespace) -> int:
     from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
 
-    settings = {k: getattr(options, k) for k in ("tables_dir", "allow_missing", "level") if getattr(options, k) is not None}
+    settings = {
+        k: getattr(options, k) for k in ("tables_dir", "allow_missing", "level") if getattr(options, k) is not None
+    }
     if options.check:
         report = check_corpus(options.corpus, options.data_dir, **settings)
         _say(report.text())
@@ -171,13 +192,18 @@ def _prepare(options: argparse.Namespace) -> int:
         settings["fold"] = options.fold
     parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
     origin = provenance(parts)
-    _say(f"corpus {options.corpus} {str(origin.get('corpus_fingerprint'))[:12]}, protocol {origin.get('protocol')}, split {str(origin.get('split_fingerprint'))[:12]}")
+    _say(
+        f"corpus {options.corpus} {str(origin.get('corpus_fingerprint'))[:12]}, protocol {origin.get('protocol')}, split {str(origin.get('split_fingerprint'))[:12]}"
+    )
     if origin.get("stamp"):
         _say(f"note: {origin['stamp']}")
     for name, table in parts.items():
         labels = table.features["label"].names
         counts = {n: sum(v == i for v in table["label"]) for i, n in enumerate(labels)}
-        _say(f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; " + ", ".join(f"{v} {k}" for k, v in counts.items()))
+        _say(
+            f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; "
+            + ", ".join(f"{v} {k}" for k, v in counts.items())
+        )
         if options.sampling_rate:
             CycleWaveforms(table, options.sampling_rate).prepare(progress=_progress(f"decoding {name}"))
     return 0
@@ -201,7 +227,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     scored = score(
-        options.source, split=options.split, corpus=corpus, out=options.out, base=options.base, command=options.line, draws=options.draws
+        options.source,
+        split=options.split,
+        corpus=corpus,
+        out=options.out,
+        base=options.base,
+        command=options.line,
+        draws=options.draws,
     )
     _say(scored.summary)
     _say(f"report: {scored.folder / 'report.html'}")
@@ -225,13 +257,21 @@ def _predict(options: argparse.Namespace) -> int:
     predictor = Predictor(*load_model(options.model, options.base), options.window_s, options.hop_s)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(
-        predictor, options.inputs, options.out, formats=formats, annotation=options.annotation, progress=_progress("predicting")
+        predictor,
+        options.inputs,
+        options.out,
+        formats=formats,
+        annotation=options.annotation,
+        progress=_progress("predicting"),
     )
     _say(f"predictions: {options.out} ({len(done.answered)} recordings)")
     for _, reason in done.failed:
         print(f"laennec: {reason}", file=sys.stderr)
     if done.failed:
-        print(f"laennec: {len(done.failed)} of {len(done.failed) + len(done.answered)} recordings failed, see above", file=sys.stderr)
+        print(
+            f"laennec: {len(done.failed)} of {len(done.failed) + len(done.answered)} recordings failed, see above",
+            file=sys.stderr,
+        )
     return 2 if done.failed else 0
 
 

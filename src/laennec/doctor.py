@@ -1,6 +1,7 @@
 """Every stage: what is installed here, what runs, and what is missing.
 
-Decided here: each line is something that was tried on this machine just now, not something read out of a list of requirements.
+Decided here: each line is something that was tried on this machine just now, not something read out of a list of
+requirements.
 """
 
 import importlib.metadata
@@ -12,16 +13,26 @@ from collections.abc import Callable
 from laennec.corpora import cache_root
 from laennec.training.record import hardware, versions
 
-_EXTRAS = {"gradio": "app", "onnx": "onnx", "onnxruntime": "onnx", "tensorboard": "track", "trackio": "track", "optuna": "search"}
+_EXTRAS = {
+    "gradio": "app",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "tensorboard": "track",
+    "trackio": "track",
+    "optuna": "search",
+}
 # packages that are known to break others where they are installed without their system libraries
-_HARMFUL = {"torchaudio": "where it cannot be loaded, transformers' ASTFeatureExtractor cannot either; laennec does not need it"}
+_HARMFUL = {
+    "torchaudio": "where it cannot be loaded, transformers' ASTFeatureExtractor cannot either; laennec does not need it"
+}
 
 
 def examine() -> str:
     """Try what laennec needs and say what was found, a line each."""
     lines = [f"{name} {version}" for name, version in versions().items()]
     machine = hardware()
-    lines.append(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, GPU: {', '.join(machine['gpus']) or 'none'}")
+    gpus = ", ".join(machine["gpus"]) or "none"
+    lines.append(f"{machine['processor']}, {machine['cores']} cores, {machine['system']}, GPU: {gpus}")
     for name, check in _CHECKS.items():
         try:
             lines.append(f"ok       {name}: {check()}")

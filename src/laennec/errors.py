@@ -1,7 +1,7 @@
 """Every stage: what a user did wrong, said in one line.
 
-Decided here: everything a user can cause and mend derives from `InputError`, so that the command line can print one line and exit with 2
-for exactly these, and show a traceback for everything else (which is our mistake, not theirs).
+Decided here: everything a user can cause and mend derives from `InputError`, so that the command line can print one
+line and exit with 2 for exactly these, and show a traceback for everything else (which is our mistake, not theirs).
 """
 
 

@@ -1,10 +1,10 @@
 """Stage 6, model: encoder + pooling + projection + head, as one transformers model.
 
-Decided here: the head sees a standardised embedding (mean and spread of the training embeddings are buffers of the head), because raw
-embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve them all. A frozen encoder stays
-in eval mode and outside the graph. A head-only checkpoint names its base and carries a digest of the base's weights, because a head on
-another encoder fails silently otherwise. `forward` takes no **kwargs: transformers' Trainer would then rescale the loss under gradient
-accumulation.
+Decided here: the head sees a standardised embedding (mean and spread of the training embeddings are buffers of the
+head), because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate
+should serve them all. A frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its
+base and carries a digest of the base's weights, because a head on another encoder fails silently otherwise. `forward`
+takes no **kwargs: transformers' Trainer would then rescale the loss under gradient accumulation.
 """
 
 import contextlib
@@ -370,7 +370,9 @@ def _base_encoder(config: LaennecConfig, base: str | Path | PreTrainedModel | No
         try:
             encoder = load_encoder(source, revision=None if base else config.base_model_revision)
         except InputError as error:
-            raise InputError(f"{error} (this model is a head for that base: pass base=..., or --base on the command line)") from error
+            raise InputError(
+                f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
+            ) from error
     digest = encoder_digest(encoder)
     if config.encoder_digest and digest != config.encoder_digest:
         raise InputError(

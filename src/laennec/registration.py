@@ -1,14 +1,15 @@
 """Stage 6, model: how transformers' Auto classes learn of laennec without `import laennec` costing seconds.
 
-Decided here: `import laennec` must stay instant, yet be enough for `AutoModelForAudioClassification.from_pretrained(...)`. The model
-registers itself when it is imported; what is placed into transformers here only has it imported at the moment when an Auto class asks for a
-"laennec" model. Importing it any earlier would be slow, and circular while transformers is still being loaded.
+Decided here: `import laennec` must stay instant, yet be enough for
+`AutoModelForAudioClassification.from_pretrained(...)`. The model registers itself when it is imported; what is placed
+into transformers here only has it imported at the moment when an Auto class asks for a "laennec" model. Importing it
+any earlier would be slow, and circular while transformers is still being loaded.
 """
 
 import importlib
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence, ValuesView
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -33,7 +34,7 @@ class _Registered(dict[Any, Any]):
 class _RegisteredExtractors(dict[Any, Any]):
     """Feature extractors are looked for by class name among all values."""
 
-    def values(self) -> ValuesView[Any]:
+    def values(self) -> Any:
         importlib.import_module("laennec.model")
         return super().values()
 
@@ -71,7 +72,9 @@ class _ThenAnnounce(Loader):
 class _AutoFinder(MetaPathFinder):
     """Finds the Auto modules."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname not in _ANNOUNCE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)

@@ -1,7 +1,8 @@
 """Every stage: files that are either whole or absent.
 
-Decided here: nothing is written in place. A file is written beside its final name, synced and renamed; a folder likewise. A full disk, a
-read-only folder or an interruption leaves the old content (or nothing) and no temporary file behind.
+Decided here: nothing is written in place. A file is written beside its final name, synced and renamed; a folder
+likewise. A full disk, a read-only folder or an interruption leaves the old content (or nothing) and no temporary file
+behind.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from laennec.errors import InputError
 
@@ -32,7 +33,7 @@ def writing_error(path: Path, error: OSError) -> Exception:
 
 
 @contextlib.contextmanager
-def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[str] | IO[bytes]]:  # noqa: D417
+def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
     Args:

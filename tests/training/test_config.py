@@ -22,7 +22,10 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest_valid_one(tmp_path):
 
 def test_flags_override_the_file_by_full_key_or_by_its_last_part(tmp_path):
     path = write(tmp_path, "train: {epochs: 3, batch_size: 4}")
-    recipe = load_recipe(path, {"train.epochs": "7", "batch-size": "2", "loss.auxiliary.add.weight": "0.5", "augment.gain.max_gain_db": "3"})
+    recipe = load_recipe(
+        path,
+        {"train.epochs": "7", "batch-size": "2", "loss.auxiliary.add.weight": "0.5", "augment.gain.max_gain_db": "3"},
+    )
     assert (recipe.train.epochs, recipe.train.batch_size) == (7, 2)
     assert recipe.loss.auxiliary == {"add": {"weight": 0.5}}
     assert recipe.augment.gain is not None and recipe.augment.gain.max_gain_db == 3.0

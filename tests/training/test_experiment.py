@@ -53,7 +53,13 @@ def test_thresholds_and_temperatures_come_from_validation(tiny_run):
 
 
 def test_the_best_epoch_is_restored_not_the_last(tiny_recipe, tmp_path):
-    settings = {"epochs": 4, "batch_size": 8, "selection_metric": "loss", "learning_rate": 0.05, "lr_schedule": "constant"}
+    settings = {
+        "epochs": 4,
+        "batch_size": 8,
+        "selection_metric": "loss",
+        "learning_rate": 0.05,
+        "lr_schedule": "constant",
+    }
     record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
     by_epoch = {h["epoch"]: h["validation"]["loss"] for h in record["history"]}
     assert record["best_epoch"] == min(by_epoch, key=by_epoch.get)
@@ -65,7 +71,14 @@ def test_the_best_epoch_is_restored_not_the_last(tiny_recipe, tmp_path):
 
 
 def test_early_stopping_ends_before_the_last_epoch(tiny_recipe, tmp_path):
-    settings = {"epochs": 30, "batch_size": 8, "selection_metric": "loss", "patience": 1, "learning_rate": 0.05, "lr_schedule": "constant"}
+    settings = {
+        "epochs": 30,
+        "batch_size": 8,
+        "selection_metric": "loss",
+        "patience": 1,
+        "learning_rate": 0.05,
+        "lr_schedule": "constant",
+    }
     record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
     assert len(record["history"]) < 30
 
@@ -136,11 +149,17 @@ def test_an_unfinished_run_of_another_recipe_is_refused(tiny_recipe, tmp_path, m
 @pytest.mark.parametrize("problem", ["multi_label", "single_label"])
 def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_path, monkeypatch, problem):
     loss = {"task": "bce" if problem == "multi_label" else "ce"}
-    changes = {"encoder": {"type": "cnn", "frozen": True}, "target": {"problem_type": problem}, "loss": loss}
+    changes = {
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+        "target": {"problem_type": problem},
+        "loss": loss,
+    }
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
     calls = []
     honest = LaennecForAudioClassification.embed
-    monkeypatch.setattr(LaennecForAudioClassification, "embed", lambda self, *a: calls.append(len(a[0])) or honest(self, *a))
+    monkeypatch.setattr(
+        LaennecForAudioClassification, "embed", lambda self, *a: calls.append(len(a[0])) or honest(self, *a)
+    )
     first = run(tiny_recipe, tmp_path / "a", **changes)
     record = json.loads((first / "run.json").read_text())
     assert sum(calls) == record["cycles"]["train"] + record["cycles"]["validation"]
@@ -153,7 +172,7 @@ def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_pa
 
 def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tmp_path, monkeypatch):
     changes = {
-        "encoder": {"type": "cnn", "frozen": True},
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
         "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze", "copies": 2},
     }
     seen = {}
@@ -179,7 +198,9 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
 
     def watched(self, model, inputs, *rest):
         loss = honest(self, model, inputs, *rest)
-        gradients = {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        gradients = {
+            n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
         moved.append((int(self.state.epoch or 0), frozenset(gradients), len(inputs.get("labels", []))))
         return loss
 

@@ -1,0 +1,1 @@
+"""Stage 1 and 3, audio: from sound to features."""

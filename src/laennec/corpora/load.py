@@ -55,7 +55,8 @@ def load_corpus(
 
     Args:
         name: "icbhi2017", "sprsound", "folder" or "synthetic".
-        data_dir: Its folder or zip archive; None makes a synthetic corpus in the cache.
+        data_dir: Its folder or zip archive. A synthetic corpus is written there if nothing is
+            there yet; None: in the cache.
         protocol: A name in `laennec.corpora.splits.PROTOCOLS`, or "none" for one part called "all". None takes the
             corpus' own: official, sprsound-official, or patient-60-20-20.
         fold: The test fold, under patient-5fold.
@@ -65,8 +66,8 @@ def load_corpus(
         allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
         level: SPRSound: "event" or "record".
         cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: annotations (folder: the CSV); for a synthetic corpus in the cache patients, recordings_per_patient,
-            cycles_per_recording, max_rate_hz and corpus_seed.
+        **options: annotations (folder: the CSV); for a synthetic corpus that is written patients,
+            recordings_per_patient, cycles_per_recording, max_rate_hz and corpus_seed.
 
     Returns:
         Parts in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
@@ -136,8 +137,8 @@ def locate_corpus(
     if level != "event" and name != "sprsound":
         raise InputError(f"level {level!r} is for sprsound; leave it out for {name}")
     settings: dict[str, Any] = {"tables_dir": tables_dir, "allow_missing": allow_missing, "level": level}
-    if name == "synthetic" and data_dir is None:
-        return CORPORA[name], _synthetic_folder(cache_dir, options), settings
+    if name == "synthetic" and (data_dir is None or not Path(data_dir).exists()):
+        return CORPORA[name], _synthetic_folder(data_dir, cache_dir, options), settings
     if data_dir is None:
         raise InputError(f"{name}: no data_dir given; name the folder or archive with the recordings (--data-dir)")
     _refuse_unknown(name, options, _OPTIONS.get(name, ()))
@@ -238,8 +239,8 @@ def _refuse_unknown(name: str, options: dict[str, Any], valid: tuple[str, ...]) 
         raise InputError(f"{name} has no option {named(wrong)}; valid: {', '.join(valid) or 'none'}")
 
 
-def _synthetic_folder(cache_dir: str | Path | None, options: dict[str, Any]) -> Path:
-    """A synthetic corpus in the cache, written on first use."""
+def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]) -> Path:
+    """A synthetic corpus, written on first use: in the given folder, or in the cache."""
     from laennec.corpora import synthetic
 
     own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}

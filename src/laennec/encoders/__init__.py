@@ -22,10 +22,21 @@ from laennec.encoders.ast import AstEncoder
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, load_released
 from laennec.encoders.output import EncoderOutput
+from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.errors import InputError
 
-ENCODERS: dict[str, type[PreTrainedModel]] = {"ast": AstEncoder, "cnn": CnnEncoder, "mobilenet": MobileNetEncoder}
-_CONFIGS: dict[str, type[PreTrainedConfig]] = {"ast": ASTConfig, "cnn": CnnConfig, "mobilenet": MobileNetConfig}
+ENCODERS: dict[str, type[PreTrainedModel]] = {
+    "ast": AstEncoder,
+    "cnn": CnnEncoder,
+    "mobilenet": MobileNetEncoder,
+    "statistics": StatisticsEncoder,
+}
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "ast": ASTConfig,
+    "cnn": CnnConfig,
+    "mobilenet": MobileNetConfig,
+    "statistics": StatisticsConfig,
+}
 _NOT_IN_DIGEST = ("audioset_head.",)
 
 __all__ = [
@@ -36,6 +47,8 @@ __all__ = [
     "EncoderOutput",
     "MobileNetConfig",
     "MobileNetEncoder",
+    "StatisticsConfig",
+    "StatisticsEncoder",
     "encoder_digest",
     "encoder_from_config",
     "load_encoder",
@@ -49,7 +62,7 @@ def load_encoder(
 
     Args:
         source: None for random weights; a released checkpoint file (.pt); a folder; or a Hub id.
-        type: "ast", "cnn" or "mobilenet"; needed where `source` is None, a check elsewhere.
+        type: "ast", "cnn", "mobilenet" or "statistics"; needed where `source` is None, a check elsewhere.
         revision: Of a Hub id.
         **config_overrides: Settings of the encoder's configuration, such as width_mult or time_positions.
 

@@ -82,9 +82,10 @@ class AstEncoder(PreTrainedModel):
         if values.shape[1] < patch:
             values = F.pad(values, (0, 0, 0, patch - values.shape[1]))
         lengths = None if attention_mask is None else attention_mask.to(torch.int64).sum(1)
-        patches = embeddings.patch_embeddings(_zero_beyond(values, lengths))  # (batch, bands * steps, dim)
-        bands, known = embeddings.get_shape(self.config)
-        steps = patches.shape[1] // bands
+        grid = embeddings.patch_embeddings.projection(_zero_beyond(values, lengths).transpose(1, 2).unsqueeze(1))
+        bands, steps = grid.shape[2:]
+        known = embeddings.get_shape(self.config)[1]
+        patches = grid.flatten(2).transpose(1, 2)  # (batch, dim, bands, steps) -> (batch, bands * steps, dim)
         real = self._real_steps(lengths, steps, patches)
         positions = self._positions(bands, known, steps, real).to(patches.dtype)
         special = torch.cat([embeddings.cls_token, embeddings.distillation_token], 1).to(patches.dtype)
@@ -92,7 +93,8 @@ class AstEncoder(PreTrainedModel):
         hidden = embeddings.dropout(hidden + positions)
         step = torch.arange(steps, device=hidden.device)
         time_mask = (step[None, :] < real[:, None]).expand(hidden.shape[0], -1)  # (batch, steps)
-        mask = torch.cat([time_mask.new_ones(hidden.shape[0], 2), time_mask.repeat(1, bands)], 1)
+        patch_mask = time_mask[:, None, :].expand(-1, bands, -1).flatten(1)
+        mask = torch.cat([time_mask.new_ones(hidden.shape[0], 2), patch_mask], 1)
         keys = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden, attention_mask=None if lengths is None else mask
         )

@@ -5,7 +5,7 @@ nothing changes); what lies beyond a cycle's end is 0 before every convolution, 
 maximum, so poolings need no mask of their own.
 
 Reference: Song, Han and Jiao, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
-    2021, Table 1.
+2021, Table 1.
 """
 
 from itertools import pairwise
@@ -93,20 +93,20 @@ class CnnEncoder(PreTrainedModel):
         Returns:
             Tokens (batch, ceil(frames / 8), dim), their mask, and their mean (batch, dim).
         """
-        mask = TimeMask.of(attention_mask, input_values.shape[1])
+        mask = TimeMask.of(attention_mask)
         first: Any = self.blocks[0]
         # (batch, frames, mels) -> (batch, 1, mels, frames)
         x = mask.zero_beyond(input_values.to(first.convs[0].weight.dtype).transpose(1, 2).unsqueeze(1))
         for number, block in enumerate(self.blocks):
             if number:
-                x, mask = F.max_pool2d(x, 2, ceil_mode=True), mask.halved()
+                x, mask = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2), mask.halved()  # rounds up
             x = block(x, mask)
             if x.device.type == "cpu":
                 # channels side by side: training is a quarter faster on a CPU
                 x = x.contiguous(memory_format=torch.channels_last)
         output = EncoderOutput(
             last_hidden_state=x.mean(2).transpose(1, 2),
-            token_mask=mask.tokens(x.shape[0], x.device),
+            token_mask=mask.tokens(x),
             pooler_output=mask.mean(x),
         )
         return output.to_tuple() if return_dict is False else output

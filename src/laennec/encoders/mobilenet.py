@@ -206,7 +206,7 @@ class MobileNetEncoder(PreTrainedModel):
         Returns:
             Tokens (batch, ceil(frames / 32), dim), their mask, and the embedding (batch, dim).
         """
-        mask = TimeMask.of(attention_mask, input_values.shape[1])
+        mask = TimeMask.of(attention_mask)
         # (batch, frames, mels) -> (batch, 1, mels, frames)
         x = input_values.to(self.stem.conv.weight.dtype).transpose(1, 2).unsqueeze(1)
         x = mask.zero_beyond(x)
@@ -220,7 +220,7 @@ class MobileNetEncoder(PreTrainedModel):
         x = mask.zero_beyond(self.last(x, mask))
         output = EncoderOutput(
             last_hidden_state=x.mean(2).transpose(1, 2),
-            token_mask=mask.tokens(x.shape[0], x.device),
+            token_mask=mask.tokens(x),
             pooler_output=mask.mean(x),
         )
         return output.to_tuple() if return_dict is False else output

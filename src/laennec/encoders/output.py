@@ -27,61 +27,58 @@ class EncoderOutput(ModelOutput):
 
 
 class TimeMask:
-    """True lengths of a batch along time, None inside where all cycles fill the batch.
+    """True lengths of a batch along time; None inside where all cycles fill the batch.
 
     Args:
         lengths: (batch,) true lengths, or None where nothing is padded.
-        size: Length of the batch's time axis.
     """
 
-    def __init__(self, lengths: Tensor | None, size: int) -> None:
-        self.lengths, self.size = lengths, size
+    def __init__(self, lengths: Tensor | None) -> None:
+        self.lengths = lengths
         self._keep: dict[torch.dtype, Tensor] = {}
 
     @classmethod
-    def of(cls, attention_mask: Tensor | None, frames: int) -> "TimeMask":
+    def of(cls, attention_mask: Tensor | None) -> "TimeMask":
         """From an attention mask (batch, frames); on a CPU a mask of ones costs nothing afterwards."""
         if attention_mask is None:
-            return cls(None, frames)
+            return cls(None)
         lengths = attention_mask.to(torch.int64).sum(1)
         # looking at the values is free on a CPU, would wait for the device anywhere else, and has no place in a graph
         looking = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-        return cls(None if looking and int(lengths.min()) == frames else lengths, frames)
+        return cls(None if looking and int(lengths.min()) == attention_mask.shape[1] else lengths)
 
     def halved(self) -> "TimeMask":
         """After a stride of 2: ceil(n / 2) positions."""
-        lengths = None if self.lengths is None else (self.lengths + 1) // 2
-        return TimeMask(lengths, (self.size + 1) // 2)
+        return TimeMask(None if self.lengths is None else (self.lengths + 1) // 2)
 
-    def keep(self, dtype: torch.dtype) -> Tensor | None:
-        """1 on real positions, 0 beyond, shape (batch, 1, 1, time); None where all are real."""
+    def keep(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+        """1 on real positions of x (..., time), 0 beyond, shape (batch, 1, 1, time); None where all are real."""
         if self.lengths is None:
             return None
+        dtype = dtype or x.dtype
         if dtype not in self._keep:
-            step = torch.arange(self.size, device=self.lengths.device)
-            self._keep[dtype] = (step[None, :] < self.lengths[:, None]).to(dtype)[:, None, None, :]
+            self._keep[dtype] = self.tokens(x).to(dtype)[:, None, None, :]
         return self._keep[dtype]
 
     def zero_beyond(self, x: Tensor) -> Tensor:
         """(batch, channels, frequency, time) with zeros beyond each cycle's end."""
-        keep = self.keep(x.dtype)
+        keep = self.keep(x)
         return x if keep is None else x * keep
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over frequency and real time: (batch, channels, frequency, time) -> (batch, channels)."""
-        if self.lengths is None:
+        keep = self.keep(x, torch.float32)
+        if self.lengths is None or keep is None:
             return x.mean((2, 3))
-        keep = self.keep(torch.float32)
-        assert keep is not None
         # (batch, channels, frequency, time) -> (batch, channels, time) -> (batch, channels)
         total = (x.float().mean(2) * keep[:, 0]).sum(2)
         return (total / self.lengths.clamp_min(1)[:, None]).to(x.dtype)
 
-    def tokens(self, batch: int, device: torch.device) -> Tensor:
-        """(batch, time) bool, True on real positions."""
+    def tokens(self, x: Tensor) -> Tensor:
+        """(batch, time) bool for x (batch, ..., time), True on real positions."""
         if self.lengths is None:
-            return torch.ones(batch, self.size, dtype=torch.bool, device=device)
-        return torch.arange(self.size, device=device)[None, :] < self.lengths[:, None]
+            return torch.ones(x.shape[0], x.shape[-1], dtype=torch.bool, device=x.device)
+        return torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
 
 
 class MaskedBatchNorm2d(nn.BatchNorm2d):
@@ -89,7 +86,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, mask: TimeMask | None = None) -> Tensor:  # type: ignore[override]
         """(batch, channels, frequency, time) -> the same shape; values beyond a cycle's end are not meaningful."""
-        keep = mask.keep(torch.float32) if mask is not None and self.training else None
+        keep = mask.keep(x, torch.float32) if mask is not None and self.training else None
         if keep is None:
             out: Tensor = super().forward(x)
             return out

@@ -1,8 +1,10 @@
 """Stage 4, encoders: mean and spread of each mel bin, the baseline without a network.
 
-Decided here: it is an encoder like any other (frozen, it has nothing to train), so that the baseline goes through the same split, head,
-selection and evaluation as what it is compared with.
+Decided here: it is an encoder like any other (frozen, it has nothing to train), so that the baseline goes through the
+same split, head, selection and evaluation as what it is compared with.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +18,14 @@ class StatisticsConfig(PreTrainedConfig):
 
     Args:
         num_mel_bins: Mel bins of the features.
+        **kwargs: Handed to transformers.
     """
 
     model_type = "laennec-statistics"
 
-    def __init__(self, num_mel_bins: int = 128, **kwargs: object) -> None:
+    def __init__(self, num_mel_bins: int = 128, **kwargs: Any) -> None:
         self.num_mel_bins = num_mel_bins
+        kwargs.pop("hidden_size", None)  # follows from the bins
         self.hidden_size = 2 * num_mel_bins
         super().__init__(**kwargs)
 

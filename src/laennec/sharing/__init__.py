@@ -1,0 +1,1 @@
+"""Stage 10, sharing: from a trained model to other people."""

@@ -1,8 +1,8 @@
 """Stage 10, export: a trained model as files that other people can load.
 
-Decided here: nothing is said to be exported before it was read back and gave the same logits. A head-only export leaves the encoder out and
-names its base with a digest, so it needs an encoder that was never trained; anything else is exported in full. Weights that only training
-needs (the projection of auxiliary losses) stay behind.
+Decided here: nothing is said to be exported before it was read back and gave the same logits. A head-only export
+leaves the encoder out and names its base with a digest, so it needs an encoder that was never trained; anything else
+is exported in full. Weights that only training needs (the projection of auxiliary losses) stay behind.
 """
 
 from pathlib import Path
@@ -20,7 +20,11 @@ FORMATS = ("head", "full")
 
 
 def export_run(
-    run: str | Path, out: str | Path | None = None, format: str = "full", base: str | None = None, base_name: str | None = None
+    run: str | Path,
+    out: str | Path | None = None,
+    format: str = "full",
+    base: str | None = None,
+    base_name: str | None = None,
 ) -> Path:
     """Write a run's model in a form to share, and check what was written.
 
@@ -41,7 +45,11 @@ def export_run(
         raise InputError(f"unknown export format {format!r}; it can be {', '.join(FORMATS)} (--format)")
     model, extractor = load_model(run, base)
     if format == "head" and not (model.config.frozen_encoder and model.config.base_model_name_or_path):
-        why = "its encoder was trained" if not model.config.frozen_encoder else "its encoder has random weights and no name"
+        why = (
+            "its encoder was trained"
+            if not model.config.frozen_encoder
+            else "its encoder has random weights and no name"
+        )
         raise InputError(f"{run}: no head-only export: {why}; use --format full")
     out = Path(out) if out is not None else Path(run) / f"export-{format}"
     if out.exists() and any(out.iterdir()) and not (out / "preprocessor_config.json").exists():
@@ -58,14 +66,21 @@ def export_run(
     return out
 
 
-def _compare(folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, base: str | None) -> None:
+def _compare(
+    folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, base: str | None
+) -> None:
     """Load what was written and require the same logits on a fixed sound."""
     again = LaennecForAudioClassification.from_pretrained(folder, base=base)
     front_end = LaennecFeatureExtractor.from_pretrained(folder)
-    sound = np.random.Generator(np.random.Philox(key=2)).standard_normal(3 * extractor.sampling_rate).astype(np.float32) * 0.1
+    sound = (
+        np.random.Generator(np.random.Philox(key=2)).standard_normal(3 * extractor.sampling_rate).astype(np.float32)
+        * 0.1
+    )
     model.eval()
     with torch.inference_mode():
         wanted = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits
         got = again(**front_end(sound, sampling_rate=front_end.sampling_rate)).logits
     if not torch.equal(wanted, got):
-        raise InputError(f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); nothing was exported")
+        raise InputError(
+            f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); nothing was exported"
+        )

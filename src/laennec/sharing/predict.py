@@ -1,8 +1,8 @@
 """Stage 10, prediction: recordings -> timeline of crackle and wheeze.
 
-Decided here: the front end, the recording filter, the temperatures and the thresholds are the model's own; serving chooses only where to
-look (windows, or the cycles of an annotation). A recording that cannot be read is listed and skipped, the others are answered. What was
-written is read back and compared before it counts as done.
+Decided here: the front end, the recording filter, the temperatures and the thresholds are the model's own; serving
+chooses only where to look (windows, or the cycles of an annotation). A recording that cannot be read is listed and
+skipped, the others are answered. What was written is read back and compared before it counts as done.
 """
 
 import csv
@@ -92,7 +92,11 @@ class Predictor:
     """
 
     def __init__(
-        self, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, window_s: float = 3.0, hop_s: float = 1.5
+        self,
+        model: LaennecForAudioClassification,
+        extractor: LaennecFeatureExtractor,
+        window_s: float = 3.0,
+        hop_s: float = 1.5,
     ) -> None:
         if not (window_s > 0 and hop_s > 0):
             raise InputError(f"--window-s ({window_s}) and --hop-s ({hop_s}) must be greater than 0")
@@ -160,11 +164,17 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for item in map(Path, inputs):
         if item.is_dir():
-            found.update((p, None) for p in sorted(item.rglob("*")) if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith("."))
+            found.update(
+                (p, None)
+                for p in sorted(item.rglob("*"))
+                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".")
+            )
         else:
             found[item] = None
     if not found:
-        raise InputError(f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that holds some")
+        raise InputError(
+            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that holds some"
+        )
     return list(found)
 
 
@@ -228,7 +238,9 @@ def _output_names(recordings: Sequence[Path]) -> dict[Path, str]:
     names: dict[Path, str] = {}
     for path in recordings:
         unique = stems.count(path.stem) == 1
-        names[path] = path.stem if unique else "_".join(p for p in (*path.parts[:-1], path.name) if p not in ("/", "..", "."))
+        names[path] = (
+            path.stem if unique else "_".join(p for p in (*path.parts[:-1], path.name) if p not in ("/", "..", "."))
+        )
     return names
 
 

@@ -1,8 +1,9 @@
 """Stage 8, training: from rows of a cycle table to padded batches.
 
-Decided here: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for the whole batch at
-once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does not change when the split does. Rows
-without a label (SPRSound's Poor Quality records) are left out of training and counted.
+Decided here: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for
+the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
+not change when the split does. Rows without a label (SPRSound's Poor Quality records) are left out of training and
+counted.
 """
 
 import hashlib
@@ -68,12 +69,17 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
         events = [set(e or ()) for e in table["events"]]
         names = names or sorted(set().union(*events))
         kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
-        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(-1, len(names))
+        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
+            -1, len(names)
+        )
     else:
         names = names or list(TWO_LABELS)
         absent = [n for n in names if n not in table.column_names]
         if absent:
-            raise ConfigError(f"target.names has {absent[0]!r}, which is no column of the cycle table; set target.column: events for event names")
+            raise ConfigError(
+                f"target.names has {absent[0]!r}, which is no column of the cycle table; "
+                "set target.column: events for event names"
+            )
         columns = [list(table[name]) for name in names]
         kept = np.array([i for i in range(len(table)) if all(c[i] is not None for c in columns)], dtype=np.int64)
         flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
@@ -93,7 +99,10 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
     kept = np.array([i for i, v in enumerate(values) if v is not None], dtype=np.int64)
     unknown = sorted({str(values[i]) for i in kept} - set(names))
     if unknown:
-        raise ConfigError(f"the answer {unknown[0]!r} of column {column!r} is none of {', '.join(names)}; name all of them in target.names")
+        raise ConfigError(
+            f"the answer {unknown[0]!r} of column {column!r} is none of {', '.join(names)}; "
+            "name all of them in target.names"
+        )
     labels = np.array([number[str(values[i])] for i in kept], dtype=np.int64)
     return Targets(names, labels, labels, kept)
 
@@ -177,8 +186,16 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum()
             if self.augmentation:
-                waveform = self.augmentation(waveform, self.sampling_rate, seed=self.seed, epoch=epoch, cycle_index=number)
-        return {"waveform": waveform, "label": label, "class_id": class_id, "cycle_number": number, "epoch": -1 if epoch is None else epoch}
+                waveform = self.augmentation(
+                    waveform, self.sampling_rate, seed=self.seed, epoch=epoch, cycle_index=number
+                )
+        return {
+            "waveform": waveform,
+            "label": label,
+            "class_id": class_id,
+            "cycle_number": number,
+            "epoch": -1 if epoch is None else epoch,
+        }
 
 
 class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -203,7 +220,7 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad waveforms to the longest: waveforms (batch, samples), lengths (batch,), labels, class_ids, cycle_numbers, epochs."""
+    """Pad waveforms to the longest: waveforms (batch, samples), and by row lengths, labels, class_ids, ... (batch,)."""
     lengths = [len(item["waveform"]) for item in items]
     waveforms = torch.zeros(len(items), max(lengths))
     for row, item in enumerate(items):

@@ -1,8 +1,8 @@
 """Stage 8, training: every setting of a recipe, in one typed tree.
 
-Decided here: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the nearest valid one. Types
-are checked when a recipe is read, not when a value is first used hours later. A recipe names no machine: folders are given by flag or by
-paths relative to where the command runs.
+Decided here: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the
+nearest valid one. Types are checked when a recipe is read, not when a value is first used hours later. A recipe names
+no machine: folders are given by flag or by paths relative to where the command runs.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class FeatureSettings:
     preset: str = "efficientat"
     length: str | None = None
     duration_s: float | None = None
-    fade_s: float | None = None
+    fade_s: float = 0.0
     filter_kind: str | None = None  # lowpass | highpass | bandpass (Butterworth, on the recording)
     filter_cutoff_hz: float | list[float] | None = None
     filter_order: int = 4
@@ -64,7 +64,7 @@ class FeatureSettings:
 class EncoderSettings:
     """The network that turns features into an embedding."""
 
-    type: str = "mobilenet"
+    type: str = "mobilenet"  # mobilenet | cnn | ast | statistics (no network: mean and spread of each mel bin)
     weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
     revision: str | None = None
     frozen: bool = False
@@ -91,7 +91,9 @@ class LossSettings:
     task_weight: float = 1.0
     class_weights: str | list[float] | None = None  # None | "balanced" | one number a label
     focal_gamma: float = 2.0
-    auxiliary: dict[str, Any] = field(default_factory=dict)  # name -> {weight, start, warm_up, on, and the loss's own arguments}
+    auxiliary: dict[str, Any] = field(
+        default_factory=dict
+    )  # name -> {weight, start, warm_up, on, and the loss's own arguments}
 
 
 @dataclass
@@ -185,7 +187,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train.optimizer": ("adamw", "adam"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.selection_metric": ("icbhi_score", "sprsound_score", "auroc_macro", "loss"),
-    "encoder.type": ("mobilenet", "cnn", "ast"),
+    "encoder.type": ("mobilenet", "cnn", "ast", "statistics"),
     "features.preset": ("ast", "beats", "song2021", "efficientat"),
     "corpus.level": ("event", "record"),
 }
@@ -196,16 +198,20 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
     Args:
         path: A YAML file.
-        overrides: Dotted key ("train.epochs"), or the last part alone where it is unambiguous, to a value; text is read as YAML.
+        overrides: Dotted key ("train.epochs"), or the last part alone where it is unambiguous, to a value;
+            text is read as YAML.
 
     Raises:
-        ConfigError: The file is missing or no YAML, a key is unknown (the nearest valid one is named), a value has the wrong type.
+        ConfigError: The file is missing or no YAML, a key is unknown (the nearest valid one is named), a value has
+            the wrong type.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}; give the path of a YAML recipe") from error
+        raise ConfigError(
+            f"{path}: cannot read the recipe: {error.strerror}; give the path of a YAML recipe"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: the recipe is not UTF-8 text; give a YAML recipe") from error
     try:
@@ -313,7 +319,9 @@ def _override(values: dict[str, Any], key: str, value: Any) -> None:
         if len(by_last) == 1:
             name = by_last[0]
         elif len(by_last) > 1:
-            raise ConfigError(f"--{key}: several settings have this name; write {' or '.join('--' + k for k in by_last)}")
+            raise ConfigError(
+                f"--{key}: several settings have this name; write {' or '.join('--' + k for k in by_last)}"
+            )
         elif not free_form:
             raise ConfigError(_unknown("command line", key))
     if isinstance(value, str):
@@ -343,14 +351,28 @@ def _check(recipe: Recipe, where: str) -> None:
         right = "bce" if problem == "multi_label" else "ce or focal"
         raise ConfigError(f"{where}: loss.task is {task!r}, but a {problem} head needs {right}")
     if recipe.head.threshold_rule not in (None, "youden", "f1", "icbhi", "sensitivity"):
-        raise ConfigError(f"{where}: head.threshold_rule is {recipe.head.threshold_rule!r}; it can be youden, f1, icbhi, sensitivity or left out")
-    for key, minimum in {"train.batch_size": 1, "train.gradient_accumulation": 1, "augment.copies": 1, "train.epochs": 1}.items():
+        raise ConfigError(
+            f"{where}: head.threshold_rule is {recipe.head.threshold_rule!r}; "
+            "it can be youden, f1, icbhi, sensitivity or left out"
+        )
+    for key, minimum in {
+        "train.batch_size": 1,
+        "train.gradient_accumulation": 1,
+        "augment.copies": 1,
+        "train.epochs": 1,
+    }.items():
         group, name = key.split(".")
         if getattr(getattr(recipe, group), name) < minimum:
             raise ConfigError(f"{where}: {key} must be at least {minimum}")
     if not 0 < recipe.corpus.validation_fraction < 1:
         raise ConfigError(f"{where}: corpus.validation_fraction must lie between 0 and 1")
-    if recipe.schedule.name == "alternating" and "tuplet" in recipe.loss.auxiliary and recipe.sampler.name != "anchor_positive":
+    if (
+        recipe.schedule.name == "alternating"
+        and "tuplet" in recipe.loss.auxiliary
+        and recipe.sampler.name != "anchor_positive"
+    ):
         raise ConfigError(f"{where}: the tuplet loss needs sampler.name: anchor_positive")
     if recipe.encoder.frozen and recipe.loss.auxiliary:
-        raise ConfigError(f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise")
+        raise ConfigError(
+            f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise"
+        )

@@ -1,6 +1,7 @@
 """Stage 8, training: what a person sees while it runs.
 
-Decided here: one line an epoch, with the loss by term and the figures that choose the epoch; a bar with the time left on a terminal only.
+Decided here: one line an epoch, with the loss by term and the figures that choose the epoch; a bar with the time left
+on a terminal only.
 """
 
 import sys
@@ -27,7 +28,9 @@ class EpochLines(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the bar."""
         if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.phase, unit="step", file=sys.stderr)
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.phase, unit="step", file=sys.stderr
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -43,7 +46,8 @@ class EpochLines(TrainerCallback):
         if "eval_loss" in logs and state.is_world_process_zero:
             shown = ("loss", self.metric, "icbhi.Score", "roc_auc_macro")
             figures = ", ".join(f"{k} {logs[f'eval_{k}']:.4g}" for k in dict.fromkeys(shown) if f"eval_{k}" in logs)
-            line = f"{self.phase} epoch {logs.get('epoch', state.epoch or 0):g}/{args.num_train_epochs:g}: {self.losses}; validation {figures}"
+            epoch = f"{logs.get('epoch', state.epoch or 0):g}/{args.num_train_epochs:g}"
+            line = f"{self.phase} epoch {epoch}: {self.losses}; validation {figures}"
             if self.bar is not None:
                 self.bar.write(line, file=sys.stdout)
             else:

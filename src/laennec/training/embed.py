@@ -1,9 +1,9 @@
 """Stage 8, training: run an encoder once over all cycles, and remember.
 
-Decided here: the cache is addressed by content (audio bytes, span, filter and rate, front end, encoder weights, pooling and, for augmented
-copies, the draw), so that it never serves an embedding of something else and never needs to be emptied. Shards hold some hundred cycles
-and are written whole, so that an interrupted run goes on where it stopped. Batches are made of cycles of like length: padding costs as
-much as sound.
+Decided here: the cache is addressed by content (audio bytes, span, filter and rate, front end, encoder weights,
+pooling and, for augmented copies, the draw), so that it never serves an embedding of something else and never needs
+to be emptied. Shards hold some hundred cycles and are written whole, so that an interrupted run goes on where it
+stopped. Batches are made of cycles of like length: padding costs as much as sound.
 """
 
 import hashlib
@@ -41,7 +41,9 @@ def length_batches(lengths: Sequence[int], max_cycles: int = 16, max_samples: in
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):
         longest = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) >= max_cycles or (len(batch) + 1) * longest > max_samples or lengths[row] < 0.85 * longest):
+        if batch and (
+            len(batch) >= max_cycles or (len(batch) + 1) * longest > max_samples or lengths[row] < 0.85 * longest
+        ):
             yield batch
             batch = []
         batch.append(row)
@@ -118,15 +120,17 @@ class EmbeddingCache:
         table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:32]
         with write_aside(self.folder / f"{name}.safetensors", "wb") as file:
-            file.write(save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))  # type: ignore[call-overload]
+            file.write(save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))
         self._rows.update(zip(keys, embeddings, strict=True))
 
 
 def cycle_keys(table: Any, waveform_settings: str, draw: str = "") -> list[bytes]:
-    """The content key of each cycle: audio bytes, span, how it was resampled and filtered, and the draw of an augmented copy."""
+    """The content key of each cycle: audio bytes, span, rate and filter, and the draw of an augmented copy."""
     columns = zip(table["audio_sha256"], table["start_s"], table["end_s"], table["cycle_id"], strict=True)
     return [
-        hashlib.sha256(json.dumps([sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]).encode()).digest()
+        hashlib.sha256(
+            json.dumps([sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]).encode()
+        ).digest()
         for sha, start, end, cycle_id in columns
     ]
 
@@ -168,5 +172,3 @@ def embed_cycles(
     if not len(dataset):
         return np.empty((0, int(model.encoder.config.hidden_size)), np.float32)
     return np.stack([cache[key] for key in keys])
-
-

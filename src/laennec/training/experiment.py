@@ -1,8 +1,9 @@
 """Stage 8, training: one recipe, from corpus to the best epoch's model.
 
-Decided here: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored; `laennec evaluate`
-scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer trains the head on embeddings. An
-unfinished run in the output folder is continued if its recipe is the same, and never overwritten by another one unasked.
+Decided here: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored;
+`laennec evaluate` scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer
+trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same, and
+never overwritten by another one unasked.
 """
 
 import dataclasses
@@ -25,7 +26,15 @@ from laennec.corpora import CycleWaveforms, cache_root, load_corpus, provenance
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.errors import InputError
 from laennec.model import LaennecConfig, LaennecForAudioClassification
-from laennec.training.batches import Concatenation, CycleDataset, EmbeddingDataset, Targets, collate_cycles, collate_embeddings, targets_of
+from laennec.training.batches import (
+    Concatenation,
+    CycleDataset,
+    EmbeddingDataset,
+    Targets,
+    collate_cycles,
+    collate_embeddings,
+    targets_of,
+)
 from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
@@ -53,11 +62,15 @@ class Part:
 
 def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
     """The front end of a recipe."""
-    given = {"length": settings.length, "duration_s": settings.duration_s, "fade_s": settings.fade_s}
     filter_ = make_filter(settings)
-    extra = {"recording_filter": None if filter_ is None else dataclasses.asdict(filter_)}
     try:
-        return LaennecFeatureExtractor(preset=settings.preset, **{k: v for k, v in given.items() if v is not None}, **extra)
+        return LaennecFeatureExtractor(
+            settings.preset,
+            length=settings.length,
+            duration_s=settings.duration_s,
+            fade_s=settings.fade_s,
+            recording_filter=None if filter_ is None else dataclasses.asdict(filter_),
+        )
     except ValueError as error:
         raise ConfigError(f"features: {error}") from error
 
@@ -66,11 +79,12 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
     """The recording filter of a recipe."""
     if settings.filter_kind is None:
         return None
-    cutoff = settings.filter_cutoff_hz
+    cutoff: Any = settings.filter_cutoff_hz
     if cutoff is None:
         raise ConfigError("features.filter_kind is set, but features.filter_cutoff_hz is not")
     try:
-        return ButterworthFilter(settings.filter_kind, tuple(cutoff) if isinstance(cutoff, list) else cutoff, settings.filter_order)
+        cutoff = tuple(cutoff) if isinstance(cutoff, list) else cutoff
+        return ButterworthFilter(settings.filter_kind, cutoff, settings.filter_order)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(f"features: {error}") from error
 
@@ -92,11 +106,15 @@ def load_parts(recipe: Recipe) -> Any:
     )
 
 
-def make_part(name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool) -> Part:
+def make_part(
+    name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool
+) -> Part:
     """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet."""
     targets = targets_of(table, recipe.target, names)
     if len(targets.kept) < len(table):
-        _log.warning("%s: %d of %d cycles carry no label and are left out", name, len(table) - len(targets.kept), len(table))
+        _log.warning(
+            "%s: %d of %d cycles carry no label and are left out", name, len(table) - len(targets.kept), len(table)
+        )
         table = table.select(targets.kept)
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
@@ -119,7 +137,10 @@ def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAug
     rows = np.arange(len(targets.labels))
     if settings.concatenate_label is not None:
         if settings.concatenate_label not in targets.names:
-            raise ConfigError(f"augment.concatenate_label is {settings.concatenate_label!r}; the labels are {', '.join(targets.names)}")
+            raise ConfigError(
+                f"augment.concatenate_label is {settings.concatenate_label!r}; "
+                f"the labels are {', '.join(targets.names)}"
+            )
         rows = rows[targets.labels[:, targets.names.index(settings.concatenate_label)] > 0]
     return augmentation, Concatenation(settings.concatenate_probability, rows)
 
@@ -177,12 +198,12 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         cache = None
+        datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
         if recipe.encoder.frozen:
             with timings.measure("embedding"):
                 cache = EmbeddingCache(cache_root(), model, extractor)
                 datasets = _embedded(recipe, model, extractor, training, validation, cache)
         else:
-            datasets = (training.dataset, validation.dataset)
             _standardise_on_sample(recipe, model, extractor, training)
         with timings.measure("training"):
             result = run_phases(
@@ -241,7 +262,9 @@ def _claim(out: Path, recipe: Recipe, overwrite: bool) -> None:
     if earlier.exists():
         same = recipe_from_dict(read_record(earlier), str(earlier)).to_dict() == recipe.to_dict()
         if not same:
-            raise InputError(f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite")
+            raise InputError(
+                f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
+            )
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds other files; choose another --output_dir")
     write_record(earlier, recipe.to_dict())
@@ -260,9 +283,13 @@ def _embedded(
     copies, labels = [], []
     for copy in range(recipe.augment.copies if draws else 1):
         draw = f"{recipe.seed} {copy} {recipe.augment} {source_of(training)}" if draws else ""
-        copies.append(embed_cycles(model, extractor, training.dataset, training.keys(draw), cache, copy if draws else None))
+        copies.append(
+            embed_cycles(model, extractor, training.dataset, training.keys(draw), cache, copy if draws else None)
+        )
         rows = range(len(training.dataset))
-        labels.append(np.stack([training.dataset.label_at(row, copy) for row in rows]) if draws else training.targets.labels)
+        labels.append(
+            np.stack([training.dataset.label_at(row, copy) for row in rows]) if draws else training.targets.labels
+        )
     held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
     if recipe.head.standardise:
         model.head.standardise(torch.from_numpy(np.concatenate(copies)))
@@ -282,7 +309,9 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
     if not recipe.head.standardise or recipe.encoder.weights is None:
         return
     rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
-    model.head.standardise(torch.from_numpy(embed_waveforms(model, extractor, [training.dataset[int(r)]["waveform"] for r in rows])))
+    model.head.standardise(
+        torch.from_numpy(embed_waveforms(model, extractor, [training.dataset[int(r)]["waveform"] for r in rows]))
+    )
 
 
 def _write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:

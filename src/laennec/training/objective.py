@@ -1,8 +1,8 @@
 """Stage 8, training: the terms of one step's objective, by name.
 
-Decided here: every term carries its weight already and keeps its name into the log, so that the objective is the plain sum of what is
-logged. Class weights come from the training part alone. Auxiliary losses see the embeddings of all processes (a gather that carries
-gradients), because the pairs of a contrastive loss are its data.
+Decided here: every term carries its weight already and keeps its name into the log, so that the objective is the
+plain sum of what is logged. Class weights come from the training part alone. Auxiliary losses see the embeddings of
+all processes (a gather that carries gradients), because the pairs of a contrastive loss are its data.
 """
 
 import hashlib
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from laennec.losses import AUXILIARY_LOSSES, FocalLoss, WeightedSum, WeightSchedule
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.config import ConfigError, LossSettings
+
+# the losses whose inputs are embeddings and classes of one batch
+RECIPE_LOSSES = ("add", "tuplet", "supcon", "opl")
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,20 @@ def _auxiliary(settings: Mapping[str, Mapping[str, Any] | None]) -> tuple[Weight
     looks_at: dict[str, str] = {}
     for name, given in settings.items():
         values = dict(given or {})
-        if name not in AUXILIARY_LOSSES:
-            raise ConfigError(f"loss.auxiliary has {name!r}; it can have {', '.join(AUXILIARY_LOSSES)}")
+        if name not in RECIPE_LOSSES:
+            why = (
+                "a recipe cannot give it its inputs, use it from Python"
+                if name in AUXILIARY_LOSSES
+                else "there is no such loss"
+            )
+            raise ConfigError(f"loss.auxiliary has {name!r}: {why}; recipes can have {', '.join(RECIPE_LOSSES)}")
         looks_at[name] = values.pop("on", "embedding")
         if looks_at[name] not in ("embedding", "projection"):
             raise ConfigError(f"loss.auxiliary.{name}.on is {looks_at[name]!r}; it can be embedding or projection")
         try:
-            weights[name] = WeightSchedule(float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0))
+            weights[name] = WeightSchedule(
+                float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
+            )
             losses[name] = AUXILIARY_LOSSES[name](**values)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"loss.auxiliary.{name}: {str(error).split('__init__() ')[-1]}") from error
@@ -113,7 +123,13 @@ class Objective(nn.Module):
     weights: Tensor | None
 
     def __init__(
-        self, settings: LossSettings, multi_label: bool, labels: NDArray[Any], n_labels: int, negatives: int = 16, seed: int = 0
+        self,
+        settings: LossSettings,
+        multi_label: bool,
+        labels: NDArray[Any],
+        n_labels: int,
+        negatives: int = 16,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.multi_label = multi_label
@@ -171,7 +187,9 @@ class Objective(nn.Module):
     def _tuplets(self, vectors: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Song's batch: the first half anchors, the second half their positives, negatives from both."""
         if len(vectors) % 2:
-            raise ConfigError("the tuplet loss needs batches of anchors and positives: set sampler.name: anchor_positive")
+            raise ConfigError(
+                "the tuplet loss needs batches of anchors and positives: set sampler.name: anchor_positive"
+            )
         anchors, positives = vectors.chunk(2)
         ids = batch["class_ids"].cpu()
         counter = np.concatenate([[self.seed], batch["epochs"].cpu().numpy(), batch["cycle_numbers"].cpu().numpy()])
@@ -183,7 +201,10 @@ class Objective(nn.Module):
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Rows of all processes, in order of rank; gradients flow back to the process they came from."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) or torch.distributed.get_world_size() == 1:
+    if (
+        not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        or torch.distributed.get_world_size() == 1
+    ):
         return rows
     import torch.distributed.nn.functional as distributed
 

@@ -1,7 +1,8 @@
 """Stage 8, training: the run record, from which report and card are rendered and nothing else.
 
-Decided here: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says on what data, split
-and settings, with which seeds and versions, on which machine and in what time a result came about.
+Decided here: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says
+on what data, split and settings, with which seeds and versions, on which machine and in what time a result came
+about.
 """
 
 import importlib.metadata
@@ -19,7 +20,8 @@ from laennec.errors import InputError
 from laennec.writing import write_aside
 
 _PACKAGES = (
-    "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy", "scikit-learn", "soundfile", "soxr",
+    "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy", "scikit-learn",
+    "soundfile", "soxr",
 )  # fmt: skip
 
 
@@ -38,7 +40,9 @@ def hardware() -> dict[str, Any]:
     """What the computation ran on: processor, cores, memory, accelerator."""
     import torch
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -74,13 +78,14 @@ class Timings:
 
 
 def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry an epoch out of transformers' log: loss, named loss terms, and what validation gave."""
-    epochs: dict[float, dict[str, Any]] = {}
+    """One entry an epoch of each phase out of transformers' log: loss, named loss terms, and what validation gave."""
+    epochs: dict[tuple[str, float], dict[str, Any]] = {}
     for entry in log_history:
         epoch = entry.get("epoch")
         if epoch is None or "train_runtime" in entry:
             continue
-        row = epochs.setdefault(round(epoch, 6), {"epoch": round(epoch, 6)})
+        key = (str(entry.get("phase", "")), round(epoch, 6))
+        row = epochs.setdefault(key, {"phase": key[0], "epoch": key[1]})
         if "loss" in entry:
             row["loss"] = entry["loss"]
             row["learning_rate"] = entry.get("learning_rate")
@@ -88,7 +93,8 @@ def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
         validation = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
         if validation:
             row["validation"] = {k: v for k, v in validation.items() if not k.endswith(("runtime", "per_second"))}
-    return [epochs[e] for e in sorted(epochs)]
+    # phases in the order they ran, epochs within them in theirs
+    return list(epochs.values())
 
 
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
@@ -106,7 +112,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot read the run record: {error.strerror}; give the folder of a finished run") from error
+        raise InputError(
+            f"{path}: cannot read the run record: {error.strerror}; give the folder of a finished run"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path}: the run record is not valid JSON ({error}); train the run again") from error
     if not isinstance(record, dict):

@@ -1,8 +1,9 @@
 """Stage 8, training: which part of the model learns from what, in which order.
 
-Decided here: a schedule is a list of phases, each one a Trainer run with its own rates, sampler and checkpoints; a finished phase is never
-run again after an interruption. Song's alternation is by epoch: an even epoch moves the encoder by the auxiliary loss alone, an odd one the
-head by the task loss on the still encoder, so that no gradient crosses. The last phase chooses its epoch on validation.
+Decided here: a schedule is a list of phases, each one a Trainer run with its own rates, sampler and checkpoints; a
+finished phase is never run again after an interruption. Song's alternation is by epoch: an even epoch moves the
+encoder by the auxiliary loss alone, an odd one the head by the task loss on the still encoder, so that no gradient
+crosses. The last phase chooses its epoch on validation.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,12 @@ from laennec.training.batches import Targets
 from laennec.training.config import Recipe
 from laennec.training.console import EpochLines
 from laennec.training.objective import Objective, Stage
-from laennec.training.sampler import AnchorPositiveSampler, ClassesTimesSamplesSampler, EpochSampler, PatientBalancedSampler
+from laennec.training.sampler import (
+    AnchorPositiveSampler,
+    ClassesTimesSamplesSampler,
+    EpochSampler,
+    PatientBalancedSampler,
+)
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
 from laennec.writing import write_aside
@@ -62,11 +68,18 @@ def phases_of(recipe: Recipe) -> list[Phase]:
         # a round is an epoch of the encoder and an epoch of the head
         turns = (Stage(head=False), Stage(encoder=False))
         alternate = Phase(
-            "alternate", 2 * t.epochs, t.learning_rate, s.head_learning_rate, lambda e: turns[e % 2], recipe.sampler.name
+            "alternate",
+            2 * t.epochs,
+            t.learning_rate,
+            s.head_learning_rate,
+            lambda e: turns[e % 2],
+            recipe.sampler.name,
         )
         return [*phases, alternate]
     apart = Stage(head=False)
-    represent = Phase("represent", s.pretrain_epochs, s.pretrain_learning_rate, None, lambda _: apart, recipe.sampler.name, False)
+    represent = Phase(
+        "represent", s.pretrain_epochs, s.pretrain_learning_rate, None, lambda _: apart, recipe.sampler.name, False
+    )
     alone = Stage(encoder=False)
     return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
 
@@ -84,7 +97,7 @@ def make_sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str
 
 
 def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) -> TrainingArguments:
-    """transformers' settings for one phase."""
+    """Transformers' settings for one phase."""
     t = recipe.train
     metric = SELECTION_METRICS[t.selection_metric]
     return TrainingArguments(
@@ -220,5 +233,3 @@ def _loss_names(auxiliary: WeightedSum | None) -> dict[str, str]:
     if auxiliary is None:
         return {}
     return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in auxiliary.losses.items()}
-
-

@@ -1,8 +1,8 @@
 """Stage 9, evaluation of a trained model on a held-out part.
 
-Decided here: the part is the one that the run's protocol left out, recognised by its split fingerprint: a run cannot be scored under the
-name of a split that it was not trained on. Every scoring of a test part is written into the run record, because a part that is looked at
-often is no test part any more.
+Decided here: the part is the one that the run's protocol left out, recognised by its split fingerprint: a run cannot
+be scored under the name of a split that it was not trained on. Every scoring of a test part is written into the run
+record, because a part that is looked at often is no test part any more.
 """
 
 import datetime
@@ -32,7 +32,9 @@ class Scored:
     evaluation: dict[str, Any]
 
 
-def load_model(source: str | Path, base: str | None = None) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
+def load_model(
+    source: str | Path, base: str | None = None
+) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
     """A model with its front end, from a run's folder, an exported folder or the Hub.
 
     Raises:
@@ -40,12 +42,16 @@ def load_model(source: str | Path, base: str | None = None) -> tuple[LaennecForA
     """
     folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else source
     if Path(source).is_dir() and not (Path(folder) / "config.json").exists():
-        raise InputError(f"{source}: no model in this folder (no config.json); give a finished run, an exported folder or a Hub id")
+        raise InputError(
+            f"{source}: no model in this folder (no config.json); give a finished run, an exported folder or a Hub id"
+        )
     model = LaennecForAudioClassification.from_pretrained(folder, base=base)
     try:
         extractor = LaennecFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again") from error
+        raise InputError(
+            f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
+        ) from error
     model.eval()
     return model, extractor
 
@@ -91,9 +97,13 @@ def score(
         origin = provenance(parts)
         _check_split(run, recipe, origin, corpus)
         if split not in parts:
-            raise InputError(f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)")
+            raise InputError(
+                f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"
+            )
         part = make_part(split, parts[split], recipe, extractor, names, False)
-        embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), EmbeddingCache(cache_root(), model, extractor))
+        embeddings = embed_cycles(
+            model, extractor, part.dataset, part.keys(), EmbeddingCache(cache_root(), model, extractor)
+        )
         column = recipe.target.column
         predictions = predictions_table(model, truth_table(part.table, split, column, names), embeddings)
         training = truth_table(parts["train"], "train", column, names) if "train" in parts else None
@@ -106,19 +116,33 @@ def score(
             n_draws=draws,
         )
     record = {
-        **(run or {"name": str(source), "config": recipe.to_dict(), "selection_set": "unknown: the model came without its run record"}),
+        **(
+            run
+            or {
+                "name": str(source),
+                "config": recipe.to_dict(),
+                "selection_set": "unknown: the model came without its run record",
+            }
+        ),
         "evaluated": {
             "split": split,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
-            "corpus": {"name": recipe.corpus.name, "fingerprint": origin.get("corpus_fingerprint"), "provenance": origin},
+            "corpus": {
+                "name": recipe.corpus.name,
+                "fingerprint": origin.get("corpus_fingerprint"),
+                "provenance": origin,
+            },
             "versions": versions(),
             "hardware": hardware(),
             "timings": timings.seconds,
         },
     }
     if run is not None:
-        run["evaluations"] = [*run.get("evaluations", []), {k: record["evaluated"][k] for k in ("split", "created", "command")}]
+        run["evaluations"] = [
+            *run.get("evaluations", []),
+            {k: record["evaluated"][k] for k in ("split", "created", "command")},
+        ]
         record["evaluations"] = run["evaluations"]
     with write_aside(folder / "predictions.parquet", "wb") as file:
         predictions.to_parquet(file)
@@ -143,7 +167,9 @@ def _recipe(run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe
     return recipe
 
 
-def _check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any], corpus: dict[str, Any] | None) -> None:
+def _check_split(
+    run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any], corpus: dict[str, Any] | None
+) -> None:
     """Refuse to score a run on a split that is not the one it was trained on."""
     if run is None or recipe.corpus.name != run["corpus"]["name"]:
         return

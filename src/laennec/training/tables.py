@@ -1,7 +1,7 @@
 """Stage 8, training: from embeddings to a predictions table, the one thing evaluation reads.
 
-Decided here: truth and metadata are copied from the cycle table, so that a predictions table stands on its own; logits are raw, before
-temperature and threshold, so that any rule can be tried on the same table.
+Decided here: truth and metadata are copied from the cycle table, so that a predictions table stands on its own;
+logits are raw, before temperature and threshold, so that any rule can be tried on the same table.
 """
 
 from collections.abc import Sequence
@@ -17,10 +17,15 @@ from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES
 
 _COPIED = (
-    "cycle_id", "recording_id", "patient_id", "device", "chest_location", "acquisition_mode", "sex", "age_years", "bmi", "diagnosis",
-    "start_s", "end_s", "crackle", "wheeze", "events",
+    "cycle_id", "recording_id", "patient_id", "device", "chest_location", "acquisition_mode", "sex", "age_years", "bmi",
+    "diagnosis", "start_s", "end_s", "crackle", "wheeze", "events",
 )  # fmt: skip
-SELECTION_METRICS = {"icbhi_score": "icbhi.Score", "sprsound_score": "sprsound.Score", "auroc_macro": "roc_auc_macro", "loss": "loss"}
+SELECTION_METRICS = {
+    "icbhi_score": "icbhi.Score",
+    "sprsound_score": "sprsound.Score",
+    "auroc_macro": "roc_auc_macro",
+    "loss": "loss",
+}
 
 
 def truth_table(table: Any, split: str, column: str | None = None, names: Sequence[str] = ()) -> pd.DataFrame:
@@ -67,7 +72,9 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
     model.eval()
     with torch.inference_mode():
         parameter = next(model.head.parameters())
-        logits: NDArray[np.float32] = model.head(torch.from_numpy(embeddings).to(parameter.device)).float().cpu().numpy()
+        logits: NDArray[np.float32] = (
+            model.head(torch.from_numpy(embeddings).to(parameter.device)).float().cpu().numpy()
+        )
     model.train(was_training)
     return logits
 
@@ -94,7 +101,9 @@ class ValidationMetrics:
         return {name: value for name, value in values.items() if value is not None}
 
 
-def calibrate(model: LaennecForAudioClassification, predictions: pd.DataFrame, rule: str | None) -> dict[str, Any] | None:
+def calibrate(
+    model: LaennecForAudioClassification, predictions: pd.DataFrame, rule: str | None
+) -> dict[str, Any] | None:
     """Fit temperatures and thresholds on validation predictions and store them in the model's config.
 
     Args:

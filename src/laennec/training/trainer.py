@@ -1,8 +1,9 @@
 """Stage 8, training: transformers' Trainer, taught about waveforms, named loss terms and stages.
 
-Decided here: features are computed where the model is, once a batch. The model's loss is never used: `compute_loss` sums named terms. In
-evaluation only the task loss counts, because auxiliary losses depend on who meets whom in a batch. `model_accepts_loss_kwargs` is False:
-otherwise gradient accumulation multiplies a mean loss by the number of micro-batches.
+Decided here: features are computed where the model is, once a batch. The model's loss is never used: `compute_loss`
+sums named terms. In evaluation only the task loss counts, because auxiliary losses depend on who meets whom in a
+batch. `model_accepts_loss_kwargs` is False: otherwise gradient accumulation multiplies a mean loss by the number of
+micro-batches.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from laennec.audio.augment import SpecAugment
 from laennec.audio.features import LaennecFeatureExtractor
@@ -18,6 +19,17 @@ from laennec.model import LaennecForAudioClassification, quiet
 from laennec.training.objective import Objective, Stage
 
 _CONTEXT = ("class_ids", "cycle_numbers", "epochs")
+
+
+class _SetEpoch(TrainerCallback):
+    """Tells the sampler its epoch: after a resume in mid-epoch accelerate forgets to, under several processes."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class LaennecTrainer(Trainer):
@@ -59,6 +71,7 @@ class LaennecTrainer(Trainer):
         self.stages = stages
         self.head_learning_rate = head_learning_rate
         self.draw_seed = seed
+        self.add_callback(_SetEpoch(sampler))
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
         self._context: dict[str, Tensor] = {}
@@ -68,8 +81,9 @@ class LaennecTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Give encoder and head their own learning rates; norms and biases no weight decay."""
-        if self.optimizer is not None:
-            return self.optimizer
+        made: Any = self.optimizer
+        if made is not None:
+            return made
         model = model or self.model
         decayed = set(self.get_decay_parameter_names(model))
         rates = {True: self.args.learning_rate, False: self.head_learning_rate or self.args.learning_rate}
@@ -82,10 +96,12 @@ class LaennecTrainer(Trainer):
                     if p.requires_grad and n.startswith("encoder.") == in_encoder and (n in decayed) == decays
                 ]
                 if chosen:
-                    groups.append({"params": chosen, "lr": rate, "weight_decay": self.args.weight_decay if decays else 0.0})
+                    groups.append(
+                        {"params": chosen, "lr": rate, "weight_decay": self.args.weight_decay if decays else 0.0}
+                    )
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
         settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
-        self.optimizer = kind(groups, lr=self.args.learning_rate, **settings)
+        self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
         return self.optimizer
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +123,9 @@ class LaennecTrainer(Trainer):
                 )
         return {**inputs, "input_values": features, "attention_mask": mask}
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """The sum of the objective's terms; in evaluation the task loss alone."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
@@ -123,7 +141,9 @@ class LaennecTrainer(Trainer):
         if inner.encoder_paused:
             inner.encoder.eval()
         outputs = model(**inputs)
-        terms = self.objective(outputs, {"labels": labels, **self._context}, stage, self.state.global_step / max(self.state.max_steps, 1))
+        terms = self.objective(
+            outputs, {"labels": labels, **self._context}, stage, self.state.global_step / max(self.state.max_steps, 1)
+        )
         loss = torch.stack(list(terms.values())).sum()
         for name, value in terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float()
