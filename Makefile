@@ -18,11 +18,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: install
-	@$(BIN)/python -m laennec train recipes/demo/add_cnn.yaml --overwrite
-	@$(BIN)/python -m laennec evaluate runs/demo
-	@$(BIN)/python -m laennec export runs/demo --format full
-	@$(BIN)/python -m laennec predict runs/demo/export-full runs/demo/recordings --out runs/demo/predictions
-	@$(BIN)/python recipes/demo/where.py 2>/dev/null || true
+	$(BIN)/laennec train recipes/demo/add_cnn.yaml --overwrite
+	$(BIN)/laennec evaluate runs/demo
+	$(BIN)/laennec export runs/demo --format full
+	$(BIN)/laennec predict runs/demo/export-full runs/demo-corpus --out runs/demo/predictions
+	@echo
+	@echo "report:         runs/demo/evaluation-test/report.html"
+	@echo "exported model: runs/demo/export-full"
+	@echo "predictions:    runs/demo/predictions"
 
 test: install check
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

@@ -246,6 +246,8 @@ def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None,
     own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}
     _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
     settings = {key: value for key, value in options.items() if key in own} | {"seed": options.get("corpus_seed", 0)}
+    if data_dir is not None:
+        return synthetic.write_corpus(data_dir, **settings)
     made_of = json.dumps([version("laennec"), settings], sort_keys=True)
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     folder = cache_root(cache_dir) / "synthetic" / digest

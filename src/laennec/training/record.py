@@ -20,8 +20,8 @@ from laennec.errors import InputError
 from laennec.writing import write_aside
 
 _PACKAGES = (
-    "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy", "scikit-learn",
-    "soundfile", "soxr",
+    "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy",
+    "scikit-learn", "soundfile", "soxr",
 )  # fmt: skip
 
 
