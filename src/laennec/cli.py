@@ -131,6 +131,14 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)"
     )
 
+    results = command(
+        "results", _results, "gather scores into a results file, or render the tables of documents from it"
+    )
+    results.add_argument(
+        "paths", nargs="+", metavar="FOLDER_OR_MD", help="folders of evaluations, or Markdown documents"
+    )
+    results.add_argument("--into", help="the results file that evaluations are gathered into")
+
     command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
     return parser
 
@@ -279,6 +287,19 @@ def _bench(options: argparse.Namespace) -> int:
     from laennec.bench import bench
 
     _say(bench(options.rows, options.data_dir, options.weights, options.out, options.repeats))
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from laennec.sharing.results import collect, render
+
+    documents = [p for p in options.paths if p.endswith(".md")]
+    if options.into:
+        _say(f"results: {collect([p for p in options.paths if p not in documents], options.into)}")
+    elif len(documents) < len(options.paths):
+        raise InputError("results: folders of evaluations need --into FILE")
+    for document in documents:
+        _say(f"{document}: {'as it was' if render(document) else 'rendered anew'}")
     return 0
 
 

@@ -1,0 +1,75 @@
+"""The house stays as the README draws it."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "laennec"
+FLOORS = {
+    "audio": 0, "corpora": 1, "encoders": 1, "losses": 1, "model": 2, "evaluation": 2, "training": 3, "sharing": 4,
+    "bench": 5, "doctor": 5, "cli": 6,
+}  # fmt: skip
+EVERYWHERE = {"errors", "writing"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """The rooms that a module imports when it is imported (what functions import later is theirs)."""
+    for node in ast.parse(path.read_text()).body:
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+        for name in filter(None, names if isinstance(node, ast.Import | ast.ImportFrom) else []):
+            if name.startswith("laennec."):
+                yield name.split(".")[1]
+
+
+def test_the_readme_tree_names_every_module_and_nothing_else():
+    tree = re.search(r"```\nsrc/laennec/\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    drawn, folder = set(), ""
+    for line in tree.splitlines():
+        inner = line.startswith("│")
+        for name in re.findall(r"[\w]+\.py|\w+/", line.split("  the ")[0]):
+            if name.endswith("/"):
+                folder = name
+            else:
+                drawn.add((folder if inner or "──" in line and line.startswith("│") else "") + name)
+    real = {str(p.relative_to(PACKAGE)) for p in MODULES if p.name != "__init__.py"} | {"__init__.py"}
+    assert drawn == real
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_from_floors_below(path):
+    own = room(path)
+    if own in EVERYWHERE or own in ("__init__", "__main__", "registration"):
+        return
+    for other in imported_rooms(path):
+        if other in EVERYWHERE or other == own:
+            continue
+        assert own not in ("losses",) and (own != "evaluation"), f"{own} imports {other}"
+        assert FLOORS[other] < FLOORS[own], f"{own} imports {other}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_says_its_stage_and_stays_short(path):
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "no module docstring"
+    assert text.count("\n") < 450
+
+
+def test_nothing_in_the_package_unpickles_or_trusts_remote_code():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            function = ast.unparse(node.func)
+            settings = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            assert function not in ("pickle.load", "pickle.loads", "joblib.load", "np.lib.format.read_array"), path
+            assert function != "torch.load" or settings.get("weights_only") == "True", path
+            assert function != "np.load" or settings.get("allow_pickle", "False") == "False", path
+            assert "trust_remote_code" not in settings or settings["trust_remote_code"] == "False", path

@@ -1,0 +1,85 @@
+"""Every recipe is read and run for two steps, on the synthetic corpus where its own data is not at hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import ASTConfig
+
+from laennec.encoders import AstEncoder
+from laennec.sharing.results import render
+from laennec.training.config import load_recipe
+from laennec.training.experiment import train
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
+NAMES = [f"{p.parent.name}/{p.stem}" for p in RECIPES]
+
+
+@pytest.fixture(scope="module")
+def tiny_ast(tmp_path_factory):
+    """A random AST of the smallest size, as a folder like a download."""
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=256,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("ast")
+    AstEncoder._from_config(config).save_pretrained(folder)
+    return folder
+
+
+def stand_ins(recipe, small_corpus, tiny_ast, shared_root):
+    """Flags that put small things of the same kind in the place of downloads and large corpora."""
+    flags = {"train.max_steps": 2, "schedule.pretrain_epochs": min(recipe.schedule.pretrain_epochs, 1)}
+    if recipe.corpus.name in ("icbhi2017", "synthetic"):
+        flags |= {"corpus.name": "synthetic", "corpus.data_dir": str(small_corpus)}
+    if recipe.encoder.type == "ast":
+        flags["encoder.weights"] = str(tiny_ast)
+    elif recipe.encoder.type == "cnn":
+        flags["encoder.config.channels"] = [4, 8]
+    elif recipe.encoder.weights:
+        flags["encoder.weights"] = str(shared_root / "weights" / "mn04_as_mAP_432.pt")
+    return flags
+
+
+@pytest.fixture(scope="session")
+def few_recordings(shared_data, tmp_path_factory):
+    """SPRSound's layout with some real recordings of each part."""
+    folder = tmp_path_factory.mktemp("sprsound")
+    for part, step in (("train", 49), ("test_intra", 60)):
+        for kind in ("wav", "json"):
+            (folder / part / kind).mkdir(parents=True)
+            for path in sorted((shared_data / "sprsound" / part / kind).iterdir())[::step]:
+                (folder / part / kind / path.name).symlink_to(path)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_runs_for_two_steps(path, small_corpus, tiny_ast, few_recordings, shared_root, tmp_path):
+    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, shared_root)
+    if load_recipe(path).corpus.name == "sprsound":
+        flags["corpus.data_dir"] = str(few_recordings)
+    recipe = load_recipe(path, flags | {"output_dir": str(tmp_path / "run")})
+    record = json.loads((train(recipe) / "run.json").read_text())
+    terms = {name for row in record["history"] for name in row.get("loss_terms", {})}
+    assert recipe.loss.task in terms
+    assert all(any(term.startswith(name) for term in terms) for name in recipe.loss.auxiliary if name != "tuplet")
+    assert record["config"]["train"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_says_what_it_is_and_names_no_machine(path):
+    values = yaml.safe_load(path.read_text())
+    recipe = load_recipe(path)
+    assert values["description"] and recipe.name != "unnamed"
+    for place in (recipe.corpus.data_dir, recipe.encoder.weights, recipe.output_dir):
+        assert place is None or not Path(place).is_absolute()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_numbers_in_documents_are_those_of_the_result_files(document):
+    assert render(document, check=True), f"run: laennec results {document.relative_to(ROOT)}"
