@@ -32,6 +32,7 @@ class CorpusSettings:
     protocol: str | None = None
     fold: int = 0
     validation_fraction: float = 0.2
+    split_seed: int = 0  # of the split alone: runs of several seeds share their parts
     tables_dir: str | None = None
     allow_missing: bool = False
     level: str = "event"

@@ -98,7 +98,7 @@ def load_parts(recipe: Recipe) -> Any:
         protocol=c.protocol,
         fold=c.fold,
         validation_fraction=c.validation_fraction,
-        seed=recipe.seed,
+        seed=c.split_seed,
         tables_dir=c.tables_dir,
         allow_missing=c.allow_missing,
         level=c.level,
