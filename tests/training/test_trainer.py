@@ -1,0 +1,72 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders import load_encoder
+from laennec.model import LaennecConfig, LaennecForAudioClassification
+from laennec.training.batches import CycleDataset, Targets, collate_cycles
+from laennec.training.config import LossSettings
+from laennec.training.objective import Objective
+from laennec.training.sampler import EpochSampler
+from laennec.training.trainer import LaennecTrainer
+
+
+def make_trainer(folder, batch_size, accumulation, steps=2, **settings):
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="statistics", num_mel_bins=64)
+    config = LaennecConfig(encoder_config=encoder.config, id2label={0: "crackle", 1: "wheeze"})
+    model = LaennecForAudioClassification(config, encoder)
+    draw = np.random.default_rng(0)
+    sound = [draw.standard_normal(8000).astype(np.float32) * 0.1 for _ in range(16)]
+    flags = (draw.random((16, 2)) < 0.5).astype(np.float32)
+    targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(16))
+    dataset = CycleDataset(sound, targets, [str(i) for i in range(16)], 16000, 0)
+    arguments = TrainingArguments(
+        str(folder), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, max_steps=steps,
+        use_cpu=True, report_to="none", save_strategy="no", remove_unused_columns=False, learning_rate=0.1,
+        max_grad_norm=0.0, lr_scheduler_type="constant", disable_tqdm=True, optim="sgd", weight_decay=0.0,
+    )  # fmt: skip
+    return LaennecTrainer(
+        model, arguments, objective=Objective(LossSettings(), True, flags, 2), data_collator=collate_cycles,
+        feature_extractor=LaennecFeatureExtractor("song2021", length="natural"), sampler=EpochSampler(16, seed=0),
+        train_dataset=dataset, **settings,
+    )  # fmt: skip
+
+
+def test_accumulating_four_batches_of_two_is_one_batch_of_eight(tmp_path):
+    whole, parts = make_trainer(tmp_path / "a", 8, 1), make_trainer(tmp_path / "b", 2, 4)
+    whole.train()
+    parts.train()
+    one, two = whole.model.head.state_dict(), parts.model.head.state_dict()
+    assert all(torch.allclose(one[k], two[k], atol=1e-6) for k in one)
+
+
+def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1, head_learning_rate=0.5)
+    rates = {g["lr"] for g in trainer.create_optimizer().param_groups}
+    assert rates == {0.5}  # the encoder without a network has nothing to learn
+    learnt = [p for g in trainer.optimizer.param_groups for p in g["params"]]
+    assert {id(p) for p in learnt} == {id(p) for p in trainer.model.head.parameters()}
+
+
+@pytest.mark.parametrize("processes", [2])
+def test_two_processes_train_one_model(tiny_recipe, tmp_path, processes):
+    recipe = {**tiny_recipe, "loss": {"auxiliary": {"add": {"weight": 0.2}}}, "output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, "-m", "laennec", "train", str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["history"]) == 2 and done.stdout.count("run: ") == 1
+    assert load_file(tmp_path / "run" / "model" / "model.safetensors")
