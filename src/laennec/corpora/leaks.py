@@ -88,6 +88,11 @@ class LeakReport:
         return all(pair.clean for pair in self.pairs)
 
     @property
+    def shared(self) -> list[str]:
+        """One line for each pair of parts that share something."""
+        return [pair.summary for pair in self.pairs if not pair.clean]
+
+    @property
     def lines(self) -> list[str]:
         """One line for each pair of parts, and one for each thing that could not be checked."""
         lines = [pair.summary for pair in self.pairs]

@@ -188,7 +188,7 @@ def _split_facts(split: SplitResult, validation_fraction: float, published_folds
         "validation": rule,
         "validation_fraction": validation_fraction,
         "published_folds": published_folds,
-        "leaks": split.leaks.lines,
+        "leaks": split.leaks.shared,
         "missing_recordings": missing,
         "stamp": "; ".join(stamps) or None,
     }

@@ -1,0 +1,49 @@
+import json
+
+import pytest
+
+from laennec.errors import InputError
+from laennec.sharing.results import collect, render
+from laennec.training.score import score
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_run, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        return score(tiny_run, split="validation", draws=50)
+
+
+def test_results_are_what_the_evaluation_wrote(scored, tmp_path):
+    path = collect([scored.folder], tmp_path / "results.json")
+    (row,) = json.loads(path.read_text())["results"]
+    values = json.loads((scored.folder / "metrics.json").read_text())["values"]
+    assert row["values"]["icbhi.Score"] == values["icbhi.Score"] and row["split"] == "validation"
+    collect([scored.folder], path)
+    assert len(json.loads(path.read_text())["results"]) == 1
+
+
+def test_a_document_is_rendered_and_a_changed_number_is_found_out(scored, tmp_path):
+    collect([scored.folder], tmp_path / "results.json")
+    document = tmp_path / "README.md"
+    document.write_text("before\n\n<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n\nafter\n")
+    assert not render(document)
+    text = document.read_text()
+    score_text = f"{scored.evaluation['values']['icbhi.Score']:.1f}"
+    assert f"| tiny | 0 | {score_text}" in text and text.startswith("before") and text.endswith("after\n")
+    assert render(document) and render(document, check=True)
+    document.write_text(text.replace(score_text, "99.9", 1))
+    assert not render(document, check=True)
+    assert "99.9" in document.read_text()
+
+
+def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match="unknown marker laennec:glory"):
+        render(document)
+    document.write_text("<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match=r"results\.json: cannot read"):
+        render(document)
+    with pytest.raises(InputError, match=r"run\.json: cannot read"):
+        collect([tmp_path], tmp_path / "results.json")
