@@ -34,7 +34,7 @@ _HOMES = {
     "LaennecForAudioClassification": "model",
     "IcbhiScore": "evaluation.evaluate_metric",
     "icbhi_score": "evaluation.metrics",
-    "evaluate_predictions": "evaluation.report",
+    "evaluate_predictions": "evaluation.summary",
     "LaennecTrainer": "training.trainer",
     "load_recipe": "training.config",
     "train": "training.experiment",

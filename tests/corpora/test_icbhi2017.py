@@ -276,7 +276,7 @@ def test_wrong_folders(tmp_path: Path, corpus: Path) -> None:
 
 def test_a_cycle_past_the_end_and_a_file_cut_short(corpus: Path, tmp_path: Path) -> None:
     (corpus / f"{B}.txt").write_text("0\t2.1\t0\t0\n")
-    with pytest.raises(AnnotationError, match=r"the audio lasts 2\.000 s"):
+    with pytest.raises(InputError, match=r"the audio lasts 2\.000 s"):
         build(corpus, tmp_path)
     (corpus / f"{B}.txt").write_text("0\t1\t0\t0\n")
     content = (corpus / f"{B}.wav").read_bytes()

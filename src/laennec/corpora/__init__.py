@@ -7,8 +7,8 @@ from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
 from laennec.corpora.load import load_corpus, provenance
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
-from laennec.corpora.table import CYCLE_FEATURES, corpus_fingerprint
-from laennec.corpora.waveforms import CycleWaveforms
+from laennec.corpora.table import CYCLE_FEATURES, UnusableRecordingsError, corpus_fingerprint
+from laennec.corpora.waveforms import CycleWaveforms, decode_all
 
 __all__ = [
     "CYCLE_FEATURES",
@@ -19,9 +19,11 @@ __all__ = [
     "Icbhi2017",
     "SprSound",
     "Synthetic",
+    "UnusableRecordingsError",
     "cache_root",
     "check_corpus",
     "corpus_fingerprint",
+    "decode_all",
     "load_corpus",
     "provenance",
     "split_table",

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycle import AnnotationError, Cycle, check_times, parse_label, read_annotation, read_audacity_labels
+from laennec.audio.cycle import AnnotationError, check_times, parse_label, read_labels
 from laennec.corpora.files import corpus_path, is_recording, named, unpack
 from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
@@ -271,19 +271,8 @@ def _label_file_entries(
 
 
 def _read_label_file(entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    path = entry.annotation_path
-    read: Callable[[Path, float | None], list[Cycle]] = read_audacity_labels if _is_audacity(path) else read_annotation
-    return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in read(path, duration_s)]
-
-
-def _is_audacity(path: Path) -> bool:
-    """Whether the first line is start, end and a word, where an ICBHI line has four numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
-        return False  # the reader says what is wrong
-    first = next((line.strip() for line in text.splitlines() if line.strip() and not line.startswith("\\")), "")
-    return bool(re.fullmatch(r"\S+\s+\S+\s+[^\d\s].*", first))
+    cycles = read_labels(entry.annotation_path, duration_s)
+    return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
 
 
 def _check(read: EventReader, entry: RecordingEntry, duration_s: float | None) -> list[AnnotationError]:

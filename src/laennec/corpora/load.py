@@ -141,6 +141,9 @@ def locate_corpus(
         return CORPORA[name], _synthetic_folder(data_dir, cache_dir, options), settings
     if data_dir is None:
         raise InputError(f"{name}: no data_dir given; name the folder or archive with the recordings (--data-dir)")
+    if name == "synthetic":
+        _refuse_other_options(Path(data_dir), options)
+        return CORPORA[name], Path(data_dir), settings
     _refuse_unknown(name, options, _OPTIONS.get(name, ()))
     return CORPORA[name], Path(data_dir), settings | options
 
@@ -243,9 +246,7 @@ def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None,
     """A synthetic corpus, written on first use: in the given folder, or in the cache."""
     from laennec.corpora import synthetic
 
-    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}
-    _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
-    settings = {key: value for key, value in options.items() if key in own} | {"seed": options.get("corpus_seed", 0)}
+    settings = {"seed": 0, **_synthetic_settings(options)}
     if data_dir is not None:
         return synthetic.write_corpus(data_dir, **settings)
     made_of = json.dumps([version("laennec"), settings], sort_keys=True)
@@ -254,3 +255,30 @@ def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None,
     if not folder.is_dir():
         synthetic.write_corpus(folder, **settings)
     return folder
+
+
+def _synthetic_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a synthetic corpus as `write_corpus` calls them."""
+    from laennec.corpora import synthetic
+
+    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}
+    _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
+    return {"seed" if key == "corpus_seed" else key: value for key, value in options.items()}
+
+
+def _refuse_other_options(folder: Path, options: dict[str, Any]) -> None:
+    """Refuse options that an existing synthetic corpus was not written with."""
+    from laennec.corpora.synthetic import MARK
+
+    wanted = _synthetic_settings(options)
+    if not wanted:
+        return
+    try:
+        written = json.loads((folder / MARK).read_text(encoding="utf-8"))["options"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "leave the options out, or choose another folder"
+        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
+    for key, value in wanted.items():
+        if written.get(key) != value:
+            said = f"{key} {written.get(key)!r}, not {value!r}"
+            raise InputError(f"{folder}: a synthetic corpus with {said}; choose another folder or remove this one")

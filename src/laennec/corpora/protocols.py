@@ -74,13 +74,13 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(
             "recording-80-20",
             "80 % train and 20 % test of randomly drawn recordings; patients are shared.",
-            {("train", "test"): "recording"},
+            {("train", "test"): "recording", ("validation", "test"): "recording"},
             "leaky: random recordings",
         ),
         Protocol(
             "sprsound-official",
             "SPRSound as published: test_intra holds other recordings of train patients, test_inter unseen patients.",
-            {("train", "test_intra"): "recording"},
+            {("train", "test_intra"): "recording", ("validation", "test_intra"): "recording"},
         ),
     )
 }

@@ -280,12 +280,17 @@ def _draw_cycles(frame: pd.DataFrame, among: Rows, share: float, seed: int, purp
 
 
 def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: float, seed: int) -> Rows:
-    """Rows of train that become validation: whole patients who are in no test part, stratified by label."""
+    """Rows of train that become validation: whole patients, stratified by label.
+
+    Patients of a test part are left out, unless the protocol shares its patients with train by design: then leaving
+    them out would protect nothing and make validation unlike train (SPRSound's intra patients are the ill ones).
+    """
     train = part == "train"
     if protocol == "random-80-20":
         return _draw_cycles(frame, np.flatnonzero(train), share, seed, "validation")
     patients = _patients(frame, protocol)
-    in_test = set(patients[~train])
+    apart = [name for name in set(part[~train]) if protocol_named(protocol).promise("validation", name) == "patient"]
+    in_test = set(patients[np.isin(part, apart)])
     eligible = train & np.array([patient not in in_test for patient in patients], dtype=bool)
     count = len(set(patients[eligible]))
     if count < 2:

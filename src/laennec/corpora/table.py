@@ -6,8 +6,10 @@ TABLE_VERSION; change a rule of this folder and raise TABLE_VERSION. What a scor
 annotations, so the corpus fingerprint is made of these alone: moving the folder or adding a table leaves it as it is.
 """
 
+import contextlib
 import hashlib
 import json
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +24,7 @@ from laennec.audio.cycle import LABELS, label_of
 from laennec.audio.recording import read_header
 from laennec.corpora.files import cache_root, hash_files
 from laennec.errors import InputError
-from laennec.writing import writing_error
+from laennec.writing import others_write, writing_error
 
 TABLE_VERSION = "1.0.0"
 _RECORDINGS_PER_BATCH = 64
@@ -216,9 +218,38 @@ def _label(event: Event) -> int | None:
     return LABELS.index(label_of(event.crackle, event.wheeze))
 
 
+class UnusableRecordingsError(InputError):
+    """Recordings of a corpus whose header, annotation or sound cannot be used; names all of them.
+
+    Attributes:
+        problems: One line each, naming the file.
+        usable: The cycle table of the other recordings, or None where it does not matter.
+    """
+
+    def __init__(self, problems: Sequence[str], recordings: int, usable: datasets.Dataset | None = None) -> None:
+        self.problems = list(problems)
+        self.recordings = recordings
+        self.usable = usable
+        many = f"{len(self.problems)} of {recordings} recordings cannot be used: "
+        super().__init__((many if len(self.problems) > 1 else "") + "; ".join(self.problems))
+
+
 def to_arrow(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as an Arrow table of exactly CYCLE_FEATURES; ClassLabels are integers already."""
     return pa.Table.from_pylist(rows, schema=CYCLE_FEATURES.arrow_schema)
+
+
+@contextlib.contextmanager
+def _bar_on_terminals_only() -> Iterator[None]:
+    """Keep the bar of `datasets` out of files and pipes, where errors should stand alone."""
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 @dataclass
@@ -265,7 +296,7 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             raise InputError(first + rest)
         self.manifest = manifest_of(self.corpus, cache_dir)
         tables = cache_root(cache_dir) / "tables"
-        try:
+        with others_write(tables):
             super().__init__(
                 cache_dir=str(tables),
                 dataset_name=self.NAME,
@@ -273,8 +304,6 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                 hash=self.manifest.table_fingerprint,
                 **options,
             )
-        except OSError as error:
-            raise writing_error(tables, error) from error
 
     @classmethod
     @abstractmethod
@@ -283,16 +312,16 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Build the table or find it in the cache; a user's mistake stays an `InputError`."""
-        try:
-            super().download_and_prepare(*args, **kwargs)
-        except datasets.exceptions.DatasetGenerationError as error:
-            if isinstance(error.__cause__, InputError):
-                raise error.__cause__ from None
-            if isinstance(error.__cause__, OSError):
-                raise writing_error(Path(self.cache_dir), error.__cause__) from error
-            raise
-        except OSError as error:
-            raise writing_error(Path(self.cache_dir), error) from error
+        with others_write(self.cache_dir), _bar_on_terminals_only():
+            try:
+                super().download_and_prepare(*args, **kwargs)
+            except datasets.exceptions.DatasetGenerationError as error:
+                cause = error.__cause__
+                if isinstance(cause, InputError):
+                    raise cause from None
+                if cause is not None and (mended := writing_error(self.cache_dir, cause)):
+                    raise mended from error
+                raise
 
     def table(self) -> datasets.Dataset:
         """The cycle table, built if need be."""
@@ -307,10 +336,26 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return [datasets.SplitGenerator(name="cycles", gen_kwargs={"numbers": numbers})]
 
     def _generate_tables(self, numbers: list[int]) -> Iterator[tuple[Any, pa.Table]]:
+        problems: list[str] = []
         for first in range(0, len(numbers), _RECORDINGS_PER_BATCH):
             rows = []
             for number in numbers[first : first + _RECORDINGS_PER_BATCH]:
                 entry = self.corpus.entries[number]
                 sha256 = None if entry.audio_path is None else self.manifest.sha256[entry.audio_path]
-                rows += cycle_rows(self.corpus, entry, sha256)
+                try:
+                    rows += cycle_rows(self.corpus, entry, sha256)
+                except InputError as error:
+                    problems.append(str(error))
             yield str(first), to_arrow(rows)
+        if problems:
+            raise UnusableRecordingsError(problems, len(numbers), self._usable(numbers))
+
+    def _usable(self, numbers: list[int]) -> datasets.Dataset:
+        """The rows of the recordings that have no problem, so that they can be decoded nevertheless."""
+        rows: list[dict[str, Any]] = []
+        for number in numbers:
+            entry = self.corpus.entries[number]
+            if entry.audio_path is not None:
+                with contextlib.suppress(InputError):
+                    rows += cycle_rows(self.corpus, entry, self.manifest.sha256[entry.audio_path])
+        return datasets.Dataset(to_arrow(rows))

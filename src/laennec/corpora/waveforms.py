@@ -25,6 +25,7 @@ import numpy.typing as npt
 from laennec.audio.cycle import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
 from laennec.corpora.files import cache_root, hash_files
+from laennec.corpora.table import UnusableRecordingsError
 from laennec.errors import InputError
 from laennec.writing import write_aside
 
@@ -161,8 +162,8 @@ class CycleWaveforms(Sequence[Waveform]):
             progress: Called with (recordings done, recordings to do) after each.
 
         Raises:
-            InputError: Some recordings cannot be used; names all of them. The others are cached, and `failures` has the
-                list.
+            UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached, and
+                `failures` has the list.
         """
         missing = [shard for shard in self._shards if _read_lengths(shard) is None]
         self.failures = {}
@@ -172,8 +173,8 @@ class CycleWaveforms(Sequence[Waveform]):
             if progress is not None:
                 progress(done, len(missing))
         if self.failures:
-            listed = "; ".join(f"{path}: {reason}" for path, reason in self.failures.items())
-            raise InputError(f"{len(self.failures)} of {len(self._shards)} recordings cannot be used: {listed}")
+            listed = [f"{path}: {reason}" for path, reason in self.failures.items()]
+            raise UnusableRecordingsError(listed, len(self._shards))
 
     def _outcomes(self, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, str | None]]:
         if workers <= 1:
@@ -213,6 +214,37 @@ class CycleWaveforms(Sequence[Waveform]):
             file.write(header)  # type: ignore[call-overload,arg-type]
             for piece in pieces:
                 file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+
+
+def decode_all(
+    tables: Sequence[datasets.Dataset],
+    sampling_rate: int,
+    filter: ButterworthFilter | None = None,
+    problems: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used.
+
+    Args:
+        tables: The parts of a corpus.
+        sampling_rate: Rate of the waveforms in Hz.
+        filter: Applied to whole recordings at that rate.
+        problems: What is known to be wrong already; it is listed with what is found here.
+        progress: Called with (recordings done, recordings to do) after each, for each table anew.
+
+    Raises:
+        UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
+    """
+    found, recordings = list(problems), set()
+    for table in tables:
+        waveforms = CycleWaveforms(table, sampling_rate, filter)
+        recordings |= {shard.recording_path for shard in waveforms._shards}
+        try:
+            waveforms.prepare(progress=progress)
+        except UnusableRecordingsError as error:
+            found += [problem for problem in error.problems if problem not in found]
+    if found:
+        raise UnusableRecordingsError(found, len(problems) + len(recordings))
 
 
 class _UnusableError(DecodeError):
