@@ -131,6 +131,33 @@ def reading(setting: Setting) -> list[Row]:
     ]
 
 
+def memory(setting: Setting) -> list[Row]:
+    """Peak memory of preparing a quarter of the recordings and all of them, each in a process of its own."""
+    folder = _needs(setting, "icbhi2017_subset")
+    script = """
+import resource, sys, tempfile, warnings
+warnings.simplefilter("ignore")
+from laennec.corpora import CycleWaveforms, load_corpus
+table = load_corpus("icbhi2017", sys.argv[1], protocol="none")["all"]
+names = sorted(set(table["recording_id"]))
+kept = set(names[: int(len(names) * float(sys.argv[2]))])
+rows = [i for i, name in enumerate(table["recording_id"]) if name in kept]
+with tempfile.TemporaryDirectory() as cache:
+    CycleWaveforms(table.select(rows), 16000, cache_dir=cache).prepare()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+    def peak(share: float) -> float:
+        done = subprocess.run([sys.executable, "-c", script, str(folder), str(share)], capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
+        return int(done.stdout.split()[-1]) / 1024
+
+    quarter, whole = peak(0.25), peak(1.0)
+    note = "peak of the whole process, all recordings against the first quarter of them"
+    return [Row("memory of reading", whole, quarter, "MB", whole / quarter, "does not grow with the corpus", note)]
+
+
 def _read_all(table: Any, cache: str) -> None:
     from laennec.corpora import CycleWaveforms
 
@@ -290,6 +317,7 @@ def trainer_step(setting: Setting) -> list[Row]:
 ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "start": start_up,
     "read": reading,
+    "memory": memory,
     "fbank": filter_bank,
     "frozen": frozen_experiment,
     "step": trainer_step,

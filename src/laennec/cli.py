@@ -6,9 +6,10 @@ one line on standard error and exit code 2 (`--debug` shows the traceback); an i
 
 import argparse
 import os
+import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
@@ -28,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
-    known.rest, known.line = rest, " ".join(["laennec", *arguments])
+    known.rest, known.line = rest, shlex.join(["laennec", *arguments])
     try:
-        return int(known.run(known) or 0)
+        with warnings.catch_warnings():
+            warnings.showwarning = _note  # type: ignore[assignment]
+            return int(known.run(known) or 0)
     except KeyboardInterrupt:
         print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
@@ -50,13 +53,13 @@ def _one_line(error: Exception) -> str | None:
 
     if isinstance(error, InputError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError):
-        mended = writing_error(Path(error.filename or "output"), error)
-        return str(mended) if isinstance(mended, InputError) else None
-    # libraries that write for us (safetensors, torch) say it in their own words
-    if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-        return "output: cannot write: the disk is full; free some space or choose another --output_dir, then run the same command again"
-    return None
+    mended = writing_error(getattr(error, "filename", None) or "output", error)
+    return None if mended is None else str(mended)
+
+
+def _note(message: Warning | str, *_: Any) -> None:
+    """A warning as one line, without the place in our code that it came from."""
+    print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,31 +71,47 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[Any], int | None], help: str, **settings: Any) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help, **settings)
+        # no abbreviations: --over would mean --overwrite to us and a setting of the recipe to its reader
+        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False, **settings)
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
         made.set_defaults(run=run)
         return made
 
-    prepare = command("prepare", _prepare, "read a corpus, count it, decode it into the cache")
+    _prepare_options(command("prepare", _prepare, "read a corpus, count it, decode it into the cache"))
+    epilog = "Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5."
+    train = command("train", _train, "run a recipe", epilog=epilog)
+    train.add_argument("recipe", help="a YAML recipe")
+    train.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+    _evaluate_options(command("evaluate", _evaluate, "score a run on its held-out part and write the report"))
+    _export_options(command("export", _export, "write a run's model in a form to share, and check it"))
+    _predict_options(command("predict", _predict, "answer recordings: a timeline of crackle and wheeze"))
+    _bench_options(command("bench", _bench, "measure speed and memory as ratios to what one would use instead"))
+    results = command("results", _results, "gather scores into a results file, or render the tables of documents")
+    results.add_argument("paths", nargs="+", metavar="FOLDER_OR_MD", help="folders of evaluations, or documents (.md)")
+    results.add_argument("--into", help="the results file that evaluations are gathered into")
+    command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
+    return parser
+
+
+def _prepare_options(prepare: argparse.ArgumentParser) -> None:
     prepare.add_argument("corpus", help="icbhi2017, sprsound, folder or synthetic")
-    prepare.add_argument("--data-dir", help="folder (or zip) with the recordings")
+    prepare.add_argument("--data-dir", help="folder (or zip) with the recordings; a synthetic corpus is written there")
     prepare.add_argument(
         "--check", action="store_true", help="decode everything and list every problem; writes nothing"
     )
     prepare.add_argument("--protocol", help="how to split")
     prepare.add_argument("--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000")
+    prepare.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of a synthetic corpus (patients=16) or a folder (annotations=cycles.csv); may be repeated",
+    )
     _corpus_options(prepare)
 
-    train = command(
-        "train",
-        _train,
-        "run a recipe",
-        epilog="Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5.",
-    )
-    train.add_argument("recipe", help="a YAML recipe")
-    train.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
 
-    evaluate = command("evaluate", _evaluate, "score a run on its held-out part and write the report")
+def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("source", help="folder of a run, of an exported model, or a Hub id")
     evaluate.add_argument("--split", default="test", help="the part to score (default: test)")
     evaluate.add_argument("--corpus", help="another corpus than the run's")
@@ -103,14 +122,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
     _corpus_options(evaluate)
 
-    export = command("export", _export, "write a run's model in a form to share, and check it")
+
+def _export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("run_folder", metavar="RUN", help="folder of a run")
     export.add_argument("--format", default="full", help="head (a few kB, names its base) or full (default)")
     export.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
     export.add_argument("--base", help="where the base of a head-only run lies now")
     export.add_argument("--base-name", help="the name a head-only export gives its base, e.g. its Hub id")
 
-    predict = command("predict", _predict, "answer recordings: a timeline of crackle and wheeze")
+
+def _predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
     predict.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="recordings, or folders that hold some")
     predict.add_argument("--out", required=True, help="folder for the timelines")
@@ -122,7 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--base", help="where the base of a head-only model lies")
 
-    bench = command("bench", _bench, "measure speed and memory as ratios to what one would use instead")
+
+def _bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("rows", nargs="*", help="which rows (default: all that can run here)")
     bench.add_argument("--data-dir", help="folder with icbhi2017_subset and sprsound, as far as they are there")
     bench.add_argument("--weights", help="a released EfficientAT checkpoint, for the rows that want real weights")
@@ -130,17 +152,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)"
     )
-
-    results = command(
-        "results", _results, "gather scores into a results file, or render the tables of documents from it"
-    )
-    results.add_argument(
-        "paths", nargs="+", metavar="FOLDER_OR_MD", help="folders of evaluations, or Markdown documents"
-    )
-    results.add_argument("--into", help="the results file that evaluations are gathered into")
-
-    command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
-    return parser
 
 
 def _corpus_options(parser: argparse.ArgumentParser) -> None:
@@ -186,35 +197,53 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _prepare(options: argparse.Namespace) -> int:
-    from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; whole numbers as such."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"command line: --option {pair!r} has no value; write --option KEY=VALUE")
+    given = dict(pair.split("=", 1) for pair in pairs)
+    return {key: int(value) if value.isdecimal() else value for key, value in given.items()}
 
-    settings = {
-        k: getattr(options, k) for k in ("tables_dir", "allow_missing", "level") if getattr(options, k) is not None
-    }
+
+def _prepare(options: argparse.Namespace) -> int:
+    from laennec.corpora import UnusableRecordingsError, check_corpus, decode_all, load_corpus
+
+    names = ("tables_dir", "allow_missing", "level", "fold")
+    settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | _options(options.option)
     if options.check:
-        report = check_corpus(options.corpus, options.data_dir, **settings)
+        settings.pop("fold", None)
+        report = check_corpus(options.corpus, options.data_dir, progress=_progress("checking"), **settings)
         _say(report.text())
         return 2 if report.problems else 0
-    if options.fold is not None:
-        settings["fold"] = options.fold
-    parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
-    origin = provenance(parts)
-    _say(
-        f"corpus {options.corpus} {str(origin.get('corpus_fingerprint'))[:12]}, protocol {origin.get('protocol')}, split {str(origin.get('split_fingerprint'))[:12]}"
-    )
-    if origin.get("stamp"):
-        _say(f"note: {origin['stamp']}")
-    for name, table in parts.items():
-        labels = table.features["label"].names
-        counts = {n: sum(v == i for v in table["label"]) for i, n in enumerate(labels)}
-        _say(
-            f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; "
-            + ", ".join(f"{v} {k}" for k, v in counts.items())
-        )
-        if options.sampling_rate:
-            CycleWaveforms(table, options.sampling_rate).prepare(progress=_progress(f"decoding {name}"))
+    try:
+        parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
+    except UnusableRecordingsError as error:
+        if options.sampling_rate and error.usable is not None:
+            decode_all([error.usable], options.sampling_rate, None, error.problems)
+        raise
+    _say(_described(options.corpus, parts))
+    if options.sampling_rate:
+        decode_all(list(parts.values()), options.sampling_rate, progress=_progress("decoding"))
     return 0
+
+
+def _described(corpus: str, parts: Any) -> str:
+    """What a corpus and its split are, a line each."""
+    from laennec.corpora import provenance
+
+    origin = provenance(parts)
+    fingerprint, split = (str(origin.get(k))[:12] for k in ("corpus_fingerprint", "split_fingerprint"))
+    lines = [f"corpus {corpus} {fingerprint}, protocol {origin.get('protocol')}, split {split}"]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    for name, table in parts.items():
+        labels = [*table.features["label"].names, None]
+        values = [None if v is None else labels[v] for v in table["label"]]
+        counts = {"unlabelled" if label is None else label: values.count(label) for label in labels}
+        said = ", ".join(f"{n} {label}" for label, n in counts.items() if n or label != "unlabelled")
+        lines.append(f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; {said}")
+    return "\n".join(lines)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -40,13 +40,15 @@ class LaennecConfig(PreTrainedConfig):
 
     Args:
         encoder_config: The encoder's own configuration (or its dict).
-        problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax); transformers' longer names too.
+        problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax);
+            transformers' longer names too.
         pooling: "encoder" takes what the encoder was released with, "mean" the masked mean over tokens of real frames.
         head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
         head_dropout: Dropout before the last layer, 0 to 1.
         projection_dim: Width of the projection that auxiliary losses see; 0 for none (they see the embedding).
         frozen_encoder: Whether the encoder is never trained.
-        base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint file; None for random weights.
+        base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint
+            file; None for random weights.
         base_model_revision: The Hub revision of the base.
         encoder_digest: sha256 of the encoder's weights; checked when a head-only checkpoint is loaded.
         head_only: Whether the saved weights leave the encoder out.
@@ -238,7 +240,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         Args:
             input_values: (batch, frames, mels), from the model's feature extractor.
             attention_mask: (batch, frames), 1 on real frames; None where every frame is real.
-            labels: (batch, labels) of 0/1 (or soft values) for multi_label; class numbers (batch,) or soft rows (batch, labels) for single_label.
+            labels: (batch, labels) of 0/1 (or soft values) for multi_label; class numbers (batch,) or soft rows
+                (batch, labels) for single_label.
             embeddings: (batch, dim) instead of `input_values`, where the encoder has run already.
             return_dict: False for a plain tuple.
 
@@ -306,17 +309,21 @@ class LaennecForAudioClassification(PreTrainedModel):
             pretrained_model_name_or_path: Folder or Hub id.
             *args: Handed to transformers.
             config: The configuration, if it was loaded already.
-            base: The base encoder of a head-only model (folder, file, Hub id or encoder), where it is not at the place the config names.
+            base: The base encoder of a head-only model (folder, file, Hub id or encoder), where it is not at the place
+                the config names.
             **kwargs: Handed to transformers.
 
         Raises:
-            InputError: The base cannot be found, or its weights are not those the head was trained on; weights are missing or of another shape.
+            InputError: The base cannot be found, or its weights are not those the head was trained on; this is no
+                laennec model; weights are missing or of another shape.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        hub = {k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs}
+        hub: dict[str, Any] = {
+            k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs
+        }
         try:
             if config is None:
-                config = LaennecConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+                config = _own_config(pretrained_model_name_or_path, hub)
             encoder = _base_encoder(config, base) if config.head_only else None
             with quiet(config.head_only):
                 model, info = super().from_pretrained(
@@ -341,7 +348,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()
-        return (model, info) if wants_info else model
+        answer: Any = (model, info) if wants_info else model
+        return answer
 
 
 @contextlib.contextmanager
@@ -354,6 +362,17 @@ def quiet(yes: bool = True) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def _own_config(name: str | Path, hub: dict[str, Any]) -> LaennecConfig:
+    """The configuration of a laennec model; transformers would make do with that of any other."""
+    values, _ = LaennecConfig.get_config_dict(name, **hub)
+    kind = values.get("model_type")
+    if kind != LaennecConfig.model_type:
+        what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
+        raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
+    config: LaennecConfig = LaennecConfig.from_pretrained(name, **hub)
+    return config
 
 
 def _loading_error(name: str | Path, error: Exception) -> str:

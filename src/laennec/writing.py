@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from laennec.errors import InputError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "the file grows larger than is allowed there; raise the limit or choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "no permission to write there; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
@@ -26,10 +27,41 @@ _REMEDIES = {
 }
 
 
-def writing_error(path: Path, error: OSError) -> Exception:
-    """The one-line error for a failed write, or the error itself where a user cannot mend it."""
-    remedy = _REMEDIES.get(error.errno or 0)
-    return InputError(f"{path}: cannot write: {remedy}") if remedy else error
+# what libraries that write for us (safetensors, torch, arrow) say instead of handing the system's error on
+_IN_OTHER_WORDS = {
+    "no space left on device": errno.ENOSPC,
+    "os error 28": errno.ENOSPC,
+    "pytorchstreamwriter failed": errno.ENOSPC,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+}
+
+
+def writing_error(path: str | Path, error: BaseException) -> Exception | None:
+    """The one-line error for a write that failed, in whatever words; None where a user cannot mend it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in _REMEDIES:
+        said = str(error).lower()
+        number = next((n for words, n in _IN_OTHER_WORDS.items() if words in said), None)
+    return None if number is None else InputError(f"{path}: cannot write: {_REMEDIES[number]}")
+
+
+@contextlib.contextmanager
+def others_write(path: str | Path) -> Iterator[None]:
+    """Have a failed write of a library be one line about `path`.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        mended = writing_error(path, error)
+        if mended is None:
+            raise
+        raise mended from error
 
 
 @contextlib.contextmanager
@@ -39,7 +71,8 @@ def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterato
     Args:
         path: The final name; its folder is made if needed.
         mode: "w" for UTF-8 text, "wb" for bytes.
-        sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do without.
+        sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
+            without.
 
     Raises:
         InputError: The disk is full, read-only or not writable; `path` is as it was before.
@@ -47,19 +80,18 @@ def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterato
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise writing_error(path, error) from error
+        with others_write(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+            temporary = Path(name)
+            with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+            temporary = None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -78,25 +110,56 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        os.chmod(temporary, 0o777 & ~_umask())
-        old = temporary.with_suffix(".old")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        temporary = None
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise writing_error(path, error) from error
+        with others_write(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(temporary, 0o777 & ~_umask())
+            _swap(temporary, path)
+            temporary = None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put a folder in another's place; where that fails the other one stays."""
+    old = new.with_suffix(".old")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_others(folder: str | Path, ours: Collection[str], remedy: str) -> None:
+    """Refuse to replace a folder that holds anything but what we wrote.
+
+    Args:
+        folder: It may be absent or empty.
+        ours: Names (patterns) of what we write.
+        remedy: What to do instead.
+
+    Raises:
+        InputError: It holds something else, or is no folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder; {remedy}")
+    others = (
+        (p.name for p in sorted(folder.iterdir()) if not any(p.match(name) for name in ours)) if folder.exists() else ()
+    )
+    if (other := next(iter(others), None)) is not None:
+        raise InputError(f"{folder}: holds other files ({other}); {remedy}")
 
 
 def _umask() -> int:

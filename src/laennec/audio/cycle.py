@@ -179,6 +179,22 @@ def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = N
     return cycles
 
 
+def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
+    """Read an annotation of either kind: ICBHI's four columns, or an Audacity label track.
+
+    Args:
+        path: The text file; its first line tells which kind it is.
+        duration_s: Length of the audio; with it, cycles that end beyond it are refused.
+
+    Raises:
+        AnnotationError: The first problem of the file.
+    """
+    first = next((text for _, text in _lines(path) if not text.startswith("\\")), "")
+    # start, end and a word, where an ICBHI line has four numbers
+    is_audacity = re.fullmatch(r"\S+\s+\S+\s+[^\d\s].*", first)
+    return read_audacity_labels(path, duration_s) if is_audacity else read_annotation(path, duration_s)
+
+
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
     """The flags (crackle, wheeze) of a label as people write it; path and line are for the error."""
     words = [word for word in re.split(r"[\s+,&/]+", text.strip().lower()) if word and word != "and"]

@@ -83,6 +83,7 @@ def write_pictures(
             problem_type=evaluation["problem_type"],
             label_names=evaluation["output_names"],
             thresholds=evaluation["thresholds"],
+            temperatures=evaluation.get("temperatures"),
         )
         figures["label_confusions"] = label_confusions_picture(answers)
         values, intervals = evaluation.get("values", {}), evaluation.get("intervals", {})

@@ -3,11 +3,12 @@
 Decided here: a two-label answer becomes one of four classes by its two bits, a single-label answer is the argmax;
 from a four-class model the crackle and wheeze scores are the log-odds of the added probabilities, so that both kinds
 of model have the same per-label figures. Rows whose truth is unknown are left out and counted. Thresholds are in
-logits and apply before any temperature, which never changes a ranking. Only the four classes of ICBHI get an ICBHI
+logits and apply before any temperature, which never changes a ranking; calibration is that of the probabilities after
+it. Only the four classes of ICBHI get an ICBHI
 Score; other class lists get the scores that are theirs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -38,6 +39,7 @@ class Answers:
         truth: 0/1 (cycles, labels).
         logits: Scores that rank each label (cycles, labels).
         decided: 0/1 (cycles, labels).
+        probabilities: Of each label, after temperatures (cycles, labels).
         thresholds: In logits (labels,); None where an argmax decides.
         confidence: Probability of the answered class (cycles,); None for two-label answers.
     """
@@ -51,12 +53,13 @@ class Answers:
     truth: IntArray
     logits: FloatArray
     decided: IntArray
+    probabilities: FloatArray
     thresholds: FloatArray | None
     confidence: FloatArray | None
 
     def part(self, rows: Any) -> "Answers":
         """The same for some of the rows, given as a mask (cycles,)."""
-        named = {name: getattr(self, name)[rows] for name in ("truth", "logits", "decided")}
+        named = {name: getattr(self, name)[rows] for name in ("truth", "logits", "decided", "probabilities")}
         if self.class_names:
             named |= {"true": self.true[rows], "predicted": self.predicted[rows]}
         if self.confidence is not None:
@@ -72,7 +75,12 @@ class Answers:
 
 
 def read_predictions(
-    predictions: Any, *, problem_type: ProblemType, label_names: Sequence[str], thresholds: Thresholds = None
+    predictions: Any,
+    *,
+    problem_type: ProblemType,
+    label_names: Sequence[str],
+    thresholds: Thresholds = None,
+    temperatures: Mapping[str, float] | None = None,
 ) -> Answers:
     """Read a predictions table into arrays.
 
@@ -83,6 +91,7 @@ def read_predictions(
         problem_type: "multi_label" or "single_label".
         label_names: Names of the outputs.
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
+        temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
 
     Raises:
         InputError: A missing column, a logit that is not finite, a label that is no class, or no labelled row at all.
@@ -109,8 +118,10 @@ def read_predictions(
         raise InputError(
             f"predictions table: {bad} of {len(table)} rows have a logit that is not a number; predict again"
         )
-    read = _read_labels if problem_type == "multi_label" else _read_classes
-    return read(table, int((~known).sum()), names, logits, thresholds)
+    divisors = np.array([float((temperatures or {}).get(name, 1.0)) for name in names])
+    if problem_type == "multi_label":
+        return _read_labels(table, int((~known).sum()), names, logits, thresholds, sigmoid(logits / divisors))
+    return _read_classes(table, int((~known).sum()), names, logits / divisors)
 
 
 def _truth_columns(predictions: Any, problem_type: ProblemType, names: list[str]) -> list[str]:
@@ -126,7 +137,14 @@ def _truth_columns(predictions: Any, problem_type: ProblemType, names: list[str]
     return wanted
 
 
-def _read_labels(table: Any, unlabelled: int, names: list[str], logits: FloatArray, thresholds: Thresholds) -> Answers:
+def _read_labels(
+    table: Any,
+    unlabelled: int,
+    names: list[str],
+    logits: FloatArray,
+    thresholds: Thresholds,
+    probabilities: FloatArray,
+) -> Answers:
     """Two or more yes/no labels; crackle and wheeze make the four classes."""
     truth = np.column_stack([table[name].to_numpy(dtype=float) for name in names]).astype(np.int64)
     if not np.isin(truth, (0, 1)).all():
@@ -139,10 +157,12 @@ def _read_labels(table: Any, unlabelled: int, names: list[str], logits: FloatArr
         classes, c, w = CLASSES, names.index("crackle"), names.index("wheeze")
         true = metrics.four_class(truth[:, c], truth[:, w])
         predicted = metrics.four_class(decided[:, c], decided[:, w])
-    return Answers(table, unlabelled, classes, true, predicted, tuple(names), truth, logits, decided, row, None)
+    return Answers(
+        table, unlabelled, classes, true, predicted, tuple(names), truth, logits, decided, probabilities, row, None
+    )
 
 
-def _read_classes(table: Any, unlabelled: int, names: list[str], logits: FloatArray, thresholds: Thresholds) -> Answers:
+def _read_classes(table: Any, unlabelled: int, names: list[str], logits: FloatArray) -> Answers:
     """One of several classes: normal first, then the order given."""
     normal = next((name for name in names if name.lower() == "normal"), None)
     classes = [*([normal] if normal else []), *(name for name in names if name != normal)]
@@ -170,6 +190,7 @@ def _read_classes(table: Any, unlabelled: int, names: list[str], logits: FloatAr
         truth=one_hot @ mixing,
         logits=log_odds,
         decided=answered @ mixing,
+        probabilities=share,
         thresholds=None,
         confidence=probabilities.max(1),
     )
@@ -356,7 +377,7 @@ def _counts(answers: Answers) -> dict[str, Any]:
 
 def _calibration(answers: Answers) -> dict[str, Any]:
     """Expected calibration error and reliability bins of each label, and of the answered class where there is one."""
-    curves = {name: (sigmoid(answers.logits[:, k]), answers.truth[:, k]) for k, name in enumerate(answers.label_names)}
+    curves = {name: (answers.probabilities[:, k], answers.truth[:, k]) for k, name in enumerate(answers.label_names)}
     if answers.confidence is not None:
         curves["answered class"] = (answers.confidence, (answers.true == answers.predicted).astype(np.int64))
     return {

@@ -5,7 +5,7 @@ beside it, is JSON as it stands (null for what is undefined), and is all that th
 Warnings are made here, where the numbers are, so that no page can leave them out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, interval_note, patient_codes
@@ -48,6 +48,7 @@ def evaluate_predictions(
     problem_type: ProblemType,
     label_names: Sequence[str],
     thresholds: Thresholds = None,
+    temperatures: Mapping[str, float] | None = None,
     train_table: Any = None,
     n_draws: int = 1000,
     seed: int = 0,
@@ -59,21 +60,29 @@ def evaluate_predictions(
         problem_type: "multi_label" or "single_label".
         label_names: Names of the outputs.
         thresholds: In logits, fitted on validation; None is 0 (probability 0.5).
+        temperatures: Divisor of each output's logit, by name, fitted on validation; calibration is measured after it.
         train_table: Cycle table of the training part, which the floors are fitted on; None leaves most floors out,
             and says so.
         n_draws: Bootstrap draws of patients.
         seed: Seed of the draws and of the floors.
 
     Returns:
-        JSON-ready: all of `predictions_metrics`, and intervals {figure: [low, high] or None}, bootstrap {n_draws,
-        seed, level, unit,
+        JSON-ready: all of `predictions_metrics`, and temperatures, intervals {figure: [low, high] or None}, bootstrap {
+        n_draws, seed, level, unit,
         patients, note}, subgroups, floors, warnings [{"level": "bad" | "caution", "text"}].
 
     Raises:
         InputError: The table lacks a column, a truth or a finite logit.
     """
-    answers = read_predictions(predictions, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
+    answers = read_predictions(
+        predictions,
+        problem_type=problem_type,
+        label_names=label_names,
+        thresholds=thresholds,
+        temperatures=temperatures,
+    )
     evaluation = describe(answers, problem_type, label_names)
+    evaluation["temperatures"] = dict(temperatures) if temperatures else None
     _, n_patients = patient_codes(answers.table)
     drawn = bootstrap_values(answers.table, answer_statistics(answers), n_draws, seed)
     bounds = {name: interval(values, n_patients) for name, values in drawn.items()}

@@ -14,9 +14,10 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.model import LaennecForAudioClassification
 from laennec.training.score import load_model
-from laennec.writing import folder_aside
+from laennec.writing import folder_aside, refuse_others
 
 FORMATS = ("head", "full")
+_WRITTEN = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def export_run(
@@ -33,7 +34,8 @@ def export_run(
         out: Where to; None: `export-<format>` in the run's folder. A folder that was exported before is replaced.
         format: "head" (a few kB; the base is fetched by name at loading) or "full".
         base: Where the base of a head-only run lies now.
-        base_name: The name that a head-only export gives its base, e.g. the Hub id of a base that was trained on as a local file.
+        base_name: The name that a head-only export gives its base, e.g. the Hub id of a base that was trained on as a
+            local file.
 
     Returns:
         The folder.
@@ -52,8 +54,7 @@ def export_run(
         )
         raise InputError(f"{run}: no head-only export: {why}; use --format full")
     out = Path(out) if out is not None else Path(run) / f"export-{format}"
-    if out.exists() and any(out.iterdir()) and not (out / "preprocessor_config.json").exists():
-        raise InputError(f"{out}: holds other files; choose another --out")
+    refuse_others(out, _WRITTEN, "choose another --out")
     model.projection = None
     model.config.projection_dim = 0
     here = base or model.config.base_model_name_or_path
@@ -82,5 +83,6 @@ def _compare(
         got = again(**front_end(sound, sampling_rate=front_end.sampling_rate)).logits
     if not torch.equal(wanted, got):
         raise InputError(
-            f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); nothing was exported"
+            f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); "
+            "nothing was exported; check the disk and export again"
         )

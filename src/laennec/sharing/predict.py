@@ -8,6 +8,7 @@ skipped, the others are answered. What was written is read back and compared bef
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from laennec.audio.cycle import cut, read_annotation, read_audacity_labels, sliding_windows
+from laennec.audio.cycle import Waveform, cut, read_labels, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import ButterworthFilter, Recording, read_recording
+from laennec.audio.recording import ButterworthFilter, DecodeError, Recording, read_recording
 from laennec.errors import InputError
 from laennec.model import LaennecForAudioClassification
 from laennec.training.embed import embed_waveforms
@@ -98,8 +99,10 @@ class Predictor:
         window_s: float = 3.0,
         hop_s: float = 1.5,
     ) -> None:
-        if not (window_s > 0 and hop_s > 0):
-            raise InputError(f"--window-s ({window_s}) and --hop-s ({hop_s}) must be greater than 0")
+        if not 0 < hop_s <= window_s < float("inf"):
+            raise InputError(
+                f"windows of {window_s:g} s every {hop_s:g} s: --hop-s must be greater than 0 and at most --window-s"
+            )
         self.model = model.eval()
         self.extractor = extractor
         self.window_s = window_s
@@ -111,12 +114,12 @@ class Predictor:
         """Answer one recording: by windows, or the cycles of an annotation (ICBHI text or Audacity labels).
 
         Raises:
-            DecodeError: The recording cannot be read.
+            DecodeError: The recording cannot be read, or a piece of it is shorter than one frame.
             AnnotationError: The annotation cannot be read or does not fit the recording.
         """
         recording = read_recording(path, self.extractor.sampling_rate, filter=self.filter)
         spans = self._spans(recording, annotation)
-        waveforms = [cut(recording.waveform, recording.sampling_rate, start, end) for start, end in spans]
+        waveforms = [self._piece(recording, start, end) for start, end in spans]
         embeddings = embed_waveforms(self.model, self.extractor, waveforms)
         probabilities = self.model.probabilities(torch.from_numpy(head_logits(self.model, embeddings))).cpu().numpy()
         return Prediction(
@@ -132,8 +135,18 @@ class Predictor:
     def _spans(self, recording: Recording, annotation: str | Path | None) -> list[tuple[float, float]]:
         if annotation is None:
             return sliding_windows(recording.duration_s, self.window_s, self.hop_s)
-        cycles = _read_any_annotation(Path(annotation), recording.duration_s)
-        return [(cycle.start_s, cycle.end_s) for cycle in cycles]
+        return [(cycle.start_s, cycle.end_s) for cycle in read_labels(annotation, recording.duration_s)]
+
+    def _piece(self, recording: Recording, start_s: float, end_s: float) -> Waveform:
+        """The sound of one span, refused where it does not fill a frame."""
+        piece = cut(recording.waveform, recording.sampling_rate, start_s, end_s)
+        if self.extractor.frames(len(piece)) < 1:
+            reason = (
+                f"{start_s:g} to {end_s:g} s is {len(piece)} samples, shorter than one frame "
+                f"({self.extractor.window_ms:g} ms); leave it out or correct its annotation"
+            )
+            raise DecodeError(recording.path, reason)
+        return piece
 
     def _present(self, probabilities: Any) -> Any:
         """Thresholds for labels that stand by themselves, the most probable class otherwise."""
@@ -144,22 +157,11 @@ class Predictor:
         return np.eye(len(config.label_names), dtype=bool)[probabilities.argmax(1)]
 
 
-def _read_any_annotation(path: Path, duration_s: float) -> Sequence[Any]:
-    """ICBHI text, or an Audacity label track where the third column is no 0/1 flag."""
-    try:
-        first = path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the annotation: {error.strerror}") from error
-    if len(first) >= 3 and first[2] not in ("0", "1") and any(c.isalpha() for c in first[2]):
-        return read_audacity_labels(path, duration_s)
-    return read_annotation(path, duration_s)
-
-
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
     """Files as given, folders searched for audio, each once.
 
     Raises:
-        InputError: A path does not exist, or there is no recording at all.
+        InputError: There is no recording at all. A file that does not exist is found out when it is read.
     """
     found: dict[Path, None] = {}
     for item in map(Path, inputs):
@@ -194,16 +196,20 @@ def predict(
         inputs: Audio files and folders.
         out: Folder for `<recording>.json`, and `predictions.csv` for all together.
         formats: Any of "json", "csv".
-        annotation: An annotation file, or a folder with `<recording>.txt` files; None: windows.
+        annotation: The annotation file of the one recording, or a folder with `<recording>.txt` files; None: windows.
         progress: Called with (recordings done, recordings in all).
 
     Raises:
-        InputError: Unknown format, nothing to predict, or `out` cannot be written to.
+        InputError: Unknown format, nothing to predict, one annotation file for several recordings, or `out` cannot be
+            written to.
     """
     unknown = [f for f in formats if f not in FORMATS]
-    if unknown:
-        raise InputError(f"unknown format {unknown[0]!r}; it can be {', '.join(FORMATS)} (--format)")
+    if unknown or not formats:
+        said = f"unknown format {unknown[0]!r}" if unknown else "no format"
+        raise InputError(f"{said}; it can be {', '.join(FORMATS)} (--format)")
     recordings = find_recordings(inputs)
+    if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
+        raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of them")
     out = Path(out)
     result = Predicted()
     names = _output_names(recordings)
@@ -212,7 +218,8 @@ def predict(
         try:
             prediction = predictor(path, _annotation_for(path, annotation))
         except InputError as error:
-            result.failed.append((str(path), str(error)))
+            said = str(error)
+            result.failed.append((str(path), said if str(path) in said else f"{path}: {said}"))
         else:
             rows.extend(prediction.rows())
             if "json" in formats:
@@ -233,14 +240,19 @@ def _annotation_for(recording: Path, annotation: str | Path | None) -> Path | No
 
 
 def _output_names(recordings: Sequence[Path]) -> dict[Path, str]:
-    """The stem of each recording, with its folders where two share a stem."""
+    """The stem of each recording; its way from the common folder where two share a stem, a number where that fails."""
     stems = [p.stem for p in recordings]
+    common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
     names: dict[Path, str] = {}
-    for path in recordings:
-        unique = stems.count(path.stem) == 1
-        names[path] = (
-            path.stem if unique else "_".join(p for p in (*path.parts[:-1], path.name) if p not in ("/", "..", "."))
-        )
+    # unique stems first, so that they keep their names
+    for path in sorted(recordings, key=lambda p: stems.count(p.stem) > 1):
+        way = path.absolute().relative_to(common).parts
+        name = wanted = path.stem if stems.count(path.stem) == 1 else "_".join(way)
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{wanted}_{number}"
+        names[path] = name
     return names
 
 

@@ -1,7 +1,8 @@
 """Stage 11, results: numbers in documents, rendered from result files and never typed.
 
-Decided here: a results file holds what the runs' own files said, nothing more; a document names the file in a marker, and the text between
-the markers is made by `laennec results`. A test renders every document again and fails where one differs.
+Decided here: a results file holds what the runs' own files said, nothing more; a document names the file in a marker,
+and the text between the markers is made by `laennec results`. A test renders every document again and fails where one
+differs.
 """
 
 import re
@@ -80,8 +81,8 @@ def render(document: str | Path, check: bool = False) -> bool:
     """Make the text between the markers of a Markdown document anew.
 
     `<!-- laennec:scores FILE [part] -->` is a table of scores, `<!-- laennec:floors FILE [part] -->` their floors,
-    `<!-- laennec:runs FILE -->` commands, seeds and run times, `<!-- laennec:bench FILE -->` the benchmark; each ends at
-    `<!-- laennec:end -->`. FILE is relative to the document.
+    `<!-- laennec:runs FILE -->` commands, seeds and run times, `<!-- laennec:bench FILE -->` the benchmark; each ends
+    at `<!-- laennec:end -->`. FILE is relative to the document.
 
     Args:
         document: The document.

@@ -6,11 +6,14 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from laennec.audio.augment import WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
-from laennec.corpora import CycleWaveforms, cache_root, load_corpus, provenance
+from laennec.corpora import CycleWaveforms, UnusableRecordingsError, cache_root, decode_all, load_corpus, provenance
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.errors import InputError
 from laennec.model import LaennecConfig, LaennecForAudioClassification
@@ -40,7 +43,7 @@ from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, emb
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedule import run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
-from laennec.writing import folder_aside, write_aside
+from laennec.writing import folder_aside, others_write, write_aside
 
 _log = logging.getLogger(__name__)
 
@@ -106,6 +109,29 @@ def load_parts(recipe: Recipe) -> Any:
     )
 
 
+def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
+    """The recipe's corpus with training and validation decoded into the cache.
+
+    Raises:
+        UnusableRecordingsError: Some recordings cannot be used, whatever the reason: names all of them. The others are
+            in the cache.
+    """
+    filter_ = make_filter(recipe.features)
+    try:
+        parts = load_parts(recipe)
+    except UnusableRecordingsError as error:
+        if error.usable is not None:
+            decode_all([error.usable], sampling_rate, filter_, error.problems)
+        raise
+    if absent := [name for name in ("train", "validation") if name not in parts or not len(parts[name])]:
+        raise InputError(
+            f"{recipe.corpus.name}: no cycles in part {absent[0]} under protocol {recipe.corpus.protocol}; "
+            "choose another corpus.protocol, or give a corpus of more patients"
+        )
+    decode_all([parts["train"], parts["validation"]], sampling_rate, filter_)
+    return parts
+
+
 def make_part(
     name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool
 ) -> Part:
@@ -119,11 +145,26 @@ def make_part(
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
     waveforms.prepare()
+    _refuse_short_cycles(table, waveforms, extractor)
     augmentation, concatenation = make_draws(recipe.augment, targets) if train else (None, None)
     dataset = CycleDataset(
         waveforms, targets, table["cycle_id"], extractor.sampling_rate, recipe.seed, augmentation, concatenation
     )
     return Part(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
+
+
+def _refuse_short_cycles(table: Any, waveforms: CycleWaveforms, extractor: LaennecFeatureExtractor) -> None:
+    """Refuse cycles that do not fill one frame: an encoder would answer them with padding alone."""
+    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
+    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
+    if not rows:
+        return
+    columns = ("recording_path", "start_s", "end_s")
+    said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
+    raise InputError(
+        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
+        "line, or set features.length to repeat or zero with features.duration_s"
+    )
 
 
 def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAugmentation | None, Concatenation | None]:
@@ -191,7 +232,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)
         with timings.measure("corpus"):
-            parts = load_parts(recipe)
+            parts = load_decoded(recipe, extractor.sampling_rate)
             source = provenance(parts)
             training = make_part("train", parts["train"], recipe, extractor, None, True)
             names = training.targets.names
@@ -205,7 +246,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
                 datasets = _embedded(recipe, model, extractor, training, validation, cache)
         else:
             _standardise_on_sample(recipe, model, extractor, training)
-        with timings.measure("training"):
+        with timings.measure("training"), _whole_checkpoints(out, main_process):
             result = run_phases(
                 recipe,
                 model,
@@ -250,6 +291,27 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     return out
 
 
+@contextlib.contextmanager
+def _whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
+    """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
+    with others_write(out / "checkpoints"):
+        try:
+            yield
+        except Exception:
+            if main_process:
+                _drop_torn_checkpoints(out)
+            raise
+
+
+def _drop_torn_checkpoints(out: Path) -> None:
+    """Delete checkpoints that were not written to their end; the Trainer's state is what is written last."""
+    for folder in out.glob("checkpoints/*/checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _claim(out: Path, recipe: Recipe, overwrite: bool) -> None:
     """Make the output folder ours: new, or an unfinished run of the very same recipe."""
     earlier = out / "recipe.json"
@@ -265,6 +327,7 @@ def _claim(out: Path, recipe: Recipe, overwrite: bool) -> None:
             raise InputError(
                 f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
             )
+        _drop_torn_checkpoints(out)
     elif out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: holds other files; choose another --output_dir")
     write_record(earlier, recipe.to_dict())

@@ -10,17 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
 from laennec.errors import InputError
-from laennec.evaluation import evaluate_predictions, format_summary, write_report
+from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.model import LaennecForAudioClassification
+from laennec.training.batches import FOUR_CLASSES
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, embed_cycles
-from laennec.training.experiment import load_parts, make_part
+from laennec.training.experiment import Part, load_parts, make_part
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
-from laennec.writing import write_aside
+from laennec.writing import folder_aside, refuse_others, write_aside
+
+_WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
+_TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
 
 
 @dataclass
@@ -89,69 +96,124 @@ def score(
     if run is None and out is None:
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
+    refuse_others(folder, _WRITTEN, "choose another --out")
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
-        names = model.config.label_names
         parts = load_parts(recipe)
         origin = provenance(parts)
-        _check_split(run, recipe, origin, corpus)
+        _check_split(run, recipe, origin)
         if split not in parts:
             raise InputError(
                 f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"
             )
-        part = make_part(split, parts[split], recipe, extractor, names, False)
-        embeddings = embed_cycles(
-            model, extractor, part.dataset, part.keys(), EmbeddingCache(cache_root(), model, extractor)
-        )
-        column = recipe.target.column
-        predictions = predictions_table(model, truth_table(part.table, split, column, names), embeddings)
-        training = truth_table(parts["train"], "train", column, names) if "train" in parts else None
+        _ask_the_model(recipe, run, model, extractor, parts[split])
+        predictions, embeddings, part = _answer(model, extractor, parts[split], split, recipe)
+        names, column = model.config.label_names, recipe.target.column
         evaluation = evaluate_predictions(
             predictions,
             problem_type="multi_label" if model.config.is_multi_label else "single_label",
             label_names=names,
             thresholds=logit_thresholds(model),
-            train_table=training,
+            temperatures=model.config.temperatures,
+            train_table=truth_table(parts["train"], "train", column, names) if "train" in parts else None,
             n_draws=draws,
         )
-    record = {
-        **(
-            run
-            or {
-                "name": str(source),
-                "config": recipe.to_dict(),
-                "selection_set": "unknown: the model came without its run record",
-            }
-        ),
-        "evaluated": {
-            "split": split,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": command,
-            "corpus": {
-                "name": recipe.corpus.name,
-                "fingerprint": origin.get("corpus_fingerprint"),
-                "provenance": origin,
-            },
-            "versions": versions(),
-            "hardware": hardware(),
-            "timings": timings.seconds,
-        },
+    evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
+    evaluation["geometry"] = _geometry(embeddings, part.table)
+    evaluated = {
+        "split": split,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "corpus": {"name": recipe.corpus.name, "fingerprint": origin.get("corpus_fingerprint"), "provenance": origin},
+        "versions": versions(),
+        "hardware": hardware(),
+        "timings": timings.seconds,
     }
     if run is not None:
-        run["evaluations"] = [
-            *run.get("evaluations", []),
-            {k: record["evaluated"][k] for k in ("split", "created", "command")},
-        ]
-        record["evaluations"] = run["evaluations"]
-    with write_aside(folder / "predictions.parquet", "wb") as file:
-        predictions.to_parquet(file)
-    write_record(folder / "metrics.json", evaluation)
-    write_record(folder / "run.json", record)
-    write_report(folder, record, evaluation, predictions)
-    if run is not None:
-        write_record(run_path, run)
+        looked = {k: evaluated[k] for k in ("split", "created", "command")}
+        run["evaluations"] = [*run.get("evaluations", []), looked]
+    record = {**(run or _no_run(source, recipe)), "evaluated": evaluated}
+    _write(folder, record, evaluation, predictions, run_path, run)
     return Scored(folder, format_summary(evaluation), evaluation)
+
+
+def _answer(
+    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
+) -> tuple[Any, NDArray[np.float32], Part]:
+    """The predictions table of a part, its embeddings (cycles, dim), and the part."""
+    names = model.config.label_names
+    part = make_part(split, table, recipe, extractor, names, False)
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
+    truth = truth_table(part.table, split, recipe.target.column, names)
+    return predictions_table(model, truth, embeddings), embeddings, part
+
+
+def _write(
+    folder: Path, record: dict[str, Any], evaluation: dict[str, Any], predictions: Any, run_path: Path, run: Any
+) -> None:
+    """Write the results, whole or not at all, and count the scoring in the run's own record."""
+    with folder_aside(folder) as temporary:
+        with write_aside(temporary / "predictions.parquet", "wb") as file:
+            predictions.to_parquet(file)
+        write_record(temporary / "metrics.json", evaluation)
+        write_record(temporary / "run.json", record)
+        write_report(temporary, record, evaluation, predictions)
+        if run is not None:
+            write_record(run_path, run)
+
+
+def _no_run(source: str | Path, recipe: Recipe) -> dict[str, Any]:
+    """What stands for the run record of a model that came alone."""
+    unknown = "unknown: the model came without its run record"
+    return {"name": str(source), "config": recipe.to_dict(), "selection_set": unknown}
+
+
+def _own_operating_points(model: LaennecForAudioClassification) -> dict[str, Any] | None:
+    """Temperatures and thresholds that a model carries, without what they were fitted on."""
+    found = {"temperatures": model.config.temperatures, "threshold_probabilities": model.config.thresholds}
+    return {name: values for name, values in found.items() if values} or None
+
+
+def _geometry(embeddings: NDArray[np.float32], table: Any) -> dict[str, Any] | None:
+    """How far apart the four classes lie, over the cycles whose class is known."""
+    labels = list(table["label"])
+    known = [row for row, label in enumerate(labels) if label is not None]
+    if not known:
+        return None
+    return dict(class_distances(embeddings[known], [FOUR_CLASSES[labels[row]] for row in known], FOUR_CLASSES))
+
+
+def _ask_the_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
+    """Take from the model what it was trained to answer and how its recordings were filtered."""
+    settings = extractor.recording_filter
+    recipe.features.filter_kind = settings["kind"] if settings else None
+    if settings:
+        cutoff = settings["cutoff_hz"]
+        recipe.features.filter_cutoff_hz = list(cutoff) if isinstance(cutoff, list | tuple) else cutoff
+        recipe.features.filter_order = settings["order"]
+    if run is None:
+        recipe.target.problem_type = "multi_label" if model.config.is_multi_label else "single_label"
+        recipe.target.names = model.config.label_names
+        recipe.target.column = _truth_column(recipe, table)
+
+
+def _truth_column(recipe: Recipe, table: Any) -> str | None:
+    """The column of a cycle table that holds the truth for a model's labels; None for classes and flags."""
+    names = set(recipe.target.names)
+    if recipe.target.problem_type == "multi_label":
+        return None if names <= set(table.column_names) else "events"
+    if names <= set(FOUR_CLASSES):
+        return None
+    for column in _TRUTH_COLUMNS:
+        values = {str(v[0] if isinstance(v, list) else v) for v in table[column] if v}
+        if values and values <= names:
+            return column
+    raise InputError(
+        f"{recipe.corpus.name}: no column holds the truth for the labels {', '.join(sorted(names))}; "
+        "evaluate on a corpus with these labels"
+    )
 
 
 def _recipe(run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
@@ -167,16 +229,15 @@ def _recipe(run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe
     return recipe
 
 
-def _check_split(
-    run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any], corpus: dict[str, Any] | None
-) -> None:
+def _check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
     """Refuse to score a run on a split that is not the one it was trained on."""
     if run is None or recipe.corpus.name != run["corpus"]["name"]:
         return
     trained = run["corpus"]["provenance"]
+    here, there = (str(o.get("split_fingerprint"))[:12] for o in (origin, trained))
     if origin.get("split_fingerprint") != trained.get("split_fingerprint"):
         raise InputError(
-            f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on (split "
-            f"{str(origin.get('split_fingerprint'))[:12]}, trained on {str(trained.get('split_fingerprint'))[:12]}): training cycles could be "
-            "in the scored part; give the same data and protocol"
+            f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
+            f"(split {here}, trained on {there}): training cycles could be in the scored part; give the same data and "
+            "protocol"
         )
