@@ -38,7 +38,7 @@ def test_the_readme_tree_names_every_module_and_nothing_else():
             if name.endswith("/"):
                 folder = name
             else:
-                drawn.add((folder if inner or "──" in line and line.startswith("│") else "") + name)
+                drawn.add((folder if inner or ("──" in line and line.startswith("│")) else "") + name)
     real = {str(p.relative_to(PACKAGE)) for p in MODULES if p.name != "__init__.py"} | {"__init__.py"}
     assert drawn == real
 

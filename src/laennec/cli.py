@@ -10,6 +10,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
@@ -29,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
+    if not sys.stderr.isatty():  # errors stand alone in files and pipes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     known.rest, known.line = rest, shlex.join(["laennec", *arguments])
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _note  # type: ignore[assignment]
+            if not known.debug:
+                warnings.showwarning = _note
             return int(known.run(known) or 0)
     except KeyboardInterrupt:
         print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
@@ -57,9 +61,10 @@ def _one_line(error: Exception) -> str | None:
     return None if mended is None else str(mended)
 
 
-def _note(message: Warning | str, *_: Any) -> None:
-    """A warning as one line, without the place in our code that it came from."""
-    print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
+def _note(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
+    """A warning of ours as one line; those of libraries are for developers (--debug)."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,6 +185,13 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
+def _without_foreign_bars() -> None:
+    """Have transformers load and save weights without a bar of its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _overrides(rest: Sequence[str]) -> dict[str, str]:
     """`--key value` and `--key=value` pairs."""
     given: dict[str, str] = {}
@@ -261,6 +273,7 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from laennec.training.score import score
 
+    _without_foreign_bars()
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     scored = score(
@@ -281,6 +294,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from laennec.sharing.export import export_run
 
+    _without_foreign_bars()
     out = export_run(options.run_folder, options.out, options.format, options.base, options.base_name)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     _say(f"exported model: {out} ({size / 1000:.1f} kB, read back and compared)")
@@ -291,6 +305,7 @@ def _predict(options: argparse.Namespace) -> int:
     from laennec.sharing.predict import Predictor, predict
     from laennec.training.score import load_model
 
+    _without_foreign_bars()
     predictor = Predictor(*load_model(options.model, options.base), options.window_s, options.hop_s)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(
@@ -301,14 +316,11 @@ def _predict(options: argparse.Namespace) -> int:
         annotation=options.annotation,
         progress=_progress("predicting"),
     )
-    _say(f"predictions: {options.out} ({len(done.answered)} recordings)")
     for _, reason in done.failed:
         print(f"laennec: {reason}", file=sys.stderr)
-    if done.failed:
-        print(
-            f"laennec: {len(done.failed)} of {len(done.failed) + len(done.answered)} recordings failed, see above",
-            file=sys.stderr,
-        )
+    total = len(done.answered) + len(done.failed)
+    said = f"{len(done.answered)} of {total} recordings, the others failed" if done.failed else f"{total} recordings"
+    _say(f"predictions: {options.out} ({said})")
     return 2 if done.failed else 0
 
 

@@ -181,7 +181,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = encoder_from_config(config.encoder_config)
-        self.encoder = encoder
+        self.encoder = _own_memory(encoder)
         dim = int(encoder.config.hidden_size)
         self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout)
         self.projection = (
@@ -345,11 +345,23 @@ class LaennecForAudioClassification(PreTrainedModel):
         if encoder is not None:
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
             model.encoder = encoder
+        _own_memory(model)
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()
         answer: Any = (model, info) if wants_info else model
         return answer
+
+
+def _own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy weights that lie where a mapped file put them, off the boundaries that processors like.
+
+    The same weights in another alignment give other last bits, and a loaded model should be the saved one to the bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_meta and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+    return model
 
 
 @contextlib.contextmanager

@@ -22,16 +22,20 @@ _REMEDIES = {
     errno.EFBIG: "the file grows larger than is allowed there; raise the limit or choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "no permission to write there; choose another folder",
+    errno.EEXIST: "a part of this path is a file, not a folder; choose another folder",
     errno.ENOTDIR: "a part of this path is a file, not a folder; choose another folder",
     errno.EISDIR: "there is a folder of this name; choose another name",
 }
 
 
-# what libraries that write for us (safetensors, torch, arrow) say instead of handing the system's error on
+# what libraries that write for us (safetensors, torch, numpy) say instead of handing the system's error on
 _IN_OTHER_WORDS = {
     "no space left on device": errno.ENOSPC,
     "os error 28": errno.ENOSPC,
     "pytorchstreamwriter failed": errno.ENOSPC,
+    "inline_container.cc": errno.ENOSPC,
+    "iostream error": errno.ENOSPC,
+    " requested and ": errno.ENOSPC,
     "file too large": errno.EFBIG,
     "read-only file system": errno.EROFS,
 }

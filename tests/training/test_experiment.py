@@ -93,7 +93,7 @@ def test_two_runs_of_one_seed_differ_in_no_bit_and_seeds_differ(tiny_recipe, tmp
     assert not all(torch.equal(one[k], three[k]) for k in one)
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -107,12 +107,12 @@ def test_an_interrupted_run_continues_to_the_very_same_weights(tiny_recipe, tmp_
 
     def interrupted(self, *arguments, **settings):
         if self.state.global_step == per_epoch + at_step - 3:
-            raise Stop
+            raise StoppedError
         return honest(self, *arguments, **settings)
 
     cycles = json.loads((whole / "run.json").read_text())["cycles"]["train"]
     per_epoch = math.ceil(cycles / 8)
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(LaennecTrainer, "training_step", interrupted)
         run(tiny_recipe, tmp_path / "cut", **changes)
     assert not (tmp_path / "cut" / "run.json").exists()
@@ -137,10 +137,10 @@ def test_an_output_folder_is_never_overwritten_unasked(tiny_run, tiny_recipe, tm
 
 def test_an_unfinished_run_of_another_recipe_is_refused(tiny_recipe, tmp_path, monkeypatch):
     def stop(*_):
-        raise Stop
+        raise StoppedError
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(experiment, "load_parts", stop)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(experiment, "run_phases", stop)
         run(tiny_recipe, tmp_path / "run")
     with pytest.raises(InputError, match="unfinished run of another recipe"):
         run(tiny_recipe, tmp_path / "run", seed=5)

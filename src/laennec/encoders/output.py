@@ -44,7 +44,8 @@ class TimeMask:
             return cls(None)
         lengths = attention_mask.to(torch.int64).sum(1)
         # looking at the values is free on a CPU, would wait for the device anywhere else, and has no place in a graph
-        looking = lengths.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        looking = lengths.device.type == "cpu" and not in_graph
         return cls(None if looking and int(lengths.min()) == attention_mask.shape[1] else lengths)
 
     def halved(self) -> "TimeMask":

@@ -41,7 +41,7 @@ from laennec.training.batches import (
 from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
-from laennec.training.schedule import run_phases
+from laennec.training.schedule import Result, run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
 from laennec.writing import folder_aside, others_write, write_aside
 
@@ -225,7 +225,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
-        _claim(out, recipe, overwrite)
+        _refuse_taken(out, recipe, overwrite)
     torch.set_num_threads(recipe.train.threads)
     disable_progress_bar()
     timings = Timings()
@@ -238,6 +238,8 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
+        if main_process:  # not before data and weights were found good: earlier results are not given up for an error
+            _take(out, recipe, overwrite)
         cache = None
         datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
         if recipe.encoder.frozen:
@@ -266,29 +268,35 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             predictions = predictions_table(model, truth, embeddings)
             operating_points = calibrate(model, predictions, recipe.head.threshold_rule)
     record = {
-        "name": recipe.name,
         "command": command,
         "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
         "labels": names,
-        "problem_type": recipe.target.problem_type,
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
+        "timings": timings.seconds,
+        "operating_points": operating_points,
+    }
+    if main_process:
+        _write_run(out, recipe, model, extractor, predictions, _record(recipe, result) | record)
+    return out
+
+
+def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
+    """The part of a run record that follows from recipe, training and machine."""
+    return {
+        "name": recipe.name,
+        "problem_type": recipe.target.problem_type,
         "selection_set": "validation",
         "selection_metric": recipe.train.selection_metric,
         "config": recipe.to_dict(),
         "seeds": {"recipe": recipe.seed},
         "versions": versions(),
         "hardware": hardware(),
-        "timings": timings.seconds,
         "losses": result.losses,
         "history": training_history(result.history),
         "best_epoch": result.best_epoch,
         "best_metric": result.best_metric,
-        "operating_points": operating_points,
         "evaluations": [],
     }
-    if main_process:
-        _write_run(out, recipe, model, extractor, predictions, record)
-    return out
 
 
 @contextlib.contextmanager
@@ -312,25 +320,29 @@ def _drop_torn_checkpoints(out: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _claim(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Make the output folder ours: new, or an unfinished run of the very same recipe."""
+def _refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output folder that is not ours to write in: neither new, nor an unfinished run of the very recipe."""
     earlier = out / "recipe.json"
-    if overwrite and out.exists():
-        if not earlier.exists():
+    if overwrite:
+        if out.exists() and not earlier.exists():
             raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
-        shutil.rmtree(out)
-    if (out / "run.json").exists():
+    elif (out / "run.json").exists():
         raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
-    if earlier.exists():
-        same = recipe_from_dict(read_record(earlier), str(earlier)).to_dict() == recipe.to_dict()
-        if not same:
+    elif earlier.exists():
+        if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
             raise InputError(
                 f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
             )
-        _drop_torn_checkpoints(out)
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: holds other files; choose another --output_dir")
-    write_record(earlier, recipe.to_dict())
+
+
+def _take(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Make the output folder ours."""
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    _drop_torn_checkpoints(out)
+    write_record(out / "recipe.json", recipe.to_dict())
 
 
 def _embedded(

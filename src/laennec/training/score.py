@@ -55,7 +55,7 @@ def load_model(
     model = LaennecForAudioClassification.from_pretrained(folder, base=base)
     try:
         extractor = LaennecFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
         ) from error

@@ -1,0 +1,495 @@
+"""What users get wrong, through the command line: one line with file, reason and remedy, exit code 2, nothing torn."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from laennec.cli import main
+
+RATE = 4000
+TONE = (0.3 * np.sin(np.arange(30 * RATE) / 7)).astype(np.float32)
+
+
+def truncated(path):
+    soundfile.write(path, TONE, RATE)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def no_samples(path):
+    soundfile.write(path, TONE[:0], RATE)
+
+
+def not_a_number(path):
+    soundfile.write(path, np.where(np.arange(len(TONE)) == 77, np.nan, TONE), RATE, subtype="FLOAT")
+
+
+BAD = {
+    "truncated": (truncated, "cut short"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty (0 bytes)"),
+    "zero length": (no_samples, "it has no samples"),
+    "no audio": (lambda path: path.write_text("Dear diary,\n" * 50), "not audio that can be decoded"),
+    "NaN": (not_a_number, "sample 77 is NaN or infinite"),
+    "silent": (lambda path: soundfile.write(path, TONE * 0, RATE), "silent: every sample is 0"),
+}
+
+
+@pytest.fixture
+def corpus(small_corpus, tmp_path, monkeypatch):
+    """A copy of the small corpus to spoil, with a cache of its own."""
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(small_corpus, tmp_path / "corpus")
+
+
+@pytest.fixture
+def recipe(tiny_recipe, corpus, tmp_path):
+    """A recipe file on the copy."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tiny_recipe | {"corpus": tiny_recipe["corpus"] | {"data_dir": str(corpus)}}))
+    return path
+
+
+def train(recipe, out, *arguments):
+    return main(["train", str(recipe), "--output_dir", str(out), "--train.epochs", "1", *arguments])
+
+
+def one_line(capsys, *parts):
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1 and "Traceback" not in err, err
+    for part in parts:
+        assert str(part) in err, (part, err)
+    return err
+
+
+def temporary_files(*folders):
+    """Whatever a write that did not end could have left."""
+    found = [p for folder in folders for p in Path(folder).rglob("*") if p.name.endswith((".part", ".old", ".tmp"))]
+    # locks of `datasets` stay, whole or not
+    return [*found, *(p for folder in folders for p in Path(folder).rglob("*incomplete*") if p.suffix != ".lock")]
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def test_predict_lists_each_bad_recording_and_answers_the_others(tiny_run, small_corpus, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, (spoil, _) in enumerate(BAD.values()):
+        spoil(folder / f"bad{number}.wav")
+    good = sorted(small_corpus.glob("*.wav"))[:2]
+    for number, sound in enumerate(good):
+        shutil.copy(sound, folder / f"a{number}.wav")
+    assert main(["predict", str(tiny_run), str(folder), "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == len(BAD)
+    for number, (_, reason) in enumerate(BAD.values()):
+        assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a0.json", "a1.json", "predictions.csv"}
+    assert "2 of 8 recordings" in captured.out
+
+
+def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.csv").write_text("earlier")
+    truncated(tmp_path / "x.wav")
+    assert main(["predict", str(tiny_run), str(tmp_path / "x.wav"), "--out", str(tmp_path / "out")]) == 2
+    one_line(capsys, tmp_path / "x.wav", "cut short")
+    assert (tmp_path / "out" / "predictions.csv").read_text() == "earlier"
+
+
+@pytest.mark.parametrize("kinds", [list(BAD), ["NaN", "silent"], ["truncated"], ["silent"]], ids=" ".join)
+def test_training_lists_every_bad_recording_in_one_go_and_keeps_the_good_ones(corpus, recipe, tmp_path, capsys, kinds):
+    sounds = sorted(corpus.glob("*.wav"))
+    whole = {sound: sound.read_bytes() for sound in sounds}
+    for sound, kind in zip(sounds, kinds, strict=False):
+        BAD[kind][0](sound)
+    assert train(recipe, tmp_path / "run") == 2
+    err = one_line(capsys)
+    # the test part is not decoded in training; what its files' headers say counts all the same
+    heard = [
+        (sound, kind)
+        for sound, kind in zip(sounds, kinds, strict=False)
+        if kind not in ("NaN", "silent") or sound.stem in trained_on(small_copy(whole, corpus, tmp_path))
+    ]
+    assert heard
+    for sound, kind in heard:
+        assert f"{sound}: {BAD[kind][1]}" in err
+    assert temporary_files(tmp_path) == []
+    cached = set((tmp_path / "cache" / "waveforms").rglob("*.f32"))
+    assert cached
+    times = {p: p.stat().st_mtime_ns for p in cached}
+    for sound, content in whole.items():
+        sound.write_bytes(content)
+    assert train(recipe, tmp_path / "run") == 0
+    assert {p: p.stat().st_mtime_ns for p in cached} == times
+    capsys.readouterr()
+
+
+def small_copy(whole, corpus, tmp_path):
+    """The corpus as it was, to ask it for its split."""
+    copy = shutil.copytree(corpus, tmp_path / "asked", dirs_exist_ok=True)
+    for sound, content in whole.items():
+        (copy / sound.name).write_bytes(content)
+    return copy
+
+
+def trained_on(folder):
+    from laennec.corpora import load_corpus
+
+    parts = load_corpus("synthetic", folder, protocol="patient-60-20-20")
+    return {*parts["train"]["recording_id"], *parts["validation"]["recording_id"]}
+
+
+def test_prepare_lists_header_and_sound_problems_together(corpus, tmp_path, capsys):
+    sounds = sorted(corpus.glob("*.wav"))
+    truncated(sounds[0])
+    not_a_number(sounds[5])
+    sounds[9].with_suffix(".txt").write_text("0\t99\t0\t0\n")
+    assert main(["prepare", "synthetic", "--data-dir", str(corpus), "--sampling-rate", "4000"]) == 2
+    one_line(capsys, "3 of 16 recordings cannot be used", sounds[0], sounds[5], sounds[9].with_suffix(".txt"))
+    assert len(list((tmp_path / "cache" / "waveforms").rglob("*.f32"))) == 13
+
+
+def test_evaluate_names_a_recording_that_went_bad_since_training(tiny_run, corpus, tmp_path, capsys):
+    sound = sorted(corpus.glob("*.wav"))[3]
+    truncated(sound)
+    out = tmp_path / "out"
+    assert main(["evaluate", str(tiny_run), "--data-dir", str(corpus), "--out", str(out)]) == 2
+    one_line(capsys, sound, "cut short")
+    assert not out.exists()
+
+
+def test_a_recording_that_changes_while_it_is_used_is_noticed(corpus, capsys):
+    from laennec.corpora import CycleWaveforms, load_corpus
+    from laennec.errors import InputError
+
+    table = load_corpus("synthetic", corpus)["train"]
+    sound = Path(table[0]["recording_path"])
+    sound.write_bytes(sound.read_bytes()[:-2] + b"\x01\x02")
+    with pytest.raises(InputError, match="has changed since the table was made"):
+        CycleWaveforms(table, RATE).prepare()
+
+
+# ---------------------------------------------------------------- annotations and tables
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("0.1\t1.0\t0\t0\n1.0\t99.0\t1\t0\n", "line 2: ends at 99 s but the audio lasts"),
+        ("0.1\t1.0\t0\t2\n", "line 1: flags '0' and '2' must be 0 or 1"),
+        ("0.1\t1.0\t0\n", "line 1: 3 columns, not 4"),
+        ("1.0\t0.1\t0\t0\n", "line 1: "),
+        ("", "the annotation is empty"),
+        (None, "audio without annotation"),
+    ],
+    ids=["beyond the end", "wrong flags", "columns", "backwards", "empty", "missing"],
+)
+def test_an_annotation_that_does_not_match_is_named(corpus, recipe, tiny_run, tmp_path, capsys, content, reason):
+    sound = sorted(corpus.glob("*.wav"))[2]
+    annotation = sound.with_suffix(".txt")
+    annotation.unlink()
+    if content is not None:
+        annotation.write_text(content)
+    run = tmp_path / "run"
+    for command in (
+        ["prepare", "synthetic", "--data-dir", str(corpus)],
+        ["train", str(recipe), "--output_dir", str(run)],
+    ):
+        assert main(command) == 2
+        one_line(capsys, sound if content is None else annotation, reason, ";")
+    others = [str(p) for p in sorted(corpus.glob("*.wav"))[1:4]]
+    out = tmp_path / "out"
+    assert main(["predict", str(tiny_run), *others, "--annotation", str(corpus), "--out", str(out)]) == 2
+    one_line(capsys, annotation, reason if content is not None else "cannot be read (No such file")
+    assert len(list(out.glob("*.json"))) == 2
+
+
+def test_a_missing_split_file_is_named(shared_data, tmp_path, capsys):
+    folder = tmp_path / "alone" / "database"
+    folder.mkdir(parents=True)
+    for path in sorted((shared_data / "icbhi2017_subset").iterdir())[:20]:
+        (folder / path.name).symlink_to(path)
+    assert main(["prepare", "icbhi2017", "--data-dir", str(folder)]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert "ICBHI_challenge_train_test.txt" in err[-1] and "--tables-dir" in err[-1]
+    assert all(line.startswith("laennec: note: ") for line in err[:-1])
+
+
+@pytest.fixture(scope="module")
+def almost_icbhi(shared_data, tmp_path_factory):
+    """920 short recordings under the published names: hard links to two seconds of tone."""
+    folder = tmp_path_factory.mktemp("icbhi") / "database"
+    folder.mkdir()
+    sound, annotation = folder.parent / "tone.wav", folder.parent / "tone.txt"
+    soundfile.write(sound, TONE, RATE)
+    annotation.write_text("0.0\t1.0\t0\t0\n1.0\t2.0\t1\t0\n")
+    for path in (shared_data / "icbhi2017_annotations").glob("*.txt"):
+        os.link(sound, folder / f"{path.stem}.wav")
+        os.link(annotation, folder / path.name)
+    sound.unlink()
+    annotation.unlink()
+    return folder
+
+
+def test_919_of_920_recordings_are_refused_by_name_and_stamped_where_allowed(
+    almost_icbhi, shared_data, tmp_path, capsys
+):
+    command = ["prepare", "icbhi2017", "--data-dir", str(almost_icbhi), "--tables-dir"]
+    command.append(str(shared_data / "icbhi2017_tables"))
+    assert main(command) == 0
+    assert "incomplete" not in capsys.readouterr().out
+    missing = almost_icbhi / "171_1b1_Al_sc_Meditron.wav"
+    missing.rename(tmp_path / "away.wav")
+    assert main(command) == 2
+    one_line(capsys, "annotation without audio", "171_1b1_Al_sc_Meditron.txt", "--allow-missing")
+    missing.with_suffix(".txt").rename(tmp_path / "away.txt")
+    assert main(command) == 2
+    one_line(capsys, almost_icbhi, "1 of the 920 recordings", "171_1b1_Al_sc_Meditron", "--allow-missing")
+    assert main([*command, "--allow-missing"]) == 0
+    assert "note: incomplete: 919 of the 920 recordings" in capsys.readouterr().out
+    (tmp_path / "away.wav").rename(missing)
+    (tmp_path / "away.txt").rename(missing.with_suffix(".txt"))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_cycle_shorter_than_one_frame_is_named_before_training(corpus, recipe, tmp_path, capsys, frozen):
+    for sound in sorted(corpus.glob("*.wav")):
+        with sound.with_suffix(".txt").open("a") as file:
+            file.write("0.100\t0.110\t0\t0\n")
+    assert train(recipe, tmp_path / "run", "--encoder.frozen", str(frozen).lower()) == 2
+    err = one_line(capsys, "cycle at 0.1 to 0.11 s", "shorter than one frame (64 ms)", "correct the annotation")
+    assert err.count("cycle at") > 5  # all of them, by file
+    repeat = ["--features.length", "repeat", "--features.duration_s", "2"]
+    assert train(recipe, tmp_path / "repeat", *repeat) == 0
+
+
+def test_a_corpus_too_small_to_split_is_one_line(tmp_path, tiny_recipe, capsys):
+    options = {"patients": 1, "recordings_per_patient": 1, "max_rate_hz": 4000}
+    corpus = {"name": "synthetic", "data_dir": str(tmp_path / "corpus"), "options": options}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny_recipe | {"corpus": corpus}))
+    assert train(tmp_path / "r.yaml", tmp_path / "run") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("laennec: ")
+
+
+# ---------------------------------------------------------------- recipes and checkpoints
+
+
+def test_an_unknown_key_in_a_recipe_names_the_nearest(tiny_recipe, tmp_path, capsys):
+    for values, said in (
+        ({"trian": {"epochs": 3}}, "did you mean 'train"),
+        ({"train": {"learning_rat": 1e-3}}, "did you mean 'train.learning_rate'"),
+        ({"epochs": 3}, "did you mean 'train.epochs'"),
+    ):
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny_recipe | values))
+        assert train(tmp_path / "r.yaml", tmp_path / "run") == 2
+        one_line(capsys, tmp_path / "r.yaml", "unknown key", said)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "said"),
+    [
+        ("mobilenet", "whisper_base_encoder", "whisper_base_encoder"),
+        ("ast", "mn04_as_mAP_432.pt", "ast encoders are read from a folder"),
+        ("mobilenet", "cnn", "holds a cnn encoder, not mobilenet"),
+        ("mobilenet", "torn.pt", "torn.pt"),
+        ("mobilenet", "pickle.pt", "pickle.pt"),
+        ("mobilenet", "absent.pt", "no such file"),
+    ],
+)
+def test_encoder_weights_of_another_architecture_are_one_line(
+    recipe, shared_root, tmp_path, capsys, kind, weights, said
+):
+    import pickle
+
+    from laennec.encoders import load_encoder
+
+    released = shared_root / "weights" / weights
+    path = released if released.exists() else tmp_path / weights
+    if weights == "cnn":
+        load_encoder(None, type="cnn").save_pretrained(path)
+    if weights == "torn.pt":
+        path.write_bytes((shared_root / "weights" / "mn04_as_mAP_432.pt").read_bytes()[:100_000])
+    if weights == "pickle.pt":
+        path.write_bytes(pickle.dumps(os.getcwd))
+    out = tmp_path / "run"
+    settings = ["--encoder.type", kind, "--encoder.weights", str(path), "--encoder.config", "{}"]
+    assert train(recipe, out, *settings, "--features.preset", "efficientat") == 2
+    one_line(capsys, path, said)
+    assert not (out / "run.json").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
+def test_a_model_that_is_none_of_ours_is_one_line(shared_root, small_corpus, tmp_path, capsys, command):
+    for source in (
+        shared_root / "weights" / "whisper_base_encoder",
+        shared_root / "weights" / "mn04_as_mAP_432.pt",
+        tmp_path / "absent",
+        "nobody/absent",
+    ):
+        arguments = {
+            "predict": [str(small_corpus)],
+            "evaluate": ["--corpus", "synthetic", "--data-dir", str(small_corpus)],
+            "export": [],
+        }[command]
+        assert main([command, str(source), *arguments, "--out", str(tmp_path / "out")]) == 2
+        one_line(capsys, source, ";")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_run_record_or_front_end_that_is_torn_is_one_line(tiny_run, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "run.json").write_text('{"name": "ti')
+    assert main(["evaluate", str(run)]) == 2
+    one_line(capsys, run / "run.json", "not valid JSON")
+    (run / "model" / "preprocessor_config.json").write_text('{"feature_extractor_type": "Laenn')
+    assert main(["predict", str(run), __file__, "--out", str(tmp_path / "out")]) == 2
+    one_line(capsys, run / "model", "front end")
+
+
+def test_a_run_is_not_given_up_for_one_that_cannot_begin(corpus, recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(recipe, run) == 0
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    sound = sorted(corpus.glob("*.wav"))[0]
+    truncated(sound)
+    capsys.readouterr()
+    for arguments in (["--overwrite"], ["--overwrite", "--encoder.weights", "absent.pt"]):
+        assert train(recipe, run, *arguments) == 2
+        one_line(capsys)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert train(recipe, tmp_path / "new") == 2
+    assert not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- full disks
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Makes folders real, small file systems of so many kB."""
+    mounted = []
+
+    def make(folder, kilobytes):
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a full disk needs the right to mount a small file system")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FULL = "cannot write: the disk is full; free some space or choose another"
+
+
+def test_a_full_disk_while_the_table_is_written(corpus, disk, tmp_path, capsys):
+    cache = disk(tmp_path / "cache", 16)
+    assert main(["prepare", "synthetic", "--data-dir", str(corpus)]) == 2
+    one_line(capsys, cache, FULL)
+    assert temporary_files(cache) == []
+
+
+def test_a_full_disk_while_waveforms_are_cached(corpus, disk, recipe, tmp_path, capsys):
+    assert main(["prepare", "synthetic", "--data-dir", str(corpus)]) == 0
+    shards = disk(tmp_path / "cache" / "waveforms", 400)
+    capsys.readouterr()
+    assert train(recipe, tmp_path / "run") == 2
+    one_line(capsys, shards, FULL)
+    assert temporary_files(tmp_path) == []
+    written = list(shards.rglob("*.f32"))
+    assert written and all(p.stat().st_size > 1000 for p in written)
+
+
+def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path, capsys):
+    embeddings = disk(tmp_path / "cache" / "embeddings", 4)
+    assert train(recipe, tmp_path / "run", "--encoder.frozen", "true") == 2
+    one_line(capsys, embeddings, FULL)
+    assert temporary_files(tmp_path) == [] and not list(embeddings.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("kilobytes", [8, 20, 36, 60, 100])
+def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsys, kilobytes):
+    """Wherever the space ends (weights, optimizer, state, model), the run can go on once there is some."""
+    out = disk(tmp_path / "run", kilobytes)
+    assert train(recipe, out) == 2
+    one_line(capsys, out, FULL)
+    assert temporary_files(out) == [] and not (out / "run.json").exists()
+    for folder in out.glob("checkpoints/*/checkpoint-*"):
+        json.loads((folder / "trainer_state.json").read_text())
+    subprocess.run(["mount", "-o", "remount,size=10m", str(out)], check=True)
+    assert train(recipe, out) == 0
+    assert (out / "run.json").exists()
+
+
+def test_a_checkpoint_torn_by_a_kill_is_not_resumed_from(recipe, tmp_path, monkeypatch):
+    from laennec.training.trainer import LaennecTrainer
+
+    honest = LaennecTrainer._save_checkpoint
+
+    def killed(self, *arguments, **settings):
+        honest(self, *arguments, **settings)
+        for file in Path(self.args.output_dir).glob("checkpoint-*/trainer_state.json"):
+            file.write_text(file.read_text()[:50])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LaennecTrainer, "_save_checkpoint", killed)
+        assert train(recipe, tmp_path / "run") == 130
+    assert train(recipe, tmp_path / "run") == 0
+
+
+def test_a_full_disk_while_a_model_is_exported(tiny_run, disk, tmp_path, capsys):
+    folder = disk(tmp_path / "disk", 8)
+    (folder / "earlier").write_text("earlier")
+    assert main(["export", str(tiny_run), "--out", str(folder / "out")]) == 2
+    one_line(capsys, folder / "out", FULL)
+    assert [p.name for p in folder.rglob("*")] == ["earlier"]
+
+
+def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk, tmp_path, capsys):
+    folder = disk(tmp_path / "out", 16)
+    (folder / "predictions.csv").write_text("earlier")
+    arguments = ["--window-s", "0.5", "--hop-s", "0.25", "--out", str(folder)]
+    assert main(["predict", str(tiny_run), str(small_corpus), *arguments]) == 2
+    one_line(capsys, folder, FULL)
+    assert temporary_files(folder) == [] and (folder / "predictions.csv").read_text() == "earlier"
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text())["timeline"]
+
+
+def test_a_full_disk_while_an_evaluation_is_written(tiny_run, disk, tmp_path, capsys):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    folder = disk(tmp_path / "disk", 60)
+    arguments = ["evaluate", str(run), "--out", str(folder / "out"), "--draws", "10"]
+    assert main(arguments) == 2
+    one_line(capsys, FULL)
+    assert list(folder.iterdir()) == []
+    assert json.loads((run / "run.json").read_text())["evaluations"] == []
+
+
+def test_a_full_disk_is_one_line_of_the_program_itself(tiny_run, small_corpus, disk, tmp_path):
+    folder = disk(tmp_path / "out", 4)
+    (folder / "x").write_bytes(bytes(4096))
+    command = [sys.executable, "-m", "laennec", "predict", str(tiny_run), str(small_corpus), "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and FULL in done.stderr
+
+
+def test_a_folder_without_permission_is_one_line(tiny_run, small_corpus, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    sound = str(next(small_corpus.glob("*.wav")))
+    assert main(["predict", str(tiny_run), sound, "--out", str(tmp_path / "file")]) == 2
+    one_line(capsys, tmp_path / "file", "is a file, not a folder")

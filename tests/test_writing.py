@@ -1,0 +1,137 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import errno
+import os
+import resource
+import stat
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from laennec.errors import InputError
+from laennec.writing import folder_aside, others_write, refuse_others, write_aside, writing_error
+
+
+def names(folder):
+    return sorted(p.name for p in folder.rglob("*"))
+
+
+@pytest.fixture
+def small_files_only():
+    """No file of this process may grow beyond 4 kB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
+    path = tmp_path / "made" / "on the way" / "a.txt"
+    with write_aside(path) as file:
+        file.write("ä")
+        assert not path.exists()
+    assert path.read_text(encoding="utf-8") == "ä" and names(path.parent) == ["a.txt"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("ours"), OSError(errno.ENOSPC, "full")])
+def test_whatever_happens_while_writing_the_earlier_file_stays(tmp_path, error):
+    (tmp_path / "a.txt").write_text("earlier")
+    with pytest.raises((KeyboardInterrupt, RuntimeError, InputError)), write_aside(tmp_path / "a.txt") as file:
+        file.write("half")
+        raise error
+    assert (tmp_path / "a.txt").read_text() == "earlier" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_write_that_really_fails_is_one_line(tmp_path, small_files_only):
+    (tmp_path / "a.bin").write_bytes(b"earlier")
+    said = pytest.raises(InputError, match=r"a\.bin: cannot write: the file grows larger than")
+    with said as error, write_aside(tmp_path / "a.bin", "wb") as file:
+        file.write(b"x" * 10_000)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "a.bin").read_bytes() == b"earlier" and names(tmp_path) == ["a.bin"]
+
+
+def torch_save(folder):
+    torch.save({"x": torch.zeros(5000)}, folder / "x.pt")
+
+
+def safetensors_save(folder):
+    save_file({"x": torch.zeros(5000)}, folder / "x.safetensors")
+
+
+def numpy_save(folder):
+    np.save(folder / "x.npy", np.zeros(5000))
+
+
+@pytest.mark.parametrize("save", [torch_save, safetensors_save, numpy_save])
+def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_folder(tmp_path, small_files_only, save):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "earlier").write_text("earlier")
+    said = pytest.raises(InputError, match=r"out: cannot write: .*choose another folder")
+    with said, folder_aside(tmp_path / "out") as folder:
+        (folder / "first").write_text("whole")
+        save(folder)
+    assert names(tmp_path) == ["earlier", "out"]
+
+
+def test_a_folder_replaces_the_earlier_one_whole(tmp_path):
+    for content in ("one", "two"):
+        with folder_aside(tmp_path / "out") as folder:
+            (folder / content).write_text(content)
+    assert names(tmp_path) == ["out", "two"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "earlier").write_text("earlier")
+    honest = os.replace
+
+    def fails_at_the_last_step(source, target):
+        if str(source).endswith(".part"):
+            raise OSError(errno.EACCES, "no")
+        honest(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_at_the_last_step)
+    with pytest.raises(InputError, match="no permission"), folder_aside(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["earlier", "out"]
+
+
+def test_a_path_below_a_file_and_a_folder_in_the_way_are_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"file/x: cannot write: .*choose another"),
+        write_aside(tmp_path / "file" / "x"),
+    ):
+        pass
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"folder: cannot write: there is a folder"), write_aside(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == ["file", "folder", "inside"]
+
+
+def test_errors_that_are_ours_stay_what_they_are():
+    assert writing_error("x", RuntimeError("index out of range")) is None
+    assert writing_error("x", OSError(errno.EINVAL, "bad")) is None
+    with pytest.raises(ZeroDivisionError), others_write("x"):
+        1 / 0  # noqa: B018
+    with pytest.raises(InputError, match=r"^said already$"), others_write("x"):
+        raise InputError("said already")
+
+
+def test_a_folder_with_anything_of_others_is_refused(tmp_path):
+    refuse_others(tmp_path / "absent", ["a"], "choose")
+    (tmp_path / "config.json").write_text("")
+    (tmp_path / "model-1.safetensors").write_text("")
+    ours = ("config.json", "model*.safetensors")
+    refuse_others(tmp_path, ours, "choose")
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(InputError, match=r"holds other files \(thesis\.txt\); choose another"):
+        refuse_others(tmp_path, ours, "choose another")
+    with pytest.raises(InputError, match="is a file"):
+        refuse_others(tmp_path / "thesis.txt", ours, "choose another")
