@@ -201,6 +201,21 @@ def filter_bank(setting: Setting) -> list[Row]:
     return rows
 
 
+def augmentation(setting: Setting) -> list[Row]:
+    """Stretch and pitch shift of real cycles, on one thread."""
+    from laennec.audio.augment import PitchShift, TimeStretch, WaveformAugmentation
+    from laennec.corpora import CycleWaveforms, load_corpus
+
+    table = load_corpus("icbhi2017", _needs(setting, "icbhi2017_subset"), protocol="none")["all"].select(range(64))
+    cycles = list(CycleWaveforms(table, 16000))
+    draws = WaveformAugmentation(stretch=TimeStretch(1.0), pitch=PitchShift(1.0))
+    (took,) = fastest(
+        lambda: [draws(c, 16000, seed=0, epoch=0, cycle_index=i) for i, c in enumerate(cycles)], repeats=setting.repeats
+    )
+    note = f"each of {len(cycles)} real cycles stretched and shifted in pitch"
+    return [Row("stretch and pitch", len(cycles) / took, None, "cycles/s", None, ">= 20", note)]
+
+
 def frozen_experiment(setting: Setting) -> list[Row]:
     """SPRSound train with a frozen mobilenet: encode once, then a 20-epoch head."""
     import torch
@@ -319,6 +334,7 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "read": reading,
     "memory": memory,
     "fbank": filter_bank,
+    "augment": augmentation,
     "frozen": frozen_experiment,
     "step": trainer_step,
 }

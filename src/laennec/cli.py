@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             if not known.debug:
-                warnings.showwarning = _note
+                warnings.showwarning = _note  # type: ignore[assignment]
             return int(known.run(known) or 0)
     except KeyboardInterrupt:
         print("laennec: interrupted; run the same command again to continue", file=sys.stderr)

@@ -1,7 +1,5 @@
 """Intervals: equal to explicit resampling, over patients, and absent where they would mean nothing."""
 
-import time
-
 import numpy as np
 import pytest
 from evaluation_tables import cycles
@@ -68,11 +66,3 @@ def test_rows_without_patient_are_clustered_by_recording():
     assert n == 4  # p0, p2 and the two recordings of the unknown one
     assert patient_codes(table.drop(columns="patient_id"))[1] == 6
     assert len(set(codes[table.patient_id == "p0"])) == 1
-
-
-def test_seven_thousand_cycles_take_seconds():
-    table = cycles(n_patients=126, per_patient=55)
-    answers = read_predictions(table, **TWO)
-    start = time.perf_counter()
-    patient_bootstrap(table, answer_statistics(answers), 1000)
-    assert time.perf_counter() - start < 10
