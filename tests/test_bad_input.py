@@ -235,7 +235,7 @@ def test_919_of_920_recordings_are_refused_by_name_and_stamped_where_allowed(
     assert main(command) == 2
     one_line(capsys, almost_icbhi, "1 of the 920 recordings", "171_1b1_Al_sc_Meditron", "--allow-missing")
     assert main([*command, "--allow-missing"]) == 0
-    assert "note: incomplete: 919 of the 920 recordings" in capsys.readouterr().out
+    assert "incomplete: 919 of the 920 recordings" in capsys.readouterr().out
     (tmp_path / "away.wav").rename(missing)
     (tmp_path / "away.txt").rename(missing.with_suffix(".txt"))
 
@@ -402,7 +402,7 @@ def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path,
         assert load_file(shard)
 
 
-@pytest.mark.parametrize("kilobytes", [8, 20, 36, 60, 100])
+@pytest.mark.parametrize("kilobytes", [8, 36, 100])
 def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsys, kilobytes):
     """Wherever the space ends (weights, optimizer, state, model), the run can go on once there is some."""
     out = disk(tmp_path / "run", kilobytes)
@@ -454,12 +454,13 @@ def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk,
 
 def test_a_full_disk_while_an_evaluation_is_written(tiny_run, disk, tmp_path, capsys):
     run = shutil.copytree(tiny_run, tmp_path / "run")
+    before = (run / "run.json").read_bytes()
     folder = disk(tmp_path / "disk", 60)
     arguments = ["evaluate", str(run), "--out", str(folder / "out"), "--draws", "10"]
     assert main(arguments) == 2
     one_line(capsys, FULL)
     assert list(folder.iterdir()) == []
-    assert json.loads((run / "run.json").read_text())["evaluations"] == []
+    assert (run / "run.json").read_bytes() == before
 
 
 def test_a_full_disk_is_one_line_of_the_program_itself(tiny_run, small_corpus, disk, tmp_path):

@@ -146,7 +146,7 @@ def test_a_synthetic_corpus_is_written_once_and_its_options_are_held_to(tmp_path
 
 
 def test_a_recipe_with_options_of_a_synthetic_corpus_runs_again(tiny_recipe, tmp_path):
-    options = {"patients": 12, "recordings_per_patient": 1, "cycles_per_recording": 3, "max_rate_hz": 4000}
+    options = {"patients": 8, "recordings_per_patient": 1, "cycles_per_recording": 3, "max_rate_hz": 4000}
     corpus = {"name": "synthetic", "data_dir": str(tmp_path / "corpus"), "options": options}
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(tiny_recipe | {"corpus": corpus}))

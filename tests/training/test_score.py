@@ -24,7 +24,9 @@ RESULTS = {"predictions.parquet", "metrics.json", "run.json", "report.html", "pi
 @pytest.fixture
 def run(tiny_run, tmp_path):
     """A copy of the tiny run, so that evaluations of one test are not another's."""
-    return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+    (run / "run.json").write_text(json.dumps(read(run / "run.json") | {"evaluations": []}))
+    return run
 
 
 @pytest.fixture

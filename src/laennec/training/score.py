@@ -133,7 +133,8 @@ def score(
     if run is not None:
         looked = {k: evaluated[k] for k in ("split", "created", "command")}
         run["evaluations"] = [*run.get("evaluations", []), looked]
-    record = {**(run or _no_run(source, recipe)), "evaluated": evaluated}
+    trained = run or _no_run(source, recipe)
+    record = {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
     _write(folder, record, evaluation, predictions, run_path, run)
     return Scored(folder, format_summary(evaluation), evaluation)
 
