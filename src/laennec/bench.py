@@ -233,7 +233,8 @@ def frozen_experiment(setting: Setting) -> list[Row]:
     recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
     recipe.train.batch_size = 64
     extractor = make_extractor(recipe.features)
-    table = load_corpus("sprsound", folder)["train"]
+    everything = load_corpus("sprsound", folder, protocol="none")["all"]
+    table = everything.select([row for row, part in enumerate(everything["part"]) if part == "train"])
     part = make_part("train", table, recipe, extractor, None, False)
     seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
     model = make_model(recipe, part.targets.names)

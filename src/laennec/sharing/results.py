@@ -6,6 +6,7 @@ differs.
 """
 
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
 def render(document: str | Path, check: bool = False) -> bool:
     """Make the text between the markers of a Markdown document anew.
 
-    `<!-- laennec:scores FILE [part] -->` is a table of scores, `<!-- laennec:floors FILE [part] -->` their floors,
+    `<!-- laennec:scores FILE [part] -->` is a table of scores, `<!-- laennec:means FILE [part] -->` their means over seeds,
+    `<!-- laennec:floors FILE [part] -->` their floors,
     `<!-- laennec:runs FILE -->` commands, seeds and run times, `<!-- laennec:bench FILE -->` the benchmark; each ends
     at `<!-- laennec:end -->`. FILE is relative to the document.
 
@@ -150,6 +152,28 @@ def _scores(content: dict[str, Any], options: list[str]) -> str:
     return "\n".join(lines)
 
 
+def _means(content: dict[str, Any], options: list[str]) -> str:
+    lines = ["| recipe | seeds | ICBHI Score | crackle AUROC | wheeze AUROC |", "|---|---|---|---|---|"]
+    rows = _part(content, options)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        cells = [
+            _mean_and_spread([row["values"][figure] for row in own], digits)
+            for figure, digits in (("icbhi.Score", 1), ("crackle.roc_auc", 3), ("wheeze.roc_auc", 3))
+        ]
+        lines.append(f"| {name} | {', '.join(str(row['seed']) for row in own)} | {' | '.join(cells)} |")
+    lines += ["", "Mean over seeds, and their standard deviation; it says nothing about other patients."]
+    return "\n".join(lines)
+
+
+def _mean_and_spread(values: list[float | None], digits: int) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "not defined"
+    mean = f"{statistics.mean(known):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else mean
+
+
 def _with_interval(row: dict[str, Any], name: str, digits: int) -> str:
     value, interval = row["values"].get(name), row["intervals"].get(name)
     if value is None:
@@ -200,4 +224,4 @@ def _bench(content: dict[str, Any], options: list[str]) -> str:
     return as_table([Row(**row) for row in content["rows"]], content)
 
 
-_TABLES = {"scores": _scores, "floors": _floors, "runs": _runs, "bench": _bench}
+_TABLES = {"scores": _scores, "means": _means, "floors": _floors, "runs": _runs, "bench": _bench}
