@@ -81,10 +81,9 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
 def render(document: str | Path, check: bool = False) -> bool:
     """Make the text between the markers of a Markdown document anew.
 
-    `<!-- laennec:scores FILE [part] -->` is a table of scores, `<!-- laennec:means FILE [part] -->` their means over seeds,
-    `<!-- laennec:floors FILE [part] -->` their floors,
-    `<!-- laennec:runs FILE -->` commands, seeds and run times, `<!-- laennec:bench FILE -->` the benchmark; each ends
-    at `<!-- laennec:end -->`. FILE is relative to the document.
+    Markers: `<!-- laennec:scores FILE [part] -->` is a table of scores, `means` of their means over seeds, `floors` of
+    what is reached without listening, `runs` of commands, seeds and run times, `bench` of the benchmark; each ends at
+    `<!-- laennec:end -->`. FILE is relative to the document.
 
     Args:
         document: The document.
