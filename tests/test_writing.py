@@ -135,3 +135,13 @@ def test_a_folder_with_anything_of_others_is_refused(tmp_path):
         refuse_others(tmp_path, ours, "choose another")
     with pytest.raises(InputError, match="is a file"):
         refuse_others(tmp_path / "thesis.txt", ours, "choose another")
+
+
+def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
+    mask = os.umask(0o027)
+    try:
+        with folder_aside(tmp_path / "model") as temporary:
+            save_file({"weight": torch.zeros(2)}, temporary / "model.safetensors")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "model" / "model.safetensors").stat().st_mode) == 0o640

@@ -120,6 +120,7 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    os.chmod(file, 0o666 & ~_umask())  # safetensors makes files only their owner can read
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             os.chmod(temporary, 0o777 & ~_umask())

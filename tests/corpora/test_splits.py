@@ -325,6 +325,17 @@ class TestLeaks:
         with pytest.raises(InputError, match="duplicated recordings"):
             split_table(table, "patient-5fold")
 
+    def test_identical_audio_under_other_cycles_is_reported_and_no_copy(self) -> None:
+        table = small(6)
+        table["audio_sha256"] = "the same audio everywhere"
+        table["start_s"] = np.arange(len(table)) * 1.0
+        table["end_s"] = table["start_s"] + 1
+        split = split_table(table, "patient-5fold")
+        assert "duplicated recordings" in split.leaks.shared[0]
+        table["start_s"], table["end_s"] = 0.0, 1.0
+        with pytest.raises(InputError, match="duplicated recordings"):
+            split_table(table, "patient-5fold")
+
     def test_what_could_not_be_checked_is_counted(self) -> None:
         table = small(2)
         table.loc[0, "patient_id"] = None

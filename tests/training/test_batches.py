@@ -89,6 +89,35 @@ def test_joining_ors_the_labels_and_lengthens_the_sound():
     assert dataset[1]["label"].tolist() == [1, 0]
 
 
+def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():
+    augmentation = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0))
+    single, double = make(augmentation), make(augmentation, Concatenation(1.0, np.array([2])))
+    single.concatenation = double.concatenation
+    double.views = 2
+    item = double[(1, 5)]
+    (second,) = item["other_views"]
+    assert np.array_equal(item["waveform"], single[(1, 5)]["waveform"])
+    assert len(second) == len(item["waveform"]) and not np.allclose(second, item["waveform"])
+    assert np.array_equal(second, double[(1, 5)]["other_views"][0])
+    assert not np.allclose(second, double[(1, 6)]["other_views"][0])
+    assert double[1]["other_views"] == []
+
+
+def test_first_views_stand_before_second_ones_and_labels_once():
+    dataset = make(WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0)))
+    dataset.views, dataset.groups = 2, {"device drop": np.array([0, -1, 1, 1])}
+    batch = collate_cycles([dataset[(0, 1)], dataset[(3, 1)]])
+    assert batch["waveforms"].shape == (4, 7) and batch["lengths"].tolist() == [4, 7, 4, 7]
+    assert np.array_equal(batch["waveforms"][3], dataset[(3, 1)]["other_views"][0])
+    assert batch["labels"].shape == (2, 2) and batch["class_ids"].tolist() == [0, 3]
+    assert batch["group_ids"]["device drop"].tolist() == [0, 1]
+
+
+def test_targets_carry_the_metadata_of_the_rows_that_are_kept(table):
+    assert targets_of(table, TargetSettings()).metadata["cycle_id"] == ["a", "b", "c", "d"]
+    assert targets_of(table, TargetSettings()).metadata["diagnosis"] == ["COPD", "Asthma", None, "COPD"]
+
+
 def test_cycle_numbers_follow_the_id_not_the_row():
     assert cycle_numbers(["x", "y"])[1] == cycle_numbers(["y"])[0]
     assert (cycle_numbers([str(i) for i in range(1000)]) >= 0).all()

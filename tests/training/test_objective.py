@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from laennec.losses import AngularDistanceDistributionLoss
+from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
+from laennec.training.auxiliary import RECIPE_LOSSES
 from laennec.training.config import ConfigError, LossSettings
-from laennec.training.objective import RECIPE_LOSSES, Objective, Stage, class_weights, positive_weights
+from laennec.training.mixtures import Mixture
+from laennec.training.objective import Objective, Stage, class_weights, positive_weights
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)
 
@@ -101,7 +103,7 @@ def test_what_a_recipe_cannot_have_is_refused_with_its_name(auxiliary, message):
 def test_class_weights_of_the_wrong_number_are_refused():
     with pytest.raises(ConfigError, match="has 3 numbers; there are 2 labels"):
         Objective(LossSettings(class_weights=[1, 2, 3]), True, np.zeros((4, 2), np.float32), 2)
-    assert set(RECIPE_LOSSES) == {"add", "tuplet", "supcon", "opl"}
+    assert set(RECIPE_LOSSES) > {"add", "tuplet", "supcon", "opl"}
 
 
 @pytest.mark.parametrize("task", ["ce", "focal"])
@@ -111,3 +113,109 @@ def test_single_label_tasks_use_their_weights(task):
     weighted = Objective(LossSettings(task=task, class_weights=[1.0, 5, 5, 5]), False, labels.numpy(), 4)
     out = outputs(8, 4)
     assert plain.task_terms(out.logits, labels)[task] != weighted.task_terms(out.logits, labels)[task]
+
+
+def views(n=6, dim=5):
+    """Outputs for two views of n cycles, first views first."""
+    out = outputs(2 * n, 2, dim)
+    flags = torch.tensor([[0, 0], [1, 0], [0, 1]] * (n // 3)).float()
+    return out, batch(flags, torch.arange(n) % 3)
+
+
+def test_losses_of_one_view_see_the_first_and_those_of_two_see_both():
+    out, given = views()
+    objective = Objective(LossSettings(auxiliary={"supcon": {}, "add": {}}), True, given["labels"].numpy(), 2)
+    assert objective.views == 2
+    terms = objective(out, given, Stage(), 0)
+    first, second = out.embeddings.split(6)
+    both = torch.stack([first, second], dim=1)
+    assert torch.allclose(terms["supcon"], SupConLoss()(both, given["class_ids"])["supcon"])
+    assert torch.allclose(
+        terms["add_mu_pos"], AngularDistanceDistributionLoss()(first, given["class_ids"])["add_mu_pos"]
+    )
+    one_logit_set = functional.binary_cross_entropy_with_logits(out.logits[:6], given["labels"])
+    assert torch.allclose(terms["bce"], one_logit_set)
+
+
+def test_hybrid_training_weighs_contrast_against_the_task_over_both_views():
+    out, given = views()
+    alpha = 0.3
+    settings = LossSettings(task_weight=1 - alpha, task_views="all", auxiliary={"supcon": {"weight": alpha}})
+    terms = Objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    both = torch.stack(out.embeddings.split(6), dim=1)
+    assert torch.allclose(terms["supcon"], alpha * SupConLoss()(both, given["class_ids"])["supcon"])
+    task = functional.binary_cross_entropy_with_logits(out.logits, torch.cat([given["labels"]] * 2))
+    assert torch.allclose(terms["bce"], (1 - alpha) * task)
+
+
+def test_stethoscope_guided_contrast_looks_at_known_devices_and_moves_first_views_alone():
+    out, given = views()
+    given["group_ids"] = {"device drop": torch.tensor([0, 1, -1, 0, 1, -1])}
+    entry = {"device": {"loss": "supcon", "labels": "device", "detach_other_views": True}}
+    out.embeddings.requires_grad_()
+    objective = Objective(LossSettings(task_weight=0, auxiliary=entry), True, given["labels"].numpy(), 2)
+    value = objective(out, given, Stage(), 0)["device/supcon"]
+    known = torch.tensor([0, 1, 3, 4])
+    expected = SupConLoss()(torch.stack(out.embeddings.split(6), dim=1)[known], torch.tensor([0, 1, 0, 1]))["supcon"]
+    assert torch.allclose(value, expected)
+    value.backward()
+    moved = out.embeddings.grad.abs().sum(1) > 0
+    assert moved.tolist() == [True, True, False, True, True, False] + [False] * 6
+
+
+def test_patients_and_simclr_take_their_own_labels():
+    out, given = views()
+    patients = torch.tensor([0, 0, 1, 1, 2, 2])
+    given["group_ids"] = {"patient drop": patients}
+    settings = LossSettings(auxiliary={"patient": {}, "ntxent": {}, "cycle": {"loss": "supcon", "labels": "cycle"}})
+    terms = Objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    pafa = PatientAlignmentLoss()(out.embeddings[:6], patients)
+    assert torch.allclose(terms["patient/pcsl"], pafa["pcsl"]) and torch.allclose(terms["patient/gpal"], pafa["gpal"])
+    both = torch.stack(out.embeddings.split(6), dim=1)
+    assert torch.allclose(terms["cycle/supcon"], SupConLoss()(both)["supcon"])
+    assert float(terms["ntxent"]) > 0
+
+
+def mixture(labels, lam=0.7):
+    index = torch.tensor([1, 2, 0, 4, 5, 3])
+    return Mixture(lam, index, lam * labels + (1 - lam) * labels[index], labels)
+
+
+def test_mixed_cycles_have_soft_labels_for_task_and_add():
+    out, given = views()
+    out = SimpleNamespace(logits=out.logits[:6], embeddings=out.embeddings[:6], projections=None)
+    given["mixture"] = mixture(given["labels"])
+    terms = Objective(LossSettings(auxiliary={"add": {}}), True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    soft = given["mixture"].labels
+    assert torch.allclose(terms["bce"], functional.binary_cross_entropy_with_logits(out.logits, soft))
+    assert torch.allclose(terms["add_mu"], AngularDistanceDistributionLoss()(out.embeddings, soft)["add_mu"])
+
+
+@pytest.mark.parametrize("task_views", ["first", "all"])
+def test_patch_mix_contrasts_mixed_rows_with_the_clean_ones_they_were_made_of(task_views):
+    out, given = views()
+    given["mixture"] = mixture(given["labels"])
+    settings = LossSettings(task_views=task_views, auxiliary={"patch_mix": {"temperature": 0.5}, "add": {}})
+    objective = Objective(settings, True, given["labels"].numpy(), 2)
+    terms = objective(out, given, Stage(), 0)
+    clean, mixed = (functional.normalize(half, dim=1) for half in out.embeddings.split(6))
+    chance = (mixed @ clean.T / 0.5).log_softmax(1)
+    each = [0.7 * chance[i, i] + 0.3 * chance[i, given["mixture"].index[i]] for i in range(6)]
+    assert torch.allclose(terms["patch_mix"], -torch.stack(each).mean())
+    rows = torch.cat([given["labels"], given["mixture"].labels])[: 12 if task_views == "all" else 6]
+    assert torch.allclose(terms["bce"], functional.binary_cross_entropy_with_logits(out.logits[: len(rows)], rows))
+    assert "add_mu_pos" in terms  # clean rows keep their class
+
+
+def test_the_focal_loss_of_two_labels_is_that_of_each_label_by_itself():
+    logits, flags = torch.randn(4, 2), torch.tensor([[0, 1], [1, 0], [1, 1], [0, 0]]).float()
+    weights = [3.0, 0.5]
+    settings = LossSettings(task="focal", focal_gamma=1.5, class_weights=weights)
+    found = Objective(settings, True, flags.numpy(), 2).task_terms(logits, flags)["focal"]
+    values = []
+    for row in range(4):
+        for label in range(2):
+            p = logits[row, label].sigmoid()
+            p = p if flags[row, label] else 1 - p
+            values.append((weights[label] if flags[row, label] else 1) * -((1 - p) ** 1.5) * p.log())
+    assert torch.allclose(found, torch.stack(values).mean(), atol=1e-6)

@@ -173,6 +173,14 @@ def test_coverage_counts_what_a_double_loop_counts():
     assert sampler.epoch == 0
 
 
+def test_coverage_finds_batches_of_one_class_and_gives_the_unknown_no_pairs():
+    labels = np.array([0, 0, 1, 1, -1, -1])
+    apart = coverage(EpochSampler(6, shuffle=False), labels=labels, rows_per_batch=2)
+    assert (apart.batches_without_positives, apart.batches_without_negatives) == (1, 3)
+    whole = coverage(EpochSampler(6), labels=labels, rows_per_batch=6)
+    assert (whole.positive_pairs_min, whole.batches_without_negatives) == (4, 0)
+
+
 def test_misuse_is_named():
     with pytest.raises(ValueError, match="no cycle"):
         EpochSampler(0)

@@ -1,9 +1,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import rank_cases
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -57,15 +59,38 @@ def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
     assert {id(p) for p in learnt} == {id(p) for p in trainer.model.head.parameters()}
 
 
+def launch(processes, *command):
+    """Run a command under accelerate with several CPU processes."""
+    settings = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
+    settings += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *settings, *map(str, command)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
+    done = launch(2, Path(__file__).with_name("rank_cases.py"), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "two.json").read_text())
+    tensors = torch.load(tmp_path / "two.pt", weights_only=True)
+    losses, weights = rank_cases.train(tmp_path / "one", 8)
+    assert found["losses"] == pytest.approx(losses, abs=1e-5) and len(losses) == 2
+    for name, weight in weights.items():
+        torch.testing.assert_close(tensors["weights"][name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    assert any(name.startswith("auxiliary_heads.guesses") for name in weights)
+    # the same for unequal halves, where the mean of the halves' means is not the mean
+    order = [0, 1, 2, 3, 4, 5, 6, 7]
+    terms, gradient = rank_cases.objective_alone(order)
+    assert found["terms"] == pytest.approx(terms, abs=1e-9)
+    torch.testing.assert_close(tensors["gradient"], gradient, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("processes", [2])
 def test_two_processes_train_one_model(tiny_recipe, tmp_path, processes):
     recipe = {**tiny_recipe, "loss": {"auxiliary": {"add": {"weight": 0.2}}}, "output_dir": str(tmp_path / "run")}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [*launch, "-m", "laennec", "train", str(tmp_path / "recipe.yaml")], capture_output=True, text=True, timeout=300
-    )
+    done = launch(processes, "-m", "laennec", "train", tmp_path / "recipe.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["history"]) == 2 and done.stdout.count("run: ") == 1

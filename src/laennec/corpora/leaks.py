@@ -3,7 +3,9 @@
 Decided here: four kinds of sharing are looked for. Patients and recordings by name; simultaneous recordings (ICBHI's
 "mc": one breathing taken at several chest locations) by patient and recording index; and audio that is the same under
 two names by its content address (SPRSound has one such pair, in train and test_intra). The last two are a refusal only
-where disjoint patients were promised: a split that shares patients on purpose reports them.
+where disjoint patients were promised: a split that shares patients on purpose reports them. Identical audio refuses
+where the cycles are the same too, which makes it a recording under two names; under other cycles it is a placeholder or
+a mix-up of files, which is reported with the split.
 """
 
 import itertools
@@ -22,6 +24,8 @@ _COLUMNS = (
     "recording_id",
     "patient_id",
     "label",
+    "start_s",
+    "end_s",
     "chest_location",
     "acquisition_mode",
     "audio_sha256",
@@ -40,6 +44,7 @@ class PairLeak:
         recordings: Recordings with cycles in both.
         simultaneous: Sessions ("107_2b3") taken at several chest locations at once, some in each part.
         duplicated_audio: (recording of the first part, recording of the second), two names for identical audio.
+        copies: Those of them whose cycles are the same too.
     """
 
     parts: Pair
@@ -47,6 +52,7 @@ class PairLeak:
     recordings: tuple[str, ...]
     simultaneous: tuple[str, ...]
     duplicated_audio: tuple[Pair, ...]
+    copies: tuple[Pair, ...]
 
     @property
     def clean(self) -> bool:
@@ -146,7 +152,8 @@ def refuse_leaks(report: LeakReport, protocol: Protocol | str) -> None:
     protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
     for pair in report.pairs:
         promise = protocol.promise(*pair.parts)
-        if (promise == "patient" and not pair.clean) or (promise == "recording" and pair.recordings):
+        shared = pair.patients or pair.recordings or pair.simultaneous or pair.copies
+        if (promise == "patient" and shared) or (promise == "recording" and pair.recordings):
             raise InputError(
                 f"protocol {protocol.name!r} promises that no {promise} is shared, but {pair.summary}; "
                 "correct the patient ids or the split table, or drop the duplicated recordings"
@@ -202,12 +209,21 @@ def _pair_leak(pair: Pair, one: pd.DataFrame, other: pd.DataFrame) -> PairLeak:
         left, right = (set(part.loc[part[column] == value, "recording_id"]) for part in (one, other))
         return sorted((a, b) for a in left for b in right if a != b)
 
+    def spans(part: pd.DataFrame) -> dict[str, list[Any]]:
+        """Times of the cycles of each recording whose audio is in both parts."""
+        rows = part[part["audio_sha256"].isin(shared("audio_sha256"))]
+        return {
+            str(name): sorted(zip(cycles["start_s"].map(str), cycles["end_s"].map(str), strict=True))
+            for name, cycles in rows.groupby("recording_id")
+        }
+
+    twice = sorted(itertools.chain.from_iterable(twins("audio_sha256", value) for value in shared("audio_sha256")))
+    left, right = spans(one), spans(other)
     return PairLeak(
         parts=pair,
         patients=tuple(shared("patient_id")),
         recordings=tuple(shared("recording_id")),
         simultaneous=tuple(session for session in shared("session") if twins("session", session)),
-        duplicated_audio=tuple(
-            sorted(itertools.chain.from_iterable(twins("audio_sha256", content) for content in shared("audio_sha256")))
-        ),
+        duplicated_audio=tuple(twice),
+        copies=tuple((a, b) for a, b in twice if left[a] == right[b]),
     )

@@ -69,7 +69,8 @@ class OrthogonalProjectionLoss(nn.Module):
         with full_precision(embeddings):
             groups = ("same", _SIMILARITY), ("different", _ABSOLUTE if each else _SIMILARITY)
             mean, _, counts = PairMoments.apply(normalise(embeddings), class_indices(labels), groups)
-            positive, negative = (mean * (counts / (counts + 1e-6))).unbind()
+            ordered = counts.to(mean.dtype)  # integers plus 1e-6 would be float32, whatever the embeddings are
+            positive, negative = (mean * (ordered / (ordered + 1e-6))).unbind()
         self.pairs = dict(zip(("opl_pos", "opl_neg"), counts.tolist(), strict=True))
         return {
             "opl_pos": self.ratio * (1 - positive),

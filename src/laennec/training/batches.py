@@ -2,13 +2,14 @@
 
 Decided here: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for
 the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
-not change when the split does. Rows without a label (SPRSound's Poor Quality records) are left out of training and
-counted.
+not change when the split does; a second view of a cycle has a key of its own, and the first is the one a single view
+would be. Rows without a label (SPRSound's Poor Quality records) are left out of training and counted. A cycle joined
+with a partner keeps its own metadata.
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from laennec.audio.augment import (
     concatenation_partner,
     or_labels,
 )
-from laennec.training.config import ConfigError, TargetSettings
+from laennec.training.groups import Codes, metadata_of
+from laennec.training.settings import ConfigError, TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
@@ -36,12 +38,14 @@ class Targets:
         labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
         class_ids: int64 (cycles,), one number for each distinct answer; auxiliary losses and samplers use them.
         kept: int64 rows of the table these belong to (rows without a label are left out).
+        metadata: Columns of the table that groups can be made of, for the kept rows.
     """
 
     names: list[str]
     labels: NDArray[Any]
     class_ids: NDArray[np.int64]
     kept: NDArray[np.int64]
+    metadata: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
@@ -60,8 +64,10 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
     if column is not None and column not in table.column_names:
         raise ConfigError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
     if settings.problem_type == "multi_label":
-        return _multi_label(table, column, names)
-    return _single_label(table, column or "label", names)
+        targets = _multi_label(table, column, names)
+    else:
+        targets = _single_label(table, column or "label", names)
+    return replace(targets, metadata=metadata_of(table, targets.kept))
 
 
 def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
@@ -113,6 +119,11 @@ def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
     return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
 
 
+def view_seed(seed: int, view: int) -> int:
+    """The seed of a view's draws; that of the first view is the run's own."""
+    return (seed + view * 0x9E3779B97F4A7C15) % 2**64
+
+
 @dataclass
 class Concatenation:
     """Training cycles joined with a partner, their labels OR-ed (multi_label only).
@@ -137,6 +148,10 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: Of all draws.
         augmentation: Draws on the waveform; None for none.
         concatenation: Joining with a partner; None for none.
+
+    Attributes:
+        views: How many independent draws of each cycle a training item holds.
+        groups: int64 (cycles,) by name: what losses need besides the class.
     """
 
     def __init__(
@@ -151,11 +166,14 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
     ) -> None:
         self.waveforms = waveforms
         self.targets = targets
+        self.cycle_ids = cycle_ids
         self.numbers = cycle_numbers(cycle_ids)
         self.sampling_rate = sampling_rate
         self.seed = seed
         self.augmentation = augmentation
         self.concatenation = concatenation
+        self.views = 1
+        self.groups: Mapping[str, Codes] = {}
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -179,23 +197,30 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         label = self.targets.labels[row]
         class_id = self.targets.class_ids[row]
         number = int(self.numbers[row])
+        views = [waveform]
         if epoch is not None:
             partner = self.partner_of(row, epoch)
             if partner is not None:
                 waveform = concatenate(waveform, self.waveforms[partner])
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum()
-            if self.augmentation:
-                waveform = self.augmentation(
-                    waveform, self.sampling_rate, seed=self.seed, epoch=epoch, cycle_index=number
-                )
+            views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
         return {
-            "waveform": waveform,
+            "waveform": views[0],
+            "other_views": views[1:],
             "label": label,
             "class_id": class_id,
+            "groups": {name: int(codes[row]) for name, codes in self.groups.items()},
             "cycle_number": number,
             "epoch": -1 if epoch is None else epoch,
         }
+
+    def _augmented(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
+        if not self.augmentation:
+            return waveform
+        return self.augmentation(
+            waveform, self.sampling_rate, seed=view_seed(self.seed, view), epoch=epoch, cycle_index=number
+        )
 
 
 class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -219,13 +244,25 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {"embeddings": self.embeddings[copy, row], "labels": self.labels[copy, row]}
 
 
-def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Pad waveforms to the longest: waveforms (batch, samples), and by row lengths, labels, class_ids, ... (batch,)."""
-    lengths = [len(item["waveform"]) for item in items]
-    waveforms = torch.zeros(len(items), max(lengths))
-    for row, item in enumerate(items):
-        waveforms[row, : lengths[row]] = torch.from_numpy(np.asarray(item["waveform"]).copy())
-    return {
+def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Pad waveforms to the longest.
+
+    Args:
+        items: Of a `CycleDataset`.
+
+    Returns:
+        waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);
+        labels, class_ids, cycle_numbers, epochs (batch, ...) and, where the data set has groups, group_ids (a dict of
+        (batch,)), once for each cycle.
+    """
+    sounds = [item["waveform"] for item in items]
+    for others in zip(*(item["other_views"] for item in items), strict=True):
+        sounds += others
+    lengths = [len(sound) for sound in sounds]
+    waveforms = torch.zeros(len(sounds), max(lengths))
+    for row, sound in enumerate(sounds):
+        waveforms[row, : lengths[row]] = torch.from_numpy(np.asarray(sound).copy())
+    batch: dict[str, Any] = {
         "waveforms": waveforms,
         "lengths": torch.tensor(lengths),
         "labels": torch.from_numpy(np.stack([item["label"] for item in items])),
@@ -233,6 +270,9 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "cycle_numbers": torch.tensor([item["cycle_number"] for item in items]),
         "epochs": torch.tensor([item["epoch"] for item in items]),
     }
+    if names := list(items[0]["groups"]):
+        batch["group_ids"] = {name: torch.tensor([item["groups"][name] for item in items]) for name in names}
+    return batch
 
 
 def collate_embeddings(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

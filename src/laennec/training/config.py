@@ -9,181 +9,58 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from laennec.audio.augment import Gain, PitchShift, SpecAugment, TimeShift, TimeStretch, WhiteNoise
-from laennec.errors import InputError
+from laennec.training.settings import (
+    AugmentSettings,
+    ConfigError,
+    CorpusSettings,
+    EncoderSettings,
+    FeatureSettings,
+    HeadSettings,
+    LossSettings,
+    MetadataSettings,
+    MixSettings,
+    Recipe,
+    SamplerSettings,
+    ScheduleSettings,
+    TargetSettings,
+    TrainSettings,
+)
 
-
-class ConfigError(InputError):
-    """A recipe or a flag that cannot be used: which key, why, and what would be right."""
-
-
-@dataclass
-class CorpusSettings:
-    """What to train on and how it is split."""
-
-    name: str = "synthetic"  # icbhi2017 | sprsound | folder | synthetic
-    data_dir: str | None = None
-    protocol: str | None = None
-    fold: int = 0
-    validation_fraction: float = 0.2
-    split_seed: int = 0  # of the split alone: runs of several seeds share their parts
-    tables_dir: str | None = None
-    allow_missing: bool = False
-    level: str = "event"
-    options: dict[str, Any] = field(default_factory=dict)  # for the synthetic corpus: patients, seed, ...
-
-
-@dataclass
-class TargetSettings:
-    """What the head answers."""
-
-    problem_type: str = "multi_label"  # multi_label | single_label
-    column: str | None = None  # single_label: the column to predict; multi_label: "events" for event names
-    names: list[str] = field(default_factory=list)
-
-
-@dataclass
-class FeatureSettings:
-    """The front end: the same object serves training and prediction."""
-
-    preset: str = "efficientat"
-    length: str | None = None
-    duration_s: float | None = None
-    fade_s: float = 0.0
-    filter_kind: str | None = None  # lowpass | highpass | bandpass (Butterworth, on the recording)
-    filter_cutoff_hz: float | list[float] | None = None
-    filter_order: int = 4
-
-
-@dataclass
-class EncoderSettings:
-    """The network that turns features into an embedding."""
-
-    type: str = "mobilenet"  # mobilenet | cnn | ast | statistics (no network: mean and spread of each mel bin)
-    weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
-    revision: str | None = None
-    frozen: bool = False
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class HeadSettings:
-    """From the embedding to the labels."""
-
-    pooling: str = "encoder"  # encoder | mean
-    hidden_dim: int = 0
-    dropout: float = 0.0
-    projection_dim: int = 0
-    standardise: bool = True
-    threshold_rule: str | None = None  # youden | f1 | icbhi | sensitivity, fitted on validation; None: probability 0.5
-
-
-@dataclass
-class LossSettings:
-    """The objective: a task loss and any number of auxiliary losses, each with its own arguments."""
-
-    task: str = "bce"  # bce | ce | focal
-    task_weight: float = 1.0
-    class_weights: str | list[float] | None = None  # None | "balanced" | one number a label
-    focal_gamma: float = 2.0
-    auxiliary: dict[str, Any] = field(
-        default_factory=dict
-    )  # name -> {weight, start, warm_up, on, and the loss's own arguments}
-
-
-@dataclass
-class SamplerSettings:
-    """Which cycles meet in a batch."""
-
-    name: str = "shuffle"
-    negatives: int = 16  # tuplet: negatives for each anchor
-    classes: int = 4  # classes_times_samples: classes in a batch
-    patients: int = 4  # patient_balanced: patients in a batch
-    samples: int = 8  # of each class or patient
-
-
-@dataclass
-class ScheduleSettings:
-    """Which part learns from what, when."""
-
-    name: str = "joint"  # joint | alternating | two_stage
-    pretrain_epochs: int = 0
-    pretrain_learning_rate: float = 1e-3
-    head_learning_rate: float = 1e-3
-
-
-@dataclass
-class AugmentSettings:
-    """Draws on training cycles; a part that is left out never happens."""
-
-    noise: WhiteNoise | None = None
-    shift: TimeShift | None = None
-    stretch: TimeStretch | None = None
-    pitch: PitchShift | None = None
-    gain: Gain | None = None
-    spec: SpecAugment | None = None
-    concatenate_probability: float = 0.0
-    concatenate_label: str | None = None  # partners must carry this label; None: any cycle
-    copies: int = 1  # frozen encoder: how many augmented copies of each cycle are embedded
-
-
-@dataclass
-class TrainSettings:
-    """How long, how fast, and which epoch is kept."""
-
-    epochs: int = 20
-    max_steps: int = -1
-    batch_size: int = 32
-    evaluation_batch_size: int = 64
-    gradient_accumulation: int = 1
-    optimizer: str = "adamw"  # adamw | adam
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
-    lr_schedule: str = "cosine"  # constant | linear | cosine
-    warmup_fraction: float = 0.0
-    max_grad_norm: float = 1.0
-    patience: int = 0  # epochs without improvement before stopping; 0: never
-    selection_metric: str = "icbhi_score"  # icbhi_score | auroc_macro | loss
-    bf16: bool = False
-    workers: int = 0
-    threads: int = 1  # torch threads on a CPU
-
-
-@dataclass
-class Recipe:
-    """One experiment, whole."""
-
-    name: str = "unnamed"
-    description: str = ""
-    seed: int = 0
-    output_dir: str | None = None
-    corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    target: TargetSettings = field(default_factory=TargetSettings)
-    features: FeatureSettings = field(default_factory=FeatureSettings)
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    head: HeadSettings = field(default_factory=HeadSettings)
-    loss: LossSettings = field(default_factory=LossSettings)
-    sampler: SamplerSettings = field(default_factory=SamplerSettings)
-    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    augment: AugmentSettings = field(default_factory=AugmentSettings)
-    train: TrainSettings = field(default_factory=TrainSettings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values."""
-        return dataclasses.asdict(self)
-
+__all__ = [
+    "AugmentSettings",
+    "ConfigError",
+    "CorpusSettings",
+    "EncoderSettings",
+    "FeatureSettings",
+    "HeadSettings",
+    "LossSettings",
+    "MetadataSettings",
+    "MixSettings",
+    "Recipe",
+    "SamplerSettings",
+    "ScheduleSettings",
+    "TargetSettings",
+    "TrainSettings",
+    "load_recipe",
+    "recipe_from_dict",
+    "setting_keys",
+]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "target.problem_type": ("multi_label", "single_label"),
     "head.pooling": ("encoder", "mean"),
     "loss.task": ("bce", "ce", "focal"),
-    "sampler.name": ("shuffle", "anchor_positive", "patient_balanced", "classes_times_samples"),
+    "loss.task_views": ("first", "all"),
+    "sampler.name": (
+        *("shuffle", "anchor_positive", "classes_times_samples"),
+        *("patient_balanced", "device_balanced", "metadata_matched"),
+    ),
+    "sampler.missing": ("drop", "own_group"),
     "schedule.name": ("joint", "alternating", "two_stage"),
     "train.optimizer": ("adamw", "adam"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
@@ -348,8 +225,8 @@ def _check(recipe: Recipe, where: str) -> None:
             near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)[0]
             raise ConfigError(f"{where}: {key} is {value!r}; it can be {', '.join(choices)} (did you mean {near!r}?)")
     task, problem = recipe.loss.task, recipe.target.problem_type
-    if (task == "bce") != (problem == "multi_label"):
-        right = "bce" if problem == "multi_label" else "ce or focal"
+    if (task, problem) in (("bce", "single_label"), ("ce", "multi_label")):
+        right = "bce or focal" if problem == "multi_label" else "ce or focal"
         raise ConfigError(f"{where}: loss.task is {task!r}, but a {problem} head needs {right}")
     if recipe.head.threshold_rule not in (None, "youden", "f1", "icbhi", "sensitivity"):
         raise ConfigError(
@@ -367,13 +244,61 @@ def _check(recipe: Recipe, where: str) -> None:
             raise ConfigError(f"{where}: {key} must be at least {minimum}")
     if not 0 < recipe.corpus.validation_fraction < 1:
         raise ConfigError(f"{where}: corpus.validation_fraction must lie between 0 and 1")
-    if (
-        recipe.schedule.name == "alternating"
-        and "tuplet" in recipe.loss.auxiliary
-        and recipe.sampler.name != "anchor_positive"
-    ):
-        raise ConfigError(f"{where}: the tuplet loss needs sampler.name: anchor_positive")
     if recipe.encoder.frozen and recipe.loss.auxiliary:
         raise ConfigError(
             f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise"
         )
+    _check_meetings(recipe, where)
+    _check_rules(recipe, where)
+
+
+def auxiliary_kinds(recipe: Recipe) -> dict[str, str]:
+    """Which loss each entry of loss.auxiliary is: its key `loss`, or else its name."""
+    given = recipe.loss.auxiliary.items()
+    return {name: str(values.get("loss", name)) if isinstance(values, dict) else name for name, values in given}
+
+
+def _check_meetings(recipe: Recipe, where: str) -> None:
+    """Refuse losses, samplers and mixtures that contradict one another."""
+    kinds, mix, s = auxiliary_kinds(recipe), recipe.augment.mix, recipe.sampler
+    if "tuplet" in kinds.values() and s.name != "anchor_positive":
+        raise ConfigError(f"{where}: the tuplet loss needs sampler.name: anchor_positive")
+    if s.name == "metadata_matched" and not s.columns:
+        raise ConfigError(f"{where}: sampler.name is metadata_matched; name sampler.columns, e.g. [age_band, sex]")
+    alone = [name for name, kind in kinds.items() if kind != "device_adversarial"]
+    if recipe.train.gradient_accumulation > 1 and alone:
+        raise ConfigError(
+            f"{where}: loss.auxiliary.{alone[0]} looks at pairs of a batch, and under train.gradient_accumulation it "
+            "would see those of each small batch only: raise train.batch_size or use more processes instead"
+        )
+    contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
+    if contrast and (mix is None or mix.method != "patch_mix"):
+        raise ConfigError(f"{where}: loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix")
+    if mix is None:
+        return
+    if recipe.encoder.frozen:
+        raise ConfigError(
+            f"{where}: augment.mix comes before the encoder, which runs once while encoder.frozen is true"
+        )
+    if recipe.loss.task == "focal" and (not contrast or recipe.loss.task_views == "all"):
+        raise ConfigError(f"{where}: the focal loss is not defined for the soft labels of augment.mix; use ce or bce")
+    without_class = [name for name, kind in kinds.items() if kind not in ("add", "patch_mix")]
+    if without_class and not contrast:
+        raise ConfigError(
+            f"{where}: loss.auxiliary.{without_class[0]} needs one class or group for each cycle, and augment.mix "
+            "leaves none; of the auxiliary losses add knows soft labels"
+        )
+
+
+def _check_rules(recipe: Recipe, where: str) -> None:
+    """Refuse optimisation rules that cannot be followed."""
+    t = recipe.train
+    if t.sam_rho is not None and (t.sam_rho < 0 or t.gradient_accumulation > 1):
+        raise ConfigError(
+            f"{where}: train.sam_rho must not be negative, and its climb needs the gradient of the whole batch: set "
+            "train.gradient_accumulation to 1"
+        )
+    if t.moving_average is not None and not 0 <= t.moving_average < 1:
+        raise ConfigError(f"{where}: train.moving_average is {t.moving_average}; it must lie in [0, 1)")
+    if t.epoch_cosine and t.warmup_fraction:
+        raise ConfigError(f"{where}: train.epoch_cosine has no warm-up; set train.warmup_fraction to 0")

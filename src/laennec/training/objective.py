@@ -1,12 +1,15 @@
 """Stage 8, training: the terms of one step's objective, by name.
 
 Decided here: every term carries its weight already and keeps its name into the log, so that the objective is the
-plain sum of what is logged. Class weights come from the training part alone. Auxiliary losses see the embeddings of
-all processes (a gather that carries gradients), because the pairs of a contrastive loss are its data.
+plain sum of what is logged. Class weights come from the training part alone. Every term sees the rows of all processes
+(a gather that carries gradients), because the pairs of a contrastive loss are its data and a weighted mean is not the
+mean of weighted means: so 2 processes of half the batch give the loss and gradient of one (encoders with batch
+statistics take those of their own half). Where a batch holds two views, or clean and mixed copies, the first half of
+the rows is the first view (clean).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from laennec.losses import AUXILIARY_LOSSES, FocalLoss, WeightedSum, WeightSchedule
+from laennec.losses import FocalLoss
 from laennec.losses.tuplet import draw_negatives
-from laennec.training.config import ConfigError, LossSettings
-
-# the losses whose inputs are embeddings and classes of one batch
-RECIPE_LOSSES = ("add", "tuplet", "supcon", "opl")
+from laennec.training.auxiliary import CLASS, CYCLE, Entry, entries_of, weighted_sum
+from laennec.training.settings import ConfigError, LossSettings
 
 
 @dataclass(frozen=True)
@@ -78,31 +79,20 @@ def _weights_or_none(setting: str | list[float] | None, n: int) -> Tensor | None
     return torch.tensor(setting, dtype=torch.float32)
 
 
-def _auxiliary(settings: Mapping[str, Mapping[str, Any] | None]) -> tuple[WeightedSum | None, dict[str, str]]:
-    """The auxiliary losses as one weighted sum, and which vectors each looks at."""
-    losses: dict[str, nn.Module] = {}
-    weights: dict[str, WeightSchedule] = {}
-    looks_at: dict[str, str] = {}
-    for name, given in settings.items():
-        values = dict(given or {})
-        if name not in RECIPE_LOSSES:
-            why = (
-                "a recipe cannot give it its inputs, use it from Python"
-                if name in AUXILIARY_LOSSES
-                else "there is no such loss"
-            )
-            raise ConfigError(f"loss.auxiliary has {name!r}: {why}; recipes can have {', '.join(RECIPE_LOSSES)}")
-        looks_at[name] = values.pop("on", "embedding")
-        if looks_at[name] not in ("embedding", "projection"):
-            raise ConfigError(f"loss.auxiliary.{name}.on is {looks_at[name]!r}; it can be embedding or projection")
-        try:
-            weights[name] = WeightSchedule(
-                float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
-            )
-            losses[name] = AUXILIARY_LOSSES[name](**values)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"loss.auxiliary.{name}: {str(error).split('__init__() ')[-1]}") from error
-    return (WeightedSum(losses, weights) if losses else None), looks_at
+def soft_cross_entropy(logits: Tensor, rows: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Cross entropy against label rows; with weights, divided by their sum over the rows.
+
+    For one-hot rows it is the weighted mean of `torch.nn.functional.cross_entropy`, for rows of a batch mixed by one
+    permutation and share `lam` it is `lam CE(own) + (1 - lam) CE(partner)`.
+
+    Args:
+        logits: (batch, classes).
+        rows: (batch, classes), not negative, each of sum 1.
+        weight: (classes,), or None.
+    """
+    rows = rows.to(logits.dtype)
+    weighted = rows if weight is None else rows * weight
+    return -(weighted * logits.log_softmax(1)).sum() / weighted.sum().clamp_min(torch.finfo(logits.dtype).tiny)
 
 
 class Objective(nn.Module):
@@ -137,11 +127,22 @@ class Objective(nn.Module):
         self.task_weight = settings.task_weight
         self.negatives = negatives
         self.seed = seed
-        self.auxiliary, self.looks_at = _auxiliary(settings.auxiliary)
+        self.task_views = settings.task_views
+        self.entries = entries_of(settings.auxiliary)
+        self.auxiliary = weighted_sum(self.entries)
         make = positive_weights if multi_label else (lambda y, s: class_weights(y, n_labels, s))
         self.register_buffer("weights", make(labels, settings.class_weights))
-        alpha = None if self.weights is None else self.weights.tolist()
-        self.focal = FocalLoss(gamma=settings.focal_gamma, alpha=alpha) if settings.task == "focal" else None
+        self.focal = _focal(settings, multi_label, self.weights)
+
+    @property
+    def views(self) -> int:
+        """How many draws of each cycle a batch must hold."""
+        return max([entry.views for entry in self.entries], default=1)
+
+    @property
+    def contrasts_mixtures(self) -> bool:
+        """Whether clean and mixed cycles are both encoded."""
+        return any(entry.kind == "patch_mix" for entry in self.entries)
 
     def task_terms(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The task loss: logits (batch, labels) against hard or soft labels."""
@@ -149,17 +150,20 @@ class Objective(nn.Module):
         if self.task == "bce":
             value = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=self.weights)
         elif self.focal is not None:
-            value = self.focal(logits, labels)["focal"]
+            value = self.focal(logits, labels)
+        elif labels.is_floating_point():
+            value = soft_cross_entropy(logits, labels, self.weights)
         else:
             value = nn.functional.cross_entropy(logits, labels, weight=self.weights)
         return {self.task: self.task_weight * value}
 
-    def forward(self, outputs: Any, batch: Mapping[str, Tensor], stage: Stage, progress: float) -> dict[str, Tensor]:
+    def forward(self, outputs: Any, batch: Mapping[str, Any], stage: Stage, progress: float) -> dict[str, Tensor]:
         """All terms of a training step.
 
         Args:
-            outputs: What the model returned (logits, embeddings, projections).
-            batch: labels, class_ids, cycle_numbers and epochs of the step.
+            outputs: What the model returned (logits, embeddings, projections), (views * batch, ...).
+            batch: labels, class_ids, cycle_numbers, epochs and group_ids of the step, (batch, ...); where cycles were
+                mixed, `mixture` (a `Mixture`).
             stage: What this epoch trains.
             progress: Share of training done, 0 to 1, which weights may follow.
 
@@ -169,47 +173,137 @@ class Objective(nn.Module):
         Raises:
             ConfigError: A loss wants projections and the model has none.
         """
-        terms = self.task_terms(outputs.logits, batch["labels"]) if stage.head else {}
+        terms = self._task(outputs.logits, batch) if stage.head else {}
         if self.auxiliary is None or not (stage.auxiliary and stage.encoder):
             return terms
-        inputs: dict[str, tuple[Any, ...]] = {}
-        for name, place in self.looks_at.items():
-            vectors = outputs.projections if place == "projection" else outputs.embeddings
-            if vectors is None:
-                raise ConfigError(f"loss.auxiliary.{name}.on is projection, but head.projection_dim is 0")
-            if name == "tuplet":
-                inputs[name] = self._tuplets(vectors, batch)
-            else:
-                inputs[name] = (gather_with_gradient(vectors), gather_with_gradient(batch["class_ids"]))
+        inputs = {entry.name: self._inputs(entry, outputs, batch) for entry in self.entries}
         self.auxiliary.set_progress(min(max(progress, 0.0), 1.0))
         return terms | self.auxiliary(inputs)
 
-    def _tuplets(self, vectors: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def _task(self, logits: Tensor, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The task loss over the first view, or over all rows."""
+        labels, mixture = batch["labels"], batch.get("mixture")
+        rows = len(labels)
+        if mixture is not None and len(logits) == rows:
+            labels = mixture.labels
+        elif self.task_views == "all" and len(logits) > rows:
+            if mixture is not None:
+                labels = torch.cat([mixture.clean_labels, mixture.labels])
+            else:
+                labels = torch.cat([labels] * (len(logits) // rows))
+        return self.task_terms(gather_with_gradient(logits[: len(labels)]), gather_with_gradient(labels))
+
+    def _inputs(self, entry: Entry, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What one auxiliary loss is called with."""
+        vectors = self._vectors(entry, outputs)
+        rows = len(batch["labels"])
+        if entry.kind == "tuplet":
+            return self._tuplets(vectors[:rows], batch)
+        if entry.kind == "patch_mix":
+            mixture, clean_rows = batch["mixture"], vectors[:rows]
+            clean, mixed = (gather_with_gradient(v) for v in (clean_rows, vectors[rows:]))
+            lam = gather_with_gradient(torch.full((rows,), mixture.lam, device=vectors.device))
+            index = gather_with_gradient(mixture.index.to(vectors.device) + first_row(clean_rows))
+            return mixed, clean, lam, index, gather_with_gradient(batch["class_ids"])
+        # (views * batch, dim) -> (batch, views, dim), or (batch, dim) of the first view
+        seen = torch.stack(vectors.split(rows)[: entry.views], dim=1) if entry.views > 1 else vectors[:rows]
+        vectors = gather_with_gradient(seen)
+        if entry.labels == CYCLE:
+            return (vectors,)
+        if entry.labels == CLASS:
+            soft = entry.kind == "add" and "mixture" in batch and not self.contrasts_mixtures
+            return vectors, gather_with_gradient(batch["mixture"].labels if soft else batch["class_ids"])
+        ids = gather_with_gradient(batch["group_ids"][entry.group_key])
+        known = ids >= 0
+        return vectors[known], ids[known]
+
+    def _vectors(self, entry: Entry, outputs: Any) -> Tensor:
+        own = getattr(outputs, "auxiliary", None)
+        if own is not None and entry.name in own:
+            vectors: Tensor = own[entry.name]
+            return vectors
+        chosen: Tensor | None = outputs.projections if entry.on == "projection" else outputs.embeddings
+        if chosen is None:
+            raise ConfigError(f"{entry.where}.on is projection, but head.projection_dim is 0")
+        return chosen
+
+    def _tuplets(self, vectors: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """Song's batch: the first half anchors, the second half their positives, negatives from both."""
         if len(vectors) % 2:
             raise ConfigError(
                 "the tuplet loss needs batches of anchors and positives: set sampler.name: anchor_positive"
             )
+
+        def halves(rows: Tensor) -> Tensor:
+            """Of all processes: all anchors, then all positives."""
+            return torch.cat([gather_with_gradient(half) for half in rows.chunk(2)])
+
+        vectors = vectors if ranks() == 1 else halves(vectors)
+        ids, epochs, numbers = (halves(batch[k]).cpu() for k in ("class_ids", "epochs", "cycle_numbers"))
         anchors, positives = vectors.chunk(2)
-        ids = batch["class_ids"].cpu()
-        counter = np.concatenate([[self.seed], batch["epochs"].cpu().numpy(), batch["cycle_numbers"].cpu().numpy()])
-        digest = hashlib.sha256(counter.astype(np.int64).tobytes()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        generator = torch.Generator().manual_seed(step_key(self.seed, epochs, numbers) >> 1)
         index, mask = draw_negatives(ids[: len(anchors)], ids, self.negatives, generator)
         return anchors, positives, vectors[index.to(vectors.device)], mask.to(vectors.device)
 
 
+def _focal(
+    settings: LossSettings, multi_label: bool, weights: Tensor | None
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The focal loss over classes, or over the yes and no of each label."""
+    if settings.task != "focal":
+        return None
+    if not multi_label:
+        over_classes = FocalLoss(settings.focal_gamma, None if weights is None else weights.tolist())
+        return lambda logits, labels: over_classes(logits, labels)["focal"]
+    each = FocalLoss(settings.focal_gamma, reduction="none")
+
+    def over_labels(logits: Tensor, labels: Tensor) -> Tensor:
+        flags = (labels.flatten() > 0.5).long()
+        answers = torch.stack([torch.zeros_like(logits), logits], dim=-1).flatten(0, 1)  # (batch * labels, no or yes)
+        values = each(answers, flags)["focal"].view_as(logits)
+        if weights is not None:
+            values = values * torch.where(labels > 0.5, weights.to(values), torch.ones_like(values))
+        return values.mean()
+
+    return over_labels
+
+
+def step_key(seed: int, epochs: Tensor, cycle_numbers: Tensor) -> int:
+    """64 bits that depend on the seed and on which cycles a step holds, in which epoch."""
+    counter = np.concatenate([[seed], epochs.cpu().numpy(), cycle_numbers.cpu().numpy()])
+    return int.from_bytes(hashlib.sha256(counter.astype(np.int64).tobytes()).digest()[:8], "little")
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def _rows_by_rank(rows: Tensor) -> list[int]:
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(ranks())]
+    torch.distributed.all_gather(counts, torch.full_like(counts[0], len(rows)))
+    return [int(count) for count in counts]
+
+
+def first_row(rows: Tensor) -> int:
+    """Place of this process's first row among those of all processes."""
+    return 0 if ranks() == 1 else sum(_rows_by_rank(rows)[: torch.distributed.get_rank()])
+
+
 def gather_with_gradient(rows: Tensor) -> Tensor:
-    """Rows of all processes, in order of rank; gradients flow back to the process they came from."""
-    if (
-        not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        or torch.distributed.get_world_size() == 1
-    ):
+    """Rows of all processes, in order of rank, however many each has; gradients flow back to where a row came from."""
+    if ranks() == 1:
         return rows
     import torch.distributed.nn.functional as distributed
 
+    counts = _rows_by_rank(rows)
+    longest = max(counts)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]).contiguous()
     if rows.is_floating_point():
-        return torch.cat(distributed.all_gather(rows))
-    parts = [torch.empty_like(rows) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+        parts = list(distributed.all_gather(padded))
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

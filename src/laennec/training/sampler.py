@@ -168,6 +168,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
     ) -> None:
         super().__init__(seed)
         self.labels = _as_codes(labels)
+        self._rows = len(self.labels)
         self._packs = [np.flatnonzero(self.labels == code) for code in range(int(self.labels.max()) + 1)]
         if not 1 <= classes_per_batch <= len(self._packs) or samples_per_class < 1:
             raise ValueError(
@@ -181,8 +182,8 @@ class ClassesTimesSamplesSampler(CounterSampler):
     def order(self, epoch: int) -> Rows:
         """Batches of P * K rows, class by class within a batch."""
         generator = counter_generator(self.seed, epoch, 0, "order")
-        groups = _Dealer(np.arange(len(self._packs)), generator)
-        packs = [_Dealer(pack, generator) for pack in self._packs]
+        groups = Dealer(np.arange(len(self._packs)), generator)
+        packs = [Dealer(pack, generator) for pack in self._packs]
         per_batch = self.classes_per_batch * self.samples_per_class
         return np.concatenate(
             [
@@ -195,7 +196,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
     def __len__(self) -> int:
         """Rows in an epoch: the number of cycles, rounded up to whole batches."""
         per_batch = self.classes_per_batch * self.samples_per_class
-        return math.ceil(len(self.labels) / per_batch) * per_batch
+        return math.ceil(self._rows / per_batch) * per_batch
 
 
 class PatientBalancedSampler(ClassesTimesSamplesSampler):
@@ -224,7 +225,7 @@ class PatientBalancedSampler(ClassesTimesSamplesSampler):
         super().__init__(patient_ids, patients_per_batch, cycles_per_patient, seed)
 
 
-class _Dealer:
+class Dealer:
     """Deals a shuffled pack over and over; one deal repeats an entry only where the pack is smaller than the deal."""
 
     def __init__(self, pack: Rows, generator: np.random.Generator) -> None:
@@ -254,6 +255,7 @@ class Coverage:
         positive_pairs_min: fewest ordered pairs of different cycles of one class in a batch.
         positive_pairs_mean: the same, averaged over batches.
         batches_without_positives: batches in which a contrastive term has nothing to pull together.
+        batches_without_negatives: batches that hold one class alone.
     """
 
     rows: int
@@ -262,6 +264,7 @@ class Coverage:
     positive_pairs_min: int
     positive_pairs_mean: float
     batches_without_positives: int
+    batches_without_negatives: int
 
 
 def coverage(
@@ -276,7 +279,8 @@ def coverage(
     Args:
         sampler: any of this module; its own epoch is left as it is.
         epoch: counted from 0.
-        labels: class of each cycle; the sampler's own where it has them.
+        labels: class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); the sampler's
+            own where it has them.
         rows_per_batch: batch size; the sampler's own where it has one.
 
     Returns:
@@ -290,8 +294,12 @@ def coverage(
     if known is None or size is None:
         raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
     codes = _as_codes(known)
+    values = np.asarray(known)
+    unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
     order = sampler.order(epoch)
-    pairs = [_positive_pairs(order[start : start + size], codes) for start in range(0, len(order), size)]
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches_known = [batch[~unknown[batch]] for batch in batches]
+    pairs = [_positive_pairs(batch, codes) for batch in batches_known]
     return Coverage(
         rows=len(order),
         batches=len(pairs),
@@ -299,6 +307,7 @@ def coverage(
         positive_pairs_min=min(pairs),
         positive_pairs_mean=float(np.mean(pairs)),
         batches_without_positives=pairs.count(0),
+        batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in batches_known),
     )
 
 

@@ -6,6 +6,8 @@ encoder by the auxiliary loss alone, an odd one the head by the task loss on the
 crosses. The last phase chooses its epoch on validation.
 """
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from transformers.trainer_utils import get_last_checkpoint
 
 from laennec.losses import WeightedSum
-from laennec.training.batches import Targets
-from laennec.training.config import Recipe
+from laennec.training.auxiliary import Attached, AuxiliaryHeads
+from laennec.training.batches import CycleDataset, Targets
+from laennec.training.compatibility import MovingAverageCallback
 from laennec.training.console import EpochLines
+from laennec.training.groups import GroupTable
+from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
+from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
 from laennec.training.sampler import (
     AnchorPositiveSampler,
@@ -27,9 +34,12 @@ from laennec.training.sampler import (
     EpochSampler,
     PatientBalancedSampler,
 )
+from laennec.training.settings import ConfigError, Recipe
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
 from laennec.writing import write_aside
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -84,16 +94,48 @@ def phases_of(recipe: Recipe) -> list[Phase]:
     return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
 
 
-def make_sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str]) -> tuple[Any, int]:
-    """A sampler by name, and how many rows a batch of it has."""
+def make_sampler(
+    name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable | None = None
+) -> tuple[Any, int]:
+    """A sampler by name, and how many rows a batch of it has (on one process).
+
+    Raises:
+        ConfigError: The corpus cannot fill such batches, or a column that the sampler needs is unknown.
+    """
+    groups = groups or groups_of(recipe, targets)
+    try:
+        sampler = _sampler(name, recipe, targets, patients, groups)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"sampler.name is {name}: {error}") from error
+    return sampler, sampler.rows_per_batch or recipe.train.batch_size
+
+
+def _sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable) -> Any:
     size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
     if name == "anchor_positive":
-        return AnchorPositiveSampler(targets.class_ids, size, seed=seed), 2 * size
+        return AnchorPositiveSampler(targets.class_ids, size, seed=seed)
     if name == "patient_balanced":
-        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed), s.patients * s.samples
+        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
     if name == "classes_times_samples":
-        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed), s.classes * s.samples
-    return EpochSampler(len(targets.class_ids), seed=seed), size
+        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
+    if name not in ("metadata_matched", "device_balanced"):
+        return EpochSampler(len(targets.class_ids), seed=seed)
+    names = s.columns if name == "metadata_matched" else ["device"]
+    where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
+    codes = groups.codes(names, s.missing, where)
+    if (codes < 0).any():
+        _log.warning("sampler: %s %s; they are left out", ", ".join(names), groups.whose(codes))
+    columns = [groups.column(column, where) for column in names]
+    if name == "metadata_matched":
+        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
+    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
+
+
+def groups_of(recipe: Recipe, targets: Targets) -> GroupTable:
+    """The groups of the training part."""
+    return GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
 
 
 def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) -> TrainingArguments:
@@ -161,49 +203,105 @@ def run_phases(
 
     Returns:
         Log, best epoch and what each loss calls itself.
+
+    Raises:
+        ConfigError: The corpus and the recipe's losses and samplers do not go together.
     """
+    refuse_one_class(targets)
     multi_label = recipe.target.problem_type == "multi_label"
     names = targets.names
     objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
     result = Result(losses=_loss_names(objective.auxiliary))
     metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
-    for phase in phases_of(recipe):
-        folder = out / "checkpoints" / phase.name
-        finished = folder / "finished.safetensors"
-        if finished.exists():
-            model.load_state_dict(load_file(finished), strict=False)
-            continue
-        sampler, batch_size = make_sampler(phase.sampler, recipe, targets, patients)
-        patience = recipe.train.patience
-        trainer = LaennecTrainer(
-            model,
-            make_arguments(recipe, phase, folder, batch_size),
-            objective=objective,
-            feature_extractor=extractor,
-            spec_augment=spec_augment,
-            sampler=sampler,
-            stages=phase.stages,
-            head_learning_rate=phase.head_learning_rate,
-            seed=recipe.seed,
-            data_collator=collator,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1],
-            compute_metrics=metrics,
-            callbacks=[EarlyStoppingCallback(patience)] if patience and phase.selects else None,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
-        model.encoder_paused = False
-        for entry in trainer.state.log_history:
-            result.history.append({"phase": phase.name, **entry})
-        if phase.selects:
-            result.best_metric = trainer.state.best_metric
-            result.best_epoch = _best_epoch(trainer.state)
-        if len(phases_of(recipe)) > 1 and trainer.is_world_process_zero():
-            _remember(model, finished)
-    trainer_end(locals().get("trainer"))
+    groups = groups_of(recipe, targets)
+    codes = _prepare_data(recipe, objective, datasets[0], spec_augment, groups)
+    mix = recipe.augment.mix
+    mixer = Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures) if mix else None
+    plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
+    _check_pairs(plan, objective, targets, codes)
+    guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
+    counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
+    heads = AuxiliaryHeads(objective.entries, int(model.encoder.config.hidden_size), counts, recipe.seed)
+    trainer = None
+    with Attached(model, heads):
+        for phase, sampler, batch_size in plan:
+            folder = out / "checkpoints" / phase.name
+            finished = folder / "finished.safetensors"
+            if finished.exists():
+                model.load_state_dict(load_file(finished), strict=False)
+                continue
+            trainer = LaennecTrainer(
+                model,
+                make_arguments(recipe, phase, folder, batch_size),
+                objective=objective,
+                feature_extractor=extractor,
+                spec_augment=spec_augment,
+                sampler=sampler,
+                stages=phase.stages,
+                head_learning_rate=phase.head_learning_rate,
+                seed=recipe.seed,
+                mixer=mixer,
+                data_collator=collator,
+                train_dataset=datasets[0],
+                eval_dataset=datasets[1],
+                compute_metrics=metrics,
+                **_rules(recipe, phase),
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
+            trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+            model.encoder_paused = False
+            _add_to(result, phase, trainer.state)
+            if len(plan) > 1 and trainer.is_world_process_zero():
+                _remember(model, finished)
+    trainer_end(trainer)
     return result
+
+
+def _rules(recipe: Recipe, phase: Phase) -> dict[str, Any]:
+    """When a phase stops early, and the optimisation rules of the literature that a recipe asks for."""
+    t = recipe.train
+    callbacks: list[Any] = [EarlyStoppingCallback(t.patience)] if t.patience and phase.selects else []
+    if t.moving_average is not None:
+        callbacks.append(MovingAverageCallback(t.moving_average))
+    return {
+        "callbacks": callbacks or None,
+        "epoch_cosine": t.epoch_cosine,
+        "sharpness": None if t.sam_rho is None else (t.sam_rho, t.sam_adaptive),
+    }
+
+
+def _prepare_data(
+    recipe: Recipe, objective: Objective, dataset: Any, spec_augment: Any, groups: GroupTable
+) -> dict[str, Any]:
+    """Have training items carry the views and groups that the losses look at; returns the groups."""
+    codes = group_columns(objective.entries, groups)
+    if not isinstance(dataset, CycleDataset):
+        return codes
+    check_views(objective.entries, recipe.augment.mix is not None, bool(dataset.augmentation or spec_augment))
+    dataset.views = objective.views
+    dataset.groups = codes
+    return codes
+
+
+def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targets: Targets, codes: Any) -> None:
+    """Stop before training where batches cannot hold the pairs of a loss; say what they hold otherwise."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for phase, sampler, batch_size in plan:
+        stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]
+        if not any(stage.encoder and stage.auxiliary for stage in stages):
+            continue
+        for line in pair_lines(objective.entries, sampler, batch_size * world, targets.class_ids, codes):
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{phase.name}: {line}", flush=True)
+
+
+def _add_to(result: Result, phase: Phase, state: Any) -> None:
+    """Keep a phase's log, and its best epoch where the phase chooses one."""
+    result.history += [{"phase": phase.name, **entry} for entry in state.log_history]
+    if phase.selects:
+        result.best_metric = state.best_metric
+        result.best_epoch = _best_epoch(state)
 
 
 def trainer_end(trainer: LaennecTrainer | None) -> None:

@@ -92,7 +92,7 @@ def score(
     """
     run_path = Path(source) / "run.json"
     run = read_record(run_path) if run_path.exists() else None
-    recipe = _recipe(run, corpus)
+    recipe = _recipe(source, run, corpus)
     if run is None and out is None:
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
@@ -136,7 +136,25 @@ def score(
     trained = run or _no_run(source, recipe)
     record = {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
     _write(folder, record, evaluation, predictions, run_path, run)
-    return Scored(folder, format_summary(evaluation), evaluation)
+    return Scored(folder, f"{_heading(record, split)}\n{format_summary(evaluation)}", evaluation)
+
+
+def _heading(record: dict[str, Any], split: str) -> str:
+    """What the printed numbers were made on: no number leaves without it."""
+    corpus, origin = record["corpus"], record["corpus"]["provenance"]
+    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fold = f" fold {origin['fold']}" if origin.get("protocol") == "patient-5fold" else ""
+    lines = [
+        f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}",
+        f"selection set: {record.get('selection_set')}; seed {record['config']['seed']}, "
+        f"split seed {origin.get('seed')}",
+    ]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    lines += [f"leak: {line}" for line in origin.get("leaks") or []]
+    if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
+        lines.append(f"note: this run was scored {times} times on {split}")
+    return "\n".join(lines)
 
 
 def _answer(
@@ -217,10 +235,13 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
     )
 
 
-def _recipe(run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
+def _recipe(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
     """The settings that say which data to read: the run's, or the given corpus."""
     if run is None and not (corpus or {}).get("name"):
-        raise InputError("a model outside its run needs a corpus: pass --corpus NAME --data-dir DIR")
+        raise InputError(
+            f"{source}: no run.json there, so this is no run; check the folder, or for a model outside its run "
+            "say what to score it on: --corpus NAME --data-dir DIR"
+        )
     recipe = recipe_from_dict(run["config"], "run.json") if run else Recipe()
     given = {k: v for k, v in (corpus or {}).items() if v is not None}
     if given.get("name", recipe.corpus.name) != recipe.corpus.name:

@@ -3,7 +3,8 @@
 Decided here: features are computed where the model is, once a batch. The model's loss is never used: `compute_loss`
 sums named terms. In evaluation only the task loss counts, because auxiliary losses depend on who meets whom in a
 batch. `model_accepts_loss_kwargs` is False: otherwise gradient accumulation multiplies a mean loss by the number of
-micro-batches.
+micro-batches. A loss that is not a number stops the training and names the step and the cycles, because every later
+weight would be lost.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,14 @@ from transformers import Trainer, TrainerCallback
 
 from laennec.audio.augment import SpecAugment
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.errors import InputError
 from laennec.model import LaennecForAudioClassification, quiet
+from laennec.training.batches import view_seed
+from laennec.training.compatibility import SharpnessAware, epoch_cosine_schedule
+from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
 
-_CONTEXT = ("class_ids", "cycle_numbers", "epochs")
+_CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids")
 
 
 class _SetEpoch(TrainerCallback):
@@ -45,6 +50,10 @@ class LaennecTrainer(Trainer):
         stages: What each epoch trains; None trains everything always.
         head_learning_rate: Where head and projection learn at another rate than the encoder.
         seed: Of the draws.
+        mixer: Mixes the cycles of training batches; None for none.
+        epoch_cosine: Whether the rate falls once an epoch, as in some published systems.
+        sharpness: How far sharpness-aware minimisation climbs before each step, and whether adaptively; None for
+            ordinary steps.
         **kwargs: Handed to transformers' Trainer.
     """
 
@@ -60,6 +69,9 @@ class LaennecTrainer(Trainer):
         stages: Callable[[int], Stage] | None = None,
         head_learning_rate: float | None = None,
         seed: int = 0,
+        mixer: Mixer | None = None,
+        epoch_cosine: bool = False,
+        sharpness: tuple[float, bool] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
@@ -71,10 +83,15 @@ class LaennecTrainer(Trainer):
         self.stages = stages
         self.head_learning_rate = head_learning_rate
         self.draw_seed = seed
+        self.mixer = mixer
+        self.epoch_cosine = epoch_cosine
+        if sharpness is not None and self.args.gradient_accumulation_steps > 1:
+            raise ValueError("sharpness-aware steps need the gradient of the whole batch: no gradient accumulation")
+        self.sharpness = sharpness
         self.add_callback(_SetEpoch(sampler))
         self._term_sums: dict[str, Tensor] = {}
         self._term_steps = 0
-        self._context: dict[str, Tensor] = {}
+        self._context: dict[str, Any] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler if self.sampler is not None else super()._get_train_sampler(train_dataset)
@@ -104,29 +121,74 @@ class LaennecTrainer(Trainer):
         self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The scheduler of the arguments, or the cosine that moves once an epoch."""
+        made: Any = self.lr_scheduler
+        if self.epoch_cosine and made is None:
+            epochs = max(1, round(self.args.num_train_epochs))
+            steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
+            self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward; two where the step is sharpness-aware, of which the first is logged."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.sharpness is not None:
+            rho, adaptive = self.sharpness
+            sharp = SharpnessAware((p for p in model.parameters() if p.requires_grad), rho, adaptive)
+            logged = dict(self._term_sums), self._term_steps
+            sharp.climb()
+            super().training_step(model, inputs, num_items_in_batch)
+            sharp.descend()
+            self._term_sums, self._term_steps = logged
+        return loss
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device and turn waveforms into features there."""
+        """Move a batch to the device and turn waveforms into features there, mixed and masked where asked for."""
         inputs = super()._prepare_inputs(inputs)
         self._context = {k: inputs.pop(k) for k in _CONTEXT if k in inputs}
         if "waveforms" not in inputs:
             return inputs
         assert self.feature_extractor is not None
+        draws = self.model.training and bool((self._context["epochs"] >= 0).all())
+        mixer = self.mixer if draws else None
         with torch.no_grad():
-            features, mask = self.feature_extractor.features(inputs.pop("waveforms"), inputs.pop("lengths"))
-            if self.spec_augment is not None and self.model.training and bool((self._context["epochs"] >= 0).all()):
-                features = self.spec_augment(
-                    features,
-                    mask,
-                    seed=self.draw_seed,
-                    epochs=self._context["epochs"],
-                    cycle_indices=self._context["cycle_numbers"],
-                )
+            waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs["labels"]
+            if mixer is not None and mixer.on_waveforms:
+                waveforms, lengths, mixture = mixer.waveforms(waveforms, lengths, labels, self._context)
+                self._context["mixture"] = mixture
+            features, mask = self.feature_extractor.features(waveforms, lengths)
+            if self.spec_augment is not None and draws:
+                features = self._masked(self.spec_augment, features, mask)
+            if mixer is not None and not mixer.on_waveforms:
+                features, mask, mixture = mixer.features(features, mask, labels, self._context)
+                self._context["mixture"] = mixture
         return {**inputs, "input_values": features, "attention_mask": mask}
+
+    def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
+        """SpecAugment of each view by itself: (views * batch, frames, mels)."""
+        rows = len(self._context["epochs"])
+        views = [
+            spec_augment(
+                part,
+                part_mask,
+                seed=view_seed(self.draw_seed, view),
+                epochs=self._context["epochs"],
+                cycle_indices=self._context["cycle_numbers"],
+            )
+            for view, (part, part_mask) in enumerate(zip(features.split(rows), mask.split(rows), strict=True))
+        ]
+        return views[0] if len(views) == 1 else torch.cat(views)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The sum of the objective's terms; in evaluation the task loss alone."""
+        """The sum of the objective's terms; in evaluation the task loss alone.
+
+        Raises:
+            InputError: The sum is not a finite number.
+        """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         inner = self.accelerator.unwrap_model(model)
@@ -137,18 +199,39 @@ class LaennecTrainer(Trainer):
             return (loss, outputs) if return_outputs else loss
         epoch = int(self._context["epochs"][0]) if "epochs" in self._context else int(self.state.epoch or 0)
         stage = self.stages(epoch) if self.stages else Stage()
+        progress = self.state.global_step / max(self.state.max_steps, 1)
         inner.encoder_paused = not stage.encoder
         if inner.encoder_paused:
             inner.encoder.eval()
+        if (heads := getattr(inner, "auxiliary_heads", None)) is not None:
+            heads.active = stage.encoder and stage.auxiliary
+            heads.reversal.set_progress(min(progress, 1.0))
         outputs = model(**inputs)
-        terms = self.objective(
-            outputs, {"labels": labels, **self._context}, stage, self.state.global_step / max(self.state.max_steps, 1)
-        )
+        terms = self.objective(outputs, {"labels": labels, **self._context}, stage, progress)
         loss = torch.stack(list(terms.values())).sum()
+        if not bool(torch.isfinite(loss)):
+            raise InputError(self._what_is_not_finite(outputs, terms))
         for name, value in terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float()
         self._term_steps += 1
         return (loss, outputs) if return_outputs else loss
+
+    def _what_is_not_finite(self, outputs: Any, terms: dict[str, Tensor]) -> str:
+        """Names the step, and the cycles whose embeddings are at fault, or else the terms."""
+        advice = "lower train.learning_rate, or check these recordings"
+        wrong = ", ".join(name for name, value in terms.items() if not bool(torch.isfinite(value)))
+        rows = (~torch.isfinite(outputs.embeddings).all(dim=1)).nonzero().flatten().cpu()
+        numbers = self._context.get("cycle_numbers")
+        dataset: Any = self.train_dataset
+        if not len(rows) or numbers is None or not hasattr(dataset, "cycle_ids"):
+            return f"step {self.state.global_step + 1}: {wrong or 'the loss'} is not a finite number; {advice}"
+        faulty = set(numbers.cpu()[rows % len(numbers)].tolist())
+        names = [name for name, number in zip(dataset.cycle_ids, dataset.numbers, strict=True) if int(number) in faulty]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return (
+            f"step {self.state.global_step + 1}: the embedding of {', '.join(names[:3])}{more} is not finite "
+            f"({wrong}); {advice}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each term since the last log."""

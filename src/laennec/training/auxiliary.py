@@ -1,0 +1,250 @@
+"""Stage 8, training: the auxiliary losses of a recipe, and the layers that only they need.
+
+Decided here: an entry may have any name, so that one loss can be there twice (SupCon by class and by device); which
+loss it is stands in `loss`, which column says what belongs together in `labels`. Layers of single entries (their own
+projection, the head that guesses the device) live inside the model while it trains, so that optimiser, checkpoints
+and processes know them, and are taken off when training ends: what is shared needs none of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laennec.losses import AUXILIARY_LOSSES, GradientReversal, WeightedSum, WeightSchedule
+from laennec.model import LaennecOutput
+from laennec.training.groups import MISSING
+from laennec.training.settings import ConfigError
+
+CYCLE, CLASS = "cycle", "class"
+# what says which cycles belong together, unless the recipe says otherwise
+_LABELS = {
+    "add": CLASS,
+    "tuplet": CLASS,
+    "supcon": CLASS,
+    "ntxent": CYCLE,
+    "opl": CLASS,
+    "patient": "patient",
+    "patch_mix": CLASS,
+    "device_adversarial": "device",
+}
+RECIPE_LOSSES = tuple(_LABELS)
+_VIEWS = {"supcon": 2, "ntxent": 2}  # one view elsewhere
+_OF_CLASS_ONLY = ("tuplet", "patch_mix")
+
+
+class GroupCrossEntropy(nn.Module):
+    """Cross entropy of a group's logits; the gradient is turned round before the head, see `AuxiliaryHeads`."""
+
+    variant = "gradient reversal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: dict[str, int] = {}
+
+    def forward(self, logits: Tensor, group_ids: Tensor) -> dict[str, Tensor]:
+        """Return `{"device_adversarial": scalar}`: logits (batch, groups) against group_ids (batch,)."""
+        self.pairs = {"device_adversarial": len(logits)}
+        total = nn.functional.cross_entropy(logits.float(), group_ids, reduction="sum")
+        return {"device_adversarial": total / max(1, len(logits))}
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of loss.auxiliary.
+
+    Attributes:
+        name: Its name in the recipe and in the log.
+        kind: Which loss it is.
+        labels: Column that says what belongs together: "class", "cycle" (the views of one cycle), or a column of
+            `laennec.training.groups.COLUMNS`, several joined by +.
+        missing: What happens to cycles whose column is unknown: "drop" | "own_group".
+        views: How many draws of each cycle it looks at.
+        on: "embedding" | "projection" (the model's, shared).
+        projection_dim: Width of a projection of its own; 0 for none.
+        loss: The loss itself.
+        schedule: Its weight.
+    """
+
+    name: str
+    kind: str
+    labels: str
+    missing: str
+    views: int
+    on: str
+    projection_dim: int
+    loss: nn.Module
+    schedule: WeightSchedule
+
+    @property
+    def where(self) -> str:
+        """The entry as a setting."""
+        return f"loss.auxiliary.{self.name}"
+
+    @property
+    def group_key(self) -> str | None:
+        """Name of its groups in a batch; None where class or cycle say what belongs together."""
+        return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
+
+
+def entries_of(settings: Mapping[str, Any]) -> list[Entry]:
+    """Read the recipe's loss.auxiliary.
+
+    Raises:
+        ConfigError: A loss, a key or a value is unknown, or they contradict one another.
+    """
+    return [_entry(name, given) for name, given in settings.items()]
+
+
+def _entry(name: str, given: Any) -> Entry:
+    where = f"loss.auxiliary.{name}"
+    if not isinstance(given, Mapping) and given is not None:
+        raise ConfigError(f"{where} is a group of settings, not {given!r}")
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise ConfigError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
+    # YAML 1.1 reads a bare `on` as true
+    values = {"on" if key is True else key: value for key, value in (given or {}).items()}
+    kind = values.pop("loss", name)
+    if kind not in RECIPE_LOSSES:
+        why = (
+            "a recipe cannot give it its inputs, use it from Python"
+            if kind in AUXILIARY_LOSSES
+            else "there is no such loss"
+        )
+        raise ConfigError(f"loss.auxiliary has {kind!r}: {why}; recipes can have {', '.join(RECIPE_LOSSES)}")
+    own = {
+        "labels": str(values.pop("labels", _LABELS[kind])),
+        "missing": values.pop("missing", "drop"),
+        "views": values.pop("views", _VIEWS.get(kind, 1)),
+        "on": values.pop("on", "embedding"),
+        "projection_dim": values.pop("projection_dim", 0),
+    }
+    _check(where, kind, own)
+    try:
+        schedule = WeightSchedule(
+            float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
+        )
+        loss = GroupCrossEntropy(**values) if kind == "device_adversarial" else AUXILIARY_LOSSES[kind](**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
+    if getattr(loss, "detach_other_views", False) and own["views"] < 2:
+        raise ConfigError(f"{where}: detach_other_views needs views: 2")
+    return Entry(name=name, kind=kind, loss=loss, schedule=schedule, **own)
+
+
+def _check(where: str, kind: str, own: Mapping[str, Any]) -> None:
+    """Refuse keys of an entry that its loss cannot follow."""
+    if own["on"] not in ("embedding", "projection"):
+        raise ConfigError(f"{where}.on is {own['on']!r}; it can be embedding or projection")
+    if own["missing"] not in MISSING:
+        raise ConfigError(f"{where}.missing is {own['missing']!r}; it can be {' or '.join(MISSING)}")
+    dim, views = own["projection_dim"], own["views"]
+    if not isinstance(dim, int) or dim < 0:
+        raise ConfigError(f"{where}.projection_dim is {dim!r}; it is a width, 0 for none")
+    if dim and own["on"] == "projection":
+        raise ConfigError(f"{where}: projection_dim gives it a projection of its own; leave out on: projection")
+    if views not in (1, 2) or (views == 2 and kind not in _VIEWS):
+        most = "1 or 2" if kind in _VIEWS else "1 (only supcon and ntxent look at two)"
+        raise ConfigError(f"{where}.views is {views!r}; it can be {most}")
+    if kind in _OF_CLASS_ONLY and own["labels"] != CLASS:
+        raise ConfigError(f"{where}.labels is {own['labels']!r}; {kind} knows only class")
+    if own["labels"] == CYCLE and kind not in _VIEWS:
+        raise ConfigError(f"{where}.labels is cycle; only supcon and ntxent draw the views of one cycle together")
+    if own["labels"] == CYCLE and views < 2:
+        raise ConfigError(f"{where}: one view of a cycle has no other to be drawn to; set views: 2")
+    if kind == "device_adversarial" and own["labels"] == CLASS:
+        raise ConfigError(f"{where}.labels is class, which the embedding should keep; name a column such as device")
+
+
+def weighted_sum(entries: Sequence[Entry]) -> WeightedSum | None:
+    """The losses of some entries as one sum with names; None where there is none."""
+    if not entries:
+        return None
+    return WeightedSum({e.name: e.loss for e in entries}, {e.name: e.schedule for e in entries})
+
+
+class AuxiliaryHeads(nn.Module):
+    """Layers that single entries put on the embedding: own projections, and heads behind a gradient reversal.
+
+    Args:
+        entries: All of the recipe.
+        dim: Of the embedding.
+        groups: How many groups the column of each device_adversarial entry has, by the entry's name.
+        seed: Of their random weights.
+    """
+
+    def __init__(self, entries: Sequence[Entry], dim: int, groups: Mapping[str, int], seed: int) -> None:
+        super().__init__()
+        self.reversal = GradientReversal()
+        self.active = True
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projections = nn.ModuleDict(
+                {
+                    e.name: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, e.projection_dim))
+                    for e in entries
+                    if e.projection_dim
+                }
+            )
+            widths = {e.name: e.projection_dim or dim for e in entries}
+            self.guesses = nn.ModuleDict({name: nn.Linear(widths[name], count) for name, count in groups.items()})
+
+    def __len__(self) -> int:
+        return len(self.projections) + len(self.guesses)
+
+    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
+        """What each entry looks at, by name: embeddings (batch, dim) -> (batch, width)."""
+        embeddings = embeddings.to(next(self.parameters()).dtype)
+        seen = {name: projection(embeddings) for name, projection in self.projections.items()}
+        for name, guess in self.guesses.items():
+            seen[name] = guess(self.reversal(seen.get(name, embeddings)))
+        return seen
+
+
+class Attached:
+    """Auxiliary heads inside a model while it trains: `with Attached(model, heads): ...`.
+
+    The model's output gains `auxiliary` in training, computed within its own call, where processes look for it.
+
+    Args:
+        model: Gains and loses the module `auxiliary_heads`.
+        heads: The layers; nothing happens where there are none.
+    """
+
+    def __init__(self, model: nn.Module, heads: AuxiliaryHeads) -> None:
+        self.model = model
+        self.heads = heads
+
+    def __enter__(self) -> AuxiliaryHeads:
+        if len(self.heads):
+            self.model.add_module("auxiliary_heads", self.heads.to(next(self.model.parameters()).device))
+            self._hook = self.model.register_forward_hook(_add_outputs)
+        return self.heads
+
+    def __exit__(self, *_: Any) -> None:
+        if len(self.heads):
+            self._hook.remove()
+            del self.model.auxiliary_heads
+
+
+@dataclass
+class TrainingOutput(LaennecOutput):
+    """What a model with auxiliary heads returns in training.
+
+    Attributes:
+        auxiliary: What each entry looks at, by name, (batch, width).
+    """
+
+    auxiliary: dict[str, Tensor] | None = None
+
+
+def _add_outputs(model: Any, _: Any, outputs: Any) -> Any:
+    if not (model.training and model.auxiliary_heads.active and isinstance(outputs, LaennecOutput)):
+        return outputs
+    return TrainingOutput(**outputs, auxiliary=model.auxiliary_heads(outputs.embeddings))

@@ -1,0 +1,94 @@
+"""Entries of loss.auxiliary, and the layers that only they need."""
+
+import pytest
+import torch
+import yaml
+
+from laennec.encoders import load_encoder
+from laennec.losses.device import reversal_strength
+from laennec.model import LaennecConfig, LaennecForAudioClassification
+from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupCrossEntropy, entries_of
+from laennec.training.config import ConfigError
+
+
+def test_one_loss_can_be_there_twice_under_names_of_its_own():
+    given = yaml.safe_load(
+        "{supcon: {views: 1}, by_sex: {loss: supcon, labels: sex, missing: own_group, on: projection}}"
+    )
+    first, second = entries_of(given)
+    assert (first.kind, first.labels, first.views, first.group_key) == ("supcon", "class", 1, None)
+    assert (second.kind, second.labels, second.views, second.on) == ("supcon", "sex", 2, "projection")
+    assert second.group_key == "sex own_group"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"add": 3}, r"loss.auxiliary.add is a group of settings, not 3"),
+        ({"keys": {"loss": "add"}}, r"'keys' cannot name a loss"),
+        ({"a.b": {"loss": "add"}}, r"'a.b' cannot name a loss"),
+        ({"who": {}}, r"has 'who': there is no such loss"),
+        ({"add": {"views": 2}}, r"add.views is 2; it can be 1 \(only supcon"),
+        ({"supcon": {"views": 3}}, r"supcon.views is 3; it can be 1 or 2"),
+        ({"supcon": {"missing": "guess"}}, r"supcon.missing is 'guess'"),
+        ({"supcon": {"projection_dim": -1}}, r"projection_dim is -1"),
+        ({"supcon": {"projection_dim": 8, "on": "projection"}}, r"leave out on: projection"),
+        ({"supcon": {"views": 1, "detach_other_views": True}}, r"detach_other_views needs views: 2"),
+        ({"ntxent": {"views": 1}}, r"ntxent: one view of a cycle has no other"),
+        ({"opl": {"labels": "cycle"}}, r"opl.labels is cycle; only supcon and ntxent"),
+        ({"tuplet": {"labels": "device"}}, r"tuplet knows only class"),
+        ({"device_adversarial": {"labels": "class"}}, r"labels is class, which the embedding should keep"),
+        ({"device_adversarial": {"temperature": 1}}, r"device_adversarial: .*temperature"),
+        ({"supcon": {"temperature": 0}}, r"loss.auxiliary.supcon: .*temperature"),
+        ({"supcon": {"start": 2}}, r"loss.auxiliary.supcon: .*start"),
+    ],
+)
+def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        entries_of(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
+    entries = entries_of({"device_adversarial": {}})
+    heads = AuxiliaryHeads(entries, 4, {"device_adversarial": 3}, seed=0)
+    ids = torch.tensor([0, 1, 2, 1])
+    gradients = {}
+    for turned in (True, False):
+        x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        heads.zero_grad()
+        heads.reversal.set_progress(0.3)
+        guess = heads.guesses["device_adversarial"]
+        logits = heads(x)["device_adversarial"] if turned else guess(x)
+        GroupCrossEntropy()(logits, ids)["device_adversarial"].backward()
+        gradients[turned] = x.grad, guess.weight.grad.clone()
+    torch.testing.assert_close(gradients[True][0], -reversal_strength(0.3) * gradients[False][0])
+    torch.testing.assert_close(gradients[True][1], gradients[False][1])
+
+
+def test_no_known_device_is_0_with_zero_gradient():
+    logits = torch.randn(0, 3, requires_grad=True)
+    value = GroupCrossEntropy()(logits, torch.zeros(0).long())["device_adversarial"]
+    value.backward()
+    assert value == 0
+
+
+def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="statistics", num_mel_bins=4)
+    model = LaennecForAudioClassification(LaennecConfig(encoder.config, id2label={0: "a", 1: "b"}), encoder)
+    entries = entries_of({"supcon": {"projection_dim": 3}, "device_adversarial": {}, "add": {}})
+    before, state = set(model.state_dict()), torch.get_rng_state()
+    heads = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    x = torch.randn(5, 6, 4)
+    with Attached(model, heads):
+        assert any(name.startswith("auxiliary_heads.") for name in model.state_dict())
+        seen = model.train()(x).auxiliary
+        assert {name: tuple(v.shape) for name, v in seen.items()} == {"supcon": (5, 3), "device_adversarial": (5, 2)}
+        assert not hasattr(model.eval()(x), "auxiliary")
+        heads.active = False
+        assert not hasattr(model.train()(x), "auxiliary")
+    assert set(model.state_dict()) == before and not hasattr(model(x), "auxiliary")
+    again = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0).state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in heads.state_dict().items())

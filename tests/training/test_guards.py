@@ -1,0 +1,84 @@
+"""What is looked at before the first step."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from laennec.training.auxiliary import entries_of
+from laennec.training.batches import Targets
+from laennec.training.config import ConfigError
+from laennec.training.groups import GroupTable
+from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
+from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.sampler import EpochSampler, PatientBalancedSampler
+
+CLASSES = np.arange(12) % 3
+
+
+def test_one_class_is_nothing_to_learn():
+    flags = np.tile(np.float32([1, 0]), (4, 1))
+    with pytest.raises(ConfigError, match=r"all 4 training cycles are labelled alike \(crackle 1, wheeze 0\)"):
+        refuse_one_class(Targets(["crackle", "wheeze"], flags, np.ones(4, int), np.arange(4)))
+    with pytest.raises(ConfigError, match=r"labelled alike \(COPD\)"):
+        refuse_one_class(Targets(["Asthma", "COPD"], np.ones(4, int), np.ones(4, int), np.arange(4)))
+    refuse_one_class(Targets(["a", "b"], CLASSES[:2], CLASSES[:2], np.arange(2)))
+
+
+def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
+    entries = entries_of({"add": {}, "x": {"loss": "supcon", "labels": "sex"}, "patient": {}})
+    metadata = {"cycle_id": list("pqrs"), "sex": ["F", None, "M", "F"], "patient_id": list("aabb")}
+    with caplog.at_level(logging.WARNING):
+        found = group_columns(entries, GroupTable(4, metadata))
+    assert {name: codes.tolist() for name, codes in found.items()} == {
+        "sex drop": [0, -1, 1, 0],
+        "patient drop": [0, 0, 1, 1],
+    }
+    assert "loss.auxiliary.x: sex is unknown for 1 of 4 cycles (q)" in caplog.text
+    with pytest.raises(ConfigError, match=r"loss.auxiliary.d.labels is 'device', which is the same for all"):
+        group_columns(entries_of({"d": {"loss": "supcon", "labels": "device"}}), GroupTable(2, {"device": ["m", "m"]}))
+
+
+def test_two_views_need_draws_and_no_mixing():
+    entries = entries_of({"supcon": {}})
+    check_views(entries, mixes=False, draws=True)
+    check_views(entries_of({"supcon": {"views": 1}}), mixes=True, draws=False)
+    with pytest.raises(ConfigError, match="without augmentation they are the same"):
+        check_views(entries, mixes=False, draws=False)
+    with pytest.raises(ConfigError, match="takes away; drop one"):
+        check_views(entries, mixes=True, draws=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sampler", "size", "message"),
+    [
+        ({"add": {}}, EpochSampler(12), 1, "holds two cycles of one class; set sampler.name: classes_times_samples"),
+        ({"patient": {}}, EpochSampler(12), 1, "holds two cycles of one patient; set sampler.name: patient_balanced"),
+        ({"patient": {}}, PatientBalancedSampler(np.arange(12) // 2, 1, 2), 2, "cycles of two groups by patient; set"),
+        ({"d": {"loss": "opl", "labels": "device"}}, EpochSampler(12), 1, "set sampler.name: device_balanced"),
+        ({"s": {"loss": "opl", "labels": "sex"}}, EpochSampler(12), 1, "set sampler.name: shuffle with a larger"),
+        (
+            {"s": {"loss": "supcon", "labels": "sex"}},
+            MetadataMatchedSampler([list("FM") * 6], 4),
+            4,
+            "two groups by sex",
+        ),
+    ],
+)
+def test_batches_without_a_pair_stop_the_run_and_name_the_sampler(given, sampler, size, message):
+    groups = {"patient drop": np.arange(12) // 2, "device drop": CLASSES, "sex drop": np.arange(12) % 2}
+    with pytest.raises(ConfigError, match=message):
+        pair_lines(entries_of(given), sampler, size, CLASSES, groups)
+
+
+def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
+    entries = entries_of({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
+    devices = np.array([-1] * 8 + [0, 0, 1, 1])
+    lines = pair_lines(entries, EpochSampler(12), 12, CLASSES, {"device drop": devices})
+    rest = "an epoch of 1 batches sees 100.0 % of the cycles"
+    assert lines == [
+        f"add: by class, 36 positive pairs in a batch of 12 (fewest 36); {rest}",
+        f"d: by device, 4 positive pairs in a batch of 12 (fewest 4); {rest}",
+    ]
+    few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
+    assert "sees 33.3 % of the cycles" in pair_lines(entries[1:2], few, 4, CLASSES, {"device drop": devices})[0]
