@@ -85,11 +85,21 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     assert "Thresholds and temperatures" in report and "Angular distance" in report
     out = capsys.readouterr().out
     assert "ICBHI Score" in out and str(folder / "report.html") in out
+    trained = read(run / "run.json")["corpus"]["provenance"]
+    for said in (
+        trained["corpus_fingerprint"][:12],
+        trained["split_fingerprint"][:12],
+        "patient-60-20-20",
+        "part test",
+    ):
+        assert said in out, out
+    assert "selection set: validation; seed 0" in out and "scored" not in out
     evaluations = read(run / "run.json")["evaluations"]
     assert [e["split"] for e in evaluations] == ["test"] and evaluations[0]["command"].startswith("laennec evaluate ")
     monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
     assert main(["evaluate", str(run), "--split", "validation", "--draws", "20"]) == 0
     assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    assert "this run was scored 2 times on test" in capsys.readouterr().out
     assert [e["split"] for e in read(run / "run.json")["evaluations"]] == ["test", "validation", "test"]
     assert read(folder / "run.json")["evaluations"] == read(run / "run.json")["evaluations"]
     validation = pd.read_parquet(run / "evaluation-validation" / "predictions.parquet")
@@ -160,7 +170,7 @@ def test_results_of_others_are_never_replaced(run, tmp_path, capsys):
 def test_a_model_outside_its_run_needs_a_corpus_and_a_folder(run, small_corpus, tmp_path, capsys):
     model = str(run / "model")
     assert main(["evaluate", model]) == 2
-    one_line(capsys, "--corpus NAME --data-dir DIR")
+    one_line(capsys, "no run.json there", "--corpus NAME --data-dir DIR")
     assert main(["evaluate", model, "--corpus", "synthetic", "--data-dir", str(small_corpus)]) == 2
     one_line(capsys, "--out DIR")
     assert main(["evaluate", str(tmp_path / "nowhere"), "--corpus", "synthetic", "--out", str(tmp_path / "o")]) == 2
