@@ -108,14 +108,15 @@ def reading(setting: Setting) -> list[Row]:
             samples = soxr.resample(samples, rate, 16000)
             kept.append([samples[int(s * 16000) : int(e * 16000)].copy() for s, e in times])
 
-    def first() -> None:
-        with tempfile.TemporaryDirectory() as cache:
-            CycleWaveforms(table, 16000, cache_dir=cache).prepare()
-
-    ours, other = fastest(first, bare, repeats=setting.repeats)
-    with tempfile.TemporaryDirectory() as cache:
-        CycleWaveforms(table, 16000, cache_dir=cache).prepare()
-        (again,) = fastest(lambda: _read_all(table, cache), repeats=setting.repeats)
+    # a new cache for each run; taking them away afterwards is no part of reading
+    with tempfile.TemporaryDirectory() as caches:
+        ours, other = fastest(
+            lambda: CycleWaveforms(table, 16000, cache_dir=tempfile.mkdtemp(dir=caches)).prepare(),
+            bare,
+            repeats=setting.repeats,
+        )
+        CycleWaveforms(table, 16000, cache_dir=caches).prepare()
+        (again,) = fastest(lambda: _read_all(table, caches), repeats=setting.repeats)
     n = len(table)
     return [
         Row(
