@@ -270,3 +270,14 @@ def test_repr_says_which_loss_ran():
 def test_misuse_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_soft_takes_hard_labels_too_and_equals_paper_on_their_one_hot_rows():
+    generator = torch.Generator().manual_seed(3)
+    embeddings = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2, 2, 3, 0])
+    soft = AngularDistanceDistributionLoss(variant="soft")(embeddings, labels)
+    rows = torch.nn.functional.one_hot(labels, 4).double()
+    paper = AngularDistanceDistributionLoss()(embeddings, rows)
+    assert set(soft) == {"add_mu", "add_sigma_pos"}
+    assert all(torch.allclose(soft[name], paper[name]) for name in soft)

@@ -128,7 +128,9 @@ def test_a_projection_that_only_training_needs_stays_behind(tiny_recipe, tmp_pat
     from laennec.training.config import recipe_from_dict
     from laennec.training.experiment import train
 
-    recipe = recipe_from_dict(tiny_recipe | {"head": {"projection_dim": 8}, "loss": {"auxiliary": {"supcon": {}}}})
+    recipe = recipe_from_dict(
+        tiny_recipe | {"head": {"projection_dim": 8}, "loss": {"auxiliary": {"supcon": {"views": 1}}}}
+    )
     recipe.train.epochs = 1
     recipe.output_dir = str(tmp_path / "run")
     run = train(recipe)

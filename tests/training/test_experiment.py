@@ -220,3 +220,32 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
     history = json.loads((out / "run.json").read_text())["history"]
     terms = [set(h["loss_terms"]) for h in history if "loss_terms" in h]
     assert terms == [{"ce"}, {"tuplet"}, {"ce"}]
+
+
+def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny_recipe, tmp_path, monkeypatch):
+    from laennec.training.trainer import LaennecTrainer
+
+    changes = {
+        "target": {"problem_type": "single_label"},
+        "loss": {"task": "ce", "auxiliary": {"tuplet": {}}},
+        "sampler": {"name": "anchor_positive", "negatives": 4},
+        "schedule": {"name": "alternating", "pretrain_epochs": 1},
+        "train": {"epochs": 1, "batch_size": 8, "optimizer": "adam", "learning_rate": 1e-4, "selection_metric": "loss"},
+    }
+    whole = run(tiny_recipe, tmp_path / "whole", **changes)
+    honest = LaennecTrainer.training_step
+
+    def interrupted(self, *arguments, **settings):
+        if self.stages and not self.stages(0).head:
+            raise StoppedError
+        return honest(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(LaennecTrainer, "training_step", interrupted)
+        run(tiny_recipe, tmp_path / "cut", **changes)
+    continued = run(tiny_recipe, tmp_path / "cut", **changes)
+    one, two = weights(whole), weights(continued)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    records = [json.loads((folder / "run.json").read_text()) for folder in (whole, continued)]
+    assert [h["phase"] for h in records[0]["history"]] == ["pretrain", "alternate", "alternate"]
+    assert records[0]["history"] == records[1]["history"]

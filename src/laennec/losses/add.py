@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from laennec.losses.moments import Group, PairMoments, Quantity
 from laennec.losses.pairs import check_embeddings, class_indices, full_precision, normalise, widened
 
-VARIANTS = ("paper", "released", "legacy")
+VARIANTS = ("paper", "soft", "released", "legacy")
 _SQUARED_DISTANCE = Quantity(lambda s, t: (1 - s).square_(), lambda s, t: (s - 1).mul_(2))
 _SQUARED_SIMILARITY = Quantity(lambda s, t: s.square(), lambda s, t: 2 * s)
 _DISTANCE = Quantity(lambda s, t: 1 - s, lambda s, t: torch.full_like(s, -1.0))
@@ -41,7 +41,8 @@ class AngularDistanceDistributionLoss(nn.Module):
     Args:
         weights: always in the order (mu_pos, sigma_pos, mu_neg, sigma_neg); soft labels and "released" use the first
             ones.
-        variant: "paper" (equations 1-5 and 7-8), "released" (the authors' registered class: `l1 mean((d_label - d)^2)`
+        variant: "paper" (equations 1-5, and 7-8 for label rows), "soft" (equations 7-8 for any labels), "released"
+            (the authors' registered class: `l1 mean((d_label - d)^2)`
             over all batch * batch entries, embeddings (batch, tokens, dim) averaged over tokens first) or "legacy"
             (their older class: `l1 mean(d | P+)^2 + l2 std(d | P+) + l3 (1 - mean(d | P-))^2 + l4 std(d | P-)`). The
             three differ by a factor of six on one input, so always say which one ran.
@@ -93,7 +94,7 @@ class AngularDistanceDistributionLoss(nn.Module):
             targets = self._targets(labels, z.dtype)
             if self.variant == "released":
                 return self._released(z, targets)
-            if self.variant == "paper" and targets.ndim == 2:
+            if self.variant == "soft" or (self.variant == "paper" and targets.ndim == 2):
                 return self._soft(z, targets)
             return self._hard(z, targets)
 
@@ -141,5 +142,5 @@ class AngularDistanceDistributionLoss(nn.Module):
         return {"add_mu": self.weights[0] * total / max(1, batch * batch)}
 
     def extra_repr(self) -> str:
-        """Say which of the three losses this is."""
+        """Say which of these losses this is."""
         return f"variant={self.variant!r}, weights (mu_pos, sigma_pos, mu_neg, sigma_neg)={self.weights}"

@@ -228,6 +228,8 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         _refuse_taken(out, recipe, overwrite)
     torch.set_num_threads(recipe.train.threads)
     disable_progress_bar()
+    # it says that file times may not be exact and that it then goes by step numbers, which are
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     timings = Timings()
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)

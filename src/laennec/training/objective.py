@@ -9,6 +9,7 @@ the rows is the first view (clean).
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -302,7 +303,11 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     longest = max(counts)
     padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]).contiguous()
     if rows.is_floating_point():
-        parts = list(distributed.all_gather(padded))
+        with warnings.catch_warnings():
+            # deprecated in favour of an interface that is still experimental
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            parts = list(distributed.all_gather(padded))
     else:
         parts = [torch.empty_like(padded) for _ in counts]
         torch.distributed.all_gather(parts, padded)

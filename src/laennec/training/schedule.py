@@ -6,6 +6,7 @@ encoder by the auxiliary loss alone, an odd one the head by the task loss on the
 crosses. The last phase chooses its epoch on validation.
 """
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from laennec.training.guards import check_views, group_columns, pair_lines, refu
 from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
 from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
+from laennec.training.record import read_record, write_record
 from laennec.training.sampler import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
@@ -229,6 +231,7 @@ def run_phases(
             finished = folder / "finished.safetensors"
             if finished.exists():
                 model.load_state_dict(load_file(finished), strict=False)
+                _add_to(result, phase, _State(**read_record(folder / "finished.json")))
                 continue
             trainer = LaennecTrainer(
                 model,
@@ -251,8 +254,10 @@ def run_phases(
             trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
             model.encoder_paused = False
-            _add_to(result, phase, trainer.state)
+            state = _State(trainer.state.log_history, trainer.state.best_metric, trainer.state.best_global_step)
+            _add_to(result, phase, state)
             if len(plan) > 1 and trainer.is_world_process_zero():
+                write_record(folder / "finished.json", dataclasses.asdict(state))
                 _remember(model, finished)
     trainer_end(trainer)
     return result
@@ -296,7 +301,16 @@ def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targe
                 print(f"{phase.name}: {line}", flush=True)
 
 
-def _add_to(result: Result, phase: Phase, state: Any) -> None:
+@dataclass
+class _State:
+    """What a finished phase says of itself, as it is kept for a run that goes on after it."""
+
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+
+
+def _add_to(result: Result, phase: Phase, state: _State) -> None:
     """Keep a phase's log, and its best epoch where the phase chooses one."""
     result.history += [{"phase": phase.name, **entry} for entry in state.log_history]
     if phase.selects:
