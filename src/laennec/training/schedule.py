@@ -214,16 +214,25 @@ def run_phases(
     names = targets.names
     objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
     result = Result(losses=_loss_names(objective.auxiliary))
-    metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
     groups = groups_of(recipe, targets)
     codes = _prepare_data(recipe, objective, datasets[0], spec_augment, groups)
     mix = recipe.augment.mix
-    mixer = Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures) if mix else None
     plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
     _check_pairs(plan, objective, targets, codes)
     guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
     counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
     heads = AuxiliaryHeads(objective.entries, int(model.encoder.config.hidden_size), counts, recipe.seed)
+    always = {
+        "objective": objective,
+        "feature_extractor": extractor,
+        "spec_augment": spec_augment,
+        "seed": recipe.seed,
+        "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures) if mix else None,
+        "data_collator": collator,
+        "train_dataset": datasets[0],
+        "eval_dataset": datasets[1],
+        "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
+    }
     trainer = None
     with Attached(model, heads):
         for phase, sampler, batch_size in plan:
@@ -236,29 +245,17 @@ def run_phases(
             trainer = LaennecTrainer(
                 model,
                 make_arguments(recipe, phase, folder, batch_size),
-                objective=objective,
-                feature_extractor=extractor,
-                spec_augment=spec_augment,
                 sampler=sampler,
                 stages=phase.stages,
                 head_learning_rate=phase.head_learning_rate,
-                seed=recipe.seed,
-                mixer=mixer,
-                data_collator=collator,
-                train_dataset=datasets[0],
-                eval_dataset=datasets[1],
-                compute_metrics=metrics,
+                **always,
                 **_rules(recipe, phase),
             )
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
             model.encoder_paused = False
-            state = _State(trainer.state.log_history, trainer.state.best_metric, trainer.state.best_global_step)
-            _add_to(result, phase, state)
-            if len(plan) > 1 and trainer.is_world_process_zero():
-                write_record(folder / "finished.json", dataclasses.asdict(state))
-                _remember(model, finished)
+            _add_to(result, phase, _finish(trainer, folder, keep=len(plan) > 1))
     trainer_end(trainer)
     return result
 
@@ -316,6 +313,15 @@ def _add_to(result: Result, phase: Phase, state: _State) -> None:
     if phase.selects:
         result.best_metric = state.best_metric
         result.best_epoch = _best_epoch(state)
+
+
+def _finish(trainer: LaennecTrainer, folder: Path, keep: bool) -> _State:
+    """What a phase says of itself, kept beside its weights where another phase follows."""
+    state = _State(trainer.state.log_history, trainer.state.best_metric, trainer.state.best_global_step)
+    if keep and trainer.is_world_process_zero():
+        write_record(folder / "finished.json", dataclasses.asdict(state))
+        _remember(trainer.model, folder / "finished.safetensors")
+    return state
 
 
 def trainer_end(trainer: LaennecTrainer | None) -> None:
