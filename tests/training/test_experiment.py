@@ -190,6 +190,16 @@ def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tm
     assert not (embeddings[0] == embeddings[1]).all()
 
 
+# Song et al.'s schedule in its smallest form
+SONG = {
+    "target": {"problem_type": "single_label"},
+    "loss": {"task": "ce", "auxiliary": {"tuplet": {}}},
+    "sampler": {"name": "anchor_positive", "negatives": 4},
+    "schedule": {"name": "alternating", "pretrain_epochs": 1},
+    "train": {"epochs": 1, "batch_size": 8, "optimizer": "adam", "learning_rate": 1e-4, "selection_metric": "loss"},
+}
+
+
 def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch):
     from laennec.training.trainer import LaennecTrainer
 
@@ -205,14 +215,7 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
         return loss
 
     monkeypatch.setattr(LaennecTrainer, "training_step", watched)
-    changes = {
-        "target": {"problem_type": "single_label"},
-        "loss": {"task": "ce", "auxiliary": {"tuplet": {}}},
-        "sampler": {"name": "anchor_positive", "negatives": 4},
-        "schedule": {"name": "alternating", "pretrain_epochs": 1},
-        "train": {"epochs": 1, "batch_size": 8, "optimizer": "adam", "learning_rate": 1e-4, "selection_metric": "loss"},
-    }
-    out = run(tiny_recipe, tmp_path / "run", **changes)
+    out = run(tiny_recipe, tmp_path / "run", **SONG)
     kinds = [parts for _, parts, _ in moved]
     third = kinds.index(frozenset({"encoder"}))
     assert set(kinds[:third]) == {frozenset({"encoder", "head"})}
@@ -225,14 +228,7 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
 def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny_recipe, tmp_path, monkeypatch):
     from laennec.training.trainer import LaennecTrainer
 
-    changes = {
-        "target": {"problem_type": "single_label"},
-        "loss": {"task": "ce", "auxiliary": {"tuplet": {}}},
-        "sampler": {"name": "anchor_positive", "negatives": 4},
-        "schedule": {"name": "alternating", "pretrain_epochs": 1},
-        "train": {"epochs": 1, "batch_size": 8, "optimizer": "adam", "learning_rate": 1e-4, "selection_metric": "loss"},
-    }
-    whole = run(tiny_recipe, tmp_path / "whole", **changes)
+    whole = run(tiny_recipe, tmp_path / "whole", **SONG)
     honest = LaennecTrainer.training_step
 
     def interrupted(self, *arguments, **settings):
@@ -242,8 +238,8 @@ def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr(LaennecTrainer, "training_step", interrupted)
-        run(tiny_recipe, tmp_path / "cut", **changes)
-    continued = run(tiny_recipe, tmp_path / "cut", **changes)
+        run(tiny_recipe, tmp_path / "cut", **SONG)
+    continued = run(tiny_recipe, tmp_path / "cut", **SONG)
     one, two = weights(whole), weights(continued)
     assert all(torch.equal(one[k], two[k]) for k in one)
     records = [json.loads((folder / "run.json").read_text()) for folder in (whole, continued)]

@@ -219,9 +219,7 @@ def run_phases(
     mix = recipe.augment.mix
     plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
     _check_pairs(plan, objective, targets, codes)
-    guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
-    counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
-    heads = AuxiliaryHeads(objective.entries, int(model.encoder.config.hidden_size), counts, recipe.seed)
+    heads = _heads(objective, codes, int(model.encoder.config.hidden_size), recipe.seed)
     always = {
         "objective": objective,
         "feature_extractor": extractor,
@@ -258,6 +256,13 @@ def run_phases(
             _add_to(result, phase, _finish(trainer, folder, keep=len(plan) > 1))
     trainer_end(trainer)
     return result
+
+
+def _heads(objective: Objective, codes: Any, dim: int, seed: int) -> AuxiliaryHeads:
+    """What auxiliary losses need beside the model while it trains: projections, and a head that guesses the device."""
+    guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
+    counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
+    return AuxiliaryHeads(objective.entries, dim, counts, seed)
 
 
 def _rules(recipe: Recipe, phase: Phase) -> dict[str, Any]:
