@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import stat
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,13 +19,15 @@ def names(folder):
     return sorted(p.name for p in folder.rglob("*"))
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only():
-    """No file of this process may grow beyond 4 kB."""
+    """No file of this process may grow beyond 4 kB; no longer than needed, for pytest's own output is such a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
@@ -47,10 +50,10 @@ def test_whatever_happens_while_writing_the_earlier_file_stays(tmp_path, error):
     assert (tmp_path / "a.txt").read_text() == "earlier" and names(tmp_path) == ["a.txt"]
 
 
-def test_a_write_that_really_fails_is_one_line(tmp_path, small_files_only):
+def test_a_write_that_really_fails_is_one_line(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"earlier")
     said = pytest.raises(InputError, match=r"a\.bin: cannot write: the file grows larger than")
-    with said as error, write_aside(tmp_path / "a.bin", "wb") as file:
+    with said as error, small_files_only(), write_aside(tmp_path / "a.bin", "wb") as file:
         file.write(b"x" * 10_000)
     assert "\n" not in str(error.value)
     assert (tmp_path / "a.bin").read_bytes() == b"earlier" and names(tmp_path) == ["a.bin"]
@@ -69,11 +72,11 @@ def numpy_save(folder):
 
 
 @pytest.mark.parametrize("save", [torch_save, safetensors_save, numpy_save])
-def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_folder(tmp_path, small_files_only, save):
+def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_folder(tmp_path, save):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("earlier")
     said = pytest.raises(InputError, match=r"out: cannot write: .*choose another folder")
-    with said, folder_aside(tmp_path / "out") as folder:
+    with said, small_files_only(), folder_aside(tmp_path / "out") as folder:
         (folder / "first").write_text("whole")
         save(folder)
     assert names(tmp_path) == ["earlier", "out"]
