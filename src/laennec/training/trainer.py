@@ -8,20 +8,24 @@ weight would be lost.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.audio.augment import SpecAugment
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
-from laennec.model import LaennecForAudioClassification, quiet
+from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import view_seed
 from laennec.training.compatibility import SharpnessAware, epoch_cosine_schedule
 from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
+from laennec.writing import write_aside
 
 _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids")
 
@@ -240,11 +244,29 @@ class LaennecTrainer(Trainer):
             self._term_sums, self._term_steps = {}, 0
         super().log(logs, start_time)
 
-    def _load_best_model(self) -> None:
-        # a checkpoint of a frozen encoder leaves it out on purpose; transformers would list every weight
-        with quiet(bool(self.model.config.frozen_encoder)):
-            super()._load_best_model()
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint's weights under the names they have here, without a frozen encoder.
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with quiet(bool(self.model.config.frozen_encoder)):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        `save_pretrained` writes some under those of older releases of transformers (AST's do), and `load_state_dict`,
+        by which a Trainer takes a checkpoint back, would pass over them with a warning.
+        """
+        if not self.args.should_save:
+            return
+        model: Any = self.accelerator.unwrap_model(self.model)
+        state = model.state_dict() if state_dict is None else state_dict
+        still = bool(model.config.frozen_encoder)
+        kept = {k: v.contiguous() for k, v in state.items() if not (still and k.startswith("encoder."))}
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_aside(folder / SAFE_WEIGHTS_NAME, "wb") as file:
+            file.write(save(kept, metadata={"format": "pt"}))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that does not fill the model; transformers would go on with a warning."""
+        still = bool(self.model.config.frozen_encoder)
+        missing = [key for key in load_result.missing_keys if not (still and key.startswith("encoder."))]
+        if missing or load_result.unexpected_keys:
+            what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
+            raise InputError(
+                f"{self.args.output_dir}: a checkpoint does not fit the model ({what}); start anew with --overwrite"
+            )

@@ -1,0 +1,42 @@
+"""The model that a run leaves behind is that of its best epoch, whatever the encoder calls its weights."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from transformers import ASTConfig
+
+from laennec.encoders import AstEncoder
+from laennec.evaluation import predictions_metrics
+from laennec.training.config import recipe_from_dict
+from laennec.training.experiment import train
+
+
+@pytest.fixture(scope="module")
+def tiny_ast(tmp_path_factory):
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_length=256,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("ast")
+    AstEncoder._from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("encoder", ["cnn", "ast"])
+def test_validation_predictions_are_those_of_the_best_epoch(tiny_recipe, tiny_ast, tmp_path, encoder):
+    settings = {**tiny_recipe, "output_dir": str(tmp_path / "run")}
+    if encoder == "ast":
+        settings |= {"features": {"preset": "ast"}, "encoder": {"type": "ast", "weights": str(tiny_ast)}}
+    # steps so large that the epochs differ, and the last is not the best by itself
+    settings["train"] = {**settings["train"], "epochs": 4, "learning_rate": 0.03, "lr_schedule": "constant"}
+    settings["train"]["selection_metric"] = "auroc_macro"
+    run = train(recipe_from_dict(settings, "settings"))
+    record = json.loads((run / "run.json").read_text())
+    epochs = [row["validation"]["roc_auc_macro"] for row in record["history"]]
+    assert len(epochs) == 4 and len(set(epochs)) > 1 and record["best_metric"] == max(epochs)
+    table = pd.read_parquet(run / "predictions-validation.parquet")
+    values = predictions_metrics(table, problem_type="multi_label", label_names=["crackle", "wheeze"])["values"]
+    assert values["roc_auc_macro"] == pytest.approx(max(epochs), abs=1e-9)
