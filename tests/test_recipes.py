@@ -39,6 +39,8 @@ def stand_ins(recipe, small_corpus, tiny_ast, shared_root):
         flags |= {"corpus.name": "synthetic", "corpus.data_dir": str(small_corpus)}
     if recipe.encoder.type == "ast":
         flags["encoder.weights"] = str(tiny_ast)
+    elif recipe.encoder.type == "beats":
+        flags["encoder.weights"] = str(shared_root / "conformance" / "beats_tiny.pt")
     elif recipe.encoder.type == "cnn":
         flags["encoder.config.channels"] = [4, 8]
     elif recipe.encoder.weights:

@@ -27,6 +27,7 @@ from transformers.utils import ModelOutput, logging
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
 from laennec.errors import InputError
 
 POOLINGS = ("encoder", "mean")
@@ -288,6 +289,9 @@ class LaennecForAudioClassification(PreTrainedModel):
         if head_only:
             state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
             self.config.encoder_digest = self.config.encoder_digest or encoder_digest(self.encoder)
+        else:
+            record_fingerprint(self.encoder)
+            self.config.encoder_config = self.encoder.config
         before, self.config.head_only = self.config.head_only, head_only
         try:
             return super().save_pretrained(save_directory, state_dict=state, **kwargs)
@@ -345,6 +349,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         if encoder is not None:
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
             model.encoder = encoder
+        else:
+            check_fingerprint(model.encoder, pretrained_model_name_or_path)
         _own_memory(model)
         model.config.head_only = False
         if config.frozen_encoder:

@@ -134,5 +134,5 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="needs its type"):
         load_encoder(None)
-    with pytest.raises(ValueError, match="it can be ast, cnn, mobilenet"):
+    with pytest.raises(ValueError, match="it can be ast, beats, cnn, mobilenet"):
         load_encoder(None, type="resnet")

@@ -18,30 +18,43 @@ import torch
 from safetensors import SafetensorError
 from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
 
+from laennec.encoders import beats, mobilenet
 from laennec.encoders.ast import AstEncoder
+from laennec.encoders.beats import BeatsEncoder
+from laennec.encoders.beats_layers import BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
-from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, load_released
+from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
+from laennec.encoders.released import read_released
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.errors import InputError
 
 ENCODERS: dict[str, type[PreTrainedModel]] = {
     "ast": AstEncoder,
+    "beats": BeatsEncoder,
     "cnn": CnnEncoder,
     "mobilenet": MobileNetEncoder,
     "statistics": StatisticsEncoder,
 }
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "ast": ASTConfig,
+    "beats": BeatsConfig,
     "cnn": CnnConfig,
     "mobilenet": MobileNetConfig,
     "statistics": StatisticsConfig,
 }
 _NOT_IN_DIGEST = ("audioset_head.",)
+# what a released checkpoint leaves open: how it is trained on, and whether its classifier is kept
+_OPEN = {
+    "beats": (*beats.DROPOUTS, "audioset_head"),
+    "mobilenet": ("audioset_head",),
+}
 
 __all__ = [
     "ENCODERS",
     "AstEncoder",
+    "BeatsConfig",
+    "BeatsEncoder",
     "CnnConfig",
     "CnnEncoder",
     "EncoderOutput",
@@ -62,7 +75,7 @@ def load_encoder(
 
     Args:
         source: None for random weights; a released checkpoint file (.pt); a folder; or a Hub id.
-        type: "ast", "cnn", "mobilenet" or "statistics"; needed where `source` is None, a check elsewhere.
+        type: "ast", "beats", "cnn", "mobilenet" or "statistics"; needed where `source` is None, a check elsewhere.
         revision: Of a Hub id.
         **config_overrides: Settings of the encoder's configuration, such as width_mult or time_positions.
 
@@ -128,16 +141,19 @@ def _is_released_file(source: str | Path) -> bool:
 
 
 def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) -> PreTrainedModel:
-    if type not in (None, "mobilenet"):
+    if type not in (None, *_OPEN):
         raise InputError(
             f"{source}: {type} encoders are read from a folder or the Hub, not from a file; give the folder"
         )
-    audioset_head = bool(overrides.pop("audioset_head", False))
-    if overrides:
-        raise InputError(
-            f"{source}: a released checkpoint rules its own size; leave out {', '.join(sorted(overrides))}"
-        )
-    return load_released(source, audioset_head=audioset_head)
+    content = read_released(source)
+    kind = "beats" if beats.holds_beats(content) else type or "mobilenet"
+    if type not in (None, kind):
+        raise InputError(f"{source}: holds a {kind} encoder, not {type}; give another file or type={kind!r}")
+    if fixed := sorted(set(overrides) - set(_OPEN[kind])):
+        raise InputError(f"{source}: a released checkpoint rules its own size; leave out {', '.join(fixed)}")
+    if kind == "beats":
+        return beats.from_released(source, content, **overrides)
+    return mobilenet.from_released(source, content, bool(overrides.get("audioset_head", False)))
 
 
 def _config_of(

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 
 from laennec.encoders.output import EncoderOutput, MaskedBatchNorm2d, TimeMask
-from laennec.encoders.released import read_state_dict, released_error
+from laennec.encoders.released import checked_state, read_released, released_error
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride
 _LAYOUT: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
@@ -251,7 +251,12 @@ def load_released(path: str | Path, audioset_head: bool = True) -> MobileNetEnco
         InputError: No such file, not a state dict, another architecture's, or any weight missing, left over or of
             another shape.
     """
-    state = read_state_dict(path)
+    return from_released(path, read_released(path), audioset_head)
+
+
+def from_released(path: str | Path, content: dict[str, Any], audioset_head: bool = True) -> MobileNetEncoder:
+    """`load_released` for a file whose content is at hand; `path` is what errors name."""
+    state = checked_state(path, content)
     last = state.get("classifier.5.weight")
     hidden = state.get("classifier.2.weight")
     if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:

@@ -65,7 +65,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train.optimizer": ("adamw", "adam"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.selection_metric": ("icbhi_score", "sprsound_score", "auroc_macro", "loss"),
-    "encoder.type": ("mobilenet", "cnn", "ast", "statistics"),
+    "encoder.type": ("mobilenet", "cnn", "ast", "beats", "statistics"),
     "features.preset": ("ast", "beats", "song2021", "efficientat"),
     "corpus.level": ("event", "record"),
 }

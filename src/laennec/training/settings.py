@@ -59,7 +59,7 @@ class FeatureSettings:
 class EncoderSettings:
     """The network that turns features into an embedding."""
 
-    type: str = "mobilenet"  # mobilenet | cnn | ast | statistics (no network: mean and spread of each mel bin)
+    type: str = "mobilenet"  # mobilenet | cnn | ast | beats | statistics (no network: mean and spread of each mel bin)
     weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
     revision: str | None = None
     frozen: bool = False

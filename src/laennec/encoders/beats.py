@@ -1,0 +1,347 @@
+"""Stage 4, encoders: BEATs, for cycles of any length, from the checkpoints its authors release.
+
+Decided here: layers carry our names and `load_released` translates the authors', strictly. A patch is 16 frames by 16
+mel bins and is real where all its frames are: the frames of a last, partial patch (up to 0.15 s) are left out, as they
+are where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Tokens are ordered
+by time, then frequency. Padded tokens are zeroed before the position convolution, which looks sideways, and masked as
+attention keys: no real token sees them. The authors' own mask counts frames by token in a way that fits whole patches
+only; for these both agree. The AudioSet classes of a fine-tuned checkpoint are kept only where `audioset_head` asks for
+them. Its rule of smaller gradients for lower layers belongs to training and is not taken over.
+
+Reference: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import initialization as init
+
+from laennec.encoders.beats_layers import BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
+from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
+from laennec.encoders.output import EncoderOutput, TimeMask
+from laennec.encoders.released import checked_state, read_released, released_error
+from laennec.errors import InputError
+
+
+class BeatsEncoder(PreTrainedModel):
+    """BEATs: features of the "beats" preset to one vector a cycle.
+
+    A token stands for 16 frames (0.16 s) and 16 mel bins; tokens are ordered by time, then frequency. `pooler_output`
+    is the mean over real tokens, over which the authors' classifier averages. The attention mask is a prefix of ones.
+    """
+
+    config_class = BeatsConfig
+    config: BeatsConfig
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    num_special_tokens = 0
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__(config)
+        dim, eps = config.hidden_size, config.layer_norm_eps
+        side = config.patch_size
+        self.patch_embedding = nn.Conv2d(1, config.patch_dim, side, stride=side, bias=config.patch_bias)
+        self.patch_norm = nn.LayerNorm(config.patch_dim, eps=eps)
+        self.projection = nn.Linear(config.patch_dim, dim) if config.patch_dim != dim else None
+        self.position_conv = PositionConvolution(config)
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.relative_bias = RelativeBias(config) if config.relative_positions else None
+        self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
+        self.audioset_head = nn.Linear(dim, config.audioset_classes) if config.audioset_head else None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """The authors' initialisation; DeepNet's in the blocks where residuals are weighted."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, PositionConvolution):
+            places = module.weight_v.shape[0] * module.weight_v.shape[-1]
+            init.normal_(module.weight_v, 0.0, (4.0 * (1.0 - self.config.dropout) / places) ** 0.5)
+            init.copy_(module.weight_g, module.weight_v.square().sum((0, 1), keepdim=True).sqrt())
+            init.zeros_(module.bias)
+        elif isinstance(module, RelativeBias):
+            init.normal_(module.weight, 0.0, 0.02)
+        elif isinstance(module, BeatsLayer):
+            if module.attention.gate_linear is not None:
+                init.ones_(module.attention.gate_scale)
+            if self.config.deep_norm:
+                gain = (8 * self.config.num_hidden_layers) ** -0.25
+                a = module.attention
+                for layer in (a.q_proj, a.k_proj):
+                    init.xavier_normal_(layer.weight)
+                for layer in (a.v_proj, a.out_proj, module.fc1, module.fc2):
+                    init.xavier_normal_(layer.weight, gain=gain)
+
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
+    ) -> EncoderOutput | tuple[Any, ...]:
+        """Encode cycles.
+
+        Args:
+            input_values: (batch, frames, mels); fewer frames than a patch has are filled with zeros.
+            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
+                padded.
+            return_dict: False for a plain tuple.
+
+        Returns:
+            Tokens (batch, frames // 16 * bands, dim), 0 on padding; their mask; and their mean (batch, dim).
+
+        Raises:
+            InputError: The features have another number of mel bins.
+        """
+        if input_values.shape[-1] != self.config.num_mel_bins:
+            raise InputError(
+                f"features with {input_values.shape[-1]} mel bins, but this BEATs takes {self.config.num_mel_bins}; "
+                "set features.preset: beats"
+            )
+        lengths = TimeMask.of(attention_mask).lengths
+        tokens, mask = self._patches(input_values.to(self.patch_embedding.weight.dtype), lengths)
+        hidden = self._positioned(tokens, mask)
+        bias = None if self.relative_bias is None else self.relative_bias(hidden.shape[1])
+        keys = None if mask is None else mask[:, None, None, :]
+        for layer in self.layers:
+            hidden = self._or_skipped(hidden, layer(hidden, bias, keys))
+        if self.config.pre_norm:
+            hidden = self.norm(hidden)
+        if mask is None:
+            pooled = hidden.float().mean(1)
+            mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        else:
+            hidden = hidden.masked_fill(~mask[:, :, None], 0.0)
+            pooled = hidden.float().sum(1) / mask.sum(1, keepdim=True)
+        output = EncoderOutput(last_hidden_state=hidden, token_mask=mask, pooler_output=pooled.to(hidden.dtype))
+        return output.to_tuple() if return_dict is False else output
+
+    def _patches(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(batch, frames, mels) -> embedded patches (batch, tokens, patch dim) and the mask of real ones (or None)."""
+        side = self.config.patch_size
+        if values.shape[1] < side:
+            values = F.pad(values, (0, 0, 0, side - values.shape[1]))
+        if lengths is not None:
+            beyond = torch.arange(values.shape[1], device=values.device)[None, :] >= lengths[:, None]
+            values = values.masked_fill(beyond[:, :, None], 0.0)
+        grid = self.patch_embedding(values.unsqueeze(1))  # (batch, patch dim, steps, bands)
+        steps, bands = grid.shape[2:]
+        tokens = self.patch_norm(grid.flatten(2).transpose(1, 2))
+        if lengths is None:
+            return tokens, None
+        real = torch.div(lengths, side, rounding_mode="floor").clamp_min(1)
+        step = torch.arange(steps, device=values.device).repeat_interleave(bands)
+        return tokens, step[None, :] < real[:, None]
+
+    def _positioned(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
+        """Bring patches to the encoder's width and tell them where they are: -> (batch, tokens, dim)."""
+        hidden = tokens if self.projection is None else self.projection(tokens)
+        hidden = F.dropout(hidden, self.config.input_dropout, self.training)
+        if mask is not None:
+            hidden = hidden.masked_fill(~mask[:, :, None], 0.0)
+        hidden = hidden + self.position_conv(hidden)
+        if not self.config.pre_norm:
+            hidden = self.norm(hidden)
+        return F.dropout(hidden, self.config.dropout, self.training)
+
+    def _or_skipped(self, before: Tensor, after: Tensor) -> Tensor:
+        """What a block gave, or in training, now and then, what it was given."""
+        if not self.training or not self.config.layer_dropout:
+            return after
+        # every block takes part in the graph, as several processes require, and no device is waited for
+        skipped = torch.rand((), device=after.device) < self.config.layer_dropout
+        return torch.where(skipped, before, after)
+
+    def audioset_logits(self, pooler_output: Tensor) -> Tensor:
+        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
+
+        Raises:
+            ValueError: The encoder was built without `audioset_head`.
+        """
+        if self.audioset_head is None:
+            raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")
+        return self.audioset_head(pooler_output)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Save config (with a fingerprint of the outputs) and weights; `kwargs` are handed to transformers."""
+        record_fingerprint(self)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Load as transformers does, and compare with the fingerprint that was saved.
+
+        Raises:
+            InputError: The encoder answers otherwise than when it was saved.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        # with weights missing there are other things to say
+        if not info["missing_keys"] and not info["mismatched_keys"]:
+            check_fingerprint(model, pretrained_model_name_or_path)
+        return (model, info) if wants_info else model
+
+
+# the authors' settings: our name and the value where a checkpoint does not say
+_SETTINGS: dict[str, tuple[str, Any]] = {
+    "input_patch_size": ("patch_size", -1),
+    "embed_dim": ("patch_dim", 512),
+    "conv_bias": ("patch_bias", False),
+    "encoder_layers": ("num_hidden_layers", 12),
+    "encoder_embed_dim": ("hidden_size", 768),
+    "encoder_ffn_embed_dim": ("intermediate_size", 3072),
+    "encoder_attention_heads": ("num_attention_heads", 12),
+    "activation_fn": ("hidden_act", "gelu"),
+    "layer_norm_first": ("pre_norm", False),
+    "deep_norm": ("deep_norm", False),
+    "dropout": ("dropout", 0.1),
+    "attention_dropout": ("attention_dropout", 0.1),
+    "activation_dropout": ("activation_dropout", 0.0),
+    "encoder_layerdrop": ("layer_dropout", 0.0),
+    "dropout_input": ("input_dropout", 0.0),
+    "conv_pos": ("position_kernel", 128),
+    "conv_pos_groups": ("position_groups", 16),
+    "relative_position_embedding": ("relative_positions", False),
+    "num_buckets": ("num_buckets", 320),
+    "max_distance": ("max_distance", 1280),
+    "gru_rel_pos": ("gated_positions", False),
+    "finetuned_model": ("audioset_head", False),
+    "predictor_class": ("audioset_classes", 527),
+}
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_dropout")
+_NAMES = (
+    ("patch_norm.", "layer_norm."),
+    ("projection.", "post_extract_proj."),
+    ("position_conv.", "encoder.pos_conv.0."),
+    ("norm.", "encoder.layer_norm."),
+    ("relative_bias.", "encoder.layers.0.self_attn.relative_attention_bias."),
+    ("layers.", "encoder.layers."),
+    ("audioset_head.", "predictor."),
+)
+_INNER_NAMES = (
+    (".attention.", ".self_attn."),
+    (".attention_norm.", ".self_attn_layer_norm."),
+    (".output_norm.", ".final_layer_norm."),
+    (".gate_linear.", ".grep_linear."),
+    (".gate_scale", ".grep_a"),
+)
+
+
+def load_released(path: str | Path, audioset_head: bool = False, **dropouts: float) -> BeatsEncoder:
+    """Read a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet.
+
+    Args:
+        path: The .pt file, {cfg, model}.
+        audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
+        **dropouts: Rates of `BeatsConfig` that replace the checkpoint's: dropout, attention_dropout,
+            activation_dropout, input_dropout, layer_dropout.
+
+    Returns:
+        The encoder in eval mode, of the size that cfg says.
+
+    Raises:
+        InputError: No such file, not a BEATs checkpoint, a pickle that runs code, settings that do not fit together,
+            any weight missing, left over or of another shape than cfg says, or no classifier where one is asked for.
+    """
+    return from_released(path, read_released(path), audioset_head, **dropouts)
+
+
+def from_released(
+    path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
+) -> BeatsEncoder:
+    """`load_released` for a file whose content is at hand; `path` is what errors name."""
+    if not holds_beats(content):
+        raise released_error(path, "not a BEATs checkpoint (it has no cfg and model)")
+    config = _config_of(path, content["cfg"])
+    fine_tuned = config.audioset_head
+    if audioset_head and not fine_tuned:
+        raise InputError(
+            f"{path}: a pre-trained checkpoint has no AudioSet classes; leave out audioset_head, or give a fine-tuned "
+            "one (BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt and the like)"
+        )
+    state = checked_state(path, content["model"])
+    with torch.device("meta"):
+        expected = BeatsEncoder(config).state_dict()
+    names = {_released_name(name): name for name in expected}
+    copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
+    _compare_names(path, set(state), {*names, *copies})
+    for theirs, ours in names.items():
+        if state[theirs].shape != expected[ours].shape:
+            shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
+            raise released_error(path, f"{theirs} has shape {shapes}, which cfg asks for")
+    for name in copies:
+        if not torch.equal(state[name], state[_bias_name(0)]):
+            raise released_error(path, f"{name} is not that of layer 0, which all layers share")
+    config.audioset_head = audioset_head
+    config.audioset_labels = _labels(content) if audioset_head else None
+    for name, rate in dropouts.items():
+        if name not in DROPOUTS:
+            raise TypeError(f"{name!r} is no rate of a released checkpoint; it can be {', '.join(DROPOUTS)}")
+        setattr(config, name, rate)
+    encoder: BeatsEncoder = BeatsEncoder._from_config(config)
+    wanted = encoder.state_dict()
+    encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
+    record_fingerprint(encoder)
+    return encoder.eval()
+
+
+def holds_beats(content: dict[str, Any]) -> bool:
+    """Whether a released file has the form of BEATs' checkpoints."""
+    return isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)
+
+
+def _config_of(path: str | Path, cfg: dict[str, Any]) -> BeatsConfig:
+    """Our configuration for the authors' settings; what they leave out is what their code makes of it."""
+    values = {ours: cfg.get(theirs, default) for theirs, (ours, default) in _SETTINGS.items()}
+    for theirs, (ours, default) in _SETTINGS.items():
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        right = isinstance(values[ours], int | float) if number else isinstance(values[ours], type(default))
+        if not right:
+            raise released_error(path, f"cfg has {values[ours]!r} for {theirs}")
+    try:
+        return BeatsConfig(**values)
+    except InputError as error:
+        raise released_error(path, f"cfg cannot be right: {error}") from error
+
+
+def _compare_names(path: str | Path, present: set[str], wanted: set[str]) -> None:
+    """Refuse weights that are missing or left over, and name them."""
+    said = [
+        f"{title}: {', '.join(sorted(names)[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        for title, names in (("missing", wanted - present), ("left over", present - wanted))
+        if names
+    ]
+    if said:
+        raise released_error(path, f"not the weights of the BEATs that its cfg describes ({'; '.join(said)})")
+
+
+def _labels(content: dict[str, Any]) -> list[str] | None:
+    """AudioSet's class ids in the order of the classifier, where the checkpoint has them."""
+    table = content.get("label_dict")
+    if not isinstance(table, dict):
+        return None
+    return [str(table[number]) for number in sorted(table)]
+
+
+def _bias_name(layer: int) -> str:
+    return f"encoder.layers.{layer}.self_attn.relative_attention_bias.weight"
+
+
+def _released_name(name: str) -> str:
+    """The authors' name of one of our weights."""
+    for ours, theirs in _NAMES:
+        if name.startswith(ours):
+            name = theirs + name.removeprefix(ours)
+            break
+    for ours, theirs in _INNER_NAMES:
+        name = name.replace(ours, theirs)
+    return name
+
+
+AutoConfig.register(BeatsConfig.model_type, BeatsConfig)
+AutoModel.register(BeatsConfig, BeatsEncoder)

@@ -1,0 +1,287 @@
+"""Stage 4, encoders: the configuration and the transformer blocks of BEATs.
+
+Decided here: the relative position bias is one table for all blocks; each block weighs it by a gate that its own
+queries open, so it differs by block, head and query and enters attention as an additive mask. Scaled dot product
+attention takes such a mask ("sdpa"); kernels that take none are not offered. Scores are left as they are: the
+released code shifts and rescales them against overflow in half precision, which changes no result.
+
+References: Chen et al., BEATs: Audio Pre-Training with Acoustic Tokenizers, ICML 2023; the gate is that of Chi et al.,
+XLM-E, ACL 2022; the residual factor that of Wang et al., DeepNet, 2022.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from laennec.errors import InputError
+
+_GATE_PARTS = 4  # each of the two gates is the sum of so many projections
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_accurate": partial(F.gelu, approximate="tanh"),
+    "gelu_fast": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "linear": lambda x: x,
+}
+
+
+class BeatsConfig(PreTrainedConfig):
+    """Size of a BEATs encoder; the defaults are those of the released ones (90 million parameters).
+
+    Args:
+        hidden_size: Width of the tokens.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Heads of each.
+        intermediate_size: Width of the dense layer inside a block.
+        patch_dim: Width of a patch before it is brought to `hidden_size`.
+        patch_size: Side of a patch in frames and mel bins.
+        patch_bias: Whether the patch embedding has a bias.
+        num_mel_bins: Mel bins of the features.
+        hidden_act: Activation inside a block.
+        pre_norm: Whether a block normalises before its layers rather than after them.
+        deep_norm: Whether residuals are weighted by (2 blocks)^(1/4); only with `pre_norm` off.
+        position_kernel: Tokens that the position convolution sees.
+        position_groups: Its groups.
+        relative_positions: Whether there is a relative position bias.
+        num_buckets: Rows of its table.
+        max_distance: Distance from which on all count the same.
+        gated_positions: Whether queries gate the bias.
+        dropout: Of what each block adds.
+        attention_dropout: Of attention weights.
+        activation_dropout: Inside a block's dense layers.
+        input_dropout: Of the patches.
+        layer_dropout: Share of blocks that a training step skips.
+        layer_norm_eps: Of all normalisations.
+        audioset_head: Whether the AudioSet classifier is kept.
+        audioset_classes: Number of its classes.
+        audioset_labels: Their AudioSet ids, where the checkpoint had them.
+        fingerprint: What the encoder answered to a fixed input when it was saved, see `laennec.encoders.fingerprint`.
+        **kwargs: Handed to transformers.
+
+    Raises:
+        InputError: Sizes that do not fit together.
+    """
+
+    model_type = "laennec-beats"
+
+    def __init__(
+        self,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        patch_dim: int = 512,
+        patch_size: int = 16,
+        patch_bias: bool = False,
+        num_mel_bins: int = 128,
+        hidden_act: str = "gelu",
+        pre_norm: bool = False,
+        deep_norm: bool = True,
+        position_kernel: int = 128,
+        position_groups: int = 16,
+        relative_positions: bool = True,
+        num_buckets: int = 320,
+        max_distance: int = 800,
+        gated_positions: bool = True,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        input_dropout: float = 0.0,
+        layer_dropout: float = 0.0,
+        layer_norm_eps: float = 1e-5,
+        audioset_head: bool = False,
+        audioset_classes: int = 527,
+        audioset_labels: list[str] | None = None,
+        fingerprint: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.patch_dim = patch_dim
+        self.patch_size = patch_size
+        self.patch_bias = patch_bias
+        self.num_mel_bins = num_mel_bins
+        self.hidden_act = hidden_act
+        self.pre_norm = pre_norm
+        self.deep_norm = deep_norm
+        self.position_kernel = position_kernel
+        self.position_groups = position_groups
+        self.relative_positions = relative_positions
+        self.num_buckets = num_buckets
+        self.max_distance = max_distance
+        self.gated_positions = gated_positions
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.activation_dropout = activation_dropout
+        self.input_dropout = input_dropout
+        self.layer_dropout = layer_dropout
+        self.layer_norm_eps = layer_norm_eps
+        self.audioset_head = audioset_head
+        self.audioset_classes = audioset_classes
+        self.audioset_labels = audioset_labels
+        self.fingerprint = fingerprint
+        self._refuse_what_does_not_fit()
+        super().__init__(**kwargs)
+
+    def _refuse_what_does_not_fit(self) -> None:
+        for name in ("num_attention_heads", "position_groups"):
+            if getattr(self, name) < 1 or self.hidden_size % getattr(self, name):
+                raise InputError(
+                    f"BEATs: {name} is {getattr(self, name)}; it must divide hidden_size {self.hidden_size}"
+                )
+        if self.patch_size < 1 or self.num_mel_bins % self.patch_size:
+            raise InputError(
+                f"BEATs: patches of {self.patch_size} mel bins do not fit num_mel_bins {self.num_mel_bins}; the first "
+                "must divide the second"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise InputError(f"BEATs: activation {self.hidden_act!r} is unknown; it can be {', '.join(ACTIVATIONS)}")
+        if self.deep_norm and self.pre_norm:
+            raise InputError("BEATs: deep_norm weighs residuals that are normalised afterwards; leave out pre_norm")
+        if self.relative_positions and not 4 <= self.num_buckets < 4 * self.max_distance:
+            raise InputError(
+                f"BEATs: num_buckets is {self.num_buckets} and max_distance {self.max_distance}; it takes at least 4 "
+                "buckets, and a quarter of them must lie below max_distance"
+            )
+
+
+class PositionConvolution(nn.Module):
+    """Where a token is, from its neighbours: a grouped convolution along the tokens, weight-normalised, and GELU."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        dim, kernel, self.groups = config.hidden_size, config.position_kernel, config.position_groups
+        self.weight_g = nn.Parameter(torch.ones(1, 1, kernel))
+        self.weight_v = nn.Parameter(torch.randn(dim, dim // self.groups, kernel))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> the same shape."""
+        kernel = self.weight_v.shape[-1]
+        direction = self.weight_v.float()
+        norm = direction.square().sum((0, 1), keepdim=True).sqrt()
+        weight = (direction * (self.weight_g.float() / norm)).to(x.dtype)
+        y = F.conv1d(x.transpose(1, 2), weight, self.bias.to(x.dtype), padding=kernel // 2, groups=self.groups)
+        # an even kernel gives one place too many
+        return F.gelu(y[:, :, : x.shape[1]].transpose(1, 2))
+
+
+class RelativeBias(nn.Module):
+    """A score for each distance between two tokens: exact for near ones, in buckets that widen for far ones."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.max_distance = config.max_distance
+        self.weight = nn.Parameter(torch.zeros(config.num_buckets, config.num_attention_heads))
+
+    def forward(self, tokens: int) -> Tensor:
+        """The scores (1, heads, queries, keys) of a sequence."""
+        place = torch.arange(tokens, device=self.weight.device)
+        distance = torch.arange(1 - tokens, tokens, device=self.weight.device)
+        scores = F.embedding(self.buckets(distance), self.weight)  # (2 tokens - 1, heads)
+        return scores[place[None, :] - place[:, None] + tokens - 1].permute(2, 0, 1)[None]
+
+    def buckets(self, distance: Tensor) -> Tensor:
+        """The row of the table for each distance (key's place less query's), of any shape."""
+        half = len(self.weight) // 2
+        near = half // 2
+        far = distance.abs()
+        ratio = torch.log(far.clamp_min(1).float() / near) / math.log(self.max_distance / near)
+        wide = (near + (ratio * (half - near)).long()).clamp_max(half - 1)
+        return torch.where(far < near, far, wide) + (distance > 0).long() * half
+
+
+class BeatsAttention(nn.Module):
+    """Attention with a gated relative position bias."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.hidden_size, config.num_attention_heads
+        self.config = config
+        self.head_dim = dim // self.heads
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(dim, dim) for _ in range(4))
+        self.gate_linear: nn.Linear | None = None
+        if config.gated_positions:
+            self.gate_linear = nn.Linear(self.head_dim, 2 * _GATE_PARTS)
+            self.gate_scale = nn.Parameter(torch.ones(1, self.heads, 1, 1))
+
+    def forward(self, hidden: Tensor, bias: Tensor | None, keys: Tensor | None) -> Tensor:
+        """(batch, tokens, dim) -> the same shape; `bias` and `keys` as in `BeatsLayer`."""
+        query, key, value = (
+            layer(hidden).unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (batch, heads, tokens, head dim)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mask = self._mask(query, bias, keys)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        if self.config._attn_implementation == "sdpa":
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        else:
+            scores = query @ key.transpose(-1, -2) * self.head_dim**-0.5
+            if mask is not None:
+                scores = scores + mask
+            weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+            mixed = F.dropout(weights, dropout, self.training) @ value
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _mask(self, query: Tensor, bias: Tensor | None, keys: Tensor | None) -> Tensor | None:
+        """What is added to the scores, (batch or 1, heads or 1, queries or 1, keys); None for nothing."""
+        lowest = torch.finfo(query.dtype).min
+        if bias is None:
+            return None if keys is None else query.new_zeros(()).masked_fill(~keys, lowest)
+        if self.gate_linear is not None:
+            parts = self.gate_linear(query).unflatten(-1, (2, _GATE_PARTS)).sum(-1).sigmoid()
+            update, reset = parts.split(1, -1)  # (batch, heads, queries, 1) each
+            bias = (update * (reset * self.gate_scale - 1.0) + 2.0) * bias
+        mask = bias.to(query.dtype)
+        return mask if keys is None else mask.masked_fill(~keys, lowest)
+
+
+class BeatsLayer(GradientCheckpointingLayer):
+    """Attention and two dense layers, each with its residual: normalised after it (DeepNet's factor) or before it."""
+
+    def __init__(self, config: BeatsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = BeatsAttention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.residual = (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0
+
+    def forward(self, hidden: Tensor, bias: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """One block.
+
+        Args:
+            hidden: (batch, tokens, dim).
+            bias: Scores of relative positions, (1, heads, tokens, tokens), before the gate; None for none.
+            keys: (batch, 1, 1, tokens) bool, True on real tokens; None where all are.
+
+        Returns:
+            (batch, tokens, dim).
+        """
+        if self.config.pre_norm:
+            hidden = hidden + self._dropped(self.attention(self.attention_norm(hidden), bias, keys))
+            return hidden + self._dense(self.output_norm(hidden))
+        attended = self._dropped(self.attention(hidden, bias, keys))
+        hidden = self.attention_norm(hidden * self.residual + attended)
+        return self.output_norm(hidden * self.residual + self._dense(hidden))
+
+    def _dense(self, hidden: Tensor) -> Tensor:
+        inside = F.dropout(self.activation(self.fc1(hidden)), self.config.activation_dropout, self.training)
+        return self._dropped(self.fc2(inside))
+
+    def _dropped(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.config.dropout, self.training)

@@ -1,0 +1,75 @@
+"""Stage 4, encoders: what an encoder answers to one fixed input, so that a wrong loading cannot stay silent.
+
+Decided here: a fingerprint is outputs, not weights. Weights that arrive unharmed under wrong settings, or in code that
+has come to mean something else, have the right digest and give the wrong embeddings. It is taken when an encoder is
+saved, kept in its configuration, and taken again when it is loaded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laennec.errors import InputError
+
+# long enough (2.6 s) that far apart tokens have a say
+_FRAMES, _NUMBERS = 256, 16
+# of the recorded numbers' norm: another processor's rounding stays well below, another bucket of distances above
+_TOLERANCE, _TOLERANCE_ON_DEVICE, _TOLERANCE_HALF = 0.002, 0.02, 0.2
+
+
+def fixed_input(mels: int) -> Tensor:
+    """Features that are the same everywhere, (1, frames, mels) float32."""
+    frame = torch.arange(_FRAMES, dtype=torch.float64)[:, None]
+    mel = torch.arange(mels, dtype=torch.float64)[None, :]
+    return (torch.sin(0.7 * frame + 0.31 * mel) + 0.5 * torch.cos(0.011 * frame * mel)).float()[None]
+
+
+def fingerprint(encoder: Any) -> list[float] | None:
+    """Some numbers of the embedding of the fixed input; None where the weights are not there to be used."""
+    weight = next(encoder.parameters())
+    if weight.is_meta:
+        return None
+    states = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    try:
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            values = fixed_input(int(encoder.config.num_mel_bins)).to(weight.device)
+            pooled = encoder(input_values=values).pooler_output[0].float().cpu()
+    finally:
+        for module, training in states:
+            module.training = training
+    places = torch.linspace(0, len(pooled) - 1, min(_NUMBERS, len(pooled))).long()
+    return [round(float(value), 5) for value in pooled[places]]
+
+
+def record_fingerprint(encoder: Any) -> None:
+    """Write an encoder's fingerprint into its configuration, where that has a place for one."""
+    if hasattr(encoder.config, "fingerprint"):
+        encoder.config.fingerprint = fingerprint(encoder)
+
+
+def check_fingerprint(encoder: Any, source: str | Path) -> None:
+    """Compare an encoder that was just loaded with what it answered when it was saved.
+
+    Raises:
+        InputError: It answers otherwise.
+    """
+    expected = getattr(encoder.config, "fingerprint", None)
+    if not expected:
+        return
+    found = fingerprint(encoder)
+    if found is None:
+        return
+    wanted, got = torch.tensor(expected), torch.tensor(found)
+    weight = next(encoder.parameters())
+    tolerance = _TOLERANCE if weight.device.type == "cpu" else _TOLERANCE_ON_DEVICE
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        tolerance = _TOLERANCE_HALF
+    if wanted.shape != got.shape or not float((got - wanted).norm()) <= tolerance * float(wanted.norm()):
+        raise InputError(
+            f"{source}: the encoder loads, but answers otherwise than when it was saved (config.json's fingerprint): "
+            "weights, settings or the laennec release differ; get the checkpoint again, or install the release it was "
+            "saved with"
+        )

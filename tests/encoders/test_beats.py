@@ -1,0 +1,487 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForAudioClassification
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_recording
+from laennec.encoders import BeatsConfig, BeatsEncoder, encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders.beats import _released_name, load_released
+from laennec.encoders.beats_layers import RelativeBias
+from laennec.encoders.fingerprint import check_fingerprint, fingerprint
+from laennec.errors import InputError
+from laennec.model import LaennecConfig, LaennecForAudioClassification
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/encoders/beats_tiny.json").read_text())
+SIZES: dict[str, Any] = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
+    "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "released": {},
+    "even kernel": {"position_kernel": 6},
+    "pre-norm": {"pre_norm": True, "deep_norm": False},
+    "plain residuals": {"deep_norm": False, "hidden_act": "relu"},
+    "ungated": {"gated_positions": False},
+    "no relative positions": {"relative_positions": False, "gated_positions": False},
+    "one width": {"patch_dim": 24, "patch_bias": True},
+}
+
+
+@pytest.fixture(scope="module")
+def released(shared_root: Path) -> Path:
+    return shared_root / "conformance/beats_tiny.pt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(released: Path) -> dict[str, Any]:
+    return torch.load(released, weights_only=True)
+
+
+def make(**kwargs: Any) -> BeatsEncoder:
+    torch.manual_seed(0)
+    encoder = encoder_from_config(BeatsConfig(**(SIZES | kwargs))).eval()
+    for parameter in encoder.parameters():  # every weight matters
+        torch.nn.init.normal_(parameter, 0.1, 0.3)
+    return encoder
+
+
+def batch_of(lengths: list[int], mels: int = 128) -> tuple[Tensor, Tensor]:
+    values = torch.randn(len(lengths), max(lengths), mels, generator=torch.Generator().manual_seed(1))
+    return values, (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+
+
+def naive(encoder: BeatsEncoder, frames: Tensor) -> Tensor:
+    """One cycle (frames, mels) -> tokens, step by step as the paper describes the network."""
+    c, w = encoder.config, {k: v.double() for k, v in encoder.state_dict().items()}
+
+    def dense(name: str, x: Tensor) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        spread = (x.var(-1, correction=0, keepdim=True) + c.layer_norm_eps).sqrt()
+        return (x - x.mean(-1, keepdim=True)) / spread * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    tokens = []
+    for t in range(len(frames) // 16):
+        for f in range(c.num_mel_bins // 16):
+            patch = frames[16 * t : 16 * t + 16, 16 * f : 16 * f + 16].double()
+            row = torch.stack([(kernel[0] * patch).sum() for kernel in w["patch_embedding.weight"]])
+            tokens.append(row + w.get("patch_embedding.bias", torch.zeros(())))
+    x = norm("patch_norm", torch.stack(tokens))
+    if c.patch_dim != c.hidden_size:
+        x = dense("projection", x)
+    count, width = len(x), c.hidden_size // c.position_groups
+    v = w["position_conv.weight_v"]
+    kernel = v / v.square().sum((0, 1)).sqrt() * w["position_conv.weight_g"][0, 0]
+    positions = torch.zeros_like(x)
+    for i in range(count):
+        for d in range(c.hidden_size):
+            group = slice(d // width * width, (d // width + 1) * width)
+            total = w["position_conv.bias"][d].clone()
+            for k in range(c.position_kernel):
+                j = i + k - c.position_kernel // 2
+                if 0 <= j < count:
+                    total += (kernel[d, :, k] * x[j, group]).sum()
+            positions[i, d] = torch.nn.functional.gelu(total)
+    x = x + positions
+    x = x if c.pre_norm else norm("norm", x)
+    residual = (2 * c.num_hidden_layers) ** 0.25 if c.deep_norm else 1.0
+    for i in range(c.num_hidden_layers):
+        name = f"layers.{i}"
+        y = naive_attention(encoder, f"{name}.attention", norm(f"{name}.attention_norm", x) if c.pre_norm else x, dense)
+        x = x + y if c.pre_norm else norm(f"{name}.attention_norm", x * residual + y)
+        inside = dense(f"{name}.fc1", norm(f"{name}.output_norm", x) if c.pre_norm else x)
+        act = torch.relu if c.hidden_act == "relu" else torch.nn.functional.gelu
+        y = dense(f"{name}.fc2", act(inside))
+        x = x + y if c.pre_norm else norm(f"{name}.output_norm", x * residual + y)
+    return norm("norm", x) if c.pre_norm else x
+
+
+def naive_attention(encoder: BeatsEncoder, name: str, x: Tensor, dense: Any) -> Tensor:
+    c, w = encoder.config, {k: v.double() for k, v in encoder.state_dict().items()}
+    size = c.hidden_size // c.num_attention_heads
+    heads = []
+    for h in range(c.num_attention_heads):
+        own = slice(h * size, (h + 1) * size)
+        q, k, v = (dense(f"{name}.{p}_proj", x)[:, own] for p in "qkv")
+        scores = q @ k.T / size**0.5
+        for i in range(len(x)) if c.relative_positions else ():
+            gate = 1.0
+            if c.gated_positions:
+                parts = dense(f"{name}.gate_linear", q[i])
+                update, reset = parts[:4].sum().sigmoid(), parts[4:].sum().sigmoid()
+                gate = update * (reset * w[f"{name}.gate_scale"][0, h, 0, 0] - 1) + 2
+            for j in range(len(x)):
+                scores[i, j] += gate * w["relative_bias.weight"][naive_bucket(j - i, c.num_buckets, c.max_distance), h]
+        heads.append(scores.softmax(-1) @ v)
+    return dense(f"{name}.out_proj", torch.cat(heads, -1))
+
+
+def naive_bucket(distance: int, buckets: int, max_distance: int) -> int:
+    half = buckets // 2
+    near, far = half // 2, abs(distance)
+    if far >= near:
+        far = min(half - 1, near + int(np.log(far / near) / np.log(max_distance / near) * (half - near)))
+    return far + half * (distance > 0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_equals_the_authors_network(released: Path, shared_root: Path, attention: str) -> None:
+    reference = np.load(shared_root / "conformance/beats_tiny_io.npz")
+    encoder = load_released(released)
+    encoder.set_attn_implementation(attention)
+    fbank = torch.from_numpy(reference["fbank"])
+    mask = torch.from_numpy(~reference["frame_padding_mask"]).long()
+    with torch.no_grad():
+        plain, padded = encoder(fbank), encoder(fbank, mask)
+    np.testing.assert_allclose(plain.last_hidden_state, reference["tokens_no_padding"], atol=1e-4)
+    keep = ~reference["token_padding_mask"]
+    np.testing.assert_array_equal(padded.token_mask, keep)
+    np.testing.assert_allclose(padded.last_hidden_state.numpy()[keep], reference["tokens_padded"][keep], atol=1e-4)
+    for row, real in enumerate(keep):
+        expected = reference["tokens_padded"][row][real].mean(0)
+        np.testing.assert_allclose(padded.pooler_output[row], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_equals_a_naive_network_in_every_form(variant: str) -> None:
+    encoder = make(**VARIANTS[variant])
+    values, _ = batch_of([100])
+    expected = naive(encoder, values[0])
+    assert len(expected) == 6 * 8  # the last four frames fill no patch
+    for attention in ("sdpa", "eager"):
+        encoder.set_attn_implementation(attention)
+        with torch.no_grad():
+            out = encoder(values)
+        torch.testing.assert_close(out.last_hidden_state[0].double(), expected, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(out.pooler_output[0].double(), expected.mean(0), atol=2e-5, rtol=1e-4)
+
+
+def test_buckets_are_exact_near_by_and_widen_with_distance() -> None:
+    bias = RelativeBias(BeatsConfig(num_buckets=320, max_distance=800))
+    distance = torch.arange(-1300, 1301)
+    assert bias.buckets(distance).tolist() == [naive_bucket(int(d), 320, 800) for d in distance]
+    table = torch.arange(320.0)[:, None].expand(-1, 12)
+    bias.weight.data.copy_(table)
+    scores = bias(5)[0, 7]
+    assert scores[0].tolist() == [0, 161, 162, 163, 164] and scores[4].tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_cycle_in_a_batch_has_the_tokens_it_has_alone(variant: str) -> None:
+    encoder = make(**VARIANTS[variant])
+    lengths = [3, 16, 31, 32, 96, 140]
+    values, mask = batch_of(lengths)
+    poisoned = values.masked_fill(mask[:, :, None] == 0, float("nan"))  # what lies in the padding does not matter
+    with torch.no_grad():
+        together = encoder(poisoned, mask)
+        for i, n in enumerate(lengths):
+            alone = encoder(values[i : i + 1, :n])
+            torch.testing.assert_close(together.pooler_output[i], alone.pooler_output[0], atol=1e-5, rtol=1e-5)
+            real = together.last_hidden_state[i][together.token_mask[i]]
+            torch.testing.assert_close(real, alone.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+            assert len(real) == max(1, n // 16) * 8  # a patch counts where all its frames are real
+            assert float(together.last_hidden_state[i][~together.token_mask[i]].abs().sum()) == 0
+
+
+def test_real_cycles_in_a_batch_are_what_they_are_alone(released: Path, shared_data: Path) -> None:
+    encoder, extractor = load_released(released), LaennecFeatureExtractor("beats")
+    waves = []
+    recordings = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
+    for seconds, path in zip((0.2, 1.1, 2.7, 4.0), recordings, strict=False):
+        waves.append(read_recording(path, 16000).waveform[: round(16000 * seconds)])
+    with torch.no_grad():
+        together = encoder(**extractor(waves, sampling_rate=16000))
+        alone = [encoder(**extractor(wave, sampling_rate=16000)) for wave in waves]
+    assert together.token_mask.sum(1).tolist() == [8 * steps for steps in (1, 6, 16, 24)]  # 18, 108, 268, 398 frames
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(together.pooler_output[i], one.pooler_output[0], atol=1e-5, rtol=1e-5)
+    assert float(torch.pdist(together.pooler_output).min()) > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["released", "pre-norm", "no relative positions"])
+def test_kinds_of_attention_and_checkpointing_change_no_gradient(variant: str) -> None:
+    values, mask = batch_of([40, 96])
+    results = []
+    for attention, checkpointed in (("eager", False), ("sdpa", False), ("sdpa", True)):
+        encoder = make(**VARIANTS[variant]).train()
+        encoder.set_attn_implementation(attention)
+        if checkpointed:
+            encoder.gradient_checkpointing_enable()
+            assert encoder.is_gradient_checkpointing
+        out = encoder(values, mask).pooler_output
+        out.square().sum().backward()
+        results.append((out.detach(), {n: p.grad for n, p in encoder.named_parameters()}))
+    assert all(gradient is not None for gradient in results[0][1].values())
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_has_no_gradient_and_gives_none() -> None:
+    encoder = make()
+    values, mask = batch_of([40, 96])
+    values.requires_grad_()
+    encoder(values, mask).pooler_output.square().sum().backward()
+    assert float(values.grad[0, 32:].abs().sum()) == 0 and float(values.grad[0, :32].abs().sum()) > 0
+
+
+def test_bfloat16_works_with_a_mask(released: Path) -> None:
+    values, mask = batch_of([60, 100])
+    encoder = load_released(released)
+    with torch.no_grad():
+        full = encoder(values, mask).pooler_output
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = encoder(values, mask).pooler_output
+        half = encoder.to(torch.bfloat16)(values, mask).pooler_output
+    assert half.dtype == torch.bfloat16
+    for other in (half, mixed):
+        assert float(torch.cosine_similarity(full, other.float()).min()) > 0.99
+
+
+def test_dropout_and_skipped_layers_are_for_training_only() -> None:
+    values, mask = batch_of([40, 96])
+    rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "input_dropout"), 0.3)
+    for settings in (rates, {"layer_dropout": 0.5}):
+        encoder = make(**settings)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder(values, mask).pooler_output, make()(values, mask).pooler_output)
+            encoder.train()
+            drawn = torch.stack([encoder(values, mask).pooler_output for _ in range(8)])
+        assert float(drawn.std(0).max()) > 1e-3
+    encoder = make(layer_dropout=1.0).train()
+    encoder(values, mask).pooler_output.sum().backward()
+    gradient = encoder.layers[0].fc1.weight.grad
+    assert gradient is not None and float(gradient.abs().sum()) == 0  # skipped, and yet known to other processes
+
+
+def test_random_weights_give_moderate_gradients() -> None:
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="beats", **SIZES)
+    values, mask = batch_of([40, 96])
+    encoder(values, mask).pooler_output.square().mean().backward()
+    norm = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
+    assert 0 < float(norm) < 100
+    weight = encoder.position_conv
+    torch.testing.assert_close(weight.weight_g.flatten(), weight.weight_v.square().sum((0, 1)).sqrt())
+
+
+def test_pinned_outputs_of_the_tiny_checkpoint(released: Path) -> None:
+    encoder = load_released(released)
+    np.testing.assert_allclose(fingerprint(encoder), GOLDEN["fingerprint"], atol=1e-4)
+    assert encoder_digest(encoder) == GOLDEN["encoder_digest"]
+    assert encoder.config.fingerprint == fingerprint(encoder)
+
+
+def test_a_saved_encoder_comes_back_exactly(tmp_path: Path, released: Path) -> None:
+    encoder = load_encoder(released)
+    assert isinstance(encoder, BeatsEncoder) and encoder.audioset_head is None
+    encoder.save_pretrained(tmp_path)
+    again = load_encoder(tmp_path, type="beats")
+    automatic = AutoModel.from_pretrained(tmp_path)
+    assert type(automatic) is BeatsEncoder and again.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    assert encoder_digest(again) == encoder_digest(encoder) == encoder_digest(automatic)
+    values, mask = batch_of([60, 100])
+    with torch.no_grad():
+        torch.testing.assert_close(again(values, mask).to_tuple(), encoder(values, mask).to_tuple(), rtol=0, atol=0)
+
+
+def test_a_model_with_beats_comes_back_through_the_auto_classes(tmp_path: Path, released: Path) -> None:
+    for frozen in (False, True):
+        encoder = load_encoder(released)
+        config = LaennecConfig(
+            encoder_config=encoder.config,
+            id2label={0: "crackle", 1: "wheeze"},
+            frozen_encoder=frozen,
+            base_model_name_or_path=str(released),
+        )
+        model = LaennecForAudioClassification(config, encoder).eval()
+        with torch.no_grad():
+            model.encoder.layers[0].fc1.weight *= 1.0 if frozen else 1.5  # trained on
+            model.save_pretrained(tmp_path / str(frozen))
+            again = AutoModelForAudioClassification.from_pretrained(tmp_path / str(frozen))
+            values, mask = batch_of([60, 100])
+            torch.testing.assert_close(again(values, mask).logits, model(values, mask).logits, rtol=0, atol=0)
+        assert ("layer" in str(list(load_file(tmp_path / str(frozen) / "model.safetensors")))) is not frozen
+        assert again.encoder.config._attn_implementation == "sdpa"
+
+
+def test_what_answers_otherwise_than_when_it_was_saved_is_refused(tmp_path: Path, released: Path) -> None:
+    encoder = load_encoder(released)
+    encoder.save_pretrained(tmp_path)
+    config_file, weights_file = tmp_path / "config.json", tmp_path / "model.safetensors"
+    values, state = json.loads(config_file.read_text()), load_file(weights_file)
+    # settings that no shape shows
+    for name, value in {"max_distance": 1280, "deep_norm": False, "hidden_act": "relu"}.items():
+        config_file.write_text(json.dumps(values | {name: value}))
+        with pytest.raises(InputError, match="answers otherwise") as refused:
+            load_encoder(tmp_path)
+        assert "\n" not in str(refused.value)
+    config_file.write_text(json.dumps(values))
+    swapped = state | {
+        "layers.0.attention.q_proj.weight": state["layers.0.attention.k_proj.weight"],
+        "layers.0.attention.k_proj.weight": state["layers.0.attention.q_proj.weight"],
+    }
+    save_file(swapped, weights_file, metadata={"format": "pt"})
+    for load in (load_encoder, AutoModel.from_pretrained):
+        with pytest.raises(InputError, match="answers otherwise"):
+            load(tmp_path)
+    save_file(state, weights_file, metadata={"format": "pt"})
+    check_fingerprint(load_encoder(tmp_path), tmp_path)
+
+
+def test_classes_of_a_fine_tuned_checkpoint_are_kept_on_request_only(
+    tmp_path: Path, checkpoint: dict[str, Any]
+) -> None:
+    weight = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "finetuned.pt"
+    predictor = {"predictor.weight": weight, "predictor.bias": torch.arange(5.0)}
+    content = {
+        "cfg": checkpoint["cfg"] | {"finetuned_model": True, "predictor_class": 5},
+        "model": checkpoint["model"] | predictor,
+        "label_dict": {i: f"/m/{i}" for i in range(5)},
+    }
+    torch.save(content, path)
+    plain, full = load_encoder(path), load_encoder(path, type="beats", audioset_head=True)
+    assert plain.audioset_head is None and encoder_digest(plain) == encoder_digest(full) == GOLDEN["encoder_digest"]
+    with pytest.raises(ValueError, match="audioset_head=True"):
+        plain.audioset_logits(torch.zeros(1, 64))
+    values, mask = batch_of([60, 100])
+    with torch.no_grad():
+        out = full(values, mask)
+        by_token = out.last_hidden_state @ weight.T + torch.arange(5.0)  # as the authors average it
+        for row, real in enumerate(out.token_mask):
+            expected = by_token[row][real].mean(0)
+            torch.testing.assert_close(full.audioset_logits(out.pooler_output)[row], expected, atol=1e-5, rtol=1e-5)
+    assert full.config.audioset_labels == [f"/m/{i}" for i in range(5)]
+    full.save_pretrained(tmp_path / "folder")
+    assert load_encoder(tmp_path / "folder").audioset_head is not None
+    torch.save(content | {"model": checkpoint["model"]}, path)
+    with pytest.raises(InputError, match=r"missing: predictor\.bias, predictor\.weight"):
+        load_released(path)
+    torch.save(content | {"cfg": checkpoint["cfg"]}, path)
+    with pytest.raises(InputError, match=r"left over: predictor\.bias"):
+        load_released(path)
+
+
+def test_a_pre_trained_checkpoint_has_no_classes_to_ask_for(released: Path) -> None:
+    with pytest.raises(InputError, match="no AudioSet classes"):
+        load_encoder(released, audioset_head=True)
+
+
+BAD_CFG = {
+    "another depth": ({"encoder_layers": 3}, r"missing: encoder\.layers\.2.*and \d+ more"),
+    "less depth": ({"encoder_layers": 1}, r"left over: encoder\.layers\.1"),
+    "another width": ({"encoder_embed_dim": 96, "conv_pos_groups": 4}, "instead of"),
+    "other heads": ({"encoder_attention_heads": 8}, "instead of"),
+    "other groups": ({"conv_pos_groups": 8}, r"pos_conv.*instead of"),
+    "groups that do not divide": ({"conv_pos_groups": 7}, "position_groups is 7; it must divide"),
+    "no gate": ({"gru_rel_pos": False}, "left over: .*grep"),
+    "activation": ({"activation_fn": "glu"}, "activation 'glu' is unknown"),
+    "both norms": ({"layer_norm_first": True}, "deep_norm"),
+    "a word": ({"encoder_layers": "two"}, "cfg has 'two' for encoder_layers"),
+    "no patch size": ({"input_patch_size": None}, "cfg has None for input_patch_size"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CFG)
+def test_weights_that_are_not_those_of_cfg_are_refused(tmp_path: Path, checkpoint: dict[str, Any], name: str) -> None:
+    change, said = BAD_CFG[name]
+    torch.save({"cfg": checkpoint["cfg"] | change, "model": checkpoint["model"]}, tmp_path / "bad.pt")
+    with pytest.raises(InputError, match=said) as refused:
+        load_released(tmp_path / "bad.pt")
+    assert "\n" not in str(refused.value) and "bad.pt" in str(refused.value)
+
+
+def test_every_weight_must_be_there_once(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    path = tmp_path / "bad.pt"
+    for gone in checkpoint["model"]:
+        torch.save(
+            {"cfg": checkpoint["cfg"], "model": {k: v for k, v in checkpoint["model"].items() if k != gone}}, path
+        )
+        with pytest.raises(InputError, match=f"missing: {gone}"):
+            load_released(path)
+    torch.save({"cfg": checkpoint["cfg"], "model": checkpoint["model"] | {"quantizer": torch.zeros(2)}}, path)
+    with pytest.raises(InputError, match="left over: quantizer"):
+        load_released(path)
+    shared = "encoder.layers.1.self_attn.relative_attention_bias.weight"
+    torch.save({"cfg": checkpoint["cfg"], "model": checkpoint["model"] | {shared: torch.zeros(320, 4)}}, path)
+    with pytest.raises(InputError, match="not that of layer 0"):
+        load_released(path)
+
+
+class Opens:
+    """A pickle that runs code when it is read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_files_that_are_something_else_are_refused(
+    tmp_path: Path, checkpoint: dict[str, Any], shared_root: Path, released: Path
+) -> None:
+    path = tmp_path / "bad.pt"
+    nan = checkpoint["model"] | {"layer_norm.bias": torch.full((32,), float("nan"))}
+    for content, said in (
+        (checkpoint | {"opens": Opens()}, "cannot be read as a file of tensors"),
+        (checkpoint["model"], "has no cfg and model"),
+        ({"cfg": checkpoint["cfg"], "model": nan}, "not finite"),
+        ({"cfg": checkpoint["cfg"], "model": {"layer_norm.bias": 3}}, "holds int under"),
+        ([1], "holds no state dict"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InputError, match=said) as refused:
+            load_released(path)
+        assert "\n" not in str(refused.value)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_encoder(path, type="beats")
+    with pytest.raises(InputError, match="no such file"):
+        load_encoder(tmp_path / "absent.pt", type="beats")
+    with pytest.raises(InputError, match="holds a beats encoder, not mobilenet"):
+        load_encoder(released, type="mobilenet")
+    with pytest.raises(InputError, match="not a BEATs checkpoint"):
+        load_encoder(shared_root / "weights/mn04_as_mAP_432.pt", type="beats")
+
+
+def test_a_released_checkpoint_rules_its_size_but_not_its_dropout(released: Path) -> None:
+    with pytest.raises(InputError, match="leave out hidden_size"):
+        load_encoder(released, hidden_size=32)
+    encoder = load_encoder(released, dropout=0.2, layer_dropout=0.1)
+    assert (encoder.config.dropout, encoder.config.layer_dropout) == (0.2, 0.1)
+    with pytest.raises(TypeError, match="hidden_size"):
+        load_released(released, hidden_size=32)
+
+
+def test_features_of_another_front_end_are_refused(released: Path) -> None:
+    with pytest.raises(InputError, match=r"64 mel bins.*takes 128"):
+        load_encoder(released)(torch.zeros(1, 32, 64))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_names_translate_one_to_one(variant: str, tmp_path: Path) -> None:
+    encoder = make(**VARIANTS[variant])
+    theirs = {_released_name(name): value for name, value in encoder.state_dict().items()}
+    assert len(theirs) == len(encoder.state_dict())
+    bias = theirs.get("encoder.layers.0.self_attn.relative_attention_bias.weight")
+    if bias is not None:
+        theirs["encoder.layers.1.self_attn.relative_attention_bias.weight"] = bias.clone()
+    c = encoder.config
+    cfg = {
+        "input_patch_size": 16, "embed_dim": c.patch_dim, "conv_bias": c.patch_bias, "encoder_layers": 2,
+        "encoder_embed_dim": 24, "encoder_ffn_embed_dim": 32, "encoder_attention_heads": 3,
+        "activation_fn": c.hidden_act, "layer_norm_first": c.pre_norm, "deep_norm": c.deep_norm,
+        "conv_pos": c.position_kernel, "conv_pos_groups": 2, "num_buckets": 16, "max_distance": 20,
+        "relative_position_embedding": c.relative_positions, "gru_rel_pos": c.gated_positions,
+    }  # fmt: skip
+    torch.save({"cfg": cfg, "model": theirs}, tmp_path / "released.pt")
+    again = load_released(tmp_path / "released.pt")
+    torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    assert encoder_digest(again) == encoder_digest(encoder)
