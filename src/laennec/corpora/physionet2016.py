@@ -74,7 +74,9 @@ class PhysioNet2016(CycleTableBuilder):
         _check_settings(config)
         origin = corpus_path(data_dir)
         root = _root(origin if origin.is_dir() else unpack(origin, cache_dir))
-        folders = {letter: root / f"training-{letter}" for letter in DATABASES if (root / f"training-{letter}").is_dir()}
+        folders = {
+            letter: root / f"training-{letter}" for letter in DATABASES if (root / f"training-{letter}").is_dir()
+        }
         problems: list[str] = []
         notes: list[str] = []
         tables: list[Path] = []
@@ -90,7 +92,7 @@ class PhysioNet2016(CycleTableBuilder):
         window_s, hop_s = config.window_s, config.hop_s or config.window_s
         read = partial(_read_events, {entry.recording_id: _class_of(entry) for entry in entries}, window_s, hop_s)
         return Corpus(
-            NAME, root, tuple(entries), read, lambda entry, duration_s: (), tuple(tables), tuple(problems),
+            NAME, root, tuple(entries), read, _no_check, tuple(tables), tuple(problems),
             tuple(notes), datasets.Features(_OWN_COLUMNS), "heart_sound",
             "" if config.level == "recording" else f"window {window_s:g} {hop_s:g}",
         )  # fmt: skip
@@ -131,6 +133,9 @@ def _check_settings(config: PhysioNet2016Config) -> None:
     for name, value in (("window_s", config.window_s), ("hop_s", config.hop_s)):
         if value is not None and not (isinstance(value, int | float) and 0 < value < float("inf")):
             raise InputError(f"{name} is {value!r}; give a length in seconds above 0")
+    if config.hop_s is not None and config.hop_s > config.window_s:
+        remedy = "sound between two windows would go unheard; give at most window_s"
+        raise InputError(f"hop_s {config.hop_s:g} is longer than window_s {config.window_s:g}: {remedy}")
 
 
 def _root(root: Path) -> Path:
@@ -166,11 +171,13 @@ def _database(
     try:
         classes = read_reference(reference)
         quality_table = _quality_table(root, folder)
-        quality = read_reference(quality_table) if quality_table else {name: row for name, row in classes.items()}
+        quality = read_reference(quality_table) if quality_table else dict(classes)
     except AnnotationError as error:
         problems.append(str(error))
         return []
     tables += [quality_table] if quality_table else []
+    if config.quality == "good" and all(row[1] is None for row in quality.values()):
+        problems.append(f"{folder}: no signal quality ({' or '.join(_QUALITY_TABLES)}); add it, or ask for quality all")
     sounds = {path.stem: path for path in sorted(folder.iterdir()) if is_recording(path)}
     _check_names(folder, classes, sounds, config, problems, notes)
     other = [name for name in classes if name in quality and quality[name][0] != classes[name][0]]
@@ -262,3 +269,8 @@ def _read_events(
     name = classes[entry.recording_id]
     spans = [(0.0, duration_s)] if entry.whole else sliding_windows(duration_s, window_s, hop_s)
     return [Event(start_s, end_s, None, None, None if name is None else (name,)) for start_s, end_s in spans]
+
+
+def _no_check(entry: RecordingEntry, duration_s: float | None) -> tuple[InputError, ...]:
+    """There are no times that could be wrong."""
+    return ()

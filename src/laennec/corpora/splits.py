@@ -100,7 +100,9 @@ def split_table(
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; give a share of train from 0 to below 1")
     if fold and protocol not in WITH_FOLDS:
-        raise InputError(f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}")
+        raise InputError(
+            f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}"
+        )
     frame = metadata_frame(table, class_column)
     part = _assign(frame, protocol, fold, seed, official_split, folds)
     if validation_fraction and protocol != "patient-60-20-20" and "validation" not in part:
@@ -243,7 +245,9 @@ def _fold_out(frame: pd.DataFrame, protocol: str, fold: int) -> Names:
         raise InputError(f"protocol {protocol!r} needs the fold of every recording, and some have none; {remedy}")
     known = sorted(set(frame["fold"]), key=int)
     if str(fold) not in known or len(known) < 2:
-        raise InputError(f"protocol {protocol!r}: there is no fold {fold} to leave out; the folds are {', '.join(known)}")
+        raise InputError(
+            f"protocol {protocol!r}: there is no fold {fold} to leave out; the folds are {', '.join(known)}"
+        )
     return np.where(frame["fold"] == str(fold), "test", "train").astype(object)
 
 
@@ -253,7 +257,9 @@ def _own_parts(frame: pd.DataFrame, protocol: str) -> Names:
     if protocol == "validation-folder":
         part = np.where(part == "validation", "test", "train").astype(object)
     if wrong := sorted({str(value) for value in part} - {"train", "validation", "test"}):
-        raise InputError(f"protocol {protocol!r} knows train, validation and test, not {some(wrong)}; use another protocol")
+        raise InputError(
+            f"protocol {protocol!r} knows train, validation and test, not {some(wrong)}; use another protocol"
+        )
     for needed in ("train", "test"):
         if needed not in part:
             remedy = "name it in the corpus' options, or use another protocol"
@@ -321,7 +327,11 @@ def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: flo
         return _draw_cycles(frame, np.flatnonzero(train), share, seed, "validation")
     patients = _groups(frame) if protocol in BY_RECORDING else _patients(frame, protocol)
     published = protocol.startswith("published-")
-    apart = [name for name in set(part[~train]) if protocol_named(protocol).promise("validation", name) == "patient" or published]
+    apart = [
+        name
+        for name in set(part[~train])
+        if protocol_named(protocol).promise("validation", name) == "patient" or published
+    ]
     in_test = set(patients[np.isin(part, apart)])
     eligible = train & np.array([patient not in in_test for patient in patients], dtype=bool)
     count = len(set(patients[eligible]))
