@@ -306,9 +306,11 @@ def _classes(data_dir: str | Path, rows: list[_Row], found: Clips, config: HubCo
     """Names of the classes: as asked for, else in the data set's own order, else sorted."""
     there = {row.label for row in rows if row.label is not None}
     if config.labels is not None:
+        said = (_label(clip.values.get(config.label_column), found.labels) for clip in found.clips)
+        all_labels = {config.label_map.get(label, label) for label in said if label is not None}
         if absent := [label for label in config.labels if label not in there]:
             raise InputError(
-                f"{data_dir}: no sound is labelled {named(absent)}; the classes are {named(sorted(there), 60)}"
+                f"{data_dir}: no sound is labelled {named(absent)}; the classes are {named(sorted(all_labels), 60)}"
             )
         return list(config.labels)
     if found.labels is not None:

@@ -176,7 +176,8 @@ def _database(
         problems.append(str(error))
         return []
     tables += [quality_table] if quality_table else []
-    if config.quality == "good" and all(row[1] is None for row in quality.values()):
+    wanted = config.quality == "good" and (letter is not None or config.validation_folder)
+    if wanted and all(row[1] is None for row in quality.values()):
         problems.append(f"{folder}: no signal quality ({' or '.join(_QUALITY_TABLES)}); add it, or ask for quality all")
     sounds = {path.stem: path for path in sorted(folder.iterdir()) if is_recording(path)}
     _check_names(folder, classes, sounds, config, problems, notes)

@@ -367,9 +367,12 @@ def _stamp_by_recording(protocol: Protocol, leaks: LeakReport) -> str | None:
     stamps = [protocol.stamp] if protocol.stamp else []
     if leaks.cycles_without_patient:
         stamps.append("patients are not known: no recording is shared, a person may be")
-    both = leaks.between("train", "test").patients if protocol.name.startswith("published-") else ()
-    if both:
-        stamps.append(f"{protocol.name}: {len(both)} groups ({some(both)}) are in train and test")
+    pairs = [pair for pair in leaks.pairs if "test" in pair.parts]
+    shared = sorted({group for pair in pairs for group in pair.patients})
+    if shared and protocol.name.startswith("published-"):
+        who = f"{len(shared)} groups of test ({some(shared)})" if len(shared) > 1 else f"group {shared[0]} of test"
+        verb = "are" if len(shared) > 1 else "is"
+        stamps.append(f"{protocol.name}: {who} {verb} in train or validation too")
     return "; ".join(stamps) or None
 
 
