@@ -70,7 +70,8 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
     if len(table) and not len(targets.kept):
         own = [name for name in table.column_names if name != "label" and class_names(table, name)]
         hint = f"this corpus answers {', '.join(own)}" if own else "choose another column"
-        raise ConfigError(f"no cycle has an answer in {column or ', '.join(names)}; {hint} (target.column)")
+        asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
+        raise ConfigError(f"no cycle has an answer in {asked}; {hint} (target.column)")
     return replace(targets, metadata=metadata_of(table, targets.kept))
 
 
