@@ -76,3 +76,10 @@ def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Pat
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "tiny")
         return train(recipe)
+
+
+@pytest.fixture(scope="session")
+def some_recordings(small_corpus: Path) -> list[Path]:
+    """Real recordings to cut twins of other corpora out of; synthetic ones where the real are not at hand."""
+    real = sorted((_shared_root() / "data" / "sprsound" / "train" / "wav").glob("*.flac"))[:24]
+    return real or sorted(small_corpus.rglob("*.wav"))

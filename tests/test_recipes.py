@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import ASTConfig
 
+import audio_twins
 from laennec.encoders import AstEncoder
 from laennec.sharing.results import render
 from laennec.training.config import load_recipe
@@ -60,11 +61,27 @@ def few_recordings(shared_data, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def general_audio(some_recordings, tmp_path_factory):
+    """Twins of the data sets of general audio, each in the layout that its recipes read."""
+    folder = tmp_path_factory.mktemp("general_audio")
+    github = audio_twins.esc50_github(folder / "github", some_recordings)
+    return {
+        "esc50": audio_twins.esc50_hub(folder / "esc50", github),
+        "speech": audio_twins.speech_commands(folder / "speech_commands", some_recordings),
+        "iemocap": audio_twins.iemocap(folder / "iemocap", some_recordings),
+    }
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
-def test_a_recipe_runs_for_two_steps(path, small_corpus, tiny_ast, few_recordings, shared_root, tmp_path):
+def test_a_recipe_runs_for_two_steps(
+    path, small_corpus, tiny_ast, few_recordings, general_audio, shared_root, tmp_path
+):
     flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, shared_root)
     if load_recipe(path).corpus.name == "sprsound":
         flags["corpus.data_dir"] = str(few_recordings)
+    elif load_recipe(path).corpus.name == "hub":
+        flags["corpus.data_dir"] = str(general_audio[path.stem.split("_")[0]])
     recipe = load_recipe(path, flags | {"output_dir": str(tmp_path / "run")})
     record = json.loads((train(recipe) / "run.json").read_text())
     terms = {name for row in record["history"] for name in row.get("loss_terms", {})}

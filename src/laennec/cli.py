@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare_options(prepare: argparse.ArgumentParser) -> None:
-    prepare.add_argument("corpus", help="icbhi2017, sprsound, folder or synthetic")
+    prepare.add_argument("corpus", help="icbhi2017, sprsound, physionet2016, folder, hub or synthetic")
     prepare.add_argument("--data-dir", help="folder (or zip) with the recordings; a synthetic corpus is written there")
     prepare.add_argument(
         "--check", action="store_true", help="decode everything and list every problem; writes nothing"
@@ -111,7 +111,7 @@ def _prepare_options(prepare: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of a synthetic corpus (patients=16) or a folder (annotations=cycles.csv); may be repeated",
+        help="of one corpus alone: patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; may be repeated",
     )
     _corpus_options(prepare)
 
@@ -164,7 +164,9 @@ def _corpus_options(parser: argparse.ArgumentParser) -> None:
         "--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings"
     )
     parser.add_argument("--fold", type=int, help="test fold, where the protocol has folds")
-    parser.add_argument("--level", choices=("event", "record"), help="SPRSound: events (default) or whole recordings")
+    parser.add_argument(
+        "--level", help="sprsound: event (default) or record; physionet2016: recording (default) or window"
+    )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
@@ -210,12 +212,21 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; whole numbers as such."""
+    """`key=value` pairs; numbers, true, false and [lists] as such."""
+    import yaml
+
     for pair in pairs:
         if "=" not in pair:
             raise InputError(f"command line: --option {pair!r} has no value; write --option KEY=VALUE")
     given = dict(pair.split("=", 1) for pair in pairs)
-    return {key: int(value) if value.isdecimal() else value for key, value in given.items()}
+    options = {}
+    for key, text in given.items():
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        options[key] = value if isinstance(value, bool | int | float | list | dict) else text
+    return options
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -250,11 +261,14 @@ def _described(corpus: str, parts: Any) -> str:
     if origin.get("stamp"):
         lines.append(f"note: {origin['stamp']}")
     for name, table in parts.items():
-        labels = [*table.features["label"].names, None]
-        values = [None if v is None else labels[v] for v in table["label"]]
+        column = next((name for name in ("category", "heart_sound") if name in table.column_names), "label")
+        labels = [*table.features[column].names, None]
+        values = [None if v is None else labels[v] for v in table[column]]
         counts = {"unlabelled" if label is None else label: values.count(label) for label in labels}
         said = ", ".join(f"{n} {label}" for label, n in counts.items() if n or label != "unlabelled")
-        lines.append(f"{name}: {len(table)} cycles of {len(set(table['patient_id']))} patients; {said}")
+        patients = set(table["patient_id"]) - {None}
+        of = f"{len(patients)} patients" if patients else f"{len(set(table['recording_id']))} recordings"
+        lines.append(f"{name}: {len(table)} cycles of {of}; {said}")
     return "\n".join(lines)
 
 

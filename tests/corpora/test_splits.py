@@ -229,7 +229,9 @@ class TestEveryProtocol:
         table.loc[3, ["label", "chest_location"]] = None  # Poor Quality records have no label
         names = sorted(set(table["recording_id"]))
         published = {name: "test" if int(name[:3]) % 3 == 0 else "train" for name in names}
-        table["part"] = [("train", "test_inter")[int(name[:3]) % 3 == 0] for name in table["recording_id"]]
+        held_out = {"published-parts": "test", "validation-folder": "validation"}.get(protocol, "test_inter")
+        table["part"] = [("train", held_out)[int(name[:3]) % 3 == 0] for name in table["recording_id"]]
+        table["fold"] = [str(int(name[:3]) % 3) for name in table["recording_id"]]
         split = split_table(table, protocol, official_split=published)
         assert sorted(np.concatenate(list(split.parts.values()))) == list(range(len(table)))
         assert all(len(rows) and (np.diff(rows) > 0).all() for rows in split.parts.values())
@@ -247,6 +249,27 @@ class TestEveryProtocol:
         assert ids(table, one) == ids(mixed, other)
         assert one.fingerprint == other.fingerprint
         assert len({split_table(table, protocol, seed=seed).fingerprint for seed in range(6)}) == 6
+
+    def test_a_recording_stands_in_for_an_unknown_patient(self) -> None:
+        table = small().assign(patient_id=None, fold=[int(name[:3]) % 4 for name in small()["recording_id"]])
+        table["category"] = table["label"].map({"normal": "dog", "crackle": "cat", "wheeze": "dog", "both": "owl"})
+        table["label"] = None
+        split = split_table(table, "published-folds", fold=2, class_column="category", seed=3)
+        assert set(table["fold"].iloc[split.parts["test"]]) == {2}
+        recordings = [set(table["recording_id"].iloc[rows]) for rows in split.parts.values()]
+        assert sum(map(len, recordings)) == len(set().union(*recordings)) == 20
+        assert split.stamp == "patients are not known: no recording is shared, a person may be"
+        with pytest.raises(InputError, match="no patient_id"):
+            split_table(table, "patient-5fold")
+
+    def test_groups_that_the_data_set_itself_shares_are_reported(self) -> None:
+        table = small(4).assign(fold=[int(name[6]) for name in small(4)["recording_id"]])
+        split = split_table(table, "published-folds", fold=1)
+        assert split.stamp == "published-folds: 4 groups of test (101, 102, 103, ...) are in train or validation too"
+        with pytest.raises(InputError, match="there is no fold 3 to leave out; the folds are 1, 2"):
+            split_table(table, "published-folds", fold=3)
+        with pytest.raises(InputError, match="fold 1 means nothing under protocol 'random-80-20'"):
+            split_table(table, "random-80-20", fold=1)
 
     def test_a_split_is_the_same_on_every_machine_and_version(self) -> None:
         # written down from this code: a change here changes every published split fingerprint

@@ -3,8 +3,10 @@
 from laennec.corpora.audit import AuditReport, check_corpus
 from laennec.corpora.files import cache_root
 from laennec.corpora.folder import Folder
+from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
 from laennec.corpora.load import load_corpus, provenance
+from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.table import CYCLE_FEATURES, UnusableRecordingsError, corpus_fingerprint
@@ -16,7 +18,9 @@ __all__ = [
     "AuditReport",
     "CycleWaveforms",
     "Folder",
+    "Hub",
     "Icbhi2017",
+    "PhysioNet2016",
     "SprSound",
     "Synthetic",
     "UnusableRecordingsError",

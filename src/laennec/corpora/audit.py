@@ -16,7 +16,7 @@ from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora import icbhi2017
 from laennec.corpora.files import cache_root, hash_files, named, sha256_of
 from laennec.corpora.load import CORPORA, locate_corpus
-from laennec.corpora.table import Corpus, CorpusConfig, Manifest, RecordingEntry, corpus_fingerprint, manifest_of
+from laennec.corpora.table import Corpus, Manifest, RecordingEntry, corpus_fingerprint, manifest_of
 from laennec.errors import InputError
 
 __all__ = [
@@ -79,7 +79,7 @@ def check_corpus(
     *,
     tables_dir: str | Path | None = None,
     allow_missing: bool = False,
-    level: str = "event",
+    level: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -91,7 +91,7 @@ def check_corpus(
         data_dir: Its folder or archive.
         tables_dir: Where the tables are, if not beside the recordings.
         allow_missing: Do not count missing and unpaired recordings as problems.
-        level: SPRSound: "event" or "record"; both are checked.
+        level: As for `load_corpus`; of SPRSound both are checked.
         cache_dir: Root of the caches.
         progress: Called with (recordings done, recordings in all).
         **options: As for `load_corpus`.
@@ -102,20 +102,20 @@ def check_corpus(
     Raises:
         InputError: There is no such corpus or folder, so that there is nothing to report on.
     """
-    if data_dir is not None and name in CORPORA and not Path(data_dir).expanduser().exists():
+    if data_dir is not None and name in CORPORA and name != "hub" and not Path(data_dir).expanduser().exists():
         raise InputError(f"{data_dir}: no such folder or archive; check --data-dir")
     kind, folder, settings = locate_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
     report = AuditReport(name, str(folder))
     try:
-        corpus = kind.scan(folder, cache_dir, CorpusConfig(**settings))
+        corpus = kind.scan(folder, cache_dir, kind.BUILDER_CONFIG_CLASS(**settings))
     except InputError as error:
         report.problems.append(str(error))
         return report
     report.problems += corpus.problems
     report.notes += corpus.notes
     report.recordings = len(corpus.entries)
-    report.patients = len({entry.patient_id for entry in corpus.entries})
+    report.patients = len({entry.patient_id for entry in corpus.entries if entry.patient_id is not None})
     _listen(corpus, report, progress)
     _count_recordings(corpus, report)
     _hash(corpus, report, cache_dir)
@@ -147,11 +147,13 @@ def _listen(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
             events.update(event.names or ())
         if progress is not None:
             progress(done, len(corpus.entries))
-    report.counts["label"] = {
-        label: labels[label] for label in (*LABELS, "unknown") if label in LABELS or labels[label]
-    }
+    if corpus.class_column == "label":
+        report.counts["label"] = {
+            label: labels[label] for label in (*LABELS, "unknown") if label in LABELS or labels[label]
+        }
     if events:
-        report.counts["event"] = dict(events.most_common())
+        title = "event" if corpus.class_column == "label" else corpus.class_column
+        report.counts[title] = dict(events.most_common())
     if rates:
         report.counts["sampling_rate"] = dict(rates.most_common())
 

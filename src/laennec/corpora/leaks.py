@@ -30,6 +30,7 @@ _COLUMNS = (
     "acquisition_mode",
     "audio_sha256",
     "part",
+    "fold",
 )
 _LABELS = ("normal", "crackle", "wheeze", "both")
 
@@ -160,22 +161,26 @@ def refuse_leaks(report: LeakReport, protocol: Protocol | str) -> None:
             )
 
 
-def metadata_frame(table: Any) -> pd.DataFrame:
+def metadata_frame(table: Any, class_column: str = "label") -> pd.DataFrame:
     """The columns that a split looks at, one row a cycle in the table's order, as text with None where unknown.
 
     Args:
         table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.
+        class_column: The column that becomes `label` here, where a corpus has classes of its own.
 
     Raises:
         InputError: A cycle or recording without a name, or a cycle id that is there twice.
     """
     label_names: Sequence[str] = _LABELS
     if hasattr(table, "select_columns"):
-        frame = table.select_columns([name for name in _COLUMNS if name in table.column_names]).to_pandas()
-        label_names = getattr(table.features.get("label"), "names", _LABELS)
+        wanted = dict.fromkeys((*_COLUMNS, class_column))
+        frame = table.select_columns([name for name in wanted if name in table.column_names]).to_pandas()
+        label_names = getattr(table.features.get(class_column), "names", _LABELS)
     else:
-        frame = pd.DataFrame(table)
-        frame = frame[[name for name in _COLUMNS if name in frame]].reset_index(drop=True)
+        frame = pd.DataFrame(table).reset_index(drop=True)
+    if class_column != "label" and class_column in frame:
+        frame["label"] = frame[class_column]
+    frame = frame[[name for name in _COLUMNS if name in frame]]
     for needed in ("cycle_id", "recording_id"):
         if needed not in frame or frame[needed].isna().any():
             raise InputError(f"the cycle table has rows without {needed}; every cycle needs one to be split")
@@ -187,6 +192,8 @@ def metadata_frame(table: Any) -> pd.DataFrame:
         values: list[Any] = frame[name].tolist() if name in frame else [None] * len(frame)
         if name == "label" and name in frame and pd.api.types.is_numeric_dtype(frame[name]):
             values = [None if pd.isna(code) else label_names[int(code)] for code in values]
+        if name == "fold":  # a column with gaps comes back as floating point
+            values = [None if pd.isna(value) else int(value) for value in values]
         text[name] = pd.Series([None if pd.isna(value) else str(value) for value in values], dtype=object)
     return pd.DataFrame(text)
 

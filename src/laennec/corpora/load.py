@@ -19,8 +19,10 @@ import datasets
 from laennec.corpora import icbhi2017
 from laennec.corpora.files import cache_root, named
 from laennec.corpora.folder import Folder
+from laennec.corpora.hub import OPTIONS, Hub
 from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
-from laennec.corpora.protocols import protocol_named
+from laennec.corpora.physionet2016 import LEVELS, PhysioNet2016
+from laennec.corpora.protocols import BY_RECORDING, protocol_named
 from laennec.corpora.splits import SplitResult, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.table import TABLE_VERSION, CycleTableBuilder
@@ -29,11 +31,23 @@ from laennec.errors import InputError
 CORPORA: dict[str, type[CycleTableBuilder]] = {
     "icbhi2017": Icbhi2017,
     "sprsound": SprSound,
+    "physionet2016": PhysioNet2016,
     "folder": Folder,
+    "hub": Hub,
     "synthetic": Synthetic,
 }
-_DEFAULT_PROTOCOLS = {"icbhi2017": "official", "sprsound": "sprsound-official"}
-_OPTIONS: dict[str, tuple[str, ...]] = {"folder": ("annotations",)}
+_DEFAULT_PROTOCOLS = {
+    "icbhi2017": "official",
+    "sprsound": "sprsound-official",
+    "physionet2016": "database-out",
+    "hub": "published-parts",
+}
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "folder": ("annotations",),
+    "physionet2016": ("window_s", "hop_s", "quality", "validation_folder"),
+    "hub": OPTIONS,
+}
+_LEVELS: dict[str, tuple[str, ...]] = {"sprsound": ("event", "record"), "physionet2016": LEVELS}  # the default first
 _KEY = "laennec"
 
 
@@ -47,26 +61,27 @@ def load_corpus(
     seed: int = 0,
     tables_dir: str | Path | None = None,
     allow_missing: bool = False,
-    level: str = "event",
+    level: str | None = None,
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> datasets.DatasetDict:
     """Load a corpus as cycle tables, split by a protocol.
 
     Args:
-        name: "icbhi2017", "sprsound", "folder" or "synthetic".
+        name: "icbhi2017", "sprsound", "physionet2016", "folder", "hub" or "synthetic".
         data_dir: Its folder or zip archive. A synthetic corpus is written there if nothing is
             there yet; None: in the cache.
         protocol: A name in `laennec.corpora.splits.PROTOCOLS`, or "none" for one part called "all". None takes the
-            corpus' own: official, sprsound-official, or patient-60-20-20.
-        fold: The test fold, under patient-5fold.
+            corpus' own: official, sprsound-official, database-out, published-parts, or patient-60-20-20.
+        fold: The test fold, under a protocol with folds.
         validation_fraction: Share of train to carve out as validation.
         seed: Seed of every draw of the split.
         tables_dir: Where the patient and split tables are, if not beside the recordings.
         allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
-        level: SPRSound: "event" or "record".
+        level: SPRSound: "event" or "record"; physionet2016: "recording" or "window". None: the first of these.
         cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: annotations (folder: the CSV); for a synthetic corpus that is written patients,
+        **options: annotations (folder: the CSV); the attributes of `PhysioNet2016Config` or `HubConfig`;
+            for a synthetic corpus that is written patients,
             recordings_per_patient, cycles_per_recording, max_rate_hz and corpus_seed.
 
     Returns:
@@ -85,7 +100,7 @@ def load_corpus(
         "corpus": name,
         "corpus_fingerprint": builder.manifest.corpus_fingerprint,
         "table_version": TABLE_VERSION,
-        "level": level,
+        "level": builder.config.level,
         "protocol": protocol,
     }
     published, missing = _published(builder, protocol, tables_dir, allow_missing)
@@ -93,8 +108,11 @@ def load_corpus(
     if protocol == "none":
         stamps = [_incomplete(missing)] if missing else []
         return datasets.DatasetDict(all=_described(table, {**facts, "stamp": "; ".join(stamps) or None}))
+    published["class_column"] = builder.corpus.class_column
     split = split_table(table, protocol, fold=fold, validation_fraction=validation_fraction, seed=seed, **published)
     facts |= _split_facts(split, validation_fraction, "folds" in published, missing)
+    if protocol == "published-parts" and any(entry.part == "validation" for entry in builder.corpus.entries):
+        facts["validation"] = "the validation part of the dataset itself"
     parts = {}
     for part, rows in split.parts.items():
         if len(rows) == 0 and part != "validation":
@@ -108,7 +126,7 @@ def open_corpus(
     data_dir: str | Path | None,
     tables_dir: str | Path | None = None,
     allow_missing: bool = False,
-    level: str = "event",
+    level: str | None = None,
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> CycleTableBuilder:
@@ -122,7 +140,7 @@ def locate_corpus(
     data_dir: str | Path | None,
     tables_dir: str | Path | None = None,
     allow_missing: bool = False,
-    level: str = "event",
+    level: str | None = None,
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> tuple[type[CycleTableBuilder], Path, dict[str, Any]]:
@@ -134,11 +152,14 @@ def locate_corpus(
     if name not in CORPORA:
         nearest = difflib.get_close_matches(str(name), CORPORA, n=1, cutoff=0.0)[0]
         raise InputError(f"no corpus is called {name!r}; did you mean {nearest!r}? Valid: {', '.join(CORPORA)}")
-    if level != "event" and name != "sprsound":
-        raise InputError(f"level {level!r} is for sprsound; leave it out for {name}")
-    settings: dict[str, Any] = {"tables_dir": tables_dir, "allow_missing": allow_missing, "level": level}
+    levels = _LEVELS.get(name, ("event",))
+    if level is not None and level not in levels:
+        raise InputError(f"{name} has no level {level!r}; valid: {', '.join(levels)}")
+    settings: dict[str, Any] = {"tables_dir": tables_dir, "allow_missing": allow_missing, "level": level or levels[0]}
     if name == "synthetic" and (data_dir is None or not Path(data_dir).exists()):
         return CORPORA[name], _synthetic_folder(data_dir, cache_dir, options), settings
+    if data_dir is None and name == "hub" and options.get("repo"):
+        data_dir = str(options["repo"])
     if data_dir is None:
         raise InputError(f"{name}: no data_dir given; name the folder or archive with the recordings (--data-dir)")
     if name == "synthetic":
@@ -173,6 +194,8 @@ def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Datas
 
 
 def _split_facts(split: SplitResult, validation_fraction: float, published_folds: bool, missing: int) -> dict[str, Any]:
+    unknown = split.protocol in BY_RECORDING and split.leaks.cycles_without_patient
+    who = "recordings (patients are not known)" if unknown else "patients"
     if "validation" not in split.parts:
         rule = "none"
     elif split.protocol == "patient-60-20-20":
@@ -180,9 +203,7 @@ def _split_facts(split: SplitResult, validation_fraction: float, published_folds
     elif split.protocol == "random-80-20":
         rule = f"{validation_fraction:.0%} of the train cycles, drawn at random"
     else:
-        rule = (
-            f"about {validation_fraction:.0%} of the train cycles, whole patients in no test part, stratified by label"
-        )
+        rule = f"about {validation_fraction:.0%} of the train cycles, whole {who} in no test part, stratified by label"
     stamps = [stamp for stamp in (split.stamp, _incomplete(missing) if missing else None) if stamp]
     return {
         "fold": split.fold,

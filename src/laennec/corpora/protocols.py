@@ -45,6 +45,15 @@ _ONLY_CYCLES: dict[Pair, Unit] = {
     ("validation", "test"): "cycle",
 }
 
+_ONLY_RECORDINGS: dict[Pair, Unit] = {
+    ("train", "validation"): "recording",
+    ("train", "test"): "recording",
+    ("validation", "test"): "recording",
+}
+WITH_FOLDS = ("patient-5fold", "database-out", "published-folds")
+# where a recording stands in for its patient if nobody knows the patient
+BY_RECORDING = ("recording-80-20", "database-out", "validation-folder", "published-parts", "published-folds")
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
@@ -81,6 +90,28 @@ PROTOCOLS: dict[str, Protocol] = {
             "sprsound-official",
             "SPRSound as published: test_intra holds other recordings of train patients, test_inter unseen patients.",
             {("train", "test_intra"): "recording", ("validation", "test_intra"): "recording"},
+        ),
+        Protocol(
+            "database-out",
+            "PhysioNet/CinC 2016: database `fold` (0 is a, 5 is f) is the test part. Patients are not published; "
+            "databases come from different research groups.",
+            {("train", "validation"): "recording"},
+        ),
+        Protocol(
+            "validation-folder",
+            "PhysioNet/CinC 2016: train on the training databases, test on the folder validation; refused where that "
+            "folder holds copies of training recordings.",
+            {("train", "validation"): "recording"},
+        ),
+        Protocol(
+            "published-parts",
+            "A dataset's own train, validation and test parts; what groups they share is reported.",
+            _ONLY_RECORDINGS,
+        ),
+        Protocol(
+            "published-folds",
+            "A dataset's own folds; `fold` is the test fold. What groups the parts share is reported.",
+            _ONLY_RECORDINGS,
         ),
     )
 }

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from laennec.corpora.leaks import LeakReport, PairLeak, leak_check, metadata_frame, refuse_leaks, some
-from laennec.corpora.protocols import PROTOCOLS, Pair, Protocol, part_rank, protocol_named
+from laennec.corpora.protocols import BY_RECORDING, PROTOCOLS, WITH_FOLDS, Pair, Protocol, part_rank, protocol_named
 from laennec.errors import InputError
 
 __all__ = [
@@ -47,7 +47,7 @@ class SplitResult:
     Attributes:
         parts: Sorted row numbers of the table for each part; together every row once.
         protocol: Its name in `PROTOCOLS`.
-        fold: The test fold of patient-5fold, else 0.
+        fold: The test fold, where the protocol has folds, else 0.
         seed: The seed of whatever was drawn.
         fingerprint: SHA-256 of the cycle ids of each part, independent of the order of rows.
         stamp: What every number computed on this split has to carry, or None.
@@ -74,19 +74,21 @@ def split_table(
     seed: int = 0,
     official_split: Mapping[str, str] | None = None,
     folds: Mapping[str, int] | None = None,
+    class_column: str = "label",
 ) -> SplitResult:
     """Split a cycle table by a named protocol, and check that the split keeps the protocol's promise.
 
     Args:
         table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.
         protocol: A name in `PROTOCOLS`.
-        fold: The test fold; patient-5fold only.
+        fold: The test fold; of a protocol with folds only.
         validation_fraction: Share of the train cycles to carve out, approximately (patients stay whole); 0 carves
             nothing. patient-60-20-20 has its own 20 %.
         seed: Seed of every draw.
         official_split: recording_id -> "train" or "test", for official and official-strict. Names that have no cycles
             are ignored.
         folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
+        class_column: The column that draws are stratified by, where a corpus has classes of its own.
 
     Returns:
         The parts as row numbers, with fingerprint, stamp and leak report.
@@ -97,11 +99,13 @@ def split_table(
     chosen = protocol_named(protocol)
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; give a share of train from 0 to below 1")
-    if fold and protocol != "patient-5fold":
-        raise InputError(f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or protocol patient-5fold")
-    frame = metadata_frame(table)
+    if fold and protocol not in WITH_FOLDS:
+        raise InputError(
+            f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}"
+        )
+    frame = metadata_frame(table, class_column)
     part = _assign(frame, protocol, fold, seed, official_split, folds)
-    if validation_fraction and protocol != "patient-60-20-20":
+    if validation_fraction and protocol != "patient-60-20-20" and "validation" not in part:
         part[_validation_rows(frame, part, protocol, validation_fraction, seed)] = "validation"
     expected = set() if protocol == "sprsound-official" else {"train", "test"}
     names = sorted(expected | set(part), key=part_rank)
@@ -202,6 +206,10 @@ def _assign(
         part = np.full(len(frame), "train", dtype=object)
         part[_draw_cycles(frame, np.arange(len(frame)), 0.2, seed, protocol)] = "test"
         return part
+    if protocol in ("database-out", "published-folds"):
+        return _fold_out(frame, protocol, fold)
+    if protocol in ("published-parts", "validation-folder"):
+        return _own_parts(frame, protocol)
     wrong = sorted({str(value) for value in frame["part"]} - {"train", "test_intra", "test_inter"})
     if wrong:
         raise InputError(
@@ -227,6 +235,35 @@ def _published_parts(frame: pd.DataFrame, official_split: Mapping[str, str] | No
     wrong = sorted({str(value) for value in part} - {"train", "test"})
     if wrong:
         raise InputError(f"the published split says {some(wrong)}, but a recording is in train or in test; correct it")
+    return part
+
+
+def _fold_out(frame: pd.DataFrame, protocol: str, fold: int) -> Names:
+    """Test is what the table's column `fold` gives this number."""
+    if frame["fold"].isna().any():
+        remedy = "name the column of the folds (fold_column) or use another protocol"
+        raise InputError(f"protocol {protocol!r} needs the fold of every recording, and some have none; {remedy}")
+    known = sorted(set(frame["fold"]), key=int)
+    if str(fold) not in known or len(known) < 2:
+        raise InputError(
+            f"protocol {protocol!r}: there is no fold {fold} to leave out; the folds are {', '.join(known)}"
+        )
+    return np.where(frame["fold"] == str(fold), "test", "train").astype(object)
+
+
+def _own_parts(frame: pd.DataFrame, protocol: str) -> Names:
+    """The parts that the corpus itself is laid out in."""
+    part = frame["part"].to_numpy(dtype=object).copy()
+    if protocol == "validation-folder":
+        part = np.where(part == "validation", "test", "train").astype(object)
+    if wrong := sorted({str(value) for value in part} - {"train", "validation", "test"}):
+        raise InputError(
+            f"protocol {protocol!r} knows train, validation and test, not {some(wrong)}; use another protocol"
+        )
+    for needed in ("train", "test"):
+        if needed not in part:
+            remedy = "name it in the corpus' options, or use another protocol"
+            raise InputError(f"protocol {protocol!r}: the corpus has no {needed} part; {remedy}")
     return part
 
 
@@ -288,11 +325,18 @@ def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: flo
     train = part == "train"
     if protocol == "random-80-20":
         return _draw_cycles(frame, np.flatnonzero(train), share, seed, "validation")
-    patients = _patients(frame, protocol)
-    apart = [name for name in set(part[~train]) if protocol_named(protocol).promise("validation", name) == "patient"]
+    patients = _groups(frame) if protocol in BY_RECORDING else _patients(frame, protocol)
+    published = protocol.startswith("published-")
+    apart = [
+        name
+        for name in set(part[~train])
+        if protocol_named(protocol).promise("validation", name) == "patient" or published
+    ]
     in_test = set(patients[np.isin(part, apart)])
     eligible = train & np.array([patient not in in_test for patient in patients], dtype=bool)
     count = len(set(patients[eligible]))
+    if count < 2 and published:  # a dataset whose parts share all their groups: nothing is left to protect
+        eligible, count = train, len(set(patients[train]))
     if count < 2:
         raise InputError(
             f"protocol {protocol!r}: validation is carved from train patients who are in no test part, and there are "
@@ -309,11 +353,32 @@ def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: flo
 
 def _stamp(protocol: Protocol, leaks: LeakReport) -> str | None:
     """The protocol's own stamp, or for the published ICBHI split who is in train and test."""
+    if protocol.name in BY_RECORDING:
+        return _stamp_by_recording(protocol, leaks)
     both = leaks.between("train", "test").patients if protocol.name == "official" else ()
     if not both:
         return protocol.stamp
     who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"
     return f"official split: {who} are in train and test"
+
+
+def _stamp_by_recording(protocol: Protocol, leaks: LeakReport) -> str | None:
+    """What a split by parts or recordings cannot promise of people."""
+    stamps = [protocol.stamp] if protocol.stamp else []
+    if leaks.cycles_without_patient:
+        stamps.append("patients are not known: no recording is shared, a person may be")
+    pairs = [pair for pair in leaks.pairs if "test" in pair.parts]
+    shared = sorted({group for pair in pairs for group in pair.patients})
+    if shared and protocol.name.startswith("published-"):
+        who = f"{len(shared)} groups of test ({some(shared)})" if len(shared) > 1 else f"group {shared[0]} of test"
+        verb = "are" if len(shared) > 1 else "is"
+        stamps.append(f"{protocol.name}: {who} {verb} in train or validation too")
+    return "; ".join(stamps) or None
+
+
+def _groups(frame: pd.DataFrame) -> Names:
+    """The patient of every row, or the recording where nobody knows the patient."""
+    return frame["patient_id"].where(frame["patient_id"].notna(), frame["recording_id"]).to_numpy(dtype=object)
 
 
 def _patients(frame: pd.DataFrame, protocol: str) -> Names:

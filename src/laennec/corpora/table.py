@@ -81,15 +81,16 @@ class RecordingEntry:
 
     Attributes:
         recording_id: Its name, unique in the corpus.
-        patient_id: Whose it is.
+        patient_id: Whose it is, or None where nobody says.
         audio_path: The sound, or None in a folder of annotations alone.
         annotation_path: The file its events are in.
         whole: Whether the recording as a whole is one row, not each of its events.
         part: The part of the published split, where the corpus is laid out by parts.
+        own: (column, value) of the columns that this corpus alone has.
     """
 
     recording_id: str
-    patient_id: str
+    patient_id: str | None
     audio_path: Path | None
     annotation_path: Path
     chest_location: str | None = None
@@ -101,6 +102,7 @@ class RecordingEntry:
     diagnosis: str | None = None
     whole: bool = False
     part: str | None = None
+    own: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class Corpus:
         tables: Further files that were read: patients, splits.
         problems: What keeps the corpus from being loaded.
         notes: What a user should know although it loads.
+        own_columns: Features of the columns that this corpus alone has.
+        class_column: The column with its classes: the four of lung sounds, or one of its own.
+        rule: What the rows hang on besides the files: the length of windows and the like.
     """
 
     name: str
@@ -126,6 +131,14 @@ class Corpus:
     tables: tuple[Path, ...] = ()
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    own_columns: datasets.Features = field(default_factory=datasets.Features)
+    class_column: str = "label"
+    rule: str = ""
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of the cycle table."""
+        return datasets.Features({**CYCLE_FEATURES, **self.own_columns})
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,8 @@ def manifest_of(corpus: Corpus, cache_dir: str | Path | None = None) -> Manifest
         repr(corpus.entries),
         [[str(path), sha256[path]] for path in sorted(sha256)],
     ]
+    if corpus.own_columns or corpus.rule:
+        everything.append([repr(sorted(corpus.own_columns.items())), corpus.rule])
     return Manifest(sha256, _digest(sorted(names)), _digest(everything))
 
 
@@ -207,6 +222,7 @@ def cycle_rows(corpus: Corpus, entry: RecordingEntry, audio_sha256: str | None) 
             "recording_path": None if entry.audio_path is None else str(entry.audio_path),
             "audio_sha256": audio_sha256,
             "part": entry.part,
+            **dict(entry.own),
         }
         for index, event in enumerate(corpus.read_events(entry, duration_s))
     ]
@@ -234,9 +250,9 @@ class UnusableRecordingsError(InputError):
         super().__init__((many if len(self.problems) > 1 else "") + "; ".join(self.problems))
 
 
-def to_arrow(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as an Arrow table of exactly CYCLE_FEATURES; ClassLabels are integers already."""
-    return pa.Table.from_pylist(rows, schema=CYCLE_FEATURES.arrow_schema)
+def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEATURES) -> pa.Table:
+    """Rows as an Arrow table of exactly these features; ClassLabels are integers already."""
+    return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
 
 @contextlib.contextmanager
@@ -287,7 +303,7 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
 
     def __init__(self, data_dir: str | Path, cache_dir: str | Path | None = None, **options: Any) -> None:
         options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        self.corpus = self.scan(data_dir, cache_dir, CorpusConfig(**options))
+        self.corpus = self.scan(data_dir, cache_dir, self.BUILDER_CONFIG_CLASS(**options))
         for note in self.corpus.notes:
             warnings.warn(note, stacklevel=2)
         if self.corpus.problems:
@@ -329,7 +345,7 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         return self.as_dataset(split="cycles")
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=CYCLE_FEATURES)
+        return datasets.DatasetInfo(features=self.corpus.features)
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         numbers = list(range(len(self.corpus.entries)))  # a list here is what workers may share out
@@ -346,7 +362,7 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
                     rows += cycle_rows(self.corpus, entry, sha256)
                 except InputError as error:
                     problems.append(str(error))
-            yield str(first), to_arrow(rows)
+            yield str(first), to_arrow(rows, self.corpus.features)
         if problems:
             raise UnusableRecordingsError(problems, len(numbers), self._usable(numbers))
 
@@ -358,4 +374,4 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
             if entry.audio_path is not None:
                 with contextlib.suppress(InputError):
                     rows += cycle_rows(self.corpus, entry, self.manifest.sha256[entry.audio_path])
-        return datasets.Dataset(to_arrow(rows))
+        return datasets.Dataset(to_arrow(rows, self.corpus.features))

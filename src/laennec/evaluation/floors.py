@@ -5,7 +5,7 @@ class, and by looking at one thing that is not the sound's content: how long the
 who the patient is and where the stethoscope lay, how loud or how wide-band the recording is. A shortcut is a small
 gradient boosting with fixed settings; it leans towards the abnormal classes as far as pays best on its training rows,
 because plain class frequencies would make it answer "normal" nearly always and hide what it knows. Everything is
-fitted on training rows.
+fitted on training rows. Classes without a normal one are answered by the likeliest.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,10 @@ SHORTCUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "level": ("how loud the cycle is", ("level_db",)),
     "bandwidth": ("up to which frequency the recording has energy", ("bandwidth_hz",)),
+    "database": ("which of several databases it comes from", ("database",)),
 }
-_OPTIONAL = ("level", "bandwidth")  # columns that are measured, not annotated: absent is normal
-_CATEGORIES = ("device", "sex", "chest_location")
+_OPTIONAL = ("level", "bandwidth", "database")  # columns that few corpora have: absent is normal
+_CATEGORIES = ("device", "sex", "chest_location", "database")
 _LEANINGS = tuple(float(factor) for factor in np.geomspace(0.25, 16, 25))
 _SETTINGS: dict[str, Any] = {
     "max_iter": 60,
@@ -116,7 +117,8 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
                 guesses.append((name, what, f"the tables do not know {' or '.join(columns)}"))
             continue
         categorical = [column in _CATEGORIES for column in usable]
-        guesses.append((name, what, _shortcut(train_x, ids, test_x, categorical, len(classes), seed)))
+        leans = classes[0].lower() == "normal"
+        guesses.append((name, what, _shortcut(train_x, ids, test_x, categorical, len(classes), seed, leans)))
     return guesses
 
 
@@ -196,7 +198,13 @@ def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[FloatArray, 
 
 
 def _shortcut(
-    train_x: FloatArray, train_y: IntArray, test_x: FloatArray, categorical: list[bool], n_classes: int, seed: int
+    train_x: FloatArray,
+    train_y: IntArray,
+    test_x: FloatArray,
+    categorical: list[bool],
+    n_classes: int,
+    seed: int,
+    leans: bool = True,
 ) -> FloatArray:
     """Class probabilities (cycles, classes) on the test rows of a small gradient boosting fitted on training rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -210,6 +218,8 @@ def _shortcut(
         booster.predict_proba(train_x),
         booster.predict_proba(test_x),
     )
+    if not leans:  # without a normal class there is nothing to lean away from
+        return asked
     leaning = np.r_[1.0, np.full(n_classes - 1, _best_leaning(seen, train_y))]
     return np.asarray(asked * leaning / (asked * leaning).sum(1, keepdims=True))
 

@@ -28,6 +28,7 @@ _LABEL_COLOURS = {"crackle": BLUE, "wheeze": VERMILION}
 _OTHER_COLOURS = (GREEN, PURPLE, ORANGE, SKY, BLUE, VERMILION)
 _DEPTH = LinearSegmentedColormap.from_list("depth", ["#f7fafc", "#9cc5e0", "#0072B2", "#003f63"])
 _DPI = 160
+MOST_LABELS = 12  # of pictures with a curve or a number for each
 _DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls": "none", "zorder": 5}
 _LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": True, "framealpha": 0.9, "edgecolor": HAIR}
 
@@ -75,9 +76,10 @@ def write_pictures(
         that there are.
     """
     figures: dict[str, Figure] = {}
+    many = len(evaluation.get("label_names", ())) > MOST_LABELS  # curves of 50 classes would show nothing
     if evaluation.get("confusion"):
         figures["confusion"] = confusion_picture(evaluation["confusion"]["matrix"], evaluation["confusion"]["classes"])
-    if predictions is not None:
+    if predictions is not None and not many:
         answers = read_predictions(
             predictions,
             problem_type=evaluation["problem_type"],
@@ -90,20 +92,27 @@ def write_pictures(
         figures["roc"] = roc_picture(answers, values, intervals)
         figures["precision_recall"] = precision_recall_picture(answers, values, intervals)
     if evaluation.get("calibration"):
-        figures["reliability"] = reliability_picture(evaluation["calibration"])
+        figures["reliability"] = reliability_picture(_answered(evaluation["calibration"], many))
     if evaluation.get("subgroups"):
         figures["subgroups"] = subgroup_picture(evaluation)
-    if geometry:
+    if geometry and not many:
         figures["geometry"] = geometry_picture(geometry)
     if run and run.get("history"):
         figures["training"] = training_picture(run["history"], run.get("best_epoch"))
     return {name: save_picture(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()}
 
 
+def _answered(calibration: dict[str, Any], many: bool) -> dict[str, Any]:
+    """The calibration of the answered class alone, where there are many classes."""
+    if not many:
+        return calibration
+    return {kind: {k: v for k, v in values.items() if k == "answered class"} for kind, values in calibration.items()}
+
+
 def confusion_picture(matrix: Any, classes: Sequence[str], title: str | None = None) -> Figure:
     """A confusion (classes, classes): rows are the truth; colour and percent are shares of the row, counts below."""
     counts = np.asarray(matrix)
-    size = 1.8 + 0.75 * len(classes)
+    size = 1.8 + (0.75 if len(classes) <= MOST_LABELS else 0.15) * len(classes)
     figure, (axes,) = _figure(size + 0.4, size, 1)
     _draw_confusion(axes, counts, classes)
     _title(axes, title or f"What was heard, by what was there ({counts.sum():,} items)")
@@ -335,6 +344,11 @@ def _draw_confusion(axes: Any, counts: Any, classes: Sequence[str]) -> None:
     """A confusion with shares of the row and counts in the cells."""
     total = counts.sum(1, keepdims=True)
     shares = 100 * counts / np.where(total == 0, 1, total)
+    if len(classes) > MOST_LABELS:
+        _heat(axes, shares, classes, classes, [], top=100.0)
+        axes.tick_params(labelsize=6, axis="both")
+        axes.tick_params(rotation=90, axis="x")
+        return
     texts = [[f"{shares[i, j]:.0f} %\n{counts[i, j]:,}" for j in range(len(classes))] for i in range(len(classes))]
     _heat(axes, shares, classes, classes, texts, top=100.0)
     axes.set_xlabel("predicted", color=INK, fontsize=9)

@@ -22,6 +22,7 @@ from laennec.evaluation.metrics import CLASSES, FloatArray, IntArray, RankedLabe
 from laennec.evaluation.sprsound import POOR_QUALITY, POOR_QUALITY_CONVENTION
 
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
+HEART_SOUNDS = ("normal", "abnormal")  # their (Sp + Se) / 2 is the any-abnormal Score; SPRSound has nothing to say
 _TINY = 1e-12
 
 
@@ -229,6 +230,8 @@ def class_scores(confusion: Any, class_names: Sequence[str]) -> dict[str, FloatA
         values |= {"icbhi.Sp": sp, "icbhi.Se": se, "icbhi.Score": (sp + se) / 2}
     if POOR_QUALITY not in class_names:
         values |= {"any_abnormal.Sp": sp, "any_abnormal.Se": found, "any_abnormal.Score": (sp + found) / 2}
+    if tuple(name.lower() for name in class_names) == HEART_SOUNDS:
+        return values
     mean, harmonic = (se + sp) / 2, metrics.harmonic(se, sp)
     return values | {
         "sprsound.SE": se,
@@ -349,7 +352,11 @@ def describe(answers: Answers, problem_type: ProblemType, output_names: Sequence
 
 def headline(values: dict[str, float | None]) -> str:
     """The name of the figure that stands for the whole evaluation of these classes."""
-    return next(name for name in ("icbhi.Score", "sprsound.Score", "accuracy", "roc_auc_macro") if name in values)
+    return next(
+        name
+        for name in ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy", "roc_auc_macro")
+        if name in values
+    )
 
 
 def definitions(values: dict[str, float | None]) -> dict[str, str]:

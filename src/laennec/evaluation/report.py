@@ -284,7 +284,8 @@ def _figure_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         groups.setdefault(group, []).append(_shown(evaluation, name))
     macro = evaluation.get("scores", {}).get("macro_one_vs_rest")
     if macro:
-        title = "Macro one-vs-rest (often misnamed ICBHI Score)"
+        of_lungs = {"icbhi.Score", "sprsound.Score"} & set(evaluation["values"])
+        title = "Macro one-vs-rest" + (" (often misnamed ICBHI Score)" if of_lungs else "")
         groups[title] = [
             {"name": f"macro {key}", "value": figure_text("uar", value), "interval": None, "unit": "%" if value else ""}
             for key, value in macro.items()

@@ -17,7 +17,7 @@ from laennec.writing import write_aside
 
 _VALUES = (
     "icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "crackle.roc_auc", "wheeze.roc_auc",
-    "crackle.average_precision", "wheeze.average_precision", "f1_macro",
+    "crackle.average_precision", "wheeze.average_precision", "f1_macro", "accuracy", "uar",
 )  # fmt: skip
 _MARKER = re.compile(r"(<!-- laennec:(\w+) (\S+)((?: \S+)*) -->\n).*?(<!-- laennec:end -->)", re.S)
 
@@ -44,8 +44,8 @@ def collect(evaluations: Sequence[str | Path], into: str | Path) -> Path:
     return into
 
 
-def _identity(row: dict[str, Any]) -> tuple[str, int, str]:
-    return row["name"], row["seed"], row["split"]
+def _identity(row: dict[str, Any]) -> tuple[str, int, str, int]:
+    return row["name"], row["seed"], row["split"], row.get("fold", 0)
 
 
 def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         "corpus": evaluated["corpus"]["name"],
         "corpus_fingerprint": evaluated["corpus"]["fingerprint"],
         "protocol": origin["protocol"],
+        **({"fold": origin["fold"]} if origin.get("fold") else {}),
         "stamp": origin.get("stamp"),
         "split_fingerprint": origin["split_fingerprint"],
         "selection_set": run["selection_set"],
@@ -81,7 +82,8 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
 def render(document: str | Path, check: bool = False) -> bool:
     """Make the text between the markers of a Markdown document anew.
 
-    Markers: `<!-- laennec:scores FILE [part] -->` is a table of scores, `means` of their means over seeds, `floors` of
+    Markers: `<!-- laennec:scores FILE [part] -->` is a table of scores, `means` of their means over seeds, `classes` of
+    accuracies over folds and seeds, `floors` of
     what is reached without listening, `runs` of commands, seeds and run times, `bench` of the benchmark; each ends at
     `<!-- laennec:end -->`. FILE is relative to the document.
 
@@ -165,6 +167,22 @@ def _means(content: dict[str, Any], options: list[str]) -> str:
     return "\n".join(lines)
 
 
+def _classes(content: dict[str, Any], options: list[str]) -> str:
+    lines = ["| recipe | seeds | folds | accuracy | unweighted average recall |", "|---|---|---|---|---|"]
+    rows = _part(content, options)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        seeds, folds = (sorted({row.get(key, 0) for row in own}) for key in ("seed", "fold"))
+        cells = []
+        for figure in ("accuracy", "uar"):
+            by_seed = [[row["values"].get(figure) for row in own if row["seed"] == seed] for seed in seeds]
+            means = [statistics.mean(values) for values in by_seed if values and None not in values]
+            cells.append(_mean_and_spread(means, 1))
+        lines.append(f"| {name} | {', '.join(map(str, seeds))} | {', '.join(map(str, folds))} | {' | '.join(cells)} |")
+    lines += ["", "Mean over the folds of each seed; of these the mean and the standard deviation over seeds."]
+    return "\n".join(lines)
+
+
 def _mean_and_spread(values: list[float | None], digits: int) -> str:
     known = [v for v in values if v is not None]
     if not known:
@@ -223,4 +241,4 @@ def _bench(content: dict[str, Any], options: list[str]) -> str:
     return as_table([Row(**row) for row in content["rows"]], content)
 
 
-_TABLES = {"scores": _scores, "means": _means, "floors": _floors, "runs": _runs, "bench": _bench}
+_TABLES = {"scores": _scores, "means": _means, "classes": _classes, "floors": _floors, "runs": _runs, "bench": _bench}

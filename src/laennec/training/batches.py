@@ -67,7 +67,18 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
         targets = _multi_label(table, column, names)
     else:
         targets = _single_label(table, column or "label", names)
+    if len(table) and not len(targets.kept):
+        own = [name for name in table.column_names if name != "label" and class_names(table, name)]
+        hint = f"this corpus answers {', '.join(own)}" if own else "choose another column"
+        asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
+        raise ConfigError(f"no cycle has an answer in {asked}; {hint} (target.column)")
     return replace(targets, metadata=metadata_of(table, targets.kept))
+
+
+def class_names(table: Any, column: str) -> list[str]:
+    """Names of the classes of a column that holds class numbers; none of any other column."""
+    features = getattr(table, "features", None) or {}
+    return list(getattr(features.get(column), "names", None) or [])
 
 
 def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
@@ -100,6 +111,9 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
         names = names or list(FOUR_CLASSES)
     elif column == "events":
         values = [v[0] if v else None for v in values]
+    elif classes := class_names(table, column):
+        values = [None if v is None else classes[v] for v in values]
+        names = names or classes
     names = names or sorted({str(v) for v in values if v is not None})
     number = {name: i for i, name in enumerate(names)}
     kept = np.array([i for i, v in enumerate(values) if v is not None], dtype=np.int64)

@@ -64,10 +64,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "schedule.name": ("joint", "alternating", "two_stage"),
     "train.optimizer": ("adamw", "adam"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
-    "train.selection_metric": ("icbhi_score", "sprsound_score", "auroc_macro", "loss"),
+    "train.selection_metric": ("icbhi_score", "sprsound_score", "auroc_macro", "accuracy", "uar", "f1_macro", "loss"),
     "encoder.type": ("mobilenet", "cnn", "ast", "beats", "statistics"),
     "features.preset": ("ast", "beats", "song2021", "efficientat"),
-    "corpus.level": ("event", "record"),
 }
 
 
@@ -298,6 +297,8 @@ def _check_rules(recipe: Recipe, where: str) -> None:
             f"{where}: train.sam_rho must not be negative, and its climb needs the gradient of the whole batch: set "
             "train.gradient_accumulation to 1"
         )
+    if len(t.betas) != 2 or not all(0 <= beta < 1 for beta in t.betas):
+        raise ConfigError(f"{where}: train.betas is {t.betas}; it must be two numbers in [0, 1)")
     if t.moving_average is not None and not 0 <= t.moving_average < 1:
         raise ConfigError(f"{where}: train.moving_average is {t.moving_average}; it must lie in [0, 1)")
     if t.epoch_cosine and t.warmup_fraction:

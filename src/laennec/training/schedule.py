@@ -153,6 +153,8 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         max_steps=t.max_steps,
         learning_rate=phase.learning_rate,
         # Adam is AdamW without decay
+        adam_beta1=t.betas[0],
+        adam_beta2=t.betas[1],
         weight_decay=0.0 if t.optimizer == "adam" else t.weight_decay,
         lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_schedule, t.lr_schedule),
         warmup_steps=t.warmup_fraction,

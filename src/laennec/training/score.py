@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
+from laennec.corpora.protocols import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.model import LaennecForAudioClassification
-from laennec.training.batches import FOUR_CLASSES
+from laennec.training.batches import FOUR_CLASSES, class_names
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import Part, load_parts, make_part
@@ -27,7 +28,16 @@ from laennec.training.tables import logit_thresholds, predictions_table, truth_t
 from laennec.writing import folder_aside, refuse_others, write_aside
 
 _WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
-_TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
+_TRUTH_COLUMNS = (
+    "category",
+    "heart_sound",
+    "events",
+    "diagnosis",
+    "chest_location",
+    "device",
+    "sex",
+    "acquisition_mode",
+)
 
 
 @dataclass
@@ -120,7 +130,7 @@ def score(
             n_draws=draws,
         )
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
-    evaluation["geometry"] = _geometry(embeddings, part.table)
+    evaluation["geometry"] = _geometry(embeddings, part.table, column)
     evaluated = {
         "split": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -143,7 +153,7 @@ def _heading(record: dict[str, Any], split: str) -> str:
     """What the printed numbers were made on: no number leaves without it."""
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
     fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
-    fold = f" fold {origin['fold']}" if origin.get("protocol") == "patient-5fold" else ""
+    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
     lines = [
         f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}",
         f"selection set: {record.get('selection_set')}; seed {record['config']['seed']}, "
@@ -195,13 +205,15 @@ def _own_operating_points(model: LaennecForAudioClassification) -> dict[str, Any
     return {name: values for name, values in found.items() if values} or None
 
 
-def _geometry(embeddings: NDArray[np.float32], table: Any) -> dict[str, Any] | None:
-    """How far apart the four classes lie, over the cycles whose class is known."""
-    labels = list(table["label"])
+def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:
+    """How far apart the four classes, or the corpus' own, lie over the cycles whose class is known."""
+    own = class_names(table, column or "label")
+    classes = FOUR_CLASSES if column in (None, "label") or not own else tuple(own)
+    labels = list(table[column if classes is not FOUR_CLASSES else "label"])
     known = [row for row, label in enumerate(labels) if label is not None]
     if not known:
         return None
-    return dict(class_distances(embeddings[known], [FOUR_CLASSES[labels[row]] for row in known], FOUR_CLASSES))
+    return dict(class_distances(embeddings[known], [classes[labels[row]] for row in known], classes))
 
 
 def _ask_the_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
@@ -226,7 +238,12 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
     if names <= set(FOUR_CLASSES):
         return None
     for column in _TRUTH_COLUMNS:
-        values = {str(v[0] if isinstance(v, list) else v) for v in table[column] if v}
+        if column not in table.column_names:
+            continue
+        if classes := class_names(table, column):
+            values = set(classes)
+        else:
+            values = {str(v[0] if isinstance(v, list) else v) for v in table[column] if v}
         if values and values <= names:
             return column
     raise InputError(

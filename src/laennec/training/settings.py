@@ -21,7 +21,7 @@ class ConfigError(InputError):
 class CorpusSettings:
     """What to train on and how it is split."""
 
-    name: str = "synthetic"  # icbhi2017 | sprsound | folder | synthetic
+    name: str = "synthetic"  # icbhi2017 | sprsound | physionet2016 | folder | hub | synthetic
     data_dir: str | None = None
     protocol: str | None = None
     fold: int = 0
@@ -29,8 +29,8 @@ class CorpusSettings:
     split_seed: int = 0  # of the split alone: runs of several seeds share their parts
     tables_dir: str | None = None
     allow_missing: bool = False
-    level: str = "event"
-    options: dict[str, Any] = field(default_factory=dict)  # for the synthetic corpus: patients, seed, ...
+    level: str | None = None  # sprsound: event | record; physionet2016: recording | window; None: the first of these
+    options: dict[str, Any] = field(default_factory=dict)  # of this corpus alone: patients, repo, window_s, ...
 
 
 @dataclass
@@ -171,13 +171,14 @@ class TrainSettings:
     evaluation_batch_size: int = 64
     gradient_accumulation: int = 1
     optimizer: str = "adamw"  # adamw | adam
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # of either optimizer
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     lr_schedule: str = "cosine"  # constant | linear | cosine
     warmup_fraction: float = 0.0
     max_grad_norm: float = 1.0
     patience: int = 0  # epochs without improvement before stopping; 0: never
-    selection_metric: str = "icbhi_score"  # icbhi_score | auroc_macro | loss
+    selection_metric: str = "icbhi_score"  # icbhi_score | sprsound_score | auroc_macro | accuracy | uar | loss
     bf16: bool = False
     workers: int = 0
     threads: int = 1  # torch threads on a CPU

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 
 from laennec.evaluation import fit_on_validation, predictions_metrics
 from laennec.model import LaennecForAudioClassification
-from laennec.training.batches import FOUR_CLASSES
+from laennec.training.batches import FOUR_CLASSES, class_names
 
 _COPIED = (
     "cycle_id", "recording_id", "patient_id", "device", "chest_location", "acquisition_mode", "sex", "age_years", "bmi",
-    "diagnosis", "start_s", "end_s", "crackle", "wheeze", "events",
+    "diagnosis", "start_s", "end_s", "crackle", "wheeze", "events", "database", "signal_quality", "fold",
 )  # fmt: skip
 SELECTION_METRICS = {
     "icbhi_score": "icbhi.Score",
     "sprsound_score": "sprsound.Score",
     "auroc_macro": "roc_auc_macro",
+    "accuracy": "accuracy",
+    "uar": "uar",
+    "f1_macro": "f1_macro",
     "loss": "loss",
 }
 
@@ -47,7 +50,8 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
         frame["label"] = [v[0] if v else None for v in truth]
         frame = frame.assign(**{name: [int(name in (v or ())) for v in truth] for name in names if name not in frame})
     else:
-        frame["label"] = truth
+        classes = class_names(table, column)
+        frame["label"] = [None if v is None else classes[v] for v in truth] if classes else truth
     frame["split"] = split
     return frame
 
