@@ -311,6 +311,11 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def preset_length(preset: str) -> str:
+    """The length rule that a preset has where none is named."""
+    return str(_PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
+
+
 def _front_end_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     """The overrides that are settings of the front end; anything unknown is refused."""
     if "feature_size" in overrides:
