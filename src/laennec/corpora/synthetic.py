@@ -131,6 +131,8 @@ def write_corpus(
         seed: Seed of everything.
         max_rate_hz: Highest sampling rate of the files, for smaller ones; None keeps the rates of the devices (44.1 kHz
             and 4 kHz). A multiple of 100 from 4000.
+        reuse: Whether a synthetic corpus of these very arguments is left as it is (another process may have written it
+            just now) and one of others refused.
 
     Returns:
         The folder.
