@@ -160,6 +160,7 @@ class LaennecTrainer(Trainer):
         mixer = self.mixer if draws else None
         with torch.no_grad():
             waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs["labels"]
+            joined = inputs.pop("joined", None)
             if mixer is not None and mixer.on_waveforms:
                 waveforms, lengths, mixture = mixer.waveforms(waveforms, lengths, labels, self._context)
                 self._context["mixture"] = mixture
@@ -169,8 +170,8 @@ class LaennecTrainer(Trainer):
             if mixer is not None and not mixer.on_waveforms:
                 features, mask, mixture = mixer.features(features, mask, labels, self._context)
                 self._context["mixture"] = mixture
-            if "joined" in inputs:
-                return {**inputs, **with_context(features, mask, inputs.pop("joined"))}
+            if joined is not None:
+                return {**inputs, **with_context(features, mask, joined)}
         return {**inputs, "input_values": features, "attention_mask": mask}
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
