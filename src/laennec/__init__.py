@@ -20,6 +20,8 @@ _HOMES = {
     "AnnotationError": "audio.cycle",
     "Cycle": "audio.cycle",
     "read_annotation": "audio.cycle",
+    "InContext": "audio.context",
+    "cycles_in_context": "audio.context",
     "LaennecFeatureExtractor": "audio.features",
     "WaveformAugmentation": "audio.augment",
     "SpecAugment": "audio.augment",

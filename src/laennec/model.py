@@ -4,7 +4,8 @@ Decided here: the head sees a standardised embedding (mean and spread of the tra
 head), because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate
 should serve them all. A frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its
 base and carries a digest of the base's weights, because a head on another encoder fails silently otherwise. `forward`
-takes no **kwargs: transformers' Trainer would then rescale the loss under gradient accumulation.
+takes no **kwargs: transformers' Trainer would then rescale the loss under gradient accumulation. A model that joins
+context pools a cycle and the joined cycles one by one, as any encoder can, and its embedding is both side by side.
 """
 
 import contextlib
@@ -43,6 +44,8 @@ class LaennecConfig(PreTrainedConfig):
         encoder_config: The encoder's own configuration (or its dict).
         problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax);
             transformers' longer names too.
+        joins_context: Whether the embedding of a cycle is followed by that of the cycle joined with its neighbours; how
+            many those are is the feature extractor's `context_cycles`.
         pooling: "encoder" takes what the encoder was released with, "mean" the masked mean over tokens of real frames.
         head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
         head_dropout: Dropout before the last layer, 0 to 1.
@@ -65,6 +68,7 @@ class LaennecConfig(PreTrainedConfig):
         encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
         problem_type: str = "multi_label",
         pooling: str = "encoder",
+        joins_context: bool = False,
         head_hidden_dim: int = 0,
         head_dropout: float = 0.0,
         projection_dim: int = 0,
@@ -83,6 +87,7 @@ class LaennecConfig(PreTrainedConfig):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; it can be {' or '.join(POOLINGS)}")
         self.pooling = pooling
+        self.joins_context = joins_context
         self.head_hidden_dim = head_hidden_dim
         self.head_dropout = head_dropout
         self.projection_dim = projection_dim
@@ -183,7 +188,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         if encoder is None:
             encoder = encoder_from_config(config.encoder_config)
         self.encoder = _own_memory(encoder)
-        dim = int(encoder.config.hidden_size)
+        dim = self.embedding_dim
         self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout)
         self.projection = (
             nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.projection_dim))
@@ -195,6 +200,11 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.encoder_paused = False
         if config.frozen_encoder:
             self.freeze_encoder()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of what `embed` returns."""
+        return int(self.encoder.config.hidden_size) * (2 if self.config.joins_context else 1)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Leave encoders as their own class made them; give the head small weights."""
@@ -215,8 +225,23 @@ class LaennecForAudioClassification(PreTrainedModel):
             self.encoder.eval()
         return self
 
-    def embed(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim)."""
+    def embed(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        context_values: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim); arguments as in `forward`."""
+        own = self._pooled(input_values, attention_mask)
+        if not self.config.joins_context:
+            if context_values is not None:
+                raise ValueError("context_values were given to a model that joins no context; leave them out")
+            return own
+        joined = own if context_values is None else self._pooled(context_values, context_mask)
+        return torch.cat([own, joined], 1)
+
+    def _pooled(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
         still = self.config.frozen_encoder or self.encoder_paused
         with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
             out = self.encoder(input_values=input_values, attention_mask=attention_mask)
@@ -235,6 +260,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         labels: Tensor | None = None,
         embeddings: Tensor | None = None,
         return_dict: bool | None = None,
+        context_values: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> LaennecOutput | tuple[Tensor, ...]:
         """Classify cycles.
 
@@ -245,14 +272,17 @@ class LaennecForAudioClassification(PreTrainedModel):
                 (batch, labels) for single_label.
             embeddings: (batch, dim) instead of `input_values`, where the encoder has run already.
             return_dict: False for a plain tuple.
+            context_values: (batch, frames, mels), each cycle joined with its neighbours, for a model that joins
+                context; None where no cycle has any.
+            context_mask: (batch, frames), 1 on real frames of `context_values`.
 
         Raises:
-            ValueError: Neither `input_values` nor `embeddings` was given.
+            ValueError: Neither `input_values` nor `embeddings` was given, or `context_values` to a model without.
         """
         if embeddings is None:
             if input_values is None:
                 raise ValueError("give input_values (features of the cycles) or embeddings")
-            embeddings = self.embed(input_values, attention_mask)
+            embeddings = self.embed(input_values, attention_mask, context_values, context_mask)
         logits = self.head(embeddings)
         output = LaennecOutput(
             loss=None if labels is None else self.task_loss(logits, labels),

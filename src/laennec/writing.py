@@ -2,12 +2,15 @@
 
 Decided here: nothing is written in place. A file is written beside its final name, synced and renamed; a folder
 likewise. A full disk, a read-only folder or an interruption leaves the old content (or nothing) and no temporary file
-behind.
+behind. What takes long to make and is shared by processes is made by one of them at a time: the lock is the system's,
+on an open file, so it ends with its owner however that ends, and there is no age or process number to judge it by.
 """
 
 import contextlib
 import errno
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
@@ -16,6 +19,12 @@ from typing import IO, Any
 
 from laennec.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two first times at once do the work twice there
+    fcntl = None  # type: ignore[assignment]
+
+_log = logging.getLogger(__name__)
 _REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
@@ -129,6 +138,78 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[None]:
+    """Let one process (and one thread) at a time make `path`; the others wait here until it is done or has died.
+
+    Look again whether `path` is there once the block has begun: whoever was waited for may have made it. What an owner
+    that was killed left half made is removed. Blocks of one path must not be nested.
+
+    Args:
+        path: The file or folder that is made with `write_aside` or `folder_aside`.
+
+    Raises:
+        InputError: Its folder cannot be written to.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    handle = None
+    with others_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _locked(lock)
+    if handle is None:
+        yield
+        return
+    try:
+        _drop_half_made(path)
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is ours: who comes next makes a new one
+        os.close(handle)
+
+
+def _locked(lock: Path) -> int | None:
+    """An open file of this name that is locked for us; None where the system knows no such locks."""
+    if fcntl is None:
+        return None
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            known = _wait_for(handle, lock)
+            with contextlib.suppress(FileNotFoundError):
+                if known and os.path.samestat(os.fstat(handle), lock.stat()):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the owner that was waited for took the file away; another one may lie there by now
+        if not known:
+            return None
+
+
+def _wait_for(handle: int, lock: Path) -> bool:
+    """Wait for the lock; False where the file system has none."""
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning("%s: another process is making it; waiting", lock.with_name(lock.name[1:-5]))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            return False
+        raise
+    return True
+
+
+def _drop_half_made(path: Path) -> None:
+    """Remove the temporary files of `path`; whoever holds its lock is the only one to make any."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part")
+    for left in path.parent.iterdir():
+        if ours.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def _swap(new: Path, path: Path) -> None:

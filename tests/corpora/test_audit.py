@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec.corpora.audit import check_corpus
+from laennec.audio.cycle import cut
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cli import main
+from laennec.corpora.audit import _too_short, check_corpus
 from laennec.corpora.files import hash_files
+from laennec.corpora.table import Event, RecordingEntry
 from laennec.errors import InputError
 
 
@@ -78,6 +82,42 @@ def test_overlaps_are_listed_although_they_load(tmp_path: Path) -> None:
     report = check_corpus("folder", folder, cache_dir=tmp_path / "cache")
     assert len(report.problems) == 1 and "starts before 1 s" in report.problems[0]
     assert report.cycles == 2
+
+
+def test_cycles_shorter_than_one_frame_are_listed_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)
+    for number in (1, 2):
+        soundfile.write(folder / f"10{number}_1b1_Al_sc_Meditron.wav", noise / number, 4000)
+    # 1 ms, 24 ms and just one frame of 25 ms; the second file is sound
+    (folder / "101_1b1_Al_sc_Meditron.txt").write_text("0\t0.001\t0\t0\n0.5\t0.524\t1\t0\n1\t1.025\t0\t0\n")
+    (folder / "102_1b1_Al_sc_Meditron.txt").write_text("0\t1\t0\t0\n")
+    report = check_corpus("icbhi2017", folder, allow_missing=True, cache_dir=tmp_path / "cache")
+    assert report.cycles == 4 and len(report.problems) == 2
+    for problem, span in zip(report.problems, ("at 0 to 0.001 s", "at 0.5 to 0.524 s"), strict=True):
+        assert str(folder / "101_1b1_Al_sc_Meditron.txt") in problem and span in problem
+        assert "shorter than one frame (25 ms)" in problem and "\n" not in problem
+    assert main(["prepare", "icbhi2017", "--data-dir", str(folder), "--allow-missing", "--check"]) == 2
+    assert capsys.readouterr().out.count("problem: ") == 2
+
+
+def test_what_the_check_calls_too_short_is_what_training_refuses(tmp_path: Path) -> None:
+    """Times of three decimals around 25 ms, at starts where cutting to samples rounds either way."""
+    extractors = [LaennecFeatureExtractor(name) for name in ("ast", "beats", "efficientat")]
+    entry = RecordingEntry("a", "a", None, tmp_path / "a.txt")
+    seen = set()
+    for start in np.arange(0, 0.2, 0.007).round(3).tolist():
+        for length in (0.024, 0.025, 0.026):
+            event = Event(start, round(start + length, 3), 0, 0)
+            refused = False
+            for extractor in extractors:
+                sound = np.zeros(extractor.sampling_rate, np.float32)
+                piece = cut(sound, extractor.sampling_rate, event.start_s, event.end_s)
+                refused |= extractor.frames(len(piece)) < 1
+            assert bool(_too_short(entry, [event], None)) == refused
+            seen.add((length, refused))
+    assert {(0.024, True), (0.026, False)} <= seen
 
 
 def test_a_corpus_that_cannot_be_scanned_is_a_report(tmp_path: Path) -> None:

@@ -136,3 +136,20 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         load_encoder(None)
     with pytest.raises(ValueError, match="it can be ast, beats, cnn, mobilenet"):
         load_encoder(None, type="resnet")
+
+
+def test_an_encoder_can_run_twice_in_a_step_padded_or_not():
+    """Context does so: cycles of one length alone, and joined ones of several lengths."""
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="cnn", channels=[4, 8]).train()
+    values, mask = torch.randn(2, 40, 64), torch.ones(2, 40, dtype=torch.long)
+    shorter = mask.clone()
+    shorter[1, 25:] = 0
+    whole, padded = encoder(values, mask).pooler_output, encoder(values, shorter).pooler_output
+    again = load_encoder(None, type="cnn", channels=[4, 8]).train()
+    again.load_state_dict(encoder.state_dict())
+    (whole.square().sum() + padded.square().sum()).backward()
+    again(values, mask).pooler_output.square().sum().backward()
+    again(values, shorter).pooler_output.square().sum().backward()
+    for one, two in zip(encoder.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)

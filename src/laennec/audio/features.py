@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from laennec.audio.batching import TooShortError, padded_batch
+from laennec.audio.context import InContext, unfold, with_context
 from laennec.audio.filterbanks import FrontEnd, log_mel
 from laennec.errors import InputError
 
@@ -86,6 +87,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings went through
             in training. Kept here so that prediction does the same before it cuts; the extractor itself sees cycles
             only and does not apply it.
+        context_cycles: How many cycles before and after of the same recording join a cycle, which then comes as a
+            `laennec.audio.context.InContext`; what they are joined to is `context_values`.
         **overrides: Any field of `laennec.audio.filterbanks.FrontEnd`, such as mean and std: features are (x - mean)
             / (2 std).
 
@@ -105,6 +108,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         fade_s: float = 0.0,
         keep: str = "first",
         recording_filter: dict[str, Any] | None = None,
+        context_cycles: int = 0,
         **overrides: Any,
     ) -> None:
         if preset not in PRESETS:
@@ -132,6 +136,9 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             duration_s = default.get("duration_s")
         self.duration_s, self.fade_s, self.keep = duration_s, float(fade_s), keep
         self.recording_filter = recording_filter
+        if isinstance(context_cycles, bool) or not isinstance(context_cycles, int) or context_cycles < 0:
+            raise ValueError(f"context_cycles is {context_cycles!r}; it must be a whole number from 0")
+        self.context_cycles = context_cycles
         self._check_length()
 
     def _check_length(self) -> None:
@@ -235,7 +242,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         """Features of one cycle or many.
 
         Args:
-            raw_speech: The waveforms, in [-1, 1]: one of shape (samples,), a list of them, or (batch, samples).
+            raw_speech: The waveforms, in [-1, 1]: one of shape (samples,), a list of them, or (batch, samples). With
+                `context_cycles`, an `InContext` may stand for a waveform; a bare one has no neighbours.
             sampling_rate: Their rate in Hz; it must be the extractor's.
             device: Where to compute; None for where the waveforms are.
             return_tensors: "pt" or "np".
@@ -246,27 +254,42 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
         Returns:
             input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64, 1 on frames of sound.
+            With `context_cycles`, context_values and context_mask likewise: the frames of each cycle and its neighbours
+            in time order.
 
         Raises:
-            InputError: Another sampling rate, no waveform, not one channel, integers, or values that are not finite.
+            InputError: Another sampling rate, no waveform, not one channel, integers, values that are not finite, or
+                more neighbours than `context_cycles`.
             TooShortError: A waveform shorter than one frame.
             TypeError: An argument that does not exist, or would be without effect.
         """
         _check_padding(padding)
         self._check_rate(sampling_rate)
+        raw_speech, joined = self._unfolded(raw_speech)
         batch, counts = padded_batch(raw_speech, lengths)
         if device is not None:
             batch = batch.to(device)
-        self._check_waveforms(batch, counts)
+        if joined is None:
+            joined = torch.arange(len(counts))[:, None]
+        self._check_waveforms(batch, counts, len(joined))
         values, mask = self.features(batch, torch.tensor(counts))
-        data = {"input_values": values}
-        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
-            data["attention_mask"] = mask
+        data = {"input_values": values, "attention_mask": mask}
+        if self.context_cycles:
+            data = with_context(values, mask, joined)
+        if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
+            data = {name: value for name, value in data.items() if not name.endswith("mask")}
         if return_tensors == "np":
             return BatchFeature({k: v.cpu().numpy() for k, v in data.items()})
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; it can be 'pt' or 'np'")
         return BatchFeature(data)
+
+    def _unfolded(self, raw_speech: Any) -> tuple[Any, Tensor | None]:
+        """Cycles in context as one list of waveforms, and which of them join each; what has no context as it is."""
+        items = [raw_speech] if isinstance(raw_speech, InContext) else raw_speech
+        if not isinstance(items, list | tuple) or not any(isinstance(item, InContext) for item in items):
+            return raw_speech, None
+        return unfold(items, self.context_cycles)
 
     def _check_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
@@ -280,9 +303,10 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
                 f"resample first: laennec.audio.recording.resample(waveform, {sampling_rate}, {self.sampling_rate})"
             )
 
-    def _check_waveforms(self, batch: Tensor, counts: list[int]) -> None:
+    def _check_waveforms(self, batch: Tensor, counts: list[int], answered: int) -> None:
+        """Refuse what gives no features; only the first `answered` need a frame, the others are neighbours."""
         needed = 1 if self.length in ("repeat", "zero") else self.front.min_samples
-        for index, samples in enumerate(counts):
+        for index, samples in enumerate(counts[:answered]):
             if samples < needed:
                 raise TooShortError(index, samples, self.sampling_rate, self.front.min_samples)
         peak = float(batch.abs().amax())
@@ -301,14 +325,24 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         """Every setting, as saved in preprocessor_config.json."""
         values: dict[str, Any] = super().to_dict()
         # transformers takes `window` for an array and leaves it out
-        return {**values, "window": self.front.window}
+        values = {**values, "window": self.front.window}
+        if not self.context_cycles:
+            del values["context_cycles"]
+        return values
 
     def fingerprint(self) -> str:
         """sha256 of everything that determines the output (not of the preset's name)."""
         values = asdict(self.front) | {
             k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")
         }
+        if self.context_cycles:  # absent where it says nothing, so that earlier caches stay good
+            values["context_cycles"] = self.context_cycles
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def preset_length(preset: str) -> str:
+    """The length rule that a preset has where none is named."""
+    return str(_PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
 
 
 def _front_end_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -321,7 +355,7 @@ def _front_end_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
         )
     if overrides.get("padding_value", 0.0) != 0.0:
         raise ValueError("padding_value can only be 0.0: encoders count on it")
-    known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep")
+    known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep", "context_cycles")
     for name in overrides:
         if name not in (*known, *_BOOKKEEPING, "feature_size", "padding_value", "return_attention_mask"):
             near = difflib.get_close_matches(name, known, n=1)

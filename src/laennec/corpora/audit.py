@@ -1,12 +1,14 @@
 """Stage 2, corpora: looking over a corpus on disk before anything is learnt from it.
 
 Decided here: the check decodes every recording and never stops at the first bad one; it lists what it finds and leaves
-judging to the reader. What loading would refuse is in the list too, so that a corpus without problems loads.
+judging to the reader. What loading would refuse is in the list too, so that a corpus without problems loads; so is a
+cycle that does not fill one frame of a front end at its usual settings, which training would refuse.
 """
 
+import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,14 @@ from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora import icbhi2017
 from laennec.corpora.files import cache_root, hash_files, named, sha256_of
 from laennec.corpora.load import CORPORA, locate_corpus
-from laennec.corpora.table import Corpus, Manifest, RecordingEntry, corpus_fingerprint, manifest_of
+from laennec.corpora.table import (
+    Corpus,
+    Event,
+    Manifest,
+    RecordingEntry,
+    corpus_fingerprint,
+    manifest_of,
+)
 from laennec.errors import InputError
 
 __all__ = [
@@ -140,7 +149,9 @@ def _listen(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
                 report.problems.append(str(error))
         problems = corpus.check_events(entry, duration_s)
         report.problems += [str(problem) for problem in problems]
-        for event in _events(corpus, entry):
+        found = _events(corpus, entry)
+        report.problems += _too_short(entry, found, duration_s)
+        for event in found:
             report.cycles += 1
             known = event.crackle is not None and event.wheeze is not None
             labels[label_of(event.crackle, event.wheeze) if known else "unknown"] += 1  # type: ignore[arg-type]
@@ -166,6 +177,27 @@ def _events(corpus: Corpus, entry: RecordingEntry) -> list[Any]:
         return corpus.read_events(entry, float("inf") if entry.whole else None)
     except InputError:
         return []
+
+
+def _too_short(entry: RecordingEntry, events: Sequence[Event], duration_s: float | None) -> list[str]:
+    """The events that a front end which keeps the length of a cycle makes no frame of."""
+    from laennec.audio.features import PRESETS, preset_length  # transformers is slow to import
+
+    fronts = [front for name, front in PRESETS.items() if preset_length(name) == "natural"]
+    problems = []
+    for event in events:
+        end_s = event.end_s if duration_s is None else min(event.end_s, duration_s)
+        if math.isinf(end_s):
+            continue
+        # the samples that cutting gives at each front end's rate
+        short = [f for f in fronts if f.frames(int(end_s * f.sampling_rate) - int(event.start_s * f.sampling_rate)) < 1]
+        if short:
+            window_ms = max(1000 * front.window_samples / front.sampling_rate for front in short)
+            problems.append(
+                f"{entry.annotation_path}: the cycle of {entry.recording_id} at {event.start_s:g} to {event.end_s:g} s "
+                f"is shorter than one frame ({window_ms:g} ms); correct the annotation or delete the line"
+            )
+    return problems
 
 
 def _count_recordings(corpus: Corpus, report: AuditReport) -> None:

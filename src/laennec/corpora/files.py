@@ -3,7 +3,7 @@
 Decided here: a file is known by its SHA-256, and the hash is remembered under (path, size, modification time), so that
 the second look at a corpus costs nothing. A file touched within the last two seconds is not remembered, because it
 could change again within the clock's grain. An archive is unpacked once, under its own hash, and only if no member
-leaves the folder.
+leaves the folder; of several processes that want it at once one unpacks and the others wait for it.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from laennec.errors import InputError
-from laennec.writing import folder_aside, write_aside
+from laennec.writing import folder_aside, one_at_a_time, write_aside
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -134,6 +134,14 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     content = target / "content"  # one level down, so that a search beside it sees no other archive
     if content.is_dir():
         return content
+    with one_at_a_time(target):
+        if not content.is_dir():  # another process may have unpacked it meanwhile
+            _unpack_into(archive, target)
+    return content
+
+
+def _unpack_into(archive: Path, target: Path) -> None:
+    """Make `target` with the folder `content` in it."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _safe_members(archive, opened)
@@ -153,7 +161,6 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
         raise InputError(
             f"{archive}: cannot be unpacked ({error}); download it again, or unpack it yourself"
         ) from error
-    return content
 
 
 def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

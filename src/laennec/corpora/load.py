@@ -269,12 +269,13 @@ def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None,
 
     settings = {"seed": 0, **_synthetic_settings(options)}
     if data_dir is not None:
-        return synthetic.write_corpus(data_dir, **settings)
+        # another process may be writing it at this moment
+        return synthetic.write_corpus(data_dir, **settings, reuse=True)
     made_of = json.dumps([version("laennec"), settings], sort_keys=True)
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
     folder = cache_root(cache_dir) / "synthetic" / digest
     if not folder.is_dir():
-        synthetic.write_corpus(folder, **settings)
+        synthetic.write_corpus(folder, **settings, reuse=True)
     return folder
 
 
@@ -282,7 +283,7 @@ def _synthetic_settings(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a synthetic corpus as `write_corpus` calls them."""
     from laennec.corpora import synthetic
 
-    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed"}
+    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed", "reuse"}
     _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
     return {"seed" if key == "corpus_seed" else key: value for key, value in options.items()}
 

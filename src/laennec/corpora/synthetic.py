@@ -4,13 +4,15 @@ Decided here: a patient is drawn from the seed and the patient's own number alon
 smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps even small corpora
 near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Labels are exact: a cycle says crackle
 or wheeze if and only if one was put in, and events.csv tells where. An existing folder is replaced only if it is such a
-corpus. It does not stand in for patients: no score of it belongs beside one of real recordings.
+corpus, and by one process at a time. It does not stand in for patients: no score of it belongs beside one of real
+recordings.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -19,7 +21,7 @@ from laennec.audio.cycle import Cycle, flags_of, write_annotation
 from laennec.corpora import lung_sounds
 from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.writing import folder_aside, write_aside
+from laennec.writing import folder_aside, one_at_a_time, write_aside
 
 FIRST_PATIENT = 101
 MOST_PATIENTS = 899
@@ -114,6 +116,7 @@ def write_corpus(
     cycles_per_recording: int = 6,
     seed: int = 0,
     max_rate_hz: int | None = None,
+    reuse: bool = False,
 ) -> Path:
     """Write a synthetic corpus in ICBHI 2017's file layout; the folder is whole or absent.
 
@@ -128,6 +131,8 @@ def write_corpus(
         seed: Seed of everything.
         max_rate_hz: Highest sampling rate of the files, for smaller ones; None keeps the rates of the devices (44.1 kHz
             and 4 kHz). A multiple of 100 from 4000.
+        reuse: Whether a synthetic corpus of these very arguments is left as it is (another process may have written it
+            just now) and one of others refused.
 
     Returns:
         The folder.
@@ -137,9 +142,6 @@ def write_corpus(
     """
     folder = Path(folder)
     _refuse_impossible(patients, recordings_per_patient, cycles_per_recording, max_rate_hz)
-    if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
-    people = [draw_patient(seed, index) for index in range(patients)]
     options = {
         "patients": patients,
         "recordings_per_patient": recordings_per_patient,
@@ -147,20 +149,45 @@ def write_corpus(
         "seed": seed,
         "max_rate_hz": max_rate_hz,
     }
+    with one_at_a_time(folder):
+        if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
+        there = _mark_of(folder) if reuse else None
+        if there not in (None, _mark(options)):
+            raise InputError(
+                f"{folder}: a synthetic corpus of other arguments; choose another folder or remove this one"
+            )
+        if there is None:
+            _write(folder, options)
+    return folder
+
+
+def _write(folder: Path, options: dict[str, Any]) -> None:
+    """Make the folder; see `write_corpus`."""
+    seed = options["seed"]
+    people = [draw_patient(seed, index) for index in range(options["patients"])]
+    each = (options["recordings_per_patient"], options["cycles_per_recording"], seed, options["max_rate_hz"])
     with folder_aside(folder) as temporary:
         names, rows = [], ["file,start_s,end_s,kind,frequency_hz"]
         for patient in people:
-            for name, session in _write_recordings(
-                temporary, patient, recordings_per_patient, cycles_per_recording, seed, max_rate_hz
-            ):
+            for name, session in _write_recordings(temporary, patient, *each):
                 names.append(name)
                 rows += [_event_row(name, event) for event in session.events]
         _write_tables(temporary, people, names)
         _write_lines(temporary / "events.csv", rows)
-        _write_lines(
-            temporary / MARK, [json.dumps({"corpus": "laennec synthetic", "version": 1, "options": options}, indent=1)]
-        )
-    return folder
+        _write_lines(temporary / MARK, [json.dumps(_mark(options), indent=1)])
+
+
+def _mark(options: dict[str, Any]) -> dict[str, Any]:
+    return {"corpus": "laennec synthetic", "version": 1, "options": options}
+
+
+def _mark_of(folder: Path) -> Any:
+    """What a folder says of how it was written; None where it says nothing."""
+    try:
+        return json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _refuse_impossible(patients: int, recordings: int, cycles: int, max_rate_hz: int | None) -> None:

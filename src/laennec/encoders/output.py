@@ -98,8 +98,10 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         variance = ((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3)) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp_min(1))
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            # through .data: where an encoder runs twice in a step, autograd would take this for a change of what the
+            # other run's backward needs, and in training that looks at the batch's own statistics alone
+            self.running_mean.data.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.data.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         scale = self.weight.float() * (variance + self.eps).rsqrt()

@@ -6,10 +6,12 @@ is exported in full. Weights that only training needs (the projection of auxilia
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.model import LaennecForAudioClassification
@@ -73,10 +75,12 @@ def _compare(
     """Load what was written and require the same logits on a fixed sound."""
     again = LaennecForAudioClassification.from_pretrained(folder, base=base)
     front_end = LaennecFeatureExtractor.from_pretrained(folder)
-    sound = (
+    sound: Any = (
         np.random.Generator(np.random.Philox(key=2)).standard_normal(3 * extractor.sampling_rate).astype(np.float32)
         * 0.1
     )
+    if extractor.context_cycles:
+        sound = InContext(sound, before=[sound[::-1].copy()], after=[sound[: len(sound) // 2]])
     model.eval()
     with torch.inference_mode():
         wanted = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits

@@ -1,8 +1,9 @@
 """Stage 10, prediction: recordings -> timeline of crackle and wheeze.
 
 Decided here: the front end, the recording filter, the temperatures and the thresholds are the model's own; serving
-chooses only where to look (windows, or the cycles of an annotation). A recording that cannot be read is listed and
-skipped, the others are answered. What was written is read back and compared before it counts as done.
+chooses only where to look (windows, or the cycles of an annotation). A model that joins the neighbours of a cycle takes
+those of the same annotation, or what is heard right before and after a window. A recording that cannot be read is
+listed and skipped, the others are answered. What was written is read back and compared before it counts as done.
 """
 
 import csv
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from laennec.audio.cycle import Waveform, cut, read_labels, sliding_windows
+from laennec.audio.context import cycles_in_context, windows_in_context
+from laennec.audio.cycle import cut, read_labels, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Recording, read_recording
 from laennec.errors import InputError
@@ -119,7 +121,9 @@ class Predictor:
         """
         recording = read_recording(path, self.extractor.sampling_rate, filter=self.filter)
         spans = self._spans(recording, annotation)
-        waveforms = [self._piece(recording, start, end) for start, end in spans]
+        self._refuse_short(recording, spans)
+        place = windows_in_context if annotation is None else cycles_in_context
+        waveforms = place(recording.waveform, recording.sampling_rate, spans, self.extractor.context_cycles)
         embeddings = embed_waveforms(self.model, self.extractor, waveforms)
         probabilities = self.model.probabilities(torch.from_numpy(head_logits(self.model, embeddings))).cpu().numpy()
         return Prediction(
@@ -137,16 +141,16 @@ class Predictor:
             return sliding_windows(recording.duration_s, self.window_s, self.hop_s)
         return [(cycle.start_s, cycle.end_s) for cycle in read_labels(annotation, recording.duration_s)]
 
-    def _piece(self, recording: Recording, start_s: float, end_s: float) -> Waveform:
-        """The sound of one span, refused where it does not fill a frame."""
-        piece = cut(recording.waveform, recording.sampling_rate, start_s, end_s)
-        if self.extractor.frames(len(piece)) < 1:
-            reason = (
-                f"{start_s:g} to {end_s:g} s is {len(piece)} samples, shorter than one frame "
-                f"({self.extractor.window_ms:g} ms); leave it out or correct its annotation"
-            )
-            raise DecodeError(recording.path, reason)
-        return piece
+    def _refuse_short(self, recording: Recording, spans: Sequence[tuple[float, float]]) -> None:
+        """Refuse spans that do not fill a frame."""
+        for start_s, end_s in spans:
+            samples = len(cut(recording.waveform, recording.sampling_rate, start_s, end_s))
+            if self.extractor.frames(samples) < 1:
+                reason = (
+                    f"{start_s:g} to {end_s:g} s is {samples} samples, shorter than one frame "
+                    f"({self.extractor.window_ms:g} ms); leave it out or correct its annotation"
+                )
+                raise DecodeError(recording.path, reason)
 
     def _present(self, probabilities: Any) -> Any:
         """Thresholds for labels that stand by themselves, the most probable class otherwise."""

@@ -3,11 +3,11 @@
 Decided here: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for
 the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
 not change when the split does; a second view of a cycle has a key of its own, and the first is the one a single view
-would be. Rows without a label (SPRSound's Poor Quality records) are left out of training and counted. A cycle joined
-with a partner keeps its own metadata.
+would be. Rows without a label (SPRSound's Poor Quality records) are left out of training and counted; they still are
+neighbours of others. A cycle joined with a partner keeps its own metadata. A neighbour's draws are those it has as a
+cycle of its own, so a cycle sounds the same in one epoch wherever it is heard.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +22,9 @@ from laennec.audio.augment import (
     concatenation_partner,
     or_labels,
 )
+from laennec.audio.context import InContext, joined_rows
 from laennec.training.groups import Codes, metadata_of
+from laennec.training.neighbours import Neighbours, cycle_numbers
 from laennec.training.settings import ConfigError, TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
@@ -127,12 +129,6 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
     return Targets(names, labels, labels, kept)
 
 
-def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
-    """A number for each cycle that depends on nothing but its id: the counter of its random draws."""
-    digests = (hashlib.sha256(c.encode()).digest()[:8] for c in cycle_ids)
-    return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
-
-
 def view_seed(seed: int, view: int) -> int:
     """The seed of a view's draws; that of the first view is the run's own."""
     return (seed + view * 0x9E3779B97F4A7C15) % 2**64
@@ -162,6 +158,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: Of all draws.
         augmentation: Draws on the waveform; None for none.
         concatenation: Joining with a partner; None for none.
+        neighbours: The cycles around each, for features that join context; None for none.
 
     Attributes:
         views: How many independent draws of each cycle a training item holds.
@@ -177,7 +174,10 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int,
         augmentation: WaveformAugmentation | None = None,
         concatenation: Concatenation | None = None,
+        neighbours: Neighbours | None = None,
     ) -> None:
+        if concatenation is not None and neighbours is not None:
+            raise ValueError("a cycle joined with a partner of another recording has no neighbours")
         self.waveforms = waveforms
         self.targets = targets
         self.cycle_ids = cycle_ids
@@ -186,6 +186,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.seed = seed
         self.augmentation = augmentation
         self.concatenation = concatenation
+        self.neighbours = neighbours
         self.views = 1
         self.groups: Mapping[str, Codes] = {}
 
@@ -219,7 +220,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum()
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
-        return {
+        item = {
             "waveform": views[0],
             "other_views": views[1:],
             "label": label,
@@ -228,6 +229,37 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             "cycle_number": number,
             "epoch": -1 if epoch is None else epoch,
         }
+        return item if self.neighbours is None else item | self._around(self.neighbours, row, epoch)
+
+    def _around(self, neighbours: Neighbours, row: int, epoch: int | None) -> dict[str, Any]:
+        """The neighbours of a cycle, in every view, and their numbers."""
+        before, after = neighbours.rows[row]
+        others = [*before, *after]
+        numbers = [int(neighbours.numbers[other]) for other in others]
+        plain = [neighbours.waveforms[other] for other in others]
+        views = [plain]
+        if epoch is not None:
+            views = [
+                [self._augmented(sound, number, epoch, view) for sound, number in zip(plain, numbers, strict=True)]
+                for view in range(self.views)
+            ]
+        return {"around": views, "around_numbers": numbers, "before": len(before)}
+
+    def sound(self, key: int | tuple[int, int]) -> Any:
+        """What the front end is given of a row: its waveform, with its neighbours where context is joined."""
+        item = self[key]
+        if self.neighbours is None:
+            return item["waveform"]
+        (around, *_), before = item["around"], item["before"]
+        return InContext(item["waveform"], around[:before], around[before:])
+
+    def samples(self, row: int) -> int:
+        """Samples that a row's embedding is made of, without reading its audio."""
+        own = int(self.waveforms.lengths[row])
+        if self.neighbours is None:
+            return own
+        before, after = self.neighbours.rows[row]
+        return own + sum(int(self.neighbours.waveforms.lengths[other]) for other in (*before, *after))
 
     def _augmented(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
         if not self.augmentation:
@@ -267,16 +299,19 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);
         labels, class_ids, cycle_numbers, epochs (batch, ...) and, where the data set has groups, group_ids (a dict of
-        (batch,)), once for each cycle.
+        (batch,)), once for each cycle. Where it has neighbours, their waveforms follow, in each view those of all
+        cycles; joined (views * batch, pieces) says which rows belong together in time order, -1 for none;
+        neighbour_numbers and neighbour_epochs (neighbours,) are those of one view.
     """
     sounds = [item["waveform"] for item in items]
     for others in zip(*(item["other_views"] for item in items), strict=True):
         sounds += others
+    context = _collate_neighbours(items, sounds) if "around" in items[0] else {}
     lengths = [len(sound) for sound in sounds]
     waveforms = torch.zeros(len(sounds), max(lengths))
     for row, sound in enumerate(sounds):
         waveforms[row, : lengths[row]] = torch.from_numpy(np.asarray(sound).copy())
-    batch: dict[str, Any] = {
+    batch: dict[str, Any] = context | {
         "waveforms": waveforms,
         "lengths": torch.tensor(lengths),
         "labels": torch.from_numpy(np.stack([item["label"] for item in items])),
@@ -287,6 +322,25 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if names := list(items[0]["groups"]):
         batch["group_ids"] = {name: torch.tensor([item["groups"][name] for item in items]) for name in names}
     return batch
+
+
+def _collate_neighbours(items: Sequence[dict[str, Any]], sounds: list[Any]) -> dict[str, torch.Tensor]:
+    """Append the neighbours of all views to the waveforms, and say which rows belong together."""
+    joined = []
+    for view in range(len(items[0]["around"])):
+        for place, item in enumerate(items):
+            first, before = len(sounds), item["before"]
+            sounds += item["around"][view]
+            joined.append(
+                [*range(first, first + before), view * len(items) + place, *range(first + before, len(sounds))]
+            )
+    numbers = [number for item in items for number in item["around_numbers"]]
+    epochs = [item["epoch"] for item in items for _ in item["around_numbers"]]
+    return {
+        "joined": joined_rows(joined),
+        "neighbour_numbers": torch.tensor(numbers, dtype=torch.int64),
+        "neighbour_epochs": torch.tensor(epochs, dtype=torch.int64),
+    }
 
 
 def collate_embeddings(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -247,8 +247,29 @@ def _check(recipe: Recipe, where: str) -> None:
         raise ConfigError(
             f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise"
         )
+    _check_context(recipe, where)
     _check_meetings(recipe, where)
     _check_rules(recipe, where)
+
+
+def _check_context(recipe: Recipe, where: str) -> None:
+    """Refuse neighbours where there are none, and mixtures whose neighbours would be nobody's."""
+    key, k = "features.context_cycles", recipe.features.context_cycles
+    if k < 0:
+        raise ConfigError(f"{where}: {key} is {k}; it must be a whole number from 0")
+    if not k:
+        return
+    if recipe.corpus.level == "record":
+        raise ConfigError(f"{where}: {key} is {k}, but with corpus.level: record a recording is one row without others")
+    for name, given in (
+        ("augment.mix", recipe.augment.mix is not None),
+        ("augment.concatenate_probability", recipe.augment.concatenate_probability > 0),
+    ):
+        if given:
+            raise ConfigError(
+                f"{where}: {name} puts cycles of several recordings together, and {key} needs the neighbours of one; "
+                "leave one of them out"
+            )
 
 
 def auxiliary_kinds(recipe: Recipe) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """Stage 8, training: run an encoder once over all cycles, and remember.
 
 Decided here: the cache is addressed by content (audio bytes, span, filter and rate, front end, encoder weights,
-pooling and, for augmented copies, the draw), so that it never serves an embedding of something else and never needs
-to be emptied. Shards hold some hundred cycles and are written whole, so that an interrupted run goes on where it
-stopped. Batches are made of cycles of like length: padding costs as much as sound.
+pooling, the neighbours that join in and, for augmented copies, the draw), so that it never serves an embedding of
+something else and never needs to be emptied. Shards hold some hundred cycles and are written whole, so that an
+interrupted run goes on where it stopped. Batches are made of cycles of like length: padding costs as much as sound.
 """
 
 import hashlib
@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import encoder_digest
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import CycleDataset
+from laennec.training.neighbours import Neighbours
 from laennec.writing import write_aside
 
 _VERSION = 1
@@ -52,14 +54,16 @@ def length_batches(lengths: Sequence[int], max_cycles: int = 16, max_samples: in
 
 
 def embed_waveforms(
-    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, waveforms: Sequence[NDArray[np.float32]]
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    waveforms: Sequence[NDArray[np.float32] | InContext],
 ) -> NDArray[np.float32]:
     """Features, encoder and pooling for waveforms of any lengths.
 
     Args:
         model: The model (its head is not used).
         extractor: The model's front end.
-        waveforms: float32 (samples,) each, at the extractor's rate.
+        waveforms: float32 (samples,) each, at the extractor's rate; with their neighbours where it joins context.
 
     Returns:
         float32 (waveforms, dim), in the given order.
@@ -67,21 +71,29 @@ def embed_waveforms(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    lengths = [len(w) for w in waveforms]
+    lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
+    dtype = next(model.parameters()).dtype
     result: NDArray[np.float32] | None = None
     with torch.inference_mode():
         for rows in length_batches(lengths):
             items = [waveforms[row] for row in rows]
             batch = extractor(items, sampling_rate=extractor.sampling_rate, device=device)
-            mask = None if bool(batch["attention_mask"].all()) else batch["attention_mask"]
-            values = model.embed(batch["input_values"].to(next(model.parameters()).dtype), mask).float().cpu().numpy()
+            inputs = [batch["input_values"].to(dtype), _or_none(batch["attention_mask"])]
+            if "context_values" in batch:
+                inputs += [batch["context_values"].to(dtype), _or_none(batch["context_mask"])]
+            values = model.embed(*inputs).float().cpu().numpy()
             if result is None:
                 result = np.empty((len(waveforms), values.shape[1]), np.float32)
             result[rows] = values
     model.train(was_training)
     if result is None:
-        result = np.empty((0, int(model.encoder.config.hidden_size)), np.float32)
+        result = np.empty((0, model.embedding_dim), np.float32)
     return result
+
+
+def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
+    """A mask, or None where it hides nothing."""
+    return None if bool(mask.all()) else mask
 
 
 class EmbeddingCache:
@@ -124,15 +136,21 @@ class EmbeddingCache:
         self._rows.update(zip(keys, embeddings, strict=True))
 
 
-def cycle_keys(table: Any, waveform_settings: str, draw: str = "") -> list[bytes]:
-    """The content key of each cycle: audio bytes, span, rate and filter, and the draw of an augmented copy."""
+def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: Neighbours | None = None) -> list[bytes]:
+    """The content key of each cycle: audio bytes, span, rate and filter, and the draw of an augmented copy.
+
+    With neighbours their spans (and ids, for a draw) too, so that a cycle in context is never taken for one without,
+    not even where it has none.
+    """
     columns = zip(table["audio_sha256"], table["start_s"], table["end_s"], table["cycle_id"], strict=True)
-    return [
-        hashlib.sha256(
-            json.dumps([sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]).encode()
-        ).digest()
-        for sha, start, end, cycle_id in columns
-    ]
+    keys = []
+    for row, (sha, start, end, cycle_id) in enumerate(columns):
+        made_of = [sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]
+        if neighbours is not None:
+            sides = neighbours.named(row)
+            made_of.append([[[repr(s), repr(e), draw and name] for s, e, name in side] for side in sides])
+        keys.append(hashlib.sha256(json.dumps(made_of).encode()).digest())
+    return keys
 
 
 def embed_cycles(
@@ -160,15 +178,15 @@ def embed_cycles(
     """
     missing = [row for row in range(len(dataset)) if keys[row] not in cache]
     # like lengths share a shard, so that batches are full of sound; lengths are known without reading audio
-    missing.sort(key=lambda row: -int(dataset.waveforms.lengths[row]))
+    missing.sort(key=lambda row: -dataset.samples(row))
     done = len(dataset) - len(missing)
     for start in range(0, len(missing), _CYCLES_PER_SHARD):
         rows = missing[start : start + _CYCLES_PER_SHARD]
-        waveforms = [dataset[row if epoch is None else (row, epoch)]["waveform"] for row in rows]
+        waveforms = [dataset.sound(row if epoch is None else (row, epoch)) for row in rows]
         cache.add([keys[row] for row in rows], embed_waveforms(model, extractor, waveforms))
         done += len(rows)
         if progress:
             progress(done, len(dataset))
     if not len(dataset):
-        return np.empty((0, int(model.encoder.config.hidden_size)), np.float32)
+        return np.empty((0, model.embedding_dim), np.float32)
     return np.stack([cache[key] for key in keys])

@@ -40,6 +40,7 @@ from laennec.training.batches import (
 )
 from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
+from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedule import Result, run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
@@ -60,7 +61,7 @@ class Part:
 
     def keys(self, draw: str = "") -> list[bytes]:
         """Content keys of the cycles."""
-        return cycle_keys(self.table, self.waveform_settings, draw)
+        return cycle_keys(self.table, self.waveform_settings, draw, self.dataset.neighbours)
 
 
 def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
@@ -73,6 +74,7 @@ def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
             duration_s=settings.duration_s,
             fade_s=settings.fade_s,
             recording_filter=None if filter_ is None else dataclasses.asdict(filter_),
+            context_cycles=settings.context_cycles,
         )
     except ValueError as error:
         raise ConfigError(f"features: {error}") from error
@@ -136,6 +138,7 @@ def make_part(
     name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool
 ) -> Part:
     """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet."""
+    whole = table
     targets = targets_of(table, recipe.target, names)
     if len(targets.kept) < len(table):
         _log.warning(
@@ -147,8 +150,19 @@ def make_part(
     waveforms.prepare()
     _refuse_short_cycles(table, waveforms, extractor)
     augmentation, concatenation = make_draws(recipe.augment, targets) if train else (None, None)
+    neighbours = None
+    if k := extractor.context_cycles:
+        sounds = waveforms if whole is table else CycleWaveforms(whole, extractor.sampling_rate, filter=filter_)
+        neighbours = Neighbours(whole, sounds, targets.kept, k)
     dataset = CycleDataset(
-        waveforms, targets, table["cycle_id"], extractor.sampling_rate, recipe.seed, augmentation, concatenation
+        waveforms,
+        targets,
+        table["cycle_id"],
+        extractor.sampling_rate,
+        recipe.seed,
+        augmentation,
+        concatenation,
+        neighbours,
     )
     return Part(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
 
@@ -195,6 +209,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         encoder_config=encoder.config,
         problem_type=recipe.target.problem_type,
         pooling=h.pooling,
+        joins_context=recipe.features.context_cycles > 0,
         head_hidden_dim=h.hidden_dim,
         head_dropout=h.dropout,
         projection_dim=h.projection_dim,
@@ -236,6 +251,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         with timings.measure("corpus"):
             parts = load_decoded(recipe, extractor.sampling_rate)
             source = provenance(parts)
+            refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
             training = make_part("train", parts["train"], recipe, extractor, None, True)
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
@@ -387,7 +403,7 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
         return
     rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
     model.head.standardise(
-        torch.from_numpy(embed_waveforms(model, extractor, [training.dataset[int(r)]["waveform"] for r in rows]))
+        torch.from_numpy(embed_waveforms(model, extractor, [training.dataset.sound(int(r)) for r in rows]))
     )
 
 

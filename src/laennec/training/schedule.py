@@ -221,7 +221,7 @@ def run_phases(
     mix = recipe.augment.mix
     plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
     _check_pairs(plan, objective, targets, codes)
-    heads = _heads(objective, codes, int(model.encoder.config.hidden_size), recipe.seed)
+    heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
     always = {
         "objective": objective,
         "feature_extractor": extractor,

@@ -23,6 +23,7 @@ from laennec.training.batches import FOUR_CLASSES, class_names
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import Part, load_parts, make_part
+from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 from laennec.writing import folder_aside, refuse_others, write_aside
@@ -69,6 +70,11 @@ def load_model(
         raise InputError(
             f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
         ) from error
+    if bool(extractor.context_cycles) != model.config.joins_context:
+        raise InputError(
+            f"{folder}: the model {'joins' if model.config.joins_context else 'does not join'} the neighbours of a "
+            f"cycle, but preprocessor_config.json says context_cycles {extractor.context_cycles}; export the run again"
+        )
     model.eval()
     return model, extractor
 
@@ -113,6 +119,7 @@ def score(
         parts = load_parts(recipe)
         origin = provenance(parts)
         _check_split(run, recipe, origin)
+        refuse_lost_neighbours(parts, origin.get("protocol"), extractor.context_cycles)
         if split not in parts:
             raise InputError(
                 f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"

@@ -53,6 +53,7 @@ class FeatureSettings:
     filter_kind: str | None = None  # lowpass | highpass | bandpass (Butterworth, on the recording)
     filter_cutoff_hz: float | list[float] | None = None
     filter_order: int = 4
+    context_cycles: int = 0  # cycles before and after of the same recording that join a cycle; only it is labelled
 
 
 @dataclass

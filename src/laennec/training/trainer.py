@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.audio.augment import SpecAugment
+from laennec.audio.context import with_context
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.model import LaennecForAudioClassification
@@ -27,7 +28,7 @@ from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
 from laennec.writing import write_aside
 
-_CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids")
+_CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numbers", "neighbour_epochs")
 
 
 class _SetEpoch(TrainerCallback):
@@ -159,6 +160,7 @@ class LaennecTrainer(Trainer):
         mixer = self.mixer if draws else None
         with torch.no_grad():
             waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs["labels"]
+            joined = inputs.pop("joined", None)
             if mixer is not None and mixer.on_waveforms:
                 waveforms, lengths, mixture = mixer.waveforms(waveforms, lengths, labels, self._context)
                 self._context["mixture"] = mixture
@@ -168,22 +170,27 @@ class LaennecTrainer(Trainer):
             if mixer is not None and not mixer.on_waveforms:
                 features, mask, mixture = mixer.features(features, mask, labels, self._context)
                 self._context["mixture"] = mixture
+            if joined is not None:
+                return {**inputs, **with_context(features, mask, joined)}
         return {**inputs, "input_values": features, "attention_mask": mask}
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
-        """SpecAugment of each view by itself: (views * batch, frames, mels)."""
-        rows = len(self._context["epochs"])
-        views = [
-            spec_augment(
-                part,
-                part_mask,
-                seed=view_seed(self.draw_seed, view),
-                epochs=self._context["epochs"],
-                cycle_indices=self._context["cycle_numbers"],
-            )
-            for view, (part, part_mask) in enumerate(zip(features.split(rows), mask.split(rows), strict=True))
+        """SpecAugment of each view by itself: (views * batch, frames, mels), and their neighbours behind."""
+        c = self._context
+        rows = len(c["epochs"])
+        around = len(c.get("neighbour_epochs", ()))
+        views = len(features) // (rows + around)
+        # cycles of all views, then neighbours of all views
+        drawn = [(view, c["epochs"], c["cycle_numbers"]) for view in range(views)]
+        if around:
+            drawn += [(view, c["neighbour_epochs"], c["neighbour_numbers"]) for view in range(views)]
+        sizes = [len(epochs) for _, epochs, _ in drawn]
+        parts = zip(drawn, features.split(sizes), mask.split(sizes), strict=True)
+        masked = [
+            spec_augment(part, shown, seed=view_seed(self.draw_seed, view), epochs=epochs, cycle_indices=numbers)
+            for (view, epochs, numbers), part, shown in parts
         ]
-        return views[0] if len(views) == 1 else torch.cat(views)
+        return masked[0] if len(masked) == 1 else torch.cat(masked)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

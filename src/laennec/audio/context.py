@@ -1,0 +1,186 @@
+"""Stage 3, features: a cycle between its neighbours in the recording.
+
+Decided here: neighbours are the cycles before and after by time, of the same recording; at the edges of a recording
+there are fewer, and nothing stands in for them. Each cycle goes through the front end by itself (length rule, edges and
+draws are its own) and the FRAMES are joined in time order: no frame lies across a joint, whose two sides need not be
+neighbours in the sound (SPRSound annotates with gaps), and the rule "repeat 2 s" gives 2 s of each. The encoder sees
+the cycle alone and the joined cycles, and the head both embeddings side by side, which any encoder and any pooling can
+give. In the joined ones alone nothing tells the labelled cycle from the others once they are pooled, which cost more
+than context gave; pooling over the labelled cycle's own tokens of the joined input gave nothing (on SPRSound's
+validation patients, frozen mobilenet).
+
+A sliding window's neighbours are the stretches of its own length right before and after it, not the windows that
+overlap it: cycles do not overlap either. What is left of one at an edge counts from half a window on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from laennec.audio.cycle import Waveform, cut
+from laennec.errors import InputError
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class InContext:
+    """A cycle and what is heard around it, as a feature extractor with `context_cycles` takes it.
+
+    Attributes:
+        own: The cycle that is answered, shape (samples,).
+        before: Its neighbours before it, in time order; fewer than `context_cycles` or none at the start.
+        after: Its neighbours after it, likewise.
+    """
+
+    own: Any
+    before: Sequence[Any] = ()
+    after: Sequence[Any] = ()
+
+    @property
+    def pieces(self) -> list[Any]:
+        """All of it in time order."""
+        return [*self.before, self.own, *self.after]
+
+
+def neighbours_of(spans: Sequence[Span], context_cycles: int) -> list[tuple[list[int], list[int]]]:
+    """Which cycles of one recording lie before and after each.
+
+    Args:
+        spans: (start_s, end_s) of the cycles, in any order.
+        context_cycles: How many on either side.
+
+    Returns:
+        For each span the places of those before and of those after it, both in time order.
+    """
+    order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
+    found: list[tuple[list[int], list[int]]] = [([], [])] * len(spans)
+    for rank, place in enumerate(order):
+        first = max(rank - context_cycles, 0)
+        found[place] = (order[first:rank], order[rank + 1 : rank + 1 + context_cycles])
+    return found
+
+
+def neighbour_rows(
+    recordings: Sequence[str], spans: Sequence[Span], context_cycles: int
+) -> list[tuple[list[int], list[int]]]:
+    """`neighbours_of` for the rows of a table of many recordings; never across recordings."""
+    rows_of: dict[str, list[int]] = {}
+    for row, recording in enumerate(recordings):
+        rows_of.setdefault(recording, []).append(row)
+    found: list[tuple[list[int], list[int]]] = [([], [])] * len(spans)
+    for rows in rows_of.values():
+        inside = neighbours_of([spans[row] for row in rows], context_cycles)
+        for row, (before, after) in zip(rows, inside, strict=True):
+            found[row] = ([rows[place] for place in before], [rows[place] for place in after])
+    return found
+
+
+def cycles_in_context(
+    waveform: Waveform, sampling_rate: int, spans: Sequence[Span], context_cycles: int
+) -> list[InContext]:
+    """Cut the annotated cycles of a recording, each with its neighbours.
+
+    Args:
+        waveform: The whole recording, shape (samples,).
+        sampling_rate: In Hz.
+        spans: (start_s, end_s) of all its cycles, in any order.
+        context_cycles: The extractor's.
+
+    Returns:
+        One item a span, in the order of the spans.
+    """
+    pieces = [cut(waveform, sampling_rate, *span) for span in spans]
+    return [
+        InContext(pieces[own], [pieces[i] for i in before], [pieces[i] for i in after])
+        for own, (before, after) in enumerate(neighbours_of(spans, context_cycles))
+    ]
+
+
+def windows_in_context(
+    waveform: Waveform, sampling_rate: int, spans: Sequence[Span], context_cycles: int
+) -> list[InContext]:
+    """Cut the windows of a recording, each with the stretches of sound beside it; arguments as above."""
+    duration_s = len(waveform) / sampling_rate
+    items = []
+    for start_s, end_s in spans:
+        length_s = end_s - start_s
+        sides: list[list[Waveform]] = []
+        for steps in (range(-context_cycles, 0), range(1, context_cycles + 1)):
+            beside = [(start_s + step * length_s, end_s + step * length_s) for step in steps]
+            inside = [(max(first, 0.0), min(last, duration_s)) for first, last in beside]
+            # a thousandth for the rounding of times
+            whole = [span for span in inside if span[1] - span[0] >= 0.499 * length_s]
+            sides.append([cut(waveform, sampling_rate, *span) for span in whole])
+        items.append(InContext(cut(waveform, sampling_rate, start_s, end_s), *sides))
+    return items
+
+
+def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor]:
+    """A list of waveforms and `InContext`s as one list of waveforms, and which of them each item joins.
+
+    Args:
+        items: What an extractor was given.
+        context_cycles: The extractor's.
+
+    Returns:
+        The items' own waveforms followed by all neighbours, and int64 (items, pieces): rows of that list in time order,
+        -1 where there is none.
+
+    Raises:
+        InputError: An item has more neighbours on a side than the extractor joins.
+    """
+    wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
+    sounds = [item.own for item in wrapped]
+    joined = []
+    for row, item in enumerate(wrapped):
+        if max(len(item.before), len(item.after)) > context_cycles:
+            raise InputError(
+                f"waveform {row} comes with {len(item.before)} cycles before and {len(item.after)} after it, but these "
+                f"features join at most {context_cycles} on either side (context_cycles); leave out those further away"
+            )
+        first = len(sounds)
+        sounds += [*item.before, *item.after]
+        joined.append([*range(first, first + len(item.before)), row, *range(first + len(item.before), len(sounds))])
+    return sounds, joined_rows(joined)
+
+
+def joined_rows(joined: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of rows as int64 (items, most pieces), -1 behind the shorter ones."""
+    most = max(map(len, joined), default=1)
+    return torch.tensor([[*rows, *[-1] * (most - len(rows))] for rows in joined], dtype=torch.int64)
+
+
+def with_context(values: Tensor, mask: Tensor, joined: Tensor) -> dict[str, Tensor]:
+    """Join the features of cycles and their neighbours along time.
+
+    Args:
+        values: (cycles, frames, mels), the items' own cycles first.
+        mask: (cycles, frames), 1 on true frames, which come first.
+        joined: int64 (items, pieces), rows of `values` in time order, -1 where there is none.
+
+    Returns:
+        input_values and attention_mask of the items' own cycles, (items, frames, mels) and (items, frames), and
+        context_values and context_mask of the joined ones, cut to the longest each.
+    """
+    joined = joined.to(values.device)
+    items = len(joined)
+    counts = mask.sum(1)
+    own = int(counts[:items].max()) if items else 0
+    ends = torch.where(joined >= 0, counts[joined.clamp_min(0)], 0).cumsum(1)  # (items, pieces)
+    total = int(ends[:, -1].max()) if items else 0
+    step = torch.arange(total, device=values.device).expand(items, total).contiguous()
+    # (items, total): which piece a joined frame comes from, and which frame of it
+    piece = torch.searchsorted(ends, step, right=True).clamp_max(joined.shape[1] - 1)
+    started = torch.nn.functional.pad(ends, (1, 0)).gather(1, piece)
+    real = step < ends[:, -1:]
+    row, frame = joined.gather(1, piece).clamp_min(0), (step - started).clamp(0, values.shape[1] - 1)
+    return {
+        "input_values": values[:items, :own],
+        "attention_mask": mask[:items, :own],
+        "context_values": values[row, frame] * real[:, :, None],
+        "context_mask": real.to(mask.dtype),
+    }

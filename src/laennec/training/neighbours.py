@@ -1,0 +1,74 @@
+"""Stage 8, training: which cycles of a part lie around each of its labelled ones.
+
+Decided here: a part is asked as a whole, before cycles without a label are left out: sound needs no label to be
+context. A split that cuts recordings is refused, not mended: what lies around a cycle in the recording would be in
+another part, and what lies around it in its own part is not what prediction will find there.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laennec.audio.context import neighbour_rows
+from laennec.training.settings import ConfigError
+
+
+def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
+    """A number for each cycle that depends on nothing but its id: the counter of its random draws."""
+    digests = (hashlib.sha256(c.encode()).digest()[:8] for c in cycle_ids)
+    return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
+
+
+class Neighbours:
+    """Which cycles of a part lie around each of its labelled ones.
+
+    Args:
+        table: The whole part, cycles without a label included.
+        waveforms: Of its rows.
+        kept: Rows that carry a label, in the order of the dataset.
+        context_cycles: How many on either side.
+
+    Attributes:
+        rows: For each labelled cycle the rows of the table before and after it, in time order.
+        numbers: Counter of each row's draws.
+    """
+
+    def __init__(self, table: Any, waveforms: Any, kept: NDArray[np.int64], context_cycles: int) -> None:
+        spans = list(zip(table["start_s"], table["end_s"], strict=True))
+        everywhere = neighbour_rows(list(table["recording_id"]), spans, context_cycles)
+        self.rows = [everywhere[int(row)] for row in kept]
+        self.waveforms = waveforms
+        self.numbers = cycle_numbers(table["cycle_id"])
+        ids = list(table["cycle_id"])
+        self._named = [(start, end, name) for (start, end), name in zip(spans, ids, strict=True)]
+
+    def named(self, row: int) -> list[list[tuple[float, float, str]]]:
+        """Times and ids of a labelled cycle's neighbours, before and after: what an embedding in context depends on."""
+        return [[self._named[other] for other in side] for side in self.rows[row]]
+
+
+def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
+    """Refuse context where a split cuts recordings, and where no training cycle has a neighbour.
+
+    Raises:
+        ConfigError: The neighbours of some cycles are in another part, or there are none at all.
+    """
+    if not context_cycles:
+        return
+    seen: dict[str, str] = {}
+    for name, table in parts.items():
+        for recording in set(table["recording_id"]):
+            if seen.setdefault(recording, name) != name:
+                raise ConfigError(
+                    f"features.context_cycles is {context_cycles}, but protocol {protocol} puts cycles of one "
+                    f"recording ({recording}) into {seen[recording]} and {name}, where they are no neighbours; "
+                    "choose a protocol that keeps recordings whole"
+                )
+    if "train" in parts and len(set(parts["train"]["recording_id"])) == len(parts["train"]):
+        raise ConfigError(
+            f"features.context_cycles is {context_cycles}, but no recording of the training part has a second cycle; "
+            "leave it out"
+        )

@@ -1,0 +1,113 @@
+"""Real processes that make the same thing at the same time, and owners that die over it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from laennec.corpora.files import unpack
+from laennec.writing import folder_aside, one_at_a_time
+
+# each prints a line once it begins to make the thing, so that a test can tell who worked and who waited
+UNPACK = """
+import sys
+from pathlib import Path
+from laennec.corpora import files
+honest = files.shutil.copyfileobj
+def slow(source, sink, *rest):
+    print("made by me", flush=True)
+    if "hang" in sys.argv:
+        sink.write(source.read(10)); sink.flush()
+        import time; time.sleep(600)
+    honest(source, sink, *rest)
+files.shutil.copyfileobj = slow
+folder = files.unpack(Path(sys.argv[1]), sys.argv[2])
+print(sorted((p.name, p.stat().st_size) for p in folder.iterdir()), flush=True)
+"""
+SYNTHETIC = """
+import sys
+from laennec.corpora import synthetic
+from laennec.corpora.load import locate_corpus
+honest = synthetic._write_tables
+def said(*arguments):
+    print("made by me", flush=True)
+    honest(*arguments)
+synthetic._write_tables = said
+options = dict(patients=2, recordings_per_patient=1, cycles_per_recording=2, max_rate_hz=4000)
+_, folder, _ = locate_corpus("synthetic", sys.argv[1] if sys.argv[1] != "-" else None, cache_dir=sys.argv[2], **options)
+print(sorted((p.name, p.stat().st_size) for p in folder.iterdir()), flush=True)
+"""
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def answers(processes: list[subprocess.Popen[str]]) -> list[list[str]]:
+    said = []
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        said.append(out.splitlines())
+    return said
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(3):
+            file.writestr(f"{number}.wav", bytes([number]) * 200_000)
+    return path
+
+
+def test_of_two_processes_one_unpacks_and_both_have_it(archive: Path, tmp_path: Path) -> None:
+    said = answers([start(UNPACK, archive, tmp_path / "cache") for _ in range(2)])
+    assert sum(lines.count("made by me") for lines in said) == 3  # three members, once
+    assert said[0][-1] == said[1][-1] == str([(f"{n}.wav", 200_000) for n in range(3)])
+    (folder,) = (tmp_path / "cache" / "unpacked").iterdir()
+    assert [p.read_bytes()[:1] for p in sorted((folder / "content").iterdir())] == [b"\0", b"\1", b"\2"]
+
+
+def test_an_owner_that_is_killed_is_not_waited_for(archive: Path, tmp_path: Path) -> None:
+    owner = start(UNPACK, archive, tmp_path / "cache", "hang")
+    assert owner.stdout is not None and owner.stdout.readline() == "made by me\n"
+    waiting = start(UNPACK, archive, tmp_path / "cache")
+    assert waiting.stderr is not None
+    assert "another process is making it; waiting" in waiting.stderr.readline()
+    time.sleep(0.2)
+    assert waiting.poll() is None  # it waits as long as the owner lives
+    os.kill(owner.pid, signal.SIGKILL)
+    (lines,) = answers([waiting])
+    owner.communicate()
+    assert lines == ["made by me"] * 3 + [str([(f"{n}.wav", 200_000) for n in range(3)])]
+    # what the dead owner left half made is gone, and so is its lock
+    (folder,) = (tmp_path / "cache" / "unpacked").iterdir()
+    assert unpack(archive, tmp_path / "cache") == folder / "content"
+
+
+@pytest.mark.parametrize("place", ["cache", "folder"])
+def test_of_two_processes_one_writes_the_synthetic_corpus(place: str, tmp_path: Path) -> None:
+    folder = "-" if place == "cache" else tmp_path / "corpus"
+    said = answers([start(SYNTHETIC, folder, tmp_path / "cache") for _ in range(2)])
+    assert sum(lines.count("made by me") for lines in said) == 1
+    assert said[0][-1] == said[1][-1] and "synthetic.json" in said[0][-1]
+    made = tmp_path / "cache" / "synthetic" if place == "cache" else tmp_path
+    assert not [p for p in made.iterdir() if p.name.startswith(".")]
+
+
+def test_a_lock_clears_away_only_what_is_its_own(tmp_path: Path) -> None:
+    for name in (".a.abcd1234.part", ".a.b.abcd1234.part", ".a.abcd1234.part2", ".b.abcd1234.part"):
+        (tmp_path / name).mkdir()
+    with one_at_a_time(tmp_path / "a"), folder_aside(tmp_path / "a") as folder:
+        (folder / "x").write_text("x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".a.abcd1234.part2", ".a.b.abcd1234.part", ".b.abcd1234.part", "a",
+    ]  # fmt: skip
