@@ -145,13 +145,17 @@ def test_masks_of_a_neighbour_are_those_it_has_as_a_cycle_of_its_own(icbhi, tmp_
             torch.testing.assert_close(inputs["input_values"][place, : len(alone)], alone, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "mobilenet", "ast", "statistics"])
+@pytest.mark.parametrize("kind", ["cnn", "mobilenet", "ast", "beats", "statistics"])
 @pytest.mark.parametrize("pooling", ["encoder", "mean"])
 def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
     """The embedding is the two side by side, whatever else is in the batch; without neighbours both are one."""
     small = {
         "cnn": {"channels": [4, 8]}, "mobilenet": {"width_mult": 0.1}, "statistics": {},
         "ast": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+        "beats": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_dim": 8,
+            "position_groups": 4,
+        },
     }[kind]  # fmt: skip
     if kind == "statistics" and pooling == "mean":
         pytest.skip("its tokens are not of its embedding's width")
@@ -159,7 +163,7 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
     encoder = load_encoder(None, type=kind, **small)
     model = model_in_context(encoder, pooling=pooling).eval()
     plain = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, pooling=pooling), encoder).eval()
-    preset = "song2021" if kind == "cnn" else "efficientat" if kind == "mobilenet" else "ast"
+    preset = {"cnn": "song2021", "mobilenet": "efficientat", "beats": "beats"}.get(kind, "ast")
     extractor = LaennecFeatureExtractor(preset, length="natural", context_cycles=1)
     _, dataset = dataset_of(icbhi, 1, rate=extractor.sampling_rate)
     items = [dataset.sound(row) for row in range(4)]
