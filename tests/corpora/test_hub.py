@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pytest
+import small_hub
 import soundfile
 
 import audio_twins
@@ -297,12 +298,30 @@ def test_a_sound_that_is_none_is_named(esc50: Path, tmp_path: Path) -> None:
         Hub(own, **ESC50)
 
 
-def test_the_command_line_prepares_a_data_set(esc50_parquet: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "laennec", "prepare", "hub", "--data-dir", str(esc50_parquet), "--fold", "2"]
+def prepare(tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`laennec prepare hub` in a process of its own, because the Hub's address is read when it starts."""
+    own = {"LAENNEC_CACHE": str(tmp_path / "cache"), "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     pairs = [f"--option={name}={value}" for name, value in ESC50.items()]
-    environment = {**os.environ, "LAENNEC_CACHE": str(tmp_path)}
-    done = subprocess.run(
-        [*command, "--protocol", "published-folds", *pairs], capture_output=True, text=True, env=environment
+    return subprocess.run(
+        [sys.executable, "-m", "laennec", "prepare", "hub", *flags, *pairs],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **own, **environment},
     )
-    assert done.returncode == 0, done.stderr
-    assert "test: 8 cycles of 4 patients; 2 crying_baby, 2 dog, 2 door_wood_knock, 2 rain" in done.stdout
+
+
+def test_the_hub_gives_what_the_folder_gives_and_its_refusals_are_one_line(esc50_parquet: Path, tmp_path: Path) -> None:
+    said = "test: 8 cycles of 4 patients; 2 crying_baby, 2 dog, 2 door_wood_knock, 2 rain"
+    flags = ("--protocol", "published-folds", "--fold", "2")
+    local = prepare(tmp_path, "--data-dir", str(esc50_parquet), *flags)
+    assert local.returncode == 0 and said in local.stdout, local.stderr
+    with small_hub.serve({"somebody/esc50": esc50_parquet}, gated=("somebody/closed",)) as endpoint:
+        online = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+        remote = prepare(tmp_path, "--option=repo=somebody/esc50", *flags, **online)
+        assert remote.returncode == 0 and said in remote.stdout, remote.stderr
+        assert remote.stdout == local.stdout  # fingerprints too
+        for repo in ("somebody/closed", "somebody/none"):
+            refused = prepare(tmp_path, f"--option=repo={repo}", **online)
+            assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
+            assert f"{repo}: not to be had from the Hub" in refused.stderr
+            assert "local folder (--data-dir); if it is private or gated, ask its owners" in refused.stderr

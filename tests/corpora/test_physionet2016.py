@@ -11,6 +11,7 @@ import soundfile
 
 import audio_twins
 from laennec.audio.cycle import AnnotationError
+from laennec.cli import main
 from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016, read_reference
 from laennec.errors import InputError
@@ -230,3 +231,11 @@ def test_a_reference_by_itself(tmp_path: Path) -> None:
     assert read_reference(tmp_path / "r.csv") == {"a1": (1, 1), "a2": (0, 0), "a3": (None, None)}
     with pytest.raises(AnnotationError, match="cannot be read"):
         read_reference(tmp_path / "none.csv")
+
+
+def test_the_command_line_checks_and_splits(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "physionet2016", "--data-dir", str(published), "--check"]) == 0
+    assert "heart_sound: normal 12, abnormal 8" in capsys.readouterr().out
+    flags = ["--level", "window", "--option", "window_s=2.5", "--fold", "1", "--sampling-rate", "2000"]
+    assert main(["prepare", "physionet2016", "--data-dir", str(published), *flags]) == 0
+    assert "test: 12 cycles of 6 recordings; 8 normal, 4 abnormal" in capsys.readouterr().out
