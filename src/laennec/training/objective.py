@@ -213,7 +213,7 @@ class Objective(nn.Module):
             return (vectors,)
         if entry.labels == CLASS:
             soft = entry.kind == "add" and "mixture" in batch and not self.contrasts_mixtures
-            return vectors, gather_with_gradient(batch["mixture"].labels if soft else batch["class_ids"])
+            return vectors, gather_with_gradient(none_of_them(batch["mixture"].labels) if soft else batch["class_ids"])
         ids = gather_with_gradient(batch["group_ids"][entry.group_key])
         known = ids >= 0
         return vectors[known], ids[known]
@@ -267,6 +267,11 @@ def _focal(
         return values.mean()
 
     return over_labels
+
+
+def none_of_them(rows: Tensor) -> Tensor:
+    """Label rows with one more class, that of the cycles that have none: (batch, labels) -> (batch, labels + 1)."""
+    return torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(rows)], dim=1)
 
 
 def step_key(seed: int, epochs: Tensor, cycle_numbers: Tensor) -> int:
