@@ -26,6 +26,18 @@ def full_precision(values: Tensor) -> torch.autocast:
     return torch.autocast(values.device.type, enabled=False)
 
 
+def refuse_second_derivative() -> None:
+    """Stop a backward pass that shall itself be differentiated: pairs walked in blocks keep no graph of it.
+
+    (`once_differentiable` notices it only where the incoming gradient has a graph, and gives a wrong one otherwise.)
+
+    Raises:
+        RuntimeError: if this runs under `create_graph=True`.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("this loss has no second derivative: leave out create_graph, or use another loss here")
+
+
 def normalise(embeddings: Tensor) -> Tensor:
     """Rows divided by their Euclidean length, in float32 or wider.
 

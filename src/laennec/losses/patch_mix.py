@@ -163,6 +163,10 @@ class PatchMixCrossEntropy(nn.Module):
             value = _mean_of(share, log_p, own, weight) + _mean_of(1 - share, log_p, partner, weight)
         return {"patch_mix_ce": value}
 
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}, weight={None if self.weight is None else self.weight.tolist()}"
+
 
 def _mean_of(share: Tensor, log_p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """Mean over rows of share * cross entropy, weighted by class: log_p (batch, classes) -> scalar."""

@@ -10,9 +10,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, normalise, upper_blocks
+from laennec.losses.pairs import (
+    absent,
+    check_embeddings,
+    class_indices,
+    full_precision,
+    normalise,
+    refuse_second_derivative,
+    upper_blocks,
+)
 
 
 class _LogSumExpOthers(torch.autograd.Function):
@@ -35,9 +42,9 @@ class _LogSumExpOthers(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor, None]:
         """Both softmax weights of a pair, that of i among j's others and that of j among i's, from one block."""
+        refuse_second_derivative()
         z, total = ctx.saved_tensors
         gradient = torch.zeros_like(z)
         with full_precision(z):
