@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.losses import WeightedSum
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batches import CycleDataset, Targets
@@ -233,6 +234,9 @@ def run_phases(
         "eval_dataset": datasets[1],
         "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
     }
+    for module in model.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.synchronised = recipe.train.sync_batch_norm
     trainer = None
     with Attached(model, heads):
         for phase, sampler, batch_size in plan:
