@@ -99,6 +99,13 @@ def test_a_recipe_says_what_it_is_and_names_no_machine(path):
         assert place is None or not Path(place).is_absolute()
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_a_recipe_begins_with_what_it_reproduces_and_the_published_figure(path):
+    comment = " ".join(line.lstrip("# ") for line in path.read_text().split("\nname: ")[0].splitlines())
+    assert path.read_text().startswith("# ") and len(comment) > 80
+    assert any(character.isdigit() for character in comment) or "no published figure" in comment.lower()
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_numbers_in_documents_are_those_of_the_result_files(document):
     assert render(document, check=True), f"run: laennec results {document.relative_to(ROOT)}"

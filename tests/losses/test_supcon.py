@@ -53,7 +53,7 @@ def test_equals_the_double_loop_at_any_block_size(monkeypatch, block_entries, dt
 def test_labels_may_be_any_integers_or_one_hot_rows_and_one_view_may_go_without_its_dimension():
     x, labels = drawn(8, 1, 5, 3, 7)
     plain = SupConLoss()(x, labels)["supcon"]
-    for same in (labels * 1000 - 17, torch.nn.functional.one_hot(labels, 3)):
+    for same in (labels * 1000 + 17, torch.nn.functional.one_hot(labels, 3)):
         torch.testing.assert_close(SupConLoss()(x, same)["supcon"], plain)
     torch.testing.assert_close(SupConLoss()(x[:, 0], labels)["supcon"], plain)
 

@@ -1,4 +1,4 @@
-"""One training of a small transformer and one objective, run by one process or by two; prints what came out.
+"""Trainings of small encoders and single objectives, run by one process or by two; prints what came out.
 
 Run as a script by `accelerate launch`, imported by the test for the single process.
 """
@@ -14,11 +14,13 @@ from transformers import ASTConfig, TrainingArguments
 
 from laennec.audio.augment import Gain, TimeShift, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.encoders import AstEncoder
+from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
+from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.model import LaennecConfig, LaennecForAudioClassification
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batches import CycleDataset, Targets, collate_cycles
 from laennec.training.config import LossSettings
+from laennec.training.mixtures import Mixture
 from laennec.training.objective import Objective, Stage
 from laennec.training.sampler import EpochSampler
 from laennec.training.trainer import LaennecTrainer
@@ -28,30 +30,46 @@ AUXILIARY = {
     "opl": {"weight": 0.5},
     "supcon": {"temperature": 0.5, "projection_dim": 6},
     "device": {"loss": "supcon", "labels": "device", "detach_other_views": True, "temperature": 0.5},
+    "age_sex": {"loss": "supcon", "labels": "patient", "views": 1, "temperature": 0.5},
     "ntxent": {"temperature": 0.5},
     "patient": {"within": 1.0, "between": 0.1},
     "device_adversarial": {"weight": 0.3},
 }
-ROWS = 16
+ROWS = 13  # in batches of 8: the second has 5, which two processes share as 3 and 2
 LABELS = np.arange(ROWS) % 3
-GROUPS = {"device drop": np.array([0, 1, -1, 1] * 4), "patient drop": np.arange(ROWS) // 2 % 5}
+GROUPS = {"device drop": np.array([0, 1, -1, 1] * 4)[:ROWS], "patient drop": np.arange(ROWS) // 2 % 5}
+# in the order of the rows of both processes
+SHARES, PARTNERS = {0: 0.7, 1: 0.4}, {0: [1, 2, 0, 4, 5, 3], 1: [1, 0]}
+UNEQUAL = {0: [0, 1, 2, 4, 5, 6], 1: [3, 7]}
 
 
-def train(folder, batch_size):
-    """Loss of two steps and the weights after them."""
+def make_encoder(kind):
+    """A transformer, or a CNN with batch statistics of all processes, and the front end it needs."""
+    if kind == "ast":
+        ast = ASTConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_length=64,
+            layer_norm_eps=1e-6, initializer_range=0.5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        return AstEncoder._from_config(ast), LaennecFeatureExtractor("ast", length="natural")
+    encoder = CnnEncoder(CnnConfig(channels=[4, 8]))
+    for module in encoder.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.synchronised = True
+    return encoder, LaennecFeatureExtractor("song2021", length="natural")
+
+
+def train(folder, batch_size, kind="ast"):
+    """Loss of two steps (a whole epoch) and the weights after them."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    ast = ASTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, max_length=64,
-        layer_norm_eps=1e-6, initializer_range=0.5, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    encoder = AstEncoder._from_config(ast)
+    encoder, extractor = make_encoder(kind)
     names = dict(enumerate("abc"))
     config = LaennecConfig(encoder.config, problem_type="single_label", pooling="mean", id2label=names)
     model = LaennecForAudioClassification(config, encoder)
     noise, seconds = np.random.default_rng(0), np.arange(9000) / 16000
     tones = [np.sin(2 * np.pi * 150 * 1.3**row * seconds) for row in range(ROWS)]
     sound = [(tone + 0.01 * noise.standard_normal(9000)).astype(np.float32) * 0.1 for tone in tones]
+    sound = [s[: 9000 - 300 * (row % 4)] for row, s in enumerate(sound)]
     targets = Targets(list("abc"), LABELS, LABELS, np.arange(ROWS))
     augmentation = WaveformAugmentation(gain=Gain(1.0), shift=TimeShift(1.0))
     dataset = CycleDataset(sound, targets, [str(i) for i in range(ROWS)], 16000, 0, augmentation)
@@ -68,46 +86,87 @@ def train(folder, batch_size):
     with Attached(model, heads):
         trainer = LaennecTrainer(
             model, arguments, objective=objective, data_collator=collate_cycles, sampler=EpochSampler(ROWS, seed=0),
-            feature_extractor=LaennecFeatureExtractor("ast", length="natural"), train_dataset=dataset,
+            feature_extractor=extractor, train_dataset=dataset,
         )  # fmt: skip
         trainer.train()
-        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        weights = {n: p.detach().clone() for n, p in model.state_dict().items() if p.is_floating_point()}
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trainer.accelerator.wait_for_everyone()
     return losses, weights
 
 
-def objective_alone(rows):
-    """Terms and the gradient of a shared weight when this process has only these rows of eight."""
+def drawn(rows):
+    """Embeddings (2 * rows, 5) of two views of these rows of eight, first views first, and the weight they came by."""
     draw = torch.Generator().manual_seed(1)
     features = torch.randn(2, 8, 4, generator=draw, dtype=torch.float64)[:, rows].flatten(0, 1)
     weight = torch.randn(4, 5, generator=draw, dtype=torch.float64, requires_grad=True)
-    vectors = features @ weight
-    auxiliary = {k: v for k, v in AUXILIARY.items() if k != "device_adversarial"} | {"tuplet": {}}
-    auxiliary["supcon"] = {"temperature": 0.5}
-    settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
-    objective = Objective(settings, False, LABELS, 3, negatives=50)
     labels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])[rows]  # anchors 0-3, positives 4-7
-    count = len(labels)
     batch = {
-        "labels": labels, "class_ids": labels, "epochs": torch.zeros(count).long(), "cycle_numbers": torch.tensor(rows),
+        "labels": labels, "class_ids": labels, "epochs": torch.zeros(len(rows)).long(),
+        "cycle_numbers": torch.tensor(rows),
         "group_ids": {k: torch.tensor(v[:8])[rows] for k, v in GROUPS.items()},
     }  # fmt: skip
-    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None)
+    return features @ weight, weight, batch
+
+
+def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, **inputs):
+    """Terms by name, and the gradient of the shared weight."""
+    flags = np.eye(3, dtype=np.float32)[LABELS]
+    objective = Objective(settings, multi_label, flags if multi_label else LABELS, 3, negatives=50)
+    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, **inputs)
     terms = objective(outputs, batch, Stage(), 1.0)
     torch.stack([t.double() for t in terms.values()]).sum().backward()
     return {name: float(value.detach()) for name, value in terms.items()}, weight.grad
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    losses, weights = train(out / "two", 4)
-    rank = torch.distributed.get_rank()
+def objective_alone(rows):
+    """Every loss of a recipe over pairs, when this process has only these rows of eight."""
+    vectors, weight, batch = drawn(rows)
+    auxiliary = AUXILIARY | {"tuplet": {}, "supcon": {"temperature": 0.5}}
+    guesses = {"device_adversarial": vectors[:, :2]}
+    settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
+    return terms_and_gradient(settings, vectors, weight, batch, auxiliary=guesses)
+
+
+def mixture_of(rank, labels):
+    """What a process mixed by itself: its own share and partners."""
+    index = torch.tensor(PARTNERS[rank])
+    flags = torch.nn.functional.one_hot(labels, 3).double()
+    flags[labels == 2] = 0  # flags of a cycle with neither
+    return Mixture(SHARES[rank], index, SHARES[rank] * flags + (1 - SHARES[rank]) * flags[index], flags)
+
+
+def mixtures_alone(rank, rows):
+    """The losses on mixtures: Patch-Mix contrast of clean and mixed copies, and ADD and BCE on soft labels."""
+    found = []
+    for auxiliary, task in (({"patch_mix": {"detach_clean": False}}, "focal"), ({"add": {}}, "bce")):
+        vectors, weight, batch = drawn(rows)
+        flags = torch.nn.functional.one_hot(batch["labels"], 3).double()
+        batch |= {"labels": flags, "mixture": mixture_of(rank, batch["labels"])}
+        settings = LossSettings(task=task, class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
+        vectors = vectors if "patch_mix" in auxiliary else vectors[: len(rows)]
+        found.append(terms_and_gradient(settings, vectors, weight, batch, multi_label=True))
+    return found
+
+
+def main(out):
+    found, tensors, rank = {"train": {}, "terms": []}, {}, 0
+    for kind in ("ast", "cnn"):
+        losses, weights = train(out / "two", 4, kind)
+        rank = torch.distributed.get_rank()
+        found["train"][kind] = losses
+        tensors |= {f"{kind}.{name}": value for name, value in weights.items()}
     # unequal halves; each keeps the order anchors, positives
-    terms, gradient = objective_alone([0, 1, 2, 4, 5, 6] if rank == 0 else [3, 7])
-    torch.distributed.all_reduce(gradient)
+    for place, (terms, gradient) in enumerate([objective_alone(UNEQUAL[rank]), *mixtures_alone(rank, UNEQUAL[rank])]):
+        torch.distributed.all_reduce(gradient)
+        found["terms"].append(terms)
+        tensors[f"gradient.{place}"] = gradient / 2
     if rank == 0:
-        torch.save({"weights": weights, "gradient": gradient / 2}, out / "two.pt")
-        (out / "two.json").write_text(json.dumps({"losses": losses, "terms": terms}))
+        torch.save(tensors, out / "two.pt")
+        (out / "two.json").write_text(json.dumps(found))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -13,7 +13,9 @@ from transformers import TrainingArguments
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import load_encoder
+from laennec.losses import AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.model import LaennecConfig, LaennecForAudioClassification
+from laennec.training.auxiliary import RECIPE_LOSSES
 from laennec.training.batches import CycleDataset, Targets, collate_cycles
 from laennec.training.config import LossSettings
 from laennec.training.objective import Objective
@@ -74,16 +76,51 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "two.json").read_text())
     tensors = torch.load(tmp_path / "two.pt", weights_only=True)
-    losses, weights = rank_cases.train(tmp_path / "one", 8)
-    assert found["losses"] == pytest.approx(losses, abs=1e-5) and len(losses) == 2
-    for name, weight in weights.items():
-        torch.testing.assert_close(tensors["weights"][name], weight, rtol=1e-5, atol=1e-5, msg=name)
-    assert any(name.startswith("auxiliary_heads.guesses") for name in weights)
-    # the same for unequal halves, where the mean of the halves' means is not the mean
-    order = [0, 1, 2, 3, 4, 5, 6, 7]
-    terms, gradient = rank_cases.objective_alone(order)
-    assert found["terms"] == pytest.approx(terms, abs=1e-9)
-    torch.testing.assert_close(tensors["gradient"], gradient, rtol=1e-9, atol=1e-9)
+    # an epoch of 13 cycles: a batch of 8, and a last one of 5 that the two share as 3 and 2
+    for kind in ("ast", "cnn"):
+        losses, weights = rank_cases.train(tmp_path / "one", 8, kind)
+        assert found["train"][kind] == pytest.approx(losses, abs=1e-5) and len(losses) == 2
+        for name, weight in weights.items():
+            torch.testing.assert_close(tensors[f"{kind}.{name}"], weight, rtol=1e-5, atol=1e-5, msg=name)
+        assert any(name.startswith("auxiliary_heads.guesses") for name in weights)
+    # the same for each objective on unequal halves, where the mean of the halves' means is not the mean
+    terms, gradient = rank_cases.objective_alone(list(range(8)))
+    assert found["terms"][0] == pytest.approx(terms, abs=1e-9)
+    kinds = {entry.get("loss", name) for name, entry in (rank_cases.AUXILIARY | {"tuplet": {}}).items()}
+    assert kinds | {"patch_mix"} == set(RECIPE_LOSSES)
+    torch.testing.assert_close(tensors["gradient.0"], gradient, rtol=1e-9, atol=1e-9)
+    for place, (terms, gradient) in enumerate(mixtures_of_both(), 1):
+        assert found["terms"][place] == pytest.approx(terms, abs=1e-6)  # the task is taken in float32
+        torch.testing.assert_close(tensors[f"gradient.{place}"], gradient, rtol=1e-5, atol=1e-6)
+
+
+def mixtures_of_both():
+    """What one process would get from the rows of both, each half mixed as its process mixed it."""
+    order = rank_cases.UNEQUAL[0] + rank_cases.UNEQUAL[1]
+    sizes = [len(rank_cases.UNEQUAL[rank]) for rank in (0, 1)]
+    index = torch.tensor(rank_cases.PARTNERS[0] + [sizes[0] + i for i in rank_cases.PARTNERS[1]])
+    lam = torch.tensor([rank_cases.SHARES[0]] * sizes[0] + [rank_cases.SHARES[1]] * sizes[1], dtype=torch.float64)
+    positive = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+
+    def graded(terms, weight):
+        sum(terms.values()).backward()
+        return {name: float(value.detach()) for name, value in terms.items()}, weight.grad
+
+    vectors, weight, batch = rank_cases.drawn(order)
+    clean, mixed = vectors.chunk(2)
+    flags = torch.nn.functional.one_hot(batch["labels"], 3).double()
+    p = clean[:, :3].float().double().sigmoid()
+    focal = -torch.where(flags > 0, positive * (1 - p).detach() ** 2 * p.log(), p.detach() ** 2 * (1 - p).log()).mean()
+    contrast = PatchMixContrastiveLoss(detach_clean=False)(mixed, clean, lam, index)["patch_mix"]
+    yield graded({"focal": focal, "patch_mix": contrast}, weight)
+    vectors, weight, batch = rank_cases.drawn(order)
+    first = vectors[: len(order)]
+    flags = torch.nn.functional.one_hot(batch["labels"], 3).double()
+    flags[batch["labels"] == 2] = 0
+    rows = lam[:, None] * flags + (1 - lam)[:, None] * flags[index]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(first[:, :3], rows, pos_weight=positive)
+    rows = torch.cat([rows, (rows == 0).all(1, keepdim=True).double()], dim=1)
+    yield graded({"bce": bce, **AngularDistanceDistributionLoss()(first, rows)}, weight)
 
 
 @pytest.mark.parametrize("processes", [2])

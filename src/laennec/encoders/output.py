@@ -4,6 +4,7 @@ Decided here: masks follow lengths. A convolution of stride s turns a true lengt
 output has when the cycle is encoded alone, so a batch gives what single cycles give.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -82,20 +83,52 @@ class TimeMask:
         return torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
 
 
+def processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
+
+
+def _sum_of_all(values: Tensor) -> Tensor:
+    """The sum over processes, with gradients back to each."""
+    import torch.distributed.nn.functional as distributed
+
+    with warnings.catch_warnings():
+        # deprecated in favour of an interface that is still experimental
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        summed: Tensor = distributed.all_reduce(values)
+    return summed
+
+
 class MaskedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation whose training statistics come from real frames only: padding does not move them."""
+    """Batch normalisation whose training statistics come from real frames only: padding does not move them.
+
+    Attributes:
+        synchronised: Whether they come from the cycles of all processes that train together.
+    """
+
+    synchronised = False
 
     def forward(self, x: Tensor, mask: TimeMask | None = None) -> Tensor:  # type: ignore[override]
         """(batch, channels, frequency, time) -> the same shape; values beyond a cycle's end are not meaningful."""
+        together = self.synchronised and self.training and processes() > 1
         keep = mask.keep(x, torch.float32) if mask is not None and self.training else None
+        if keep is None and together:
+            keep = x.new_ones(len(x), 1, 1, x.shape[3], dtype=torch.float32)
         if keep is None:
             out: Tensor = super().forward(x)
             return out
+        total = _sum_of_all if together else _as_it_is
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         wide = x.float()
-        count = keep.sum() * x.shape[2]
-        mean = (wide * keep).sum((0, 2, 3)) / count
-        variance = ((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3)) / count
+        count = total(keep.sum() * x.shape[2])
+        mean = total((wide * keep).sum((0, 2, 3))) / count
+        variance = total(((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3))) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp_min(1))
             # through .data: where an encoder runs twice in a step, autograd would take this for a change of what the

@@ -5,8 +5,9 @@ from torch import nn
 from laennec.losses.add import AngularDistanceDistributionLoss
 from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss
 from laennec.losses.combine import WeightedSum, WeightSchedule
-from laennec.losses.device import GradientReversal
+from laennec.losses.device import DeviceAdversarialLoss, GradientReversal, StethoscopeGuidedLoss
 from laennec.losses.focal import FocalLoss
+from laennec.losses.hybrid import HybridLoss, MetadataSupConLoss
 from laennec.losses.opl import OrthogonalProjectionLoss
 from laennec.losses.patch_mix import PatchMixContrastiveLoss, PatchMixCrossEntropy
 from laennec.losses.patient import PatientAlignmentLoss
@@ -30,13 +31,17 @@ __all__ = [
     "AngularDistanceDistributionLoss",
     "ClusterSimilarityLoss",
     "DeepClusteringLoss",
+    "DeviceAdversarialLoss",
     "FocalLoss",
     "GradientReversal",
+    "HybridLoss",
+    "MetadataSupConLoss",
     "NTXentLoss",
     "OrthogonalProjectionLoss",
     "PatchMixContrastiveLoss",
     "PatchMixCrossEntropy",
     "PatientAlignmentLoss",
+    "StethoscopeGuidedLoss",
     "SupConLoss",
     "TupletContrastiveLoss",
     "WeightSchedule",

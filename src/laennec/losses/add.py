@@ -5,13 +5,14 @@ in the order of the paper in all of them; soft labels are "identical" below a la
 zeros is a class of its own. Which pairs count, and what an absent one does, is decided in `moments.py`.
 """
 
+import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from laennec.losses.moments import Group, PairMoments, Quantity
-from laennec.losses.pairs import check_embeddings, class_indices, full_precision, normalise, widened
+from laennec.losses.pairs import check_embeddings, class_indices, full_precision, label_rows, normalise, widened
 
 VARIANTS = ("paper", "soft", "released", "legacy")
 _SQUARED_DISTANCE = Quantity(lambda s, t: (1 - s).square_(), lambda s, t: (s - 1).mul_(2))
@@ -28,15 +29,19 @@ _RELEASED: tuple[Group, ...] = (("all", _LABEL_GAP),)
 class AngularDistanceDistributionLoss(nn.Module):
     """Pull the angular distances within a class towards 0 and between classes towards 1, and make both narrow.
 
-    With d = 1 - cosine, over ordered pairs of equal label (P+) and of different label (P-):
+    Formula: with d = 1 - cosine, over ordered pairs of equal label (P+) and of different label (P-),
     `l1 mean(d^2 | P+) + l2 std(d^2 | P+) + l3 mean((1-d)^2 | P-) + l4 std((1-d)^2 | P-)`.
+    Soft labels (eq. 7-8): `l1 mean_{i != j} (d_label - d)^2 + l2 std(d^2 | identical labels)`; a row of flags that are
+    all 0 (a cycle with neither crackle nor wheeze) counts as a class of its own.
 
-    Soft labels (eq. 7-8): `l1 mean_{i != j} (d_label - d)^2 + l2 std(d^2 | identical labels)`; a label row of zeros (a
-    cycle with neither crackle nor wheeze) counts as a class of its own.
+    Batch: at least two cycles of some class and two classes; any shuffled batch of 16 or more does
+    (`laennec.training.sampler.EpochSampler`), and `ClassesTimesSamplesSampler` makes sure of it.
 
-    The batch should hold at least two cycles of some class and two classes; any shuffled batch of 16 or more does
-    (`laennec.training.sampler.EpochSampler`), and `ClassesTimesSamplesSampler` makes sure of it. Prefer `SupConLoss`
-    for two augmented views of a cycle, `OrthogonalProjectionLoss` where equal spreads are not wanted.
+    Returns: `add_mu_pos`, `add_sigma_pos`, `add_mu_neg`, `add_sigma_neg`; soft labels `add_mu`, `add_sigma_pos`;
+    "released" `add_mu`. Weights applied; `pairs` counts the ordered pairs of each.
+
+    Prefer: `SupConLoss` for two augmented views of a cycle, `OrthogonalProjectionLoss` where equal spreads are not
+    wanted. There is no second derivative: a gradient penalty needs another loss.
 
     Args:
         weights: always in the order (mu_pos, sigma_pos, mu_neg, sigma_neg); soft labels and "released" use the first
@@ -48,7 +53,7 @@ class AngularDistanceDistributionLoss(nn.Module):
             three differ by a factor of six on one input, so always say which one ran.
 
     Raises:
-        ValueError: if the variant is unknown or there are not four weights.
+        ValueError: if the variant is unknown or there are not four finite weights.
 
     Reference: Almudévar et al., Angular Distance Distribution Loss for Audio Classification, 2024.
     """
@@ -66,8 +71,8 @@ class AngularDistanceDistributionLoss(nn.Module):
         super().__init__()
         if variant not in VARIANTS:
             raise ValueError(f"unknown ADD variant {variant!r}; choose one of {', '.join(VARIANTS)}")
-        if len(weights) != 4:
-            raise ValueError(f"ADD needs four weights (mu_pos, sigma_pos, mu_neg, sigma_neg), not {len(weights)}")
+        if len(weights) != 4 or not all(math.isfinite(weight) for weight in weights):
+            raise ValueError(f"ADD needs four weights (mu_pos, sigma_pos, mu_neg, sigma_neg), not {tuple(weights)}")
         self.weights = tuple(float(weight) for weight in weights)
         self.variant = variant
         self.pairs: dict[str, int] = {}
@@ -84,7 +89,8 @@ class AngularDistanceDistributionLoss(nn.Module):
             `add_sigma_pos`. "released": `add_mu`. Scalars, weights applied; `pairs` counts the ordered pairs of each.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, an integer label is negative, or a soft label is negative, not finite
+                or empty.
         """
         if self.variant == "released" and embeddings.ndim == 3:
             embeddings = widened(embeddings).mean(dim=1)  # (batch, tokens, dim) -> (batch, dim)
@@ -102,7 +108,9 @@ class AngularDistanceDistributionLoss(nn.Module):
         """Integer labels as they are; label rows at length 1."""
         if labels.ndim != 2:
             return class_indices(labels)  # refuses anything but integers here
-        rows = labels.to(dtype)
+        if labels.shape[1] == 1 and not labels.is_floating_point():
+            return class_indices(labels)
+        rows = label_rows(labels, dtype)
         if self.variant != "released":
             # rows without any class form a class: give them a coordinate of their own
             rows = torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(dtype)], dim=1)

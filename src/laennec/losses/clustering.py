@@ -24,11 +24,14 @@ _CITATION = """@article{chu2025cycleguardian,
 class DeepClusteringLoss(nn.Module):
     """Sharpen the soft assignment of frame groups to clusters.
 
-    q_gk proportional to `(1 + |z_g - c_k|^2 / alpha)^(-(alpha + 1) / 2)`; target p_gk proportional to `q_gk^2 / sum_g
-    q_gk` over the cycle's own groups, both normalised over clusters; `KL(p || q)`.
+    Formula: q_gk proportional to `(1 + |z_g - c_k|^2 / alpha)^(-(alpha + 1) / 2)`; target p_gk proportional to
+    `q_gk^2 / sum_g q_gk` over the cycle's own groups, both normalised over clusters; `KL(p || q)`.
 
-    Wants embeddings of groups of frames of each cycle (the bottleneck of an auto-encoder), any batch. It draws apart
-    what is there: add it to a loss that sees labels.
+    Batch: embeddings of groups of frames of each cycle (the bottleneck of an auto-encoder), any order of cycles.
+
+    Returns: `clustering`; `pairs` counts the groups.
+
+    Prefer: a loss that sees labels, and this beside it: it draws apart what is there, whatever that is.
 
     Args:
         clusters: how many.
@@ -107,10 +110,14 @@ class DeepClusteringLoss(nn.Module):
 class ClusterSimilarityLoss(nn.Module):
     """Make the clusters of a cycle unlike one another.
 
-    Sum over unordered pairs of clusters of the batch mean of `|x . (y M)| / (|x M| |y M| + 1e-10)`, M a learnable
-    matrix that begins as the identity.
+    Formula: sum over unordered pairs of clusters of the batch mean of `|x . (y M)| / (|x M| |y M| + 1e-10)`, M a
+    learnable matrix that begins as the identity.
 
-    Wants one vector for each cluster of each cycle (`DeepClusteringLoss` makes the clusters), any batch.
+    Batch: one vector for each cluster of each cycle (`DeepClusteringLoss` makes the clusters), any order of cycles.
+
+    Returns: `cluster_similarity`; `pairs` counts pairs of clusters times cycles.
+
+    Prefer: `OrthogonalProjectionLoss` to set classes, not clusters, apart.
 
     Args:
         dim: of the vectors.

@@ -44,7 +44,7 @@ class WeightSchedule:
 class WeightedSum(nn.Module):
     """Several losses under names of your choice, each with its own inputs and its own weight.
 
-    `sum over losses of w(progress) * loss`, kept apart by term. For example::
+    Formula: `sum over losses of w(progress) * loss`, kept apart by term. For example::
 
         objective = WeightedSum(
             {"focal": FocalLoss(), "add": AngularDistanceDistributionLoss()},
@@ -55,6 +55,14 @@ class WeightedSum(nn.Module):
 
     The same class may appear twice: SupCon by class and by stethoscope are `{"class": SupConLoss(), "device":
     SupConLoss()}` and give the terms `class/supcon` and `device/supcon`.
+
+    Batch: what its losses need, all of them.
+
+    Returns: every term of every loss, weighted; `pairs` counts those of each.
+
+    Prefer: a single loss where one will do: each weight is one more number to choose on validation.
+
+    Reference: none; `citation` gathers those of its losses.
 
     Args:
         losses: name -> loss.

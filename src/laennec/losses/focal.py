@@ -17,10 +17,14 @@ from laennec.losses.pairs import class_indices, full_precision, widened
 class FocalLoss(nn.Module):
     """Cross entropy that counts cycles the less the surer the model already is of their class.
 
-    `-alpha_t (1 - p_t)^gamma log p_t` with p_t the probability of the true class, mean over the batch.
+    Formula: `-alpha_t (1 - p_t)^gamma log p_t` with p_t the probability of the true class, mean over the batch.
 
-    Any batch will do. Prefer class-weighted cross entropy to correct for class frequencies alone; the focal loss
-    attends to hard cycles of every class, mislabelled ones included. Not for soft labels (mixup, Patch-Mix).
+    Batch: any.
+
+    Returns: `focal`; `pairs` counts the cycles.
+
+    Prefer: class-weighted cross entropy to correct for class frequencies alone; the focal loss attends to hard cycles
+    of every class, mislabelled ones included. Not for soft labels (mixup, Patch-Mix).
 
     Args:
         gamma: 0 gives cross entropy.
@@ -30,7 +34,7 @@ class FocalLoss(nn.Module):
         reduction: "mean", or "none" for one value per cycle.
 
     Raises:
-        ValueError: if gamma is negative or the reduction unknown.
+        ValueError: if gamma or a weight is negative, or the reduction unknown.
 
     Reference: Lin et al., Focal Loss for Dense Object Detection, ICCV 2017.
     """
@@ -51,13 +55,15 @@ class FocalLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        if gamma < 0:
+        if not gamma >= 0:
             raise ValueError(f"gamma must not be negative, not {gamma}")
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction must be 'mean' or 'none', not {reduction!r}")
         self.gamma = float(gamma)
         if isinstance(alpha, (int, float)):
             alpha = (alpha, 1 - alpha)
+        if alpha is not None and not all(weight >= 0 for weight in alpha):
+            raise ValueError(f"alpha must hold no negative weight, not {tuple(alpha)}")
         self.alpha = None if alpha is None else tuple(float(weight) for weight in alpha)
         self.detach_factor = detach_factor
         self.reduction = reduction
@@ -82,7 +88,7 @@ class FocalLoss(nn.Module):
             raise ValueError(f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} must share (batch, ...)")
         if self.alpha is not None and len(self.alpha) != logits.shape[1]:
             raise ValueError(f"alpha weighs {len(self.alpha)} classes, the logits have {logits.shape[1]}")
-        index = class_indices(labels, logits.shape[1]).long()
+        index = class_indices(labels, logits.shape[1]).long()  # refuses classes that the logits do not have
         with full_precision(logits):
             log_p = widened(logits).log_softmax(dim=1).gather(1, index[:, None]).squeeze(1)  # (batch,)
             # the floor keeps the slope of x^gamma finite at x = 0 where gamma < 1

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from laennec.losses.pairs import Block, full_precision, upper_blocks
+from laennec.losses.pairs import Block, full_precision, refuse_second_derivative, upper_blocks
 
 IDENTICAL_LABEL_DISTANCE = 1e-3
 
@@ -70,9 +69,9 @@ class PairMoments(torch.autograd.Function):
         return mean, deviation, 2 * count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_mean: Tensor, by_deviation: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         """The derivative by a pair's similarity is its slope times a line in its value, so one more walk is enough."""
+        refuse_second_derivative()
         z, labels, count, mean, deviation = ctx.saved_tensors
         pairs = count.clamp_min(1)
         spread = torch.where(deviation > 0, deviation, torch.inf)

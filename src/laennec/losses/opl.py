@@ -21,11 +21,15 @@ _ABSOLUTE = Quantity(lambda s, t: s.abs(), lambda s, t: s.sign())
 class OrthogonalProjectionLoss(nn.Module):
     """Make embeddings of a class parallel and those of different classes orthogonal.
 
-    `ratio * [ (1 - sum s+ / (n+ + 1e-6)) + gamma * sum |s-| / (n- + 1e-6) ]` over ordered pairs; "abs_mean" has
-    `|sum s-|` instead.
+    Formula: `ratio * [ (1 - sum s+ / (n+ + 1e-6)) + gamma * sum |s-| / (n- + 1e-6) ]` over ordered pairs; "abs_mean"
+    has `|sum s-|` instead.
 
-    Wants several cycles of several classes in a batch (`ClassesTimesSamplesSampler`, or any shuffled batch of 16 or
-    more). Prefer `AngularDistanceDistributionLoss` where the spread of distances matters too, and for soft labels.
+    Batch: several cycles of several classes (`ClassesTimesSamplesSampler`, or any shuffled batch of 16 or more).
+
+    Returns: `opl_pos` and `opl_neg`, weights applied; `pairs` counts the ordered pairs of each.
+
+    Prefer: `AngularDistanceDistributionLoss` where the spread of distances matters too, and for soft labels. There is
+    no second derivative: a gradient penalty needs another loss.
 
     Args:
         gamma: weight of the negative pairs.
@@ -62,7 +66,7 @@ class OrthogonalProjectionLoss(nn.Module):
             labels: integers (batch,) or one-hot rows (batch, classes).
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, or a label is negative.
         """
         check_embeddings(embeddings, labels)
         each = self.variant == "abs_each"

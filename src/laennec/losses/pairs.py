@@ -26,6 +26,18 @@ def full_precision(values: Tensor) -> torch.autocast:
     return torch.autocast(values.device.type, enabled=False)
 
 
+def refuse_second_derivative() -> None:
+    """Stop a backward pass that shall itself be differentiated: pairs walked in blocks keep no graph of it.
+
+    (`once_differentiable` notices it only where the incoming gradient has a graph, and gives a wrong one otherwise.)
+
+    Raises:
+        RuntimeError: if this runs under `create_graph=True`.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("this loss has no second derivative: leave out create_graph, or use another loss here")
+
+
 def normalise(embeddings: Tensor) -> Tensor:
     """Rows divided by their Euclidean length, in float32 or wider.
 
@@ -58,26 +70,70 @@ def check_embeddings(embeddings: Tensor, labels: Tensor | None = None, *, dims: 
 
 
 def class_indices(labels: Tensor, classes: int | None = None) -> Tensor:
-    """Labels as one integer class per row.
+    """Labels as one class per row, numbered from 0.
 
     Args:
-        labels: integers (batch,), or one-hot rows (batch, classes).
-        classes: how many there must be in one-hot rows; None for any number.
+        labels: integers of any width or bools, (batch,) or one column (batch, 1); or one-hot rows (batch, classes).
+        classes: how many there are; None for any number.
 
     Returns:
-        Integers (batch,).
+        Integers or bools (batch,).
 
     Raises:
-        ValueError: if a row does not name exactly one class.
+        ValueError: if a row does not name exactly one class, or names one below 0 or beyond the last.
     """
-    if labels.ndim == 1 and not labels.is_floating_point():
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    if whole and labels.ndim == 2 and labels.shape[1] == 1 and classes != 1:
+        labels = labels[:, 0]
+    if whole and labels.ndim == 1:
+        _check_range(labels, classes)
         return labels
     shape = f"{labels.dtype} {tuple(labels.shape)}"
     if labels.ndim != 2 or classes not in (None, labels.shape[1]):
         raise ValueError(f"this loss needs integer labels (batch,) or one-hot rows (batch, classes), not {shape}")
     if bool(((labels != 0) & (labels != 1)).any() | (labels.sum(dim=1) != 1).any()):
         raise ValueError("this loss needs one class for each cycle: integers or one-hot rows, no soft labels")
-    return labels.argmax(dim=1)
+    return labels.int().argmax(dim=1)
+
+
+def _check_range(labels: Tensor, classes: int | None) -> None:
+    """Refuse classes below 0 (which often means unknown) or beyond the last."""
+    wrong = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        last = "" if classes is None else f" .. {classes - 1}"
+        raise ValueError(
+            f"label {int(labels[row])} of row {row} lies outside 0{last or ' and up'}; leave out cycles whose label is "
+            "unknown"
+        )
+
+
+def label_rows(labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Label rows (batch, classes), checked: flags of 0 and 1, or soft labels.
+
+    A row of flags may be all 0 (neither crackle nor wheeze); a soft one may not, because nothing was shared out.
+
+    Raises:
+        ValueError: if a label is negative, not finite, or a soft row is empty: names the row.
+    """
+    rows = labels.to(dtype)
+    if not rows.shape[1]:
+        raise ValueError(f"label rows (batch, classes) need at least one class, not {tuple(rows.shape)}")
+    flags = bool(((rows == 0) | (rows == 1)).all())
+    wrong = (
+        {}
+        if flags
+        else {
+            "is not finite": ~torch.isfinite(rows).all(dim=1),
+            "is negative": (rows < 0).any(dim=1),
+            "is empty (every class is 0; give it a class of its own, or leave the cycle out)": (rows == 0).all(dim=1),
+        }
+    )
+    for what, where in wrong.items():
+        if bool(where.any()):
+            row = int(where.nonzero()[0])
+            raise ValueError(f"soft label row {row} {what}: {rows[row].tolist()}")
+    return rows
 
 
 def absent(embeddings: Tensor) -> Tensor:

@@ -23,11 +23,14 @@ _CITATION = """@inproceedings{bae2023patchmix,
 class PatchMixContrastiveLoss(nn.Module):
     """Find, for each mixed cycle, the two clean cycles it was made of.
 
-    Cross entropy of softmax(mixed_i . clean_j / t) over the clean cycles j of the batch, with target lam on j = i and
-    1 - lam on j = index[i]; mean over rows.
+    Formula: cross entropy of `softmax_j(mixed_i . clean_j / t)` over the clean cycles j of the batch, with target lam
+    on j = i and 1 - lam on j = index[i]; mean over rows.
 
-    Wants embeddings of a batch and of the same batch after `laennec.audio.mixing.patch_mix` (or Group-Mix), any
-    shuffled order. Prefer `SupConLoss` for views that keep their label.
+    Batch: embeddings of a shuffled batch and of the same batch after `laennec.audio.mixing.patch_mix` (or Group-Mix).
+
+    Returns: `patch_mix`; `pairs` counts the (mixed, clean) positives.
+
+    Prefer: `SupConLoss` for views that keep their label.
 
     Args:
         temperature: divides the similarities.
@@ -72,7 +75,7 @@ class PatchMixContrastiveLoss(nn.Module):
             labels: integers (batch,) of the clean cycles; needed for "different_label".
 
         Raises:
-            ValueError: if the shapes do not fit, or labels are missing.
+            ValueError: if the shapes do not fit, a share or a partner is out of range, or labels are missing.
         """
         check_embeddings(mixed, index)
         check_embeddings(clean, labels)
@@ -82,7 +85,8 @@ class PatchMixContrastiveLoss(nn.Module):
             self.pairs = {"patch_mix": 0}
             return {"patch_mix": absent(mixed) + absent(clean)}
         own = torch.arange(len(mixed), device=mixed.device)
-        index = index.to(own)
+        index = _checked_partners(index, len(mixed)).to(own)
+        share = _checked_share(lam, widened(mixed))
         with full_precision(mixed):
             logits = normalise(mixed) @ normalise(clean.detach() if self.detach_clean else clean).T / self.temperature
             if self.negatives == "different_label":
@@ -93,7 +97,6 @@ class PatchMixContrastiveLoss(nn.Module):
                 left_out[own, own] = left_out[own, index] = False
                 logits = logits.masked_fill(left_out, -torch.inf)
             chance = logits.log_softmax(dim=1)
-            share = torch.as_tensor(lam, dtype=chance.dtype, device=chance.device)
             each = -(share * chance[own, own] + (1 - share) * chance[own, index])
         self.pairs = {"patch_mix": len(mixed) + int((index != own).sum())}
         return {"patch_mix": each.mean()}
@@ -104,9 +107,15 @@ class PatchMixContrastiveLoss(nn.Module):
 
 
 class PatchMixCrossEntropy(nn.Module):
-    """Cross entropy of mixed cycles: `lam CE(logits, y_a) + (1 - lam) CE(logits, y_b)`.
+    """Classify mixed cycles as both of the cycles they were made of, in the shares they have.
 
-    Wants the logits of a mixed batch. Prefer BCE on mixed label rows for two-label heads.
+    Formula: `lam CE(logits, y_own) + (1 - lam) CE(logits, y_partner)`, each a mean weighted by class.
+
+    Batch: the logits of a batch after `laennec.audio.mixing.patch_mix`, or any mixture by one permutation.
+
+    Returns: `patch_mix_ce`; `pairs` counts the cycles.
+
+    Prefer: BCE on mixed label rows for two-label heads.
 
     Args:
         weight: of each class, or None.
@@ -132,14 +141,62 @@ class PatchMixCrossEntropy(nn.Module):
             logits: (batch, classes) of the mixed cycles.
             labels_own: integers (batch,).
             labels_partner: integers (batch,).
-            lam: share of the own cycle, one number.
+            lam: share of the own cycle, one number or (batch,).
+
+        Raises:
+            ValueError: if shapes, classes or shares do not fit.
         """
+        if logits.ndim != 2 or len(labels_own) != len(logits) or len(labels_partner) != len(logits):
+            raise ValueError(
+                f"logits {tuple(logits.shape)}, labels_own {tuple(labels_own.shape)} and labels_partner "
+                f"{tuple(labels_partner.shape)} must share (batch, ...)"
+            )
         self.pairs = {"patch_mix_ce": len(logits)}
         if not len(logits):
             return {"patch_mix_ce": absent(logits)}
+        classes = logits.shape[1]
+        own, partner = (class_indices(labels, classes).long() for labels in (labels_own, labels_partner))
         with full_precision(logits):
-            wide = widened(logits)
-            weight = None if self.weight is None else self.weight.to(wide)
-            own = nn.functional.cross_entropy(wide, labels_own, weight)
-            partner = nn.functional.cross_entropy(wide, labels_partner, weight)
-            return {"patch_mix_ce": lam * own + (1 - lam) * partner}
+            log_p = widened(logits).log_softmax(dim=1)
+            share = _checked_share(lam, log_p)
+            weight = log_p.new_ones(classes) if self.weight is None else self.weight.to(log_p)
+            value = _mean_of(share, log_p, own, weight) + _mean_of(1 - share, log_p, partner, weight)
+        return {"patch_mix_ce": value}
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}, weight={None if self.weight is None else self.weight.tolist()}"
+
+
+def _mean_of(share: Tensor, log_p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Mean over rows of share * cross entropy, weighted by class: log_p (batch, classes) -> scalar."""
+    each = -share * log_p.gather(1, labels[:, None]).squeeze(1)
+    each_weight = weight[labels]
+    return (each * each_weight).sum() / each_weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
+
+
+def _checked_share(lam: Tensor | float, like: Tensor) -> Tensor:
+    """The share of the own cycle as a scalar or (batch,) tensor.
+
+    Raises:
+        ValueError: if its length is neither 1 nor the batch, or a share lies outside [0, 1].
+    """
+    share = torch.as_tensor(lam, dtype=like.dtype, device=like.device)
+    if share.shape not in ((), (1,), (len(like),)):
+        raise ValueError(f"lam must be one number or ({len(like)},), one for each row, not {tuple(share.shape)}")
+    if not bool(((share >= 0) & (share <= 1)).all()):
+        raise ValueError(f"lam is a share and must lie in [0, 1], not {share.tolist()}")
+    return share
+
+
+def _checked_partners(index: Tensor, batch: int) -> Tensor:
+    """The partner of each row.
+
+    Raises:
+        ValueError: if they are no integers (batch,) within the batch.
+    """
+    if index.shape != (batch,) or index.is_floating_point() or index.dtype == torch.bool:
+        raise ValueError(f"index must be integers ({batch},), not {index.dtype} {tuple(index.shape)}")
+    if bool(((index < 0) | (index >= batch)).any()):
+        raise ValueError(f"index must lie in 0 .. {batch - 1}, not {index.min().item()} .. {index.max().item()}")
+    return index

@@ -10,18 +10,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from laennec.losses.pairs import absent, check_embeddings, full_precision, widened
+from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, widened
 
 
 class PatientAlignmentLoss(nn.Module):
     """Draw the cycles of a patient together, and the patients towards a common centre.
 
-    With centroids c_p of the patients in the batch:
+    Formula: with centroids c_p of the patients in the batch,
     `within * sum_i |x_i - c_p(i)|^2 / (sum_{p<q} |c_p - c_q|^2 + 1e-6) + between * mean_p |c_p - mean c|^2`.
 
-    Wants several patients with several cycles each (`PatientBalancedSampler`). The weights fit embeddings of the
-    published encoder's scale; for normalised embeddings choose your own. Prefer the stethoscope losses where
-    recording devices, not patients, set the parts apart.
+    Batch: several patients with several cycles each (`PatientBalancedSampler`). Embeddings are not normalised, and the
+    weights fit the published encoder's scale; for others choose your own.
+
+    Returns: `pcsl` and `gpal`, weights applied; `pairs` counts pairs of patients, and patients.
+
+    Prefer: the stethoscope losses (`laennec.losses.device`) where recording devices, not patients, set the parts apart.
 
     Args:
         within: weight of the term `pcsl` (patient cohesion and separation).
@@ -53,10 +56,10 @@ class PatientAlignmentLoss(nn.Module):
             patient_ids: integers (batch,).
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, or a patient's number is negative.
         """
         check_embeddings(embeddings, patient_ids)
-        codes, cycles = torch.unique(patient_ids, return_inverse=True, return_counts=True)[1:]
+        codes, cycles = torch.unique(class_indices(patient_ids), return_inverse=True, return_counts=True)[1:]
         patients = len(cycles)
         self.pairs = {"pcsl": patients * (patients - 1) // 2, "gpal": patients if patients > 1 else 0}
         if patients < 2:

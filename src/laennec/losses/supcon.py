@@ -10,9 +10,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, normalise, upper_blocks
+from laennec.losses.pairs import (
+    absent,
+    check_embeddings,
+    class_indices,
+    full_precision,
+    normalise,
+    refuse_second_derivative,
+    upper_blocks,
+)
 
 
 class _LogSumExpOthers(torch.autograd.Function):
@@ -35,9 +42,9 @@ class _LogSumExpOthers(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor, None]:
         """Both softmax weights of a pair, that of i among j's others and that of j among i's, from one block."""
+        refuse_second_derivative()
         z, total = ctx.saved_tensors
         gradient = torch.zeros_like(z)
         with full_precision(z):
@@ -75,12 +82,12 @@ def _contrast(
 ) -> tuple[Tensor, int]:
     """Mean over anchors (all views, or the first few) of -mean over positives of log softmax, and the pair count."""
     z = normalise(views)  # (batch, views, dim)
-    if not len(z):
+    if not z.shape[0] * z.shape[1]:
         return absent(views), 0
     total = _LogSumExpOthers.apply(z.flatten(0, 1), temperature).unflatten(0, z.shape[:2])
     sums, counts = _positives(z, labels, mask)
     counts = counts[:, None].expand(z.shape[:2])
-    similarity = (z * sums).sum(dim=2) / counts.clamp_min(1)
+    similarity = (z * sums).sum(dim=2) / torch.where(counts > 0, counts, 1.0)
     each = torch.where(counts > 0, total - similarity / temperature, 0.0)[:, :anchors]
     return each.mean(), int(counts[:, :anchors].long().sum())
 
@@ -92,6 +99,13 @@ def _checked(views: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | Non
     return views, None if labels is None else class_indices(labels)
 
 
+def _check_mask(mask: Tensor, batch: int) -> None:
+    if mask.shape != (batch, batch):
+        raise ValueError(f"mask must be {(batch, batch)}, not {tuple(mask.shape)}")
+    if not bool((mask >= 0).all()):
+        raise ValueError("mask must hold 0, 1 or weights above 0; a value in it is negative or NaN")
+
+
 def _positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:
@@ -101,13 +115,17 @@ def _positive(**numbers: float) -> None:
 class SupConLoss(nn.Module):
     """Draw all views of all cycles of a class together, apart from every other cycle.
 
-    `-1/|P(i)| sum_{p in P(i)} log( e^{s_ip/t} / sum_{a != i} e^{s_ia/t} )`, mean over the batch * views anchors i,
-    where P(i) are the other rows of i's label; without labels, the other views of the same cycle (NT-Xent).
+    Formula: `-1/|P(i)| sum_{p in P(i)} log( e^{s_ip/t} / sum_{a != i} e^{s_ia/t} )`, mean over the batch * views
+    anchors i, where P(i) are the other rows of i's label; without labels, the other views of the same cycle (NT-Xent).
 
-    Wants two augmented views of each cycle, or batches of `ClassesTimesSamplesSampler`; a larger batch means more
-    negatives. The label may be any column: class, patient, device (stethoscope-guided), age band (metadata contrast).
-    Prefer `AngularDistanceDistributionLoss` where classes shall also be equally far apart, `TupletContrastiveLoss`
-    for small batches.
+    Batch: two augmented views of each cycle, or one of `ClassesTimesSamplesSampler`; a larger batch means more
+    negatives. The label may be any column: class, patient, device (`StethoscopeGuidedLoss`), age band
+    (`MetadataSupConLoss`).
+
+    Returns: `supcon`; `pairs` counts the ordered positive pairs.
+
+    Prefer: `AngularDistanceDistributionLoss` where classes shall also be equally far apart, `TupletContrastiveLoss`
+    for small batches. There is no second derivative: a gradient penalty needs another loss.
 
     Args:
         temperature: divides the similarities.
@@ -147,7 +165,7 @@ class SupConLoss(nn.Module):
             labels: integers (batch,) or one-hot rows; None for NT-Xent.
 
         Raises:
-            ValueError: if the shapes do not fit.
+            ValueError: if the shapes do not fit, or a label is negative.
         """
         views, labels = _checked(views, labels)
         if self.detach_other_views:
@@ -165,11 +183,15 @@ class SupConLoss(nn.Module):
 class NTXentLoss(nn.Module):
     """Tell the views of one cycle (or of cycles that share metadata) from all others, scaled as in Soni et al.
 
-    `SupConLoss` times temperature / base_temperature; with the defaults the factor is 1, with a temperature of 0.5 it
+    Formula: `temperature / base_temperature * SupCon`; with the defaults the factor is 1, with a temperature of 0.5 it
     is 7.
 
-    Wants two views of each cycle from a shuffled batch. Prefer `SupConLoss` unless a published learning rate goes
-    with the factor.
+    Batch: two views of each cycle, shuffled (`EpochSampler`), or equal in what shall not help to tell them apart
+    (`MetadataMatchedSampler`).
+
+    Returns: `ntxent`; `pairs` counts the ordered positive pairs.
+
+    Prefer: `SupConLoss` unless a published learning rate goes with the factor.
 
     Args:
         temperature: divides the similarities.
@@ -211,17 +233,17 @@ class NTXentLoss(nn.Module):
         Args:
             views: (batch, views, dim). Normalised here, which leaves normalised ones unchanged.
             labels: integers (batch,) whose equality makes positives; None for the views of one cycle.
-            mask: (batch, batch), nonzero where two cycles are positives of one another (instead of labels); the
-                diagonal says whether the views of one cycle are.
+            mask: (batch, batch), 1 (or any weight above 0) where two cycles are positives of one another (instead of
+                labels); the diagonal says whether the views of one cycle are.
 
         Raises:
-            ValueError: if the shapes do not fit, or labels and mask are both given.
+            ValueError: if the shapes do not fit, a label or a weight is negative, or labels and mask are both given.
         """
         if labels is not None and mask is not None:
             raise ValueError("positives come from labels or from a mask, not from both")
         views, labels = _checked(views, labels)
-        if mask is not None and mask.shape != (len(views), len(views)):
-            raise ValueError(f"mask must be {(len(views), len(views))}, not {tuple(mask.shape)}")
+        if mask is not None:
+            _check_mask(mask, len(views))
         with full_precision(views):
             anchors = 1 if self.contrast_mode == "one" else None
             value, pairs = _contrast(views, self.temperature, labels, mask, anchors)

@@ -47,15 +47,17 @@ def draw_negatives(
 class TupletContrastiveLoss(nn.Module):
     """Prefer each anchor's positive to N negatives by cosine similarity.
 
-    `-log( e^{a.p/t} / (e^{a.p/t} + sum_k e^{a.n_k/t}) )`, mean over anchors, all embeddings normalised.
+    Formula: `-log( e^{a.p/t} / (e^{a.p/t} + sum_k e^{a.n_k/t}) )`, mean over anchors, all embeddings normalised.
 
-    Wants the batch of `laennec.training.sampler.AnchorPositiveSampler` (M anchors, then one positive each) and the
+    Batch: that of `laennec.training.sampler.AnchorPositiveSampler` (M anchors, then one positive each) and the
     indices of `draw_negatives`; for example::
 
         indices, mask = draw_negatives(labels[:m], labels, n, generator)
         terms = loss(embeddings[:m], embeddings[m:], embeddings[indices], mask)
 
-    Prefer `SupConLoss` where a batch holds several positives of an anchor: it uses them all.
+    Returns: `tuplet`; `pairs` counts the (anchor, negative) pairs.
+
+    Prefer: `SupConLoss` where a batch holds several positives of an anchor: it uses them all.
 
     Args:
         temperature: divides the similarities; the paper has none (1).

@@ -122,6 +122,20 @@ def pair_lines(
     return lines
 
 
+def coverage_line(name: str, sampler: Any, rows_per_batch: int, class_ids: Codes) -> str:
+    """How much of the training part the first epoch sees, in one line.
+
+    Args:
+        name: The sampler's, in the recipe.
+        sampler: It.
+        rows_per_batch: Of all processes together.
+        class_ids: Class of each cycle.
+    """
+    seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
+    share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
+    return f"sampler {name}: an epoch is {seen.batches} batches of {rows_per_batch} and sees {share}"
+
+
 def _refuse_without_pairs(entry: Entry, seen: Coverage) -> None:
     if seen.batches_without_positives == seen.batches and entry.views == 1:
         lacking = "two cycles"

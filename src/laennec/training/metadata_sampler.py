@@ -19,10 +19,11 @@ from laennec.training.sampler import ClassesTimesSamplesSampler, CounterSampler,
 class MetadataMatchedSampler(CounterSampler):
     """Batches equal in some columns (age band, sex, both, chest location): what tells them apart is something else.
 
-    Each batch comes from one group; a group has batches in proportion to its cycles (their number divided by the batch
-    size, rounded up), and batches of all groups are shuffled together. Within a group, patients take turns and each
-    gives its cycles by turns: no patient is twice in a batch unless its group has fewer patients than the batch has
-    rows, and no cycle is unless the group has fewer cycles, or the patient is drawn again before its cycles run out.
+    Guarantee: each batch comes from one group, and no cycle of another group is in it. A group has batches in
+    proportion to its cycles (their number divided by the batch size, rounded up), and batches of all groups are
+    shuffled together. Within a group, patients take turns and each gives its cycles by turns: no patient is twice in a
+    batch unless its group has fewer patients than the batch has rows, and no cycle is unless the group has fewer
+    cycles, or the patient is drawn again before its cycles run out.
 
     Contrast inside such a batch cannot be won by recognising age or sex (hard negatives of Soni et al.).
 
@@ -90,7 +91,8 @@ class MetadataMatchedSampler(CounterSampler):
 class DeviceBalancedSampler(ClassesTimesSamplesSampler):
     """Batches of D devices with K cycles each, every device drawn equally often whatever its share.
 
-    What stethoscope-guided SupCon and the gradient-reversal head need: several devices in every batch.
+    Guarantee: D devices and K cycles of each in every batch; a cycle is twice in a batch only where its device has
+    fewer than K. This is what stethoscope-guided SupCon and the gradient-reversal head need.
 
     Args:
         devices: Device of each cycle, None where unknown.

@@ -3,9 +3,10 @@
 Decided here: every term carries its weight already and keeps its name into the log, so that the objective is the
 plain sum of what is logged. Class weights come from the training part alone. Every term sees the rows of all processes
 (a gather that carries gradients), because the pairs of a contrastive loss are its data and a weighted mean is not the
-mean of weighted means: so 2 processes of half the batch give the loss and gradient of one (encoders with batch
-statistics take those of their own half). Where a batch holds two views, or clean and mixed copies, the first half of
-the rows is the first view (clean).
+mean of weighted means: so 2 processes of half the batch give the loss and gradient of one, the short last batch
+included (encoders with batch statistics take those of their own half unless train.sync_batch_norm is set). A loss
+over pairs is refused under gradient accumulation, which would show it the pairs of each small batch only. Where a
+batch holds two views, or clean and mixed copies, the first half of the rows is the first view (clean).
 """
 
 import hashlib
@@ -213,7 +214,7 @@ class Objective(nn.Module):
             return (vectors,)
         if entry.labels == CLASS:
             soft = entry.kind == "add" and "mixture" in batch and not self.contrasts_mixtures
-            return vectors, gather_with_gradient(batch["mixture"].labels if soft else batch["class_ids"])
+            return vectors, gather_with_gradient(none_of_them(batch["mixture"].labels) if soft else batch["class_ids"])
         ids = gather_with_gradient(batch["group_ids"][entry.group_key])
         known = ids >= 0
         return vectors[known], ids[known]
@@ -267,6 +268,11 @@ def _focal(
         return values.mean()
 
     return over_labels
+
+
+def none_of_them(rows: Tensor) -> Tensor:
+    """Label rows with one more class, that of the cycles that have none: (batch, labels) -> (batch, labels + 1)."""
+    return torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(rows)], dim=1)
 
 
 def step_key(seed: int, epochs: Tensor, cycle_numbers: Tensor) -> int:

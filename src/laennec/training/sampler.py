@@ -4,18 +4,21 @@ Decided here: samplers yield (row, epoch), so that the data set can draw by coun
 (seed, epoch) and the same on every rank (accelerate hands rank r every world-size-th batch of it), so a run resumes
 by skipping batches; samplers that build batches give whole batches only, the last one completed by starting over,
 because a short last batch would be filled by others' rows and lose its pairs. They are plain samplers for a
-DataLoader (or Trainer) whose batch size is `rows_per_batch`.
+DataLoader (or Trainer) whose batch size is `rows_per_batch`. Where their number is no multiple of the processes,
+accelerate completes the last round with the first batches; the short last round of `EpochSampler` is shared out
+instead (`SharedLastBatch`), so that it is the one of a single process.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
 
 from laennec.audio.augment import counter_generator
 
@@ -61,8 +64,8 @@ class CounterSampler(Sampler[tuple[int, int]]):
 class EpochSampler(CounterSampler):
     """Every cycle once an epoch.
 
-    The last batch of the DataLoader is short where the number of cycles is no multiple of the batch size (set
-    `drop_last` to leave it out); on several ranks accelerate completes it with rows from the start of the order.
+    Guarantee: a permutation of all cycles. The last batch of the DataLoader is short where the number of cycles is no
+    multiple of the batch size (set `drop_last` to leave it out); on several processes they share it.
 
     Args:
         rows: number of cycles.
@@ -94,9 +97,9 @@ class EpochSampler(CounterSampler):
 class AnchorPositiveSampler(CounterSampler):
     """M random anchors, then one random other cycle of the same class for each: the batch of Song et al.
 
-    A batch has 2M rows, anchors first, row i + M being the positive of row i. Every cycle is an anchor once an epoch;
-    the anchors of the last batch are completed with the first ones of the epoch. A cycle that is alone in its class
-    is its own positive.
+    Guarantee: a batch has 2M rows, anchors first, row i + M being another cycle of row i's class. Every cycle is an
+    anchor once an epoch; the anchors of the last batch are completed with the first ones of the epoch. A cycle that is
+    alone in its class is its own positive.
 
     Args:
         labels: class of each cycle, (cycles,).
@@ -144,10 +147,10 @@ class AnchorPositiveSampler(CounterSampler):
 class ClassesTimesSamplesSampler(CounterSampler):
     """Batches of P classes with K cycles each.
 
-    Classes take turns (a random order, then another), so each is drawn equally often; within a class, cycles are dealt
-    from a shuffled pack that is taken up again when it runs out, so an epoch repeats cycles of rare classes and leaves
-    some of the common ones to the next. `coverage` says how many. A batch repeats a cycle only where its class has
-    fewer than K.
+    Guarantee: P classes and K cycles of each in every batch; a cycle is twice in a batch only where its class has fewer
+    than K. Classes take turns (a random order, then another), so each is drawn equally often (once more or less);
+    within a class, cycles are dealt from a shuffled pack that is taken up again when it runs out, so an epoch repeats
+    cycles of rare classes and leaves some of the common ones to the next. `coverage` says how many.
 
     Args:
         labels: class of each cycle, (cycles,), or any other group.
@@ -202,8 +205,9 @@ class ClassesTimesSamplesSampler(CounterSampler):
 class PatientBalancedSampler(ClassesTimesSamplesSampler):
     """Batches of P patients with K cycles each, every patient drawn equally often.
 
-    What `PatientAlignmentLoss` needs (centroids of at least two patients); it also keeps patients with many recordings
-    from ruling the training.
+    Guarantee: P patients and K cycles of each in every batch; a cycle is twice in a batch only where its patient has
+    fewer than K. This is what `PatientAlignmentLoss` needs (centroids of at least two patients); it also keeps patients
+    with many recordings from ruling the training.
 
     Args:
         patient_ids: patient of each cycle, (cycles,), of any type.
@@ -223,6 +227,40 @@ class PatientBalancedSampler(ClassesTimesSamplesSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(patient_ids, patients_per_batch, cycles_per_patient, seed)
+
+
+class SharedLastBatch(BatchSampler):
+    """Batches of an order for several processes, the short last round in parts of nearly equal size.
+
+    Guarantee: as many batches for each process, and round by round the rows that one process with the whole batch would
+    have; where fewer rows are left than there are processes, the round is completed by starting over.
+
+    Args:
+        sampler: gives the order.
+        batch_size: of one process.
+        processes: how many there are; batch i is for process i modulo their number.
+    """
+
+    def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield batches, one for each process in turn."""
+        order = list(self.sampler)
+        whole = self.batch_size * self.processes
+        for start in range(0, len(order), whole):
+            rows = order[start : start + whole]
+            if len(rows) < self.processes:
+                rows += [order[place % len(order)] for place in range(self.processes - len(rows))]
+            size, larger = divmod(len(rows), self.processes)
+            ends = [(process + 1) * size + min(process + 1, larger) for process in range(self.processes)]
+            yield from (rows[first:last] for first, last in pairwise([0, *ends]))
+
+    def __len__(self) -> int:
+        """Batches of all processes."""
+        rows: Any = self.sampler
+        return math.ceil(len(rows) / (self.batch_size * self.processes)) * self.processes
 
 
 class Dealer:

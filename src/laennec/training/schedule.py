@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.losses import WeightedSum
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batches import CycleDataset, Targets
 from laennec.training.compatibility import MovingAverageCallback
 from laennec.training.console import EpochLines
 from laennec.training.groups import GroupTable
-from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
+from laennec.training.guards import check_views, coverage_line, group_columns, pair_lines, refuse_one_class
 from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
 from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
@@ -128,7 +129,8 @@ def _sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str], g
     where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
     codes = groups.codes(names, s.missing, where)
     if (codes < 0).any():
-        _log.warning("sampler: %s %s; they are left out", ", ".join(names), groups.whose(codes))
+        kept = "sampler.missing: own_group keeps them, as one group"
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
     columns = [groups.column(column, where) for column in names]
     if name == "metadata_matched":
         return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
@@ -233,6 +235,9 @@ def run_phases(
         "eval_dataset": datasets[1],
         "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
     }
+    for module in model.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.synchronised = recipe.train.sync_batch_norm
     trainer = None
     with Attached(model, heads):
         for phase, sampler, batch_size in plan:
@@ -297,10 +302,11 @@ def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targe
     """Stop before training where batches cannot hold the pairs of a loss; say what they hold otherwise."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     for phase, sampler, batch_size in plan:
+        lines = [coverage_line(phase.sampler, sampler, batch_size * world, targets.class_ids)]
         stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]
-        if not any(stage.encoder and stage.auxiliary for stage in stages):
-            continue
-        for line in pair_lines(objective.entries, sampler, batch_size * world, targets.class_ids, codes):
+        if any(stage.encoder and stage.auxiliary for stage in stages):
+            lines += pair_lines(objective.entries, sampler, batch_size * world, targets.class_ids, codes)
+        for line in lines:
             if os.environ.get("RANK", "0") == "0":
                 print(f"{phase.name}: {line}", flush=True)
 

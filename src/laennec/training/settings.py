@@ -181,6 +181,7 @@ class TrainSettings:
     patience: int = 0  # epochs without improvement before stopping; 0: never
     selection_metric: str = "icbhi_score"  # icbhi_score | sprsound_score | auroc_macro | accuracy | uar | loss
     bf16: bool = False
+    sync_batch_norm: bool = False  # several processes: batch statistics over the cycles of all of them
     workers: int = 0
     threads: int = 1  # torch threads on a CPU
     # rules of published systems, for reproducing them

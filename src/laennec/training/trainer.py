@@ -26,6 +26,7 @@ from laennec.training.batches import view_seed
 from laennec.training.compatibility import SharpnessAware, epoch_cosine_schedule
 from laennec.training.mixtures import Mixer
 from laennec.training.objective import Objective, Stage
+from laennec.training.sampler import SharedLastBatch
 from laennec.writing import write_aside
 
 _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numbers", "neighbour_epochs")
@@ -100,6 +101,15 @@ class LaennecTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return self.sampler if self.sampler is not None else super()._get_train_sampler(train_dataset)
+
+    def get_train_dataloader(self) -> Any:
+        """The batches of this process; where several share an epoch's rows, they share its short last batch too."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1 and self.sampler is not None and not getattr(self.sampler, "rows_per_batch", None):
+            shard: Any = loader.batch_sampler
+            shard.batch_sampler = SharedLastBatch(self.sampler, shard.batch_size, self.args.world_size)
+            shard.even_batches = False
+        return loader
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Give encoder and head their own learning rates; norms and biases no weight decay."""

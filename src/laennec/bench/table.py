@@ -1,0 +1,103 @@
+"""Every stage: speed and memory, as ratios to what one would use instead.
+
+Decided here: each row prints the ratio with the bound that the project set itself. What cannot be measured here says
+so; nothing is estimated.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from laennec.bench.losses import large_batches
+from laennec.bench.row import Row, Setting, fastest
+from laennec.bench.sound import augmentation, filter_bank, memory, reading
+from laennec.bench.training import frozen_experiment, trainer_step
+from laennec.errors import InputError
+from laennec.training.record import hardware, versions
+from laennec.writing import write_aside
+
+
+def start_up(setting: Setting) -> list[Row]:
+    """Time until `import laennec` and `laennec --help` are done, in new processes."""
+
+    def run(*arguments: str) -> Callable[[], Any]:
+        return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+    bare, imported, helped = fastest(
+        run("-c", "pass"), run("-c", "import laennec"), run("-m", "laennec", "--help"), repeats=setting.repeats
+    )
+    return [
+        Row("import laennec", imported - bare, None, "s", None, "< 0.2", "a new process, less the bare interpreter"),
+        Row("laennec --help", helped, None, "s", None, "< 0.5", "a new process, interpreter included"),
+    ]
+
+
+ROWS: dict[str, Callable[[Setting], list[Row]]] = {
+    "start": start_up,
+    "read": reading,
+    "memory": memory,
+    "fbank": filter_bank,
+    "augment": augmentation,
+    "frozen": frozen_experiment,
+    "step": trainer_step,
+    "losses": large_batches,
+}
+
+
+def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: str | None, repeats: int = 5) -> str:
+    """Run rows of the benchmark.
+
+    Args:
+        names: Which rows; none for all.
+        data_dir: Folder with icbhi2017_subset and sprsound.
+        weights: A released EfficientAT checkpoint.
+        out: A JSON file for the result.
+        repeats: How often each side runs.
+
+    Returns:
+        The table as text.
+
+    Raises:
+        InputError: An unknown row, or a named row whose data is not there.
+    """
+    unknown = [n for n in names if n not in ROWS]
+    if unknown:
+        raise InputError(f"unknown row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
+    setting = Setting(Path(data_dir) if data_dir else None, weights, repeats)
+    rows: list[Row] = []
+    for name in names or ROWS:
+        try:
+            rows += ROWS[name](setting)
+        except InputError as error:
+            if names:
+                raise
+            rows.append(Row(name, None, None, "", None, "", f"not measured here: {error}"))
+    result = {"versions": versions(), "hardware": hardware(), "rows": [asdict(r) for r in rows]}
+    if out:
+        with write_aside(out) as file:
+            json.dump(result, file, indent=2)
+    return as_table(rows, result)
+
+
+def as_table(rows: Sequence[Row], result: dict[str, Any]) -> str:
+    """Rows as Markdown, with machine and versions below."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.3g}"
+
+    lines = ["| what | laennec | alternative | unit | ratio | bound | how |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r.name} | {number(r.ours)} | {number(r.other)} | {r.unit} | {number(r.ratio)} | {r.bound} | {r.note} |"
+        for r in rows
+    ]
+    machine, version = result["hardware"], result["versions"]
+    lines.append("")
+    lines.append(
+        f"{machine['processor']}, {machine['cores']} cores; Python {version['python']}, torch {version['torch']}, "
+        f"transformers {version['transformers']}"
+    )
+    return "\n".join(lines)

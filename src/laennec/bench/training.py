@@ -1,0 +1,127 @@
+"""Stages 4 to 8: speed of embedding and training.
+
+Decided here: a step is compared with the bare loop that somebody would write by hand for the same model and batch.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from laennec.bench.row import Row, Setting, fastest, needs
+
+
+def frozen_experiment(setting: Setting) -> list[Row]:
+    """SPRSound train with a frozen mobilenet: encode once, then a 20-epoch head."""
+    import torch
+
+    from laennec.corpora import load_corpus
+    from laennec.training.config import Recipe
+    from laennec.training.embed import EmbeddingCache, embed_cycles
+    from laennec.training.experiment import make_extractor, make_model, make_part, train
+
+    folder = needs(setting, "sprsound")
+    torch.set_num_threads(1)
+    recipe = Recipe(name="bench")
+    recipe.corpus.name, recipe.corpus.data_dir = "sprsound", str(folder)
+    recipe.encoder.weights, recipe.encoder.frozen = setting.weights, True
+    recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
+    recipe.train.batch_size = 64
+    extractor = make_extractor(recipe.features)
+    everything = load_corpus("sprsound", folder, protocol="none")["all"]
+    table = everything.select([row for row, part in enumerate(everything["part"]) if part == "train"])
+    part = make_part("train", table, recipe, extractor, None, False)
+    seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
+    model = make_model(recipe, part.targets.names)
+    with tempfile.TemporaryDirectory() as cache:
+        start = time.perf_counter()
+        embed_cycles(model, extractor, part.dataset, part.keys(), EmbeddingCache(Path(cache), model, extractor))
+        took = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as out:
+        recipe.output_dir = str(Path(out) / "run")
+        record = json.loads((train(recipe) / "run.json").read_text())
+    name = "mn04" if setting.weights else "mobilenet of width 0.4, random weights"
+    return [
+        Row(
+            "encode once",
+            seconds / took,
+            None,
+            "x real time",
+            None,
+            ">= 100",
+            f"{len(table)} events, {seconds:.0f} s of sound, {name}, one thread, features included",
+        ),
+        Row(
+            "20-epoch head",
+            record["timings"]["training"],
+            None,
+            "s",
+            None,
+            "< 10",
+            "on the cached embeddings, validated and saved every epoch",
+        ),
+    ]
+
+
+def trainer_step(setting: Setting) -> list[Row]:
+    """A Trainer step against a bare PyTorch loop of the same model and batch."""
+    import torch
+    from transformers import TrainingArguments
+
+    from laennec.model import LaennecForAudioClassification
+    from laennec.training.batches import CycleDataset, Targets, collate_cycles
+    from laennec.training.config import Recipe
+    from laennec.training.experiment import make_extractor, make_model
+    from laennec.training.objective import Objective
+    from laennec.training.sampler import EpochSampler
+    from laennec.training.trainer import LaennecTrainer
+
+    torch.set_num_threads(1)
+    steps, size = 20, 16
+    recipe = Recipe(name="bench")
+    recipe.encoder.config = {"width_mult": 0.4}
+    draw = np.random.Generator(np.random.Philox(key=1))
+    sound = [draw.standard_normal(round(2.7 * 32000)).astype(np.float32) * 0.1 for _ in range(steps * size)]
+    flags = (draw.random((len(sound), 2)) < 0.3).astype(np.float32)
+    targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(len(sound)))
+    dataset = CycleDataset(sound, targets, [str(i) for i in range(len(sound))], 32000, 0)
+    extractor = make_extractor(recipe.features)
+    objective = Objective(recipe.loss, True, flags, 2)
+    model: LaennecForAudioClassification = make_model(recipe, targets.names)
+    sampler = EpochSampler(len(dataset), seed=0)
+
+    def with_trainer() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            arguments = TrainingArguments(
+                out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no",
+                report_to="none",
+                remove_unused_columns=False, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+            )  # fmt: skip
+            trainer = LaennecTrainer(
+                model,
+                arguments,
+                objective=objective,
+                feature_extractor=extractor,
+                sampler=sampler,
+                data_collator=collate_cycles,
+                train_dataset=dataset,
+            )
+            trainer.train()
+
+    def bare() -> None:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+        for batch in torch.utils.data.DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=collate_cycles):
+            values, mask = extractor.features(batch["waveforms"], batch["lengths"])
+            logits = model(values, mask).logits
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    ours, other = fastest(with_trainer, bare, repeats=setting.repeats)
+    note = f"{steps} steps of mobilenet width 0.4 on {size} cycles of 2.7 s, features, start and end included"
+    return [Row("training step", 1000 * ours / steps, 1000 * other / steps, "ms", ours / other, "<= 1.15", note)]

@@ -1,0 +1,145 @@
+"""Every sampler's guarantee, on tables nobody would wish for, whole and shared among processes."""
+
+import inspect
+
+import numpy as np
+import pytest
+from accelerate.data_loader import BatchSamplerShard
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
+
+from laennec.training import metadata_sampler, sampler
+from laennec.training.guards import coverage_line
+from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.sampler import (
+    AnchorPositiveSampler,
+    ClassesTimesSamplesSampler,
+    CounterSampler,
+    EpochSampler,
+    PatientBalancedSampler,
+    SharedLastBatch,
+    coverage,
+)
+
+ROW = st.tuples(
+    st.integers(0, 4), st.integers(0, 6), st.sampled_from(["Meditron", "Litt3200", None]), st.sampled_from(["F", None])
+)
+TABLES = st.lists(ROW, min_size=1, max_size=40)
+# a class with one member, a patient with one cycle, no metadata at all, fewer rows than any batch
+HOSTILE = [(0, 0, None, None)] * 3 + [(1, 1, None, None)]
+
+
+def columns_of(table):
+    return [list(column) for column in zip(*table, strict=True)]
+
+
+def make(name, table, size, seed):
+    """A sampler on a table; None where the table cannot fill its batches, which it must say."""
+    labels, patients, devices, sex = columns_of(table)
+    try:
+        return {
+            "shuffle": lambda: EpochSampler(len(table), seed),
+            "anchor_positive": lambda: AnchorPositiveSampler(labels, size, seed),
+            "classes_times_samples": lambda: ClassesTimesSamplesSampler(labels, min(2, len(set(labels))), size, seed),
+            "patient_balanced": lambda: PatientBalancedSampler(patients, min(3, len(set(patients))), size, seed),
+            "metadata_matched": lambda: MetadataMatchedSampler([sex, devices], size, patients, "drop", seed),
+            "metadata_matched, own group": lambda: MetadataMatchedSampler([sex], size, patients, "own_group", seed),
+            "device_balanced": lambda: DeviceBalancedSampler(devices, 0, size, "drop", seed),
+            "device_balanced, own group": lambda: DeviceBalancedSampler(devices, 0, size, "own_group", seed),
+        }[name]()
+    except ValueError as error:
+        assert "no cycle has" in str(error) and ", own group" not in name
+        return None
+
+
+NAMES = [
+    "shuffle", "anchor_positive", "classes_times_samples", "patient_balanced", "metadata_matched",
+    "metadata_matched, own group", "device_balanced", "device_balanced, own group",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=25, deadline=None)
+@given(table=TABLES, size=st.integers(1, 7), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
+@example(table=HOSTILE, size=7, seed=0, epoch=0)
+@example(table=HOSTILE[-1:], size=3, seed=0, epoch=1)
+def test_length_determinism_and_coverage_hold_on_any_table(name, table, size, seed, epoch):
+    made = make(name, table, size, seed)
+    assume(made is not None)
+    made.set_epoch(epoch)
+    rows = list(made)
+    assert len(rows) == len(made) > 0 and all(e == epoch and 0 <= row < len(table) for row, e in rows)
+    again = make(name, table, size, seed)
+    again.order(epoch + 1)
+    again.set_epoch(epoch)
+    assert list(again) == rows
+    whole = made.rows_per_batch or size
+    if made.rows_per_batch:
+        assert len(rows) % made.rows_per_batch == 0
+    labels = columns_of(table)[0]
+    seen = coverage(made, epoch, labels=labels, rows_per_batch=whole)
+    assert seen.rows == len(rows) and seen.share_seen == len({row for row, _ in rows}) / len(table)
+    line = coverage_line(name, made, whole, np.array(labels))
+    assert line.startswith(f"sampler {name}: an epoch is {seen.batches} batches of {whole} and sees ")
+
+
+def shards_of(made, size, processes):
+    """The batches of each process, as accelerate deals them."""
+    batches = BatchSampler(made, size, drop_last=False)
+    return [
+        [[row for row, _ in batch] for batch in BatchSamplerShard(batches, processes, rank)]
+        for rank in range(processes)
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+@settings(max_examples=20, deadline=None)
+@given(table=TABLES, size=st.integers(1, 5), processes=st.sampled_from([2, 3]))
+@example(table=HOSTILE, size=3, processes=3)
+def test_whole_batches_go_round_and_each_process_has_as_many(name, table, size, processes):
+    made = make(name, table, size, 5)
+    assume(made is not None)
+    alone = [batch.tolist() for batch in made.order(0).reshape(-1, made.rows_per_batch)]
+    shards = shards_of(made, made.rows_per_batch, processes)
+    assert len({len(shard) for shard in shards}) == 1
+    dealt = [batch for turn in zip(*shards, strict=True) for batch in turn]
+    assert dealt[: len(alone)] == alone
+    # the last round is completed with batches from the beginning, whole ones
+    missing = len(dealt) - len(alone)
+    assert 0 <= missing < processes and all(batch in alone for batch in dealt[len(alone) :])
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 60), size=st.integers(1, 9), processes=st.sampled_from([2, 3]), epoch=st.integers(0, 9))
+@example(rows=1, size=4, processes=3, epoch=0)
+@example(rows=9, size=4, processes=2, epoch=0)
+def test_a_short_last_batch_is_shared_so_that_it_is_that_of_one_process(rows, size, processes, epoch):
+    made = EpochSampler(rows, 3)
+    made.set_epoch(epoch)
+    shared = SharedLastBatch(made, size, processes)
+    batches = list(shared)
+    assert len(batches) == len(shared) and len(batches) % processes == 0
+    shards = [list(BatchSamplerShard(shared, processes, rank, even_batches=False)) for rank in range(processes)]
+    assert len({len(shard) for shard in shards}) == 1 and all(batch for shard in shards for batch in shard)
+    alone = list(BatchSampler(made, size * processes, drop_last=False))
+    together = [[row for batch in turn for row in batch] for turn in zip(*shards, strict=True)]
+    assert together[:-1] == alone[:-1]
+    assert together[-1][: len(alone[-1])] == alone[-1]
+    # only where there are fewer rows than processes does a row come again
+    assert len(together[-1]) == max(len(alone[-1]), processes)
+    sizes = [len(shard[-1]) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+
+
+KINDS = {
+    thing
+    for module in (sampler, metadata_sampler)
+    for thing in vars(module).values()
+    if inspect.isclass(thing) and issubclass(thing, CounterSampler | SharedLastBatch)
+} - {CounterSampler}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
+def test_a_sampler_states_its_guarantee(kind):
+    assert "\nGuarantee: " in inspect.getdoc(kind)
