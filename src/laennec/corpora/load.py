@@ -33,7 +33,7 @@ CORPORA: dict[str, type[CycleTableBuilder]] = {
     "synthetic": Synthetic,
 }
 _DEFAULT_PROTOCOLS = {"icbhi2017": "official", "sprsound": "sprsound-official"}
-_OPTIONS: dict[str, tuple[str, ...]] = {"folder": ("annotations",)}
+_OPTIONS: dict[str, tuple[str, ...]] = {"folder": ("annotations", "unlabelled")}
 _KEY = "laennec"
 
 
@@ -66,7 +66,8 @@ def load_corpus(
         allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
         level: SPRSound: "event" or "record".
         cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: annotations (folder: the CSV); for a synthetic corpus that is written patients,
+        **options: annotations (folder: the CSV), unlabelled (folder: take what has no label too, recordings that nobody
+            annotated as one row each); for a synthetic corpus that is written patients,
             recordings_per_patient, cycles_per_recording, max_rate_hz and corpus_seed.
 
     Returns:
