@@ -22,7 +22,7 @@ class MetadataMatchedSampler(CounterSampler):
     Each batch comes from one group; a group has batches in proportion to its cycles (their number divided by the batch
     size, rounded up), and batches of all groups are shuffled together. Within a group, patients take turns and each
     gives its cycles by turns: no patient is twice in a batch unless its group has fewer patients than the batch has
-    rows, and no cycle is unless the group has fewer cycles, or the patient is drawn again before its cycles run out.
+    rows, and no cycle is unless its patient has fewer cycles than turns in it.
 
     Contrast inside such a batch cannot be won by recognising age or sex (hard negatives of Soni et al.).
 
@@ -78,9 +78,15 @@ class MetadataMatchedSampler(CounterSampler):
     def _of_group(self, packs: list[Rows], count: int, generator: np.random.Generator) -> list[Rows]:
         turns = Dealer(np.arange(len(packs)), generator)
         dealers = [Dealer(pack, generator) for pack in packs]
-        return [
-            np.concatenate([dealers[giver].deal(1) for giver in turns.deal(self.rows_per_batch)]) for _ in range(count)
-        ]
+        batches = []
+        for _ in range(count):
+            # all turns of a patient in one deal, which repeats no cycle that the patient has others of
+            givers, first, turns_each = np.unique(
+                turns.deal(self.rows_per_batch), return_index=True, return_counts=True
+            )
+            by_turn = np.argsort(first)
+            batches.append(np.concatenate([dealers[givers[i]].deal(int(turns_each[i])) for i in by_turn]))
+        return batches
 
     def __len__(self) -> int:
         """Rows in an epoch."""

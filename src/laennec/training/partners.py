@@ -3,8 +3,8 @@
 Decided here: a partner is drawn anew in each epoch, uniformly from all that fit, as a pure function of (seed, epoch,
 cycle); being a partner is mutual, so leaving out cycles without one takes nobody's partner away. What is unknown is
 never guessed: `drop` leaves such cycles out of pre-training, `own_group` makes the unknown a value like any other, so
-that unknown locations pair with one another. A group too small to fill a batch with different cycles of two patients
-is left out of matched batches, because a cycle met as its own negative teaches nothing.
+that unknown locations pair with one another. A group of fewer cycles than a batch has rows, or of one patient, is left
+out of matched batches: a cycle met as its own negative teaches nothing.
 """
 
 from dataclasses import dataclass, field
