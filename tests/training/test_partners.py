@@ -88,7 +88,8 @@ def test_matched_batches_leave_out_groups_that_cannot_fill_them(rows, size, miss
     assert meeting.kept.tolist() == expected
     assert sum(meeting.left_out.values()) == len(rows) - len(expected)
     kept = [rows[i] for i in expected]
-    batches = make_pretrain_sampler(chosen, table(kept), 5).order(2).reshape(-1, size)
+    patients = [row[0] for row in kept]
+    batches = make_pretrain_sampler(chosen, meeting, patients, 5).order(2).reshape(-1, size)
     assert set(batches.ravel()) <= set(range(len(kept)))
     for batch in batches:
         assert len({kept[row][2:] for row in batch}) == 1
@@ -97,6 +98,15 @@ def test_matched_batches_leave_out_groups_that_cannot_fill_them(rows, size, miss
         cycles = [sum(row[0] == one and row[2:] == kept[batch[0]][2:] for row in kept) for one in people]
         if all(count >= people.count(one) for one, count in zip(people, cycles, strict=True)):
             assert len(set(batch.tolist())) == size  # no cycle is its own negative
+
+
+def test_matching_and_pairing_agree_on_who_is_left():
+    # without the lonely F cycle of patient 3, sex F fills no batch of 3, and then patient 1 has lost no partner
+    rows = [("1", "Al", 3.0, "F")] * 2 + [("3", "Tc", 3.0, "F")] + [("2", "Al", 3.0, "M"), ("4", "Al", 3.0, "M")] * 2
+    chosen = PretrainSettings(pairs="same_patient_same_location", no_partner="drop", match=["sex"], batch_size=3)
+    meeting = meeting_of(chosen, table(rows))
+    assert meeting.kept.tolist() == [3, 4, 5, 6] and (meeting.partners.counts == 1).all()
+    assert sum(meeting.left_out.values()) == 3 and meeting.match_groups.tolist() == [0, 0, 0, 0]
 
 
 def test_age_bands_are_groups_and_the_unknown_follows_the_setting():

@@ -306,7 +306,7 @@ def test_short_flags_mean_the_settings_of_their_step(written):
         (["--parts", "[train, test]"], "never a test part"),
         (["--batch_size", "1000"], "pretrain.batch_size is 1000"),
         (["--match", "[height]"], "pretrain.match has 'height'"),
-        (["--corpus.protocol", "official"], "needs"),
+        (["--corpus.protocol", "sprsound-official"], "SPRSound"),
         (["--encoder.type", "statistics"], "nothing to pre-train"),
         (["--encoder.weights", "nowhere/encoder"], "nowhere/encoder: not found"),
         (["--corpus.name", "folder", "--corpus.data_dir", "nowhere"], "nowhere"),

@@ -2,9 +2,9 @@
 
 Decided here: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles
 are in label files beside them (ICBHI text or Audacity labels, told apart by content). With `unlabelled` a cycle may
-lack its label, and a recording that nobody annotated is one row without flags: for self-supervision. A recording without a patient id
-counts as its own patient, and that is said, because a split by such patients may put one voice on both sides. Every
-error names its CSV line.
+lack its label, and a recording that nobody annotated is one row without flags: for self-supervision. A recording
+without a patient id counts as its own patient, and that is said, because a split by such patients may put one voice on
+both sides. Every error names its CSV line.
 """
 
 import csv

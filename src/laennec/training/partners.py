@@ -7,7 +7,9 @@ that unknown locations pair with one another. A group of fewer cycles than a bat
 out of matched batches: a cycle met as its own negative teaches nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -87,7 +89,8 @@ class Meeting:
     Attributes:
         kept: int64 rows of the table that take part.
         partners: Over the kept rows; None where both views are of one cycle.
-        age_groups: (kept,) age band of each, below 0 never; None but under `age_band`.
+        age_groups: (kept,) age band of each; None but under `age_band`.
+        match_groups: (kept,) group that a batch is drawn from; None where batches are not matched.
         left_out: What was left out, and why, in numbers.
         notes: One line each, for a person.
     """
@@ -95,6 +98,7 @@ class Meeting:
     kept: Codes
     partners: Partners | None = None
     age_groups: Codes | None = None
+    match_groups: Codes | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -124,11 +128,16 @@ def meeting_of(settings: PretrainSettings, groups: GroupTable) -> Meeting:
             meeting.left_out[f"cycles whose {name} is unknown"] = len(unknown)
             meeting.notes.append(f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)")
         meeting.kept = np.setdiff1d(meeting.kept, unknown)
+    before = -1
+    while before != len(meeting.kept):  # whom one rule leaves out may be what another rule counted on
+        before = len(meeting.kept)
+        if settings.match:
+            _leave_out_small_groups(settings, groups, meeting)
+        if settings.pairs in _SHARED:
+            _pair(settings, groups, meeting)
     if settings.match:
-        _leave_out_small_groups(settings, groups, meeting)
-    if settings.pairs in _SHARED:
-        _pair(settings, groups, meeting)
-    elif settings.pairs == "age_band":
+        meeting.match_groups = _codes(groups, settings.match, meeting.kept)
+    if settings.pairs == "age_band" and len(meeting.kept):
         meeting.age_groups = _codes(groups, ["age_band"], meeting.kept)
         if meeting.age_groups.max(initial=-1) < 1:
             raise ConfigError(
@@ -140,19 +149,20 @@ def meeting_of(settings: PretrainSettings, groups: GroupTable) -> Meeting:
     return meeting
 
 
-def make_pretrain_sampler(settings: PretrainSettings, groups: GroupTable, seed: int) -> CounterSampler:
-    """Batches of the cycles that take part: shuffled, or of equal metadata with each patient once as far as possible.
+def make_pretrain_sampler(
+    settings: PretrainSettings, meeting: Meeting, patients: Sequence[Any], seed: int
+) -> CounterSampler:
+    """Batches of the cycles that take part: shuffled, or of one group with each patient once as far as possible.
 
     Args:
-        settings: Batch size and columns to match.
-        groups: Metadata of the cycles that take part.
+        settings: Batch size.
+        meeting: Who takes part, and their groups.
+        patients: Patient of each of them.
         seed: Of the run.
     """
-    if not settings.match:
-        return EpochSampler(groups.rows, seed)
-    columns = [groups.column(name, "pretrain.match") for name in settings.match]
-    patients = groups.column("patient", "pretrain.match")
-    return MetadataMatchedSampler(columns, settings.batch_size, patients, settings.missing, seed)
+    if meeting.match_groups is None:
+        return EpochSampler(len(meeting.kept), seed)
+    return MetadataMatchedSampler([meeting.match_groups.tolist()], settings.batch_size, patients, seed=seed)
 
 
 def _columns(settings: PretrainSettings) -> list[str]:
@@ -182,7 +192,8 @@ def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, meet
         several += people < settings.batch_size
     named = " + ".join(settings.match)
     if small.any():
-        meeting.left_out[f"cycles of groups by {named} that fill no batch"] = int(small.sum())
+        what = f"cycles of groups by {named} that fill no batch"
+        meeting.left_out[what] = meeting.left_out.get(what, 0) + int(small.sum())
         meeting.notes.append(
             f"pretrain.match: {len(np.unique(codes[small]))} of {int(codes.max()) + 1} groups by {named} have fewer "
             f"than 2 patients or {settings.batch_size} cycles and are left out ({int(small.sum())} cycles)"
@@ -212,7 +223,8 @@ def _pair(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> N
     if alone.all():
         raise ConfigError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
     if settings.no_partner == "drop":
-        meeting.left_out["cycles without a partner"] = int(alone.sum())
+        what = "cycles without a partner"
+        meeting.left_out[what] = meeting.left_out.get(what, 0) + int(alone.sum())
         meeting.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are left out")
         meeting.kept = meeting.kept[~alone]
         meeting.partners = partners()

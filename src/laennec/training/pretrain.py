@@ -53,7 +53,6 @@ class PairPart:
         cohort: The rows it may see.
         meeting: Which of them take part, and whom they meet.
         dataset: Their pairs of views.
-        groups: Their metadata.
         source: What corpus and split are.
         note: What the encoder will say of all this.
     """
@@ -61,7 +60,6 @@ class PairPart:
     cohort: Cohort
     meeting: Meeting
     dataset: PairDataset
-    groups: GroupTable
     source: dict[str, Any]
     note: dict[str, Any]
 
@@ -140,12 +138,9 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
     """
     parts = load_parts(recipe)
     cohort = cohort_of(parts, settings)
-    edges = recipe.metadata.age_edges_years
-
-    def groups_of(table: Any) -> GroupTable:
-        return GroupTable(len(table), metadata_of(table, np.arange(len(table))), edges)
-
-    meeting = meeting_of(settings, groups_of(cohort.table))
+    rows = np.arange(len(cohort.table))
+    groups = GroupTable(len(rows), metadata_of(cohort.table, rows), recipe.metadata.age_edges_years)
+    meeting = meeting_of(settings, groups)
     table = cohort.table.select(meeting.kept)
     if len(table) < settings.batch_size:
         raise ConfigError(
@@ -161,7 +156,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
         waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, meeting.partners
     )
     note = pretraining_note(parts, cohort.patients)
-    return PairPart(cohort, meeting, dataset, groups_of(table), provenance(parts), note)
+    return PairPart(cohort, meeting, dataset, provenance(parts), note)
 
 
 def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
@@ -209,7 +204,7 @@ def _fit(
         objective=objective,
         feature_extractor=extractor,
         spec_augment=mask_views(settings),
-        sampler=make_pretrain_sampler(settings, part.groups, recipe.seed),
+        sampler=make_pretrain_sampler(settings, part.meeting, part.cohort.table["patient_id"], recipe.seed),
         stages=lambda _: unsupervised,
         seed=recipe.seed,
         data_collator=collate_cycles,
