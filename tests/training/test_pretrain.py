@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -10,11 +12,12 @@ import soundfile
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import ASTConfig
 
 from laennec import load_encoder
 from laennec.cli import main
 from laennec.corpora import load_corpus, waveforms
-from laennec.encoders import encoder_digest
+from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.training.config import ConfigError, load_recipe, recipe_from_dict
 from laennec.training.experiment import make_extractor, train
@@ -118,6 +121,37 @@ def test_an_interrupted_pre_training_continues_to_the_very_same_encoder(
     assert all(torch.equal(one[name], two[name]) for name in one)
     if not save_steps:  # the log of an epoch that was interrupted is of what was left of it
         assert record_of(whole)["history"] == record_of(continued)["history"]
+
+
+def test_two_processes_of_half_the_batch_give_the_encoder_of_one(tiny_recipe, tmp_path):
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=64,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    AstEncoder._from_config(config).save_pretrained(tmp_path / "ast")
+    settings = tiny_recipe | {
+        "encoder": {"type": "ast", "weights": str(tmp_path / "ast")},
+        "features": {"preset": "ast", "length": "natural"},
+        "pretrain": QUICK | {"max_steps": 3, "longest_s": 0.5},
+    }  # fmt: skip
+    one = pretrain(recipe_of(settings, tmp_path / "one", settings["pretrain"]))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    command = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "laennec", "pretrain", str(tmp_path / "recipe.yaml"), "--batch_size", "4"]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", *command,
+         "--output_dir", str(tmp_path / "two")],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("encoder: ") == 1
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, weights(one)[name], rtol=1e-4, atol=1e-4, msg=name)
+    assert record_of(tmp_path / "two")["history"][0]["loss"] == pytest.approx(
+        record_of(one)["history"][0]["loss"], 1e-4
+    )
+    load_encoder(one / "encoder", type="ast")
 
 
 def test_seeds_differ_and_the_head_of_the_recipe_does_not_matter(tiny_recipe, tmp_path):

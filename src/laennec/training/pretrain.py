@@ -173,7 +173,9 @@ def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> Laenne
         id2label={0: "none"},
         label2id={"none": 0},
     )
-    return LaennecForAudioClassification(config, encoder)
+    model = LaennecForAudioClassification(config, encoder)
+    model.head.requires_grad_(False)  # processes wait for the gradients of all that learns
+    return model
 
 
 def make_objective(recipe: Recipe, settings: PretrainSettings) -> Objective:
@@ -244,7 +246,7 @@ def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> 
         dataloader_drop_last=True,
         dataloader_num_workers=t.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=True,
+        ddp_find_unused_parameters=False,
         use_cpu=not torch.cuda.is_available(),
         bf16=t.bf16,
         disable_tqdm=True,
