@@ -13,6 +13,7 @@ from laennec.encoders import AstEncoder
 from laennec.sharing.results import render
 from laennec.training.config import load_recipe
 from laennec.training.experiment import train
+from laennec.training.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -88,6 +89,24 @@ def test_a_recipe_runs_for_two_steps(
     assert recipe.loss.task in terms
     assert all(any(term.startswith(name) for term in terms) for name in recipe.loss.auxiliary if name != "tuplet")
     assert record["config"]["train"]["max_steps"] == 2
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if "\npretrain:" in p.read_text()], ids=lambda p: p.stem)
+def test_a_recipe_pre_trains_for_two_steps_and_trains_on_from_there(
+    path, small_corpus, tiny_ast, few_recordings, shared_root, tmp_path
+):
+    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, shared_root)
+    # groups by age and sex are small among few recordings
+    flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
+    if load_recipe(path).corpus.name == "sprsound":
+        flags["corpus.data_dir"] = str(few_recordings)
+    run = pretrain(load_recipe(path, flags | {"output_dir": str(tmp_path / "pretrained")}))
+    record = json.loads((run / "pretrain.json").read_text())
+    assert record["history"][0]["loss_terms"]["ntxent"] > 0
+    flags |= {"encoder.weights": str(run / "encoder"), "output_dir": str(tmp_path / "run")}
+    flags.pop("encoder.config.channels", None)
+    trained = json.loads((train(load_recipe(path, flags)) / "run.json").read_text())
+    assert trained["pretraining"]["corpus_fingerprint"] == record["corpus"]["fingerprint"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)

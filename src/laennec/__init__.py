@@ -39,6 +39,7 @@ _HOMES = {
     "evaluate_predictions": "evaluation.summary",
     "LaennecTrainer": "training.trainer",
     "load_recipe": "training.config",
+    "pretrain": "training.pretrain",
     "train": "training.experiment",
     "score": "training.score",
     "load_model": "training.score",

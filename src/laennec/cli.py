@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command != "train":
+    if rest and known.command not in ("train", "pretrain"):
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
     if not sys.stderr.isatty():  # errors stand alone in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -87,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "run a recipe", epilog=epilog)
     train.add_argument("recipe", help="a YAML recipe")
     train.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+    step = "pre-train a recipe's encoder on pairs of views, without labels"
+    pretrain = command("pretrain", _pretrain, step, epilog=epilog.replace("train.epochs", "pretrain.epochs"))
+    pretrain.add_argument("recipe", help="a YAML recipe with a section pretrain")
+    pretrain.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
     _evaluate_options(command("evaluate", _evaluate, "score a run on its held-out part and write the report"))
     _export_options(command("export", _export, "write a run's model in a form to share, and check it"))
     _predict_options(command("predict", _predict, "answer recordings: a timeline of crackle and wheeze"))
@@ -281,6 +285,18 @@ def _train(options: argparse.Namespace) -> int:
     out = train(recipe, command=options.line, overwrite=options.overwrite)
     _say(f"run: {out}")
     _say(f"next: laennec evaluate {out}")
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from laennec.training.config import load_recipe
+
+    recipe = load_recipe(options.recipe, _overrides(options.rest), section="pretrain")
+    from laennec.training.pretrain import pretrain
+
+    out = pretrain(recipe, command=options.line, overwrite=options.overwrite)
+    _say(f"encoder: {out / 'encoder'}")
+    _say(f"next: laennec train {options.recipe} --encoder.weights {out / 'encoder'}")
     return 0
 
 

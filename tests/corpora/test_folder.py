@@ -119,6 +119,31 @@ def test_recordings_without_annotation_are_left_out_and_told(folder: Path, tmp_p
         assert len(rows(folder, tmp_path)) == 1
 
 
+def test_unlabelled_recordings_and_cycles_for_self_supervision(folder: Path, tmp_path: Path) -> None:
+    found = rows(folder, tmp_path, unlabelled=True)
+    assert brief(found) == [("a#record", 0, 2, None, None), ("ward 3/b#record", 0, 2, None, None)]
+    assert [row["label"] for row in found] == [None, None]
+    (folder / "a.txt").write_text("0.0\t1.0\tcrackle\n")
+    assert brief(rows(folder, tmp_path, unlabelled=True)) == [
+        ("a#00", 0, 1, 1, 0),
+        ("ward 3/b#record", 0, 2, None, None),
+    ]
+    lines = "recording,start_s,end_s,label,patient_id\na,0,1,wheeze,P1\na,1,2,,P1\n"
+    (folder / "c.csv").write_text(lines)
+    assert brief(rows(folder, tmp_path, unlabelled=True)) == [
+        ("a#00", 0, 1, 0, 1), ("a#01", 1, 2, None, None), ("ward 3/b#record", 0, 2, None, None)
+    ]  # fmt: skip
+    (folder / "c.csv").write_text("recording,start_s,end_s\nb,0.5,1\n")
+    assert brief(rows(folder, tmp_path, unlabelled=True))[0][0] == "ward 3/b#00"
+    (folder / "c.csv").write_text("recording,patient_id,chest_location\na,P1,Al\nb,P2,\n")
+    (folder / "a.txt").unlink()
+    whole = rows(folder, tmp_path, unlabelled=True)
+    assert [(r["patient_id"], r["chest_location"], r["end_s"]) for r in whole] == [("P1", "Al", 2), ("P2", None, 2)]
+    (folder / "c.csv").write_text("recording,start_s,end_s,crackle,wheeze\na,0,1,1,\n")
+    with pytest.raises(InputError, match="line 2: no label"):
+        rows(folder, tmp_path, unlabelled=True)
+
+
 def test_which_table_and_which_recording(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing is annotated"):
         rows(folder, tmp_path)

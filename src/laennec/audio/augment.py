@@ -30,6 +30,7 @@ STREAMS = {
     "partners": 10,
     "mixing": 11,
     "negatives": 12,
+    "crops": 21,
 }
 
 

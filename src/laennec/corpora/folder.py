@@ -1,9 +1,10 @@
 """Stage 2, corpora: anybody's recordings, described by one CSV or by label files beside them.
 
 Decided here: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles
-are in label files beside them (ICBHI text or Audacity labels, told apart by content). A recording without a patient id
-counts as its own patient, and that is said, because a split by such patients may put one voice on both sides. Every
-error names its CSV line.
+are in label files beside them (ICBHI text or Audacity labels, told apart by content). With `unlabelled` a cycle may
+lack its label, and a recording that nobody annotated is one row without flags: for self-supervision. A recording
+without a patient id counts as its own patient, and that is said, because a split by such patients may put one voice on
+both sides. Every error names its CSV line.
 """
 
 import csv
@@ -60,21 +61,28 @@ class Folder(CycleTableBuilder):
         root = origin if origin.is_dir() else unpack(origin, cache_dir)
         sounds = _sounds(root)
         table = _csv_path(root, config.annotations)
-        rows = _read_csv(table) if table else []
+        rows = _read_csv(table, config.unlabelled) if table else []
         problems: list[str] = []
         by_recording = _rows_by_recording(table, rows, root, sounds, problems) if table else {}
         if table and any("start_s" in row for _, row in rows):
             entries = _csv_entries(table, by_recording, sounds, problems)
             cycles = {name: found for name, found in by_recording.items() if name in {e.recording_id for e in entries}}
-            read: EventReader = partial(_read_csv_events, table, cycles)
+            read: EventReader = partial(_read_csv_events, table, cycles, config.unlabelled)
         else:
             entries = _label_file_entries(table, by_recording, sounds, problems)
             read = _read_label_file
+        if config.unlabelled:
+            annotated = {entry.recording_id for entry in entries}
+            entries += _whole_entries(table, by_recording, sounds, annotated, problems)
+            read = partial(_read_whole, read)
         left_out = sorted(set(sounds) - {entry.recording_id for entry in entries})
         notes = [f"{root}: {len(left_out)} recordings have no annotation and are left out: {named(left_out)}"]
         notes = notes if left_out else []
         if not entries and not problems:
-            problems.append(f"{root}: nothing is annotated; add a CSV (recording,start_s,end_s,label) or label files")
+            problems.append(
+                f"{root}: nothing is annotated; add a CSV (recording,start_s,end_s,label) or label files, or set "
+                "corpus.options.unlabelled: true to pre-train on it"
+            )
         unnamed = [e for e in entries if e.patient_id == e.recording_id]
         if unnamed:
             who = f"{len(unnamed)} of {len(entries)} recordings have no patient_id and count as a patient each"
@@ -114,7 +122,7 @@ def _csv_path(root: Path, given: str | None) -> Path | None:
     return tables[0] if tables else None
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path, unlabelled: bool = False) -> list[Row]:
     """Numbered rows by the names of COLUMNS; the delimiter is the one the header uses most."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -143,7 +151,8 @@ def _read_csv(path: Path) -> list[Row]:
         raise AnnotationError(path, None, "the table has no rows; annotate the recordings")
     if ("start_s" in known) != ("end_s" in known):
         raise AnnotationError(path, 1, "start_s and end_s go together; add the missing column")
-    if "start_s" in known and "label" not in known and not {"crackle", "wheeze"} <= set(known):
+    labelled = "label" in known or {"crackle", "wheeze"} <= set(known)
+    if "start_s" in known and not labelled and not unlabelled:
         raise AnnotationError(path, 1, "cycles need a column label, or crackle and wheeze; add them")
     return rows
 
@@ -220,8 +229,38 @@ def _csv_entries(
     return entries
 
 
+def _whole_entries(
+    table: Path | None,
+    by_recording: Mapping[str, list[Row]],
+    sounds: Mapping[str, Path],
+    annotated: set[str],
+    problems: list[str],
+) -> list[RecordingEntry]:
+    """Recordings that nobody annotated, and what the CSV, if any, says of them."""
+    entries = []
+    for name in sorted(set(sounds) - annotated):
+        try:
+            facts = _facts(table, by_recording.get(name, [])) if table else {}
+            entries.append(_entry(name, sounds[name], sounds[name], facts | {"whole": True}))
+        except AnnotationError as error:
+            problems.append(str(error))
+    return entries
+
+
+def _read_whole(read: EventReader, entry: RecordingEntry, duration_s: float | None) -> list[Event]:
+    """The recording as one event without flags where nobody annotated it, else its events."""
+    if not entry.whole:
+        return read(entry, duration_s)
+    assert duration_s is not None  # entries of this corpus have their sound
+    return [Event(0.0, duration_s, None, None)]
+
+
 def _read_csv_events(
-    table: Path, rows: Mapping[str, list[Row]], entry: RecordingEntry, duration_s: float | None
+    table: Path,
+    rows: Mapping[str, list[Row]],
+    unlabelled: bool,
+    entry: RecordingEntry,
+    duration_s: float | None,
 ) -> list[Event]:
     events = []
     for line, row in rows[entry.recording_id]:
@@ -231,7 +270,8 @@ def _read_csv_events(
             text = f"{row['start_s']!r} and {row['end_s']!r} must be times in seconds; correct the line"
             raise AnnotationError(table, line, text) from error
         check_times(table, line, start_s, end_s, duration_s)
-        events.append(Event(start_s, end_s, *_flags(table, line, row)))
+        bare = unlabelled and not any(row.get(name) for name in ("label", "crackle", "wheeze"))
+        events.append(Event(start_s, end_s, *((None, None) if bare else _flags(table, line, row))))
     return sorted(events, key=lambda event: (event.start_s, event.end_s))
 
 

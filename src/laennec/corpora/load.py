@@ -43,7 +43,7 @@ _DEFAULT_PROTOCOLS = {
     "hub": "published-parts",
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    "folder": ("annotations",),
+    "folder": ("annotations", "unlabelled"),
     "physionet2016": ("window_s", "hop_s", "quality", "validation_folder"),
     "hub": OPTIONS,
 }
@@ -80,7 +80,8 @@ def load_corpus(
         allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
         level: SPRSound: "event" or "record"; physionet2016: "recording" or "window". None: the first of these.
         cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: annotations (folder: the CSV); the attributes of `PhysioNet2016Config` or `HubConfig`;
+        **options: annotations (folder: the CSV), unlabelled (folder: take what has no label too, recordings that nobody
+            annotated as one row each); the attributes of `PhysioNet2016Config` or `HubConfig`;
             for a synthetic corpus that is written patients,
             recordings_per_patient, cycles_per_recording, max_rate_hz and corpus_seed.
 

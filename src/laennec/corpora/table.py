@@ -277,12 +277,14 @@ class CorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]
         level: SPRSound: "event" or "record".
         annotations: Folder corpora: the CSV with the cycles.
         allow_missing: Leave out recordings without annotation and the reverse, instead of refusing the folder.
+        unlabelled: Folder corpora: cycles may lack a label, and a recording that nobody annotated is one row.
     """
 
     tables_dir: str | None = None
     level: str = "event"
     annotations: str | None = None
     allow_missing: bool = False
+    unlabelled: bool = False
 
 
 class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]

@@ -24,6 +24,7 @@ from laennec.training.settings import (
     LossSettings,
     MetadataSettings,
     MixSettings,
+    PretrainSettings,
     Recipe,
     SamplerSettings,
     ScheduleSettings,
@@ -41,6 +42,7 @@ __all__ = [
     "LossSettings",
     "MetadataSettings",
     "MixSettings",
+    "PretrainSettings",
     "Recipe",
     "SamplerSettings",
     "ScheduleSettings",
@@ -70,13 +72,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None, section: str = "train") -> Recipe:
     """Read a recipe file and apply overrides.
 
     Args:
         path: A YAML file.
         overrides: Dotted key ("train.epochs"), or the last part alone where it is unambiguous, to a value;
             text is read as YAML.
+        section: What it is read for, "train" or "pretrain": a last part alone means a setting of that step.
 
     Raises:
         ConfigError: The file is missing or no YAML, a key is unknown (the nearest valid one is named), a value has
@@ -100,7 +103,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
     for key, value in (overrides or {}).items():
-        _override(values, key, value)
+        _override(values, key, value, section)
     return recipe_from_dict(values, where=str(path))
 
 
@@ -186,12 +189,15 @@ def _unknown(where: str, key: str) -> str:
     return f"{where}: unknown key {key!r}; did you mean {near[0]!r}?"
 
 
-def _override(values: dict[str, Any], key: str, value: Any) -> None:
+def _override(values: dict[str, Any], key: str, value: Any, section: str = "train") -> None:
     """Put one flag's value in its place among a recipe's plain values."""
     keys = setting_keys()
     name = key.replace("-", "_")
     if name not in keys:
         by_last = [k for k in keys if k.rsplit(".", 1)[-1] == name]
+        # the two steps have settings of the same name, such as epochs
+        of_step = [k for k in by_last if k.startswith("pretrain.") == (section == "pretrain")]
+        by_last = of_step or by_last
         free_form = name.startswith(("loss.auxiliary.", "corpus.options.", "encoder.config."))
         if len(by_last) == 1:
             name = by_last[0]

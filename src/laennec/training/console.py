@@ -57,3 +57,29 @@ class EpochLines(TrainerCallback):
         """Close the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+class LossLines(EpochLines):
+    """Prints one line for each epoch of a training without validation.
+
+    Args:
+        phase: Name of the phase.
+    """
+
+    def __init__(self, phase: str) -> None:
+        super().__init__(phase, "loss")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Print the losses of the epoch."""
+        super().on_log(args, state, control, logs, **kwargs)
+        if "loss" in (logs or {}) and state.is_world_process_zero:
+            line = f"{self.phase} epoch {state.epoch or 0:g}/{args.num_train_epochs:g}: {self.losses}"
+            if self.bar is not None:
+                self.bar.write(line, file=sys.stdout)
+            else:
+                print(line, flush=True)
+
+
+def say(line: str) -> None:
+    """Print a line that belongs to no epoch."""
+    print(line, flush=True)

@@ -6,14 +6,11 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +35,15 @@ from laennec.training.batches import (
     collate_embeddings,
     targets_of,
 )
-from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
+from laennec.training.cohort import refuse_seen_patients
+from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
+from laennec.training.folders import refuse_taken, take_folder, whole_checkpoints
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
-from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
+from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedule import Result, run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
-from laennec.writing import folder_aside, others_write, write_aside
+from laennec.writing import folder_aside, write_aside
 
 _log = logging.getLogger(__name__)
 
@@ -148,7 +147,7 @@ def make_part(
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
     waveforms.prepare()
-    _refuse_short_cycles(table, waveforms, extractor)
+    refuse_short_cycles(table, waveforms, extractor)
     augmentation, concatenation = make_draws(recipe.augment, targets) if train else (None, None)
     neighbours = None
     if k := extractor.context_cycles:
@@ -167,7 +166,7 @@ def make_part(
     return Part(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
 
 
-def _refuse_short_cycles(table: Any, waveforms: CycleWaveforms, extractor: LaennecFeatureExtractor) -> None:
+def refuse_short_cycles(table: Any, waveforms: CycleWaveforms, extractor: LaennecFeatureExtractor) -> None:
     """Refuse cycles that do not fill one frame: an encoder would answer them with padding alone."""
     frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
     rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
@@ -240,7 +239,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
-        _refuse_taken(out, recipe, overwrite)
+        refuse_taken(out, recipe, overwrite)
     torch.set_num_threads(recipe.train.threads)
     disable_progress_bar()
     # it says that file times may not be exact and that it then goes by step numbers, which are
@@ -250,14 +249,14 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         extractor = make_extractor(recipe.features)
         with timings.measure("corpus"):
             parts = load_decoded(recipe, extractor.sampling_rate)
-            source = provenance(parts)
+            source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
             training = make_part("train", parts["train"], recipe, extractor, None, True)
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         if main_process:  # not before data and weights were found good: earlier results are not given up for an error
-            _take(out, recipe, overwrite)
+            take_folder(out, recipe, overwrite)
         cache = None
         datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
         if recipe.encoder.frozen:
@@ -266,7 +265,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
                 datasets = _embedded(recipe, model, extractor, training, validation, cache)
         else:
             _standardise_on_sample(recipe, model, extractor, training)
-        with timings.measure("training"), _whole_checkpoints(out, main_process):
+        with timings.measure("training"), whole_checkpoints(out, main_process):
             result = run_phases(
                 recipe,
                 model,
@@ -290,6 +289,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
         "labels": names,
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
+        "pretraining": pretraining,
         "timings": timings.seconds,
         "operating_points": operating_points,
     }
@@ -315,52 +315,6 @@ def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
         "best_metric": result.best_metric,
         "evaluations": [],
     }
-
-
-@contextlib.contextmanager
-def _whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
-    """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
-    with others_write(out / "checkpoints"):
-        try:
-            yield
-        except Exception:
-            if main_process:
-                _drop_torn_checkpoints(out)
-            raise
-
-
-def _drop_torn_checkpoints(out: Path) -> None:
-    """Delete checkpoints that were not written to their end; the Trainer's state is what is written last."""
-    for folder in out.glob("checkpoints/*/checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder that is not ours to write in: neither new, nor an unfinished run of the very recipe."""
-    earlier = out / "recipe.json"
-    if overwrite:
-        if out.exists() and not earlier.exists():
-            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
-    elif (out / "run.json").exists():
-        raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
-    elif earlier.exists():
-        if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
-            raise InputError(
-                f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: holds other files; choose another --output_dir")
-
-
-def _take(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Make the output folder ours."""
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    _drop_torn_checkpoints(out)
-    write_record(out / "recipe.json", recipe.to_dict())
 
 
 def _embedded(

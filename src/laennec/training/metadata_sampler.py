@@ -79,9 +79,15 @@ class MetadataMatchedSampler(CounterSampler):
     def _of_group(self, packs: list[Rows], count: int, generator: np.random.Generator) -> list[Rows]:
         turns = Dealer(np.arange(len(packs)), generator)
         dealers = [Dealer(pack, generator) for pack in packs]
-        return [
-            np.concatenate([dealers[giver].deal(1) for giver in turns.deal(self.rows_per_batch)]) for _ in range(count)
-        ]
+        batches = []
+        for _ in range(count):
+            # all turns of a patient in one deal, which repeats no cycle that the patient has others of
+            givers, first, turns_each = np.unique(
+                turns.deal(self.rows_per_batch), return_index=True, return_counts=True
+            )
+            by_turn = np.argsort(first)
+            batches.append(np.concatenate([dealers[givers[i]].deal(int(turns_each[i])) for i in by_turn]))
+        return batches
 
     def __len__(self) -> int:
         """Rows in an epoch."""

@@ -191,6 +191,91 @@ class TrainSettings:
     sam_adaptive: bool = False
 
 
+VIEW_FAMILIES = ("split", "raw", "spec", "time", "frequency")
+PAIR_MODES = (
+    "self",
+    "same_patient_same_location",
+    "same_patient_other_location",
+    "same_location_across_patients",
+    "age_band",
+)
+
+
+@dataclass
+class PretrainSettings:
+    """Self-supervision on cycles whose labels are never read: which views, which pairs, how long."""
+
+    # how the two views of a pair come about, one or several together: split (a crop each) | raw (gain, pitch, shift,
+    # stretch) | spec (masks in time and frequency) | time | frequency (masks in one of them)
+    views: list[str] = field(default_factory=lambda: ["raw"])
+    # what the two views are of: self (one cycle) | same_patient_same_location (another cycle) |
+    # same_patient_other_location | same_location_across_patients | age_band (self, all of an age band drawn together)
+    pairs: str = "self"
+    no_partner: str = "own_views"  # own_views | drop: cycles without a partner under the pair mode
+    match: list[str] = field(
+        default_factory=list
+    )  # columns equal within a batch (hard negatives), e.g. [age_band, sex]
+    missing: str = "drop"  # drop | own_group: cycles whose columns (of pairs or match) are unknown
+    parts: list[str] = field(default_factory=lambda: ["train"])  # train | validation; a test part never
+    init: str = "weights"  # weights (the recipe's encoder.weights) | random
+    window_s: float = 3.0  # a recording that nobody annotated is cut into windows of this length
+    hop_s: float = 3.0  # from window to window
+    crop_fraction: float = 0.5  # split: share of the cycle in a crop
+    longest_s: float | None = None  # a view is at most this long, from a random place; None: as long as it is
+    gain: Gain | None = Gain()  # noqa: RUF009 (frozen)
+    pitch: PitchShift | None = PitchShift()  # noqa: RUF009
+    shift: TimeShift | None = TimeShift(max_shift_fraction=0.25)  # noqa: RUF009
+    stretch: TimeStretch | None = TimeStretch()  # noqa: RUF009
+    masks: SpecAugment = SpecAugment(16, 12, freq_masks=2, time_masks=5)  # noqa: RUF009 (of spec, time, frequency)
+    temperature: float = 0.07
+    base_temperature: float | None = None  # the loss is multiplied by temperature / base_temperature; None: by 1
+    projection_dim: int = 256  # behind a hidden layer as wide as the embedding; thrown away afterwards
+    epochs: int = 10
+    max_steps: int = -1
+    batch_size: int = 16
+    optimizer: str = "adamw"  # adamw | adam (without decay)
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-6
+    lr_schedule: str = "cosine"  # constant | linear | cosine
+    warmup_fraction: float = 0.0
+    max_grad_norm: float = 1.0
+    save_steps: int = 0  # steps from checkpoint to checkpoint; 0: one an epoch
+
+    def __post_init__(self) -> None:
+        if not self.views or (unknown := [v for v in self.views if v not in VIEW_FAMILIES]):
+            what = repr(unknown[0]) if self.views else "nothing"
+            raise ValueError(f"views has {what}; it names one or several of {', '.join(VIEW_FAMILIES)}")
+        choices = {
+            "pairs": PAIR_MODES,
+            "no_partner": ("own_views", "drop"),
+            "missing": ("drop", "own_group"),
+            "init": ("weights", "random"),
+            "optimizer": ("adamw", "adam"),
+            "lr_schedule": ("constant", "linear", "cosine"),
+        }
+        for name, values in choices.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(values)}")
+        if not self.parts or set(self.parts) - {"train", "validation"}:
+            raise ValueError(f"parts is {self.parts}; it can hold train and validation, and never a test part")
+        if not 0 < self.crop_fraction <= 1 or not 0 < self.hop_s <= self.window_s:
+            raise ValueError(
+                f"need 0 < crop_fraction <= 1 and 0 < hop_s <= window_s, not {self.crop_fraction}, {self.hop_s}, "
+                f"{self.window_s}"
+            )
+        if self.longest_s is not None and self.longest_s <= 0:
+            raise ValueError(f"longest_s must be positive, not {self.longest_s}")
+        if min(self.epochs, self.projection_dim) < 1 or self.batch_size < 2 or self.save_steps < 0:
+            raise ValueError("epochs and projection_dim must be at least 1, batch_size 2, save_steps 0")
+        if self.views == ["raw"] and not (self.gain or self.pitch or self.shift or self.stretch):
+            raise ValueError("views is raw alone, and gain, pitch, shift and stretch are all left out; set one of them")
+        if self.pairs == "age_band" and "age_band" in self.match:
+            raise ValueError("pairs is age_band and match makes batches of one age band: nothing is left to tell apart")
+        temperatures = (self.temperature, self.temperature if self.base_temperature is None else self.base_temperature)
+        if min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be positive, not {temperatures}")
+
+
 @dataclass
 class Recipe:
     """One experiment, whole."""
@@ -210,6 +295,7 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    pretrain: PretrainSettings | None = None  # read by `laennec pretrain` alone
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
