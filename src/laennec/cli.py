@@ -125,6 +125,13 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
     evaluate.add_argument("--base", help="where the base of a head-only model lies")
     evaluate.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
+    evaluate.add_argument(
+        "--smoothing",
+        default="none",
+        metavar="auto|none|W",
+        help="also score answers mixed with the mean of their recording: a strength W from 0 to 1, or auto, chosen on "
+        "validation (default: none)",
+    )
     _corpus_options(evaluate)
 
 
@@ -145,6 +152,13 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--hop-s", type=float, default=1.5, help="from window to window in seconds (default: 1.5)")
     predict.add_argument(
         "--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows"
+    )
+    predict.add_argument(
+        "--smoothing",
+        default="none",
+        metavar="auto|none|W",
+        help="mix each answer with the mean of its recording: a strength W from 0 to 1, or auto, chosen on a run's "
+        "validation cycles (default: none)",
     )
     predict.add_argument("--base", help="where the base of a head-only model lies")
 
@@ -284,6 +298,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         base=options.base,
         command=options.line,
         draws=options.draws,
+        smoothing=options.smoothing,
     )
     _say(scored.summary)
     _say(f"report: {scored.folder / 'report.html'}")
@@ -304,9 +319,19 @@ def _export(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from laennec.sharing.predict import Predictor, predict
     from laennec.training.score import load_model
+    from laennec.training.smoothed import parse_smoothing, resolve_smoothing
 
     _without_foreign_bars()
-    predictor = Predictor(*load_model(options.model, options.base), options.window_s, options.hop_s)
+    parse_smoothing(options.smoothing)
+    model, extractor = load_model(options.model, options.base)
+    smoothing = resolve_smoothing(options.smoothing, options.model, model)
+    if smoothing is not None:
+        smoothing.give_to(model)
+        of = "chosen on validation" if smoothing.chosen else "given"
+        kept = "" if smoothing.fitted else "; the thresholds are the model's own, not those of smoothed answers"
+        _say(f"smoothing over recordings: strength {smoothing.strength:g}, {of}{kept}")
+    strength = 0.0 if smoothing is None else smoothing.strength
+    predictor = Predictor(model, extractor, options.window_s, options.hop_s, strength)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(
         predictor,

@@ -21,6 +21,7 @@ from laennec.audio.cycle import Waveform, cut, read_labels, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Recording, read_recording
 from laennec.errors import InputError
+from laennec.evaluation.smoothing import RULE, smooth_logits
 from laennec.model import LaennecForAudioClassification
 from laennec.training.embed import embed_waveforms
 from laennec.training.tables import head_logits
@@ -42,6 +43,7 @@ class Prediction:
         probabilities: (spans, labels), calibrated.
         present: (spans, labels), whether each label passes its threshold.
         labels: Label names.
+        smoothing: How strongly each answer was mixed with the mean of its recording; 0 for not at all.
     """
 
     recording: str
@@ -51,6 +53,7 @@ class Prediction:
     probabilities: np.ndarray[Any, np.dtype[np.float32]]
     present: np.ndarray[Any, np.dtype[np.bool_]]
     labels: list[str]
+    smoothing: float = 0.0
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat row a span, numbers rounded as they are written: times to 1 ms, probabilities to 6 digits."""
@@ -69,6 +72,7 @@ class Prediction:
             "duration_s": round(self.duration_s, 3),
             "source_sampling_rate": self.source_sampling_rate,
             "labels": self.labels,
+            **({"smoothing": {"rule": RULE, "strength": self.smoothing}} if self.smoothing else {}),
             "timeline": rows,
         }
 
@@ -90,6 +94,7 @@ class Predictor:
         extractor: Its front end.
         window_s: Length of a window, in seconds.
         hop_s: From one window's start to the next, in seconds.
+        smoothing: How strongly each answer is mixed with the mean of its recording, 0 to 1.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Predictor:
         extractor: LaennecFeatureExtractor,
         window_s: float = 3.0,
         hop_s: float = 1.5,
+        smoothing: float = 0.0,
     ) -> None:
         if not 0 < hop_s <= window_s < float("inf"):
             raise InputError(
@@ -107,6 +113,7 @@ class Predictor:
         self.extractor = extractor
         self.window_s = window_s
         self.hop_s = hop_s
+        self.smoothing = smoothing
         settings = getattr(extractor, "recording_filter", None)
         self.filter = ButterworthFilter(**settings) if settings else None
 
@@ -121,7 +128,9 @@ class Predictor:
         spans = self._spans(recording, annotation)
         waveforms = [self._piece(recording, start, end) for start, end in spans]
         embeddings = embed_waveforms(self.model, self.extractor, waveforms)
-        probabilities = self.model.probabilities(torch.from_numpy(head_logits(self.model, embeddings))).cpu().numpy()
+        logits = head_logits(self.model, embeddings)
+        logits = smooth_logits(logits, [str(path)] * len(logits), self.smoothing).astype(np.float32)
+        probabilities = self.model.probabilities(torch.from_numpy(logits)).cpu().numpy()
         return Prediction(
             str(path),
             recording.duration_s,
@@ -130,6 +139,7 @@ class Predictor:
             probabilities,
             self._present(probabilities),
             self.model.config.label_names,
+            self.smoothing,
         )
 
     def _spans(self, recording: Recording, annotation: str | Path | None) -> list[tuple[float, float]]:

@@ -17,12 +17,14 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
+from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import Part, load_parts, make_part
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
+from laennec.training.smoothed import compare, parse_smoothing, resolve_smoothing
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 from laennec.writing import folder_aside, refuse_others, write_aside
 
@@ -72,6 +74,7 @@ def score(
     base: str | None = None,
     command: str = "",
     draws: int = 1000,
+    smoothing: str | float | None = None,
 ) -> Scored:
     """Score a run or a model on one part of a corpus.
 
@@ -83,6 +86,8 @@ def score(
         base: Where the base of a head-only model lies.
         command: The literal command, for the record.
         draws: Bootstrap draws.
+        smoothing: Also score the answers smoothed over each recording, beside those that are not: a strength from 0
+            to 1, "auto" to have the run's validation predictions choose it, or None.
 
     Returns:
         The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
@@ -97,11 +102,13 @@ def score(
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_others(folder, _WRITTEN, "choose another --out")
+    parse_smoothing(smoothing)
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
         parts = load_parts(recipe)
         origin = provenance(parts)
+        smooth = resolve_smoothing(smoothing, source, model)
         _check_split(run, recipe, origin)
         if split not in parts:
             raise InputError(
@@ -119,6 +126,10 @@ def score(
             train_table=truth_table(parts["train"], "train", column, names) if "train" in parts else None,
             n_draws=draws,
         )
+        if smooth is not None:
+            evaluation["smoothing"] = compare(smooth, model, predictions, draws)
+            after = smooth_predictions(predictions, names, smooth.strength)
+            predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
     evaluation["geometry"] = _geometry(embeddings, part.table)
     evaluated = {
@@ -131,12 +142,17 @@ def score(
         "timings": timings.seconds,
     }
     if run is not None:
-        looked = {k: evaluated[k] for k in ("split", "created", "command")}
+        looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
+        if smooth is not None:
+            looked["smoothing"] = smooth.strength
         run["evaluations"] = [*run.get("evaluations", []), looked]
     trained = run or _no_run(source, recipe)
     record = {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
     _write(folder, record, evaluation, predictions, run_path, run)
-    return Scored(folder, f"{_heading(record, split)}\n{format_summary(evaluation)}", evaluation)
+    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}"
+    if smooth is not None:
+        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
+    return Scored(folder, summary, evaluation)
 
 
 def _heading(record: dict[str, Any], split: str) -> str:
