@@ -6,20 +6,18 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.augment import WaveformAugmentation
@@ -38,12 +36,13 @@ from laennec.training.batches import (
     collate_embeddings,
     targets_of,
 )
-from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
+from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
-from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
+from laennec.training.folders import refuse_taken, take_folder, whole_checkpoints
+from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedule import Result, run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
-from laennec.writing import folder_aside, others_write, write_aside
+from laennec.writing import folder_aside, write_aside
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +60,15 @@ class Part:
     def keys(self, draw: str = "") -> list[bytes]:
         """Content keys of the cycles."""
         return cycle_keys(self.table, self.waveform_settings, draw)
+
+
+@dataclass
+class Fitted:
+    """What training left beside the model: log and best epoch, validation predictions, operating points."""
+
+    result: Result
+    predictions: Any
+    operating_points: dict[str, Any] | None
 
 
 def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
@@ -133,14 +141,33 @@ def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
 
 
 def make_part(
-    name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool
+    name: str,
+    table: Any,
+    recipe: Recipe,
+    extractor: LaennecFeatureExtractor,
+    names: list[str] | None,
+    train: bool,
+    rows: NDArray[np.int64] | None = None,
 ) -> Part:
-    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet."""
+    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet.
+
+    Args:
+        name: The part's name.
+        table: Its cycle table.
+        recipe: Target, features and draws.
+        extractor: The front end.
+        names: The label names of training, for any other part; None reads them off the table.
+        train: Whether cycles are augmented.
+        rows: Of the cycles that carry a label, those to take, in this order; one may come several times. None: all.
+    """
     targets = targets_of(table, recipe.target, names)
-    if len(targets.kept) < len(table):
+    if len(targets.kept) < len(table) and rows is None:
         _log.warning(
             "%s: %d of %d cycles carry no label and are left out", name, len(table) - len(targets.kept), len(table)
         )
+    if rows is not None:
+        targets = targets.take(rows)
+    if len(targets.kept) < len(table) or rows is not None:
         table = table.select(targets.kept)
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
@@ -225,11 +252,8 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
-        _refuse_taken(out, recipe, overwrite)
-    torch.set_num_threads(recipe.train.threads)
-    disable_progress_bar()
-    # it says that file times may not be exact and that it then goes by step numbers, which are
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+        refuse_taken(out, recipe, overwrite)
+    settle_process(recipe)
     timings = Timings()
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)
@@ -241,45 +265,84 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         if main_process:  # not before data and weights were found good: earlier results are not given up for an error
-            _take(out, recipe, overwrite)
-        cache = None
-        datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
-        if recipe.encoder.frozen:
-            with timings.measure("embedding"):
-                cache = EmbeddingCache(cache_root(), model, extractor)
-                datasets = _embedded(recipe, model, extractor, training, validation, cache)
-        else:
-            _standardise_on_sample(recipe, model, extractor, training)
-        with timings.measure("training"), _whole_checkpoints(out, main_process):
-            result = run_phases(
-                recipe,
-                model,
-                extractor,
-                recipe.augment.spec,
-                training.targets,
-                list(training.table["patient_id"]),
-                datasets,
-                truth_table(validation.table, "validation", recipe.target.column, names),
-                collate_embeddings if recipe.encoder.frozen else collate_cycles,
-                out,
-            )
-        with timings.measure("validation predictions"):
-            cache = cache or EmbeddingCache(cache_root(), model, extractor)
-            embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
-            truth = truth_table(validation.table, "validation", recipe.target.column, names)
-            predictions = predictions_table(model, truth, embeddings)
-            operating_points = calibrate(model, predictions, recipe.head.threshold_rule)
+            take_folder(out, recipe, overwrite)
+        fitted = fit(recipe, model, extractor, training, validation, out, timings)
     record = {
         "command": command,
         "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
         "labels": names,
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "timings": timings.seconds,
-        "operating_points": operating_points,
+        "operating_points": fitted.operating_points,
     }
     if main_process:
-        _write_run(out, recipe, model, extractor, predictions, _record(recipe, result) | record)
+        _write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
     return out
+
+
+def fit(
+    recipe: Recipe,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    training: Part,
+    validation: Part,
+    out: Path,
+    timings: Timings,
+    lines: bool = True,
+) -> Fitted:
+    """Train a model in place, choose its epoch on validation, and fit its operating points there.
+
+    Args:
+        recipe: All settings.
+        model: Encoder and new head.
+        extractor: Its front end.
+        training: The training part.
+        validation: The validation part.
+        out: Checkpoints go below it.
+        timings: Gets the seconds of embedding, training and validation predictions.
+        lines: Whether each epoch prints a line.
+
+    Raises:
+        InputError: As `train`.
+    """
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    cache = None
+    names = training.targets.names
+    truth = truth_table(validation.table, "validation", recipe.target.column, names)
+    datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
+    if recipe.encoder.frozen:
+        with timings.measure("embedding"):
+            cache = EmbeddingCache(cache_root(), model, extractor)
+            datasets = _embedded(recipe, model, extractor, training, validation, cache)
+    else:
+        _standardise_on_sample(recipe, model, extractor, training)
+    with timings.measure("training"), whole_checkpoints(out, main_process):
+        result = run_phases(
+            recipe,
+            model,
+            extractor,
+            recipe.augment.spec,
+            training.targets,
+            list(training.table["patient_id"]),
+            datasets,
+            truth,
+            collate_embeddings if recipe.encoder.frozen else collate_cycles,
+            out,
+            lines,
+        )
+    with timings.measure("validation predictions"):
+        cache = cache or EmbeddingCache(cache_root(), model, extractor)
+        embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+        predictions = predictions_table(model, truth, embeddings)
+        return Fitted(result, predictions, calibrate(model, predictions, recipe.head.threshold_rule))
+
+
+def settle_process(recipe: Recipe) -> None:
+    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
+    torch.set_num_threads(recipe.train.threads)
+    disable_progress_bar()
+    # it says that file times may not be exact and that it then goes by step numbers, which are
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
@@ -299,52 +362,6 @@ def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
         "best_metric": result.best_metric,
         "evaluations": [],
     }
-
-
-@contextlib.contextmanager
-def _whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
-    """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
-    with others_write(out / "checkpoints"):
-        try:
-            yield
-        except Exception:
-            if main_process:
-                _drop_torn_checkpoints(out)
-            raise
-
-
-def _drop_torn_checkpoints(out: Path) -> None:
-    """Delete checkpoints that were not written to their end; the Trainer's state is what is written last."""
-    for folder in out.glob("checkpoints/*/checkpoint-*"):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder that is not ours to write in: neither new, nor an unfinished run of the very recipe."""
-    earlier = out / "recipe.json"
-    if overwrite:
-        if out.exists() and not earlier.exists():
-            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
-    elif (out / "run.json").exists():
-        raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
-    elif earlier.exists():
-        if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
-            raise InputError(
-                f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: holds other files; choose another --output_dir")
-
-
-def _take(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Make the output folder ours."""
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    _drop_torn_checkpoints(out)
-    write_record(out / "recipe.json", recipe.to_dict())
 
 
 def _embedded(

@@ -97,7 +97,7 @@ def score(
     """
     run_path = Path(source) / "run.json"
     run = read_record(run_path) if run_path.exists() else None
-    recipe = _recipe(source, run, corpus)
+    recipe = recipe_of(source, run, corpus)
     if run is None and out is None:
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
@@ -109,7 +109,7 @@ def score(
         parts = load_parts(recipe)
         origin = provenance(parts)
         smooth = resolve_smoothing(smoothing, source, model)
-        _check_split(run, recipe, origin)
+        check_split(run, recipe, origin)
         if split not in parts:
             raise InputError(
                 f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"
@@ -158,19 +158,31 @@ def score(
 def _heading(record: dict[str, Any], split: str) -> str:
     """What the printed numbers were made on: no number leaves without it."""
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
-    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
-    fold = f" fold {origin['fold']}" if origin.get("protocol") == "patient-5fold" else ""
-    lines = [
-        f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}",
+    first, *notes = origin_lines(corpus["name"], origin, split)
+    selection = (
         f"selection set: {record.get('selection_set')}; seed {record['config']['seed']}, "
-        f"split seed {origin.get('seed')}",
-    ]
-    if origin.get("stamp"):
-        lines.append(f"note: {origin['stamp']}")
-    lines += [f"leak: {line}" for line in origin.get("leaks") or []]
+        f"split seed {origin.get('seed')}"
+    )
+    lines = [first, selection, *notes]
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
+
+
+def origin_lines(name: str, origin: dict[str, Any], split: str) -> list[str]:
+    """Corpus, protocol and part with their fingerprints in one line; then stamp and leaks, a line each.
+
+    Args:
+        name: The corpus.
+        origin: Its provenance.
+        split: The part.
+    """
+    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fold = f" fold {origin['fold']}" if origin.get("protocol") == "patient-5fold" else ""
+    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}"]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    return lines + [f"leak: {line}" for line in origin.get("leaks") or []]
 
 
 def _answer(
@@ -251,7 +263,7 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
     )
 
 
-def _recipe(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
+def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
     """The settings that say which data to read: the run's, or the given corpus."""
     if run is None and not (corpus or {}).get("name"):
         raise InputError(
@@ -267,7 +279,7 @@ def _recipe(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, An
     return recipe
 
 
-def _check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
+def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
     """Refuse to score a run on a split that is not the one it was trained on."""
     if run is None or recipe.corpus.name != run["corpus"]["name"]:
         return

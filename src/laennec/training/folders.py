@@ -1,0 +1,69 @@
+"""Stage 8, training: the folder of a run while it is being written.
+
+Decided here: an unfinished run is continued if its recipe is the same, and a finished or other one is never overwritten
+unasked; nothing of an earlier run is deleted before data and weights were found good; a checkpoint that was not written
+to its end is deleted, because the Trainer would not notice.
+"""
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from laennec.errors import InputError
+from laennec.training.config import Recipe, recipe_from_dict
+from laennec.training.record import read_record, write_record
+from laennec.writing import others_write
+
+RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
+
+
+@contextlib.contextmanager
+def whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
+    """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
+    with others_write(out / "checkpoints"):
+        try:
+            yield
+        except Exception:
+            if main_process:
+                drop_torn_checkpoints(out)
+            raise
+
+
+def drop_torn_checkpoints(out: Path) -> None:
+    """Delete checkpoints that were not written to their end; the Trainer's state is what is written last."""
+    for folder in out.glob("checkpoints/*/checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output folder that is not ours to write in: neither new, nor an unfinished run of the very recipe.
+
+    Raises:
+        InputError: It is somebody else's, or a run that is finished or of another recipe.
+    """
+    earlier = out / "recipe.json"
+    if overwrite:
+        if out.exists() and not earlier.exists():
+            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
+    elif any((out / record).exists() for record in RECORDS):
+        raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
+    elif earlier.exists():
+        if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+            raise InputError(
+                f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: holds other files; choose another --output_dir")
+
+
+def take_folder(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Make the output folder ours."""
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    drop_torn_checkpoints(out)
+    write_record(out / "recipe.json", recipe.to_dict())
