@@ -39,6 +39,7 @@ _HOMES = {
     "load_recipe": "training.config",
     "train": "training.experiment",
     "score": "training.score",
+    "label_efficiency": "training.label_efficiency",
     "load_model": "training.score",
     "export_run": "sharing.export",
     "Predictor": "sharing.predict",

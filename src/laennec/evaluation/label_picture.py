@@ -36,13 +36,18 @@ def label_efficiency_picture(rows: Sequence[Mapping[str, Any]], title: str) -> F
     figure, panels = house_figure(4.6 * columns + 0.2, 3.35 * lines + 0.75, columns, lines)
     for axes, name in zip(panels, figures, strict=False):
         _draw(axes, [row for row in rows if row["figure"] == name], name)
+    # AUROCs are compared with one another, so they share a scale
+    areas = [axes for axes, name in zip(panels, figures, strict=False) if "roc_auc" in name]
+    limits = [axes.get_ylim() for axes in areas]
+    for axes in areas:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     for axes in panels[len(figures) :]:
         axes.set_visible(False)
     for axes in panels[max(len(figures) - columns, 0) : len(figures)]:
-        axes.set_xlabel("share of the training cycles that are labelled\n(below: cycles)", color=INK, fontsize=9)
+        axes.set_xlabel("labelled training cycles, share and number", color=INK, fontsize=9)
     handles, texts = panels[0].get_legend_handles_labels()
     figure.legend(
-        handles, texts, loc="outside lower center", ncols=4, fontsize=8, frameon=True, edgecolor=HAIR, framealpha=0.9
+        handles, texts, loc="outside lower center", ncols=3, fontsize=8, frameon=True, edgecolor=HAIR, framealpha=0.9
     )
     figure.suptitle(title, x=0.01, ha="left", fontsize=10.5, color=INK, fontweight="bold")
     return figure
@@ -64,7 +69,7 @@ def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], name: str) -> None:
                       label="one draw", zorder=5)  # fmt: skip
     _chance(axes, rows, name)
     _axis(axes, rows)
-    axes.set_ylabel(figure_name(name) + (" (percent)" if is_percent(name) else ""), color=INK, fontsize=9)
+    axes.set_ylabel("percent" if is_percent(name) else "AUROC", color=INK, fontsize=9)
     house_title(axes, figure_name(name))
 
 

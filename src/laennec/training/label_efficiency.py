@@ -23,9 +23,9 @@ import pandas as pd
 from laennec.corpora import cache_root, provenance
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.errors import InputError
+from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.label_table import format_label_table, label_table, percent
 from laennec.evaluation.metrics import ICBHI_SCORE_DEFINITION
-from laennec.model import LaennecConfig
 from laennec.training.config import Recipe
 from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import (
@@ -116,18 +116,19 @@ def label_efficiency(
     recipe = recipe_of(source, run, corpus)
     folder = Path(out) if out is not None else source / f"label-efficiency-{split}"
     refuse_others(folder, _WRITTEN, "choose another --out")
-    start = _start(source, recipe, base, folder)
+    start, encoder = _start(source, recipe, base, folder)
     recipes = {mode: cell_recipe(recipe, mode, start, overrides or {}) for mode in modes}
     settle_process(recipe)
     bench, origin = _bench(run, recipe, recipes, split)
-    seed = recipe.corpus.split_seed
-    ids = bench.training.table["cycle_id"]
+    seed, classes = recipe.corpus.split_seed, bench.training.targets.class_ids
     wanted = {
-        (mode, fraction, draw): labelled_rows(bench.training.targets.class_ids, ids, fraction, seed, draw)
+        (mode, fraction, draw): labelled_rows(classes, bench.training.table["cycle_id"], fraction, seed, draw)
         for mode in modes
         for fraction in fractions
         for draw in range(draws)
     }
+    _put_encoder(encoder, start)
+    _identify(bench, origin, split)
     _refuse_other_settings(folder, bench)
     missing = [key for key in wanted if not (_cell_folder(folder, *key) / "result.json").exists()]
     for number, key in enumerate(missing, start=1):
@@ -135,7 +136,6 @@ def label_efficiency(
         if say:
             say(f"{number}/{len(missing)} {_cell_line(cell)}")
     record = _gather(folder, bench, origin, split, n_bootstrap)
-    notes = _notes(record["cells"], run, record_path)
     record |= {
         "name": recipe.name,
         "run": str(source),
@@ -143,7 +143,7 @@ def label_efficiency(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "heading": origin_lines(recipe.corpus.name, origin, split),
         "selection_set": "validation",
-        "notes": notes,
+        "notes": _notes(record, run, record_path),
         "versions": versions(),
         "hardware": hardware(),
     }
@@ -166,30 +166,35 @@ def _run_record(source: Path) -> tuple[Path, dict[str, Any]]:
     raise InputError(f"{source}: no {' or '.join(RECORDS)} there; give the folder of a finished run")
 
 
-def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> EncoderSettings:
-    """Where the run's encoder can be loaded from.
+def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> tuple[EncoderSettings, Any]:
+    """Where the run's encoder can be loaded from, and the encoder itself where it has to be put there first.
 
-    The weights of an encoder that was trained inside a model are written beside the results, so that cells start as
-    any run does that names weights.
+    The weights of an encoder that was trained inside a model go beside the results, so that cells start as any run does
+    that names weights.
     """
     given = recipe.encoder
     if (source / "encoder" / "config.json").exists():
-        return replace(given, weights=str(source / "encoder"), revision=None, config={})
+        return replace(given, weights=str(source / "encoder"), revision=None, config={}), None
     if not (source / "model" / "config.json").exists():
         raise InputError(
             f"{source}: no encoder there (neither encoder/ nor model/ with a config.json); give the folder of a "
             "finished run"
         )
     model, _ = load_model(source, base)
-    config: LaennecConfig = model.config
-    digest = encoder_digest(model.encoder)
-    if config.frozen_encoder and given.weights is not None:
-        return replace(given, weights=base or given.weights)
-    place = folder / "encoder"
-    if not (place / "config.json").exists() or encoder_digest(load_encoder(place, type=given.type)) != digest:
-        with folder_aside(place) as temporary:
-            model.encoder.save_pretrained(temporary)
-    return replace(given, weights=str(place), revision=None, config={})
+    if model.config.frozen_encoder and given.weights is not None:
+        return replace(given, weights=base or given.weights), None
+    return replace(given, weights=str(folder / "encoder"), revision=None, config={}), model.encoder
+
+
+def _put_encoder(encoder: Any, start: EncoderSettings) -> None:
+    """Write an encoder where cells will load it from, if it is not there yet."""
+    if encoder is None:
+        return
+    place = Path(str(start.weights))
+    if (place / "config.json").exists() and encoder_digest(load_encoder(place)) == encoder_digest(encoder):
+        return
+    with folder_aside(place) as temporary:
+        encoder.save_pretrained(temporary)
 
 
 def _bench(
@@ -211,12 +216,15 @@ def _bench(
     names = training.targets.names
     validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
     scored = make_part(split, parts[split], recipe, extractor, names, False)
-    first = next(iter(recipes.values()))
-    digest = encoder_digest(make_model(first, names).encoder)
-    fingerprints = [origin.get("corpus_fingerprint"), origin.get("split_fingerprint"), split, extractor.fingerprint()]
-    identity = _digest([digest, *fingerprints])
     settings = {mode: _digest(_settings(cell)) for mode, cell in recipes.items()}
-    return _Bench(recipes, settings, identity, extractor, parts["train"], training, validation, scored), origin
+    return _Bench(recipes, settings, "", extractor, parts["train"], training, validation, scored), origin
+
+
+def _identify(bench: _Bench, origin: dict[str, Any], split: str) -> None:
+    """Note what encoder, data and front end all cells of the table must share."""
+    encoder = make_model(next(iter(bench.recipes.values())), bench.training.targets.names).encoder
+    parts = [origin.get("corpus_fingerprint"), origin.get("split_fingerprint"), split]
+    bench.identity = _digest([encoder_digest(encoder), *parts, bench.extractor.fingerprint()])
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -317,12 +325,17 @@ def _gather(folder: Path, bench: _Bench, origin: dict[str, Any], split: str, n_b
     problem: Any = recipe.target.problem_type
     names = bench.training.targets.names
     rows = label_table(cells, problem_type=problem, label_names=names, n_draws=n_bootstrap)
-    scored = cells[0]["predictions"]
+    scored, seen = set(bench.scored.table["patient_id"]), [bench.training, bench.validation]
+    seen_patients = scored.intersection(*[{p for part in seen for p in part.table["patient_id"]}])
     return {
         "split": split,
         "corpus": {"name": recipe.corpus.name, "fingerprint": origin.get("corpus_fingerprint"), "provenance": origin},
         "labels": names,
-        "scored": {"cycles": len(scored), "patients": int(scored["patient_id"].nunique())},
+        "scored": {
+            "cycles": len(bench.scored.table),
+            "patients": len(scored),
+            "patients_seen_in_training": len(seen_patients - {None}),
+        },
         "training": {
             "cycles": len(bench.training.table),
             "patients": len(set(bench.training.table["patient_id"])),
@@ -336,8 +349,9 @@ def _gather(folder: Path, bench: _Bench, origin: dict[str, Any], split: str, n_b
     }
 
 
-def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], record_path: Path) -> list[str]:
+def _notes(record: Mapping[str, Any], run: Mapping[str, Any], record_path: Path) -> list[str]:
     """What a reader of the table must know."""
+    cells, scored = record["cells"], record["scored"]
     notes = [
         "a draw takes cycles at random within each class (at least one of each), not patients: its cycles come from as "
         "many patients as the table says; smaller fractions of a draw lie within larger ones",
@@ -346,6 +360,13 @@ def _notes(cells: Sequence[Mapping[str, Any]], run: Mapping[str, Any], record_pa
     ]
     if any(cell["fraction"] == 1 and cell["draw"] > 0 for cell in cells):
         notes.append("with all labels, draws differ by their seed alone")
+    if rough := interval_note(scored["patients"]):
+        notes.append(rough)
+    if seen := scored["patients_seen_in_training"]:
+        notes.append(
+            f"{seen} of the {scored['patients']} scored patients have other cycles in training or validation: this is "
+            "no estimate for new patients"
+        )
     if record_path.name == "run.json" and not run["config"]["encoder"].get("frozen"):
         notes.append(
             "THE ENCODER WAS TRAINED ON ALL LABELS of this run, so small fractions say how few labels a new head "
@@ -382,7 +403,7 @@ def _write(folder: Path, record: dict[str, Any], corpus: str, split: str) -> Non
     from laennec.evaluation.pictures import save_picture
 
     rows = [{k: v for k, v in row.items() if k != "values"} for row in record["rows"]]
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).astype(dict.fromkeys(("mean", "sd", "low", "high"), float))
     text = io.StringIO()
     frame.to_csv(text, index=False)
     with write_aside(folder / "label_efficiency.csv") as file:
@@ -391,5 +412,7 @@ def _write(folder: Path, record: dict[str, Any], corpus: str, split: str) -> Non
         frame.to_parquet(file)
     scored = record["scored"]
     title = f"{record['name']}: {corpus} {split}, {scored['cycles']:,} cycles of {scored['patients']} patients"
+    if seen := scored["patients_seen_in_training"]:
+        title += f" ({'all' if seen == scored['patients'] else seen} known from training)"
     save_picture(label_efficiency_picture(record["rows"], title), folder / "label_efficiency.png")
     write_record(folder / "label_efficiency.json", record)
