@@ -42,6 +42,7 @@ _HOMES = {
     "pretrain": "training.pretrain",
     "train": "training.experiment",
     "score": "training.score",
+    "label_efficiency": "training.label_efficiency",
     "load_model": "training.score",
     "export_run": "sharing.export",
     "Predictor": "sharing.predict",

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    if rest and known.command not in ("train", "pretrain"):
+    # the cells of a label-efficiency table are trainings: their settings can be given as to train
+    trains = known.command in ("train", "pretrain") or getattr(known, "label_fraction", None) is not None
+    if rest and not trains:
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
     if not sys.stderr.isatty():  # errors stand alone in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -128,7 +130,27 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--protocol", help="how to split another corpus")
     evaluate.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
     evaluate.add_argument("--base", help="where the base of a head-only model lies")
-    evaluate.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
+    evaluate.add_argument(
+        "--draws",
+        type=int,
+        help="bootstrap draws (default: 1000); with --label-fraction: samples of each fraction (default: 3)",
+    )
+    evaluate.add_argument(
+        "--label-fraction",
+        metavar="F,F,...",
+        help="train the run's encoder again with these shares of the labels, e.g. 0.01,0.1,0.5,1.0, and write the "
+        "label-efficiency table; settings as for train, e.g. --train.epochs 5",
+    )
+    evaluate.add_argument(
+        "--mode", metavar="linear,finetune", help="with --label-fraction: frozen encoder, all of it, or both (default)"
+    )
+    evaluate.add_argument(
+        "--smoothing",
+        default="none",
+        metavar="auto|none|W",
+        help="also score answers mixed with the mean of their recording: a strength W from 0 to 1, or auto, chosen on "
+        "validation (default: none)",
+    )
     _corpus_options(evaluate)
 
 
@@ -149,6 +171,13 @@ def _predict_options(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--hop-s", type=float, default=1.5, help="from window to window in seconds (default: 1.5)")
     predict.add_argument(
         "--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows"
+    )
+    predict.add_argument(
+        "--smoothing",
+        default="none",
+        metavar="auto|none|W",
+        help="mix each answer with the mean of its recording: a strength W from 0 to 1, or auto, chosen on a run's "
+        "validation cycles (default: none)",
     )
     predict.add_argument("--base", help="where the base of a head-only model lies")
 
@@ -301,11 +330,15 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
+    corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
+    if options.label_fraction is not None:
+        return _label_efficiency(options, corpus)
+    if options.mode is not None:
+        raise InputError("--mode says how to learn from fractions of the labels: give --label-fraction too")
     from laennec.training.score import score
 
     _without_foreign_bars()
-    names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
-    corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     scored = score(
         options.source,
         split=options.split,
@@ -313,11 +346,40 @@ def _evaluate(options: argparse.Namespace) -> int:
         out=options.out,
         base=options.base,
         command=options.line,
-        draws=options.draws,
+        draws=1000 if options.draws is None else options.draws,
+        smoothing=options.smoothing,
     )
     _say(scored.summary)
     _say(f"report: {scored.folder / 'report.html'}")
     _say(f"predictions: {scored.folder / 'predictions.parquet'}")
+    return 0
+
+
+def _label_efficiency(options: argparse.Namespace, corpus: dict[str, Any]) -> int:
+    from laennec.training.label_fractions import MODES, parse_fractions, parse_modes
+
+    if options.smoothing != "none":
+        raise InputError("--smoothing and --label-fraction do not go together: smooth one run at a time")
+    fractions, modes = parse_fractions(options.label_fraction), parse_modes(options.mode or ",".join(MODES))
+    from laennec.training.label_efficiency import label_efficiency
+
+    _without_foreign_bars()
+    made = label_efficiency(
+        options.source,
+        fractions=fractions,
+        modes=modes,
+        draws=3 if options.draws is None else options.draws,
+        split=options.split,
+        corpus=corpus,
+        out=options.out,
+        base=options.base,
+        overrides=_overrides(options.rest),
+        command=options.line,
+        say=_say,
+    )
+    _say(made.summary)
+    for ending in ("png", "csv", "json"):
+        _say(f"{ending}: {made.folder / f'label_efficiency.{ending}'}")
     return 0
 
 
@@ -334,9 +396,19 @@ def _export(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from laennec.sharing.predict import Predictor, predict
     from laennec.training.score import load_model
+    from laennec.training.smoothed import parse_smoothing, resolve_smoothing
 
     _without_foreign_bars()
-    predictor = Predictor(*load_model(options.model, options.base), options.window_s, options.hop_s)
+    parse_smoothing(options.smoothing)
+    model, extractor = load_model(options.model, options.base)
+    smoothing = resolve_smoothing(options.smoothing, options.model, model)
+    if smoothing is not None:
+        smoothing.give_to(model)
+        of = "chosen on validation" if smoothing.chosen else "given"
+        kept = "" if smoothing.fitted else "; the thresholds are the model's own, not those of smoothed answers"
+        _say(f"smoothing over recordings: strength {smoothing.strength:g}, {of}{kept}")
+    strength = 0.0 if smoothing is None else smoothing.strength
+    predictor = Predictor(model, extractor, options.window_s, options.hop_s, strength)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(
         predictor,

@@ -153,8 +153,8 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
         "cnn": {"channels": [4, 8]}, "mobilenet": {"width_mult": 0.1}, "statistics": {},
         "ast": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
         "beats": {
-            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "patch_dim": 8,
-            "position_groups": 4,
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+            "patch_dim": 8, "position_groups": 4,
         },
     }[kind]  # fmt: skip
     if kind == "statistics" and pooling == "mean":

@@ -113,26 +113,26 @@ def confusion_picture(matrix: Any, classes: Sequence[str], title: str | None = N
     """A confusion (classes, classes): rows are the truth; colour and percent are shares of the row, counts below."""
     counts = np.asarray(matrix)
     size = 1.8 + (0.75 if len(classes) <= MOST_LABELS else 0.15) * len(classes)
-    figure, (axes,) = _figure(size + 0.4, size, 1)
+    figure, (axes,) = house_figure(size + 0.4, size, 1)
     _draw_confusion(axes, counts, classes)
-    _title(axes, title or f"What was heard, by what was there ({counts.sum():,} items)")
+    house_title(axes, title or f"What was heard, by what was there ({counts.sum():,} items)")
     return figure
 
 
 def label_confusions_picture(answers: Answers) -> Figure:
     """One 2 x 2 confusion for each label."""
     names = answers.label_names
-    figure, panels = _figure(3.9 * len(names) + 0.3, 3.7, len(names))
+    figure, panels = house_figure(3.9 * len(names) + 0.3, 3.7, len(names))
     for k, (axes, name) in enumerate(zip(panels, names, strict=True)):
         _draw_confusion(axes, confusion_matrix(answers.truth[:, k], answers.decided[:, k], 2), [f"no {name}", name])
         rule = "by the likeliest class" if answers.thresholds is None else f"logit > {answers.thresholds[k]:.2f}"
-        _title(axes, f"{name.capitalize()}, {rule}")
+        house_title(axes, f"{name.capitalize()}, {rule}")
     return figure
 
 
 def roc_picture(answers: Answers, values: dict[str, Any], intervals: dict[str, Any]) -> Figure:
     """ROC curves of every label, AUROC and interval in the legend, the decision in use as a dot."""
-    figure, (axes,) = _figure(5.4, 5.0, 1)
+    figure, (axes,) = house_figure(5.4, 5.0, 1)
     axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=(0, (4, 3)), label="chance")
     for k, name, truth, decided in _two_sided(answers):
         positives, negatives = int(truth.sum()), int((1 - truth).sum())
@@ -144,14 +144,14 @@ def roc_picture(answers: Answers, values: dict[str, Any], intervals: dict[str, A
     _unit_axes(
         axes, "share of cycles without it that are called (1 - specificity)", "share with it that are called (recall)"
     )
-    _title(axes, f"ROC ({len(answers.table):,} cycles; dot: decision in use)")
+    house_title(axes, f"ROC ({len(answers.table):,} cycles; dot: decision in use)")
     axes.legend(loc="lower right", **_LEGEND)
     return figure
 
 
 def precision_recall_picture(answers: Answers, values: dict[str, Any], intervals: dict[str, Any]) -> Figure:
     """Precision-recall curves of every label, AP and interval in the legend, the decision in use as a dot."""
-    figure, (axes,) = _figure(5.4, 5.0, 1)
+    figure, (axes,) = house_figure(5.4, 5.0, 1)
     for k, name, truth, decided in _two_sided(answers):
         positives = int(truth.sum())
         found, false = _operating_points(answers.logits[:, k], truth)
@@ -163,7 +163,7 @@ def precision_recall_picture(answers: Answers, values: dict[str, Any], intervals
             hits = int((truth * decided).sum())
             axes.plot(hits / positives, hits / int(decided.sum()), color=_colour(name, k), **_DOT)
     _unit_axes(axes, "share of cycles with it that are called (recall)", "share of calls that are right (precision)")
-    _title(axes, "Precision and recall (dashed: calling everything)")
+    house_title(axes, "Precision and recall (dashed: calling everything)")
     if axes.lines:
         axes.legend(loc="upper right", **_LEGEND)
     return figure
@@ -179,7 +179,7 @@ def _two_sided(answers: Answers) -> Iterator[tuple[int, str, Any, Any]]:
 def reliability_picture(calibration: dict[str, Any]) -> Figure:
     """Observed frequency against predicted probability; a dot's area grows with the cycles in its bin."""
     curves = calibration["bins"]
-    figure, (axes,) = _figure(5.4, 5.0, 1)
+    figure, (axes,) = house_figure(5.4, 5.0, 1)
     axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=(0, (4, 3)), label="perfectly calibrated")
     for k, (name, bins) in enumerate(curves.items()):
         used = [entry for entry in bins if entry["count"]]
@@ -191,7 +191,7 @@ def reliability_picture(calibration: dict[str, Any]) -> Figure:
             x, y, s=[18 + 500 * entry["count"] / total for entry in used], color=_colour(name, k), alpha=0.55, lw=0
         )
     _unit_axes(axes, "predicted probability", "observed frequency")
-    _title(axes, "Reliability in 15 bins (dot area: cycles in the bin)")
+    house_title(axes, "Reliability in 15 bins (dot area: cycles in the bin)")
     axes.legend(loc="upper left", **_LEGEND)
     return figure
 
@@ -202,7 +202,7 @@ def subgroup_picture(evaluation: dict[str, Any]) -> Figure:
     rows: list[tuple[str, Any]] = []
     for grouping, lines in evaluation["subgroups"].items():
         rows += [(grouping.replace("_", " "), None), *((f"{line['value']}", line) for line in lines), ("", None)]
-    figure, (axes,) = _figure(7.6, 1.1 + 0.27 * len(rows), 1)
+    figure, (axes,) = house_figure(7.6, 1.1 + 0.27 * len(rows), 1)
     overall = evaluation["values"].get(name)
     if overall is not None:
         axes.axvline(overall, color=BLUE, lw=1.2, ls=(0, (4, 3)))
@@ -225,18 +225,18 @@ def subgroup_picture(evaluation: dict[str, Any]) -> Figure:
         axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
     axes.set(xlim=(0, top), ylim=(len(rows) - 1.4, -0.7), yticks=[], xlabel=figure_name(name))
     axes.spines["left"].set_visible(False)
-    _title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
+    house_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
     return figure
 
 
 def geometry_picture(geometry: dict[str, Any]) -> Figure:
     """Mean and coefficient of variation of the angular distance between classes."""
     names = geometry["classes"]
-    figure, panels = _figure(2.2 + 1.75 * len(names), 1.5 + 0.85 * len(names), 2)
+    figure, panels = house_figure(2.2 + 1.75 * len(names), 1.5 + 0.85 * len(names), 2)
     for axes, key, title in zip(panels, ("mean", "cv"), ("mean of 1 - cos", "spread: st. dev. / mean"), strict=True):
         values = np.array([[np.nan if value is None else value for value in row] for row in geometry[key]], dtype=float)
         _heat(axes, values, names, names, [["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values])
-        _title(axes, f"Distance between classes, {title}")
+        house_title(axes, f"Distance between classes, {title}")
     return figure
 
 
@@ -261,7 +261,7 @@ def training_picture(history: Sequence[dict[str, Any]], best_epoch: int | float 
         for title, lines in panels
         if any(isinstance(v, int | float) for line in lines.values() for v in line)
     ]
-    figure, all_axes = _figure(4.0 * len(panels), 3.7, len(panels))
+    figure, all_axes = house_figure(4.0 * len(panels), 3.7, len(panels))
     for axes, (title, lines) in zip(all_axes, panels, strict=True):
         for k, (name, line) in enumerate(list(lines.items())[:7]):
             numbers = [value if isinstance(value, int | float) else np.nan for value in line]
@@ -278,7 +278,7 @@ def training_picture(history: Sequence[dict[str, Any]], best_epoch: int | float 
             axes.axvline(best_epoch, color=QUIET, lw=1, ls=(0, (4, 3)), label="epoch kept")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _title(axes, title)
+        house_title(axes, title)
         axes.legend(**_LEGEND)
     return figure
 
@@ -290,10 +290,10 @@ def _lines(history: Sequence[dict[str, Any]], key: str) -> dict[str, list[Any]]:
     return {name: line for name, line in lines.items() if any(isinstance(value, int | float) for value in line)}
 
 
-def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]]:
-    """A figure in inches with panels side by side, in the house style."""
+def house_figure(width: float, height: float, columns: int, lines: int = 1) -> tuple[Figure, list[Any]]:
+    """A figure in inches with panels side by side (and below one another), in the house style."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    axes = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.spines[["left", "bottom"]].set_color(QUIET)
@@ -303,7 +303,7 @@ def _figure(width: float, height: float, panels: int) -> tuple[Figure, list[Any]
     return figure, axes
 
 
-def _title(axes: Any, text: str) -> None:
+def house_title(axes: Any, text: str) -> None:
     """A left-aligned title."""
     axes.set_title(text, loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
 

@@ -18,6 +18,7 @@ import jinja2
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.pictures import write_pictures
+from laennec.evaluation.smoothing import shown_figures, signed
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.writing import write_aside
 
@@ -91,6 +92,7 @@ def render_report(
         facts=_facts(run, evaluation),
         definitions=evaluation.get("definitions", {}),
         floors=_floor_rows(evaluation),
+        smoothing=_smoothing(evaluation),
         figures=_figure_rows(evaluation),
         subgroups=_subgroup_tables(evaluation),
         counts=evaluation.get("counts", {}),
@@ -103,6 +105,19 @@ def render_report(
         history=_history(run),
         records=_records(run, evaluation),
     )
+
+
+def _smoothing(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The comparison without and with smoothing; None where there is none."""
+    section = evaluation.get("smoothing")
+    if not section:
+        return None
+    rows = []
+    for name in shown_figures(section):
+        row = section["figures"][name]
+        sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
+        rows.append({"name": figure_name(name), "sides": sides, "difference": signed(name, row["difference"])})
+    return {**section, "how": "chosen on validation" if section.get("chosen") else "given by hand", "rows": rows}
 
 
 def _embedded(path: Path) -> str:

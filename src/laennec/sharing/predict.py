@@ -23,6 +23,7 @@ from laennec.audio.cycle import cut, read_labels, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Recording, read_recording
 from laennec.errors import InputError
+from laennec.evaluation.smoothing import RULE, smooth_logits
 from laennec.model import LaennecForAudioClassification
 from laennec.training.embed import embed_waveforms
 from laennec.training.tables import head_logits
@@ -44,6 +45,7 @@ class Prediction:
         probabilities: (spans, labels), calibrated.
         present: (spans, labels), whether each label passes its threshold.
         labels: Label names.
+        smoothing: How strongly each answer was mixed with the mean of its recording; 0 for not at all.
     """
 
     recording: str
@@ -53,6 +55,7 @@ class Prediction:
     probabilities: np.ndarray[Any, np.dtype[np.float32]]
     present: np.ndarray[Any, np.dtype[np.bool_]]
     labels: list[str]
+    smoothing: float = 0.0
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One flat row a span, numbers rounded as they are written: times to 1 ms, probabilities to 6 digits."""
@@ -71,6 +74,7 @@ class Prediction:
             "duration_s": round(self.duration_s, 3),
             "source_sampling_rate": self.source_sampling_rate,
             "labels": self.labels,
+            **({"smoothing": {"rule": RULE, "strength": self.smoothing}} if self.smoothing else {}),
             "timeline": rows,
         }
 
@@ -92,6 +96,7 @@ class Predictor:
         extractor: Its front end.
         window_s: Length of a window, in seconds.
         hop_s: From one window's start to the next, in seconds.
+        smoothing: How strongly each answer is mixed with the mean of its recording, 0 to 1.
     """
 
     def __init__(
@@ -100,6 +105,7 @@ class Predictor:
         extractor: LaennecFeatureExtractor,
         window_s: float = 3.0,
         hop_s: float = 1.5,
+        smoothing: float = 0.0,
     ) -> None:
         if not 0 < hop_s <= window_s < float("inf"):
             raise InputError(
@@ -109,6 +115,7 @@ class Predictor:
         self.extractor = extractor
         self.window_s = window_s
         self.hop_s = hop_s
+        self.smoothing = smoothing
         settings = getattr(extractor, "recording_filter", None)
         self.filter = ButterworthFilter(**settings) if settings else None
 
@@ -125,7 +132,9 @@ class Predictor:
         place = windows_in_context if annotation is None else cycles_in_context
         waveforms = place(recording.waveform, recording.sampling_rate, spans, self.extractor.context_cycles)
         embeddings = embed_waveforms(self.model, self.extractor, waveforms)
-        probabilities = self.model.probabilities(torch.from_numpy(head_logits(self.model, embeddings))).cpu().numpy()
+        logits = head_logits(self.model, embeddings)
+        logits = smooth_logits(logits, [str(path)] * len(logits), self.smoothing).astype(np.float32)
+        probabilities = self.model.probabilities(torch.from_numpy(logits)).cpu().numpy()
         return Prediction(
             str(path),
             recording.duration_s,
@@ -134,6 +143,7 @@ class Predictor:
             probabilities,
             self._present(probabilities),
             self.model.config.label_names,
+            self.smoothing,
         )
 
     def _spans(self, recording: Recording, annotation: str | Path | None) -> list[tuple[float, float]]:

@@ -49,6 +49,13 @@ class Targets:
     kept: NDArray[np.int64]
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
+    def take(self, rows: NDArray[np.int64]) -> "Targets":
+        """Those of some of the cycles, in the given order."""
+        metadata = {name: [values[row] for row in rows.tolist()] for name, values in self.metadata.items()}
+        return replace(
+            self, labels=self.labels[rows], class_ids=self.class_ids[rows], kept=self.kept[rows], metadata=metadata
+        )
+
 
 def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
     """Read the answers out of a cycle table.

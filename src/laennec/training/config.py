@@ -51,6 +51,7 @@ __all__ = [
     "load_recipe",
     "recipe_from_dict",
     "setting_keys",
+    "with_overrides",
 ]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -116,6 +117,18 @@ def recipe_from_dict(values: dict[str, Any], where: str = "recipe") -> Recipe:
     recipe = _build(Recipe, values, where, "")
     _check(recipe, where)
     return recipe
+
+
+def with_overrides(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """A copy of a recipe with some settings replaced, as flags replace those of a recipe file.
+
+    Raises:
+        ConfigError: As in `load_recipe`.
+    """
+    values = recipe.to_dict()
+    for key, value in overrides.items():
+        _override(values, key, value)
+    return recipe_from_dict(values, "command line")
 
 
 def _group(hint: Any) -> Any:

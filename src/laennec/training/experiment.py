@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.augment import WaveformAugmentation
@@ -61,6 +62,15 @@ class Part:
     def keys(self, draw: str = "") -> list[bytes]:
         """Content keys of the cycles."""
         return cycle_keys(self.table, self.waveform_settings, draw, self.dataset.neighbours)
+
+
+@dataclass
+class Fitted:
+    """What training left beside the model: log and best epoch, validation predictions, operating points."""
+
+    result: Result
+    predictions: Any
+    operating_points: dict[str, Any] | None
 
 
 def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
@@ -134,15 +144,34 @@ def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
 
 
 def make_part(
-    name: str, table: Any, recipe: Recipe, extractor: LaennecFeatureExtractor, names: list[str] | None, train: bool
+    name: str,
+    table: Any,
+    recipe: Recipe,
+    extractor: LaennecFeatureExtractor,
+    names: list[str] | None,
+    train: bool,
+    rows: NDArray[np.int64] | None = None,
 ) -> Part:
-    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet."""
+    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet.
+
+    Args:
+        name: The part's name.
+        table: Its cycle table.
+        recipe: Target, features and draws.
+        extractor: The front end.
+        names: The label names of training, for any other part; None reads them off the table.
+        train: Whether cycles are augmented.
+        rows: Of the cycles that carry a label, those to take, in this order; one may come several times. None: all.
+    """
     whole = table
     targets = targets_of(table, recipe.target, names)
-    if len(targets.kept) < len(table):
+    if len(targets.kept) < len(table) and rows is None:
         _log.warning(
             "%s: %d of %d cycles carry no label and are left out", name, len(table) - len(targets.kept), len(table)
         )
+    if rows is not None:
+        targets = targets.take(rows)
+    if len(targets.kept) < len(table) or rows is not None:
         table = table.select(targets.kept)
     filter_ = make_filter(recipe.features)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
@@ -240,10 +269,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
         refuse_taken(out, recipe, overwrite)
-    torch.set_num_threads(recipe.train.threads)
-    disable_progress_bar()
-    # it says that file times may not be exact and that it then goes by step numbers, which are
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+    settle_process(recipe)
     timings = Timings()
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)
@@ -257,33 +283,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         model = make_model(recipe, names)
         if main_process:  # not before data and weights were found good: earlier results are not given up for an error
             take_folder(out, recipe, overwrite)
-        cache = None
-        datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
-        if recipe.encoder.frozen:
-            with timings.measure("embedding"):
-                cache = EmbeddingCache(cache_root(), model, extractor)
-                datasets = _embedded(recipe, model, extractor, training, validation, cache)
-        else:
-            _standardise_on_sample(recipe, model, extractor, training)
-        with timings.measure("training"), whole_checkpoints(out, main_process):
-            result = run_phases(
-                recipe,
-                model,
-                extractor,
-                recipe.augment.spec,
-                training.targets,
-                list(training.table["patient_id"]),
-                datasets,
-                truth_table(validation.table, "validation", recipe.target.column, names),
-                collate_embeddings if recipe.encoder.frozen else collate_cycles,
-                out,
-            )
-        with timings.measure("validation predictions"):
-            cache = cache or EmbeddingCache(cache_root(), model, extractor)
-            embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
-            truth = truth_table(validation.table, "validation", recipe.target.column, names)
-            predictions = predictions_table(model, truth, embeddings)
-            operating_points = calibrate(model, predictions, recipe.head.threshold_rule)
+        fitted = fit(recipe, model, extractor, training, validation, out, timings)
     record = {
         "command": command,
         "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
@@ -291,11 +291,76 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "pretraining": pretraining,
         "timings": timings.seconds,
-        "operating_points": operating_points,
+        "operating_points": fitted.operating_points,
     }
     if main_process:
-        _write_run(out, recipe, model, extractor, predictions, _record(recipe, result) | record)
+        _write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
     return out
+
+
+def fit(
+    recipe: Recipe,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    training: Part,
+    validation: Part,
+    out: Path,
+    timings: Timings,
+    lines: bool = True,
+) -> Fitted:
+    """Train a model in place, choose its epoch on validation, and fit its operating points there.
+
+    Args:
+        recipe: All settings.
+        model: Encoder and new head.
+        extractor: Its front end.
+        training: The training part.
+        validation: The validation part.
+        out: Checkpoints go below it.
+        timings: Gets the seconds of embedding, training and validation predictions.
+        lines: Whether each epoch prints a line.
+
+    Raises:
+        InputError: As `train`.
+    """
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    cache = None
+    names = training.targets.names
+    truth = truth_table(validation.table, "validation", recipe.target.column, names)
+    datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
+    if recipe.encoder.frozen:
+        with timings.measure("embedding"):
+            cache = EmbeddingCache(cache_root(), model, extractor)
+            datasets = _embedded(recipe, model, extractor, training, validation, cache)
+    else:
+        _standardise_on_sample(recipe, model, extractor, training)
+    with timings.measure("training"), whole_checkpoints(out, main_process):
+        result = run_phases(
+            recipe,
+            model,
+            extractor,
+            recipe.augment.spec,
+            training.targets,
+            list(training.table["patient_id"]),
+            datasets,
+            truth,
+            collate_embeddings if recipe.encoder.frozen else collate_cycles,
+            out,
+            lines,
+        )
+    with timings.measure("validation predictions"):
+        cache = cache or EmbeddingCache(cache_root(), model, extractor)
+        embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+        predictions = predictions_table(model, truth, embeddings)
+        return Fitted(result, predictions, calibrate(model, predictions, recipe.head.threshold_rule))
+
+
+def settle_process(recipe: Recipe) -> None:
+    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
+    torch.set_num_threads(recipe.train.threads)
+    disable_progress_bar()
+    # it says that file times may not be exact and that it then goes by step numbers, which are
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 def _record(recipe: Recipe, result: Result) -> dict[str, Any]:

@@ -192,6 +192,7 @@ def run_phases(
     validation_table: Any,
     collator: Callable[[Any], Any],
     out: Path,
+    lines: bool = True,
 ) -> Result:
     """Train the model in place, phase by phase, and leave the best epoch's weights in it.
 
@@ -206,6 +207,7 @@ def run_phases(
         validation_table: Predictions table of the validation part without logits.
         collator: Makes batches of rows.
         out: The run's folder; checkpoints go below it.
+        lines: Whether each epoch prints a line.
 
     Returns:
         Log, best epoch and what each loss calls itself.
@@ -257,7 +259,8 @@ def run_phases(
                 **_rules(recipe, phase),
             )
             trainer.remove_callback(PrinterCallback)
-            trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
+            if lines:
+                trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
             model.encoder_paused = False
             _add_to(result, phase, _finish(trainer, folder, keep=len(plan) > 1))

@@ -18,6 +18,7 @@ from laennec.corpora import cache_root, provenance
 from laennec.corpora.protocols import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
+from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES, class_names
 from laennec.training.config import Recipe, recipe_from_dict
@@ -25,6 +26,7 @@ from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import Part, load_parts, make_part
 from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
+from laennec.training.smoothed import compare, parse_smoothing, resolve_smoothing
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 from laennec.writing import folder_aside, refuse_others, write_aside
 
@@ -88,6 +90,7 @@ def score(
     base: str | None = None,
     command: str = "",
     draws: int = 1000,
+    smoothing: str | float | None = None,
 ) -> Scored:
     """Score a run or a model on one part of a corpus.
 
@@ -99,6 +102,8 @@ def score(
         base: Where the base of a head-only model lies.
         command: The literal command, for the record.
         draws: Bootstrap draws.
+        smoothing: Also score the answers smoothed over each recording, beside those that are not: a strength from 0
+            to 1, "auto" to have the run's validation predictions choose it, or None.
 
     Returns:
         The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
@@ -108,17 +113,19 @@ def score(
     """
     run_path = Path(source) / "run.json"
     run = read_record(run_path) if run_path.exists() else None
-    recipe = _recipe(source, run, corpus)
+    recipe = recipe_of(source, run, corpus)
     if run is None and out is None:
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_others(folder, _WRITTEN, "choose another --out")
+    parse_smoothing(smoothing)
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
         parts = load_parts(recipe)
         origin = provenance(parts)
-        _check_split(run, recipe, origin)
+        smooth = resolve_smoothing(smoothing, source, model)
+        check_split(run, recipe, origin)
         refuse_lost_neighbours(parts, origin.get("protocol"), extractor.context_cycles)
         if split not in parts:
             raise InputError(
@@ -136,6 +143,10 @@ def score(
             train_table=truth_table(parts["train"], "train", column, names) if "train" in parts else None,
             n_draws=draws,
         )
+        if smooth is not None:
+            evaluation["smoothing"] = compare(smooth, model, predictions, draws)
+            after = smooth_predictions(predictions, names, smooth.strength)
+            predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
     evaluation["geometry"] = _geometry(embeddings, part.table, column)
     evaluated = {
@@ -148,30 +159,47 @@ def score(
         "timings": timings.seconds,
     }
     if run is not None:
-        looked = {k: evaluated[k] for k in ("split", "created", "command")}
+        looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
+        if smooth is not None:
+            looked["smoothing"] = smooth.strength
         run["evaluations"] = [*run.get("evaluations", []), looked]
     trained = run or _no_run(source, recipe)
     record = {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
     _write(folder, record, evaluation, predictions, run_path, run)
-    return Scored(folder, f"{_heading(record, split)}\n{format_summary(evaluation)}", evaluation)
+    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}"
+    if smooth is not None:
+        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
+    return Scored(folder, summary, evaluation)
 
 
 def _heading(record: dict[str, Any], split: str) -> str:
     """What the printed numbers were made on: no number leaves without it."""
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
-    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
-    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
-    lines = [
-        f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}",
+    first, *notes = origin_lines(corpus["name"], origin, split)
+    selection = (
         f"selection set: {record.get('selection_set')}; seed {record['config']['seed']}, "
-        f"split seed {origin.get('seed')}",
-    ]
-    if origin.get("stamp"):
-        lines.append(f"note: {origin['stamp']}")
-    lines += [f"leak: {line}" for line in origin.get("leaks") or []]
+        f"split seed {origin.get('seed')}"
+    )
+    lines = [first, selection, *notes]
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
+
+
+def origin_lines(name: str, origin: dict[str, Any], split: str) -> list[str]:
+    """Corpus, protocol and part with their fingerprints in one line; then stamp and leaks, a line each.
+
+    Args:
+        name: The corpus.
+        origin: Its provenance.
+        split: The part.
+    """
+    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
+    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}"]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    return lines + [f"leak: {line}" for line in origin.get("leaks") or []]
 
 
 def _answer(
@@ -259,7 +287,7 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
     )
 
 
-def _recipe(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
+def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
     """The settings that say which data to read: the run's, or the given corpus."""
     if run is None and not (corpus or {}).get("name"):
         raise InputError(
@@ -275,7 +303,7 @@ def _recipe(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, An
     return recipe
 
 
-def _check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
+def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
     """Refuse to score a run on a split that is not the one it was trained on."""
     if run is None or recipe.corpus.name != run["corpus"]["name"]:
         return

@@ -1,0 +1,167 @@
+"""Stage 8, training: a fraction of the labels, and the recipe that learns from it.
+
+Decided here: a draw takes cycles, not patients: one percent of a corpus' patients is one or two people, who seldom have
+every class, while one percent of its cycles has all of them; the table says how many patients the cycles are of,
+because cycles from many patients flatter a small fraction. Each class gives its share, at least one cycle. The order
+within a class is a hash of (split seed, draw, cycle), so a smaller fraction of a draw lies within a larger one, and
+runs of other seeds and other encoders see the same cycles. A small fraction repeats its cycles within an epoch, each
+repeat with augmentation of its own, so that every cell makes as many updates as the full set does: otherwise the curve
+would show the lack of steps and not of labels. Both modes learn from the task loss alone: pairs of cycles are what
+small fractions lack most, and encoders are compared, not objectives.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laennec.errors import InputError
+from laennec.training.batches import Targets
+from laennec.training.config import recipe_from_dict, with_overrides
+from laennec.training.experiment import Part, make_part
+from laennec.training.neighbours import cycle_numbers
+from laennec.training.settings import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
+
+MODES = ("linear", "finetune")
+_OVERRIDABLE = ("train", "head", "loss", "augment")
+
+
+def parse_fractions(text: str) -> list[float]:
+    """The fractions of `--label-fraction`, ascending, each once.
+
+    Raises:
+        InputError: One is no number, or not above 0 and at most 1.
+    """
+    fractions = []
+    for item in (item.strip() for item in text.split(",")):
+        try:
+            fraction = float(item)
+        except ValueError:
+            fraction = math.nan
+        if not 0 < fraction <= 1:
+            raise InputError(
+                f"--label-fraction {item!r}: a fraction of the labels is above 0 and at most 1, e.g. 0.01,0.1,0.5,1.0"
+            )
+        fractions.append(fraction)
+    return sorted(set(fractions))
+
+
+def parse_modes(text: str) -> list[str]:
+    """The modes of `--mode`, in the order of `MODES`.
+
+    Raises:
+        InputError: One is unknown.
+    """
+    given = [item.strip() for item in text.split(",")]
+    for mode in given:
+        if mode not in MODES:
+            raise InputError(f"--mode {mode!r}: it can be {', '.join(MODES)} or both")
+    return [mode for mode in MODES if mode in given]
+
+
+def labelled_rows(
+    class_ids: NDArray[np.int64], cycle_ids: Sequence[str], fraction: float, seed: int, draw: int
+) -> NDArray[np.int64]:
+    """The rows whose labels one draw of a fraction has.
+
+    Args:
+        class_ids: Class of each cycle (cycles,).
+        cycle_ids: Its id.
+        fraction: Above 0, at most 1.
+        seed: Of the order.
+        draw: Number of the draw, from 0.
+
+    Returns:
+        Ascending rows: of each class its share, rounded, and at least one.
+
+    Raises:
+        InputError: The fraction holds fewer cycles than there are classes.
+    """
+    keys = [hashlib.sha256(f"labels {seed} {draw} {cycle_id}".encode()).digest() for cycle_id in cycle_ids]
+    classes = np.unique(class_ids)
+    wanted = math.floor(fraction * len(class_ids) + 0.5)
+    if wanted < len(classes):
+        least = math.ceil(1e4 * len(classes) / max(len(class_ids), 1)) / 1e4
+        raise InputError(
+            f"label fraction {fraction:g} of {len(class_ids)} training cycles is {wanted}, too few for the "
+            f"{len(classes)} classes that occur, so some label would have no example; give at least {least:g} "
+            "(--label-fraction)"
+        )
+    chosen: list[int] = []
+    for number in classes:
+        rows = sorted(np.flatnonzero(class_ids == number).tolist(), key=lambda row: keys[row])
+        chosen += rows[: max(1, math.floor(fraction * len(rows) + 0.5))]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def refuse_missing_labels(targets: Targets) -> None:
+    """Refuse a training part in which a yes/no label always or never occurs: no fraction of it can teach that label.
+
+    Raises:
+        InputError: Names the label.
+    """
+    if targets.labels.ndim != 2:
+        return
+    positives = targets.labels.sum(0)
+    for name, count in zip(targets.names, positives, strict=True):
+        if count in (0, len(targets.labels)):
+            side = "no cycle with" if count == 0 else "no cycle without"
+            raise InputError(
+                f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
+                "choose other target.names or another corpus"
+            )
+
+
+def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: dict[str, str]) -> Recipe:
+    """The recipe of a mode: the run's, with the given encoder as the start and the task loss alone.
+
+    Args:
+        recipe: The run's.
+        mode: "linear" (encoder frozen, no augmentation, a linear head) or "finetune".
+        encoder: Where the encoder's weights lie.
+        overrides: Settings by dotted key, as on the command line; of train, head, loss and augment.
+
+    Raises:
+        InputError: A setting that may not differ between the cells of one table, or does not exist.
+    """
+    for key in overrides:
+        if key.split(".")[0].replace("-", "_") not in _OVERRIDABLE or "." not in key:
+            raise InputError(
+                f"--{key}: the cells of a label-efficiency table share the run's data and encoder; settings of "
+                f"{', '.join(_OVERRIDABLE)} can be given, e.g. --train.epochs 5"
+            )
+    start = dataclasses.replace(encoder, frozen=mode == "linear")
+    values = recipe.to_dict()
+    plain = Recipe(encoder=start, sampler=SamplerSettings(), schedule=ScheduleSettings()).to_dict()
+    values |= {key: plain[key] for key in ("encoder", "sampler", "schedule")}
+    values["output_dir"] = None
+    values["loss"] = values["loss"] | {"auxiliary": {}, "task_views": "first"}
+    values["head"] = values["head"] | {"projection_dim": 0}
+    values["augment"] = values["augment"] | {"mix": None}
+    if mode == "linear":
+        values["augment"] = plain["augment"]
+        values["head"] = values["head"] | {"hidden_dim": 0}
+    return with_overrides(recipe_from_dict(values, "run.json"), overrides)
+
+
+def training_part(recipe: Recipe, table: Any, extractor: Any, full: Part, rows: NDArray[np.int64]) -> Part:
+    """Some of the labelled training cycles as a part, repeated until an epoch is about as long as a full one.
+
+    Args:
+        recipe: Of the cell.
+        table: The cycle table of the whole training part.
+        extractor: The front end.
+        full: The whole training part.
+        rows: Which of its cycles have labels.
+    """
+    repeats = max(1, round(len(full.table) / len(rows)))
+    part = make_part("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
+    # a repeat is another cycle to the draws of augmentation
+    ids = enumerate(part.table["cycle_id"])
+    again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]
+    part.dataset.numbers = cycle_numbers(again)
+    return part

@@ -1,0 +1,162 @@
+"""Answers mixed with their recording's mean: the rule by hand, what never changes, and what is chosen on what."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluation_tables import cycles, with_class_logits
+
+from laennec.errors import InputError
+from laennec.evaluation.smoothing import (
+    choose_smoothing,
+    compare_smoothing,
+    format_smoothing,
+    smooth_logits,
+    smooth_predictions,
+)
+
+NAMES = ["crackle", "wheeze"]
+TWO = {"problem_type": "multi_label", "label_names": NAMES}
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Cycles whose recording says more than the cycle alone: neighbours share their truth."""
+    made = cycles(per_patient=12, skill=1.0)
+    rng = np.random.default_rng(3)
+    for name in NAMES:
+        truth = made["recording_id"].map({r: int(rng.random() < 0.4) for r in sorted(set(made["recording_id"]))})
+        made[name] = truth
+        made[f"logit_{name}"] = 1.2 * (truth - 0.5) + rng.normal(size=len(made))
+    return made.drop(columns="label")
+
+
+def by_loop(frame, strength):
+    """The definition, a cycle at a time."""
+    wanted = frame[[f"logit_{n}" for n in NAMES]].to_numpy(float).copy()
+    for row in range(len(frame)):
+        same = [k for k in range(len(frame)) if frame["recording_id"].iloc[k] == frame["recording_id"].iloc[row]]
+        for column, name in enumerate(NAMES):
+            logits = [float(frame[f"logit_{name}"].iloc[k]) for k in same]
+            wanted[row, column] = (1 - strength) * logits[same.index(row)] + strength * sum(logits) / len(logits)
+    return wanted
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 0.65, 1.0])
+def test_it_is_the_naive_loop(table, strength):
+    smoothed = smooth_predictions(table, NAMES, strength)
+    np.testing.assert_allclose(smoothed[["logit_crackle", "logit_wheeze"]], by_loop(table, strength), atol=1e-12)
+    others = [c for c in table if not c.startswith("logit_")]
+    pd.testing.assert_frame_equal(smoothed[others], table[others])
+
+
+def test_a_worked_case():
+    smoothed = smooth_logits([[1.0], [4.0], [-2.0], [7.0]], ["a", "a", "a", "b"], 0.5)
+    np.testing.assert_array_equal(smoothed, [[1.0], [2.5], [-0.5], [7.0]])
+
+
+def test_strength_zero_is_the_table_to_the_bit(table):
+    odd = table.assign(logit_crackle=np.float32(0.1) * table["logit_crackle"].astype("float32"))
+    odd.loc[3, "logit_wheeze"] = -0.0
+    same = smooth_predictions(odd, NAMES, 0)
+    pd.testing.assert_frame_equal(same, odd, check_exact=True)
+    assert same["logit_wheeze"].to_numpy().tobytes() == odd["logit_wheeze"].to_numpy().tobytes()
+    assert same is not odd
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_rows_changes_no_bit(table, seed):
+    """Also of logits so unlike in size that a plain sum would depend on its order."""
+    wild = table.assign(logit_crackle=table["logit_crackle"] * 10.0 ** np.arange(-8, 8)[np.arange(len(table)) % 16])
+    order = np.random.default_rng(seed).permutation(len(wild))
+    there = smooth_predictions(wild, NAMES, 0.37)
+    back = smooth_predictions(wild.iloc[order], NAMES, 0.37).sort_index()
+    pd.testing.assert_frame_equal(there, back, check_exact=True)
+
+
+def test_lone_cycles_and_cycles_of_no_known_recording_stay_as_they_are(table):
+    lone = table.assign(recording_id=[f"r{k}" for k in range(len(table))])
+    pd.testing.assert_frame_equal(smooth_predictions(lone, NAMES, 0.7), lone, check_exact=True)
+    unknown = table.assign(recording_id=[None] * len(table))
+    pd.testing.assert_frame_equal(smooth_predictions(unknown, NAMES, 0.7), unknown, check_exact=True)
+
+
+def test_another_recording_never_reaches_over(table):
+    changed = table.copy()
+    changed.loc[changed["recording_id"] == "r3_0", ["logit_crackle", "logit_wheeze"]] += 1e6
+    rest = table["recording_id"] != "r3_0"
+    one, two = (smooth_predictions(t, NAMES, 0.8)[rest] for t in (table, changed))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_a_constant_on_a_row_changes_no_class_probability(table):
+    """Softmax answers have no level of their own, so smoothing must not see one."""
+    classes = ["normal", "crackle", "wheeze", "both"]
+    columns = [f"logit_{c}" for c in classes]
+    plain = with_class_logits(table)
+    shifted = plain.copy()
+    shifted[columns] = shifted[columns].to_numpy() + np.linspace(-5, 5, len(plain))[:, None]
+
+    def probabilities(frame):
+        e = np.exp(smooth_predictions(frame, classes, 0.6)[columns].to_numpy())
+        return e / e.sum(1, keepdims=True)
+
+    np.testing.assert_allclose(probabilities(plain), probabilities(shifted), atol=1e-12)
+
+
+def test_validation_chooses_the_strength_that_ranks_best(table):
+    from sklearn.metrics import roc_auc_score
+
+    validation = table.assign(split="validation")
+    chosen = choose_smoothing(validation, **TWO)
+
+    def area(strength):
+        smoothed = smooth_predictions(table, NAMES, strength)
+        return np.mean([roc_auc_score(table[n], smoothed[f"logit_{n}"]) for n in NAMES])
+
+    areas = {strength: area(strength) for strength, _ in chosen["tried"]}
+    assert chosen["strength"] == max(areas, key=areas.get) > 0.3
+    assert chosen["value"] == pytest.approx(max(areas.values())) and chosen["without"] == pytest.approx(areas[0.0])
+    assert chosen["chosen_on"] == {"split": "validation", "cycles": 168, "patients": 14, "recordings": 28}
+    # where neighbours say nothing about a cycle, nothing is gained by listening to them
+    rng = np.random.default_rng(0)
+    unrelated = validation.assign(recording_id=rng.permutation(validation["recording_id"].to_numpy()))
+    assert choose_smoothing(unrelated, **TWO)["strength"] <= 0.1
+    assert choose_smoothing(validation.assign(crackle=0, wheeze=0), **TWO)["strength"] == 0
+
+
+def test_a_test_table_chooses_nothing(table):
+    with pytest.raises(InputError, match="on validation, never on test"):
+        choose_smoothing(table.assign(split="test_intra"), **TWO)
+
+
+def test_the_difference_is_paired_over_patients(table):
+    section = compare_smoothing(table, 0.5, **TWO, n_draws=300)
+    row = section["figures"]["crackle.roc_auc"]
+    assert row["difference"]["value"] == pytest.approx(row["with"]["value"] - row["without"]["value"])
+    low, high = row["difference"]["interval"]
+    apart = row["with"]["interval"][1] - row["without"]["interval"][0]
+    assert 0 < low <= row["difference"]["value"] <= high < apart
+    nothing = compare_smoothing(table, 0.0, **TWO, n_draws=50)
+    assert all(f["difference"] == {"value": 0.0, "interval": [0.0, 0.0]} for f in nothing["figures"].values())
+    assert json.loads(json.dumps(section)) == section
+    text = format_smoothing(section)
+    assert "recording-mean" in text and "0.5, given by hand" in text and "crackle AUROC" in text
+    assert "nothing is smoothed" in format_smoothing(nothing)
+
+
+def test_each_side_has_thresholds_of_its_own(table):
+    thresholds = ({"crackle": -9.0, "wheeze": -9.0}, {"crackle": 9.0, "wheeze": 9.0})
+    figures = compare_smoothing(table, 0.5, **TWO, thresholds=thresholds, n_draws=5)["figures"]
+    assert figures["icbhi.Sp"]["without"]["value"] == 0 and figures["icbhi.Sp"]["with"]["value"] == 100
+
+
+def test_what_cannot_be_smoothed_is_one_line(table):
+    with pytest.raises(InputError, match="no column recording_id"):
+        smooth_predictions(table.drop(columns="recording_id"), NAMES, 0.5)
+    with pytest.raises(InputError, match="no column logit_wheeze"):
+        smooth_predictions(table.drop(columns="logit_wheeze"), NAMES, 0.5)
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="between 0"):
+            smooth_predictions(table, NAMES, strength)
