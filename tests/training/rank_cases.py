@@ -34,6 +34,9 @@ AUXILIARY = {
     "ntxent": {"temperature": 0.5},
     "patient": {"within": 1.0, "between": 0.1},
     "device_adversarial": {"weight": 0.3},
+    "clustering": {"clusters": 3, "dim": 4},
+    "cluster_similarity": {"dim": 5},
+    "reconstruction": {"weight": 0.1},
 }
 ROWS = 13  # in batches of 8: the second has 5, which two processes share as 3 and 2
 LABELS = np.arange(ROWS) % 3
@@ -109,11 +112,11 @@ def drawn(rows):
     return features @ weight, weight, batch
 
 
-def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, **inputs):
-    """Terms by name, and the gradient of the shared weight."""
+def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, seen=lambda objective: None):
+    """Terms by name, and the gradient of the shared weight; `seen` is what single entries look at."""
     flags = np.eye(3, dtype=np.float32)[LABELS]
     objective = Objective(settings, multi_label, flags if multi_label else LABELS, 3, negatives=50)
-    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, **inputs)
+    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, auxiliary=seen(objective))
     terms = objective(outputs, batch, Stage(), 1.0)
     torch.stack([t.double() for t in terms.values()]).sum().backward()
     return {name: float(value.detach()) for name, value in terms.items()}, weight.grad
@@ -123,9 +126,29 @@ def objective_alone(rows):
     """Every loss of a recipe over pairs, when this process has only these rows of eight."""
     vectors, weight, batch = drawn(rows)
     auxiliary = AUXILIARY | {"tuplet": {}, "supcon": {"temperature": 0.5}}
-    guesses = {"device_adversarial": vectors[:, :2]}
     settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
-    return terms_and_gradient(settings, vectors, weight, batch, auxiliary=guesses)
+
+    def seen(objective):
+        return {"device_adversarial": vectors[:, :2]} | groups_alone(rows, weight, objective)
+
+    return terms_and_gradient(settings, vectors, weight, batch, seen=seen)
+
+
+def groups_alone(rows, weight, objective):
+    """Frame groups of these cycles, both views: as many places as the one with most groups has."""
+    draw = torch.Generator().manual_seed(2)
+    centers = torch.randn(3, 4, generator=draw)
+    objective.auxiliary.losses["clustering"].loss.centers.data = centers.double()
+    objective.auxiliary.losses["cluster_similarity"].loss.double()
+    counts = torch.tensor([3, 1, 5, 2, 4, 5, 1, 2])[rows].repeat(2)
+    tokens = torch.randn(2, 8, 5, 4, generator=draw, dtype=torch.float64)[:, rows].flatten(0, 1)[:, : counts.max()]
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    seen = tokens @ weight
+    return {
+        "clustering": (seen[..., :4], mask),
+        "cluster_similarity": (seen.mean(1, keepdim=True) * torch.arange(1.0, 4)[:, None],),
+        "reconstruction": (seen[..., :4], tokens, mask),
+    }
 
 
 def mixture_of(rank, labels):
