@@ -26,7 +26,7 @@ from laennec.encoders.beats_layers import BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
-from laennec.encoders.pretrained_audio import ADAPTER_CONFIGS, encoder_values, load_pretrained, settled
+from laennec.encoders.pretrained_audio import ADAPTER_CONFIGS, encoder_values, load_pretrained, refuse_differences, settled
 from laennec.encoders.released import read_released
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
@@ -218,11 +218,15 @@ def _from_pretrained(
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _not_found(source, error) from error
     encoder, info = loaded
-    if wrong := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
-        raise InputError(
-            f"{source}: the weights are not those of the {encoder_class.__name__} in config.json "
-            f"({wrong[0]} is missing or of another shape); get the checkpoint again"
-        )
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    refuse_differences(
+        source,
+        encoder_class.__name__,
+        {
+            "missing or of another shape": [*info["missing_keys"], *mismatched],
+            "left over": list(info["unexpected_keys"]),
+        },
+    )
     ready: PreTrainedModel = encoder.eval()
     return ready
 

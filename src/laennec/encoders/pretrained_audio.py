@@ -75,7 +75,8 @@ _OTHER_PARTS = {
     "clap": ("text_model.", "text_projection.", "audio_projection.", "logit_scale_"),
 }
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_NAMED = 4
+# names that are listed beside the first
+_NAMED = 3
 
 
 def settled(kind: str, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,6 +104,29 @@ def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def published_features(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint's preprocessor_config.json says about its features; nothing where there is none.
+
+    Args:
+        source: A folder or a Hub id.
+        revision: Of a Hub id.
+
+    Raises:
+        InputError: The file is there and cannot be read.
+    """
+    try:
+        path = _file(source, "preprocessor_config.json", revision)
+    except OSError:  # no network: the weights came from the cache, and this file is not in it
+        return {}
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON; get the checkpoint again, or delete the file") from error
+    return values if isinstance(values, dict) else {}
+
+
 def load_pretrained(kind: str, source: str | Path, config: PreTrainedConfig, revision: str | None) -> Any:
     """An encoder with the weights of a checkpoint, float32, in eval mode.
 
@@ -123,36 +147,48 @@ def load_pretrained(kind: str, source: str | Path, config: PreTrainedConfig, rev
     found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     others = _OTHER_PARTS.get(kind, _SPEECH_HEADS)
     extra = [n for n in state if not n.startswith(prefix)] + [n for n in found if n not in expected]
-    _refuse_differences(
-        source,
-        kind,
+    wrong = {
         # index tables are computed, and not in every file
-        missing=[n for n, value in expected.items() if n not in found and value.is_floating_point()],
-        extra=[n for n in extra if not n.startswith(others)],
-        shapes=[
-            f"{n} is {tuple(found[n].shape)}, config.json says {tuple(value.shape)}"
+        "missing": [n for n, value in expected.items() if n not in found and value.is_floating_point()],
+        "left over": [n for n in extra if not n.startswith(others)],
+        "of another shape": [
+            f"{n} ({_sizes(found[n])}, by config.json {_sizes(value)})"
             for n, value in expected.items()
             if n in found and found[n].shape != value.shape
         ],
-    )
+    }
+    refuse_differences(source, f"{kind} encoder", wrong)
     encoder.model.load_state_dict({n: found.get(n, value) for n, value in expected.items()})
     return encoder.eval()
 
 
-def _refuse_differences(
-    source: str | Path, kind: str, *, missing: list[str], extra: list[str], shapes: list[str]
-) -> None:
-    """One line that lists what a checkpoint lacks, has too much, or has in another size."""
+def refuse_differences(source: str | Path, what: str, wrong: dict[str, list[str]]) -> None:
+    """Refuse a checkpoint that lacks weights, has too many, or has some in another size.
+
+    Args:
+        source: Where it lies.
+        what: The encoder it should hold.
+        wrong: What is wrong ("missing") -> the names of which it is true.
+
+    Raises:
+        InputError: Any name was given; the line lists them.
+    """
     said = []
-    for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes)):
-        if names:
-            more = f", and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-            said.append(f"{len(names)} {what} ({', '.join(sorted(names)[:_NAMED])}{more})")
+    for how, names in wrong.items():
+        first, *more = sorted(names) or [""]
+        if first:
+            also = f" (and {', '.join(more[:_NAMED])}" if more else ""
+            also += f" and {len(more) - _NAMED} more" if len(more) > _NAMED else ""
+            said.append(f"{first} is {how}{also}{')' if more else ''}")
     if said:
         raise InputError(
-            f"{source}: the weights are not those of the {kind} encoder in config.json: {'; '.join(said)}; "
+            f"{source}: the weights are not those of the {what} in config.json: {'; '.join(said)}; "
             "give the config.json that belongs to them (its depth or width differs), or get the checkpoint again"
         )
+
+
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def _present_name(name: str) -> str:

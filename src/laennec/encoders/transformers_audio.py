@@ -13,6 +13,7 @@ References: Baevski et al. 2020 (wav2vec 2.0), Hsu et al. 2021 (HuBERT), Chen et
 """
 
 import importlib
+import warnings
 from typing import Any
 
 import torch
@@ -211,6 +212,12 @@ class WavLMAudioEncoder(WaveformEncoder):
     """WavLM, whose attention is computed by torch's own multi-head function."""
 
     _supports_sdpa = False
+
+    def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        with warnings.catch_warnings():
+            # transformers gives a float bias and a bool mask together, which torch announces to stop liking
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+            return super()._encode(values, lengths)
 
 
 class StackedPositions(nn.Module):
