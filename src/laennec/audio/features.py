@@ -310,9 +310,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         """sha256 of everything that determines the output (not of the preset's name)."""
         default = FrontEnd()
         front = {k: v for k, v in asdict(self.front).items() if k not in _LATER or v != getattr(default, k)}
-        values = front | {
-            k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")
-        }
+        values = front | {k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")}
         if self.context_cycles:  # absent where it says nothing, so that earlier caches stay good
             values["context_cycles"] = self.context_cycles
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -157,20 +157,20 @@ _CHOICES = {
 }
 
 
-def mel_filters(front: FrontEnd) -> Tensor:
-    """Triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), float32, on the CPU.
+def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), computed in `dtype`, on the CPU.
 
     To Kaldi's the Nyquist bin does not belong. A filter narrower than the distance of two FFT bins can be empty: its
     energy is always the floor.
     """
     if front.mel_scale != "kaldi":
-        return _filters_in_hz(front)
+        return _filters_in_hz(front).to(dtype)
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (front.low_hz, front.high_hz))
     step = (high - low) / (front.num_mel_bins + 1)
-    left = low + torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None] * step
-    index = torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None]
+    index = torch.arange(front.num_mel_bins, dtype=dtype)[:, None]
+    left = low + index * step
     centre, right = low + (index + 1.0) * step, low + (index + 2.0) * step
-    hz = (front.sampling_rate / front.fft_samples) * torch.arange(front.fft_samples // 2, dtype=torch.float32)
+    hz = (front.sampling_rate / front.fft_samples) * torch.arange(front.fft_samples // 2, dtype=dtype)
     mel = 1127.0 * (1.0 + hz / 700.0).log()[None, :]  # (1, bins)
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
     return torch.nn.functional.pad(triangles, (0, 1)).T.contiguous()
@@ -186,7 +186,7 @@ def _filters_in_hz(front: FrontEnd) -> Tensor:
     triangles = np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
     if front.mel_scale == "slaney":
         triangles = triangles * (2.0 / (right - left))
-    return torch.from_numpy(triangles.astype(np.float32))
+    return torch.from_numpy(triangles)
 
 
 def _htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -206,15 +206,18 @@ def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mel < 15.0, mel / 0.015, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
 
 
-def window_function(front: FrontEnd) -> Tensor:
-    """The window, shape (window_samples,), float32, on the CPU."""
-    window = torch.hann_window(front.window_samples, periodic=front.window == "hann_periodic")
+def window_function(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The window, shape (window_samples,), on the CPU."""
+    window = torch.hann_window(front.window_samples, periodic=front.window == "hann_periodic", dtype=dtype)
     return window.pow(0.85) if front.window == "povey" else window
 
 
 @lru_cache(maxsize=16)
 def _constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
-    return window_function(front).to(device), mel_filters(front).to(device)
+    # bins brought to variance 1 show whatever is in them: in bands without sound, that would be rounding alone
+    wide = front.normalise == "bins" and device.type != "mps"
+    dtype = torch.float64 if wide else torch.float32
+    return window_function(front, dtype).to(device), mel_filters(front, dtype).to(device)
 
 
 @torch.no_grad()
@@ -301,6 +304,7 @@ def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
     """Window, power spectrum, filters, log, normalisation: (rows, frames, window) -> `out` (rows, frames, mels)."""
     window, filters = _constants(front, framed.device)
     width = front.window_samples
+    framed = framed.to(window.dtype)
     if front.remove_frame_mean:
         framed = framed - framed.mean(-1, keepdim=True)
     buffer = framed.new_zeros(*framed.shape[:2], front.fft_samples)
@@ -319,4 +323,4 @@ def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
         energy.clamp_min_(front.log_floor)
     else:
         energy += front.log_floor
-    torch.sub(energy.log_(), front.mean, out=out).mul_(0.5 / front.std)
+    torch.sub(energy.log_().to(out.dtype), front.mean, out=out).mul_(0.5 / front.std)

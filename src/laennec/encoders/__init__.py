@@ -26,7 +26,13 @@ from laennec.encoders.beats_layers import BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
-from laennec.encoders.pretrained_audio import ADAPTER_CONFIGS, encoder_values, load_pretrained, refuse_differences, settled
+from laennec.encoders.pretrained_audio import (
+    ADAPTER_CONFIGS,
+    encoder_values,
+    load_pretrained,
+    refuse_differences,
+    settled,
+)
 from laennec.encoders.released import read_released
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
