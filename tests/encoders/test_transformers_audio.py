@@ -290,3 +290,25 @@ class TestWrongUse:
 
 def test_the_digest_is_that_of_the_weights() -> None:
     assert encoder_digest(tiny("hubert")) == encoder_digest(tiny("hubert")) != encoder_digest(tiny("hubert", seed=1))
+
+
+@pytest.mark.parametrize("case", TINY)
+def test_what_comes_last_in_the_stack_is_what_the_tokens_come_from(case, real) -> None:
+    encoder = tiny(case)
+    layers, after = encoder.layer_stack()
+    assert len(layers) == 2
+    encoder.requires_grad_(False)
+    for module in (layers[-1], *after):
+        module.requires_grad_(True)
+    extractor = front_end(encoder)
+    wave = real(extractor.sampling_rate, (0.4,))
+    out = encoder(**extractor(wave, sampling_rate=extractor.sampling_rate))
+    out.pooler_output.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
+    # nothing that learns comes after what is named: with it zeroed or at rest, tokens are constants of the stack
+    seen = []
+    (after[-1] if after else layers[-1]).register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad():
+        tokens = encoder(**extractor(wave, sampling_rate=extractor.sampling_rate)).last_hidden_state
+    last = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    torch.testing.assert_close(last.sum(), tokens.sum(), atol=1e-3, rtol=1e-4)

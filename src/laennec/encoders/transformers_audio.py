@@ -72,6 +72,10 @@ class TransformersEncoder(PreTrainedModel):
         """Values of a frame that the encoder was made for."""
         raise NotImplementedError
 
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The layers in order, and what comes after them."""
+        return self.model.encoder.layers, []
+
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(batch, frames, values) and true lengths to tokens (batch, tokens, dim) and how many are real, (batch,)."""
         raise NotImplementedError
@@ -121,6 +125,10 @@ class WhisperAudioEncoder(TransformersEncoder):
     def feature_size(self) -> int:
         """Mel bins: 80, or 128 from large-v3 on."""
         return int(self.config.num_mel_bins)
+
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The layers in order, and the normalisation after them."""
+        return self.model.layers, [self.model.layer_norm]
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         model = self.model
@@ -183,6 +191,11 @@ class WaveformEncoder(TransformersEncoder):
         for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
             view = (view - 1) * stride + kernel
         return int(view)
+
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The layers in order, and the normalisation after them where it is not before them."""
+        encoder = self.model.encoder
+        return encoder.layers, [encoder.layer_norm] if getattr(self.config, "do_stable_layer_norm", False) else []
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         values = _zero_beyond(values, lengths)
@@ -277,6 +290,11 @@ class ClapAudioEncoder(TransformersEncoder):
     def feature_size(self) -> int:
         """Mel bins."""
         return int(self.config.num_mel_bins)
+
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The stages in order, and the normalisation after them."""
+        tower = self.model.audio_encoder
+        return tower.layers, [tower.norm]
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         picture = self.config.spec_size * (self.config.spec_size // self.config.num_mel_bins)
