@@ -268,9 +268,9 @@ class TestWrongUse:
 
     def test_features_of_another_front_end(self) -> None:
         for case, said in (("whisper", "set features.preset to whisper"), ("hubert", "waveform or waveform-raw")):
-            with pytest.raises(InputError, match=f"128 values a frame.*{said}"):
+            with pytest.raises(InputError, match=rf"128 values a frame.*{said}"):
                 tiny(case)(torch.zeros(1, 50, 128))
-        with pytest.raises(InputError, match="features.preset to whisper-128"):
+        with pytest.raises(InputError, match=r"features\.preset to whisper-128"):
             tiny("whisper-128")(torch.zeros(1, 50, 80))
 
     def test_a_cycle_longer_than_claps_picture(self) -> None:
@@ -284,7 +284,7 @@ class TestWrongUse:
     def test_settings_that_do_not_exist_or_have_another_type(self) -> None:
         with pytest.raises(InputError, match=r"whisper encoders have no setting 'encoder_layer'.*'encoder_layers'"):
             load_encoder(None, type="whisper", encoder_layer=3)
-        with pytest.raises(InputError, match="hidden_size.*correct encoder.config"):
+        with pytest.raises(InputError, match=r"hidden_size.*correct encoder\.config"):
             load_encoder(None, type="hubert", hidden_size="wide")
 
 

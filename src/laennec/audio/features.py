@@ -26,6 +26,8 @@ from laennec.audio.normalising import own, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS
 from laennec.errors import InputError
 
+__all__ = ["FEATURE_VERSION", "LENGTH_RULES", "PRESETS", "LaennecFeatureExtractor", "preset_length"]
+
 # goes up whenever the same settings give other numbers; caches and saved extractors carry it
 FEATURE_VERSION = 1
 LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop")
@@ -136,8 +138,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def window_ms(self) -> float:
-        """Length of a frame in milliseconds."""
-        return 1000 * self.front.window_samples / self.front.sampling_rate
+        """Length of a frame in milliseconds, which is the shortest sound that there are features of."""
+        return 1000 * self.front.min_samples / self.front.sampling_rate
 
     @property
     def frames_per_second(self) -> float:

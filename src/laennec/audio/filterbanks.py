@@ -3,9 +3,9 @@
 Decided here: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
 ones, so there is one code path. Mel filters follow Kaldi (1127 ln(1 + f/700), triangles in mel, no area
 normalisation) unless a front end names others, and are computed in float32 as Kaldi does, because the lowest filters
-hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's features depend on its own samples only: its mean and the
-mirror at its end use its own length, whatever it is batched with. Work goes in chunks that fit the
-cache: on a CPU big batches are slower, not faster.
+hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's features depend on its own
+samples only: its mean and the mirror at its end use its own length, whatever it is batched with. Work goes in chunks
+that fit the cache: on a CPU big batches are slower, not faster.
 """
 
 import math
