@@ -9,7 +9,7 @@ import yaml
 from transformers import ASTConfig
 
 import audio_twins
-from laennec.encoders import AstEncoder
+from laennec.encoders import AstEncoder, load_encoder
 from laennec.sharing.results import render
 from laennec.training.config import load_recipe
 from laennec.training.experiment import train
@@ -34,13 +34,25 @@ def tiny_ast(tmp_path_factory):
     return folder
 
 
-def stand_ins(recipe, small_corpus, tiny_ast, shared_root):
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory):
+    """A random Whisper encoder of the smallest size, as a folder like a download."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    folder = tmp_path_factory.mktemp("whisper")
+    load_encoder(None, type="whisper", **sizes).save_pretrained(folder)
+    return folder
+
+
+def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
     """Flags that put small things of the same kind in the place of downloads and large corpora."""
     flags = {"train.max_steps": 2, "schedule.pretrain_epochs": min(recipe.schedule.pretrain_epochs, 1)}
     if recipe.corpus.name in ("icbhi2017", "synthetic"):
         flags |= {"corpus.name": "synthetic", "corpus.data_dir": str(small_corpus)}
     if recipe.encoder.type == "ast":
         flags["encoder.weights"] = str(tiny_ast)
+    elif recipe.encoder.type == "whisper":
+        flags["encoder.weights"] = str(tiny_whisper)
     elif recipe.encoder.type == "beats":
         flags["encoder.weights"] = str(shared_root / "conformance" / "beats_tiny.pt")
     elif recipe.encoder.type == "cnn":
@@ -76,9 +88,9 @@ def general_audio(some_recordings, tmp_path_factory):
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_runs_for_two_steps(
-    path, small_corpus, tiny_ast, few_recordings, general_audio, shared_root, tmp_path
+    path, small_corpus, tiny_ast, tiny_whisper, few_recordings, general_audio, shared_root, tmp_path
 ):
-    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, shared_root)
+    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
     if load_recipe(path).corpus.name == "sprsound":
         flags["corpus.data_dir"] = str(few_recordings)
     elif load_recipe(path).corpus.name == "hub":

@@ -220,3 +220,43 @@ def test_random_initialisation_keeps_signals_alive() -> None:
     with torch.no_grad():
         spread = encoder.train()(values).pooler_output.std()
     assert 1e-3 < float(spread) < 1e2
+
+
+def made_state(width: float) -> dict[str, torch.Tensor]:
+    """A state dict as the authors publish it, of any width; the values take no room."""
+    with torch.device("meta"):
+        state = MobileNetEncoder(MobileNetConfig(width_mult=width, audioset_head=True)).state_dict()
+    ones = {"weight": 0.02, "running_var": 1.0, "num_batches_tracked": 0}
+    values = {name: torch.tensor(ones.get(name.rpartition(".")[2], 0.0), dtype=v.dtype) for name, v in state.items()}
+    return {_released_name(name, state): values[name].expand(v.shape) for name, v in state.items()}
+
+
+@pytest.mark.parametrize(("width", "dim", "millions"), [(0.4, 384, 0.98), (1.0, 960, 4.88), (2.0, 1920, 17.91)])
+def test_larger_siblings_are_told_by_their_shapes(width: float, dim: int, millions: float, tmp_path: Path) -> None:
+    path = tmp_path / f"mn{int(10 * width):02d}_as.pt"
+    torch.save(made_state(width), path)
+    encoder = load_encoder(path, type="mobilenet", audioset_head=True)
+    assert encoder.config.width_mult == pytest.approx(width) and encoder.config.hidden_size == dim
+    # the sizes that the authors give for their models
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 2) == millions
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 64, 128)).pooler_output.shape == (1, dim)
+
+
+def test_the_largest_sibling_has_its_published_size() -> None:
+    with torch.device("meta"):
+        encoder = MobileNetEncoder(MobileNetConfig(width_mult=4.0, audioset_head=True))
+    assert round(sum(p.numel() for p in encoder.parameters()) / 1e6, 2) == 68.43
+    assert encoder.config.hidden_size == 3840
+    assert MobileNetConfig(width_mult=made_state(4.0)["classifier.2.weight"].shape[0] / 1280).width_mult == 4.0
+
+
+def test_a_dynamic_mobilenet_is_refused_in_one_line(tmp_path: Path) -> None:
+    state = {"in_c.0.weight": torch.zeros(8, 1, 3, 3), "layers.0.depth_conv.weight": torch.zeros(1)}
+    state |= {"out_c.0.weight": torch.zeros(8, 8, 1, 1), "classifier.2.weight": torch.zeros(512, 384)}
+    torch.save(state | {"classifier.5.weight": torch.zeros(527, 512)}, tmp_path / "dymn04_as.pt")
+    with pytest.raises(
+        InputError, match=r"dymn04_as.pt: a dynamic MobileNet of EfficientAT \(dymn\).*mn10_as"
+    ) as error:
+        load_encoder(tmp_path / "dymn04_as.pt")
+    assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001
 
 Waveform = npt.NDArray[np.float32]
-LengthRule = Literal["repeat", "zero", "crop", "circular"]
+LengthRule = Literal["repeat", "repeat_pad", "zero", "crop", "circular"]
 
 _LABEL_WORDS = {
     "normal": (0, 0),
@@ -276,8 +276,9 @@ def fit_to_length(
         waveform: Shape (length,).
         samples: The wanted length.
         rule: What is done to a waveform that is not longer. "repeat": repeated, cut, then faded out linearly over
-            `fade_samples` (also one of exactly this length); "circular": repeated and cut, no fade; "zero": centred
-            between zeros, the odd one behind; "crop": left as short as it is.
+            `fade_samples` (also one of exactly this length); "repeat_pad": repeated as often as it fits whole, zeros
+            behind; "circular": repeated and cut, no fade; "zero": centred between zeros, the odd one behind; "crop":
+            left as short as it is.
         fade_samples: For "repeat".
         keep: Which samples of a longer waveform stay, the "first" or the "last".
 
@@ -287,8 +288,9 @@ def fit_to_length(
     Raises:
         ValueError: Unknown rule, a length below 1, or nothing to repeat.
     """
-    if rule not in ("repeat", "zero", "crop", "circular") or keep not in ("first", "last"):
-        raise ValueError(f"rule={rule!r}, keep={keep!r}: rules are repeat, zero, crop, circular; keep is first or last")
+    if rule not in get_args(LengthRule) or keep not in ("first", "last"):
+        rules = ", ".join(get_args(LengthRule))
+        raise ValueError(f"rule={rule!r}, keep={keep!r}: rules are {rules}; keep is first or last")
     if samples < 1:
         raise ValueError(f"samples={samples}: must be at least 1")
     length = len(waveform)
@@ -301,6 +303,9 @@ def fit_to_length(
         return np.pad(waveform, (before, samples - length - before))
     if length == 0:
         raise ValueError(f"an empty waveform cannot be repeated to {samples} samples")
+    if rule == "repeat_pad":
+        whole = samples // length * length
+        return np.pad(np.resize(waveform, whole), (0, samples - whole))
     repeated = np.resize(waveform, samples)
     return linear_fade(repeated, 0, fade_samples) if rule == "repeat" else repeated
 

@@ -2,11 +2,8 @@
 
 Decided here: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so
 that a later change of a preset cannot change an old model. Cycles keep their natural length unless told otherwise;
-frames beyond a cycle's end are 0 after normalisation and masked. mean and std count as AST's do, (x - mean) / (2
-std), so published values can be typed in. Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz
-and leave the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest
-filters, so none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by
-mirroring, so that 5.12 s are exactly 320 frames, and mean and std of real recordings (shared ICBHI 2017 subset).
+frames beyond a cycle's end are 0 after normalisation and masked. Encoders that hear sound itself get it through the
+same object, as frames of one sample.
 """
 
 import difflib
@@ -25,62 +22,37 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from laennec.audio.batching import TooShortError, padded_batch
 from laennec.audio.context import InContext, unfold, with_context
 from laennec.audio.filterbanks import FrontEnd, log_mel
+from laennec.audio.normalising import own, waveform_frames
+from laennec.audio.presets import PRESET_LENGTHS, PRESETS
 from laennec.errors import InputError
+
+__all__ = ["FEATURE_VERSION", "LENGTH_RULES", "PRESETS", "LaennecFeatureExtractor", "preset_length"]
 
 # goes up whenever the same settings give other numbers; caches and saved extractors carry it
 FEATURE_VERSION = 1
-LENGTH_RULES = ("natural", "repeat", "zero", "crop")
+LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop")
+_FILLED = ("repeat", "repeat_pad", "zero")  # rules under which every cycle fills duration_s
 
-PRESETS: dict[str, FrontEnd] = {
-    "ast": FrontEnd(subtract_mean=True, mean=-4.2677393, std=4.5689974),
-    "beats": FrontEnd(window="povey", waveform_scale=32768.0, mean=15.41663, std=6.55582),
-    "song2021": FrontEnd(
-        num_mel_bins=64,
-        window="hann_periodic",
-        window_samples=1024,
-        hop_samples=256,
-        fft_samples=1024,
-        reflect_samples=384,
-        pre_emphasis=0.0,
-        remove_frame_mean=False,
-        low_hz=0.0,
-        log_floor=1e-5,
-        log_floor_rule="add",
-        mean=-7.2,
-        std=2.3,
-    ),
-    "efficientat": FrontEnd(
-        sampling_rate=32000,
-        window_samples=800,
-        hop_samples=320,
-        fft_samples=1024,
-        reflect_samples=400,
-        pre_emphasis_on="signal",
-        remove_frame_mean=False,
-        low_hz=0.0,
-        high_hz=15000.0,
-        log_floor=1e-5,
-        log_floor_rule="add",
-        mean=-4.5,
-        std=2.5,
-    ),
-}
-_PRESET_LENGTHS: dict[str, dict[str, Any]] = {"song2021": {"length": "repeat", "duration_s": 5.12}}
 _FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
 # keys that transformers writes beside ours or passes along
 _BOOKKEEPING = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map", "padding_side")
 _PEAK_WARNING = 16.0
+# settings that came later: where they are at their default, a fingerprint from before is still right
+_LATER = ("kind", "mel_scale", "dynamic_range", "drop_last_frame", "normalise", "stack_frames")
 
 
 class LaennecFeatureExtractor(SequenceFeatureExtractor):
     """Log-mel features of respiratory cycles, batched, on any device.
 
     Args:
-        preset: "ast" (Gong et al. 2021), "beats" (Chen et al. 2022), "song2021" (Song et al. 2021) or "efficientat"
-            (Schmid et al. 2023).
+        preset: "ast" (Gong et al. 2021), "beats" (Chen et al. 2022), "song2021" (Song et al. 2021), "efficientat"
+            (Schmid et al. 2023), "whisper" and "whisper-128" (Radford et al. 2022; 80 or 128 mel bins), "w2v-bert"
+            (Seamless Communication 2023), "clap" and "clap-fused" (Wu et al. 2023), "waveform" and "waveform-raw"
+            (wav2vec 2.0, HuBERT, WavLM, data2vec; each cycle standardised, or as it is).
         length: "natural" keeps each cycle's length; "repeat" repeats short cycles and keeps the first `duration_s` of
-            long ones; "zero" centres short ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves
-            short ones. None takes the preset's.
+            long ones; "repeat_pad" repeats short ones as often as they fit whole, zeros behind; "zero" centres short
+            ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves short ones. None takes the
+            preset's.
         duration_s: The length in seconds for every rule but "natural".
         fade_s: Length of the linear fade-out at the end of repeated cycles, in seconds.
         keep: Which part of a long cycle stays, the "first" or the "last" `duration_s`.
@@ -119,18 +91,18 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
                 f"preprocessor_config.json was written for feature version {saved_version}, this laennec computes "
                 f"version {FEATURE_VERSION}; install the laennec release the model was trained with"
             )
-        settings = asdict(PRESETS[preset]) | _front_end_overrides(overrides)
+        settings = asdict(PRESETS[preset]) | _front_end_overrides(overrides, PRESETS[preset])
         front = FrontEnd(**settings)
         bookkeeping = {k: v for k, v in overrides.items() if k in _BOOKKEEPING and k != "feature_extractor_type"}
         super().__init__(
-            feature_size=front.num_mel_bins, sampling_rate=front.sampling_rate, padding_value=0.0, **bookkeeping
+            feature_size=front.feature_size, sampling_rate=front.sampling_rate, padding_value=0.0, **bookkeeping
         )
         self.return_attention_mask = bool(overrides.get("return_attention_mask", True))
         self.preset = preset
         self.feature_version = FEATURE_VERSION
         for name, value in settings.items():
             setattr(self, name, value)
-        default = _PRESET_LENGTHS.get(preset, {})
+        default = PRESET_LENGTHS.get(preset, {})
         self.length = length or default.get("length", "natural")
         if duration_s is None and self.length != "natural":
             duration_s = default.get("duration_s")
@@ -166,13 +138,13 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def window_ms(self) -> float:
-        """Length of a frame in milliseconds."""
-        return 1000 * self.front.window_samples / self.front.sampling_rate
+        """Length of a frame in milliseconds, which is the shortest sound that there are features of."""
+        return 1000 * self.front.min_samples / self.front.sampling_rate
 
     @property
     def frames_per_second(self) -> float:
         """Frames per second of sound."""
-        return self.front.sampling_rate / self.front.hop_samples
+        return self.front.sampling_rate / (self.front.hop_samples * self.front.stack_frames)
 
     @property
     def _target_samples(self) -> int:
@@ -180,7 +152,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     def frames(self, samples: int) -> int:
         """Number of real frames of a cycle of `samples` samples; 0 where it is too short for one."""
-        if self.length in ("repeat", "zero"):
+        if self.length in _FILLED:
             return self.front.frames(self._target_samples) if samples else 0
         return self.front.frames(min(samples, self._target_samples) if self.length == "crop" else samples)
 
@@ -198,9 +170,12 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         """
         lengths = lengths.to(device=waveforms.device, dtype=torch.int64)
         waveforms, lengths = self._fit(waveforms, lengths)
-        values, counts = log_mel(waveforms, lengths, self.front)
-        mask = torch.arange(values.shape[1], device=values.device)[None, :] < counts[:, None]
-        return values, mask.long()
+        front = self.front
+        if front.is_waveform:
+            values, counts = waveform_frames(waveforms, lengths, front.min_samples, front.normalise == "cycle")
+        else:
+            values, counts = log_mel(waveforms, lengths, front)
+        return values, own(counts, values.shape[1]).long()
 
     def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycle.fit_to_length`."""
@@ -210,21 +185,24 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         waveforms = waveforms.float()
         if self.length == "crop" and self.keep == "first":
             return waveforms[:, :target], lengths.clamp_max(target)
-        own = lengths[:, None]
+        length = lengths[:, None]
         step = torch.arange(target, device=waveforms.device)[None, :]
-        skipped = (own - target).clamp_min(0) if self.keep == "last" else torch.zeros_like(own)
+        skipped = (length - target).clamp_min(0) if self.keep == "last" else torch.zeros_like(length)
         place = step + skipped
-        if self.length == "repeat":
-            place = torch.where(own > target, place, step % own.clamp_min(1))
+        if self.length in ("repeat", "repeat_pad"):
+            place = torch.where(length > target, place, step % length.clamp_min(1))
+            if self.length == "repeat_pad":
+                whole = torch.div(target, length.clamp_min(1), rounding_mode="floor") * length
+                place = torch.where((length <= target) & (step >= whole), -1, place)
         elif self.length == "zero":
-            place = place - torch.div((target - own).clamp_min(0), 2, rounding_mode="floor")
-        inside = (place >= 0) & (place < own)
+            place = place - torch.div((target - length).clamp_min(0), 2, rounding_mode="floor")
+        inside = (place >= 0) & (place < length)
         fitted = waveforms.gather(1, place.clamp(0, waveforms.shape[1] - 1)).masked_fill(~inside, 0.0)
         fade = round(self.fade_s * self.sampling_rate)
         if fade:
             ramp = torch.linspace(1.0, 0.0, fade, device=waveforms.device)
             # cycles that were cut keep their end; one of exactly the length fades, as in the published code
-            fitted[:, -fade:] = torch.where(own > target, fitted[:, -fade:], fitted[:, -fade:] * ramp)
+            fitted[:, -fade:] = torch.where(length > target, fitted[:, -fade:], fitted[:, -fade:] * ramp)
         if self.length == "crop":
             return fitted, lengths.clamp_max(target)
         return fitted, torch.where(lengths > 0, target, 0)
@@ -305,7 +283,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_waveforms(self, batch: Tensor, counts: list[int], answered: int) -> None:
         """Refuse what gives no features; only the first `answered` need a frame, the others are neighbours."""
-        needed = 1 if self.length in ("repeat", "zero") else self.front.min_samples
+        needed = 1 if self.length in _FILLED else self.front.min_samples
         for index, samples in enumerate(counts[:answered]):
             if samples < needed:
                 raise TooShortError(index, samples, self.sampling_rate, self.front.min_samples)
@@ -332,9 +310,9 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     def fingerprint(self) -> str:
         """sha256 of everything that determines the output (not of the preset's name)."""
-        values = asdict(self.front) | {
-            k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")
-        }
+        default = FrontEnd()
+        front = {k: v for k, v in asdict(self.front).items() if k not in _LATER or v != getattr(default, k)}
+        values = front | {k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")}
         if self.context_cycles:  # absent where it says nothing, so that earlier caches stay good
             values["context_cycles"] = self.context_cycles
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
@@ -342,17 +320,19 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
 def preset_length(preset: str) -> str:
     """The length rule that a preset has where none is named."""
-    return str(_PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
+    return str(PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
 
 
-def _front_end_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
+def _front_end_overrides(overrides: dict[str, Any], preset: FrontEnd) -> dict[str, Any]:
     """The overrides that are settings of the front end; anything unknown is refused."""
     if "feature_size" in overrides:
-        overrides.setdefault("num_mel_bins", overrides["feature_size"])
-    if overrides.get("feature_size", overrides.get("num_mel_bins")) != overrides.get("num_mel_bins"):
-        raise ValueError(
-            f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} are one thing"
-        )
+        stacked = int(overrides.get("stack_frames", preset.stack_frames))
+        overrides.setdefault("num_mel_bins", overrides["feature_size"] // stacked)
+        if overrides["feature_size"] != overrides["num_mel_bins"] * stacked:
+            raise ValueError(
+                f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} are one thing"
+                + (f" ({stacked} frames stacked)" if stacked > 1 else "")
+            )
     if overrides.get("padding_value", 0.0) != 0.0:
         raise ValueError("padding_value can only be 0.0: encoders count on it")
     known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep", "context_cycles")

@@ -2,18 +2,22 @@
 
 Decided here: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
 ones, so there is one code path. Mel filters follow Kaldi (1127 ln(1 + f/700), triangles in mel, no area
-normalisation) and are computed in float32 as Kaldi does, because the lowest filters hold a single FFT bin whose
-weight is the difference of nearly equal numbers. A cycle's features depend on its own samples only: its mean and the
-mirror at its end use its own length, whatever it is batched with. Work goes in chunks that fit the
-cache: on a CPU big batches are slower, not faster.
+normalisation) unless a front end names others, and are computed in float32 as Kaldi does, because the lowest filters
+hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's features depend on its own
+samples only: its mean and the mirror at its end use its own length, whatever it is batched with. Work goes in chunks
+that fit the cache: on a CPU big batches are slower, not faster.
 """
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from laennec.audio.normalising import own, raise_quiet, stack, standardise_bins
 
 # frames worked on at once: 512 frames x 512 samples x 4 bytes = 1 MB, which stays in a core's cache
 _CHUNK_FRAMES_CPU = 512
@@ -45,6 +49,14 @@ class FrontEnd:
         log_floor_rule: "max" (log of the larger of both) or "add".
         mean: Mean that is subtracted from the log-mel values.
         std: Half of what they are divided by, as AST counts: (x - mean) / (2 std).
+        kind: "log_mel", or "waveform" for encoders that hear sound itself: a frame is one sample.
+        mel_scale: "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without).
+        dynamic_range: How far below a cycle's loudest value quieter ones are raised to, in natural log units; 0 for
+            as far as they lie.
+        drop_last_frame: Whether the last frame is left out.
+        normalise: "fixed" (by mean and std alone), "bins" (then each mel bin of a cycle to mean 0 and variance 1) or
+            "cycle" (a waveform to mean 0 and variance 1).
+        stack_frames: How many neighbouring frames make one.
     """
 
     sampling_rate: int = 16000
@@ -65,6 +77,12 @@ class FrontEnd:
     log_floor_rule: str = "max"
     mean: float = 0.0
     std: float = 0.5
+    kind: str = "log_mel"
+    mel_scale: str = "kaldi"
+    dynamic_range: float = 0.0
+    drop_last_frame: bool = False
+    normalise: str = "fixed"
+    stack_frames: int = 1
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning."""
@@ -85,63 +103,121 @@ class FrontEnd:
             raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
         if not 0 <= self.reflect_samples <= self.window_samples // 2:
             raise ValueError(f"reflect_samples is {self.reflect_samples}; it can be 0 to half a window")
+        if self.dynamic_range < 0 or self.stack_frames < 1:
+            raise ValueError(f"dynamic_range {self.dynamic_range} must not be negative, stack_frames at least 1")
+        if self.normalise == ("bins" if self.is_waveform else "cycle") or (self.is_waveform and self.num_mel_bins != 1):
+            raise ValueError('normalise "bins" is for log-mel frames, "cycle" for waveforms, which have one "mel bin"')
+
+    @property
+    def is_waveform(self) -> bool:
+        """Whether frames are the samples themselves."""
+        return self.kind == "waveform"
+
+    @property
+    def feature_size(self) -> int:
+        """Values of a frame."""
+        return self.num_mel_bins * self.stack_frames
 
     @property
     def min_samples(self) -> int:
-        """The fewest samples that give a frame: one window."""
-        return self.window_samples
+        """The fewest samples that give a frame: one window, or as many windows as are stacked."""
+        return self.window_samples + (self.stack_frames - 1) * self.hop_samples
 
     @property
     def _lost_samples(self) -> int:
         return int(bool(self.pre_emphasis) and self.pre_emphasis_on == "signal")
 
+    def windows(self, samples: int) -> int:
+        """Number of frames of a waveform before any are stacked; 0 where it is too short."""
+        return int(self._windows_of(torch.tensor(samples)))
+
     def frames(self, samples: int) -> int:
-        """Number of frames of a waveform; 0 where it is shorter than one window."""
-        if samples < self.min_samples:
-            return 0
-        padded = samples - self._lost_samples + 2 * self.reflect_samples
-        return 1 + (padded - self.window_samples) // self.hop_samples
+        """Number of frames of a waveform; 0 where it is shorter than `min_samples`."""
+        return int(self.frames_of(torch.tensor(samples)))
 
     def frames_of(self, lengths: Tensor) -> Tensor:
         """`frames` for a tensor of lengths, shape (batch,)."""
+        return torch.div(self._windows_of(lengths), self.stack_frames, rounding_mode="floor")
+
+    def _windows_of(self, lengths: Tensor) -> Tensor:
+        if self.is_waveform:
+            return torch.where(lengths < self.min_samples, 0, lengths)
         padded = lengths - self._lost_samples + 2 * self.reflect_samples
-        count = 1 + torch.div(padded - self.window_samples, self.hop_samples, rounding_mode="floor")
-        return torch.where(lengths < self.min_samples, 0, count)
+        count = torch.div(padded - self.window_samples, self.hop_samples, rounding_mode="floor")
+        return torch.where(lengths < self.min_samples, 0, count + (0 if self.drop_last_frame else 1))
 
 
 _CHOICES = {
     "window": ("hann", "povey", "hann_periodic"),
     "pre_emphasis_on": ("frame", "signal"),
     "log_floor_rule": ("max", "add"),
+    "kind": ("log_mel", "waveform"),
+    "mel_scale": ("kaldi", "slaney", "htk"),
+    "normalise": ("fixed", "bins", "cycle"),
 }
 
 
-def mel_filters(front: FrontEnd) -> Tensor:
-    """Kaldi's triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), float32, on the CPU.
+def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), computed in `dtype`, on the CPU.
 
-    The Nyquist bin belongs to no filter. A filter narrower than the distance of two FFT bins can be empty: its energy
-    is always the floor.
+    To Kaldi's the Nyquist bin does not belong. A filter narrower than the distance of two FFT bins can be empty: its
+    energy is always the floor.
     """
+    if front.mel_scale != "kaldi":
+        return _filters_in_hz(front).to(dtype)
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (front.low_hz, front.high_hz))
     step = (high - low) / (front.num_mel_bins + 1)
-    left = low + torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None] * step
-    index = torch.arange(front.num_mel_bins, dtype=torch.float32)[:, None]
+    index = torch.arange(front.num_mel_bins, dtype=dtype)[:, None]
+    left = low + index * step
     centre, right = low + (index + 1.0) * step, low + (index + 2.0) * step
-    hz = (front.sampling_rate / front.fft_samples) * torch.arange(front.fft_samples // 2, dtype=torch.float32)
+    hz = (front.sampling_rate / front.fft_samples) * torch.arange(front.fft_samples // 2, dtype=dtype)
     mel = 1127.0 * (1.0 + hz / 700.0).log()[None, :]  # (1, bins)
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
     return torch.nn.functional.pad(triangles, (0, 1)).T.contiguous()
 
 
-def window_function(front: FrontEnd) -> Tensor:
-    """The window, shape (window_samples,), float32, on the CPU."""
-    window = torch.hann_window(front.window_samples, periodic=front.window == "hann_periodic")
+def _filters_in_hz(front: FrontEnd) -> Tensor:
+    """Triangles whose sides are straight over Hz: Slaney's (as librosa), divided by half their width, or HTK's."""
+    to_mel, to_hz = (_slaney_mel, _slaney_hz) if front.mel_scale == "slaney" else (_htk_mel, _htk_hz)
+    low, high = (float(to_mel(np.array([hz]))[0]) for hz in (front.low_hz, front.high_hz))
+    corners = to_hz(np.linspace(low, high, front.num_mel_bins + 2))
+    bins = np.arange(front.fft_samples // 2 + 1)[:, None] * (front.sampling_rate / front.fft_samples)
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    triangles = np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
+    if front.mel_scale == "slaney":
+        triangles = triangles * (2.0 / (right - left))
+    return torch.from_numpy(triangles)
+
+
+def _htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 2595.0 * np.log10(1.0 + hz / 700.0)
+
+
+def _htk_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+
+
+def _slaney_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
+    """15 mel a kHz up to 1 kHz, then 27 mel for every factor of 6.4."""
+    return np.where(hz < 1000.0, 0.015 * hz, 15.0 + 27.0 * np.log(np.maximum(hz, 1e-9) / 1000.0) / np.log(6.4))
+
+
+def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(mel < 15.0, mel / 0.015, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
+
+
+def window_function(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The window, shape (window_samples,), on the CPU."""
+    window = torch.hann_window(front.window_samples, periodic=front.window == "hann_periodic", dtype=dtype)
     return window.pow(0.85) if front.window == "povey" else window
 
 
 @lru_cache(maxsize=16)
 def _constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
-    return window_function(front).to(device), mel_filters(front).to(device)
+    # bins brought to variance 1 show whatever is in them: in bands without sound, that would be rounding alone
+    wide = front.normalise == "bins" and device.type != "mps"
+    dtype = torch.float64 if wide else torch.float32
+    return window_function(front, dtype).to(device), mel_filters(front, dtype).to(device)
 
 
 @torch.no_grad()
@@ -159,8 +235,8 @@ def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor
     """
     batch, samples = waveforms.shape
     device = waveforms.device
-    counts = front.frames_of(lengths)
-    total = front.frames(samples)
+    counts = front._windows_of(lengths)
+    total = front.windows(samples)
     out = torch.zeros(batch, total, front.num_mel_bins, device=device)
     on_cpu = device.type == "cpu"
     chunk = _CHUNK_FRAMES_CPU if on_cpu else _CHUNK_FRAMES_DEVICE
@@ -171,15 +247,21 @@ def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor
             # on a CPU the longest cycle of the chunk is known without waiting for a device
             longest = int(lengths[part].max()) if on_cpu else samples
             signal = _padded_signal(waveforms[part, :longest], lengths[part], front)
-            frames = front.frames(longest)
+            frames = front.windows(longest)
             for start in range(0, frames, chunk):
                 stop = min(start + chunk, frames)
                 first, last = start * front.hop_samples, (stop - 1) * front.hop_samples + front.window_samples
                 framed = signal[:, first:last].unfold(1, front.window_samples, front.hop_samples)
                 _log_mel_of_frames(framed, front, out[part, start:stop])
+    if front.dynamic_range and total:
+        out = raise_quiet(out, counts, front.dynamic_range * 0.5 / front.std)
+    if front.normalise == "bins":
+        out = standardise_bins(out, counts)
+    if front.stack_frames > 1:
+        out, counts = stack(out, counts, front.stack_frames)
+    total = out.shape[1]
     if total and not (on_cpu and int(counts.min()) == total):
-        beyond = torch.arange(total, device=device)[None, :] >= counts[:, None]
-        out.masked_fill_(beyond[:, :, None], 0.0)
+        out.masked_fill_(~own(counts, total)[:, :, None], 0.0)
     return out, counts
 
 
@@ -222,6 +304,7 @@ def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
     """Window, power spectrum, filters, log, normalisation: (rows, frames, window) -> `out` (rows, frames, mels)."""
     window, filters = _constants(front, framed.device)
     width = front.window_samples
+    framed = framed.to(window.dtype)
     if front.remove_frame_mean:
         framed = framed - framed.mean(-1, keepdim=True)
     buffer = framed.new_zeros(*framed.shape[:2], front.fft_samples)
@@ -240,4 +323,4 @@ def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
         energy.clamp_min_(front.log_floor)
     else:
         energy += front.log_floor
-    torch.sub(energy.log_(), front.mean, out=out).mul_(0.5 / front.std)
+    torch.sub(energy.log_().to(out.dtype), front.mean, out=out).mul_(0.5 / front.std)

@@ -183,7 +183,8 @@ def _too_short(entry: RecordingEntry, events: Sequence[Event], duration_s: float
     """The events that a front end which keeps the length of a cycle makes no frame of."""
     from laennec.audio.features import PRESETS, preset_length  # transformers is slow to import
 
-    fronts = [front for name, front in PRESETS.items() if preset_length(name) == "natural"]
+    # one that stacks frames wants more than all others, and says so itself where it is used
+    fronts = [f for name, f in PRESETS.items() if preset_length(name) == "natural" and f.stack_frames == 1]
     problems = []
     for event in events:
         end_s = event.end_s if duration_s is None else min(event.end_s, duration_s)

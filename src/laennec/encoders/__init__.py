@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
 
@@ -26,8 +27,16 @@ from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
+from laennec.encoders.pretrained_audio import (
+    ADAPTER_CONFIGS,
+    encoder_values,
+    load_pretrained,
+    refuse_differences,
+    settled,
+)
 from laennec.encoders.released import read_released
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
+from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
 from laennec.errors import InputError
 
 ENCODERS: dict[str, type[PreTrainedModel]] = {
@@ -36,6 +45,7 @@ ENCODERS: dict[str, type[PreTrainedModel]] = {
     "cnn": CnnEncoder,
     "mobilenet": MobileNetEncoder,
     "statistics": StatisticsEncoder,
+    **ADAPTERS,
 }
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "ast": ASTConfig,
@@ -43,6 +53,7 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "cnn": CnnConfig,
     "mobilenet": MobileNetConfig,
     "statistics": StatisticsConfig,
+    **ADAPTER_CONFIGS,
 }
 _NOT_IN_DIGEST = ("audioset_head.",)
 # what a released checkpoint leaves open: how it is trained on, and whether its classifier is kept
@@ -65,6 +76,7 @@ __all__ = [
     "MobileNetEncoder",
     "StatisticsConfig",
     "StatisticsEncoder",
+    "TransformersEncoder",
     "encoder_digest",
     "encoder_from_config",
     "in_groups",
@@ -79,7 +91,7 @@ def load_encoder(
 
     Args:
         source: None for random weights; a released checkpoint file (.pt); a folder; or a Hub id.
-        type: "ast", "beats", "cnn", "mobilenet" or "statistics"; needed where `source` is None, a check elsewhere.
+        type: A key of `ENCODERS`; needed where `source` is None, a check elsewhere.
         revision: Of a Hub id.
         **config_overrides: Settings of the encoder's configuration, such as width_mult or time_positions.
 
@@ -96,6 +108,8 @@ def load_encoder(
     if _is_released_file(source):
         return _from_file(source, type, config_overrides)
     kind, config = _config_of(source, type, revision, config_overrides)
+    if kind in ADAPTERS:
+        return _adapted(kind, source, config, revision)
     return _from_pretrained(ENCODERS[kind], source, config, revision)
 
 
@@ -139,6 +153,8 @@ def encoder_digest(encoder: PreTrainedModel) -> str:
 
 def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
     """The configuration `values` with the user's settings in it."""
+    if kind in ADAPTERS:
+        values = settled(kind, values, overrides)
     known = [*_CONFIGS[kind]().to_dict(), *(["time_positions"] if kind == "ast" else [])]
     for name in overrides:
         if name not in known:
@@ -146,7 +162,11 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
             raise InputError(
                 f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
-    return _CONFIGS[kind].from_dict(values | overrides)
+    try:
+        return _CONFIGS[kind].from_dict(values | overrides)
+    except StrictDataclassError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{kind} encoder: {said[:160]}; correct encoder.config or the config.json") from error
 
 
 def _is_released_file(source: str | Path) -> bool:
@@ -180,6 +200,7 @@ def _config_of(
         raise _not_found(source, error) from error
     if not values:
         raise _not_found(source, FileNotFoundError("there is no config.json"))
+    values = encoder_values(values)
     model_type = values.get("model_type")
     for kind, config_class in _CONFIGS.items():
         if model_type == config_class.model_type:
@@ -188,6 +209,16 @@ def _config_of(
             return kind, _configuration(kind, values, overrides)
     known = ", ".join(str(c.model_type) for c in _CONFIGS.values())
     raise InputError(f"{source}: holds a {model_type!r} model, which is no encoder here; give one of {known}")
+
+
+def _adapted(kind: str, source: str | Path, config: PreTrainedConfig, revision: str | None) -> PreTrainedModel:
+    try:
+        encoder: PreTrainedModel = load_pretrained(kind, source, config, revision)
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise _not_found(source, error) from error
+    return encoder
 
 
 def _from_pretrained(
@@ -207,11 +238,15 @@ def _from_pretrained(
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise _not_found(source, error) from error
     encoder, info = loaded
-    if wrong := sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]):
-        raise InputError(
-            f"{source}: the weights are not those of the {encoder_class.__name__} in config.json "
-            f"({wrong[0]} is missing or of another shape); get the checkpoint again"
-        )
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    refuse_differences(
+        source,
+        encoder_class.__name__,
+        {
+            "missing or of another shape": [*info["missing_keys"], *mismatched],
+            "left over": list(info["unexpected_keys"]),
+        },
+    )
     ready: PreTrainedModel = encoder.eval()
     return ready
 

@@ -22,6 +22,7 @@ from transformers import initialization as init
 
 from laennec.encoders.output import EncoderOutput, MaskedBatchNorm2d, TimeMask
 from laennec.encoders.released import checked_state, read_released, released_error
+from laennec.errors import InputError
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride
 _LAYOUT: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
@@ -257,6 +258,11 @@ def load_released(path: str | Path, audioset_head: bool = True) -> MobileNetEnco
 def from_released(path: str | Path, content: dict[str, Any], audioset_head: bool = True) -> MobileNetEncoder:
     """`load_released` for a file whose content is at hand; `path` is what errors name."""
     state = checked_state(path, content)
+    if "in_c.0.weight" in state and "out_c.0.weight" in state:
+        raise InputError(
+            f"{path}: a dynamic MobileNet of EfficientAT (dymn), which is not supported; give one of its plain ones "
+            "(mn04_as, mn10_as, mn20_as, mn40_as)"
+        )
     last = state.get("classifier.5.weight")
     hidden = state.get("classifier.2.weight")
     if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:

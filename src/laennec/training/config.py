@@ -68,8 +68,15 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "train.optimizer": ("adamw", "adam"),
     "train.lr_schedule": ("constant", "linear", "cosine"),
     "train.selection_metric": ("icbhi_score", "sprsound_score", "auroc_macro", "accuracy", "uar", "f1_macro", "loss"),
-    "encoder.type": ("mobilenet", "cnn", "ast", "beats", "statistics"),
-    "features.preset": ("ast", "beats", "song2021", "efficientat"),
+    "encoder.type": (
+        *("mobilenet", "cnn", "ast", "beats", "statistics"),
+        *("whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-bert"),
+        "clap",
+    ),
+    "features.preset": (
+        *("ast", "beats", "song2021", "efficientat", "whisper", "whisper-128"),
+        *("w2v-bert", "clap", "clap-fused", "waveform", "waveform-raw"),
+    ),
 }
 
 

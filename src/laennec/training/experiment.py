@@ -40,6 +40,7 @@ from laennec.training.cohort import refuse_seen_patients
 from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
 from laennec.training.folders import refuse_taken, take_folder, whole_checkpoints
+from laennec.training.front_end import refuse_other_features
 from laennec.training.mixtures import check_mixing, label_union
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
@@ -285,6 +286,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
+        refuse_other_features(recipe, model.encoder, extractor)
         if main_process:  # not before data and weights were found good: earlier results are not given up for an error
             take_folder(out, recipe, overwrite)
         fitted = fit(recipe, model, extractor, training, validation, out, timings)

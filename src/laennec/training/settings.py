@@ -46,6 +46,8 @@ class TargetSettings:
 class FeatureSettings:
     """The front end: the same object serves training and prediction."""
 
+    # efficientat | ast | beats | song2021 | whisper | whisper-128 | w2v-bert | clap | clap-fused | waveform |
+    # waveform-raw (do_normalize: false in the checkpoint's preprocessor_config.json)
     preset: str = "efficientat"
     length: str | None = None
     duration_s: float | None = None
@@ -60,7 +62,9 @@ class FeatureSettings:
 class EncoderSettings:
     """The network that turns features into an embedding."""
 
-    type: str = "mobilenet"  # mobilenet | cnn | ast | beats | statistics (no network: mean and spread of each mel bin)
+    # mobilenet | cnn | ast | beats | statistics (no network: mean and spread of each mel bin), or of transformers:
+    # whisper | wav2vec2 | hubert | wavlm | data2vec-audio | unispeech | unispeech-sat | wav2vec2-bert | clap
+    type: str = "mobilenet"
     weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
     revision: str | None = None
     frozen: bool = False

@@ -1,0 +1,245 @@
+"""Stage 4, encoders: published checkpoints of transformers' audio encoders, from a folder or the Hub, strictly.
+
+Decided here: only tensors are read: safetensors, or a pickle that holds nothing else. Checkpoints of whole models (with
+a decoder, a text tower, a classifier) keep the encoder under a prefix, which is found; what belongs to their other
+parts is left out, and every other name that is missing, left over or of another shape is refused by name: an encoder
+that loads "almost" is a random one. Nothing is downloaded but the configuration and the weights.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    ClapAudioConfig,
+    Data2VecAudioConfig,
+    HubertConfig,
+    PreTrainedConfig,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+    WhisperConfig,
+)
+from transformers.utils.hub import cached_file
+
+from laennec.encoders.released import checked_state, read_released
+from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
+from laennec.errors import InputError
+
+ADAPTER_CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    "whisper": WhisperConfig,
+    "wav2vec2": Wav2Vec2Config,
+    "hubert": HubertConfig,
+    "wavlm": WavLMConfig,
+    "data2vec-audio": Data2VecAudioConfig,
+    "unispeech": UniSpeechConfig,
+    "unispeech-sat": UniSpeechSatConfig,
+    "wav2vec2-bert": Wav2Vec2BertConfig,
+    "clap": ClapAudioConfig,
+}
+# settings that are laennec's to decide: its own draws mask features, and adapters on top mix time steps
+_FIXED: dict[str, Any] = {
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "add_adapter": False,
+}
+# dropping layers leaves weights without gradient, which training on several devices does not forgive; can be asked for
+_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0}
+# where checkpoints of whole models keep the encoder
+_PREFIXES = {
+    "whisper": ("model.encoder.", "encoder."),
+    "wav2vec2": ("wav2vec2.",),
+    "hubert": ("hubert.",),
+    "wavlm": ("wavlm.",),
+    "data2vec-audio": ("data2vec_audio.",),
+    "unispeech": ("unispeech.",),
+    "unispeech-sat": ("unispeech_sat.",),
+    "wav2vec2-bert": ("wav2vec2_bert.",),
+    "clap": ("audio_model.",),
+}
+_SPEECH_HEADS = (
+    *("lm_head.", "classifier.", "projector.", "layer_weights", "tdnn.", "objective."),
+    *("quantizer.", "project_q.", "project_hid.", "speaker_proj.", "ctc_proj.", "label_embeddings_concat"),
+    *("masked_spec_embed", "adapter."),
+)
+# parts of whole models that are no encoder
+_OTHER_PARTS = {
+    "whisper": ("model.decoder.", "decoder.", "proj_out.", "projector.", "classifier.", "layer_weights"),
+    "clap": ("text_model.", "text_projection.", "audio_projection.", "logit_scale_"),
+}
+_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# names that are listed beside the first
+_NAMED = 3
+
+
+def settled(kind: str, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A published configuration with laennec's decisions in it.
+
+    Args:
+        kind: The type of encoder.
+        values: From config.json.
+        overrides: What the user asks for.
+
+    Raises:
+        InputError: The user asks for something that laennec decides.
+    """
+    known = ADAPTER_CONFIGS[kind]().to_dict()
+    for name in overrides:
+        if name in _FIXED and name in known:
+            raise InputError(f"{kind} encoders have {name} = {_FIXED[name]} here; masking draws are augment.spec's")
+    return values | {k: v for k, v in (_FIXED | _DEFAULTS).items() if k in known}
+
+
+def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's part of a config.json: CLAP's holds a text tower beside it."""
+    if values.get("model_type") == "clap" and isinstance(values.get("audio_config"), dict):
+        return {**values["audio_config"], "model_type": ClapAudioConfig.model_type}
+    return values
+
+
+def published_features(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """What a checkpoint's preprocessor_config.json says about its features; nothing where there is none.
+
+    Args:
+        source: A folder or a Hub id.
+        revision: Of a Hub id.
+
+    Raises:
+        InputError: The file is there and cannot be read.
+    """
+    try:
+        path = _file(source, "preprocessor_config.json", revision)
+    except OSError:  # no network: the weights came from the cache, and this file is not in it
+        return {}
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON; get the checkpoint again, or delete the file") from error
+    return values if isinstance(values, dict) else {}
+
+
+def load_pretrained(kind: str, source: str | Path, config: PreTrainedConfig, revision: str | None) -> Any:
+    """An encoder with the weights of a checkpoint, float32, in eval mode.
+
+    Args:
+        kind: A key of `ADAPTERS`.
+        source: A folder or a Hub id.
+        config: The encoder's configuration.
+        revision: Of a Hub id.
+
+    Raises:
+        InputError: Weights that are missing, left over or of another shape, a pickle that holds more than tensors.
+        OSError: No weights there, or the Hub cannot be reached.
+    """
+    state = {_present_name(name): value for name, value in _read_weights(source, revision).items()}
+    encoder: TransformersEncoder = ADAPTERS[kind]._from_config(config, dtype=torch.float32)
+    expected = encoder.model.state_dict()
+    prefix = max(("model.", *_PREFIXES[kind], ""), key=lambda p: sum(p + name in state for name in expected))
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    others = _OTHER_PARTS.get(kind, _SPEECH_HEADS)
+    extra = [n for n in state if not n.startswith(prefix)] + [n for n in found if n not in expected]
+    wrong = {
+        # index tables are computed, and not in every file
+        "missing": [n for n, value in expected.items() if n not in found and value.is_floating_point()],
+        "left over": [n for n in extra if not n.startswith(others)],
+        "of another shape": [
+            f"{n} ({_sizes(found[n])}, by config.json {_sizes(value)})"
+            for n, value in expected.items()
+            if n in found and found[n].shape != value.shape
+        ],
+    }
+    refuse_differences(source, f"{kind} encoder", wrong)
+    encoder.model.load_state_dict({n: found.get(n, value) for n, value in expected.items()})
+    return encoder.eval()
+
+
+def refuse_differences(source: str | Path, what: str, wrong: dict[str, list[str]]) -> None:
+    """Refuse a checkpoint that lacks weights, has too many, or has some in another size.
+
+    Args:
+        source: Where it lies.
+        what: The encoder it should hold.
+        wrong: What is wrong ("missing") -> the names of which it is true.
+
+    Raises:
+        InputError: Any name was given; the line lists them.
+    """
+    said = []
+    for how, names in wrong.items():
+        first, *more = sorted(names) or [""]
+        if first:
+            also = f" (and {', '.join(more[:_NAMED])}" if more else ""
+            also += f" and {len(more) - _NAMED} more" if len(more) > _NAMED else ""
+            said.append(f"{first} is {how}{also}{')' if more else ''}")
+    if said:
+        raise InputError(
+            f"{source}: the weights are not those of the {what} in config.json: {'; '.join(said)}; "
+            "give the config.json that belongs to them (its depth or width differs), or get the checkpoint again"
+        )
+
+
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def _present_name(name: str) -> str:
+    """Weight norm's names of before torch 2.0, which published checkpoints have."""
+    for old, new in ((".weight_g", "original0"), (".weight_v", "original1")):
+        if name.endswith(old):
+            return f"{name.removesuffix(old)}.parametrizations.weight.{new}"
+    return name
+
+
+def _read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
+    """All tensors of a checkpoint: one file or several, safetensors where there are any."""
+    for name in _FILES:
+        path = _file(source, name, revision)
+        if path is None:
+            continue
+        if not name.endswith(".json"):
+            return _read_tensors(path)
+        state: dict[str, Tensor] = {}
+        for shard in _shards(path, source):
+            part = _file(source, shard, revision)
+            if part is None:
+                raise InputError(f"{source}: {shard} is missing, which {name} names; get the checkpoint again")
+            state |= _read_tensors(part)
+        return state
+    raise FileNotFoundError(f"there is no {_FILES[0]}")
+
+
+def _file(source: str | Path, name: str, revision: str | None) -> Path | None:
+    """A file of the folder or the Hub repository; None where it holds none of that name."""
+    path = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def _shards(index: Path, source: str | Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{source}: {index.name} is no index of weights; get the checkpoint again") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise InputError(f"{source}: {index.name} names {name!r}, which is no file of weights beside it")
+    return names
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, finite, on the CPU."""
+    if path.suffix == ".bin":
+        return checked_state(path, read_released(path))
+    state: dict[str, Tensor] = load_file(path)
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: {name} holds values that are not finite; get the checkpoint again")
+    return state

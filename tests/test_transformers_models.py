@@ -1,0 +1,154 @@
+"""A whole model around transformers' encoders: saved, exported head-only, loaded, trained, with LoRA."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import soxr
+import torch
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, WhisperConfig
+
+from laennec import LaennecConfig, LaennecFeatureExtractor, LaennecForAudioClassification
+from laennec.encoders import encoder_digest, load_encoder
+from laennec.errors import InputError
+
+# a type and its smallest settings
+FAMILIES = {
+    "whisper": {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32},
+    "hubert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+               "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    "wavlm": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+              "conv_dim": [8] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    "data2vec-audio": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                       "conv_dim": [8] * 7, "num_conv_pos_embeddings": 2, "num_conv_pos_embedding_groups": 2},
+    "wav2vec2-bert": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    "clap": {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4,
+             "patch_stride": [16, 16], "patch_size": 16},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def breathing(shared_data: Path):
+    """Real breathing, at any rate."""
+    path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
+    wave, rate = sf.read(path, dtype="float32", frames=4 * sf.info(path).samplerate)
+
+    def at(sampling_rate: int) -> list[np.ndarray]:
+        whole = soxr.resample(wave, rate, sampling_rate)
+        return [whole[: round(1.3 * sampling_rate)], whole[sampling_rate : round(1.5 * sampling_rate)]]
+
+    return at
+
+
+def classifier(encoder, **settings) -> LaennecForAudioClassification:
+    names = ["crackle", "wheeze"]
+    config = LaennecConfig(
+        encoder_config=encoder.config, id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)},
+        **settings,
+    )  # fmt: skip
+    return LaennecForAudioClassification(config, encoder).eval()
+
+
+def random_encoder(kind: str):
+    torch.manual_seed(0)
+    return load_encoder(None, type=kind, **FAMILIES[kind])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_full_model_comes_back_through_the_auto_classes(kind: str, breathing, tmp_path: Path) -> None:
+    encoder = random_encoder(kind)
+    digest = encoder_digest(encoder)
+    model = classifier(encoder, projection_dim=4)
+    assert encoder_digest(model.encoder) == digest  # putting it into a model leaves it as it was
+    LaennecFeatureExtractor(encoder.presets[0]).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForAudioClassification.from_pretrained(tmp_path).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert type(again.encoder) is type(encoder) and encoder_digest(again.encoder) == digest
+    features = extractor(breathing(extractor.sampling_rate), sampling_rate=extractor.sampling_rate)
+    with torch.no_grad():
+        assert torch.equal(again(**features).logits, model(**features).logits)
+        assert again(**features).embeddings.shape == (2, 16)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_head_alone_comes_back_with_its_base_and_with_no_other(kind: str, breathing, tmp_path: Path) -> None:
+    random_encoder(kind).save_pretrained(tmp_path / "base")
+    base = load_encoder(tmp_path / "base")
+    model = classifier(base, frozen_encoder=True, base_model_name_or_path=str(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "head")
+    assert (tmp_path / "head" / "model.safetensors").stat().st_size < 5000
+    again = LaennecForAudioClassification.from_pretrained(tmp_path / "head")
+    extractor = LaennecFeatureExtractor(base.presets[0])
+    features = extractor(breathing(extractor.sampling_rate), sampling_rate=extractor.sampling_rate)
+    with torch.no_grad():
+        assert torch.equal(again(**features).logits, model(**features).logits)
+    torch.manual_seed(1)
+    load_encoder(None, type=kind, **FAMILIES[kind]).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="not the encoder this head was trained on"):
+        LaennecForAudioClassification.from_pretrained(tmp_path / "head", base=tmp_path / "other")
+
+
+def test_the_real_whisper_as_a_frozen_base(shared_root: Path, breathing, tmp_path: Path) -> None:
+    folder = shared_root / "weights/whisper_base_encoder"
+    encoder = load_encoder(folder)
+    model = classifier(encoder, frozen_encoder=True, base_model_name_or_path=str(folder))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForAudioClassification.from_pretrained(tmp_path)
+    features = LaennecFeatureExtractor("whisper")(breathing(16000), sampling_rate=16000)
+    with torch.no_grad():
+        assert torch.equal(again(**features).logits, model(**features).logits)
+    assert again.config.encoder_config.model_type == "whisper" and isinstance(encoder.config, WhisperConfig)
+    assert not any(p.requires_grad for p in again.encoder.parameters())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_family_learns(kind: str, breathing) -> None:
+    model = classifier(random_encoder(kind)).train()
+    extractor = LaennecFeatureExtractor(model.encoder.presets[0])
+    features = extractor(breathing(extractor.sampling_rate), sampling_rate=extractor.sampling_rate)
+    before = encoder_digest(model.encoder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(8):
+        loss = model(**features, labels=torch.eye(2)).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] and encoder_digest(model.encoder) != before
+
+
+def test_lora_on_the_real_whisper_trains_little_reloads_and_merges(shared_root: Path, breathing, tmp_path) -> None:
+    peft = pytest.importorskip("peft")
+    folder = shared_root / "weights/whisper_base_encoder"
+    model = classifier(load_encoder(folder))
+    features = LaennecFeatureExtractor("whisper")(breathing(16000), sampling_rate=16000)
+    with torch.no_grad():
+        untouched = model(**features).embeddings
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    model.encoder = peft.get_peft_model(model.encoder, settings)
+    trained = [n for n, p in model.encoder.named_parameters() if p.requires_grad]
+    assert len(trained) == 6 * 2 * 2 and all("lora_" in n for n in trained)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(3):
+        model(**features, labels=torch.eye(2)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        adapted = model(**features)
+    assert float((adapted.embeddings - untouched).abs().max()) > 1e-3
+    model.encoder.save_pretrained(tmp_path / "adapter")
+    assert sum(p.stat().st_size for p in (tmp_path / "adapter").glob("*.safetensors")) < 400_000
+    reloaded = peft.PeftModel.from_pretrained(load_encoder(folder), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(reloaded(**features).pooler_output, adapted.embeddings)
+    # merged it is a plain encoder again, and the model is exported as any other
+    model.encoder = model.encoder.merge_and_unload()
+    model.save_pretrained(tmp_path / "full")
+    again = LaennecForAudioClassification.from_pretrained(tmp_path / "full")
+    with torch.no_grad():
+        torch.testing.assert_close(again(**features).logits, adapted.logits, atol=1e-4, rtol=1e-4)
