@@ -173,6 +173,9 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         ddp_find_unused_parameters=phase.stages is not None,
         use_cpu=not torch.cuda.is_available(),
         bf16=t.bf16,
+        torch_compile=t.compile,
+        gradient_checkpointing=t.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         disable_tqdm=True,
     )
 
