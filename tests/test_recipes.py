@@ -16,7 +16,7 @@ from laennec.training.experiment import train
 from laennec.training.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "accelerate")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 NAMES = [f"{p.parent.name}/{p.stem}" for p in RECIPES]
 

@@ -177,6 +177,7 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         ddp_find_unused_parameters=phase.stages is not None,
         use_cpu=not torch.cuda.is_available(),
         bf16=t.bf16,
+        torch_compile=t.compile,
         disable_tqdm=True,
     )
 
@@ -225,6 +226,8 @@ def run_phases(
     mix = recipe.augment.mix
     plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
     _check_pairs(plan, objective, targets, codes)
+    if recipe.train.gradient_checkpointing:
+        _checkpoint_gradients(model)
     heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
     always = {
         "objective": objective,
@@ -266,6 +269,20 @@ def run_phases(
             _add_to(result, phase, _finish(trainer, folder, keep=len(plan) > 1))
     trainer_end(trainer)
     return result
+
+
+def _checkpoint_gradients(model: Any) -> None:
+    """Have the encoder compute its activations again in the backward pass instead of keeping them.
+
+    Raises:
+        ConfigError: An encoder that cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"train.gradient_checkpointing: the encoder {model.encoder.config.model_type} cannot do it; leave it out"
+        ) from error
 
 
 def _heads(objective: Objective, codes: Any, dim: int, seed: int) -> AuxiliaryHeads:

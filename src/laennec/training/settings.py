@@ -205,8 +205,10 @@ class TrainSettings:
     max_grad_norm: float = 1.0
     patience: int = 0  # epochs without improvement before stopping; 0: never
     selection_metric: str = "icbhi_score"  # icbhi_score | sprsound_score | auroc_macro | accuracy | uar | loss
-    bf16: bool = False
     sync_batch_norm: bool = False  # several processes: batch statistics over the cycles of all of them
+    bf16: bool = False  # activations in bfloat16 while training
+    compile: bool = False  # torch.compile: worth its minutes on long GPU runs
+    gradient_checkpointing: bool = False  # less memory for about a third more time
     workers: int = 0
     threads: int = 1  # torch threads on a CPU
     # rules of published systems, for reproducing them
