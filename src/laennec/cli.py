@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     results = command("results", _results, "gather scores into a results file, or render the tables of documents")
     results.add_argument("paths", nargs="+", metavar="FOLDER_OR_MD", help="folders of evaluations, or documents (.md)")
     results.add_argument("--into", help="the results file that evaluations are gathered into")
+    results.add_argument("--baseline", metavar="NAME", help="with --into: the recipe that the others are compared with")
     command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
     return parser
 
@@ -438,7 +439,7 @@ def _results(options: argparse.Namespace) -> int:
 
     documents = [p for p in options.paths if p.endswith(".md")]
     if options.into:
-        _say(f"results: {collect([p for p in options.paths if p not in documents], options.into)}")
+        _say(f"results: {collect([p for p in options.paths if p not in documents], options.into, options.baseline)}")
     elif len(documents) < len(options.paths):
         raise InputError("results: folders of evaluations need --into FILE")
     for document in documents:

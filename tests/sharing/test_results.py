@@ -37,6 +37,23 @@ def test_a_document_is_rendered_and_a_changed_number_is_found_out(scored, tmp_pa
     assert "99.9" in document.read_text()
 
 
+def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
+    path = collect([scored.folder], tmp_path / "results.json", baseline="tiny")
+    figures = json.loads(path.read_text())["methods"]["validation"]["figures"]["tiny"]
+    values = json.loads((scored.folder / "metrics.json").read_text())["values"]
+    assert figures["icbhi.Score"]["mean"] == pytest.approx(values["icbhi.Score"])
+    assert figures["crackle.roc_auc"]["mean"] == pytest.approx(values["crackle.roc_auc"])
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:means results.json validation -->\n<!-- laennec:end -->\n")
+    render(document)
+    assert f"| tiny | 0 | {values['icbhi.Score']:.1f} " in document.read_text()
+    with pytest.raises(InputError, match="baseline nobody is not among the methods tiny"):
+        collect([scored.folder], path, baseline="nobody")
+    document.write_text("<!-- laennec:means results.json test -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match="no methods were compared on part test"):
+        render(document)
+
+
 def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from laennec.errors import InputError
+from laennec.evaluation.compare import Drawn, compare_methods, draw_figures
+from laennec.evaluation.predictions import read_predictions
 from laennec.training.record import read_record, write_record
 from laennec.writing import write_aside
 
@@ -19,29 +23,61 @@ _VALUES = (
     "icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "crackle.roc_auc", "wheeze.roc_auc",
     "crackle.average_precision", "wheeze.average_precision", "f1_macro", "accuracy", "uar",
 )  # fmt: skip
+_COMPARED = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "roc_auc_macro")
 _MARKER = re.compile(r"(<!-- laennec:(\w+) (\S+)((?: \S+)*) -->\n).*?(<!-- laennec:end -->)", re.S)
 
 
-def collect(evaluations: Sequence[str | Path], into: str | Path) -> Path:
-    """Gather the results of evaluations into one file.
+def collect(evaluations: Sequence[str | Path], into: str | Path, baseline: str | None = None) -> Path:
+    """Gather the results of evaluations into one file, and compare their methods.
 
     Args:
         evaluations: Folders that `laennec evaluate` wrote.
-        into: The results file; results that are there already stay, those of the same run and part are replaced.
+        into: The results file; results that are there already stay, those of the same run and part are replaced. The
+            comparison of methods is made anew, of the given evaluations.
+        baseline: Name of the recipe that the others are compared with.
 
     Returns:
         The results file.
 
     Raises:
-        InputError: A folder holds no evaluation.
+        InputError: A folder holds no evaluation, or the evaluations cannot be compared.
     """
     into = Path(into)
     rows = {_identity(row): row for row in (read_record(into)["results"] if into.exists() else [])}
+    drawn: dict[str, dict[str, dict[int, Drawn]]] = {}  # part -> recipe -> seed -> figures
+    folds: set[str] = set()  # parts that hold other patients from fold to fold: their methods are not compared
     for folder in map(Path, evaluations):
-        row = _result(read_record(folder / "run.json"), read_record(folder / "metrics.json"))
+        run, metrics = read_record(folder / "run.json"), read_record(folder / "metrics.json")
+        row = _result(run, metrics)
         rows[_identity(row)] = row
-    write_record(into, {"results": [rows[key] for key in sorted(rows)]})
+        if "fold" in row:
+            folds.add(row["split"])
+        drawn.setdefault(row["split"], {}).setdefault(row["name"], {})[row["seed"]] = _drawn(folder, metrics)
+    methods = {part: _methods(part, runs, baseline) for part, runs in sorted(drawn.items()) if part not in folds}
+    write_record(into, {"results": [rows[key] for key in sorted(rows)], "methods": methods})
     return into
+
+
+def _drawn(folder: Path, metrics: dict[str, Any]) -> Drawn:
+    """An evaluation's main figures in every draw of patients."""
+    answers = read_predictions(
+        pd.read_parquet(folder / "predictions.parquet"),
+        problem_type=metrics["problem_type"],
+        label_names=metrics["output_names"],
+        thresholds=metrics["thresholds"],
+        temperatures=metrics["temperatures"],
+    )
+    return draw_figures(answers, _COMPARED, metrics["bootstrap"]["n_draws"], metrics["bootstrap"]["seed"])
+
+
+def _methods(part: str, runs: dict[str, dict[int, Drawn]], baseline: str | None) -> dict[str, Any]:
+    """The comparison of the methods that were scored on one part."""
+    ordered = {name: [of[seed] for seed in sorted(of)] for name, of in sorted(runs.items())}
+    try:
+        figures = compare_methods(ordered, baseline)
+    except ValueError as error:
+        raise InputError(f"results, part {part}: {error}; gather what belongs together") from error
+    return {"baseline": baseline, "seeds": {name: sorted(of) for name, of in runs.items()}, "figures": figures}
 
 
 def _identity(row: dict[str, Any]) -> tuple[str, int, str, int]:
@@ -154,16 +190,26 @@ def _scores(content: dict[str, Any], options: list[str]) -> str:
 
 
 def _means(content: dict[str, Any], options: list[str]) -> str:
-    lines = ["| recipe | seeds | ICBHI Score | crackle AUROC | wheeze AUROC |", "|---|---|---|---|---|"]
-    rows = _part(content, options)
-    for name in dict.fromkeys(row["name"] for row in rows):
-        own = [row for row in rows if row["name"] == name]
-        cells = [
-            _mean_and_spread([row["values"][figure] for row in own], digits)
-            for figure, digits in (("icbhi.Score", 1), ("crackle.roc_auc", 3), ("wheeze.roc_auc", 3))
-        ]
-        lines.append(f"| {name} | {', '.join(str(row['seed']) for row in own)} | {' | '.join(cells)} |")
-    lines += ["", "Mean over seeds, and their standard deviation; it says nothing about other patients."]
+    methods = content.get("methods", {}).get(options[0])
+    if methods is None:
+        raise InputError(f"laennec:means: no methods were compared on part {options[0]}; gather the evaluations again")
+    baseline = methods["baseline"]
+    head = ["recipe", "seeds", "ICBHI Score", "crackle AUROC", "wheeze AUROC"]
+    head += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    order = sorted(methods["figures"], key=lambda name: -methods["figures"][name]["roc_auc_macro"]["mean"])
+    for name in order:
+        figures = methods["figures"][name]
+        cells = [_mean(figures[f], d) for f, d in (("icbhi.Score", 1), ("crackle.roc_auc", 3), ("wheeze.roc_auc", 3))]
+        cells += _difference(figures["roc_auc_macro"]) if baseline else []
+        seeds = ", ".join(str(seed) for seed in methods["seeds"][name])
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Mean over seeds ± their standard deviation, [95 % interval over draws of patients and of seeds], in the order "
+        "of the mean AUROC of the labels; the difference in it is paired by patients, its p value corrected over all "
+        "rows (Holm).",
+    ]
     return "\n".join(lines)
 
 
@@ -191,12 +237,29 @@ def _mean_and_spread(values: list[float | None], digits: int) -> str:
     return f"{mean} ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else mean
 
 
+def _mean(cell: dict[str, Any], digits: int) -> str:
+    """A mean over seeds with its spread and interval."""
+    text = f"{cell['mean']:.{digits}f}" + ("" if cell["sd"] is None else f" ± {cell['sd']:.{digits}f}")
+    return text + _bounds(cell["interval"], digits)
+
+
+def _difference(cell: dict[str, Any]) -> list[str]:
+    """A difference from the baseline with its interval, and its corrected p value."""
+    if cell["difference"] is None:
+        return ["", ""]
+    p = f"{cell['p_holm']:.3f}" if cell["p_holm"] >= 0.001 else "< 0.001"
+    return [f"{cell['difference']:+.3f}{_bounds(cell['difference_interval'], 3, '+')}", p]
+
+
+def _bounds(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:
+    return "" if not bounds else f" [{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]"
+
+
 def _with_interval(row: dict[str, Any], name: str, digits: int) -> str:
     value, interval = row["values"].get(name), row["intervals"].get(name)
     if value is None:
         return "not defined"
-    text = f"{value:.{digits}f}"
-    return text if not interval else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    return f"{value:.{digits}f}" + _bounds(interval, digits)
 
 
 def _floors(content: dict[str, Any], options: list[str]) -> str:

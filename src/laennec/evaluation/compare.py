@@ -1,0 +1,144 @@
+"""Stage 7, metrics: methods against one another, over seeds and patients.
+
+Decided here: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
+method, and seeds with replacement, each method its own: the interval of a mean holds both what other patients and what
+another start of training would change. Three seeds say little about seeds; that is why the spread stands beside it.
+Differences are paired by patients. The p values are those of the draws, corrected by Holm over all methods that are
+compared with the baseline in one figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.evaluation.metrics import FloatArray
+from laennec.evaluation.predictions import Answers, answer_statistics
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One run's figures, as they are and in every draw of patients.
+
+    Attributes:
+        values: {figure: value}.
+        draws: {figure: (draws,)}.
+        cycles: What was scored; runs are compared only over the same cycles.
+        n_patients: Patients drawn from.
+    """
+
+    values: dict[str, float]
+    draws: dict[str, FloatArray]
+    cycles: frozenset[str]
+    n_patients: int
+
+
+def draw_figures(answers: Answers, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> Drawn:
+    """Draw patients for one run.
+
+    Args:
+        answers: What the run said; its table has `cycle_id`.
+        figures: Names of the figures that are kept, where the run has them.
+        n_draws: Draws of patients.
+        seed: Of the draws; equal seeds over equal patients give equal draws.
+    """
+    statistics = answer_statistics(answers)
+    once = statistics(np.ones((1, len(answers.table))))
+    drawn = bootstrap_values(answers.table, statistics, n_draws, seed)
+    kept = [name for name in figures if name in once]
+    cycles = frozenset(map(str, answers.table["cycle_id"]))
+    values = {name: float(once[name][0]) for name in kept}
+    return Drawn(values, {name: drawn[name] for name in kept}, cycles, patient_codes(answers.table)[1])
+
+
+def compare_methods(
+    methods: Mapping[str, Sequence[Drawn]], baseline: str | None = None, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Mean, spread and interval of each method, and its difference from the baseline.
+
+    Args:
+        methods: The runs of each method, one a training seed.
+        baseline: The method that the others are compared with; None compares none.
+        seed: Of the draws of training seeds.
+
+    Returns:
+        {method: {figure: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm}}}; the
+        last four are None for the baseline itself and where nothing is compared.
+
+    Raises:
+        ValueError: Runs over different cycles, or a baseline that is not among the methods.
+    """
+    if baseline is not None and baseline not in methods:
+        raise ValueError(f"the baseline {baseline} is not among the methods {', '.join(methods)}")
+    everything = {run.cycles for runs in methods.values() for run in runs}
+    if len(everything) > 1:
+        raise ValueError("the runs were not scored on the same cycles")
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    drawn: dict[str, dict[str, FloatArray]] = {}
+    for number, (method, runs) in enumerate(methods.items()):
+        found[method], drawn[method] = {}, {}
+        for figure in runs[0].values:
+            values = np.array([run.values[figure] for run in runs])
+            draws = _seed_means(np.stack([run.draws[figure] for run in runs]), [seed, number])
+            drawn[method][figure] = draws
+            found[method][figure] = {
+                "mean": float(values.mean()),
+                "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+                "interval": _pair(draws, runs[0].n_patients),
+                **dict.fromkeys(("difference", "difference_interval", "p", "p_holm")),
+            }
+    if baseline is not None:
+        _compare(found, drawn, baseline, methods[baseline][0].n_patients)
+    return found
+
+
+def _seed_means(draws: FloatArray, key: list[int]) -> FloatArray:
+    """Means over runs drawn with replacement: (runs, draws) -> (draws,)."""
+    runs, n_draws = draws.shape
+    chosen = np.random.default_rng(key).integers(0, runs, size=(runs, n_draws))
+    means: FloatArray = np.take_along_axis(draws, chosen, axis=0).mean(axis=0)
+    return means
+
+
+def _compare(
+    found: dict[str, dict[str, dict[str, Any]]],
+    drawn: dict[str, dict[str, FloatArray]],
+    baseline: str,
+    n_patients: int,
+) -> None:
+    """Fill in differences from the baseline, and what several comparisons leave of their p values."""
+    for figure in found[baseline]:
+        others = [method for method in found if method != baseline and figure in found[method]]
+        for method in others:
+            cell = found[method][figure]
+            differences = drawn[method][figure] - drawn[baseline][figure]
+            cell["difference"] = cell["mean"] - found[baseline][figure]["mean"]
+            cell["difference_interval"] = _pair(differences, n_patients)
+            cell["p"] = _two_sided(differences)
+        for method, corrected in holm({method: found[method][figure]["p"] for method in others}).items():
+            found[method][figure]["p_holm"] = corrected
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P values corrected for how many there are.
+
+    Reference: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    corrected, highest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = highest
+    return corrected
+
+
+def _two_sided(differences: FloatArray) -> float:
+    """Twice the share of draws on the rarer side of no difference; never below what so many draws can tell."""
+    below, above = (differences <= 0).sum(), (differences >= 0).sum()
+    return float(min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1)))
+
+
+def _pair(draws: FloatArray, n_patients: int) -> list[float] | None:
+    bounds = interval(draws, n_patients)
+    return None if bounds is None else list(bounds)

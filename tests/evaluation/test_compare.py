@@ -1,0 +1,69 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, holm
+from laennec.evaluation.metrics import CLASSES
+from laennec.evaluation.predictions import read_predictions
+
+FIGURES = ["icbhi.Score", "crackle.roc_auc"]
+
+
+def answers(skill, seed, cycles=240, patients=24):
+    """A table of answers that know the truth the better the higher `skill` is."""
+    random = np.random.default_rng(seed)
+    truth = np.random.default_rng(0).integers(0, 2, size=(cycles, 2))
+    table = pd.DataFrame({"cycle_id": [f"c{i}" for i in range(cycles)], "recording_id": "r"})
+    table["patient_id"] = [str(i % patients) for i in range(cycles)]
+    table["crackle"], table["wheeze"] = truth.T
+    table["label"] = [CLASSES[c + 2 * w] for c, w in truth]
+    logits = skill * (truth - 0.5) + random.normal(size=truth.shape)
+    table["logit_crackle"], table["logit_wheeze"] = logits.T
+    return read_predictions(table, problem_type="multi_label", label_names=["crackle", "wheeze"])
+
+
+def runs(skill, seeds=(1, 2, 3)):
+    return [draw_figures(answers(skill, seed), FIGURES, n_draws=200) for seed in seeds]
+
+
+def test_a_better_method_is_told_from_the_baseline_and_an_equal_one_is_not():
+    compared = compare_methods({"plain": runs(1.0), "better": runs(2.5), "other": runs(1.0, (4, 5, 6))}, "plain")
+    better, other, plain = (compared[m]["crackle.roc_auc"] for m in ("better", "other", "plain"))
+    assert plain["difference"] is None and plain["p"] is None
+    assert better["difference"] == pytest.approx(better["mean"] - plain["mean"])
+    assert better["difference_interval"][0] > 0 and better["p_holm"] < 0.05
+    assert other["difference_interval"][0] < 0 < other["difference_interval"][1] and other["p_holm"] > 0.05
+
+
+def test_mean_and_spread_are_those_of_the_seeds_and_a_run_differs_from_itself_by_nothing():
+    own = runs(1.5)
+    compared = compare_methods({"a": own, "b": own[:1]}, "b")
+    values = [run.values["icbhi.Score"] for run in own]
+    assert compared["a"]["icbhi.Score"]["mean"] == pytest.approx(np.mean(values))
+    assert compared["a"]["icbhi.Score"]["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert compared["b"]["icbhi.Score"]["sd"] is None
+    same = compare_methods({"a": own[:1], "b": own[:1]}, "b")["a"]["icbhi.Score"]
+    assert same["difference"] == 0 and same["difference_interval"] == [0, 0] and same["p"] == 1
+
+
+def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
+    # the same draws of patients, training seeds that lie far apart
+    steady = np.random.default_rng(0).normal(70, 1, 400)
+    run = [Drawn({"f": 70.0 + d}, {"f": steady + d}, frozenset("x"), 30) for d in (-10, 0, 10)]
+    apart = compare_methods({"m": run})["m"]["f"]["interval"]
+    alike = compare_methods({"m": [run[1]] * 3})["m"]["f"]["interval"]
+    assert apart[1] - apart[0] > 2 * (alike[1] - alike[0])
+
+
+def test_other_cycles_and_unknown_baselines_are_refused():
+    own = runs(1.0, (1,))
+    with pytest.raises(ValueError, match="baseline none is not among"):
+        compare_methods({"a": own}, "none")
+    fewer = [draw_figures(answers(1.0, 1, cycles=200), FIGURES, n_draws=20)]
+    with pytest.raises(ValueError, match="not scored on the same cycles"):
+        compare_methods({"a": own, "b": fewer})
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({}) == {}
