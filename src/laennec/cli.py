@@ -397,18 +397,14 @@ def _export(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from laennec.sharing.predict import Predictor, predict
     from laennec.training.score import load_model
-    from laennec.training.smoothed import parse_smoothing, resolve_smoothing
+    from laennec.training.smoothed import parse_smoothing, smooth_model
 
     _without_foreign_bars()
     parse_smoothing(options.smoothing)
     model, extractor = load_model(options.model, options.base)
-    smoothing = resolve_smoothing(options.smoothing, options.model, model)
-    if smoothing is not None:
-        smoothing.give_to(model)
-        of = "chosen on validation" if smoothing.chosen else "given"
-        kept = "" if smoothing.fitted else "; the thresholds are the model's own, not those of smoothed answers"
-        _say(f"smoothing over recordings: strength {smoothing.strength:g}, {of}{kept}")
-    strength = 0.0 if smoothing is None else smoothing.strength
+    strength, said = smooth_model(options.smoothing, options.model, model)
+    if said:
+        _say(said)
     predictor = Predictor(model, extractor, options.window_s, options.hop_s, strength)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(
