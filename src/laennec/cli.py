@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from laennec import flags
 from laennec.errors import InputError
 
 
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    _prepare_options(command("prepare", _prepare, "read a corpus, count it, decode it into the cache"))
+    flags.prepare(command("prepare", _prepare, "read a corpus, count it, decode it into the cache"))
     epilog = "Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5."
     train = command("train", _train, "run a recipe", epilog=epilog)
     train.add_argument("recipe", help="a YAML recipe")
@@ -93,120 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = command("pretrain", _pretrain, step, epilog=epilog.replace("train.epochs", "pretrain.epochs"))
     pretrain.add_argument("recipe", help="a YAML recipe with a section pretrain")
     pretrain.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
-    _evaluate_options(command("evaluate", _evaluate, "score a run on its held-out part and write the report"))
-    _export_options(command("export", _export, "write a run's model in a form to share, and check it"))
-    _predict_options(command("predict", _predict, "answer recordings: a timeline of crackle and wheeze"))
-    _bench_options(command("bench", _bench, "measure speed and memory as ratios to what one would use instead"))
+    flags.evaluate(command("evaluate", _evaluate, "score a run on its held-out part and write the report"))
+    flags.export(command("export", _export, "write a run's model in a form to share, and check it"))
+    flags.predict(command("predict", _predict, "answer recordings: a timeline of crackle and wheeze"))
+    flags.bench(command("bench", _bench, "measure speed and memory as ratios to what one would use instead"))
     results = command("results", _results, "gather scores into a results file, or render the tables of documents")
     results.add_argument("paths", nargs="+", metavar="FOLDER_OR_MD", help="folders of evaluations, or documents (.md)")
     results.add_argument("--into", help="the results file that evaluations are gathered into")
     results.add_argument("--baseline", metavar="NAME", help="with --into: the recipe that the others are compared with")
     command("doctor", _doctor, "say what is installed, what runs here, and what is missing")
     return parser
-
-
-def _prepare_options(prepare: argparse.ArgumentParser) -> None:
-    prepare.add_argument("corpus", help="icbhi2017, sprsound, physionet2016, folder, hub or synthetic")
-    prepare.add_argument("--data-dir", help="folder (or zip) with the recordings; a synthetic corpus is written there")
-    prepare.add_argument(
-        "--check", action="store_true", help="decode everything and list every problem; writes nothing"
-    )
-    prepare.add_argument("--protocol", help="how to split")
-    prepare.add_argument("--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000")
-    prepare.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="of one corpus alone: patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; may be repeated",
-    )
-    _corpus_options(prepare)
-
-
-def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("source", help="folder of a run, of an exported model, or a Hub id")
-    evaluate.add_argument("--split", default="test", help="the part to score (default: test)")
-    evaluate.add_argument("--corpus", help="another corpus than the run's")
-    evaluate.add_argument("--data-dir", help="where the corpus lies, if not where the run found it")
-    evaluate.add_argument("--protocol", help="how to split another corpus")
-    evaluate.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
-    evaluate.add_argument("--base", help="where the base of a head-only model lies")
-    evaluate.add_argument(
-        "--draws",
-        type=int,
-        help="bootstrap draws (default: 1000); with --label-fraction: samples of each fraction (default: 3)",
-    )
-    evaluate.add_argument(
-        "--label-fraction",
-        metavar="F,F,...",
-        help="train the run's encoder again with these shares of the labels, e.g. 0.01,0.1,0.5,1.0, and write the "
-        "label-efficiency table; settings as for train, e.g. --train.epochs 5",
-    )
-    evaluate.add_argument(
-        "--mode", metavar="linear,finetune", help="with --label-fraction: frozen encoder, all of it, or both (default)"
-    )
-    evaluate.add_argument(
-        "--smoothing",
-        default="none",
-        metavar="auto|none|W",
-        help="also score answers mixed with the mean of their recording: a strength W from 0 to 1, or auto, chosen on "
-        "validation (default: none)",
-    )
-    _corpus_options(evaluate)
-
-
-def _export_options(export: argparse.ArgumentParser) -> None:
-    export.add_argument("run_folder", metavar="RUN", help="folder of a run")
-    export.add_argument("--format", default="full", help="head (a few kB, names its base) or full (default)")
-    export.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
-    export.add_argument("--base", help="where the base of a head-only run lies now")
-    export.add_argument("--base-name", help="the name a head-only export gives its base, e.g. its Hub id")
-
-
-def _predict_options(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
-    predict.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="recordings, or folders that hold some")
-    predict.add_argument("--out", required=True, help="folder for the timelines")
-    predict.add_argument("--format", default="json,csv", help="json, csv or both (default)")
-    predict.add_argument("--window-s", type=float, default=3.0, help="length of a window in seconds (default: 3)")
-    predict.add_argument("--hop-s", type=float, default=1.5, help="from window to window in seconds (default: 1.5)")
-    predict.add_argument(
-        "--annotation", help="answer the cycles of this file (or of FOLDER/<recording>.txt) instead of windows"
-    )
-    predict.add_argument(
-        "--smoothing",
-        default="none",
-        metavar="auto|none|W",
-        help="mix each answer with the mean of its recording: a strength W from 0 to 1, or auto, chosen on a run's "
-        "validation cycles (default: none)",
-    )
-    predict.add_argument("--base", help="where the base of a head-only model lies")
-
-
-def _bench_options(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("rows", nargs="*", help="which rows (default: all that can run here)")
-    bench.add_argument("--data-dir", help="folder with icbhi2017_subset and sprsound, as far as they are there")
-    bench.add_argument("--weights", help="a released EfficientAT checkpoint, for the rows that want real weights")
-    bench.add_argument("--out", help="write the table as JSON here")
-    bench.add_argument(
-        "--repeats", type=int, default=5, help="how often each side is measured; the fastest counts (default: 5)"
-    )
-
-
-def _corpus_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings"
-    )
-    parser.add_argument("--fold", type=int, help="test fold, where the protocol has folds")
-    parser.add_argument(
-        "--level", help="sprsound: event (default) or record; physionet2016: recording (default) or window"
-    )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        default=None,
-        help="go on where the published corpus has more recordings",
-    )
 
 
 def _version() -> str:
@@ -397,18 +294,14 @@ def _export(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from laennec.sharing.predict import Predictor, predict
     from laennec.training.score import load_model
-    from laennec.training.smoothed import parse_smoothing, resolve_smoothing
+    from laennec.training.smoothed import parse_smoothing, smooth_model
 
     _without_foreign_bars()
     parse_smoothing(options.smoothing)
     model, extractor = load_model(options.model, options.base)
-    smoothing = resolve_smoothing(options.smoothing, options.model, model)
-    if smoothing is not None:
-        smoothing.give_to(model)
-        of = "chosen on validation" if smoothing.chosen else "given"
-        kept = "" if smoothing.fitted else "; the thresholds are the model's own, not those of smoothed answers"
-        _say(f"smoothing over recordings: strength {smoothing.strength:g}, {of}{kept}")
-    strength = 0.0 if smoothing is None else smoothing.strength
+    strength, said = smooth_model(options.smoothing, options.model, model)
+    if said:
+        _say(said)
     predictor = Predictor(model, extractor, options.window_s, options.hop_s, strength)
     formats = [f.strip() for f in options.format.split(",") if f.strip()]
     done = predict(

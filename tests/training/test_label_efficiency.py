@@ -10,8 +10,10 @@ import pytest
 from laennec.cli import main
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.training import label_efficiency as module
+from laennec.training.cohort import PRETRAINING
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import train
+from laennec.training.pretrain import pretrain
 from laennec.training.score import load_model, score
 
 QUICK = ["--train.epochs", "1", "--draws", "1", "--label-fraction", "0.3"]
@@ -173,21 +175,40 @@ def test_all_labels_of_a_linear_run_are_that_run(linear_run, tmp_path, no_pictur
     assert not (out / "encoder").exists() and not any("TRAINED ON ALL" in note for note in record["notes"])
 
 
-@pytest.mark.parametrize("name", ["run.json", "pretrain.json"])
-def test_a_folder_with_a_recipe_and_an_encoder_is_enough(run, no_picture, tmp_path, name):
-    """What pre-training leaves: an encoder of its own, and a record without a model."""
-    folder = tmp_path / "pretrained"
+def test_a_folder_with_a_recipe_and_an_encoder_is_enough(run, tmp_path, no_picture):
+    """The encoder of a model, and the same one in a folder of its own, are one start."""
+    folder = tmp_path / "encoder alone"
     load_model(run)[0].encoder.save_pretrained(folder / "encoder")
-    record = {k: v for k, v in read(run / "run.json").items() if k in ("name", "corpus", "config", "seeds")}
-    (folder / name).write_text(json.dumps(record))
-    assert main(["evaluate", str(folder), *QUICK, "--mode", "linear"]) == 0
-    assert main(["evaluate", str(run), *QUICK, "--mode", "linear"]) == 0
+    shutil.copy(run / "run.json", folder / "run.json")
+    for source in (folder, run):
+        assert main(["evaluate", str(source), *QUICK, "--mode", "linear"]) == 0
     one, two = (
         pd.read_parquet(r / "label-efficiency-test" / "cells" / "linear-0.3-0" / "predictions.parquet")
         for r in (folder, run)
     )
     pd.testing.assert_frame_equal(one, two)
-    assert [e["split"] for e in read(folder / name)["evaluations"]] == ["test"]
+
+
+def test_what_pretraining_leaves_is_enough(tiny_recipe, tmp_path, no_picture, capsys):
+    recipe = recipe_from_dict(tiny_recipe | {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}})
+    recipe.output_dir = str(tmp_path / "pretrained")
+    run = pretrain(recipe)
+    assert main(["evaluate", str(run), *QUICK, "--mode", "linear,finetune"]) == 0
+    record = read(run / "label-efficiency-test" / "label_efficiency.json")
+    assert [cell["mode"] for cell in record["cells"]] == ["linear", "finetune"]
+    assert record["cells"][0]["config"]["encoder"]["weights"] == str(run / "encoder")
+    assert not any("TRAINED ON ALL" in note for note in record["notes"])
+    assert [e["split"] for e in read(run / "pretrain.json")["evaluations"]] == ["test"]
+    # an encoder that has met patients of the scored part is refused
+    capsys.readouterr()
+    note = read(run / "encoder" / PRETRAINING)
+    met = pd.read_parquet(run / "label-efficiency-test" / "cells" / "linear-0.3-0" / "predictions.parquet")[
+        "patient_id"
+    ]
+    (run / "encoder" / PRETRAINING).write_text(json.dumps(note | {"patients": [*note["patients"], met[0]]}))
+    assert main(["evaluate", str(run), *QUICK, "--out", str(tmp_path / "other")]) == 2
+    one_line(capsys, "pre-trained on patients of test", met[0])
+    assert not (tmp_path / "other").exists()
 
 
 def test_cells_of_other_settings_or_another_encoder_are_refused(run, no_picture, capsys):

@@ -26,6 +26,7 @@ from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.label_table import format_label_table, label_table, percent
 from laennec.evaluation.metrics import ICBHI_SCORE_DEFINITION
+from laennec.training.cohort import refuse_seen_patients
 from laennec.training.config import Recipe
 from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import (
@@ -37,6 +38,7 @@ from laennec.training.experiment import (
     make_part,
     settle_process,
 )
+from laennec.training.folders import RECORDS
 from laennec.training.label_fractions import cell_recipe, labelled_rows, refuse_missing_labels, training_part
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
 from laennec.training.score import check_split, load_model, origin_lines, recipe_of
@@ -44,7 +46,6 @@ from laennec.training.settings import EncoderSettings
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 from laennec.writing import folder_aside, refuse_others, write_aside
 
-RECORDS = ("run.json", "pretrain.json")
 _WRITTEN = ("label_efficiency.*", "cells", "encoder")
 
 
@@ -106,8 +107,8 @@ def label_efficiency(
         The folder with label_efficiency.json, .csv, .parquet and .png and the answers of every cell; the table as text.
 
     Raises:
-        InputError: No run or no encoder there, a fraction too small for the labels, cells of other settings in the
-            folder, or data that cannot be read.
+        InputError: No run or no encoder there, an encoder pre-trained on patients of a test part, a fraction too small
+            for the labels, cells of other settings in the folder, or data that cannot be read.
     """
     if draws < 1:
         raise InputError(f"--draws {draws}: at least one draw of labels is needed")
@@ -205,6 +206,8 @@ def _bench(
     parts = load_decoded(recipe, extractor.sampling_rate)
     origin = provenance(parts)
     check_split(run, recipe, origin)
+    for cell in recipes.values():
+        refuse_seen_patients(cell.encoder.weights, parts)
     if split not in parts:
         raise InputError(
             f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"

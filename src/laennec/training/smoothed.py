@@ -40,12 +40,6 @@ class Smoothing:
         """In logits, for smoothed answers; None for a single_label model."""
         return self.fitted["thresholds"] if self.fitted else logit_thresholds(model)
 
-    def give_to(self, model: LaennecForAudioClassification) -> None:
-        """Have the model decide by the thresholds and temperatures of smoothed answers."""
-        if self.fitted:
-            model.config.temperatures = dict(self.fitted["temperatures"])
-            model.config.thresholds = dict(self.fitted["threshold_probabilities"])
-
 
 def parse_smoothing(text: str | float | None) -> str | float | None:
     """What `--smoothing` says: "auto", a strength, or None for none.
@@ -106,6 +100,35 @@ def resolve_smoothing(
     return Smoothing(
         strength, chosen, fit_on_validation(smooth_predictions(validation, names, strength), names, rule=rule)
     )
+
+
+def smooth_model(
+    wanted: str | float | None, source: str | Path, model: LaennecForAudioClassification
+) -> tuple[float, str | None]:
+    """Have a model decide by the thresholds and temperatures of smoothed answers.
+
+    Args:
+        wanted: See `resolve_smoothing`.
+        source: The run's (or model's) folder.
+        model: The model, changed in place.
+
+    Returns:
+        The strength, and a line about where it and the thresholds come from; 0 and None for no smoothing.
+
+    Raises:
+        InputError: As `resolve_smoothing`.
+    """
+    smoothing = resolve_smoothing(wanted, source, model)
+    if smoothing is None:
+        return 0.0, None
+    of = "chosen on validation" if smoothing.chosen else "given"
+    if smoothing.fitted:
+        model.config.temperatures = dict(smoothing.fitted["temperatures"])
+        model.config.thresholds = dict(smoothing.fitted["threshold_probabilities"])
+        rest = "thresholds fitted on smoothed validation answers"
+    else:
+        rest = "the thresholds are the model's own, not those of smoothed answers"
+    return smoothing.strength, f"smoothing over recordings: strength {smoothing.strength:g}, {of}; {rest}"
 
 
 def compare(
