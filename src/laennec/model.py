@@ -28,7 +28,8 @@ from transformers.utils import ModelOutput, logging
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
-from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
+from laennec.encoders.fingerprint import check_fingerprint, own_memory, record_fingerprint
+from laennec.encoders.output import TokenMix
 from laennec.errors import InputError
 
 POOLINGS = ("encoder", "mean")
@@ -187,7 +188,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         super().__init__(config)
         if encoder is None:
             encoder = encoder_from_config(config.encoder_config)
-        self.encoder = _own_memory(encoder)
+        self.encoder = own_memory(encoder)
         dim = self.embedding_dim
         self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout)
         self.projection = (
@@ -231,9 +232,10 @@ class LaennecForAudioClassification(PreTrainedModel):
         attention_mask: Tensor | None = None,
         context_values: Tensor | None = None,
         context_mask: Tensor | None = None,
+        token_mix: TokenMix | None = None,
     ) -> Tensor:
         """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim); arguments as in `forward`."""
-        own = self._pooled(input_values, attention_mask)
+        own = self._pooled(input_values, attention_mask, token_mix)
         if not self.config.joins_context:
             if context_values is not None:
                 raise ValueError("context_values were given to a model that joins no context; leave them out")
@@ -241,10 +243,11 @@ class LaennecForAudioClassification(PreTrainedModel):
         joined = own if context_values is None else self._pooled(context_values, context_mask)
         return torch.cat([own, joined], 1)
 
-    def _pooled(self, input_values: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _pooled(self, input_values: Tensor, attention_mask: Tensor | None, token_mix: TokenMix | None = None) -> Tensor:
         still = self.config.frozen_encoder or self.encoder_paused
+        mixing = {} if token_mix is None else {"token_mix": token_mix}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
-            out = self.encoder(input_values=input_values, attention_mask=attention_mask)
+            out = self.encoder(input_values=input_values, attention_mask=attention_mask, **mixing)
             if self.config.pooling == "encoder":
                 pooled: Tensor = out.pooler_output
                 return pooled
@@ -262,6 +265,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         return_dict: bool | None = None,
         context_values: Tensor | None = None,
         context_mask: Tensor | None = None,
+        token_mix: TokenMix | None = None,
     ) -> LaennecOutput | tuple[Tensor, ...]:
         """Classify cycles.
 
@@ -275,6 +279,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             context_values: (batch, frames, mels), each cycle joined with its neighbours, for a model that joins
                 context; None where no cycle has any.
             context_mask: (batch, frames), 1 on real frames of `context_values`.
+            token_mix: Patches exchanged between cycles inside the encoder, in training.
 
         Raises:
             ValueError: Neither `input_values` nor `embeddings` was given, or `context_values` to a model without.
@@ -282,7 +287,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         if embeddings is None:
             if input_values is None:
                 raise ValueError("give input_values (features of the cycles) or embeddings")
-            embeddings = self.embed(input_values, attention_mask, context_values, context_mask)
+            embeddings = self.embed(input_values, attention_mask, context_values, context_mask, token_mix)
         logits = self.head(embeddings)
         output = LaennecOutput(
             loss=None if labels is None else self.task_loss(logits, labels),
@@ -381,23 +386,12 @@ class LaennecForAudioClassification(PreTrainedModel):
             model.encoder = encoder
         else:
             check_fingerprint(model.encoder, pretrained_model_name_or_path)
-        _own_memory(model)
+        own_memory(model)
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()
         answer: Any = (model, info) if wants_info else model
         return answer
-
-
-def _own_memory(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy weights that lie where a mapped file put them, off the boundaries that processors like.
-
-    The same weights in another alignment give other last bits, and a loaded model should be the saved one to the bit.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if not tensor.is_meta and tensor.data_ptr() % 64:
-            tensor.data = tensor.data.clone()
-    return model
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from laennec.audio.augment import counter_generator
 from laennec.audio.mixing import (
+    LabelUnion,
     PatchMixDraw,
     draw_patch_mix,
     lungmix_label,
@@ -112,3 +113,41 @@ def test_mixup_of_features_and_labels():
 def test_lungmix_labels():
     for first, second, expected in cases("audio", "waveform_rules")["lungmix_label_rule"]["expected"]["rows"]:
         assert lungmix_label(first, second) == expected
+
+
+def test_two_classes_heard_together_follow_the_lungmix_rule():
+    names = ["wheeze", "Normal", "both", "crackle"]
+    union = LabelUnion(names, multi_label=False)
+    for first, second, expected in cases("audio", "waveform_rules")["lungmix_label_rule"]["expected"]["rows"]:
+        plain = [name.lower() for name in names]
+        a, b = (torch.tensor([plain.index(name)]) for name in (first, second))
+        assert plain[int(union(a, b))] == expected
+    several = union(torch.tensor([0, 1, 3]), torch.tensor([3, 0, 1]))
+    assert several.tolist() == [2, 0, 3] and several.dtype == torch.int64
+
+
+def test_rows_of_labels_heard_together_hold_what_either_does():
+    rows = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+    union = LabelUnion(["crackle", "wheeze"], multi_label=True)
+    for a in range(4):
+        for b in range(4):
+            expected = [float(rows[a, k] or rows[b, k]) for k in range(2)]
+            assert union(rows[a : a + 1], rows[b : b + 1])[0].tolist() == expected
+    assert rows[0].tolist() == [0, 0]
+
+
+def test_a_label_called_normal_stays_only_where_nothing_else_is_heard():
+    union = LabelUnion(["Fine Crackle", "Normal", "Wheeze"], multi_label=True)
+    normal, wheeze = torch.tensor([[0.0, 1, 0]]), torch.tensor([[0.0, 0, 1]])
+    assert union(normal, wheeze).tolist() == [[0, 0, 1]]
+    assert union(wheeze, normal).tolist() == [[0, 0, 1]]
+    assert union(normal, normal).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    "names", [["normal", "crackle", "wheeze"], ["COPD", "Asthma"], ["normal", "Rhonchi", "both", "Stridor"]]
+)
+def test_classes_that_have_no_class_together_are_named(names):
+    with pytest.raises(ValueError, match="heard together are no class of"):
+        LabelUnion(names, multi_label=False)
+    assert LabelUnion(["normal", "abnormal"], False)(torch.tensor([0, 1]), torch.tensor([1, 1])).tolist() == [1, 1]

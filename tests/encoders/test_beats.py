@@ -15,6 +15,7 @@ from laennec.encoders import BeatsConfig, BeatsEncoder, encoder_digest, encoder_
 from laennec.encoders.beats import _released_name, load_released
 from laennec.encoders.beats_layers import RelativeBias
 from laennec.encoders.fingerprint import check_fingerprint, fingerprint
+from laennec.encoders.output import TokenMix
 from laennec.errors import InputError
 from laennec.model import LaennecConfig, LaennecForAudioClassification
 
@@ -485,3 +486,22 @@ def test_names_translate_one_to_one(variant: str, tmp_path: Path) -> None:
     again = load_released(tmp_path / "released.pt")
     torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
     assert encoder_digest(again) == encoder_digest(encoder)
+
+
+def test_exchanging_patch_tokens_is_exchanging_blocks_of_features() -> None:
+    encoder = make()
+    values, mask = batch_of([96, 96, 40])
+    assert encoder.token_grid(96, 128) == (8, 6) and encoder.token_grid(40, 128) == (8, 2)
+    assert encoder.token_grid(3, 128) == (8, 1)
+    partner, taken = torch.tensor([1, 2, 0]), torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+    taken &= torch.arange(6) < torch.tensor([6, 2, 2])[:, None, None]  # where both cycles have real frames
+    mixed = values.clone()
+    for row, band, step in taken.nonzero().tolist():
+        time, mel = slice(16 * step, 16 * (step + 1)), slice(16 * band, 16 * (band + 1))
+        mixed[row, time, mel] = values[partner[row], time, mel]
+    with torch.no_grad():
+        found = encoder(values, mask, token_mix=TokenMix(taken, partner))
+        expected = encoder(mixed, mask)
+        assert not torch.allclose(found.pooler_output, encoder(values, mask).pooler_output, atol=1e-3)
+    assert torch.equal(found.token_mask, expected.token_mask)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, atol=1e-4, rtol=1e-4)

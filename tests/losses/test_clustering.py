@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, FocalLoss, WeightedSum
+from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, FocalLoss, ReconstructionLoss, WeightedSum
 
 
 def with_centers(centers, **settings):
@@ -134,3 +134,47 @@ def test_misuse_is_named():
             make()
     assert "clusters=3" in repr(DeepClusteringLoss(3, 4))
     assert FocalLoss().pairs == {}
+
+
+def test_masked_groups_count_nowhere():
+    draw = torch.Generator().manual_seed(3)
+    z, counts = torch.randn(3, 5, 4, generator=draw), [5, 2, 3]
+    mask = torch.arange(5) < torch.tensor(counts)[:, None]
+    for reduction in ("sum", "mean"):
+        loss = DeepClusteringLoss(3, 4, reduction=reduction)
+        poisoned = z.masked_fill(~mask[..., None], 1e3).requires_grad_()
+        value = loss(poisoned, mask)["clustering"]
+        alone = [loss(z[i : i + 1, :n])["clustering"] for i, n in enumerate(counts)]
+        share = [1.0] * 3 if reduction == "sum" else [n / 10 for n in counts]
+        torch.testing.assert_close(value, sum(a * s for a, s in zip(alone, share, strict=True)))
+        assert loss(poisoned, mask) and loss.pairs == {"clustering": 10}
+        value.backward()
+        assert (poisoned.grad[~mask] == 0).all() and (poisoned.grad[mask] != 0).any()
+    with pytest.raises(ValueError, match="does not fit groups"):
+        loss(z, mask[:, :4])
+
+
+def test_reconstruction_is_the_mean_square_over_real_groups():
+    draw = torch.Generator().manual_seed(4)
+    decoded, groups = (torch.randn(2, 3, 4, generator=draw, requires_grad=True) for _ in range(2))
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    loss = ReconstructionLoss()
+    value = loss(decoded, groups, mask)["reconstruction"]
+    squares = [(decoded[i, g, k] - groups[i, g, k]).item() ** 2 for i, g in mask.nonzero().tolist() for k in range(4)]
+    assert value.item() == pytest.approx(sum(squares) / len(squares), rel=1e-5) and loss.pairs == {"reconstruction": 4}
+    value.backward()
+    assert groups.grad is None and (decoded.grad[1, 1:] == 0).all() and decoded.grad[0].abs().min() > 0
+    empty = loss(decoded[:0], groups[:0])["reconstruction"]
+    empty.backward()
+    assert empty.item() == 0
+    with pytest.raises(ValueError, match="must match"):
+        loss(decoded, groups[:, :2])
+
+
+def test_weights_can_be_drawn_again():
+    loss, similarity = DeepClusteringLoss(3, 4), ClusterSimilarityLoss(4)
+    before = loss.centers.detach().clone()
+    similarity.matrix.data.zero_()
+    for module in (loss, similarity):
+        module.reset_parameters()
+    assert not torch.equal(loss.centers, before) and torch.equal(similarity.matrix.data, torch.eye(4))

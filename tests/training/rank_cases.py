@@ -19,6 +19,7 @@ from laennec.model import LaennecConfig, LaennecForAudioClassification
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batches import CycleDataset, Targets, collate_cycles
 from laennec.training.config import LossSettings
+from laennec.training.mixtures import Mixture
 from laennec.training.objective import Objective, Stage
 from laennec.training.sampler import EpochSampler
 from laennec.training.trainer import LaennecTrainer
@@ -31,7 +32,13 @@ AUXILIARY = {
     "ntxent": {"temperature": 0.5},
     "patient": {"within": 1.0, "between": 0.1},
     "device_adversarial": {"weight": 0.3},
+    "clustering": {"clusters": 3, "dim": 4},
+    "cluster_similarity": {"dim": 5},
+    "reconstruction": {"weight": 0.1},
 }
+# each process mixes its own rows: cycles 0, 1, 2, 4, 5, 6 here, 3 and 7 there
+PARTNERS = torch.tensor([4, 2, 1, 7, 5, 0, 6, 3])
+SHARES = torch.linspace(0.2, 0.9, 8)
 ROWS = 16
 LABELS = np.arange(ROWS) % 3
 GROUPS = {"device drop": np.array([0, 1, -1, 1] * 4), "patient drop": np.arange(ROWS) // 2 % 5}
@@ -84,7 +91,7 @@ def objective_alone(rows):
     weight = torch.randn(4, 5, generator=draw, dtype=torch.float64, requires_grad=True)
     vectors = features @ weight
     auxiliary = {k: v for k, v in AUXILIARY.items() if k != "device_adversarial"} | {"tuplet": {}}
-    auxiliary["supcon"] = {"temperature": 0.5}
+    auxiliary |= {"supcon": {"temperature": 0.5}, "patch_mix": {"temperature": 0.5, "detach_clean": False}}
     settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], auxiliary=auxiliary)
     objective = Objective(settings, False, LABELS, 3, negatives=50)
     labels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])[rows]  # anchors 0-3, positives 4-7
@@ -93,10 +100,31 @@ def objective_alone(rows):
         "labels": labels, "class_ids": labels, "epochs": torch.zeros(count).long(), "cycle_numbers": torch.tensor(rows),
         "group_ids": {k: torch.tensor(v[:8])[rows] for k, v in GROUPS.items()},
     }  # fmt: skip
-    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None)
+    place = {cycle: row for row, cycle in enumerate(rows)}
+    index = torch.tensor([place[int(PARTNERS[cycle])] for cycle in rows])
+    batch["mixture"] = Mixture(SHARES[rows], index, torch.zeros(count, 3), torch.zeros(count, 3))
+    seen = groups_alone(rows, weight, objective)
+    outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, auxiliary=seen)
     terms = objective(outputs, batch, Stage(), 1.0)
     torch.stack([t.double() for t in terms.values()]).sum().backward()
     return {name: float(value.detach()) for name, value in terms.items()}, weight.grad
+
+
+def groups_alone(rows, weight, objective):
+    """Frame groups of these cycles, clean and mixed: as many places as the one with most groups has."""
+    draw = torch.Generator().manual_seed(2)
+    centers = torch.randn(3, 4, generator=draw)
+    objective.auxiliary.losses["clustering"].loss.centers.data = centers.double()
+    objective.auxiliary.losses["cluster_similarity"].loss.double()
+    counts = torch.tensor([3, 1, 5, 2, 4, 5, 1, 2])[rows].repeat(2)
+    tokens = torch.randn(2, 8, 5, 4, generator=draw, dtype=torch.float64)[:, rows].flatten(0, 1)[:, : counts.max()]
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    seen = tokens @ weight
+    return {
+        "clustering": (seen[..., :4], mask),
+        "cluster_similarity": (seen.mean(1, keepdim=True) * torch.arange(1.0, 4)[:, None],),
+        "reconstruction": (seen[..., :4], tokens, mask),
+    }
 
 
 if __name__ == "__main__":

@@ -3,7 +3,16 @@ import numpy as np
 import pytest
 import torch
 
-from laennec.audio.augment import Gain, WaveformAugmentation
+from laennec.audio.augment import (
+    Gain,
+    PitchShift,
+    SpecAugment,
+    TimeShift,
+    TimeStretch,
+    WaveformAugmentation,
+    WhiteNoise,
+)
+from laennec.audio.mixing import LabelUnion, lungmix_label
 from laennec.training.batches import (
     Concatenation,
     CycleDataset,
@@ -137,3 +146,84 @@ def test_embeddings_take_the_copy_of_their_epoch():
     assert dataset[(1, 3)]["embeddings"].tolist() == embeddings[1, 1].tolist()
     assert dataset[1]["embeddings"].tolist() == embeddings[0, 1].tolist()
     assert collate_embeddings([dataset[(1, 3)], dataset[2]])["labels"].tolist() == [4, 2]
+
+
+FOUR = ["normal", "crackle", "wheeze", "both"]
+PARTS = {
+    "noise": {"augmentation": WaveformAugmentation(noise=WhiteNoise(0.7))},
+    "shift": {"augmentation": WaveformAugmentation(shift=TimeShift(0.7))},
+    "stretch": {"augmentation": WaveformAugmentation(stretch=TimeStretch(0.7))},
+    "pitch": {"augmentation": WaveformAugmentation(pitch=PitchShift(0.7))},
+    "gain": {"augmentation": WaveformAugmentation(gain=Gain(0.7))},
+    "concatenation": {"concatenation": Concatenation(0.7, np.arange(12))},
+}
+
+
+def twelve(single_label=False, seed=0, **draws):
+    sound = np.random.default_rng(0)
+    sounds = [sound.standard_normal(900 + 40 * row).astype(np.float32) for row in range(12)]
+    classes = np.arange(12) % 4
+    flags = np.stack([classes % 2, classes // 2], 1).astype(np.float32)
+    names = FOUR if single_label else ["crackle", "wheeze"]
+    targets = Targets(names, classes if single_label else flags, classes, np.arange(12))
+    return CycleDataset(sounds, targets, [f"cycle {row}" for row in range(12)], 4000, seed, **draws)
+
+
+def drawn(dataset, rows, batch_size, workers, epoch=3):
+    """Sound and label of each cycle, by its number, however the batches were made."""
+    keys = [(row, epoch) for row in rows]
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=batch_size, sampler=keys, num_workers=workers, collate_fn=collate_cycles
+    )
+    found = {}
+    for batch in loader:
+        for row, number in enumerate(batch["cycle_numbers"].tolist()):
+            sound = batch["waveforms"][row, : batch["lengths"][row]].clone()
+            found[number] = (sound, batch["labels"][row].clone(), int(batch["class_ids"][row]))
+    return found
+
+
+def alike(one, two):
+    return [torch.equal(one[n][0], two[n][0]) and torch.equal(one[n][1], two[n][1]) for n in one]
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cycles_draw_is_the_same_whatever_batch_worker_or_order_it_came_in(part, single_label):
+    dataset = twelve(single_label, **PARTS[part])
+    one = drawn(dataset, range(12), 4, 0)
+    assert all(alike(one, drawn(dataset, [7, 3, 11, 0, 5, 2, 9, 1, 10, 8, 6, 4], 5, 2)))
+    state = np.random.get_state()[1].copy()
+    torch.manual_seed(99)
+    assert all(alike(one, drawn(twelve(single_label, **PARTS[part]), range(11, -1, -1), 12, 0)))
+    assert (np.random.get_state()[1] == state).all()
+    assert not all(alike(one, drawn(dataset, range(12), 4, 0, epoch=4)))
+    assert not all(alike(one, drawn(twelve(single_label, seed=1, **PARTS[part]), range(12), 4, 0)))
+
+
+def test_a_cycles_spectrum_is_masked_alike_in_any_batch():
+    features, numbers = torch.randn(6, 30, 8), torch.tensor([5, 2**62, 7, 1, 0, 9])
+    mask = SpecAugment(4, 10)
+    whole = mask(features, None, seed=3, epochs=torch.full((6,), 2), cycle_indices=numbers)
+    order = torch.tensor([4, 1, 5, 0])
+    part = mask(features[order], None, seed=3, epochs=torch.full((4,), 2), cycle_indices=numbers[order])
+    assert torch.equal(part, whole[order]) and not torch.equal(whole, features)
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
+    union = LabelUnion(FOUR, False) if single_label else None
+    dataset = twelve(single_label, concatenation=Concatenation(1.0, np.arange(12), union))
+    partners = set()
+    for epoch in range(8):
+        for row in range(12):
+            partner, item = dataset.partner_of(row, epoch), dataset[(row, epoch)]
+            assert partner != row and len(item["waveform"]) == 1800 + 40 * (row + partner)
+            heard = FOUR.index(lungmix_label(FOUR[row % 4], FOUR[partner % 4]))
+            assert item["class_id"] == heard
+            assert np.array_equal(item["label"], heard if single_label else [heard % 2, heard // 2])
+            assert item["label"].dtype == dataset.targets.labels.dtype
+            partners.add(partner)
+    assert len(partners) == 12
+    alone = twelve(concatenation=Concatenation(1.0, np.array([2])))
+    assert alone.partner_of(2, 0) is None and alone.partner_of(3, 0) == 2

@@ -190,6 +190,34 @@ def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tm
     assert not (embeddings[0] == embeddings[1]).all()
 
 
+def test_joined_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
+    changes = {
+        "target": {"problem_type": "single_label"},
+        "loss": {"task": "ce"},
+        "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze"},
+    }
+    history = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())["history"]
+    assert math.isfinite(history[-1]["loss"])
+    changes["target"] |= {"column": "chest_location"}
+    with pytest.raises(
+        InputError, match=r"augment.concatenate_probability: .* heard together are no class of"
+    ) as caught:
+        run(tiny_recipe, tmp_path / "other", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_mixing_tokens_of_an_encoder_without_any_stops_before_the_corpus_is_read(tiny_recipe, tmp_path):
+    changes = {"augment": {"mix": {"method": "patch_mix", "domain": "tokens"}}, "corpus": {"data_dir": "nowhere"}}
+    with pytest.raises(InputError, match="cnn encoders have no patch tokens; with patch_mix they support features"):
+        run(tiny_recipe, tmp_path / "run", **changes)
+
+
+def test_how_many_pairs_each_term_had_is_on_record(tiny_run):
+    for row in json.loads((tiny_run / "run.json").read_text())["history"]:
+        assert set(row["loss_counts"]) == {"add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg"}
+        assert all(count > 0 for count in row["loss_counts"].values())
+
+
 # Song et al.'s schedule in its smallest form
 SONG = {
     "target": {"problem_type": "single_label"},

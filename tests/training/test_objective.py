@@ -89,7 +89,8 @@ def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
     ("auxiliary", "message"),
     [
         ({"triplet": {}}, "there is no such loss"),
-        ({"clustering": {}}, "a recipe cannot give it its inputs"),
+        ({"cluster_similarity": {}}, "needs the clusters that loss.auxiliary.clustering makes"),
+        ({"clustering": {"labels": "class"}}, r"loss.auxiliary.clustering: .*labels"),
         ({"add": {"variant": "new"}}, r"loss.auxiliary.add: "),
         ({"add": {"lambda": 3}}, r"loss.auxiliary.add: .*lambda"),
         ({"add": {"on": "logits"}}, "it can be embedding or projection"),

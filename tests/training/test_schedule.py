@@ -36,6 +36,18 @@ OBJECTIVES = {
         "features": FIXED,
         "augment": DRAWS | {"mix": {"method": "patch_mix", "beta": 1.0, "patch": [4, 8]}},
     },
+    "cycleguardian": {
+        "loss": {
+            "auxiliary": {
+                "clustering": {"clusters": 3, "dim": 4},
+                "cluster_similarity": {"weight": 0.2, "dim": 4},
+                "contrast": {"loss": "patch_mix", "weight": 0.5, "on": "clusters", "projection_dim": 4},
+            }
+        },
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "group_frames": 20, "group_step": 15},
+        "features": FIXED,
+        "augment": DRAWS | {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0, "labels": "lungmix"}},
+    },
     "patients": {"loss": {"auxiliary": {"patient": {"within": 1.0}}}, "sampler": {"name": "patient_balanced"}},
     "matched": {
         "loss": {"auxiliary": {"add": {}}},

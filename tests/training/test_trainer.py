@@ -88,10 +88,20 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize("processes", [2])
 def test_two_processes_train_one_model(tiny_recipe, tmp_path, processes):
-    recipe = {**tiny_recipe, "loss": {"auxiliary": {"add": {"weight": 0.2}}}, "output_dir": str(tmp_path / "run")}
+    recipe = {
+        **tiny_recipe,
+        "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0},
+        "encoder": {**tiny_recipe["encoder"], "group_frames": 20},
+        "loss": {"auxiliary": {"add": {"weight": 0.2}, "clustering": {}, "cluster_similarity": {}, "patch_mix": {}}},
+        "augment": {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0}},
+        "output_dir": str(tmp_path / "run"),
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     done = launch(processes, "-m", "laennec", "train", tmp_path / "recipe.yaml")
     assert done.returncode == 0, done.stderr[-3000:]
     record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {"add_mu_pos", "clustering_clean", "cluster_similarity_mixed", "patch_mix"} <= set(
+        record["history"][-1]["loss_terms"]
+    )
     assert len(record["history"]) == 2 and done.stdout.count("run: ") == 1
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")

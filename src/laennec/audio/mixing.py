@@ -2,9 +2,11 @@
 
 Decided here: what is drawn (share, partners, places) is apart from its application and comes from a generator the
 caller seeds by counter, so a resumed run mixes alike; nothing is changed in place; the share returned is the one that
-was realised, 1 - masked / places, not the one drawn.
+was realised, 1 - masked / places, not the one drawn. Two cycles heard together are labelled by one rule everywhere:
+normal adds nothing, which holds for a label called normal among several too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +69,7 @@ def draw_patch_mix(
 
 
 def patch_mix(tokens: Tensor, draw: PatchMixDraw) -> Tensor:
-    """Exchange tokens between cycles, before position embeddings and class tokens are added.
+    """Exchange tokens between cycles, before position embeddings and class tokens are added (as Bae et al. do).
 
     Args:
         tokens: (batch, tokens, dim): patch embeddings, or groups of frames (Group-Mix), of cycles of one length.
@@ -139,3 +141,49 @@ def lungmix_label(first: str, second: str) -> str:
     """
     (crackle, wheeze), (other_crackle, other_wheeze) = flags_of(first), flags_of(second)
     return label_of(crackle | other_crackle, wheeze | other_wheeze)
+
+
+class LabelUnion:
+    """Labels of two cycles heard together, for whole batches: the Lungmix rule, and what joined cycles are called.
+
+    Several labels each (rows of 0 and 1): what either holds; one called normal stays only where nothing else is set.
+    One class each (numbers): the class itself where both have it, the other one beside normal, else `lungmix_label`.
+
+    Args:
+        names: of the labels, in the order of the logits; "normal" may be written in any case.
+        multi_label: whether labels are rows.
+
+    Raises:
+        ValueError: if two classes heard together have no class of their own among the names.
+    """
+
+    def __init__(self, names: Sequence[str], multi_label: bool) -> None:
+        plain = [name.lower() for name in names]
+        self.normal = plain.index("normal") if "normal" in plain else None
+        self.table: Tensor | None = None
+        if not multi_label:
+            numbers = range(len(plain))
+            self.table = torch.tensor([[_class_of_both(plain, a, b, names) for b in numbers] for a in numbers])
+
+    def __call__(self, first: Tensor, second: Tensor) -> Tensor:
+        """Label of each pair: rows (batch, labels), or class numbers (batch,), as they came in."""
+        if self.table is not None:
+            return self.table.to(first.device)[first.long(), second.long()]
+        either = torch.maximum(first, second)
+        if self.normal is None:
+            return either
+        others = either.clone()
+        others[..., self.normal] = 0
+        either[..., self.normal] *= (others.amax(-1) == 0).to(either.dtype)
+        return either
+
+
+def _class_of_both(plain: Sequence[str], first: int, second: int, names: Sequence[str]) -> int:
+    """Number of the class of two cycles heard together, from their classes' numbers and names (plain: lower case)."""
+    if first == second or plain[second] == "normal":
+        return first
+    if plain[first] == "normal":
+        return second
+    if "both" in plain and {plain[first], plain[second]} <= {"crackle", "wheeze", "both"}:
+        return plain.index(lungmix_label(plain[first], plain[second]))
+    raise ValueError(f"{names[first]} and {names[second]} heard together are no class of {', '.join(names)}")

@@ -23,6 +23,7 @@ from laennec.encoders.ast import AstEncoder
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
+from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
 from laennec.encoders.released import read_released
@@ -58,12 +59,15 @@ __all__ = [
     "CnnConfig",
     "CnnEncoder",
     "EncoderOutput",
+    "GroupsConfig",
+    "GroupsEncoder",
     "MobileNetConfig",
     "MobileNetEncoder",
     "StatisticsConfig",
     "StatisticsEncoder",
     "encoder_digest",
     "encoder_from_config",
+    "in_groups",
     "load_encoder",
 ]
 
@@ -95,12 +99,22 @@ def load_encoder(
     return _from_pretrained(ENCODERS[kind], source, config, revision)
 
 
+def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> PreTrainedModel:
+    """The encoder, looking at overlapping groups of frames one by one; itself where group_frames is 0."""
+    if not group_frames:
+        return encoder
+    return GroupsEncoder(GroupsConfig(encoder.config, group_frames, group_step), encoder).eval()
+
+
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     """An encoder with random weights, by its configuration.
 
     Raises:
         InputError: No encoder of ours has such a configuration.
     """
+    if isinstance(config, GroupsConfig):
+        wrapped: PreTrainedModel = GroupsEncoder._from_config(config)
+        return wrapped
     for kind, config_class in _CONFIGS.items():
         if isinstance(config, config_class):
             # _from_config settles the attention implementation, which a bare constructor leaves open

@@ -4,7 +4,8 @@ Decided here: the position table is fitted along TIME only (its rows are frequen
 taking one for the other loads without an error and ruins the encoder). "cut" takes the first columns, the positions a
 cycle at the start of a training clip had; "interpolate" stretches the table; a cycle longer than the table is
 interpolated in both cases, for there is nothing to cut. A patch is real where all its frames are, but the first
-column always is. Padded patches are masked as attention keys: no real token sees them.
+column always is. Padded patches are masked as attention keys: no real token sees them. Patches are exchanged between
+cycles (Patch-Mix) right after the patch embedding, before positions and special tokens are added, as its authors do.
 
 Reference: Gong, Chung and Glass, AST: Audio Spectrogram Transformer, Interspeech 2021.
 """
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from transformers import ASTConfig, ASTModel, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from laennec.encoders.output import EncoderOutput
+from laennec.encoders.output import EncoderOutput, TokenMix
 
 TIME_POSITIONS = ("cut", "interpolate")
 
@@ -64,6 +65,7 @@ class AstEncoder(PreTrainedModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         return_dict: bool | None = None,
+        token_mix: TokenMix | None = None,
     ) -> EncoderOutput | tuple[Any, ...]:
         """Encode cycles.
 
@@ -72,6 +74,7 @@ class AstEncoder(PreTrainedModel):
             attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
                 padded.
             return_dict: False for a plain tuple.
+            token_mix: Which patches are another cycle's; None in all but some training.
 
         Returns:
             Tokens (batch, 2 + bands * steps, dim), their mask, and the mean of the two special tokens (batch, dim).
@@ -83,6 +86,8 @@ class AstEncoder(PreTrainedModel):
             values = F.pad(values, (0, 0, 0, patch - values.shape[1]))
         lengths = None if attention_mask is None else attention_mask.to(torch.int64).sum(1)
         grid = embeddings.patch_embeddings.projection(_zero_beyond(values, lengths).transpose(1, 2).unsqueeze(1))
+        if token_mix is not None:
+            grid = token_mix.mix(grid)
         bands, steps = grid.shape[2:]
         known = embeddings.get_shape(self.config)[1]
         patches = grid.flatten(2).transpose(1, 2)  # (batch, dim, bands, steps) -> (batch, bands * steps, dim)
@@ -105,6 +110,12 @@ class AstEncoder(PreTrainedModel):
             last_hidden_state=hidden, token_mask=mask, pooler_output=(hidden[:, 0] + hidden[:, 1]) / 2
         )
         return output.to_tuple() if return_dict is False else output
+
+    def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
+        """Patches of a cycle of so many frames: frequency bands, time steps."""
+        size = _patch_size(self.config)
+        bands = (mels - size) // int(self.config.frequency_stride) + 1
+        return bands, (max(frames, size) - size) // int(self.config.time_stride) + 1
 
     def _real_steps(self, lengths: Tensor | None, steps: int, like: Tensor) -> Tensor:
         """Time steps that are each cycle's own, (batch,), or (1,) where nothing is padded."""

@@ -22,7 +22,7 @@ from transformers import initialization as init
 
 from laennec.encoders.beats_layers import BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
 from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
-from laennec.encoders.output import EncoderOutput, TimeMask
+from laennec.encoders.output import EncoderOutput, TimeMask, TokenMix
 from laennec.encoders.released import checked_state, read_released, released_error
 from laennec.errors import InputError
 
@@ -82,7 +82,11 @@ class BeatsEncoder(PreTrainedModel):
                     init.xavier_normal_(layer.weight, gain=gain)
 
     def forward(  # type: ignore[override]
-        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        token_mix: TokenMix | None = None,
     ) -> EncoderOutput | tuple[Any, ...]:
         """Encode cycles.
 
@@ -91,6 +95,7 @@ class BeatsEncoder(PreTrainedModel):
             attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
                 padded.
             return_dict: False for a plain tuple.
+            token_mix: Which patches are another cycle's; None in all but some training.
 
         Returns:
             Tokens (batch, frames // 16 * bands, dim), 0 on padding; their mask; and their mean (batch, dim).
@@ -104,7 +109,7 @@ class BeatsEncoder(PreTrainedModel):
                 "set features.preset: beats"
             )
         lengths = TimeMask.of(attention_mask).lengths
-        tokens, mask = self._patches(input_values.to(self.patch_embedding.weight.dtype), lengths)
+        tokens, mask = self._patches(input_values.to(self.patch_embedding.weight.dtype), lengths, token_mix)
         hidden = self._positioned(tokens, mask)
         bias = None if self.relative_bias is None else self.relative_bias(hidden.shape[1])
         keys = None if mask is None else mask[:, None, None, :]
@@ -121,7 +126,14 @@ class BeatsEncoder(PreTrainedModel):
         output = EncoderOutput(last_hidden_state=hidden, token_mask=mask, pooler_output=pooled.to(hidden.dtype))
         return output.to_tuple() if return_dict is False else output
 
-    def _patches(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
+        """Patches of a cycle of so many frames: frequency bands, time steps."""
+        side = int(self.config.patch_size)
+        return mels // side, max(frames, side) // side
+
+    def _patches(
+        self, values: Tensor, lengths: Tensor | None, token_mix: TokenMix | None
+    ) -> tuple[Tensor, Tensor | None]:
         """(batch, frames, mels) -> embedded patches (batch, tokens, patch dim) and the mask of real ones (or None)."""
         side = self.config.patch_size
         if values.shape[1] < side:
@@ -130,6 +142,9 @@ class BeatsEncoder(PreTrainedModel):
             beyond = torch.arange(values.shape[1], device=values.device)[None, :] >= lengths[:, None]
             values = values.masked_fill(beyond[:, :, None], 0.0)
         grid = self.patch_embedding(values.unsqueeze(1))  # (batch, patch dim, steps, bands)
+        if token_mix is not None:
+            # before positions are known, as in AST
+            grid = token_mix.mix(grid.transpose(2, 3)).transpose(2, 3)
         steps, bands = grid.shape[2:]
         tokens = self.patch_norm(grid.flatten(2).transpose(1, 2))
         if lengths is None:

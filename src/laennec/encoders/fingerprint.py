@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from laennec.errors import InputError
 
@@ -73,3 +74,14 @@ def check_fingerprint(encoder: Any, source: str | Path) -> None:
             "weights, settings or the laennec release differ; get the checkpoint again, or install the release it was "
             "saved with"
         )
+
+
+def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy weights that lie where a mapped file put them, off the boundaries that processors like.
+
+    The same weights in another alignment give other last bits, and a loaded model should be the saved one to the bit.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if not tensor.is_meta and tensor.data_ptr() % 64:
+            tensor.data = tensor.data.clone()
+    return model

@@ -1,10 +1,13 @@
 """Stage 4, encoders: what every encoder returns, and the masks that keep padding out of it.
 
 Decided here: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its
-output has when the cycle is encoded alone, so a batch gives what single cycles give.
+output has when the cycle is encoded alone, so a batch gives what single cycles give. An encoder that can exchange its
+patches between cycles has a method `token_grid(frames, mels) -> (bands, steps)`, the patches of a cycle of so many
+frames, and takes `token_mix` in `forward`; nothing else needs to know which encoder it is.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +27,32 @@ class EncoderOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     token_mask: Tensor | None = None
     pooler_output: Tensor | None = None
+
+
+class TokenMix(NamedTuple):
+    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
+
+    Attributes:
+        taken: (batch, bands, steps) bool, True on the partner's patches; only where both cycles have real frames, so
+            that masks stay those of the own cycle.
+        partner: (batch,) int64.
+    """
+
+    taken: Tensor
+    partner: Tensor
+
+    def mix(self, grid: Tensor) -> Tensor:
+        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
+
+        Raises:
+            ValueError: The patches are not those the mixture was drawn for.
+        """
+        batch, _, bands, steps = grid.shape
+        if self.taken.shape != (batch, bands, steps):
+            raise ValueError(
+                f"a mixture of {tuple(self.taken.shape)} patches does not fit a grid of {(batch, bands, steps)}"
+            )
+        return torch.where(self.taken[:, None].to(grid.device), grid[self.partner.to(grid.device)], grid)
 
 
 class TimeMask:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from laennec.losses.add import AngularDistanceDistributionLoss
-from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss
+from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss, ReconstructionLoss
 from laennec.losses.combine import WeightedSum, WeightSchedule
 from laennec.losses.device import GradientReversal
 from laennec.losses.focal import FocalLoss
@@ -23,6 +23,7 @@ AUXILIARY_LOSSES: dict[str, type[nn.Module]] = {
     "patch_mix": PatchMixContrastiveLoss,
     "clustering": DeepClusteringLoss,
     "cluster_similarity": ClusterSimilarityLoss,
+    "reconstruction": ReconstructionLoss,
 }
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PatchMixContrastiveLoss",
     "PatchMixCrossEntropy",
     "PatientAlignmentLoss",
+    "ReconstructionLoss",
     "SupConLoss",
     "TupletContrastiveLoss",
     "WeightSchedule",

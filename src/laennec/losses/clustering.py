@@ -2,7 +2,7 @@
 
 Decided here: the target is normalised over the groups of one cycle, not over the batch, and is trained through (not a
 constant), both as the authors do; the default is the mean over cycles and groups, because the authors' sum grows with
-the batch and so ties the weight to its size.
+the batch and so ties the weight to its size. Groups beyond a cycle's end (a mask says which) count nowhere.
 """
 
 from typing import ClassVar
@@ -54,11 +54,16 @@ class DeepClusteringLoss(nn.Module):
             raise ValueError(f"clusters {clusters}, dim {dim} and alpha {alpha} must be positive")
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction must be 'mean' or 'sum', not {reduction!r}")
-        self.centers = nn.Parameter(nn.init.xavier_normal_(torch.empty(clusters, dim)))
+        self.centers = nn.Parameter(torch.empty(clusters, dim))
+        self.reset_parameters()
         self.alpha = float(alpha)
         self.reduction = reduction
         self.detach_target = detach_target
         self.pairs: dict[str, int] = {}
+
+    def reset_parameters(self) -> None:
+        """Draw the centers anew."""
+        nn.init.xavier_normal_(self.centers)
 
     @property
     def variant(self) -> str:
@@ -73,35 +78,94 @@ class DeepClusteringLoss(nn.Module):
             return torch.softmax(-(self.alpha + 1) / 2 * torch.log1p(distance / self.alpha), dim=-1)
 
     @staticmethod
-    def target(q: Tensor) -> Tensor:
-        """Sharpened assignment p of the same shape, from q (batch, groups, clusters)."""
+    def target(q: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Sharpened assignment p of the same shape, from q (batch, groups, clusters); mask as in `forward`."""
         tiny = torch.finfo(q.dtype).tiny
-        sharp = q.square() / q.sum(dim=1, keepdim=True).clamp_min(tiny)
+        frequency = (q if mask is None else q * mask[..., None]).sum(dim=1, keepdim=True)
+        sharp = q.square() / frequency.clamp_min(tiny)
         return sharp / sharp.sum(dim=-1, keepdim=True).clamp_min(tiny)
 
-    def forward(self, groups: Tensor) -> dict[str, Tensor]:
+    def forward(self, groups: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return `{"clustering": scalar}`; `pairs` counts the groups.
 
         Args:
             groups: embeddings (batch, groups, dim).
+            mask: (batch, groups) bool, True on groups of real frames; None where all are.
 
         Raises:
-            ValueError: if the shape does not fit.
+            ValueError: if the shapes do not fit.
         """
-        check_embeddings(groups, dims=3)
-        count = groups.shape[0] * groups.shape[1]
+        groups, mask, count = _real(groups, mask)
         self.pairs = {"clustering": count}
         if not count:
             return {"clustering": absent(groups) + absent(self.centers)}
         with full_precision(groups):
             q = self.soft_assignment(groups)
-            p = self.target(q.detach() if self.detach_target else q)
-            divergence = (p * (p.clamp_min(1e-30).log() - (q + 1e-10).log())).sum()
+            p = self.target(q.detach() if self.detach_target else q, mask)
+            each = (p * (p.clamp_min(1e-30).log() - (q + 1e-10).log())).sum(dim=-1)
+            divergence = (each if mask is None else each * mask).sum()
         return {"clustering": divergence / (count if self.reduction == "mean" else 1)}
 
     def extra_repr(self) -> str:
         """Say what ran."""
         return f"variant={self.variant!r}, clusters={self.centers.shape[0]}, alpha={self.alpha}"
+
+
+def _real(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    """Groups with zeros for those that are not real, and how many are."""
+    check_embeddings(groups, dims=3)
+    if mask is None:
+        return groups, None, groups.shape[0] * groups.shape[1]
+    if mask.shape != groups.shape[:2]:
+        raise ValueError(f"a mask of {tuple(mask.shape)} does not fit groups {tuple(groups.shape)}")
+    mask = mask.bool()
+    return groups.masked_fill(~mask[..., None], 0.0), mask, int(mask.sum())
+
+
+class ReconstructionLoss(nn.Module):
+    """Keep an auto-encoder's bottleneck able to give the groups of frames back.
+
+    Mean squared difference of `decoded` and `groups` over real groups and dimensions; the groups are constants, because
+    the encoder would otherwise make them easy to give back by making them alike.
+
+    Wants the groups of each cycle and what the auto-encoder made of them, any batch. CycleGuardian's published total
+    leaves it out; add it where the bottleneck loses what tells cycles apart.
+
+    Reference: Xie et al., Unsupervised Deep Embedding for Clustering Analysis, ICML 2016.
+    """
+
+    citation: ClassVar[str] = _CITATION
+    variant = "mean squared, groups constant"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: dict[str, int] = {}
+
+    def forward(self, decoded: Tensor, groups: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Return `{"reconstruction": scalar}`; `pairs` counts the groups.
+
+        Args:
+            decoded: (batch, groups, dim).
+            groups: (batch, groups, dim).
+            mask: (batch, groups) bool, True on groups of real frames; None where all are.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        if decoded.shape != groups.shape:
+            raise ValueError(f"decoded {tuple(decoded.shape)} and groups {tuple(groups.shape)} must match")
+        decoded, mask, count = _real(decoded, mask)
+        self.pairs = {"reconstruction": count}
+        if not count or not decoded.shape[-1]:
+            return {"reconstruction": absent(decoded)}
+        with full_precision(decoded):
+            target = _real(groups.detach(), mask)[0]
+            squares = (widened(decoded) - widened(target)).square().sum()
+            return {"reconstruction": squares / (count * decoded.shape[-1])}
+
+    def extra_repr(self) -> str:
+        """Say what ran."""
+        return f"variant={self.variant!r}"
 
 
 class ClusterSimilarityLoss(nn.Module):
@@ -123,8 +187,13 @@ class ClusterSimilarityLoss(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.matrix = nn.Parameter(torch.eye(dim))
+        self.matrix = nn.Parameter(torch.empty(dim, dim))
+        self.reset_parameters()
         self.pairs: dict[str, int] = {}
+
+    def reset_parameters(self) -> None:
+        """Begin with the identity again."""
+        nn.init.eye_(self.matrix)
 
     def forward(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return `{"cluster_similarity": scalar}`; `pairs` counts pairs of clusters times cycles.

@@ -2,8 +2,9 @@
 
 Decided here: an entry may have any name, so that one loss can be there twice (SupCon by class and by device); which
 loss it is stands in `loss`, which column says what belongs together in `labels`. Layers of single entries (their own
-projection, the head that guesses the device) live inside the model while it trains, so that optimiser, checkpoints
-and processes know them, and are taken off when training ends: what is shared needs none of them.
+projection, the head that guesses the device, the clusters of frame groups) and the weights of losses that learn live
+inside the model while it trains, so that optimiser, checkpoints and processes know them, and are taken off when
+training ends: what is shared needs none of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laennec.losses import AUXILIARY_LOSSES, GradientReversal, WeightedSum, WeightSchedule
+from laennec.losses import (
+    AUXILIARY_LOSSES,
+    ClusterSimilarityLoss,
+    DeepClusteringLoss,
+    GradientReversal,
+    WeightedSum,
+    WeightSchedule,
+)
 from laennec.model import LaennecOutput
+from laennec.training.clusters import CLUSTER_LOSSES, CLUSTERS, WIDTH, CleanAndMixed, GroupClusters, inputs_of
 from laennec.training.groups import MISSING
 from laennec.training.settings import ConfigError
 
@@ -30,8 +39,9 @@ _LABELS = {
     "patch_mix": CLASS,
     "device_adversarial": "device",
 }
-RECIPE_LOSSES = tuple(_LABELS)
+RECIPE_LOSSES = (*_LABELS, *CLUSTER_LOSSES)
 _VIEWS = {"supcon": 2, "ntxent": 2}  # one view elsewhere
+_LOOKS_AT = {"clustering": "bottleneck", "cluster_similarity": "vectors", "reconstruction": "decoded"}
 _OF_CLASS_ONLY = ("tuplet", "patch_mix")
 
 
@@ -66,10 +76,11 @@ class Entry:
             `laennec.training.groups.COLUMNS`, several joined by +.
         missing: What happens to cycles whose column is unknown: "drop" | "own_group".
         views: How many draws of each cycle it looks at.
-        on: "embedding" | "projection" (the model's, shared).
+        on: "embedding" | "projection" (the model's, shared) | "clusters" (the vector that joins a cycle's clusters).
         projection_dim: Width of a projection of its own; 0 for none.
         loss: The loss itself.
         schedule: Its weight.
+        project_mixed: Whether mixed cycles alone are projected, to the width of what they are contrasted with.
     """
 
     name: str
@@ -81,6 +92,7 @@ class Entry:
     projection_dim: int
     loss: nn.Module
     schedule: WeightSchedule
+    project_mixed: bool = False
 
     @property
     def where(self) -> str:
@@ -99,7 +111,15 @@ def entries_of(settings: Mapping[str, Any]) -> list[Entry]:
     Raises:
         ConfigError: A loss, a key or a value is unknown, or they contradict one another.
     """
-    return [_entry(name, given) for name, given in settings.items()]
+    entries = [_entry(name, given) for name, given in settings.items()]
+    clustering = [e for e in entries if e.kind == "clustering"]
+    for entry in entries:
+        if not clustering and (entry.kind in CLUSTER_LOSSES or entry.on == "clusters"):
+            raise ConfigError(f"{entry.where} needs the clusters that loss.auxiliary.clustering makes; add that entry")
+    for kind in ("clustering", "cluster_similarity"):
+        if len(same := [e for e in entries if e.kind == kind]) > 1:
+            raise ConfigError(f"{same[1].where}: a recipe has one {kind} loss; drop it")
+    return entries
 
 
 def _entry(name: str, given: Any) -> Entry:
@@ -112,12 +132,11 @@ def _entry(name: str, given: Any) -> Entry:
     values = {"on" if key is True else key: value for key, value in (given or {}).items()}
     kind = values.pop("loss", name)
     if kind not in RECIPE_LOSSES:
-        why = (
-            "a recipe cannot give it its inputs, use it from Python"
-            if kind in AUXILIARY_LOSSES
-            else "there is no such loss"
+        raise ConfigError(
+            f"loss.auxiliary has {kind!r}: there is no such loss; recipes can have {', '.join(RECIPE_LOSSES)}"
         )
-        raise ConfigError(f"loss.auxiliary has {kind!r}: {why}; recipes can have {', '.join(RECIPE_LOSSES)}")
+    if kind in CLUSTER_LOSSES:
+        return _cluster_entry(name, kind, values)
     own = {
         "labels": str(values.pop("labels", _LABELS[kind])),
         "missing": values.pop("missing", "drop"),
@@ -125,11 +144,11 @@ def _entry(name: str, given: Any) -> Entry:
         "on": values.pop("on", "embedding"),
         "projection_dim": values.pop("projection_dim", 0),
     }
+    if kind == "patch_mix":
+        own["project_mixed"] = values.pop("project_mixed", False)
     _check(where, kind, own)
     try:
-        schedule = WeightSchedule(
-            float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
-        )
+        schedule = _schedule(values)
         loss = GroupCrossEntropy(**values) if kind == "device_adversarial" else AUXILIARY_LOSSES[kind](**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
@@ -138,13 +157,34 @@ def _entry(name: str, given: Any) -> Entry:
     return Entry(name=name, kind=kind, loss=loss, schedule=schedule, **own)
 
 
+def _cluster_entry(name: str, kind: str, values: dict[str, Any]) -> Entry:
+    """An entry that looks at the groups of each cycle: nothing says what belongs together."""
+    sizes = {"clustering": {"clusters": CLUSTERS, "dim": WIDTH}, "cluster_similarity": {"dim": WIDTH}}.get(kind, {})
+    try:
+        schedule = _schedule(values)
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn again, by seed, in `AuxiliaryHeads`
+            loss = CleanAndMixed(AUXILIARY_LOSSES[kind](**(sizes | values)))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"loss.auxiliary.{name}: {str(error).split('__init__() ')[-1]}") from error
+    return Entry(name, kind, CYCLE, "drop", 1, "embedding", 0, loss, schedule)
+
+
+def _schedule(values: dict[str, Any]) -> WeightSchedule:
+    """The weight of an entry, taken out of its values."""
+    return WeightSchedule(float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0))
+
+
 def _check(where: str, kind: str, own: Mapping[str, Any]) -> None:
     """Refuse keys of an entry that its loss cannot follow."""
-    if own["on"] not in ("embedding", "projection"):
-        raise ConfigError(f"{where}.on is {own['on']!r}; it can be embedding or projection")
+    if own["on"] not in ("embedding", "projection", "clusters"):
+        raise ConfigError(f"{where}.on is {own['on']!r}; it can be embedding or projection, or clusters")
     if own["missing"] not in MISSING:
         raise ConfigError(f"{where}.missing is {own['missing']!r}; it can be {' or '.join(MISSING)}")
     dim, views = own["projection_dim"], own["views"]
+    if not isinstance(mixed := own.get("project_mixed", False), bool):
+        raise ConfigError(f"{where}.project_mixed is {mixed!r}; it is true or false")
+    if mixed and dim:
+        raise ConfigError(f"{where}: project_mixed projects to the width of the clean cycles; leave out projection_dim")
     if not isinstance(dim, int) or dim < 0:
         raise ConfigError(f"{where}.projection_dim is {dim!r}; it is a width, 0 for none")
     if dim and own["on"] == "projection":
@@ -170,7 +210,9 @@ def weighted_sum(entries: Sequence[Entry]) -> WeightedSum | None:
 
 
 class AuxiliaryHeads(nn.Module):
-    """Layers that single entries put on the embedding: own projections, and heads behind a gradient reversal.
+    """Layers that single entries put on the embedding, or on the encoder's tokens.
+
+    Own projections, heads behind a gradient reversal, the clusters of frame groups, and losses that learn.
 
     Args:
         entries: All of the recipe.
@@ -183,28 +225,87 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.reversal = GradientReversal()
         self.active = True
+        self.kinds = {e.name: e.kind for e in entries if e.kind in CLUSTER_LOSSES}
+        self.unprojected = {e.name for e in entries if e.project_mixed}
+        self.on_clusters = [e.name for e in entries if e.on == "clusters"]
+        self._tokens: tuple[Tensor, Tensor] | None = None
+        centers, width = _centers_of(entries), _cluster_width(entries)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.projections = nn.ModuleDict(
-                {
-                    e.name: nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, e.projection_dim))
-                    for e in entries
-                    if e.projection_dim
-                }
-            )
-            widths = {e.name: e.projection_dim or dim for e in entries}
+            widths = {e.name: width if e.on == "clusters" else dim for e in entries}
+            projected = {e.name: widths[e.name] if e.project_mixed else e.projection_dim for e in entries}
+            projected = {name: width for name, width in projected.items() if width}
+            self.projections = nn.ModuleDict({n: _projection(widths[n], width) for n, width in projected.items()})
+            widths |= projected
             self.guesses = nn.ModuleDict({name: nn.Linear(widths[name], count) for name, count in groups.items()})
+            self.losses = nn.ModuleDict({e.name: e.loss for e in entries if any(True for _ in e.loss.parameters())})
+            for loss in self.losses.modules():
+                if isinstance(loss, DeepClusteringLoss | ClusterSimilarityLoss):
+                    loss.reset_parameters()
+            self.clusters: GroupClusters | None = None
+            if centers is not None:
+                looked_at = {_LOOKS_AT[kind] for kind in self.kinds.values()} | (
+                    {"joint"} if self.on_clusters else set()
+                )
+                clusters, narrow = centers.centers.shape
+                self.clusters = GroupClusters(clusters, narrow, dim, width, looked_at)
+        self._centers = (centers,)  # in a tuple: its weights are registered once, with the losses
 
     def __len__(self) -> int:
-        return len(self.projections) + len(self.guesses)
+        return len(self.projections) + len(self.guesses) + len(self.losses)
 
-    def forward(self, embeddings: Tensor) -> dict[str, Tensor]:
-        """What each entry looks at, by name: embeddings (batch, dim) -> (batch, width)."""
+    def look_at(self, encoder: Any, _: Any, output: Any) -> None:
+        """Keep a cycle's own tokens, without special ones; a forward hook of the encoder.
+
+        Where the encoder looks at neighbours too, it does so in a later call of the same step.
+        """
+        if self.training and self.active and self._tokens is None:
+            special = int(getattr(encoder, "num_special_tokens", 0))
+            self._tokens = output.last_hidden_state[:, special:], output.token_mask[:, special:]
+
+    def forward(self, embeddings: Tensor) -> dict[str, Any]:
+        """What each entry looks at, by name: embeddings (batch, dim) -> (batch, width); groups for cluster losses."""
         embeddings = embeddings.to(next(self.parameters()).dtype)
-        seen = {name: projection(embeddings) for name, projection in self.projections.items()}
+        seen: dict[str, Any] = {}
+        base: dict[str, Tensor] = {name: embeddings for name, _ in self.projections.named_children()}
+        if self.clusters is not None:
+            assert self._tokens is not None, "the encoder has not run"
+            tokens, self._tokens = self._tokens, None
+            view = self.clusters(*tokens, *self._centers)
+            seen |= {name: inputs_of(kind, view) for name, kind in self.kinds.items()}
+            if view.joint is not None:
+                seen |= dict.fromkeys(self.on_clusters, view.joint)
+                base |= dict.fromkeys(self.on_clusters, view.joint)
+            # losses run outside of this call: processes have to see here that their weights are in use
+            seen["weights of losses"] = [weight.view_as(weight) for weight in self.losses.parameters()]
+        for name, projection in self.projections.items():
+            seen[name] = projection(base[name])
+            if name in self.unprojected:
+                seen[f"{name} clean"] = base[name]
         for name, guess in self.guesses.items():
             seen[name] = guess(self.reversal(seen.get(name, embeddings)))
         return seen
+
+
+def _projection(dim: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width))
+
+
+def _cluster_width(entries: Sequence[Entry]) -> int:
+    """Width of a cluster's vector: that of the matrix which compares them, where there is one."""
+    for entry in entries:
+        if entry.kind == "cluster_similarity" and isinstance(entry.loss, CleanAndMixed):
+            return len(entry.loss.loss.matrix)
+    return WIDTH
+
+
+def _centers_of(entries: Sequence[Entry]) -> DeepClusteringLoss | None:
+    """The loss that holds the centers of the recipe's clusters."""
+    for entry in entries:
+        if entry.kind == "clustering" and isinstance(entry.loss, CleanAndMixed):
+            assert isinstance(entry.loss.loss, DeepClusteringLoss)
+            return entry.loss.loss
+    return None
 
 
 class Attached:
@@ -220,16 +321,21 @@ class Attached:
     def __init__(self, model: nn.Module, heads: AuxiliaryHeads) -> None:
         self.model = model
         self.heads = heads
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> AuxiliaryHeads:
         if len(self.heads):
-            self.model.add_module("auxiliary_heads", self.heads.to(next(self.model.parameters()).device))
-            self._hook = self.model.register_forward_hook(_add_outputs)
+            model: Any = self.model
+            model.add_module("auxiliary_heads", self.heads.to(next(model.parameters()).device))
+            self._hooks.append(model.register_forward_hook(_add_outputs))
+            if self.heads.clusters is not None:
+                self._hooks.append(model.encoder.register_forward_hook(self.heads.look_at))
         return self.heads
 
     def __exit__(self, *_: Any) -> None:
         if len(self.heads):
-            self._hook.remove()
+            while self._hooks:
+                self._hooks.pop().remove()
             del self.model.auxiliary_heads
 
 
@@ -238,10 +344,10 @@ class TrainingOutput(LaennecOutput):
     """What a model with auxiliary heads returns in training.
 
     Attributes:
-        auxiliary: What each entry looks at, by name, (batch, width).
+        auxiliary: What each entry looks at, by name: (batch, width), or the inputs of a cluster loss.
     """
 
-    auxiliary: dict[str, Tensor] | None = None
+    auxiliary: dict[str, Any] | None = None
 
 
 def _add_outputs(model: Any, _: Any, outputs: Any) -> Any:

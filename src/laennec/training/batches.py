@@ -4,8 +4,9 @@ Decided here: a batch carries waveforms, not features, so that the one front end
 the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
 not change when the split does; a second view of a cycle has a key of its own, and the first is the one a single view
 would be. Rows without a label (SPRSound's Poor Quality records) are left out of training and counted; they still are
-neighbours of others. A cycle joined with a partner keeps its own metadata. A neighbour's draws are those it has as a
-cycle of its own, so a cycle sounds the same in one epoch wherever it is heard.
+neighbours of others. A cycle joined with a partner keeps its own metadata, and is labelled by what either
+holds: OR-ed flags, or the class of both. A neighbour's draws are those it has as a cycle of its own, so a cycle sounds
+the same in one epoch wherever it is heard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,9 @@ from laennec.audio.augment import (
     WaveformAugmentation,
     concatenate,
     concatenation_partner,
-    or_labels,
 )
 from laennec.audio.context import InContext, joined_rows
+from laennec.audio.mixing import LabelUnion
 from laennec.training.groups import Codes, metadata_of
 from laennec.training.neighbours import Neighbours, cycle_numbers
 from laennec.training.settings import ConfigError, TargetSettings
@@ -136,15 +137,17 @@ def view_seed(seed: int, view: int) -> int:
 
 @dataclass
 class Concatenation:
-    """Training cycles joined with a partner, their labels OR-ed (multi_label only).
+    """Training cycles joined with a partner, their labels OR-ed.
 
     Attributes:
         probability: How often a cycle gets a partner.
         candidates: Rows that may be partners.
+        union: Label of two cycles heard together; None ORs rows of flags.
     """
 
     probability: float
     candidates: NDArray[np.int64]
+    union: LabelUnion | None = None
 
 
 class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
@@ -194,17 +197,26 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return len(self.numbers)
 
     def partner_of(self, row: int, epoch: int) -> int | None:
-        """The row that a cycle is joined with in an epoch, if any."""
+        """The row that a cycle is joined with in an epoch, if any: a function of (seed, epoch, cycle).
+
+        Rows that carry the cycle's own id (the row itself, or the same cycle once more) are never chosen.
+        """
         c = self.concatenation
         if c is None:
             return None
-        return concatenation_partner(self.seed, epoch, int(self.numbers[row]), c.candidates, c.probability)
+        number = int(self.numbers[row])
+        others = c.candidates[self.numbers[c.candidates] != number]
+        return concatenation_partner(self.seed, epoch, number, others, c.probability)
 
     def label_at(self, row: int, epoch: int) -> Any:
         """A cycle's label in an epoch: OR-ed with its partner's."""
         partner = self.partner_of(row, epoch)
         label = self.targets.labels[row]
-        return label if partner is None else or_labels(label, self.targets.labels[partner])
+        if partner is None or self.concatenation is None:
+            return label
+        union = self.concatenation.union or LabelUnion(self.targets.names, np.ndim(label) > 0)
+        pair = torch.from_numpy(np.stack([label, self.targets.labels[partner]]))
+        return union(pair[:1], pair[1:])[0].numpy().astype(self.targets.labels.dtype)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         row, epoch = key if isinstance(key, tuple) else (key, None)
@@ -218,7 +230,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             if partner is not None:
                 waveform = concatenate(waveform, self.waveforms[partner])
                 label = self.label_at(row, epoch)
-                class_id = (label.astype(np.int64) << np.arange(len(label))).sum()
+                class_id = (label.astype(np.int64) << np.arange(len(label))).sum() if np.ndim(label) else label
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
         item = {
             "waveform": views[0],

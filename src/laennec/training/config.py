@@ -248,6 +248,10 @@ def _check(recipe: Recipe, where: str) -> None:
             f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise"
         )
     _check_context(recipe, where)
+    if recipe.encoder.group_frames < 0 or recipe.encoder.group_step < 1:
+        raise ConfigError(f"{where}: encoder.group_frames must not be negative, encoder.group_step at least 1")
+    if recipe.encoder.frozen and recipe.encoder.group_frames:
+        raise ConfigError(f"{where}: encoder.group_frames is for an encoder that is trained; set encoder.frozen: false")
     _check_meetings(recipe, where)
     _check_rules(recipe, where)
 
@@ -285,15 +289,18 @@ def _check_meetings(recipe: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: the tuplet loss needs sampler.name: anchor_positive")
     if s.name == "metadata_matched" and not s.columns:
         raise ConfigError(f"{where}: sampler.name is metadata_matched; name sampler.columns, e.g. [age_band, sex]")
-    alone = [name for name, kind in kinds.items() if kind != "device_adversarial"]
+    by_cycle = ("device_adversarial", "clustering", "cluster_similarity", "reconstruction")
+    alone = [name for name, kind in kinds.items() if kind not in by_cycle]
     if recipe.train.gradient_accumulation > 1 and alone:
         raise ConfigError(
             f"{where}: loss.auxiliary.{alone[0]} looks at pairs of a batch, and under train.gradient_accumulation it "
             "would see those of each small batch only: raise train.batch_size or use more processes instead"
         )
     contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
-    if contrast and (mix is None or mix.method != "patch_mix"):
-        raise ConfigError(f"{where}: loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix")
+    if contrast and (mix is None or mix.method == "mixup"):
+        raise ConfigError(
+            f"{where}: loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix (or group_mix)"
+        )
     if mix is None:
         return
     if recipe.encoder.frozen:
@@ -302,7 +309,8 @@ def _check_meetings(recipe: Recipe, where: str) -> None:
         )
     if recipe.loss.task == "focal" and (not contrast or recipe.loss.task_views == "all"):
         raise ConfigError(f"{where}: the focal loss is not defined for the soft labels of augment.mix; use ce or bce")
-    without_class = [name for name, kind in kinds.items() if kind not in ("add", "patch_mix")]
+    knows_none = ("clustering", "cluster_similarity", "reconstruction")
+    without_class = [name for name, kind in kinds.items() if kind not in ("add", "patch_mix", *knows_none)]
     if without_class and not contrast:
         raise ConfigError(
             f"{where}: loss.auxiliary.{without_class[0]} needs one class or group for each cycle, and augment.mix "

@@ -26,7 +26,7 @@ from laennec.audio.augment import WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, cache_root, decode_all, load_corpus, provenance
-from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders import encoder_digest, in_groups, load_encoder
 from laennec.errors import InputError
 from laennec.model import LaennecConfig, LaennecForAudioClassification
 from laennec.training.batches import (
@@ -40,6 +40,7 @@ from laennec.training.batches import (
 )
 from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, cycle_keys, embed_cycles, embed_waveforms
+from laennec.training.mixtures import check_mixing, label_union
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedule import Result, run_phases
@@ -187,8 +188,8 @@ def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAug
     augmentation = WaveformAugmentation(**parts) if any(parts.values()) else None
     if not settings.concatenate_probability:
         return augmentation, None
-    if targets.labels.ndim != 2:
-        raise ConfigError("augment.concatenate_probability ORs labels: it needs target.problem_type: multi_label")
+    multi_label = targets.labels.ndim == 2
+    union = label_union(targets.names, multi_label, "augment.concatenate_probability")
     rows = np.arange(len(targets.labels))
     if settings.concatenate_label is not None:
         if settings.concatenate_label not in targets.names:
@@ -196,8 +197,9 @@ def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAug
                 f"augment.concatenate_label is {settings.concatenate_label!r}; "
                 f"the labels are {', '.join(targets.names)}"
             )
-        rows = rows[targets.labels[:, targets.names.index(settings.concatenate_label)] > 0]
-    return augmentation, Concatenation(settings.concatenate_probability, rows)
+        number = targets.names.index(settings.concatenate_label)
+        rows = rows[targets.labels[:, number] > 0 if multi_label else targets.labels == number]
+    return augmentation, Concatenation(settings.concatenate_probability, rows, union)
 
 
 def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
@@ -205,6 +207,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
     torch.manual_seed(recipe.seed)
     e, h = recipe.encoder, recipe.head
     encoder = load_encoder(e.weights, type=e.type, revision=e.revision, **e.config)
+    encoder = in_groups(encoder, e.group_frames, e.group_step)
     config = LaennecConfig(
         encoder_config=encoder.config,
         problem_type=recipe.target.problem_type,
@@ -248,6 +251,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
     timings = Timings()
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)
+        check_mixing(recipe)
         with timings.measure("corpus"):
             parts = load_decoded(recipe, extractor.sampling_rate)
             source = provenance(parts)

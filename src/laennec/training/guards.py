@@ -107,7 +107,7 @@ def pair_lines(
         return []
     lines = []
     for entry in entries:
-        if entry.kind in ("device_adversarial", "patch_mix") or entry.labels == CYCLE:
+        if entry.kind in ("device_adversarial", "patch_mix") or entry.labels == CYCLE:  # cluster losses too
             continue
         labels = class_ids if entry.group_key is None else groups[entry.group_key]
         seen = coverage(sampler, labels=labels, rows_per_batch=rows_per_batch)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from laennec.losses import FocalLoss
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.auxiliary import CLASS, CYCLE, Entry, entries_of, weighted_sum
+from laennec.training.clusters import CLUSTER_LOSSES
 from laennec.training.settings import ConfigError, LossSettings
 
 
@@ -196,14 +197,19 @@ class Objective(nn.Module):
 
     def _inputs(self, entry: Entry, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         """What one auxiliary loss is called with."""
-        vectors = self._vectors(entry, outputs)
         rows = len(batch["labels"])
+        if entry.kind in CLUSTER_LOSSES:
+            return self._groups(entry, outputs.auxiliary[entry.name], batch)
+        vectors = self._vectors(entry, outputs)
         if entry.kind == "tuplet":
             return self._tuplets(vectors[:rows], batch)
         if entry.kind == "patch_mix":
             mixture, clean_rows = batch["mixture"], vectors[:rows]
+            if entry.project_mixed:
+                clean_rows = outputs.auxiliary[f"{entry.name} clean"][:rows]
             clean, mixed = (gather_with_gradient(v) for v in (clean_rows, vectors[rows:]))
-            lam = gather_with_gradient(torch.full((rows,), mixture.lam, device=vectors.device))
+            lam = torch.as_tensor(mixture.lam, dtype=torch.float32, device=vectors.device)
+            lam = gather_with_gradient(lam.expand(rows).contiguous())
             index = gather_with_gradient(mixture.index.to(vectors.device) + first_row(clean_rows))
             return mixed, clean, lam, index, gather_with_gradient(batch["class_ids"])
         # (views * batch, dim) -> (batch, views, dim), or (batch, dim) of the first view
@@ -217,6 +223,18 @@ class Objective(nn.Module):
         ids = gather_with_gradient(batch["group_ids"][entry.group_key])
         known = ids >= 0
         return vectors[known], ids[known]
+
+    def _groups(self, entry: Entry, seen: tuple[Tensor, ...], batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Groups of frames of clean cycles, and of mixed ones where both were encoded: what a cluster loss is given."""
+        rows = len(batch["labels"])
+        both = "mixture" in batch and self.contrasts_mixtures
+        copies = []
+        for part in list(zip(*(tensor.split(rows) for tensor in seen), strict=True))[: 2 if both else 1]:
+            if entry.kind == "cluster_similarity":
+                copies.append([gather_with_gradient(part[0]).transpose(0, 1)])  # the loss wants clusters first
+            else:
+                copies.append([_gather_groups(tensor) for tensor in part])
+        return tuple(copies)
 
     def _vectors(self, entry: Entry, outputs: Any) -> Tensor:
         own = getattr(outputs, "auxiliary", None)
@@ -312,3 +330,13 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
         parts = [torch.empty_like(padded) for _ in counts]
         torch.distributed.all_gather(parts, padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def _gather_groups(values: Tensor) -> Tensor:
+    """(batch, groups, ...) of all processes, filled with zeros to the most groups that any has; masks as numbers."""
+    values = values.to(torch.uint8) if values.dtype == torch.bool else values
+    if ranks() == 1:
+        return values
+    missing = max(_rows_by_rank(values.transpose(0, 1))) - values.shape[1]
+    filled = torch.cat([values, values.new_zeros(values.shape[0], missing, *values.shape[2:])], dim=1)
+    return gather_with_gradient(filled)

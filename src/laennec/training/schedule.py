@@ -227,7 +227,7 @@ def run_phases(
         "feature_extractor": extractor,
         "spec_augment": spec_augment,
         "seed": recipe.seed,
-        "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures) if mix else None,
+        "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
         "data_collator": collator,
         "train_dataset": datasets[0],
         "eval_dataset": datasets[1],

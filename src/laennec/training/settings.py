@@ -64,6 +64,8 @@ class EncoderSettings:
     weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
     revision: str | None = None
     frozen: bool = False
+    group_frames: int = 0  # encode overlapping groups of so many frames each by itself (CycleGuardian: 20); 0: whole
+    group_step: int = 15  # frames from the start of a group to that of the next
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -124,26 +126,45 @@ class ScheduleSettings:
     head_learning_rate: float = 1e-3
 
 
+# where each way of mixing can happen, its default first
+MIX_DOMAINS = {
+    "mixup": ("waveform", "features"),
+    "patch_mix": ("features", "tokens"),
+    "group_mix": ("features", "tokens"),
+}
+
+
 @dataclass
 class MixSettings:
     """Cycles of a batch mixed with one another, and their labels with them."""
 
-    method: str = "mixup"  # mixup | patch_mix
-    domain: str = "waveform"  # mixup: waveform | features (Patch-Mix exchanges features)
+    method: str = "mixup"  # mixup | patch_mix | group_mix (whole groups of frames)
+    domain: str = ""  # waveform | features | tokens (inside the encoder); left out: the first of MIX_DOMAINS
+    labels: str = "soft"  # soft (by share) | lungmix (normal + x = x, two different abnormal ones = both)
     beta: float = 10.0  # the share of the own cycle comes from Beta(beta, beta)
     probability: float = 1.0  # share of batches that are mixed
-    patch: list[int] = field(default_factory=lambda: [16, 16])  # patch_mix: frames and mel bins of a patch
+    patch: list[int] = field(default_factory=lambda: [16, 16])  # patch_mix of features: frames and mel bins of a patch
     whole_columns: bool = False  # patch_mix: exchange whole time columns
+    group_frames: int = 20  # group_mix of features: frames of a group
 
     def __post_init__(self) -> None:
-        if self.method not in ("mixup", "patch_mix") or self.domain not in ("waveform", "features"):
-            raise ValueError(
-                f"method can be mixup or patch_mix, domain waveform or features: {self.method!r}, {self.domain!r}"
-            )
+        if self.method not in MIX_DOMAINS:
+            raise ValueError(f"method can be {' or '.join(MIX_DOMAINS)}: {self.method!r}")
+        possible = MIX_DOMAINS[self.method]
+        # records of earlier versions say waveform for patch_mix too, which always mixed features
+        if not self.domain or (self.method == "patch_mix" and self.domain == "waveform"):
+            self.domain = possible[0]
+        if self.domain not in possible:
+            raise ValueError(f"{self.method} mixes {' or '.join(possible)}: domain {self.domain!r}")
+        if self.labels not in ("soft", "lungmix"):
+            raise ValueError(f"labels can be soft or lungmix: {self.labels!r}")
         if self.beta < 0 or not 0 <= self.probability <= 1:
             raise ValueError(f"beta must not be negative, probability within [0, 1]: {self.beta}, {self.probability}")
-        if len(self.patch) != 2 or min(self.patch) < 1:
-            raise ValueError(f"patch must be the frames and the mel bins of a patch, two numbers, not {self.patch}")
+        if len(self.patch) != 2 or min(self.patch) < 1 or self.group_frames < 1:
+            raise ValueError(
+                f"patch must be the frames and the mel bins of a patch, two numbers, not {self.patch}; group_frames at "
+                f"least 1, not {self.group_frames}"
+            )
 
 
 @dataclass

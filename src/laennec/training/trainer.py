@@ -95,6 +95,7 @@ class LaennecTrainer(Trainer):
         self.sharpness = sharpness
         self.add_callback(_SetEpoch(sampler))
         self._term_sums: dict[str, Tensor] = {}
+        self._pair_sums: dict[str, int] = {}
         self._term_steps = 0
         self._context: dict[str, Any] = {}
 
@@ -142,11 +143,11 @@ class LaennecTrainer(Trainer):
         if self.sharpness is not None:
             rho, adaptive = self.sharpness
             sharp = SharpnessAware((p for p in model.parameters() if p.requires_grad), rho, adaptive)
-            logged = dict(self._term_sums), self._term_steps
+            logged = dict(self._term_sums), dict(self._pair_sums), self._term_steps
             sharp.climb()
             super().training_step(model, inputs, num_items_in_batch)
             sharp.descend()
-            self._term_sums, self._term_steps = logged
+            self._term_sums, self._pair_sums, self._term_steps = logged
         return loss
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -168,11 +169,21 @@ class LaennecTrainer(Trainer):
             if self.spec_augment is not None and draws:
                 features = self._masked(self.spec_augment, features, mask)
             if mixer is not None and not mixer.on_waveforms:
-                features, mask, mixture = mixer.features(features, mask, labels, self._context)
-                self._context["mixture"] = mixture
+                features, mask, inputs = self._mixed(mixer, features, mask, inputs)
             if joined is not None:
                 return {**inputs, **with_context(features, mask, joined)}
         return {**inputs, "input_values": features, "attention_mask": mask}
+
+    def _mixed(self, mixer: Mixer, features: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Features and mask after mixing, and the inputs with what the encoder itself is to mix."""
+        if mixer.on_tokens:
+            encoder = self.accelerator.unwrap_model(self.model).encoder
+            features, mask, token_mix, mixture = mixer.tokens(features, mask, inputs["labels"], self._context, encoder)
+            inputs = {**inputs, "token_mix": token_mix}
+        else:
+            features, mask, mixture = mixer.features(features, mask, inputs["labels"], self._context)
+        self._context["mixture"] = mixture
+        return features, mask, inputs
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
         """SpecAugment of each view by itself: (views * batch, frames, mels), and their neighbours behind."""
@@ -224,6 +235,10 @@ class LaennecTrainer(Trainer):
             raise InputError(self._what_is_not_finite(outputs, terms))
         for name, value in terms.items():
             self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float()
+        auxiliary = self.objective.auxiliary
+        if auxiliary is not None and set(auxiliary.pairs) <= set(terms):  # what it counted in this very step
+            for name, count in auxiliary.pairs.items():
+                self._pair_sums[name] = self._pair_sums.get(name, 0) + count
         self._term_steps += 1
         return (loss, outputs) if return_outputs else loss
 
@@ -245,10 +260,11 @@ class LaennecTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last log."""
+        """Add the mean of each term since the last log, and of how many pairs, groups or rows it had in a step."""
         if "loss" in logs and self._term_steps:
             logs.update({f"term_{name}": float(value) / self._term_steps for name, value in self._term_sums.items()})
-            self._term_sums, self._term_steps = {}, 0
+            logs.update({f"count_{name}": count / self._term_steps for name, count in self._pair_sums.items()})
+            self._term_sums, self._pair_sums, self._term_steps = {}, {}, 0
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
