@@ -14,8 +14,9 @@ from transformers import TrainingArguments
 
 from laennec.audio.augment import Gain, SpecAugment, TimeShift, WaveformAugmentation
 from laennec.audio.cycle import cut, read_annotation
-from laennec.audio.features import PRESETS, LaennecFeatureExtractor
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_recording
+from laennec.cli import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
@@ -23,9 +24,10 @@ from laennec.model import LaennecConfig, LaennecForAudioClassification
 from laennec.training.batches import CycleDataset, collate_cycles, cycle_numbers, targets_of, view_seed
 from laennec.training.config import ConfigError, TargetSettings, recipe_from_dict
 from laennec.training.embed import EmbeddingCache, cycle_keys
-from laennec.training.experiment import train
+from laennec.training.experiment import make_part, train
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.objective import Objective
+from laennec.training.pretrain import pretrain
 from laennec.training.score import load_model
 from laennec.training.settings import LossSettings
 from laennec.training.trainer import LaennecTrainer
@@ -185,7 +187,8 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
 
 
 def test_without_context_every_cache_key_is_what_it_was(tmp_path):
-    assert {name: LaennecFeatureExtractor(name).fingerprint() for name in PRESETS} == GOLDEN["fingerprints"]
+    names = GOLDEN["fingerprints"]  # of the presets there were
+    assert {name: LaennecFeatureExtractor(name).fingerprint() for name in names} == GOLDEN["fingerprints"]
     cycle = "101_1b1_Al_sc_Meditron#00"
     table = {"audio_sha256": ["a" * 64], "start_s": [0.036], "end_s": [0.579], "cycle_id": [cycle]}
     assert [cycle_keys(table, "16000 None", draw)[0].hex() for draw in ("", "0 1")] == GOLDEN["cycle_keys"]
@@ -302,6 +305,32 @@ def test_two_views_and_a_projection_see_the_doubled_embedding(tiny_recipe, tmp_p
     }
     record = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())
     assert all(math.isfinite(v) for h in record["history"] for v in h["loss_terms"].values())
+
+
+def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
+    """A cycle without a label in a small fraction is context for those that have one, also for repeated ones."""
+    rows = np.array([5, 2, 5])
+    extractor = LaennecFeatureExtractor("song2021", context_cycles=1)
+    part = make_part("train", icbhi, recipe_from_dict({}), extractor, None, True, rows)
+    whole = make_part("train", icbhi, recipe_from_dict({}), extractor, None, True)
+    for place, row in enumerate(rows):
+        assert part.dataset.neighbours.named(place) == whole.dataset.neighbours.named(row)
+        one, other = part.dataset.sound(place), whole.dataset.sound(int(row))
+        assert all(np.array_equal(a, b) for a, b in zip(one.pieces, other.pieces, strict=True))
+        assert part.keys()[place] == whole.keys()[row]
+
+
+def test_label_fractions_and_pretraining_know_of_context(tiny_recipe, tmp_path):
+    """Pre-training pairs cycles alone; what it made, and fractions of labels, go on with neighbours."""
+    settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}
+    section = {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}}
+    recipe = recipe_from_dict(settings | section | {"output_dir": str(tmp_path / "pretrained")})
+    pretrained = pretrain(recipe)
+    encoder = {"type": "cnn", "weights": str(pretrained / "encoder")}
+    out = run(settings, tmp_path / "run", encoder=encoder)
+    quick = ["--train.epochs", "1", "--draws", "1", "--label-fraction", "0.3"]
+    assert main(["evaluate", str(out), *quick]) == 0
+    assert (out / "label-efficiency-test" / "label_efficiency.csv").is_file()
 
 
 def test_a_model_and_a_front_end_that_do_not_belong_together_are_named(tiny_run, tmp_path):

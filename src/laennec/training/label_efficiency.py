@@ -40,6 +40,7 @@ from laennec.training.experiment import (
 )
 from laennec.training.folders import RECORDS
 from laennec.training.label_fractions import cell_recipe, labelled_rows, refuse_missing_labels, training_part
+from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
 from laennec.training.score import check_split, load_model, origin_lines, recipe_of
 from laennec.training.settings import EncoderSettings
@@ -208,6 +209,7 @@ def _bench(
     check_split(run, recipe, origin)
     for cell in recipes.values():
         refuse_seen_patients(cell.encoder.weights, parts)
+    refuse_lost_neighbours(parts, origin.get("protocol"), extractor.context_cycles)
     if split not in parts:
         raise InputError(
             f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"

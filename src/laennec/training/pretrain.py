@@ -11,7 +11,7 @@ the corpus.
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
     timings = Timings()
     with timings.measure("total"):
-        extractor = make_extractor(recipe.features)
+        # pairs are made of cycles alone; the encoder hears them joined when the recipe trains on labels
+        extractor = make_extractor(replace(recipe.features, context_cycles=0))
         with timings.measure("corpus"):
             part = make_pairs(recipe, settings, extractor)
         model = make_contrastive_model(recipe, settings)
