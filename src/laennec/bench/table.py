@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from laennec.bench.encoders import natural_length
 from laennec.bench.losses import large_batches
 from laennec.bench.row import Row, Setting, fastest
 from laennec.bench.sound import augmentation, filter_bank, memory, reading
@@ -45,6 +46,7 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "frozen": frozen_experiment,
     "step": trainer_step,
     "losses": large_batches,
+    "natural": natural_length,
 }
 
 

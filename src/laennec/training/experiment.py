@@ -236,6 +236,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
     torch.manual_seed(recipe.seed)
     e, h = recipe.encoder, recipe.head
     encoder = load_encoder(e.weights, type=e.type, revision=e.revision, **e.config)
+    refuse_other_features(recipe, encoder)
     encoder = in_groups(encoder, e.group_frames, e.group_step)
     config = LaennecConfig(
         encoder_config=encoder.config,
@@ -286,7 +287,6 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
-        refuse_other_features(recipe, model.encoder, extractor)
         if main_process:  # not before data and weights were found good: earlier results are not given up for an error
             take_folder(out, recipe, overwrite)
         fitted = fit(recipe, model, extractor, training, validation, out, timings)

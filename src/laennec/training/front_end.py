@@ -7,19 +7,18 @@ is compared before anything is computed. Nothing is changed behind a recipe's ba
 
 from typing import Any
 
-from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.presets import PRESETS
 from laennec.encoders import TransformersEncoder
 from laennec.encoders.pretrained_audio import published_features
 from laennec.training.settings import ConfigError, Recipe
 
 
-def refuse_other_features(recipe: Recipe, encoder: Any, extractor: LaennecFeatureExtractor) -> None:
+def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     """Refuse features that the encoder was not made for.
 
     Args:
         recipe: Its feature, encoder and augmentation settings are what errors name.
         encoder: Encoders other than transformers' are not looked at: their own front ends are checked by their shapes.
-        extractor: The recipe's front end.
 
     Raises:
         ConfigError: Another preset, another sampling rate or standardisation than the checkpoint's, or feature masks
@@ -33,20 +32,21 @@ def refuse_other_features(recipe: Recipe, encoder: Any, extractor: LaennecFeatur
             f"features.preset is {given!r}, but this {kind} encoder was made for {' or '.join(encoder.presets)}; set "
             f"features.preset: {encoder.presets[0]}"
         )
-    if extractor.front.is_waveform and recipe.augment.spec is not None:
+    front = PRESETS[given]
+    if front.is_waveform and recipe.augment.spec is not None:
         raise ConfigError(
             f"augment.spec masks mel bins, and features.preset {given!r} has none; leave augment.spec out, or use "
             "augment.noise, shift, stretch, pitch or gain"
         )
     published = published_features(recipe.encoder.weights, recipe.encoder.revision) if recipe.encoder.weights else {}
     rate = published.get("sampling_rate")
-    if rate is not None and rate != extractor.sampling_rate:
+    if rate is not None and rate != front.sampling_rate:
         raise ConfigError(
             f"{recipe.encoder.weights}: the checkpoint was made for {rate} Hz, features.preset {given!r} gives "
-            f"{extractor.sampling_rate} Hz; give a checkpoint for {extractor.sampling_rate} Hz"
+            f"{front.sampling_rate} Hz; give a checkpoint for {front.sampling_rate} Hz"
         )
     standardised = published.get("do_normalize")
-    if extractor.front.is_waveform and standardised is not None:
+    if front.is_waveform and standardised is not None:
         wanted = "waveform" if standardised else "waveform-raw"
         if given != wanted:
             raise ConfigError(

@@ -33,6 +33,7 @@ from laennec.training.console import LossLines, say
 from laennec.training.embed import embed_waveforms
 from laennec.training.experiment import load_parts, make_extractor, make_filter, refuse_short_cycles
 from laennec.training.folders import refuse_taken, take_folder, whole_checkpoints
+from laennec.training.front_end import refuse_other_features
 from laennec.training.groups import GroupTable, metadata_of
 from laennec.training.objective import Objective, Stage
 from laennec.training.partners import Meeting, make_pretrain_sampler, meeting_of
@@ -166,6 +167,7 @@ def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> Laenne
     e = recipe.encoder
     weights = e.weights if settings.init == "weights" else None
     encoder = load_encoder(weights, type=e.type, revision=e.revision, **e.config)
+    refuse_other_features(recipe, encoder)
     config = LaennecConfig(
         encoder_config=encoder.config,
         pooling=recipe.head.pooling,
