@@ -157,7 +157,9 @@ def _evaluate_options(evaluate: argparse.ArgumentParser) -> None:
 
 def _export_options(export: argparse.ArgumentParser) -> None:
     export.add_argument("run_folder", metavar="RUN", help="folder of a run")
-    export.add_argument("--format", default="full", help="head (a few kB, names its base) or full (default)")
+    export.add_argument(
+        "--format", default="full", help="head (a few kB, names its base), lora (head and adapters) or full (default)"
+    )
     export.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
     export.add_argument("--base", help="where the base of a head-only run lies now")
     export.add_argument("--base-name", help="the name a head-only export gives its base, e.g. its Hub id")
