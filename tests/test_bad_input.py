@@ -402,7 +402,7 @@ def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path,
         assert load_file(shard)
 
 
-@pytest.mark.parametrize("kilobytes", [8, 36, 100])
+@pytest.mark.parametrize("kilobytes", [8, 36, 88])
 def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsys, kilobytes):
     """Wherever the space ends (weights, optimizer, state, model), the run can go on once there is some."""
     out = disk(tmp_path / "run", kilobytes)
