@@ -60,7 +60,9 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 def export(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec export`."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a run")
-    parser.add_argument("--format", default="full", help="head (a few kB, names its base) or full (default)")
+    parser.add_argument(
+        "--format", default="full", help="head (a few kB, names its base), lora (head and adapters) or full (default)"
+    )
     parser.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
     parser.add_argument("--base", help="where the base of a head-only run lies now")
     parser.add_argument("--base-name", help="the name a head-only export gives its base, e.g. its Hub id")

@@ -8,8 +8,7 @@ takes no **kwargs: transformers' Trainer would then rescale the loss under gradi
 context pools a cycle and the joined cycles one by one, as any encoder can, and its embedding is both side by side.
 """
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,10 +23,11 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders import encoder_digest, encoder_from_config, trainable
+from laennec.encoders.base import base_encoder, loading_error, quiet
 from laennec.encoders.fingerprint import check_fingerprint, own_memory, record_fingerprint
 from laennec.encoders.output import TokenMix
 from laennec.errors import InputError
@@ -52,11 +52,13 @@ class LaennecConfig(PreTrainedConfig):
         head_dropout: Dropout before the last layer, 0 to 1.
         projection_dim: Width of the projection that auxiliary losses see; 0 for none (they see the embedding).
         frozen_encoder: Whether the encoder is never trained.
+        trained_layers: How many of the encoder's last layers are trained; None for all.
+        lora: rank, alpha, dropout and target_modules of adapters in the encoder, whose own weights then rest.
         base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint
             file; None for random weights.
         base_model_revision: The Hub revision of the base.
         encoder_digest: sha256 of the encoder's weights; checked when a head-only checkpoint is loaded.
-        head_only: Whether the saved weights leave the encoder out.
+        head_only: Whether the saved weights leave the encoder out (adapters lie in a folder of their own).
         thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
     """
@@ -74,6 +76,8 @@ class LaennecConfig(PreTrainedConfig):
         head_dropout: float = 0.0,
         projection_dim: int = 0,
         frozen_encoder: bool = False,
+        trained_layers: int | None = None,
+        lora: dict[str, Any] | None = None,
         base_model_name_or_path: str | None = None,
         base_model_revision: str | None = None,
         encoder_digest: str | None = None,
@@ -93,6 +97,8 @@ class LaennecConfig(PreTrainedConfig):
         self.head_dropout = head_dropout
         self.projection_dim = projection_dim
         self.frozen_encoder = frozen_encoder
+        self.trained_layers = trained_layers
+        self.lora = lora
         self.base_model_name_or_path = base_model_name_or_path
         self.base_model_revision = base_model_revision
         self.encoder_digest = encoder_digest
@@ -219,11 +225,30 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.encoder.requires_grad_(False)
         self.encoder.eval()
 
+    def train_last_layers(self, layers: int) -> None:
+        """Train the encoder's last layers from now on, and keep those before them as they are."""
+        trainable.rest_all_but_last(self.encoder, layers)
+        self.config.trained_layers = layers
+
+    def add_adapters(self, lora: Mapping[str, Any]) -> None:
+        """Put LoRA adapters (as `LaennecConfig.lora` says) into the encoder, which itself rests from now on."""
+        self.config.encoder_digest = encoder_digest(self.encoder)
+        trainable.add_lora(self.encoder, lora)
+        self.config.lora = dict(lora)
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the encoder's weights: a model like one that was trained in full."""
+        trainable.merge_lora(self.encoder)
+        self.config.lora = self.config.encoder_digest = None
+
+    def rests(self, name: str) -> bool:
+        """Whether a weight, by its name in the state dict, stays what it is in the base."""
+        return name.startswith("encoder.") and trainable.rests(self.config, name)
+
     def train(self, mode: bool = True) -> "LaennecForAudioClassification":
-        """Switch between training and evaluation; a frozen or paused encoder stays in evaluation."""
+        """Switch between training and evaluation; what rests of the encoder stays in evaluation."""
         super().train(mode)
-        if self.config.frozen_encoder or self.encoder_paused:
-            self.encoder.eval()
+        trainable.set_mode(self.encoder, self.config, mode and not self.encoder_paused)
         return self
 
     def embed(
@@ -315,11 +340,17 @@ class LaennecForAudioClassification(PreTrainedModel):
 
         Args:
             save_directory: The folder.
-            head_only: Whether to leave the encoder out; None leaves it out where it is frozen and its base is known.
+            head_only: Whether to leave the encoder out (but for its adapters); None leaves it out where it is not
+                trained and its base is known.
             **kwargs: Handed to transformers.
+
+        Raises:
+            ValueError: A model with adapters cannot be saved in full before they are merged.
         """
         if head_only is None:
-            head_only = bool(self.config.frozen_encoder and self.config.base_model_name_or_path)
+            head_only = self.rests("encoder.") and bool(self.config.base_model_name_or_path)
+        if self.config.lora and not head_only:
+            raise ValueError("this model has adapters: call merge_adapters() before it is saved in full")
         state = kwargs.pop("state_dict", None) or self.state_dict()
         if head_only:
             state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
@@ -329,6 +360,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             self.config.encoder_config = self.encoder.config
         before, self.config.head_only = self.config.head_only, head_only
         try:
+            trainable.save_adapter(self.encoder, self.config, save_directory)
             return super().save_pretrained(save_directory, state_dict=state, **kwargs)
         finally:
             self.config.head_only = before
@@ -363,7 +395,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         try:
             if config is None:
                 config = _own_config(pretrained_model_name_or_path, hub)
-            encoder = _base_encoder(config, base) if config.head_only else None
+            encoder = base_encoder(config, base) if config.head_only else None
             with quiet(config.head_only):
                 model, info = super().from_pretrained(
                     pretrained_model_name_or_path, *args, config=config, output_loading_info=True, **kwargs
@@ -371,7 +403,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         except InputError:
             raise
         except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-            raise InputError(_loading_error(pretrained_model_name_or_path, error)) from error
+            raise InputError(loading_error(pretrained_model_name_or_path, error)) from error
         missing = [k for k in info["missing_keys"] if not k.startswith(_TRAINING_ONLY)]
         if config.head_only:
             missing = [k for k in missing if not k.startswith("encoder.")]
@@ -383,27 +415,17 @@ class LaennecForAudioClassification(PreTrainedModel):
             )
         if encoder is not None:
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
-            model.encoder = encoder
+            model.encoder = trainable.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
         else:
             check_fingerprint(model.encoder, pretrained_model_name_or_path)
         own_memory(model)
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()
+        elif config.trained_layers:
+            model.train_last_layers(config.trained_layers)
         answer: Any = (model, info) if wants_info else model
         return answer
-
-
-@contextlib.contextmanager
-def quiet(yes: bool = True) -> Iterator[None]:
-    """Keep transformers from reporting weights as missing that are left out on purpose."""
-    before = logging.get_verbosity()
-    if yes:
-        logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _own_config(name: str | Path, hub: dict[str, Any]) -> LaennecConfig:
@@ -415,32 +437,6 @@ def _own_config(name: str | Path, hub: dict[str, Any]) -> LaennecConfig:
         raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
     config: LaennecConfig = LaennecConfig.from_pretrained(name, **hub)
     return config
-
-
-def _loading_error(name: str | Path, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"{name}: cannot load a laennec model: {first}; give an exported folder or a Hub id of a laennec model"
-
-
-def _base_encoder(config: LaennecConfig, base: str | Path | PreTrainedModel | None) -> PreTrainedModel:
-    """The encoder that a head-only checkpoint was trained on, its weights checked."""
-    if isinstance(base, PreTrainedModel):
-        encoder, source = base, type(base).__name__
-    else:
-        source = str(base or config.base_model_name_or_path)
-        try:
-            encoder = load_encoder(source, revision=None if base else config.base_model_revision)
-        except InputError as error:
-            raise InputError(
-                f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
-            ) from error
-    digest = encoder_digest(encoder)
-    if config.encoder_digest and digest != config.encoder_digest:
-        raise InputError(
-            f"{source}: not the encoder this head was trained on (weights {digest[:12]}, expected "
-            f"{config.encoder_digest[:12]}); give the base {config.base_model_name_or_path!r}"
-        )
-    return encoder
 
 
 AutoConfig.register("laennec", LaennecConfig)

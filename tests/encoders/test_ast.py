@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_recording
 from laennec.encoders import AstEncoder, encoder_digest, encoder_from_config, load_encoder
 from laennec.encoders.output import TokenMix
 from laennec.errors import InputError
@@ -45,6 +47,71 @@ def test_equals_transformers_ast_at_the_trained_length(tmp_path: Path) -> None:
             torch.testing.assert_close(out.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
     assert bool(out.token_mask.all())
     assert encoder.num_special_tokens == 2
+
+
+def resized(encoder: AstEncoder, steps: int, choice: str) -> torch.Tensor:
+    """The position table for so many time steps, one place after the other."""
+    table, bands, known = encoder.audio_spectrogram_transformer.embeddings.position_embeddings.detach()[0], 3, 9
+    rows = [table[0], table[1]]
+    for band in range(bands):
+        for step in range(steps):
+            place = float(step)
+            if choice == "interpolate" or steps > known:
+                place = min(max((step + 0.5) * known / steps - 0.5, 0.0), known - 1.0)
+            left = int(place)
+            right = min(left + 1, known - 1)
+            one, other = table[2 + band * known + left], table[2 + band * known + right]
+            rows.append(one + (place - left) * (other - one))
+    return torch.stack(rows)[None]
+
+
+@pytest.mark.parametrize("frames", [16, 40, 96, 268])
+@pytest.mark.parametrize("choice", ["cut", "interpolate"])
+def test_equals_transformers_ast_with_a_table_made_for_the_length(frames: int, choice: str) -> None:
+    encoder = make(time_positions=choice)
+    stock = ASTModel._from_config(tiny(max_length=frames)).eval()
+    state = encoder.audio_spectrogram_transformer.state_dict()
+    steps = (frames - 16) // 10 + 1
+    stock.load_state_dict(state | {"embeddings.position_embeddings": resized(encoder, steps, choice)})
+    values, _ = batch_of([frames])
+    with torch.no_grad():
+        expected, out = stock(values), encoder(values)
+    assert out.last_hidden_state.shape[1] == 2 + 3 * steps
+    torch.testing.assert_close(out.last_hidden_state, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
+
+
+def test_real_cycles_cost_their_own_length_and_nothing_of_their_neighbours(shared_data: Path) -> None:
+    encoder = make(num_mel_bins=128, max_length=1024)
+    extractor = LaennecFeatureExtractor("ast")
+    recordings = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
+    lengths = (0.2, 2.7, 6.0)
+    waves = [
+        read_recording(path, 16000).waveform[: round(16000 * seconds)]
+        for seconds, path in zip(lengths, recordings, strict=False)
+    ]
+    with torch.no_grad():
+        together = encoder(**extractor(waves, sampling_rate=16000))
+        alone = [encoder(**extractor(wave, sampling_rate=16000)) for wave in waves]
+    # 18, 268 and 598 frames: a step of 12 bands every 10 frames, where 10.24 s would take 101
+    assert [one.last_hidden_state.shape[1] for one in alone] == [2 + 12 * steps for steps in (1, 26, 59)]
+    assert together.token_mask.sum(1).tolist() == [one.last_hidden_state.shape[1] for one in alone]
+    for i, one in enumerate(alone):
+        torch.testing.assert_close(together.pooler_output[i], one.pooler_output[0], atol=1e-5, rtol=1e-5)
+        real = together.last_hidden_state[i][together.token_mask[i]]
+        torch.testing.assert_close(real, one.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+
+
+def test_kinds_of_attention_agree_under_a_mask() -> None:
+    values, mask = batch_of([40, 96])
+    results = []
+    for attention in ("eager", "sdpa"):
+        encoder = make()
+        encoder.set_attn_implementation(attention)
+        out = encoder(values, mask).pooler_output
+        out.square().sum().backward()
+        results.append((out.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("time_positions", ["cut", "interpolate"])

@@ -52,6 +52,15 @@ def test_a_wrong_flag_names_the_nearest_setting(tmp_path):
         ("loss: {task: ce}", r"a multi_label head needs bce"),
         ("encoder: {type: resnet}", r"encoder.type is 'resnet'; it can be"),
         ("encoder: {frozen: true}\nloss: {auxiliary: {add: {}}}", r"nothing to train while encoder.frozen"),
+        ("encoder: {frozen: true, trainable: lora, weights: a}", r"encoder.frozen is true, but .* is lora"),
+        ("encoder: {trainable: half}", r"encoder.trainable is 'half'; it can be full, frozen, last_n, lora"),
+        ("encoder: {trainable: last_n, weights: a}", r"last_n needs a number of layers"),
+        ("encoder: {train_last_layers: 2}", r"encoder.trainable is full and encoder.train_last_layers 2"),
+        ("encoder: {trainable: lora}", r"leave random weights as they are; give encoder.weights"),
+        ("encoder: {lora: {rank: 0}}", r"encoder.lora: rank 0, .*give a rank of at least 1"),
+        ("encoder: {lora: {target_modules: []}}", r"encoder.lora: .*and a name"),
+        ("encoder: {lora: {ranks: 4}}", r"did you mean 'encoder.lora.rank'"),
+        ("encoder: {trainable: frozen}\nsampler: {name: length_bucketed}", r"hold embeddings, which have no length"),
         ("corpus: {validation_fraction: 1.5}", r"between 0 and 1"),
         ("train: {batch_size: 0}", r"train.batch_size must be at least 1"),
         ("augment: {gain: {probability: 2}}", r"augment.gain: .*probability must lie in"),
@@ -77,6 +86,14 @@ def test_a_recipe_survives_its_own_dictionary(tmp_path):
     recipe = load_recipe(write(tmp_path, "augment: {gain: {}, spec: {freq_masks: 3}}\ntrain: {learning_rate: 1e-3}"))
     assert recipe_from_dict(recipe.to_dict()) == recipe
     assert recipe.train.learning_rate == 1e-3
+
+
+def test_frozen_and_trainable_say_the_same(tmp_path):
+    for text in ("encoder: {frozen: true}", "encoder: {trainable: frozen}", "encoder: {trainable: full, frozen: true}"):
+        recipe = load_recipe(write(tmp_path, text))
+        assert recipe.encoder.frozen and recipe.encoder.trainable == "frozen"
+        assert recipe_from_dict(recipe.to_dict()) == recipe
+    assert not load_recipe(write(tmp_path, "encoder: {trainable: full}")).encoder.frozen
 
 
 def test_every_setting_is_reachable_by_a_dotted_key():

@@ -1,5 +1,7 @@
 """Samplers: what meets in a batch, on random label tables, under DataLoader and accelerate."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from laennec.training.sampler import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
     EpochSampler,
+    LengthBucketSampler,
     PatientBalancedSampler,
     coverage,
 )
@@ -22,6 +25,53 @@ LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
 def batches(sampler, epoch):
     return sampler.order(epoch).reshape(-1, sampler.rows_per_batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=80),
+    size=st.integers(1, 12),
+    pool=st.integers(1, 6),
+    seed=st.integers(0, 2**40),
+)
+def test_every_cycle_once_in_batches_of_neighbours_in_length(lengths, size, pool, seed):
+    sampler = LengthBucketSampler(lengths, size, seed, pool)
+    order = sampler.order(2)
+    assert sorted(order) == list(range(len(lengths))) and len(sampler) == len(lengths)
+    assert np.array_equal(order, LengthBucketSampler(lengths, size, seed, pool).order(2))
+    whole = len(lengths) // size
+    drawn = [np.array(lengths)[order[i * size : (i + 1) * size]] for i in range(whole)]
+    assert all((np.diff(batch) >= 0).all() for batch in drawn)
+    if whole <= pool:  # one pool: no length of a batch lies between those of another
+        spans = sorted((batch[0], batch[-1]) for batch in drawn)
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_epochs_of_length_buckets_differ_in_order_and_in_company():
+    lengths = np.random.default_rng(0).integers(1, 1000, 640)
+    sampler = LengthBucketSampler(lengths, 16, seed=3, batches_per_pool=8)
+    company = [{frozenset(batch) for batch in batches(sampler, epoch).tolist()} for epoch in range(3)]
+    assert len(company[0] & company[1]) == len(company[1] & company[2]) == 0
+    assert not np.array_equal(batches(sampler, 0)[:, 0], np.sort(batches(sampler, 0)[:, 0]))
+    for wrong in ({"lengths": []}, {"rows_per_batch": 0}, {"batches_per_pool": 0}):
+        with pytest.raises(ValueError, match=r"no cycle|at least 1"):
+            LengthBucketSampler(**({"lengths": lengths, "rows_per_batch": 16} | wrong))
+
+
+def test_real_cycles_by_length_leave_little_padding(shared_data):
+    spans = np.concatenate(
+        [np.loadtxt(p, ndmin=2) for p in sorted((shared_data / "icbhi2017_annotations").glob("*.txt"))]
+    )
+    lengths = np.round(100 * (spans[:, 1] - spans[:, 0]))  # frames of the database's 6,898 cycles
+    assert len(lengths) == 6898
+
+    def padding(sampler):
+        order = sampler.order(0)
+        parts = [lengths[order[i : i + 32]] for i in range(0, len(order), 32)]
+        return 1 - sum(p.sum() for p in parts) / sum(p.max() * len(p) for p in parts)
+
+    shuffled, bucketed = padding(EpochSampler(len(lengths))), padding(LengthBucketSampler(lengths, 32))
+    assert shuffled > 0.4 and bucketed < 0.1, (shuffled, bucketed)
 
 
 @settings(max_examples=60, deadline=None)

@@ -56,6 +56,11 @@ class AstEncoder(PreTrainedModel):
         ):
             nn.init.trunc_normal_(table, std=0.02)
 
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The blocks in order, and the normalisation after them."""
+        model = self.audio_spectrogram_transformer
+        return model.layers, [model.layernorm]
+
     @property
     def _embeddings(self) -> Any:
         return self.audio_spectrogram_transformer.embeddings

@@ -79,6 +79,10 @@ class CnnEncoder(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The blocks in order; nothing comes after them."""
+        return self.blocks, []
+
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
     ) -> EncoderOutput | tuple[Tensor, ...]:

@@ -12,11 +12,12 @@ Reference: Chu et al., CycleGuardian, 2025.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.output import EncoderOutput, TokenMix
+from laennec.encoders.trainable import stack_of
 
 
 class GroupsConfig(PreTrainedConfig):
@@ -93,6 +94,11 @@ class GroupsEncoder(PreTrainedModel):
         """Leave the inner encoder as its own class made it."""
         if module is self:
             self.geometry.copy_(torch.tensor([self.config.group_frames, self.config.group_step]))
+
+    def layer_stack(self) -> tuple[Any, list[nn.Module]]:
+        """The inner encoder's layers in order, and what comes after them."""
+        stack: tuple[Any, list[nn.Module]] = stack_of(self.encoder)
+        return stack
 
     def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
         """One band of as many groups as lie within so many frames, one at least."""

@@ -226,6 +226,10 @@ class MobileNetEncoder(PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
+        """The blocks in order, and the convolution after them."""
+        return self.blocks, [self.last]
+
     def audioset_logits(self, pooler_output: Tensor) -> Tensor:
         """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
 

@@ -1,8 +1,9 @@
 """Stage 10, export: a trained model as files that other people can load.
 
 Decided here: nothing is said to be exported before it was read back and gave the same logits. A head-only export
-leaves the encoder out and names its base with a digest, so it needs an encoder that was never trained; anything else
-is exported in full. Weights that only training needs (the projection of auxiliary losses) stay behind.
+leaves the encoder out and names its base with a digest, so it needs an encoder that was never trained; so does a LoRA
+export, which adds the adapters in peft's own form. Anything else is exported in full, adapters merged into the weights
+beside which they were trained. Weights that only training needs (the projection of auxiliary losses) stay behind.
 """
 
 from pathlib import Path
@@ -18,8 +19,10 @@ from laennec.model import LaennecForAudioClassification
 from laennec.training.score import load_model
 from laennec.writing import folder_aside, refuse_others
 
-FORMATS = ("head", "full")
-_WRITTEN = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json")
+FORMATS = ("head", "full", "lora")
+_WRITTEN = ("config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json", "adapter")
+# merging adds products of small matrices in another order
+_MERGED_TOLERANCE = 1e-3
 
 
 def export_run(
@@ -34,10 +37,11 @@ def export_run(
     Args:
         run: The run's folder.
         out: Where to; None: `export-<format>` in the run's folder. A folder that was exported before is replaced.
-        format: "head" (a few kB; the base is fetched by name at loading) or "full".
-        base: Where the base of a head-only run lies now.
-        base_name: The name that a head-only export gives its base, e.g. the Hub id of a base that was trained on as a
-            local file.
+        format: "head" (a few kB; the base is fetched by name at loading), "lora" or "adapter" (head and adapters,
+            likewise) or "full".
+        base: Where the base of a head-only or LoRA run lies now.
+        base_name: The name that a head-only or LoRA export gives its base, e.g. the Hub id of a base that was trained
+            on as a local file.
 
     Returns:
         The folder.
@@ -45,16 +49,11 @@ def export_run(
     Raises:
         InputError: No such run or format, a head-only export of a trained encoder, or a disk that cannot be written to.
     """
+    format = {"adapter": "lora"}.get(format, format)
     if format not in FORMATS:
         raise InputError(f"unknown export format {format!r}; it can be {', '.join(FORMATS)} (--format)")
     model, extractor = load_model(run, base)
-    if format == "head" and not (model.config.frozen_encoder and model.config.base_model_name_or_path):
-        why = (
-            "its encoder was trained"
-            if not model.config.frozen_encoder
-            else "its encoder has random weights and no name"
-        )
-        raise InputError(f"{run}: no head-only export: {why}; use --format full")
+    _refuse_format(run, model, format)
     out = Path(out) if out is not None else Path(run) / f"export-{format}"
     refuse_others(out, _WRITTEN, "choose another --out")
     model.projection = None
@@ -62,11 +61,48 @@ def export_run(
     here = base or model.config.base_model_name_or_path
     if base_name:
         model.config.base_model_name_or_path = base_name
+    if format == "full" and model.config.lora:
+        _merge(run, model, extractor)
     with folder_aside(out) as folder:
-        model.save_pretrained(folder, head_only=format == "head")
+        model.save_pretrained(folder, head_only=format != "full")
         extractor.save_pretrained(folder)
-        _compare(folder, model, extractor, here if format == "head" else None)
+        _compare(folder, model, extractor, here if format != "full" else None)
     return out
+
+
+def _refuse_format(run: str | Path, model: LaennecForAudioClassification, format: str) -> None:
+    """Refuse forms that leave out what a model needs, or name what it does not have."""
+    named, adapters = model.config.base_model_name_or_path, bool(model.config.lora)
+    if format == "lora" and not adapters:
+        raise InputError(f"{run}: no LoRA export: the run has no adapters; use --format full (or head)")
+    if format == "head" and not (model.config.frozen_encoder and named):
+        why = (
+            "its encoder was trained"
+            if not model.config.frozen_encoder
+            else "its encoder has random weights and no name"
+        )
+        other = "lora or full" if adapters else "full"
+        raise InputError(f"{run}: no head-only export: {why}; use --format {other}")
+
+
+def _merge(run: str | Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
+    """Merge the adapters, and require nearly the same logits on a fixed sound."""
+    before = _answer(model, extractor)
+    model.merge_adapters()
+    apart = float((_answer(model, extractor) - before).abs().max())
+    if not apart <= _MERGED_TOLERANCE * max(1.0, float(before.abs().max())):
+        raise InputError(f"{run}: merged adapters give other logits ({apart:.2e} apart); use --format lora")
+
+
+def _answer(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> torch.Tensor:
+    """The logits of a fixed sound."""
+    draw = np.random.Generator(np.random.Philox(key=2))
+    sound: Any = draw.standard_normal(3 * extractor.sampling_rate).astype(np.float32) * 0.1
+    if extractor.context_cycles:
+        sound = InContext(sound, before=[sound[::-1].copy()], after=[sound[: len(sound) // 2]])
+    with torch.inference_mode():
+        logits: torch.Tensor = model.eval()(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits
+    return logits
 
 
 def _compare(
@@ -75,16 +111,7 @@ def _compare(
     """Load what was written and require the same logits on a fixed sound."""
     again = LaennecForAudioClassification.from_pretrained(folder, base=base)
     front_end = LaennecFeatureExtractor.from_pretrained(folder)
-    sound: Any = (
-        np.random.Generator(np.random.Philox(key=2)).standard_normal(3 * extractor.sampling_rate).astype(np.float32)
-        * 0.1
-    )
-    if extractor.context_cycles:
-        sound = InContext(sound, before=[sound[::-1].copy()], after=[sound[: len(sound) // 2]])
-    model.eval()
-    with torch.inference_mode():
-        wanted = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits
-        got = again(**front_end(sound, sampling_rate=front_end.sampling_rate)).logits
+    wanted, got = _answer(model, extractor), _answer(again, front_end)
     if not torch.equal(wanted, got):
         raise InputError(
             f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); "

@@ -21,6 +21,7 @@ from laennec.training.settings import (
     EncoderSettings,
     FeatureSettings,
     HeadSettings,
+    LoraSettings,
     LossSettings,
     MetadataSettings,
     MixSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "EncoderSettings",
     "FeatureSettings",
     "HeadSettings",
+    "LoraSettings",
     "LossSettings",
     "MetadataSettings",
     "MixSettings",
@@ -60,7 +62,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "loss.task": ("bce", "ce", "focal"),
     "loss.task_views": ("first", "all"),
     "sampler.name": (
-        *("shuffle", "anchor_positive", "classes_times_samples"),
+        *("shuffle", "length_bucketed", "anchor_positive", "classes_times_samples"),
         *("patient_balanced", "device_balanced", "metadata_matched"),
     ),
     "sampler.missing": ("drop", "own_group"),
@@ -73,6 +75,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
         *("whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio", "unispeech", "unispeech-sat", "wav2vec2-bert"),
         "clap",
     ),
+    "encoder.trainable": ("full", "frozen", "last_n", "lora"),
     "features.preset": (
         *("ast", "beats", "song2021", "efficientat", "whisper", "whisper-128"),
         *("w2v-bert", "clap", "clap-fused", "waveform", "waveform-raw"),
@@ -200,12 +203,17 @@ def setting_keys(kind: Any = Recipe, prefix: str = "") -> list[str]:
 
 
 def _unknown(where: str, key: str) -> str:
-    """The message for an unknown key: the same last part elsewhere first, then the most alike."""
+    """The message for an unknown key: the same last part elsewhere first, then the most alike beside it, then any."""
     keys = setting_keys()
     groups = sorted({k.rsplit(".", 1)[0] for k in keys if "." in k})
     last = key.rsplit(".", 1)[-1]
     elsewhere = [k for k in keys if k.rsplit(".", 1)[-1] == last]
-    near = elsewhere or difflib.get_close_matches(key, keys + groups, n=1, cutoff=0.0)
+    beside = [k for k in keys + groups if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = (
+        elsewhere
+        or difflib.get_close_matches(key, beside, n=1)
+        or difflib.get_close_matches(key, keys + groups, n=1, cutoff=0.0)
+    )
     return f"{where}: unknown key {key!r}; did you mean {near[0]!r}?"
 
 
@@ -269,6 +277,7 @@ def _check(recipe: Recipe, where: str) -> None:
             raise ConfigError(f"{where}: {key} must be at least {minimum}")
     if not 0 < recipe.corpus.validation_fraction < 1:
         raise ConfigError(f"{where}: corpus.validation_fraction must lie between 0 and 1")
+    _check_trainable(recipe, where)
     if recipe.encoder.frozen and recipe.loss.auxiliary:
         raise ConfigError(
             f"{where}: loss.auxiliary has nothing to train while encoder.frozen is true; set one of them otherwise"
@@ -300,6 +309,30 @@ def _check_context(recipe: Recipe, where: str) -> None:
                 f"{where}: {name} puts cycles of several recordings together, and {key} needs the neighbours of one; "
                 "leave one of them out"
             )
+
+
+def _check_trainable(recipe: Recipe, where: str) -> None:
+    """Bring `frozen` and `trainable` together, and refuse what contradicts them."""
+    e = recipe.encoder
+    if e.frozen and e.trainable in ("last_n", "lora"):
+        raise ConfigError(f"{where}: encoder.frozen is true, but encoder.trainable is {e.trainable}; drop one of them")
+    e.frozen = e.frozen or e.trainable == "frozen"
+    e.trainable = "frozen" if e.frozen else e.trainable
+    if (e.trainable == "last_n") != (e.train_last_layers != 0):
+        raise ConfigError(
+            f"{where}: encoder.trainable is {e.trainable} and encoder.train_last_layers {e.train_last_layers}; "
+            "last_n needs a number of layers, and nothing else has use for one"
+        )
+    if e.trainable in ("last_n", "lora") and e.weights is None:
+        raise ConfigError(
+            f"{where}: encoder.trainable is {e.trainable}, which would leave random weights as they are; give "
+            "encoder.weights"
+        )
+    if e.frozen and recipe.sampler.name == "length_bucketed":
+        raise ConfigError(
+            f"{where}: sampler.name is length_bucketed, but batches of a frozen encoder hold embeddings, which have no "
+            "length; set sampler.name: shuffle"
+        )
 
 
 def auxiliary_kinds(recipe: Recipe) -> dict[str, str]:

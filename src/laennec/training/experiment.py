@@ -253,7 +253,12 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         id2label=dict(enumerate(names)),
         label2id={n: i for i, n in enumerate(names)},
     )
-    return LaennecForAudioClassification(config, encoder)
+    model = LaennecForAudioClassification(config, encoder)
+    if e.trainable == "lora":
+        model.add_adapters(dataclasses.asdict(e.lora))
+    elif e.trainable == "last_n":
+        model.train_last_layers(e.train_last_layers)
+    return model
 
 
 def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:

@@ -94,6 +94,58 @@ class EpochSampler(CounterSampler):
         return self.rows
 
 
+class LengthBucketSampler(CounterSampler):
+    """Every cycle once an epoch, in batches of like length: what is computed is sound, not padding.
+
+    A random order is cut into pools of some batches; each pool is sorted by length and cut into batches, and all
+    batches come in random order. Who meets whom thus changes from epoch to epoch. A short last batch stays last.
+
+    Args:
+        lengths: of each cycle, (cycles,), in any unit.
+        rows_per_batch: batch size (per device).
+        seed: of the run.
+        batches_per_pool: more of them leave less padding and less chance to who meets whom.
+
+    Raises:
+        ValueError: if there is no cycle, or nothing in a batch.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | npt.NDArray[Any],
+        rows_per_batch: int,
+        seed: int = 0,
+        batches_per_pool: int = 32,
+    ) -> None:
+        super().__init__(seed)
+        self.lengths = np.asarray(lengths)
+        if self.lengths.ndim != 1 or not len(self.lengths):
+            raise ValueError("there is no cycle to sample")
+        if rows_per_batch < 1 or batches_per_pool < 1:
+            raise ValueError(f"batches of {rows_per_batch} in pools of {batches_per_pool}: give at least 1 of each")
+        self.rows_per_batch = int(rows_per_batch)
+        self.batches_per_pool = int(batches_per_pool)
+
+    def order(self, epoch: int) -> Rows:
+        """A permutation of all rows, batch by batch."""
+        size = int(self.rows_per_batch or 1)
+        generator = counter_generator(self.seed, epoch, 0, "order")
+        rows = generator.permutation(len(self.lengths))
+        whole = len(rows) // size * size
+        batches = []
+        for start in range(0, whole, size * self.batches_per_pool):
+            pool = rows[start : min(start + size * self.batches_per_pool, whole)]
+            batches.append(pool[np.argsort(self.lengths[pool], kind="stable")].reshape(-1, size))
+        if not batches:
+            return rows
+        stacked = np.concatenate(batches)
+        return np.concatenate([stacked[generator.permutation(len(stacked))].ravel(), rows[whole:]])
+
+    def __len__(self) -> int:
+        """The number of cycles."""
+        return len(self.lengths)
+
+
 class AnchorPositiveSampler(CounterSampler):
     """M random anchors, then one random other cycle of the same class for each: the batch of Song et al.
 

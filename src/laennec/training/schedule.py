@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
@@ -35,6 +36,7 @@ from laennec.training.sampler import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
     EpochSampler,
+    LengthBucketSampler,
     PatientBalancedSampler,
 )
 from laennec.training.settings import ConfigError, Recipe
@@ -98,16 +100,32 @@ def phases_of(recipe: Recipe) -> list[Phase]:
 
 
 def make_sampler(
-    name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable | None = None
+    name: str,
+    recipe: Recipe,
+    targets: Targets,
+    patients: list[str],
+    groups: GroupTable | None = None,
+    lengths: Any = None,
 ) -> tuple[Any, int]:
     """A sampler by name, and how many rows a batch of it has (on one process).
+
+    Args:
+        name: As in sampler.name.
+        recipe: All settings.
+        targets: Labels of the training part.
+        patients: Patient of each of its rows.
+        groups: Its groups, where they are at hand.
+        lengths: Length of each of its rows; length_bucketed needs them.
 
     Raises:
         ConfigError: The corpus cannot fill such batches, or a column that the sampler needs is unknown.
     """
     groups = groups or groups_of(recipe, targets)
     try:
-        sampler = _sampler(name, recipe, targets, patients, groups)
+        if name == "length_bucketed":
+            sampler: Any = LengthBucketSampler(lengths, recipe.train.batch_size, recipe.seed)
+        else:
+            sampler = _sampler(name, recipe, targets, patients, groups)
     except ConfigError:
         raise
     except ValueError as error:
@@ -224,7 +242,11 @@ def run_phases(
     groups = groups_of(recipe, targets)
     codes = _prepare_data(recipe, objective, datasets[0], spec_augment, groups)
     mix = recipe.augment.mix
-    plan = [(phase, *make_sampler(phase.sampler, recipe, targets, patients, groups)) for phase in phases_of(recipe)]
+    lengths = datasets[0].waveforms.lengths if isinstance(datasets[0], CycleDataset) else None
+    plan = [
+        (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
+    ]
+    held_out, validation_table = by_length(datasets[1], validation_table)
     _check_pairs(plan, objective, targets, codes)
     if recipe.train.gradient_checkpointing:
         _checkpoint_gradients(model)
@@ -237,7 +259,7 @@ def run_phases(
         "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
         "data_collator": collator,
         "train_dataset": datasets[0],
-        "eval_dataset": datasets[1],
+        "eval_dataset": held_out,
         "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
     }
     for module in model.modules():
@@ -283,6 +305,14 @@ def _checkpoint_gradients(model: Any) -> None:
         raise ConfigError(
             f"train.gradient_checkpointing: the encoder {model.encoder.config.model_type} cannot do it; leave it out"
         ) from error
+
+
+def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
+    """Cycles and their truth table from the longest to the shortest, so that evaluation computes little padding."""
+    if not isinstance(dataset, CycleDataset):
+        return dataset, table
+    order = np.argsort(-np.asarray(dataset.waveforms.lengths), kind="stable")
+    return torch.utils.data.Subset(dataset, order.tolist()), table.iloc[order].reset_index(drop=True)
 
 
 def _heads(objective: Objective, codes: Any, dim: int, seed: int) -> AuxiliaryHeads:

@@ -59,6 +59,24 @@ class FeatureSettings:
 
 
 @dataclass
+class LoraSettings:
+    """Low-rank adapters beside an encoder that itself rests."""
+
+    rank: int = 8
+    alpha: float = 16.0  # adapters count alpha / rank
+    dropout: float = 0.0  # of what an adapter sees
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # names of linear layers
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning."""
+        if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1 or not self.target_modules:
+            raise ValueError(
+                f"rank {self.rank}, alpha {self.alpha:g}, dropout {self.dropout:g}, target_modules "
+                f"{self.target_modules}; give a rank of at least 1, alpha above 0, dropout in [0, 1) and a name"
+            )
+
+
+@dataclass
 class EncoderSettings:
     """The network that turns features into an embedding."""
 
@@ -67,7 +85,10 @@ class EncoderSettings:
     type: str = "mobilenet"
     weights: str | None = None  # None: random initialisation; else a released file, a folder or a Hub id
     revision: str | None = None
-    frozen: bool = False
+    frozen: bool = False  # the same as trainable: frozen
+    trainable: str = "full"  # full | frozen | last_n (train_last_layers) | lora (a transformer with adapters)
+    train_last_layers: int = 0  # last_n: how many, counted from the end
+    lora: LoraSettings = field(default_factory=LoraSettings)
     group_frames: int = 0  # encode overlapping groups of so many frames each by itself (CycleGuardian: 20); 0: whole
     group_step: int = 15  # frames from the start of a group to that of the next
     config: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +130,8 @@ class MetadataSettings:
 class SamplerSettings:
     """Which cycles meet in a batch."""
 
-    # shuffle | anchor_positive | classes_times_samples | patient_balanced | metadata_matched | device_balanced
+    # shuffle | length_bucketed (like lengths meet: little padding) | anchor_positive | classes_times_samples |
+    # patient_balanced | metadata_matched | device_balanced
     name: str = "shuffle"
     negatives: int = 16  # tuplet: negatives for each anchor
     classes: int = 4  # classes_times_samples: classes in a batch

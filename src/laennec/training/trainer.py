@@ -278,7 +278,7 @@ class LaennecTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint's weights under the names they have here, without a frozen encoder.
+        """Write a checkpoint's weights under the names they have here, without an encoder that rests.
 
         `save_pretrained` writes some under those of older releases of transformers (AST's do), and `load_state_dict`,
         by which a Trainer takes a checkpoint back, would pass over them with a warning.
@@ -287,8 +287,7 @@ class LaennecTrainer(Trainer):
             return
         model: Any = self.accelerator.unwrap_model(self.model)
         state = model.state_dict() if state_dict is None else state_dict
-        still = bool(model.config.frozen_encoder)
-        kept = {k: v.contiguous() for k, v in state.items() if not (still and k.startswith("encoder."))}
+        kept = {k: v.contiguous() for k, v in state.items() if not model.rests(k)}
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         with write_aside(folder / SAFE_WEIGHTS_NAME, "wb") as file:
@@ -296,8 +295,8 @@ class LaennecTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint that does not fill the model; transformers would go on with a warning."""
-        still = bool(self.model.config.frozen_encoder)
-        missing = [key for key in load_result.missing_keys if not (still and key.startswith("encoder."))]
+        model: Any = self.accelerator.unwrap_model(self.model)
+        missing = [key for key in load_result.missing_keys if not model.rests(key)]
         if missing or load_result.unexpected_keys:
             what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
             raise InputError(

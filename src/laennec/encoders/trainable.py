@@ -1,0 +1,192 @@
+"""Stage 4, encoders: which part of an encoder learns: all of it, its last layers, or LoRA adapters beside it.
+
+Decided here: adapters are peft's, put into the encoder itself, so that everything else goes on seeing an encoder.
+They are kept in peft's format, in a folder of their own below the model's: beside a config.json, transformers would
+take an adapter_config.json for its own business. Layers that rest stay in evaluation mode, so that neither dropout nor
+batch statistics disturb what they were released with.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from laennec.errors import InputError
+from laennec.writing import write_aside
+
+ADAPTER_FOLDER = "adapter"
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_ADAPTER, _PREFIX, _NAME = "lora_", "base_model.model.", "default"
+
+
+def stack_of(encoder: PreTrainedModel) -> tuple[Sequence[nn.Module], list[nn.Module]]:
+    """The layers of an encoder in order, and what comes after the last of them.
+
+    Raises:
+        InputError: The encoder has no layers.
+    """
+    find = getattr(encoder, "layer_stack", None)
+    if find is None:
+        raise InputError(f"{_kind(encoder)} has no layers to train a part of; set encoder.trainable: full or frozen")
+    layers, after = find()
+    return list(layers), list(after)
+
+
+def rest_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
+    """Leave gradients to the last layers (and what follows them) alone.
+
+    Raises:
+        InputError: There are not that many layers, or none.
+    """
+    stack, after = stack_of(encoder)
+    if not 1 <= layers <= len(stack):
+        raise InputError(
+            f"encoder.train_last_layers is {layers}; {_kind(encoder)} has {len(stack)} layers: give 1 to {len(stack)}"
+        )
+    encoder.requires_grad_(False)
+    for module in (*stack[-layers:], *after):
+        module.requires_grad_(True)
+
+
+def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:
+    """Put what learns into training mode, or all into evaluation mode; `config` is a `LaennecConfig`."""
+    encoder.train(mode and not config.frozen_encoder and not config.trained_layers)
+    if mode and config.trained_layers and not config.frozen_encoder:
+        stack, after = stack_of(encoder)
+        for module in (*stack[-config.trained_layers :], *after):
+            module.train()
+    for module in encoder.modules() if mode and config.lora else ():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def rests(config: Any, name: str) -> bool:
+    """Whether a weight of an encoder stays what it is in the base; `config` is a `LaennecConfig`."""
+    return bool(config.frozen_encoder or (config.lora and not is_adapter(name)))
+
+
+def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
+    """Put adapters into an encoder, in place; they alone learn. Fresh adapters change no output.
+
+    Args:
+        encoder: The encoder.
+        lora: rank; alpha, of which adapters count alpha / rank; dropout; target_modules, names of linear layers.
+
+    Raises:
+        InputError: A target names none of the encoder's linear layers.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = {n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and not n.startswith("audioset_head")}
+    if not linear:
+        raise InputError(
+            f"{_kind(encoder)} has no linear layers, which LoRA is for; set encoder.trainable: last_n, full or frozen"
+        )
+    for target in lora["target_modules"]:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+            raise InputError(
+                f"encoder.lora.target_modules: {target!r} names no linear layer of {_kind(encoder)}; it has "
+                f"{', '.join(known)}"
+            )
+    inject_adapter_in_model(LoraConfig(**_peft_settings(lora)), encoder)
+
+
+def merge_lora(encoder: PreTrainedModel) -> None:
+    """Add adapters to the weights they stand beside, in place: an ordinary encoder again."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)  # type: ignore[operator]
+            parent, _, last = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), last, module.get_base_layer())
+    encoder.__dict__.pop("peft_config", None)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a weight of an encoder with adapters is one of theirs."""
+    return f".{_ADAPTER}" in name
+
+
+def adapter_state(encoder: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapters' weights under the names that peft keeps them by."""
+    state = encoder.state_dict()
+    return {_kept_name(name): value.detach().cpu().contiguous() for name, value in state.items() if is_adapter(name)}
+
+
+def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> None:
+    """Write adapters, if there are any, into `folder`/adapter, as `peft.PeftModel.from_pretrained` reads them."""
+    if not config.lora:
+        return
+    from peft import LoraConfig
+
+    lora, base = config.lora, config.base_model_name_or_path
+    place = Path(folder) / ADAPTER_FOLDER
+    place.mkdir(parents=True, exist_ok=True)
+    LoraConfig(**_peft_settings(lora), base_model_name_or_path=base, inference_mode=True).save_pretrained(str(place))
+    with write_aside(place / _WEIGHTS, "wb") as file:
+        file.write(save(adapter_state(encoder), metadata={"format": "pt"}))
+
+
+def with_adapter(
+    encoder: PreTrainedModel, config: Any, source: str | Path, hub: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The base encoder of a model, or a copy of it with its saved adapters where it has some.
+
+    Args:
+        encoder: The base, whose weights were compared with the digest already.
+        config: The model's `LaennecConfig`.
+        source: Folder or Hub id of the model.
+        hub: Revision, token and the like.
+
+    Raises:
+        InputError: They are not there, or not those of this encoder and these settings.
+    """
+    if not config.lora:
+        return encoder
+    try:
+        file = cached_file(str(source), f"{ADAPTER_FOLDER}/{_WEIGHTS}", **(hub or {}))
+        state = load_file(str(file))
+    except (OSError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            f"{source}: cannot read the adapters in {ADAPTER_FOLDER}/{_WEIGHTS} ({first[:120]})"
+        ) from error
+    encoder = copy.deepcopy(encoder)  # the caller's own stays what it is
+    add_lora(encoder, config.lora)
+    wanted = {_kept_name(name): name for name in encoder.state_dict() if is_adapter(name)}
+    own = dict(encoder.state_dict())
+    wrong = sorted(set(state) ^ set(wanted)) or sorted(n for n in wanted if state[n].shape != own[wanted[n]].shape)
+    if wrong:
+        raise InputError(
+            f"{source}: the adapters are not those of its config.json ({wrong[0]} is missing, left over or of another "
+            "shape); export the run again"
+        )
+    encoder.load_state_dict({wanted[name]: value for name, value in state.items()}, strict=False)
+    return encoder
+
+
+def _peft_settings(lora: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "r": lora["rank"],
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": lora["dropout"],
+        "target_modules": list(lora["target_modules"]),
+        "bias": "none",
+    }
+
+
+def _kept_name(name: str) -> str:
+    return _PREFIX + name.replace(f".{_NAME}.", ".")
+
+
+def _kind(encoder: PreTrainedModel) -> str:
+    return type(encoder).__name__
