@@ -33,6 +33,7 @@ from laennec.losses import (
     PatchMixContrastiveLoss,
     PatchMixCrossEntropy,
     PatientAlignmentLoss,
+    ReconstructionLoss,
     StethoscopeGuidedLoss,
     SupConLoss,
     TupletContrastiveLoss,
@@ -219,6 +220,12 @@ CASES = {
         ),
         scale_free=False,
     ),
+    "reconstruction": Case(
+        ReconstructionLoss,
+        lambda loss, x, y, order: loss(x[:, :1], x[:, 1:]),
+        lambda loss, x, y, order: (x[:, 0].double() - x[:, 1].double()).square().mean().item(),
+        learns=(0,), scale_free=False,
+    ),
     "hybrid": Case(
         lambda: HybridLoss(0.3, T, WEIGHTS),
         lambda loss, x, y, order: loss(x, x[..., :CLASSES], y % CLASSES),
@@ -390,7 +397,7 @@ BATCHES = {
 
 
 # these take embeddings as they are, and squares of huge ones are beyond float32
-UNSCALED = ("patient", "clustering", "clustering, sum", "cluster_similarity")
+UNSCALED = ("patient", "clustering", "clustering, sum", "cluster_similarity", "reconstruction")
 
 
 @pytest.mark.parametrize(
@@ -456,6 +463,7 @@ def test_pairs_say_what_was_there(name):
         "clustering": [12],
         "clustering, sum": [12],
         "cluster_similarity": [6],
+        "reconstruction": [6],
         "hybrid": [both_views, 12],
         "metadata": [both_views, 12 + 4 * (2 + 2 + 2)],
         "stethoscope": [both_views],

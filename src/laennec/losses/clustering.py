@@ -128,11 +128,15 @@ def _real(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, i
 class ReconstructionLoss(nn.Module):
     """Keep an auto-encoder's bottleneck able to give the groups of frames back.
 
-    Mean squared difference of `decoded` and `groups` over real groups and dimensions; the groups are constants, because
-    the encoder would otherwise make them easy to give back by making them alike.
+    Formula: mean of `(decoded - groups)^2` over real groups and dimensions; the groups are constants, because the
+    encoder would otherwise make them easy to give back by making them alike.
 
-    Wants the groups of each cycle and what the auto-encoder made of them, any batch. CycleGuardian's published total
-    leaves it out; add it where the bottleneck loses what tells cycles apart.
+    Batch: the groups of each cycle and what the auto-encoder made of them, any order of cycles.
+
+    Returns: `reconstruction`; `pairs` counts the groups.
+
+    Prefer: to leave it out, as CycleGuardian's published total does; add it where the bottleneck loses what tells
+    cycles apart.
 
     Reference: Xie et al., Unsupervised Deep Embedding for Clustering Analysis, ICML 2016.
     """
