@@ -54,6 +54,18 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
         render(document)
 
 
+def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):
+    smoothed = score(tiny_run, split="validation", draws=20, smoothing="1", out=tmp_path / "smoothed")
+    collect([smoothed.folder], tmp_path / "results.json")
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:smoothing results.json validation -->\n<!-- laennec:end -->\n")
+    render(document)
+    figures = json.loads((smoothed.folder / "metrics.json").read_text())["smoothing"]["figures"]["roc_auc_macro"]
+    assert figures["with"]["value"] != figures["without"]["value"]
+    before, after = (f"{figures[side]['value']:.3f}" for side in ("without", "with"))
+    assert "| tiny | 0 | 1 |" in document.read_text() and f"| {before} → {after} |" in document.read_text()
+
+
 def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")
