@@ -120,35 +120,85 @@ def test_every_family_learns(kind: str, breathing) -> None:
     assert losses[-1] < losses[0] and encoder_digest(model.encoder) != before
 
 
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+# what attention calls its queries and values, or where that is out of reach, the layers between
+TARGETS = {
+    "wavlm": ["intermediate_dense", "output_dense"],
+    "wav2vec2-bert": ["linear_q", "linear_v"],
+    "clap": ["query", "value"],
+}
+
+
+def trained(model, features, steps: int = 3):
+    """The model after some steps, in eval mode."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    for _ in range(steps):
+        model(**features, labels=torch.eye(2)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
 def test_lora_on_the_real_whisper_trains_little_reloads_and_merges(shared_root: Path, breathing, tmp_path) -> None:
-    peft = pytest.importorskip("peft")
+    pytest.importorskip("peft")
     folder = shared_root / "weights/whisper_base_encoder"
-    model = classifier(load_encoder(folder))
+    model = classifier(load_encoder(folder), base_model_name_or_path=str(folder))
     features = LaennecFeatureExtractor("whisper")(breathing(16000), sampling_rate=16000)
     with torch.no_grad():
         untouched = model(**features).embeddings
     torch.manual_seed(0)
-    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
-    model.encoder = peft.get_peft_model(model.encoder, settings)
-    trained = [n for n, p in model.encoder.named_parameters() if p.requires_grad]
-    assert len(trained) == 6 * 2 * 2 and all("lora_" in n for n in trained)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-    for _ in range(3):
-        model(**features, labels=torch.eye(2)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
+    model.add_adapters({**LORA, "target_modules": ["q_proj", "v_proj"]})
+    learns = [n for n, p in model.encoder.named_parameters() if p.requires_grad]
+    assert len(learns) == 6 * 2 * 2 and all("lora_" in n for n in learns)
+    with torch.no_grad():
+        assert torch.equal(model(**features).embeddings, untouched)  # fresh adapters change nothing
+    trained(model, features)
     with torch.no_grad():
         adapted = model(**features)
     assert float((adapted.embeddings - untouched).abs().max()) > 1e-3
-    model.encoder.save_pretrained(tmp_path / "adapter")
-    assert sum(p.stat().st_size for p in (tmp_path / "adapter").glob("*.safetensors")) < 400_000
-    reloaded = peft.PeftModel.from_pretrained(load_encoder(folder), tmp_path / "adapter").eval()
+    model.save_pretrained(tmp_path / "adapters")
+    assert sum(p.stat().st_size for p in (tmp_path / "adapters").rglob("*.safetensors")) < 400_000
+    again = LaennecForAudioClassification.from_pretrained(tmp_path / "adapters").eval()
     with torch.no_grad():
-        assert torch.equal(reloaded(**features).pooler_output, adapted.embeddings)
-    # merged it is a plain encoder again, and the model is exported as any other
-    model.encoder = model.encoder.merge_and_unload()
+        assert torch.equal(again(**features).logits, adapted.logits)
+    model.merge_adapters()
     model.save_pretrained(tmp_path / "full")
-    again = LaennecForAudioClassification.from_pretrained(tmp_path / "full")
+    full = AutoModelForAudioClassification.from_pretrained(tmp_path / "full").eval()
     with torch.no_grad():
-        torch.testing.assert_close(again(**features).logits, adapted.logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(full(**features).logits, adapted.logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_adapters_and_last_layers_of_every_family_learn(kind: str, breathing, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    random_encoder(kind).save_pretrained(tmp_path / "base")
+    base = load_encoder(tmp_path / "base")
+    extractor = LaennecFeatureExtractor(base.presets[0])
+    features = extractor(breathing(extractor.sampling_rate), sampling_rate=extractor.sampling_rate)
+    model = classifier(base, base_model_name_or_path=str(tmp_path / "base"))
+    model.add_adapters({**LORA, "target_modules": TARGETS.get(kind, ["q_proj", "v_proj"])})
+    with torch.no_grad():
+        before = model(**features).embeddings
+    trained(model, features)
+    with torch.no_grad():
+        after = model(**features)
+    assert float((after.embeddings - before).abs().max()) > 1e-5
+    model.save_pretrained(tmp_path / "adapters")
+    again = LaennecForAudioClassification.from_pretrained(tmp_path / "adapters").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**features).logits, after.logits)
+    model = classifier(load_encoder(tmp_path / "base"))
+    model.train_last_layers(1)
+    learns = {n for n, p in model.encoder.named_parameters() if p.requires_grad}
+    start = {n: v.clone() for n, v in model.encoder.named_parameters()}
+    trained(model, features)
+    moved = {n for n, v in model.encoder.named_parameters() if not torch.equal(v, start[n])}
+    assert moved and moved <= learns < set(start)
+
+
+def test_adapters_that_wavlm_would_read_past_are_refused() -> None:
+    pytest.importorskip("peft")
+    model = classifier(random_encoder("wavlm"))
+    with pytest.raises(InputError, match=r"reads the weights of q_proj past any adapter.*intermediate_dense"):
+        model.add_adapters({**LORA, "target_modules": ["q_proj", "v_proj"]})

@@ -80,7 +80,7 @@ def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
         lora: rank; alpha, of which adapters count alpha / rank; dropout; target_modules, names of linear layers.
 
     Raises:
-        InputError: A target names none of the encoder's linear layers.
+        InputError: A target names none of the encoder's linear layers, or one that adapters do not reach.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -88,6 +88,12 @@ def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
     if not linear:
         raise InputError(
             f"{_kind(encoder)} has no linear layers, which LoRA is for; set encoder.trainable: last_n, full or frozen"
+        )
+    past = [t for t in lora["target_modules"] if t.rsplit(".", 1)[-1] in getattr(encoder, "read_past_adapters", ())]
+    if past:
+        raise InputError(
+            f"encoder.lora.target_modules: {_kind(encoder)} reads the weights of {past[0]} past any adapter, which "
+            "would learn nothing; give intermediate_dense and output_dense"
         )
     for target in lora["target_modules"]:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

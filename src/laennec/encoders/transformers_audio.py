@@ -225,6 +225,8 @@ class WavLMAudioEncoder(WaveformEncoder):
     """WavLM, whose attention is computed by torch's own multi-head function."""
 
     _supports_sdpa = False
+    # layers that torch's function takes the weights of, so that LoRA on them would have no effect
+    read_past_adapters = ("q_proj", "k_proj", "v_proj", "out_proj")
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with warnings.catch_warnings():
