@@ -5,8 +5,8 @@ Decided here: samplers yield (row, epoch), so that the data set can draw by coun
 by skipping batches; samplers that build batches give whole batches only, the last one completed by starting over,
 because a short last batch would be filled by others' rows and lose its pairs. They are plain samplers for a
 DataLoader (or Trainer) whose batch size is `rows_per_batch`. Where their number is no multiple of the processes,
-accelerate completes the last round with the first batches; the short last round of `EpochSampler` is shared out
-instead (`SharedLastBatch`), so that it is the one of a single process.
+accelerate completes the last round with the first batches; where every cycle comes once, the short last round is
+shared out instead (`SharedLastBatch`), so that it is the one of a single process.
 """
 
 import math
@@ -34,9 +34,11 @@ class CounterSampler(Sampler[tuple[int, int]]):
     Attributes:
         epoch: the epoch the next iteration is for.
         rows_per_batch: batch size (per device) the order is made for; None where any will do.
+        shares_last_batch: whether the last round of batches may be cut anew for several processes.
     """
 
     rows_per_batch: int | None = None
+    shares_last_batch = False
 
     def __init__(self, seed: int) -> None:
         self.seed = int(seed)
@@ -76,6 +78,8 @@ class EpochSampler(CounterSampler):
         ValueError: if there is no cycle.
     """
 
+    shares_last_batch = True
+
     def __init__(self, rows: int, seed: int = 0, shuffle: bool = True) -> None:
         super().__init__(seed)
         if rows < 1:
@@ -97,8 +101,9 @@ class EpochSampler(CounterSampler):
 class LengthBucketSampler(CounterSampler):
     """Every cycle once an epoch, in batches of like length: what is computed is sound, not padding.
 
-    A random order is cut into pools of some batches; each pool is sorted by length and cut into batches, and all
-    batches come in random order. Who meets whom thus changes from epoch to epoch. A short last batch stays last.
+    Guarantee: a permutation of all cycles. A random order is cut into pools of some batches; each pool is sorted by
+    length and cut into batches, and all batches come in random order. Who meets whom thus changes from epoch to epoch.
+    A short last batch stays last; several processes share it.
 
     Args:
         lengths: of each cycle, (cycles,), in any unit.
@@ -109,6 +114,8 @@ class LengthBucketSampler(CounterSampler):
     Raises:
         ValueError: if there is no cycle, or nothing in a batch.
     """
+
+    shares_last_batch = True
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ class LaennecTrainer(Trainer):
     def get_train_dataloader(self) -> Any:
         """The batches of this process; where several share an epoch's rows, they share its short last batch too."""
         loader = super().get_train_dataloader()
-        if self.args.world_size > 1 and self.sampler is not None and not getattr(self.sampler, "rows_per_batch", None):
+        if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
             shard: Any = loader.batch_sampler
             shard.batch_sampler = SharedLastBatch(self.sampler, shard.batch_size, self.args.world_size)
             shard.even_batches = False
