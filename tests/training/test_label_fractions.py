@@ -118,7 +118,7 @@ def everything():
 
 
 def test_a_cell_learns_from_the_task_loss_alone(everything):
-    start = EncoderSettings("cnn", "weights/encoder", None, False, {})
+    start = EncoderSettings(type="cnn", weights="weights/encoder")
     tuned, linear = (cell_recipe(everything, mode, start, {}) for mode in ("finetune", "linear"))
     for cell in (tuned, linear):
         assert cell.loss.auxiliary == {} and cell.augment.mix is None and cell.sampler.name == "shuffle"
