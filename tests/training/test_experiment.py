@@ -273,3 +273,16 @@ def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny
     records = [json.loads((folder / "run.json").read_text()) for folder in (whole, continued)]
     assert [h["phase"] for h in records[0]["history"]] == ["pretrain", "alternate", "alternate"]
     assert records[0]["history"] == records[1]["history"]
+
+
+def test_a_recipe_refused_before_training_costs_no_earlier_run_and_leaves_no_folder(tiny_recipe, tmp_path):
+    good = recipe_from_dict({**tiny_recipe, "output_dir": str(tmp_path / "run")})
+    train(good)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    lonely = {"loss": {"auxiliary": {"add": {}}}, "train": {**tiny_recipe["train"], "batch_size": 1}}
+    with pytest.raises(InputError, match="holds two cycles of one class"):
+        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "run")}), overwrite=True)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with pytest.raises(InputError, match="holds two cycles of one class"):
+        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from laennec.training.front_end import refuse_other_features
 from laennec.training.mixtures import check_mixing, label_union
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
-from laennec.training.schedule import Result, run_phases
+from laennec.training.schedule import Result, plan_phases, run_phases
 from laennec.training.tables import calibrate, predictions_table, truth_table
 from laennec.writing import folder_aside, write_aside
 
@@ -292,9 +293,13 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
             names = training.targets.names
             validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
-        if main_process:  # not before data and weights were found good: earlier results are not given up for an error
-            take_folder(out, recipe, overwrite)
-        fitted = fit(recipe, model, extractor, training, validation, out, timings)
+
+        def begin() -> None:
+            # not before data, weights and objective were found good: earlier results are not given up for an error
+            if main_process:
+                take_folder(out, recipe, overwrite)
+
+        fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin)
     record = {
         "command": command,
         "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
@@ -318,6 +323,7 @@ def fit(
     out: Path,
     timings: Timings,
     lines: bool = True,
+    begin: Callable[[], None] = lambda: None,
 ) -> Fitted:
     """Train a model in place, choose its epoch on validation, and fit its operating points there.
 
@@ -330,6 +336,7 @@ def fit(
         out: Checkpoints go below it.
         timings: Gets the seconds of embedding, training and validation predictions.
         lines: Whether each epoch prints a line.
+        begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
 
     Raises:
         InputError: As `train`.
@@ -345,20 +352,12 @@ def fit(
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
     else:
         _standardise_on_sample(recipe, model, extractor, training)
+    collator = collate_embeddings if recipe.encoder.frozen else collate_cycles
+    patients = list(training.table["patient_id"])
+    plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth, collator)
+    begin()
     with timings.measure("training"), whole_checkpoints(out, main_process):
-        result = run_phases(
-            recipe,
-            model,
-            extractor,
-            recipe.augment.spec,
-            training.targets,
-            list(training.table["patient_id"]),
-            datasets,
-            truth,
-            collate_embeddings if recipe.encoder.frozen else collate_cycles,
-            out,
-            lines,
-        )
+        result = run_phases(recipe, model, plan, out, lines)
     with timings.measure("validation predictions"):
         cache = cache or EmbeddingCache(cache_root(), model, extractor)
         embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)

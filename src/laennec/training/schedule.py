@@ -200,61 +200,66 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
     )
 
 
-def run_phases(
+@dataclass
+class Plan:
+    """A schedule that corpus and recipe can carry out: phases with their samplers, and what each Trainer is given.
+
+    Attributes:
+        phases: Each phase with its sampler and the rows of a batch.
+        losses: What each loss calls itself.
+        heads: Layers of auxiliary losses beside the model.
+        settings: Handed to every Trainer.
+    """
+
+    phases: list[tuple[Phase, Any, int]]
+    losses: dict[str, str]
+    heads: AuxiliaryHeads
+    settings: dict[str, Any]
+
+
+def plan_phases(
     recipe: Recipe,
     model: Any,
     extractor: Any,
-    spec_augment: Any,
     targets: Targets,
     patients: list[str],
     datasets: tuple[Any, Any],
     validation_table: Any,
     collator: Callable[[Any], Any],
-    out: Path,
-    lines: bool = True,
-) -> Result:
-    """Train the model in place, phase by phase, and leave the best epoch's weights in it.
+) -> Plan:
+    """Find out whether a recipe can be carried out on a corpus, before anything is written.
 
     Args:
         recipe: All settings.
         model: The model.
         extractor: Its front end.
-        spec_augment: Draws on features, or None.
         targets: Labels of the training part.
         patients: Patient of each row of the training part.
         datasets: Training and validation datasets.
         validation_table: Predictions table of the validation part without logits.
         collator: Makes batches of rows.
-        out: The run's folder; checkpoints go below it.
-        lines: Whether each epoch prints a line.
-
-    Returns:
-        Log, best epoch and what each loss calls itself.
 
     Raises:
         ConfigError: The corpus and the recipe's losses and samplers do not go together.
     """
     refuse_one_class(targets)
-    multi_label = recipe.target.problem_type == "multi_label"
-    names = targets.names
+    multi_label, names = recipe.target.problem_type == "multi_label", targets.names
     objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
-    result = Result(losses=_loss_names(objective.auxiliary))
     groups = groups_of(recipe, targets)
-    codes = _prepare_data(recipe, objective, datasets[0], spec_augment, groups)
+    codes = _prepare_data(recipe, objective, datasets[0], recipe.augment.spec, groups)
     mix = recipe.augment.mix
     lengths = datasets[0].waveforms.lengths if isinstance(datasets[0], CycleDataset) else None
-    plan = [
+    phases = [
         (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
     ]
     held_out, validation_table = by_length(datasets[1], validation_table)
-    _check_pairs(plan, objective, targets, codes)
+    _check_pairs(phases, objective, targets, codes)
     if recipe.train.gradient_checkpointing:
         _checkpoint_gradients(model)
-    heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
-    always = {
+    settings = {
         "objective": objective,
         "feature_extractor": extractor,
-        "spec_augment": spec_augment,
+        "spec_augment": recipe.augment.spec,
         "seed": recipe.seed,
         "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
         "data_collator": collator,
@@ -262,12 +267,29 @@ def run_phases(
         "eval_dataset": held_out,
         "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
     }
+    heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
+    return Plan(phases, _loss_names(objective.auxiliary), heads, settings)
+
+
+def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True) -> Result:
+    """Train the model in place, phase by phase, and leave the best epoch's weights in it.
+
+    Args:
+        recipe: All settings.
+        model: The model.
+        plan: Made for this recipe and model.
+        out: The run's folder; checkpoints go below it.
+        lines: Whether each epoch prints a line.
+
+    Returns:
+        Log, best epoch and what each loss calls itself.
+    """
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm2d):
             module.synchronised = recipe.train.sync_batch_norm
-    trainer = None
-    with Attached(model, heads):
-        for phase, sampler, batch_size in plan:
+    result, trainer = Result(losses=plan.losses), None
+    with Attached(model, plan.heads):
+        for phase, sampler, batch_size in plan.phases:
             folder = out / "checkpoints" / phase.name
             finished = folder / "finished.safetensors"
             if finished.exists():
@@ -280,7 +302,7 @@ def run_phases(
                 sampler=sampler,
                 stages=phase.stages,
                 head_learning_rate=phase.head_learning_rate,
-                **always,
+                **plan.settings,
                 **_rules(recipe, phase),
             )
             trainer.remove_callback(PrinterCallback)
@@ -288,7 +310,7 @@ def run_phases(
                 trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
             trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
             model.encoder_paused = False
-            _add_to(result, phase, _finish(trainer, folder, keep=len(plan) > 1))
+            _add_to(result, phase, _finish(trainer, folder, keep=len(plan.phases) > 1))
     trainer_end(trainer)
     return result
 
