@@ -247,6 +247,15 @@ BAD = [
 ]
 
 
+def test_the_encoder_of_a_frozen_run_is_moved_by_finetuning(linear_run, tmp_path, no_picture):
+    command = ["evaluate", str(linear_run), *QUICK, "--mode", "linear,finetune", "--train.max_steps", "1"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    cells = [tmp_path / "out" / "cells" / f"{mode}-0.3-0" for mode in ("linear", "finetune")]
+    assert [read(c / "result.json")["config"]["encoder"]["frozen"] for c in cells] == [True, False]
+    one, two = (pd.read_parquet(c / "predictions.parquet")["logit_crackle"] for c in cells)
+    assert not np.allclose(one, two)
+
+
 @pytest.mark.parametrize(("flags", "said"), BAD, ids=[" ".join(flags) for flags, _ in BAD])
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(run, flags, said, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}

@@ -132,6 +132,18 @@ def test_a_cell_learns_from_the_task_loss_alone(everything):
 
 
 @pytest.mark.parametrize(
+    ("how", "moved"), [("full", "full"), ("frozen", "full"), ("last_n", "last_n"), ("lora", "lora")]
+)
+def test_finetuning_moves_what_the_run_moved_and_linear_nothing(tiny_recipe, how, moved):
+    """A frozen run is asked about all of its encoder."""
+    encoder = {"type": "ast", "weights": "here", "trainable": how, "train_last_layers": int(how == "last_n")}
+    recipe = recipe_from_dict(tiny_recipe | {"features": {"preset": "ast"}, "encoder": encoder})
+    tuned, linear = (cell_recipe(recipe, mode, recipe.encoder, {}).encoder for mode in ("finetune", "linear"))
+    assert (tuned.frozen, tuned.trainable, tuned.train_last_layers) == (False, moved, int(how == "last_n"))
+    assert (linear.frozen, linear.trainable) == (True, "frozen")
+
+
+@pytest.mark.parametrize(
     "key", ["corpus.protocol", "encoder.weights", "seed", "epochs", "features.preset", "trian.epochs"]
 )
 def test_settings_that_cells_share_cannot_be_given(everything, key):

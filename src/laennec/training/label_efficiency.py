@@ -22,6 +22,7 @@ import pandas as pd
 
 from laennec.corpora import cache_root, provenance
 from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders.groups import GroupsEncoder
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.label_table import format_label_table, label_table, percent
@@ -185,7 +186,10 @@ def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> tupl
     model, _ = load_model(source, base)
     if model.config.frozen_encoder and given.weights is not None:
         return replace(given, weights=base or given.weights), None
-    return replace(given, weights=str(folder / "encoder"), revision=None, config={}), model.encoder
+    if model.config.lora:
+        model.merge_adapters()
+    encoder = model.encoder.encoder if isinstance(model.encoder, GroupsEncoder) else model.encoder
+    return replace(given, weights=str(folder / "encoder"), revision=None, config={}), encoder
 
 
 def _put_encoder(encoder: Any, start: EncoderSettings) -> None:

@@ -134,7 +134,13 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
                 f"--{key}: the cells of a label-efficiency table share the run's data and encoder; settings of "
                 f"{', '.join(_OVERRIDABLE)} can be given, e.g. --train.epochs 5"
             )
-    start = dataclasses.replace(encoder, frozen=mode == "linear")
+    frozen = mode == "linear"
+    # fine-tuning moves what the run moved; a run that moved nothing of the encoder is asked about all of it
+    moved = "full" if encoder.trainable == "frozen" else encoder.trainable
+    layers = 0 if frozen else encoder.train_last_layers
+    start = dataclasses.replace(
+        encoder, frozen=frozen, trainable="frozen" if frozen else moved, train_last_layers=layers
+    )
     values = recipe.to_dict()
     plain = Recipe(encoder=start, sampler=SamplerSettings(), schedule=ScheduleSettings()).to_dict()
     values |= {key: plain[key] for key in ("encoder", "sampler", "schedule")}
