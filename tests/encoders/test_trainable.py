@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import ASTConfig, WhisperConfig
 
-from laennec.encoders import BeatsConfig, encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders import BeatsConfig, encoder_digest, encoder_from_config, in_groups, load_encoder
 from laennec.encoders.trainable import add_lora, is_adapter, merge_lora, stack_of
 from laennec.errors import InputError
 from laennec.model import LaennecConfig, LaennecForAudioClassification
@@ -143,6 +143,24 @@ def test_head_and_adapters_are_saved_alone_and_load_onto_the_base(saved: Path, t
     model.merge_adapters()
     model.save_pretrained(tmp_path / "full")
     assert torch.equal(logits(LaennecForAudioClassification.from_pretrained(tmp_path / "full")), logits(model))
+
+
+@pytest.mark.parametrize("part", ["frozen", "lora"])
+def test_groups_of_frames_over_a_base_find_it_again(part: str, tmp_path: Path) -> None:
+    make_encoder("beats").save_pretrained(tmp_path / "base")
+    encoder = in_groups(load_encoder(tmp_path / "base"), 20, 15)
+    config = LaennecConfig(
+        encoder_config=encoder.config, id2label={0: "crackle", 1: "wheeze"}, frozen_encoder=part == "frozen",
+        base_model_name_or_path=str(tmp_path / "base"),
+    )  # fmt: skip
+    model = LaennecForAudioClassification(config, encoder)
+    assert len(stack_of(model.encoder)[0]) == 3
+    if part == "lora":
+        model.add_adapters(LORA)
+        steps(model)
+    model.save_pretrained(tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").stat().st_size < 5000
+    assert torch.equal(logits(LaennecForAudioClassification.from_pretrained(tmp_path / "out")), logits(model))
 
 
 def test_peft_itself_reads_the_adapters(saved: Path, tmp_path: Path) -> None:
