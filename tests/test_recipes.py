@@ -105,9 +105,9 @@ def test_a_recipe_runs_for_two_steps(
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if "\npretrain:" in p.read_text()], ids=lambda p: p.stem)
 def test_a_recipe_pre_trains_for_two_steps_and_trains_on_from_there(
-    path, small_corpus, tiny_ast, few_recordings, shared_root, tmp_path
+    path, small_corpus, tiny_ast, tiny_whisper, few_recordings, shared_root, tmp_path
 ):
-    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, shared_root)
+    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
     # groups by age and sex are small among few recordings
     flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
     if load_recipe(path).corpus.name == "sprsound":
