@@ -83,3 +83,20 @@ def some_recordings(small_corpus: Path) -> list[Path]:
     """Real recordings to cut twins of other corpora out of; synthetic ones where the real are not at hand."""
     real = sorted((_shared_root() / "data" / "sprsound" / "train" / "wav").glob("*.flac"))[:24]
     return real or sorted(small_corpus.rglob("*.wav"))
+
+
+@pytest.fixture(scope="session")
+def tiny_ast(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random AST of the smallest size, as a folder like a download."""
+    from transformers import ASTConfig
+
+    from laennec.encoders import AstEncoder
+
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=256,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("ast")
+    AstEncoder._from_config(config).save_pretrained(folder)
+    return folder

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import ASTConfig
 
 import audio_twins
-from laennec.encoders import AstEncoder, load_encoder
+from laennec.encoders import load_encoder
 from laennec.sharing.results import render
 from laennec.training.config import load_recipe
 from laennec.training.experiment import train
@@ -19,19 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "accelerate")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 NAMES = [f"{p.parent.name}/{p.stem}" for p in RECIPES]
-
-
-@pytest.fixture(scope="module")
-def tiny_ast(tmp_path_factory):
-    """A random AST of the smallest size, as a folder like a download."""
-    torch.manual_seed(0)
-    config = ASTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=256,
-        layer_norm_eps=1e-6,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("ast")
-    AstEncoder._from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,25 +4,10 @@ import json
 
 import pandas as pd
 import pytest
-import torch
-from transformers import ASTConfig
 
-from laennec.encoders import AstEncoder
 from laennec.evaluation import predictions_metrics
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import train
-
-
-@pytest.fixture(scope="module")
-def tiny_ast(tmp_path_factory):
-    torch.manual_seed(0)
-    config = ASTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, max_length=256,
-        layer_norm_eps=1e-6,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("ast")
-    AstEncoder._from_config(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("encoder", ["cnn", "ast"])

@@ -26,7 +26,7 @@ from laennec.training.embed import EmbeddingCache, embed_cycles
 from laennec.training.experiment import Part, load_parts, make_part
 from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.record import Timings, hardware, read_record, versions, write_record
-from laennec.training.smoothed import compare, parse_smoothing, resolve_smoothing
+from laennec.training.smoothed import Smoothing, compare, parse_smoothing, resolve_smoothing
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 from laennec.writing import folder_aside, refuse_others, write_aside
 
@@ -149,6 +149,25 @@ def score(
             predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
     evaluation["geometry"] = _geometry(embeddings, part.table, column)
+    record = _record(run, source, recipe, origin, split, command, timings, smooth)
+    _write(folder, record, evaluation, predictions, run_path, run)
+    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}"
+    if smooth is not None:
+        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
+    return Scored(folder, summary, evaluation)
+
+
+def _record(
+    run: dict[str, Any] | None,
+    source: str | Path,
+    recipe: Recipe,
+    origin: dict[str, Any],
+    split: str,
+    command: str,
+    timings: Timings,
+    smooth: Smoothing | None,
+) -> dict[str, Any]:
+    """The record of this scoring; a run also counts it among its evaluations."""
     evaluated = {
         "split": split,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -164,12 +183,7 @@ def score(
             looked["smoothing"] = smooth.strength
         run["evaluations"] = [*run.get("evaluations", []), looked]
     trained = run or _no_run(source, recipe)
-    record = {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
-    _write(folder, record, evaluation, predictions, run_path, run)
-    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}"
-    if smooth is not None:
-        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
-    return Scored(folder, summary, evaluation)
+    return {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
 
 
 def _heading(record: dict[str, Any], split: str) -> str:
