@@ -6,6 +6,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,28 @@ def shared_data(shared_root: Path) -> Path:
 def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests never read or fill the user's caches."""
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path):
+    """Mounts small file systems of so many kB: on a folder, or on one of that name below tmp_path.
+
+    `mount -o remount,ro` makes one read-only even for the system's owner.
+    """
+    mounted = []
+
+    def make(folder: str | Path, kilobytes: int = 20_000) -> Path:
+        folder = tmp_path / folder
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a small file system")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in reversed(mounted):
+        subprocess.run(["umount", "-l", str(folder)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

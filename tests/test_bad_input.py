@@ -358,24 +358,6 @@ def test_a_run_is_not_given_up_for_one_that_cannot_begin(corpus, recipe, tmp_pat
 # ---------------------------------------------------------------- full disks
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Makes folders real, small file systems of so many kB."""
-    mounted = []
-
-    def make(folder, kilobytes):
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("a full disk needs the right to mount a small file system")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in reversed(mounted):
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 FULL = "cannot write: the disk is full; free some space or choose another"
 
 

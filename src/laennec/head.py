@@ -42,5 +42,19 @@ class Head(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """(batch, dim) -> logits (batch, labels)."""
         x = (self.norm(embeddings.to(self.mean.dtype)) - self.mean) / self.spread
-        logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
-        return logits
+        if self.training or torch.is_grad_enabled() or x.device.type != "cpu" or _traced():
+            logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
+            return logits
+        # the sums of a matrix product are rounded by its shape: row by row, what a cycle is answered is its own
+        hidden = _by_rows(self.hidden[0], x).relu() if isinstance(self.hidden, nn.Sequential) else x
+        return _by_rows(self.classifier, hidden)
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+def _by_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    assert isinstance(layer, nn.Linear)
+    rows = [nn.functional.linear(row, layer.weight, layer.bias) for row in x.split(1)]
+    return torch.cat(rows) if rows else x.new_empty(0, layer.out_features)

@@ -137,9 +137,17 @@ class LaennecForAudioClassification(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "LaennecForAudioClassification":
         """Switch between training and evaluation; what rests of the encoder stays in evaluation."""
-        super().train(mode)
-        trainable.set_mode(self.encoder, self.config, mode and not self.encoder_paused)
+        if not self._is_in(mode):
+            super().train(mode)
+            trainable.set_mode(self.encoder, self.config, mode and not self.encoder_paused)
         return self
+
+    def _is_in(self, mode: bool) -> bool:
+        """Whether all but a frozen encoder is in a mode: Trainer asks at each step, and an encoder has many modules."""
+        if not self.config.frozen_encoder or self.encoder.training or self.training != mode:
+            return False
+        others = (child for name, child in self.named_children() if name != "encoder")
+        return all(module.training == mode for child in others for module in child.modules())
 
     def embed(
         self,

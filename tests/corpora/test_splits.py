@@ -389,6 +389,14 @@ class TestBadInput:
         with pytest.raises(InputError, match=f"did you mean '{nearest}'"):
             split_table(small(), name)
 
+    def test_two_patients_are_enough_to_have_one_of_them_validate(self) -> None:
+        table = small(3)
+        published = {name: "test" if name.startswith("101") else "train" for name in table["recording_id"]}
+        split = split_table(table, "official", official_split=published)
+        assert {name: len(patients(table, rows)) for name, rows in split.parts.items()} == {
+            "train": 1, "validation": 1, "test": 1,
+        }  # fmt: skip
+
     def test_one_line_says_what_is_wrong(self) -> None:
         table = small()
         without = table.assign(patient_id=None)

@@ -35,25 +35,6 @@ def half_made(*folders):
     return [path for folder in folders for path in folder.rglob("*") if path.name.endswith(ends)]
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """Mounts small file systems; `mount -o remount,ro` makes one read-only even for the system's owner."""
-    mounted = []
-
-    def make(name, kilobytes=20_000):
-        folder = tmp_path / name
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a small file system")
-        mounted.append(folder)
-        return folder
-
-    yield make
-    for folder in reversed(mounted):
-        subprocess.run(["umount", "-l", str(folder)], capture_output=True)
-
-
 def remount(folder, how):
     subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
 

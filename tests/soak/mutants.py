@@ -43,7 +43,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
         "evaluation/bootstrap.py": ["tests/evaluation/test_bootstrap.py"],
     },
     "samplers": {
-        "training/sampler.py": ["tests/training/test_sampler.py"],
+        "training/sampler.py": ["tests/training/test_sampler.py", "tests/training/test_sharding.py"],
         "training/metadata_sampler.py": ["tests/training/test_metadata_sampler.py", "tests/training/test_sampler.py"],
         "training/guards.py": ["tests/training/test_guards.py"],
         "training/partners.py": ["tests/training/test_partners.py"],
@@ -118,7 +118,9 @@ def _left_alone(node: ast.AST, parent: ast.AST) -> bool:
     """What no test should look at: types, words of errors, docstrings, decorators."""
     if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr):
         return True
-    if isinstance(parent, ast.FunctionDef) and (node in parent.decorator_list or node is parent.returns):
+    if isinstance(parent, ast.FunctionDef | ast.ClassDef) and node in parent.decorator_list:
+        return True
+    if isinstance(parent, ast.FunctionDef) and node is parent.returns:
         return True
     if isinstance(parent, ast.arg | ast.AnnAssign) and node is parent.annotation:
         return True

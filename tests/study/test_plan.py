@@ -87,6 +87,17 @@ def test_a_pretrained_method_starts_from_its_own_encoder(written, tmp_path):
     assert train[train.index("--encoder.weights") + 1] == pretrain[pretrain.index("--output_dir") + 1] + "/encoder"
 
 
+def test_cells_that_differ_in_labels_alone_share_a_pretraining(written, tmp_path):
+    method = {"recipe": str(tmp_path / "tiny.yaml"), "pretrain": True}
+    axes = {"label_fractions": [0.1, 1.0], "losses": {"one": {"pretrain.temperature": 0.1}, "two": {}}}
+    study = load_study(written(methods=[method], axes=axes, seeds=[0, 1]))
+    first = [next(commands(study, cell)) for cell in study.cells]
+    assert all(command[0] == "pretrain" and "--corpus.label_fraction" not in command for command in first)
+    assert len(study.cells) == 8 and len({tuple(command) for command in first}) == 4
+    weights = [[*commands(study, cell)][1] for cell in study.cells]
+    assert len({command[command.index("--encoder.weights") + 1] for command in weights}) == 4
+
+
 def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
     assert main(["study", str(written(seeds=[0, 1])), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()

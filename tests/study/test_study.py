@@ -7,15 +7,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from laennec.cli import main
+from laennec.errors import InputError
 from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.sharing.results import render
+from laennec.study.classical import score_classical
 from laennec.study.ensemble import make_ensemble
-from laennec.study.plan import Score
+from laennec.study.plan import CLASSICAL, Score
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import train
-from laennec.training.score import score
+from laennec.training.parts import load_parts
+from laennec.training.score import answer_part, load_model, score
 
 
 def read(path):
@@ -37,7 +43,7 @@ def two_runs(tiny_run, tiny_recipe, tmp_path_factory):
 
 
 def test_an_ensemble_is_the_mean_of_calibrated_answers(two_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("laennec.study.ensemble.write_report", lambda *_: None)
+    monkeypatch.setattr("laennec.study.derived.write_report", lambda *_: None)
     made = make_ensemble("tiny", two_runs, [Score("test", {}, "test")], tmp_path)
     table = pd.read_parquet(made / "evaluation-test" / "predictions.parquet")
     names = ["crackle", "wheeze"]
@@ -70,6 +76,49 @@ def test_members_of_other_cycles_are_refused(two_runs, tmp_path):
     with pytest.raises(ValueError, match="other cycles"):
         make_ensemble("tiny", [two_runs[0], other], [Score("test", {}, "test")], tmp_path / "out")
     assert not list((tmp_path / "out").rglob("run.json"))
+
+
+def frozen(tiny_recipe, folder, **settings):
+    """A run on mel statistics, scored on the test part."""
+    changes = {"encoder": {"type": "statistics", "frozen": True}, "features": {"preset": "efficientat"}, **settings}
+    run = train(recipe_from_dict(tiny_recipe | changes | {"output_dir": str(folder)}))
+    score(run, split="test", draws=20)
+    return run
+
+
+@pytest.mark.parametrize("kind", ["gradient_boosting", "svc"])
+@pytest.mark.parametrize("problem", ["multi_label", "single_label"])
+def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, monkeypatch, kind, problem):
+    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
+    monkeypatch.setattr("laennec.study.derived.write_report", lambda *_: None)
+    target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
+    run = frozen(tiny_recipe, tmp_path / "run", **target)
+    made = score_classical(kind, "statistics", run, [Score("test", {}, "test")], tmp_path / "run-classical")
+    record = read(made / "evaluation-test" / "run.json")
+    assert record["name"] == f"statistics, {CLASSICAL[kind]}" and record["classical"] == kind
+    own = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    theirs = pd.read_parquet(made / "evaluation-test" / "predictions.parquet")
+    logits = [column for column in own if column.startswith("logit_")]
+    assert list(own["cycle_id"]) == list(theirs["cycle_id"]) and not own[logits].equals(theirs[logits])
+    model, extractor = load_model(run)
+    recipe = recipe_from_dict(read(run / "run.json")["config"])
+    parts = load_parts(recipe)
+    _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
+    _, asked, _ = answer_part(model, extractor, parts["test"], "test", recipe)
+    plain = make_pipeline(StandardScaler(), SVC(class_weight="balanced"))
+    truth = part.targets.labels[:, 0] if problem == "multi_label" else part.targets.labels
+    if kind == "svc":
+        expected = plain.fit(heard, truth.astype(int)).decision_function(asked)
+        answered = theirs[logits].to_numpy() if problem == "single_label" else theirs[logits[0]].to_numpy()
+        assert answered == pytest.approx(expected)
+    metrics = read(made / "evaluation-test" / "metrics.json")
+    assert metrics["fitted"]["fitted_on"]["split"] == "validation"
+    assert metrics["floors"] == read(run / "evaluation-test" / "metrics.json")["floors"]
+
+
+def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
+    with pytest.raises(InputError, match=r"encoder\.frozen: true"):
+        score_classical("svc", "tiny", two_runs[0], [Score("test", {}, "test")], tmp_path / "out")
 
 
 @pytest.mark.soak

@@ -3,8 +3,8 @@
 Decided here: layers carry our names and `load_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution at each call (a fifth faster on a CPU). The AudioSet classifier is kept only where
-`config.audioset_head` asks for it: the head of a laennec model is another one.
+is folded into the convolution: at each call, or once for many calls (`weights_at_rest`). The AudioSet classifier is
+kept only where `config.audioset_head` asks for it: the head of a laennec model is another one.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
@@ -92,21 +92,21 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(*channels, kernel, stride=stride, padding=padding, groups=groups, bias=False)
         self.norm = MaskedBatchNorm2d(channels[1], eps=1e-3, momentum=0.01)
         self.activation = activation()
+        self.folded: tuple[Tensor, Tensor] | None = None  # what `fold` gives, while nothing changes the weights
 
     def forward(self, x: Tensor, mask: TimeMask) -> Tensor:
         """(batch, in, frequency, time) -> (batch, out, frequency, time); `mask` is that of the output."""
         if self.training or torch.is_grad_enabled():
             return self.activation(self.norm(self.conv(x), mask))
-        return self.activation(self._folded(x))
+        conv, (weight, shift) = self.conv, self.folded or self.fold()
+        return self.activation(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
 
-    def _folded(self, x: Tensor) -> Tensor:
-        """Convolution and normalisation as one convolution: half the passes over memory."""
-        norm, conv = self.norm, self.conv
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of convolution and normalisation as one convolution: half the passes over memory."""
+        norm = self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        shift = norm.bias - norm.running_mean * scale
-        weight = conv.weight * scale[:, None, None, None]
-        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
 class SqueezeExcitation(nn.Module):

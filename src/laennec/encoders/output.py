@@ -6,10 +6,11 @@ patches between cycles has a method `token_grid(frames, mels) -> (bands, steps)`
 frames, and takes `token_mix` in `forward`; nothing else needs to know which encoder it is.
 """
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,23 @@ class EncoderOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     token_mask: Tensor | None = None
     pooler_output: Tensor | None = None
+
+
+@contextlib.contextmanager
+def weights_at_rest(model: nn.Module) -> Iterator[None]:
+    """Have layers keep what they make of their weights alone (`fold`), for many calls without gradients.
+
+    Nothing may change a weight inside the block. A second block around the same model keeps nothing, and harms nothing.
+    """
+    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "folded", layer) is None]
+    with torch.no_grad():
+        for layer in layers:
+            layer.folded = layer.fold()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.folded = None
 
 
 def refuse_shape(features: Tensor, size: int | None, kind: str, presets: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ of the members' stored validation predictions, as a run's own are; the scored pa
 once. Members must have been validated and scored on the same cycles.
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ import numpy as np
 import pandas as pd
 
 from laennec.errors import InputError
-from laennec.evaluation import evaluate_predictions, write_report
 from laennec.evaluation.calibration import calibrated_logits, softmax
+from laennec.study.derived import write_derived
 from laennec.study.plan import Score
 from laennec.training.config import recipe_from_dict
-from laennec.training.record import read_record, write_record
+from laennec.training.record import read_record
 from laennec.training.tables import fit_operating_point
-from laennec.writing import folder_aside, write_aside
 
 
 def make_ensemble(method: str, runs: Sequence[Path], scores: Sequence[Score], output_dir: Path) -> Path:
@@ -49,31 +47,12 @@ def make_ensemble(method: str, runs: Sequence[Path], scores: Sequence[Score], ou
     fitted = fit_operating_point(validation, names, multi_label, recipe.head)
     folder = output_dir / f"{runs[0].parent.name}-ensemble" / str(len(runs))
     title = f"{method}, {len(runs)} together"
+    timings = _added([record["timings"] for record in records])
     for score in scores:
         places = [run / f"evaluation-{score.name}" for run in runs]
         predictions = _mean([place / "predictions.parquet" for place in places], records, names, multi_label)
-        own = read_record(places[0] / "metrics.json")
-        evaluation = evaluate_predictions(
-            predictions,
-            problem_type=first["problem_type"],
-            label_names=names,
-            thresholds=_raw_thresholds(fitted, names) if multi_label else None,
-            temperatures=fitted.get("temperatures"),
-            intercepts=fitted.get("intercepts"),
-            n_draws=own["bootstrap"]["n_draws"],
-        )
-        # what is reached without listening does not depend on who listens
-        evaluation |= {"fitted": fitted, "geometry": None, "floors": own["floors"]}
-        record = copy.deepcopy(read_record(places[0] / "run.json"))
-        record |= {"name": title, "ensemble": [str(run) for run in runs], "operating_points": fitted}
-        record["config"] = record["config"] | {"name": title}
-        record["timings"] = _added([r["timings"] for r in records])
-        with folder_aside(folder / f"evaluation-{score.name}") as temporary:
-            with write_aside(temporary / "predictions.parquet", "wb") as file:
-                predictions.to_parquet(file)
-            write_record(temporary / "metrics.json", evaluation)
-            write_record(temporary / "run.json", record)
-            write_report(temporary, record, evaluation, predictions)
+        changes = {"name": title, "ensemble": [str(run) for run in runs], "timings": timings}
+        write_derived(folder, runs[0], score, predictions, fitted, changes)
     return folder
 
 
@@ -94,16 +73,6 @@ def _mean(paths: Sequence[Path], records: Sequence[dict[str, Any]], names: list[
     assert first is not None and total is not None
     mean = total / len(paths)
     return first.assign(**{f"logit_{name}": mean[:, k] for k, name in enumerate(names)})
-
-
-def _raw_thresholds(fitted: dict[str, Any], names: list[str]) -> dict[str, float]:
-    """The fitted probabilities as logits before temperature and intercept."""
-    thresholds = {}
-    for name in names:
-        p = min(max(float(fitted.get("threshold_probabilities", {}).get(name, 0.5)), 1e-12), 1 - 1e-12)
-        offset, divisor = fitted.get("intercepts", {}).get(name, 0.0), fitted.get("temperatures", {}).get(name, 1.0)
-        thresholds[name] = (float(np.log(p / (1 - p))) - offset) * divisor
-    return thresholds
 
 
 def _added(timings: Sequence[dict[str, float]]) -> dict[str, float]:

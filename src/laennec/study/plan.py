@@ -24,10 +24,12 @@ _KEYS = (
     "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",
     "axes", "ensembles", "figures", "splits",
 )  # fmt: skip
-_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "pretrain", "ensemble")
+_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "pretrain", "classical")
 _SCORE_KEYS = ("split", "corpus", "data_dir", "protocol", "level", "tables_dir", "allow_missing", "fold", "name")
 _EVALUATE_KEYS = ("smoothing", "draws")
 _NAMED_AXES = {"label_fractions": "corpus.label_fraction"}
+_LABELS = ("corpus.label_fraction", "corpus.label_draw")  # which pre-training does not look at
+CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> what tables call it
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ class Cell:
         fold: Of the protocol, where the study has folds.
         settings: Dotted settings that replace the recipe's.
         places: Value by axis, for tables and pictures.
-        pretrain: Whether the recipe's encoder is pre-trained first.
+        pretrained_as: What the pre-training of its encoder is called, equal for all cells that share one; "" where the
+            encoder is not pre-trained first.
+        classical: Classifiers that are fitted on the run's embeddings too.
     """
 
     method: str
@@ -65,13 +69,22 @@ class Cell:
     fold: int | None
     settings: Mapping[str, Any]
     places: Mapping[str, str]
-    pretrain: bool = False
+    pretrained_as: str = ""
+    classical: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """The cell's folder below that of the study."""
-        plain = re.sub(r"[^\w.+-]+", "_", self.method).strip("_")
-        return f"{plain}/{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
+        return f"{_plain(self.method)}/{self._number}"
+
+    @property
+    def pretraining_name(self) -> str:
+        """The folder of its pre-training below that of the study."""
+        return f"{_plain(self.pretrained_as)}-pretraining/{self._number}"
+
+    @property
+    def _number(self) -> str:
+        return f"{self.seed}" + ("" if self.fold is None else f"-fold{self.fold}")
 
 
 @dataclass(frozen=True)
@@ -221,6 +234,11 @@ def _axes(value: Any, path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     return axes
 
 
+def without_labels(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as pre-training sees them."""
+    return {key: value for key, value in settings.items() if key not in _LABELS}
+
+
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as dotted ones; `loss.auxiliary` and the like stay whole."""
     made: dict[str, Any] = {}
@@ -230,6 +248,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             made[f"{prefix}{key}"] = value
     return made
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
 def _short(key: str) -> str:
@@ -253,19 +275,24 @@ def _cells(
     folds: list[int | None] = [None]
     if (asked := method.get("folds", values.get("folds"))) is not None:
         folds = list(_numbers(asked, "folds", path))
+    classical = tuple(_names(method.get("classical"), list(CLASSICAL)))
+    for kind in classical:
+        if kind not in CLASSICAL:
+            raise InputError(f"{path}: classical is {kind!r}; it can be {', '.join(CLASSICAL)}")
     cells = []
     for labels in itertools.product(*axes.values()):
         places = dict(zip(axes, labels, strict=True))
         settings = dict(own)
         for axis, label in places.items():
             settings |= axes[axis][label]
-        shown = [label for axis, label in places.items() if len(axes[axis]) > 1]
-        name = ", ".join([title, *shown])
+        shown = [axis for axis in places if len(axes[axis]) > 1]
+        name = ", ".join([title, *(places[axis] for axis in shown)])
         load_recipe(recipe, {**settings, "name": name})
+        # one pre-training serves all cells that differ in nothing that it looks at
+        seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
+        pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""
         cells += [
-            Cell(name, recipe, seed, fold, settings, places, bool(method.get("pretrain")))
-            for seed in seeds
-            for fold in folds
+            Cell(name, recipe, seed, fold, settings, places, pretrained, classical) for seed in seeds for fold in folds
         ]
     return cells
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.locks import if_nobody_does
+from laennec.study.classical import score_classical
 from laennec.study.ensemble import make_ensemble
-from laennec.study.plan import Cell, Score, Study
+from laennec.study.plan import Cell, Score, Study, without_labels
 from laennec.training.config import load_recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
 
@@ -66,9 +67,9 @@ def run_study(
     for cell in study.cells:
         refuse_other(study, cell)
     if dry:
-        for cell in study.cells:
-            for command in commands(study, cell):
-                say(shlex.join(["laennec", *command]))
+        every = [shlex.join(["laennec", *command]) for cell in study.cells for command in commands(study, cell)]
+        for line in dict.fromkeys(every):  # cells that share a pre-training each name it
+            say(line)
         return done
     trained = 0
     study.output_dir.mkdir(parents=True, exist_ok=True)
@@ -76,19 +77,19 @@ def run_study(
         if not alone:
             raise InputError(f"{study.output_dir}: another process works on this study; wait for it, or stop it")
         for number, cell in enumerate(study.cells, start=1):
-            folder = study.output_dir / cell.name
             missing = list(commands(study, cell))
             if missing and most is not None and trained >= most:
                 done.left.append(cell.name)
                 continue
             trained += bool(missing)
-            for command in missing:
-                say(f"{number}/{len(study.cells)} {shlex.join(['laennec', *command])}")
-                if problem := _run(command, folder, say):
-                    done.failed[cell.name] = problem
-                    break
-            else:
-                done.runs.append(folder)
+            if problem := _make(study, cell, missing, f"{number}/{len(study.cells)}", say):
+                done.failed[cell.name] = problem
+                continue
+            folder = study.output_dir / cell.name
+            done.runs.append(folder)
+            for kind in cell.classical:
+                place = folder.with_name(f"{folder.name}-{kind}")
+                done.runs.append(score_classical(kind, cell.method, folder, study.scores, place))
         whole = set(done.runs)
         for method in study.ensembles:
             runs = [study.output_dir / cell.name for cell in study.cells if cell.method == method]
@@ -97,6 +98,16 @@ def run_study(
         if done.runs:
             done.results = gather(study, done.runs)
     return done
+
+
+def _make(study: Study, cell: Cell, missing: list[list[str]], place: str, say: Callable[[str], None]) -> str | None:
+    """Run the commands that a cell still needs; what the first that failed said."""
+    for command in missing:
+        say(f"{place} {shlex.join(['laennec', *command])}")
+        folder = pretraining_folder(study, cell) if command[0] == "pretrain" else study.output_dir / cell.name
+        if problem := _run(command, folder, say):
+            return problem
+    return None
 
 
 def refuse_other(study: Study, cell: Cell) -> None:
@@ -141,8 +152,8 @@ def _overrides(study: Study, cell: Cell) -> dict[str, Any]:
 
 def _recipe(study: Study, cell: Cell) -> Any:
     given = _overrides(study, cell)
-    if cell.pretrain:
-        given["encoder.weights"] = str(pretraining_folder(study.output_dir / cell.name) / "encoder")
+    if cell.pretrained_as:
+        given["encoder.weights"] = str(pretraining_folder(study, cell) / "encoder")
     return load_recipe(cell.recipe, given)
 
 
@@ -150,10 +161,11 @@ def commands(study: Study, cell: Cell) -> Iterator[list[str]]:
     """The commands that a cell still needs, each as the words behind `laennec`."""
     folder = study.output_dir / cell.name
     given = _overrides(study, cell)
-    before = pretraining_folder(folder)
-    if cell.pretrain:
+    before = pretraining_folder(study, cell)
+    if cell.pretrained_as:
         if not (before / "pretrain.json").exists() and not (folder / "run.json").exists():
-            yield ["pretrain", str(cell.recipe), *_flags(given), "--output_dir", str(before)]
+            seen = without_labels(given) | {"name": cell.pretrained_as}
+            yield ["pretrain", str(cell.recipe), *_flags(seen), "--output_dir", str(before)]
         given["encoder.weights"] = str(before / "encoder")
     if not (folder / "run.json").exists():
         yield ["train", str(cell.recipe), *_flags(given), "--output_dir", str(folder)]
@@ -164,9 +176,9 @@ def commands(study: Study, cell: Cell) -> Iterator[list[str]]:
                    *_corpus_flags(Score("", study.evaluate))]  # fmt: skip
 
 
-def pretraining_folder(run: Path) -> Path:
-    """Where the encoder of a pre-trained cell lies: beside the run, whose folder is the training's alone."""
-    return run.with_name(f"{run.name}-pretraining")
+def pretraining_folder(study: Study, cell: Cell) -> Path:
+    """Where the encoder of a pre-trained cell lies; runs that differ in labels alone share it."""
+    return study.output_dir / cell.pretraining_name
 
 
 def evaluation_folder(run: Path, score: Score) -> Path:
@@ -239,10 +251,13 @@ def gather(study: Study, runs: list[Path]) -> Path:
     """One results.json beside each run, and all of them with their comparison in the study's results file."""
     from laennec.sharing.results import collect
 
+    before = {
+        study.output_dir / cell.name: [pretraining_folder(study, cell)] for cell in study.cells if cell.pretrained_as
+    }
     for run in runs:
         (run / "results.json").unlink(missing_ok=True)
         collect([evaluation_folder(run, score) for score in study.scores], run / "results.json")
-        _say_cost(run / "results.json", run)
+        _say_cost(run / "results.json", [run, *before.get(run, [])])
     evaluations = [evaluation_folder(run, score) for run in runs for score in study.scores]
     study.results.unlink(missing_ok=True)
     path = collect(evaluations, study.results, study.baseline)
@@ -264,13 +279,13 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("name", "seed", "split", "fold"))
 
 
-def _say_cost(results: Path, run: Path) -> None:
-    """Put what the run's processes took into its rows."""
-    path = run.parent / f"{run.name}.{COST}"
-    if not path.exists():
+def _say_cost(results: Path, folders: list[Path]) -> None:
+    """Put what the processes of a run and of its pre-training took into its rows."""
+    paths = [folder.parent / f"{folder.name}.{COST}" for folder in folders]
+    cost = {step: took for path in paths if path.exists() for step, took in read_record(path).items()}
+    if not cost:
         return
     content = read_record(results)
-    cost = read_record(path)
     for row in content["results"]:
         gpus = len(row["hardware"].get("gpus") or [])
         row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}

@@ -33,6 +33,7 @@ from laennec import memory
 from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import encoder_digest
+from laennec.encoders.output import weights_at_rest
 from laennec.errors import InputError
 from laennec.locks import if_nobody_does, tidy
 from laennec.model import LaennecForAudioClassification
@@ -92,10 +93,11 @@ def embed_waveforms(
     model.eval()
     result: NDArray[np.float32] | None = None
     way = _one_by_one if answers_alone(next(model.parameters()).device) else _in_batches
-    for rows, values in way(model, extractor, waveforms, [_samples(w) for w in waveforms]):
-        if result is None:
-            result = np.empty((len(waveforms), values.shape[1]), np.float32)
-        result[rows] = values
+    with weights_at_rest(model):
+        for rows, values in way(model, extractor, waveforms, [_samples(w) for w in waveforms]):
+            if result is None:
+                result = np.empty((len(waveforms), values.shape[1]), np.float32)
+            result[rows] = values
     model.train(was_training)
     if result is None:
         result = np.empty((0, model.embedding_dim), np.float32)

@@ -6,7 +6,6 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import logging
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
@@ -34,8 +32,8 @@ from laennec.training.batches import (
 from laennec.training.cohort import refuse_seen_patients
 from laennec.training.config import Recipe
 from laennec.training.embed import EmbeddingCache, embed_cycles, embed_waveforms
-from laennec.training.feeding import training_device
-from laennec.training.folders import alone, finished_before, refuse_taken, whole_checkpoints
+from laennec.training.feeding import settle_process, training_device
+from laennec.training.folders import claimed, finished_before, whole_checkpoints
 from laennec.training.front_end import refuse_other_features
 from laennec.training.label_fractions import labelled_rows, refuse_missing_labels, training_part
 from laennec.training.mixtures import check_mixing
@@ -112,19 +110,10 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         InputError: Anything a user can mend, from the recipe to the disk.
     """
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
-    main_process = int(os.environ.get("RANK", "0")) == 0
     if not overwrite and finished_before(out, recipe):
         return out
-    if main_process:
-        refuse_taken(out, recipe, overwrite)
-    settle_process(recipe)
-    with contextlib.ExitStack() as ours:
-
-        def begin() -> None:
-            # not before data, weights and objective were found good: earlier results are not given up for an error
-            if main_process:
-                ours.enter_context(alone(out, recipe, overwrite))
-
+    with claimed(out, recipe, overwrite) as begin:
+        settle_process(recipe)
         _train(recipe, out, command, begin, watch)
     return out
 
@@ -233,14 +222,6 @@ def fit(
         predictions = predictions_table(model, truth, embeddings)
         points = calibrate(model, predictions, recipe.head)
         return Fitted(result, predictions, points, fit_leanings(model, extractor, recipe, tasks, validation))
-
-
-def settle_process(recipe: Recipe) -> None:
-    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
-    torch.set_num_threads(recipe.train.threads)
-    disable_progress_bar()
-    # it says that file times may not be exact and that it then goes by step numbers, which are
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 def _record(recipe: Recipe, result: Result) -> dict[str, Any]:

@@ -7,13 +7,24 @@ augmented one by one; answered one by one too, because the sums of a batch are r
 answered is a function of it alone, to the last bit, whoever is beside it and however many threads there are.
 """
 
+import logging
 import os
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.augment import WaveformAugmentation
 from laennec.training.batches import CycleDataset
+from laennec.training.config import Recipe
+
+
+def settle_process(recipe: Recipe) -> None:
+    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
+    torch.set_num_threads(recipe.train.threads)
+    disable_progress_bar()
+    # it says that file times may not be exact and that it then goes by step numbers, which are
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 def has_gpu() -> bool:

@@ -7,7 +7,7 @@ unasked; nothing of an earlier run is deleted before data and weights were found
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from laennec.errors import InputError
@@ -95,3 +95,25 @@ def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         write_record(out / _SETTINGS, recipe.to_dict())
         yield
+
+
+@contextlib.contextmanager
+def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Hold an output folder while the block runs, from the moment that the block calls what it is given.
+
+    Earlier results are not given up for an error: the block calls it when data, weights and objective were found good.
+    Of several processes only the first writes, so only it asks.
+
+    Raises:
+        InputError: The folder is somebody else's, or another process trains into it.
+    """
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        refuse_taken(out, recipe, overwrite)
+    with contextlib.ExitStack() as ours:
+
+        def begin() -> None:
+            if main_process:
+                ours.enter_context(alone(out, recipe, overwrite))
+
+        yield begin

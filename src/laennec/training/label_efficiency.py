@@ -31,7 +31,8 @@ from laennec.locks import alone_at
 from laennec.training.cohort import refuse_seen_patients
 from laennec.training.config import Recipe
 from laennec.training.embed import EmbeddingCache, embed_cycles
-from laennec.training.experiment import fit, make_model, settle_process
+from laennec.training.experiment import fit, make_model
+from laennec.training.feeding import settle_process
 from laennec.training.folders import RECORDS
 from laennec.training.label_fractions import cell_recipe, labelled_rows, refuse_missing_labels, training_part
 from laennec.training.neighbours import refuse_lost_neighbours

@@ -39,8 +39,11 @@ class Partners:
     """
 
     def __init__(self, shared: Codes, apart: Codes | None = None) -> None:
+        known = shared >= 0
+        if apart is not None and not (known & (apart >= 0)).all():
+            raise ValueError("cycles of an unknown group must be left out before")
         rows = np.arange(len(shared))
-        inner = rows if apart is None else np.where(apart < 0, apart.max(initial=0) + 1, apart)
+        inner = rows if apart is None else apart
         # rows in blocks of the shared group, and within them in blocks of what must differ
         self._order = np.lexsort((inner, shared))
         by_block = np.stack([shared[self._order], inner[self._order]])
@@ -48,9 +51,6 @@ class Partners:
         self._place[self._order] = rows
         self._outer = _blocks(by_block[:1])[:, self._place]  # (start and size, cycles)
         self._inner = _blocks(by_block)[:, self._place]
-        known = (shared >= 0) if apart is None else (shared >= 0) & (apart >= 0)
-        if apart is not None and not known.all():
-            raise ValueError("cycles of an unknown group must be left out before")
         self.counts: Codes = np.where(known, self._outer[1] - self._inner[1], 0)
 
     def draw(self, row: int, seed: int, epoch: int, number: int) -> int | None:

@@ -8,8 +8,6 @@ is decoded recording by recording into the waveform cache and read back cycle by
 the corpus.
 """
 
-import contextlib
-import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -21,7 +19,6 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 from transformers import PrinterCallback, TrainingArguments
-from transformers.utils.logging import disable_progress_bar
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
@@ -34,8 +31,8 @@ from laennec.training.cohort import PRETRAINING, Cohort, cohort_of, pretraining_
 from laennec.training.config import ConfigError, LossSettings, PretrainSettings, Recipe
 from laennec.training.console import LossLines, say
 from laennec.training.embed import embed_waveforms
-from laennec.training.feeding import augment_on_device, device_settings, has_gpu
-from laennec.training.folders import alone, finished_before, refuse_taken, whole_checkpoints
+from laennec.training.feeding import augment_on_device, device_settings, has_gpu, settle_process
+from laennec.training.folders import claimed, finished_before, whole_checkpoints
 from laennec.training.front_end import refuse_other_features
 from laennec.training.groups import GroupTable, metadata_of
 from laennec.training.objective import Objective, Stage
@@ -90,21 +87,10 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     """
     settings = settings_of(recipe)
     out = Path(recipe.output_dir or Path("runs") / f"{recipe.name}-pretrain")
-    main_process = int(os.environ.get("RANK", "0")) == 0
     if not overwrite and finished_before(out, recipe):
         return out
-    if main_process:
-        refuse_taken(out, recipe, overwrite)
-    torch.set_num_threads(recipe.train.threads)
-    disable_progress_bar()
-    # it says that file times may not be exact and that it then goes by step numbers, which are
-    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
-    with contextlib.ExitStack() as ours:
-
-        def begin() -> None:
-            if main_process:
-                ours.enter_context(alone(out, recipe, overwrite))
-
+    with claimed(out, recipe, overwrite) as begin:
+        settle_process(recipe)
         _pretrain(recipe, settings, out, command, begin)
     return out
 

@@ -17,7 +17,6 @@ from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES, class_names
-from laennec.training.feeding import answers_alone
 from laennec.training.settings import ConfigError, HeadSettings
 
 _log = logging.getLogger(__name__)
@@ -81,9 +80,7 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
     model.eval()
     with torch.inference_mode():
         device = next(model.head.parameters()).device
-        given = torch.from_numpy(embeddings).to(device)
-        rows = given.split(1) if answers_alone(device) and len(given) else [given]
-        logits: NDArray[np.float32] = torch.cat([model.head(row) for row in rows]).float().cpu().numpy()
+        logits: NDArray[np.float32] = model.head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
     model.train(was_training)
     return logits
 

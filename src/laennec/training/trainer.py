@@ -318,7 +318,7 @@ class LaennecTrainer(ResumableTrainer):
         labels = inputs.pop("labels")
         inner = self.accelerator.unwrap_model(model)
         if not model.training:
-            outputs = self._answered(model, inputs)
+            outputs = model(**inputs)
             terms = self.objective.task_terms(outputs.logits, labels)
             loss = torch.stack(list(terms.values())).sum()
             return (loss, outputs) if return_outputs else loss
@@ -348,13 +348,6 @@ class LaennecTrainer(ResumableTrainer):
                 self._pair_sums[name] = self._pair_sums.get(name, 0) + count
         self._term_steps += 1
         return (loss, outputs) if return_outputs else loss
-
-    def _answered(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """What the model says in evaluation; on a CPU the rows of a batch of embeddings are asked one by one."""
-        if "embeddings" not in inputs or not answers_alone(self.args.device):
-            return model(**inputs)
-        rows = [model(embeddings=row) for row in inputs["embeddings"].split(1)]
-        return type(rows[0])(logits=torch.cat([row.logits for row in rows]), embeddings=inputs["embeddings"])
 
     def _what_is_not_finite(self, outputs: Any, terms: dict[str, Tensor]) -> str:
         """Names the step, and the cycles whose embeddings are at fault, or else the terms and the batch."""

@@ -1,0 +1,107 @@
+"""Stage 11, study: gradient boosting and a support vector machine on what an encoder says of each cycle.
+
+Decided here: they hear exactly what a linear head hears, the embeddings of a finished run with a still encoder, and
+learn on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
+baseline of the field. Settings are fixed, so nothing is searched; calibration and thresholds are fitted on validation
+as a head's are. Abnormal and normal cycles weigh the same in sum.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laennec.errors import InputError
+from laennec.study.derived import write_derived
+from laennec.study.plan import CLASSICAL, Score
+from laennec.training.config import Recipe, recipe_from_dict
+from laennec.training.label_fractions import labelled_rows
+from laennec.training.parts import load_parts
+from laennec.training.record import Timings, read_record
+from laennec.training.score import answer_part, load_model, recipe_of
+from laennec.training.tables import fit_operating_point
+
+_BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
+
+
+def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], folder: Path) -> Path:
+    """Fit a classifier on a run's embeddings and score it on every part that the run was scored on.
+
+    Args:
+        kind: "gradient_boosting" or "svc".
+        method: What the run is called in tables.
+        run: Its folder.
+        scores: The parts.
+        folder: Where the results go.
+
+    Returns:
+        `folder`, with an `evaluation-<part>` for each part.
+
+    Raises:
+        InputError: The run's encoder was trained with the head (what is fitted on its embeddings would be no baseline),
+            or a part is of another corpus.
+    """
+    if all((folder / f"evaluation-{score.name}" / "run.json").exists() for score in scores):
+        return folder
+    record = read_record(run / "run.json")
+    recipe = recipe_from_dict(record["config"], str(run / "run.json"))
+    names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
+    if not recipe.encoder.frozen:
+        raise InputError(f"{run}: {kind} is fitted on a still encoder's embeddings; set encoder.frozen: true")
+    timings = Timings()
+    with timings.measure("training"):
+        model, extractor = load_model(run)
+        parts = load_parts(recipe)
+        _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
+        known = _learned(recipe, part)
+        answer = _fit(kind, heard[known], part.targets.labels[known], recipe.seed)
+        predictions, heard, _ = answer_part(model, extractor, parts["validation"], "validation", recipe)
+        fitted = fit_operating_point(_with(predictions, names, answer(heard)), names, multi_label, recipe.head)
+    changes = {"name": f"{method}, {CLASSICAL[kind]}", "classical": kind, "timings": timings.seconds}
+    for score in scores:
+        theirs = recipe_of(run, record, dict(score.corpus))
+        table = (load_parts(theirs) if score.corpus else parts)[score.split]
+        predictions, heard, _ = answer_part(model, extractor, table, score.split, theirs)
+        write_derived(folder, run, score, _with(predictions, names, answer(heard)), fitted, changes)
+    return folder
+
+
+def _learned(recipe: Recipe, part: Any) -> NDArray[np.int64]:
+    """The training rows with the labels that the recipe lets a head see."""
+    c, ids = recipe.corpus, list(part.table["cycle_id"])
+    if c.label_fraction < 1:
+        return np.asarray(
+            labelled_rows(part.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw), dtype=np.int64
+        )
+    return np.arange(len(ids))
+
+
+def _with(predictions: Any, names: Sequence[str], logits: NDArray[np.float64]) -> Any:
+    return predictions.assign(**{f"logit_{name}": logits[:, k] for k, name in enumerate(names)})
+
+
+def _fit(kind: str, heard: NDArray[np.float32], truth: NDArray[Any], seed: int) -> Any:
+    """A function from embeddings (cycles, dim) to logits (cycles, labels)."""
+    columns = truth.T if truth.ndim == 2 else [truth]
+    fitted = [_classifier(kind, seed).fit(heard, column.astype(int)) for column in columns]
+
+    def answer(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        if truth.ndim == 2:
+            return np.column_stack([one.decision_function(embeddings) for one in fitted])
+        values = fitted[0].decision_function(embeddings)
+        return values if values.ndim == 2 else np.column_stack([-values / 2, values / 2])
+
+    return answer
+
+
+def _classifier(kind: str, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    if kind == "gradient_boosting":
+        return HistGradientBoostingClassifier(class_weight="balanced", random_state=seed, **_BOOSTING)
+    return make_pipeline(StandardScaler(), SVC(class_weight="balanced", random_state=seed))
