@@ -87,6 +87,15 @@ def test_a_pretrained_method_starts_from_its_own_encoder(written, tmp_path):
     assert train[train.index("--encoder.weights") + 1] == pretrain[pretrain.index("--output_dir") + 1] + "/encoder"
 
 
+def test_a_method_may_be_scored_on_parts_of_its_own(written, tmp_path):
+    here, there = str(tmp_path / "tiny.yaml"), {"split": "all", "corpus": "sprsound", "data_dir": "d"}
+    methods = [{"recipe": here}, {"recipe": here, "name": "other", "score": there}]
+    study = load_study(written(methods=methods, score=["validation", "test"]))
+    asked = [[words for words in commands(study, cell) if words[0] == "evaluate"] for cell in study.cells]
+    assert [words[words.index("--split") + 1] for words in asked[0]] == ["validation", "test"]
+    assert [words[words.index("--split") + 1] for words in asked[1]] == ["all"] and "sprsound" in asked[1][0]
+
+
 def test_cells_that_differ_in_labels_alone_share_a_pretraining(written, tmp_path):
     method = {"recipe": str(tmp_path / "tiny.yaml"), "pretrain": True}
     axes = {"label_fractions": [0.1, 1.0], "losses": {"one": {"pretrain.temperature": 0.1}, "two": {}}}

@@ -24,7 +24,7 @@ _KEYS = (
     "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",
     "axes", "ensembles", "figures", "splits",
 )  # fmt: skip
-_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "pretrain", "classical")
+_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "score", "pretrain", "classical")
 _SCORE_KEYS = ("split", "corpus", "data_dir", "protocol", "level", "tables_dir", "allow_missing", "fold", "name")
 _EVALUATE_KEYS = ("smoothing", "draws")
 _NAMED_AXES = {"label_fractions": "corpus.label_fraction"}
@@ -61,6 +61,7 @@ class Cell:
         pretrained_as: What the pre-training of its encoder is called, equal for all cells that share one; "" where the
             encoder is not pre-trained first.
         classical: Classifiers that are fitted on the run's embeddings too.
+        scores: The parts that the run is scored on.
     """
 
     method: str
@@ -71,6 +72,7 @@ class Cell:
     places: Mapping[str, str]
     pretrained_as: str = ""
     classical: tuple[str, ...] = ()
+    scores: tuple[Score, ...] = ()
 
     @property
     def name(self) -> str:
@@ -98,7 +100,6 @@ class Study:
         results: The results file that tables are rendered from.
         baseline: The method that the others are compared with.
         cells: The runs, in the order they are made.
-        scores: The parts that every run is scored on.
         evaluate: smoothing and draws of `laennec evaluate`.
         ensembles: Methods whose runs also answer together.
         figures: Names of the figures that tables show.
@@ -111,7 +112,6 @@ class Study:
     results: Path
     baseline: str | None
     cells: tuple[Cell, ...]
-    scores: tuple[Score, ...]
     evaluate: Mapping[str, Any]
     ensembles: tuple[str, ...]
     figures: tuple[str, ...]
@@ -153,7 +153,6 @@ def load_study(path: str | Path) -> Study:
         Path(str(values.get("results") or output / "results.json")),
         baseline,
         tuple(cells),
-        _scores(values.get("score"), path),
         dict(evaluate),
         tuple(_names(values.get("ensembles"), names)),
         tuple(values.get("figures") or ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")),
@@ -279,6 +278,7 @@ def _cells(
     for kind in classical:
         if kind not in CLASSICAL:
             raise InputError(f"{path}: classical is {kind!r}; it can be {', '.join(CLASSICAL)}")
+    scores = _scores(method.get("score", values.get("score")), path)
     cells = []
     for labels in itertools.product(*axes.values()):
         places = dict(zip(axes, labels, strict=True))
@@ -292,7 +292,9 @@ def _cells(
         seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
         pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""
         cells += [
-            Cell(name, recipe, seed, fold, settings, places, pretrained, classical) for seed in seeds for fold in folds
+            Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores)
+            for seed in seeds
+            for fold in folds
         ]
     return cells
 

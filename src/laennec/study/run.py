@@ -89,12 +89,13 @@ def run_study(
             done.runs.append(folder)
             for kind in cell.classical:
                 place = folder.with_name(f"{folder.name}-{kind}")
-                done.runs.append(score_classical(kind, cell.method, folder, study.scores, place))
+                done.runs.append(score_classical(kind, cell.method, folder, cell.scores, place))
         whole = set(done.runs)
         for method in study.ensembles:
-            runs = [study.output_dir / cell.name for cell in study.cells if cell.method == method]
+            members = [cell for cell in study.cells if cell.method == method]
+            runs = [study.output_dir / cell.name for cell in members]
             if len(runs) > 1 and set(runs) <= whole:
-                done.runs.append(make_ensemble(method, runs, study.scores, study.output_dir))
+                done.runs.append(make_ensemble(method, runs, members[0].scores, study.output_dir))
         if done.runs:
             done.results = gather(study, done.runs)
     return done
@@ -169,7 +170,7 @@ def commands(study: Study, cell: Cell) -> Iterator[list[str]]:
         given["encoder.weights"] = str(before / "encoder")
     if not (folder / "run.json").exists():
         yield ["train", str(cell.recipe), *_flags(given), "--output_dir", str(folder)]
-    for score in study.scores:
+    for score in cell.scores:
         out = evaluation_folder(folder, score)
         if not (out / "run.json").exists():
             yield ["evaluate", str(folder), "--split", score.split, *_corpus_flags(score), "--out", str(out),
@@ -254,13 +255,14 @@ def gather(study: Study, runs: list[Path]) -> Path:
     before = {
         study.output_dir / cell.name: [pretraining_folder(study, cell)] for cell in study.cells if cell.pretrained_as
     }
+    parts = list(dict.fromkeys(score.name for cell in study.cells for score in cell.scores))
+    scored = {run: [e for name in parts if (e := run / f"evaluation-{name}").exists()] for run in runs}
     for run in runs:
         (run / "results.json").unlink(missing_ok=True)
-        collect([evaluation_folder(run, score) for score in study.scores], run / "results.json")
+        collect(scored[run], run / "results.json")
         _say_cost(run / "results.json", [run, *before.get(run, [])])
-    evaluations = [evaluation_folder(run, score) for run in runs for score in study.scores]
     study.results.unlink(missing_ok=True)
-    path = collect(evaluations, study.results, study.baseline)
+    path = collect([evaluation for run in runs for evaluation in scored[run]], study.results, study.baseline)
     content = read_record(path)
     by_run = {_key(row): row for run in runs for row in read_record(run / "results.json")["results"]}
     content["results"] = [by_run[_key(row)] for row in content["results"]]
