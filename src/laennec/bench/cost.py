@@ -14,6 +14,7 @@ import numpy as np
 from laennec.bench.device import devices, gpu, not_measured, on, waiting
 from laennec.bench.material import cycle_lengths, noise
 from laennec.bench.row import Row, Setting, fastest, needs
+from laennec.corpora.table import column_of
 
 HOURS = 1_000_000
 _DECODE, _FEATURES, _FLAC = "decode and resample", "features", "FLAC at {} kHz"
@@ -81,7 +82,7 @@ def _flac(setting: Setting, kilohertz: int) -> Row:
     from laennec.corpora import CycleWaveforms, load_corpus
 
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
-    wide = [row for row, rate in enumerate(table["source_sampling_rate"]) if rate >= 44100]
+    wide = [row for row, rate in enumerate(column_of(table, "source_sampling_rate")) if rate >= 44100]
     table = table.select(wide[:: max(1, len(wide) // 200)])
     cycles = CycleWaveforms(table, kilohertz * 1000)
     sound = np.concatenate(list(cycles))

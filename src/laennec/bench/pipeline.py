@@ -18,6 +18,7 @@ import torch
 
 from laennec.bench.device import device_name, devices, gpu, not_measured, on
 from laennec.bench.row import Row, Setting, needs
+from laennec.corpora.table import column_of
 from laennec.training.trainer import LaennecTrainer
 
 # cycles of an epoch (of two, of which the second counts) and of a batch
@@ -115,7 +116,7 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
     cycles = min(CYCLES[device.type], len(table))
     part = make_part("train", table.select(range(cycles)), recipe, extractor, None, True)
     model = make_model(recipe, part.targets.names)
-    patients = list(part.table["patient_id"])
+    patients = column_of(part.table, "patient_id")
     truth = part.table.to_pandas()[["cycle_id"]]
     with contextlib.redirect_stdout(io.StringIO()):
         plan = plan_phases(

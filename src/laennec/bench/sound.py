@@ -12,6 +12,7 @@ import numpy as np
 from laennec.bench.device import gpu, not_measured, waiting
 from laennec.bench.material import cycle_lengths, noise
 from laennec.bench.row import PEAK_MEMORY, Row, Setting, fastest, in_a_new_process, needs
+from laennec.corpora.table import column_of
 
 
 def reading(setting: Setting) -> list[Row]:
@@ -23,7 +24,9 @@ def reading(setting: Setting) -> list[Row]:
 
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     spans: dict[str, list[tuple[float, float]]] = {}
-    for path, start, end in zip(table["recording_path"], table["start_s"], table["end_s"], strict=True):
+    for path, start, end in zip(
+        column_of(table, "recording_path"), column_of(table, "start_s"), column_of(table, "end_s"), strict=True
+    ):
         spans.setdefault(path, []).append((start, end))
     kept: list[Any] = []
 

@@ -16,7 +16,7 @@ import numpy as np
 from laennec.audio.lossless import encode, pack
 from laennec.audio.recording import DecodeError, read_frames, read_header
 from laennec.corpora.shards import Shards
-from laennec.corpora.table import CycleTableBuilder, UnusableRecordingsError
+from laennec.corpora.table import CycleTableBuilder, UnusableRecordingsError, column_of
 from laennec.errors import InputError
 from laennec.foreign import read_bytes
 
@@ -63,7 +63,7 @@ class RowWriter:
         self.table, self.shard_bytes = table, shard_bytes
         rates = set(table["source_sampling_rate"])
         self.audio = datasets.Audio(sampling_rate or (rates.pop() if len(rates) == 1 else _MIXED_RATES_HZ))
-        self.row_of = {cycle: row for row, cycle in enumerate(table["cycle_id"])}
+        self.row_of = {cycle: row for row, cycle in enumerate(column_of(table, "cycle_id"))}
         self.progress, self.done, self.total = progress, 0, len(self.corpus.entries) + len(table)
         self.files: dict[str, dict[str, Any]] = {}
         self.infos: dict[str, datasets.DatasetInfo] = {}

@@ -26,7 +26,7 @@ from laennec.corpora.exported import CARD, FORMAT, MARK, safe_name
 from laennec.corpora.folder import NAME as FOLDER
 from laennec.corpora.load import open_corpus, protocol_of, provenance, split_corpus
 from laennec.corpora.protocols import PROTOCOLS, WITH_FOLDS
-from laennec.corpora.table import Corpus, CycleTableBuilder, RecordingEntry
+from laennec.corpora.table import Corpus, CycleTableBuilder, RecordingEntry, column_of
 from laennec.errors import InputError
 from laennec.foreign import leads_outside
 from laennec.locks import one_at_a_time
@@ -219,7 +219,7 @@ def _split_columns(
     """For every protocol that the corpus supports a column over the table's rows, and what it is."""
     columns: dict[str, list[Any]] = {}
     said: dict[str, Any] = {}
-    row_of = {cycle: row for row, cycle in enumerate(table["cycle_id"])}
+    row_of = {cycle: row for row, cycle in enumerate(column_of(table, "cycle_id"))}
     for protocol in PROTOCOLS:
         if protocol.startswith("published-"):  # of data sets that are on the Hub already
             continue

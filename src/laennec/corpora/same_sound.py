@@ -28,6 +28,7 @@ from scipy.spatial import cKDTree
 from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
 from laennec.corpora.files import named
 from laennec.corpora.protocols import PROTOCOLS, part_rank
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.writing import cache_root, write_aside
 
@@ -223,7 +224,7 @@ def files_of(tables: Iterable[Any]) -> dict[Path, str]:
     """The recordings of cycle tables with their hashes; those without a file or a hash are left out."""
     found: dict[Path, str] = {}
     for table in tables:
-        for path, sha256 in zip(table["recording_path"], table["audio_sha256"], strict=True):
+        for path, sha256 in zip(column_of(table, "recording_path"), column_of(table, "audio_sha256"), strict=True):
             if path and sha256:
                 found[Path(path)] = sha256
     return found
@@ -281,7 +282,7 @@ def _spans(parts: Mapping[str, Any]) -> dict[str, list[tuple[str, str, tuple[Any
     """For each recording the parts it is in, and there the times of its cycles."""
     found: dict[tuple[str, str], list[Any]] = {}
     for name, table in parts.items():
-        columns = (table["recording_path"], table["start_s"], table["end_s"])
+        columns = (table["recording_path"], column_of(table, "start_s"), column_of(table, "end_s"))
         for path, start, end in zip(*columns, strict=True):
             found.setdefault((path, name), []).append((start, end))
     by_path: dict[str, list[tuple[str, str, tuple[Any, ...]]]] = {}

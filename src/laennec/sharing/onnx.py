@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.graph import GraphFrontEnd
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
@@ -308,7 +309,7 @@ def _validation(
     check_split(record, recipe, provenance(parts))
     part = make_part("validation", parts["validation"], recipe, extractor, model.config.label_names, False)
     predictions = pd.read_parquet(path).set_index("cycle_id")
-    ids = list(part.table["cycle_id"])
+    ids = column_of(part.table, "cycle_id")
     if missing := sorted(set(ids) ^ set(predictions.index)):
         raise InputError(f"{path}: not the validation cycles of this corpus ({missing[0]}); train the run again")
     return [part.dataset.sound(row) for row in range(len(ids))], predictions.loc[ids].reset_index()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.study.derived import write_derived
 from laennec.study.plan import CLASSICAL, Score
@@ -70,7 +71,7 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
 
 def _learned(recipe: Recipe, part: Any) -> NDArray[np.int64]:
     """The training rows with the labels that the recipe lets a head see."""
-    c, ids = recipe.corpus, list(part.table["cycle_id"])
+    c, ids = recipe.corpus, column_of(part.table, "cycle_id")
     if c.label_fraction < 1:
         return np.asarray(
             labelled_rows(part.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw), dtype=np.int64

@@ -24,6 +24,7 @@ from laennec.audio.augment import (
 )
 from laennec.audio.context import InContext, joined_rows
 from laennec.audio.mixing import LabelUnion
+from laennec.corpora.table import column_of
 from laennec.training.groups import Codes, metadata_of
 from laennec.training.neighbours import Neighbours, cycle_numbers
 from laennec.training.settings import ConfigError, TargetSettings
@@ -95,7 +96,7 @@ def class_names(table: Any, column: str) -> list[str]:
 
 def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
     if column == "events":
-        events = [set(e or ()) for e in table["events"]]
+        events = [set(e or ()) for e in column_of(table, "events")]
         names = names or sorted(set().union(*events))
         kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
         flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
@@ -109,7 +110,7 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
                 f"target.names has {absent[0]!r}, which is no column of the cycle table; "
                 "set target.column: events for event names"
             )
-        columns = [list(table[name]) for name in names]
+        columns = [column_of(table, name) for name in names]
         kept = np.array([i for i in range(len(table)) if all(c[i] is not None for c in columns)], dtype=np.int64)
         flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
     class_ids = (flags.astype(np.int64) << np.arange(len(names))).sum(1)
@@ -117,7 +118,7 @@ def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
 
 
 def _single_label(table: Any, column: str, names: list[str]) -> Targets:
-    values = list(table[column])
+    values = column_of(table, column)
     if column == "label":
         values = [None if v is None else FOUR_CLASSES[v] for v in values]
         names = names or list(FOUR_CLASSES)

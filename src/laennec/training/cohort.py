@@ -18,7 +18,7 @@ from laennec.audio.cycle import sliding_windows
 from laennec.corpora import provenance
 from laennec.corpora.files import named
 from laennec.corpora.same_sound import heard_before, sounds_note
-from laennec.corpora.table import to_arrow
+from laennec.corpora.table import column_of, to_arrow
 from laennec.errors import InputError
 from laennec.training.config import PretrainSettings
 from laennec.training.record import read_record
@@ -46,7 +46,7 @@ class Cohort:
     @property
     def patients(self) -> list[str]:
         """Their patients, sorted."""
-        return sorted({str(patient) for patient in self.table["patient_id"]})
+        return sorted({str(patient) for patient in column_of(self.table, "patient_id")})
 
 
 def cohort_of(
@@ -71,8 +71,8 @@ def cohort_of(
     if not chosen:
         raise InputError(f"pretrain.parts: there are no cycles in {' and '.join(settings.parts)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
-    heard = [alike.get(sound, sound) for sound in table["audio_sha256"]]
-    columns = list(zip(table["patient_id"], heard, strict=True))
+    heard = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
+    columns = list(zip(column_of(table, "patient_id"), heard, strict=True))
     seen_there = [patient in patients for patient, _ in columns]
     copies = [sound in sounds and not there for (_, sound), there in zip(columns, seen_there, strict=True)]
     kept = [row for row, out in enumerate(zip(seen_there, copies, strict=True)) if not any(out)]
@@ -93,7 +93,7 @@ def cohort_of(
 
 def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[Any, int]:
     """Rows of whole recordings as rows of their windows, the other rows as they are; and the number of windows."""
-    if not any(name.endswith(_WHOLE) for name in table["cycle_id"]):
+    if not any(name.endswith(_WHOLE) for name in column_of(table, "cycle_id")):
         return table, 0
     rows: list[dict[str, Any]] = []
     windows = 0

@@ -32,6 +32,7 @@ from safetensors.numpy import load_file, save
 from laennec import memory
 from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora.table import column_of
 from laennec.encoders import encoder_digest
 from laennec.encoders.output import weights_at_rest
 from laennec.errors import InputError
@@ -253,7 +254,13 @@ def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: N
     With neighbours their spans (and ids, for a draw) too, so that a cycle in context is never taken for one without,
     not even where it has none.
     """
-    columns = zip(table["audio_sha256"], table["start_s"], table["end_s"], table["cycle_id"], strict=True)
+    columns = zip(
+        column_of(table, "audio_sha256"),
+        column_of(table, "start_s"),
+        column_of(table, "end_s"),
+        column_of(table, "cycle_id"),
+        strict=True,
+    )
     keys = []
     for row, (sha, start, end, cycle_id) in enumerate(columns):
         made_of = [sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]

@@ -22,6 +22,7 @@ import torch
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
+from laennec.corpora.table import column_of
 from laennec.encoders import encoder_digest, in_groups, load_encoder
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import (
@@ -158,7 +159,7 @@ def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, tr
     if c.label_fraction == 1:
         return training
     refuse_missing_labels(training.targets)
-    ids = list(training.table["cycle_id"])
+    ids = column_of(training.table, "cycle_id")
     rows = labelled_rows(training.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
     return training_part(recipe, table, extractor, training, rows)
 
@@ -206,7 +207,7 @@ def fit(
     else:
         _standardise_on_sample(recipe, model, extractor, training)
     collator = collate_embeddings if recipe.encoder.frozen else collate_cycles
-    patients = list(training.table["patient_id"])
+    patients = column_of(training.table, "patient_id")
     plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth, collator)
     tasks = tasks_of(recipe)
     if tasks:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laennec.corpora.table import column_of
 from laennec.training.settings import ConfigError
 
 # what a recipe calls a column -> where it is in the cycle table
@@ -34,7 +35,7 @@ Codes = NDArray[np.int64]
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:
     """The columns that groups can be made of, and `cycle_id`, for some rows of a cycle table."""
     names = [name for name in ("cycle_id", *COLUMNS.values()) if name in table.column_names]
-    return {name: _shared(list(table[name]), rows) for name in names}
+    return {name: _shared(column_of(table, name), rows) for name in names}
 
 
 def _shared(values: list[Any], rows: Codes) -> list[Any]:

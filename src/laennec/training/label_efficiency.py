@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from laennec.corpora import cache_root, provenance
+from laennec.corpora.table import column_of
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.encoders.groups import GroupsEncoder
 from laennec.errors import InputError
@@ -331,7 +332,7 @@ def _gather(folder: Path, bench: _Bench, origin: dict[str, Any], split: str, n_b
     names = bench.training.targets.names
     rows = label_table(cells, problem_type=problem, label_names=names, n_draws=n_bootstrap)
     scored, seen = set(bench.scored.table["patient_id"]), [bench.training, bench.validation]
-    seen_patients = scored.intersection(*[{p for part in seen for p in part.table["patient_id"]}])
+    seen_patients = scored.intersection(*[{p for part in seen for p in column_of(part.table, "patient_id")}])
     return {
         "split": split,
         "corpus": {"name": recipe.corpus.name, "fingerprint": origin.get("corpus_fingerprint"), "provenance": origin},

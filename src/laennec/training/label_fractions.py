@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.training.batches import Targets
 from laennec.training.config import recipe_from_dict, with_overrides
@@ -167,7 +168,7 @@ def training_part(recipe: Recipe, table: Any, extractor: Any, full: Part, rows: 
     repeats = max(1, round(len(full.table) / len(rows)))
     part = make_part("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
     # a repeat is another cycle to the draws of augmentation
-    ids = enumerate(part.table["cycle_id"])
+    ids = enumerate(column_of(part.table, "cycle_id"))
     again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]
     part.dataset.numbers = cycle_numbers(again)
     return part

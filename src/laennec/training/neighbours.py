@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.audio.context import neighbour_rows
+from laennec.corpora.table import column_of
 from laennec.training.settings import ConfigError
 
 
@@ -37,12 +38,12 @@ class Neighbours:
     """
 
     def __init__(self, table: Any, waveforms: Any, kept: NDArray[np.int64], context_cycles: int) -> None:
-        spans = list(zip(table["start_s"], table["end_s"], strict=True))
-        everywhere = neighbour_rows(list(table["recording_id"]), spans, context_cycles)
+        spans = list(zip(column_of(table, "start_s"), column_of(table, "end_s"), strict=True))
+        everywhere = neighbour_rows(column_of(table, "recording_id"), spans, context_cycles)
         self.rows = [everywhere[int(row)] for row in kept]
         self.waveforms = waveforms
         self.numbers = cycle_numbers(table["cycle_id"])
-        ids = list(table["cycle_id"])
+        ids = column_of(table, "cycle_id")
         self._named = [(start, end, name) for (start, end), name in zip(spans, ids, strict=True)]
 
     def named(self, row: int) -> list[list[tuple[float, float, str]]]:

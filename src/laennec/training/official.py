@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation.leaning import ADVENTITIOUS, answer_with
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
@@ -90,14 +91,14 @@ def _head_for(model: Any, task: str, level: str | None) -> str | None:
 
 def _names(table: Any, task: str) -> list[str]:
     if task.startswith("2"):
-        return [f"{recording}.wav" for recording in table["recording_id"]]
-    rows = zip(table["recording_id"], table["cycle_index"], strict=True)
+        return [f"{recording}.wav" for recording in column_of(table, "recording_id")]
+    rows = zip(column_of(table, "recording_id"), column_of(table, "cycle_index"), strict=True)
     return [f"{recording}_{index}.wav" for recording, index in rows]
 
 
 def _table(task: str, table: Any, answers: Any) -> pd.DataFrame:
     """Names, truth and answers of a task; truth of a two-way task is two-way."""
-    truth = [events[0] if events else None for events in table["events"]]
+    truth = [events[0] if events else None for events in column_of(table, "events")]
     if _WAYS[task] == "two":
         truth = [name if name in (None, "Normal", POOR_QUALITY) else ADVENTITIOUS for name in truth]
     return pd.DataFrame({"name": _names(table, task), "truth": truth, "answer": list(answers)})

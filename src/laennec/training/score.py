@@ -18,6 +18,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.protocols import WITH_FOLDS
+from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
@@ -323,7 +324,7 @@ def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -
     """How far apart the four classes, or the corpus' own, lie over the cycles whose class is known."""
     own = class_names(table, column or "label")
     classes = FOUR_CLASSES if column in (None, "label") or not own else tuple(own)
-    labels = list(table[column if classes is not FOUR_CLASSES else "label"])
+    labels = column_of(table, column if column and classes is not FOUR_CLASSES else "label")
     known = [row for row, label in enumerate(labels) if label is not None]
     if not known:
         return None
@@ -357,7 +358,7 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
         if classes := class_names(table, column):
             values = set(classes)
         else:
-            values = {str(v[0] if isinstance(v, list) else v) for v in table[column] if v}
+            values = {str(v[0] if isinstance(v, list) else v) for v in column_of(table, column) if v}
         if values and values <= names:
             return column
     raise InputError(

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from laennec.corpora.table import column_of
 from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
 from laennec.model import LaennecForAudioClassification
@@ -44,10 +45,10 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
         column: The column that is predicted, where that is not the four classes or the two flags.
         names: Label names, for truth that is read from event names.
     """
-    frame = pd.DataFrame({name: list(table[name]) for name in _COPIED if name in table.column_names})
+    frame = pd.DataFrame({name: column_of(table, name) for name in _COPIED if name in table.column_names})
     for flag in ("crackle", "wheeze"):
         frame[flag] = frame[flag].astype("Int8")
-    truth = list(table[column or "label"])
+    truth = column_of(table, column or "label")
     if column in (None, "label"):
         frame["label"] = [None if v is None else FOUR_CLASSES[v] for v in truth]
     elif column == "events":

@@ -26,7 +26,7 @@ from laennec.audio.augment import SpecAugment
 from laennec.audio.cycle import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import CycleWaveforms, cache_root
-from laennec.corpora.table import to_arrow
+from laennec.corpora.table import column_of, to_arrow
 from laennec.errors import InputError
 from laennec.evaluation.leaning import answer_with, fit_leaning
 from laennec.evaluation.sprsound import POOR_QUALITY
@@ -125,7 +125,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     asked = dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, level=level))
     parts = load_parts(asked)
     table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
-    held_out = np.array([patient in validation_patients for patient in table["patient_id"]])
+    held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
     return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
 
 
@@ -300,7 +300,9 @@ def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureEx
     waveforms.prepare()
     plain = dataclasses.replace(recipe.augment, concatenate_probability=0.0)
     augmentation, _ = make_draws(plain, targets)
-    return CycleDataset(waveforms, targets, table["cycle_id"], extractor.sampling_rate, recipe.seed, augmentation)
+    return CycleDataset(
+        waveforms, targets, column_of(table, "cycle_id"), extractor.sampling_rate, recipe.seed, augmentation
+    )
 
 
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
