@@ -45,11 +45,18 @@ def recipe(tiny_recipe, tmp_path):
     return str(tmp_path / "r.yaml")
 
 
-@pytest.fixture
-def scored_run(tiny_run, tmp_path):
-    run = shutil.copytree(tiny_run, tmp_path / "scored")
-    assert main(["evaluate", str(run), "--draws", "5"]) == 0
+@pytest.fixture(scope="module")
+def scored_once(tiny_run, tmp_path_factory):
+    run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("scored") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAENNEC_CACHE", str(run.parent / "cache"))
+        assert main(["evaluate", str(run), "--draws", "5"]) == 0
     return run
+
+
+@pytest.fixture
+def scored_run(scored_once, tmp_path):
+    return shutil.copytree(scored_once, tmp_path / "scored")
 
 
 def lines_into(place, run, corpus, recipe):
@@ -274,6 +281,40 @@ def test_a_termination_leaves_nothing_torn_and_the_same_command_ends_the_work(
     assert asked.done and code == 143 and time.monotonic() - begun < 100
     assert "; run the same command again to continue" in capfd.readouterr().err.splitlines()[-1]
     assert half_made(tmp_path) == [] and tree(run) == tree(tiny_run)
+    assert main(line) == 0
+
+
+SHORT = {
+    "report": lambda run, out, corpus: ["report", str(run), "--out", str(out / "page.html")],
+    "card": lambda run, out, corpus: ["card", str(run), "--out", str(out / "card.md")],
+    "calibrate": lambda run, out, corpus: ["calibrate", str(run), "--calibration", "platt"],
+    "export of a corpus": lambda run, out, corpus: [
+        *("prepare", "synthetic", "--data-dir", str(corpus), "--export", str(out / "corpus"))
+    ],
+}
+
+
+@pytest.mark.parametrize("command", SHORT)
+def test_a_termination_just_before_a_file_is_shown_leaves_what_was_there(
+    command, scored_run, small_corpus, tmp_path, monkeypatch, capfd
+):
+    out = tmp_path / "out"
+    out.mkdir()
+    before, honest, asked = tree(scored_run), os.fsync, []
+
+    def then_terminated(descriptor):
+        honest(descriptor)
+        if not asked:
+            asked.append(descriptor)
+            terminate()
+
+    line = SHORT[command](scored_run, out, small_corpus)
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", then_terminated)
+        assert main(line) == 143 and asked
+    assert "; run the same command again to continue" in capfd.readouterr().err.splitlines()[-1]
+    assert half_made(tmp_path) == [] and tree(out) == {} and tree(scored_run) == before
     assert main(line) == 0
 
 
