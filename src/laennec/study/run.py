@@ -21,9 +21,11 @@ from laennec.errors import InputError
 from laennec.locks import if_nobody_does
 from laennec.study.classical import score_classical
 from laennec.study.ensemble import make_ensemble
+from laennec.study.pictures import study_pictures
 from laennec.study.plan import Cell, Score, Study, without_labels
 from laennec.training.config import load_recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
+from laennec.writing import write_aside
 
 COST = "cost.json"
 _KIBIBYTE = 1024
@@ -249,7 +251,7 @@ def _add_cost(folder: Path, step: str, seconds: float, cpu: float, memory_mb: fl
 
 
 def gather(study: Study, runs: list[Path]) -> Path:
-    """One results.json beside each run, and all of them with their comparison in the study's results file."""
+    """One results.json beside each run, all of them with their comparison in the study's results file, and pictures."""
     from laennec.sharing.results import collect
 
     before = {
@@ -274,6 +276,11 @@ def gather(study: Study, runs: list[Path]) -> Path:
         "methods": {cell.method: dict(cell.places) for cell in study.cells},
     }
     write_record(path, content)
+    pictures = study.output_dir / "pictures"
+    pictures.mkdir(exist_ok=True)
+    for name, png in study_pictures(content).items():
+        with write_aside(pictures / name, "wb") as file:
+            file.write(png)
     return path
 
 
