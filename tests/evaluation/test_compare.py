@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, holm
+from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, holm, pool_folds
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import read_predictions
 
@@ -53,6 +55,24 @@ def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
     apart = compare_methods({"m": run})["m"]["f"]["interval"]
     alike = compare_methods({"m": [run[1]] * 3})["m"]["f"]["interval"]
     assert apart[1] - apart[0] > 2 * (alike[1] - alike[0])
+
+
+def test_folds_together_are_one_run_over_all_their_patients():
+    whole = answers(1.5, 3)
+    fold = np.array([int(patient) % 5 for patient in whole.table["patient_id"]])
+    parts = [whole.part(fold == k) for k in range(5)]
+    pooled = pool_folds(parts)
+    assert len(pooled.table) == 240 and set(pooled.table["cycle_id"]) == set(whole.table["cycle_id"])
+    one, many = (draw_figures(given, FIGURES, n_draws=100) for given in (whole, pooled))
+    assert one.values == pytest.approx(many.values) and one.cycles == many.cycles and many.n_patients == 24
+    assert pool_folds(parts[:1]) is parts[0]
+    # raw logits of heads trained apart have no common scale: one fold's are shifted, its probabilities are not
+    shifted = replace(parts[0], logits=parts[0].logits + 40)
+    assert draw_figures(pool_folds([shifted, *parts[1:]]), FIGURES, 10).values == pytest.approx(one.values)
+    with pytest.raises(ValueError, match="in two folds"):
+        pool_folds([*parts, parts[2]])
+    with pytest.raises(ValueError, match="other labels"):
+        pool_folds([parts[0], replace(parts[1], label_names=("crackle", "rub"))])
 
 
 def test_other_cycles_and_unknown_baselines_are_refused():

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from laennec.errors import InputError
+from laennec.evaluation import four_properties
 from laennec.sharing.results import collect, render
 from laennec.training.score import score
 
@@ -76,3 +77,15 @@ def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
         render(document)
     with pytest.raises(InputError, match=r"run\.json: cannot read"):
         collect([tmp_path], tmp_path / "results.json")
+
+
+def test_the_geometry_of_an_embedding_is_a_table(scored, tmp_path):
+    collect([scored.folder], tmp_path / "results.json")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- laennec:geometry results.json validation -->\n<!-- laennec:end -->\n")
+    render(page)
+    own = four_properties(json.loads((scored.folder / "metrics.json").read_text())["geometry"])
+    line = next(line for line in page.read_text().splitlines() if line.startswith("| tiny"))
+    shown = [own[kind][key] for kind in ("intra", "inter") for key in ("mean", "cv")]
+    ratio = f"{own['inter']['mean'] / own['intra']['mean']:.2f}"
+    assert line.split(" | ")[2:] == [*(f"{value:.3f}" for value in shown), f"{ratio} |"]

@@ -3,15 +3,17 @@
 Decided here: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
 method, and seeds with replacement, each method its own: the interval of a mean holds both what other patients and what
 another start of training would change. Three seeds say little about seeds; that is why the spread stands beside it.
+The folds of a seed are one run, in which every patient is held out once.
 Differences are paired by patients. The p values are those of the draws, corrected by Holm over all methods that are
 compared with the baseline in one figure.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray
@@ -33,6 +35,34 @@ class Drawn:
     draws: dict[str, FloatArray]
     cycles: frozenset[str]
     n_patients: int
+
+
+def pool_folds(parts: Sequence[Answers]) -> Answers:
+    """The answers of several folds as those of one run: every patient held out once.
+
+    What ranks a label is its calibrated log-odds, because raw logits of heads that were trained apart have no common
+    scale. What was decided stays what each fold decided.
+
+    Raises:
+        ValueError: A cycle is in two folds, or they answer other labels.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    if table["cycle_id"].duplicated().any():
+        raise ValueError("a cycle was scored in two folds")
+    if any((part.label_names, part.class_names) != (first.label_names, first.class_names) for part in parts):
+        raise ValueError("folds answer other labels")
+    names = ("truth", "decided", "probabilities", *(("true", "predicted") if first.class_names else ()))
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    certain = np.clip(arrays["probabilities"], 1e-12, 1 - 1e-12)
+    if first.confidence is not None:
+        arrays["confidence"] = np.concatenate([np.asarray(part.confidence) for part in parts])
+    unlabelled = sum(part.unlabelled for part in parts)
+    return replace(
+        first, table=table, unlabelled=unlabelled, logits=np.log(certain / (1 - certain)), thresholds=None, **arrays
+    )
 
 
 def draw_figures(answers: Answers, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> Drawn:

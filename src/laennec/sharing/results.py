@@ -7,18 +7,19 @@ differs.
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from laennec.errors import InputError, in_known_form
-from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text
+from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text, pool_folds
+from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.smoothing import signed
 from laennec.evaluation.summary import figure_text
-from laennec.sharing.study_tables import audit_table, official_table, study_table
+from laennec.sharing.study_tables import audit_table, geometry_table, official_table, study_table
 from laennec.training.record import read_record, write_record
 from laennec.writing import write_aside
 
@@ -47,43 +48,50 @@ def collect(evaluations: Sequence[str | Path], into: str | Path, baseline: str |
     """
     into = Path(into)
     rows = {_identity(row): row for row in (read_record(into)["results"] if into.exists() else [])}
-    drawn: dict[str, dict[str, dict[int, Drawn]]] = {}  # part -> recipe -> seed -> figures
-    folds: set[str] = set()  # parts that hold other patients from fold to fold: their methods are not compared
+    said: dict[str, dict[str, dict[int, dict[int, Path]]]] = {}  # part -> recipe -> seed -> fold -> evaluation
     for folder in map(Path, evaluations):
         run, metrics = read_record(folder / "run.json"), read_record(folder / "metrics.json")
         row = _result(run, metrics)
         rows[_identity(row)] = row
-        if "fold" in row:
-            folds.add(row["split"])
-        drawn.setdefault(row["split"], {}).setdefault(row["name"], {})[row["seed"]] = _drawn(folder, metrics)
-    methods = {part: _methods(part, runs, baseline) for part, runs in sorted(drawn.items()) if part not in folds}
+        of_run = said.setdefault(row["split"], {}).setdefault(row["name"], {}).setdefault(row["seed"], {})
+        of_run[row.get("fold", 0)] = folder
+    methods = {part: _methods(part, runs, baseline) for part, runs in sorted(said.items())}
     write_record(into, {"results": [rows[key] for key in sorted(rows)], "methods": methods})
     return into
 
 
-def _drawn(folder: Path, metrics: dict[str, Any]) -> Drawn:
-    """An evaluation's main figures in every draw of patients."""
-    answers = read_predictions(
-        pd.read_parquet(folder / "predictions.parquet"),
-        problem_type=metrics["problem_type"],
-        label_names=metrics["output_names"],
-        thresholds=metrics["thresholds"],
-        temperatures=metrics["temperatures"],
-        intercepts=metrics.get("intercepts"),
-    )
-    return draw_figures(answers, _COMPARED, metrics["bootstrap"]["n_draws"], metrics["bootstrap"]["seed"])
+def _drawn(folds: Mapping[int, Path]) -> Drawn:
+    """A run's main figures in every draw of patients, its folds together."""
+    answers = []
+    for _, folder in sorted(folds.items()):
+        metrics = read_record(folder / "metrics.json")
+        answers.append(
+            read_predictions(
+                pd.read_parquet(folder / "predictions.parquet"),
+                problem_type=metrics["problem_type"],
+                label_names=metrics["output_names"],
+                thresholds=metrics["thresholds"],
+                temperatures=metrics["temperatures"],
+                intercepts=metrics.get("intercepts"),
+            )
+        )
+    return draw_figures(pool_folds(answers), _COMPARED, metrics["bootstrap"]["n_draws"], metrics["bootstrap"]["seed"])
 
 
-def _methods(part: str, runs: dict[str, dict[int, Drawn]], baseline: str | None) -> dict[str, Any]:
+def _methods(part: str, runs: dict[str, dict[int, dict[int, Path]]], baseline: str | None) -> dict[str, Any]:
     """The comparison of the methods that were scored on one part."""
-    ordered = {name: [of[seed] for seed in sorted(of)] for name, of in sorted(runs.items())}
-    if baseline is None and len({run.cycles for of in ordered.values() for run in of}) > 1:
-        return {"baseline": None, "seeds": {name: sorted(of) for name, of in runs.items()}, "figures": {}}
+    content: dict[str, Any] = {
+        "baseline": baseline,
+        "seeds": {name: sorted(of) for name, of in runs.items()},
+        "figures": {},
+    }
     try:
-        figures = compare_methods(ordered, baseline)
+        drawn = {name: [_drawn(of[seed]) for seed in sorted(of)] for name, of in sorted(runs.items())}
+        if baseline is not None or len({run.cycles for of in drawn.values() for run in of}) == 1:
+            content["figures"] = compare_methods(drawn, baseline)
     except ValueError as error:
         raise InputError(f"results, part {part}: {error}; gather what belongs together") from error
-    return {"baseline": baseline, "seeds": {name: sorted(of) for name, of in runs.items()}, "figures": figures}
+    return content
 
 
 def _identity(row: dict[str, Any]) -> tuple[str, int, str, int]:
@@ -112,6 +120,7 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         "values": {k: metrics["values"].get(k) for k in _VALUES if k in metrics["values"]},
         "intervals": {k: metrics["intervals"].get(k) for k in _VALUES if k in metrics["intervals"]},
         **{name: metrics[name] for name in ("smoothing", "within_lengths", "duration_blind") if metrics.get(name)},
+        **({"geometry": four_properties(metrics["geometry"])} if metrics.get("geometry") else {}),
         **({"official": _official(metrics["official"])} if metrics.get("official") else {}),
         "floors": [
             {"name": f["name"], "values": {k: f["values"].get(k) for k in _VALUES if k in f["values"]}}
@@ -380,5 +389,6 @@ _TABLES = {
     "study": study_table,
     "official": official_table,
     "audit": audit_table,
+    "geometry": geometry_table,
     "reliability": _reliability,
 }

@@ -1,4 +1,4 @@
-"""Stage 11, results: tables of studies: methods with their cost, SPRSound's tasks, and the audit of shortcuts.
+"""Stage 11, results: tables of studies: methods with their cost, SPRSound's tasks, shortcuts, geometry.
 
 Decided here: a cell is the mean over runs with its standard deviation; what has one run has no spread and shows none.
 Cost is that of the training alone, in CPU or GPU seconds of one run and its highest memory, so that a reader can set
@@ -13,6 +13,7 @@ from laennec.errors import InputError
 from laennec.evaluation.compare import p_text
 from laennec.evaluation.summary import figure_name, is_percent
 
+_KINDS = ("intra", "inter")
 _TASKS = ("1-1", "1-2", "2-1", "2-2")
 
 
@@ -142,3 +143,25 @@ def _floor(runs: list[dict[str, Any]], name: str, figure: str) -> str:
     values = {floor["values"].get(figure) for run in runs for floor in run["floors"] if floor["name"] == name}
     known = [value for value in values if value is not None]
     return f"{statistics.mean(known):.3f}" if known else ""
+
+
+def geometry_table(content: dict[str, Any], options: Sequence[str]) -> str:
+    """ADD's four properties of the embedding by method: how close and how even, within classes and between them."""
+    lines = [
+        "| method | runs | within classes: mean | variation | between classes: mean | variation | between / within |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in _rows(content, options).items():
+        known = [run["geometry"] for run in runs if run.get("geometry")]
+        if not known:
+            continue
+        cells = [_mean((entry[kind][key] for entry in known), 3) for kind in _KINDS for key in ("mean", "cv")]
+        means = [[entry[kind]["mean"] for kind in reversed(_KINDS)] for entry in known]
+        ratio = _mean((between / within if within and between else None for between, within in means), 2)
+        lines.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {ratio} |")
+    lines += [
+        "",
+        "Angular distance 1 - cos over all pairs of cycles of the four classes; variation is standard deviation / "
+        "mean. Mean over runs ± their standard deviation.",
+    ]
+    return "\n".join(lines)
