@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from laennec.bench import curves
 from laennec.cli import main
@@ -20,6 +21,7 @@ def test_the_largest_difference_counts_against_the_noise_over_seeds():
     assert absent.ours is None and absent.ratio is None and "not measured here: train.compile" in absent.note
 
 
+@pytest.mark.soak
 def test_recomputing_activations_changes_less_than_running_again(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(curves, "KEYS", ("gradient_checkpointing",))
     monkeypatch.setattr(curves, "_SEEDS", (0, 1))

@@ -54,7 +54,7 @@ def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
 def few_recordings(shared_data, tmp_path_factory):
     """SPRSound's layout with some real recordings of each part."""
     folder = tmp_path_factory.mktemp("sprsound")
-    for part, step in (("train", 49), ("test_intra", 60)):
+    for part, step in (("train", 80), ("test_intra", 90)):
         for kind in ("wav", "json"):
             (folder / part / kind).mkdir(parents=True)
             for path in sorted((shared_data / "sprsound" / part / kind).iterdir())[::step]:

@@ -18,9 +18,9 @@ from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
 from ways import settings_of, ways
 
-EVERY_STEP = ("draws and mixing", "views, pairs and a sampler", "alternation")
+EVERY_STEP = ("draws and mixing",)
 # now in the middle of an epoch, now at its end; `make soak` stops after every step of all ways
-SOME_STEPS = ("accumulated, weighted, impatient", "contrast of mixtures", "two stages")
+SOME_STEPS = ("alternation", "accumulated, weighted, impatient")
 NAMES = list(ways("ast"))
 
 

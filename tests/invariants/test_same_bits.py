@@ -20,7 +20,7 @@ for arguments in (["train", sys.argv[1], "--output_dir", sys.argv[2]], ["evaluat
     assert main(arguments) == 0, arguments
 """
 NAMES = list(ways("ast"))
-QUICK = ("lora", "frozen", "contrast of mixtures")
+QUICK = ("frozen", "contrast of mixtures")
 
 
 @pytest.fixture
@@ -113,6 +113,7 @@ def test_another_split_in_the_cache_another_folder_and_order_of_files(recipe, tm
     assert what_it_left(tmp_path / "elsewhere" / "warm") == what_it_left(tmp_path / "cold")
 
 
+@pytest.mark.soak
 def test_two_processes_with_other_hash_seeds_and_threads(recipe, tmp_path):
     """The recipe rules how many threads train; evaluation has as many as the environment gives it."""
     path, found = recipe("mobilenet", epochs=1), []

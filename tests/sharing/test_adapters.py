@@ -83,7 +83,9 @@ class StopError(Exception):
 
 
 @pytest.mark.parametrize(
-    "part", [LORA, {"trainable": "last_n", "train_last_layers": 1}], ids=["lora", "last layer"]
+    "part",
+    [LORA, pytest.param({"trainable": "last_n", "train_last_layers": 1}, marks=pytest.mark.soak)],
+    ids=["lora", "last layer"],
 )  # fmt: skip
 def test_an_interrupted_run_of_a_part_ends_at_the_same_weights(part, settings, base, tmp_path, monkeypatch):
     encoder = {"type": "beats", "weights": str(base), **part}

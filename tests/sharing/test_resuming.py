@@ -96,7 +96,9 @@ def killed_at(stop, call, work):
     return not in_a_process_of_its_own(dying_work)
 
 
-@pytest.mark.parametrize(("call", "places"), [("replace", 15), ("fsync", 20), ("write", 5)])
+@pytest.mark.parametrize(
+    ("call", "places"), [pytest.param("replace", 15, marks=pytest.mark.soak), ("fsync", 20), ("write", 5)]
+)
 def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, tmp_path, call, places):
     """Killed at every place at which a file is synced or renamed or a line is half written, then run again."""
     predict(make(), [recordings], tmp_path / "whole", formats=FORMATS)

@@ -90,7 +90,7 @@ def compare(one, two, tolerance=1e-5):
     assert np.abs(answers[0][columns].to_numpy() - answers[1][columns].to_numpy()).max() < tolerance
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_two_processes_are_one_of_twice_the_batch(recipe, frozen, tmp_path, monkeypatch):
     settings = ["--encoder.frozen", "true"] if frozen else []
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache of two"))

@@ -97,7 +97,7 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at_step", [3, 7])
+@pytest.mark.parametrize("at_step", [pytest.param(3, marks=pytest.mark.soak), 7])
 def test_an_interrupted_run_continues_to_the_very_same_weights(tiny_recipe, tmp_path, monkeypatch, at_step):
     changes = {"augment": {"gain": {"probability": 1.0}, "spec": {}}, "head": {"dropout": 0.5}}
     whole = run(tiny_recipe, tmp_path / "whole", **changes)

@@ -322,6 +322,7 @@ def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
         assert part.keys()[place] == whole.keys()[row]
 
 
+@pytest.mark.soak
 def test_label_fractions_and_pretraining_know_of_context(tiny_recipe, tmp_path):
     """Pre-training pairs cycles alone; what it made, and fractions of labels, go on with neighbours."""
     settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}

@@ -95,6 +95,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.soak  # tests/invariants/test_resume.py stops one too
 @pytest.mark.parametrize(("at_step", "save_steps"), [(5, 0), (7, 3)])
 def test_an_interrupted_pre_training_continues_to_the_very_same_encoder(
     tiny_recipe, tmp_path, monkeypatch, at_step, save_steps

@@ -73,7 +73,11 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+# the others with `make soak`; tests/invariants/test_resume.py stops them too
+QUICK = ("views", "rules", "mixup")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.soak) for n in OBJECTIVES])
 def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(name, tiny_recipe, tmp_path, monkeypatch):
     whole = run(tiny_recipe, tmp_path / "whole", **OBJECTIVES[name])
     honest, calls = LaennecTrainer.training_step, []

@@ -120,6 +120,7 @@ def test_convolutions_are_not_compiled_and_say_so(curve, caplog):
     assert found == losses and all(np.array_equal(weights[name], others[name]) for name in weights)
 
 
+@pytest.mark.soak
 def test_bf16_and_recomputed_activations_learn_the_same(curve):
     losses, weights = curve("ast", "plain")
     found, others = curve("ast", "recomputed", "--train.gradient_checkpointing", "true")
