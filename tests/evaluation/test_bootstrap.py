@@ -50,7 +50,9 @@ def test_too_few_patients_have_no_interval_and_are_told(n_patients):
     answers = read_predictions(table, **TWO)
     assert set(patient_bootstrap(table, answer_statistics(answers), 50).values()) == {None}
     assert "too few" in interval_note(n_patients)
-    assert "rough" in interval_note(12) and interval_note(40) is None
+    assert "rough" in interval_note(5) and "rough" in interval_note(19) and interval_note(20) is None
+    drawn = np.linspace(0, 1, 41)
+    assert interval(drawn, 4) is None and interval(drawn, 5) == pytest.approx((0.025, 0.975))
 
 
 def test_a_statistic_undefined_in_many_draws_has_no_interval():

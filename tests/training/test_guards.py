@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+from torch.utils.data import SequentialSampler
 
 from laennec.training.auxiliary import entries_of
 from laennec.training.batches import Targets
@@ -82,3 +83,4 @@ def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
     ]
     few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
     assert "sees 33.3 % of the cycles" in pair_lines(entries[1:2], few, 4, CLASSES, {"device drop": devices})[0]
+    assert pair_lines(entries, SequentialSampler(range(12)), 4, CLASSES, {"device drop": devices}) == []
