@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from laennec.encoders import beats, mobilenet
 from laennec.encoders.ast import AstEncoder
 from laennec.encoders.beats import BeatsEncoder
-from laennec.encoders.beats_layers import BeatsConfig
+from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
@@ -59,7 +59,7 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
 _NOT_IN_DIGEST = ("audioset_head.",)
 # what a released checkpoint leaves open: how it is trained on, and whether its classifier is kept
 _OPEN = {
-    "beats": (*beats.DROPOUTS, "audioset_head"),
+    "beats": (*DROPOUTS, "audioset_head"),
     "mobilenet": ("audioset_head",),
 }
 

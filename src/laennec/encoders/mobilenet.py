@@ -281,8 +281,10 @@ def from_released(path: str | Path, content: dict[str, Any], audioset_head: bool
         )
     last = state.get("classifier.5.weight")
     hidden = state.get("classifier.2.weight")
-    if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2 or not len(hidden):
+    if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:
         raise released_error(path, "not an EfficientAT MobileNetV3 (no features.16.0.weight or classifier.5.weight)")
+    if not len(hidden):
+        raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
     config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
     with torch.device("meta"):
         expected = MobileNetEncoder(config).state_dict()
