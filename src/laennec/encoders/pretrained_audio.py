@@ -187,7 +187,8 @@ def loaded_strictly(
     wrong = {"missing or of another shape": sorted(missing), "left over": sorted(info["unexpected_keys"])}
     refuse_differences(source, what, wrong)
     for name, value in model.state_dict().items():
-        if not value.is_meta:
+        # what may be missing holds whatever lay in memory until it is filled from elsewhere
+        if not value.is_meta and not name.startswith(absent):
             _refuse_not_finite(source, name, value)
     return model, info
 
