@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from laennec.cli import main
 from laennec.encoders import load_encoder
+from laennec.errors import InputError
 
 SPEECH = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [4] * 7,
@@ -128,6 +129,44 @@ def test_another_depth_or_width_than_config_json_says(kind, how, folders, refuse
         pytest.skip("has no such setting")
     said = {"deeper": "missing", "shallower": "left over", "wider": "of another shape"}[how]
     refuse(kind, edited(folders / kind, tmp_path, config=change), said, " more)", "its depth or width differs")
+
+
+@pytest.mark.parametrize("kind", ["mobilenet", "cnn", "ast", "whisper"])
+def test_weights_that_are_no_numbers(kind, folders, tmp_path):
+    def spoil(state):
+        name = next(name for name in sorted(state) if name.endswith("weight"))
+        state[name] = torch.full_like(state[name], float("nan"))
+
+    with pytest.raises(InputError, match=r"edited.*weight holds values that are not finite; get the checkpoint again"):
+        load_encoder(edited(folders / kind, tmp_path, spoil), type=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("mobilenet", {"width_mult": "x"}),
+        ("mobilenet", {"width_mult": float("nan")}),
+        ("mobilenet", {"width_mult": 0}),
+        ("mobilenet", {"width_mult": None}),
+        ("cnn", {"channels": 3}),
+        ("beats", {"hidden_size": "wide"}),
+        ("beats", {"num_attention_heads": [1]}),
+        ("beats", {"num_hidden_layers": -1}),
+        ("beats", {"dropout": 2.0}),
+        ("whisper", {"encoder_layers": -1}),
+        ("ast", {"num_hidden_layers": 10**9}),
+    ],
+)
+def test_settings_that_no_encoder_can_have_are_one_line(kind, values, folders, tmp_path):
+    (name,) = values
+    said = "num_hidden_layers" if kind == "whisper" else "int" if kind == "cnn" else name
+    with pytest.raises(InputError, match=f"{kind}.*{said}" if kind != "beats" else f"(?i)beats.*{said}") as refused:
+        load_encoder(None, type=kind, **values)
+    assert "\n" not in str(refused.value)
+    # in a config.json the line begins with the folder
+    with pytest.raises(InputError) as refused:
+        load_encoder(edited(folders / kind, tmp_path, config=values), type=kind)
+    assert str(refused.value).startswith(f"{tmp_path / 'edited'}: ")
 
 
 @pytest.mark.parametrize("kind", ENCODERS)

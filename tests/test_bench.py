@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ def test_an_unknown_row_names_those_there_are():
         bench(["los"], None, None, None)
     assert {"start", "read", "memory", "fbank", "frozen", "step", "losses"} <= set(ROWS)
     assert {"encoder", "finetune", "again", "predict", "pipeline", "growth", "processes", "rates"} <= set(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data_dir": "absent"}, "absent: no such folder; give the one that holds icbhi2017_subset"),
+        ({"weights": "absent.pt"}, "absent.pt: no such file"),
+        ({"weights": "text.pt"}, "text.pt: cannot be read as a file of tensors"),
+        ({"out": "."}, "there is a folder of this name; give a file"),
+        ({"out": "text.pt/bench.json"}, "text.pt/bench.json: cannot write: a part of this path is a file"),
+        ({"repeats": 0}, "--repeats is 0; each side is measured once at least"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_anything_is_measured(given, said, tmp_path, monkeypatch):
+    (tmp_path / "text.pt").write_text("no weights")
+    monkeypatch.setitem(ROWS, "start", lambda setting: pytest.fail("was measured"))
+    paths = {name: value if name == "repeats" else str(tmp_path / value) for name, value in given.items()}
+    with pytest.raises(InputError, match=re.escape(said)):
+        bench(["start"], **{"data_dir": None, "weights": None, "out": None, **paths})
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pt"]
 
 
 def test_peak_memory_is_counted_from_where_it_begins_whatever_the_starting_process_holds():

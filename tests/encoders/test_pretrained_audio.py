@@ -26,7 +26,7 @@ from transformers import (
 from transformers_models import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 
 from laennec.encoders import encoder_digest, load_encoder
-from laennec.encoders.pretrained_audio import published_features
+from laennec.encoders.pretrained_audio import loaded_strictly, published_features
 from laennec.errors import InputError
 
 _DECODER = {
@@ -226,3 +226,17 @@ def test_what_a_checkpoint_says_of_its_features(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read as JSON"):
         published_features(tmp_path)
     assert published_features("someone/never-downloaded") == {}
+
+
+def test_weights_that_are_filled_from_elsewhere_are_not_looked_at() -> None:
+    model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    torch.nn.init.constant_(model["encoder"].weight, float("nan"))  # as memory that nobody has written to can hold
+    info = {"missing_keys": ["encoder.weight"], "mismatched_keys": [], "unexpected_keys": []}
+
+    def load(source: str, **settings: object) -> tuple[torch.nn.Module, dict[str, list[str]]]:
+        return model, info
+
+    assert loaded_strictly(load, "somewhere", "model", absent=("encoder.",))[0] is model
+    torch.nn.init.constant_(model["head"].bias, float("inf"))
+    with pytest.raises(InputError, match=r"somewhere: head\.bias holds values that are not finite"):
+        loaded_strictly(load, "somewhere", "model", absent=("encoder.",))

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +13,7 @@ from laennec.training.batches import CycleDataset
 from laennec.training.compatibility import epoch_cosine
 from laennec.training.config import ConfigError, recipe_from_dict
 from laennec.training.experiment import train
+from laennec.training.tables import ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
 
 DRAWS = {"gain": {"probability": 1.0}, "spec": {}}
@@ -196,3 +198,15 @@ def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "targets_of", alike)
     with pytest.raises(ConfigError, match="labelled alike"):
         run(tiny_recipe, tmp_path / "run")
+
+
+def test_a_figure_that_validation_leaves_undefined_is_refused_before_training():
+    truth = pd.DataFrame({"cycle_id": list("abcd"), "patient_id": list("ppqq"), "crackle": [0, 1, 0, 1]})
+    truth = truth.assign(wheeze=0, label=["normal", "crackle", "normal", "crackle"]).astype({"crackle": "Int8"})
+    metrics = ValidationMetrics(truth, "multi_label", ["crackle", "wheeze"])
+    with pytest.raises(ConfigError, match=r"auroc_macro, which the 4 validation cycles leave undefined.*: loss, or"):
+        metrics.refuse_undefined("auroc_macro")
+    metrics.refuse_undefined("icbhi_score")
+    metrics.refuse_undefined("loss")
+    truth["wheeze"] = [0, 1, 1, 0]
+    ValidationMetrics(truth, "multi_label", ["crackle", "wheeze"]).refuse_undefined("auroc_macro")

@@ -148,5 +148,5 @@ def _recipe(setting: Setting, kind: str, moved: bool) -> Any:
     if moved:
         recipe.augment.stretch, recipe.augment.pitch = TimeStretch(), PitchShift()
     recipe.augment.spec = SpecAugment()
-    recipe.train.epochs, recipe.train.batch_size = 2, BATCH[kind]
+    recipe.train.epochs, recipe.train.batch_size, recipe.train.selection_metric = 2, BATCH[kind], "loss"
     return recipe

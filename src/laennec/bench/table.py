@@ -24,9 +24,10 @@ from laennec.bench.row import Row, Setting, fastest
 from laennec.bench.sound import augmentation, filter_bank, memory, reading
 from laennec.bench.training import encoding_again, frozen_experiment, trainer_step
 from laennec.bench.transformer import encoder_forward, fine_tuning
+from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.training.record import hardware, versions
-from laennec.writing import write_aside
+from laennec.writing import scratch_folder, write_aside
 
 
 def start_up(setting: Setting) -> list[Row]:
@@ -82,11 +83,10 @@ def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: 
         The table as text.
 
     Raises:
-        InputError: An unknown row, or a named row whose data is not there.
+        InputError: An unknown row, material that is not there or cannot be read, no place for the result, or a named
+            row whose data is not there.
     """
-    unknown = [n for n in names if n not in ROWS]
-    if unknown:
-        raise InputError(f"unknown row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
+    _refuse_before_measuring(names, data_dir, weights, out, repeats)
     setting = Setting(Path(data_dir) if data_dir else None, weights, repeats)
     rows: list[Row] = []
     for name in names or [name for name in ROWS if name not in _ON_REQUEST]:
@@ -101,6 +101,26 @@ def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: 
         with write_aside(out) as file:
             json.dump(result, file, indent=2)
     return as_table(rows, result)
+
+
+def _refuse_before_measuring(
+    names: Sequence[str], data_dir: str | None, weights: str | None, out: str | None, repeats: int
+) -> None:
+    """Refuse what would else be found out after minutes or hours of measuring."""
+    unknown = [n for n in names if n not in ROWS]
+    if unknown:
+        raise InputError(f"unknown row {unknown[0]!r}; the rows are {', '.join(ROWS)}")
+    if repeats < 1:
+        raise InputError(f"--repeats is {repeats}; each side is measured once at least")
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise InputError(f"{data_dir}: no such folder; give the one that holds icbhi2017_subset and sprsound")
+    if weights is not None:
+        load_encoder(weights, type="mobilenet")
+    if out is not None:
+        if Path(out).is_dir():
+            raise InputError(f"{out}: there is a folder of this name; give a file for the result (--out bench.json)")
+        with scratch_folder(out):
+            pass
 
 
 def as_table(rows: Sequence[Row], result: dict[str, Any]) -> str:

@@ -154,7 +154,7 @@ def head_epochs(model: Any, dataset: Any, collator: Any, extractor: Any, epochs:
 def trainer_step(setting: Setting) -> list[Row]:
     """A Trainer step against a bare PyTorch loop of the same model and batch."""
     import torch
-    from transformers import TrainingArguments
+    from transformers import PrinterCallback, TrainingArguments
 
     from laennec.model import LaennecForAudioClassification
     from laennec.training.batches import CycleDataset, Targets, collate_cycles
@@ -195,6 +195,7 @@ def trainer_step(setting: Setting) -> list[Row]:
                 data_collator=collate_cycles,
                 train_dataset=dataset,
             )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
 
     def bare() -> None:

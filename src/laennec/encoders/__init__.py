@@ -22,7 +22,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 from laennec.encoders import beats, mobilenet
 from laennec.encoders.ast import AstEncoder
 from laennec.encoders.beats import BeatsEncoder
-from laennec.encoders.beats_layers import BeatsConfig
+from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
 from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
@@ -59,7 +59,7 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {
 _NOT_IN_DIGEST = ("audioset_head.",)
 # what a released checkpoint leaves open: how it is trained on, and whether its classifier is kept
 _OPEN = {
-    "beats": (*beats.DROPOUTS, "audioset_head"),
+    "beats": (*DROPOUTS, "audioset_head"),
     "mobilenet": ("audioset_head",),
 }
 
@@ -122,7 +122,7 @@ def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedMode
         return encoder_from_config(config).eval()
     except InputError:
         raise
-    except (ValueError, RuntimeError, ZeroDivisionError, IndexError) as error:
+    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError) as error:
         said = " ".join(str(error).split())[:160]
         raise InputError(f"{kind} encoder: {said}; correct encoder.config ({', '.join(overrides)})") from error
 
@@ -176,11 +176,17 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
             raise InputError(
                 f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
+    refuse_settings(overrides, f"{kind} encoder: encoder.config")
     try:
-        return _CONFIGS[kind].from_dict(values | overrides)
-    except StrictDataclassError as error:
+        config = _CONFIGS[kind].from_dict(values | overrides)
+    except InputError:
+        raise
+    except (StrictDataclassError, TypeError, ValueError, LookupError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{kind} encoder: {said[:160]}; correct encoder.config or the config.json") from error
+    if getattr(config, "num_hidden_layers", 1) < 1:  # transformers builds an encoder without any
+        raise InputError(f"{kind} encoder: num_hidden_layers is {config.num_hidden_layers}; it must be at least 1")
+    return config
 
 
 def _is_released_file(source: str | Path) -> bool:
@@ -213,7 +219,7 @@ def _config_of(
     except (OSError, json.JSONDecodeError, ValueError) as error:
         raise _not_found(source, error) from error
     if not values:
-        raise _not_found(source, FileNotFoundError("there is no config.json"))
+        raise _not_found(source, FileNotFoundError("its config.json is not there, or holds no settings"))
     refuse_settings(values, source)
     values = encoder_values(values)
     model_type = values.get("model_type")
@@ -221,7 +227,10 @@ def _config_of(
         if model_type == config_class.model_type:
             if type not in (None, kind):
                 raise InputError(f"{source}: holds a {kind} encoder, not {type}; give another source or type={kind!r}")
-            config = _configuration(kind, values, overrides)
+            try:
+                config = _configuration(kind, values, overrides)
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from error
             config._commit_hash = _commit_of(source, revision)
             return kind, config
     known = ", ".join(str(c.model_type) for c in _CONFIGS.values())

@@ -20,11 +20,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 
-from laennec.encoders.beats_layers import BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
+from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
 from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
 from laennec.encoders.output import EncoderOutput, TimeMask, TokenMix, refuse_shape
 from laennec.encoders.released import checked_state, named, read_released, released_error
 from laennec.errors import InputError
+from laennec.foreign import refuse_settings
 
 
 class BeatsEncoder(PreTrainedModel):
@@ -233,7 +234,6 @@ _SETTINGS: dict[str, tuple[str, Any]] = {
     "finetuned_model": ("audioset_head", False),
     "predictor_class": ("audioset_classes", 527),
 }
-DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_dropout")
 _NAMES = (
     ("patch_norm.", "layer_norm."),
     ("projection.", "post_extract_proj."),
@@ -323,6 +323,7 @@ def _config_of(path: str | Path, cfg: dict[str, Any]) -> BeatsConfig:
         right = isinstance(values[ours], int | float) if number else isinstance(values[ours], type(default))
         if not right:
             raise released_error(path, f"cfg has {values[ours]!r} for {theirs}")
+    refuse_settings(values, path)
     try:
         return BeatsConfig(**values)
     except InputError as error:

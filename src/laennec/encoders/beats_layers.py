@@ -23,6 +23,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from laennec.errors import InputError
 
 _GATE_PARTS = 4  # each of the two gates is the sum of so many projections
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "input_dropout", "layer_dropout")
+# settings that count something; the last two count nothing without relative positions
+_COUNTS = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_dim", "patch_size"),
+    *("num_mel_bins", "position_kernel", "position_groups", "audioset_classes", "num_buckets", "max_distance"),
+)
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -135,17 +141,25 @@ class BeatsConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def _refuse_what_does_not_fit(self) -> None:
+        for name in _COUNTS if self.relative_positions else _COUNTS[:-2]:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"BEATs: {name} is {value!r}; it must be a whole number from 1")
+        for name in DROPOUTS:
+            rate = getattr(self, name)
+            if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate <= 1:
+                raise InputError(f"BEATs: {name} is {rate!r}; it must be a number from 0 to 1")
         for name in ("num_attention_heads", "position_groups"):
-            if getattr(self, name) < 1 or self.hidden_size % getattr(self, name):
+            if self.hidden_size % getattr(self, name):
                 raise InputError(
                     f"BEATs: {name} is {getattr(self, name)}; it must divide hidden_size {self.hidden_size}"
                 )
-        if self.patch_size < 1 or self.num_mel_bins % self.patch_size:
+        if self.num_mel_bins % self.patch_size:
             raise InputError(
                 f"BEATs: patches of {self.patch_size} mel bins do not fit num_mel_bins {self.num_mel_bins}; the first "
                 "must divide the second"
             )
-        if self.hidden_act not in ACTIVATIONS:
+        if str(self.hidden_act) not in ACTIVATIONS:
             raise InputError(f"BEATs: activation {self.hidden_act!r} is unknown; it can be {', '.join(ACTIVATIONS)}")
         if self.deep_norm and self.pre_norm:
             raise InputError("BEATs: deep_norm weighs residuals that are normalised afterwards; leave out pre_norm")

@@ -43,6 +43,7 @@ _LAYOUT: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
     (5, 960, 160, True, nn.Hardswish, 1),
 )
 _STEM_CHANNELS, _HEAD_CHANNELS = 16, 1280
+_MOST_WIDTH = 100.0  # the largest published one has 4
 
 
 def _eights(channels: float) -> int:
@@ -60,6 +61,9 @@ class MobileNetConfig(PreTrainedConfig):
         audioset_classes: Number of its classes.
         num_mel_bins: Mel bins of the features it was trained with.
         **kwargs: Handed to transformers.
+
+    Raises:
+        InputError: A width that is no number, or none above 0.
     """
 
     model_type = "laennec-mobilenet"
@@ -72,6 +76,10 @@ class MobileNetConfig(PreTrainedConfig):
         num_mel_bins: int = 128,
         **kwargs: Any,
     ) -> None:
+        if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0 < width_mult < _MOST_WIDTH:
+            raise InputError(
+                f"mobilenet: width_mult is {width_mult!r}; it must be a number above 0 (0.4 for mn04, 4.0 for mn40)"
+            )
         self.width_mult = width_mult
         self.audioset_head = audioset_head
         self.audioset_classes = audioset_classes
@@ -275,6 +283,8 @@ def from_released(path: str | Path, content: dict[str, Any], audioset_head: bool
     hidden = state.get("classifier.2.weight")
     if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:
         raise released_error(path, "not an EfficientAT MobileNetV3 (no features.16.0.weight or classifier.5.weight)")
+    if not len(hidden):
+        raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
     config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
     with torch.device("meta"):
         expected = MobileNetEncoder(config).state_dict()

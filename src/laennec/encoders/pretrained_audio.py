@@ -176,7 +176,7 @@ def loaded_strictly(
         **settings: Handed to `load`.
 
     Raises:
-        InputError: Weights are missing, left over or of another shape.
+        InputError: Weights are missing, left over, of another shape or not finite.
     """
     # sizes that do not match are let through here only to be named in one line below
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -186,6 +186,10 @@ def loaded_strictly(
     missing = {*(key for key in info["missing_keys"] if not key.startswith(absent)), *mismatched}
     wrong = {"missing or of another shape": sorted(missing), "left over": sorted(info["unexpected_keys"])}
     refuse_differences(source, what, wrong)
+    for name, value in model.state_dict().items():
+        # what may be missing holds whatever lay in memory until it is filled from elsewhere
+        if not value.is_meta and not name.startswith(absent):
+            _refuse_not_finite(source, name, value)
     return model, info
 
 
@@ -272,6 +276,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return checked_state(path, read_released(path))
     state: dict[str, Tensor] = load_file(path)
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"{path}: {name} holds values that are not finite; get the checkpoint again")
+        _refuse_not_finite(path, name, value)
     return state
+
+
+def _refuse_not_finite(source: str | Path, name: str, value: Tensor) -> None:
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise InputError(f"{source}: {name} holds values that are not finite; get the checkpoint again")

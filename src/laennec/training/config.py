@@ -7,6 +7,7 @@ no machine: folders are given by flag or by paths relative to where the command 
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -83,6 +84,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "features.preset": (
         *("ast", "beats", "song2021", "efficientat", "whisper", "whisper-128"),
         *("w2v-bert", "clap", "clap-fused", "waveform", "waveform-raw"),
+    ),
+}
+
+_MINIMA: dict[int, tuple[str, ...]] = {
+    1: (
+        *("train.batch_size", "train.gradient_accumulation", "train.epochs", "train.evaluation_batch_size"),
+        *("train.threads", "augment.copies"),
+    ),
+    0: (
+        *("train.workers", "train.save_steps", "train.patience", "train.max_grad_norm", "train.weight_decay"),
+        *("train.learning_rate", "schedule.pretrain_learning_rate", "schedule.head_learning_rate"),
+        *("schedule.pretrain_epochs", "head.hidden_dim", "head.projection_dim"),
     ),
 }
 
@@ -270,15 +283,12 @@ def _check(recipe: Recipe, where: str) -> None:
         right = "bce or focal" if problem == "multi_label" else "ce or focal"
         raise ConfigError(f"{where}: loss.task is {task!r}, but a {problem} head needs {right}")
     check_head(recipe, where)
-    for key, minimum in {
-        "train.batch_size": 1,
-        "train.gradient_accumulation": 1,
-        "augment.copies": 1,
-        "train.epochs": 1,
-    }.items():
-        group, name = key.split(".")
-        if getattr(getattr(recipe, group), name) < minimum:
-            raise ConfigError(f"{where}: {key} must be at least {minimum}")
+    for minimum, keys in _MINIMA.items():
+        for key in keys:
+            group, name = key.split(".")
+            value = getattr(getattr(recipe, group), name)
+            if value is not None and not (value >= minimum and math.isfinite(value)):
+                raise ConfigError(f"{where}: {key} is {value:g}; it must be at least {minimum}")
     if not 0 < recipe.corpus.validation_fraction < 1:
         raise ConfigError(f"{where}: corpus.validation_fraction must lie between 0 and 1")
     if not 0 < recipe.corpus.label_fraction <= 1 or recipe.corpus.label_draw < 0:
@@ -418,5 +428,9 @@ def _check_rules(recipe: Recipe, where: str) -> None:
         raise ConfigError(f"{where}: train.betas is {t.betas}; it must be two numbers in [0, 1)")
     if t.moving_average is not None and not 0 <= t.moving_average < 1:
         raise ConfigError(f"{where}: train.moving_average is {t.moving_average}; it must lie in [0, 1)")
+    if not 0 <= t.warmup_fraction < 1:  # from 1 on, transformers would count steps
+        raise ConfigError(f"{where}: train.warmup_fraction is {t.warmup_fraction:g}; it must lie in [0, 1)")
+    if t.max_steps != -1 and t.max_steps < 1:
+        raise ConfigError(f"{where}: train.max_steps is {t.max_steps}; it must be at least 1, or -1 for no limit")
     if t.epoch_cosine and t.warmup_fraction:
         raise ConfigError(f"{where}: train.epoch_cosine has no warm-up; set train.warmup_fraction to 0")

@@ -260,6 +260,8 @@ def plan_phases(
         (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
     ]
     held_out, validation_table = by_length(datasets[1], validation_table)
+    metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
+    metrics.refuse_undefined(recipe.train.selection_metric)
     _check_pairs(phases, objective, targets, codes)
     if recipe.train.gradient_checkpointing:
         recompute_activations(model)
@@ -273,7 +275,7 @@ def plan_phases(
         "data_collator": collator,
         "train_dataset": datasets[0],
         "eval_dataset": held_out,
-        "compute_metrics": ValidationMetrics(validation_table, recipe.target.problem_type, names),
+        "compute_metrics": metrics,
     }
     heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
     return Plan(phases, _loss_names(objective.auxiliary), heads, settings)

@@ -103,6 +103,26 @@ class ValidationMetrics:
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Figures by name; what is undefined is left out."""
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+        return self._values(logits)
+
+    def refuse_undefined(self, choice: str) -> None:
+        """Refuse to select epochs by a figure that this truth leaves undefined, whatever the answers.
+
+        Args:
+            choice: A key of `SELECTION_METRICS`.
+
+        Raises:
+            ConfigError: Such as an AUROC where a label is always, or never, there.
+        """
+        name = SELECTION_METRICS[choice]
+        if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
+            raise ConfigError(
+                f"train.selection_metric is {choice}, which the {len(self.table)} validation cycles leave undefined (a "
+                "label is there in all of them, or in none); set train.selection_metric: loss, or choose other "
+                "patients: corpus.validation_fraction, corpus.split_seed"
+            )
+
+    def _values(self, logits: NDArray[np.float32]) -> dict[str, float]:
         frame = self.table.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(self.names)})
         values = predictions_metrics(frame, problem_type=self.problem_type, label_names=self.names)["values"]
         return {name: value for name, value in values.items() if value is not None}
