@@ -333,6 +333,10 @@ class TestLeaks:
         table["acquisition_mode"] = [name.split("_")[3] for name in names]
         pair = leak_check(table, {"train": [0, 2], "test": [1, 3]}).between("train", "test")
         assert pair.simultaneous == ("107_2b3",)
+        short = table.assign(recording_id=[name.rsplit("_", 2)[0] for name in names])  # as short as names come
+        assert leak_check(short, {"train": [0], "test": [1, 2, 3]}).between("train", "test").simultaneous == (
+            "107_2b3",
+        )
         assert pair.patients == ("107",)
 
     def test_a_shared_recording_breaks_even_the_weaker_promise(self) -> None:

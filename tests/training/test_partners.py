@@ -109,6 +109,16 @@ def test_matching_and_pairing_agree_on_who_is_left():
     assert sum(meeting.left_out.values()) == 3 and meeting.match_groups.tolist() == [0, 0, 0, 0]
 
 
+def test_a_corpus_that_is_too_small_is_told_why():
+    with pytest.raises(ConfigError, match=r"1 cycles can take part, fewer than 2; use a larger corpus$"):
+        meeting_of(PretrainSettings(), table([("1", "Al", 3.0, "F")]))
+    rows = [("1", "Al", 3.0, "F"), ("2", "Al", 3.0, None), ("3", "Al", 3.0, None)]
+    left_out = r"left out are 2 cycles whose sex is unknown, 1 cycles of groups by sex that fill no batch$"
+    with pytest.raises(ConfigError, match=f"0 cycles can take part, fewer than 2; {left_out}"):
+        meeting_of(PretrainSettings(match=["sex"], batch_size=2), table(rows))
+    assert meeting_of(PretrainSettings(), table(rows)).paired_with_themselves == 0  # of own views there is no partner
+
+
 def test_age_bands_are_groups_and_the_unknown_follows_the_setting():
     rows = [("1", "Al", 3.0, "F"), ("2", "Al", 30.0, "F"), ("3", "Al", None, "M"), ("3", "Tc", 17.9, "M")]
     dropped = meeting_of(PretrainSettings(pairs="age_band"), table(rows))

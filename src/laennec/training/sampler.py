@@ -117,6 +117,7 @@ class LengthBucketSampler(CounterSampler):
         ValueError: if there is no cycle, or nothing in a batch.
     """
 
+    rows_per_batch: int
     shares_last_batch = True
 
     def __init__(
@@ -142,7 +143,7 @@ class LengthBucketSampler(CounterSampler):
 
     def order(self, epoch: int) -> Rows:
         """A permutation of all rows, batch by batch."""
-        size = int(self.rows_per_batch or 1) * self.processes
+        size = self.rows_per_batch * self.processes
         generator = counter_generator(self.seed, epoch, 0, "order")
         rows = generator.permutation(len(self.lengths))
         whole = len(rows) // size * size
