@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laennec.corpora.leaks import metadata_frame
 from laennec.corpora.splits import (
     PROTOCOLS,
     SplitResult,
@@ -338,6 +339,12 @@ class TestLeaks:
             "107_2b3",
         )
         assert pair.patients == ("107",)
+
+    def test_classes_of_a_corpus_of_its_own_take_the_place_of_the_label(self) -> None:
+        table = small(2).assign(diagnosis=["asthma", "copd"] * 8)
+        assert list(metadata_frame(table, "diagnosis")["label"]) == ["asthma", "copd"] * 8
+        assert list(metadata_frame(table)["label"]) == list(small(2)["label"])
+        assert list(metadata_frame(small(2), "diagnosis")["label"]) == list(small(2)["label"])  # it has none
 
     def test_a_shared_recording_breaks_even_the_weaker_promise(self) -> None:
         report = leak_check(small(2), {"train": [0, 1], "test": [2, 3]})
