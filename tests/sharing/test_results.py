@@ -89,3 +89,10 @@ def test_the_geometry_of_an_embedding_is_a_table(scored, tmp_path):
     shown = [own[kind][key] for kind in ("intra", "inter") for key in ("mean", "cv")]
     ratio = f"{own['inter']['mean'] / own['intra']['mean']:.2f}"
     assert line.split(" | ")[2:] == [*(f"{value:.3f}" for value in shown), f"{ratio} |"]
+
+
+def test_a_corpus_that_was_scored_whole_has_no_split(tiny_run, small_corpus, tmp_path):
+    whole = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "none"}
+    found = score(tiny_run / "model", split="all", corpus=whole, out=tmp_path / "scored", draws=20)
+    (row,) = json.loads(collect([found.folder], tmp_path / "results.json").read_text())["results"]
+    assert row["split"] == "all" and row["split_fingerprint"] is None and row["protocol"] == "none"

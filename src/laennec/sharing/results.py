@@ -109,10 +109,10 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         "commands": [run.get("command"), evaluated["command"]],
         "corpus": evaluated["corpus"]["name"],
         "corpus_fingerprint": evaluated["corpus"]["fingerprint"],
-        "protocol": origin["protocol"],
+        "protocol": origin.get("protocol"),
         **({"fold": origin["fold"]} if origin.get("fold") else {}),
         "stamp": origin.get("stamp"),
-        "split_fingerprint": origin["split_fingerprint"],
+        "split_fingerprint": origin.get("split_fingerprint"),  # none where a corpus is scored whole
         "selection_set": run["selection_set"],
         "best_epoch": run.get("best_epoch"),
         "scored": sum(e["split"] == evaluated["split"] for e in run.get("evaluations", [])),
@@ -126,9 +126,10 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
             {"name": f["name"], "values": {k: f["values"].get(k) for k in _VALUES if k in f["values"]}}
             for f in metrics["floors"]
         ],
-        "timings": run["timings"],
-        "hardware": run["hardware"],
-        "versions": run["versions"],
+        # of the training; a model that came alone has only what scored it
+        "timings": run.get("timings") or evaluated["timings"],
+        "hardware": run.get("hardware") or evaluated["hardware"],
+        "versions": run.get("versions") or evaluated["versions"],
     }
 
 
