@@ -40,7 +40,7 @@ def test_the_graph_gives_the_features_of_the_extractor(preset: str, length: str,
         assert torch.equal(own, mask)
         # the graph rounds less; 16-bit values (beats) have quiet bands that hold rounding alone, CLAP's are decibels
         spread = max(1.0, float(wanted.std()))
-        largest, mean = (0.1, 1e-3) if preset == "beats" else (2e-4 * spread, 1e-5 * spread)
+        largest, mean = (0.1, 1e-3) if preset == "beats" else (5e-4 * spread, 1e-5 * spread)
         assert float((values - wanted).abs().max()) < largest
         assert float((values - wanted).abs().mean()) < mean
 
