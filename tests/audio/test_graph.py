@@ -38,10 +38,11 @@ def test_the_graph_gives_the_features_of_the_extractor(preset: str, length: str,
         wanted, mask = extractor.features(batch, lengths)
         values, own = graph(dirty, lengths)
         assert torch.equal(own, mask)
-        # 16-bit values (beats) have quiet bands that hold rounding alone
-        largest = 0.05 if preset == "beats" else 2e-4
+        # the graph rounds less; 16-bit values (beats) have quiet bands that hold rounding alone, CLAP's are decibels
+        spread = max(1.0, float(wanted.std()))
+        largest, mean = (0.1, 1e-3) if preset == "beats" else (5e-4 * spread, 1e-5 * spread)
         assert float((values - wanted).abs().max()) < largest
-        assert float((values - wanted).abs().mean()) < 3e-4
+        assert float((values - wanted).abs().mean()) < mean
 
 
 def test_zero_frames_are_what_transformers_fills_ast_up_with(sounds: list[Path]) -> None:

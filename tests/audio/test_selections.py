@@ -19,6 +19,9 @@ GOOD = {
     "raven with both views": f"{RAVEN}\n1\tWaveform 1\t1\t0.5\t1.75\t0\t9\n1\tSpectrogram 1\t1\t0.5\t1.75\t0\t9\n"
     "2\tWaveform 1\t1\t2.0\t4.25\t0\t9\n2\tSpectrogram 1\t1\t2.0\t4.25\t0\t9\n",
     "raven, few and other columns": "Begin Time (s)\tNote\tEnd Time (s)\n0.5\t\t1.75\n2.0\tloud\t4.25\n",
+    "audacity, numbered": "0.5\t1.75\t1\n2.0\t4.25\t2\n",
+    "audacity, decimal commas": "0,500000\t1,750000\tin\n2,000000\t4,250000\tex\n",
+    "raven, decimal commas": f"{RAVEN}\n1\tS\t1\t0,5\t1,75\t0\t9\n2\tS\t1\t2,0\t4,25\t0\t9\n",
     "raven of one file": f"{RAVEN}\tBegin File\n1\tS\t1\t0.5\t1.75\t0\t9\ta.wav\n2\tS\t1\t2.0\t4.25\t0\t9\ta.wav\n",
 }
 
@@ -43,12 +46,13 @@ BAD = {
         f"{RAVEN}\tBegin File\n1\tS\t1\t0.5\t1.75\t0\t9\ta.wav\n2\tS\t1\t2\t4\t0\t9\tb.wav\n",
         "selections of 2 recordings",
     ),
-    "raven with decimal commas": (f"{RAVEN}\n1\tS\t1\t0,5\t1,75\t0\t9\n", "line 2: '0,5' and '1,75' must be times"),
+    "thousands and decimals": ("1,000.5\t1,001.5\tcrackle\n", "line 1: '1,000.5' and '1,001.5' must be times"),
+    "a list of numbers": ("0,5,5\t1.0\tcrackle\n", "line 1: '0,5,5' and '1.0' must be times"),
     "audacity row cut off": ("0.5\t1.0\tcrackle\n2.0\t3.0\n", "line 2: 2 columns, not 3"),
     "audacity point": ("0.5\t0.5\tcough\n", "line 1: ends at 0.5 s but starts at 0.5 s"),
     "backwards": ("1.5\t0.5\tcrackle\n", "line 1: ends at 0.5 s but starts at 1.5 s"),
     "not a number": ("nan\t1.0\tcrackle\n", "line 1: times nan and 1.0 must be finite"),
-    "icbhi column missing": ("0.5\t1.0\t0\n", "line 1: 3 columns, not 4"),
+    "icbhi column missing": ("0.5 1.0 0\n", "line 1: 3 columns, not 4"),
     "empty": ("", "the annotation is empty"),
     "only frequencies": ("\\\t100\t2000\n", "line 1"),
 }

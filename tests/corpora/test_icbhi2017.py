@@ -325,6 +325,16 @@ def test_tables_are_found_on_the_nearest_level(corpus: Path, tmp_path: Path) -> 
         find_table("split", corpus, tmp_path / "nowhere")
 
 
+def test_tables_at_a_relative_place_are_read(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    shutil.move(corpus.parent / "patient_diagnosis.csv", apart)
+    monkeypatch.chdir(tmp_path)
+    builder = Icbhi2017(corpus.relative_to(tmp_path), cache_dir=tmp_path / "cache", tables_dir="apart")
+    assert apart / "patient_diagnosis.csv" in builder.corpus.tables
+    assert set(builder.table()["diagnosis"]) == {"URTI", None}
+
+
 def test_tables_that_disagree_are_refused(corpus: Path) -> None:
     other = corpus.parent / "ICBHI_challenge_train_test.txt"
     other.write_text(f"{B} test\r\n{A} train\r\n")

@@ -35,6 +35,8 @@ def sounds(shared_data):
             [whole[0][: round(0.2 * rate)]],
             [whole[0][: 2 * rate], whole[1][rate : round(1.7 * rate)], whole[2][: round(0.33 * rate)]],
             [whole[1][: 7 * rate], whole[0][: 7 * rate]],
+            [whole[0][: round(0.07 * rate)]],  # fewer frames than a patch has
+            [np.tile(whole[0], 2)[: 12 * rate], whole[1][: round(0.1 * rate)]],  # more than a published AST has places for
         ]
 
     return cuts
@@ -43,13 +45,16 @@ def sounds(shared_data):
 def encoder_of(kind, shared_root):
     if kind == "ast":
         sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-        return AstEncoder._from_config(ASTConfig(**sizes, max_length=256, layer_norm_eps=1e-6)), "ast"
+        return AstEncoder._from_config(ASTConfig(**sizes, max_length=1024, layer_norm_eps=1e-6)), "ast"
+    if kind == "whisper":
+        sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+        return load_encoder(None, type="whisper", max_source_positions=400, **sizes), "whisper"
     if kind == "beats":
         return load_encoder(shared_root / "conformance" / "beats_tiny.pt"), "beats"
     return load_encoder(None, type="cnn", channels=[4, 8]), "song2021"
 
 
-@pytest.mark.parametrize("kind", ["ast", pytest.param("beats", marks=pytest.mark.soak), "cnn"])
+@pytest.mark.parametrize("kind", ["ast", pytest.param("beats", marks=pytest.mark.soak), "cnn", "whisper"])
 def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_path):
     torch.manual_seed(0)
     encoder, preset = encoder_of(kind, shared_root)

@@ -175,6 +175,17 @@ def test_a_tone_lies_where_it_is_in_time_and_frequency():
     assert abs(middle - 800) < 30
 
 
+@pytest.mark.parametrize("seconds", [0.1, 8.0, 900.0])
+def test_the_picture_of_a_sound_goes_on_to_its_end(seconds):
+    rate = 4000
+    sound = np.random.default_rng(0).standard_normal(int(rate * seconds)).astype(np.float32)
+    figure = timeline_figure(timeline([(0.5, 0.5)], spans=[(0.0, seconds)]), spectrogram_of(sound, rate, 10 * rate))
+    shown = figure.axes[0].images[0]
+    assert shown.get_extent()[1] >= seconds
+    level = shown.get_array()
+    assert float(np.mean(level[:, -1])) > float(np.mean(level)) - 10
+
+
 @pytest.mark.parametrize("kind", ["windows", "one window", "cycles", "hours", "many labels", "one answer", "nothing"])
 def test_pictures_of_every_shape_are_drawn_without_a_word(tmp_path, kind, recwarn):
     rng = np.random.default_rng(0)

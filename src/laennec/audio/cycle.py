@@ -27,6 +27,7 @@ END_TOLERANCE_S = 0.001
 Waveform = npt.NDArray[np.float32]
 LengthRule = Literal["repeat", "repeat_pad", "zero", "crop", "circular"]
 
+_COMMA = re.compile(r"(?<=\d),(?=\d+\s*$)")
 _LABEL_WORDS = {
     "normal": (0, 0),
     "crackle": (1, 0),
@@ -172,7 +173,7 @@ def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = N
             raise AnnotationError(
                 path, line, f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             )
-        start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s)
+        start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s, comma=True)
         crackle, wheeze = parse_label(path, line, fields[2])
         cycles.append(Cycle(start_s, end_s, crackle, wheeze))
     if not cycles:
@@ -386,11 +387,14 @@ def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: flo
 
 
 def parse_times(
-    path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None
+    path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None, comma: bool = False
 ) -> tuple[float, float]:
-    """Two times in seconds as people write them, checked; path and line are for the error."""
+    """Two times in seconds as people write them, checked; path and line are for the error.
+
+    With `comma`, a decimal comma is taken as well, which programs of people who write one put into their files.
+    """
     try:
-        start_s, end_s = float(start), float(end)
+        start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in (start, end))
     except ValueError as error:
         raise AnnotationError(
             path, line, f"{start!r} and {end!r} must be times in seconds; correct the line"

@@ -407,7 +407,7 @@ def checked_range(waveform: Waveform, name: str, first: int = 0) -> tuple[float,
 
 def silent(name: str, level: float) -> DecodeError:
     """What is wrong with a recording whose samples all have one value."""
-    return DecodeError(name, f"silent: every sample is {level:g}; leave it out, or allow silence")
+    return DecodeError(name, f"silent: every sample is {level:g}; leave it out, or record it again")
 
 
 def too_few(name: str, samples: int, source_rate: int, rate: int) -> DecodeError:

@@ -32,8 +32,8 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     first = next((text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")), "")
     if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
         return read_raven_spans(path, duration_s)
-    # start, end and a word (or none), where an ICBHI line has four numbers
-    if re.fullmatch(r"\S+\t\S+\t\s*|\s*\S+\s+\S+\s+[^\d\s].*", first):
+    # start, end and a label (a word, a number or none), where an ICBHI line has four numbers
+    if re.fullmatch(r"\S+\t\S+\t(?![01]\s+[01]\s*$)[^\t]*|\s*\S+\s+\S+\s+[^\d\s].*", first):
         return read_audacity_spans(path, duration_s)
     return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
 
@@ -54,7 +54,7 @@ def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = No
         if len(fields) < 3:
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
-        spans[parse_times(path, line, fields[0], fields[1], duration_s)] = None
+        spans[parse_times(path, line, fields[0], fields[1], duration_s, comma=True)] = None
     if not spans:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
     return list(spans)
@@ -83,7 +83,7 @@ def read_raven_spans(path: str | PathLike[str], duration_s: float | None = None)
         if len(fields) <= max(begin, end):
             reason = f"{len(fields)} columns, too few for the header's {len(header)}; export the selection table again"
             raise AnnotationError(path, line, reason)
-        spans[parse_times(path, line, fields[begin], fields[end], duration_s)] = None
+        spans[parse_times(path, line, fields[begin], fields[end], duration_s, comma=True)] = None
         files.update(name for key, name in zip(header, fields, strict=False) if key == _RAVEN_FILE and name)
     if len(files) > 1:
         raise AnnotationError(path, None, f"selections of {len(files)} recordings; export a table for each of them")

@@ -119,7 +119,10 @@ def run(options: argparse.Namespace) -> int:
     for _, reason in done.failed:
         print(f"laennec: {reason}", file=sys.stderr)
     total = len(done.answered) + len(done.failed)
-    said = f"{len(done.answered)} of {total} recordings, the others failed" if done.failed else f"{total} recordings"
+    said = f"{total} recording{'s' if total != 1 else ''}"
+    if done.failed:
+        others = f"the other{'s' if len(done.failed) != 1 else ''} failed" if done.answered else "failed.csv says why"
+        said = f"{len(done.answered)} of {said}, {others}"
     if done.resumed:
         said += f", {done.resumed} of them answered before"
     say(f"predictions: {options.out} ({said})")

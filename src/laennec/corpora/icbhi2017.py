@@ -214,7 +214,7 @@ def _rows(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:
 
 def _levels(data: Path, tables_dir: str | Path | None) -> Iterator[list[Path]]:
     if tables_dir is not None:
-        given = Path(tables_dir).expanduser()
+        given = Path(tables_dir).expanduser().absolute()  # all paths of a corpus are
         if not given.is_dir():
             raise InputError(f"{given}: no such folder; check --tables-dir")
         yield [given]

@@ -92,8 +92,8 @@ class AstEncoder(PreTrainedModel):
         patch = _patch_size(self.config)
         embeddings = self._embeddings
         values = input_values.to(embeddings.patch_embeddings.projection.weight.dtype)
-        if values.shape[1] < patch:
-            values = F.pad(values, (0, 0, 0, patch - values.shape[1]))
+        if torch.compiler.is_exporting() or values.shape[1] < patch:
+            values = F.pad(values, (0, 0, 0, torch.sym_max(patch - values.shape[1], 0)))
         lengths = None if attention_mask is None else attention_mask.to(torch.int64).sum(1)
         grid = embeddings.patch_embeddings.projection(_zero_beyond(values, lengths).transpose(1, 2).unsqueeze(1))
         if token_mix is not None:
@@ -139,7 +139,8 @@ class AstEncoder(PreTrainedModel):
         table = self._embeddings.position_embeddings
         special, grid = table[:, :2], table[0, 2:].unflatten(0, (bands, known))  # (bands, known, dim)
         cut = getattr(self.config, "time_positions", "cut") == "cut"
-        if cut and steps <= known:
+        # a graph is for every length, so it takes the way that is right for all: for these it gives the same
+        if cut and not torch.compiler.is_exporting() and steps <= known:
             return torch.cat([special, grid[:, :steps].flatten(0, 1)[None]], 1)
         step = torch.arange(steps, device=table.device, dtype=torch.float32)[None, :]
         # the middle of a step in a cycle of n steps lies at the same share of the table (half-pixel centres)

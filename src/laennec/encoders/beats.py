@@ -142,8 +142,8 @@ class BeatsEncoder(PreTrainedModel):
     ) -> tuple[Tensor, Tensor | None]:
         """(batch, frames, mels) -> embedded patches (batch, tokens, patch dim) and the mask of real ones (or None)."""
         side = self.config.patch_size
-        if values.shape[1] < side:
-            values = F.pad(values, (0, 0, 0, side - values.shape[1]))
+        if torch.compiler.is_exporting() or values.shape[1] < side:
+            values = F.pad(values, (0, 0, 0, torch.sym_max(side - values.shape[1], 0)))
         if lengths is not None:
             beyond = torch.arange(values.shape[1], device=values.device)[None, :] >= lengths[:, None]
             values = values.masked_fill(beyond[:, :, None], 0.0)

@@ -146,6 +146,10 @@ class WhisperAudioEncoder(TransformersEncoder):
         """The first positions, (tokens, dim)."""
         table: Tensor = self.model.embed_positions.weight
         known = table.shape[0]
+        if torch.compiler.is_exporting():  # a graph is for every length
+            step = torch.arange(tokens, device=table.device)
+            formula = sinusoids(tokens, table.shape[1], table.device).to(table.dtype)
+            return torch.where((step < known)[:, None], table[step.clamp_max(known - 1)], formula)
         if tokens <= known:
             return table[:tokens]
         return torch.cat([table, sinusoids(tokens, table.shape[1], table.device)[known:].to(table.dtype)])

@@ -73,7 +73,7 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
             found.update(
                 (p, None)
                 for p in sorted(item.rglob("*"))
-                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".")
+                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
             )
         else:
             found[item] = None

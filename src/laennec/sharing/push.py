@@ -147,6 +147,9 @@ def push_model(
     origin = str(model.name_or_path or "")
     if extractor is None:
         extractor = _front_end_of(origin)
+    run = _run_of(Path(origin)) if origin and Path(origin).is_dir() else None
+    if run is not None:
+        _refuse_open_questions(run, None)
     if "head_only" not in saving and not model.config.lora and _is_local(model.config.base_model_name_or_path):
         saving["head_only"] = False  # nobody else has the base
     with tempfile.TemporaryDirectory(prefix="laennec-push-") as temporary:
@@ -154,7 +157,6 @@ def push_model(
         model.save_pretrained(folder, **saving)
         extractor.save_pretrained(folder)
         _refuse_unloadable(folder)
-        run = _run_of(Path(origin)) if origin and Path(origin).is_dir() else None
         kept = Path(origin) / CARD
         if run is None and origin and kept.is_file():
             (folder / CARD).write_bytes(kept.read_bytes())

@@ -150,7 +150,10 @@ def _shown_labels(timeline: Timeline) -> list[str]:
 def _draw_sound(figure: Figure, axes: Any, spectrogram: Spectrogram, duration_s: float) -> None:
     level = spectrogram.level_db()
     top_khz = max(spectrogram.top_hz, 1.0) / 1000
-    end_s = max(len(spectrogram.columns), 1) * spectrogram.column_s or duration_s
+    column_s = spectrogram.column_s or duration_s
+    # what is left of the sound behind the last whole column looks like that column
+    level = np.pad(level, ((0, 0), (0, max(int(np.ceil(duration_s / column_s)) - level.shape[1], 0))), mode="edge")
+    end_s = level.shape[1] * column_s
     picture = axes.imshow(
         level, origin="lower", aspect="auto", extent=(0, end_s, 0, top_khz), cmap="magma", vmin=-_RANGE_DB, vmax=0,
         interpolation="nearest",

@@ -80,6 +80,11 @@ def load_model(
         raise InputError(
             f"{source}: no model in this folder (no config.json); give a finished run, an exported folder or a Hub id"
         )
+    if Path(source).is_dir() and not (Path(folder) / "preprocessor_config.json").exists():
+        raise InputError(
+            f"{folder}: has no preprocessor_config.json, the model's front end; get it from where the model came from, "
+            "or export the run again"
+        )
     model = LaennecForAudioClassification.from_pretrained(folder, base=base or _base_of_run(Path(source)))
     try:
         extractor = LaennecFeatureExtractor.from_pretrained(folder)
