@@ -36,7 +36,8 @@ def sounds(shared_data):
             [whole[0][: 2 * rate], whole[1][rate : round(1.7 * rate)], whole[2][: round(0.33 * rate)]],
             [whole[1][: 7 * rate], whole[0][: 7 * rate]],
             [whole[0][: round(0.07 * rate)]],  # fewer frames than a patch has
-            [np.tile(whole[0], 2)[: 12 * rate], whole[1][: round(0.1 * rate)]],  # more than a published AST has places for
+            # more than a published AST has places for
+            [np.tile(whole[0], 2)[: 12 * rate], whole[1][: round(0.1 * rate)]],
         ]
 
     return cuts

@@ -2,8 +2,8 @@
 
 Decided here: the numbers are those of `LaennecFeatureExtractor.features`, whose own code looks at lengths to save work
 and fills buffers in place, which no graph can. Nothing here looks at a value: a batch of any size and length takes the
-same way. The Fourier transform is in float64: that of onnxruntime in float32 is off by more than the quiet bands of a real
-recording hold, wherever its length is no power of two. A test compares both on real recordings.
+same way. The Fourier transform is in float64: that of onnxruntime in float32 is off by more than the quiet bands of a
+real recording hold, wherever its length is no power of two. A test compares both on real recordings.
 """
 
 import torch
