@@ -408,6 +408,16 @@ class TestBadInput:
             "train": 1, "validation": 1, "test": 1,
         }  # fmt: skip
 
+    def test_where_nearly_all_patients_are_in_test_too_the_others_all_validate(self) -> None:
+        table = small(10)
+        shared = {str(101 + person) for person in range(8)}
+        published = {
+            name: "test" if name[:3] in shared and "_1b2_" in name else "train" for name in table["recording_id"]
+        }
+        split = split_table(table, "official", official_split=published, validation_fraction=0.5)
+        assert patients(table, split.parts["validation"]) == {"109", "110"}
+        assert patients(table, split.parts["train"]) == shared
+
     def test_one_line_says_what_is_wrong(self) -> None:
         table = small()
         without = table.assign(patient_id=None)
