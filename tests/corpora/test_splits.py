@@ -273,6 +273,17 @@ class TestEveryProtocol:
         with pytest.raises(InputError, match="fold 1 means nothing under protocol 'random-80-20'"):
             split_table(table, "random-80-20", fold=1)
 
+    def test_one_group_that_is_shared_is_named(self) -> None:
+        names = small(4)["recording_id"]
+        table = small(4).assign(fold=[1 if name[:3] in ("101", "102") or "101_1b2" in name else 2 for name in names])
+        table.loc[table["recording_id"].str.startswith("101_1b1"), "fold"] = 2
+        split = split_table(table, "published-folds", fold=1, validation_fraction=0)
+        assert split.stamp == "published-folds: group 101 of test is in train or validation too"
+
+    def test_of_few_cycles_one_is_tested_and_one_validates(self) -> None:
+        split = split_table(small(1, 1, 4), "random-80-20")
+        assert {name: len(rows) for name, rows in split.parts.items()} == {"train": 2, "validation": 1, "test": 1}
+
     def test_a_split_is_the_same_on_every_machine_and_version(self) -> None:
         # written down from this code: a change here changes every published split fingerprint
         split = split_table(small(), "patient-5fold", fold=1, seed=7)
@@ -426,7 +437,7 @@ class TestBadInput:
             ("needs the published split", table, "official", {}),
             ("does not name 20 of the recordings", table, "official", {"official_split": {"x": "train"}}),
             ("says dev", table, "official", {"official_split": dict.fromkeys(table["recording_id"], "dev")}),
-            ("no fold 7", table, "patient-5fold", {"fold": 7}),
+            ("no fold 5", table, "patient-5fold", {"fold": 5}),
             ("do not name 9 of the patients", table, "patient-5fold", {"folds": {"101": 0}}),
             ("fold 1 means nothing", table, "official", {"fold": 1, "official_split": published}),
             ("validation_fraction is 1", table, "random-80-20", {"validation_fraction": 1}),
