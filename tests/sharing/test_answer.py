@@ -52,6 +52,16 @@ def test_cycles_show_their_annotation():
     assert cells_of(html)[0][-1] == "wheeze" and 'aria-label="Play cycle 1, 0.5 to 2.2 seconds"' in html
 
 
+def test_crackle_and_wheeze_keep_their_colours():
+    four = ["normal", "crackle", "wheeze", "both"]
+    answer = prediction([[0.1, 0.6, 0.2, 0.1]], [(0, 3)], four, [0.5] * 4)
+    html = answer_html("x", recording(), answer, ModelFacts("m", four, False, {}, "None."))
+    cards = dict(re.findall(r'la-card la-c(\d)">\s*<h3>(\w+)', html))
+    assert {name.lower(): number for number, name in cards.items()} == {
+        "normal": "3", "crackle": "1", "wheeze": "2", "both": "4",
+    }  # fmt: skip
+
+
 def test_one_answer_of_many_labels_shows_the_likeliest():
     labels = [f"label {i}" for i in range(20)]
     values = np.full((2, 20), 0.02)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -169,6 +170,24 @@ def test_too_long_and_too_many_are_refused(answerer, sound, tmp_path):
     ):
         times.write_text(lines)
         assert said in answerer.answer(sound, times), said
+
+
+def test_the_times_of_cycles_come_in_every_form_that_predict_reads(answerer, sound, tmp_path):
+    times = tmp_path / "times.txt"
+    raven = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\n"
+    for text, cycles, classes in (
+        ("0.5\t1.5\tin\n1.5\t3.0\tout\n", 2, None),
+        ("0,5\t1,5\t1\n1,5\t3,0\t2\n", 2, None),
+        (f"{raven}1\tSpectrogram 1\t1\t0.5\t1.5\n", 1, None),
+        # two labels over one span are one cycle, and what follows keeps its own
+        ("0.5\t1.5\tcrackle\n0.5\t1.5\twheeze\n1.5\t3.0\tnormal\n", 2, ["both", "normal"]),
+    ):
+        times.write_text(text)
+        html = answerer.answer(sound, times)
+        assert f"{cycles} cycle{'s' if cycles > 1 else ''} of the annotation" in " ".join(html.split()), html[:300]
+        assert html.count("<tr data-row") == cycles and ("Annotated" in html) == (classes is not None)
+        if classes:
+            assert re.findall(r"<td>(\w+)</td></tr>", html) == classes
 
 
 def test_a_mistake_of_ours_is_logged_and_not_shown(answerer, sound, monkeypatch, caplog):

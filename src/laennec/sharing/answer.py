@@ -8,6 +8,7 @@ travels inside the answer, so that no copy of it stays on the server.
 import base64
 import html
 import io
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -34,7 +35,7 @@ def answer_html(
     recording: Recording,
     prediction: Prediction,
     facts: ModelFacts,
-    cycles: Sequence[Cycle] | None = None,
+    cycles: Sequence[Cycle | None] | None = None,
     note: str = "",
 ) -> str:
     """The answer for one recording, as HTML that needs nothing from elsewhere.
@@ -44,10 +45,11 @@ def answer_html(
         recording: The sound at its own rate.
         prediction: The model's answer.
         facts: Of the model.
-        cycles: The annotation, where the answer is by cycles.
+        cycles: The annotation of each span, where the answer is by cycles; None for one that names no class.
         note: A sentence about the recording.
     """
     shown, left_out = _shown(prediction)
+    colours = _colours([prediction.labels[i] for i in shown])
     lanes = sketch.lanes(prediction.spans)
     span = "cycle" if cycles is not None else "window"
     return template("answer.html").render(
@@ -59,7 +61,8 @@ def answer_html(
         lanes=max(lanes) + 1,
         windows=_windows(prediction) if cycles is None else "",
         annotated=cycles is not None,
-        labels=[_track(i, prediction, facts) for i in shown],
+        classes=any(cycles or ()),
+        labels=[_track(i, prediction, facts) | {"colour": colours[at]} for at, i in enumerate(shown)],
         left_out=left_out,
         multi_label=facts.multi_label,
         figure=_figure(recording),
@@ -103,8 +106,17 @@ def _shown(prediction: Prediction) -> tuple[list[int], int]:
     return sorted(int(i) for i in loudest), len(prediction.labels) - len(loudest)
 
 
-def _span(i: int, prediction: Prediction, shown: list[int], cycles: Sequence[Cycle] | None) -> dict[str, Any]:
+def _colours(labels: Sequence[str]) -> list[int]:
+    """The colour of each label: crackle and wheeze have theirs in every picture, the others what is left."""
+    own = {name: number for number, name in enumerate(("crackle", "wheeze"), 1)}
+    taken = {own[name.lower()] for name in labels if name.lower() in own}
+    left = itertools.cycle(number for number in range(1, MOST_TRACKS + 1) if number not in taken)
+    return [own.get(name.lower()) or next(left) for name in labels]
+
+
+def _span(i: int, prediction: Prediction, shown: list[int], cycles: Sequence[Cycle | None] | None) -> dict[str, Any]:
     """A row of the table."""
+    cycle = None if cycles is None else cycles[i]
     start_s, end_s = prediction.spans[i]
     heard = [name for name, is_present in zip(prediction.labels, prediction.present[i], strict=True) if is_present]
     return {
@@ -115,7 +127,7 @@ def _span(i: int, prediction: Prediction, shown: list[int], cycles: Sequence[Cyc
         "width": 100 * (end_s - start_s) / prediction.duration_s,
         "values": [(float(prediction.probabilities[i, k]), bool(prediction.present[i, k])) for k in shown],
         "heard": heard,
-        "annotated": cycles[i].label if cycles is not None else "",
+        "annotated": "" if cycle is None else cycle.label,
     }
 
 
@@ -130,7 +142,6 @@ def _track(k: int, prediction: Prediction, facts: ModelFacts) -> dict[str, Any]:
     ]
     return {
         "name": prediction.labels[k],
-        "colour": k % MOST_TRACKS + 1,
         "threshold": facts.thresholds.get(prediction.labels[k]),
         "steps": steps,
         "count": int(present.sum()),

@@ -22,6 +22,7 @@ from typing import Any
 from laennec.audio.cycle import AnnotationError, Cycle, read_labels
 from laennec.audio.guarded import plain_file, read_recording_guarded
 from laennec.audio.recording import DecodeError
+from laennec.audio.selections import Span, read_spans
 from laennec.errors import InputError
 from laennec.sharing.answer import answer_html, facts_html, problem_html
 from laennec.sharing.examples import Example, write_examples
@@ -47,7 +48,7 @@ class Limits:
 
     Attributes:
         most_minutes: Of a recording.
-        most_mb: Of a file, in megabytes.
+        most_mb: Of a file, in megabytes of 2^20 bytes, as Gradio counts them when it refuses one.
         timeout_s: For decoding, in seconds.
         memory_mb: For decoding, in MiB.
     """
@@ -65,7 +66,7 @@ class Limits:
     @property
     def most_bytes(self) -> int:
         """Of a file."""
-        return int(self.most_mb * 1e6)
+        return int(self.most_mb * (1 << 20))
 
 
 class Answerer:
@@ -189,9 +190,9 @@ def page(answerer: Answerer, examples: Sequence[Example] = ()) -> Any:
             with gr.Tab("Open a file"):
                 files = gr.File(file_count="multiple", label="Recording", elem_id="la-file", height=170)
                 gr.HTML(
-                    f'<p class="la-quiet">WAV, FLAC, Ogg, MP3 or AIFF, up to {limits.most_minutes:g} minutes and '
-                    f"{limits.most_mb:g} MB. If you have the times of the breathing cycles (.txt, as of ICBHI or "
-                    "Audacity), open both files together.</p>"
+                    f'<p class="la-quiet">WAV, FLAC, Ogg, MP3 or AIFF, up to {_minutes(limits.most_minutes)} and '
+                    f"{limits.most_mb:g} MB. If you have the times of the breathing cycles (.txt, as of ICBHI, "
+                    "Audacity or Raven), open both files together.</p>"
                 )
             with gr.Tab("Record"):
                 spoken = gr.Audio(sources=["microphone"], type="filepath", label="Microphone", elem_id="la-record")
@@ -352,17 +353,27 @@ def _end_session(blocks: Any, session: str | None) -> None:
         holder.time_last_used.pop(session, None)
 
 
+def _minutes(number: float) -> str:
+    return f"{number:g} minute{'s' if number != 1 else ''}"
+
+
 def _how_many(sounds: int, notes: int) -> str:
     if sounds == 0:
         return "no recording came with it; open a sound file" if notes else "no file arrived; open it again"
     return "open one recording at a time, with one file of cycle times at most"
 
 
-def _cycles(annotation: Path, duration_s: float) -> list[Cycle]:
-    """The cycles of an annotation, no more than can be answered while somebody waits."""
+def _cycles(annotation: Path, duration_s: float) -> list[Cycle | None]:
+    """What an annotation says of each of its spans (None: no class), which are no more than can be answered at once."""
     if annotation.stat().st_size > _MOST_ANNOTATION_BYTES:
         raise AnnotationError(annotation, None, "larger than 1 MB, which is no list of cycles")
-    cycles = read_labels(annotation, duration_s)
-    if len(cycles) > _MOST_SPANS or sum(c.end_s - c.start_s for c in cycles) > 4 * duration_s:
+    spans = read_spans(annotation, duration_s)
+    if len(spans) > _MOST_SPANS or sum(end_s - start_s for start_s, end_s in spans) > 4 * duration_s:
         raise AnnotationError(annotation, None, f"more than {_MOST_SPANS} cycles, or four of them everywhere")
-    return cycles
+    said: dict[Span, Cycle] = {}
+    with contextlib.suppress(AnnotationError):  # a label track of breaths, or a table, names no classes
+        for cycle in read_labels(annotation, duration_s):
+            span = (cycle.start_s, cycle.end_s)
+            other = said.get(span, cycle)  # two labels over one span are one span
+            said[span] = Cycle(*span, cycle.crackle | other.crackle, cycle.wheeze | other.wheeze)
+    return [said.get(span) for span in spans]
