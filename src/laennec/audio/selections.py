@@ -3,6 +3,7 @@
 Decided here: for somebody who wants breaths answered, the words of Audacity's labels and the columns of Raven's tables
 are beside the point, so only the times are read, and two labels over one span are one span. Raven lists a selection
 once for each of its views. A table over several recordings is refused, because its times are those of the sequence.
+Labels that are all 0 or 1 are no names: a line of ICBHI's that lost a column looks like that.
 """
 
 import re
@@ -12,6 +13,7 @@ from laennec.audio.cycle import AnnotationError, numbered_lines, parse_times, re
 
 RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
 _RAVEN_FILE = "begin file"
+_FLAGS = {"0", "1"}
 
 Span = tuple[float, float]
 
@@ -47,6 +49,7 @@ def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = No
         AnnotationError: The first problem of the file; a label at a point, which has no length, is one.
     """
     spans: dict[Span, None] = {}
+    labels: dict[str, int] = {}
     for line, text in numbered_lines(path, stripped=False):
         if text.startswith("\\"):
             continue
@@ -55,6 +58,10 @@ def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = No
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
         spans[parse_times(path, line, fields[0], fields[1], duration_s, comma=True)] = None
+        labels.setdefault(fields[2].strip(), line)
+    if labels and set(labels) <= _FLAGS:
+        reason = "3 columns, not 4 (start, end, crackle, wheeze); correct the line, or give the labels other names"
+        raise AnnotationError(path, min(labels.values()), reason)
     if not spans:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
     return list(spans)
