@@ -21,6 +21,16 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What stands in slow.txt is run by `make soak`."""
+    lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
+    slow = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in slow:
+            item.add_marker(pytest.mark.soak)
+
+
 def _shared_root() -> Path:
     data = os.environ.get("LAENNEC_SHARED_DATA")
     return Path(data).parent if data else ROOT.parent / "shared"

@@ -73,3 +73,12 @@ def test_nothing_in_the_package_unpickles_or_trusts_remote_code():
             assert function != "torch.load" or settings.get("weights_only") == "True", path
             assert function != "np.load" or settings.get("allow_pickle", "False") == "False", path
             assert "trust_remote_code" not in settings or settings["trust_remote_code"] == "False", path
+
+
+def test_every_slow_test_is_still_there():
+    lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
+    names = [line for line in lines if line and not line.startswith("#")]
+    for name in names:
+        path, _, function = name.partition("::")
+        assert f"def {function.split('[')[0].split('::')[-1]}(" in (ROOT / path).read_text(), name
+    assert names == sorted(set(names))
