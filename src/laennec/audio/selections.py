@@ -20,7 +20,7 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     """Read the spans of an annotation in text: ICBHI's four columns, an Audacity label track or a Raven table.
 
     Args:
-        path: The text file; its first line tells which kind it is.
+        path: The text file; its lines tell which kind it is.
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
 
     Returns:
@@ -29,13 +29,20 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     Raises:
         AnnotationError: The first problem of the file.
     """
-    first = next((text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")), "")
+    lines = [text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    first = lines[0] if lines else ""
     if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
         return read_raven_spans(path, duration_s)
-    # start, end and a label (a word, a number or none), where an ICBHI line has four numbers
-    if re.fullmatch(r"\S+\t\S+\t(?![01]\s+[01]\s*$)[^\t]*|\s*\S+\s+\S+\s+[^\d\s].*", first):
+    # start, end and a word (or none), where an ICBHI line has four numbers
+    if re.fullmatch(r"\S+\t\S+\t\s*|\s*\S+\s+\S+\s+[^\d\s].*", first) or _is_numbered(lines):
         return read_audacity_spans(path, duration_s)
     return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
+
+
+def _is_numbered(lines: list[str]) -> bool:
+    """Whether every line is start, end and a number, and not all are a 0 or 1, as of ICBHI lines that lack a column."""
+    labels = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
+    return all(labels) and not {label[1] for label in labels if label} <= {"0", "1"}
 
 
 def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
