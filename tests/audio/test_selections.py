@@ -52,8 +52,7 @@ BAD = {
     "audacity point": ("0.5\t0.5\tcough\n", "line 1: ends at 0.5 s but starts at 0.5 s"),
     "backwards": ("1.5\t0.5\tcrackle\n", "line 1: ends at 0.5 s but starts at 1.5 s"),
     "not a number": ("nan\t1.0\tcrackle\n", "line 1: times nan and 1.0 must be finite"),
-    "icbhi column missing": ("0.5 1.0 0\n", "line 1: 3 columns, not 4"),
-    "icbhi column missing between tabs": ("0.5\t1.0\t0\n1.0\t2.0\t1\n", "line 1: 3 columns, not 4"),
+    "icbhi column missing": ("0.5\t1.0\t0\n1.0\t2.0\t1\n", "line 1: 3 columns, not 4"),
     "empty": ("", "the annotation is empty"),
     "only frequencies": ("\\\t100\t2000\n", "line 1"),
 }

@@ -3,7 +3,6 @@
 Decided here: for somebody who wants breaths answered, the words of Audacity's labels and the columns of Raven's tables
 are beside the point, so only the times are read, and two labels over one span are one span. Raven lists a selection
 once for each of its views. A table over several recordings is refused, because its times are those of the sequence.
-Labels that are all 0 or 1 are no names: a line of ICBHI's that lost a column looks like that.
 """
 
 import re
@@ -13,7 +12,6 @@ from laennec.audio.cycle import AnnotationError, numbered_lines, parse_times, re
 
 RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
 _RAVEN_FILE = "begin file"
-_FLAGS = {"0", "1"}
 
 Span = tuple[float, float]
 
@@ -22,7 +20,7 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     """Read the spans of an annotation in text: ICBHI's four columns, an Audacity label track or a Raven table.
 
     Args:
-        path: The text file; its first line tells which kind it is.
+        path: The text file; its lines tell which kind it is.
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
 
     Returns:
@@ -31,13 +29,20 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     Raises:
         AnnotationError: The first problem of the file.
     """
-    first = next((text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")), "")
+    lines = [text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    first = lines[0] if lines else ""
     if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
         return read_raven_spans(path, duration_s)
-    # start, end and a label (a word, a number or none), where an ICBHI line has four numbers
-    if re.fullmatch(r"\S+\t\S+\t(?![01]\s+[01]\s*$)[^\t]*|\s*\S+\s+\S+\s+[^\d\s].*", first):
+    # start, end and a word (or none), where an ICBHI line has four numbers
+    if re.fullmatch(r"\S+\t\S+\t\s*|\s*\S+\s+\S+\s+[^\d\s].*", first) or _is_numbered(lines):
         return read_audacity_spans(path, duration_s)
     return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
+
+
+def _is_numbered(lines: list[str]) -> bool:
+    """Whether every line is start, end and a number, and not all are a 0 or 1, as of ICBHI lines that lack a column."""
+    labels = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
+    return all(labels) and not {label[1] for label in labels if label} <= {"0", "1"}
 
 
 def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
@@ -49,7 +54,6 @@ def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = No
         AnnotationError: The first problem of the file; a label at a point, which has no length, is one.
     """
     spans: dict[Span, None] = {}
-    labels: dict[str, int] = {}
     for line, text in numbered_lines(path, stripped=False):
         if text.startswith("\\"):
             continue
@@ -58,10 +62,6 @@ def read_audacity_spans(path: str | PathLike[str], duration_s: float | None = No
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
         spans[parse_times(path, line, fields[0], fields[1], duration_s, comma=True)] = None
-        labels.setdefault(fields[2].strip(), line)
-    if labels and set(labels) <= _FLAGS:
-        reason = "3 columns, not 4 (start, end, crackle, wheeze); correct the line, or give the labels other names"
-        raise AnnotationError(path, min(labels.values()), reason)
     if not spans:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
     return list(spans)
