@@ -109,6 +109,15 @@ def test_matching_and_pairing_agree_on_who_is_left():
     assert sum(meeting.left_out.values()) == 3 and meeting.match_groups.tolist() == [0, 0, 0, 0]
 
 
+def test_groups_that_fill_no_batch_and_those_of_few_patients_are_counted():
+    rows = [("1", "Al", 3.0, "F"), ("2", "Al", 3.0, "F")] * 2 + [("3", "Al", 3.0, "M")]
+    assert meeting_of(PretrainSettings(match=["sex"], batch_size=3), table(rows)).notes == [
+        "pretrain.match: 1 of 2 groups by sex have fewer than 2 patients or 3 cycles and are left out (1 cycles)",
+        "pretrain.match: 1 groups have fewer than 3 patients, so their batches hold a patient more than once",
+    ]
+    assert meeting_of(PretrainSettings(match=["sex"], batch_size=2), table(rows[:4])).notes == []
+
+
 def test_a_corpus_that_is_too_small_is_told_why():
     with pytest.raises(ConfigError, match=r"1 cycles can take part, fewer than 2; use a larger corpus$"):
         meeting_of(PretrainSettings(), table([("1", "Al", 3.0, "F")]))

@@ -136,6 +136,7 @@ def meeting_of(settings: PretrainSettings, groups: GroupTable) -> Meeting:
         if settings.pairs in _SHARED:
             _pair(settings, groups, meeting)
     if settings.match:
+        _note_groups_of_few(settings, groups, meeting)
         meeting.match_groups = _codes(groups, settings.match, meeting.kept)
     if settings.pairs == "age_band" and len(meeting.kept):
         meeting.age_groups = _codes(groups, ["age_band"], meeting.kept)
@@ -184,12 +185,10 @@ def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, meet
     codes = _codes(groups, settings.match, meeting.kept)
     patients = _codes(groups, ["patient"], meeting.kept)
     small = np.zeros(len(codes), dtype=bool)
-    several = 0
     for group in range(int(codes.max()) + 1):
         member = codes == group
         people = len(np.unique(patients[member]))
         small |= member & (people < 2 or int(member.sum()) < settings.batch_size)
-        several += people < settings.batch_size
     named = " + ".join(settings.match)
     if small.any():
         what = f"cycles of groups by {named} that fill no batch"
@@ -198,12 +197,20 @@ def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, meet
             f"pretrain.match: {len(np.unique(codes[small]))} of {int(codes.max()) + 1} groups by {named} have fewer "
             f"than 2 patients or {settings.batch_size} cycles and are left out ({int(small.sum())} cycles)"
         )
-    if remaining := several - len(np.unique(codes[small])):
+    meeting.kept = meeting.kept[~small]
+
+
+def _note_groups_of_few(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> None:
+    """Say how many of the groups that are left cannot fill a batch with different patients."""
+    if not len(meeting.kept):
+        return
+    codes, patients = (_codes(groups, names, meeting.kept) for names in (settings.match, ["patient"]))
+    people = [len(np.unique(patients[codes == group])) for group in np.unique(codes)]
+    if few := sum(count < settings.batch_size for count in people):
         meeting.notes.append(
-            f"pretrain.match: {remaining} groups have fewer than {settings.batch_size} patients, so their batches hold "
+            f"pretrain.match: {few} groups have fewer than {settings.batch_size} patients, so their batches hold "
             "a patient more than once"
         )
-    meeting.kept = meeting.kept[~small]
 
 
 def _pair(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> None:
