@@ -318,9 +318,15 @@ def test_what_is_no_run_or_no_card_is_one_line(run, scored, tmp_path, capsys):
         with pytest.raises(InputError, match="YAML"):
             refuse_unfinished(tmp_path)
     torn = shutil.copytree(scored, tmp_path / "torn")
-    (torn / "evaluation-test" / "metrics.json").write_text('{"values": ')
+    record = read(torn / "run.json")
+    for broken in (1, {"evaluated": {}}, {"metrics": [], "evaluated": 3}):
+        record["evaluations"][-1]["result"] = broken
+        (torn / "run.json").write_text(json.dumps(record))
+        assert main(["card", str(torn)]) == 2
+        one_line(capsys, torn / "run.json", "evaluate it again")
+    (torn / "run.json").write_text(json.dumps(record | {"evaluations": [3]}))
     assert main(["card", str(torn)]) == 2
-    one_line(capsys, "metrics.json")
+    one_line(capsys, torn / "run.json", "evaluations")
 
 
 def test_a_head_without_a_licence_is_refused_even_without_marks(scored, tmp_path):
@@ -346,25 +352,35 @@ def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path):
     assert "Results" in sections(body) and "was scored 2 times" in sections(body)["Limitations"]
 
 
-def test_evaluations_of_earlier_versions_are_completed_from_their_own_predictions(scored, tmp_path):
-    old = shutil.copytree(scored, tmp_path / "old")
-    metrics = read(old / "evaluation-test" / "metrics.json")
-    for name in ("failures", "intercepts"):
-        del metrics[name]
-    metrics["calibration"] = {k: v for k, v in metrics["calibration"].items() if k in ("ece", "bins")}
-    (old / "evaluation-test" / "metrics.json").write_text(json.dumps(metrics))
-    assert render_card(old).text == render_card(scored).text
-    (old / "evaluation-test" / "predictions.parquet").unlink()
-    with pytest.raises(InputError, match=r"predictions\.parquet"):
-        render_card(old)
+def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
+    (tmp_path / "run.json").write_bytes((scored / "run.json").read_bytes())
+    assert render_card(tmp_path).text == render_card(scored).text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path):
+    run = shutil.copytree(scored, tmp_path / "run")
+    assert main(["evaluate", str(run), "--draws", "30"]) == 0
+    assert main(["evaluate", str(run), "--split", "validation", "--draws", "20", "--out", str(tmp_path / "own")]) == 0
+    evaluations = read(run / "run.json")["evaluations"]
+    assert [("result" in looked, looked["split"]) for looked in evaluations] == [
+        (False, "test"),
+        (True, "test"),
+        (False, "validation"),
+    ]
+    body = head_and_body(render_card(run).text)[1]
+    assert body.count("### Part") == 1 and "scored 2 times" in sections(body)["Results"]
+    assert "30 bootstrap draws" in sections(body)["Results"]
+    # what was scored does not carry what an earlier scoring gave
+    copies = read(run / "evaluation-test" / "run.json")["evaluations"]
+    assert len(copies) == 2 and not any("result" in looked for looked in copies)
 
 
 def test_a_published_record_gives_the_same_card_without_folders(scored, tmp_path, capsys):
     assert main(["card", str(scored), "--record", str(tmp_path / "record")]) == 0
-    record = read(tmp_path / "record" / "run.json")
-    assert "history" not in record
-    texts = [(tmp_path / "record" / name).read_text() for name in ("run.json", "evaluation.json")]
-    assert not any(str(Path(scored).anchor + "tmp") in text for text in texts)
+    assert [path.name for path in (tmp_path / "record").iterdir()] == ["run.json"]
+    text = (tmp_path / "record" / "run.json").read_text()
+    assert "history" not in json.loads(text) and str(Path(scored).anchor + "tmp") not in text
     assert render_card(tmp_path / "record").text == render_card(scored).text
     assert str(scored) not in render_card(scored).text
 
@@ -390,7 +406,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_metadata_stays_text(tmp_path, text):
-    run, evaluation = read(RECORD / "run.json"), read(RECORD / "evaluation.json")
+    run = read(RECORD / "run.json")
     run["name"] = run["config"]["description"] = run["command"] = run["corpus"]["provenance"]["stamp"] = text
     run["labels"] = [text, "wheeze"]
     run["losses"] = {text: text}
@@ -398,15 +414,15 @@ def test_hostile_metadata_stays_text(tmp_path, text):
     run["corpus"]["provenance"] |= {"leaks": [text], "protocol": text, "validation": text}
     run["hardware"]["processor"], run["versions"] = text, {text: text}
     run["card"] = {k: v for k, v in ANSWERS.items() if k != "licence"} | {"funding": text}
-    metrics = evaluation["evaluations"][0]["metrics"]
-    evaluation["evaluations"][0]["evaluated"]["corpus"]["name"] = text
+    result = run["evaluations"][-1]["result"]
+    metrics = result["metrics"]
+    result["evaluated"]["corpus"]["name"] = text
     metrics["subgroups"]["device"][0]["value"] = metrics["subgroups"]["device"][0]["note"] = text
     metrics["failures"][0] |= {"cycle_id": text, "truth": text, "label": text}
     metrics["warnings"] = [{"level": "bad", "text": text}]
     metrics["floors"][0]["what"] = metrics["definitions"]["icbhi"] = text
     metrics["confusion"]["classes"][1] = text
-    for name, content in (("run.json", run), ("evaluation.json", evaluation)):
-        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "run.json").write_text(json.dumps(run))
     if text.startswith("!!") or "python" in text:
         assert yaml.safe_load(render_card(tmp_path).text.split("---\n")[1])["model-index"][0]["name"] == text
     head, body = head_and_body_of(render_card(tmp_path).text)

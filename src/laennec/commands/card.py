@@ -18,7 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record",
         metavar="DIR",
-        help="write the small record that is published (run.json, evaluation.json) and no card",
+        help="write the small record that is published (run.json without curves) and no card",
     )
 
 

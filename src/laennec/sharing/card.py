@@ -1,6 +1,6 @@
-"""Stage 10, card: the model card, from the run's own records and the author's answers.
+"""Stage 10, card: the model card, from the run's own record and the author's answers.
 
-Decided here: the card is rendered from run.json and the evaluations beside it and from nothing else; what no record can
+Decided here: the card is rendered from run.json and from nothing else; what no record can
 know (licence, purpose, funding, ...) is asked of the author, in the recipe's section `card` or in a file, and kept in
 the run record. A card with an open question can be written and read, but not published: it carries a mark for each.
 """

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laennec.evaluation.digest import shown_figures
+from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.sharing.card_metadata import is_hub_id
 from laennec.sharing.card_text import Markdown, code, escaped, plain, table, without_machine_paths
 from laennec.sharing.corpus_facts import CORPORA, ENCODERS, CorpusFacts
-from laennec.sharing.evidence import shown_figures
 from laennec.training.settings import CardSettings
 
 _SHARE = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
@@ -65,6 +66,9 @@ def scored_part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, A
         "confusion": _confusion(metrics),
         "classes": _counts(metrics["counts"]),
         "floors": _floors(metrics),
+        "lengths": _lengths(metrics),
+        "official": _official(metrics.get("official")),
+        "poor_quality": POOR_QUALITY_CONVENTION,
         "subgroups": _subgroups(metrics),
         "calibration": _calibration(metrics["calibration"]),
         "failures": _failures(metrics),
@@ -131,6 +135,37 @@ def _floors(metrics: Mapping[str, Any]) -> Markdown | None:
         )
     head = ("floor", figure_name(name), *(figure_name(n) for n in areas), f"model, {figure_name(name)} above")
     return table(head, rows) if rows else None
+
+
+def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is left of each label's AUROC where the length of a cycle says nothing; None where that was not asked."""
+    within, blind = metrics.get("within_lengths") or {}, metrics.get("duration_blind")
+    labels = [label for label in metrics["label_names"] if f"{label}.roc_auc" in metrics["values"]]
+    if not labels or not (within or blind):
+        return None
+    floors = [floor["values"] for floor in metrics["floors"] if floor["name"] == "event length"]
+    alone = floors[0] if floors else {}
+    rows = []
+    for label in labels:
+        name = f"{label}.roc_auc"
+        found = [metrics["values"][name], within.get(label), blind and blind["values"].get(name), alone.get(name)]
+        rows.append((code(label), *("not defined" if v is None else figure_text(name, v) for v in found)))
+    stretch = f"{blind['seconds']:g} s about the middle" if blind else "one length for all"
+    head = ("label", "whole cycles", "among cycles of like length", stretch, "length alone")
+    return {"table": table(head, rows), "seconds": f"{blind['seconds']:g}" if blind else None}
+
+
+def _official(scores: Mapping[str, Any] | None) -> Markdown | None:
+    """SPRSound's own tasks."""
+    rows = []
+    for task, score in (scores or {}).items():
+        if not isinstance(score, Mapping):
+            continue
+        figures = [score.get(name) for name in ("Score", "SE", "SP", "balanced_accuracy", "poor_quality_recall")]
+        heard = score.get("poor_quality_recall") is not None
+        cells = ["not defined" if v is None else f"{v:.1f}" for v in figures[:4]]
+        rows.append((task, *cells, f"{figures[4]:.1f} of {score['n_poor_quality']}" if heard else ""))
+    return table(("task", "Score", "SE", "SP", "balanced accuracy", "Poor Quality recall"), rows) if rows else None
 
 
 def _subgroups(metrics: Mapping[str, Any]) -> Markdown | None:

@@ -131,7 +131,8 @@ def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str |
     """Count a scoring in a run's record before its results are shown, which they are when the block ends.
 
     The count comes first, so that nothing is seen without being counted; `settled_evaluations` takes back a count whose
-    results a kill kept from being shown.
+    results a kill kept from being shown. Where the scoring brings a "result", it takes the place of the one that an
+    earlier scoring left in the same "folder".
 
     Args:
         path: The run's record.
@@ -140,29 +141,51 @@ def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str |
     """
     with one_at_a_time(path):
         record = read_record(path)
-        counted = [*(record.get("evaluations") or []), looked]
+        before = [*(record.get("evaluations") or [])]
         if shown_in is not None:
             coming = looked | {_COMING: str(shown_in)}
-            write_record(path, record | {"evaluations": [*counted[:-1], coming]})
+            write_record(path, record | {"evaluations": [*before, coming]})
         yield
-        write_record(path, record | {"evaluations": counted})
+        write_record(path, record | {"evaluations": _latest_results([*before, looked])})
 
 
 def settled_evaluations(path: str | Path) -> dict[str, Any]:
     """A run's record, its count of scorings settled after a kill: what was counted and never shown does not count."""
     record = read_record(path)
-    if not any(_COMING in looked for looked in record.get("evaluations") or [] if isinstance(looked, dict)):
+    if not any(_COMING in looked for looked in record.get("evaluations") or []):
         return record
     with one_at_a_time(path):  # whoever was at it has ended
         record = read_record(path)
-        settled = []
-        for looked in record.get("evaluations") or []:
-            place = looked.pop(_COMING, None) if isinstance(looked, dict) else None
-            if place is None or _shows(Path(place), looked):
-                settled.append(looked)
-        record["evaluations"] = settled
+        record["evaluations"] = shown_evaluations(record)
         write_record(path, record)
     return record
+
+
+def shown_evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The scorings that a run's record counts, without those whose results a kill kept from being shown."""
+    shown = []
+    for looked in record.get("evaluations") or []:
+        place = looked.get(_COMING)
+        if place is None:
+            shown.append(looked)
+        elif _shows(Path(place), looked):
+            shown.append({name: value for name, value in looked.items() if name != _COMING})
+    return _latest_results(shown)
+
+
+def without_results(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scorings as they are counted, without what a card says of them."""
+    told = ("result", "folder")
+    return [{name: value for name, value in looked.items() if name not in told} for looked in evaluations]
+
+
+def _latest_results(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same scorings; of those whose results lay in one folder only the last keeps its own."""
+    last = {looked.get("folder"): row for row, looked in enumerate(evaluations) if "result" in looked}
+    return [
+        looked if last.get(looked.get("folder")) in (row, None) else without_results([looked])[0]
+        for row, looked in enumerate(evaluations)
+    ]
 
 
 def _shows(folder: Path, looked: dict[str, Any]) -> bool:
@@ -193,6 +216,8 @@ def read_record(path: str | Path) -> dict[str, Any]:
     for name, kind in _KINDS.items() if Path(path).name in _RUNS else ():
         if not isinstance(record.get(name), kind | None):
             raise InputError(f"{path}: {name} of the run record is no {kind.__name__}; train the run again")
+    if not all(isinstance(looked, dict) for looked in record.get("evaluations") or []):
+        raise InputError(f"{path}: an entry of evaluations of the run record is no dict; train the run again")
     return record
 
 

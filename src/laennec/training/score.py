@@ -21,6 +21,7 @@ from laennec.corpora.protocols import WITH_FOLDS
 from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
+from laennec.evaluation.digest import digest
 from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES, class_names
@@ -38,6 +39,7 @@ from laennec.training.record import (
     read_run,
     settled_evaluations,
     versions,
+    without_results,
     write_record,
 )
 from laennec.training.shortcuts import blind_length_s, centred, duration_blind, sound_facts
@@ -162,7 +164,7 @@ def score(
     run_path = Path(source) / "run.json"
     run = read_run(run_path) if run_path.exists() else None
     if run is not None:
-        run["evaluations"] = settled_evaluations(run_path).get("evaluations") or []
+        run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
     recipe = recipe_of(source, run, corpus)
     if run is None and out is None:
         raise InputError("a model outside its run needs an output folder: pass --out DIR")
@@ -308,7 +310,11 @@ def _write(
         write_record(temporary / "run.json", record)
         write_report(temporary, record, evaluation, predictions)
         if run is not None:
-            counted.enter_context(counted_evaluation(run_path, run["evaluations"][-1], folder.absolute()))
+            looked = run["evaluations"][-1]
+            if folder.absolute().parent == run_path.absolute().parent:  # a card speaks of the parts scored in the run
+                evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
+                looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
+            counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
 
 
 def _no_run(source: str | Path, recipe: Recipe) -> dict[str, Any]:
