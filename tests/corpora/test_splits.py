@@ -218,6 +218,17 @@ class TestSprsound:
         with pytest.raises(InputError, match=r"promises that no patient is shared, but .* 1 patient \(101\)"):
             split_table(table, "sprsound-official", validation_fraction=0)
 
+    @pytest.mark.parametrize("part", ["test_intra", "test_inter"])
+    def test_a_test_part_alone_needs_no_validation(self, part) -> None:
+        split = split_table(small(3).assign(part=part), "sprsound-official")
+        assert {name: len(rows) for name, rows in split.parts.items()} == {part: 24}
+
+    def test_train_alone_has_its_validation(self) -> None:
+        split = split_table(small(5).assign(part="train"), "sprsound-official")
+        assert {name: len(patients(small(5), rows)) for name, rows in split.parts.items()} == {
+            "train": 4, "validation": 1,
+        }  # fmt: skip
+
     def test_without_parts_it_says_what_it_needs(self) -> None:
         with pytest.raises(InputError, match="reads column 'part'"):
             split_table(small(), "sprsound-official")
@@ -279,6 +290,14 @@ class TestEveryProtocol:
         table.loc[table["recording_id"].str.startswith("101_1b1"), "fold"] = 2
         split = split_table(table, "published-folds", fold=1, validation_fraction=0)
         assert split.stamp == "published-folds: group 101 of test is in train or validation too"
+
+    def test_two_groups_that_no_test_part_shares_are_enough_to_validate(self) -> None:
+        names = small(8)["recording_id"]
+        shared = [name[:3] in ("101", "102", "103", "104", "105", "106") for name in names]
+        fold = [1 if also and "_1b1_" in name else 2 for name, also in zip(names, shared, strict=True)]
+        split = split_table(small(8).assign(fold=fold), "published-folds", fold=1)
+        validating = patients(small(8), split.parts["validation"])
+        assert validating and validating <= {"107", "108"}
 
     def test_of_few_cycles_one_is_tested_and_one_validates(self) -> None:
         split = split_table(small(1, 1, 4), "random-80-20")
