@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from laennec import writing
+from laennec import aside
 from laennec.errors import InputError
 from laennec.locks import tidy
 from laennec.writing import folder_aside, others_write, refuse_others, write_aside, writing_error
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path, mo
             raise OSError(errno.EACCES, "no")
         honest(source, target)
 
-    monkeypatch.setattr(writing, "exchanged", lambda one, other: False)  # a system that cannot exchange two names
+    monkeypatch.setattr(aside, "exchanged", lambda one, other: False)  # a system that cannot exchange two names
     monkeypatch.setattr(os, "replace", fails_at_the_last_step)
     with pytest.raises(InputError, match="no permission"), folder_aside(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
@@ -158,12 +158,12 @@ def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from laennec import writing
+from laennec import aside
 from laennec.locks import one_at_a_time
 from laennec.writing import folder_aside, write_aside
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if "between" in sys.argv:  # the two steps of a swap where a system has no single one
-    writing.exchanged = lambda one, other: False
+    aside.exchanged = lambda one, other: False
     honest = os.replace
     def once(source, target):
         honest(source, target)

@@ -12,6 +12,8 @@ import ctypes
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -20,6 +22,7 @@ except ImportError:  # no such locks on Windows: what a kill leaves there stays
     fcntl = None  # type: ignore[assignment]
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_PATIENCE = 500  # hundredths of a second
 
 
 def new_file(path: Path) -> tuple[int, int | None, Path]:
@@ -64,7 +67,6 @@ def new_folder(path: Path) -> tuple[int | None, Path]:
             break
         if is_ours(handle, place):
             if not any(place.iterdir()):
-                _restore(path)
                 return handle, place
             shutil.rmtree(place)
         elif place.exists():
@@ -92,9 +94,56 @@ def exchanged(one: Path, other: Path) -> bool:
     return bool(exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
 
 
-def _restore(path: Path) -> None:
+def swap(new: Path, path: Path) -> None:
+    """Put a folder in another's place, in one step where the system can; where that fails the other one stays.
+
+    Only one process at a time may do so for a place.
+    """
+    restore(path)
+    if path.is_dir() and not path.is_symlink():
+        # what comes out lies where the next one would begin: until it is gone that name is ours
+        with _owned(path):
+            if exchanged(new, path):
+                shutil.rmtree(new, ignore_errors=True)
+                return
+    old = old_of(path)
+    if os.path.lexists(path):
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if os.path.lexists(old):
+            os.replace(old, path)
+        raise
+    if old.is_symlink():  # a link goes, what it leads to stays
+        old.unlink()
+    elif old.is_dir():
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; who has just put it there lets go of it soon."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) if fcntl else None
+    try:
+        for _ in range(_PATIENCE if fcntl else 0):
+            if handle is None or is_ours(handle, folder):
+                break
+            time.sleep(0.01)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def old_of(path: Path) -> Path:
+    """Where a folder lies while another one takes its place, on systems that cannot exchange the two."""
+    return path.with_name(f".{path.name}.old")
+
+
+def restore(path: Path) -> None:
     """Put back the folder that a kill between two steps of a swap left beside its place; or take away what was left."""
-    old = path.with_name(f".{path.name}.old")
+    old = old_of(path)
     if old.is_symlink():
         old.unlink()
     elif old.is_dir() and not os.path.lexists(path):

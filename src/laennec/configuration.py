@@ -41,7 +41,8 @@ class LaennecConfig(PreTrainedConfig):
         intercepts: What is added to it then (Platt), by label name; 0 where absent.
         operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on".
         tasks: Further questions that heads of their own answer, by name: "labels", "level" (None for the cycles
-            themselves) and "leanings", what the first class' logit is lowered by.
+            themselves), "leanings", what the first class' logit is lowered by, and "smoothing", how strongly the mean
+            of a recording is mixed into the answers to its cycles.
         sampling_rate: Of the sound that the features are made of, in Hz; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from laennec.aside import exchanged, new_file, new_folder
+from laennec.aside import new_file, new_folder, old_of, restore, swap
 from laennec.errors import InputError
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -221,6 +221,12 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
     try:
         with others_write(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            from laennec.locks import one_at_a_time  # which writes, too
+
+            swapping = path.with_name(f"{path.name}.swap")
+            if os.path.lexists(old_of(path)):
+                with one_at_a_time(swapping):
+                    restore(path)
             lock, temporary = new_folder(path)
             yield temporary
             for file in temporary.rglob("*"):
@@ -229,10 +235,8 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             os.chmod(temporary, 0o777 & ~_umask())
-            from laennec.locks import one_at_a_time  # which writes, too
-
-            with one_at_a_time(path.with_name(f"{path.name}.swap")):
-                _swap(temporary, path)
+            with one_at_a_time(swapping):
+                swap(temporary, path)
             temporary = None
     finally:
         if temporary is not None:
@@ -260,26 +264,6 @@ def scratch_folder(place: str | Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
             os.close(lock)
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put a folder in another's place, in one step where the system can; where that fails the other one stays."""
-    if path.is_dir() and not path.is_symlink() and exchanged(new, path):
-        shutil.rmtree(new, ignore_errors=True)
-        return
-    old = new.with_suffix(".old")
-    if os.path.lexists(path):
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        if os.path.lexists(old):
-            os.replace(old, path)
-        raise
-    if old.is_symlink():  # a link goes, what it leads to stays
-        old.unlink()
-    elif old.is_dir():
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_others(folder: str | Path, ours: Collection[str], remedy: str) -> None:

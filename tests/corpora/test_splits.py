@@ -299,6 +299,16 @@ class TestEveryProtocol:
         validating = patients(small(8), split.parts["validation"])
         assert validating and validating <= {"107", "108"}
 
+    def test_a_published_fold_of_nobody_here_is_refused(self) -> None:
+        folds = {str(101 + person): (0, 2)[person % 2] for person in range(10)} | {"226": 4}
+        assert patients(small(), split_table(small(), "patient-5fold", fold=2, folds=folds).parts["test"]) == {
+            "102", "104", "106", "108", "110",
+        }  # fmt: skip
+        with pytest.raises(InputError, match=r"none of the patients here is of the published fold 4; .* of 0, 2$"):
+            split_table(small(), "patient-5fold", fold=4, folds=folds)
+        with pytest.raises(InputError, match="there is no fold 1; the folds are 0, 2, 4"):
+            split_table(small(), "patient-5fold", fold=1, folds=folds)
+
     def test_of_few_cycles_one_is_tested_and_one_validates(self) -> None:
         split = split_table(small(1, 1, 4), "random-80-20")
         assert {name: len(rows) for name, rows in split.parts.items()} == {"train": 2, "validation": 1, "test": 1}

@@ -144,7 +144,11 @@ def together(work, times=8):
     return errors
 
 
-def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp_path):
+@pytest.mark.parametrize("exchanging", [True, False], ids=["in one step", "in two"])
+def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp_path, monkeypatch, exchanging):
+    if not exchanging:
+        monkeypatch.setattr("laennec.aside.exchanged", lambda one, other: False)
+
     def write(number):
         for turn in range(5):
             with folder_aside(tmp_path / "result") as folder:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -446,6 +446,7 @@ def head_and_body_of(text):
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
+@example("0\x85\x1b\x850")
 def test_escaped_text_is_shown_as_it_stands(text):
     page = Page(escaped(text))
     assert page.text.strip() == " ".join(plain(text).split()) and set(page.tags) <= {"p"}

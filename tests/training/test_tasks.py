@@ -7,10 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForAudioClassification
 
 from laennec.cli import main
-from laennec.evaluation.leaning import answer_with, fit_leaning
+from laennec.evaluation.leaning import answer_with, fit_leaning, fit_smoothing
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.training.config import ConfigError, load_recipe
 from laennec.training.official import official_scores, write_submission
@@ -18,7 +19,7 @@ from laennec.training.tasks import tasks_of
 from runs import what_it_left
 
 TASKS = {
-    "event": {"labels": list(SPRSOUND_TASKS["1-2"])},
+    "event": {"labels": list(SPRSOUND_TASKS["1-2"]), "smooth": True},
     "record": {"level": "record", "labels": list(SPRSOUND_TASKS["2-2"]), "batch_size": 2, "windows": 2},
 }
 
@@ -72,7 +73,9 @@ def test_each_question_has_its_loss_its_head_and_its_leaning(run):
     for name, task in TASKS.items():
         assert model.config.tasks[name]["labels"] == task["labels"]
         assert model.config.tasks[name]["leanings"] == record["tasks"][name]["leanings"]
+        assert model.config.tasks[name].get("smoothing") == record["tasks"][name].get("smoothing")
         assert model.tasks[name].classifier.out_features == len(task["labels"])
+    assert 0 <= record["tasks"]["event"]["smoothing"] <= 1 and "smoothing" not in record["tasks"]["record"]
     assert model.config.label_names == ["crackle", "wheeze"]  # what everybody else asks is untouched
 
 
@@ -118,7 +121,7 @@ def test_scores_are_those_of_the_answer_files(run, corpus, tmp_path, capsys):
         assert set(answers) == set(expected) and set(answers.values()) <= set(SPRSOUND_TASKS[task])
         assert POOR_QUALITY not in answers.values()
         naive = sprsound_task(task, [expected[name] for name in answers], list(answers.values()))
-        assert scores[task] == pytest.approx(naive), task
+        assert {k: v for k, v in scores[task].items() if k != "smoothing"} == pytest.approx(naive), task
         assert f"task {task} " in said
     assert scores["total"] == pytest.approx(sprsound_total({task: scores[task]["Score"] for task in SPRSOUND_TASKS}))
     # the run itself, on the corpus that has gained nothing, gives the same answers
@@ -166,6 +169,8 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
         ({"tasks.event.colour": "red"}, "unknown key 'colour'"),
         ({"tasks.event.weight": 0}, "above 0, and two labels"),
         ({"tasks.event.labels": ["Normal"]}, "two labels at least"),
+        ({"tasks.event.smooth": 3}, "smooth is true or false"),
+        ({"tasks.record.smooth": True}, "only for questions about cycles"),
         ({"encoder.frozen": True}, "encoder.frozen"),
         ({"features.context_cycles": 1}, "context_cycles"),
     ],
@@ -206,6 +211,28 @@ def test_the_fitted_leaning_is_the_best_of_a_plain_search():
         }
         own = sprsound_task(task, truth, answer_with(LABELS, logits, fitted[way], way).tolist())["Score"]
         assert own == pytest.approx(max(tried.values())) and own > tried[0.0]
+
+
+def test_the_fitted_smoothing_ranks_abnormal_events_best():
+    random = np.random.default_rng(4)
+    recordings = [f"r{row // 6}" for row in range(240)]
+    ill = random.random(40) < 0.4
+    codes = np.where(np.repeat(ill, 6) & (random.random(240) < 0.8), random.integers(1, 4, 240), 0)
+    logits = random.normal(size=(240, 4)) + 1.2 * np.eye(4)[codes]
+    strength = fit_smoothing(codes, logits, recordings)
+
+    def area(mixed):
+        abnormal = mixed.copy()
+        for name in set(recordings):
+            rows = [row for row in range(240) if recordings[row] == name]
+            abnormal[rows] = (1 - strength_tried) * mixed[rows] + strength_tried * mixed[rows].mean(0)
+        return roc_auc_score(codes > 0, np.log(np.exp(abnormal[:, 1:]).sum(1)) - abnormal[:, 0])
+
+    areas = {}
+    for strength_tried in np.linspace(0, 1, 21):
+        areas[round(strength_tried, 2)] = area(logits)
+    assert areas[strength] == pytest.approx(max(areas.values())) and 0 < strength < 1 and areas[strength] > areas[0.0]
+    assert fit_smoothing(np.zeros(6, int), logits[:6], recordings[:6]) == 0.0
 
 
 def test_tasks_without_truth_have_no_score_and_no_answers_no_files(tmp_path):

@@ -312,6 +312,11 @@ def _folds(frame: pd.DataFrame, fold: int, seed: int, folds: Mapping[str, int] |
                 "correct patient_list_foldwise.txt or give no folds"
             )
         number = np.array([int(folds[patient]) for patient in patients], dtype=np.int64)
+        if fold in known and fold not in number:
+            raise InputError(
+                f"protocol 'patient-5fold': none of the patients here is of the published fold {fold}; there are "
+                f"patients of {', '.join(map(str, sorted(set(number.tolist()))))}"
+            )
     if fold not in known:
         raise InputError(f"there is no fold {fold}; the folds are {', '.join(map(str, known))}")
     return number

@@ -12,8 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.evaluation.metrics import FloatArray, exact_sensitivity, none_if_nan, specificity, sprsound_score
+from laennec.evaluation.metrics import (
+    FloatArray,
+    auroc,
+    exact_sensitivity,
+    none_if_nan,
+    specificity,
+    sprsound_score,
+)
 from laennec.evaluation.metrics import confusion_matrix as confusion
+from laennec.evaluation.smoothing import STRENGTHS, smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY
 
 WAYS = ("two", "all")
@@ -82,3 +90,24 @@ def fit_leaning(labels: Sequence[str], codes: NDArray[np.int64], logits: FloatAr
         equal = np.flatnonzero(np.isclose(scores, max(scores)))
         best[way] = float(np.round(_GRID[equal[len(equal) // 2]], 4)) if max(scores) >= 0 else 0.0
     return best
+
+
+def fit_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings: Sequence[str]) -> float:
+    """How strongly a recording's mean is mixed into its rows: where normal and abnormal ones are ranked best apart.
+
+    Args:
+        codes: True classes (rows,), 0 the normal one.
+        logits: (rows, labels).
+        recordings: Recording of each row (rows,).
+
+    Returns:
+        One of `STRENGTHS`, the first of equals; 0 where all rows are normal or none is.
+    """
+    abnormal = (codes > 0).astype(int)
+    if abnormal.min(initial=1) == abnormal.max(initial=0):
+        return 0.0
+    areas = []
+    for strength in STRENGTHS:
+        mixed = smooth_logits(logits, list(recordings), strength)
+        areas.append(float(auroc(abnormal, np.logaddexp.reduce(mixed[:, 1:], axis=1) - mixed[:, 0])))
+    return STRENGTHS[int(np.argmax(np.round(areas, 9)))]

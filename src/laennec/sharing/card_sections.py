@@ -164,7 +164,8 @@ def _official(scores: Mapping[str, Any] | None) -> Markdown | None:
         figures = [score.get(name) for name in ("Score", "SE", "SP", "balanced_accuracy", "poor_quality_recall")]
         heard = score.get("poor_quality_recall") is not None
         cells = ["not defined" if v is None else f"{v:.1f}" for v in figures[:4]]
-        rows.append((task, *cells, f"{figures[4]:.1f} of {score['n_poor_quality']}" if heard else ""))
+        name = task + (f", mixed with the recording by {score['smoothing']:g}" if score.get("smoothing") else "")
+        rows.append((name, *cells, f"{figures[4]:.1f} of {score['n_poor_quality']}" if heard else ""))
     return table(("task", "Score", "SE", "SP", "balanced accuracy", "Poor Quality recall"), rows) if rows else None
 
 

@@ -28,8 +28,8 @@ class Markdown(str):
 
 def plain(value: Any) -> str:
     """One line without control characters."""
-    text = re.sub(r"\s+", " ", str(value))
-    return "".join(c for c in text if c.isprintable()).strip()
+    text = "".join(c for c in str(value) if c.isprintable() or c.isspace())
+    return re.sub(r"\s+", " ", text).strip()
 
 
 def escaped(value: Any) -> Markdown:

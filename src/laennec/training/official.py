@@ -1,7 +1,8 @@
 """Stage 9, evaluation: SPRSound's four tasks, scored as the challenge does, and the answer files it takes.
 
-Decided here: a question that the model was trained on is answered by that head, at the leaning that validation chose;
-a model of crackle and wheeze alone answers events by its two bits (the commonest event of each kind stands for it), and
+Decided here: a question that the model was trained on is answered by that head, at the leaning that validation chose,
+and where its recipe asks for it mixed with the answers to the rest of the recording, which the challenge gives whole. A
+model of crackle and wheeze alone answers events by its two bits (the commonest event of each kind stands for it), and
 recordings not at all: their annotation must not be read to answer them. Both conventions of Poor Quality are scored:
 never answered (the published comparisons), and answered where it is likeliest. Events are numbered from 0 in the order
 of the annotation file, as `<recording>_<i>.wav`.
@@ -18,6 +19,7 @@ import pandas as pd
 from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation.leaning import ADVENTITIOUS, answer_with
+from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.training.config import Recipe
 from laennec.training.parts import load_parts
@@ -29,6 +31,7 @@ _OF_BITS = {
     "1-2": {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"},
     "2-2": {(0, 0): "Normal", (1, 0): "DAS", (0, 1): "CAS", (1, 1): "CAS & DAS"},
 }
+_MIXED = "smoothing"  # how strongly a recording's mean was mixed in
 _WAYS = {"1-1": "two", "1-2": "all", "2-1": "two", "2-2": "all"}
 
 
@@ -108,6 +111,8 @@ def _answers(model: Any, head: str, asked: tuple[str, ...], logits: Any, table: 
     """What a head of its own answers; with Poor Quality too where it has that class."""
     settings = model.config.tasks[head]
     labels, leanings = settings["labels"], settings.get("leanings") or {}
+    strength = float(settings.get("smoothing") or 0.0)
+    logits = smooth_logits(logits, column_of(table, "recording_id"), strength)
     found = {}
     for task in asked:
         way = _WAYS[task]
@@ -116,6 +121,8 @@ def _answers(model: Any, head: str, asked: tuple[str, ...], logits: Any, table: 
         if POOR_QUALITY in labels:
             answers = answer_with(labels, logits, leaning, way, poor_quality=True)
             found[f"{task} with {POOR_QUALITY}"] = _table(task, table, answers)
+    for answered in found.values():
+        answered.attrs[_MIXED] = strength
     return found
 
 
@@ -154,6 +161,8 @@ def official_scores(answers: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
         known = table[table["truth"].notna()]
         if len(known):
             scores[task] = sprsound_task(task.split(" ")[0], list(known["truth"]), list(known["answer"]))
+            if strength := table.attrs.get(_MIXED):
+                scores[task][_MIXED] = strength
     plain = {task: scores[task]["Score"] for task in _WAYS if task in scores}
     if len(plain) == len(_WAYS) and None not in plain.values():
         scores["total"] = sprsound_total(plain)
@@ -173,6 +182,7 @@ def official_lines(scores: dict[str, Any] | None) -> list[str]:
         text += f"  balanced accuracy {_text(score['balanced_accuracy'])}"
         if score.get("poor_quality_recall") is not None:
             text += f"  Poor Quality recall {_text(score['poor_quality_recall'])} of {score['n_poor_quality']}"
+        text += f"  (mixed with the recording by {score[_MIXED]:g})" if score.get(_MIXED) else ""
         lines.append(f"  {'task ' + task:<34}{text}")
     return lines
 

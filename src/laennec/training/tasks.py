@@ -28,7 +28,8 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import CycleWaveforms, cache_root
 from laennec.corpora.table import column_of, to_arrow
 from laennec.errors import InputError
-from laennec.evaluation.leaning import answer_with, fit_leaning
+from laennec.evaluation.leaning import answer_with, fit_leaning, fit_smoothing
+from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY
 from laennec.training.batches import CycleDataset, Targets, collate_cycles, targets_of, view_seed
 from laennec.training.config import ConfigError, Recipe
@@ -38,7 +39,7 @@ from laennec.training.parts import Part, load_parts, make_draws, make_filter, ma
 from laennec.training.settings import TargetSettings
 
 GROUP = "task "  # before its name among the groups of a batch
-_KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s"}
+_KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Task:
         batch_size: level: recordings beside each batch.
         windows: level: windows of each of these.
         window_s: level: length of a window; None for the front end's own length.
+        smooth: cycles: whether the official answers are mixed with those of the whole recording, as far as validation
+            patients choose.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Task:
     batch_size: int = 5
     windows: int = 3
     window_s: float | None = None
+    smooth: bool = False
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
@@ -85,6 +89,8 @@ def tasks_of(recipe: Recipe) -> list[Task]:
         numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
         if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
             raise ConfigError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+        if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
+            raise ConfigError(f"{where}.smooth is true or false, and true only for questions about cycles")
         if task.level is not None and task.window_s is None:
             if recipe.features.duration_s is None:
                 raise ConfigError(f"{where}: say window_s, for cycles are heard at their own length")
@@ -354,10 +360,10 @@ def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
 def fit_leanings(
     model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: Part
 ) -> dict[str, dict[str, Any]]:
-    """Fit on validation how far each question leans, store it in the model's config, and say what it reaches there.
+    """Fit on validation how far each question leans (and is smoothed), and store it in the model's config.
 
     Returns:
-        {name: {"leanings": {...}, "validation": scores}} for the run's record.
+        {name: {"leanings": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where asked.
     """
     record = {}
     for task in tasks:
@@ -366,10 +372,17 @@ def fit_leanings(
             _, table = level_tables(recipe, task.level, set(validation.table["patient_id"]))
         codes = codes_of(task, table)
         logits = task_logits(model, extractor, task.name, table, recipe)
+        fitted: dict[str, Any] = {}
+        if task.smooth:
+            recordings = column_of(table, "recording_id")
+            known = np.flatnonzero(codes >= 0)
+            fitted["smoothing"] = fit_smoothing(codes[known], logits[known], [recordings[row] for row in known])
+            logits = smooth_logits(logits, recordings, fitted["smoothing"])
         leanings = fit_leaning(task.labels, codes[codes >= 0], logits[codes >= 0])
-        model.config.tasks[task.name]["leanings"] = leanings
+        fitted["leanings"] = leanings
+        model.config.tasks[task.name] |= fitted
         answers = {way: answer_with(task.labels, logits, leaning, way) for way, leaning in leanings.items()}
-        record[task.name] = {"leanings": leanings, "rows": int((codes >= 0).sum()), "answers": {
+        record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
             way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
         }}  # fmt: skip
     return record
