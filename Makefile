@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM := false
 # what `make soak` runs beside the tests that are marked soak; each puts its row into reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,kills.py decoders.py fuzz.py long.py truths.py mutants.py lines.py))
 
-.PHONY: install lock demo test tests coverage soak check fix bench readme clean best-sprsound
+.PHONY: install lock audit demo test tests coverage soak check fix bench readme clean best-sprsound
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,11 @@ $(VENV)/.installed: pyproject.toml requirements.lock requirements-cpu.lock requi
 lock:
 	$(PYTHON) tests/supply/lock.py
 
+# known holes in what is installed; asks PyPI, so it says nothing where PyPI is not to be reached
+audit: install
+	$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit
+	.audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock -r requirements-cpu.lock
+
 demo: install
 	$(BIN)/laennec train recipes/demo/add_cnn.yaml --overwrite
 	$(BIN)/laennec evaluate runs/demo
@@ -41,8 +46,10 @@ demo: install
 test: install
 	@$(MAKE) --no-print-directory -j 2 check tests
 
+# one more than there are cores, for tests that wait
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 tests: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4
 
 # lines of the package that the tests run, in every process they start
 coverage: install

@@ -34,7 +34,11 @@ def tiny_whisper(tmp_path_factory):
 
 def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
     """Flags that put small things of the same kind in the place of downloads and large corpora."""
-    flags = {"train.max_steps": 2, "schedule.pretrain_epochs": min(recipe.schedule.pretrain_epochs, 1)}
+    flags = {
+        "train.max_steps": 2,
+        "train.batch_size": min(recipe.train.batch_size, 8),
+        "schedule.pretrain_epochs": min(recipe.schedule.pretrain_epochs, 1),
+    }
     if recipe.corpus.name in ("icbhi2017", "synthetic"):
         flags |= {"corpus.name": "synthetic", "corpus.data_dir": str(small_corpus)}
     if recipe.encoder.type == "ast":

@@ -12,6 +12,7 @@ import time
 import pytest
 import yaml
 
+from forked import laennec
 from laennec.cli import main
 from laennec.errors import InputError
 from laennec.locks import alone_at, lock_of, one_at_a_time
@@ -60,13 +61,13 @@ def one_line(capsys, *said):
 
 
 def test_a_folder_that_is_trained_into_is_refused_until_its_owner_is_dead(tiny_recipe, tmp_path, capsys):
-    settings = {**tiny_recipe, "train": {**tiny_recipe["train"], "epochs": 12}, "output_dir": str(tmp_path / "run")}
+    settings = {**tiny_recipe, "train": {**tiny_recipe["train"], "epochs": 6}, "output_dir": str(tmp_path / "run")}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
     line = ["train", str(tmp_path / "r.yaml")]
     lock = lock_of(tmp_path / "run" / "run.json")
     lock.parent.mkdir()
     lock.write_text("1 another-host.example\n")  # what a lock says of its owner is nothing to go by
-    owner = subprocess.Popen([sys.executable, "-m", "laennec", *line], stdout=subprocess.PIPE, text=True)
+    owner = laennec(*line)
     assert any("epoch 2/" in said for said in owner.stdout)
     os.kill(owner.pid, signal.SIGSTOP)  # it lives, and does not get on
     capsys.readouterr()

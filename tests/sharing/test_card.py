@@ -337,7 +337,8 @@ def test_a_head_without_a_licence_is_refused_even_without_marks(scored, tmp_path
     refuse_unfinished(tmp_path)
 
 
-def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path):
+def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
     assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
     card = render_card(run)
@@ -358,7 +359,8 @@ def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
-def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path):
+def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
     assert main(["evaluate", str(run), "--draws", "30"]) == 0
     assert main(["evaluate", str(run), "--split", "validation", "--draws", "20", "--out", str(tmp_path / "own")]) == 0

@@ -204,8 +204,9 @@ def test_pictures_of_every_shape_are_drawn_without_a_word(tmp_path, kind, recwar
             {"rule": "most probable class", "thresholds": None, "temperatures": {}},
         )
     made = timeline(rng.random((count, len(labels))) * (kind != "nothing"), spans, places, decision, labels)
-    waveform = rng.standard_normal(int(4000 * sound)).astype(np.float32)
-    figure = timeline_figure(made, spectrogram_of(waveform, 4000, 40_000))
+    rate, sound = (100, made["duration_s"]) if kind == "hours" else (4000, sound)
+    waveform = rng.standard_normal(int(rate * sound)).astype(np.float32)
+    figure = timeline_figure(made, spectrogram_of(waveform, rate, 40_000))
     figure.canvas.draw()
     shown = [t for t in figure.axes[2].get_xticklabels() if t.get_text()]
     assert len(shown) >= 2 and shown[-1].get_text() == {"one window": "0.40", "hours": "2:20"}.get(
@@ -213,8 +214,8 @@ def test_pictures_of_every_shape_are_drawn_without_a_word(tmp_path, kind, recwar
     )
     boxes = [t.get_window_extent() for t in shown]
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), "labels of the time axis overlap"
-    first = write_picture(tmp_path / "a.png", made, spectrogram_of(waveform, 4000, 40_000)).read_bytes()
-    assert first == write_picture(tmp_path / "b.png", made, spectrogram_of(waveform, 4000, 40_000)).read_bytes()
+    first = write_picture(tmp_path / "a.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
+    assert first == write_picture(tmp_path / "b.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
     assert imread(tmp_path / "a.png").shape[1] > 1500
     # what others left open may be swept up meanwhile
     assert [str(w.message) for w in recwarn if not issubclass(w.category, ResourceWarning)] == []

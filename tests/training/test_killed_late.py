@@ -53,6 +53,7 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     before = len(counted(run / "run.json"))
+    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
 
     def stop(new, path):
         raise KeyboardInterrupt

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from forked import script
 from laennec.cli import main
 from laennec.configuration import LaennecConfig
 from laennec.evaluation.calibration import fit_on_validation, sigmoid
@@ -112,9 +111,7 @@ say = lambda **how: {r["label"]: r["score"] for r in pipe({"raw": sound.copy(), 
     pipe.feature_extractor.sampling_rate}, **how)}
 print(json.dumps([say(), say(function_to_apply="none"), say(top_k=1)]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(run / "model"), str(recording)], capture_output=True, text=True, timeout=120
-    )
+    done = script(code, run / "model", recording).done()
     assert done.returncode == 0, done.stderr
     piped, raw, top = json.loads(done.stdout.splitlines()[-1])
     for k, name in enumerate(NAMES):
