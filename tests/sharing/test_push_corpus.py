@@ -274,7 +274,7 @@ def test_a_push_that_is_refused_before_any_work(case: str, hub: HubServer, home:
     one_line(found, *words)
     assert "terms of Synthetic lung sounds" in found[1] and "train:" not in found[1]  # the corpus was not even read
     assert not [repo for _, repo in hub.repos if repo in ("tester/new", "tester/a--b", "a/b")]
-    assert not list((home / "cache" / "exports").iterdir())
+    assert not list((home / "cache").glob("exports/*"))
 
 
 def test_public_is_public_for_who_says_so_and_never_by_accident(hub: HubServer, prepare: Any) -> None:
