@@ -362,7 +362,8 @@ def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
 def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
-    assert main(["evaluate", str(run), "--draws", "30"]) == 0
+    roundabout = str(tmp_path / "run" / ".." / "run" / "evaluation-test")
+    assert main(["evaluate", str(run), "--draws", "30", "--out", roundabout]) == 0
     assert main(["evaluate", str(run), "--split", "validation", "--draws", "20", "--out", str(tmp_path / "own")]) == 0
     evaluations = read(run / "run.json")["evaluations"]
     assert [("result" in looked, looked["split"]) for looked in evaluations] == [

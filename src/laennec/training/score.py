@@ -311,7 +311,7 @@ def _write(
         write_report(temporary, record, evaluation, predictions)
         if run is not None:
             looked = run["evaluations"][-1]
-            if folder.absolute().parent == run_path.absolute().parent:  # a card speaks of the parts scored in the run
+            if folder.parent.resolve() == run_path.parent.resolve():  # a card speaks of the parts scored in the run
                 evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
                 looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
             counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
