@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laennec.corpora.leaks import metadata_frame
+from laennec.corpora.leaks import metadata_frame, some
 from laennec.corpora.splits import (
     PROTOCOLS,
     SplitResult,
@@ -410,6 +410,9 @@ class TestLeaks:
         table["start_s"], table["end_s"] = 0.0, 1.0
         with pytest.raises(InputError, match="duplicated recordings"):
             split_table(table, "patient-5fold")
+
+    def test_three_names_are_named_and_more_are_not(self) -> None:
+        assert some(["a", "b", "c"]) == "a, b, c" and some(["a", "b", "c", "d"]) == "a, b, c, ..."
 
     def test_what_could_not_be_checked_is_counted(self) -> None:
         table = small(2)

@@ -118,6 +118,23 @@ def test_groups_that_fill_no_batch_and_those_of_few_patients_are_counted():
     assert meeting_of(PretrainSettings(match=["sex"], batch_size=2), table(rows[:4])).notes == []
 
 
+def test_unmatched_batches_hold_everybody_once_an_epoch():
+    meeting = meeting_of(PretrainSettings(), table([("1", "Al", 3.0, "F")] * 7))
+    sampler = make_pretrain_sampler(PretrainSettings(), meeting, ["1"] * 7, 3)
+    assert sorted(sampler.order(0)) == list(range(7)) and sampler.order(0).tolist() != sampler.order(1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("no_partner", "what"), [("drop", "are left out"), ("own_views", "are paired with themselves")]
+)
+def test_what_becomes_of_those_without_a_partner_is_said(no_partner, what):
+    rows = [("1", "Al", 3.0, "F")] * 2 + [("2", "Al", 3.0, "F")]
+    chosen = PretrainSettings(pairs="same_patient_same_location", no_partner=no_partner)
+    assert meeting_of(chosen, table(rows)).notes == [
+        f"pretrain.pairs: 1 of 3 cycles have no partner under same_patient_same_location and {what}"
+    ]
+
+
 def test_a_corpus_that_is_too_small_is_told_why():
     with pytest.raises(ConfigError, match=r"1 cycles can take part, fewer than 2; use a larger corpus$"):
         meeting_of(PretrainSettings(), table([("1", "Al", 3.0, "F")]))

@@ -223,6 +223,12 @@ def test_coverage_counts_what_a_double_loop_counts():
     assert sampler.epoch == 0
 
 
+@pytest.mark.parametrize("given", [{}, {"labels": [0, 1] * 3}, {"rows_per_batch": 2}])
+def test_coverage_needs_labels_and_a_batch_size(given):
+    with pytest.raises(ValueError, match="EpochSampler knows no labels or batch size"):
+        coverage(EpochSampler(6), **given)
+
+
 def test_coverage_finds_batches_of_one_class_and_gives_the_unknown_no_pairs():
     labels = np.array([0, 0, 1, 1, -1, -1])
     apart = coverage(EpochSampler(6, shuffle=False), labels=labels, rows_per_batch=2)
