@@ -284,6 +284,11 @@ class TestEveryProtocol:
         with pytest.raises(InputError, match="fold 1 means nothing under protocol 'random-80-20'"):
             split_table(table, "random-80-20", fold=1)
 
+    def test_two_groups_that_are_shared_are_two(self) -> None:
+        table = small(2).assign(fold=[int(name[6]) for name in small(2)["recording_id"]])
+        split = split_table(table, "published-folds", fold=1, validation_fraction=0)
+        assert split.stamp == "published-folds: 2 groups of test (101, 102) are in train or validation too"
+
     def test_one_group_that_is_shared_is_named(self) -> None:
         names = small(4)["recording_id"]
         table = small(4).assign(fold=[1 if name[:3] in ("101", "102") or "101_1b2" in name else 2 for name in names])
