@@ -126,7 +126,7 @@ def _owned(folder: Path) -> Iterator[None]:
     """Hold a folder's lock; who has just put it there lets go of it soon."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) if fcntl else None
     try:
-        for _ in range(_PATIENCE if fcntl else 0):
+        for _ in range(_PATIENCE):
             if handle is None or is_ours(handle, folder):
                 break
             time.sleep(0.01)
