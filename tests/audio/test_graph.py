@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.filterbanks import frame_mean
 from laennec.audio.graph import GraphFrontEnd
 from laennec.audio.presets import PRESETS
 from laennec.audio.recording import read_recording
@@ -14,9 +16,25 @@ from laennec.audio.recording import read_recording
 
 @pytest.fixture(scope="module")
 def sounds(shared_data: Path) -> list[Path]:
-    """Real recordings of both corpora."""
-    icbhi = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[:3]
-    return [*icbhi, *sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))[:3]]
+    """Real recordings of both corpora, two of them made at 4 kHz: their upper bands hold rounding alone."""
+    icbhi = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
+    low = [path for path in icbhi if soundfile.info(path).samplerate == 4000]
+    children = sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))
+    return [*icbhi[:2], *low[:2], *children[:2]]
+
+
+@pytest.mark.parametrize("width", [32, 40, 77, 400, 511])
+def test_the_mean_of_a_frame_is_added_up_in_torchs_order(width: int) -> None:
+    frames = (torch.randn(2, 5000, generator=torch.Generator().manual_seed(0)) + 0.3).unfold(1, width, 160)
+    torch.testing.assert_close(frame_mean(frames), frames.mean(-1, keepdim=True), atol=1e-6, rtol=0)
+    eighth = frames[..., : width // 8 * 8].unflatten(-1, (-1, 8))
+    if width == 32:  # four sums of one each, so the order is easily said
+        a, b, c, d = eighth.unbind(-2)
+        lanes = (((a + b) + c) + d).unbind(-1)
+        by_hand = torch.zeros_like(lanes[0])
+        for lane in lanes:
+            by_hand = by_hand + lane
+        assert torch.equal(frame_mean(frames)[..., 0], by_hand / width)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -38,9 +56,9 @@ def test_the_graph_gives_the_features_of_the_extractor(preset: str, length: str,
         wanted, mask = extractor.features(batch, lengths)
         values, own = graph(dirty, lengths)
         assert torch.equal(own, mask)
-        # the graph rounds less; 16-bit values (beats) have quiet bands that hold rounding alone, CLAP's are decibels
+        # the transform rounds less, which shows where 16-bit values (beats) hold rounding alone; CLAP's are decibels
         spread = max(1.0, float(wanted.std()))
-        largest, mean = (0.1, 1e-3) if preset == "beats" else (5e-4 * spread, 1e-5 * spread)
+        largest, mean = (0.02, 2e-4) if preset == "beats" else (5e-4 * spread, 1e-5 * spread)
         assert float((values - wanted).abs().max()) < largest
         assert float((values - wanted).abs().mean()) < mean
 
@@ -56,7 +74,7 @@ def test_zero_frames_are_what_transformers_fills_ast_up_with(sounds: list[Path])
         out = extractor(waveform, sampling_rate=16000)
         assert extractor.frames(samples) == 1024 == int(out.attention_mask.sum())
         expected = theirs(waveform, sampling_rate=16000, return_tensors="pt").input_values
-        torch.testing.assert_close(out.input_values, expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(out.input_values, expected, atol=4e-4, rtol=0)
 
 
 def test_zero_frames_of_a_batch_are_those_of_each_sound() -> None:

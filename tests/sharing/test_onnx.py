@@ -50,21 +50,26 @@ def encoder_of(kind, shared_root):
     if kind == "whisper":
         sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
         return load_encoder(None, type="whisper", max_source_positions=400, **sizes), "whisper"
+    if kind == "clap":
+        sizes = {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4}
+        return load_encoder(None, type="clap", patch_stride=[16, 16], patch_size=16, **sizes), "clap"
     if kind == "beats":
         return load_encoder(shared_root / "conformance" / "beats_tiny.pt"), "beats"
     return load_encoder(None, type="cnn", channels=[4, 8]), "song2021"
 
 
-@pytest.mark.parametrize("kind", ["ast", pytest.param("beats", marks=pytest.mark.soak), "cnn", "whisper"])
+@pytest.mark.parametrize(
+    "kind", ["beats", "cnn", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("ast", "clap", "whisper"))]
+)
 def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_path):
     torch.manual_seed(0)
     encoder, preset = encoder_of(kind, shared_root)
-    length = {"length": "natural"}
+    length = {} if kind == "clap" else {"length": "natural"}
     labels = {"id2label": {0: "crackle", 1: "wheeze"}, "label2id": {"crackle": 0, "wheeze": 1}}
     config = LaennecConfig(
         encoder.config,
         **labels,
-        pooling="mean",
+        pooling="encoder" if kind == "clap" else "mean",
         temperatures={"crackle": 2.0, "wheeze": 0.7},
         intercepts={"crackle": -0.3},
     )

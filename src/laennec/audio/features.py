@@ -221,7 +221,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         if self.length in ("repeat", "repeat_pad"):
             place = torch.where(length > target, place, step % length.clamp_min(1))
             if self.length == "repeat_pad":
-                whole = torch.div(target, length.clamp_min(1), rounding_mode="floor") * length
+                # a number divided by a tensor does not become a graph (laennec.audio.graph)
+                whole = torch.div(torch.full_like(length, target), length.clamp_min(1), rounding_mode="floor") * length
                 place = torch.where((length <= target) & (step >= whole), -1, place)
         elif self.length == "zero":
             place = place - torch.div((target - length).clamp_min(0), 2, rounding_mode="floor")

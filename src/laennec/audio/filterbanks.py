@@ -10,7 +10,7 @@ that fit the cache: on a CPU big batches are slower, not faster.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
@@ -127,6 +127,14 @@ class FrontEnd:
     def _lost_samples(self) -> int:
         return int(bool(self.pre_emphasis) and self.pre_emphasis_on == "signal")
 
+    @property
+    def _wide(self) -> bool:
+        """Whether float32 rounding would be all that is seen of bands without sound, where the original has float64.
+
+        Bins brought to variance 1 show whatever is in them; CLAP's decibels reach as far down as rounding does.
+        """
+        return self.normalise == "bins" or (self.log_floor < 1e-9 and not self.dynamic_range)
+
     def windows(self, samples: int) -> int:
         """Number of frames of a waveform before any are stacked; 0 where it is too short."""
         return int(self._windows_of(torch.tensor(samples)))
@@ -214,9 +222,7 @@ def window_function(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tens
 
 @lru_cache(maxsize=16)
 def _constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
-    # bins brought to variance 1 show whatever is in them: in bands without sound, that would be rounding alone
-    wide = front.normalise == "bins" and device.type != "mps"
-    dtype = torch.float64 if wide else torch.float32
+    dtype = torch.float64 if front._wide and device.type != "mps" else torch.float32
     return window_function(front, dtype).to(device), mel_filters(front, dtype).to(device)
 
 
@@ -300,13 +306,31 @@ def _mirror(signal: Tensor, lengths: Tensor, width: int) -> Tensor:
     return out.scatter_(1, lengths[:, None] + width + step, signal.gather(1, source))
 
 
+def frame_mean(framed: Tensor) -> Tensor:
+    """The mean of each frame, added up in an order of its own: (..., window) -> (..., 1).
+
+    In quiet bands of loud 16-bit audio the last bit of a mean shows: a library that adds in another order gives other
+    features there. The order (32 running sums, the first eight of them over what remains) is that of torch on x86,
+    which published Kaldi features were computed with; a graph follows it in every program that runs it.
+    """
+    width = framed.shape[-1]
+    if framed.dtype != torch.float32 or width < 32:  # float64 leaves nothing to show
+        return framed.mean(-1, keepdim=True)
+    whole, eights = width // 32 * 32, width // 8 * 8
+    running = reduce(torch.add, framed[..., :whole].unflatten(-1, (whole // 32, 4, 8)).unbind(-3))
+    first, *others = running.unbind(-2)
+    left = [framed[..., start : start + 8] for start in range(whole, eights, 8)]
+    single = framed[..., eights:].split(1, -1) if eights < width else ()
+    return reduce(torch.add, [*single, *reduce(torch.add, [first, *left, *others]).split(1, -1)]) / width
+
+
 def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
     """Window, power spectrum, filters, log, normalisation: (rows, frames, window) -> `out` (rows, frames, mels)."""
     window, filters = _constants(front, framed.device)
     width = front.window_samples
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
-        framed = framed - framed.mean(-1, keepdim=True)
+        framed = framed - frame_mean(framed)
     buffer = framed.new_zeros(*framed.shape[:2], front.fft_samples)
     if front.pre_emphasis and front.pre_emphasis_on == "frame":
         # product and difference are rounded one after the other: in quiet bands of loud 16-bit audio float32 rounding

@@ -2,15 +2,17 @@
 
 Decided here: the numbers are those of `LaennecFeatureExtractor.features`, whose own code looks at lengths to save work
 and fills buffers in place, which no graph can. Nothing here looks at a value: a batch of any size and length takes the
-same way. The Fourier transform is in float64: that of onnxruntime in float32 is off by more than the quiet bands of a
-real recording hold, wherever its length is no power of two. A test compares both on real recordings.
+same way. What comes before the Fourier transform is rounded step by step as there: of a recording made at a low rate
+the upper bands of 16-bit values (BEATs) hold that rounding and nothing else. The transform itself is in float64: that
+of onnxruntime in float32 is off by more than the quiet bands of a real recording hold, wherever its length is no power
+of two. A test compares both on real recordings.
 """
 
 import torch
 from torch import Tensor, nn
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.filterbanks import FrontEnd, mel_filters, window_function
+from laennec.audio.filterbanks import FrontEnd, frame_mean, mel_filters, window_function
 from laennec.audio.normalising import own, raise_quiet, stack, standardise_bins, waveform_frames
 
 
@@ -27,9 +29,9 @@ class GraphFrontEnd(nn.Module):
     def __init__(self, extractor: LaennecFeatureExtractor) -> None:
         super().__init__()
         self.extractor, self.front = extractor, extractor.front
-        dtype = torch.float64 if self.front.normalise == "bins" else torch.float32
+        dtype = torch.float64 if self.front._wide else torch.float32
         if not self.front.is_waveform:
-            self.register_buffer("window", window_function(self.front, dtype).double())
+            self.register_buffer("window", window_function(self.front, dtype))
             self.register_buffer("filters", mel_filters(self.front, dtype))
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,10 +61,10 @@ class GraphFrontEnd(nn.Module):
             signal = signal[:, : signal.shape[1] - front.hop_samples]
         framed = signal.to(self.window.dtype).unfold(1, front.window_samples, front.hop_samples)
         if front.remove_frame_mean:
-            framed = framed - framed.mean(-1, keepdim=True)
+            framed = framed - frame_mean(framed)
         if front.pre_emphasis and front.pre_emphasis_on == "frame":
             framed = framed - front.pre_emphasis * torch.cat([framed[..., :1], framed[..., :-1]], -1)
-        spectrum = torch.view_as_real(torch.fft.rfft(framed * self.window, n=front.fft_samples))
+        spectrum = torch.view_as_real(torch.fft.rfft((framed * self.window).double(), n=front.fft_samples))
         energy = spectrum.square().sum(-1).to(self.filters.dtype) @ self.filters
         floored = energy.clamp_min(front.log_floor) if front.log_floor_rule == "max" else energy + front.log_floor
         return (floored.log().float() - front.mean) * (0.5 / front.std)

@@ -158,7 +158,10 @@ def _export(
                 verbose=False,
             )
     except Exception as error:  # the exporter raises what it likes for an operation that it does not know
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        deepest: BaseException = error
+        while deepest.__cause__ is not None:  # the exporter says what to do first, and what happened last
+            deepest = deepest.__cause__
+        reason = next((line.strip() for line in str(deepest).splitlines() if line.strip()), type(deepest).__name__)
         raise InputError(
             f"{run}: no ONNX export of {type(model.encoder).__name__}: {reason[:160]}; use --format full"
         ) from error
