@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
+# what is compiled stays: the tests start processes by the dozen
+export PYTHONDONTWRITEBYTECODE :=
 
 # what `make soak` runs beside the tests that are marked soak; each puts its row into reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,kills.py decoders.py fuzz.py long.py truths.py mutants.py lines.py))

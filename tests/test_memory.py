@@ -65,16 +65,21 @@ def test_every_way_in_which_memory_runs_out_is_recognised():
             raise other
 
 
-@needs_proc
-def test_a_training_batch_that_does_not_fit_names_one_that_does(tiny_recipe, tmp_path):
+@pytest.fixture
+def large_recipe(tiny_recipe, tmp_path):
+    """A recipe whose batches need more memory than a limited process has."""
     recipe = tiny_recipe | {
         "features": {"preset": "ast"},
         "encoder": {"type": "ast", "config": AST},
         "train": {"epochs": 1, "batch_size": 32, "evaluation_batch_size": 4, "selection_metric": "loss"},
     }
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
-    command = ["train", tmp_path / "r.yaml", "--output_dir", tmp_path / "run"]
-    done = limited(400, *command)
+    return tmp_path / "r.yaml"
+
+
+@needs_proc
+def test_a_training_batch_that_does_not_fit_names_one_that_does(large_recipe, tmp_path):
+    done = limited(400, "train", large_recipe, "--output_dir", tmp_path / "run")
     assert done.returncode == 2, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("laennec: ")]
     assert "Traceback" not in done.stderr and "step 1: not enough memory for a batch of " in line
@@ -87,9 +92,15 @@ def test_a_training_batch_that_does_not_fit_names_one_that_does(tiny_recipe, tmp
     assert found is not None, line
     rows, seconds, frames, size, accumulation = (float(found[number]) for number in range(1, 6))
     assert rows == 32 and abs(frames / 100 - seconds) < 0.05 and size * accumulation == 32
-    again = ["--train.batch_size", int(size), "--train.gradient_accumulation", int(accumulation), "--overwrite"]
-    done = limited(400, *command, *again)
-    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@needs_proc
+@pytest.mark.soak
+@pytest.mark.parametrize(("size", "accumulation", "code"), [(32, 1, 2), (4, 8, 0)])
+def test_smaller_batches_are_trained_where_a_large_one_is_refused(large_recipe, tmp_path, size, accumulation, code):
+    batches = ["--train.batch_size", size, "--train.gradient_accumulation", accumulation]
+    done = limited(400, "train", large_recipe, "--output_dir", tmp_path / "run", *batches)
+    assert done.returncode == code, done.stderr[-3000:]
 
 
 def test_a_length_that_nothing_can_hold_is_one_line_and_keeps_the_earlier_run(tiny_recipe, tmp_path, capsys):

@@ -34,12 +34,13 @@ def table():
 
 def by_loop(frame, strength):
     """The definition, a cycle at a time."""
-    wanted = frame[[f"logit_{n}" for n in NAMES]].to_numpy(float).copy()
-    for row in range(len(frame)):
-        same = [k for k in range(len(frame)) if frame["recording_id"].iloc[k] == frame["recording_id"].iloc[row]]
-        for column, name in enumerate(NAMES):
-            logits = [float(frame[f"logit_{name}"].iloc[k]) for k in same]
-            wanted[row, column] = (1 - strength) * logits[same.index(row)] + strength * sum(logits) / len(logits)
+    logits = frame[[f"logit_{n}" for n in NAMES]].to_numpy(float)
+    wanted, recordings = logits.copy(), list(frame["recording_id"])
+    for row, recording in enumerate(recordings):
+        same = [k for k, other in enumerate(recordings) if other == recording]
+        for column in range(len(NAMES)):
+            mean = sum(logits[k, column] for k in same) / len(same)
+            wanted[row, column] = (1 - strength) * logits[row, column] + strength * mean
     return wanted
 
 

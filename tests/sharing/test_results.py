@@ -67,6 +67,30 @@ def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):
     assert "| tiny | 0 | 1 |" in document.read_text() and f"| {before} → {after} |" in document.read_text()
 
 
+def test_a_marker_asks_for_some_methods(tiny_run, tmp_path):
+    scored = score(tiny_run, split="validation", draws=20, out=tmp_path / "one")
+    collect([scored.folder], tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["results"].append(content["results"][0] | {"name": "tiny, SVC"})
+    content["methods"]["validation"]["figures"]["tiny, SVC"] = content["methods"]["validation"]["figures"]["tiny"]
+    content["methods"]["validation"]["seeds"]["tiny, SVC"] = [0]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    document = tmp_path / "README.md"
+    for kind in ("scores", "means", "study"):
+        for only, there, gone in (
+            ("", ("| tiny |", "| tiny, SVC |"), ()),
+            (" only=tiny,_SVC", ("| tiny, SVC |",), ("| tiny |",)),
+            (" only=tiny,_SVC;tiny", ("| tiny |", "| tiny, SVC |"), ()),
+        ):
+            document.write_text(f"<!-- laennec:{kind} results.json validation{only} -->\n<!-- laennec:end -->\n")
+            render(document)
+            text = document.read_text()
+            assert all(name in text for name in there) and not any(name in text for name in gone), (kind, only)
+    document.write_text("<!-- laennec:scores results.json validation only=nobody -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match="no method nobody; there are tiny, tiny,_SVC"):
+        render(document)
+
+
 def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")
