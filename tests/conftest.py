@@ -7,12 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import io
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from network_guard import close_the_network
 
@@ -63,6 +65,14 @@ def shared_data(shared_root: Path) -> Path:
 def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests never read or fill the user's caches."""
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of reports are made and then left white: painting them is most of what a report costs."""
+    image = io.BytesIO()
+    Image.new("L", (1, 1), 255).save(image, "png")
+    monkeypatch.setattr("laennec.evaluation.pictures.figure_png", lambda _: image.getvalue())
 
 
 @pytest.fixture

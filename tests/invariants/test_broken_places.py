@@ -18,6 +18,8 @@ from laennec.training import resumable
 from laennec.writing import system_error
 from runs import what_it_left
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def tree(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

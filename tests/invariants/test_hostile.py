@@ -721,6 +721,7 @@ def test_a_link_in_an_output_folder_is_replaced_and_not_written_through(stage):
     assert stage.secrets() == stage.before
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("command", ["export", "evaluate"])
 def test_a_link_in_the_place_of_a_results_folder_is_replaced(stage, command):
     run = shutil.copytree(stage.run, stage.place / "run")

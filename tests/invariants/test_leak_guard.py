@@ -18,6 +18,8 @@ from laennec.corpora.protocols import PROTOCOLS
 from laennec.corpora.splits import split_table
 from laennec.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 COLUMNS = [
     "cycle_id", "recording_id", "patient_id", "label", "chest_location", "device", "acquisition_mode", "audio_sha256",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ from laennec.training.experiment import train
 from laennec.training.score import load_model
 from laennec.training.trainer import LaennecTrainer
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 LORA = {"trainable": "lora", "lora": {"rank": 2, "alpha": 8, "target_modules": ["q_proj", "v_proj", "fc1"]}}
 
 

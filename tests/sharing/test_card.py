@@ -24,6 +24,8 @@ from laennec.sharing.checklist import checklist, questions
 from laennec.sharing.citations import citations_of
 from laennec.training.settings import LICENCES, CardSettings, ConfigError
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = ROOT / "model_cards" / "records" / "sprsound_add_mobilenet"
 ANSWERS = {

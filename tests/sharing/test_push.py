@@ -13,6 +13,8 @@ from laennec.sharing.hub import check_repo_name
 from laennec.sharing.predict import Predictor
 from laennec.training.score import load_model
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 FULL = {".gitattributes", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 
 # what somebody else does, who has never seen the run: the model and its front end by the Auto classes, and the pipeline

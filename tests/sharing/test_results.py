@@ -7,6 +7,8 @@ from laennec.evaluation import four_properties
 from laennec.sharing.results import collect, render
 from laennec.training.score import score
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @pytest.fixture(scope="module")
 def scored(tiny_run, tmp_path_factory):

@@ -19,6 +19,8 @@ from laennec.training.score import load_model
 from laennec.training.settings import ConfigError
 from laennec.training.tables import logit_thresholds
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 NAMES = ["crackle", "wheeze"]
 
 

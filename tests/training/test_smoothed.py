@@ -11,6 +11,8 @@ from laennec.cli import main
 from laennec.evaluation import fit_on_validation
 from laennec.evaluation.smoothing import choose_smoothing, smooth_predictions
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 NAMES = ["crackle", "wheeze"]
 
 

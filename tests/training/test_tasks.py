@@ -18,6 +18,8 @@ from laennec.training.official import official_scores, write_submission
 from laennec.training.tasks import tasks_of
 from runs import what_it_left
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 TASKS = {
     "event": {"labels": list(SPRSOUND_TASKS["1-2"]), "smooth": True},
     "record": {"level": "record", "labels": list(SPRSOUND_TASKS["2-2"]), "batch_size": 2, "windows": 2},
