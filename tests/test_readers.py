@@ -45,6 +45,7 @@ FOUND = {
     "evidence of a run": b'{"config": {"train": 1}, "corpus": {}}',
     "journal": b'{"journal":1,"identity":{}}\n{"key":["k"],"name":"a","timeline":{}}\n',
     "manifest of a checkpoint": b'{"files": {"trainer_state.json": {"bytes": 1e999, "sha256": ""}}}',
+    "metrics": b'{"evaluations": 1.5}',
     "state of a checkpoint": b'{"best_model_checkpoint": true}',
     "results": b'{"rows": [1], "results": {"a": 1}}',
     "run record": b'{"config": {"name": "\\ud800"}, "corpus": {"name": "x"}}',

@@ -216,8 +216,9 @@ def read_record(path: str | Path) -> dict[str, Any]:
     for name, kind in _KINDS.items() if Path(path).name in _RUNS else ():
         if not isinstance(record.get(name), kind | None):
             raise InputError(f"{path}: {name} of the run record is no {kind.__name__}; train the run again")
-    if not all(isinstance(looked, dict) for looked in record.get("evaluations") or []):
-        raise InputError(f"{path}: an entry of evaluations of the run record is no dict; train the run again")
+    evaluations = record.get("evaluations") or []
+    if not isinstance(evaluations, list) or not all(isinstance(looked, dict) for looked in evaluations):
+        raise InputError(f"{path}: evaluations of the run record are no list of dicts; train the run again")
     return record
 
 
