@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.kept:
         coverage("erase")
-        coverage("run", "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4")
+        coverage("run", "-m", "pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile")
         coverage("combine", "--quiet")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lines.json"
