@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -8,6 +9,12 @@ from laennec.sharing.results import collect, render
 from laennec.training.score import score
 
 pytestmark = pytest.mark.usefixtures("unpainted")
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_run, tmp_path_factory):
+    """A copy of its own: scoring writes into a run."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "tiny")
 
 
 @pytest.fixture(scope="module")
