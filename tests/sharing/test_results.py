@@ -96,7 +96,7 @@ def test_a_marker_asks_for_some_methods(tiny_run, tmp_path):
             text = document.read_text()
             assert all(name in text for name in there) and not any(name in text for name in gone), (kind, only)
     document.write_text("<!-- laennec:scores results.json validation only=nobody -->\n<!-- laennec:end -->\n")
-    with pytest.raises(InputError, match="no method nobody; there are tiny, tiny,_SVC"):
+    with pytest.raises(InputError, match=r"\.md: only= asks for nobody, no method; there are tiny, tiny,_SVC"):
         render(document)
 
 

@@ -148,9 +148,9 @@ def render(document: str | Path, check: bool = False) -> bool:
     accuracies over folds and seeds, `smoothing` of answers without and with it, `floors` of what is reached without
     listening, `runs` of commands, seeds and run times, `bench` of the benchmark, `cost` of what its rates mean for a
     large corpus, `study` of methods with their cost, `official` of SPRSound's four tasks, `audit` of what is left of
-    each AUROC where length says nothing, `reliability` of promises and what they were held to; each ends at
-    `<!-- laennec:end -->`. FILE is relative to the document. `only=a_method;another` after the part leaves out every
-    other method; a name is written with `_` for a space.
+    each AUROC where length says nothing, `geometry` of angles between embeddings, `reliability` of promises and what
+    they were held to; each ends at `<!-- laennec:end -->`. FILE is relative to the document. `only=a_method;another`
+    after the part leaves out every other method; a name is written with `_` for a space.
 
     Args:
         document: The document.
@@ -174,7 +174,7 @@ def render(document: str | Path, check: bool = False) -> bool:
             raise InputError(f"{document}: unknown marker laennec:{kind}; it can be {', '.join(_TABLES)}")
         content = read_record(document.parent / file)
         with in_known_form(document.parent / file, f"laennec:{kind} wants another results file; make it again"):
-            table = _TABLES[kind](*_chosen(content, options.split()))
+            table = _TABLES[kind](*_chosen(content, options.split(), document))
         return f"{opening}{table}\n{closing}"
 
     after = _MARKER.sub(made, before)
@@ -184,14 +184,15 @@ def render(document: str | Path, check: bool = False) -> bool:
     return after == before
 
 
-def _chosen(content: dict[str, Any], options: list[str]) -> tuple[dict[str, Any], list[str]]:
+def _chosen(content: dict[str, Any], options: list[str], document: Path) -> tuple[dict[str, Any], list[str]]:
     """The results of the methods that a marker asks for, and its other options."""
     asked = [option.removeprefix("only=") for option in options if option.startswith("only=")]
     if not asked:
         return content, options
     there = {row["name"].replace(" ", "_"): row["name"] for row in content["results"]}
     if unknown := set(asked[0].split(";")) - set(there):
-        raise InputError(f"no method {', '.join(sorted(unknown))}; there are {', '.join(sorted(there))}")
+        missing = ", ".join(sorted(unknown))
+        raise InputError(f"{document}: only= asks for {missing}, no method; there are {', '.join(sorted(there))}")
     names = [there[name] for name in asked[0].split(";")]
     content = {**content, "results": [row for name in names for row in content["results"] if row["name"] == name]}
     if "methods" in content:
