@@ -84,7 +84,9 @@ def compare(one, two, tolerance=1e-5):
     weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
-        assert np.abs(value - weights[1][name]).max() < tolerance, name
+        # attention takes no notice of a key's bias: its gradient is rounding alone, and Adam makes steps of that
+        if not name.endswith("key.bias"):
+            assert np.abs(value - weights[1][name]).max() < tolerance, name
     answers = [pd.read_parquet(run / "predictions-validation.parquet") for run in (one, two)]
     columns = [name for name in answers[0] if name.startswith("logit_")]
     assert np.abs(answers[0][columns].to_numpy() - answers[1][columns].to_numpy()).max() < tolerance
