@@ -117,6 +117,9 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         load_encoder(tmp_path / "cnn", channels=[4, 6, 8])
     with pytest.raises(InputError, match="no setting 'chanels'; did you mean 'channels'"):
         load_encoder(None, type="cnn", chanels=(4,))
+    for channels in ([], [4, 0], ["4"]):
+        with pytest.raises(InputError, match=r"channels is .*; it must be a list of whole numbers above 0"):
+            load_encoder(None, type="cnn", channels=channels)
     with pytest.raises(InputError, match="nobody/nothing: not found locally and the Hub cannot be reached"):
         load_encoder("nobody/nothing")
     with pytest.raises(InputError, match=r"absent\.pt: no such file"):

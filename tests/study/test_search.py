@@ -80,6 +80,20 @@ def test_validation_that_may_share_patients_is_refused(files, capsys):
 
 
 @pytest.mark.parametrize(
+    ("key", "setting", "words"),
+    [
+        ("head.hidden_dim", {"choices": [64, None]}, "head.hidden_dim is None; it must be int"),
+        ("head.dropout", {"low": 0.5, "high": 1.5}, "head.dropout is 1.5"),
+    ],
+)
+def test_a_value_that_no_recipe_can_have_is_refused_before_the_first_trial(files, capsys, key, setting, words):
+    (files / "space.yaml").write_text(yaml.safe_dump({**SPACE, "space": {**SPACE["space"], key: setting}}))
+    assert main(command(files)) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.splitlines()) == 1 and not (files / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("space", "words"),
     [
         ({}, "space is missing"),

@@ -31,6 +31,24 @@ def test_flags_override_the_file_by_full_key_or_by_its_last_part(tmp_path):
     assert recipe.augment.gain is not None and recipe.augment.gain.max_gain_db == 3.0
 
 
+def test_a_flag_gives_several_settings_of_a_group_and_leaves_the_others(tmp_path):
+    path = write(tmp_path, "augment: {gain: {max_gain_db: 3}, mix: {method: mixup}}\ntrain: {epochs: 3, batch_size: 4}")
+    given = {
+        "train": "{epochs: 7}",
+        "augment.gain": {"probability": 0.25},
+        "augment.mix": "null",
+        "encoder.lora": "{rank: 2}",
+    }
+    recipe = load_recipe(path, given)
+    assert (recipe.train.epochs, recipe.train.batch_size) == (7, 4)
+    assert recipe.augment.gain is not None and recipe.augment.mix is None and recipe.encoder.lora.rank == 2
+    assert (recipe.augment.gain.max_gain_db, recipe.augment.gain.probability) == (3, 0.25)
+    with pytest.raises(ConfigError, match=r"train is a group of settings, not 3"):
+        load_recipe(path, {"train": "3"})
+    with pytest.raises(ConfigError, match=r"did you mean 'augment.gain'"):
+        load_recipe(path, {"augment.gan": "{probability: 1}"})
+
+
 def test_an_ambiguous_flag_names_the_candidates(tmp_path):
     with pytest.raises(ConfigError, match=r"--corpus.name or --sampler.name|several settings"):
         load_recipe(write(tmp_path, ""), {"probability": "1"})
@@ -73,6 +91,11 @@ def test_a_wrong_flag_names_the_nearest_setting(tmp_path):
         ("train: {max_steps: 0}", r"train.max_steps is 0; it must be at least 1, or -1"),
         ("train: {bf16: 1}", r"train.bf16 is 1; it must be bool"),
         ("train: {compile: [yes]}", r"train.compile is \[True\]; it must be bool"),
+        ("seed: -1", r"seed is -1; it must be a whole number from 0"),
+        ("head: {dropout: 1}", r"head.dropout is 1; it must lie in \[0, 1\)"),
+        ("loss: {task_weight: -1}", r"loss.task_weight is -1; it must be at least 0"),
+        ("loss: {task: focal, focal_gamma: -2}", r"loss.focal_gamma is -2; it must be at least 0"),
+        ("augment: {concatenate_probability: 1.2}", r"augment.concatenate_probability is 1.2; it must lie in \[0, 1\]"),
         ("augment: {gain: {probability: 2}}", r"augment.gain: .*probability must lie in"),
     ],
 )

@@ -33,6 +33,8 @@ class CnnConfig(PreTrainedConfig):
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 256), num_mel_bins: int = 64, **kwargs: Any) -> None:
         self.channels = list(channels)
+        if not self.channels or not all(isinstance(count, int) and count > 0 for count in self.channels):
+            raise ValueError(f"channels is {channels}; it must be a list of whole numbers above 0")
         self.num_mel_bins = num_mel_bins
         kwargs.pop("hidden_size", None)  # follows from the channels
         self.hidden_size = self.channels[-1]

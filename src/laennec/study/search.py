@@ -26,6 +26,7 @@ from laennec.study.plan import read_mapping, refuse_unknown
 from laennec.training.config import Recipe, setting_keys, with_overrides
 from laennec.training.experiment import train
 from laennec.training.record import read_record, write_record
+from laennec.training.settings import ConfigError
 from laennec.training.tables import SELECTION_METRICS
 from laennec.writing import write_aside
 
@@ -167,9 +168,10 @@ def search(
         import optuna
     except ImportError as error:
         raise InputError("--search needs optuna; install it: pip install 'laennec[search]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what goes wrong in a trial ends the search, and is said there
     folder = Path(recipe.output_dir or Path("runs") / f"{recipe.name}-search")
     _refuse_shared_validation(recipe)
+    _refuse_what_no_recipe_can_have(recipe, space)
     identity = _identity(recipe, space)
     _take(folder, identity, overwrite)
     with if_nobody_does(folder / "search") as alone:
@@ -211,6 +213,16 @@ def _refuse_shared_validation(recipe: Recipe) -> None:
             f"--search: under protocol {protocol} validation may share patients with train, and a search would choose "
             "what remembers them; choose a corpus.protocol that splits by patient"
         )
+
+
+def _refuse_what_no_recipe_can_have(recipe: Recipe, space: Space) -> None:
+    """Every choice and both ends of every range, before the first trial rather than when one is drawn."""
+    for key, setting in space.settings.items():
+        for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
+            try:
+                with_overrides(recipe, {key: value})
+            except ConfigError as error:
+                raise InputError(f"--search: space: {str(error).removeprefix('command line: ')}") from error
 
 
 def _identity(recipe: Recipe, space: Space) -> dict[str, Any]:

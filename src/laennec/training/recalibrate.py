@@ -13,7 +13,8 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.foreign import read_json
-from laennec.training.config import Recipe, check_head, recipe_from_dict
+from laennec.training.checks import check_head
+from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.record import read_run, write_record
 from laennec.training.settings import ConfigError, HeadSettings
 from laennec.training.smoothed import VALIDATION, fitted_head, read_validation
