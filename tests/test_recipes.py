@@ -11,13 +11,16 @@ import audio_twins
 from laennec.encoders import load_encoder
 from laennec.sharing.results import render
 from laennec.study import load_study
-from laennec.training.config import load_recipe
+from laennec.study.search import load_space
+from laennec.training.config import load_recipe, with_overrides
 from laennec.training.experiment import train
 from laennec.training.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name not in ("accelerate", "studies"))
+OTHERS = ("accelerate", "studies", "searches")
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name not in OTHERS)
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+SEARCHES = sorted((ROOT / "recipes" / "searches").glob("*.yaml"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "recipes").rglob("*.md"))]
 NAMES = [f"{p.parent.name}/{p.stem}" for p in RECIPES]
 
@@ -135,6 +138,16 @@ def test_a_study_can_be_planned_from_the_root_of_the_repository(path, monkeypatc
     study = load_study(path)
     assert study.cells and study.description and path.read_text().startswith("# ")
     assert not study.output_dir.is_absolute() and study.results.parent == Path("recipes/studies")
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
+def test_a_search_draws_what_its_recipe_can_have(path):
+    """It is named like the recipe of recipes/sprsound that it is for."""
+    space, recipe = load_space(path), load_recipe(ROOT / "recipes" / "sprsound" / path.name)
+    assert space.trials > 1 and path.read_text().startswith("# ")
+    for key, setting in space.settings.items():
+        for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
+            assert with_overrides(recipe, {key: value}) is not None
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
