@@ -37,6 +37,21 @@ def test_a_better_method_is_told_from_the_baseline_and_an_equal_one_is_not():
     assert other["difference_interval"][0] < 0 < other["difference_interval"][1] and other["p_holm"] > 0.05
 
 
+def test_each_method_may_have_a_baseline_of_its_own():
+    sets = {"little": runs(0.5), "little, better": runs(2.0), "much": runs(2.0, (4, 5, 6)), "much, same": runs(2.0)}
+    against = {"little": "little", "little, better": "little", "much, same": "much"}
+    compared = {name: of["crackle.roc_auc"] for name, of in compare_methods(sets, against).items()}
+    assert compared["little"]["difference"] is None and compared["much"]["difference"] is None
+    for name in ("little, better", "much, same"):
+        assert compared[name]["difference"] == pytest.approx(compared[name]["mean"] - compared[against[name]]["mean"])
+    assert compared["little, better"]["p_holm"] == pytest.approx(2 * compared["little, better"]["p"])
+    assert compared["little, better"]["p_holm"] < 0.05 < compared["much, same"]["p_holm"]
+    alone = compare_methods({k: sets[k] for k in ("little", "little, better")}, "little")["little, better"]
+    assert alone["crackle.roc_auc"]["difference"] == compared["little, better"]["difference"]
+    with pytest.raises(ValueError, match="baseline nobody is not among"):
+        compare_methods(sets, {"little": "nobody"})
+
+
 def test_mean_and_spread_are_those_of_the_seeds_and_a_run_differs_from_itself_by_nothing():
     own = runs(1.5)
     compared = compare_methods({"a": own, "b": own[:1]}, "b")

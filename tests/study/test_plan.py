@@ -49,6 +49,19 @@ def test_methods_times_axes_times_seeds_are_the_cells(written):
     assert dict(study.cells[0].places) == {"label_fractions": "label fraction 0.1", "rates": "slow"}
 
 
+def test_a_baseline_without_its_axes_is_met_at_the_places_of_each_other(written, tmp_path):
+    methods = [str(tmp_path / "tiny.yaml"), {"recipe": str(tmp_path / "tiny.yaml"), "name": "other"}]
+    axes = {"label_fractions": [0.1, 1.0]}
+    of_each = load_study(written(methods=methods, axes=axes, baseline="tiny")).against
+    assert of_each == {
+        f"{name}, label fraction {share}": f"tiny, label fraction {share}"
+        for name in ("tiny", "other")
+        for share in ("0.1", "1")
+    }
+    assert load_study(written(methods=methods, axes=axes, baseline="tiny, label fraction 1")).against == {}
+    assert load_study(written(methods=methods, baseline="tiny")).against == {}
+
+
 def test_an_axis_of_one_value_is_no_part_of_a_name(written):
     study = load_study(written(axes={"train.epochs": [3]}))
     assert [cell.method for cell in study.cells] == ["tiny"] and study.cells[0].settings == {"train.epochs": 3}

@@ -84,13 +84,14 @@ def draw_figures(answers: Answers, figures: Sequence[str], n_draws: int = 1000, 
 
 
 def compare_methods(
-    methods: Mapping[str, Sequence[Drawn]], baseline: str | None = None, seed: int = 0
+    methods: Mapping[str, Sequence[Drawn]], baseline: str | Mapping[str, str] | None = None, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Mean, spread and interval of each method, and its difference from the baseline.
 
     Args:
         methods: The runs of each method, one a training seed.
-        baseline: The method that the others are compared with; None compares none.
+        baseline: The method that the others are compared with, or the one that each of some methods is compared with;
+            None compares none.
         seed: Of the draws of training seeds.
 
     Returns:
@@ -101,8 +102,10 @@ def compare_methods(
     Raises:
         ValueError: Runs over different cycles, or a baseline that is not among the methods.
     """
-    if baseline is not None and baseline not in methods:
-        raise ValueError(f"the baseline {baseline} is not among the methods {', '.join(methods)}")
+    against = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
+    for name in against.values():
+        if name not in methods:
+            raise ValueError(f"the baseline {name} is not among the methods {', '.join(methods)}")
     everything = {run.cycles for runs in methods.values() for run in runs}
     if len(everything) > 1:
         raise ValueError("the runs were not scored on the same cycles")
@@ -120,8 +123,8 @@ def compare_methods(
                 "interval": _pair(draws, runs[0].n_patients),
                 **dict.fromkeys(("difference", "difference_interval", "p", "p_holm")),
             }
-    if baseline is not None:
-        _compare(found, drawn, baseline, methods[baseline][0].n_patients)
+    pairs = [(method, other) for method, other in against.items() if method in methods and method != other]
+    _compare(found, drawn, pairs, next(iter(methods.values()))[0].n_patients)
     return found
 
 
@@ -136,20 +139,20 @@ def _seed_means(draws: FloatArray, key: list[int]) -> FloatArray:
 def _compare(
     found: dict[str, dict[str, dict[str, Any]]],
     drawn: dict[str, dict[str, FloatArray]],
-    baseline: str,
+    pairs: Sequence[tuple[str, str]],
     n_patients: int,
 ) -> None:
-    """Fill in differences from the baseline, and what several comparisons leave of their p values."""
-    for figure in found[baseline]:
-        others = [method for method in found if method != baseline and figure in found[method]]
-        for method in others:
+    """Fill in the differences of pairs (method, its baseline), and what so many comparisons leave of their p values."""
+    for figure in dict.fromkeys(figure for _, baseline in pairs for figure in found[baseline]):
+        both = [(method, other) for method, other in pairs if figure in found[method] and figure in found[other]]
+        for method, baseline in both:
             cell = found[method][figure]
             differences = drawn[method][figure] - drawn[baseline][figure]
             cell["difference"] = cell["mean"] - found[baseline][figure]["mean"]
             cell["difference_interval"] = _pair(differences, n_patients)
             # where there is no interval, the draws tell nothing, and a p value of theirs neither
             cell["p"] = None if cell["difference_interval"] is None else _two_sided(differences)
-        known = {method: found[method][figure]["p"] for method in others if found[method][figure]["p"] is not None}
+        known = {method: found[method][figure]["p"] for method, _ in both if found[method][figure]["p"] is not None}
         for method, corrected in holm(known).items():
             found[method][figure]["p_holm"] = corrected
 

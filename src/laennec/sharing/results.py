@@ -31,7 +31,12 @@ _COMPARED = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "roc_auc_macro"
 _MARKER = re.compile(r"(<!-- laennec:(\w+) (\S+)((?: \S+)*) -->\n).*?(<!-- laennec:end -->)", re.S)
 
 
-def collect(evaluations: Sequence[str | Path], into: str | Path, baseline: str | None = None) -> Path:
+def collect(
+    evaluations: Sequence[str | Path],
+    into: str | Path,
+    baseline: str | None = None,
+    against: Mapping[str, str] | None = None,
+) -> Path:
     """Gather the results of evaluations into one file, and compare their methods.
 
     Args:
@@ -39,6 +44,8 @@ def collect(evaluations: Sequence[str | Path], into: str | Path, baseline: str |
         into: The results file; results that are there already stay, those of the same run and part are replaced. The
             comparison of methods is made anew, of the given evaluations.
         baseline: Name of the recipe that the others are compared with.
+        against: Where that is not one for all, the name that each is compared with; `baseline` then is what tables
+            call them together.
 
     Returns:
         The results file.
@@ -55,7 +62,7 @@ def collect(evaluations: Sequence[str | Path], into: str | Path, baseline: str |
         rows[_identity(row)] = row
         of_run = said.setdefault(row["split"], {}).setdefault(row["name"], {}).setdefault(row["seed"], {})
         of_run[row.get("fold", 0)] = folder
-    methods = {part: _methods(part, runs, baseline) for part, runs in sorted(said.items())}
+    methods = {part: _methods(part, runs, baseline, against) for part, runs in sorted(said.items())}
     write_record(into, {"results": [rows[key] for key in sorted(rows)], "methods": methods})
     return into
 
@@ -78,7 +85,9 @@ def _drawn(folds: Mapping[int, Path]) -> Drawn:
     return draw_figures(pool_folds(answers), _COMPARED, metrics["bootstrap"]["n_draws"], metrics["bootstrap"]["seed"])
 
 
-def _methods(part: str, runs: dict[str, dict[int, dict[int, Path]]], baseline: str | None) -> dict[str, Any]:
+def _methods(
+    part: str, runs: dict[str, dict[int, dict[int, Path]]], baseline: str | None, against: Mapping[str, str] | None
+) -> dict[str, Any]:
     """The comparison of the methods that were scored on one part."""
     content: dict[str, Any] = {
         "baseline": baseline,
@@ -88,7 +97,9 @@ def _methods(part: str, runs: dict[str, dict[int, dict[int, Path]]], baseline: s
     try:
         drawn = {name: [_drawn(of[seed]) for seed in sorted(of)] for name, of in sorted(runs.items())}
         if baseline is not None or len({run.cycles for of in drawn.values() for run in of}) == 1:
-            content["figures"] = compare_methods(drawn, baseline)
+            # of a study that goes on, the baseline of a method may not be there yet
+            pairs = {m: other for m, other in against.items() if m in drawn and other in drawn} if against else baseline
+            content["figures"] = compare_methods(drawn, pairs)
     except ValueError as error:
         raise InputError(f"results, part {part}: {error}; gather what belongs together") from error
     return content

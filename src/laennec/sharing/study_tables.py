@@ -54,9 +54,9 @@ def study_table(content: dict[str, Any], options: Sequence[str]) -> str:
             cells += _difference((compared or {})["figures"].get(name, {}).get("roc_auc_macro"))
         lines.append(f"| {name} | {len(runs)} | {' | '.join([*cells, *_cost(runs)])} |")
     note = "Mean over runs ± their standard deviation"
-    note += (
-        "; differences are paired by patients, [95 % interval], p corrected over all rows (Holm)" if baseline else ""
-    )
+    if baseline:
+        each = "" if baseline in rows else ", each from that with the row's other settings,"
+        note += f"; differences{each} are paired by patients, [95 % interval], p corrected over all rows (Holm)"
     return "\n".join([*lines, "", f"{note}."])
 
 

@@ -53,6 +53,7 @@ class Cell:
 
     Attributes:
         method: What it is compared as; equal for all its seeds and folds.
+        title: The method's own name, equal at all places of the axes.
         recipe: The recipe's file.
         seed: Of the run.
         fold: Of the protocol, where the study has folds.
@@ -73,6 +74,7 @@ class Cell:
     pretrained_as: str = ""
     classical: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
+    title: str = ""
 
     @property
     def name(self) -> str:
@@ -98,7 +100,8 @@ class Study:
         description: One sentence.
         output_dir: Where the runs go.
         results: The results file that tables are rendered from.
-        baseline: The method that the others are compared with.
+        baseline: The method that the others are compared with; the name of one without its axes stands for it at the
+            places of each other.
         cells: The runs, in the order they are made.
         evaluate: smoothing and draws of `laennec evaluate`.
         ensembles: Methods whose runs also answer together.
@@ -116,6 +119,14 @@ class Study:
     ensembles: tuple[str, ...]
     figures: tuple[str, ...]
     own_splits: bool = False
+
+    @property
+    def against(self) -> dict[str, str]:
+        """The baseline of each method, where it is another at other places of the axes; empty where it is one."""
+        if self.baseline is None or any(cell.method == self.baseline for cell in self.cells):
+            return {}
+        there = {tuple(cell.places.items()): cell.method for cell in self.cells if cell.title == self.baseline}
+        return {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
 
 
 def load_study(path: str | Path) -> Study:
@@ -138,9 +149,11 @@ def load_study(path: str | Path) -> Study:
     _refuse_twins(cells, path)
     names = list(dict.fromkeys(cell.method for cell in cells))
     baseline = values.get("baseline")
-    for asked in [*([baseline] if baseline is not None else []), *_names(values.get("ensembles"), names)]:
-        if asked not in names:
-            near = difflib.get_close_matches(str(asked), names, n=1, cutoff=0.0)[0]
+    titles = [cell.title for cell in cells]
+    known = [(baseline, [*names, *titles])] if baseline is not None else []
+    for asked, among in [*known, *((asked, names) for asked in _names(values.get("ensembles"), names))]:
+        if asked not in among:
+            near = difflib.get_close_matches(str(asked), among, n=1, cutoff=0.0)[0]
             raise InputError(f"{path}: {asked!r} is no method of this study; did you mean {near!r}?")
     if (splits := values.get("splits", "shared")) not in ("shared", "own"):
         raise InputError(f"{path}: splits is {splits!r}; it can be shared or own")
@@ -292,7 +305,7 @@ def _cells(
         seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
         pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""
         cells += [
-            Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores)
+            Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title)
             for seed in seeds
             for fold in folds
         ]

@@ -264,7 +264,8 @@ def gather(study: Study, runs: list[Path]) -> Path:
         collect(scored[run], run / "results.json")
         _say_cost(run / "results.json", [run, *before.get(run, [])])
     study.results.unlink(missing_ok=True)
-    path = collect([evaluation for run in runs for evaluation in scored[run]], study.results, study.baseline)
+    evaluations = [evaluation for run in runs for evaluation in scored[run]]
+    path = collect(evaluations, study.results, study.baseline, study.against)
     content = read_record(path)
     by_run = {_key(row): row for run in runs for row in read_record(run / "results.json")["results"]}
     content["results"] = [by_run[_key(row)] for row in content["results"]]
