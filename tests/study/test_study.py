@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.sharing.results import render
 from laennec.study.classical import score_classical
 from laennec.study.ensemble import make_ensemble
-from laennec.study.plan import CLASSICAL, Score
+from laennec.study.plan import CLASSICAL, Cell, Score, Study
+from laennec.study.run import gather
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import train
 from laennec.training.parts import load_parts
@@ -119,6 +121,18 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
 def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
     with pytest.raises(InputError, match=r"encoder\.frozen: true"):
         score_classical("svc", "tiny", two_runs[0], [Score("test", {}, "test")], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("baseline", "said"), [("tiny", "tiny"), ("later", None)])
+def test_a_baseline_that_is_still_to_come_is_no_error(two_runs, tmp_path, baseline, said):
+    runs = [Path(shutil.copytree(run, tmp_path / "tiny" / run.name)) for run in two_runs]
+    wanted = [("tiny", 0), ("tiny", 1), ("later", 0)]
+    cells = tuple(Cell(name, Path("-"), n, None, {}, {}, scores=(Score("test", {}, "test"),)) for name, n in wanted)
+    study = Study("s", "", tmp_path, tmp_path / "part.json", baseline, cells, {}, (), ("icbhi.Score",))
+    content = read(gather(study, runs))
+    compared = content["methods"]["test"]
+    assert content["study"]["baseline"] == baseline and compared["baseline"] == said
+    assert compared["figures"]["tiny"]["icbhi.Score"]["difference"] is None
 
 
 @pytest.mark.soak

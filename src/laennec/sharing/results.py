@@ -62,6 +62,9 @@ def collect(
         rows[_identity(row)] = row
         of_run = said.setdefault(row["split"], {}).setdefault(row["name"], {}).setdefault(row["seed"], {})
         of_run[row.get("fold", 0)] = folder
+    everybody = sorted({name for runs in said.values() for name in runs})
+    if baseline is not None and not against and baseline not in everybody:
+        raise InputError(f"the baseline {baseline} is not among the methods {', '.join(everybody)}")
     methods = {part: _methods(part, runs, baseline, against) for part, runs in sorted(said.items())}
     write_record(into, {"results": [rows[key] for key in sorted(rows)], "methods": methods})
     return into
@@ -97,8 +100,9 @@ def _methods(
     try:
         drawn = {name: [_drawn(of[seed]) for seed in sorted(of)] for name, of in sorted(runs.items())}
         if baseline is not None or len({run.cycles for of in drawn.values() for run in of}) == 1:
-            # of a study that goes on, the baseline of a method may not be there yet
-            pairs = {m: other for m, other in against.items() if m in drawn and other in drawn} if against else baseline
+            # what a method is compared with may not have been scored on this part
+            others = against or ({} if baseline is None else dict.fromkeys(drawn, baseline))
+            pairs = {method: other for method, other in others.items() if {method, other} <= set(drawn)}
             content["figures"] = compare_methods(drawn, pairs)
     except ValueError as error:
         raise InputError(f"results, part {part}: {error}; gather what belongs together") from error

@@ -265,7 +265,11 @@ def gather(study: Study, runs: list[Path]) -> Path:
         _say_cost(run / "results.json", [run, *before.get(run, [])])
     study.results.unlink(missing_ok=True)
     evaluations = [evaluation for run in runs for evaluation in scored[run]]
-    path = collect(evaluations, study.results, study.baseline, study.against)
+    # of a study that is not whole yet, the baseline may be still to come
+    there = study.against or any(
+        read_record(run / "results.json")["results"][0]["name"] == study.baseline for run in runs
+    )
+    path = collect(evaluations, study.results, study.baseline if there else None, study.against)
     content = read_record(path)
     by_run = {_key(row): row for run in runs for row in read_record(run / "results.json")["results"]}
     content["results"] = [by_run[_key(row)] for row in content["results"]]
