@@ -74,15 +74,25 @@ fix: install
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
 
-# The SPRSound model of recipes/sprsound/best_mobilenet.yaml, trained and exported; goes on where it was stopped.
+# The SPRSound model of recipes/sprsound/best_mobilenet.yaml: a training for each seed, two at a time, exported as one
+# model that answers their mean; goes on where it was stopped. SEEDS=0 exports one training: a third of the time and size.
 DATA ?= data/sprsound
 WEIGHTS ?= weights/mn04_as_mAP_432.pt
 BEST ?= runs/best-sprsound
+SEEDS ?= 0 1 2
+MEMBERS := $(SEEDS:%=$(BEST)-seeds/%)
+BEST_RUN := $(if $(word 2,$(SEEDS)),$(BEST),$(MEMBERS))
 
 best-sprsound: install
-	@test -f $(BEST)/run.json || $(BIN)/laennec train recipes/sprsound/best_mobilenet.yaml \
-		--corpus.data_dir $(DATA) --encoder.weights $(WEIGHTS) --output_dir $(BEST)
-	$(BIN)/laennec export $(BEST) --format full --out $(BEST)/export-full
+	@$(MAKE) --no-print-directory -j 2 $(BEST_RUN)/run.json
+	$(BIN)/laennec export $(BEST_RUN) --format full --out $(BEST_RUN)/export-full
 	@echo
-	@echo "exported model: $(BEST)/export-full"
-	@echo "to score it:    laennec evaluate $(BEST)/export-full --corpus sprsound --data-dir $(DATA) --split test_intra --out scored --submission answers"
+	@echo "exported model: $(BEST_RUN)/export-full"
+	@echo "to score it:    laennec evaluate $(BEST_RUN)/export-full --corpus sprsound --data-dir $(DATA) --split test_intra --out scored --submission answers"
+
+$(BEST)-seeds/%/run.json:
+	$(BIN)/laennec train recipes/sprsound/best_mobilenet.yaml --seed $* \
+		--corpus.data_dir $(DATA) --encoder.weights $(WEIGHTS) --output_dir $(@D)
+
+$(BEST)/run.json: | $(MEMBERS:%=%/run.json)
+	$(BIN)/laennec ensemble $(MEMBERS) --out $(BEST)

@@ -24,6 +24,7 @@ from laennec.encoders.ast import AstEncoder
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig
 from laennec.encoders.cnn import CnnConfig, CnnEncoder
+from laennec.encoders.ensemble import EnsembleConfig, EnsembleEncoder
 from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
@@ -71,6 +72,8 @@ __all__ = [
     "CnnConfig",
     "CnnEncoder",
     "EncoderOutput",
+    "EnsembleConfig",
+    "EnsembleEncoder",
     "GroupsConfig",
     "GroupsEncoder",
     "MobileNetConfig",
@@ -140,9 +143,10 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
     Raises:
         InputError: No encoder of ours has such a configuration.
     """
-    if isinstance(config, GroupsConfig):
-        wrapped: PreTrainedModel = GroupsEncoder._from_config(config)
-        return wrapped
+    for config_of_wrapper, wrapper in ((GroupsConfig, GroupsEncoder), (EnsembleConfig, EnsembleEncoder)):
+        if isinstance(config, config_of_wrapper):
+            wrapped: PreTrainedModel = wrapper._from_config(config)
+            return wrapped
     for kind, config_class in _CONFIGS.items():
         if isinstance(config, config_class):
             # _from_config settles the attention implementation, which a bare constructor leaves open

@@ -11,6 +11,17 @@ from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.report_tables import NOT_RECORDED, provenance_of, shown_text
 
 
+def seeds_of(run: Mapping[str, Any]) -> str:
+    """The seed of a run, or those of the runs that answer together in it."""
+    return ", ".join(shown_text(one.get("seed")) for one in run.get("members") or [run.get("config") or {}])
+
+
+def epochs_kept(run: Mapping[str, Any]) -> str | None:
+    """The epoch that a run kept, or those of the runs that answer together in it; None where none was chosen."""
+    kept = [one.get("best_epoch") for one in run.get("members") or [run]]
+    return ", ".join(f"{epoch:g}" for epoch in kept if isinstance(epoch, int | float)) or None
+
+
 def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
     """What the run record itself disappoints in."""
     provenance, found = provenance_of(run), []
@@ -75,5 +86,5 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
         ("Decision", decision),
         ("Intervals", interval),
         ("Seeds", shown_text(run.get("seeds"))),
-        ("Epoch kept", shown_text(run.get("best_epoch"))),
+        ("Epoch kept", shown_text(epochs_kept(run))),
     ]

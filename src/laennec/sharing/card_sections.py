@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.evaluation.digest import shown_figures
+from laennec.evaluation.report_facts import epochs_kept, seeds_of
 from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.sharing.card_metadata import is_hub_id
@@ -265,8 +266,11 @@ def training_rows(run: Mapping[str, Any]) -> Markdown:
         ("Optimiser", f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['lr_schedule']}"),
         ("Epochs", _epochs(run)),
         ("Chosen by", f"{run.get('selection_metric')} on {run.get('selection_set')} patients"),
-        ("Seed", f"{config['seed']}; split seed {config['corpus']['split_seed']}"),
+        ("Seed", f"{seeds_of(run)}; split seed {config['corpus']['split_seed']}"),
     ]
+    if members := run.get("members"):
+        said = f"{len(members)} runs of this recipe, their calibrated log-odds averaged"
+        rows.insert(0, ("Ensemble", said))
     if pretraining := run.get("pretraining"):
         rows.insert(2, ("Pre-training", f"without labels, on {pretraining.get('corpus')}, no test patient among it"))
     return table(("", ""), [(key, escaped(value)) for key, value in rows])
@@ -283,8 +287,8 @@ def _trained(encoder: Mapping[str, Any]) -> str:
 
 
 def _epochs(run: Mapping[str, Any]) -> str:
-    asked, best = run["config"]["train"]["epochs"], run.get("best_epoch")
-    return f"{asked}" + ("" if best is None else f"; the best was {best:g}")
+    asked, best = run["config"]["train"]["epochs"], epochs_kept(run)
+    return f"{asked}" + ("" if best is None else f"; the best was {best}")
 
 
 def base_name(encoder: Mapping[str, Any]) -> Markdown:
@@ -337,8 +341,8 @@ def limitations(
         if entry.get("scored_before"):
             lines.append("Thresholds were fitted anew after the model had been scored.")
             break
-    seed = run["config"]["seed"]
-    lines.append(f"One run with seed {seed}: what other seeds would give is not in this card.")
+    one = f"{len(members)} runs with seeds" if (members := run.get("members")) else "One run with seed"
+    lines.append(f"{one} {seeds_of(run)}: what other seeds would give is not in this card.")
     lines.append("A wheeze or crackle that is heard is a sign, not a diagnosis; labels are judgements by ear.")
     if settings.out_of_scope:
         lines.append(settings.out_of_scope)

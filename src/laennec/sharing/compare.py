@@ -174,7 +174,7 @@ def _methods(
                     "run by run: --no-group-seeds"
                 )
             seeds[own] = one.folder
-            if key := _difference(_config(first), _config(one)):
+            if key := recipe_difference(_config(first), _config(one)):
                 raise InputError(
                     f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
                     "seeds of one method; compare run by run: --no-group-seeds"
@@ -186,13 +186,13 @@ def _config(evaluation: Evaluation) -> dict[str, Any]:
     return dict(evaluation.run.get("config") or {})
 
 
-def _difference(one: Any, other: Any, name: str = "") -> str | None:
+def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
     """The first setting in which two configurations differ, but for the seed and where the run lies."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return None if one == other else name
     for key in sorted({*one, *other}):
         if name or key not in _OWN_TO_A_SEED:
-            found = _difference(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+            found = recipe_difference(one.get(key), other.get(key), f"{name}.{key}" if name else key)
             if found:
                 return found
     return None

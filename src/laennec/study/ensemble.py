@@ -47,7 +47,7 @@ def make_ensemble(method: str, runs: Sequence[Path], scores: Sequence[Score], ou
     fitted = fit_operating_point(validation, names, multi_label, recipe.head)
     folder = output_dir / f"{runs[0].parent.name}-ensemble" / str(len(runs))
     title = f"{method}, {len(runs)} together"
-    timings = _added([record["timings"] for record in records])
+    timings = added_timings([record["timings"] for record in records])
     for score in scores:
         places = [run / f"evaluation-{score.name}" for run in runs]
         predictions = _mean([place / "predictions.parquet" for place in places], records, names, multi_label)
@@ -75,7 +75,7 @@ def _mean(paths: Sequence[Path], records: Sequence[dict[str, Any]], names: list[
     return first.assign(**{f"logit_{name}": mean[:, k] for k, name in enumerate(names)})
 
 
-def _added(timings: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Seconds of all members."""
+def added_timings(timings: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Seconds of all members, by what they were spent on."""
     keys = {key for times in timings for key in times}
     return {key: round(sum(times.get(key, 0.0) for times in timings), 3) for key in sorted(keys)}

@@ -150,7 +150,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         "tasks": fitted.tasks,
     }
     if int(os.environ.get("RANK", "0")) == 0:
-        _write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
+        write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
 
 
 def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, training: Part) -> Part:
@@ -218,11 +218,27 @@ def fit(
     with timings.measure("training"), whole_checkpoints(out, main_process):
         result = run_phases(recipe, model, plan, out, lines, watch)
     with timings.measure("validation predictions"):
-        cache = cache or EmbeddingCache(cache_root(), model, extractor)
-        embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
-        predictions = predictions_table(model, truth, embeddings)
-        points = calibrate(model, predictions, recipe.head)
-        return Fitted(result, predictions, points, fit_leanings(model, extractor, recipe, tasks, validation))
+        return Fitted(result, *answer_validation(model, extractor, recipe, validation, cache))
+
+
+def answer_validation(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    recipe: Recipe,
+    validation: Part,
+    cache: EmbeddingCache | None = None,
+) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+    """Answer the validation part, and fit there how the model decides, which its config then says.
+
+    Returns:
+        The predictions table; the operating points; what was fitted for further tasks.
+    """
+    truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
+    cache = cache or EmbeddingCache(cache_root(), model, extractor)
+    embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    predictions = predictions_table(model, truth, embeddings)
+    points = calibrate(model, predictions, recipe.head)
+    return predictions, points, fit_leanings(model, extractor, recipe, tasks_of(recipe), validation)
 
 
 def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
@@ -288,7 +304,7 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
         head.standardise(sample)
 
 
-def _write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
+def write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
     """Write model, predictions and record; the record last, because it says that the run is whole."""
     with folder_aside(out / "model") as folder:
         model.save_pretrained(folder)

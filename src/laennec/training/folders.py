@@ -46,18 +46,18 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
     others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
     if overwrite:
         if others and not earlier.exists():
-            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another --output_dir")
+            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another output folder")
     elif any((out / record).exists() for record in RECORDS):
         for record in RECORDS:
             tidy(out / record)
-        raise InputError(f"{out}: holds a finished run; choose another --output_dir or pass --overwrite")
+        raise InputError(f"{out}: holds a finished run; choose another output folder or pass --overwrite")
     elif earlier.exists():
         if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
             raise InputError(
-                f"{out}: holds an unfinished run of another recipe; choose another --output_dir or pass --overwrite"
+                f"{out}: holds an unfinished run of another recipe; choose another output folder or pass --overwrite"
             )
     elif others:
-        raise InputError(f"{out}: holds other files; choose another --output_dir")
+        raise InputError(f"{out}: holds other files; choose another output folder")
 
 
 def finished_before(out: Path, recipe: Recipe) -> bool:

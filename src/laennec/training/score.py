@@ -22,6 +22,7 @@ from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.evaluation.digest import digest
+from laennec.evaluation.report_facts import seeds_of
 from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES, class_names
@@ -261,8 +262,7 @@ def _heading(record: dict[str, Any], split: str) -> str:
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
     first, *notes = origin_lines(corpus["name"], origin, split)
     selection = (
-        f"selection set: {record.get('selection_set')}; seed {record['config']['seed']}, "
-        f"split seed {origin.get('seed')}"
+        f"selection set: {record.get('selection_set')}; seed {seeds_of(record)}, split seed {origin.get('seed')}"
     )
     lines = [first, selection, *notes]
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:

@@ -1,0 +1,135 @@
+"""Runs of several seeds become one run, which is scored, exported and shown as any other."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from laennec.cli import main
+from laennec.evaluation.calibration import calibrated_logits
+from laennec.training.config import recipe_from_dict
+from laennec.training.experiment import train
+
+pytestmark = pytest.mark.usefixtures("unpainted")
+NAMES = ["crackle", "wheeze"]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny_recipe, tmp_path_factory):
+    """Three seeds of one recipe."""
+    folder = tmp_path_factory.mktemp("seeds")
+    settings = tiny_recipe | {"head": {"threshold_rule": "youden"}}
+    return [train(recipe_from_dict(settings | {"seed": s, "output_dir": str(folder / str(s))})) for s in range(3)]
+
+
+@pytest.fixture(scope="module")
+def joined(seeds, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("joined") / "together"
+    assert main(["ensemble", *map(str, seeds), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_it_answers_validation_with_the_mean_and_decides_by_it(seeds, joined):
+    members = []
+    for run in seeds:
+        points, table = (
+            read(run / "run.json")["operating_points"],
+            pd.read_parquet(run / "predictions-validation.parquet"),
+        )
+        logits = table[[f"logit_{name}" for name in NAMES]].to_numpy(float)
+        members.append(calibrated_logits(logits, NAMES, points["temperatures"], points["intercepts"]))
+    own = pd.read_parquet(joined / "predictions-validation.parquet")
+    assert own[[f"logit_{name}" for name in NAMES]].to_numpy() == pytest.approx(np.mean(members, 0), abs=1e-4)
+    record, config = read(joined / "run.json"), read(joined / "model" / "config.json")
+    assert record["operating_points"]["fitted_on"]["split"] == "validation"
+    assert config["thresholds"] == record["operating_points"]["threshold_probabilities"]
+    assert config["encoder_config"]["members"] == 3
+
+
+def test_the_record_names_its_members(seeds, joined):
+    record = read(joined / "run.json")
+    assert record["name"] == "tiny, 3 together" and record["command"].startswith("laennec ensemble ")
+    assert [(one["folder"], one["seed"]) for one in record["members"]] == [(str(run), k) for k, run in enumerate(seeds)]
+    assert record["seeds"] == {"recipe": [0, 1, 2]} and record["evaluations"] == record["history"] == []
+    trained = sum(read(run / "run.json")["timings"]["training"] for run in seeds)
+    assert record["timings"]["training"] == pytest.approx(trained, abs=0.01)
+
+
+def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(joined, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "run", "--draws", "20"]) == 0
+    assert "seed 0, 1, 2, split seed 0" in capsys.readouterr().out
+    assert main(["export", "run", "--format", "full"]) == 0
+    card = (run / "export-full" / "README.md").read_text()
+    assert "3 runs of this recipe, their calibrated log-odds averaged" in card
+    assert "3 runs with seeds 0, 1, 2" in card and "One run with seed" not in card
+    page = (run / "evaluation-test" / "report.html").read_text()
+    epochs = ", ".join(f"{one['best_epoch']:g}" for one in read(run / "run.json")["members"])
+    assert f">{epochs}<" in page
+    again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]
+    again += [read(run / "run.json")["config"]["corpus"]["data_dir"], "--protocol", "patient-60-20-20"]
+    assert main([*again, "--out", "again", "--draws", "20"]) == 0
+    first, second = (read(tmp_path / place / "metrics.json") for place in ("run/evaluation-test", "again"))
+    assert first["values"] == second["values"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda record: record["config"].update(seed=0), "both have seed 0; give each seed once"),
+        (lambda record: record["config"]["train"].update(batch_size=4), "differ in train.batch_size"),
+        (
+            lambda record: record["corpus"]["provenance"].update(split_fingerprint="0" * 64),
+            "trained on other data or another split",
+        ),
+        (lambda record: record.update(labels=["crackle", "rhonchus"]), "trained on other data or another split"),
+        (lambda record: record.update(members=[{"seed": 0}]), "is an ensemble itself"),
+    ],
+)
+def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, change, said):
+    other = shutil.copytree(seeds[1], tmp_path / "other")
+    record = read(other / "run.json")
+    change(record)
+    (other / "run.json").write_text(json.dumps(record))
+    assert main(["ensemble", str(seeds[0]), str(other), "--out", str(tmp_path / "out")]) == 2
+    problem = capsys.readouterr().err
+    assert said in problem and problem.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(["0"], "two runs or more, not 1"), (["0", "nowhere"], "nowhere/run.json: cannot read the run record")],
+)
+def test_runs_that_are_not_there_are_refused(seeds, tmp_path, capsys, given, said):
+    runs = [str(seeds[0].parent / name) for name in given]
+    assert main(["ensemble", *runs, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_finished_run_is_kept_unless_it_may_go(seeds, joined, tmp_path, capsys):
+    out = shutil.copytree(joined, tmp_path / "out")
+    command = ["ensemble", str(seeds[0]), str(seeds[1]), "--out", str(out)]
+    before = (out / "run.json").read_bytes()
+    assert main(command) == 2
+    assert "holds a finished run; choose another output folder or pass --overwrite" in capsys.readouterr().err
+    assert (out / "run.json").read_bytes() == before
+    assert main([*command, "--overwrite"]) == 0
+    assert len(read(out / "run.json")["members"]) == 2
+
+
+def test_other_recordings_under_the_same_names_are_refused(seeds, tmp_path, capsys):
+    from laennec.corpora.synthetic import write_corpus
+
+    data = write_corpus(tmp_path / "synthetic", patients=12, recordings_per_patient=1, cycles_per_recording=4, seed=5)
+    command = ["ensemble", *map(str, seeds[:2]), "--out", str(tmp_path / "out"), "--data-dir", str(data)]
+    assert main(command) == 2
+    assert "not the corpus and split that this run was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,194 @@
+"""Several models of one kind as one: it answers their mean, and is saved, loaded and refused like any model."""
+
+import pytest
+import torch
+from transformers import AutoModelForAudioClassification
+
+from laennec import LaennecConfig, LaennecForAudioClassification
+from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_from_config, load_encoder
+from laennec.encoders.groups import GroupsConfig, GroupsEncoder
+from laennec.ensemble import join_models
+from laennec.errors import InputError
+
+FOUR = ["normal", "crackle", "wheeze", "both"]
+EVENT = {"labels": ["Normal", "Wheeze", "Stridor"], "level": None, "leanings": {"two": 0.3}, "smoothing": 0.5}
+
+
+def member(seed, names=("crackle", "wheeze"), encoder=None, **settings):
+    """A small model whose encoder and head are its own, also what its head was standardised by and calibrated to."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    encoder = encoder or load_encoder(None, type="cnn", channels=[4, 8])
+    config = LaennecConfig(
+        encoder_config=encoder.config,
+        id2label=dict(enumerate(names)),
+        label2id={name: k for k, name in enumerate(names)},
+        **settings,
+    )
+    model = LaennecForAudioClassification(config, encoder).eval()
+    width = model.embedding_dim
+    for head in (model.head, *model.tasks.values()):
+        head.standardise(torch.randn(20, width, generator=generator) * 2 + 1)
+        torch.nn.init.normal_(head.classifier.weight, generator=generator)
+        torch.nn.init.normal_(head.classifier.bias, generator=generator)
+    if model.config.is_multi_label:
+        model.config.temperatures = {name: 0.5 + seed + k for k, name in enumerate(names)}
+        model.config.intercepts = {name: 0.1 * seed - k for k, name in enumerate(names)}
+    else:
+        model.config.temperatures = dict.fromkeys(names, 0.5 + seed)
+    model.config.thresholds = dict.fromkeys(names, 0.3)
+    return model
+
+
+def features(batch=3, frames=40, mels=64):
+    return torch.randn(batch, frames, mels, generator=torch.Generator().manual_seed(9))
+
+
+def calibrated(model, logits):
+    names = model.config.label_names
+    divisor = torch.tensor([model.config.temperatures.get(name, 1.0) for name in names])
+    return logits / divisor + torch.tensor([model.config.intercepts.get(name, 0.0) for name in names])
+
+
+@pytest.mark.parametrize("pooling", ["encoder", "mean"])
+@pytest.mark.parametrize("joins_context", [False, True])
+def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, joins_context):
+    models = [member(seed, pooling=pooling, joins_context=joins_context) for seed in range(3)]
+    joined = join_models(models)
+    given = {"input_values": features(), "attention_mask": (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()}
+    if joins_context:
+        given |= {"context_values": features(3, 60), "context_mask": torch.ones(3, 60, dtype=torch.long)}
+    with torch.no_grad():
+        expected = torch.stack([calibrated(model, model(**given).logits) for model in models]).mean(0)
+        answered = joined(**given)
+    torch.testing.assert_close(answered.logits, expected, rtol=1e-4, atol=1e-4)
+    assert answered.embeddings.shape == (3, 3 * models[0].embedding_dim)
+    assert isinstance(joined.encoder, EnsembleEncoder) and not joined.config.frozen_encoder
+    assert not (joined.config.temperatures or joined.config.intercepts or joined.config.thresholds)
+
+
+def test_of_one_class_of_several_log_probabilities_are_averaged():
+    models = [member(seed, FOUR, problem_type="single_label") for seed in range(2)]
+    joined = join_models(models)
+    with torch.no_grad():
+        logs = torch.stack([calibrated(m, m(input_values=features()).logits).log_softmax(-1) for m in models]).mean(0)
+        answered = joined(input_values=features()).logits
+    torch.testing.assert_close(answered.softmax(-1), logs.softmax(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
+    models = [member(seed, tasks={"event": dict(EVENT)}) for seed in range(2)]
+    joined = join_models(models)
+    with torch.no_grad():
+        expected = torch.stack([m.tasks["event"](m.embed(features())) for m in models]).mean(0)
+        answered = joined.tasks["event"](joined.embed(features()))
+    torch.testing.assert_close(answered, expected, rtol=1e-4, atol=1e-4)
+    assert joined.config.tasks == {"event": {"labels": EVENT["labels"], "level": None}}
+    assert models[0].config.tasks["event"]["leanings"] == {"two": 0.3}
+
+
+def test_models_on_one_still_encoder_share_it():
+    encoder = load_encoder(None, type="cnn", channels=[4, 8])
+    models = [member(seed, encoder=encoder, frozen_encoder=True) for seed in range(3)]
+    joined = join_models(models)
+    assert type(joined.encoder) is type(encoder) and joined.config.frozen_encoder
+    assert joined.head.classifier.in_features == models[0].embedding_dim
+    with torch.no_grad():
+        expected = torch.stack([calibrated(m, m(input_values=features()).logits) for m in models]).mean(0)
+        torch.testing.assert_close(joined(input_values=features()).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_are_merged_before_they_are_joined(tiny_ast):
+    models = []
+    for seed in range(2):
+        model = member(seed, encoder=load_encoder(tiny_ast))
+        model.add_adapters({"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]})
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(seed))
+        models.append(model.eval())
+    sound = features(2, 60, 128)
+    with torch.no_grad():
+        expected = torch.stack([calibrated(m, m(input_values=sound).logits) for m in models]).mean(0)
+    joined = join_models(models)
+    assert joined.config.lora is None and not any("lora" in name for name in joined.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(joined(input_values=sound).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_saved_and_loaded_like_any_model(tmp_path):
+    joined = join_models([member(seed) for seed in range(2)])
+    joined.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
+    assert isinstance(loaded.encoder.config, EnsembleConfig) and loaded.encoder.config.members == 2
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded(input_values=features()).logits, joined(input_values=features()).logits, rtol=0, atol=0
+        )
+
+
+def test_its_weights_are_its_own():
+    models = [member(seed) for seed in range(2)]
+    joined = join_models(models)
+    with torch.no_grad():
+        before = joined(input_values=features()).logits
+        for model in models:
+            for weight in model.parameters():
+                weight.zero_()
+        torch.testing.assert_close(joined(input_values=features()).logits, before, rtol=0, atol=0)
+
+
+def test_an_answer_does_not_depend_on_the_batch():
+    joined = join_models([member(seed) for seed in range(2)])
+    mask = (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()
+    with torch.no_grad():
+        together = joined(input_values=features(), attention_mask=mask).logits
+        alone = [joined(input_values=features()[k : k + 1, :n]).logits for k, n in enumerate((40, 31, 17))]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
+    groups = GroupsEncoder(GroupsConfig(load_encoder(None, type="cnn", channels=[4, 8]).config, 12, 6))
+    config = EnsembleConfig(groups.config.to_dict(), 2)
+    made = encoder_from_config(EnsembleConfig.from_dict(config.to_dict()))
+    assert made.config.hidden_size == 2 * groups.config.hidden_size
+    with torch.no_grad():
+        assert made(input_values=features()).pooler_output.shape == (3, made.config.hidden_size)
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (lambda: [member(0)], "two models or more, not 1"),
+        (lambda: [member(0), member(1, ("crackle", "rhonchus"))], "differ in labels"),
+        (lambda: [member(0), member(1, problem_type="single_label")], "differ in target.problem_type"),
+        (lambda: [member(0), member(1, pooling="mean")], "differ in head.pooling"),
+        (lambda: [member(0), member(1, tasks={"event": dict(EVENT)})], "differ in tasks"),
+        (lambda: [member(0), member(1, features_fingerprint="x")], "differ in features"),
+        (
+            lambda: [member(0), member(1, encoder=load_encoder(None, type="cnn", channels=[4, 16]))],
+            "encoders differ in kind or size",
+        ),
+        (lambda: [member(0, head_layer_norm=True), member(1, head_layer_norm=True)], "head.layer_norm is set"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(models, said):
+    with pytest.raises(InputError, match=said):
+        join_models(models())
+
+
+def test_a_head_with_a_hidden_layer_is_refused():
+    models = [
+        LaennecForAudioClassification(
+            LaennecConfig(load_encoder(None, type="cnn", channels=[4, 8]).config, head_hidden_dim=4)
+        )
+        for _ in range(2)
+    ]
+    with pytest.raises(InputError, match=r"head\.hidden_dim is set"):
+        join_models(models)
+
+
+def test_an_ensemble_of_nobody_is_no_configuration():
+    with pytest.raises(ValueError, match="at least 1"):
+        EnsembleConfig(members=0)
