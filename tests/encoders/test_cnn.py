@@ -120,6 +120,8 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     for channels in ([], [4, 0], ["4"]):
         with pytest.raises(InputError, match=r"channels is .*; it must be a list of whole numbers above 0"):
             load_encoder(None, type="cnn", channels=channels)
+    with pytest.raises(InputError, match="num_mel_bins is -1; it must be a whole number above 0"):
+        load_encoder(None, type="cnn", num_mel_bins=-1)
     with pytest.raises(InputError, match="nobody/nothing: not found locally and the Hub cannot be reached"):
         load_encoder("nobody/nothing")
     with pytest.raises(InputError, match=r"absent\.pt: no such file"):

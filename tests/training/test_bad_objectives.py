@@ -62,6 +62,12 @@ def test_more_class_weights_than_classes_are_refused(train, capsys):
     one_line(capsys, "loss.class_weights has 3 numbers; there are 2 labels")
 
 
+@pytest.mark.parametrize("weight", [-1, float("inf"), float("nan")])
+def test_an_auxiliary_loss_is_never_driven_up(train, capsys, weight):
+    assert train(loss={"auxiliary": {"add": {"weight": weight}}}) == 2
+    one_line(capsys, "weight")
+
+
 @pytest.mark.parametrize("weights", [[1, 1], [1, 1, 1, 1, 1], [1, 1, 1, float("nan")]])
 def test_lambdas_of_the_wrong_number_are_refused(train, capsys, weights):
     assert train(loss={"auxiliary": {"add": {"weights": weights}}}) == 2

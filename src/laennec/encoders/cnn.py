@@ -35,6 +35,8 @@ class CnnConfig(PreTrainedConfig):
         self.channels = list(channels)
         if not self.channels or not all(isinstance(count, int) and count > 0 for count in self.channels):
             raise ValueError(f"channels is {channels}; it must be a list of whole numbers above 0")
+        if not isinstance(num_mel_bins, int) or num_mel_bins < 1:
+            raise ValueError(f"num_mel_bins is {num_mel_bins!r}; it must be a whole number above 0")
         self.num_mel_bins = num_mel_bins
         kwargs.pop("hidden_size", None)  # follows from the channels
         self.hidden_size = self.channels[-1]

@@ -7,6 +7,7 @@ inside the model while it trains, so that optimiser, checkpoints and processes k
 training ends: what is shared needs none of them.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +172,10 @@ def _cluster_entry(name: str, kind: str, values: dict[str, Any]) -> Entry:
 
 def _schedule(values: dict[str, Any]) -> WeightSchedule:
     """The weight of an entry, taken out of its values."""
-    return WeightSchedule(float(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0))
+    weight = float(values.pop("weight", 1.0))
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight is {weight:g}; it must be 0 or more: training would drive the loss up, without end")
+    return WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
 
 
 def _check(where: str, kind: str, own: Mapping[str, Any]) -> None:
