@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.output import EncoderOutput, TokenMix
+from laennec.encoders.wrapper import WrapperConfig
 
 
-class EnsembleConfig(PreTrainedConfig):
+class EnsembleConfig(WrapperConfig):
     """How many encoders of which configuration.
 
     Args:
@@ -40,24 +41,15 @@ class EnsembleConfig(PreTrainedConfig):
     ) -> None:
         if members < 1:
             raise ValueError(f"members is {members}; an ensemble has at least 1")
-        if isinstance(encoder_config, dict):
-            values = dict(encoder_config)
-            encoder_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        self.encoder_config = encoder_config
         self.members = members
-        kwargs.pop("hidden_size", None)  # the members', as often as there are members
-        kwargs.pop("num_mel_bins", None)
-        self.hidden_size = int(getattr(encoder_config, "hidden_size", 0)) * members
-        if mels := getattr(encoder_config, "num_mel_bins", None):
+        kwargs.pop("num_mel_bins", None)  # the members'
+        super().__init__(encoder_config, **kwargs)
+        if mels := getattr(self.encoder_config, "num_mel_bins", None):
             self.num_mel_bins, self.fingerprint = mels, fingerprint
-        super().__init__(**kwargs)
 
-    def to_dict(self) -> dict[str, Any]:
-        """This configuration as plain values, the members' nested inside."""
-        values: dict[str, Any] = super().to_dict()
-        if isinstance(self.encoder_config, PreTrainedConfig):
-            values["encoder_config"] = self.encoder_config.to_dict()
-        return values
+    def width_factor(self) -> int:
+        """The members' embeddings stand one after the other."""
+        return self.members
 
 
 class EnsembleEncoder(PreTrainedModel):

@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from laennec.encoders.output import EncoderOutput, TokenMix, refuse_shape
 from laennec.encoders.trainable import stack_of
+from laennec.encoders.wrapper import WrapperConfig
 
 
-class GroupsConfig(PreTrainedConfig):
+class GroupsConfig(WrapperConfig):
     """Which encoder looks at groups of which size.
 
     Args:
@@ -44,22 +45,9 @@ class GroupsConfig(PreTrainedConfig):
     ) -> None:
         if min(group_frames, group_step) < 1:
             raise ValueError(f"group_frames {group_frames} and group_step {group_step} must be at least 1")
-        if isinstance(encoder_config, dict):
-            values = dict(encoder_config)
-            encoder_config = AutoConfig.for_model(values.pop("model_type"), **values)
-        self.encoder_config = encoder_config
         self.group_frames = group_frames
         self.group_step = group_step
-        kwargs.pop("hidden_size", None)  # the inner encoder's
-        self.hidden_size = int(getattr(encoder_config, "hidden_size", 0))
-        super().__init__(**kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """This configuration as plain values, the encoder's nested inside."""
-        values: dict[str, Any] = super().to_dict()
-        if isinstance(self.encoder_config, PreTrainedConfig):
-            values["encoder_config"] = self.encoder_config.to_dict()
-        return values
+        super().__init__(encoder_config, **kwargs)
 
 
 class GroupsEncoder(PreTrainedModel):
