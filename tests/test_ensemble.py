@@ -1,5 +1,7 @@
 """Several models of one kind as one: it answers their mean, and is saved, loaded and refused like any model."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForAudioClassification
@@ -189,6 +191,18 @@ def test_a_head_with_a_hidden_layer_is_refused():
         join_models(models)
 
 
-def test_an_ensemble_of_nobody_is_no_configuration():
-    with pytest.raises(ValueError, match="at least 1"):
-        EnsembleConfig(members=0)
+@pytest.mark.parametrize("members", [0, -1, 2.5, "two", None])
+def test_what_is_no_number_of_members_is_refused(members):
+    with pytest.raises(ValueError, match=r"members is .*; it must be a whole number above 0"):
+        EnsembleConfig(members=members)
+
+
+def test_a_file_that_says_other_members_than_it_holds_is_refused(tmp_path):
+    join_models([member(seed) for seed in range(2)]).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for members in (1, 3, "two"):
+        values["encoder_config"]["members"] = members
+        path.write_text(json.dumps(values))
+        with pytest.raises(InputError):
+            LaennecForAudioClassification.from_pretrained(tmp_path)

@@ -27,7 +27,7 @@ class EnsembleConfig(WrapperConfig):
         **kwargs: Handed to transformers.
 
     Raises:
-        ValueError: There is no member.
+        ValueError: `members` is no number of members.
     """
 
     model_type = "laennec-ensemble"
@@ -39,8 +39,8 @@ class EnsembleConfig(WrapperConfig):
         fingerprint: list[float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if members < 1:
-            raise ValueError(f"members is {members}; an ensemble has at least 1")
+        if not isinstance(members, int) or members < 1:
+            raise ValueError(f"members is {members!r}; it must be a whole number above 0")
         self.members = members
         kwargs.pop("num_mel_bins", None)  # the members'
         super().__init__(encoder_config, **kwargs)

@@ -43,7 +43,7 @@ class GroupsConfig(WrapperConfig):
         group_step: int = 15,
         **kwargs: Any,
     ) -> None:
-        if min(group_frames, group_step) < 1:
+        if not all(isinstance(frames, int) and frames >= 1 for frames in (group_frames, group_step)):
             raise ValueError(f"group_frames {group_frames} and group_step {group_step} must be at least 1")
         self.group_frames = group_frames
         self.group_step = group_step
