@@ -29,6 +29,8 @@ from laennec.training.mixtures import label_union
 from laennec.training.neighbours import Neighbours
 
 _log = logging.getLogger(__name__)
+# a process reads its corpus again for questions about recordings and for each trial of a search; once is enough said
+_said: set[str] = set()
 
 
 @dataclass
@@ -96,7 +98,9 @@ def load_parts(recipe: Recipe) -> Any:
         **c.options,
     )
     for line in check_sounds(parts):
-        _log.warning("%s", line)
+        if line not in _said:
+            _log.warning("%s", line)
+            _said.add(line)
     return parts
 
 
