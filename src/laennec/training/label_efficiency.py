@@ -23,6 +23,7 @@ import pandas as pd
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.table import column_of
 from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders.ensemble import EnsembleEncoder
 from laennec.encoders.groups import GroupsEncoder
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
@@ -181,6 +182,8 @@ def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> tupl
             "finished run"
         )
     model, _ = load_model(source, base)
+    if isinstance(model.encoder, EnsembleEncoder):
+        raise InputError(f"{source}: an ensemble is not trained any further; give one of the runs it was made of")
     if model.config.frozen_encoder and given.weights is not None:
         return replace(given, weights=base or given.weights), None
     if model.config.lora:
