@@ -73,6 +73,10 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
     page = (run / "evaluation-test" / "report.html").read_text()
     epochs = ", ".join(f"{one['best_epoch']:g}" for one in read(run / "run.json")["members"])
     assert f">{epochs}<" in page
+    assert main(["results", "run/evaluation-test", "--into", "results.json"]) == 0
+    (tmp_path / "page.md").write_text("<!-- laennec:scores results.json test -->\n<!-- laennec:end -->\n")
+    assert main(["results", "page.md"]) == 0
+    assert "| tiny, 3 together | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
     again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]
     again += [read(run / "run.json")["config"]["corpus"]["data_dir"], "--protocol", "patient-60-20-20"]
     assert main([*again, "--out", "again", "--draws", "20"]) == 0

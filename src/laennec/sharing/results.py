@@ -17,6 +17,7 @@ from laennec.errors import InputError, in_known_form
 from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text, pool_folds
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_predictions
+from laennec.evaluation.report_facts import seeds_of
 from laennec.evaluation.smoothing import signed
 from laennec.evaluation.summary import figure_text
 from laennec.sharing.study_tables import audit_table, geometry_table, official_table, study_table
@@ -120,6 +121,7 @@ def _result(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         "name": run["name"],
         "description": run["config"]["description"],
         "seed": run["config"]["seed"],
+        **({"seeds": seeds_of(run)} if run.get("members") else {}),
         "split": evaluated["split"],
         "commands": [run.get("command"), evaluated["command"]],
         "corpus": evaluated["corpus"]["name"],
@@ -242,7 +244,7 @@ def _scores(content: dict[str, Any], options: list[str]) -> str:
                 ("sprsound.Score", 1),
             )
         ]
-        lines.append(f"| {row['name']} | {row['seed']} | {' | '.join(cells)} |")
+        lines.append(f"| {row['name']} | {row.get('seeds', row['seed'])} | {' | '.join(cells)} |")
     if rows:
         first = rows[0]
         counts = first["counts"]
@@ -373,7 +375,8 @@ def _runs(content: dict[str, Any], options: list[str]) -> str:
         times = f"{seconds['training']:.0f} s | {seconds['total']:.0f} s"
         scored = "once" if row["scored"] == 1 else f"{row['scored']} times"
         epoch = "" if row["best_epoch"] is None else f"{row['best_epoch']:g}"
-        lines.append(f"| {row['name']} | {row['seed']} | `{row['commands'][0]}` | {epoch} | {times} | {scored} |")
+        seeds = row.get("seeds", row["seed"])
+        lines.append(f"| {row['name']} | {seeds} | `{row['commands'][0]}` | {epoch} | {times} | {scored} |")
     if rows:
         machine, version = rows[0]["hardware"], rows[0]["versions"]
         lines.append("")
