@@ -31,6 +31,9 @@ def member(seed, names=("crackle", "wheeze"), encoder=None, **settings):
     width = model.embedding_dim
     for head in (model.head, *model.tasks.values()):
         head.standardise(torch.randn(20, width, generator=generator) * 2 + 1)
+        if settings.get("head_hidden_dim") and head is model.head:
+            torch.nn.init.normal_(head.hidden[0].weight, generator=generator)
+            torch.nn.init.normal_(head.hidden[0].bias, generator=generator)
         torch.nn.init.normal_(head.classifier.weight, generator=generator)
         torch.nn.init.normal_(head.classifier.bias, generator=generator)
     if model.config.is_multi_label:
@@ -54,8 +57,10 @@ def calibrated(model, logits):
 
 @pytest.mark.parametrize("pooling", ["encoder", "mean"])
 @pytest.mark.parametrize("joins_context", [False, True])
-def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, joins_context):
-    models = [member(seed, pooling=pooling, joins_context=joins_context) for seed in range(3)]
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, joins_context, hidden):
+    kind = {"pooling": pooling, "joins_context": joins_context, "head_hidden_dim": hidden}
+    models = [member(seed, **kind) for seed in range(3)]
     joined = join_models(models)
     given = {"input_values": features(), "attention_mask": (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()}
     if joins_context:
@@ -89,12 +94,13 @@ def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
     assert models[0].config.tasks["event"]["leanings"] == {"two": 0.3}
 
 
-def test_models_on_one_still_encoder_share_it():
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_models_on_one_still_encoder_share_it(hidden):
     encoder = load_encoder(None, type="cnn", channels=[4, 8])
-    models = [member(seed, encoder=encoder, frozen_encoder=True) for seed in range(3)]
+    models = [member(seed, encoder=encoder, frozen_encoder=True, head_hidden_dim=hidden) for seed in range(3)]
     joined = join_models(models)
     assert type(joined.encoder) is type(encoder) and joined.config.frozen_encoder
-    assert joined.head.classifier.in_features == models[0].embedding_dim
+    assert joined.embedding_dim == models[0].embedding_dim
     with torch.no_grad():
         expected = torch.stack([calibrated(m, m(input_values=features()).logits) for m in models]).mean(0)
         torch.testing.assert_close(joined(input_values=features()).logits, expected, rtol=1e-4, atol=1e-4)
@@ -166,6 +172,7 @@ def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
         (lambda: [member(0), member(1, ("crackle", "rhonchus"))], "differ in labels"),
         (lambda: [member(0), member(1, problem_type="single_label")], "differ in target.problem_type"),
         (lambda: [member(0), member(1, pooling="mean")], "differ in head.pooling"),
+        (lambda: [member(0), member(1, head_hidden_dim=5)], r"differ in head\.hidden_dim"),
         (lambda: [member(0), member(1, tasks={"event": dict(EVENT)})], "differ in tasks"),
         (lambda: [member(0), member(1, features_fingerprint="x")], "differ in features"),
         (
@@ -178,17 +185,6 @@ def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
 def test_what_cannot_be_joined_is_refused(models, said):
     with pytest.raises(InputError, match=said):
         join_models(models())
-
-
-def test_a_head_with_a_hidden_layer_is_refused():
-    models = [
-        LaennecForAudioClassification(
-            LaennecConfig(load_encoder(None, type="cnn", channels=[4, 8]).config, head_hidden_dim=4)
-        )
-        for _ in range(2)
-    ]
-    with pytest.raises(InputError, match=r"head\.hidden_dim is set"):
-        join_models(models)
 
 
 @pytest.mark.parametrize("members", [0, -1, 2.5, "two", None])

@@ -2,8 +2,8 @@
 
 Decided here: the joined model answers the mean of its members' calibrated log-odds (of one class of several: of their
 log-probabilities, but for a number that all classes share), so that no member shouts the others down. That mean of
-linear heads is itself a linear head on the members' embeddings side by side. Where the members' encoders are the same,
-as frozen ones are, one of them is kept and the heads' mean is a head like theirs.
+heads is itself a head of their kind on the members' embeddings side by side, with their hidden layers side by side.
+Where the members' encoders are the same, as frozen ones are, one of them is kept.
 """
 
 import copy
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_digest
@@ -23,6 +23,7 @@ from laennec.model import LaennecForAudioClassification
 _SHARED = {
     "label_names": "labels", "problem_type": "target.problem_type", "pooling": "head.pooling",
     "joins_context": "features.context_cycles", "features_fingerprint": "features",
+    "head_hidden_dim": "head.hidden_dim",
 }  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
         logits; those of further tasks are the mean of the members' logits.
 
     Raises:
-        InputError: There are less than two, they differ in more than weights, or their heads are not linear.
+        InputError: There are less than two, they differ in more than weights, or their heads normalise an embedding.
     """
     if len(models) < 2:
         raise InputError(f"an ensemble needs two models or more, not {len(models)}")
@@ -45,9 +46,8 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     for model in models:
         if model.config.lora:
             model.merge_adapters()
-        if model.config.head_hidden_dim or model.config.head_layer_norm:
-            what = "hidden_dim" if model.config.head_hidden_dim else "layer_norm"
-            raise InputError(f"head.{what} is set: the mean of such heads is no head; only linear heads can be joined")
+        if model.config.head_layer_norm:
+            raise InputError("head.layer_norm is set: it looks at one embedding as a whole, and cannot be joined")
         for name, setting in _SHARED.items():
             if getattr(model.config, name) != getattr(first.config, name):
                 raise InputError(f"the models differ in {setting}; only what differs in its weights can be joined")
@@ -66,6 +66,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
     config.temperatures, config.intercepts, config.thresholds = {}, {}, {}
     config.tasks = _questions(first.config)
+    config.head_hidden_dim = first.config.head_hidden_dim * len(models)
     joined = LaennecForAudioClassification(config, encoder)
     parts = 2 if config.joins_context else 1
     _join([model.head for model in models], [_calibration(model.config) for model in models], joined.head, parts)
@@ -96,20 +97,35 @@ def _calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
 
 def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
     """Make a head the mean of others; `parts` vectors of an encoder make up an embedding."""
-    weights, biases = [], []
-    for head, calibration in zip(heads, calibrations, strict=True):
+    count, hidden = len(heads), isinstance(into.hidden, nn.Sequential)
+    inputs, biases, outputs, means = [], [], [], []
+    for number, (head, calibration) in enumerate(zip(heads, calibrations, strict=True)):
+        entrance, last = (head.hidden[0] if hidden else head.classifier), head.classifier
         # what the head does to an embedding that is not standardised
-        weight = head.classifier.weight.double() / head.spread.double()
-        bias = head.classifier.bias.double() - weight @ head.mean.double()
+        weight = entrance.weight.double() / head.spread.double()
+        bias = entrance.bias.double() - weight @ head.mean.double()
+        answer, offset = (last.weight.double(), last.bias.double()) if hidden else (weight, bias)
         if calibration is not None:
-            weight, bias = weight / calibration[0][:, None], bias / calibration[0] + calibration[1]
-        weights.append(weight.unflatten(1, (parts, -1)))
+            answer, offset = answer / calibration[0][:, None], offset / calibration[0] + calibration[1]
+        inputs.append(_placed(weight if hidden else answer, number, count, parts, into.mean.numel()))
         biases.append(bias)
-    own_width = weights[0].shape[1] * weights[0].shape[2]
+        outputs.append(answer / count)
+        means.append(offset / count)
     with torch.no_grad():
-        if into.classifier.in_features == own_width:  # the members share their encoder
-            weight = torch.stack(weights).mean(0)
-        else:  # (labels, parts, dim) each -> (labels, parts, members, dim)
-            weight = torch.stack(weights, 2) / len(heads)
-        into.classifier.weight.copy_(weight.flatten(1))
-        into.classifier.bias.copy_(torch.stack(biases).mean(0))
+        if isinstance(into.hidden, nn.Sequential):
+            layer: Any = into.hidden[0]
+            layer.weight.copy_(torch.cat(inputs))
+            layer.bias.copy_(torch.cat(biases))
+            into.classifier.weight.copy_(torch.cat(outputs, 1))
+        else:
+            into.classifier.weight.copy_(torch.stack(inputs).mean(0))
+        into.classifier.bias.copy_(torch.stack(means).sum(0))
+
+
+def _placed(weight: Tensor, number: int, count: int, parts: int, width: int) -> Tensor:
+    """What a member's head reads, where its embedding lies: (out, parts * dim) -> (out, width)."""
+    if weight.shape[1] == width:  # the members share their encoder
+        return weight
+    whole = weight.new_zeros(len(weight), parts, count, weight.shape[1] // parts)
+    whole[:, :, number] = weight.unflatten(1, (parts, -1))
+    return whole.flatten(1)

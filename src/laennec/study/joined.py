@@ -40,7 +40,7 @@ def join_runs(
 
     Raises:
         InputError: There are less than two runs, one is not finished, their recipes differ in more than the seed, they
-            had other data, or their heads are not linear.
+            had other data, or their heads cannot be joined.
     """
     folders, out = [Path(run) for run in runs], Path(out)
     if len(folders) < 2:
