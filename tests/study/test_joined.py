@@ -25,7 +25,10 @@ def seeds(tiny_recipe, tmp_path_factory):
     """Three seeds of one recipe."""
     folder = tmp_path_factory.mktemp("seeds")
     settings = tiny_recipe | {"head": {"threshold_rule": "youden"}}
-    return [train(recipe_from_dict(settings | {"seed": s, "output_dir": str(folder / str(s))})) for s in range(3)]
+    return [
+        train(recipe_from_dict(settings | {"seed": s, "output_dir": str(folder / str(s))}), f"laennec train --seed {s}")
+        for s in range(3)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_it_answers_validation_with_the_mean_and_decides_by_it(seeds, joined):
 
 def test_the_record_names_its_members(seeds, joined):
     record = read(joined / "run.json")
-    assert record["name"] == "tiny, 3 together" and record["command"].startswith("laennec ensemble ")
+    assert record["name"] == "tiny_ensemble_of_3" and record["command"].startswith("laennec ensemble ")
     assert [(one["folder"], one["seed"]) for one in record["members"]] == [(str(run), k) for k, run in enumerate(seeds)]
     assert record["seeds"] == {"recipe": [0, 1, 2]} and record["evaluations"] == record["history"] == []
     trained = sum(read(run / "run.json")["timings"]["training"] for run in seeds)
@@ -69,6 +72,8 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
     assert main(["export", "run", "--format", "full"]) == 0
     card = (run / "export-full" / "README.md").read_text()
     assert "3 runs of this recipe, their calibrated log-odds averaged" in card
+    trained = [one["command"] for one in read(run / "run.json")["members"]]
+    assert trained[0] and all(f"{command}\n" in card for command in trained) and "laennec ensemble " in card
     assert "3 runs with seeds 0, 1, 2" in card and "One run with seed" not in card
     page = (run / "evaluation-test" / "report.html").read_text()
     epochs = ", ".join(f"{one['best_epoch']:g}" for one in read(run / "run.json")["members"])
@@ -76,12 +81,27 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
     assert main(["results", "run/evaluation-test", "--into", "results.json"]) == 0
     (tmp_path / "page.md").write_text("<!-- laennec:scores results.json test -->\n<!-- laennec:end -->\n")
     assert main(["results", "page.md"]) == 0
-    assert "| tiny, 3 together | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
+    assert "| tiny_ensemble_of_3 | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
     again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]
     again += [read(run / "run.json")["config"]["corpus"]["data_dir"], "--protocol", "patient-60-20-20"]
     assert main([*again, "--out", "again", "--draws", "20"]) == 0
     first, second = (read(tmp_path / place / "metrics.json") for place in ("run/evaluation-test", "again"))
     assert first["values"] == second["values"]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [("validation", "chose the epoch and the thresholds"), ("train", "is what the model was trained on")],
+)
+def test_a_part_that_the_model_owes_to_is_no_headline(joined, tmp_path, capsys, split, said):
+    run = shutil.copytree(joined, tmp_path / "run")
+    assert main(["evaluate", str(run), "--split", split, "--draws", "20"]) == 0
+    assert f"note: part {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
+    assert f"This part {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
+    assert main(["card", str(run)]) == 0
+    card = (run / "README.md").read_text()
+    assert f"**no headline**: `{split}` {said}" in card and f"Part `{split}` {said}" in card
+    assert f"ICBHI Score ({said})" in card
 
 
 @pytest.mark.parametrize(

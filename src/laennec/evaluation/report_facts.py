@@ -22,6 +22,13 @@ def epochs_kept(run: Mapping[str, Any]) -> str | None:
     return ", ".join(f"{epoch:g}" for epoch in kept if isinstance(epoch, int | float)) or None
 
 
+def heard_before(split: str, selection_set: Any) -> str | None:
+    """What a model owes to the very part of its corpus that it is scored on; None where nothing is known of it."""
+    if split == "train":
+        return "is what the model was trained on"
+    return "chose the epoch and the thresholds" if split == selection_set else None
+
+
 def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
     """What the run record itself disappoints in."""
     provenance, found = provenance_of(run), []
@@ -43,6 +50,13 @@ def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
             )
         )
     corpus = run.get("corpus") or {}
+    trained, evaluated = run.get("trained_on"), run.get("evaluated")
+    if isinstance(trained, Mapping) and isinstance(evaluated, Mapping) and isinstance(corpus, Mapping):
+        owes = (
+            heard_before(str(evaluated.get("split")), selection) if trained.get("name") == corpus.get("name") else None
+        )
+        if owes:
+            found.append(("bad", f"This part {owes}: its scores are no estimate for new patients."))
     if not (isinstance(corpus, Mapping) and corpus.get("fingerprint")) or not provenance.get("split_fingerprint"):
         found.append(
             (

@@ -233,6 +233,7 @@ def _context(
     }
     absent = [name for name, there in present.items() if not there]
     sections = [name for name in section_anchors() if name not in absent]
+    commands = [shown_command(one["command"]) for one in [*(run.get("members") or []), run] if one.get("command")]
     return {
         "run": run,
         "settings": settings,
@@ -246,7 +247,7 @@ def _context(
         "headline": headline,
         "fitted": fitted,
         "training": training_rows(run),
-        "command": fenced(shown_command(run["command"]), "bash") if run.get("command") else "",
+        "command": fenced("\n".join(commands), "bash") if commands else "",
         "limitations": limitations(run, parts, evidence.outdated, settings),
         "bibtex": fenced("\n\n".join(citations_of(run)), "bibtex"),
         "base": base_name(encoder),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.evaluation.digest import shown_figures
-from laennec.evaluation.report_facts import epochs_kept, seeds_of
+from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
 from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.sharing.card_metadata import is_hub_id
@@ -54,11 +54,13 @@ def scored_part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, A
     patients = metrics["bootstrap"]["patients"]
     text = ", ".join(f"{count} patient{'s' * (count > 1)} with {part}" for part, count in shared.items())
     elsewhere = evaluated["corpus"]["name"] != run["corpus"]["name"]
+    owes = None if elsewhere else heard_before(split, run.get("selection_set"))
+    few = sum(shared.values()) <= _MUCH * max(patients, 1)
     return {
         **entry,
         "name": split,
-        "shares": f"shares {text}" if text else "",
-        "headline_worthy": sum(shared.values()) <= _MUCH * max(patients, 1) and not origin.get("stamp"),
+        "shares": owes or (f"shares {text}" if text else ""),
+        "headline_worthy": few and not owes and not origin.get("stamp"),
         "stamp": origin.get("stamp"),
         "external": elsewhere,
         "scored": sum(e["split"] == split for e in run.get("evaluations", [])),

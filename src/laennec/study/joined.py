@@ -49,7 +49,7 @@ def join_runs(
     _refuse_different(folders, records)
     first = records[0]
     recipe = recipe_from_dict(first["config"], str(folders[0] / "run.json"))
-    recipe.name, recipe.output_dir = f"{recipe.name}, {len(folders)} together", str(out)
+    recipe.name, recipe.output_dir = f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
     recipe.corpus.data_dir = data_dir or recipe.corpus.data_dir
     timings = Timings()
     with claimed(out, recipe, overwrite) as begin:

@@ -22,7 +22,7 @@ from laennec.corpora.table import column_of
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.evaluation.digest import digest
-from laennec.evaluation.report_facts import seeds_of
+from laennec.evaluation.report_facts import heard_before, seeds_of
 from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.model import LaennecForAudioClassification
 from laennec.training.batches import FOUR_CLASSES, class_names
@@ -265,6 +265,9 @@ def _heading(record: dict[str, Any], split: str) -> str:
         f"selection set: {record.get('selection_set')}; seed {seeds_of(record)}, split seed {origin.get('seed')}"
     )
     lines = [first, selection, *notes]
+    same = (record.get("trained_on") or {}).get("name") == corpus["name"]
+    if same and (owes := heard_before(split, record.get("selection_set"))):
+        lines.append(f"note: part {split} {owes}; its scores are no estimate for new patients")
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
