@@ -9,7 +9,7 @@ from laennec.cli import main
 from laennec.errors import InputError
 from laennec.study import load_study
 from laennec.study.plan import flat
-from laennec.study.run import commands
+from laennec.study.run import commands, ensemble_commands
 from laennec.training.config import load_recipe
 
 RECIPE = {
@@ -109,6 +109,25 @@ def test_a_method_may_be_scored_on_parts_of_its_own(written, tmp_path):
     assert [words[words.index("--split") + 1] for words in asked[1]] == ["all"] and "sprsound" in asked[1][0]
 
 
+def test_a_method_may_be_smoothed_alone(written, tmp_path):
+    methods = [{"recipe": str(tmp_path / "tiny.yaml"), "evaluate": {"smoothing": "auto"}}]
+    methods += [{"recipe": str(tmp_path / "tiny.yaml"), "name": "other", "evaluate": {"draws": 7}}]
+    study = load_study(written(methods=methods, evaluate={"draws": 50}))
+    said = [" ".join(words) for cell in study.cells for words in commands(study, cell) if words[0] == "evaluate"]
+    assert [line.partition("--draws ")[2].split()[0] for line in said] == ["50", "7"]
+    assert ["--smoothing auto" in line for line in said] == [True, False]
+
+
+def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, capsys):
+    study = load_study(written(seeds=[0, 1], axes={"label_fractions": [0.1, 1.0]}, ensembles="all"))
+    assert study.ensembles == ("tiny, label fraction 1",)
+    (made, *scored) = ensemble_commands(study, study.ensembles[0])
+    assert made[0] == "ensemble" and made[made.index("--name") + 1] == "tiny, label fraction 1, 2 together"
+    assert [words[0] for words in scored] == ["evaluate"] and scored[0][1] == made[made.index("--out") + 1]
+    assert load_study(written(folds=[0, 1], ensembles="all")).ensembles == ()
+    assert list(ensemble_commands(load_study(written(ensembles="all")), "tiny")) == []
+
+
 def test_cells_that_differ_in_labels_alone_share_a_pretraining(written, tmp_path):
     method = {"recipe": str(tmp_path / "tiny.yaml"), "pretrain": True}
     axes = {"label_fractions": [0.1, 1.0], "losses": {"one": {"pretrain.temperature": 0.1}, "two": {}}}
@@ -136,6 +155,10 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
         ({"methods": ["nothing.yaml"]}, "cannot read the recipe"),
         ({"baseline": "tinny"}, "no method of this study; did you mean 'tiny'"),
         ({"ensembles": ["other"]}, "no method of this study"),
+        ({"ensembles": ["tiny"], "folds": [0, 1]}, "'tiny' are folds, of which one learned from the patients"),
+        ({"ensembles": ["tiny"], "splits": "own"}, "'tiny' have a split each"),
+        ({"ensembles": ["tiny"], "axes": {"label_fractions": [0.1]}}, "'tiny' have other labels each"),
+        ({"evaluate": 3}, "must be keys and values"),
         ({"seeds": [0, 0]}, "two runs are called"),
         ({"seeds": [-1]}, "whole numbers from 0"),
         ({"splits": "none"}, "shared or own"),

@@ -1,6 +1,7 @@
 """Studies are run, stopped, gone on with and gathered; runs of a method answer together."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -14,15 +15,15 @@ from sklearn.svm import SVC
 
 from laennec.cli import main
 from laennec.errors import InputError
-from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.sharing.results import render
 from laennec.study.classical import score_classical
-from laennec.study.ensemble import make_ensemble
+from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
-from laennec.study.run import gather
+from laennec.study.run import gather, run_study
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import train
 from laennec.training.parts import load_parts
+from laennec.training.record import write_record
 from laennec.training.score import answer_part, load_model, score
 
 
@@ -31,53 +32,52 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def two_runs(tiny_run, tiny_recipe, tmp_path_factory):
-    """Two seeds of one recipe, scored on the test part; the second one cut short."""
+def two_runs(tiny_recipe, tmp_path_factory):
+    """Two seeds of one recipe, scored on the test part."""
     folder = tmp_path_factory.mktemp("study") / "tiny"
-    shutil.copytree(tiny_run, folder / "0", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-    short = tiny_recipe | {"seed": 1, "train": tiny_recipe["train"] | {"epochs": 1}, "output_dir": str(folder / "1")}
-    train(recipe_from_dict(short))
+    short = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}, "head": {"threshold_rule": "youden"}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("laennec.training.score.write_report", lambda place, *_: (place / "report.html").write_text(""))
-        for seed in "01":
-            score(folder / seed, split="test", draws=20)
+        for seed in range(2):
+            train(recipe_from_dict(short | {"seed": seed, "output_dir": str(folder / str(seed))}))
+            score(folder / str(seed), split="test", draws=20)
     return [folder / "0", folder / "1"]
 
 
-def test_an_ensemble_is_the_mean_of_calibrated_answers(two_runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("laennec.study.derived.write_report", lambda *_: None)
-    made = make_ensemble("tiny", two_runs, [Score("test", {}, "test")], tmp_path)
-    table = pd.read_parquet(made / "evaluation-test" / "predictions.parquet")
-    names = ["crackle", "wheeze"]
-    members = []
-    for run in two_runs:
-        points = read(run / "run.json")["operating_points"]
-        raw = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
-        logits = raw[[f"logit_{name}" for name in names]].to_numpy(float)
-        members.append(calibrated_logits(logits, names, points["temperatures"], points["intercepts"]))
-    mean = np.mean(members, axis=0)
-    assert table[[f"logit_{name}" for name in names]].to_numpy() == pytest.approx(mean)
-    metrics, record = read(made / "evaluation-test" / "metrics.json"), read(made / "evaluation-test" / "run.json")
-    assert record["name"] == "tiny, 2 together" and record["ensemble"] == [str(run) for run in two_runs]
-    fitted = metrics["fitted"]
-    assert fitted["fitted_on"]["split"] == "validation"
-    temperatures, intercepts = (
-        [fitted[key].get(name, default) for name in names] for key, default in (("temperatures", 1), ("intercepts", 0))
+def test_runs_of_a_method_answer_together_in_a_run_of_their_own(two_runs, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = [read(run / "run.json") for run in two_runs]
+    for seed, run in enumerate(two_runs):
+        shutil.copytree(run, tmp_path / "out" / "tiny" / run.name)
+        took = {"seconds": 2.0, "cpu_seconds": 1.5 + seed, "peak_memory_mb": 100 + seed, "processes": 1}
+        write_record(tmp_path / "out" / "tiny" / f"{seed}.cost.json", {"train": took, "evaluate": took})
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(records[0]["config"]))
+    cells = tuple(
+        Cell("tiny", Path("tiny.yaml"), k, None, {}, {}, scores=(Score("test", {}, "test"),), evaluate={"draws": 20})
+        for k in range(2)
     )
-    decided = sigmoid(mean / temperatures + intercepts)
-    answered = decided > [fitted["threshold_probabilities"][n] for n in names]
-    normal = ~table[names].to_numpy(bool).any(1)
-    assert metrics["values"]["icbhi.Sp"] == pytest.approx(100 * (~answered[normal].any(1)).mean())
-    assert metrics["floors"] == read(two_runs[0] / "evaluation-test" / "metrics.json")["floors"]
-
-
-def test_members_of_other_cycles_are_refused(two_runs, tmp_path):
-    other = shutil.copytree(two_runs[1], tmp_path / "other")
-    path = other / "evaluation-test" / "predictions.parquet"
-    pd.read_parquet(path).iloc[::-1].to_parquet(path)
-    with pytest.raises(ValueError, match="other cycles"):
-        make_ensemble("tiny", [two_runs[0], other], [Score("test", {}, "test")], tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("run.json"))
+    study = Study("s", "", Path("out"), Path("s.json"), None, cells, ("tiny",), ("icbhi.Score",))
+    said = []
+    done = run_study(study, say=said.append)
+    assert not done.failed and done.runs[-1] == Path("out/tiny-ensemble/2"), (done, said)
+    assert said[0].startswith("laennec ensemble out/tiny/0 out/tiny/1 --name 'tiny, 2 together'")
+    rows = {(row["name"], row["seed"]): row for row in read(tmp_path / "s.json")["results"]}
+    together = rows["tiny, 2 together", 0]
+    assert together["cost"]["train"] == {"seconds": 4, "cpu_seconds": 4, "peak_memory_mb": 101, "processes": 2}
+    assert together["cost"]["ensemble"]["cpu_seconds"] > 0.1 and together["cost"]["evaluate"]["cpu_seconds"] > 2.6
+    assert rows["tiny", 1]["cost"]["evaluate"]["cpu_seconds"] == 2.5 and "ensemble" not in rows["tiny", 1]["cost"]
+    assert together["duration_blind"]["values"]["icbhi.Score"] > 0
+    members = [pd.read_parquet(f"out/tiny/{k}/evaluation-test/predictions.parquet") for k in range(2)]
+    table = pd.read_parquet("out/tiny-ensemble/2/evaluation-test/predictions.parquet")
+    for name in ("crackle", "wheeze"):
+        calibrated = []
+        for record, member in zip(records, members, strict=True):
+            points = record["operating_points"]
+            temperature, intercept = points["temperatures"].get(name, 1), points["intercepts"].get(name, 0)
+            calibrated.append(member[f"logit_{name}"] / temperature + intercept)
+        assert table[f"logit_{name}"].to_numpy() == pytest.approx(np.mean(calibrated, axis=0), abs=1e-4)
+    done, said[:] = run_study(study, say=said.append), []
+    assert not said and done.results is not None
 
 
 def frozen(tiny_recipe, folder, **settings):
@@ -92,7 +92,7 @@ def frozen(tiny_recipe, folder, **settings):
 @pytest.mark.parametrize("problem", ["multi_label", "single_label"])
 def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, monkeypatch, kind, problem):
     monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
-    monkeypatch.setattr("laennec.study.derived.write_report", lambda *_: None)
+    monkeypatch.setattr("laennec.study.classical.write_report", lambda *_: None)
     target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
     run = frozen(tiny_recipe, tmp_path / "run", **target)
     made = score_classical(kind, "statistics", run, [Score("test", {}, "test")], tmp_path / "run-classical")
@@ -115,7 +115,29 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
         assert answered == pytest.approx(expected)
     metrics = read(made / "evaluation-test" / "metrics.json")
     assert metrics["fitted"]["fitted_on"]["split"] == "validation"
-    assert metrics["floors"] == read(run / "evaluation-test" / "metrics.json")["floors"]
+    own = read(run / "evaluation-test" / "metrics.json")
+    assert metrics["floors"] == own["floors"]
+    blind, theirs = own["duration_blind"], metrics["duration_blind"]
+    assert (theirs["seconds"], theirs["cycles"]) == (blind["seconds"], blind["cycles"])
+    assert theirs["values"] != blind["values"] and set(theirs["values"]) == set(blind["values"])
+
+
+def test_what_is_called_apart_is_measured_and_added_to_what_it_rests_on(tmp_path):
+    run, kind = tmp_path / "run", tmp_path / "run-svc"
+    before = {"seconds": 1.0, "cpu_seconds": 50.0, "peak_memory_mb": 5, "processes": 1}  # it was interrupted once
+    write_record(tmp_path / "run-svc.cost.json", {"train": before})
+    line = call_apart("train", kind, os.mkdir, tmp_path / "made")
+    assert " CPU seconds, " in line and (tmp_path / "made").is_dir()
+    took = read(tmp_path / "run-svc.cost.json")["train"]
+    assert took["processes"] == 2 and took["cpu_seconds"] > 50 and took["peak_memory_mb"] > 5
+    write_record(tmp_path / "run.cost.json", {"train": {**took, "cpu_seconds": 9.0}, "evaluate": took})
+    write_record(tmp_path / "results.json", {"results": [{"hardware": {"gpus": ["one"]}}]})
+    add_cost(tmp_path / "results.json", kind, [run])
+    cost = read(tmp_path / "results.json")["results"][0]["cost"]
+    assert set(cost) == {"train", "gpu_seconds"} and cost["train"]["cpu_seconds"] == pytest.approx(
+        9 + took["cpu_seconds"]
+    )
+    assert cost["gpu_seconds"] == pytest.approx(2 * took["seconds"])
 
 
 def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
@@ -128,7 +150,7 @@ def test_a_baseline_that_is_still_to_come_is_no_error(two_runs, tmp_path, baseli
     runs = [Path(shutil.copytree(run, tmp_path / "tiny" / run.name)) for run in two_runs]
     wanted = [("tiny", 0), ("tiny", 1), ("later", 0)]
     cells = tuple(Cell(name, Path("-"), n, None, {}, {}, scores=(Score("test", {}, "test"),)) for name, n in wanted)
-    study = Study("s", "", tmp_path, tmp_path / "part.json", baseline, cells, {}, (), ("icbhi.Score",))
+    study = Study("s", "", tmp_path, tmp_path / "part.json", baseline, cells, (), ("icbhi.Score",))
     content = read(gather(study, runs))
     compared = content["methods"]["test"]
     assert content["study"]["baseline"] == baseline and compared["baseline"] == said
@@ -157,7 +179,7 @@ def test_a_study_is_stopped_gone_on_with_and_gathered(tiny_recipe, tmp_path, cap
     content = read(tmp_path / "out" / "results.json")
     names = {row["name"] for row in content["results"]}
     assert names == {"tiny, label fraction 1", "tiny, label fraction 0.5", "tiny, label fraction 1, 2 together"}
-    for row in (row for row in content["results"] if "together" not in row["name"]):
+    for row in content["results"]:
         assert row["cost"]["train"]["cpu_seconds"] > 0 and row["cost"]["evaluate"]["peak_memory_mb"] > 50
         assert row["scored"] == 1
     half = read(tmp_path / "out" / "tiny_label_fraction_0.5" / "1" / "run.json")

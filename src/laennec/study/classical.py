@@ -3,10 +3,13 @@
 Decided here: they hear exactly what a linear head hears, the embeddings of a finished run with a still encoder, and
 learn on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
 baseline of the field. Settings are fixed, so nothing is searched; calibration and thresholds are fitted on validation
-as a head's are. Abnormal and normal cycles weigh the same in sum.
+as a head's are. Abnormal and normal cycles weigh the same in sum. They are scored like any run, in a folder like that
+of a run, so that tables, comparisons and reports need not know; what is reached without listening is copied from the
+run whose encoder they use, for it does not depend on who listens.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,16 @@ from numpy.typing import NDArray
 
 from laennec.corpora.table import column_of
 from laennec.errors import InputError
-from laennec.study.derived import write_derived
+from laennec.evaluation import evaluate_predictions, write_report
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.label_fractions import labelled_rows
 from laennec.training.parts import load_parts
-from laennec.training.record import Timings, read_record
+from laennec.training.record import Timings, read_record, write_record
 from laennec.training.score import answer_part, load_model, recipe_of
+from laennec.training.shortcuts import centred, duration_blind
 from laennec.training.tables import fit_operating_point
+from laennec.writing import folder_aside, write_aside
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 
@@ -44,8 +49,6 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
         InputError: The run's encoder was trained with the head (what is fitted on its embeddings would be no baseline),
             or a part is of another corpus.
     """
-    if all((folder / f"evaluation-{score.name}" / "run.json").exists() for score in scores):
-        return folder
     record = read_record(run / "run.json")
     recipe = recipe_from_dict(record["config"], str(run / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
@@ -64,9 +67,63 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
     for score in scores:
         theirs = recipe_of(run, record, dict(score.corpus))
         table = (load_parts(theirs) if score.corpus else parts)[score.split]
-        predictions, heard, _ = answer_part(model, extractor, table, score.split, theirs)
-        write_derived(folder, run, score, _with(predictions, names, answer(heard)), fitted, changes)
+
+        def ask(table: Any, split: str = score.split, theirs: Recipe = theirs) -> Any:
+            predictions, heard, _ = answer_part(model, extractor, table, split, theirs)
+            return _with(predictions, names, answer(heard))
+
+        _score(folder, run, score, table, ask, fitted, changes)
     return folder
+
+
+def _score(
+    folder: Path, run: Path, score: Score, table: Any, ask: Callable[[Any], Any], fitted: dict[str, Any], changes: Any
+) -> None:
+    """Score answers to a part as `laennec evaluate` would have, and write the folder of the results.
+
+    Args:
+        folder: Of what is scored; the results lie in `evaluation-<part>` below it.
+        run: Folder of the run, scored on the same part.
+        score: The part.
+        table: Its cycles.
+        ask: Cycle table to predictions table.
+        fitted: Operating points, as `fit_operating_point` gives them.
+        changes: What the record says in place of the run's own: "name", "timings", ...
+    """
+    place = run / f"evaluation-{score.name}"
+    own, record = read_record(place / "metrics.json"), copy.deepcopy(read_record(place / "run.json"))
+    names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
+    reading: dict[str, Any] = {
+        "problem_type": record["problem_type"],
+        "label_names": names,
+        "thresholds": _raw_thresholds(fitted, names) if multi_label else None,
+        "temperatures": fitted.get("temperatures"),
+        "intercepts": fitted.get("intercepts"),
+    }
+    predictions = ask(table)
+    evaluation = evaluate_predictions(predictions, **reading, n_draws=own["bootstrap"]["n_draws"])
+    evaluation |= {"fitted": fitted, "geometry": None, "floors": own["floors"], "duration_blind": None}
+    if own.get("duration_blind"):
+        seconds = own["duration_blind"]["seconds"]
+        evaluation["duration_blind"] = duration_blind(ask(centred(table, seconds)), seconds, reading)
+    record |= {"operating_points": fitted, **changes}
+    record["config"] = record["config"] | {"name": record["name"]}
+    with folder_aside(folder / f"evaluation-{score.name}") as temporary:
+        with write_aside(temporary / "predictions.parquet", "wb") as file:
+            predictions.to_parquet(file)
+        write_record(temporary / "metrics.json", evaluation)
+        write_record(temporary / "run.json", record)
+        write_report(temporary, record, evaluation, predictions)
+
+
+def _raw_thresholds(fitted: dict[str, Any], names: list[str]) -> dict[str, float]:
+    """The fitted probabilities as logits before temperature and intercept."""
+    thresholds = {}
+    for name in names:
+        p = min(max(float(fitted.get("threshold_probabilities", {}).get(name, 0.5)), 1e-12), 1 - 1e-12)
+        offset, divisor = fitted.get("intercepts", {}).get(name, 0.0), fitted.get("temperatures", {}).get(name, 1.0)
+        thresholds[name] = (float(np.log(p / (1 - p))) - offset) * divisor
+    return thresholds
 
 
 def _learned(recipe: Recipe, part: Any) -> NDArray[np.int64]:

@@ -13,7 +13,6 @@ from laennec.corpora import provenance
 from laennec.ensemble import join_models
 from laennec.errors import InputError
 from laennec.sharing.compare import recipe_difference
-from laennec.study.ensemble import added_timings
 from laennec.training.config import recipe_from_dict
 from laennec.training.experiment import answer_validation, write_run
 from laennec.training.feeding import settle_process
@@ -24,7 +23,12 @@ from laennec.training.score import check_split, load_model
 
 
 def join_runs(
-    runs: Sequence[str | Path], out: str | Path, command: str = "", data_dir: str | None = None, overwrite: bool = False
+    runs: Sequence[str | Path],
+    out: str | Path,
+    command: str = "",
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    name: str | None = None,
 ) -> Path:
     """Make one run of several that differ in their seed alone.
 
@@ -34,6 +38,7 @@ def join_runs(
         command: The literal command, for the record.
         data_dir: Where the corpus lies; None: where it lay when the first member was trained.
         overwrite: Whether an earlier run in the folder may be deleted.
+        name: What tables and cards call it; None: `<recipe>_ensemble_of_<number of runs>`.
 
     Returns:
         The new run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
@@ -49,7 +54,7 @@ def join_runs(
     _refuse_different(folders, records)
     first = records[0]
     recipe = recipe_from_dict(first["config"], str(folders[0] / "run.json"))
-    recipe.name, recipe.output_dir = f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
+    recipe.name, recipe.output_dir = name or f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
     recipe.corpus.data_dir = data_dir or recipe.corpus.data_dir
     timings = Timings()
     with claimed(out, recipe, overwrite) as begin:
@@ -74,7 +79,7 @@ def join_runs(
             "seeds": {"recipe": [record["config"]["seed"] for record in records]},
             "versions": versions(),
             "hardware": hardware(),
-            "timings": added_timings([record["timings"] for record in records] + [timings.seconds]),
+            "timings": _added_timings([record["timings"] for record in records] + [timings.seconds]),
             "operating_points": points,
             "tasks": tasks,
             "history": [],
@@ -96,7 +101,7 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
         if (seed := record["config"]["seed"]) in seeds:
             raise InputError(f"{folder} and {seeds[seed]} both have seed {seed}; give each seed once")
         seeds[seed] = folder
-        if key := recipe_difference(records[0]["config"], record["config"]):
+        if key := recipe_difference(_heard(records[0]["config"]), _heard(record["config"])):
             raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe can be joined")
         here, there = (one["corpus"]["provenance"].get("split_fingerprint") for one in (record, records[0]))
         if here != there or record["labels"] != records[0]["labels"]:
@@ -106,6 +111,18 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
             )
 
 
+def _heard(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the draw of labels where nothing is drawn, for all of them are heard."""
+    corpus = config["corpus"]
+    return config if corpus["label_fraction"] < 1 else config | {"corpus": corpus | {"label_draw": None}}
+
+
 def _member(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     said = ("command", "best_epoch", "best_metric", "timings", "hardware", "versions")
     return {"folder": str(folder), "seed": record["config"]["seed"], **{name: record.get(name) for name in said}}
+
+
+def _added_timings(timings: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Seconds of all members, by what they were spent on."""
+    keys = {key for times in timings for key in times}
+    return {key: round(sum(times.get(key, 0.0) for times in timings), 3) for key in sorted(keys)}

@@ -24,7 +24,7 @@ _KEYS = (
     "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",
     "axes", "ensembles", "figures", "splits",
 )  # fmt: skip
-_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "score", "pretrain", "classical")
+_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "score", "evaluate", "pretrain", "classical")
 _SCORE_KEYS = ("split", "corpus", "data_dir", "protocol", "level", "tables_dir", "allow_missing", "fold", "name")
 _EVALUATE_KEYS = ("smoothing", "draws")
 _NAMED_AXES = {"label_fractions": "corpus.label_fraction"}
@@ -63,6 +63,7 @@ class Cell:
             encoder is not pre-trained first.
         classical: Classifiers that are fitted on the run's embeddings too.
         scores: The parts that the run is scored on.
+        evaluate: smoothing and draws of `laennec evaluate`.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Cell:
     classical: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
     title: str = ""
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -103,7 +105,6 @@ class Study:
         baseline: The method that the others are compared with; the name of one without its axes stands for it at the
             places of each other.
         cells: The runs, in the order they are made.
-        evaluate: smoothing and draws of `laennec evaluate`.
         ensembles: Methods whose runs also answer together.
         figures: Names of the figures that tables show.
         own_splits: Whether each seed draws its own split.
@@ -115,7 +116,6 @@ class Study:
     results: Path
     baseline: str | None
     cells: tuple[Cell, ...]
-    evaluate: Mapping[str, Any]
     ensembles: tuple[str, ...]
     figures: tuple[str, ...]
     own_splits: bool = False
@@ -127,6 +127,10 @@ class Study:
             return {}
         there = {tuple(cell.places.items()): cell.method for cell in self.cells if cell.title == self.baseline}
         return {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
+
+    def members(self, method: str) -> list[Cell]:
+        """The runs of a method."""
+        return [cell for cell in self.cells if cell.method == method]
 
 
 def load_study(path: str | Path) -> Study:
@@ -157,8 +161,8 @@ def load_study(path: str | Path) -> Study:
             raise InputError(f"{path}: {asked!r} is no method of this study; did you mean {near!r}?")
     if (splits := values.get("splits", "shared")) not in ("shared", "own"):
         raise InputError(f"{path}: splits is {splits!r}; it can be shared or own")
-    evaluate = values.get("evaluate") or {}
-    refuse_unknown(evaluate, _EVALUATE_KEYS, f"{path}: evaluate")
+    own_splits = splits == "own"
+    ensembles = _ensembles(values.get("ensembles"), cells, own_splits, path)
     return Study(
         name,
         str(values.get("description") or ""),
@@ -166,10 +170,9 @@ def load_study(path: str | Path) -> Study:
         Path(str(values.get("results") or output / "results.json")),
         baseline,
         tuple(cells),
-        dict(evaluate),
-        tuple(_names(values.get("ensembles"), names)),
+        ensembles,
         tuple(values.get("figures") or ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")),
-        splits == "own",
+        own_splits,
     )
 
 
@@ -212,6 +215,28 @@ def _list_of_mappings(value: Any, where: str) -> list[dict[str, Any]]:
     if not all(isinstance(item, dict) for item in made):
         raise InputError(f"{where}: must be a list of keys and values")
     return made
+
+
+def _ensembles(value: Any, cells: list[Cell], own_splits: bool, path: Path) -> tuple[str, ...]:
+    """Methods whose runs answer together; `all` of them are those whose runs can."""
+    names = list(dict.fromkeys(cell.method for cell in cells))
+    apart = {cell.method: why for cell in cells if (why := _apart(cell, own_splits))}
+    asked = _names(value, [name for name in names if name not in apart])
+    for name in asked:
+        if name in apart:
+            raise InputError(f"{path}: ensembles: the runs of {name!r} {apart[name]}; take it from ensembles")
+    return tuple(asked)
+
+
+def _apart(cell: Cell, own_splits: bool) -> str:
+    """Why the runs of its method cannot answer together; empty where they can."""
+    if cell.fold is not None:
+        return "are folds, of which one learned from the patients that another is scored on"
+    if own_splits:
+        return "have a split each, of which one learned from the patients that another is scored on"
+    if cell.settings.get("corpus.label_fraction", 1) < 1:
+        return "have other labels each, of which they would have heard more than their fraction"
+    return ""
 
 
 def _names(value: Any, every: list[str]) -> list[str]:
@@ -292,6 +317,10 @@ def _cells(
         if kind not in CLASSICAL:
             raise InputError(f"{path}: classical is {kind!r}; it can be {', '.join(CLASSICAL)}")
     scores = _scores(method.get("score", values.get("score")), path)
+    evaluate: dict[str, Any] = {}
+    for given in (values.get("evaluate") or {}, method.get("evaluate") or {}):
+        refuse_unknown(given, _EVALUATE_KEYS, f"{path}: evaluate")
+        evaluate |= given
     cells = []
     for labels in itertools.product(*axes.values()):
         places = dict(zip(axes, labels, strict=True))
@@ -305,7 +334,7 @@ def _cells(
         seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
         pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""
         cells += [
-            Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title)
+            Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title, evaluate)
             for seed in seeds
             for fold in folds
         ]

@@ -1,18 +1,14 @@
 """Stage 11, study: run what is missing, one process a training, and gather what all of them said.
 
-Decided here: every training and scoring is the command that a person would type, in a process of its own, so that its
-seconds and its peak memory are its own, and a study adds nothing that a reader could not repeat. What is whole is not
-run again; what was stopped is continued by the same command. A cell of other settings than the file now says is
-refused, not mixed in. A run that fails is listed, and the others go on.
+Decided here: every training, ensemble and scoring is the command that a person would type, in a process of its own,
+and a study adds nothing that a reader could not repeat. What is whole is not run again; what was stopped is continued
+by the same command. A cell of other settings than the file now says is refused, not mixed in. A run that fails is
+listed, and the others go on.
 """
 
 import json
-import os
 import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +16,12 @@ from typing import Any
 from laennec.errors import InputError
 from laennec.locks import if_nobody_does
 from laennec.study.classical import score_classical
-from laennec.study.ensemble import make_ensemble
+from laennec.study.cost import add_cost, call_apart, run_command
 from laennec.study.pictures import study_pictures
-from laennec.study.plan import Cell, Score, Study, without_labels
+from laennec.study.plan import CLASSICAL, Cell, Score, Study, without_labels
 from laennec.training.config import load_recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
 from laennec.writing import write_aside
-
-COST = "cost.json"
-_KIBIBYTE = 1024
 
 
 @dataclass
@@ -69,9 +62,10 @@ def run_study(
     for cell in study.cells:
         refuse_other(study, cell)
     if dry:
-        every = [shlex.join(["laennec", *command]) for cell in study.cells for command in commands(study, cell)]
-        for line in dict.fromkeys(every):  # cells that share a pre-training each name it
-            say(line)
+        every = [command for cell in study.cells for command in commands(study, cell)]
+        every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
+        for line in dict.fromkeys(shlex.join(["laennec", *command]) for command in every):
+            say(line)  # once, though cells that share a pre-training each name it
         return done
     trained = 0
     study.output_dir.mkdir(parents=True, exist_ok=True)
@@ -87,17 +81,22 @@ def run_study(
             if problem := _make(study, cell, missing, f"{number}/{len(study.cells)}", say):
                 done.failed[cell.name] = problem
                 continue
-            folder = study.output_dir / cell.name
-            done.runs.append(folder)
+            done.runs.append(study.output_dir / cell.name)
             for kind in cell.classical:
-                place = folder.with_name(f"{folder.name}-{kind}")
-                done.runs.append(score_classical(kind, cell.method, folder, cell.scores, place))
+                done.runs.append(_make_classical(study, cell, kind, say))
         whole = set(done.runs)
         for method in study.ensembles:
-            members = [cell for cell in study.cells if cell.method == method]
-            runs = [study.output_dir / cell.name for cell in members]
-            if len(runs) > 1 and set(runs) <= whole:
-                done.runs.append(make_ensemble(method, runs, members[0].scores, study.output_dir))
+            members = [study.output_dir / cell.name for cell in study.members(method)]
+            if len(members) < 2 or not set(members) <= whole:
+                continue
+            folder = ensemble_folder(study, method)
+            for command in ensemble_commands(study, method):
+                say(shlex.join(["laennec", *command]))
+                if problem := _run(command, folder, say):
+                    done.failed[str(folder.relative_to(study.output_dir))] = problem
+                    break
+            else:
+                done.runs.append(folder)
         if done.runs:
             done.results = gather(study, done.runs)
     return done
@@ -111,6 +110,15 @@ def _make(study: Study, cell: Cell, missing: list[list[str]], place: str, say: C
         if problem := _run(command, folder, say):
             return problem
     return None
+
+
+def _make_classical(study: Study, cell: Cell, kind: str, say: Callable[[str], None]) -> Path:
+    """Fit and score a classifier on the embeddings of a cell's run, unless that was done."""
+    run, folder = study.output_dir / cell.name, classical_folder(study, cell, kind)
+    if not all((evaluation_folder(folder, score) / "run.json").exists() for score in cell.scores):
+        say(f"  {CLASSICAL[kind]} on its embeddings")
+        say(f"  {call_apart('train', folder, score_classical, kind, cell.method, run, cell.scores, folder)}")
+    return folder
 
 
 def refuse_other(study: Study, cell: Cell) -> None:
@@ -172,16 +180,46 @@ def commands(study: Study, cell: Cell) -> Iterator[list[str]]:
         given["encoder.weights"] = str(before / "encoder")
     if not (folder / "run.json").exists():
         yield ["train", str(cell.recipe), *_flags(given), "--output_dir", str(folder)]
+    yield from _scoring(cell, folder)
+
+
+def ensemble_commands(study: Study, method: str) -> Iterator[list[str]]:
+    """The commands that the ensemble of a method's runs still needs."""
+    members = study.members(method)
+    if len(members) < 2:
+        return
+    folder = ensemble_folder(study, method)
+    if not (folder / "run.json").exists():
+        runs = [str(study.output_dir / cell.name) for cell in members]
+        yield ["ensemble", *runs, "--name", f"{method}, {len(members)} together", "--out", str(folder)]
+    yield from _scoring(members[0], folder)
+
+
+def _scoring(cell: Cell, folder: Path) -> Iterator[list[str]]:
+    """The commands that score a run as its cell wants it, but for those that did."""
     for score in cell.scores:
         out = evaluation_folder(folder, score)
         if not (out / "run.json").exists():
-            yield ["evaluate", str(folder), "--split", score.split, *_corpus_flags(score), "--out", str(out),
-                   *_corpus_flags(Score("", study.evaluate))]  # fmt: skip
+            yield ["evaluate", str(folder), "--split", score.split, *_evaluation_flags(score.corpus), "--out", str(out),
+                   *_evaluation_flags(cell.evaluate)]  # fmt: skip
 
 
 def pretraining_folder(study: Study, cell: Cell) -> Path:
     """Where the encoder of a pre-trained cell lies; runs that differ in labels alone share it."""
     return study.output_dir / cell.pretraining_name
+
+
+def classical_folder(study: Study, cell: Cell, kind: str) -> Path:
+    """Where the results of a classifier on a cell's embeddings lie."""
+    folder = study.output_dir / cell.name
+    return folder.with_name(f"{folder.name}-{kind}")
+
+
+def ensemble_folder(study: Study, method: str) -> Path:
+    """Where the run lies that a method's runs are together."""
+    members = study.members(method)
+    first = study.output_dir / members[0].name
+    return first.parent.with_name(f"{first.parent.name}-ensemble") / str(len(members))
 
 
 def evaluation_folder(run: Path, score: Score) -> Path:
@@ -198,9 +236,10 @@ def _flags(given: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _corpus_flags(score: Score) -> list[str]:
+def _evaluation_flags(given: Mapping[str, Any]) -> list[str]:
+    """Settings as the flags of `laennec evaluate`, where True is a flag alone."""
     flags = []
-    for key, value in score.corpus.items():
+    for key, value in given.items():
         flag = "--corpus" if key == "name" else f"--{key.replace('_', '-')}"
         if value is True:
             flags.append(flag)
@@ -210,59 +249,30 @@ def _corpus_flags(score: Score) -> list[str]:
 
 
 def _run(command: list[str], folder: Path, say: Callable[[str], None]) -> str | None:
-    """Run one command to its end and add its cost; what its last line said where it failed."""
+    """Run one command to its end; what its last line said where it failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     log = folder.parent / f"{folder.name}.log"
-    with log.open("a", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "laennec", *command], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - start
-    _add_cost(folder, command[0], seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / _KIBIBYTE)
-    if process.returncode == 0:
-        say(f"  {seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} CPU seconds, {used.ru_maxrss / _KIBIBYTE:.0f} MB")
+    status, took = run_command(command, folder, log)
+    if status == 0:
+        say(f"  {took}")
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    problem = lines[-1] if lines else f"exit code {process.returncode}"
-    say(f"  FAILED (exit code {process.returncode}; {log}): {problem}")
+    problem = lines[-1] if lines else f"exit code {status}"
+    say(f"  FAILED (exit code {status}; {log}): {problem}")
     return problem
-
-
-def _add_cost(folder: Path, step: str, seconds: float, cpu: float, memory_mb: float) -> None:
-    """Add what a process took to what earlier, interrupted ones of the same step took."""
-    path = folder.parent / f"{folder.name}.{COST}"
-    cost = read_record(path) if path.exists() else {}
-    known = cost.get(step, {"seconds": 0.0, "cpu_seconds": 0.0, "peak_memory_mb": 0.0, "processes": 0})
-    cost[step] = {
-        "seconds": round(known["seconds"] + seconds, 1),
-        "cpu_seconds": round(known["cpu_seconds"] + cpu, 1),
-        "peak_memory_mb": round(max(known["peak_memory_mb"], memory_mb)),
-        "processes": known["processes"] + 1,
-    }
-    write_record(path, cost)
 
 
 def gather(study: Study, runs: list[Path]) -> Path:
     """One results.json beside each run, all of them with their comparison in the study's results file, and pictures."""
     from laennec.sharing.results import collect
 
-    before = {
-        study.output_dir / cell.name: [pretraining_folder(study, cell)] for cell in study.cells if cell.pretrained_as
-    }
+    made_of = _made_of(study)
     parts = list(dict.fromkeys(score.name for cell in study.cells for score in cell.scores))
     scored = {run: [e for name in parts if (e := run / f"evaluation-{name}").exists()] for run in runs}
     for run in runs:
         (run / "results.json").unlink(missing_ok=True)
         collect(scored[run], run / "results.json")
-        _say_cost(run / "results.json", [run, *before.get(run, [])])
+        add_cost(run / "results.json", run, made_of.get(run, []))
     study.results.unlink(missing_ok=True)
     evaluations = [evaluation for run in runs for evaluation in scored[run]]
     # of a study that is not whole yet, the baseline may be still to come
@@ -293,14 +303,16 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("name", "seed", "split", "fold"))
 
 
-def _say_cost(results: Path, folders: list[Path]) -> None:
-    """Put what the processes of a run and of its pre-training took into its rows."""
-    paths = [folder.parent / f"{folder.name}.{COST}" for folder in folders]
-    cost = {step: took for path in paths if path.exists() for step, took in read_record(path).items()}
-    if not cost:
-        return
-    content = read_record(results)
-    for row in content["results"]:
-        gpus = len(row["hardware"].get("gpus") or [])
-        row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
-    write_record(results, content)
+def _made_of(study: Study) -> dict[Path, list[Path]]:
+    """{folder of results: folders that had to be made first}, without folders that rest on none."""
+    made: dict[Path, list[Path]] = {}
+    for cell in study.cells:
+        run = study.output_dir / cell.name
+        made[run] = [pretraining_folder(study, cell)] if cell.pretrained_as else []
+        for kind in cell.classical:
+            made[classical_folder(study, cell, kind)] = [run, *made[run]]
+    for method in study.ensembles:
+        members = [study.output_dir / cell.name for cell in study.members(method)]
+        sources = [folder for run in members for folder in (run, *made[run])]
+        made[ensemble_folder(study, method)] = list(dict.fromkeys(sources))
+    return made

@@ -195,11 +195,10 @@ def score(
             train_table=learned,
             n_draws=draws,
         )
-        evaluation["duration_blind"] = None
-        if learned is not None and not extractor.context_cycles:
-            seconds = blind_length_s(parts["train"])
-            stretches, _, _ = answer_part(model, extractor, centred(part.table, seconds), split, recipe)
-            evaluation["duration_blind"] = duration_blind(model, stretches, seconds)
+        # of a part of a corpus that has no training part its own lengths, for nothing is fitted to them
+        seconds = blind_length_s(parts.get("train", part.table))
+        stretches, _, _ = answer_part(model, extractor, centred(part.table, seconds), split, recipe)
+        evaluation["duration_blind"] = duration_blind(stretches, seconds, reading_of(model))
         official = official_tasks(model, extractor, recipe, split, predictions, embeddings, part.table)
         evaluation["official"] = official_scores(official)
         if smooth is not None:

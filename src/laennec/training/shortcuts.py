@@ -7,6 +7,7 @@ shorter takes in the sound around it. What a model loses there it owed to length
 upper bound, not an estimate.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
@@ -18,7 +19,6 @@ from laennec.corpora.table import to_arrow
 from laennec.evaluation.predictions import point_values, read_predictions
 from laennec.training.config import Recipe
 from laennec.training.parts import make_filter
-from laennec.training.tables import reading_of
 
 COLUMNS = ("level_db", "bandwidth_hz")
 _QUANTILE = 0.05
@@ -43,7 +43,7 @@ def sound_facts(table: Any, sampling_rate: int, recipe: Recipe) -> dict[str, lis
 
 
 def blind_length_s(table: Any) -> float:
-    """The length that 95 % of the cycles of a training part have, in seconds."""
+    """The length that 95 % of a part's cycles have, in seconds."""
     lengths = np.asarray(table["end_s"]) - np.asarray(table["start_s"])
     return float(np.round(np.quantile(lengths, _QUANTILE), 3))
 
@@ -67,17 +67,17 @@ def centred(table: Any, seconds: float) -> Any:
     return datasets.Dataset(to_arrow(moved, table.features), info=table.info.copy())
 
 
-def duration_blind(model: Any, predictions: Any, seconds: float) -> dict[str, Any]:
-    """A model's scores on stretches of one length.
+def duration_blind(predictions: Any, seconds: float, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores on stretches of one length.
 
     Args:
-        model: The model.
-        predictions: Its predictions table of the cycles that `centred` gave.
+        predictions: Predictions table of the cycles that `centred` gave.
         seconds: Length of the stretches.
+        reading: How the table is read, as `reading_of` gives it.
 
     Returns:
         {"seconds", "cycles", "values": {figure: value}} with the scores and the AUROC of every label.
     """
-    values = point_values(read_predictions(predictions, **reading_of(model)))
+    values = point_values(read_predictions(predictions, **reading))
     kept = [name for name in values if name in _SHOWN or name.endswith(".roc_auc")]
     return {"seconds": seconds, "cycles": len(predictions), "values": {name: values[name] for name in kept}}
