@@ -130,7 +130,9 @@ def audit_table(content: dict[str, Any], options: Sequence[str]) -> str:
                 *(_floor(runs, floor, figure) for floor in ("event length", "level", "age, sex, location")),
             ]
             lines.append(f"| {name} | {label} | {' | '.join(cells)} |")
-    middle = f"; the middle is {', '.join(f'{s:g} s' for s in sorted(seconds))} of every cycle" if seconds else ""
+    lengths = [f"{s:g} s" for s in sorted(seconds)]
+    length = ", ".join(lengths) if len(lengths) < 4 else f"{lengths[0]} to {lengths[-1]}, by split,"
+    middle = f"; the middle is {length} of every cycle" if seconds else ""
     lines += [
         "",
         f"AUROC, mean over runs ± their standard deviation{middle}. The last three columns are small models that hear "

@@ -22,6 +22,7 @@ from laennec.evaluation import evaluate_predictions, write_report
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.label_fractions import labelled_rows
+from laennec.training.official import official_scores, tasks_by_flags
 from laennec.training.parts import load_parts
 from laennec.training.record import Timings, read_record, write_record
 from laennec.training.score import answer_part, load_model, recipe_of
@@ -72,12 +73,19 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
             predictions, heard, _ = answer_part(model, extractor, table, split, theirs)
             return _with(predictions, names, answer(heard))
 
-        _score(folder, run, score, table, ask, fitted, changes)
+        _score(folder, run, score, theirs, table, ask, fitted, changes)
     return folder
 
 
 def _score(
-    folder: Path, run: Path, score: Score, table: Any, ask: Callable[[Any], Any], fitted: dict[str, Any], changes: Any
+    folder: Path,
+    run: Path,
+    score: Score,
+    recipe: Recipe,
+    table: Any,
+    ask: Callable[[Any], Any],
+    fitted: dict[str, Any],
+    changes: Any,
 ) -> None:
     """Score answers to a part as `laennec evaluate` would have, and write the folder of the results.
 
@@ -85,6 +93,7 @@ def _score(
         folder: Of what is scored; the results lie in `evaluation-<part>` below it.
         run: Folder of the run, scored on the same part.
         score: The part.
+        recipe: That of the run, with the corpus of the part.
         table: Its cycles.
         ask: Cycle table to predictions table.
         fitted: Operating points, as `fit_operating_point` gives them.
@@ -106,6 +115,8 @@ def _score(
     if own.get("duration_blind"):
         seconds = own["duration_blind"]["seconds"]
         evaluation["duration_blind"] = duration_blind(ask(centred(table, seconds)), seconds, reading)
+    if set(names) == {"crackle", "wheeze"} and multi_label:
+        evaluation["official"] = official_scores(tasks_by_flags(recipe, predictions, reading["thresholds"], table))
     record |= {"operating_points": fitted, **changes}
     record["config"] = record["config"] | {"name": record["name"]}
     with folder_aside(folder / f"evaluation-{score.name}") as temporary:

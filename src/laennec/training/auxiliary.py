@@ -174,7 +174,9 @@ def _schedule(values: dict[str, Any]) -> WeightSchedule:
     """The weight of an entry, taken out of its values."""
     weight = float(values.pop("weight", 1.0))
     if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight:g}; it must be 0 or more: training would drive the loss up, without end")
+        raise ValueError(
+            f"weight is {weight:g}; it must be finite and 0 or more (below 0 training drives the loss up, without end)"
+        )
     return WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
 
 

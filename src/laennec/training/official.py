@@ -55,14 +55,13 @@ def official_tasks(
     if recipe.corpus.name != "sprsound":
         return {}
     found: dict[str, pd.DataFrame] = {}
-    whole = (recipe.corpus.level or "event") == "record"
-    asked = ("2-1", "2-2") if whole else ("1-1", "1-2")
+    whole, asked = _asked(recipe)
     head = _head_for(model, asked[1], "record" if whole else None)
     if head:
         logits = task_logits(model, extractor, head, table, recipe, None if whole else embeddings)
         found |= _answers(model, head, asked, logits, table)
     elif model.config.is_multi_label and set(model.config.label_names) == {"crackle", "wheeze"}:
-        found |= _by_bits(asked, predictions, logit_thresholds(model) or {}, table)
+        found |= tasks_by_flags(recipe, predictions, logit_thresholds(model) or {}, table)
     elif set(model.config.label_names) <= {*SPRSOUND_TASKS[asked[1]]}:
         found |= _of_the_head_itself(model, asked, predictions, table)
     record = None if whole else _head_for(model, "2-2", "record")
@@ -72,6 +71,12 @@ def official_tasks(
             logits = task_logits(model, extractor, record, rows, recipe)
             found |= _answers(model, record, ("2-1", "2-2"), logits, rows)
     return found
+
+
+def _asked(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
+    """Whether recordings are scored, and the tasks that ask about what is scored."""
+    whole = (recipe.corpus.level or "event") == "record"
+    return whole, ("2-1", "2-2") if whole else ("1-1", "1-2")
 
 
 def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
@@ -126,15 +131,27 @@ def _answers(model: Any, head: str, asked: tuple[str, ...], logits: Any, table: 
     return found
 
 
-def _by_bits(
-    asked: tuple[str, ...], predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
+def tasks_by_flags(
+    recipe: Recipe, predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """What crackle and wheeze answer."""
+    """What crackle and wheeze alone answer.
+
+    Args:
+        recipe: Says which corpus it is, and at which level it is scored.
+        predictions: Predictions table with the logits of both.
+        thresholds: Logits above which they are answered; 0 for those that it lacks.
+        table: Cycle table of the same rows.
+
+    Returns:
+        As `official_tasks`, of events or of recordings; {} for another corpus.
+    """
+    if recipe.corpus.name != "sprsound":
+        return {}
+    two, all_ = _asked(recipe)[1]
     bits = [
         (predictions[f"logit_{name}"] > thresholds.get(name, 0.0)).astype(int).tolist()
         for name in ("crackle", "wheeze")
     ]
-    two, all_ = asked
     named = [_OF_BITS[all_][pair] for pair in zip(*bits, strict=True)]
     either = ["Normal" if name == "Normal" else ADVENTITIOUS for name in named]
     return {two: _table(two, table, either), all_: _table(all_, table, named)}
