@@ -14,7 +14,8 @@ from laennec.cli import main
 from laennec.evaluation.leaning import answer_with, fit_leaning, fit_smoothing
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.training.config import ConfigError, load_recipe
-from laennec.training.official import official_scores, write_submission
+from laennec.training.official import official_scores, tasks_by_flags, write_submission
+from laennec.training.parts import load_parts
 from laennec.training.tasks import tasks_of
 from runs import what_it_left
 
@@ -235,6 +236,22 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
         areas[round(strength_tried, 2)] = area(logits)
     assert areas[strength] == pytest.approx(max(areas.values())) and 0 < strength < 1 and areas[strength] > areas[0.0]
     assert fit_smoothing(np.zeros(6, int), logits[:6], recordings[:6]) == 0.0
+
+
+def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, corpus):
+    parts = load_parts(load_recipe(recipe))
+    table = parts["validation"]
+    draws = np.random.default_rng(0).normal(size=(len(table), 2))
+    predictions = pd.DataFrame(draws, columns=["logit_crackle", "logit_wheeze"])
+    answers = tasks_by_flags(load_recipe(recipe), predictions, {"crackle": 0.5}, table)
+    assert set(answers) == {"1-1", "1-2"} and all(answers["1-2"]["name"].str.endswith(".wav"))
+    named = {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"}
+    wanted = [named[int(crackle > 0.5), int(wheeze > 0)] for crackle, wheeze in draws]
+    assert list(answers["1-2"]["answer"]) == wanted and set(wanted) == set(named.values())
+    assert list(answers["1-1"]["answer"] == "Normal") == [name == "Normal" for name in wanted]
+    whole = load_recipe(recipe, {"corpus.level": "record", "tasks": {}})
+    assert set(tasks_by_flags(whole, predictions, {}, table)) == {"2-1", "2-2"}
+    assert tasks_by_flags(load_recipe(recipe, {"corpus.name": "icbhi2017", "tasks": {}}), predictions, {}, table) == {}
 
 
 def test_tasks_without_truth_have_no_score_and_no_answers_no_files(tmp_path):
