@@ -57,6 +57,13 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     document.write_text("<!-- laennec:means results.json validation -->\n<!-- laennec:end -->\n")
     render(document)
     assert f"| tiny | 0 | {values['icbhi.Score']:.1f} " in document.read_text()
+    assert "s of CPU" not in document.read_text()
+    content = json.loads(path.read_text())
+    content["results"][0]["cost"] = {"train": {"cpu_seconds": 12.4, "peak_memory_mb": 345}, "gpu_seconds": 0.0}
+    path.write_text(json.dumps(content))
+    render(document)
+    lines = document.read_text().splitlines()
+    assert lines[1].endswith("| training, s of CPU (GPU) | memory, MB |") and lines[3].endswith(" | 12 | 345 |")
     with pytest.raises(InputError, match="baseline nobody is not among the methods tiny"):
         collect([scored.folder], path, baseline="nobody")
     document.write_text("<!-- laennec:means results.json test -->\n<!-- laennec:end -->\n")

@@ -20,7 +20,14 @@ from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.report_facts import seeds_of
 from laennec.evaluation.smoothing import signed
 from laennec.evaluation.summary import figure_text
-from laennec.sharing.study_tables import audit_table, geometry_table, official_table, study_table
+from laennec.sharing.study_tables import (
+    COST_HEADS,
+    audit_table,
+    cost_cells,
+    geometry_table,
+    official_table,
+    study_table,
+)
 from laennec.training.record import read_record, write_record
 from laennec.writing import write_aside
 
@@ -265,13 +272,18 @@ def _means(content: dict[str, Any], options: list[str]) -> str:
     baseline = methods["baseline"]
     head = ["recipe", "seeds", "ICBHI Score", "crackle AUROC", "wheeze AUROC"]
     head += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
+    runs = {name: [row for row in _part(content, options) if row["name"] == name] for name in methods["figures"]}
+    costs = {name: cost_cells(rows) for name, rows in runs.items()}
+    known = any(any(cells) for cells in costs.values())
+    head += COST_HEADS if known else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     order = sorted(methods["figures"], key=lambda name: -methods["figures"][name]["roc_auc_macro"]["mean"])
     for name in order:
         figures = methods["figures"][name]
         cells = [_mean(figures[f], d) for f, d in (("icbhi.Score", 1), ("crackle.roc_auc", 3), ("wheeze.roc_auc", 3))]
         cells += _difference(figures["roc_auc_macro"]) if baseline else []
-        seeds = ", ".join(str(seed) for seed in methods["seeds"][name])
+        cells += costs[name] if known else []
+        seeds = ", ".join(dict.fromkeys(str(row.get("seeds", row["seed"])) for row in runs[name]))
         lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
     lines += [
         "",

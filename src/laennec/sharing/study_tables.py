@@ -36,6 +36,9 @@ def _mean(values: Iterable[float | None], digits: int) -> str:
     return text + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
+COST_HEADS = ("training, s of CPU (GPU)", "memory, MB")
+
+
 def study_table(content: dict[str, Any], options: Sequence[str]) -> str:
     """Methods of a study on one part: figures, difference from the baseline, cost."""
     rows, study = _rows(content, options), content.get("study") or {}
@@ -44,7 +47,7 @@ def study_table(content: dict[str, Any], options: Sequence[str]) -> str:
     baseline = (compared or {}).get("baseline")
     head = ["method", "runs", *(figure_name(figure) for figure in figures)]
     head += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
-    head += ["training, s of CPU (GPU)", "memory, MB"]
+    head += COST_HEADS
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, runs in rows.items():
         cells = [
@@ -52,7 +55,7 @@ def study_table(content: dict[str, Any], options: Sequence[str]) -> str:
         ]
         if baseline:
             cells += _difference((compared or {})["figures"].get(name, {}).get("roc_auc_macro"))
-        lines.append(f"| {name} | {len(runs)} | {' | '.join([*cells, *_cost(runs)])} |")
+        lines.append(f"| {name} | {len(runs)} | {' | '.join([*cells, *cost_cells(runs)])} |")
     note = "Mean over runs ± their standard deviation"
     if baseline:
         each = "" if baseline in rows else ", each from that with the row's other settings,"
@@ -68,7 +71,7 @@ def _difference(cell: dict[str, Any] | None) -> list[str]:
     return [text, p_text(cell["p_holm"])]
 
 
-def _cost(runs: list[dict[str, Any]]) -> list[str]:
+def cost_cells(runs: list[dict[str, Any]]) -> list[str]:
     """Seconds and memory of the trainings of a method's runs, as far as they were measured."""
     steps = [run["cost"]["train"] for run in runs if "train" in (run.get("cost") or {})]
     if not steps:
