@@ -59,7 +59,9 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     assert f"| tiny | 0 | {values['icbhi.Score']:.1f} " in document.read_text()
     assert "s of CPU" not in document.read_text()
     content = json.loads(path.read_text())
-    content["results"][0]["cost"] = {"train": {"cpu_seconds": 12.4, "peak_memory_mb": 345}, "gpu_seconds": 0.0}
+    trained, before = {"cpu_seconds": 8.4, "peak_memory_mb": 12}, {"cpu_seconds": 4.0, "peak_memory_mb": 345}
+    cost = {"train": trained, "pretrain": before, "evaluate": {"cpu_seconds": 99, "peak_memory_mb": 999}}
+    content["results"][0]["cost"] = cost | {"gpu_seconds": 0.0}
     path.write_text(json.dumps(content))
     render(document)
     lines = document.read_text().splitlines()

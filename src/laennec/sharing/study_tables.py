@@ -6,7 +6,7 @@ what a method gains against what it takes.
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from laennec.errors import InputError
@@ -72,14 +72,29 @@ def _difference(cell: dict[str, Any] | None) -> list[str]:
 
 
 def cost_cells(runs: list[dict[str, Any]]) -> list[str]:
-    """Seconds and memory of the trainings of a method's runs, as far as they were measured."""
-    steps = [run["cost"]["train"] for run in runs if "train" in (run.get("cost") or {})]
-    if not steps:
+    """Seconds and memory of what made a method's runs, as far as they were measured."""
+    costs = [made for run in runs if (made := cost_of_making(run))]
+    if not costs:
         return ["", ""]
     gpus = [run["cost"].get("gpu_seconds", 0.0) for run in runs if run.get("cost")]
-    seconds = f"{statistics.mean(step['cpu_seconds'] for step in steps):.0f}"
+    seconds = f"{statistics.mean(cpu for cpu, _ in costs):.0f}"
     seconds += f" ({statistics.mean(gpus):.0f})" if any(gpus) else ""
-    return [seconds, f"{max(step['peak_memory_mb'] for step in steps):.0f}"]
+    return [seconds, f"{max(memory for _, memory in costs):.0f}"]
+
+
+def cost_of_making(run: Mapping[str, Any]) -> tuple[float, float] | None:
+    """CPU seconds and peak memory in MB of the processes that made a run, pre-training and members included.
+
+    Args:
+        run: A row of a results file.
+
+    Returns:
+        Both, without the scorings; None where no cost was measured.
+    """
+    steps = {name: step for name, step in (run.get("cost") or {}).items() if name not in ("evaluate", "gpu_seconds")}
+    if "train" not in steps:
+        return None
+    return sum(step["cpu_seconds"] for step in steps.values()), max(step["peak_memory_mb"] for step in steps.values())
 
 
 def official_table(content: dict[str, Any], options: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from laennec.evaluation.picture_style import (
     shown_name,
 )
 from laennec.evaluation.summary import figure_name, is_percent
+from laennec.sharing.study_tables import cost_of_making
 
 _COLUMNS = 2
 _FIGURES = 4  # no more panels than these
@@ -65,11 +66,7 @@ def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> float | None:
     """CPU seconds of all that had to be trained for a run, on average."""
-    costs = [
-        sum(step["cpu_seconds"] for name, step in run["cost"].items() if name in ("train", "pretrain"))
-        for run in runs
-        if "train" in (run.get("cost") or {})
-    ]
+    costs = [made[0] for run in runs if (made := cost_of_making(run))]
     return statistics.mean(costs) if costs else None
 
 
