@@ -121,8 +121,8 @@ def tiny_recipe(small_corpus: Path) -> dict:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny recipe with the ADD loss."""
-    from laennec.training.config import recipe_from_dict
-    from laennec.training.experiment import train
+    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.run import train
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))

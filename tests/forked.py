@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
 
-from laennec.cli import main
+from laennec.cli.main import main
 
 
 class Done(NamedTuple):

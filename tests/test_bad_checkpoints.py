@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
 
@@ -349,7 +349,7 @@ def test_an_id_that_the_hub_does_not_have_is_one_line(tiny_recipe, small_corpus,
     ]
     endpoint = f"http://127.0.0.1:{server.server_port}"
     # one process for both: the Hub's address is read when it starts, and starting takes longer than the rest
-    both = f"from laennec.cli import main; print(*[main(words) for words in {[[*map(str, c)] for c in commands]}])"
+    both = f"from laennec.cli.main import main; print(*[main(words) for words in {[[*map(str, c)] for c in commands]}])"
     done = subprocess.run(
         [sys.executable, "-c", both], capture_output=True, text=True, timeout=120,
         env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},

@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from forked import laennec
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
 from laennec.training.checkpoints import what_is_wrong

@@ -10,8 +10,8 @@ import pytest
 
 from forked import Forked, script
 from laennec.corpora.files import unpack
-from laennec.locks import one_at_a_time
-from laennec.writing import folder_aside
+from laennec.locks import wait_for_lock
+from laennec.writing import atomic_folder
 
 # each prints a line once it begins to make the thing, so that a test can tell who worked and who waited
 UNPACK = """
@@ -99,7 +99,7 @@ def test_of_two_processes_one_writes_the_synthetic_corpus(place: str, tmp_path: 
 def test_a_lock_clears_away_only_what_is_its_own(tmp_path: Path) -> None:
     for name in (".a.abcd1234.part", ".a.b.abcd1234.part", ".a.abcd1234.part2", ".b.abcd1234.part"):
         (tmp_path / name).mkdir()
-    with one_at_a_time(tmp_path / "a"), folder_aside(tmp_path / "a") as folder:
+    with wait_for_lock(tmp_path / "a"), atomic_folder(tmp_path / "a") as folder:
         (folder / "x").write_text("x")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         ".a.abcd1234.part2", ".a.b.abcd1234.part", ".b.abcd1234.part", "a",

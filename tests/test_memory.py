@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.memory import asked_for, in_one_line, ran_out
-from laennec.training.config import recipe_from_dict
-from laennec.training.schedule import _batch_rule
-from laennec.training.smaller import _smaller_batch
+from laennec.training.batch_size import _smaller_batch
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.schedules import _batch_rule
 
 AST = {
     "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 384, "max_length": 512,
@@ -24,8 +24,8 @@ LIMITED = """
 import resource, sys
 import torch, transformers, datasets, sklearn.metrics
 torch.set_num_threads(1)
-import laennec.training.experiment
-from laennec.cli import main
+import laennec.training.run
+from laennec.cli.main import main
 size = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (size + int(float(sys.argv[1]) * 2**20),) * 2)
 sys.exit(main(sys.argv[2:]))
@@ -130,8 +130,9 @@ def test_a_batch_that_another_setting_makes_names_that_one(tiny_recipe):
 
 
 def test_validation_that_does_not_fit_names_its_own_batch(tiny_recipe, tmp_path, capsys, monkeypatch):
-    from laennec.model import LaennecForAudioClassification
-    from laennec.training import embed, schedule
+    from laennec.modeling import LaennecForAudioClassification
+    from laennec.training import embeddings as embed
+    from laennec.training import schedules as schedule
 
     honest = LaennecForAudioClassification.embed
 
@@ -142,7 +143,7 @@ def test_validation_that_does_not_fit_names_its_own_batch(tiny_recipe, tmp_path,
 
     monkeypatch.setattr(LaennecForAudioClassification, "embed", greedy)
     for module in (schedule, embed):  # as beside a GPU: a CPU answers one cycle at a time
-        monkeypatch.setattr(module, "answers_alone", lambda device: False)
+        monkeypatch.setattr(module, "encodes_one_by_one", lambda device: False)
     recipe = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "run")]) == 2

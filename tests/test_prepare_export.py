@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.corpora.exported import MARK
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -9,12 +9,12 @@ import yaml
 
 import audio_twins
 from laennec.encoders import load_encoder
-from laennec.sharing.results import render
 from laennec.study import load_study
+from laennec.study.results import render
 from laennec.study.search import load_space
-from laennec.training.config import load_recipe, with_overrides
-from laennec.training.experiment import train
-from laennec.training.pretrain import pretrain
+from laennec.training.pretraining.run import pretrain
+from laennec.training.recipe import load_recipe, with_overrides
+from laennec.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = ("accelerate", "studies", "searches")

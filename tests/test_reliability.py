@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "tests" / "soak"))
 import rows  # noqa: E402
 
 from laennec.errors import InputError  # noqa: E402
-from laennec.sharing.results import render  # noqa: E402
+from laennec.study.results import render  # noqa: E402
 
 MARKER = "# Page\n\n<!-- laennec:reliability reliability.json -->\n<!-- laennec:end -->\n"
 

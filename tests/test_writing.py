@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from laennec import aside
 from laennec.errors import InputError
 from laennec.locks import tidy
-from laennec.writing import folder_aside, others_write, refuse_others, write_aside, writing_error
+from laennec.writing import atomic_folder, atomic_write, explain_write_errors, refuse_other_files, writing_error
 
 
 def names(folder):
@@ -37,7 +37,7 @@ def small_files_only():
 
 def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
     path = tmp_path / "made" / "on the way" / "a.txt"
-    with write_aside(path) as file:
+    with atomic_write(path) as file:
         file.write("ä")
         assert not path.exists()
     assert path.read_text(encoding="utf-8") == "ä" and names(path.parent) == ["a.txt"]
@@ -49,7 +49,7 @@ def test_a_file_appears_whole_with_ordinary_rights(tmp_path):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError("ours"), OSError(errno.ENOSPC, "full")])
 def test_whatever_happens_while_writing_the_earlier_file_stays(tmp_path, error):
     (tmp_path / "a.txt").write_text("earlier")
-    with pytest.raises((KeyboardInterrupt, RuntimeError, InputError)), write_aside(tmp_path / "a.txt") as file:
+    with pytest.raises((KeyboardInterrupt, RuntimeError, InputError)), atomic_write(tmp_path / "a.txt") as file:
         file.write("half")
         raise error
     assert (tmp_path / "a.txt").read_text() == "earlier" and names(tmp_path) == ["a.txt"]
@@ -58,7 +58,7 @@ def test_whatever_happens_while_writing_the_earlier_file_stays(tmp_path, error):
 def test_a_write_that_really_fails_is_one_line(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"earlier")
     said = pytest.raises(InputError, match=r"a\.bin: cannot write: the file grows larger than")
-    with said as error, small_files_only(), write_aside(tmp_path / "a.bin", "wb") as file:
+    with said as error, small_files_only(), atomic_write(tmp_path / "a.bin", "wb") as file:
         file.write(b"x" * 10_000)
     assert "\n" not in str(error.value)
     assert (tmp_path / "a.bin").read_bytes() == b"earlier" and names(tmp_path) == ["a.bin"]
@@ -81,7 +81,7 @@ def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_fol
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "earlier").write_text("earlier")
     said = pytest.raises(InputError, match=r"out: cannot write: .*choose another folder")
-    with said, small_files_only(), folder_aside(tmp_path / "out") as folder:
+    with said, small_files_only(), atomic_folder(tmp_path / "out") as folder:
         (folder / "first").write_text("whole")
         save(folder)
     assert names(tmp_path) == ["earlier", "out"]
@@ -89,7 +89,7 @@ def test_libraries_that_write_for_us_fail_in_our_words_and_leave_the_earlier_fol
 
 def test_a_folder_replaces_the_earlier_one_whole(tmp_path):
     for content in ("one", "two"):
-        with folder_aside(tmp_path / "out") as folder:
+        with atomic_folder(tmp_path / "out") as folder:
             (folder / content).write_text(content)
     assert names(tmp_path) == ["out", "two"]
 
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path, mo
 
     monkeypatch.setattr(aside, "exchanged", lambda one, other: False)  # a system that cannot exchange two names
     monkeypatch.setattr(os, "replace", fails_at_the_last_step)
-    with pytest.raises(InputError, match="no permission"), folder_aside(tmp_path / "out") as folder:
+    with pytest.raises(InputError, match="no permission"), atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["earlier", "out"]
 
@@ -115,11 +115,11 @@ def test_a_path_below_a_file_and_a_folder_in_the_way_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match=r"file/x: cannot write: .*choose another"),
-        write_aside(tmp_path / "file" / "x"),
+        atomic_write(tmp_path / "file" / "x"),
     ):
         pass
     (tmp_path / "folder" / "inside").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"folder: cannot write: there is a folder"), write_aside(tmp_path / "folder"):
+    with pytest.raises(InputError, match=r"folder: cannot write: there is a folder"), atomic_write(tmp_path / "folder"):
         pass
     assert names(tmp_path) == ["file", "folder", "inside"]
 
@@ -127,29 +127,29 @@ def test_a_path_below_a_file_and_a_folder_in_the_way_are_named(tmp_path):
 def test_errors_that_are_ours_stay_what_they_are():
     assert writing_error("x", RuntimeError("index out of range")) is None
     assert writing_error("x", OSError(errno.EINVAL, "bad")) is None
-    with pytest.raises(ZeroDivisionError), others_write("x"):
+    with pytest.raises(ZeroDivisionError), explain_write_errors("x"):
         1 / 0  # noqa: B018
-    with pytest.raises(InputError, match=r"^said already$"), others_write("x"):
+    with pytest.raises(InputError, match=r"^said already$"), explain_write_errors("x"):
         raise InputError("said already")
 
 
 def test_a_folder_with_anything_of_others_is_refused(tmp_path):
-    refuse_others(tmp_path / "absent", ["a"], "choose")
+    refuse_other_files(tmp_path / "absent", ["a"], "choose")
     (tmp_path / "config.json").write_text("")
     (tmp_path / "model-1.safetensors").write_text("")
     ours = ("config.json", "model*.safetensors")
-    refuse_others(tmp_path, ours, "choose")
+    refuse_other_files(tmp_path, ours, "choose")
     (tmp_path / "thesis.txt").write_text("")
     with pytest.raises(InputError, match=r"holds other files \(thesis\.txt\); choose another"):
-        refuse_others(tmp_path, ours, "choose another")
+        refuse_other_files(tmp_path, ours, "choose another")
     with pytest.raises(InputError, match="is a file"):
-        refuse_others(tmp_path / "thesis.txt", ours, "choose another")
+        refuse_other_files(tmp_path / "thesis.txt", ours, "choose another")
 
 
 def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
     mask = os.umask(0o027)
     try:
-        with folder_aside(tmp_path / "model") as temporary:
+        with atomic_folder(tmp_path / "model") as temporary:
             save_file({"weight": torch.zeros(2)}, temporary / "model.safetensors")
     finally:
         os.umask(mask)
@@ -159,8 +159,8 @@ def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
 KILLED = """
 import os, signal, sys
 from laennec import aside
-from laennec.locks import one_at_a_time
-from laennec.writing import folder_aside, write_aside
+from laennec.locks import wait_for_lock
+from laennec.writing import atomic_folder, atomic_write
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
 if "between" in sys.argv:  # the two steps of a swap where a system has no single one
     aside.exchanged = lambda one, other: False
@@ -170,8 +170,8 @@ if "between" in sys.argv:  # the two steps of a swap where a system has no singl
         if os.path.basename(source) == "out":
             kill()
     os.replace = once
-with one_at_a_time("locked"):
-    with folder_aside("out") as folder, write_aside("a.txt") as file:
+with wait_for_lock("locked"):
+    with atomic_folder("out") as folder, atomic_write("a.txt") as file:
         (folder / "inside").mkdir()
         (folder / "inside" / "x").write_text("half")
         file.write("half")
@@ -194,26 +194,26 @@ def test_what_a_kill_leaves_is_gone_when_the_same_is_written_again(tmp_path, mon
     if where == "within":
         assert names(tmp_path / "out") == ["earlier"] and not (tmp_path / "a.txt").exists()
     tidy(tmp_path / "locked")
-    with folder_aside("out") as folder:
+    with atomic_folder("out") as folder:
         assert (tmp_path / "out").is_dir()
         (folder / "new").write_text("new")
-    with write_aside("a.txt") as file:
+    with atomic_write("a.txt") as file:
         file.write("whole")
     assert names(tmp_path) == ["a.txt", "new", "out"] and (tmp_path / "a.txt").read_text() == "whole"
 
 
 def test_two_who_write_the_same_at_once_do_not_take_each_others_files(tmp_path):
     path = tmp_path / "a"
-    with write_aside(path) as one:
+    with atomic_write(path) as one:
         one.write("one")
-        with write_aside(path) as other:
+        with atomic_write(path) as other:
             other.write("other")
         assert path.read_text() == "other" and len(names(tmp_path)) == 2
     assert path.read_text() == "one" and names(tmp_path) == ["a"]
     path.unlink()
-    with folder_aside(path) as one:
+    with atomic_folder(path) as one:
         (one / "one").write_text("")
-        with folder_aside(path) as other:
+        with atomic_folder(path) as other:
             (other / "other").write_text("")
         assert names(path) == ["other"]
     assert names(tmp_path) == ["a", "one"]
@@ -222,7 +222,7 @@ def test_two_who_write_the_same_at_once_do_not_take_each_others_files(tmp_path):
 def test_a_link_that_lies_in_wait_is_not_written_through(tmp_path):
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".a.part").symlink_to(tmp_path / "precious")
-    with write_aside(tmp_path / "a") as file:
+    with atomic_write(tmp_path / "a") as file:
         file.write("new")
     assert (tmp_path / "a").read_text() == "new" and (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "a").is_symlink()

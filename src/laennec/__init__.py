@@ -2,7 +2,7 @@
 
 recording -> cycle -> features -> embedding -> losses -> head -> metrics -> export -> prediction
 
-Decided here: names are imported when they are first used, so that `import laennec` costs nothing.
+Decisions: names are imported when they are first used, so that `import laennec` costs nothing.
 """
 
 import importlib
@@ -17,15 +17,15 @@ _HOMES = {
     "Recording": "audio.recording",
     "DecodeError": "audio.recording",
     "read_recording": "audio.recording",
-    "read_recording_guarded": "audio.guarded",
-    "AnnotationError": "audio.cycle",
-    "Cycle": "audio.cycle",
-    "read_annotation": "audio.cycle",
+    "read_recording_sandboxed": "audio.sandbox",
+    "AnnotationError": "audio.cycles",
+    "Cycle": "audio.cycles",
+    "read_annotation": "audio.cycles",
     "InContext": "audio.context",
     "cycles_in_context": "audio.context",
     "LaennecFeatureExtractor": "audio.features",
-    "WaveformAugmentation": "audio.augment",
-    "SpecAugment": "audio.augment",
+    "WaveformAugmentation": "audio.augmentation",
+    "SpecAugment": "audio.augmentation",
     "load_corpus": "corpora.load",
     "CycleWaveforms": "corpora.waveforms",
     "export_corpus": "corpora.exporting",
@@ -35,25 +35,25 @@ _HOMES = {
     "FocalLoss": "losses.focal",
     "WeightedSum": "losses.combine",
     "LaennecConfig": "configuration",
-    "LaennecForAudioClassification": "model",
+    "LaennecForAudioClassification": "modeling",
     "join_models": "ensemble",
     "IcbhiScore": "evaluation.evaluate_metric",
     "icbhi_score": "evaluation.metrics",
     "evaluate_predictions": "evaluation.summary",
     "LaennecTrainer": "training.trainer",
-    "load_recipe": "training.config",
-    "pretrain": "training.pretrain",
-    "train": "training.experiment",
-    "score": "training.score",
-    "join_runs": "study.joined",
-    "label_efficiency": "training.label_efficiency",
-    "load_model": "training.score",
-    "export_run": "sharing.export",
-    "write_card": "sharing.card",
-    "LaennecPipeline": "sharing.pipeline",
-    "Predictor": "sharing.predict",
-    "predict": "sharing.predict",
-    "serve_model": "sharing.serve",
+    "load_recipe": "training.recipe",
+    "pretrain": "training.pretraining.run",
+    "train": "training.run",
+    "score": "evaluation.evaluate",
+    "join_runs": "study.ensembles",
+    "label_efficiency": "study.label_efficiency",
+    "load_model": "evaluation.evaluate",
+    "export_run": "hub.export",
+    "write_card": "hub.card",
+    "LaennecPipeline": "inference.pipeline",
+    "Predictor": "inference.batch",
+    "predict": "inference.batch",
+    "serve_model": "inference.serve",
 }
 __all__ = ["__version__", *_HOMES]
 

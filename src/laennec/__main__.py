@@ -2,7 +2,7 @@
 
 import sys
 
-from laennec.cli import main
+from laennec.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Every stage: what is being made beside its final name, and who is making it.
+"""What is being made beside its final name, and who is making it.
 
-Decided here: the temporary name follows from the final one, and its owner holds the system's lock on it, which ends
+Decisions: the temporary name follows from the final one, and its owner holds the system's lock on it, which ends
 with the owner however that ends. So whoever makes the same again takes the place of what a kill left, without a search
 for it and without a guess at its age; where a living process is at it, the name is another one. A folder takes another
 one's place in a single step where the system has one; where it has not, the next who makes it mends what a kill between

@@ -1,6 +1,6 @@
-"""Stage 6, model: what a model is made of and how it decides, as config.json keeps it.
+"""What a model is made of and how it decides, as config.json keeps it.
 
-Decided here: calibration and thresholds are part of the model, by label name, so that whoever loads it decides as its
+Decisions: calibration and thresholds are part of the model, by label name, so that whoever loads it decides as its
 authors did; what an older file does not say means "not calibrated" and a probability of one half.
 """
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from laennec.foreign import refuse_settings
+from laennec.untrusted import refuse_settings
 
 POOLINGS = ("encoder", "mean")
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
@@ -105,7 +105,7 @@ class LaennecConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The configuration of these values, which are another's words; see `laennec.foreign.refuse_settings`."""
+        """The configuration of these values, which are another's words; see `laennec.untrusted.refuse_settings`."""
         refuse_settings(config_dict, config_dict.get("_name_or_path") or "config.json")
         return super().from_dict(config_dict, **kwargs)
 

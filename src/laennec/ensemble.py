@@ -1,6 +1,6 @@
-"""Stage 6, model: several models of one kind as one.
+"""Several models of one kind as one.
 
-Decided here: the joined model answers the mean of its members' calibrated log-odds (of one class of several: of their
+Decisions: the joined model answers the mean of its members' calibrated log-odds (of one class of several: of their
 log-probabilities, but for a number that all classes share), so that no member shouts the others down. That mean of
 heads is itself a head of their kind on the members' embeddings side by side, with their hidden layers side by side.
 Where the members' encoders are the same, as frozen ones are, one of them is kept.
@@ -17,7 +17,7 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.head import Head
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 
 # what members must share, and what it is called in a recipe
 _SHARED = {

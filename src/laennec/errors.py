@@ -1,6 +1,6 @@
-"""Every stage: what a user did wrong, said in one line.
+"""What a user did wrong, said in one line.
 
-Decided here: everything a user can cause and mend derives from `InputError`, so that the command line can print one
+Decisions: everything a user can cause and mend derives from `InputError`, so that the command line can print one
 line and exit with 2 for exactly these, and show a traceback for everything else (which is our mistake, not theirs).
 What the Hub's client raises is told by the names of its classes: their modules take long to import, transformers wraps
 them in errors of its own, and two major versions of the client raise those of two libraries.

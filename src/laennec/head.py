@@ -1,6 +1,6 @@
-"""Stage 6, head: from an embedding to the logits of the labels.
+"""From an embedding to the logits of the labels.
 
-Decided here: the head sees a standardised embedding (mean and spread of the training embeddings are its buffers),
+Decisions: the head sees a standardised embedding (mean and spread of the training embeddings are its buffers),
 because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve
 them all. A layer norm before that is what AST's own classifier has, and what makes a head of ours one of its kind.
 """

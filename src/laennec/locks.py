@@ -1,6 +1,6 @@
-"""Every stage: what several processes share, made by one of them at a time.
+"""What several processes share, made by one of them at a time.
 
-Decided here: the lock is the system's, on an open file, so it ends with its owner however that ends, and there is no
+Decisions: the lock is the system's, on an open file, so it ends with its owner however that ends, and there is no
 age, host or process number to judge it by. Whoever waits for another one waits as long as that one gets on, and not for
 ever; a folder of results is not waited for at all, because its owner may work for days.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from laennec.aside import is_ours
 from laennec.errors import InputError
-from laennec.writing import NO_LINK, others_write
+from laennec.writing import NO_LINK, explain_write_errors
 
 try:
     import fcntl
@@ -29,11 +29,11 @@ _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def if_nobody_does(path: str | Path) -> Iterator[bool]:
-    """As `one_at_a_time`, without waiting: whether the block may make `path`, because nobody else is making it.
+def try_lock(path: str | Path) -> Iterator[bool]:
+    """As `wait_for_lock`, without waiting: whether the block may make `path`, because nobody else is making it.
 
     Args:
-        path: The file or folder that is made with `write_aside` or `folder_aside`.
+        path: The file or folder that is made with `atomic_write` or `atomic_folder`.
 
     Raises:
         InputError: Its folder cannot be written to.
@@ -43,14 +43,14 @@ def if_nobody_does(path: str | Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: str | Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+def wait_for_lock(path: str | Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     """Let one process (and one thread) at a time make `path`; the others wait here until it is done or has died.
 
     Look again whether `path` is there once the block has begun: whoever was waited for may have made it. What an owner
     that was killed left half made is removed. Blocks of one path must not be nested.
 
     Args:
-        path: The file or folder that is made with `write_aside` or `folder_aside`.
+        path: The file or folder that is made with `atomic_write` or `atomic_folder`.
         patience_s: How long to wait for an owner that does not get on (nothing of what it makes is written), in
             seconds.
 
@@ -62,7 +62,7 @@ def one_at_a_time(path: str | Path, patience_s: float = _PATIENCE_S) -> Iterator
 
 
 @contextlib.contextmanager
-def alone_at(path: str | Path) -> Iterator[None]:
+def lock_or_refuse(path: str | Path) -> Iterator[None]:
     """Refuse to make what another process is making in a folder; a process that died makes nothing more.
 
     Args:
@@ -103,7 +103,7 @@ def _owned(path: Path, wait: float | None) -> Iterator[bool]:
     lock = lock_of(path)
     handle, taken = None, False
     try:
-        with others_write(path):
+        with explain_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = _locked(lock, wait)
     except _TakenError:
@@ -112,7 +112,7 @@ def _owned(path: Path, wait: float | None) -> Iterator[bool]:
         yield not taken
         return
     try:
-        _drop_half_made(path)
+        _remove_temporary_files(path)
         yield True
     finally:
         lock.unlink(missing_ok=True)  # while it is ours: who comes next makes a new one
@@ -168,7 +168,7 @@ def _wait_for(handle: int, lock: Path, wait: float | None) -> bool:
             raise
         if seen is None:
             _log.warning("%s: another process is making it; waiting", path)
-        if (state := _half_made_state(path)) != seen:
+        if (state := _temporary_state(path)) != seen:
             seen, since = state, time.monotonic()
         if time.monotonic() - since > wait:
             raise InputError(
@@ -178,10 +178,10 @@ def _wait_for(handle: int, lock: Path, wait: float | None) -> bool:
         time.sleep(_POLL_S)
 
 
-def _half_made_state(path: Path) -> list[tuple[str, int, int]]:
+def _temporary_state(path: Path) -> list[tuple[str, int, int]]:
     """Name, size and time of everything that is being made of `path`: changes as long as somebody gets on."""
     found = []
-    for part in _half_made(path):
+    for part in _temporary_files(path):
         for file in (part, *part.rglob("*")) if part.is_dir() else (part,):
             with contextlib.suppress(OSError):
                 status = file.lstat()
@@ -189,12 +189,12 @@ def _half_made_state(path: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def _half_made(path: Path) -> list[Path]:
+def _temporary_files(path: Path) -> list[Path]:
     ours = re.compile(rf"\.{re.escape(path.name)}(\.[a-z0-9_]{{8}})?\.part")
     return [left for left in path.parent.iterdir() if ours.fullmatch(left.name)]
 
 
-def _drop_half_made(path: Path) -> None:
+def _remove_temporary_files(path: Path) -> None:
     """Remove the temporary files of `path`; whoever holds its lock is the only one to make any."""
-    for left in _half_made(path):
+    for left in _temporary_files(path):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Every stage: memory that does not suffice, recognised and said in one line.
+"""Memory that does not suffice, recognised and said in one line.
 
-Decided here: running out of memory is something a user can mend with a smaller setting, so it is never a traceback.
+Decisions: running out of memory is something a user can mend with a smaller setting, so it is never a traceback.
 torch says it in several ways (an error of its own on a GPU, plain RuntimeErrors with a sentence on a CPU), numpy and
 Python in another; what they have in common is looked for in their words, without importing any of them.
 """

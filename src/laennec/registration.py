@@ -1,6 +1,6 @@
-"""Stage 6, model: how transformers' Auto classes learn of laennec without `import laennec` costing seconds.
+"""How transformers' Auto classes learn of laennec without `import laennec` costing seconds.
 
-Decided here: `import laennec` must stay instant, yet be enough for
+Decisions: `import laennec` must stay instant, yet be enough for
 `AutoModelForAudioClassification.from_pretrained(...)`. The model registers itself when it is imported; what is placed
 into transformers here only has it imported at the moment when an Auto class asks for a "laennec" model. Importing it
 any earlier would be slow, and circular while transformers is still being loaded. The pipeline of audio classification
@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 _MODEL_TYPE = "laennec"
-_PIPELINE_HOME = "laennec.sharing.pipeline"
+_PIPELINE_HOME = "laennec.inference.pipeline"
 
 
 class _Registered(dict[Any, Any]):
@@ -29,7 +29,7 @@ class _Registered(dict[Any, Any]):
     def __missing__(self, key: Any) -> Any:
         if key != _MODEL_TYPE:
             raise KeyError(key)
-        importlib.import_module("laennec.model")
+        importlib.import_module("laennec.modeling")
         return dict.__getitem__(self, key)
 
 
@@ -37,7 +37,7 @@ class _RegisteredExtractors(dict[Any, Any]):
     """Feature extractors are looked for by class name among all values."""
 
     def values(self) -> Any:
-        importlib.import_module("laennec.model")
+        importlib.import_module("laennec.modeling")
         return super().values()
 
 

@@ -1,6 +1,6 @@
-"""Every stage: files that are either whole or absent.
+"""Files that are either whole or absent.
 
-Decided here: nothing is written in place. A file is written beside its final name, synced and renamed; a folder
+Decisions: nothing is written in place. A file is written beside its final name, synced and renamed; a folder
 likewise. A full disk, a read-only folder or an interruption leaves the old content (or nothing) and no temporary file
 behind. A name that is a link to another file is never written through: the link is replaced, or refused.
 """
@@ -95,7 +95,7 @@ def system_error(path: str | Path, error: BaseException) -> Exception | None:
 
 
 @contextlib.contextmanager
-def others_write(path: str | Path) -> Iterator[None]:
+def explain_write_errors(path: str | Path) -> Iterator[None]:
     """Have a failed write of a library be one line about `path`.
 
     Raises:
@@ -113,7 +113,7 @@ def others_write(path: str | Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
     Args:
@@ -129,7 +129,7 @@ def write_aside(path: str | Path, mode: str = "w", sync: bool = True) -> Iterato
     temporary: Path | None = None
     lock: int | None = None
     try:
-        with others_write(path):
+        with explain_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, lock, temporary = new_file(path)
             with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -164,7 +164,7 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
         InputError: The disk is full, read-only or not writable.
     """
     path = Path(path)
-    with others_write(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | NO_LINK | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666), "ab", buffering=0)
@@ -172,14 +172,14 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
             file.close()
             raise OSError(errno.ELOOP, "not a regular file", str(path))
     with file:
-        with others_write(path):
+        with explain_write_errors(path):
             file.truncate(size)
         whole = size
 
         def add(line: bytes) -> None:
             nonlocal whole
             try:
-                with others_write(path):
+                with explain_write_errors(path):
                     rest = memoryview(line)
                     while rest:
                         rest = rest[file.write(rest) or 0 :]
@@ -197,7 +197,7 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
                 path.unlink(missing_ok=True)
 
 
-def drop_half_made(folder: str | Path, names: Collection[str]) -> None:
+def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
     """Remove what a kill left of files of these names in a folder that nobody else writes to."""
     for left in Path(folder).iterdir():
         match = _HALF_MADE.fullmatch(left.name)
@@ -206,7 +206,7 @@ def drop_half_made(folder: str | Path, names: Collection[str]) -> None:
 
 
 @contextlib.contextmanager
-def folder_aside(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Give a temporary folder that becomes `path` when the block ends without an error, replacing what was there.
 
     Args:
@@ -219,13 +219,13 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     lock: int | None = None
     try:
-        with others_write(path):
+        with explain_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            from laennec.locks import one_at_a_time  # which writes, too
+            from laennec.locks import wait_for_lock  # which writes, too
 
             swapping = path.with_name(f"{path.name}.swap")
             if os.path.lexists(old_of(path)):
-                with one_at_a_time(swapping):
+                with wait_for_lock(swapping):
                     restore(path)
             lock, temporary = new_folder(path)
             yield temporary
@@ -235,7 +235,7 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
                     with file.open("rb") as opened:
                         os.fsync(opened.fileno())
             os.chmod(temporary, 0o777 & ~_umask())
-            with one_at_a_time(swapping):
+            with wait_for_lock(swapping):
                 swap(temporary, path)
             temporary = None
     finally:
@@ -255,7 +255,7 @@ def scratch_folder(place: str | Path) -> Iterator[Path]:
     Raises:
         InputError: The disk is full, read-only or not writable.
     """
-    with others_write(place):
+    with explain_write_errors(place):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         lock, folder = new_folder(Path(place))
     try:
@@ -266,7 +266,7 @@ def scratch_folder(place: str | Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def refuse_others(folder: str | Path, ours: Collection[str], remedy: str) -> None:
+def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -> None:
     """Refuse to replace a folder that holds anything but what we wrote.
 
     Args:

@@ -12,7 +12,7 @@ from laennec.audio.context import (
     windows_in_context,
     with_context,
 )
-from laennec.audio.cycle import cut, read_annotation, sliding_windows
+from laennec.audio.cycles import cut, read_annotation, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_recording
 from laennec.errors import InputError

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoFeatureExtractor
 
 from laennec.audio.batching import TooShortError
-from laennec.audio.cycle import fit_to_length
+from laennec.audio.cycles import fit_to_length
 from laennec.audio.features import FEATURE_VERSION, PRESETS, LaennecFeatureExtractor
 from laennec.audio.filterbanks import FrontEnd, log_mel, mel_filters, window_function
 from laennec.errors import InputError
@@ -263,7 +263,7 @@ def test_a_saved_extractor_comes_back_whole(how: dict, tmp_path: Path) -> None:
 
 
 def test_the_auto_class_finds_it(tmp_path: Path) -> None:
-    import laennec.model  # noqa: F401 - registers
+    import laennec.modeling  # noqa: F401 - registers
 
     LaennecFeatureExtractor("beats").save_pretrained(tmp_path)
     assert type(AutoFeatureExtractor.from_pretrained(tmp_path)) is LaennecFeatureExtractor

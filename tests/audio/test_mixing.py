@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from laennec.audio.augment import counter_generator
+from laennec.audio.augmentation import counter_generator
 from laennec.audio.mixing import (
     LabelUnion,
     PatchMixDraw,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from laennec.audio.cycle import AnnotationError
+from laennec.audio.cycles import AnnotationError
 from laennec.audio.selections import read_spans
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)"

@@ -9,7 +9,7 @@ import soundfile
 
 from laennec.audio import streaming
 from laennec.audio.context import cycles_in_context, windows_in_context
-from laennec.audio.cycle import cut, read_annotation, sliding_windows
+from laennec.audio.cycles import cut, read_annotation, sliding_windows
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
 from laennec.audio.streaming import open_recording, passing_cycles, passing_windows
 

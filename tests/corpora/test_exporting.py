@@ -17,7 +17,7 @@ import soundfile
 import yaml
 from exported_corpora import Small, hashes, without_paths
 
-from laennec.audio.cycle import cut
+from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import PROTOCOLS, CycleWaveforms, export_corpus, load_corpus, provenance
 from laennec.corpora.exported import CARD, MARK, check_export

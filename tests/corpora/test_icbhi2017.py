@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from laennec.audio.cycle import LABELS, AnnotationError
+from laennec.audio.cycles import LABELS, AnnotationError
 from laennec.corpora.icbhi2017 import (
     Icbhi2017,
     Synthetic,

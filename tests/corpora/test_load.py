@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from laennec.corpora import load_corpus, provenance
-from laennec.corpora.audit import corpus_fingerprint
+from laennec.corpora.check import corpus_fingerprint
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
 

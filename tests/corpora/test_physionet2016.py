@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 import audio_twins
-from laennec.audio.cycle import AnnotationError
-from laennec.cli import main
+from laennec.audio.cycles import AnnotationError
+from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016, read_reference
 from laennec.errors import InputError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec.audio.cycle import LABELS, AnnotationError
+from laennec.audio.cycles import LABELS, AnnotationError
 from laennec.corpora.sprsound import SprSound, read_events, read_record_label
 from laennec.errors import InputError
 

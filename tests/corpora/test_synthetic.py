@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from laennec.audio.cycle import check_annotation, read_annotation
+from laennec.audio.cycles import check_annotation, read_annotation
 from laennec.audio.recording import read_recording
 from laennec.corpora import lung_sounds
 from laennec.corpora.icbhi2017 import read_demographics, read_diagnoses, read_folds, read_official_split

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec.audio.cycle import cut
+from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import waveforms as module
 from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic

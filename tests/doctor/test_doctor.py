@@ -16,7 +16,7 @@ import torch
 
 from forked import Forked
 from hub_server import TOKEN, HubServer
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.doctor import audio, hub, machine, packages, storage
 from laennec.doctor.finding import Finding, finding, gigabytes, note, ok, problem, worst
 from laennec.doctor.page import page
@@ -105,7 +105,7 @@ def test_a_package_that_is_not_there_costs_its_own_lines_and_no_other():
         for module in [m for m in sys.modules if m.split(".")[0] in ("laennec", "soundfile")]:
             del sys.modules[module]
         sys.modules["soundfile"] = None
-        from laennec.cli import main as fresh
+        from laennec.cli.main import main as fresh
 
         return fresh(["doctor", "--json"])
 
@@ -320,7 +320,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(monkeypatch):
 
 
 def test_a_model_that_gives_nonsense_is_a_problem(monkeypatch):
-    from laennec.model import LaennecForAudioClassification
+    from laennec.modeling import LaennecForAudioClassification
 
     honest = LaennecForAudioClassification.forward
 

@@ -18,7 +18,7 @@ from laennec.encoders.beats_layers import RelativeBias
 from laennec.encoders.fingerprint import check_fingerprint, fingerprint
 from laennec.encoders.output import TokenMix
 from laennec.errors import InputError
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/encoders/beats_tiny.json").read_text())
 SIZES: dict[str, Any] = {

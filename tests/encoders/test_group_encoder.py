@@ -6,7 +6,7 @@ import torch
 from laennec.configuration import LaennecConfig
 from laennec.encoders import encoder_digest, encoder_from_config, in_groups, load_encoder
 from laennec.encoders.output import TokenMix
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 
 
 def make(size=20, step=15):

@@ -8,7 +8,7 @@ import yaml
 from transformers_models import BERT, SPEECH, WHISPER
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
 

@@ -12,7 +12,7 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import BeatsConfig, encoder_digest, encoder_from_config, in_groups, load_encoder
 from laennec.encoders.trainable import add_lora, is_adapter, merge_lora, stack_of
 from laennec.errors import InputError
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 KINDS = ("ast", "beats", "whisper")
@@ -241,7 +241,7 @@ def test_the_last_layers_learn_and_the_others_rest(kind: str, tmp_path: Path) ->
     steps(model)
     for name, parameter in model.encoder.named_parameters():
         assert parameter.requires_grad == (id(parameter) in inside), name
-    # weights and batch statistics of what rests are what they were
+    # weights and batch statistics of what is_frozen are what they were
     resting = {n for m in layers[:-2] for n in _names(model.encoder, m)}
     state = model.encoder.state_dict()
     assert resting and all(torch.equal(state[n], before[n]) for n in resting)

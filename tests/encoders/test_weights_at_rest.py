@@ -5,7 +5,7 @@ import torch
 
 from laennec.encoders import load_encoder
 from laennec.encoders.mobilenet import ConvNorm
-from laennec.encoders.output import weights_at_rest
+from laennec.encoders.output import frozen_weights
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def answer(encoder, features):
 def test_no_bit_changes_inside_and_nothing_is_kept_afterwards(encoder):
     features = torch.randn(2, 70, 128)
     before = answer(encoder, features)
-    with weights_at_rest(encoder):
+    with frozen_weights(encoder):
         layers = [layer for layer in encoder.modules() if isinstance(layer, ConvNorm)]
         assert all(layer.folded is not None for layer in layers)
         assert torch.equal(answer(encoder, features), before)
-        with weights_at_rest(encoder):
+        with frozen_weights(encoder):
             pass
         assert all(layer.folded is not None for layer in layers)  # the inner block keeps nothing of its own
     assert all(layer.folded is None for layer in layers)
@@ -41,14 +41,14 @@ def test_no_bit_changes_inside_and_nothing_is_kept_afterwards(encoder):
 
 
 def test_an_error_inside_leaves_nothing_kept(encoder):
-    with pytest.raises(ZeroDivisionError), weights_at_rest(encoder):
+    with pytest.raises(ZeroDivisionError), frozen_weights(encoder):
         1 / 0  # noqa: B018
     assert all(layer.folded is None for layer in encoder.modules() if isinstance(layer, ConvNorm))
 
 
 def test_gradients_see_batch_normalisation_even_inside(encoder):
     features = torch.randn(2, 70, 128)
-    with weights_at_rest(encoder):
+    with frozen_weights(encoder):
         encoder(features).pooler_output.sum().backward()
     norm = encoder.blocks[0].depthwise.norm
     assert norm.weight.grad is not None and norm.weight.grad.abs().sum() > 0

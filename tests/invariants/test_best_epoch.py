@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from laennec.evaluation import predictions_metrics
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
 
 
 @pytest.mark.parametrize("encoder", ["cnn", "ast"])

@@ -13,7 +13,7 @@ import time
 import pytest
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.training import resumable
 from laennec.writing import system_error
 from runs import what_it_left
@@ -148,7 +148,7 @@ def test_what_a_lost_share_says_in_the_middle_of_work_is_one_line(
 ):
     """The system's own error where a batch notes its settings: one line, and the same command goes on afterwards."""
     assert said in str(system_error("x", OSError(number, os.strerror(number), "/share/file")))
-    from laennec.sharing import predict
+    from laennec.inference import batch as predict
 
     def lost(*_, **__):
         raise OSError(number, os.strerror(number), "/share/file")

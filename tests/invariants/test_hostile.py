@@ -26,7 +26,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from laennec.cli import main
+from laennec.cli.main import main
 
 LONGEST_S = 30
 DEEP = "[" * 200_000

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.corpora.protocols import PROTOCOLS
 from laennec.corpora.splits import split_table
 from laennec.errors import InputError

@@ -11,7 +11,7 @@ import soundfile
 import torch
 import yaml
 
-from laennec.audio.augment import (
+from laennec.audio.augmentation import (
     Gain,
     PitchShift,
     SpecAugment,
@@ -20,9 +20,9 @@ from laennec.audio.augment import (
     WaveformAugmentation,
     WhiteNoise,
 )
-from laennec.audio.batch_augment import Keys, augment_batch
+from laennec.audio.batch_augmentation import Keys, augment_batch
 from laennec.audio.features import PRESETS, LaennecFeatureExtractor
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.training.checkpoints import last_whole
 from laennec.training.objective import Objective

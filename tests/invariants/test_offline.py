@@ -15,7 +15,7 @@ from network_guard import LOG, is_here
 
 COMMANDS = """
 import json, sys
-from laennec.cli import main
+from laennec.cli.main import main
 print(json.dumps([main(line) for line in json.loads(sys.argv[1])]))
 """
 

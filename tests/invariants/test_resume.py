@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 from transformers import TrainerCallback
 
 from forked import laennec
-from laennec.cli import main
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
-from laennec.training.pretrain import pretrain
+from laennec.cli.main import main
+from laennec.training.pretraining.run import pretrain
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
 from ways import settings_of, ways

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from laennec.cli import main
+from laennec.cli.main import main
 from runs import what_it_left
 from ways import settings_of, ways
 
 BOTH = """
 import sys
-from laennec.cli import main
+from laennec.cli.main import main
 for arguments in (["train", sys.argv[1], "--output_dir", sys.argv[2]], ["evaluate", sys.argv[2], "--draws", "20"]):
     assert main(arguments) == 0, arguments
 """

@@ -12,17 +12,17 @@ import pytest
 import yaml
 
 from forked import laennec
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.locks import alone_at, lock_of, one_at_a_time
+from laennec.locks import lock_of, lock_or_refuse, wait_for_lock
 from laennec.training.record import count_evaluation
-from laennec.writing import folder_aside
+from laennec.writing import atomic_folder
 from runs import what_it_left
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from laennec.locks import alone_at, one_at_a_time
+from laennec.locks import lock_or_refuse, wait_for_lock
 with {lock}(Path(sys.argv[1])):
     print("mine", flush=True)
     while True:
@@ -38,7 +38,7 @@ def holder():
     """Starts processes that have the lock of a path, and ends them."""
     started = []
 
-    def hold(path, *more, lock="alone_at"):
+    def hold(path, *more, lock="lock_or_refuse"):
         process = subprocess.Popen(
             [sys.executable, "-c", HOLD.format(lock=lock), str(path), *more], stdout=subprocess.PIPE, text=True
         )
@@ -103,24 +103,28 @@ def test_a_folder_that_is_predicted_into_is_refused_until_its_owner_is_dead(
 
 
 def test_who_hangs_is_not_waited_for_and_who_gets_on_is(tmp_path, holder):
-    holder(tmp_path / "stuck", lock="one_at_a_time")
+    holder(tmp_path / "stuck", lock="wait_for_lock")
     with (
         pytest.raises(InputError, match="has not got on for 1 s; end that process"),
-        one_at_a_time(tmp_path / "stuck", 1),
+        wait_for_lock(tmp_path / "stuck", 1),
     ):
         raise AssertionError("it is another's")
-    owner = holder(tmp_path / "made", "at work", lock="one_at_a_time")
+    owner = holder(tmp_path / "made", "at work", lock="wait_for_lock")
     threading.Timer(2.5, owner.kill).start()
     begun = time.monotonic()
-    with one_at_a_time(tmp_path / "made", 1):
+    with wait_for_lock(tmp_path / "made", 1):
         assert time.monotonic() - begun > 2
     assert [path.name for path in tmp_path.iterdir() if "made" in path.name] == []
 
 
 def test_in_one_process_too_a_folder_has_one_owner(tmp_path):
-    with alone_at(tmp_path / "a"), pytest.raises(InputError, match="another process"), alone_at(tmp_path / "a"):
+    with (
+        lock_or_refuse(tmp_path / "a"),
+        pytest.raises(InputError, match="another process"),
+        lock_or_refuse(tmp_path / "a"),
+    ):
         raise AssertionError("it is another's")
-    with alone_at(tmp_path / "a"):
+    with lock_or_refuse(tmp_path / "a"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -151,7 +155,7 @@ def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp
 
     def write(number):
         for turn in range(5):
-            with folder_aside(tmp_path / "result") as folder:
+            with atomic_folder(tmp_path / "result") as folder:
                 for name in "ab":
                     (folder / name).write_text(f"{number} {turn}")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from runs import what_it_left
 
 TOGETHER = Path(__file__).parents[2] / "recipes" / "accelerate" / "cpu_two_processes.yaml"

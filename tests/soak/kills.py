@@ -64,7 +64,7 @@ def command(arguments: list[str], cache: Path, said: Path) -> Callable[[], int]:
         # the libraries have looked at the environment already
         os.environ.update(LAENNEC_CACHE=str(cache), TMPDIR=str(cache.parent / f"{cache.name}-tmp"))
         tempfile.tempdir = os.environ["TMPDIR"]
-        from laennec.cli import main
+        from laennec.cli.main import main
 
         return main(arguments)
 
@@ -356,13 +356,6 @@ def import_all() -> None:
     import torch
 
     torch.set_num_threads(1)
-    import laennec.cli
-    import laennec.corpora.exporting
-    import laennec.corpora.synthetic
-    import laennec.sharing.export
-    import laennec.sharing.predict
-    import laennec.training.experiment
-    import laennec.training.score  # noqa: F401
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def a_second_of_sound() -> bytes:
 
 @_file("a.txt")
 def _icbhi(path: Path) -> object:
-    from laennec.audio.cycle import check_annotation, read_annotation
+    from laennec.audio.cycles import check_annotation, read_annotation
 
     check_annotation(path, 6.0)
     return read_annotation(path)
@@ -110,7 +110,7 @@ def _icbhi(path: Path) -> object:
 
 @_file("a.txt")
 def _labels(path: Path) -> object:
-    from laennec.audio.cycle import read_audacity_labels, read_labels
+    from laennec.audio.cycles import read_audacity_labels, read_labels
 
     first = _refused(lambda: read_labels(path))
     return first or read_audacity_labels(path, 4.0)
@@ -134,7 +134,7 @@ def _spans(path: Path) -> object:
 @_file("a.json")
 def _sprsound(path: Path) -> object:
     from laennec.corpora.sprsound import read_events, read_record_label
-    from laennec.sharing.spans import annotated_spans
+    from laennec.inference.spans import annotated_spans
 
     _refused(lambda: annotated_spans(path, 4.0))
     _refused(lambda: read_record_label(path))
@@ -143,8 +143,8 @@ def _sprsound(path: Path) -> object:
 
 def _folder(folder: Path, content: bytes) -> object:
     """A folder corpus with this table, and one with this label file, down to the rows."""
+    from laennec.corpora.base import CorpusConfig, cycle_rows, to_arrow
     from laennec.corpora.folder import Folder
-    from laennec.corpora.table import CorpusConfig, cycle_rows, to_arrow
 
     place = folder / "corpus"
     if not place.exists():
@@ -165,7 +165,7 @@ def _folder(folder: Path, content: bytes) -> object:
 
 @_file("run.json")
 def _recipe_of_a_run(path: Path) -> object:
-    from laennec.training.config import recipe_from_dict
+    from laennec.training.recipe import recipe_from_dict
     from laennec.training.record import read_record, write_record
 
     record = read_record(path)
@@ -176,7 +176,7 @@ def _recipe_of_a_run(path: Path) -> object:
 
 
 def _run_evidence(folder: Path, content: bytes) -> object:
-    from laennec.sharing.evidence import read_evidence
+    from laennec.hub.evidence import read_evidence
 
     (folder / "run.json").write_bytes(content)
     return read_evidence(folder)
@@ -194,7 +194,7 @@ def _table() -> bytes:
 
 
 def _metrics(folder: Path, content: bytes) -> object:
-    from laennec.sharing.evaluations import read_evaluation
+    from laennec.evaluation.evaluations import read_evaluation
 
     place = folder / "evaluation-test"
     if not place.exists():
@@ -229,7 +229,7 @@ def _trainer_state(folder: Path, content: bytes) -> object:
 
 
 def _model_config(folder: Path, content: bytes) -> object:
-    from laennec.training.recalibrate import _model_config as read
+    from laennec.evaluation.recalibrate import _model_config as read
 
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "config.json").write_bytes(content)
@@ -238,7 +238,7 @@ def _model_config(folder: Path, content: bytes) -> object:
 
 @_file("journal.jsonl")
 def _journal(path: Path) -> object:
-    from laennec.sharing.journal import Journal
+    from laennec.inference.journal import Journal
 
     journal = Journal(path)
     return [journal.read(key) for key in journal.owners.values()]
@@ -254,7 +254,7 @@ def _mark(path: Path) -> object:
 
 @_file("results.json")
 def _results(path: Path) -> object:
-    from laennec.sharing.results import render
+    from laennec.study.results import render
 
     kinds = ("scores", "means test", "classes", "smoothing", "floors", "runs", "bench", "reliability")
     for kind in kinds:
@@ -315,7 +315,7 @@ def _predictions(path: Path) -> object:
 @_file("predictions.parquet")
 def _stored_predictions(path: Path) -> object:
     from laennec.evaluation.predictions import read_predictions
-    from laennec.training.smoothed import read_validation
+    from laennec.evaluation.smoothed import read_validation
 
     table = read_validation(path)
     return read_predictions(table, problem_type="multi_label", label_names=["crackle", "wheeze"])
@@ -323,7 +323,7 @@ def _stored_predictions(path: Path) -> object:
 
 @_file("recipe.yaml")
 def _recipe(path: Path) -> object:
-    from laennec.training.config import load_recipe
+    from laennec.training.recipe import load_recipe
 
     return load_recipe(path).to_dict()
 
@@ -331,7 +331,7 @@ def _recipe(path: Path) -> object:
 @_file("override.txt")
 def _override(path: Path) -> object:
     """A value of the command line."""
-    from laennec.training.config import load_recipe
+    from laennec.training.recipe import load_recipe
 
     text = path.read_text(errors="replace")
     recipe = path.with_name("recipe.yaml")
@@ -342,7 +342,7 @@ def _override(path: Path) -> object:
 
 @_file("parameters.yaml")
 def _parameters(path: Path) -> object:
-    from laennec.sharing.parameters import read_parameters
+    from laennec.inference.parameters import read_parameters
 
     settings, _ = read_parameters(path)
     return settings.segmentation()
@@ -350,7 +350,7 @@ def _parameters(path: Path) -> object:
 
 @_file("answers.yaml")
 def _answers(path: Path) -> object:
-    from laennec.sharing import card
+    from laennec.hub import card
 
     (path.parent / "run.json").write_text('{"config": {"name": "soak"}, "card": {}}')
     return card.record_answers(path.parent, path)
@@ -358,7 +358,7 @@ def _answers(path: Path) -> object:
 
 @_file("README.md")
 def _card(path: Path) -> object:
-    from laennec.sharing.card import refuse_unfinished
+    from laennec.hub.card import refuse_unfinished
 
     return refuse_unfinished(path.parent)
 

@@ -68,7 +68,7 @@ def put(
         begun: By `time.perf_counter`; None for when the script began.
     """
     from laennec.errors import InputError
-    from laennec.locks import one_at_a_time
+    from laennec.locks import wait_for_lock
     from laennec.training.record import hardware, read_record, versions, write_record
 
     begun = _BEGUN if begun is None else begun
@@ -80,7 +80,7 @@ def put(
     }  # fmt: skip
     print(f"{name}: {'held' if held else 'NOT HELD'}: {', '.join(f'{k} {v}' for k, v in figures.items())}", flush=True)
     if out is not None:
-        with one_at_a_time(out):
+        with wait_for_lock(out):
             try:
                 rows = read_record(out)["rows"] if out.exists() else []
             except (InputError, KeyError) as error:

@@ -82,8 +82,8 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
 def bits(place: Path, out: Path | None) -> None:
     """Two rows: the same seed, and going on."""
     from laennec.corpora.synthetic import write_corpus
-    from laennec.training.config import recipe_from_dict
-    from laennec.training.experiment import train
+    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.run import train
 
     small = {"patients": 16, "recordings_per_patient": 1, "cycles_per_recording": 4, "max_rate_hz": 4000}
     folder = write_corpus(place / "corpus", **small)

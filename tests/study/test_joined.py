@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.evaluation.calibration import calibrated_logits
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 NAMES = ["crackle", "wheeze"]

@@ -5,12 +5,12 @@ import shlex
 import pytest
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study import load_study
 from laennec.study.plan import flat
 from laennec.study.run import commands, ensemble_commands
-from laennec.training.config import load_recipe
+from laennec.training.recipe import load_recipe
 
 RECIPE = {
     "name": "tiny",

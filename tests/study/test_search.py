@@ -6,10 +6,10 @@ import sqlite3
 import pytest
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study.search import load_space
-from laennec.training.config import load_recipe
+from laennec.training.recipe import load_recipe
 
 RECIPE = {
     "name": "searched",

@@ -13,18 +13,18 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.sharing.results import render
+from laennec.evaluation.evaluate import answer_part, load_model, score
 from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
+from laennec.study.results import render
 from laennec.study.run import gather, run_study
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
 from laennec.training.parts import load_parts
+from laennec.training.recipe import recipe_from_dict
 from laennec.training.record import write_record
-from laennec.training.score import answer_part, load_model, score
+from laennec.training.run import train
 
 
 def read(path):
@@ -37,7 +37,9 @@ def two_runs(tiny_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study") / "tiny"
     short = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}, "head": {"threshold_rule": "youden"}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("laennec.training.score.write_report", lambda place, *_: (place / "report.html").write_text(""))
+        patch.setattr(
+            "laennec.evaluation.evaluate.write_report", lambda place, *_: (place / "report.html").write_text("")
+        )
         for seed in range(2):
             train(recipe_from_dict(short | {"seed": seed, "output_dir": str(folder / str(seed))}))
             score(folder / str(seed), split="test", draws=20)
@@ -91,7 +93,7 @@ def frozen(tiny_recipe, folder, **settings):
 @pytest.mark.parametrize("kind", ["gradient_boosting", "svc"])
 @pytest.mark.parametrize("problem", ["multi_label", "single_label"])
 def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, monkeypatch, kind, problem):
-    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     monkeypatch.setattr("laennec.study.classical.write_report", lambda *_: None)
     target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
     run = frozen(tiny_recipe, tmp_path / "run", **target)

@@ -10,9 +10,9 @@ import torch
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
-from laennec.model import LaennecForAudioClassification
-from laennec.training import embed
-from laennec.training.batches import CycleDataset, Targets
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training import embeddings as embed
+from laennec.training.data import CycleDataset, Targets
 
 CYCLES = 200
 

@@ -5,7 +5,7 @@ import sys
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.training.trainer import LaennecTrainer
 
 settle, step = PartialState.__init__, LaennecTrainer.training_step

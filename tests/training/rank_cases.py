@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from transformers import ASTConfig, TrainingArguments
 
-from laennec.audio.augment import Gain, TimeShift, WaveformAugmentation
+from laennec.audio.augmentation import Gain, TimeShift, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
 from laennec.encoders.output import MaskedBatchNorm2d
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
-from laennec.training.batches import CycleDataset, Targets, collate_cycles
-from laennec.training.config import LossSettings
-from laennec.training.mixtures import Mixture
+from laennec.training.data import CycleDataset, Targets, collate_cycles
+from laennec.training.mixing import Mixture
 from laennec.training.objective import Objective, Stage
-from laennec.training.sampler import EpochSampler
+from laennec.training.recipe import LossSettings
+from laennec.training.samplers import EpochSampler
 from laennec.training.trainer import LaennecTrainer
 
 AUXILIARY = {

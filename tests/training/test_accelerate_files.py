@@ -15,7 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.numpy import load_file
 
 from forked import ranks
-from laennec.cli import main
+from laennec.cli.main import main
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "accelerate"
 AST = {

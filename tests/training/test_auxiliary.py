@@ -7,16 +7,16 @@ import yaml
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses.device import reversal_strength
-from laennec.model import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupCrossEntropy, entries_of
-from laennec.training.config import ConfigError
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupCrossEntropy, loss_specs
+from laennec.training.recipe import ConfigError
 
 
 def test_one_loss_can_be_there_twice_under_names_of_its_own():
     given = yaml.safe_load(
         "{supcon: {views: 1}, by_sex: {loss: supcon, labels: sex, missing: own_group, on: projection}}"
     )
-    first, second = entries_of(given)
+    first, second = loss_specs(given)
     assert (first.kind, first.labels, first.views, first.group_key) == ("supcon", "class", 1, None)
     assert (second.kind, second.labels, second.views, second.on) == ("supcon", "sex", 2, "projection")
     assert second.group_key == "sex own_group"
@@ -46,12 +46,12 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
 )
 def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        entries_of(given)
+        loss_specs(given)
     assert "\n" not in str(caught.value)
 
 
 def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
-    entries = entries_of({"device_adversarial": {}})
+    entries = loss_specs({"device_adversarial": {}})
     heads = AuxiliaryHeads(entries, 4, {"device_adversarial": 3}, seed=0)
     ids = torch.tensor([0, 1, 2, 1])
     gradients = {}
@@ -78,7 +78,7 @@ def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
     torch.manual_seed(0)
     encoder = load_encoder(None, type="statistics", num_mel_bins=4)
     model = LaennecForAudioClassification(LaennecConfig(encoder.config, id2label={0: "a", 1: "b"}), encoder)
-    entries = entries_of({"supcon": {"projection_dim": 3}, "device_adversarial": {}, "add": {}})
+    entries = loss_specs({"supcon": {"projection_dim": 3}, "device_adversarial": {}, "add": {}})
     before, state = set(model.state_dict()), torch.get_rng_state()
     heads = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0)
     assert torch.equal(torch.get_rng_state(), state)

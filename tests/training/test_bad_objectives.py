@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from laennec.cli import main
+from laennec.cli.main import main
 
 SMALL = {
     "features": {"preset": "song2021", "length": "natural"},

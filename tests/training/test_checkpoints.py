@@ -7,8 +7,8 @@ import pytest
 
 from laennec.errors import InputError
 from laennec.training.checkpoints import MANIFEST, last_whole, seal, what_is_wrong
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
 

@@ -11,13 +11,13 @@ from torch.nn import functional
 from laennec.configuration import LaennecConfig
 from laennec.encoders import in_groups, load_encoder
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, PatchMixContrastiveLoss
-from laennec.model import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, entries_of
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.auxiliary import Attached, AuxiliaryHeads, loss_specs
 from laennec.training.clusters import CleanAndMixed, GroupClusters
-from laennec.training.config import ConfigError, LossSettings, MixSettings, load_recipe, recipe_from_dict
-from laennec.training.experiment import train
-from laennec.training.mixtures import Mixer
+from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
+from laennec.training.recipe import ConfigError, LossSettings, MixSettings, load_recipe, recipe_from_dict
+from laennec.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 AUXILIARY = {
@@ -148,7 +148,7 @@ def test_any_encoders_tokens_are_groups_without_its_special_ones():
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     encoder = load_encoder(None, type="ast", layer_norm_eps=1e-6, num_mel_bins=36, max_length=64, **sizes)
     model = LaennecForAudioClassification(LaennecConfig(encoder.config, id2label={0: "a", 1: "b"}), encoder).train()
-    heads = AuxiliaryHeads(entries_of({"clustering": {}}), 8, {}, seed=0)
+    heads = AuxiliaryHeads(loss_specs({"clustering": {}}), 8, {}, seed=0)
     with Attached(model, heads):
         z, mask = model(torch.randn(2, 64, 36)).auxiliary["clustering"]
         assert z.shape == (2, 15, 128) and mask.shape == (2, 15)
@@ -182,7 +182,7 @@ def test_clean_and_mixed_terms_are_those_of_the_loss_twice():
 )
 def test_what_a_recipe_cannot_have_is_refused_in_one_line(auxiliary, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        entries_of(auxiliary)
+        loss_specs(auxiliary)
     assert "\n" not in str(caught.value)
 
 

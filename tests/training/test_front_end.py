@@ -6,8 +6,8 @@ import pytest
 from transformers import HubertConfig
 
 from laennec.encoders import load_encoder
-from laennec.training.config import ConfigError, recipe_from_dict
-from laennec.training.experiment import train
+from laennec.training.recipe import ConfigError, recipe_from_dict
+from laennec.training.run import train
 
 HUBERT = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [4] * 7,

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from torch.utils.data import SequentialSampler
 
-from laennec.training.auxiliary import entries_of
-from laennec.training.batches import Targets
-from laennec.training.config import ConfigError
-from laennec.training.groups import GroupTable
+from laennec.training.auxiliary import loss_specs
+from laennec.training.data import Targets
 from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
-from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
-from laennec.training.sampler import EpochSampler, PatientBalancedSampler
+from laennec.training.metadata_groups import GroupTable
+from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.recipe import ConfigError
+from laennec.training.samplers import EpochSampler, PatientBalancedSampler
 
 CLASSES = np.arange(12) % 3
 
@@ -27,7 +27,7 @@ def test_one_class_is_nothing_to_learn():
 
 
 def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
-    entries = entries_of({"add": {}, "x": {"loss": "supcon", "labels": "sex"}, "patient": {}})
+    entries = loss_specs({"add": {}, "x": {"loss": "supcon", "labels": "sex"}, "patient": {}})
     metadata = {"cycle_id": list("pqrs"), "sex": ["F", None, "M", "F"], "patient_id": list("aabb")}
     with caplog.at_level(logging.WARNING):
         found = group_columns(entries, GroupTable(4, metadata))
@@ -37,13 +37,13 @@ def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
     }
     assert "loss.auxiliary.x: sex is unknown for 1 of 4 cycles (q)" in caplog.text
     with pytest.raises(ConfigError, match=r"loss.auxiliary.d.labels is 'device', which is the same for all"):
-        group_columns(entries_of({"d": {"loss": "supcon", "labels": "device"}}), GroupTable(2, {"device": ["m", "m"]}))
+        group_columns(loss_specs({"d": {"loss": "supcon", "labels": "device"}}), GroupTable(2, {"device": ["m", "m"]}))
 
 
 def test_two_views_need_draws_and_no_mixing():
-    entries = entries_of({"supcon": {}})
+    entries = loss_specs({"supcon": {}})
     check_views(entries, mixes=False, draws=True)
-    check_views(entries_of({"supcon": {"views": 1}}), mixes=True, draws=False)
+    check_views(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
     with pytest.raises(ConfigError, match="without augmentation they are the same"):
         check_views(entries, mixes=False, draws=False)
     with pytest.raises(ConfigError, match="takes away; drop one"):
@@ -69,11 +69,11 @@ def test_two_views_need_draws_and_no_mixing():
 def test_batches_without_a_pair_stop_the_run_and_name_the_sampler(given, sampler, size, message):
     groups = {"patient drop": np.arange(12) // 2, "device drop": CLASSES, "sex drop": np.arange(12) % 2}
     with pytest.raises(ConfigError, match=message):
-        pair_lines(entries_of(given), sampler, size, CLASSES, groups)
+        pair_lines(loss_specs(given), sampler, size, CLASSES, groups)
 
 
 def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
-    entries = entries_of({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
+    entries = loss_specs({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
     devices = np.array([-1] * 8 + [0, 0, 1, 1])
     lines = pair_lines(entries, EpochSampler(12), 12, CLASSES, {"device drop": devices})
     rest = "an epoch of 1 batches sees 100.0 % of the cycles"

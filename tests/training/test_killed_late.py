@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from laennec.cli import main
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
+from laennec.cli.main import main
+from laennec.training.recipe import recipe_from_dict
 from laennec.training.record import count_evaluation, counted_evaluation, settled_evaluations, write_record
+from laennec.training.run import train
 
 LOOKED = {"split": "test", "created": "2026-01-01T00:00:00+00:00", "command": "laennec evaluate run"}
 
@@ -53,7 +53,7 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
     before = len(counted(run / "run.json"))
-    monkeypatch.setattr("laennec.training.score.write_report", lambda *_: None)
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
 
     def stop(new, path):
         raise KeyboardInterrupt

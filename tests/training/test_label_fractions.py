@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from laennec.errors import InputError
-from laennec.training.batches import Targets
-from laennec.training.config import recipe_from_dict
+from laennec.training.data import Targets
 from laennec.training.label_fractions import (
     cell_recipe,
     labelled_rows,
@@ -15,7 +14,8 @@ from laennec.training.label_fractions import (
     training_part,
 )
 from laennec.training.parts import load_decoded, make_extractor, make_part
-from laennec.training.settings import EncoderSettings
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe_settings import EncoderSettings
 
 OFFICIAL_TRAIN = (2063, 1215, 501, 363)  # of ICBHI 2017: normal, crackle, wheeze, both
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)

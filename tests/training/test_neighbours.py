@@ -12,26 +12,26 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from laennec.audio.augment import Gain, SpecAugment, TimeShift, WaveformAugmentation
-from laennec.audio.cycle import cut, read_annotation
+from laennec.audio.augmentation import Gain, SpecAugment, TimeShift, WaveformAugmentation
+from laennec.audio.cycles import cut, read_annotation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_recording
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
-from laennec.model import LaennecForAudioClassification
-from laennec.training.batches import CycleDataset, collate_cycles, cycle_numbers, targets_of, view_seed
-from laennec.training.config import ConfigError, TargetSettings, recipe_from_dict
-from laennec.training.embed import EmbeddingCache, cycle_keys
-from laennec.training.experiment import train
+from laennec.evaluation.evaluate import load_model
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, targets_of, view_seed
+from laennec.training.embeddings import EmbeddingCache, cycle_keys
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.objective import Objective
 from laennec.training.parts import make_part
-from laennec.training.pretrain import pretrain
-from laennec.training.score import load_model
-from laennec.training.settings import LossSettings
+from laennec.training.pretraining.run import pretrain
+from laennec.training.recipe import ConfigError, TargetSettings, recipe_from_dict
+from laennec.training.recipe_settings import LossSettings
+from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training" / "cache_keys.json").read_text())

@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
 from laennec.training.auxiliary import RECIPE_LOSSES
-from laennec.training.config import ConfigError, LossSettings
-from laennec.training.mixtures import Mixture
+from laennec.training.mixing import Mixture
 from laennec.training.objective import Objective, Stage, class_weights, positive_weights
+from laennec.training.recipe import ConfigError, LossSettings
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)
 

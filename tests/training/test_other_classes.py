@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 
 import audio_twins
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.evaluation import evaluate_predictions, format_summary, write_report
-from laennec.evaluation.floors import floors
-from laennec.sharing.results import collect, render
-from laennec.training.config import recipe_from_dict
-from laennec.training.experiment import train
-from laennec.training.score import score
-from laennec.training.settings import ConfigError
+from laennec.evaluation.baselines import floors
+from laennec.evaluation.evaluate import score
+from laennec.study.results import collect, render
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe_settings import ConfigError
+from laennec.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 CLASSES = sorted(audio_twins.ESC50_CLASSES)

@@ -9,10 +9,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from laennec.training import metadata_sampler, sampler
+from laennec.training import metadata_samplers as metadata_sampler
+from laennec.training import samplers as sampler
 from laennec.training.guards import coverage_line
-from laennec.training.metadata_sampler import DeviceBalancedSampler, MetadataMatchedSampler
-from laennec.training.sampler import (
+from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.samplers import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
     CounterSampler,

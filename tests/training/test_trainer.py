@@ -10,16 +10,16 @@ from transformers import TrainingArguments
 
 from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.cli import main
+from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses import AngularDistanceDistributionLoss, PatchMixContrastiveLoss
-from laennec.model import LaennecForAudioClassification
+from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary import RECIPE_LOSSES
-from laennec.training.batches import CycleDataset, Targets, collate_cycles
-from laennec.training.config import LossSettings
+from laennec.training.data import CycleDataset, Targets, collate_cycles
 from laennec.training.objective import Objective
-from laennec.training.sampler import EpochSampler
+from laennec.training.recipe import LossSettings
+from laennec.training.samplers import EpochSampler
 from laennec.training.trainer import LaennecTrainer
 
 

@@ -1,6 +1,6 @@
-"""Stage 3, features: waveforms as callers have them to one padded batch.
+"""Waveforms as callers have them to one padded batch.
 
-Decided here: integers are refused rather than guessed at, because a lost or doubled factor of 2^15 gives features
+Decisions: integers are refused rather than guessed at, because a lost or doubled factor of 2^15 gives features
 that look fine; so is more than one channel, because averaging is the decoder's decision.
 """
 

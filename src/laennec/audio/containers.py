@@ -1,6 +1,6 @@
-"""Stage 1, recording: what an audio file's header promises, held against what the file contains.
+"""What an audio file's header promises, held against what the file contains.
 
-Decided here: libsndfile decodes a cut-off WAV, AIFF, AU or Ogg file without a word, so the promise is read here before
+Decisions: libsndfile decodes a cut-off WAV, AIFF, AU or Ogg file without a word, so the promise is read here before
 it decodes. Content decides what a file is, never its extension. A length of 0 or of all ones in a WAV header is a
 recorder that could not seek back (a pipe), not a promise. An MP3 without a Xing, Info or VBRI table promises nothing,
 so a cut one cannot be told; a cut FLAC file is noticed by libsndfile or by counting the decoded frames.

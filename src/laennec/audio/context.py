@@ -1,6 +1,6 @@
-"""Stage 3, features: a cycle between its neighbours in the recording.
+"""A cycle between its neighbours in the recording.
 
-Decided here: neighbours are the cycles before and after by time, of the same recording; at the edges of a recording
+Decisions: neighbours are the cycles before and after by time, of the same recording; at the edges of a recording
 there are fewer, and nothing stands in for them. Each cycle goes through the front end by itself (length rule, edges and
 draws are its own) and the FRAMES are joined in time order: no frame lies across a joint, whose two sides need not be
 neighbours in the sound (SPRSound annotates with gaps), and the rule "repeat 2 s" gives 2 s of each. The encoder sees
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from laennec.audio.cycle import Waveform, cut
+from laennec.audio.cycles import Waveform, cut
 from laennec.errors import InputError
 
 Span = tuple[float, float]

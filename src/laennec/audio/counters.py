@@ -1,6 +1,6 @@
-"""Stage 3, audio: random numbers of many cycles at once, each a function of (seed, epoch, cycle) alone.
+"""Random numbers of many cycles at once, each a function of (seed, epoch, cycle) alone.
 
-Decided here: `uniforms` gives the very numbers that numpy's Philox generator of each cycle would, without a generator
+Decisions: `uniforms` gives the very numbers that numpy's Philox generator of each cycle would, without a generator
 for each. Noise on a device comes from a counter-based generator too (Philox4x32-10, then Box and Muller), so that a
 sample's noise hangs on nothing else in the batch; its values are others than numpy's, and equal between devices up to
 the rounding of their logarithms and cosines.

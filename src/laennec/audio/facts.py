@@ -1,6 +1,6 @@
-"""Stage 1, audio: what a stethoscope's settings leave in a sound, whatever the patient has.
+"""What a stethoscope's settings leave in a sound, whatever the patient has.
 
-Decided here: level and bandwidth are what a model could use in place of the sound's content, so both are measured
+Decisions: level and bandwidth are what a model could use in place of the sound's content, so both are measured
 plainly: the root mean square, and the frequency below which 99 % of the energy lies. Neither looks at labels.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 3, features: cycles of any length to log-mel frames, the same object for training and for prediction.
+"""Cycles of any length to log-mel frames, the same object for training and for prediction.
 
-Decided here: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so
+Decisions: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so
 that a later change of a preset cannot change an old model. Cycles keep their natural length unless told otherwise;
 frames beyond a cycle's end are 0 after normalisation and masked. Encoders that hear sound itself get it through the
 same object, as frames of one sample.
@@ -25,7 +25,7 @@ from laennec.audio.filterbanks import FrontEnd, log_mel
 from laennec.audio.normalising import own, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS
 from laennec.errors import InputError
-from laennec.foreign import refuse_settings
+from laennec.untrusted import refuse_settings
 
 __all__ = ["FEATURE_VERSION", "LENGTH_RULES", "PRESETS", "LaennecFeatureExtractor", "preset_length"]
 
@@ -121,7 +121,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A front end of these values, which are another's words; see `laennec.foreign.refuse_settings`."""
+        """A front end of these values, which are another's words; see `laennec.untrusted.refuse_settings`."""
         refuse_settings(feature_extractor_dict, "preprocessor_config.json")
         return super().from_dict(feature_extractor_dict, **kwargs)
 
@@ -207,7 +207,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return values, own(counts, values.shape[1]).long()
 
     def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycle.fit_to_length`."""
+        """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycles.fit_to_length`."""
         if self.length == "natural":
             return waveforms, lengths
         target = self._target_samples

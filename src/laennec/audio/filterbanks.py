@@ -1,6 +1,6 @@
-"""Stage 3, features: log-mel filter banks of many cycles at once, in torch.
+"""Log-mel filter banks of many cycles at once, in torch.
 
-Decided here: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
+Decisions: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
 ones, so there is one code path. Mel filters follow Kaldi (1127 ln(1 + f/700), triangles in mel, no area
 normalisation) unless a front end names others, and are computed in float32 as Kaldi does, because the lowest filters
 hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's features depend on its own

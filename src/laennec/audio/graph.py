@@ -1,6 +1,6 @@
-"""Stage 3, features: the front end as one graph, for programs that run a model without Python.
+"""The front end as one graph, for programs that run a model without Python.
 
-Decided here: the numbers are those of `LaennecFeatureExtractor.features`, whose own code looks at lengths to save work
+Decisions: the numbers are those of `LaennecFeatureExtractor.features`, whose own code looks at lengths to save work
 and fills buffers in place, which no graph can. Nothing here looks at a value: a batch of any size and length takes the
 same way. What comes before the Fourier transform is rounded step by step as there: of a recording made at a low rate
 the upper bands of 16-bit values (BEATs) hold that rounding and nothing else. The transform itself is in float64: that

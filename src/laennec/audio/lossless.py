@@ -1,6 +1,6 @@
-"""Stage 1, recording: sounds in fewer bytes, no sample changed.
+"""Sounds in fewer bytes, no sample changed.
 
-Decided here: FLAC holds integers of 8 to 24 bit exactly, so these become FLAC; everything else (floating point, 32 bit,
+Decisions: FLAC holds integers of 8 to 24 bit exactly, so these become FLAC; everything else (floating point, 32 bit,
 compressed formats) stays what it is, or becomes 32-bit floating point WAV where it has to be cut. What is written is
 read back and compared before it is believed. A WAV file also keeps what stands before and after its samples, so that
 the file itself, with its hash, can be had again and not only its sound.

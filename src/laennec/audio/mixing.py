@@ -1,6 +1,6 @@
-"""Stage 3, audio: cycles of a batch mixed with one another, and the labels that result.
+"""Cycles of a batch mixed with one another, and the labels that result.
 
-Decided here: what is drawn (share, partners, places) is apart from its application and comes from a generator the
+Decisions: what is drawn (share, partners, places) is apart from its application and comes from a generator the
 caller seeds by counter, so a resumed run mixes alike; nothing is changed in place; the share returned is the one that
 was realised, 1 - masked / places, not the one drawn. Two cycles heard together are labelled by one rule everywhere:
 normal adds nothing, which holds for a label called normal among several too.
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from laennec.audio.cycle import flags_of, label_of
+from laennec.audio.cycles import flags_of, label_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Stage 3, features: what is done to a whole cycle's values once its frames are there.
+"""What is done to a whole cycle's values once its frames are there.
 
-Decided here: statistics and maxima are those of a cycle's own frames, whatever it is batched with. Sums run in
+Decisions: statistics and maxima are those of a cycle's own frames, whatever it is batched with. Sums run in
 float64 where the device has it, or their rounding would depend on the padding. Values beyond a cycle's end are left
 undefined; who calls sets them to 0.
 """

@@ -1,6 +1,6 @@
-"""Stage 3, features: the front ends that published encoders were trained with.
+"""The front ends that published encoders were trained with.
 
-Decided here: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std), so
+Decisions: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std), so
 published values can be typed in. Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz and leave
 the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest filters,
 so none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by mirroring, so that 5.12 s

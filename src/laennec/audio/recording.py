@@ -1,6 +1,6 @@
-"""Stage 1, recording: from an audio file of any kind to one checked mono waveform.
+"""From an audio file of any kind to one checked mono waveform.
 
-Decided here: one decoder (soundfile) and one resampler (soxr HQ), because two paths give two data sets. Whatever is
+Decisions: one decoder (soundfile) and one resampler (soxr HQ), because two paths give two data sets. Whatever is
 wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file, and a header is never trusted
 with memory. A constant waveform is refused unless asked for. The filter is designed at, and applied at, the final rate.
 """

@@ -1,6 +1,6 @@
-"""Stage 2, cycle: spans of sound out of label tracks and selection tables, whatever their labels say.
+"""Spans of sound out of label tracks and selection tables, whatever their labels say.
 
-Decided here: for somebody who wants breaths answered, the words of Audacity's labels and the columns of Raven's tables
+Decisions: for somebody who wants breaths answered, the words of Audacity's labels and the columns of Raven's tables
 are beside the point, so only the times are read, and two labels over one span are one span. Raven lists a selection
 once for each of its views. A table over several recordings is refused, because its times are those of the sequence.
 """
@@ -8,7 +8,7 @@ once for each of its views. A table over several recordings is refused, because 
 import re
 from os import PathLike
 
-from laennec.audio.cycle import AnnotationError, numbered_lines, parse_times, read_annotation
+from laennec.audio.cycles import AnnotationError, numbered_lines, parse_times, read_annotation
 
 RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
 _RAVEN_FILE = "begin file"

@@ -1,6 +1,6 @@
-"""Stage 1, recording: block after block, for recordings that are longer than memory should be.
+"""Block after block, for recordings that are longer than memory should be.
 
-Decided here: the same decoder, resampler and filter as `read_recording`, each carrying its state from block to block,
+Decisions: the same decoder, resampler and filter as `read_recording`, each carrying its state from block to block,
 so that the blocks of a recording are the very samples that reading it whole gives. What only the end of a file can tell
 (cut short, silent all through, how long it is) is told at the end: what was made of the sound before is then void.
 Windows and cycles are cut as they go by; no more sound is held than the widest of them and its neighbours span.
@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from laennec.audio.context import InContext, Span, beside_window, neighbours_of
-from laennec.audio.cycle import Waveform, sliding_windows
+from laennec.audio.cycles import Waveform, sliding_windows
 from laennec.audio.recording import (
     UNKNOWN_FRAMES,
     AudioSource,
@@ -157,7 +157,7 @@ class _Tape:
         self.sound = np.concatenate([self.sound[gone:], block])
 
     def cut(self, span: Span) -> Waveform:
-        """A copy of the samples that `laennec.audio.cycle.cut` takes out of the whole recording."""
+        """A copy of the samples that `laennec.audio.cycles.cut` takes out of the whole recording."""
         first = max(int(span[0] * self.rate), 0) - self.first
         last = max(int(span[1] * self.rate) - self.first, first)
         assert first >= 0, "a piece was forgotten before it was cut"
@@ -171,7 +171,7 @@ def passing_windows(
 
     Args:
         stream: The recording.
-        window_s: As for `laennec.audio.cycle.sliding_windows`.
+        window_s: As for `laennec.audio.cycles.sliding_windows`.
         hop_s: Likewise.
         context_cycles: The extractor's; what is beside a window is that of `laennec.audio.context.windows_in_context`.
 

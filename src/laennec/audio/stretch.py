@@ -1,6 +1,6 @@
-"""Stage 3, audio: a cycle made faster, slower, higher or lower.
+"""A cycle made faster, slower, higher or lower.
 
-Decided here: pieces of the cycle are moved, not rebuilt (WSOLA): a phase vocoder would smear each crackle over its
+Decisions: pieces of the cycle are moved, not rebuilt (WSOLA): a phase vocoder would smear each crackle over its
 window and lower the level of breath noise by some 3 dB, and either tells a classifier which cycles were stretched.
 """
 

@@ -1,16 +1,16 @@
-"""Stage 2, corpora: what people train on, as tables of respiratory cycles."""
+"""What people train on, as tables of respiratory cycles."""
 
-from laennec.corpora.audit import AuditReport, check_corpus
+from laennec.corpora.base import CYCLE_FEATURES, UnusableRecordingsError, corpus_fingerprint
+from laennec.corpora.check import AuditReport, check_corpus
+from laennec.corpora.duplicates import check_sounds
 from laennec.corpora.exporting import export_corpus
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
 from laennec.corpora.load import load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016
-from laennec.corpora.same_sound import check_sounds
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
-from laennec.corpora.table import CYCLE_FEATURES, UnusableRecordingsError, corpus_fingerprint
 from laennec.corpora.waveforms import CycleWaveforms, decode_all
 from laennec.writing import cache_root
 

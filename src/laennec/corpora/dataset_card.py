@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the card of an exported corpus, and what each corpus' owners ask of those who use it.
+"""The card of an exported corpus, and what each corpus' owners ask of those who use it.
 
-Decided here: every number of the card comes from the mark and the tables that were just written. Terms and caveats
+Decisions: every number of the card comes from the mark and the tables that were just written. Terms and caveats
 belong to the corpus, not to who exports it, so they stand here and are said at every upload. Patients are never named
 on the card beyond what the split's own report of leaks says.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import datasets
 
+from laennec.corpora.base import Corpus
 from laennec.corpora.protocols import PROTOCOLS
-from laennec.corpora.table import Corpus
 
 
 @dataclass(frozen=True)

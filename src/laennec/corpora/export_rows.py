@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the rows of an exported corpus: cycles with their own sound, recordings, annotation files.
+"""The rows of an exported corpus: cycles with their own sound, recordings, annotation files.
 
-Decided here: a cycle is cut at the recording's own rate, every channel, where `laennec.audio.cycle.cut` would cut it. A
+Decisions: a cycle is cut at the recording's own rate, every channel, where `laennec.audio.cycles.cut` would cut it. A
 recording is the file itself or FLAC with what else stood in the file; in a corpus of which some recordings cannot be
 decoded all of these are named before it is given up. Every file is held against the hash that the table was made of.
 """
@@ -15,10 +15,10 @@ import numpy as np
 
 from laennec.audio.lossless import encode, pack
 from laennec.audio.recording import DecodeError, read_frames, read_header
+from laennec.corpora.base import CycleTableBuilder, UnusableRecordingsError, column_of
 from laennec.corpora.shards import Shards
-from laennec.corpora.table import CycleTableBuilder, UnusableRecordingsError, column_of
 from laennec.errors import InputError
-from laennec.foreign import read_bytes
+from laennec.untrusted import read_bytes
 
 WHOLE = "corpus"  # the split of what is not split; `datasets` keeps the word "all" for itself
 _MIXED_RATES_HZ = 16_000  # what encoders of sound want; of an audio column whose files have several rates
@@ -131,7 +131,7 @@ class RowWriter:
                 decoded = (path, self._frames(Path(path), problems))
             if decoded[1] is not None:
                 frames, rate, subtype = decoded[1]
-                first = min(max(int(row["start_s"] * rate), 0), len(frames))  # as laennec.audio.cycle.cut
+                first = min(max(int(row["start_s"] * rate), 0), len(frames))  # as laennec.audio.cycles.cut
                 piece = frames[first : max(first, int(row["end_s"] * rate))]
                 if len(piece) == 0:
                     problems.append(f"{path}: cycle {row['cycle_id']} is empty; correct its annotation")

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: an exported corpus, of a folder or of the Hub, made into the corpus' own folder again.
+"""An exported corpus, of a folder or of the Hub, made into the corpus' own folder again.
 
-Decided here: an export stands for the folder it was made of. Its recordings and annotations are unpacked into the
+Decisions: an export stands for the folder it was made of. Its recordings and annotations are unpacked into the
 cache byte for byte, each held against its SHA-256, and the corpus' own builder reads them there: so tables, waveforms,
 fingerprints, published splits and every option are the same by construction, and nothing an export claims of itself
 has to be believed. Names in an export are another's words: one that would leave the folder refuses all of it.
@@ -21,9 +21,9 @@ from laennec.audio.lossless import Packed, unpack
 from laennec.audio.recording import DecodeError
 from laennec.corpora.files import AUDIO_SUFFIXES, hash_files, require_room
 from laennec.errors import InputError, hub_reason
-from laennec.foreign import MOST_BYTES, read_json
-from laennec.locks import one_at_a_time
-from laennec.writing import cache_root, folder_aside, writing_error
+from laennec.locks import wait_for_lock
+from laennec.untrusted import MOST_BYTES, read_json
+from laennec.writing import atomic_folder, cache_root, writing_error
 
 MARK = "laennec_corpus.json"
 FORMAT = 1
@@ -160,7 +160,7 @@ def _restored(folder: Path, mark: Mark, cache_dir: str | Path | None) -> Path:
     content = target / "content"  # one level down, so that a search for tables beside it finds no other corpus
     if _whole(target, cache_dir):
         return content
-    with one_at_a_time(target):
+    with wait_for_lock(target):
         if not _whole(target, cache_dir):  # another process may have unpacked it meanwhile
             _unpack_into(folder, names, target)
     return content
@@ -186,7 +186,7 @@ def _unpack_into(folder: Path, names: list[str], target: Path) -> None:
                 raise InputError(f"{folder / name}: a recording without its size; download or export it again")
             needed += sum(sizes)
     require_room(folder, target, needed)
-    with folder_aside(target) as aside:
+    with atomic_folder(target) as aside:
         taken: dict[str, str] = {}
         for name in names:
             kind = name.split("/")[0]

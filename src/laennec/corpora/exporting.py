@@ -1,6 +1,6 @@
-"""Stage 2, corpora: a corpus as Parquet that plain `datasets.load_dataset` reads, and that laennec reads back exactly.
+"""A corpus as Parquet that plain `datasets.load_dataset` reads, and that laennec reads back exactly.
 
-Decided here: three configurations. `cycles` (the default) is for everybody: a row a cycle with its own sound, in named
+Decisions: three configurations. `cycles` (the default) is for everybody: a row a cycle with its own sound, in named
 splits of the chosen protocol, every other protocol as a column. A cycle cut from a stored file is not what laennec
 trains on, for it filters and resamples whole recordings and cuts then; so `recordings` holds each recording once, and
 `annotations` every file that says something about them, both from which the corpus' folder is made again byte for byte
@@ -20,17 +20,17 @@ from typing import Any
 import datasets
 
 from laennec.corpora import icbhi2017, physionet2016
+from laennec.corpora.base import Corpus, CycleTableBuilder, RecordingEntry, column_of
 from laennec.corpora.dataset_card import dataset_card
 from laennec.corpora.export_rows import RowWriter, split_name
 from laennec.corpora.exported import CARD, FORMAT, MARK, safe_name
 from laennec.corpora.folder import NAME as FOLDER
 from laennec.corpora.load import open_corpus, protocol_of, provenance, split_corpus
 from laennec.corpora.protocols import PROTOCOLS, WITH_FOLDS
-from laennec.corpora.table import Corpus, CycleTableBuilder, RecordingEntry, column_of
 from laennec.errors import InputError
-from laennec.foreign import leads_outside
-from laennec.locks import one_at_a_time
-from laennec.writing import folder_aside, refuse_others, scratch_folder
+from laennec.locks import wait_for_lock
+from laennec.untrusted import leads_outside
+from laennec.writing import atomic_folder, refuse_other_files, scratch_folder
 
 SHARD_BYTES = 500_000_000
 _SYNTHETIC_FILES = ("synthetic.json", "events.csv")
@@ -115,7 +115,7 @@ def export_corpus(
     parts = split_corpus(builder, lambda: table, chosen, fold=fold, **rules, **places)  # type: ignore[arg-type]
     columns, protocols = _split_columns(builder, table, rules | places)
     writer = RowWriter(builder, table, parts, columns, sampling_rate, shard_bytes, progress)
-    with one_at_a_time(out), folder_aside(out) as aside:
+    with wait_for_lock(out), atomic_folder(out) as aside:
         _refuse_target(out)  # again, now that nobody else makes it
         writer.write(aside, sources)
         facts = _facts_of(builder, parts, protocols, writer.files, rules)
@@ -210,7 +210,7 @@ def _refuse_target(out: Path) -> None:
     if out.is_symlink():
         raise InputError(f"{out}: is a link; name the folder itself (--export)")
     ours = (MARK, CARD, "cycles", "recordings", "annotations") if (out / MARK).is_file() else ()
-    refuse_others(out, ours, "choose an empty folder (--export)")
+    refuse_other_files(out, ours, "choose an empty folder (--export)")
 
 
 def _split_columns(

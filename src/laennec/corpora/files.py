@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the files below a corpus: where caches live, what each file's hash is, how an archive is unpacked.
+"""The files below a corpus: where caches live, what each file's hash is, how an archive is unpacked.
 
-Decided here: a file is known by its SHA-256, and the hash is remembered under (path, size, modification time), so that
+Decisions: a file is known by its SHA-256, and the hash is remembered under (path, size, modification time), so that
 the second look at a corpus costs nothing. A file touched within the last two seconds is not remembered, because it
 could change again within the clock's grain. An archive is unpacked once, under its own hash, and only if no member
 leaves the folder; of several processes that want it at once one unpacks and the others wait for it.
@@ -19,9 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from laennec.errors import InputError
-from laennec.foreign import MOST_BYTES, open_regular, read_json
-from laennec.locks import one_at_a_time, tidy
-from laennec.writing import cache_root, folder_aside, write_aside
+from laennec.locks import tidy, wait_for_lock
+from laennec.untrusted import MOST_BYTES, open_regular, read_json
+from laennec.writing import atomic_folder, atomic_write, cache_root
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -97,7 +97,7 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
             known[key] = [status.st_size, status.st_mtime_ns, hashes[path]]
             fresh = True
     if fresh:
-        with contextlib.suppress(InputError), write_aside(store, "wb", sync=False) as file:  # only a saving of time
+        with contextlib.suppress(InputError), atomic_write(store, "wb", sync=False) as file:  # only a saving of time
             file.write(json.dumps(known).encode())  # type: ignore[call-overload,arg-type]
     return hashes
 
@@ -132,7 +132,7 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     if content.is_dir():
         tidy(target)
         return content
-    with one_at_a_time(target):
+    with wait_for_lock(target):
         if not content.is_dir():  # another process may have unpacked it meanwhile
             _unpack_into(archive, target)
     return content
@@ -144,7 +144,7 @@ def _unpack_into(archive: Path, target: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
             members = _safe_members(archive, opened)
             require_room(archive, target, sum(info.file_size for info in members.values()))
-            with folder_aside(target) as folder:
+            with atomic_folder(target) as folder:
                 for name, info in members.items():
                     path = folder / "content" / name
                     path.parent.mkdir(parents=True, exist_ok=True)

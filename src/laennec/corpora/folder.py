@@ -1,6 +1,6 @@
-"""Stage 2, corpora: anybody's recordings, described by one CSV or by label files beside them.
+"""Anybody's recordings, described by one CSV or by label files beside them.
 
-Decided here: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles
+Decisions: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles
 are in label files beside them (ICBHI text or Audacity labels, told apart by content). With `unlabelled` a cycle may
 lack its label, and a recording that nobody annotated is one row without flags: for self-supervision. A recording
 without a patient id counts as its own patient, and that is said, because a split by such patients may put one voice on
@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycle import AnnotationError, check_times, parse_label, read_labels
+from laennec.audio.cycles import AnnotationError, check_times, parse_label, read_labels
+from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.corpora.files import corpus_path, is_recording, named, unpack
-from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
-from laennec.foreign import read_text
+from laennec.untrusted import read_text
 
 NAME = "folder"
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: any audio classification data set, from the Hub or a local folder, by the names of its columns.
+"""Any audio classification data set, from the Hub or a local folder, by the names of its columns.
 
-Decided here: Parquet (of the Hub or local) is read by `datasets` without decoding, its sounds are kept in the cache
+Decisions: Parquet (of the Hub or local) is read by `datasets` without decoding, its sounds are kept in the cache
 under their own hash and are decoded like every other recording. Folders of sounds are read as they were published (see
 `laennec.corpora.layouts`). Code of a data set is never run. The answer is the column `category`; a listing of names,
 classes, parts, folds and groups is written to the cache and stands for the annotation, so that the corpus fingerprint
@@ -18,12 +18,12 @@ from typing import Any
 
 import datasets
 
+from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.corpora.files import named
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
-from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
-from laennec.foreign import is_plain, leads_outside, read_json
-from laennec.writing import cache_root, write_aside
+from laennec.untrusted import is_plain, leads_outside, read_json
+from laennec.writing import atomic_write, cache_root
 
 NAME = "hub"
 HUB_VERSION = 1
@@ -262,7 +262,7 @@ def _kept(content: bytes, suffix: str, store: Path) -> Path:
     digest = hashlib.sha256(content).hexdigest()
     path = store / digest[:2] / f"{digest}{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,5}', suffix) else ''}"
     if not (path.is_file() and path.stat().st_size == len(content)):
-        with write_aside(path, "wb", sync=False) as file:
+        with atomic_write(path, "wb", sync=False) as file:
             file.write(content)  # type: ignore[call-overload]
     return path
 
@@ -350,7 +350,7 @@ def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
     ).encode()
     path = cache_root(cache_dir) / "hub" / "listings" / f"{hashlib.sha256(said).hexdigest()}.json"
     if not (path.is_file() and path.stat().st_size == len(said)):
-        with write_aside(path, "wb", sync=False) as file:
+        with atomic_write(path, "wb", sync=False) as file:
             file.write(said)  # type: ignore[call-overload]
     return path
 

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the ICBHI 2017 Respiratory Sound Database, and any folder laid out like it.
+"""The ICBHI 2017 Respiratory Sound Database, and any folder laid out like it.
 
-Decided here: location, mode and device come from the file name, never from a patient table (one published table gives a
+Decisions: location, mode and device come from the file name, never from a patient table (one published table gives a
 patient a single location, wrong for 698 of 920 recordings). The split is looked up by recording name, with the one
 published name that has no audio translated. Tables are found by their published names only; two different ones on a
 level are an error, because picking one silently changes a result. A folder that is incomplete is named as such before
@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from laennec.audio.cycle import AnnotationError, check_annotation, read_annotation
+from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
+from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.corpora.files import corpus_path, is_recording, named, unpack
-from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
-from laennec.foreign import read_text
+from laennec.untrusted import read_text
 
 NAME = "icbhi2017"
 OFFICIAL_RECORDINGS = 920

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: folders of sounds with classes, laid out as data sets of general audio are published.
+"""Folders of sounds with classes, laid out as data sets of general audio are published.
 
-Decided here: four layouts are known: class folders (Speech Commands with its two lists among them), a table with a
+Decisions: four layouts are known: class folders (Speech Commands with its two lists among them), a table with a
 column of files (ESC-50, `metadata.csv`), IEMOCAP's sessions. What a published naming rule says (the speaker of a Speech
 Commands file, the session and speaker of an IEMOCAP utterance) is read here and nowhere else, because those corpora
 state it nowhere but in their names. Nothing is decoded.
@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycle import AnnotationError
+from laennec.audio.cycles import AnnotationError
 from laennec.corpora.files import is_recording
 from laennec.errors import InputError
-from laennec.foreign import is_plain, parse_json, read_text
+from laennec.untrusted import is_plain, parse_json, read_text
 
 LAYOUTS = ("table", "folders", "iemocap")
 _FILE_COLUMNS = ("file_name", "filename", "file", "path", "audio")

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: what the parts of a split share, and the refusal where a protocol promised they do not.
+"""What the parts of a split share, and the refusal where a protocol promised they do not.
 
-Decided here: four kinds of sharing are looked for. Patients and recordings by name; simultaneous recordings (ICBHI's
+Decisions: four kinds of sharing are looked for. Patients and recordings by name; simultaneous recordings (ICBHI's
 "mc": one breathing taken at several chest locations) by patient and recording index; and audio that is the same under
 two names by its content address (SPRSound has one such pair, in train and test_intra). The last two are a refusal only
 where disjoint patients were promised: a split that shares patients on purpose reports them. Identical audio refuses

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: from the name of a corpus to its split cycle tables.
+"""From the name of a corpus to its split cycle tables.
 
-Decided here: what a split is worth travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
+Decisions: what a split is worth travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
 stamp are written into the description of every part, the only place that survives select, map and saving; `provenance`
 reads it back. A published partition is refused on a folder that lacks recordings, and stamped where that was overruled.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 
 from laennec.corpora import icbhi2017
+from laennec.corpora.base import TABLE_VERSION, CycleTableBuilder
 from laennec.corpora.exported import original_folder
 from laennec.corpora.files import named
 from laennec.corpora.folder import Folder
@@ -27,9 +28,8 @@ from laennec.corpora.physionet2016 import LEVELS, PhysioNet2016
 from laennec.corpora.protocols import BY_RECORDING, protocol_named
 from laennec.corpora.splits import SplitResult, split_table
 from laennec.corpora.sprsound import SprSound
-from laennec.corpora.table import TABLE_VERSION, CycleTableBuilder
 from laennec.errors import InputError
-from laennec.foreign import read_json
+from laennec.untrusted import read_json
 from laennec.writing import cache_root
 
 CORPORA: dict[str, type[CycleTableBuilder]] = {
@@ -93,7 +93,7 @@ def load_corpus(
 
     Returns:
         Parts in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
-        `laennec.corpora.table.CYCLE_FEATURES`.
+        `laennec.corpora.base.CYCLE_FEATURES`.
 
     Raises:
         InputError: What is wrong with the corpus, the options or the split, and what to do.

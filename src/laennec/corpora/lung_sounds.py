@@ -1,6 +1,6 @@
-"""Stage 2, corpora: a physical model of what a stethoscope hears, from turbulent air to the samples of a device.
+"""A physical model of what a stethoscope hears, from turbulent air to the samples of a device.
 
-Decided here: sounds are made at 8 kHz (lung sounds lie below 2.5 kHz); chest, stethoscope, noise and the change to the
+Decisions: sounds are made at 8 kHz (lung sounds lie below 2.5 kHz); chest, stethoscope, noise and the change to the
 device's own rate are then one multiplication in the frequency domain, with causal responses so that nothing sounds
 before it begins. What is put in is returned as events with exact times, and nothing else in the mixture is a crackle
 or a wheeze: heart sounds, friction of the chest piece and noise are shaped so as not to pass for one. Every draw comes

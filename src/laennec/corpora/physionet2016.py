@@ -1,6 +1,6 @@
-"""Stage 2, corpora: PhysioNet/CinC Challenge 2016, heart sounds called normal or abnormal as whole recordings.
+"""PhysioNet/CinC Challenge 2016, heart sounds called normal or abnormal as whole recordings.
 
-Decided here: a row is a recording, or a window of one. Crackle and wheeze are unknown, and the answer is the column
+Decisions: a row is a recording, or a window of one. Crackle and wheeze are unknown, and the answer is the column
 `heart_sound`. The public release does not say who was recorded how often, so the patient is null and a split keeps
 recordings or databases apart, never people. The folder `validation` holds copies of training recordings: it is left out
 unless asked for, and then under names of its own, so that the leak check can find them. REFERENCE.csv decides the
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import datasets
 
-from laennec.audio.cycle import AnnotationError, sliding_windows
+from laennec.audio.cycles import AnnotationError, sliding_windows
 from laennec.audio.recording import read_header
+from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.corpora.files import corpus_path, hash_files, is_recording, named, unpack
-from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
-from laennec.foreign import read_bytes, read_text
+from laennec.untrusted import read_bytes, read_text
 
 NAME = "physionet2016"
 LEVELS = ("recording", "window")

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the named ways to split, and what each promises.
+"""The named ways to split, and what each promises.
 
-Decided here: a protocol promises something for every pair of its parts (the two share no patient, or at least no
+Decisions: a protocol promises something for every pair of its parts (the two share no patient, or at least no
 recording, or only no cycle), so that a split can be checked against its own name. The default promise is the strong
 one; a protocol lists its exceptions.
 """

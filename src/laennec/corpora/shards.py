@@ -1,6 +1,6 @@
-"""Stage 2, corpora: rows with sounds, written as Parquet files of a bearable size.
+"""Rows with sounds, written as Parquet files of a bearable size.
 
-Decided here: a row group ends at 32 MB and a file at its limit, so that memory does not grow with the corpus and a
+Decisions: a row group ends at 32 MB and a file at its limit, so that memory does not grow with the corpus and a
 reader can stream; files get their final names (`train-00000-of-00002.parquet`, as on the Hub) once it is known how many
 there are.
 """

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: splitting by a named protocol, the validation carve-out and the split fingerprint.
+"""Splitting by a named protocol, the validation carve-out and the split fingerprint.
 
-Decided here: `split_table` checks its own result against the protocol's promise and returns no split that breaks it.
+Decisions: `split_table` checks its own result against the protocol's promise and returns no split that breaks it.
 Validation is carved from train by whole patients who are in no test part, because choosing a model on a test patient is
 choosing on test; only random-80-20 draws cycles, as its paper does, and says so in its stamp. Draws are hashes of
 (seed, purpose, name): reordering rows or another version of a library changes nothing.

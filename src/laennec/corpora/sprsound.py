@@ -1,6 +1,6 @@
-"""Stage 2, corpora: SPRSound, paediatric recordings with events annotated in JSON.
+"""SPRSound, paediatric recordings with events annotated in JSON.
 
-Decided here: the part of the published split is the folder a recording lies in, and stays in the table as `part`.
+Decisions: the part of the published split is the folder a recording lies in, and stays in the table as `part`.
 Events keep their own names in `events`; the four-class view is crackle for fine and coarse crackles, wheeze for wheeze,
 rhonchi and stridor, both for the combined event. A Poor Quality recording is a row of the record level with unknown
 flags, not a normal one. Events may overlap.
@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycle import AnnotationError, check_times
+from laennec.audio.cycles import AnnotationError, check_times
+from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.corpora.files import corpus_path, is_recording, named, unpack
-from laennec.corpora.table import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
 from laennec.errors import InputError
-from laennec.foreign import MOST_BYTES, read_json
+from laennec.untrusted import MOST_BYTES, read_json
 
 NAME = "sprsound"
 DEVICE = "Yunting Model II"

@@ -1,6 +1,6 @@
-"""Stage 2, corpora: a synthetic corpus in the file layout of ICBHI 2017, for tests, teaching and work without data.
+"""A synthetic corpus in the file layout of ICBHI 2017, for tests, teaching and work without data.
 
-Decided here: a patient is drawn from the seed and the patient's own number alone, so that a larger corpus contains the
+Decisions: a patient is drawn from the seed and the patient's own number alone, so that a larger corpus contains the
 smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps even small corpora
 near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Labels are exact: a cycle says crackle
 or wheeze if and only if one was put in, and events.csv tells where. An existing folder is replaced only if it is such a
@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from laennec.audio.cycle import Cycle, flags_of, write_annotation
+from laennec.audio.cycles import Cycle, flags_of, write_annotation
 from laennec.corpora import lung_sounds
 from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.foreign import read_json
-from laennec.locks import one_at_a_time
-from laennec.writing import folder_aside, write_aside
+from laennec.locks import wait_for_lock
+from laennec.untrusted import read_json
+from laennec.writing import atomic_folder, atomic_write
 
 FIRST_PATIENT = 101
 MOST_PATIENTS = 899
@@ -151,7 +151,7 @@ def write_corpus(
         "seed": seed,
         "max_rate_hz": max_rate_hz,
     }
-    with one_at_a_time(folder):
+    with wait_for_lock(folder):
         if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
         there = _mark_of(folder) if reuse else None
@@ -169,7 +169,7 @@ def _write(folder: Path, options: dict[str, Any]) -> None:
     seed = options["seed"]
     people = [draw_patient(seed, index) for index in range(options["patients"])]
     each = (options["recordings_per_patient"], options["cycles_per_recording"], seed, options["max_rate_hz"])
-    with folder_aside(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         names, rows = [], ["file,start_s,end_s,kind,frequency_hz"]
         for patient in people:
             for name, session in _write_recordings(temporary, patient, *each):
@@ -360,7 +360,7 @@ def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None
 
 
 def _write_lines(path: Path, lines: list[str], end: str = "\n") -> None:
-    with write_aside(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write("".join(line + end for line in lines).encode())  # type: ignore[arg-type]
 
 

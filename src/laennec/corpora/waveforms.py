@@ -1,6 +1,6 @@
-"""Stage 2, corpora: the waveforms of a cycle table, each recording decoded once.
+"""The waveforms of a cycle table, each recording decoded once.
 
-Decided here: a recording is resampled and filtered as a whole and then cut, so that a cycle has no edges of its own.
+Decisions: a recording is resampled and filtered as a whole and then cut, so that a cycle has no edges of its own.
 The cycles of a recording are kept as raw float32 in one file, named by the hash of everything that made them: the
 sound, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size is
 torn and made again. Nothing stays open or in memory between two reads.
@@ -24,13 +24,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laennec.audio.cycle import Waveform, cut
+from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
+from laennec.corpora.base import UnusableRecordingsError
 from laennec.corpora.files import hash_files
-from laennec.corpora.table import UnusableRecordingsError
 from laennec.errors import InputError
-from laennec.foreign import read_bytes
-from laennec.writing import cache_root, write_aside
+from laennec.untrusted import read_bytes
+from laennec.writing import atomic_write, cache_root
 
 WAVEFORM_VERSION = 1
 _MAGIC = b"LAENNECW"
@@ -219,7 +219,7 @@ class CycleWaveforms(Sequence[Waveform]):
             reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {self.sampling_rate} Hz"
             raise _UnusableError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
         header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
-        with write_aside(shard.path, "wb", sync=False) as file:
+        with atomic_write(shard.path, "wb", sync=False) as file:
             file.write(header)  # type: ignore[call-overload,arg-type]
             for piece in pieces:
                 file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]

@@ -1,6 +1,6 @@
 """Every stage, doctor: what of the environment works, and what to do about what does not.
 
-Decided here: each line is something that was tried on this machine just now, not something read out of a list of
+Decisions: each line is something that was tried on this machine just now, not something read out of a list of
 requirements. Nothing is imported before it is looked at, so that a broken library costs its own line and no other.
 """
 

@@ -1,6 +1,6 @@
 """Every stage, doctor: decoding and resampling, tried on a tone.
 
-Decided here: a container is judged by a file written and read back by laennec's own reader, at another rate, against
+Decisions: a container is judged by a file written and read back by laennec's own reader, at another rate, against
 the tone that went in. WAV and FLAC are needed (the corpora are made of them), the others may be missing.
 """
 

@@ -1,6 +1,6 @@
 """Every stage, doctor: one line of the examination, and how a check that breaks becomes one.
 
-Decided here: three states. `ok` needs nothing, `note` can be lived with, `PROBLEM` is something that laennec needs and
+Decisions: three states. `ok` needs nothing, `note` can be lived with, `PROBLEM` is something that laennec needs and
 that does not work; every note and every PROBLEM says what to do about it. A check that raises is itself a PROBLEM:
 whatever breaks is what the user wants to know.
 """

@@ -1,6 +1,6 @@
 """Every stage, doctor: the Hub.
 
-Decided here: nothing is asked of the network unless the caller says so, and a token is never shown, not even a part of
+Decisions: nothing is asked of the network unless the caller says so, and a token is never shown, not even a part of
 it: only whether there is one, and (online) whether the Hub takes it.
 """
 

@@ -1,6 +1,6 @@
 """Every stage, doctor: processor, memory, threads, shared memory, open files, accelerator.
 
-Decided here: limits are those of this process (its cores, its control group), not those of the machine it is on. A GPU
+Decisions: limits are those of this process (its cores, its control group), not those of the machine it is on. A GPU
 is judged by a pass that ran on it, and one that torch cannot use is looked for, because training on the CPU beside it
 by mistake costs days.
 """
@@ -155,7 +155,7 @@ def _model() -> Verdict:
 
     from laennec.configuration import LaennecConfig
     from laennec.encoders import load_encoder
-    from laennec.model import LaennecForAudioClassification
+    from laennec.modeling import LaennecForAudioClassification
 
     encoder = load_encoder(None, type="cnn")
     model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, num_labels=2), encoder)

@@ -1,6 +1,6 @@
 """Every stage, doctor: versions against the tested set, and what is optional.
 
-Decided here: the tested set travels with the package (`tested.txt`, written from the lock file by `make lock`), so the
+Decisions: the tested set travels with the package (`tested.txt`, written from the lock file by `make lock`), so the
 comparison needs no network and no checkout. Another version than the tested one is a note, one outside what the package
 asks for, or one that cannot be imported, is a PROBLEM: only those are known to be wrong.
 """

@@ -1,6 +1,6 @@
 """Every stage, doctor: the findings as one page.
 
-Decided here: 96 columns, one column a thing, what to do on a line of its own behind an arrow; colours on a terminal
+Decisions: 96 columns, one column a thing, what to do on a line of its own behind an arrow; colours on a terminal
 alone and never the only sign.
 """
 

@@ -1,6 +1,6 @@
 """Every stage, doctor: the folders that are written to, and the room there.
 
-Decided here: a folder is judged by a file that was written there, synced and taken away again, as laennec writes
+Decisions: a folder is judged by a file that was written there, synced and taken away again, as laennec writes
 (permissions, quotas, full disks and lost network shares look alike to a mode bit). Measuring a cache stops after two
 seconds: one page must not take minutes.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from laennec.doctor.finding import Finding, Verdict, finding, gigabytes, note, ok, problem
 from laennec.errors import InputError
-from laennec.writing import cache_root, write_aside
+from laennec.writing import atomic_write, cache_root
 
 _ROOM = "Storage"
 _PROBE_BYTES = 1 << 20
@@ -71,7 +71,7 @@ def _refuses(folder: Path) -> str:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     probe = folder / ".laennec-doctor"
     try:
-        with write_aside(probe, "wb") as file:
+        with atomic_write(probe, "wb") as file:
             file.write(bytes(_PROBE_BYTES))
         probe.unlink()
     except (OSError, InputError) as error:

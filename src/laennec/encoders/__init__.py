@@ -1,6 +1,6 @@
-"""Stage 4, encoders: from features to tokens, and where their weights come from.
+"""From features to tokens, and where their weights come from.
 
-Decided here: one function finds an encoder from whatever a user has: nothing (random weights), a released .pt file, a
+Decisions: one function finds an encoder from whatever a user has: nothing (random weights), a released .pt file, a
 folder or a Hub id. The digest covers what an embedding depends on: batch counters and the AudioSet classifier are
 left out.
 """
@@ -39,7 +39,7 @@ from laennec.encoders.released import LOADING_ERRORS, out_of_reach, read_release
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
 from laennec.errors import InputError
-from laennec.foreign import refuse_model_folder, refuse_settings
+from laennec.untrusted import refuse_model_folder, refuse_settings
 
 ENCODERS: dict[str, type[PreTrainedModel]] = {
     "ast": AstEncoder,

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: the Audio Spectrogram Transformer at any length, on transformers' own model and checkpoints.
+"""The Audio Spectrogram Transformer at any length, on transformers' own model and checkpoints.
 
-Decided here: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps;
+Decisions: the position table is fitted along TIME only (its rows are frequency bands, its columns time steps;
 taking one for the other loads without an error and ruins the encoder). "cut" takes the first columns, the positions a
 cycle at the start of a training clip had; "interpolate" stretches the table; a cycle longer than the table is
 interpolated in both cases, for there is nothing to cut. A patch is real where all its frames are, but the first

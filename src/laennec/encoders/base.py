@@ -1,6 +1,6 @@
-"""Stage 4, encoders: the base that a small checkpoint was trained on, found and compared.
+"""The base that a small checkpoint was trained on, found and compared.
 
-Decided here: a head (or adapters) on another encoder fails silently, so the base's weights are compared with the
+Decisions: a head (or adapters) on another encoder fails silently, so the base's weights are compared with the
 digest of those that were trained on. A config that names a place on this machine is not believed, because a model can
 be a stranger's; the same weights are found by their digest where a head of them was saved here, or are named by hand.
 """
@@ -19,8 +19,8 @@ from laennec.encoders import encoder_digest, in_groups, load_encoder
 from laennec.encoders.groups import GroupsConfig
 from laennec.encoders.released import out_of_reach, reason
 from laennec.errors import InputError, hub_reason
-from laennec.foreign import read_json
-from laennec.writing import cache_root, write_aside
+from laennec.untrusted import read_json
+from laennec.writing import atomic_write, cache_root
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -65,7 +65,7 @@ def remember_base(config: Any) -> None:
     if not named or not _is_local(str(named)) or not Path(named).exists():
         return
     places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
-    with contextlib.suppress(InputError), write_aside(_record_of(config.encoder_digest), sync=False) as file:
+    with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
         json.dump(list(dict.fromkeys(places))[:_MOST_PLACES], file)
 
 
@@ -107,7 +107,7 @@ def _named_base(config: Any) -> str:
     )
 
 
-def refuse_foreign_adapter(name: str | Path, hub: dict[str, Any]) -> None:
+def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
     """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base.
 
     Raises:

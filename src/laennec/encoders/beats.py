@@ -1,6 +1,6 @@
-"""Stage 4, encoders: BEATs, for cycles of any length, from the checkpoints its authors release.
+"""BEATs, for cycles of any length, from the checkpoints its authors release.
 
-Decided here: layers carry our names and `load_released` translates the authors', strictly. A patch is 16 frames by 16
+Decisions: layers carry our names and `load_released` translates the authors', strictly. A patch is 16 frames by 16
 mel bins and is real where all its frames are: the frames of a last, partial patch (up to 0.15 s) are left out, as they
 are where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Tokens are ordered
 by time, then frequency. Padded tokens are zeroed before the position convolution, which looks sideways, and masked as
@@ -25,7 +25,7 @@ from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
 from laennec.encoders.output import EncoderOutput, TimeMask, TokenMix, refuse_shape
 from laennec.encoders.released import checked_state, named, read_released, released_error
 from laennec.errors import InputError
-from laennec.foreign import refuse_settings
+from laennec.untrusted import refuse_settings
 
 
 class BeatsEncoder(PreTrainedModel):

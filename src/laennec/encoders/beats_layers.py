@@ -1,6 +1,6 @@
-"""Stage 4, encoders: the configuration and the transformer blocks of BEATs.
+"""The configuration and the transformer blocks of BEATs.
 
-Decided here: the relative position bias is one table for all blocks; each block weighs it by a gate that its own
+Decisions: the relative position bias is one table for all blocks; each block weighs it by a gate that its own
 queries open, so it differs by block, head and query and enters attention as an additive mask. Scaled dot product
 attention takes such a mask ("sdpa"); kernels that take none are not offered. Scores are left as they are: the
 released code shifts and rescales them against overflow in half precision, which changes no result.

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: the small CNN of Song et al., trained from scratch.
+"""The small CNN of Song et al., trained from scratch.
 
-Decided here: poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
+Decisions: poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
 nothing changes); what lies beyond a cycle's end is 0 before every convolution, and after the ReLU a 0 never wins a
 maximum, so poolings need no mask of their own.
 

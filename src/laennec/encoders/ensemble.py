@@ -1,6 +1,6 @@
-"""Stage 4, encoders: several encoders of one architecture side by side.
+"""Several encoders of one architecture side by side.
 
-Decided here: the embedding of an ensemble is its members' embeddings one after the other. A linear layer on it can then
+Decisions: the embedding of an ensemble is its members' embeddings one after the other. A linear layer on it can then
 be the mean of what the members' own heads answer, so an ensemble is one model, and whatever takes a model takes it.
 Members hear the same features and make the same tokens; only their weights differ.
 """

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: what an encoder answers to one fixed input, so that a wrong loading cannot stay silent.
+"""What an encoder answers to one fixed input, so that a wrong loading cannot stay silent.
 
-Decided here: a fingerprint is outputs, not weights. Weights that arrive unharmed under wrong settings, or in code that
+Decisions: a fingerprint is outputs, not weights. Weights that arrive unharmed under wrong settings, or in code that
 has come to mean something else, have the right digest and give the wrong embeddings. It is taken when an encoder is
 saved, kept in its configuration, and taken again when it is loaded.
 """
@@ -76,7 +76,7 @@ def check_fingerprint(encoder: Any, source: str | Path) -> None:
         )
 
 
-def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+def make_contiguous(model: PreTrainedModel) -> PreTrainedModel:
     """Copy weights that lie where a mapped file put them, off the boundaries that processors like.
 
     The same weights in another alignment give other last bits, and a loaded model should be the saved one to the bit.

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: overlapping groups of frames, each encoded by itself (CycleGuardian).
+"""Overlapping groups of frames, each encoded by itself (CycleGuardian).
 
-Decided here: this is a wrapper that any encoder fits into, so that groups need no code of their own elsewhere: a token
+Decisions: this is a wrapper that any encoder fits into, so that groups need no code of their own elsewhere: a token
 is a group. Groups start every `group_step` frames; those that would reach over a cycle's end are left out, as the
 authors do, but a cycle shorter than one group has one, padded under the inner encoder's own mask. Groups of padding are
 never encoded, so they move no batch statistics either. Groups are exchanged between cycles (Group-Mix) after they were

@@ -1,9 +1,9 @@
-"""Stage 4, encoders: EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
+"""EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
 
-Decided here: layers carry our names and `load_released` translates the authors' state dict, strictly: a network that
+Decisions: layers carry our names and `load_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution: at each call, or once for many calls (`weights_at_rest`). The AudioSet classifier is
+is folded into the convolution: at each call, or once for many calls (`frozen_weights`). The AudioSet classifier is
 kept only where `config.audioset_head` asks for it: the head of a laennec model is another one.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio

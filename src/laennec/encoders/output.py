@@ -1,6 +1,6 @@
-"""Stage 4, encoders: what every encoder returns, and the masks that keep padding out of it.
+"""What every encoder returns, and the masks that keep padding out of it.
 
-Decided here: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its
+Decisions: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its
 output has when the cycle is encoded alone, so a batch gives what single cycles give. An encoder that can exchange its
 patches between cycles has a method `token_grid(frames, mels) -> (bands, steps)`, the patches of a cycle of so many
 frames, and takes `token_mix` in `forward`; nothing else needs to know which encoder it is.
@@ -35,7 +35,7 @@ class EncoderOutput(ModelOutput):
 
 
 @contextlib.contextmanager
-def weights_at_rest(model: nn.Module) -> Iterator[None]:
+def frozen_weights(model: nn.Module) -> Iterator[None]:
     """Have layers keep what they make of their weights alone (`fold`), for many calls without gradients.
 
     Nothing may change a weight inside the block. A second block around the same model keeps nothing, and harms nothing.

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: published checkpoints of transformers' audio encoders, from a folder or the Hub, strictly.
+"""Published checkpoints of transformers' audio encoders, from a folder or the Hub, strictly.
 
-Decided here: only tensors are read: safetensors, or a pickle that holds nothing else. Checkpoints of whole models (with
+Decisions: only tensors are read: safetensors, or a pickle that holds nothing else. Checkpoints of whole models (with
 a decoder, a text tower, a classifier) keep the encoder under a prefix, which is found; what belongs to their other
 parts is left out, and every other name that is missing, left over or of another shape is refused by name: an encoder
 that loads "almost" is a random one. Nothing is downloaded but the configuration and the weights.
@@ -32,7 +32,7 @@ from transformers.utils.hub import cached_file
 from laennec.encoders.released import checked_state, named, read_released
 from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
 from laennec.errors import InputError
-from laennec.foreign import read_json, refuse_index
+from laennec.untrusted import read_json, refuse_index
 
 ADAPTER_CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "whisper": WhisperConfig,

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: reading checkpoint files as their authors publish them.
+"""Reading checkpoint files as their authors publish them.
 
-Decided here: tensors only. A pickle that wants to run code is refused, whatever it holds beside them. Whatever a reader
+Decisions: tensors only. A pickle that wants to run code is refused, whatever it holds beside them. Whatever a reader
 of torch's or safetensors' says of a broken file, it is the file that is at fault, and is said in one line.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: mean and spread of each mel bin, the baseline without a network.
+"""Mean and spread of each mel bin, the baseline without a network.
 
-Decided here: it is an encoder like any other (frozen, it has nothing to train), so that the baseline goes through the
+Decisions: it is an encoder like any other (frozen, it has nothing to train), so that the baseline goes through the
 same split, head, selection and evaluation as what it is compared with.
 """
 

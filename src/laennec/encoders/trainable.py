@@ -1,6 +1,6 @@
-"""Stage 4, encoders: which part of an encoder learns: all of it, its last layers, or LoRA adapters beside it.
+"""Which part of an encoder learns: all of it, its last layers, or LoRA adapters beside it.
 
-Decided here: adapters are peft's, put into the encoder itself, so that everything else goes on seeing an encoder.
+Decisions: adapters are peft's, put into the encoder itself, so that everything else goes on seeing an encoder.
 They are kept in peft's format, in a folder of their own below the model's: beside a config.json, transformers would
 take an adapter_config.json for its own business. Layers that rest stay in evaluation mode, so that neither dropout nor
 batch statistics disturb what they were released with.
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from laennec.errors import InputError
-from laennec.foreign import refuse_model_folder
-from laennec.writing import write_aside
+from laennec.untrusted import refuse_model_folder
+from laennec.writing import atomic_write
 
 ADAPTER_FOLDER = "adapter"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -46,7 +46,7 @@ def stack_of(encoder: PreTrainedModel) -> tuple[Sequence[nn.Module], list[nn.Mod
     return list(layers), list(after)
 
 
-def rest_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
+def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
     """Leave gradients to the last layers (and what follows them) alone.
 
     Raises:
@@ -74,7 +74,7 @@ def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:
             module.eval()
 
 
-def rests(config: Any, name: str) -> bool:
+def is_frozen(config: Any, name: str) -> bool:
     """Whether a weight of an encoder stays what it is in the base; `config` is a `LaennecConfig`."""
     return bool(config.frozen_encoder or (config.lora and not is_adapter(name)))
 
@@ -145,7 +145,7 @@ def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> N
     place = Path(folder) / ADAPTER_FOLDER
     place.mkdir(parents=True, exist_ok=True)
     LoraConfig(**_peft_settings(lora), base_model_name_or_path=base, inference_mode=True).save_pretrained(str(place))
-    with write_aside(place / _WEIGHTS, "wb") as file:
+    with atomic_write(place / _WEIGHTS, "wb") as file:
         file.write(save(adapter_state(encoder), metadata={"format": "pt"}))
 
 

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: transformers' audio encoders behind one door, at the true length of every cycle.
+"""Transformers' audio encoders behind one door, at the true length of every cycle.
 
-Decided here: what is learned stays in transformers' own modules; what would let padding in is done here. Whisper gets
+Decisions: what is learned stays in transformers' own modules; what would let padding in is done here. Whisper gets
 positions up to a cycle's own end and no 30 s of silence; beyond its table the positions go on by the formula that the
 table was made with. Its stem, the group norm of wav2vec 2.0's convolutions and data2vec's stacked positional
 convolutions look at, or count, only what is real. w2v-BERT's convolutions look back only and need no more than its own

@@ -1,6 +1,6 @@
-"""Stage 4, encoders: the configuration of an encoder around another.
+"""The configuration of an encoder around another.
 
-Decided here: what is inside keeps its own configuration, whole, so that a wrapper is saved and made again without
+Decisions: what is inside keeps its own configuration, whole, so that a wrapper is saved and made again without
 knowing what it holds; the width of its embedding follows from that and is never read from a file.
 """
 

@@ -6,6 +6,7 @@ What needs matplotlib, jinja2 or `evaluate` is imported when its name is first u
 from importlib import import_module
 from typing import Any
 
+from laennec.evaluation.baselines import floors
 from laennec.evaluation.bootstrap import patient_bootstrap
 from laennec.evaluation.calibration import (
     expected_calibration_error,
@@ -14,7 +15,6 @@ from laennec.evaluation.calibration import (
     reliability_bins,
 )
 from laennec.evaluation.decision import decision_curve
-from laennec.evaluation.floors import floors
 from laennec.evaluation.geometry import class_distances, four_properties
 from laennec.evaluation.metrics import (
     CLASSES,

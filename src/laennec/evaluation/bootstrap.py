@@ -1,6 +1,6 @@
-"""Stage 7, metrics: intervals that know cycles come from patients.
+"""Intervals that know cycles come from patients.
 
-Decided here: patients are drawn with replacement, never cycles, because the cycles of one patient resemble each other
+Decisions: patients are drawn with replacement, never cycles, because the cycles of one patient resemble each other
 and intervals over cycles come out several times too narrow. A draw is a row of integer weights, so every statistic is
 a function of weights (draws, cycles): the point estimate and the thousand draws run the same code, rankings are
 sorted once, and two scores of the same patients can be compared draw by draw. With fewer than five patients no

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: probabilities that mean what they say, and thresholds with a named reason.
+"""Probabilities that mean what they say, and thresholds with a named reason.
 
-Decided here: what calibrates and the thresholds are fitted on validation patients only; the fitting functions say so in
+Decisions: what calibrates and the thresholds are fitted on validation patients only; the fitting functions say so in
 their names and refuse a table whose split is test. A calibration is a divisor (temperature) and, for Platt, an
 intercept of each logit: the probability is that of logit / temperature + intercept, so the temperature alone is the
 intercept 0. It never turns the order of the logits round. A label with one class only is left as it is, and that is

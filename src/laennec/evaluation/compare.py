@@ -1,6 +1,6 @@
-"""Stage 7, metrics: methods against one another, over seeds and patients.
+"""Methods against one another, over seeds and patients.
 
-Decided here: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
+Decisions: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
 method, and seeds with replacement, each method its own: the interval of a mean holds both what other patients and what
 another start of training would change. Three seeds say little about seeds; that is why the spread stands beside it.
 The folds of a seed are one run, in which every patient is held out once.

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: what acting on the probabilities is worth, at every price of a false alarm.
+"""What acting on the probabilities is worth, at every price of a false alarm.
 
-Decided here: a cycle is acted on where its probability is at least the threshold, so that threshold 0 acts on all and
+Decisions: a cycle is acted on where its probability is at least the threshold, so that threshold 0 acts on all and
 equals "treat all"; the threshold is also the price, t / (1 - t) missed cycles for a false alarm. Net benefit is per
 cycle scored, in true calls. Probabilities are those after the temperatures; bands are over patients. The curve says
 nothing where the share of the label in use is another one than in the scored part.

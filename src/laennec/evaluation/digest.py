@@ -1,6 +1,6 @@
-"""Stage 9, evaluation: what of an evaluation its run remembers.
+"""What of an evaluation its run remembers.
 
-Decided here: the figures that a model card shows go into the run's own record when a part is scored, so that one file
+Decisions: the figures that a model card shows go into the run's own record when a part is scored, so that one file
 is enough to write the card. Curves, bins and geometry stay in the evaluation's folder.
 """
 

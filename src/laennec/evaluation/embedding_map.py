@@ -1,6 +1,6 @@
-"""Stage 7, metrics: a map of the embedding.
+"""A map of the embedding.
 
-Decided here: rows are normalised, so that neighbours on the map are neighbours by angle, as in `geometry`. The map is
+Decisions: rows are normalised, so that neighbours on the map are neighbours by angle, as in `geometry`. The map is
 t-SNE with a fixed seed on at most so many cycles; where there are more, classes are drawn in proportion, but of a rare
 one no fewer than a handful. It shows neighbourhoods; distances between heaps mean nothing, which is why the numbers
 stand beside it. Colours are the eight commonest values of a column; the others share a grey.

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the ICBHI Score as an `evaluate.Metric`.
+"""The ICBHI Score as an `evaluate.Metric`.
 
-Decided here: this module is the only one that imports `evaluate` (4 s); the numbers are those of `metrics`. It needs
+Decisions: this module is the only one that imports `evaluate` (4 s); the numbers are those of `metrics`. It needs
 no `evaluate.load`, which asks the Hub; data stay in memory, so nothing is written to a cache either.
 """
 

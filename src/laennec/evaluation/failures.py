@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the worst errors by name, so that somebody can listen to them.
+"""The worst errors by name, so that somebody can listen to them.
 
-Decided here: worst is by the calibrated probability, how surely the wrong was said; of a recording only the worst cycle
+Decisions: worst is by the calibrated probability, how surely the wrong was said; of a recording only the worst cycle
 is named, because the neighbours of a bad cycle are as bad for the same reason. No sound is kept, only cycle ids.
 """
 

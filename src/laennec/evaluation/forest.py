@@ -1,6 +1,6 @@
-"""Stage 7, metrics: differences from a baseline as a picture.
+"""Differences from a baseline as a picture.
 
-Decided here: every figure has a scale of its own, zero in it; a dot is filled where the corrected p value is below
+Decisions: every figure has a scale of its own, zero in it; a dot is filled where the corrected p value is below
 0.05 and hollow elsewhere, so that nothing hangs on colour. Names stand above their lines, because they are long.
 """
 

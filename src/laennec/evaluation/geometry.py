@@ -1,6 +1,6 @@
-"""Stage 7, metrics: how far apart the classes lie in the embedding.
+"""How far apart the classes lie in the embedding.
 
-Decided here: distance is d = 1 - cos, over pairs of different cycles; spread is the standard deviation over all pairs
+Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the standard deviation over all pairs
 (not an estimate of one, because the pairs are all there are). Both follow from sums over the two classes' moments, so
 that 7,000 cycles need no 49 million distances. A pair of classes without two different cycles has no distance: nan,
 not 0.

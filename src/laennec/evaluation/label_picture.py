@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the picture of a label-efficiency table.
+"""The picture of a label-efficiency table.
 
-Decided here: one panel a figure, the fraction on a logarithmic axis; a line is the mean over draws of labels, its band
+Decisions: one panel a figure, the fraction on a logarithmic axis; a line is the mean over draws of labels, its band
 the interval over patients, and every draw of labels is a dot of its own, so that the two kinds of doubt stay apart.
 Each mode keeps its colour and its marker, and what guessing reaches is drawn where it is in reach.
 """

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: what a model reaches with a fraction of the labels, as a table.
+"""What a model reaches with a fraction of the labels, as a table.
 
-Decided here: the figure of a mode and fraction is the mean over its draws. Its interval draws patients, and takes the
+Decisions: the figure of a mode and fraction is the mean over its draws. Its interval draws patients, and takes the
 mean over the draws of labels within each: it says what other patients would change, while the standard deviation says
 what other labels would. All draws of labels and all fractions see the same draws of patients. A figure that is
 undefined in one draw of labels is undefined in their mean.

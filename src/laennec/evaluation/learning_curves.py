@@ -1,6 +1,6 @@
-"""Stage 7, metrics: learning curves, the objective term by term.
+"""Learning curves, the objective term by term.
 
-Decided here: terms differ by orders of magnitude, so each has a panel with a scale of its own beside the one picture of
+Decisions: terms differ by orders of magnitude, so each has a panel with a scale of its own beside the one picture of
 all; a term is drawn as it entered the objective, with its weight. Phases of a schedule that count their epochs anew
 are drawn one after the other, with a line between.
 """

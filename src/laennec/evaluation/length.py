@@ -1,6 +1,6 @@
-"""Stage 7, metrics: how much of a ranking is only length.
+"""How much of a ranking is only length.
 
-Decided here: in some corpora abnormal events are cut longer or shorter than normal ones, and whoever measures length
+Decisions: in some corpora abnormal events are cut longer or shorter than normal ones, and whoever measures length
 alone ranks well there. So each label is also ranked among cycles of like length: groups of (nearly) equally many
 cycles, cut at quantiles of length, equal lengths always in one group. "Within" is the share of pairs of one group
 that are ranked rightly, each pair counted once; what the whole ranking has above it comes from length, or from what

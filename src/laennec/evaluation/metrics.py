@@ -1,6 +1,6 @@
-"""Stage 7, metrics: from counts and logits to scores that carry their name.
+"""From counts and logits to scores that carry their name.
 
-Decided here: a confusion matrix has the truth in rows, the prediction in columns and the normal class first; scores
+Decisions: a confusion matrix has the truth in rows, the prediction in columns and the normal class first; scores
 of confusions are in percent, as the field prints them; "ICBHI Score" has one definition, printed with every number,
 and whatever else circulates under that name has another name. What the data cannot define (an AUROC over one class, a
 sensitivity without abnormal cycles) is nan in arrays and None in dictionaries, never 0 or 50. Every formula works on

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: how every picture looks.
+"""How every picture looks.
 
-Decided here: figures are made through matplotlib's object interface, so no global figure or backend is touched;
+Decisions: figures are made through matplotlib's object interface, so no global figure or backend is touched;
 colours are those of Okabe and Ito, which colour-blind readers can tell apart, and each label keeps its colour in
 every picture. Pictures are PNG without a time stamp, so equal numbers give equal files.
 """

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the pictures of a report.
+"""The pictures of a report.
 
-Decided here: every picture says in its title what was measured on how much; what a picture needs beyond the evaluation
+Decisions: every picture says in its title what was measured on how much; what a picture needs beyond the evaluation
 (answers, lengths) is optional, and without it the picture is left out.
 """
 
@@ -30,7 +30,7 @@ from laennec.evaluation.picture_style import (
 )
 from laennec.evaluation.predictions import Answers, read_predictions
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 MOST_LABELS = 12  # of pictures with a curve or a number for each
 _DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls": "none", "zorder": 5}
@@ -46,7 +46,7 @@ def save_picture(figure: Figure, path: str | Path) -> Path:
 
 
 def _save(content: bytes, path: str | Path) -> Path:
-    with write_aside(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
         file.write(content)
     return Path(path)
 

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the predictions table, read once and scored.
+"""The predictions table, read once and scored.
 
-Decided here: a two-label answer becomes one of four classes by its two bits, a single-label answer is the argmax;
+Decisions: a two-label answer becomes one of four classes by its two bits, a single-label answer is the argmax;
 from a four-class model the crackle and wheeze scores are the log-odds of the added probabilities, so that both kinds
 of model have the same per-label figures. Rows whose truth is unknown are left out and counted. Thresholds are in
 logits and apply before any temperature, which never changes a ranking; calibration is that of the probabilities after

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the report, one page that holds a score together with what it rests on.
+"""The report, one page that holds a score together with what it is_frozen on.
 
-Decided here: the page is rendered from the run record, the evaluation and its predictions, so it cannot say what was
+Decisions: the page is rendered from the run record, the evaluation and its predictions, so it cannot say what was
 not recorded; a field that is missing is shown as "not recorded" instead of being left out. What needs the model or the
 recordings is handed in, or the page says how to get it. It is one file without scripts and without network: pictures
 and sounds are embedded, and a content policy forbids everything else. All values are escaped, because corpus metadata
@@ -23,7 +23,7 @@ from laennec.evaluation.pictures import MOST_LABELS, evaluated_answers, length_f
 from laennec.evaluation.report_facts import facts, run_warnings
 from laennec.evaluation.report_sections import Extras
 from laennec.evaluation.summary import figure_name, figure_text
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 _PIXELS_PER_INCH = 100
 _PICTURES = {
@@ -69,9 +69,9 @@ def write_report(
     folder = Path(folder)
     page, pictures = make_page(run, evaluation, predictions, geometry=geometry)
     for name, content in pictures.items():
-        with write_aside(folder / "pictures" / f"{name}.png", "wb") as file:
+        with atomic_write(folder / "pictures" / f"{name}.png", "wb") as file:
             file.write(content)
-    with write_aside(folder / "report.html") as file:
+    with atomic_write(folder / "report.html") as file:
         file.write(page)
     return folder / "report.html"
 

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: what a score rests on, and what to read before it.
+"""What a score is_frozen on, and what to read before it.
 
-Decided here: what was not recorded is said, not left out; a split that leaks, a stamp and a selection on anything but
+Decisions: what was not recorded is said, not left out; a split that leaks, a stamp and a selection on anything but
 validation patients stand before the score.
 """
 

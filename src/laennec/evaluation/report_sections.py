@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the parts of a report that are more than a table or a picture.
+"""The parts of a report that are more than a table or a picture.
 
-Decided here: a map point says by its shape what was true, by being hollow that the answer was wrong, and by its colour
+Decisions: a map point says by its shape what was true, by being hollow that the answer was wrong, and by its colour
 what the reader chooses; nothing hangs on colour alone. The worst errors are listed with or without their sounds, and
 the page says which recordings it carries, because whoever passes it on passes them on.
 """

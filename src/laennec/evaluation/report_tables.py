@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the tables of a report, as text.
+"""The tables of a report, as text.
 
-Decided here: numbers become text in one place, with the digits of their kind; a template only lays out. What was not
+Decisions: numbers become text in one place, with the digits of their kind; a template only lays out. What was not
 recorded says so.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: a cycle's answer mixed with that of its whole recording.
+"""A cycle's answer mixed with that of its whole recording.
 
-Decided here: one rule with one number, `logit + strength * (mean logit of the recording - logit)`: soundscape work in
+Decisions: one rule with one number, `logit + strength * (mean logit of the recording - logit)`: soundscape work in
 bioacoustics mixes a window's score with that of its file in this way, and crackles and wheezes come back from breath to
 breath. The mean is of log-odds, so it is the recording's geometric mean odds, and for a softmax a constant added to a
 row changes nothing. The mean can be of the nearest few cycles instead (`neighbours` on either side, fewer at the edges

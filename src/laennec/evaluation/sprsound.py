@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the four tasks of the SPRSound challenges.
+"""The four tasks of the SPRSound challenges.
 
-Decided here: recordings whose truth is Poor Quality enter neither SE nor SP, while answering Poor Quality on any
+Decisions: recordings whose truth is Poor Quality enter neither SE nor SP, while answering Poor Quality on any
 other recording is an error, as in the official scoring. A system therefore gains by never answering Poor Quality, so
 its recall and the balanced accuracy over all classes are returned beside the score, with the convention in words.
 Results on known patients (intra) and unseen ones (inter) are two calls, never one.

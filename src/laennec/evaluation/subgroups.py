@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the same score on parts of the patients.
+"""The same score on parts of the patients.
 
-Decided here: the parts are device, chest location, sex and age, because these are what differs between clinics; rows
+Decisions: the parts are device, chest location, sex and age, because these are what differs between clinics; rows
 that do not know theirs form a part of their own ("unknown") instead of vanishing. Age bands: 0-2, 3-11, 12-18, 19-64
 and 65 or more completed years. A part of fewer than five patients has figures but no interval.
 """

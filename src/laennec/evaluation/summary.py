@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the whole evaluation of one predictions table, as a dictionary and as text.
+"""The whole evaluation of one predictions table, as a dictionary and as text.
 
-Decided here: a score never travels alone. The dictionary holds definition, interval, floors, subgroups and warnings
+Decisions: a score never travels alone. The dictionary holds definition, interval, floors, subgroups and warnings
 beside it, is JSON as it stands (null for what is undefined), and is all that the report and the model card read.
 Warnings are made here, where the numbers are, so that no page can leave them out.
 """
@@ -8,9 +8,9 @@ Warnings are made here, where the numbers are, so that no page can leave them ou
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laennec.evaluation.baselines import floors
 from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, interval_note, patient_codes
 from laennec.evaluation.failures import named_errors
-from laennec.evaluation.floors import floors
 from laennec.evaluation.length import length_groups
 from laennec.evaluation.metrics import Thresholds
 from laennec.evaluation.predictions import (

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: thresholds with a named reason.
+"""Thresholds with a named reason.
 
-Decided here: they are in raw logits and lie half-way between two neighbouring scores, so that rounding flips nothing;
+Decisions: they are in raw logits and lie half-way between two neighbouring scores, so that rounding flips nothing;
 among equally good ones the one nearest to 0 is taken. A label with one class only keeps 0.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 7, metrics: the answers that were most surely wrong, to be looked at and listened to.
+"""The answers that were most surely wrong, to be looked at and listened to.
 
-Decided here: an error is a label that was missed or called falsely, at the operating point that the scores use, and it
+Decisions: an error is a label that was missed or called falsely, at the operating point that the scores use, and it
 is the worse the further its calibrated probability lies from the truth. Labels have lists of their own, because the
 errors of one would hide those of the other; with many classes there is one list. A list holds at most one cycle of a
 recording: ten neighbours of one mislabelled recording teach nothing.

@@ -1,4 +1,4 @@
-"""Stage 5, losses: what pulls embeddings together or apart, in pure torch."""
+"""What pulls embeddings together or apart, in pure torch."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
-"""Stage 5, losses: angular distance distribution (ADD).
+"""Angular distance distribution (ADD).
 
-Decided here: the variant is named wherever the loss is printed, since three unequal losses go by this name; weights are
+Decisions: the variant is named wherever the loss is printed, since three unequal losses go by this name; weights are
 in the order of the paper in all of them; soft labels are "identical" below a label distance of 1e-3; a label row of
 zeros is a class of its own. Which pairs count, and what an absent one does, is decided in `moments.py`.
 """
@@ -35,7 +35,7 @@ class AngularDistanceDistributionLoss(nn.Module):
     all 0 (a cycle with neither crackle nor wheeze) counts as a class of its own.
 
     Batch: at least two cycles of some class and two classes; any shuffled batch of 16 or more does
-    (`laennec.training.sampler.EpochSampler`), and `ClassesTimesSamplesSampler` makes sure of it.
+    (`laennec.training.samplers.EpochSampler`), and `ClassesTimesSamplesSampler` makes sure of it.
 
     Returns: `add_mu_pos`, `add_sigma_pos`, `add_mu_neg`, `add_sigma_neg`; soft labels `add_mu`, `add_sigma_pos`;
     "released" `add_mu`. Weights applied; `pairs` counts the ordered pairs of each.

@@ -1,6 +1,6 @@
-"""Stage 5, losses: deep clustering of the frame groups of a cycle (CycleGuardian).
+"""Deep clustering of the frame groups of a cycle (CycleGuardian).
 
-Decided here: the target is normalised over the groups of one cycle, not over the batch, and is trained through (not a
+Decisions: the target is normalised over the groups of one cycle, not over the batch, and is trained through (not a
 constant), both as the authors do; the default is the mean over cycles and groups, because the authors' sum grows with
 the batch and so ties the weight to its size. Groups beyond a cycle's end (a mask says which) count nowhere.
 """

@@ -1,6 +1,6 @@
-"""Stage 5, losses: several losses as one objective, each with a weight that may grow during training.
+"""Several losses as one objective, each with a weight that may grow during training.
 
-Decided here: every term keeps its name, so that the log shows what each loss did; a weight is a function of training
+Decisions: every term keeps its name, so that the log shows what each loss did; a weight is a function of training
 progress in [0, 1] and of nothing else, so a resumed run needs no extra state.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 5, losses: what the stethoscope leaves in an embedding, drawn together or taken out.
+"""What the stethoscope leaves in an embedding, drawn together or taken out.
 
-Decided here: in the guided loss the other view is a constant, because the gradient is part of its definition; the
+Decisions: in the guided loss the other view is a constant, because the gradient is part of its definition; the
 strength of the reversal follows training progress alone, so that a resumed run needs no extra state; an unknown device
 is a number below 0 and leaves its cycle out.
 """

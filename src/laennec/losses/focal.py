@@ -1,6 +1,6 @@
-"""Stage 5, losses: focal loss.
+"""Focal loss.
 
-Decided here: the factor (1 - p)^gamma is a constant for the gradient unless `detach_factor=False`, as in the ADD
+Decisions: the factor (1 - p)^gamma is a constant for the gradient unless `detach_factor=False`, as in the ADD
 authors' code; a scalar alpha weighs the first of two classes by alpha and the second by 1 - alpha; soft labels are
 refused because the loss is not defined for them.
 """

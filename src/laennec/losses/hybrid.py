@@ -1,6 +1,6 @@
-"""Stage 5, losses: supervised contrast beside the task, and by metadata.
+"""Supervised contrast beside the task, and by metadata.
 
-Decided here: these are sums of losses that exist by themselves, under the names their papers gave them; a recipe
+Decisions: these are sums of losses that exist by themselves, under the names their papers gave them; a recipe
 writes the same sums as entries of `loss.auxiliary`. Metadata that is unknown is a number below 0 and leaves its cycle
 out of that term alone.
 """

@@ -1,6 +1,6 @@
-"""Stage 5, losses: mean and spread of a quantity over pairs of a batch, without the pair matrix in memory.
+"""Mean and spread of a quantity over pairs of a batch, without the pair matrix in memory.
 
-Decided here: similarities are computed block by block over the upper triangle, and again in the backward pass, so
+Decisions: similarities are computed block by block over the upper triangle, and again in the backward pass, so
 that a batch of 4096 needs some megabytes instead of a gigabyte; counts and spreads are those of ordered pairs; a
 spread of fewer than two distinct pairs, or of values that differ by rounding alone, is 0 with zero gradient.
 """

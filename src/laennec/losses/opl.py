@@ -1,6 +1,6 @@
-"""Stage 5, losses: orthogonal projection loss.
+"""Orthogonal projection loss.
 
-Decided here: the default takes the absolute value of each negative similarity, as the ADD authors' code does, while
+Decisions: the default takes the absolute value of each negative similarity, as the ADD authors' code does, while
 the original takes it of their mean ("abs_mean"); without a positive pair the first term is the constant `ratio` and
 carries no gradient, as its formula (and the authors' code) says.
 """

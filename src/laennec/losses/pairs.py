@@ -1,6 +1,6 @@
-"""Stage 5, losses: what every loss over pairs of embeddings shares.
+"""What every loss over pairs of embeddings shares.
 
-Decided here: moments and similarities are taken in float32 or wider, also inside a bf16 autocast region; a vector of
+Decisions: moments and similarities are taken in float32 or wider, also inside a bf16 autocast region; a vector of
 length zero has no direction, so it normalises to zero with zero gradient (dividing by a tiny epsilon instead would
 multiply its gradient by 1e12).
 """

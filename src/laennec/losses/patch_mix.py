@@ -1,6 +1,6 @@
-"""Stage 5, losses: Patch-Mix contrastive loss, and the cross entropy of mixed cycles.
+"""Patch-Mix contrastive loss, and the cross entropy of mixed cycles.
 
-Decided here: rows are mixed cycles and columns clean ones; the clean side carries no gradient unless asked for, as
+Decisions: rows are mixed cycles and columns clean ones; the clean side carries no gradient unless asked for, as
 its authors train it; a row mixed with itself has one positive of weight 1.
 """
 

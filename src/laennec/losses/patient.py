@@ -1,6 +1,6 @@
-"""Stage 5, losses: patient-aware feature alignment (PAFA).
+"""Patient-aware feature alignment (PAFA).
 
-Decided here: embeddings are used as they are, not normalised, as the published weights assume; a batch of one patient
+Decisions: embeddings are used as they are, not normalised, as the published weights assume; a batch of one patient
 has neither term. The sum over pairs of centroids is taken as patients * sum of squared deviations from their mean,
 which is the same and does not cancel.
 """

@@ -1,6 +1,6 @@
-"""Stage 5, losses: supervised contrastive loss and NT-Xent.
+"""Supervised contrastive loss and NT-Xent.
 
-Decided here: every row of every view is an anchor, and one without a positive adds 0 to a mean over all of them;
+Decisions: every row of every view is an anchor, and one without a positive adds 0 to a mean over all of them;
 positives come from sums by class and the normaliser block by block (once in each pass), so that the pair matrix is
 never in memory; the factor temperature / base_temperature exists in `NTXentLoss` alone, because it multiplies the
 published loss of one system by seven.

@@ -1,6 +1,6 @@
-"""Stage 5, losses: the contrastive loss over one positive and N negatives of Song et al. (2021).
+"""The contrastive loss over one positive and N negatives of Song et al. (2021).
 
-Decided here: negatives come from the embeddings of the batch (2M forwards, not M(N+2)); an anchor with fewer than N
+Decisions: negatives come from the embeddings of the batch (2M forwards, not M(N+2)); an anchor with fewer than N
 negatives uses the ones there are, and one without any contributes 0; absent negatives are masked, never repeated, so
 that none counts twice.
 """
@@ -49,7 +49,7 @@ class TupletContrastiveLoss(nn.Module):
 
     Formula: `-log( e^{a.p/t} / (e^{a.p/t} + sum_k e^{a.n_k/t}) )`, mean over anchors, all embeddings normalised.
 
-    Batch: that of `laennec.training.sampler.AnchorPositiveSampler` (M anchors, then one positive each) and the
+    Batch: that of `laennec.training.samplers.AnchorPositiveSampler` (M anchors, then one positive each) and the
     indices of `draw_negatives`; for example::
 
         indices, mask = draw_negatives(labels[:m], labels, n, generator)

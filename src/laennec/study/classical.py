@@ -1,6 +1,6 @@
-"""Stage 11, study: gradient boosting and a support vector machine on what an encoder says of each cycle.
+"""Gradient boosting and a support vector machine on what an encoder says of each cycle.
 
-Decided here: they hear exactly what a linear head hears, the embeddings of a finished run with a still encoder, and
+Decisions: they hear exactly what a linear head hears, the embeddings of a finished run with a still encoder, and
 learn on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
 baseline of the field. Settings are fixed, so nothing is searched; calibration and thresholds are fitted on validation
 as a head's are. Abnormal and normal cycles weigh the same in sum. They are scored like any run, in a folder like that
@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.corpora.table import column_of
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.evaluation import evaluate_predictions, write_report
+from laennec.evaluation.evaluate import answer_part, load_model, recipe_of
+from laennec.evaluation.shortcuts import centred, duration_blind
+from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
 from laennec.study.plan import CLASSICAL, Score
-from laennec.training.config import Recipe, recipe_from_dict
 from laennec.training.label_fractions import labelled_rows
-from laennec.training.official import official_scores, tasks_by_flags
 from laennec.training.parts import load_parts
+from laennec.training.recipe import Recipe, recipe_from_dict
 from laennec.training.record import Timings, read_record, write_record
-from laennec.training.score import answer_part, load_model, recipe_of
-from laennec.training.shortcuts import centred, duration_blind
 from laennec.training.tables import fit_operating_point
-from laennec.writing import folder_aside, write_aside
+from laennec.writing import atomic_folder, atomic_write
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 
@@ -119,8 +119,8 @@ def _score(
         evaluation["official"] = official_scores(tasks_by_flags(recipe, predictions, reading["thresholds"], table))
     record |= {"operating_points": fitted, **changes}
     record["config"] = record["config"] | {"name": record["name"]}
-    with folder_aside(folder / f"evaluation-{score.name}") as temporary:
-        with write_aside(temporary / "predictions.parquet", "wb") as file:
+    with atomic_folder(folder / f"evaluation-{score.name}") as temporary:
+        with atomic_write(temporary / "predictions.parquet", "wb") as file:
             predictions.to_parquet(file)
         write_record(temporary / "metrics.json", evaluation)
         write_record(temporary / "run.json", record)

@@ -1,6 +1,6 @@
-"""Stage 11, study: what a study came to, as pictures.
+"""What a study came to, as pictures.
 
-Decided here: every run is a dot, so that a reader sees the spread and how many there are; the mean is a line beside
+Decisions: every run is a dot, so that a reader sees the spread and how many there are; the mean is a line beside
 them. Where methods differ along an axis (label fractions, input rates) that axis lies below, one line for each of the
 others. Accuracy against cost has a logarithmic axis of processor seconds, because methods differ in it many times over.
 """
@@ -23,7 +23,7 @@ from laennec.evaluation.picture_style import (
     shown_name,
 )
 from laennec.evaluation.summary import figure_name, is_percent
-from laennec.sharing.study_tables import cost_of_making
+from laennec.study.tables import cost_of_making
 
 _COLUMNS = 2
 _FIGURES = 4  # no more panels than these

@@ -1,6 +1,6 @@
-"""Stage 11, study: which runs a study is made of.
+"""Which runs a study is made of.
 
-Decided here: a study is methods times axes times seeds, all written in one file; a cell is one training of it, and its
+Decisions: a study is methods times axes times seeds, all written in one file; a cell is one training of it, and its
 name says what sets it apart from the others. A method is what is compared: the runs of one name, over seeds and folds.
 Which patients a run of any seed sees is the recipe's `corpus.split_seed`, so methods can be paired; where the split
 itself is the question, `splits: own` draws one for each seed, and nothing is paired. A label fraction
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from laennec.errors import InputError
-from laennec.training.config import load_recipe
+from laennec.training.recipe import load_recipe
 
 _KEYS = (
     "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",

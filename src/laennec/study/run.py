@@ -1,6 +1,6 @@
-"""Stage 11, study: run what is missing, one process a training, and gather what all of them said.
+"""Run what is missing, one process a training, and gather what all of them said.
 
-Decided here: every training, ensemble and scoring is the command that a person would type, in a process of its own,
+Decisions: every training, ensemble and scoring is the command that a person would type, in a process of its own,
 and a study adds nothing that a reader could not repeat. What is whole is not run again; what was stopped is continued
 by the same command. A cell of other settings than the file now says is refused, not mixed in. A run that fails is
 listed, and the others go on.
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.locks import if_nobody_does
+from laennec.locks import try_lock
 from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart, run_command
 from laennec.study.pictures import study_pictures
 from laennec.study.plan import CLASSICAL, Cell, Score, Study, without_labels
-from laennec.training.config import load_recipe, recipe_from_dict
+from laennec.training.recipe import load_recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 
 @dataclass
@@ -69,7 +69,7 @@ def run_study(
         return done
     trained = 0
     study.output_dir.mkdir(parents=True, exist_ok=True)
-    with if_nobody_does(study.output_dir / "study") as alone:
+    with try_lock(study.output_dir / "study") as alone:
         if not alone:
             raise InputError(f"{study.output_dir}: another process works on this study; wait for it, or stop it")
         for number, cell in enumerate(study.cells, start=1):
@@ -264,7 +264,7 @@ def _run(command: list[str], folder: Path, say: Callable[[str], None]) -> str | 
 
 def gather(study: Study, runs: list[Path]) -> Path:
     """One results.json beside each run, all of them with their comparison in the study's results file, and pictures."""
-    from laennec.sharing.results import collect
+    from laennec.study.results import collect
 
     made_of = _made_of(study)
     parts = list(dict.fromkeys(score.name for cell in study.cells for score in cell.scores))
@@ -294,7 +294,7 @@ def gather(study: Study, runs: list[Path]) -> Path:
     pictures = study.output_dir / "pictures"
     pictures.mkdir(exist_ok=True)
     for name, png in study_pictures(content).items():
-        with write_aside(pictures / name, "wb") as file:
+        with atomic_write(pictures / name, "wb") as file:
             file.write(png)
     return path
 

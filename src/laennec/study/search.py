@@ -1,6 +1,6 @@
-"""Stage 11, study: settings searched on validation patients.
+"""Settings searched on validation patients.
 
-Decided here: a trial is one training of the recipe with some settings drawn; what it is worth is the selection metric
+Decisions: a trial is one training of the recipe with some settings drawn; what it is worth is the selection metric
 of its best epoch on validation, and no test part is ever read. Protocols whose validation may share patients with
 train are refused: a search would choose what remembers patients. Trials, also those that were stopped half-way, are
 kept in a SQLite file by Optuna; the same command goes on where it was stopped, a trial that was killed from its last
@@ -21,14 +21,14 @@ from transformers import TrainerCallback
 
 from laennec.corpora.protocols import protocol_named
 from laennec.errors import InputError
-from laennec.locks import if_nobody_does
+from laennec.locks import try_lock
 from laennec.study.plan import read_mapping, refuse_unknown
-from laennec.training.config import Recipe, setting_keys, with_overrides
-from laennec.training.experiment import train
+from laennec.training.recipe import Recipe, setting_keys, with_overrides
+from laennec.training.recipe_settings import ConfigError
 from laennec.training.record import read_record, write_record
-from laennec.training.settings import ConfigError
+from laennec.training.run import train
 from laennec.training.tables import SELECTION_METRICS
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 _KEYS = ("trials", "seed", "sampler", "pruner", "space")
 _SAMPLERS, _PRUNERS = ("tpe", "random"), ("median", "none")
@@ -174,7 +174,7 @@ def search(
     _refuse_what_no_recipe_can_have(recipe, space)
     identity = _identity(recipe, space)
     _take(folder, identity, overwrite)
-    with if_nobody_does(folder / "search") as alone:
+    with try_lock(folder / "search") as alone:
         if not alone:
             raise InputError(f"{folder}: another process searches here; wait for it, or choose another --output_dir")
         study = _open(optuna, folder, space)
@@ -316,7 +316,7 @@ def _result(optuna: Any, study: Any, recipe: Recipe, folder: Path, sign: float, 
         {"metric": metric, "selection_set": "validation", "best": drawn, "value": sign * best.value, "trials": trials},
     )
     plain = with_overrides(recipe, {**drawn, "output_dir": None}).to_dict()
-    with write_aside(folder / "best.yaml") as file:
+    with atomic_write(folder / "best.yaml") as file:
         file.write(
             f"# The best of {len(ended)} trials by {metric} on validation patients, {sign * best.value:.4f} there.\n"
         )

@@ -1,1 +1,1 @@
-"""Stage 8, training: recipes, batches, the Trainer, and what a run leaves behind."""
+"""Recipes, batches, the Trainer, and what a run leaves behind."""

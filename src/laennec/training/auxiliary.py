@@ -1,6 +1,6 @@
-"""Stage 8, training: the auxiliary losses of a recipe, and the layers that only they need.
+"""The auxiliary losses of a recipe, and the layers that only they need.
 
-Decided here: an entry may have any name, so that one loss can be there twice (SupCon by class and by device); which
+Decisions: an entry may have any name, so that one loss can be there twice (SupCon by class and by device); which
 loss it is stands in `loss`, which column says what belongs together in `labels`. Layers of single entries (their own
 projection, the head that guesses the device, the clusters of frame groups) and the weights of losses that learn live
 inside the model while it trains, so that optimiser, checkpoints and processes know them, and are taken off when
@@ -23,10 +23,10 @@ from laennec.losses import (
     WeightedSum,
     WeightSchedule,
 )
-from laennec.model import LaennecOutput
+from laennec.modeling import LaennecOutput
 from laennec.training.clusters import CLUSTER_LOSSES, CLUSTERS, WIDTH, CleanAndMixed, GroupClusters, inputs_of
-from laennec.training.groups import MISSING
-from laennec.training.settings import ConfigError
+from laennec.training.metadata_groups import MISSING
+from laennec.training.recipe_settings import ConfigError
 
 CYCLE, CLASS = "cycle", "class"
 # what says which cycles belong together, unless the recipe says otherwise
@@ -74,7 +74,7 @@ class Entry:
         name: Its name in the recipe and in the log.
         kind: Which loss it is.
         labels: Column that says what belongs together: "class", "cycle" (the views of one cycle), or a column of
-            `laennec.training.groups.COLUMNS`, several joined by +.
+            `laennec.training.metadata_groups.COLUMNS`, several joined by +.
         missing: What happens to cycles whose column is unknown: "drop" | "own_group".
         views: How many draws of each cycle it looks at.
         on: "embedding" | "projection" (the model's, shared) | "clusters" (the vector that joins a cycle's clusters).
@@ -106,7 +106,7 @@ class Entry:
         return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
 
 
-def entries_of(settings: Mapping[str, Any]) -> list[Entry]:
+def loss_specs(settings: Mapping[str, Any]) -> list[Entry]:
     """Read the recipe's loss.auxiliary.
 
     Raises:

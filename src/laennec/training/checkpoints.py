@@ -1,6 +1,6 @@
-"""Stage 8, training: checkpoints that are either whole or not there.
+"""Checkpoints that are either whole or not there.
 
-Decided here: a checkpoint is written beside its place, synced, given a manifest with the hash of each of its files,
+Decisions: a checkpoint is written beside its place, synced, given a manifest with the hash of each of its files,
 and renamed; rotation happens after that, so there is always a whole one once there was one. Before a run goes on from
 a checkpoint its manifest is checked to the last byte: a Trainer would take one without its optimizer, its schedule or
 its random state for whole, and say nothing. One that is not whole is named and passed over for the one before it.
@@ -19,7 +19,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from laennec.errors import InputError
 from laennec.training.record import read_record
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 MANIFEST = "manifest.json"
 WRITING = ".writing"  # checkpoints that are being written, beside those that are whole
@@ -41,7 +41,7 @@ def seal(written: Path, place: Path, facts: dict[str, Any] | None = None) -> Non
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    with write_aside(written / MANIFEST) as manifest:
+    with atomic_write(written / MANIFEST) as manifest:
         json.dump({**(facts or {}), "files": files}, manifest, indent=1)
     _sync_folder(written)
     if place.exists():  # a torn one of the same step, passed over when the run went on

@@ -1,6 +1,6 @@
-"""Stage 8, training: frame groups of a cycle in clusters, the layers that CycleGuardian's losses need (training only).
+"""Frame groups of a cycle in clusters, the layers that CycleGuardian's losses need (training only).
 
-Decided here: a group is a token of the encoder (with encoder.group_frames, a group of frames encoded by itself). Each
+Decisions: a group is a token of the encoder (with encoder.group_frames, a group of frames encoded by itself). Each
 group belongs to its most likely cluster, as published; the gradient passes through the soft assignment, so that
 similarity and contrast move the centers too (in the published code only the divergence does). A cluster is described by
 the mean of its groups, where the published code has a trained weight for each place in the cycle, which ties it to one

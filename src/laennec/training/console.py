@@ -1,6 +1,6 @@
-"""Stage 8, training: what a person sees while it runs.
+"""What a person sees while it runs.
 
-Decided here: one line an epoch, with the loss by term and the figures that choose the epoch; a bar with the time left
+Decisions: one line an epoch, with the loss by term and the figures that choose the epoch; a bar with the time left
 on a terminal only.
 """
 

@@ -1,6 +1,6 @@
-"""Stage 8, training: the folder of a run while it is being written.
+"""The folder of a run while it is being written.
 
-Decided here: an unfinished run is continued if its recipe is the same, and a finished or other one is never overwritten
+Decisions: an unfinished run is continued if its recipe is the same, and a finished or other one is never overwritten
 unasked; nothing of an earlier run is deleted before data and weights were found good.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from laennec.errors import InputError
-from laennec.locks import alone_at, lock_of, tidy
+from laennec.locks import lock_of, lock_or_refuse, tidy
 from laennec.training.checkpoints import WRITING
-from laennec.training.config import Recipe, recipe_from_dict
+from laennec.training.recipe import Recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
-from laennec.writing import others_write
+from laennec.writing import explain_write_errors
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
@@ -26,7 +26,7 @@ _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 @contextlib.contextmanager
 def whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
     """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
-    with others_write(out / "checkpoints"):
+    with explain_write_errors(out / "checkpoints"):
         try:
             yield
         except Exception:
@@ -74,7 +74,7 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
         return False
     if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
         return False
-    with alone_at(out / RECORDS[0]):
+    with lock_or_refuse(out / RECORDS[0]):
         shutil.rmtree(checkpoints, ignore_errors=True)
     return True
 
@@ -86,7 +86,7 @@ def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
     Raises:
         InputError: Another process trains into it, or has done so since `refuse_taken`.
     """
-    with alone_at(out / RECORDS[0]):
+    with lock_or_refuse(out / RECORDS[0]):
         refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
         # the record first, for a run without it is not taken for finished; what says that the folder is ours stays
         kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)

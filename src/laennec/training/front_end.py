@@ -1,6 +1,6 @@
-"""Stage 8, training: whether the features of a recipe are the ones its encoder was made for.
+"""Whether the features of a recipe are the ones its encoder was made for.
 
-Decided here: a front end that fits in shape can still be another one (a checkpoint for 8 kHz speech, or for sound that
+Decisions: a front end that fits in shape can still be another one (a checkpoint for 8 kHz speech, or for sound that
 is not standardised, or BEATs' scale for AST), and would give embeddings that are quietly worse. What a
 preprocessor_config.json beside the weights says is compared before anything is computed; where there is none, trained
 weights want the front end that their authors trained them with. Random weights take any that fits in shape. Nothing is
@@ -13,7 +13,7 @@ from typing import Any
 from laennec.audio.presets import PRESETS
 from laennec.encoders import CnnEncoder, TransformersEncoder
 from laennec.encoders.pretrained_audio import published_features
-from laennec.training.settings import ConfigError, Recipe
+from laennec.training.recipe_settings import ConfigError, Recipe
 
 # what published weights of our own networks were trained with
 _MADE_FOR = {"ast": "ast", "beats": "beats", "mobilenet": "efficientat"}

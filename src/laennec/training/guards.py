@@ -1,6 +1,6 @@
-"""Stage 8, training: what a run's batches hold, looked at before the first step.
+"""What a run's batches hold, looked at before the first step.
 
-Decided here: the first epoch's order is walked through, rows only, no sound; a loss none of whose batches could hold a
+Decisions: the first epoch's order is walked through, rows only, no sound; a loss none of whose batches could hold a
 pair stops the run, because its term would be 0 all the way and nobody would notice; a loss that lacks pairs in some
 batches is said so.
 """
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from laennec.training.auxiliary import CLASS, CYCLE, Entry
-from laennec.training.batches import Targets
-from laennec.training.groups import Codes, GroupTable
-from laennec.training.sampler import CounterSampler, Coverage, coverage
-from laennec.training.settings import ConfigError
+from laennec.training.data import Targets
+from laennec.training.metadata_groups import Codes, GroupTable
+from laennec.training.recipe_settings import ConfigError
+from laennec.training.samplers import CounterSampler, Coverage, coverage
 
 _SAMPLER_FOR = {
     CLASS: "sampler.name: classes_times_samples",

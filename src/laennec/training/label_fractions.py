@@ -1,6 +1,6 @@
-"""Stage 8, training: a fraction of the labels, and the recipe that learns from it.
+"""A fraction of the labels, and the recipe that learns from it.
 
-Decided here: a draw takes cycles, not patients: one percent of a corpus' patients is one or two people, who seldom have
+Decisions: a draw takes cycles, not patients: one percent of a corpus' patients is one or two people, who seldom have
 every class, while one percent of its cycles has all of them; the table says how many patients the cycles are of,
 because cycles from many patients flatter a small fraction. Each class gives its share, at least one cycle. The order
 within a class is a hash of (split seed, draw, cycle), so a smaller fraction of a draw lies within a larger one, and
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.corpora.table import column_of
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.training.batches import Targets
-from laennec.training.config import recipe_from_dict, with_overrides
+from laennec.training.data import Targets
 from laennec.training.neighbours import cycle_numbers
 from laennec.training.parts import Part, make_part
-from laennec.training.settings import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
+from laennec.training.recipe import recipe_from_dict, with_overrides
+from laennec.training.recipe_settings import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
 
 MODES = ("linear", "finetune")
 _OVERRIDABLE = ("train", "head", "loss", "augment")

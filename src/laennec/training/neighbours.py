@@ -1,6 +1,6 @@
-"""Stage 8, training: which cycles of a part lie around each of its labelled ones.
+"""Which cycles of a part lie around each of its labelled ones.
 
-Decided here: a part is asked as a whole, before cycles without a label are left out: sound needs no label to be
+Decisions: a part is asked as a whole, before cycles without a label are left out: sound needs no label to be
 context. A split that cuts recordings is refused, not mended: what lies around a cycle in the recording would be in
 another part, and what lies around it in its own part is not what prediction will find there.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.audio.context import neighbour_rows
-from laennec.corpora.table import column_of
-from laennec.training.settings import ConfigError
+from laennec.corpora.base import column_of
+from laennec.training.recipe_settings import ConfigError
 
 
 def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:

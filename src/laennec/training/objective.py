@@ -1,6 +1,6 @@
-"""Stage 8, training: the terms of one step's objective, by name.
+"""The terms of one step's objective, by name.
 
-Decided here: every term carries its weight already and keeps its name into the log, so that the objective is the
+Decisions: every term carries its weight already and keeps its name into the log, so that the objective is the
 plain sum of what is logged. Class weights come from the training part alone. Every term sees the rows of all processes
 (a gather that carries gradients), because the pairs of a contrastive loss are its data and a weighted mean is not the
 mean of weighted means: so 2 processes of half the batch give the loss and gradient of one, the short last batch
@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from laennec.losses import FocalLoss
 from laennec.losses.tuplet import draw_negatives
-from laennec.training.auxiliary import CLASS, CYCLE, Entry, entries_of, weighted_sum
+from laennec.training.auxiliary import CLASS, CYCLE, Entry, loss_specs, weighted_sum
 from laennec.training.clusters import CLUSTER_LOSSES
-from laennec.training.settings import ConfigError, LossSettings
+from laennec.training.recipe_settings import ConfigError, LossSettings
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Objective(nn.Module):
         self.negatives = negatives
         self.seed = seed
         self.task_views = settings.task_views
-        self.entries = entries_of(settings.auxiliary)
+        self.entries = loss_specs(settings.auxiliary)
         self.auxiliary = weighted_sum(self.entries)
         make = positive_weights if multi_label else (lambda y, s: class_weights(y, n_labels, s))
         self.register_buffer("weights", make(labels, settings.class_weights))

@@ -1,6 +1,6 @@
-"""Stage 8, training: the parts of a recipe's corpus, ready for use.
+"""The parts of a recipe's corpus, ready for use.
 
-Decided here: front end, recording filter and draws are what the recipe says, and a cycle that cannot be used stops
+Decisions: front end, recording filter and draws are what the recipe says, and a cycle that cannot be used stops
 before anything is trained; recordings are decoded into the cache once, and all that cannot be read are named together.
 """
 
@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.audio.augment import WaveformAugmentation
+from laennec.audio.augmentation import WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_sounds, decode_all, load_corpus
 from laennec.errors import InputError
-from laennec.training.batches import (
+from laennec.training.data import (
     Concatenation,
     CycleDataset,
     Targets,
     targets_of,
 )
-from laennec.training.config import AugmentSettings, ConfigError, FeatureSettings, Recipe
-from laennec.training.embed import cycle_keys
-from laennec.training.mixtures import label_union
+from laennec.training.embeddings import cycle_keys
+from laennec.training.mixing import label_union
 from laennec.training.neighbours import Neighbours
+from laennec.training.recipe import AugmentSettings, ConfigError, FeatureSettings, Recipe
 
 _log = logging.getLogger(__name__)
 # a process reads its corpus again for questions about recordings and for each trial of a search; once is enough said

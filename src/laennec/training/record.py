@@ -1,6 +1,6 @@
-"""Stage 8, training: the run record, from which report and card are rendered and nothing else.
+"""The run record, from which report and card are rendered and nothing else.
 
-Decided here: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says
+Decisions: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says
 on what data, split and settings, with which seeds and versions, on which machine and in what time a result came
 about.
 """
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.foreign import MOST_BYTES, read_json
-from laennec.locks import one_at_a_time
-from laennec.writing import write_aside
+from laennec.locks import wait_for_lock
+from laennec.untrusted import MOST_BYTES, read_json
+from laennec.writing import atomic_write
 
 _PACKAGES = (
     "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy",
@@ -116,7 +116,7 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
     if not _is_utf8(text):  # a file name that is no text, or half a character out of another record
         text = json.dumps(plain, indent=2, allow_nan=False)
-    with write_aside(path) as file:
+    with atomic_write(path) as file:
         file.write(text)
 
 
@@ -139,7 +139,7 @@ def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str |
         looked: What is counted.
         shown_in: The folder that shows the results from the end of the block on.
     """
-    with one_at_a_time(path):
+    with wait_for_lock(path):
         record = read_record(path)
         before = [*(record.get("evaluations") or [])]
         if shown_in is not None:
@@ -154,7 +154,7 @@ def settled_evaluations(path: str | Path) -> dict[str, Any]:
     record = read_record(path)
     if not any(_COMING in looked for looked in record.get("evaluations") or []):
         return record
-    with one_at_a_time(path):  # whoever was at it has ended
+    with wait_for_lock(path):  # whoever was at it has ended
         record = read_record(path)
         record["evaluations"] = shown_evaluations(record)
         write_record(path, record)

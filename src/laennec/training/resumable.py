@@ -1,6 +1,6 @@
-"""Stage 8, training: a Trainer whose checkpoints are whole, and that goes on from them bit for bit.
+"""A Trainer whose checkpoints are whole, and that goes on from them bit for bit.
 
-Decided here: transformers writes a checkpoint, we put it in its place; weights are written under the names they have
+Decisions: transformers writes a checkpoint, we put it in its place; weights are written under the names they have
 here, and a checkpoint that does not fill the model is refused, where transformers would go on with a warning.
 """
 
@@ -16,7 +16,7 @@ from laennec.errors import InputError
 from laennec.training.checkpoints import WRITING, last_whole, rotate, seal, what_is_wrong
 from laennec.training.record import read_record, write_record
 from laennec.training.stopping import SaveAndStop, on_request
-from laennec.writing import write_aside
+from laennec.writing import atomic_write
 
 _SUMS = "sums.json"
 
@@ -97,7 +97,7 @@ class ResumableTrainer(Trainer):
         super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint's weights under the names they have here, without an encoder that rests.
+        """Write a checkpoint's weights under the names they have here, without an encoder that is_frozen.
 
         `save_pretrained` writes some under those of older releases of transformers (AST's do), and `load_state_dict`,
         by which a Trainer takes a checkpoint back, would pass over them with a warning.
@@ -106,16 +106,16 @@ class ResumableTrainer(Trainer):
             return
         model: Any = self.accelerator.unwrap_model(self.model)
         state = model.state_dict() if state_dict is None else state_dict
-        kept = {k: v.contiguous() for k, v in state.items() if not model.rests(k)}
+        kept = {k: v.contiguous() for k, v in state.items() if not model.is_frozen(k)}
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        with write_aside(folder / SAFE_WEIGHTS_NAME, "wb") as file:
+        with atomic_write(folder / SAFE_WEIGHTS_NAME, "wb") as file:
             file.write(save(kept, metadata={"format": "pt"}))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse a checkpoint that does not fill the model; transformers would go on with a warning."""
         model: Any = self.accelerator.unwrap_model(self.model)
-        missing = [key for key in load_result.missing_keys if not model.rests(key)]
+        missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
         if missing or load_result.unexpected_keys:
             what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
             raise InputError(

@@ -1,6 +1,6 @@
-"""Stage 8, training: stop when a cluster asks for the machine back, or takes a process away, without losing a step.
+"""Stop when a cluster asks for the machine back, or takes a process away, without losing a step.
 
-Decided here: SIGTERM asks; the step that is running is finished, a checkpoint is written, and the process ends with
+Decisions: SIGTERM asks; the step that is running is finished, a checkpoint is written, and the process ends with
 exit code 143. A second one, or one outside of training, ends at once; files are written aside, so none is half there.
 Under several processes all of them stop after the same step. Where one of them is gone the others cannot go on: the
 first exchange that fails ends them, in a line that says so.

@@ -1,6 +1,6 @@
-"""Stage 8, training: from embeddings to a predictions table, the one thing evaluation reads.
+"""From embeddings to a predictions table, the one thing evaluation reads.
 
-Decided here: truth and metadata are copied from the cycle table, so that a predictions table stands on its own;
+Decisions: truth and metadata are copied from the cycle table, so that a predictions table stands on its own;
 logits are raw, before temperature and threshold, so that any rule can be tried on the same table.
 """
 
@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from laennec.corpora.table import column_of
+from laennec.corpora.base import column_of
 from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
-from laennec.model import LaennecForAudioClassification
-from laennec.training.batches import FOUR_CLASSES, class_names
-from laennec.training.settings import ConfigError, HeadSettings
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data import FOUR_CLASSES, class_names
+from laennec.training.recipe_settings import ConfigError, HeadSettings
 
 _log = logging.getLogger(__name__)
 _COPIED = (

@@ -1,6 +1,6 @@
-"""Stage 8, training: transformers' Trainer, taught about waveforms, named loss terms and stages.
+"""Transformers' Trainer, taught about waveforms, named loss terms and stages.
 
-Decided here: features are computed where the model is, once a batch; beside a GPU the draws on waveforms too. What
+Decisions: features are computed where the model is, once a batch; beside a GPU the draws on waveforms too. What
 draws are functions of stays on the host, which waits for the device only to look at the loss. The model's loss is never
 used: `compute_loss` sums named terms. In evaluation only the task loss counts, because auxiliary losses depend on who
 meets whom in a batch. `model_accepts_loss_kwargs` is False: otherwise gradient accumulation multiplies a mean loss by
@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from laennec.audio.augment import SpecAugment, WaveformAugmentation
-from laennec.audio.batch_augment import Keys, augment_batch
+from laennec.audio.augmentation import SpecAugment, WaveformAugmentation
+from laennec.audio.batch_augmentation import Keys, augment_batch
 from laennec.audio.context import with_context
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.memory import ran_out
-from laennec.model import LaennecForAudioClassification
-from laennec.training.batches import view_seed
-from laennec.training.compatibility import SharpnessAware, epoch_cosine_schedule
-from laennec.training.feeding import answers_alone
-from laennec.training.mixtures import Mixer
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.auxiliary_tasks import AuxiliaryTasks
+from laennec.training.batch_size import BatchRule, what_to_do
+from laennec.training.data import view_seed
+from laennec.training.data_loading import encodes_one_by_one
+from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
+from laennec.training.optimization_rules import SharpnessAware, epoch_cosine_schedule
 from laennec.training.resumable import ResumableTrainer
-from laennec.training.sampler import SharedLastBatch
-from laennec.training.smaller import BatchRule, what_to_do
-from laennec.training.tasks import Companions
+from laennec.training.samplers import SharedLastBatch
 
 _ADVICE = "lower train.learning_rate, or check these recordings"
 _MOST_OVERFLOWS = 40  # in a row: a scale of 2^16, halved as often, makes nothing overflow that was finite
@@ -70,7 +70,7 @@ class LaennecTrainer(ResumableTrainer):
         sharpness: How far sharpness-aware minimisation climbs before each step, and whether adaptively; None for
             ordinary steps.
         batch_rule: Which setting makes batches as large as they are; errors name it.
-        companions: The losses of the model's further questions; None for none.
+        auxiliary_tasks: The losses of the model's further questions; None for none.
         **kwargs: Handed to transformers' Trainer.
     """
 
@@ -91,14 +91,14 @@ class LaennecTrainer(ResumableTrainer):
         epoch_cosine: bool = False,
         sharpness: tuple[float, bool] | None = None,
         batch_rule: BatchRule | None = None,
-        companions: Companions | None = None,
+        auxiliary_tasks: AuxiliaryTasks | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
         self.objective = objective.to(self.args.device)
         self.feature_extractor = feature_extractor
-        self.companions = companions
+        self.auxiliary_tasks = auxiliary_tasks
         self.spec_augment = spec_augment
         self.waveform_augment = waveform_augment
         self.sampler = sampler
@@ -252,10 +252,10 @@ class LaennecTrainer(ResumableTrainer):
                 made = {**with_context(features, mask, joined)}
             else:
                 made = {"input_values": features, "attention_mask": mask}
-            if not self.model.training and answers_alone(self.args.device):  # as where embeddings are made
+            if not self.model.training and encodes_one_by_one(self.args.device):  # as where embeddings are made
                 made = {k: None if k.endswith("mask") and v is not None and v.all() else v for k, v in made.items()}
-        if self.companions is not None and draws:
-            made = self.companions.join(made, self._context)
+        if self.auxiliary_tasks is not None and draws:
+            made = self.auxiliary_tasks.join(made, self._context)
         return {**inputs, **made}
 
     def _mixed(self, mixer: Mixer, features: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Any, Any, Any]:
@@ -325,16 +325,16 @@ class LaennecTrainer(ResumableTrainer):
         epoch = int(self._host["epochs"][0]) if "epochs" in self._host else int(self.state.epoch or 0)
         stage = self.stages(epoch) if self.stages else Stage()
         progress = self.state.global_step / max(self.state.max_steps, 1)
-        if inner.encoder_paused == stage.encoder:
-            inner.encoder_paused = not stage.encoder
+        if inner.encoder_frozen_now == stage.encoder:
+            inner.encoder_frozen_now = not stage.encoder
             inner.train()  # the first batch of an epoch already runs in that epoch's mode
         if (heads := getattr(inner, "auxiliary_heads", None)) is not None:
             heads.active = stage.encoder and stage.auxiliary
             heads.reversal.set_progress(min(progress, 1.0))
         outputs = model(**inputs)
         further: dict[str, Tensor] = {}
-        if self.companions is not None:
-            outputs, further = self.companions.terms(inner, outputs, self._context)
+        if self.auxiliary_tasks is not None:
+            outputs, further = self.auxiliary_tasks.terms(inner, outputs, self._context)
         terms = self.objective(outputs, {"labels": labels, **self._context}, stage, progress)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()

@@ -1,0 +1,106 @@
+"""The device a row runs on, how work there is timed and how much of it there is.
+
+Decisions: a GPU is waited for before and after everything that is timed, and warmed up. FLOPs are those of matrix
+products (attention included), a multiplication and an addition as two, backward as twice forward; what is computed on
+padding is nobody's model and does not count. Peaks are the dense bfloat16 figures of the makers' data sheets, without
+sparsity; a device that is not in the table has no utilisation, rather than a guessed one.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.row import Row
+
+NOT_MEASURED = "not measured here: no GPU"
+
+# dense bfloat16 FLOP/s by what the driver calls the device, the more specific name first
+_PEAKS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "A30": 165e12,
+    "A40": 149.7e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+def gpu() -> torch.device | None:
+    """The first GPU, or None."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else None
+
+
+def devices() -> list[torch.device]:
+    """The CPU, then the GPU where there is one."""
+    found = gpu()
+    return [torch.device("cpu"), *([] if found is None else [found])]
+
+
+def on(device: torch.device) -> str:
+    """What a row's name ends with."""
+    return " on a GPU" if device.type == "cuda" else ""
+
+
+def not_measured(name: str, unit: str, bound: str = "") -> Row:
+    """The row of a device that is not there."""
+    return Row(name, None, None, unit, None, bound, NOT_MEASURED)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when everything that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def waiting(device: torch.device, side: Callable[[], Any]) -> Callable[[], None]:
+    """A side that is done when the device is."""
+
+    def whole() -> None:
+        wait_for(device)
+        side()
+        wait_for(device)
+
+    return whole
+
+
+def mixed_precision(device: torch.device) -> Any:
+    """Activations in bfloat16 on a GPU, float32 on a CPU."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def peak_flops(name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device by its name; None where the table does not know it."""
+    return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
+
+
+def device_name(device: torch.device) -> str:
+    """What the driver calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def ast_flops(config: Any, frames: int) -> float:
+    """FLOPs of the matrix products of one AST forward pass over one cycle.
+
+    Args:
+        config: transformers' ASTConfig.
+        frames: Of the cycle, without padding.
+    """
+    size, dim, hidden = int(config.patch_size), int(config.hidden_size), int(config.intermediate_size)
+    bands = (int(config.num_mel_bins) - size) // int(config.frequency_stride) + 1
+    steps = (max(frames, size) - size) // int(config.time_stride) + 1
+    patches = bands * steps
+    tokens = patches + 2
+    projections = 2 * tokens * (4 * dim * dim + 2 * dim * hidden)  # queries, keys, values, output; the two of the MLP
+    attention = 2 * 2 * tokens * tokens * dim
+    return float(2 * patches * size * size * dim + int(config.num_hidden_layers) * (projections + attention))

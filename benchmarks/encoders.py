@@ -1,0 +1,76 @@
+"""What natural length saves a frozen transformer.
+
+Decisions: both sides run the same weights on the same features' source; the other side is transformers' encoder as
+it is called everywhere else, every cycle filled up to the 30 s that Whisper's position table holds.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.row import Row, Setting, fastest, needs
+
+_CYCLES = 16
+
+
+def natural_length(setting: Setting) -> list[Row]:
+    """Whisper base, frozen, on real cycles: natural length against 30 s, one thread, features not included."""
+    import torch
+
+    from laennec.audio.features import LaennecFeatureExtractor
+    from laennec.corpora import CycleWaveforms, load_corpus
+    from laennec.encoders import load_encoder
+    from laennec.encoders.transformers_audio import sinusoids
+    from laennec.training.embeddings import length_batches
+
+    torch.set_num_threads(1)
+    table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
+    # spread over the corpus, so that lengths are those of the corpus
+    cycles = list(CycleWaveforms(table.select(range(0, len(table), len(table) // _CYCLES)[:_CYCLES]), 16000))
+    encoder = load_encoder(_whisper_beside(setting.weights), type="whisper", **_size(setting.weights))
+    padded_encoder: Any = load_encoder(None, type="whisper", **_size(None)).model
+    state = encoder.model.state_dict()
+    state["embed_positions.weight"] = sinusoids(1500, int(encoder.config.hidden_size))
+    padded_encoder.load_state_dict(state)
+    natural = LaennecFeatureExtractor("whisper")
+    filled = LaennecFeatureExtractor("whisper", length="zero", duration_s=30.0)
+    batches = [
+        natural([cycles[row] for row in rows], sampling_rate=16000) for rows in length_batches([len(c) for c in cycles])
+    ]
+    clips = filled(cycles, sampling_rate=16000)["input_values"].transpose(1, 2).split(4)
+
+    def ours() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                encoder(**batch)
+
+    def theirs() -> None:
+        with torch.inference_mode():
+            for part in clips:
+                padded_encoder(part)
+
+    own, other = fastest(ours, theirs, repeats=min(setting.repeats, 3))
+    seconds = sum(map(len, cycles)) / 16000 / len(cycles)
+    return [
+        Row(
+            "frozen Whisper base",
+            len(cycles) / own,
+            len(cycles) / other,
+            "cycles/s",
+            other / own,
+            ">= 3",
+            f"{len(cycles)} cycles of {seconds:.1f} s on average at their own length; theirs is filled up to 30 s",
+        )
+    ]
+
+
+def _whisper_beside(weights: str | None) -> Path | None:
+    """Whisper's encoder in a folder beside the other weights; None for random ones, which are as fast."""
+    folder = Path(weights).parent / "whisper_base_encoder" if weights else None
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _size(weights: str | None) -> dict[str, Any]:
+    """The size of Whisper base, where no checkpoint says it."""
+    if _whisper_beside(weights) is not None:
+        return {}
+    return {"d_model": 512, "encoder_layers": 6, "encoder_attention_heads": 8, "encoder_ffn_dim": 2048}

@@ -1,0 +1,182 @@
+"""What becomes of speed and memory when the corpus grows, or the processes are two.
+
+Decisions: every size runs in a process of its own, all the way from a folder in ICBHI's layout to a trained head,
+and through one epoch of the Trainer over sound. Recordings are short, their features cheap and the encoder has no
+network, so that what is measured is what laennec does for each cycle. A small corpus goes first, in the same process,
+so that what is loaded or built once counts in no size. Processes are measured with a real network; the batch of each
+stays the same.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.row import PEAK_MEMORY, Row, Setting, in_a_new_process
+from benchmarks.training import head_epochs
+from laennec.errors import InputError
+
+SIZES = (1_000, 10_000, 100_000)
+# cycles of each process, and how many of them in a batch
+RANK_CYCLES, RANK_BATCH = 96, 8
+_CYCLES_PER_RECORDING, _CYCLE_S, _RATE = 100, 0.1, 4000
+_SCRIPT = (
+    PEAK_MEMORY
+    + """
+import torch, warnings
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+from benchmarks.growth import table_to_head
+table_to_head(200)
+begin()
+seconds = table_to_head(int(sys.argv[1]))
+print(seconds, start + peak())
+"""
+)
+# the same settings as recipes/accelerate/cpu_two_processes.yaml
+_LAUNCH = (
+    "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+    "--main_process_port", "0", "--module",
+)  # fmt: skip
+
+
+def growth(setting: Setting) -> list[Row]:
+    """Cycles a second and peak memory of corpora of synthetic cycles."""
+    return _compared([in_a_new_process(_SCRIPT, str(cycles)) for cycles in SIZES])
+
+
+def _compared(measured: list[list[float]]) -> list[Row]:
+    """Rows of (seconds, peak in MB) of each size, against those of the smallest."""
+    rates = [cycles / seconds for cycles, (seconds, _) in zip(SIZES, measured, strict=True)]
+    peaks = [megabytes for _, megabytes in measured]
+    what = f"{_CYCLE_S:g} s cycles at {_RATE} Hz: table, waveforms, embedding, an epoch of the head, one over sound"
+    rows = []
+    for cycles, rate in zip(SIZES, rates, strict=True):
+        rows.append(_grown(Row(f"{cycles:,} cycles", rate, rates[0], "cycles/s", rate / rates[0], ">= 0.9", what)))
+    for cycles, peak in zip(SIZES, peaks, strict=True):
+        more = (peak - peaks[0]) / max(cycles - SIZES[0], 1) * 1000
+        note = f"peak of the whole process; {more:.2g} kB for each cycle more"
+        row = Row(f"{cycles:,} cycles, memory", peak, peaks[0], "MB", peak / peaks[0], "<= 1.5", note)
+        rows.append(_grown(row))
+    return rows
+
+
+def _grown(row: Row) -> Row:
+    """The smallest size is what the others are compared with, and has no other side itself."""
+    first = row.name.startswith(f"{SIZES[0]:,} ")
+    if first:
+        return replace(row, other=None, ratio=None, bound="", note=row.note.split(";")[0])
+    return replace(row, note=f"{row.note}; against {SIZES[0]:,} cycles")
+
+
+def table_to_head(cycles: int) -> float:
+    """Seconds from a folder of recordings to a trained head, and once over sound; writing the folder is left out."""
+    from laennec.corpora import load_corpus
+    from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
+    from laennec.training.embeddings import EmbeddingCache, embed_cycles
+    from laennec.training.parts import make_part
+    from laennec.training.run import make_model
+
+    recipe, extractor = _recipe()
+    with tempfile.TemporaryDirectory() as out, _cache_in(Path(out) / "cache") as cache:
+        folder = Path(out) / "corpus"
+        _write(folder, cycles)
+        since = time.perf_counter()
+        table = load_corpus("icbhi2017", folder, protocol="none")["all"]
+        part = make_part("train", table, recipe, extractor, None, False)
+        model = make_model(recipe, part.targets.names)
+        kept = EmbeddingCache(cache, model, extractor)
+        embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
+        head_epochs(model, EmbeddingDataset(embeddings[None], part.targets.labels[None]), collate_embeddings, None)
+        head_epochs(model, part.dataset, collate_cycles, extractor)
+        return time.perf_counter() - since
+
+
+def _recipe() -> tuple[Any, Any]:
+    """Cheap features, and an encoder without a network."""
+    from laennec.audio.features import LaennecFeatureExtractor
+    from laennec.training.recipe import Recipe
+
+    recipe = Recipe(name="bench")
+    recipe.encoder.type, recipe.encoder.frozen = "statistics", True
+    recipe.features.preset = "song2021"
+    recipe.encoder.config = {"num_mel_bins": 64}
+    extractor = LaennecFeatureExtractor(
+        "song2021", length="natural", sampling_rate=_RATE, num_mel_bins=64, window_samples=256, fft_samples=256,
+        hop_samples=64, reflect_samples=0, high_hz=_RATE / 2,
+    )  # fmt: skip
+    return recipe, extractor
+
+
+class _cache_in:  # noqa: N801 - reads like a function
+    """Caches lie in a folder for a while."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.before = folder, os.environ.get("LAENNEC_CACHE")
+
+    def __enter__(self) -> Path:
+        os.environ["LAENNEC_CACHE"] = str(self.folder)
+        return self.folder
+
+    def __exit__(self, *_: Any) -> None:
+        del os.environ["LAENNEC_CACHE"]
+        if self.before is not None:
+            os.environ["LAENNEC_CACHE"] = self.before
+
+
+def _write(folder: Path, cycles: int) -> None:
+    """Recordings of noise in ICBHI's layout, each another one, with as many cycles each."""
+    folder.mkdir(parents=True)
+    each = min(_CYCLES_PER_RECORDING, cycles)
+    draw = np.random.Generator(np.random.Philox(key=cycles))
+    samples = (draw.standard_normal(round(_CYCLE_S * _RATE) * each) * 3000).astype("<i2")
+    lines = (f"{i * _CYCLE_S:.3f}\t{(i + 1) * _CYCLE_S:.3f}\t{i % 2}\t{i // 2 % 2}\n" for i in range(each))
+    annotation = "".join(lines)
+    for number in range(cycles // each):
+        name = f"{101 + number // 4}_{number % 4 + 1}b1_Al_sc_Meditron"
+        samples[:2] = number % 30000, number // 30000
+        with wave.open(str(folder / f"{name}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(_RATE)
+            file.writeframes(samples.tobytes())
+        (folder / f"{name}.txt").write_text(annotation)
+
+
+def processes(setting: Setting) -> list[Row]:
+    """Cycles a second of one process and of two (gloo) that train a mobilenet together on the CPU."""
+    if (os.cpu_count() or 1) < 2:
+        raise InputError("needs two cores")
+    best = {1: 0.0, 2: 0.0}
+    for _ in range(min(setting.repeats, 2)):
+        for number in best:
+            best[number] = max(best[number], _rate(number))
+    efficiency = best[2] / (2 * best[1])
+    note = (
+        f"mobilenet of width 0.4, {RANK_CYCLES} cycles of 2.7 s for each process in batches of {RANK_BATCH}, one "
+        f"thread each; against one process: {100 * efficiency:.0f} % of twice its rate"
+    )
+    return [Row("two processes", best[2], best[1], "cycles/s", best[2] / best[1], ">= 1.6", note)]
+
+
+def _rate(number: int) -> float:
+    """Cycles a second of so many processes together."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rate"
+        arguments = ["benchmarks.ranks", str(out), str(RANK_CYCLES), str(RANK_BATCH)]
+        start = ["-m", *arguments]
+        if number > 1:
+            start = ["-m", "accelerate.commands.launch", *_LAUNCH[:1], "--num_processes", str(number), *_LAUNCH[1:]]
+            start += arguments
+        done = subprocess.run([sys.executable, *start], capture_output=True, text=True)
+        if done.returncode or not out.exists():
+            said = (done.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
+            raise InputError(f"a measurement of {number} processes failed: {said}")
+        return float(out.read_text())

@@ -1,0 +1,57 @@
+"""Cycles as long as those of ICBHI 2017, and the sound in them.
+
+Decisions: what natural length saves depends on how long cycles are, so lengths are those of all 6,898 published
+annotations: read where they are at hand, else by quantiles of them. Cycles are taken at evenly spaced quantiles, so
+that few stand for all. Where speed alone is measured their sound is noise.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.row import Setting
+from laennec.audio.cycles import read_annotation
+from laennec.errors import InputError
+
+# durations in seconds of the cycles in the 920 annotation files of the ICBHI 2017 Respiratory Sound Database
+# (Rocha et al. 2019): the shares 0, 2.5 %, ..., 97.5 %, then 99 %, 99.5 % and all
+_SHARES = (*(step / 40 for step in range(40)), 0.99, 0.995, 1.0)
+_QUANTILES_S = (
+    0.200, 0.851, 1.047, 1.200, 1.334, 1.460, 1.554, 1.655, 1.740, 1.849, 1.932, 2.006, 2.086, 2.155, 2.214, 2.271,
+    2.337, 2.381, 2.420, 2.488, 2.537, 2.602, 2.666, 2.737, 2.805, 2.888, 3.005, 3.113, 3.185, 3.280, 3.369, 3.456,
+    3.557, 3.696, 3.833, 3.941, 4.107, 4.291, 4.591, 5.397, 6.411, 7.243, 16.163,
+)  # fmt: skip
+
+
+def cycle_lengths(setting: Setting, cycles: int) -> tuple[npt.NDArray[np.float64], str]:
+    """Durations of cycles, distributed as those of ICBHI 2017.
+
+    Args:
+        setting: Where its annotations may be.
+        cycles: How many.
+
+    Returns:
+        Seconds (cycles,), from short to long, and where they come from, in words.
+
+    Raises:
+        InputError: A folder of annotations holds none.
+    """
+    shares = (np.arange(cycles) + 0.5) / cycles
+    folder = setting.data_dir / "icbhi2017_annotations" if setting.data_dir else None
+    if folder is None or not folder.is_dir():
+        return np.interp(shares, _SHARES, _QUANTILES_S), "quantiles of ICBHI's published annotations"
+    read = [read_annotation(path) for path in sorted(folder.glob("*.txt"))]
+    durations = [cycle.end_s - cycle.start_s for annotation in read for cycle in annotation]
+    if not durations:
+        raise InputError(f"{folder}: no annotated cycle; give ICBHI's annotation files, or take the folder away")
+    return np.quantile(durations, shares), f"{len(durations)} published cycles of ICBHI"
+
+
+def noise(durations: npt.NDArray[np.float64], sampling_rate: int, key: int = 1) -> list[npt.NDArray[np.float32]]:
+    """White noise of given durations: float32 (samples,) each, a third of full scale at most times."""
+    draw = np.random.Generator(np.random.Philox(key=key))
+    return [draw.standard_normal(round(s * sampling_rate), dtype=np.float32) * np.float32(0.1) for s in durations]
+
+
+def shuffled(cycles: int) -> npt.NDArray[np.int64]:
+    """A fixed order without a trend in length."""
+    return np.random.Generator(np.random.Philox(key=2)).permutation(cycles)

@@ -1,0 +1,90 @@
+"""Whole recordings to timelines, how much faster than they sound.
+
+Decisions: recordings are the real ones and the whole way counts, from the file to thresholds: decoding, resampling,
+windows of 3 s every 1.5 s, features, network. The other side decodes the same recordings and gives transformers' own
+AST the same windows.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import transformer
+from benchmarks.row import Row, Setting, fastest, needs
+
+# how many of the recordings, evenly spread
+RECORDINGS = {"mobilenet": 12, "ast": 1}
+_NAMES = {0: "crackle", 1: "wheeze"}
+
+
+def whole_recordings(setting: Setting) -> list[Row]:
+    """Predictor on one thread: EfficientAT's mn04, and AST-base against transformers'."""
+    torch.set_num_threads(1)
+    found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
+    return [_mobilenet(setting, found), _ast(setting, found)]
+
+
+def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:
+    """Some recordings, and how many seconds they last together."""
+    import soundfile
+
+    chosen = found[:: max(1, len(found) // RECORDINGS[kind])][: RECORDINGS[kind]]
+    return chosen, sum(float(soundfile.info(path).duration) for path in chosen)
+
+
+def _predictor(encoder: Any, preset: str) -> Any:
+    from laennec.audio.features import LaennecFeatureExtractor
+    from laennec.configuration import LaennecConfig
+    from laennec.inference.batch import Predictor
+    from laennec.modeling import LaennecForAudioClassification
+
+    config = LaennecConfig(encoder_config=encoder.config, id2label=_NAMES)
+    return Predictor(LaennecForAudioClassification(config, encoder), LaennecFeatureExtractor(preset))
+
+
+def _mobilenet(setting: Setting, found: list[Path]) -> Row:
+    from laennec.encoders import load_encoder
+
+    chosen, seconds = _some(found, "mobilenet")
+    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
+    predictor = _predictor(load_encoder(setting.weights, type="mobilenet", **size), "efficientat")
+    predictor(chosen[0])
+    (took,) = fastest(lambda: [predictor(path) for path in chosen], repeats=setting.repeats)
+    what = "mn04" if setting.weights else "mobilenet of width 0.4, random weights"
+    note = f"{len(chosen)} recordings of {seconds:.0f} s in all, {what}, file to thresholds, one thread"
+    return Row("whole recordings, mobilenet", seconds / took, None, "x real time", None, ">= 100", note)
+
+
+def _ast(setting: Setting, found: list[Path]) -> Row:
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    from laennec.audio.cycles import cut, sliding_windows
+    from laennec.audio.recording import read_recording
+    from laennec.encoders import load_encoder
+
+    chosen, seconds = _some(found, "ast")
+    predictor = _predictor(load_encoder(None, type="ast", **transformer.SIZE), "ast")
+    config = ASTConfig(num_labels=2, problem_type="multi_label_classification", **transformer.SIZE)
+    stock = ASTForAudioClassification._from_config(config).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its lowest mel filter is empty
+        extractor = ASTFeatureExtractor()
+
+    @torch.inference_mode()
+    def theirs() -> None:
+        for path in chosen:
+            recording = read_recording(path, transformer.RATE)
+            spans = sliding_windows(recording.duration_s, predictor.window_s, predictor.hop_s)
+            for span in spans:
+                window = cut(recording.waveform, transformer.RATE, *span)
+                values = extractor(window, sampling_rate=transformer.RATE, return_tensors="pt")["input_values"]
+                stock(values).logits.sigmoid()
+
+    own, other = fastest(lambda: [predictor(path) for path in chosen], theirs, repeats=1)
+    note = (
+        f"{seconds:.0f} s of recordings, random weights, one thread; theirs: the same windows through "
+        "ASTFeatureExtractor and ASTForAudioClassification, filled up to 1024 frames"
+    )
+    return Row("whole recordings, AST-base", seconds / own, seconds / other, "x real time", other / own, "", note)

@@ -1,0 +1,69 @@
+"""What each of several processes runs when their speed is measured.
+
+Decisions: a module of its own, because a launcher starts it. The second epoch counts; the first one warms up.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from laennec.writing import atomic_write
+
+
+def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
+    """Train a mobilenet on the CPU with however many processes there are; the first writes their cycles a second.
+
+    Args:
+        out: The file for it.
+        cycles_each: Cycles of each process.
+        batch_size: Of each process.
+    """
+    from transformers import PrinterCallback, TrainingArguments
+
+    from benchmarks.transformer import EpochClock
+    from laennec.training.data import CycleDataset, Targets, collate_cycles
+    from laennec.training.objective import Objective
+    from laennec.training.parts import make_extractor
+    from laennec.training.recipe import Recipe
+    from laennec.training.run import make_model
+    from laennec.training.samplers import EpochSampler
+    from laennec.training.trainer import LaennecTrainer
+
+    torch.set_num_threads(1)
+    clock = EpochClock(1, torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=batch_size, num_train_epochs=2, use_cpu=True, save_strategy="no",
+            logging_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+            dataloader_pin_memory=False, ddp_find_unused_parameters=False,
+        )  # fmt: skip
+        cycles = cycles_each * arguments.world_size
+        recipe = Recipe(name="bench")
+        recipe.encoder.config = {"width_mult": 0.4}
+        draw = np.random.Generator(np.random.Philox(key=1))
+        sound = [draw.standard_normal(round(2.7 * 32000), dtype=np.float32) * np.float32(0.1) for _ in range(cycles)]
+        flags = (draw.random((cycles, 2)) < 0.3).astype(np.float32)
+        targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(cycles))
+        trainer = LaennecTrainer(
+            make_model(recipe, targets.names),
+            arguments,
+            objective=Objective(recipe.loss, True, flags, 2),
+            feature_extractor=make_extractor(recipe.features),
+            sampler=EpochSampler(cycles, seed=0),
+            data_collator=collate_cycles,
+            train_dataset=CycleDataset(sound, targets, [str(row) for row in range(cycles)], 32000, 0),
+            callbacks=[clock],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        if trainer.is_world_process_zero():
+            with atomic_write(out) as file:
+                file.write(repr(cycles / clock.seconds))
+        trainer.accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    train_together(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,105 @@
+"""What a row of the benchmark is, and how its sides are timed and weighed.
+
+Decisions: both sides of a row take turns and the fastest of several repeats of each counts, because machines are
+shared and noisy. Memory is the peak of a process made for it, above what it held when it began: the counter that
+`getrusage` gives a new process begins at the size of the one that started it.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laennec.errors import InputError
+
+
+@dataclass
+class Row:
+    """One measurement.
+
+    Attributes:
+        name: What was measured.
+        ours: This project's figure.
+        other: The alternative's figure; None where there is only a bound.
+        unit: Unit of both.
+        ratio: ours / other, or other / ours where more is better; None without an alternative.
+        bound: What the project set itself, in words.
+        note: What exactly was compared.
+        sound_s: Seconds of sound in a cycle, where the unit counts cycles.
+    """
+
+    name: str
+    ours: float | None
+    other: float | None
+    unit: str
+    ratio: float | None
+    bound: str
+    note: str
+    sound_s: float | None = None
+
+
+@dataclass
+class Setting:
+    """Where the rows find their material."""
+
+    data_dir: Path | None
+    weights: str | None
+    repeats: int
+
+
+def fastest(*sides: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of the fastest of several runs of each side, the sides taking turns."""
+    best = [float("inf")] * len(sides)
+    for _ in range(repeats):
+        for i, side in enumerate(sides):
+            start = time.perf_counter()
+            side()
+            best[i] = min(best[i], time.perf_counter() - start)
+    return best
+
+
+def needs(setting: Setting, folder: str) -> Path:
+    """A folder of recordings.
+
+    Raises:
+        InputError: It is not there.
+    """
+    path = setting.data_dir / folder if setting.data_dir else None
+    if path is None or not path.is_dir():
+        raise InputError(f"needs {folder} below --data-dir")
+    return path
+
+
+# defines `begin()`, and `peak()` in MB since then; a part of the scripts that run in processes of their own
+PEAK_MEMORY = """
+import pathlib, resource, sys
+status, refs = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
+def now(name):
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return next(int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith(name))
+def begin():
+    global start
+    try:
+        refs.write_text("5")  # forget the peak so far
+    except OSError:
+        pass
+    start = now("VmRSS")
+def peak():
+    return now("VmHWM") - start
+"""
+
+
+def in_a_new_process(script: str, *arguments: str) -> list[float]:
+    """The numbers that a script prints last, run by itself.
+
+    Raises:
+        InputError: It failed.
+    """
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"a measurement failed: {done.stderr.strip().splitlines()[-1]}")
+    return [float(number) for number in done.stdout.strip().splitlines()[-1].split()]

@@ -1,0 +1,215 @@
+"""Stages 4 to 8: speed of embedding and training.
+
+Decisions: a step is compared with the bare loop that somebody would write by hand for the same model and batch.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.device import devices, not_measured
+from benchmarks.row import Row, Setting, fastest, needs
+
+
+def frozen_experiment(setting: Setting) -> list[Row]:
+    """SPRSound train with a frozen mobilenet: encode once, then a 20-epoch head."""
+    import torch
+
+    from laennec.corpora import load_corpus
+    from laennec.training.parts import make_extractor, make_part
+    from laennec.training.recipe import Recipe
+    from laennec.training.run import make_model, train
+
+    folder = needs(setting, "sprsound")
+    torch.set_num_threads(1)
+    recipe = Recipe(name="bench")
+    recipe.corpus.name, recipe.corpus.data_dir = "sprsound", str(folder)
+    recipe.encoder.weights, recipe.encoder.frozen = setting.weights, True
+    recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
+    recipe.train.batch_size = 64
+    extractor = make_extractor(recipe.features)
+    everything = load_corpus("sprsound", folder, protocol="none")["all"]
+    table = everything.select([row for row, part in enumerate(everything["part"]) if part == "train"])
+    part = make_part("train", table, recipe, extractor, None, False)
+    seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
+    model = make_model(recipe, part.targets.names)
+    took = {device.type: _embedding(model.to(device), extractor, part) for device in reversed(devices())}
+    with tempfile.TemporaryDirectory() as out:
+        recipe.output_dir = str(Path(out) / "run")
+        record = json.loads((train(recipe) / "run.json").read_text())
+    name = "mn04" if setting.weights else "mobilenet of width 0.4, random weights"
+    what = f"{len(table)} events, {seconds:.0f} s of sound, {name}, one thread, features included"
+    rows = [Row("encode once", seconds / took["cpu"], None, "x real time", None, ">= 100", what)]
+    if "cuda" in took:
+        rows.append(Row("encode once on a GPU", seconds / took["cuda"], None, "x real time", None, "", what))
+    else:
+        rows.append(not_measured("encode once on a GPU", "x real time"))
+    return [
+        *rows,
+        Row(
+            "20-epoch head",
+            record["timings"]["training"],
+            None,
+            "s",
+            None,
+            "< 10",
+            "on the cached embeddings, validated and saved every epoch",
+        ),
+    ]
+
+
+def _embedding(model: Any, extractor: Any, part: Any) -> float:
+    """Seconds of embedding a part where the model is; a GPU sees some of it before, to warm up."""
+    from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
+
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        embed_waveforms(model, extractor, [part.dataset.sound(row) for row in range(min(256, len(part.dataset)))])
+    with tempfile.TemporaryDirectory() as cache:
+        kept = EmbeddingCache(Path(cache), model, extractor)
+        start = time.perf_counter()
+        embed_cycles(model, extractor, part.dataset, part.keys(), kept)  # what it returns lies on the host
+        return time.perf_counter() - start
+
+
+# events of the frozen experiment that are encoded again every epoch, and its epochs
+SUBSET, EPOCHS = 512, 20
+
+
+def encoding_again(setting: Setting) -> list[Row]:
+    """A frozen mobilenet and a head for 20 epochs: encode once, against encoding again every epoch; both in full."""
+    import torch
+
+    from laennec.corpora import load_corpus
+    from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
+    from laennec.training.embeddings import EmbeddingCache, embed_cycles
+    from laennec.training.parts import make_extractor, make_part
+    from laennec.training.recipe import Recipe
+    from laennec.training.run import make_model
+
+    folder = needs(setting, "sprsound")
+    torch.set_num_threads(1)
+    recipe = Recipe(name="bench")
+    recipe.encoder.weights, recipe.encoder.frozen = setting.weights, True
+    recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
+    extractor = make_extractor(recipe.features)
+    everything = load_corpus("sprsound", folder, protocol="none")["all"]
+    kept = [row for row, part in enumerate(everything["part"]) if part == "train"]
+    table = everything.select(kept[:: max(1, len(kept) // SUBSET)][:SUBSET])
+    part = make_part("train", table, recipe, extractor, None, False)
+    seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
+
+    def ours() -> None:
+        model = make_model(recipe, part.targets.names)
+        with tempfile.TemporaryDirectory() as cache:
+            kept = EmbeddingCache(Path(cache), model, extractor)
+            embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
+        dataset = EmbeddingDataset(embeddings[None], part.targets.labels[None])
+        head_epochs(model, dataset, collate_embeddings, None, EPOCHS)
+
+    def theirs() -> None:
+        head_epochs(make_model(recipe, part.targets.names), part.dataset, collate_cycles, extractor, EPOCHS)
+
+    own, other = fastest(ours, theirs, repeats=1)
+    note = (
+        f"{EPOCHS} epochs over {len(table)} events ({seconds:.0f} s of sound), both sides in full from cached "
+        "waveforms, one thread; theirs: the same Trainer on batches of sound"
+    )
+    return [Row("frozen encoder and head", own, other, "s", other / own, ">= 15", note)]
+
+
+def head_epochs(model: Any, dataset: Any, collator: Any, extractor: Any, epochs: int = 1) -> None:
+    """Train the head of a model whose encoder is frozen, on embeddings or on sound."""
+    from transformers import PrinterCallback, TrainingArguments
+
+    from laennec.training.objective import Objective
+    from laennec.training.recipe_settings import LossSettings
+    from laennec.training.samplers import EpochSampler
+    from laennec.training.trainer import LaennecTrainer
+
+    labels = np.zeros((len(dataset), model.config.num_labels), np.float32)
+    with tempfile.TemporaryDirectory() as out:
+        arguments = TrainingArguments(
+            out, per_device_train_batch_size=64, num_train_epochs=epochs, use_cpu=True, save_strategy="no",
+            logging_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )  # fmt: skip
+        trainer = LaennecTrainer(
+            model,
+            arguments,
+            objective=Objective(LossSettings(), True, labels, model.config.num_labels),
+            feature_extractor=extractor,
+            sampler=EpochSampler(len(dataset), seed=0),
+            data_collator=collator,
+            train_dataset=dataset,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def trainer_step(setting: Setting) -> list[Row]:
+    """A Trainer step against a bare PyTorch loop of the same model and batch."""
+    import torch
+    from transformers import PrinterCallback, TrainingArguments
+
+    from laennec.modeling import LaennecForAudioClassification
+    from laennec.training.data import CycleDataset, Targets, collate_cycles
+    from laennec.training.objective import Objective
+    from laennec.training.parts import make_extractor
+    from laennec.training.recipe import Recipe
+    from laennec.training.run import make_model
+    from laennec.training.samplers import EpochSampler
+    from laennec.training.trainer import LaennecTrainer
+
+    torch.set_num_threads(1)
+    steps, size = 20, 16
+    recipe = Recipe(name="bench")
+    recipe.encoder.config = {"width_mult": 0.4}
+    draw = np.random.Generator(np.random.Philox(key=1))
+    sound = [draw.standard_normal(round(2.7 * 32000)).astype(np.float32) * 0.1 for _ in range(steps * size)]
+    flags = (draw.random((len(sound), 2)) < 0.3).astype(np.float32)
+    targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(len(sound)))
+    dataset = CycleDataset(sound, targets, [str(i) for i in range(len(sound))], 32000, 0)
+    extractor = make_extractor(recipe.features)
+    objective = Objective(recipe.loss, True, flags, 2)
+    model: LaennecForAudioClassification = make_model(recipe, targets.names)
+    sampler = EpochSampler(len(dataset), seed=0)
+
+    def with_trainer() -> None:
+        with tempfile.TemporaryDirectory() as out:
+            arguments = TrainingArguments(
+                out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no",
+                report_to="none",
+                remove_unused_columns=False, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+            )  # fmt: skip
+            trainer = LaennecTrainer(
+                model,
+                arguments,
+                objective=objective,
+                feature_extractor=extractor,
+                sampler=sampler,
+                data_collator=collate_cycles,
+                train_dataset=dataset,
+            )
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+
+    def bare() -> None:
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
+        for batch in torch.utils.data.DataLoader(dataset, batch_size=size, sampler=sampler, collate_fn=collate_cycles):
+            values, mask = extractor.features(batch["waveforms"], batch["lengths"])
+            logits = model(values, mask).logits
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"])
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    ours, other = fastest(with_trainer, bare, repeats=setting.repeats)
+    note = f"{steps} steps of mobilenet width 0.4 on {size} cycles of 2.7 s, features, start and end included"
+    return [Row("training step", 1000 * ours / steps, 1000 * other / steps, "ms", ours / other, "<= 1.15", note)]

@@ -1,0 +1,403 @@
+"""Annotation text to respiratory cycles, and cycles to pieces of waveform.
+
+Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system; its
+length is made equal by a named rule with a definite answer for every length. Times have three decimals, so one
+millisecond past the end of the audio is rounding and more is an error. Overlapping cycles are legal in a file and
+reported by the check only.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from laennec.errors import InputError, one_line
+from laennec.untrusted import read_text
+from laennec.writing import atomic_write
+
+LABELS = ("normal", "crackle", "wheeze", "both")
+END_TOLERANCE_S = 0.001
+
+Waveform = npt.NDArray[np.float32]
+LengthRule = Literal["repeat", "repeat_pad", "zero", "crop", "circular"]
+
+_COMMA = re.compile(r"(?<=\d),(?=\d+\s*$)")
+_LABEL_WORDS = {
+    "normal": (0, 0),
+    "crackle": (1, 0),
+    "crackles": (1, 0),
+    "wheeze": (0, 1),
+    "wheezes": (0, 1),
+    "both": (1, 1),
+}
+
+
+class AnnotationError(InputError):
+    """An annotation that cannot be used.
+
+    Attributes:
+        path: The annotation file.
+        line: Its line number from 1, or the name of the place ("event 3"), or None where the whole file is meant.
+        reason: What is wrong and what to do.
+    """
+
+    def __init__(self, path: str | PathLike[str], line: int | str | None, reason: str) -> None:
+        super().__init__(str(path), line, reason)
+        self.path = str(path)
+        self.line = line
+        self.reason = reason
+
+    def __str__(self) -> str:
+        place = "" if self.line is None else f", line {self.line}" if isinstance(self.line, int) else f", {self.line}"
+        return one_line(f"{self.path}{place}: {self.reason}")
+
+
+def label_of(crackle: int, wheeze: int) -> str:
+    """The class of two flags: "normal", "crackle", "wheeze" or "both"."""
+    if crackle not in (0, 1) or wheeze not in (0, 1):
+        raise ValueError(f"crackle={crackle}, wheeze={wheeze}: flags are 0 or 1")
+    return LABELS[int(crackle) + 2 * int(wheeze)]
+
+
+def flags_of(label: str) -> tuple[int, int]:
+    """The flags (crackle, wheeze) of a class name."""
+    if label not in LABELS:
+        raise ValueError(f"label {label!r} is none of {', '.join(LABELS)}")
+    return _LABEL_WORDS[label]
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """One annotated respiratory cycle.
+
+    Attributes:
+        start_s: Where it begins, in seconds.
+        end_s: Where it ends, in seconds.
+        crackle: 1 if crackles are heard in it.
+        wheeze: 1 if wheezes are heard in it.
+    """
+
+    start_s: float
+    end_s: float
+    crackle: int
+    wheeze: int
+
+    @property
+    def label(self) -> str:
+        """The class of its two flags."""
+        return label_of(self.crackle, self.wheeze)
+
+
+def read_annotation(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
+    """Read an ICBHI annotation: lines of start, end, crackle, wheeze, separated by tabs or blanks.
+
+    Args:
+        path: The text file.
+        duration_s: Length of the audio; with it, cycles that end beyond it are refused.
+
+    Returns:
+        The cycles in the order of the file.
+
+    Raises:
+        AnnotationError: The first problem of the file; overlapping cycles are none.
+    """
+    cycles = []
+    for _, item in _parsed(path, duration_s):
+        if isinstance(item, AnnotationError):
+            raise item
+        cycles.append(item)
+    return cycles
+
+
+def check_annotation(path: str | PathLike[str], duration_s: float | None = None) -> list[AnnotationError]:
+    """Find every problem of an ICBHI annotation, overlaps included.
+
+    Args:
+        path: The text file.
+        duration_s: Length of the audio, if known.
+
+    Returns:
+        One error a problem, by line; empty for a sound file.
+    """
+    problems: list[AnnotationError] = []
+    cycles: list[tuple[int, Cycle]] = []
+    for line, item in _parsed(path, duration_s):
+        if isinstance(item, AnnotationError):
+            problems.append(item)
+        else:
+            cycles.append((line, item))
+    furthest: tuple[int, Cycle] | None = None
+    for line, cycle in sorted(cycles, key=lambda numbered: (numbered[1].start_s, numbered[0])):
+        if furthest is not None and cycle.start_s < furthest[1].end_s:
+            reason = (
+                f"starts at {cycle.start_s:g} s, before the cycle of line {furthest[0]} ends at {furthest[1].end_s:g} s"
+            )
+            problems.append(AnnotationError(path, line, f"{reason}; correct one of the two times"))
+        if furthest is None or cycle.end_s > furthest[1].end_s:
+            furthest = (line, cycle)
+    return sorted(problems, key=lambda problem: problem.line if isinstance(problem.line, int) else 0)
+
+
+def write_annotation(path: str | PathLike[str], cycles: Iterable[Cycle]) -> None:
+    """Write cycles as an ICBHI annotation: tab-separated, times with three decimals."""
+    with atomic_write(Path(path)) as file:
+        for cycle in cycles:
+            file.write(f"{cycle.start_s:.3f}\t{cycle.end_s:.3f}\t{cycle.crackle}\t{cycle.wheeze}\n")  # type: ignore[call-overload]
+
+
+def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
+    r"""Read an Audacity label track: start, end and a label word, separated by tabs.
+
+    Labels are normal, crackle(s), wheeze(s), both, or crackle and wheeze joined by "+", "," or "&". Lines that begin
+    with a backslash (the frequency range of the label above) are passed over.
+
+    Args:
+        path: The exported label file.
+        duration_s: Length of the audio; with it, labels that end beyond it are refused.
+
+    Raises:
+        AnnotationError: The first problem of the file.
+    """
+    cycles = []
+    for line, text in numbered_lines(path):
+        if text.startswith("\\"):
+            continue
+        fields = text.split("\t") if "\t" in text else text.split(None, 2)
+        if len(fields) != 3:
+            raise AnnotationError(
+                path, line, f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
+            )
+        start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s, comma=True)
+        crackle, wheeze = parse_label(path, line, fields[2])
+        cycles.append(Cycle(start_s, end_s, crackle, wheeze))
+    if not cycles:
+        raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
+    return cycles
+
+
+def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
+    """Read an annotation of either kind: ICBHI's four columns, or an Audacity label track.
+
+    Args:
+        path: The text file; its first line tells which kind it is.
+        duration_s: Length of the audio; with it, cycles that end beyond it are refused.
+
+    Raises:
+        AnnotationError: The first problem of the file.
+    """
+    first = next((text for _, text in numbered_lines(path) if not text.startswith("\\")), "")
+    # start, end and a word, where an ICBHI line has four numbers
+    is_audacity = re.fullmatch(r"\S+\s+\S+\s+[^\d\s].*", first)
+    return read_audacity_labels(path, duration_s) if is_audacity else read_annotation(path, duration_s)
+
+
+def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
+    """The flags (crackle, wheeze) of a label as people write it; path and line are for the error."""
+    words = [word for word in re.split(r"[\s+,&/]+", text.strip().lower()) if word and word != "and"]
+    flags = [_LABEL_WORDS.get(word) for word in words]
+    if not flags or None in flags or (len(flags) > 1 and (0, 0) in flags):
+        raise AnnotationError(
+            path, line, f"label {text.strip()!r} is none of {', '.join(LABELS)}, crackle+wheeze; correct it"
+        )
+    return max(f[0] for f in flags if f), max(f[1] for f in flags if f)
+
+
+def check_times(
+    path: str | PathLike[str], line: int | str | None, start_s: float, end_s: float, duration_s: float | None = None
+) -> None:
+    """Refuse times that name no piece of the audio; path and line are for the error.
+
+    Raises:
+        AnnotationError: Not finite, negative, reversed or equal, or more than a millisecond past the end.
+    """
+    if not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise AnnotationError(path, line, f"times {start_s} and {end_s} must be finite numbers; correct them")
+    if start_s < 0:
+        raise AnnotationError(path, line, f"starts at {start_s:g} s, before the recording begins; correct the time")
+    if end_s <= start_s:
+        raise AnnotationError(path, line, f"ends at {end_s:g} s but starts at {start_s:g} s; correct the times")
+    if duration_s is not None and end_s > duration_s + END_TOLERANCE_S + 1e-9:
+        raise AnnotationError(
+            path, line, f"ends at {end_s:g} s but the audio lasts {duration_s:.3f} s; correct the annotation"
+        )
+
+
+def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
+    """Take a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
+
+    Args:
+        waveform: Shape (samples,).
+        sampling_rate: In Hz.
+        start_s: In seconds.
+        end_s: In seconds.
+
+    Returns:
+        A view, shape (cut samples,); empty where the times name nothing.
+    """
+    first = min(max(int(start_s * sampling_rate), 0), len(waveform))
+    last = min(max(int(end_s * sampling_rate), first), len(waveform))
+    return waveform[first:last]
+
+
+def linear_fade(waveform: Waveform, fade_in: int, fade_out: int) -> Waveform:
+    """Fade both ends by straight ramps from and to 0; overlapping ramps multiply.
+
+    Args:
+        waveform: Shape (samples,).
+        fade_in: Length of the first ramp in samples; what does not fit in the waveform is left off.
+        fade_out: Length of the last ramp in samples, likewise.
+
+    Returns:
+        A new array, float32, shape (samples,).
+    """
+    faded = np.array(waveform, dtype=np.float32)
+    rising, falling = min(fade_in, len(faded)), min(fade_out, len(faded))
+    if rising > 0:
+        faded[:rising] *= np.linspace(0, 1, fade_in, dtype=np.float32)[:rising]
+    if falling > 0:
+        faded[-falling:] *= (1 - np.linspace(0, 1, fade_out, dtype=np.float32))[-falling:]
+    return faded
+
+
+def fit_to_length(
+    waveform: Waveform,
+    samples: int,
+    rule: LengthRule,
+    fade_samples: int = 0,
+    keep: Literal["first", "last"] = "first",
+) -> Waveform:
+    """Give a waveform a fixed length; a longer one is cut without a fade under every rule.
+
+    Args:
+        waveform: Shape (length,).
+        samples: The wanted length.
+        rule: What is done to a waveform that is not longer. "repeat": repeated, cut, then faded out linearly over
+            `fade_samples` (also one of exactly this length); "repeat_pad": repeated as often as it fits whole, zeros
+            behind; "circular": repeated and cut, no fade; "zero": centred between zeros, the odd one behind; "crop":
+            left as short as it is.
+        fade_samples: For "repeat".
+        keep: Which samples of a longer waveform stay, the "first" or the "last".
+
+    Returns:
+        float32, shape (samples,), or (length,) under "crop" for a shorter waveform.
+
+    Raises:
+        ValueError: Unknown rule, a length below 1, or nothing to repeat.
+    """
+    if rule not in get_args(LengthRule) or keep not in ("first", "last"):
+        rules = ", ".join(get_args(LengthRule))
+        raise ValueError(f"rule={rule!r}, keep={keep!r}: rules are {rules}; keep is first or last")
+    if samples < 1:
+        raise ValueError(f"samples={samples}: must be at least 1")
+    length = len(waveform)
+    if length > samples:
+        return waveform[:samples] if keep == "first" else waveform[-samples:]
+    if rule == "crop":
+        return waveform
+    if rule == "zero":
+        before = (samples - length) // 2
+        return np.pad(waveform, (before, samples - length - before))
+    if length == 0:
+        raise ValueError(f"an empty waveform cannot be repeated to {samples} samples")
+    if rule == "repeat_pad":
+        whole = samples // length * length
+        return np.pad(np.resize(waveform, whole), (0, samples - whole))
+    repeated = np.resize(waveform, samples)
+    return linear_fade(repeated, 0, fade_samples) if rule == "repeat" else repeated
+
+
+def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
+    """Cover a recording without annotation by windows of equal length.
+
+    Args:
+        duration_s: Length of the recording in seconds.
+        window_s: Length of a window in seconds.
+        hop_s: Distance of their starts in seconds, at most a window (or sound between them would go unheard).
+
+    Returns:
+        (start, end) in seconds: starts at multiples of the hop as long as the window fits; if they stop short of the
+        end, one more whole window that ends with the recording. A recording shorter than a window is one window.
+    """
+    if not (math.isfinite(duration_s) and window_s > 0 and 0 < hop_s <= window_s and duration_s >= 0):
+        raise ValueError(
+            f"duration {duration_s} s, window {window_s} s, hop {hop_s} s: need 0 < hop <= window and a finite duration"
+        )
+    if duration_s == 0:
+        return []
+    if duration_s <= window_s:
+        return [(0.0, duration_s)]
+    whole = int((duration_s - window_s) / hop_s + 1e-9) + 1
+    windows = [(index * hop_s, min(index * hop_s + window_s, duration_s)) for index in range(whole)]
+    if duration_s - windows[-1][1] > 1e-9:
+        windows.append((duration_s - window_s, duration_s))
+    return windows
+
+
+def numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
+    """The lines of an annotation that hold something, each with its number from 1, without the blanks around it.
+
+    Raises:
+        AnnotationError: It cannot be read, or is no text in UTF-8 (with or without a byte order mark).
+    """
+    try:
+        text = read_text(path)
+    except UnicodeDecodeError as error:
+        raise AnnotationError(path, None, "is not UTF-8 text; save the annotation as plain text") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise AnnotationError(path, None, f"cannot be read ({reason}); check path and permissions") from error
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        if line.strip():
+            yield number, line.strip() if stripped else line
+
+
+def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Cycle | AnnotationError]]:
+    """Every line of an ICBHI annotation as a cycle or as what is wrong with it."""
+    empty = True
+    try:
+        for line, text in numbered_lines(path):
+            empty = False
+            try:
+                yield line, _parse_line(path, line, text, duration_s)
+            except AnnotationError as error:
+                yield line, error
+    except AnnotationError as error:
+        yield 0, error
+        return
+    if empty:
+        yield 0, AnnotationError(path, None, "the annotation is empty; annotate the recording or leave it out")
+
+
+def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: float | None) -> Cycle:
+    fields = text.split()
+    if len(fields) != 4:
+        raise AnnotationError(
+            path, line, f"{len(fields)} columns, not 4 (start, end, crackle, wheeze); correct the line"
+        )
+    start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s)
+    if fields[2] not in ("0", "1") or fields[3] not in ("0", "1"):
+        raise AnnotationError(path, line, f"flags {fields[2]!r} and {fields[3]!r} must be 0 or 1; correct the line")
+    return Cycle(start_s, end_s, int(fields[2]), int(fields[3]))
+
+
+def parse_times(
+    path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None, comma: bool = False
+) -> tuple[float, float]:
+    """Two times in seconds as people write them, checked; path and line are for the error.
+
+    With `comma`, a decimal comma is taken as well, which programs of people who write one put into their files.
+    """
+    try:
+        start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in (start, end))
+    except ValueError as error:
+        raise AnnotationError(
+            path, line, f"{start!r} and {end!r} must be times in seconds; correct the line"
+        ) from error
+    check_times(path, line, start_s, end_s, duration_s)
+    return start_s, end_s

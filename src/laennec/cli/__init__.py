@@ -1,0 +1,1 @@
+"""A module a command, with its flags and what it runs; what is heavy is imported when it runs."""

@@ -1,0 +1,43 @@
+"""`laennec compare`: runs against one another, paired by patients."""
+
+import argparse
+
+from laennec.cli.common import say
+from laennec.errors import InputError
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec compare`."""
+    parser.add_argument(
+        "sources", nargs="+", metavar="RUN", help="folders of evaluated runs; the first is the baseline"
+    )
+    parser.add_argument("--baseline", metavar="RUN", help="folder or name of another baseline than the first")
+    parser.add_argument("--split", help="the part to compare on, where all were scored on several")
+    parser.add_argument(
+        "--group-seeds",
+        action=argparse.BooleanOptionalAction,
+        help="whether seeds of a recipe are one method (default: where several recipes are given)",
+    )
+    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of patients (default: 1000)")
+    parser.add_argument("--out", default="comparison", help="folder for the results (default: comparison)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table and write it with its pictures."""
+    if options.draws < 1:
+        raise InputError(f"--draws {options.draws}: at least one draw is needed; 1000 are usual")
+    from laennec.evaluation.compare_runs import compare_runs
+
+    made = compare_runs(
+        options.sources,
+        split=options.split,
+        baseline=options.baseline,
+        group_seeds=options.group_seeds,
+        draws=options.draws,
+        out=options.out,
+        command=options.line,
+    )
+    say(made.summary)
+    for name in ("compare.html", "compare.png", "compare.json"):
+        say(f"{name.split('.')[1]}: {made.folder / name}")
+    return 0

@@ -1,0 +1,190 @@
+"""Every stage as a command.
+
+Decisions: nothing heavy is imported before a command runs, so that help answers at once. What a user can mend is
+one line on standard error and exit code 2 (`--debug` shows the traceback); an interruption is 130, a termination 143.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from laennec.cli import (
+    app,
+    bench,
+    calibrate,
+    card,
+    compare,
+    doctor,
+    ensemble,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    pretrain,
+    push,
+    report,
+    results,
+    study,
+    train,
+)
+from laennec.errors import InputError, Terminated
+
+COMMANDS = {
+    prepare: "read a corpus, count it, decode it into the cache",
+    train: "run a recipe",
+    pretrain: "pre-train a recipe's encoder on pairs of views, without labels",
+    evaluate: "score a run on its held-out part and write the report",
+    calibrate: "fit a run's calibration and thresholds anew on its validation predictions",
+    ensemble: "make one run of several seeds' runs, whose model answers the mean of theirs",
+    card: "render a run's model card from its records",
+    report: "render a run's report again, with the map of its embedding and its worst errors to listen to",
+    compare: "compare runs on the part that all were scored on, paired by patients",
+    export: "write a run's model in a form to share, and check it",
+    push: "put a run's model on the Hub, private unless told otherwise",
+    predict: "answer recordings: a timeline of crackle and wheeze",
+    app: "serve a page on which people drop a sound and see what a model hears",
+    bench: "measure speed and memory as ratios to what one would use instead",
+    study: "run a grid of recipes, seeds and settings, and compare them",
+    results: "gather scores into a results file, or render the tables of documents",
+    doctor: "say what is installed, what runs here, and what is missing",
+}
+_SOON_S = 0.02
+_AGAIN_S = 8.0  # after which a termination that nothing came of is repeated
+_TRAIN = ("train", "pretrain")
+_SETTINGS = "Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: What stands behind `laennec`; None takes it from the process.
+
+    Returns:
+        The exit code: 0 done, 2 bad input (also where some files failed and others were answered), 130 interrupted,
+        143 terminated.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    # the cells of a label-efficiency table are trainings: their settings can be given as to train
+    trains = known.command in _TRAIN or getattr(known, "label_fraction", None) is not None
+    if rest and not trains:
+        parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
+    if not sys.stderr.isatty():  # errors stand alone in files and pipes
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not known.debug:  # a Hub out of reach is tried several times, each with a line; the last word is ours
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+    known.rest, known.line = rest, shlex.join(["laennec", *arguments])
+    try:
+        with warnings.catch_warnings(), _tidily_terminated():
+            if not known.debug:
+                warnings.showwarning = _note  # type: ignore[assignment]
+            return int(known.run(known) or 0)
+    except KeyboardInterrupt:
+        print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    except Terminated as asked:
+        print(f"laennec: {asked}; run the same command again to continue", file=sys.stderr)
+        return 143
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        line = _one_line(error)
+        if line is None or known.debug:
+            raise
+        print(f"laennec: {line}", file=sys.stderr)
+        return 2
+
+
+@contextlib.contextmanager
+def _tidily_terminated() -> Iterator[None]:
+    """Have SIGTERM end a command as an interruption does, so that it leaves nothing half-written."""
+    asked = False
+
+    def end(_: int, frame: FrameType | None) -> None:
+        # what a library calls back from C cannot hand an exception on: not there, and where it is lost, once more
+        nonlocal asked
+        asked, inside = True, _called_back(frame)
+        signal.setitimer(signal.ITIMER_REAL, _SOON_S if inside else _AGAIN_S, _AGAIN_S)
+        if not inside:
+            raise Terminated("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end), signal.signal(signal.SIGALRM, end)
+    try:
+        try:
+            yield
+        except Exception:
+            if asked:  # whatever it is, it came of that
+                raise Terminated("terminated") from None
+            raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def _called_back(frame: FrameType | None) -> bool:
+    """Whether the decoder is reading a file through us just now: it would take an exception for a damaged file."""
+    while frame is not None and not frame.f_code.co_name.startswith("vio_"):
+        frame = frame.f_back
+    return frame is not None
+
+
+def _one_line(error: Exception) -> str | None:
+    """What to tell a user about an error that is theirs to mend; None for one that is ours."""
+    from laennec.memory import asked_for, ran_out
+    from laennec.writing import system_error
+
+    if isinstance(error, InputError):
+        return " ".join(str(error).split())
+    if ran_out(error):
+        return (
+            f"not enough memory{asked_for(error)}; close other programs, set smaller batches (train.batch_size) or "
+            "shorter cycles (features.length: crop, features.duration_s), or use a machine with more memory"
+        )
+    mended = system_error(getattr(error, "filename", None) or "output", error)
+    return None if mended is None else str(mended)
+
+
+def _note(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
+    """A warning of ours as one line; those of libraries are for developers (--debug)."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="laennec",
+        description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module, help in COMMANDS.items():
+        name = module.__name__.rsplit(".", 1)[-1]
+        epilog = _SETTINGS if name in _TRAIN else None
+        # no abbreviations: --over would mean --overwrite to us and a setting of the recipe to its reader
+        made = commands.add_parser(name, help=help, description=help, epilog=epilog, allow_abbrev=False)
+        made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.set_defaults(run=module.run)
+        module.flags(made)
+    return parser
+
+
+def _version() -> str:
+    from laennec import __version__
+
+    return f"laennec {__version__}"

@@ -1,0 +1,149 @@
+"""`laennec prepare`: read a corpus, count it, decode it into the cache, export it, push it to the Hub."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from laennec.cli.common import corpus_flags, progress, say
+from laennec.errors import InputError
+from laennec.untrusted import parse_yaml
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec prepare`."""
+    parser.add_argument("corpus", help="icbhi2017, sprsound, physionet2016, folder, hub or synthetic")
+    parser.add_argument("--data-dir", help="folder (or zip) with the recordings; a synthetic corpus is written there")
+    parser.add_argument("--check", action="store_true", help="decode everything and list every problem; writes nothing")
+    parser.add_argument("--protocol", help="how to split")
+    parser.add_argument(
+        "--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000; of an export: declared rate"
+    )
+    parser.add_argument("--export", metavar="FOLDER", help="write it as Parquet that datasets.load_dataset reads")
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload that to a private data set repository, OWNER/NAME"
+    )
+    parser.add_argument("--public", action="store_true", help="of --push-to-hub: make a new repository public")
+    parser.add_argument(
+        "--i-have-the-right-to-redistribute", action="store_true", help="you may pass the recordings on: for --public"
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of one corpus alone: patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; may be repeated",
+    )
+    corpus_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check, or read, count and decode."""
+    from laennec.corpora import UnusableRecordingsError, check_corpus, check_sounds, decode_all, load_corpus
+
+    names = ("tables_dir", "allow_missing", "level", "fold")
+    settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | _options(options.option)
+    if options.export or options.push_to_hub or options.public:
+        return _export(options, settings)
+    if options.check:
+        settings.pop("fold", None)
+        report = check_corpus(options.corpus, options.data_dir, progress=progress("checking"), **settings)
+        say(report.text())
+        return 2 if report.problems else 0
+    try:
+        parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
+    except UnusableRecordingsError as error:
+        if options.sampling_rate and error.usable is not None:
+            decode_all([error.usable], options.sampling_rate, None, error.problems)
+        raise
+    doubles = check_sounds(parts)
+    say(_described(options.corpus, parts))
+    for line in doubles:
+        say(f"warning: {line}")
+    if options.sampling_rate:
+        decode_all(list(parts.values()), options.sampling_rate, progress=progress("decoding"))
+    return 0
+
+
+def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Write the corpus as Parquet, and upload it if asked to."""
+    import tempfile
+    from contextlib import ExitStack
+
+    from laennec.corpora import cache_root
+    from laennec.corpora.exporting import export_corpus
+    from laennec.corpora.load import CORPORA
+    from laennec.hub.push_corpus import check_target, push_corpus, terms_of
+    from laennec.writing import explain_write_errors
+
+    if options.check:
+        raise InputError("command line: --check writes nothing; leave --export and --push-to-hub out, or --check")
+    if options.public and not options.push_to_hub:
+        raise InputError("command line: --public says who sees an upload; add --push-to-hub REPO, or leave it out")
+    rights = {"public": options.public, "may_redistribute": options.i_have_the_right_to_redistribute}
+    if options.push_to_hub:
+        if options.corpus in CORPORA and options.corpus != "hub":
+            say(terms_of(options.corpus))
+        check_target(options.push_to_hub, **rights)
+    with ExitStack() as stack:
+        folder = options.export
+        if folder is None:
+            place = cache_root() / "exports"
+            with explain_write_errors(place):
+                place.mkdir(parents=True, exist_ok=True)
+                folder = f"{stack.enter_context(tempfile.TemporaryDirectory(dir=place))}/{options.corpus}"
+        rules = {
+            "protocol": options.protocol,
+            "sampling_rate": options.sampling_rate,
+            "progress": progress("exporting"),
+        }
+        made = export_corpus(options.corpus, options.data_dir, folder, **rules, **settings)
+        say(_described(options.corpus, made.parts))
+        if options.export:
+            size = f"{len(made.facts['files'])} Parquet files, {made.bytes / 1e6:.1f} MB"
+            say(f"exported to {made.folder}: {size}; datasets.load_dataset({str(made.folder)!r})")
+        if options.push_to_hub:
+            say(f"pushed to {push_corpus(made.folder, options.push_to_hub, **rights)}")
+    return 0
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; numbers, true, false and [lists] as such."""
+    import yaml
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"command line: --option {pair!r} has no value; write --option KEY=VALUE")
+    given = dict(pair.split("=", 1) for pair in pairs)
+    if own := sorted(
+        {"protocol", "name", "data_dir", "cache_dir", *(n for n in given if not n.isidentifier())} & set(given)
+    ):
+        raise InputError(f"command line: --option {own[0]} is no option of a corpus; it has a flag of its own, or none")
+    options = {}
+    for key, text in given.items():
+        try:
+            value = parse_yaml(text)
+        except yaml.YAMLError:
+            value = text
+        options[key] = value if isinstance(value, bool | int | float | list | dict) else text
+    return options
+
+
+def _described(corpus: str, parts: Any) -> str:
+    """What a corpus and its split are, a line each."""
+    from laennec.corpora import provenance
+
+    origin = provenance(parts)
+    fingerprint, split = (str(origin.get(k))[:12] for k in ("corpus_fingerprint", "split_fingerprint"))
+    lines = [f"corpus {corpus} {fingerprint}, protocol {origin.get('protocol')}, split {split}"]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    for name, table in parts.items():
+        column = next((name for name in ("category", "heart_sound") if name in table.column_names), "label")
+        labels = [*table.features[column].names, None]
+        values = [None if v is None else labels[v] for v in table[column]]
+        counts = {"unlabelled" if label is None else label: values.count(label) for label in labels}
+        said = ", ".join(f"{n} {label}" for label, n in counts.items() if n or label != "unlabelled")
+        patients = set(table["patient_id"]) - {None}
+        of = f"{len(patients)} patients" if patients else f"{len(set(table['recording_id']))} recordings"
+        lines.append(f"{name}: {len(table)} cycles of {of}; {said}")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""`laennec report`: the report of an evaluation as one page, with map and sounds."""
+
+import argparse
+
+from laennec.cli.common import say, without_library_bars
+from laennec.errors import InputError
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec report`."""
+    parser.add_argument("source", help="folder of a run that was evaluated, or of the evaluation")
+    parser.add_argument("--split", help="the part that was scored, where there are several")
+    parser.add_argument("--out", metavar="FILE", help="the page (default: report.html in the evaluation's folder)")
+    parser.add_argument(
+        "--no-audio", action="store_true", help="leave the recordings out of the page, e.g. where it is passed on"
+    )
+    parser.add_argument("--data-dir", help="where the corpus lies, if not where the run found it")
+    parser.add_argument("--tables-dir", help="folder with the corpus' tables, if not beside the recordings")
+    parser.add_argument("--model", help="where the model lies, if not in the run's folder")
+    parser.add_argument("--base", help="where the base of a head-only model lies")
+    parser.add_argument("--points", type=int, default=1200, help="most points of the embedding map (default: 1200)")
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        default=None,
+        help="go on where the published corpus has more recordings",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page, and say what is missing in it."""
+    if options.points < 10:
+        raise InputError(f"--points {options.points}: a map needs at least 10")
+    from laennec.evaluation.full_report import report
+
+    without_library_bars()
+    made = report(
+        options.source,
+        split=options.split,
+        out=options.out,
+        model=options.model,
+        base=options.base,
+        corpus={name: getattr(options, name) for name in ("data_dir", "tables_dir", "allow_missing")},
+        audio=not options.no_audio,
+        points=options.points,
+    )
+    for line in made.missing:
+        say(f"note: {line}")
+    if made.sounds:
+        say(f"note: the page carries {made.sounds} excerpts of recordings; --no-audio leaves them out")
+    say(f"report: {made.path}")
+    return 0

@@ -1,0 +1,29 @@
+"""`laennec study`: run a study, the missing part of it."""
+
+import argparse
+
+from laennec.cli.common import say
+from laennec.errors import InputError
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec study`."""
+    parser.add_argument("study", help="a YAML file: methods, axes, seeds and the parts to score")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands that are still missing")
+    parser.add_argument("--most", type=int, metavar="N", help="stop after N cells were trained or scored")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run what is missing, and gather."""
+    from laennec.study import load_study, run_study
+
+    if options.most is not None and options.most < 1:
+        raise InputError(f"--most {options.most}: must be at least 1")
+    done = run_study(load_study(options.study), say=say, most=options.most, dry=options.dry_run)
+    if done.results is not None:
+        say(f"results: {done.results}")
+    for cell, problem in done.failed.items():
+        say(f"failed: {cell}: {problem}")
+    if done.left:
+        say(f"left for later: {len(done.left)} of the cells ({done.left[0]} first)")
+    return 2 if done.failed else 0

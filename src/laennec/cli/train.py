@@ -1,0 +1,43 @@
+"""`laennec train`: run a recipe."""
+
+import argparse
+from typing import Any
+
+from laennec.cli.common import overrides, say
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec train`."""
+    parser.add_argument("recipe", help="a YAML recipe")
+    parser.add_argument(
+        "--search",
+        metavar="SPACE.yaml",
+        help="search settings on validation patients (Optuna) and write the best recipe",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, or go on training."""
+    from laennec.training.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, overrides(options.rest))
+    if options.search is not None:
+        return _search(recipe, options)
+    from laennec.training.run import train
+
+    out = train(recipe, command=options.line, overwrite=options.overwrite)
+    say(f"run: {out}")
+    say(f"next: laennec evaluate {out}")
+    return 0
+
+
+def _search(recipe: Any, options: argparse.Namespace) -> int:
+    from laennec.study.search import load_space, search
+
+    found = search(recipe, load_space(options.search), options.line, options.overwrite, say)
+    finished, stopped = found.trials
+    say(f"search: {found.folder} ({finished} trials finished, {stopped} stopped early)")
+    say(f"best: {', '.join(f'{key} {value}' for key, value in found.best.items())} ({found.value:.4f} on validation)")
+    say(f"next: laennec train {found.folder / 'best.yaml'}")
+    return 0

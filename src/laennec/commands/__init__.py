@@ -1,1 +1,0 @@
-"""The command line: a module a command, with its flags and what it runs; what is heavy is imported when it runs."""

@@ -1,0 +1,357 @@
+"""Runs against one another on the part that all of them were scored on.
+
+Decisions: what is compared was scored on the same cycles with the same truth, of the same corpus and split by their
+fingerprints; anything else is refused, because a difference between parts looks like one between models. Differences
+are paired by patients, p values corrected by Holm over the comparisons in one figure. Seeds of one recipe become one
+method where several recipes are compared, and only if nothing but the seed tells them apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laennec.errors import InputError
+from laennec.evaluation.bootstrap import interval_note
+from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text
+from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_folder, read_evaluation
+from laennec.evaluation.forest import forest_picture
+from laennec.evaluation.picture_style import figure_png
+from laennec.evaluation.report import comparison_page
+from laennec.evaluation.summary import figure_name, is_percent
+from laennec.training.record import write_record
+from laennec.writing import atomic_folder, atomic_write, refuse_other_files
+
+WRITTEN = ("compare.json", "compare.html", "compare.png")
+_MOST_LABELS = 6
+_OWN_TO_A_SEED = ("seed", "output_dir")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Where a comparison lies, and what it says."""
+
+    folder: Path
+    summary: str
+    content: dict[str, Any]
+
+
+def compare_runs(
+    sources: Sequence[str | Path],
+    *,
+    split: str | None = None,
+    baseline: str | None = None,
+    group_seeds: bool | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    out: str | Path = "comparison",
+    command: str = "",
+) -> Compared:
+    """Compare runs that were scored on the same part.
+
+    Args:
+        sources: Folders of runs, or of evaluations.
+        split: The part; None where they have only one in common.
+        baseline: Folder or name of the run (or recipe) that the others are compared with; None: the first.
+        group_seeds: Whether runs of one recipe are one method; None: where several recipes are given.
+        draws: Bootstrap draws of patients.
+        seed: Of the draws.
+        out: Folder of compare.json, compare.png and compare.html.
+        command: The literal command, for the record.
+
+    Returns:
+        The folder, the table as text, and what compare.json holds.
+
+    Raises:
+        InputError: Fewer than two runs, one that was not scored or whose files are damaged, runs that were not scored
+            on the same, or that cannot be grouped.
+    """
+    if len(sources) < 2:
+        raise InputError("a comparison needs two runs or more; give their folders, the baseline first")
+    refuse_other_files(out, WRITTEN, "choose another --out")
+    split = split or common_split(sources)
+    evaluations = [read_evaluation(evaluation_folder(source, split)) for source in sources]
+    _refuse_others_than(evaluations)
+    methods = _methods(sources, evaluations, group_seeds)
+    chosen = _baseline(sources, methods, baseline)
+    figures, left_out = _figures(evaluations)
+    drawn: dict[str, list[Drawn]] = {
+        name: [draw_figures(evaluations[k].answers, figures, draws, seed) for k in runs]
+        for name, runs in methods.items()
+    }
+    compared = compare_methods(drawn, chosen, seed)
+    content = {
+        **_about(evaluations, chosen, methods, draws, seed, command),
+        "figures": figures,
+        "left_out": left_out,
+        "methods": {
+            name: {"runs": [_run(sources[k], evaluations[k]) for k in runs], "figures": compared[name]}
+            for name, runs in methods.items()
+        },
+    }
+    _write(Path(out), content, compared)
+    return Compared(Path(out), format_comparison(content), content)
+
+
+def _refuse_others_than(evaluations: Sequence[Evaluation]) -> None:
+    """Refuse evaluations of other corpora, splits, parts, cycles or truths than the first, and what is given twice."""
+    first, *others = evaluations
+    seen = {first.folder.resolve()}
+    truth = _truth(first)
+    for other in others:
+        if other.folder.resolve() in seen:
+            raise InputError(f"{other.folder}: given twice; a run differs from itself by nothing")
+        seen.add(other.folder.resolve())
+        for (name, here), there in zip(_ground(first).items(), _ground(other).values(), strict=True):
+            if here != there:
+                raise InputError(
+                    f"{other.folder}: scored on {name} {_short(there)}, but {first.folder} on {name} {_short(here)}; "
+                    "only runs scored on the same can be compared"
+                )
+        own = _truth(other)
+        if own.keys() != truth.keys():
+            raise InputError(
+                f"{other.folder}: scored on {len(own):,} cycles, {len(own.keys() - truth.keys()):,} of them not those "
+                f"of {first.folder} ({len(truth):,}); only runs scored on the same can be compared"
+            )
+        if changed := [name for name, value in truth.items() if own[name] != value]:
+            raise InputError(
+                f"{other.folder}: cycle {changed[0]} has another truth or patient than in {first.folder}; evaluate "
+                "both on the same data"
+            )
+
+
+def _ground(evaluation: Evaluation) -> dict[str, Any]:
+    """What runs must have in common, by its name."""
+    named = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split": "split_fingerprint"}
+    return {name: evaluation.origin.get(key) for name, key in named.items()} | {"part": evaluation.split}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text
+
+
+def _truth(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
+    """Patient and truth of every cycle: its class, or its labels by name."""
+    answers, table = evaluation.answers, evaluation.answers.table
+    if "cycle_id" not in table.columns:
+        raise InputError(f"{evaluation.folder}: the predictions have no cycle_id; evaluate the run again")
+    patients = table["patient_id"].astype(str).tolist() if "patient_id" in table.columns else [""] * len(table)
+    if answers.class_names:
+        said: list[Any] = [answers.class_names[k] for k in answers.true]
+    else:
+        said = [tuple(sorted(np.array(answers.label_names)[row == 1])) for row in answers.truth]
+    return dict(zip(map(str, table["cycle_id"]), zip(patients, said, strict=True), strict=True))
+
+
+def _methods(
+    sources: Sequence[str | Path], evaluations: Sequence[Evaluation], group: bool | None
+) -> dict[str, list[int]]:
+    """Positions of the runs of each method, in the order given."""
+    recipes = [str(evaluation.run.get("name")) for evaluation in evaluations]
+    if group is None:
+        group = 1 < len(set(recipes)) < len(recipes)
+    if not group:
+        names = [_run_name(evaluation.folder) for evaluation in evaluations]
+        given = [name if names.count(name) == 1 else str(source) for name, source in zip(names, sources, strict=True)]
+        return {name: [k] for k, name in enumerate(given)}
+    methods: dict[str, list[int]] = {}
+    for k, recipe in enumerate(recipes):
+        methods.setdefault(recipe, []).append(k)
+    if len(methods) < 2:
+        raise InputError(f"all runs are of the recipe {recipes[0]}, one method with --group-seeds; leave it out")
+    for recipe, runs in methods.items():
+        seeds: dict[Any, Path] = {}
+        first = evaluations[runs[0]]
+        for k in runs:
+            one = evaluations[k]
+            if (own := _config(one).get("seed")) in seeds:
+                raise InputError(
+                    f"{one.folder} and {seeds[own]} are both {recipe} with seed {own}; give each seed once, or compare "
+                    "run by run: --no-group-seeds"
+                )
+            seeds[own] = one.folder
+            if key := recipe_difference(_config(first), _config(one)):
+                raise InputError(
+                    f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
+                    "seeds of one method; compare run by run: --no-group-seeds"
+                )
+    return methods
+
+
+def _config(evaluation: Evaluation) -> dict[str, Any]:
+    return dict(evaluation.run.get("config") or {})
+
+
+def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
+    """The first setting in which two configurations differ, but for the seed and where the run lies."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return None if one == other else name
+    for key in sorted({*one, *other}):
+        if name or key not in _OWN_TO_A_SEED:
+            found = recipe_difference(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+    return None
+
+
+def _run_name(folder: Path) -> str:
+    """The run's folder, or that of an evaluation outside a run."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name.startswith("evaluation-") else folder.name
+
+
+def _baseline(sources: Sequence[str | Path], methods: Mapping[str, list[int]], baseline: str | None) -> str:
+    """The name of the method that the others are compared with."""
+    wanted = str(sources[0]) if baseline is None else baseline
+    if wanted in methods:
+        return wanted
+    for k, source in enumerate(sources):
+        if Path(source).resolve() == Path(wanted).resolve():
+            return next(name for name, runs in methods.items() if k in runs)
+    raise InputError(f"--baseline {wanted}: not among what is compared; it can be {', '.join(methods)}")
+
+
+def _figures(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[str]]:
+    """Figures that every run has: the headline and its parts, then AUROCs; and those that are undefined somewhere."""
+    metrics = evaluations[0].metrics
+    family = metrics["headline"].split(".")[0]
+    parts = [f"{family}.{part}" for part in ("Sp", "Se", "SP", "SE")]
+    extra = ["uar"] if family == "accuracy" else []
+    areas = [f"{label}.roc_auc" for label in metrics["label_names"][:_MOST_LABELS]]
+    wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro"])
+    shared = [name for name in wanted if all(name in one.metrics["values"] for one in evaluations)]
+    defined = [name for name in shared if all(one.metrics["values"][name] is not None for one in evaluations)]
+    if not defined:
+        raise InputError(f"{evaluations[0].folder}: no figure that all runs have; compare runs with the same labels")
+    return defined, [name for name in shared if name not in defined]
+
+
+def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
+    """What stands for a run in compare.json."""
+    run = evaluation.run
+    times = sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or [])
+    return {
+        "source": str(source),
+        "recipe": run.get("name"),
+        "seed": _config(evaluation).get("seed"),
+        "selection_set": run.get("selection_set"),
+        "scored": times or None,
+        "values": evaluation.metrics["values"],
+    }
+
+
+def _about(
+    evaluations: Sequence[Evaluation],
+    baseline: str,
+    methods: Mapping[str, list[int]],
+    draws: int,
+    seed: int,
+    command: str,
+) -> dict[str, Any]:
+    """On what was compared, and what to read before it."""
+    first, origin = evaluations[0], evaluations[0].origin
+    patients = first.metrics["bootstrap"]["patients"]
+    notes = [str(origin["stamp"])] if origin.get("stamp") else []
+    notes += [f"leak: {line}" for line in origin.get("leaks") or []]
+    for one in evaluations:
+        if one.run.get("selection_set") != "validation":
+            notes.append(f"{_run_name(one.folder)}: selected on {one.run.get('selection_set')}")
+    if note := interval_note(patients):
+        notes.append(note)
+    return {
+        "baseline": baseline,
+        "grouped": any(len(runs) > 1 for runs in methods.values()),
+        "command": command,
+        "part": first.split,
+        "corpus": (first.run["evaluated"].get("corpus") or {}).get("name"),
+        "corpus_fingerprint": origin.get("corpus_fingerprint"),
+        "protocol": origin.get("protocol"),
+        "split_fingerprint": origin.get("split_fingerprint"),
+        "cycles": first.metrics["counts"]["cycles"],
+        "patients": patients,
+        "draws": draws,
+        "seed": seed,
+        "comparisons": len(methods) - 1,
+        "notes": notes,
+    }
+
+
+def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The comparison as text: for each figure a line for every method, the baseline first."""
+    order = sorted(content["methods"], key=lambda name: name != content["baseline"])
+    tables = []
+    for figure in content["figures"]:
+        rows = []
+        for name in order:
+            cell, runs = content["methods"][name]["figures"][figure], content["methods"][name]["runs"]
+            spread = f" ± {_number(figure, cell['sd'])}" if cell["sd"] is not None else ""
+            difference = None
+            if name != content["baseline"]:
+                bounds = cell["difference_interval"]
+                difference = _number(figure, cell["difference"], "+") + _bounds(figure, bounds)
+            rows.append(
+                {
+                    "name": name,
+                    "seeds": len(runs),
+                    "value": f"{_number(figure, cell['mean'])}{spread}",
+                    "interval": _bounds(figure, cell["interval"], "").strip(),
+                    "difference": difference,
+                    "p": p_text(cell["p"]),
+                    "p_holm": p_text(cell["p_holm"]),
+                    "sure": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
+                }
+            )
+        tables.append({"figure": figure, "name": figure_name(figure), "rows": rows})
+    return tables
+
+
+def _number(figure: str, value: float, sign: str = "") -> str:
+    digits = 1 if is_percent(figure) else 3
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus before what is rounded to zero
+
+
+def _bounds(figure: str, bounds: Sequence[float] | None, sign: str = "+") -> str:
+    return f" [{_number(figure, bounds[0], sign)}, {_number(figure, bounds[1], sign)}]" if bounds else ""
+
+
+def format_comparison(content: Mapping[str, Any]) -> str:
+    """The comparison as plain text for a terminal."""
+    lines = [
+        f"corpus {content['corpus']} {_short(content['corpus_fingerprint'])}, protocol {content['protocol']}, split "
+        f"{_short(content['split_fingerprint'])}, part {content['part']}: {content['cycles']:,} cycles of "
+        f"{content['patients']} patients",
+        *(f"note: {note}" for note in content["notes"]),
+        f"difference from {content['baseline']}, paired: 95 % intervals and p over {content['draws']:,} draws of "
+        f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
+        f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each figure",
+    ]
+    width = max(len(name) for name in content["methods"]) + 6
+    for table in comparison_rows(content):
+        lines += ["", f"{table['name']:<{width}}  {'value':<32}{'difference':<28}{'p':>8}{'p (Holm)':>10}"]
+        for row in table["rows"]:
+            name = row["name"] + (f" ({row['seeds']})" if content["grouped"] else "")
+            line = f"  {name:<{width}}{row['value'] + ' ' + row['interval']:<32}"
+            if row["difference"] is None:
+                lines.append(f"{line}baseline")
+            else:
+                lines.append(f"{line}{row['difference']:<28}{row['p']:>8}{row['p_holm']:>10}")
+    for name in content["left_out"]:
+        lines += ["", f"{figure_name(name)}: left out, because it is undefined for some run"]
+    return "\n".join(lines)
+
+
+def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
+    """Write compare.json, compare.png and compare.html, whole or not at all."""
+    figures, baseline = content["figures"], content["baseline"]
+    pictures = [figure_png(forest_picture(compared, baseline, [name])) for name in figures]
+    page = comparison_page(content, comparison_rows(content), pictures)
+    with atomic_folder(folder) as temporary:
+        write_record(temporary / "compare.json", content)
+        with atomic_write(temporary / "compare.png", "wb") as file:
+            file.write(figure_png(forest_picture(compared, baseline, figures)))
+        with atomic_write(temporary / "compare.html") as file:
+            file.write(page)

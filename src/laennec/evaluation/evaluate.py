@@ -1,0 +1,425 @@
+"""Evaluation of a trained model on a held-out part.
+
+Decisions: the part is the one that the run's protocol left out, recognised by its split fingerprint: a run cannot
+be scored under the name of a split that it was not trained on. Every scoring of a test part is written into the run
+record, because a part that is looked at often is no test part any more.
+"""
+
+import contextlib
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.corpora import cache_root, provenance
+from laennec.corpora.base import column_of
+from laennec.corpora.protocols import WITH_FOLDS
+from laennec.errors import InputError
+from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
+from laennec.evaluation.digest import digest
+from laennec.evaluation.report_facts import heard_before, seeds_of
+from laennec.evaluation.shortcuts import blind_length_s, centred, duration_blind, sound_facts
+from laennec.evaluation.smoothed import Smoothing, compare, parse_smoothing, resolve_smoothing
+from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
+from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data import FOUR_CLASSES, class_names
+from laennec.training.data_loading import training_device
+from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.neighbours import refuse_lost_neighbours
+from laennec.training.parts import Part, load_parts, make_part
+from laennec.training.recipe import Recipe, recipe_from_dict
+from laennec.training.record import (
+    Timings,
+    counted_evaluation,
+    hardware,
+    read_record,
+    read_run,
+    settled_evaluations,
+    versions,
+    without_results,
+    write_record,
+)
+from laennec.training.tables import predictions_table, reading_of, truth_table
+from laennec.writing import atomic_folder, atomic_write, refuse_other_files
+
+_WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
+_TRUTH_COLUMNS = (
+    "category",
+    "heart_sound",
+    "events",
+    "diagnosis",
+    "chest_location",
+    "device",
+    "sex",
+    "acquisition_mode",
+)
+
+
+@dataclass
+class Scored:
+    """Where the results of a scoring lie, and what they say."""
+
+    folder: Path
+    summary: str
+    evaluation: dict[str, Any]
+
+
+def load_model(
+    source: str | Path, base: str | None = None
+) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
+    """A model with its front end, from a run's folder, an exported folder or the Hub.
+
+    Raises:
+        InputError: There is no laennec model there, or its base is missing or another.
+    """
+    folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else source
+    if Path(source).is_dir() and not (Path(folder) / "config.json").exists():
+        raise InputError(
+            f"{source}: no model in this folder (no config.json); give a finished run, an exported folder or a Hub id"
+        )
+    if Path(source).is_dir() and not (Path(folder) / "preprocessor_config.json").exists():
+        raise InputError(
+            f"{folder}: has no preprocessor_config.json, the model's front end; get it from where the model came from, "
+            "or export the run again"
+        )
+    model = LaennecForAudioClassification.from_pretrained(folder, base=base or _base_of_run(Path(source)))
+    try:
+        extractor = LaennecFeatureExtractor.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
+        ) from error
+    if bool(extractor.context_cycles) != model.config.joins_context:
+        raise InputError(
+            f"{folder}: the model {'joins' if model.config.joins_context else 'does not join'} the neighbours of a "
+            f"cycle, but preprocessor_config.json says context_cycles {extractor.context_cycles}; export the run again"
+        )
+    _refuse_other_front_end(folder, model.config, extractor)
+    model.eval()
+    return model, extractor
+
+
+def _base_of_run(run: Path) -> str | None:
+    """The encoder's file or folder that a run was trained with by its own recipe; None where the config rules."""
+    try:
+        weights = read_record(run / "run.json")["config"]["encoder"]["weights"]
+        named = read_record(run / "model" / "config.json")["base_model_name_or_path"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return weights if isinstance(weights, str) and weights == named and Path(weights).exists() else None
+
+
+def _refuse_other_front_end(folder: str | Path, config: LaennecConfig, extractor: LaennecFeatureExtractor) -> None:
+    """Refuse a preprocessor_config.json that is not the one the model was trained with."""
+    rate, expected = config.sampling_rate, config.features_fingerprint
+    remedy = "get the model's own preprocessor_config.json again, or export the run again"
+    if rate is not None and rate != extractor.sampling_rate:
+        raise InputError(
+            f"{folder}: preprocessor_config.json says {extractor.sampling_rate} Hz, but the model was trained on "
+            f"{rate} Hz; {remedy}"
+        )
+    if expected is not None and expected != extractor.fingerprint():
+        raise InputError(
+            f"{folder}: preprocessor_config.json holds other settings than the model was trained with; {remedy}"
+        )
+
+
+def score(
+    source: str | Path,
+    *,
+    split: str = "test",
+    corpus: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    base: str | None = None,
+    command: str = "",
+    draws: int = 1000,
+    smoothing: str | float | None = None,
+    submission: str | Path | None = None,
+) -> Scored:
+    """Score a run or a model on one part of a corpus.
+
+    Args:
+        source: A run's folder, an exported model's folder or a Hub id.
+        split: Name of the part: "test", or "test_intra" and the like where a corpus has several.
+        corpus: Settings that replace those of the run's corpus (data_dir, or another corpus altogether).
+        out: Folder of the results; None: `evaluation-<split>` in the run's folder.
+        base: Where the base of a head-only model lies.
+        command: The literal command, for the record.
+        draws: Bootstrap draws.
+        smoothing: Also score the answers smoothed over each recording, beside those that are not: a strength from 0
+            to 1, "auto" to have the run's validation predictions choose it, or None.
+        submission: Folder for SPRSound's answer files; None for none.
+
+    Returns:
+        The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
+
+    Raises:
+        InputError: The part does not exist, the corpus is not the run's, or data or model cannot be read.
+    """
+    run_path = Path(source) / "run.json"
+    run = read_run(run_path) if run_path.exists() else None
+    if run is not None:
+        run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
+    recipe = recipe_of(source, run, corpus)
+    if run is None and out is None:
+        raise InputError("a model outside its run needs an output folder: pass --out DIR")
+    folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
+    refuse_other_files(folder, _WRITTEN, "choose another --out")
+    parse_smoothing(smoothing)
+    timings = Timings()
+    with timings.measure("evaluation"):
+        model, extractor = load_model(source, base)
+        parts = load_parts(recipe)
+        origin = provenance(parts)
+        smooth = resolve_smoothing(smoothing, source, model)
+        check_split(run, recipe, origin)
+        refuse_lost_neighbours(parts, origin.get("protocol"), extractor.context_cycles)
+        if split not in parts:
+            raise InputError(
+                f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"
+            )
+        check_model_fits(recipe, run, model, extractor, parts[split])
+        predictions, embeddings, part = answer_part(model, extractor, parts[split], split, recipe)
+        names, column = model.config.label_names, recipe.target.column
+        predictions = predictions.assign(**sound_facts(part.table, extractor.sampling_rate, recipe))
+        learned = _learned(parts, extractor, recipe, names)
+        evaluation = evaluate_predictions(
+            predictions,
+            **reading_of(model),
+            train_table=learned,
+            n_draws=draws,
+        )
+        # of a part of a corpus that has no training part its own lengths, for nothing is fitted to them
+        seconds = blind_length_s(parts.get("train", part.table))
+        stretches, _, _ = answer_part(model, extractor, centred(part.table, seconds), split, recipe)
+        evaluation["duration_blind"] = duration_blind(stretches, seconds, reading_of(model))
+        official = official_tasks(model, extractor, recipe, split, predictions, embeddings, part.table)
+        evaluation["official"] = official_scores(official)
+        if smooth is not None:
+            evaluation["smoothing"] = compare(smooth, model, predictions, draws)
+            after = smooth_predictions(predictions, names, smooth.strength)
+            predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
+    evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
+    evaluation["geometry"] = _geometry(embeddings, part.table, column)
+    record = _record(run, source, recipe, origin, split, command, timings, smooth)
+    _write(folder, record, evaluation, predictions, run_path, run)
+    if submission is not None:
+        write_submission(official, submission)
+    lines = "\n".join(official_lines(evaluation["official"]))
+    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}{lines and chr(10)}{lines}"
+    if smooth is not None:
+        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
+    return Scored(folder, summary, evaluation)
+
+
+def _learned(parts: Any, extractor: Any, recipe: Recipe, names: list[str]) -> Any:
+    """The training part's truth with what shortcuts look at; None where the protocol has no training part."""
+    if "train" not in parts:
+        return None
+    table = parts["train"]
+    truth = truth_table(table, "train", recipe.target.column, names)
+    return truth.assign(**sound_facts(table, extractor.sampling_rate, recipe))
+
+
+def _record(
+    run: dict[str, Any] | None,
+    source: str | Path,
+    recipe: Recipe,
+    origin: dict[str, Any],
+    split: str,
+    command: str,
+    timings: Timings,
+    smooth: Smoothing | None,
+) -> dict[str, Any]:
+    """The record of this scoring; a run also counts it among its evaluations."""
+    evaluated = {
+        "split": split,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "corpus": {"name": recipe.corpus.name, "fingerprint": origin.get("corpus_fingerprint"), "provenance": origin},
+        "versions": versions(),
+        "hardware": hardware(),
+        "timings": timings.seconds,
+    }
+    if run is not None:
+        looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
+        if smooth is not None:
+            looked["smoothing"] = smooth.strength
+        run["evaluations"] = [*run.get("evaluations", []), looked]
+    trained = run or _no_run(source, recipe)
+    return {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
+
+
+def _heading(record: dict[str, Any], split: str) -> str:
+    """What the printed numbers were made on: no number leaves without it."""
+    corpus, origin = record["corpus"], record["corpus"]["provenance"]
+    first, *notes = provenance_lines(corpus["name"], origin, split)
+    selection = (
+        f"selection set: {record.get('selection_set')}; seed {seeds_of(record)}, split seed {origin.get('seed')}"
+    )
+    lines = [first, selection, *notes]
+    same = (record.get("trained_on") or {}).get("name") == corpus["name"]
+    if same and (owes := heard_before(split, record.get("selection_set"))):
+        lines.append(f"note: part {split} {owes}; its scores are no estimate for new patients")
+    if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
+        lines.append(f"note: this run was scored {times} times on {split}")
+    return "\n".join(lines)
+
+
+def provenance_lines(name: str, origin: dict[str, Any], split: str) -> list[str]:
+    """Corpus, protocol and part with their fingerprints in one line; then stamp and leaks, a line each.
+
+    Args:
+        name: The corpus.
+        origin: Its provenance.
+        split: The part.
+    """
+    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
+    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}"]
+    if origin.get("stamp"):
+        lines.append(f"note: {origin['stamp']}")
+    return lines + [f"leak: {line}" for line in origin.get("leaks") or []]
+
+
+def answer_part(
+    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
+) -> tuple[Any, NDArray[np.float32], Part]:
+    """The predictions table of a part, its embeddings (cycles, dim), and the part."""
+    names = model.config.label_names
+    part = make_part(split, table, recipe, extractor, names, False)
+    model.to(training_device())  # type: ignore[arg-type]
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
+    truth = truth_table(part.table, split, recipe.target.column, names)
+    return predictions_table(model, truth, embeddings), embeddings, part
+
+
+def _write(
+    folder: Path, record: dict[str, Any], evaluation: dict[str, Any], predictions: Any, run_path: Path, run: Any
+) -> None:
+    """Write the results, whole or not at all, and count the scoring in the run's own record."""
+    with contextlib.ExitStack() as counted, atomic_folder(folder) as temporary:
+        with atomic_write(temporary / "predictions.parquet", "wb") as file:
+            predictions.to_parquet(file)
+        write_record(temporary / "metrics.json", evaluation)
+        write_record(temporary / "run.json", record)
+        write_report(temporary, record, evaluation, predictions)
+        if run is not None:
+            looked = run["evaluations"][-1]
+            if folder.parent.resolve() == run_path.parent.resolve():  # a card speaks of the parts scored in the run
+                evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
+                looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
+            counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
+
+
+def _no_run(source: str | Path, recipe: Recipe) -> dict[str, Any]:
+    """What stands for the run record of a model that came alone."""
+    unknown = "unknown: the model came without its run record"
+    return {"name": str(source), "config": recipe.to_dict(), "selection_set": unknown}
+
+
+def _own_operating_points(model: LaennecForAudioClassification) -> dict[str, Any] | None:
+    """The operating point that a model carries in its config."""
+    config = model.config
+    numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
+    found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
+    return {name: values for name, values in found.items() if values} or None
+
+
+def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:
+    """How far apart the four classes, or the corpus' own, lie over the cycles whose class is known."""
+    own = class_names(table, column or "label")
+    classes = FOUR_CLASSES if column in (None, "label") or not own else tuple(own)
+    labels = column_of(table, column if column and classes is not FOUR_CLASSES else "label")
+    known = [row for row, label in enumerate(labels) if label is not None]
+    if not known:
+        return None
+    return dict(class_distances(embeddings[known], [classes[labels[row]] for row in known], classes))
+
+
+def check_model_fits(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
+    """Take from the model what it was trained to answer and how its recordings were filtered."""
+    settings = extractor.recording_filter
+    recipe.features.filter_kind = settings["kind"] if settings else None
+    if settings:
+        cutoff = settings["cutoff_hz"]
+        recipe.features.filter_cutoff_hz = list(cutoff) if isinstance(cutoff, list | tuple) else cutoff
+        recipe.features.filter_order = settings["order"]
+    if run is None:
+        recipe.target.problem_type = "multi_label" if model.config.is_multi_label else "single_label"
+        recipe.target.names = model.config.label_names
+        recipe.target.column = _truth_column(recipe, table)
+
+
+def _truth_column(recipe: Recipe, table: Any) -> str | None:
+    """The column of a cycle table that holds the truth for a model's labels; None for classes and flags."""
+    names = set(recipe.target.names)
+    if recipe.target.problem_type == "multi_label":
+        return None if names <= set(table.column_names) else "events"
+    if names <= set(FOUR_CLASSES):
+        return None
+    for column in _TRUTH_COLUMNS:
+        if column not in table.column_names:
+            continue
+        if classes := class_names(table, column):
+            values = set(classes)
+        else:
+            values = {str(v[0] if isinstance(v, list) else v) for v in column_of(table, column) if v}
+        if values and values <= names:
+            return column
+    raise InputError(
+        f"{recipe.corpus.name}: no column holds the truth for the labels {', '.join(sorted(names))}; "
+        "evaluate on a corpus with these labels"
+    )
+
+
+def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
+    """The settings that say which data to read: the run's, or the given corpus."""
+    if run is None and not (corpus or {}).get("name"):
+        raise InputError(
+            f"{source}: no run.json there, so this is no run; check the folder, or for a model outside its run "
+            "say what to score it on: --corpus NAME --data-dir DIR"
+        )
+    recipe = recipe_from_dict(run["config"], "run.json") if run else Recipe()
+    given = {k: v for k, v in (corpus or {}).items() if v is not None}
+    if given.get("name", recipe.corpus.name) != recipe.corpus.name:
+        recipe.corpus = type(recipe.corpus)()
+    for key, value in given.items():
+        setattr(recipe.corpus, key, value)
+    named = recipe.corpus.data_dir
+    if recipe.corpus.name == "synthetic" and "data_dir" not in given and named and not Path(named).exists():
+        # it would be written there, at a place that a record names and nobody asked for
+        raise InputError(f"{named}: the run's corpus is not there any more; say where it is: --data-dir DIR")
+    return recipe
+
+
+def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, Any]) -> None:
+    """Refuse to score a run on a split that is not the one it was trained on."""
+    if run is None or recipe.corpus.name != run["corpus"]["name"]:
+        return
+    trained = run["corpus"]["provenance"]
+    here, there = (str(o.get("split_fingerprint"))[:12] for o in (origin, trained))
+    if origin.get("split_fingerprint") != trained.get("split_fingerprint") and not _same_training(origin, trained):
+        raise InputError(
+            f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
+            f"(split {here}, trained on {there}): training cycles could be in the scored part; give the same data and "
+            "protocol"
+        )
+
+
+def _same_training(here: dict[str, Any], trained: dict[str, Any]) -> bool:
+    """Whether a corpus differs only in its test parts: some have come since, or they lie there alone.
+
+    SPRSound publishes its parts one by one; the training part, where it is there, has to be the one that was seen.
+    """
+    own, known = (origin.get("part_fingerprints") or {} for origin in (here, trained))
+    if here.get("protocol") != "sprsound-official" or trained.get("protocol") != "sprsound-official" or not known:
+        return False
+    return all(own[name] == known.get(name) for name in ("train", "validation") if name in own)

@@ -1,0 +1,210 @@
+"""What a recipe owes to whom.
+
+Decisions: one table, BibTeX, and of it only what the recipe used; the losses carry their own citation. Identifiers
+(DOI, arXiv) stand only where they were looked up.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_BIB: dict[str, str] = {
+    "sprsound": """@article{zhang2022sprsound,
+  title={SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database},
+  author={Zhang, Qing and others},
+  journal={IEEE Transactions on Biomedical Circuits and Systems},
+  volume={16},
+  number={5},
+  pages={867--881},
+  year={2022},
+  doi={10.1109/TBCAS.2022.3204910}
+}""",
+    "icbhi2017": """@article{rocha2019open,
+  title={An open access database for the evaluation of respiratory sound classification algorithms},
+  author={Rocha, Bruno M. and others},
+  journal={Physiological Measurement},
+  volume={40},
+  number={3},
+  pages={035001},
+  year={2019},
+  doi={10.1088/1361-6579/ab03ea}
+}""",
+    "physionet2016": """@article{liu2016open,
+  title={An open access database for the evaluation of heart sound algorithms},
+  author={Liu, Chengyu and others},
+  journal={Physiological Measurement},
+  volume={37},
+  number={12},
+  pages={2181--2213},
+  year={2016}
+}""",
+    "mobilenet": """@inproceedings{schmid2023efficient,
+  title={Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation},
+  author={Schmid, Florian and Koutini, Khaled and Widmer, Gerhard},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2023}
+}""",
+    "audioset": """@inproceedings{gemmeke2017audioset,
+  title={Audio Set: An ontology and human-labeled dataset for audio events},
+  author={Gemmeke, Jort F. and others},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2017}
+}""",
+    "ast": """@inproceedings{gong2021ast,
+  title={AST: Audio Spectrogram Transformer},
+  author={Gong, Yuan and Chung, Yu-An and Glass, James},
+  booktitle={Interspeech},
+  year={2021}
+}""",
+    "beats": """@inproceedings{chen2023beats,
+  title={BEATs: Audio Pre-Training with Acoustic Tokenizers},
+  author={Chen, Sanyuan and others},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2023}
+}""",
+    "whisper": """@inproceedings{radford2023robust,
+  title={Robust Speech Recognition via Large-Scale Weak Supervision},
+  author={Radford, Alec and Kim, Jong Wook and Xu, Tao and Brockman, Greg and McLeavey, Christine and Sutskever, Ilya},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2023}
+}""",
+    "wav2vec2": """@inproceedings{baevski2020wav2vec,
+  title={wav2vec 2.0: A Framework for Self-Supervised Learning of Speech Representations},
+  author={Baevski, Alexei and Zhou, Henry and Mohamed, Abdelrahman and Auli, Michael},
+  booktitle={Advances in Neural Information Processing Systems (NeurIPS)},
+  year={2020}
+}""",
+    "hubert": """@article{hsu2021hubert,
+  title={HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units},
+  author={Hsu, Wei-Ning and others},
+  journal={IEEE/ACM Transactions on Audio, Speech, and Language Processing},
+  year={2021}
+}""",
+    "wavlm": """@article{chen2022wavlm,
+  title={WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing},
+  author={Chen, Sanyuan and others},
+  journal={IEEE Journal of Selected Topics in Signal Processing},
+  year={2022}
+}""",
+    "data2vec-audio": """@inproceedings{baevski2022data2vec,
+  title={data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language},
+  author={Baevski, Alexei and others},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2022}
+}""",
+    "unispeech": """@inproceedings{wang2021unispeech,
+  title={UniSpeech: Unified Speech Representation Learning with Labeled and Unlabeled Data},
+  author={Wang, Chengyi and others},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2021}
+}""",
+    "unispeech-sat": """@inproceedings{chen2022unispeechsat,
+  title={UniSpeech-SAT: Universal Speech Representation Learning with Speaker Aware Pre-Training},
+  author={Chen, Sanyuan and others},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2022}
+}""",
+    "wav2vec2-bert": """@article{seamless2023,
+  title={Seamless: Multilingual Expressive and Streaming Speech Translation},
+  author={{Seamless Communication} and others},
+  year={2023}
+}""",
+    "clap": """@inproceedings{wu2023clap,
+  title={Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentation},
+  author={Wu, Yusong and others},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2023}
+}""",
+    "lora": """@inproceedings{hu2022lora,
+  title={LoRA: Low-Rank Adaptation of Large Language Models},
+  author={Hu, Edward J. and others},
+  booktitle={International Conference on Learning Representations (ICLR)},
+  year={2022}
+}""",
+    "mixup": """@inproceedings{zhang2018mixup,
+  title={mixup: Beyond Empirical Risk Minimization},
+  author={Zhang, Hongyi and Cisse, Moustapha and Dauphin, Yann N. and Lopez-Paz, David},
+  booktitle={International Conference on Learning Representations (ICLR)},
+  year={2018}
+}""",
+    "lungmix": """@article{ge2024lungmix,
+  title={Lungmix: A Mixup-Based Strategy for Generalization in Respiratory Sound Classification},
+  author={Ge, Shijia and others},
+  year={2024}
+}""",
+    "spec_augment": """@inproceedings{park2019specaugment,
+  title={SpecAugment: A Simple Data Augmentation Method for Automatic Speech Recognition},
+  author={Park, Daniel S. and others},
+  booktitle={Interspeech},
+  year={2019}
+}""",
+    "pretrain": """@article{soni2022contrastive,
+  title={Contrastive learning of heart and lung sounds for label-efficient diagnosis},
+  author={Soni, Pratham N. and Shi, Siyu and Sriram, Pranav R. and Ng, Andrew Y. and Rajpurkar, Pranav},
+  journal={Patterns},
+  year={2022}
+}""",
+    "sam": """@inproceedings{foret2021sam,
+  title={Sharpness-Aware Minimization for Efficiently Improving Generalization},
+  author={Foret, Pierre and Kleiner, Ariel and Mobahi, Hossein and Neyshabur, Behnam},
+  booktitle={International Conference on Learning Representations (ICLR)},
+  year={2021}
+}""",
+    "temperature": """@inproceedings{guo2017calibration,
+  title={On Calibration of Modern Neural Networks},
+  author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2017}
+}""",
+    "platt": """@incollection{platt1999probabilistic,
+  title={Probabilistic Outputs for Support Vector Machines and Comparisons to Regularized Likelihood Methods},
+  author={Platt, John C.},
+  booktitle={Advances in Large Margin Classifiers},
+  year={1999}
+}""",
+}
+
+
+def citations_of(run: Mapping[str, Any]) -> list[str]:
+    """BibTeX entries of what a run used, corpus first, each once.
+
+    Args:
+        run: The run record.
+    """
+    config = run["config"]
+    corpus, encoder, augment = config["corpus"]["name"], config["encoder"], config.get("augment") or {}
+    keys = [corpus, encoder["type"]]
+    if encoder["type"] in ("mobilenet", "ast", "beats") and encoder.get("weights") and not run.get("pretraining"):
+        keys.append("audioset")
+    if encoder.get("trainable") == "lora":
+        keys.append("lora")
+    entries = [_BIB[key] for key in keys if key in _BIB] + _of_losses(config)
+    mix = augment.get("mix") or {}
+    keys = [mix["method"]] if mix else []
+    keys += ["lungmix"] if mix.get("labels") == "lungmix" else []
+    keys += ["spec_augment"] if augment.get("spec") else []
+    keys += ["pretrain"] if run.get("pretraining") else []
+    keys += ["sam"] if config["train"].get("sam_rho") is not None else []
+    fitted = run.get("operating_points") or {}
+    keys.append(fitted.get("calibration") or ("temperature" if fitted.get("temperatures") else ""))
+    entries += [_BIB[key] for key in keys if key in _BIB]
+    return list(dict.fromkeys(entries))
+
+
+def _of_losses(config: Mapping[str, Any]) -> list[str]:
+    """The citations that the losses carry themselves."""
+    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, HybridLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
+
+    loss, found = config["loss"], []
+    if loss["task"] == "focal":
+        found.append(FocalLoss.citation)
+    for name, given in (loss.get("auxiliary") or {}).items():
+        kind = (given or {}).get("loss", name)
+        found.append(str(getattr(AUXILIARY_LOSSES.get(kind), "citation", "") or ""))
+        if kind == "supcon" and loss.get("task_views") == "all":
+            found.append(HybridLoss.citation)
+    if config["encoder"]["type"] == "cnn":
+        found.append(TupletContrastiveLoss.citation)
+    mix = (config.get("augment") or {}).get("mix") or {}
+    if mix.get("method") == "patch_mix":
+        found.append(PatchMixContrastiveLoss.citation)
+    return [entry for entry in found if entry]

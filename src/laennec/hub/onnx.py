@@ -1,0 +1,354 @@
+"""A run as one file that runs without Python's torch, from the sound to the calibrated probabilities.
+
+Decisions: the front end is part of the file, so that nobody can serve the model with other features. It takes
+waveforms at the model's rate with their lengths, in batches of any size and length, and gives logits and calibrated
+probabilities; thresholds, and the filter that recordings go through before (a recursion over the whole recording, which
+is no work for a graph), stand in onnx.json. What was written is run in onnxruntime and compared. In an int8 file
+the model's weights are bytes and its front end's are not. Dense layers compute with them; convolutions compute in
+float, and small ones keep their floats: bytes all the way through cost a frozen mobilenet 0.11 of crackle AUROC on
+SPRSound's validation patients. What an int8 file costs is measured on the run's validation cycles, never on a test
+part, and stands in onnx.json.
+"""
+
+import contextlib
+import importlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.graph import GraphFrontEnd
+from laennec.corpora.base import column_of
+from laennec.errors import InputError
+from laennec.evaluation.metrics import auroc
+from laennec.evaluation.predictions import read_predictions
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.embeddings import length_batches
+from laennec.training.record import read_record, versions, write_record
+
+OPSET = 18
+TOLERANCE = 1e-4
+FLOAT_FILE, INT8_FILE, FACTS_FILE = "model.onnx", "model_int8.onnx", "onnx.json"
+_PREDICTIONS = "predictions-validation.parquet"
+_INPUTS = {"waveforms": "float32 (batch, samples), at sampling_rate", "lengths": "int64 (batch,), samples of each"}
+_OUTPUTS = {
+    "logits": "float32 (batch, labels), before calibration",
+    "probabilities": "float32 (batch, labels), calibrated: sigmoid or softmax of logit / temperature + intercept",
+}
+# kernels this small save nothing as bytes, and the first of them costs most (0.019 of crackle AUROC there)
+_FEW_WEIGHTS = 4096
+_LARGEST_FILE = 1_900_000_000  # what one file of this format can hold
+# several lengths, batches and amounts of padding: (seconds of each sound)
+_TRIED: tuple[tuple[float, ...], ...] = ((0.6,), (2.7, 1.1, 0.5), (11.3, 10.0), (1.0, 1.0, 0.9, 0.4, 0.8))
+
+
+class _Whole(nn.Module):
+    """Front end, model and calibration in one."""
+
+    def __init__(self, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
+        super().__init__()
+        self.front, self.model = GraphFrontEnd(extractor), model
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        values, mask = self.front(waveforms, lengths)
+        logits = self.model.head(self.model.embed(values, mask))
+        return logits, self.model.probabilities(logits)
+
+
+class OnnxModel:
+    """An exported file, ready for sounds.
+
+    Args:
+        path: The .onnx file.
+        min_samples: What shorter sounds are filled up to in a batch.
+    """
+
+    def __init__(self, path: str | Path, min_samples: int = 1) -> None:
+        onnxruntime = _package("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._min_samples = min_samples
+
+    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and probabilities, (sounds, labels) each, of one batch of waveforms (samples,)."""
+        lengths = np.array([len(w) for w in waveforms], np.int64)
+        batch = np.zeros((len(waveforms), max(int(lengths.max()), self._min_samples)), np.float32)
+        for row, waveform in zip(batch, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        logits, probabilities = self._session.run(None, {"waveforms": batch, "lengths": lengths})
+        return logits, probabilities
+
+
+def write_onnx(
+    folder: Path,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    run: str | Path,
+    int8: bool = False,
+) -> dict[str, Any]:
+    """Write the file and what is to be known of it, and compare it with the model.
+
+    Args:
+        folder: Where to.
+        model: The model, adapters merged; it is not used any further afterwards.
+        extractor: Its front end.
+        run: What errors name, and for int8 the folder of the run.
+        int8: Whether the weights become bytes.
+
+    Returns:
+        What onnx.json says.
+
+    Raises:
+        InputError: A model that joins context, an encoder that cannot be exported, packages that are missing, answers
+            that differ, or an int8 file of a run whose validation cycles are not to be had.
+    """
+    if model.config.joins_context:
+        raise InputError(
+            f"{run}: no ONNX export: the model joins a cycle's neighbours (features.context_cycles); use --format full"
+        )
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        _package(name)
+    if int8 and not (Path(run) / _PREDICTIONS).is_file():
+        raise InputError(f"{run}: what int8 costs is measured on a run's validation cycles; give a finished run")
+    model = model.eval().requires_grad_(False)
+    path = folder / FLOAT_FILE
+    _export(model, extractor, path, run)
+    apart = _compare(path, model, extractor)
+    facts = _facts(model, extractor, apart)
+    if int8:
+        _quantise(path, folder / INT8_FILE)
+        facts["file"] = INT8_FILE
+        facts["int8"] = _loss(folder, model, extractor, Path(run))
+        for part in folder.glob(f"{FLOAT_FILE}*"):
+            part.unlink()
+    write_record(folder / FACTS_FILE, facts)
+    return facts
+
+
+def _export(
+    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, path: Path, run: str | Path
+) -> None:
+    """Write the graph."""
+    # a frozen encoder turns gradients off half way, which no graph holds
+    frozen, model.config.frozen_encoder = model.config.frozen_encoder, False
+    rate, shortest = extractor.sampling_rate, extractor.front.min_samples
+    sounds = torch.zeros(2, 3 * rate).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([3 * rate, 2 * rate])
+    batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=2 * shortest)
+    try:
+        # with gradients on, convolutions and their normalisations stay apart, and the exporter joins them for good
+        with _quiet(), torch.enable_grad():
+            program: Any = torch.onnx.export(
+                _Whole(model, extractor).eval(),
+                (sounds, lengths),
+                dynamo=True,
+                dynamic_shapes={"waveforms": {0: batch, 1: samples}, "lengths": {0: batch}},
+                input_names=list(_INPUTS),
+                output_names=list(_OUTPUTS),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises what it likes for an operation that it does not know
+        deepest: BaseException = error
+        while deepest.__cause__ is not None:  # the exporter says what to do first, and what happened last
+            deepest = deepest.__cause__
+        reason = next((line.strip() for line in str(deepest).splitlines() if line.strip()), type(deepest).__name__)
+        raise InputError(
+            f"{run}: no ONNX export of {type(model.encoder).__name__}: {reason[:160]}; use --format full"
+        ) from error
+    finally:
+        model.config.frozen_encoder = frozen
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    program.save(str(path), external_data=size > _LARGEST_FILE)
+
+
+def _compare(path: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> float:
+    """How far the file's logits are from the model's, at most; more than the tolerance is refused."""
+    runs = OnnxModel(path, 2 * extractor.front.min_samples)
+    draw = np.random.Generator(np.random.Philox(key=4))
+    rate = extractor.sampling_rate
+    apart, largest = 0.0, 1.0
+    for seconds in _TRIED:
+        sounds = [0.1 * draw.standard_normal(round(s * rate)).astype(np.float32) for s in seconds]
+        sounds = [s for s in sounds if extractor.frames(len(s)) > 0]
+        with torch.inference_mode():
+            wanted = model(**extractor(sounds, sampling_rate=rate)).logits.numpy()
+        apart = max(apart, float(np.abs(runs(sounds)[0] - wanted).max()))
+        largest = max(largest, float(np.abs(wanted).max()))
+    if not apart <= TOLERANCE * largest:
+        raise InputError(
+            f"{path}: the ONNX file gives other logits than the run ({apart:.2e} apart); nothing was exported; use "
+            "--format full"
+        )
+    return apart
+
+
+def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, apart: float) -> dict[str, Any]:
+    """What somebody who runs the file must know."""
+    config = model.config
+    known = versions()
+    return {
+        "file": FLOAT_FILE,
+        "opset": OPSET,
+        "inputs": _INPUTS,
+        "outputs": _OUTPUTS,
+        "labels": config.label_names,
+        "problem_type": config.problem_type,
+        "sampling_rate": extractor.sampling_rate,
+        "min_samples": extractor.front.min_samples,
+        "pad_samples_to": 2 * extractor.front.min_samples,
+        "recording_filter": extractor.recording_filter,
+        "temperatures": {name: config.temperatures.get(name, 1.0) for name in config.label_names},
+        "intercepts": {name: config.intercepts.get(name, 0.0) for name in config.label_names},
+        "thresholds": {name: config.thresholds.get(name, 0.5) for name in config.label_names},
+        "front_end": "inside the file; its settings are in preprocessor_config.json",
+        "largest_difference_of_logits": apart,
+        "made_with": {name: known[name] for name in ("laennec", "torch") if name in known},
+    }
+
+
+def _quantise(source: Path, target: Path) -> None:
+    """The same graph with the model's weights as bytes; the front end keeps its own."""
+    onnx = _package("onnx")
+    quantization = _package("onnxruntime.quantization")
+    model = onnx.load(str(source))
+    del model.graph.value_info[:]  # the exporter's optimiser leaves shapes from before it behind
+    _convolutions_as_bytes(model.graph)
+    first = [node.name for node in model.graph.node if any(name.startswith("front.") for name in node.input)]
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # it advises to pre-process, which the exporter has done
+    try:
+        quantization.quantize_dynamic(
+            model,
+            str(target),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            weight_type=quantization.QuantType.QUInt8,
+            per_channel=True,
+            nodes_to_exclude=first,
+        )
+    finally:
+        logger.setLevel(before)
+
+
+def _convolutions_as_bytes(graph: Any) -> None:
+    """Keep the weights of convolutions as bytes with a scale for each output channel, in place."""
+    onnx = _package("onnx")
+    kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
+    made = []
+    for tensor in [t for t in graph.initializer if t.name in kernels and t.data_type == onnx.TensorProto.FLOAT]:
+        weight = onnx.numpy_helper.to_array(tensor)
+        if weight.size < _FEW_WEIGHTS:
+            continue
+        scale = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-12).astype(np.float32) / 127
+        rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
+        values = {
+            f"{tensor.name}.bytes": np.round(weight / rows).astype(np.int8),
+            f"{tensor.name}.scale": scale,
+            f"{tensor.name}.zero": np.zeros(len(weight), np.int8),
+        }
+        graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
+        made.append(
+            onnx.helper.make_node("DequantizeLinear", list(values), [tensor.name], f"{tensor.name}.float", axis=0)
+        )
+        graph.initializer.remove(tensor)
+    for node in reversed(made):
+        graph.node.insert(0, node)
+
+
+def _loss(
+    folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, run: Path
+) -> dict[str, Any]:
+    """AUROC of each label on the run's validation cycles, in float and as bytes, and their difference."""
+    sounds, predictions = _validation(run, model, extractor)
+    names = model.config.label_names
+    scores = {}
+    for kind, file in (("float", FLOAT_FILE), ("int8", INT8_FILE)):
+        logits = _answers(OnnxModel(folder / file, 2 * extractor.front.min_samples), sounds)
+        table = predictions.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(names)})
+        answers = read_predictions(
+            table,
+            problem_type="multi_label" if model.config.is_multi_label else "single_label",
+            label_names=names,
+            temperatures=model.config.temperatures,
+        )
+        scores[kind] = {
+            name: auroc(answers.truth[:, i], answers.logits[:, i]) for i, name in enumerate(answers.label_names)
+        }
+    return {
+        "part": "validation",
+        "cycles": len(sounds),
+        "auroc_float": scores["float"],
+        "auroc_int8": scores["int8"],
+        "auroc_loss": {name: scores["float"][name] - value for name, value in scores["int8"].items()},
+        "bytes_float": (folder / FLOAT_FILE).stat().st_size,
+        "bytes_int8": (folder / INT8_FILE).stat().st_size,
+    }
+
+
+def _validation(
+    run: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
+) -> tuple[list[NDArray[np.float32]], Any]:
+    """The waveforms of a run's validation cycles, and their predictions table in the same order."""
+    import pandas as pd
+
+    from laennec.corpora import provenance
+    from laennec.evaluation.evaluate import check_split, recipe_of
+    from laennec.training.parts import load_parts, make_part
+
+    path = run / _PREDICTIONS
+    record = read_record(run / "run.json")
+    recipe = recipe_of(run, record, None)
+    parts = load_parts(recipe)
+    check_split(record, recipe, provenance(parts))
+    part = make_part("validation", parts["validation"], recipe, extractor, model.config.label_names, False)
+    predictions = pd.read_parquet(path).set_index("cycle_id")
+    ids = column_of(part.table, "cycle_id")
+    if missing := sorted(set(ids) ^ set(predictions.index)):
+        raise InputError(f"{path}: not the validation cycles of this corpus ({missing[0]}); train the run again")
+    return [part.dataset.sound(row) for row in range(len(ids))], predictions.loc[ids].reset_index()
+
+
+def _answers(runs: OnnxModel, sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Logits (sounds, labels), in batches of like length."""
+    logits: NDArray[np.float32] | None = None
+    for rows in length_batches([len(s) for s in sounds]):
+        values, _ = runs([sounds[row] for row in rows])
+        if logits is None:
+            logits = np.empty((len(sounds), values.shape[1]), np.float32)
+        logits[rows] = values
+    assert logits is not None  # a run has validation cycles
+    return logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes for developers to itself."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def _package(name: str) -> Any:
+    """A package of the onnx extra."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"ONNX needs the package {name.split('.')[0]}, which is not installed; pip install 'laennec[onnx]'"
+        ) from error

@@ -1,0 +1,262 @@
+"""A recording's sound and its answers in one picture.
+
+Decisions: above the spectrogram up to 2 kHz, where lung sounds lie, as the model hears it (filtered, resampled);
+below each label's probability with its threshold, and what is present as bars. The spectrogram is gathered while the
+recording goes by, its columns averaged in pairs whenever they become more than a picture can show, so that hours cost
+no more than minutes. Lines of breath cycles are left out where they would fill the picture.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+from laennec.audio.recording import Waveform
+from laennec.audio.streaming import RecordingStream
+from laennec.evaluation.picture_style import HAIR, INK, QUIET, label_colour
+from laennec.evaluation.pictures import save_picture
+from laennec.inference.outputs import Timeline, marks
+
+_TOP_HZ = 2000.0
+_HEART_HZ = 100.0
+_FRAME_S = 0.064
+_MOST_COLUMNS = 1600
+_MOST_BINS = 160
+_RANGE_DB = 55.0
+_MOST_LINES, _MOST_DOTS, _MOST_POINTS = 80, 120, 1200
+_MOST_LABELS = 6
+_STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
+
+FloatArray = NDArray[np.float32]
+
+
+class Spectrogram:
+    """The mean power of a recording in columns of equal length, gathered from its blocks.
+
+    Attributes:
+        columns: (columns, bins), mean power.
+        column_s: Length of a column in seconds.
+        top_hz: Upper edge of the highest bin.
+    """
+
+    def __init__(self) -> None:
+        self.columns: FloatArray = np.zeros((0, 0), np.float32)
+        self.column_s = 0.0
+        self.top_hz = 0.0
+        self._sound: Waveform = np.zeros(0, np.float32)
+        self._frames: FloatArray = np.zeros((0, 0), np.float32)  # not yet enough of them for a column
+        self._per_column = 1
+        self._size = 0
+
+    def add(self, stream: RecordingStream, block: Waveform) -> None:
+        """Take in the next block of sound."""
+        rate = stream.sampling_rate
+        if not self._size:
+            self._size = max(2 ** round(np.log2(_FRAME_S * rate)), 8)
+            bins = min(self._size // 2, int(_TOP_HZ / rate * self._size))
+            self.top_hz = bins * rate / self._size
+            self.columns = np.zeros((0, bins), np.float32)
+            self._frames = np.zeros((0, bins), np.float32)
+        hop = self._size // 2
+        self.column_s = self._per_column * hop / rate
+        sound = np.concatenate([self._sound, block])
+        frames = max((len(sound) - self._size) // hop + 1, 0)
+        if frames:
+            windows = np.lib.stride_tricks.sliding_window_view(sound, self._size)[: frames * hop : hop]
+            taper = np.hanning(self._size).astype(np.float32)
+            spectrum = np.fft.rfft(windows * taper)[:, : self.columns.shape[1]]
+            self._gather((spectrum.real**2 + spectrum.imag**2).astype(np.float32))
+            self.column_s = self._per_column * hop / rate
+        self._sound = sound[frames * hop :]
+
+    def _gather(self, power: FloatArray) -> None:
+        power = np.concatenate([self._frames, power])
+        while True:
+            columns = len(power) // self._per_column
+            whole = power[: columns * self._per_column].reshape(columns, self._per_column, power.shape[1])
+            whole = whole.mean(1) if columns else self.columns[:0]
+            if len(self.columns) + columns <= _MOST_COLUMNS:
+                break
+            if len(self.columns) % 2:  # the odd one goes back among the frames
+                power = np.concatenate([np.repeat(self.columns[-1:], self._per_column, 0), power])
+                self.columns = self.columns[:-1]
+            self.columns = (self.columns[::2] + self.columns[1::2]) * np.float32(0.5)
+            self._per_column *= 2
+        self.columns = np.concatenate([self.columns, whole], dtype=np.float32)
+        self._frames = power[columns * self._per_column :]
+
+    def level_db(self) -> FloatArray:
+        """Level below the loudest above 100 Hz, (bins, columns), at most so many bins as a picture shows."""
+        power = self.columns
+        if not power.size:
+            return np.zeros((1, 1), np.float32)
+        # heart and handling lie below, and would leave the lungs in the dark
+        first = min(int(_HEART_HZ / max(self.top_hz, 1.0) * power.shape[1]), power.shape[1] - 1)
+        loudest = max(float(np.percentile(power[:, first:], 99.8)), 1e-20)
+        together = -(-power.shape[1] // _MOST_BINS)
+        if together > 1:
+            bins = power.shape[1] // together
+            power = power[:, : bins * together].reshape(len(power), bins, together).mean(2)
+        return np.asarray(np.clip(10 * np.log10(power / loudest + 1e-12), -_RANGE_DB, 0).T, dtype=np.float32)
+
+
+def write_picture(path: Path, timeline: Timeline, spectrogram: Spectrogram) -> Path:
+    """Write the picture of one recording as PNG.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    return save_picture(timeline_figure(timeline, spectrogram), path)
+
+
+def timeline_figure(timeline: Timeline, spectrogram: Spectrogram) -> Figure:
+    """Spectrogram, probabilities and what is present, one above the other over the same time."""
+    labels = _shown_labels(timeline)
+    duration_s = timeline["duration_s"]
+    figure = Figure(figsize=(12.0, 5.0 + 0.22 * len(labels)), dpi=160, layout="constrained", facecolor="white")
+    heights = [3.0, 1.9, 0.28 * len(labels) + 0.1]
+    sound, chances, bars = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axes in (sound, chances, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(QUIET)
+        axes.tick_params(colors=QUIET, labelsize=9, labelcolor=INK)
+    _draw_sound(figure, sound, spectrogram, duration_s)
+    _draw_chances(chances, timeline, labels)
+    _draw_bars(bars, timeline, labels)
+    _draw_cycles((sound, chances, bars), timeline)
+    step = next((s for s in _STEPS_S if duration_s / s <= 14), _STEPS_S[-1])
+    ticks = np.arange(0, duration_s + 1e-9, step) if duration_s >= 1 else np.linspace(0, duration_s, 5)
+    bars.set(xlim=(0, duration_s), xticks=ticks)
+    bars.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _clock(s, duration_s)))
+    bars.set_xlabel(f"time ({_clock_words(duration_s)})", color=INK, fontsize=9.5)
+    sound.set_title(_title(timeline), loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8, parse_math=False)
+    figure.align_ylabels()
+    return figure
+
+
+def _shown_labels(timeline: Timeline) -> list[str]:
+    """All labels, or where there are too many those with the highest probabilities."""
+    labels = list(timeline["labels"])
+    if len(labels) <= _MOST_LABELS:
+        return labels
+    highest = {label: max(row[f"{label}_probability"] for row in timeline["timeline"]) for label in labels}
+    kept = sorted(labels, key=lambda label: -highest[label])[:_MOST_LABELS]
+    return [label for label in labels if label in kept]
+
+
+def _draw_sound(figure: Figure, axes: Any, spectrogram: Spectrogram, duration_s: float) -> None:
+    level = spectrogram.level_db()
+    top_khz = max(spectrogram.top_hz, 1.0) / 1000
+    column_s = spectrogram.column_s or duration_s
+    # what is left of the sound behind the last whole column looks like that column
+    level = np.pad(level, ((0, 0), (0, max(int(np.ceil(duration_s / column_s)) - level.shape[1], 0))), mode="edge")
+    end_s = level.shape[1] * column_s
+    picture = axes.imshow(
+        level, origin="lower", aspect="auto", extent=(0, end_s, 0, top_khz), cmap="magma", vmin=-_RANGE_DB, vmax=0,
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set_ylabel("frequency (kHz)", color=INK, fontsize=9.5)
+    axes.set_facecolor("black")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    bar = figure.colorbar(picture, ax=axes, pad=0.01, aspect=18)
+    bar.set_label("dB below the loudest above 100 Hz", color=INK, fontsize=9)
+    bar.ax.tick_params(colors=QUIET, labelsize=8.5, labelcolor=INK)
+    bar.outline.set_visible(False)
+
+
+def _draw_chances(axes: Any, timeline: Timeline, labels: list[str]) -> None:
+    rows = timeline["timeline"]
+    thresholds = timeline["decision"].get("thresholds") or {}
+    windows = timeline["spans"].get("from") == "windows"
+    for k, label in enumerate(labels):
+        colour = label_colour(label, k)
+        times = np.array([[row["start_s"], row["end_s"]] for row in rows], dtype=float).reshape(-1, 2)
+        values = np.array([row[f"{label}_probability"] for row in rows], dtype=float)
+        text = f"{label}, present above {thresholds[label]:.2f}" if label in thresholds else label
+        if len(rows) > _MOST_POINTS:
+            middles, low, high = _thinned(times.mean(1), values)
+            axes.fill_between(middles, low, high, color=colour, alpha=0.25, lw=0)
+            axes.plot(middles, high, color=colour, lw=0.9, label=text)
+        elif windows and len(rows) > 1:
+            dots = {"marker": "o", "ms": 3.2} if len(rows) <= _MOST_DOTS else {}
+            axes.plot(times.mean(1), values, color=colour, lw=1.5, label=text, **dots)
+        else:
+            axes.hlines(values, times[:, 0], times[:, 1], color=colour, lw=2.4, label=text)
+        if label in thresholds:
+            axes.axhline(thresholds[label], color=colour, lw=1, ls=(0, (5, 3)), alpha=0.8)
+    axes.set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_ylabel("probability", color=INK, fontsize=9.5)
+    axes.grid(axis="y", color=HAIR, lw=0.6)
+    axes.set_axisbelow(True)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(labels), fontsize=9, frameon=False, borderaxespad=0.2,
+        handlelength=1.6,
+    )  # fmt: skip
+
+
+def _draw_bars(axes: Any, timeline: Timeline, labels: list[str]) -> None:
+    for k, label in enumerate(labels):
+        pieces = [(mark.start_s, mark.end_s - mark.start_s) for mark in marks(timeline) if mark.label == label]
+        axes.broken_barh(pieces, (k - 0.36, 0.72), color=label_colour(label, k), lw=0)
+    axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)))
+    axes.set_yticklabels(labels, fontsize=9)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_ylabel("present", color=INK, fontsize=9.5)
+
+
+def _draw_cycles(panels: tuple[Any, ...], timeline: Timeline) -> None:
+    """A line at each edge of a cycle, where there are few enough to be told apart."""
+    if timeline["spans"].get("from") == "windows" or len(timeline["timeline"]) > _MOST_LINES:
+        return
+    edges = sorted({time for row in timeline["timeline"] for time in (row["start_s"], row["end_s"])})
+    for place, axes in enumerate(panels):
+        for edge in edges:
+            look = {"color": HAIR, "zorder": 0.5} if place else {"color": "white", "alpha": 0.6}
+            axes.axvline(edge, lw=0.8, **look)
+
+
+def _thinned(times: Any, values: Any) -> tuple[Any, Any, Any]:
+    """Middles, lowest and highest values of neighbouring points, as many as a picture shows."""
+    parts = np.array_split(np.arange(len(times)), _MOST_POINTS)
+    return (
+        np.array([times[part].mean() for part in parts]),
+        np.array([values[part].min() for part in parts]),
+        np.array([values[part].max() for part in parts]),
+    )
+
+
+def _title(timeline: Timeline) -> str:
+    """What was answered, and how much of it."""
+    name = Path(timeline["recording"]).name
+    name = name if len(name) <= 60 else f"{name[:28]}…{name[-28:]}"
+    places, count = timeline["spans"], len(timeline["timeline"])
+    if places.get("from") == "windows":
+        what = f"{count:,} windows of {places['window_s']:g} s every {places['hop_s']:g} s"
+    else:
+        what = f"{count:,} {'annotated' if places.get('from') == 'annotation' else 'segmented'} cycles"
+    smoothing = timeline.get("smoothing")
+    smoothed = f", smoothed ({smoothing['rule']} {smoothing['strength']:g})" if smoothing else ""
+    rule = timeline["decision"].get("rule", "")
+    return f"{name}: {what}{smoothed}; threshold rule: {rule}" if rule else f"{name}: {what}{smoothed}"
+
+
+def _clock(seconds: float, duration_s: float) -> str:
+    """A time as people read it off a clock of this length."""
+    if duration_s < 1:
+        return f"{seconds:.2f}"
+    whole = round(seconds)
+    if duration_s < 60:
+        return f"{whole}"
+    if duration_s < 3600:
+        return f"{whole // 60}:{whole % 60:02d}"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}"
+
+
+def _clock_words(duration_s: float) -> str:
+    if duration_s < 60:
+        return "s"
+    return "min:s" if duration_s < 3600 else "h:min"

@@ -1,0 +1,369 @@
+"""Encoder + pooling + projection + head, as one transformers model.
+
+Decisions: a frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its base and
+carries a digest of the base's weights, because a head on another encoder fails silently otherwise. `forward` takes no
+**kwargs: transformers' Trainer would then rescale the loss under gradient accumulation. A model that joins context
+pools a cycle and the joined cycles one by one, as any encoder can, and its embedding is both side by side.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.encoders import encoder_digest, encoder_from_config, trainable
+from laennec.encoders.base import base_encoder, loading_error, quiet, refuse_untrusted_adapter, remember_base
+from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
+from laennec.encoders.output import TokenMix
+from laennec.encoders.pretrained_audio import loaded_strictly
+from laennec.encoders.released import LOADING_ERRORS
+from laennec.errors import InputError
+from laennec.head import Head
+from laennec.untrusted import refuse_model_folder, refuse_settings
+
+# tensors that only training needs: the projection feeds auxiliary losses
+_TRAINING_ONLY = ("projection.",)
+
+
+@dataclass
+class LaennecOutput(ModelOutput):
+    """What the model returns.
+
+    Attributes:
+        loss: Mean BCE or cross entropy; only where labels were given.
+        logits: (batch, labels), before temperatures.
+        embeddings: (batch, dim), pooled, not standardised.
+        projections: (batch, projection_dim), or None where the model has no projection.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    projections: Tensor | None = None
+
+
+class LaennecForAudioClassification(PreTrainedModel):
+    """An audio encoder with a crackle/wheeze head (or any other label set).
+
+    Args:
+        config: The whole model's configuration; without `encoder`, the encoder is built from it with random weights.
+        encoder: A ready encoder, taken as it is.
+    """
+
+    config_class = LaennecConfig
+    config: LaennecConfig
+    base_model_prefix = "encoder"
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: LaennecConfig, encoder: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if encoder is None:
+            encoder = encoder_from_config(config.encoder_config)
+        self.encoder = make_contiguous(encoder)
+        dim = self.embedding_dim
+        norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
+        self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout, norm_eps)
+        # further questions are answered outside `forward`: who asks has rows of another kind, or wants them all at once
+        self.tasks = nn.ModuleDict(
+            {name: Head(dim, len(task["labels"]), 0, config.head_dropout) for name, task in config.tasks.items()}
+        )
+        self.projection = (
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.projection_dim))
+            if config.projection_dim
+            else None
+        )
+        self.post_init()
+        # what FSDP may shard by itself: the layers, which run as a whole; of other parts encoders take what they need
+        self._no_split_modules = trainable.layer_classes(encoder)
+        # set by schedules that train the head alone for a while
+        self.encoder_frozen_now = False
+        if config.frozen_encoder:
+            self.freeze_encoder()
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of what `embed` returns."""
+        return int(self.encoder.config.hidden_size) * (2 if self.config.joins_context else 1)
+
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """None: sound has no table of embeddings, and what transformers takes for one cannot be sharded by itself."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Leave encoders as their own class made them; give the head small weights."""
+        if isinstance(module, Head):
+            nn.init.ones_(module.spread)
+            nn.init.zeros_(module.mean)
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is from now on: no gradient, no batch statistics."""
+        self.config.frozen_encoder = True
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+
+    def train_last_layers(self, layers: int) -> None:
+        """Train the encoder's last layers from now on, and keep those before them as they are."""
+        trainable.freeze_all_but_last(self.encoder, layers)
+        self.config.trained_layers = layers
+
+    def add_adapters(self, lora: Mapping[str, Any]) -> None:
+        """Put LoRA adapters (as `LaennecConfig.lora` says) into the encoder, which itself is_frozen from now on."""
+        self.config.encoder_digest = encoder_digest(self.encoder)
+        trainable.add_lora(self.encoder, lora)
+        self.config.lora = dict(lora)
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the encoder's weights: a model like one that was trained in full."""
+        trainable.merge_lora(self.encoder)
+        self.config.lora = self.config.encoder_digest = None
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a weight, by its name in the state dict, stays what it is in the base."""
+        return name.startswith("encoder.") and trainable.is_frozen(self.config, name)
+
+    def train(self, mode: bool = True) -> "LaennecForAudioClassification":
+        """Switch between training and evaluation; what is_frozen of the encoder stays in evaluation."""
+        if not self._is_in(mode):
+            super().train(mode)
+            trainable.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_now)
+        return self
+
+    def _is_in(self, mode: bool) -> bool:
+        """Whether all but a frozen encoder is in a mode: Trainer asks at each step, and an encoder has many modules."""
+        if not self.config.frozen_encoder or self.encoder.training or self.training != mode:
+            return False
+        others = (child for name, child in self.named_children() if name != "encoder")
+        return all(module.training == mode for child in others for module in child.modules())
+
+    def embed(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        context_values: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        token_mix: TokenMix | None = None,
+    ) -> Tensor:
+        """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim); arguments as in `forward`."""
+        own = self._pooled(input_values, attention_mask, token_mix)
+        if not self.config.joins_context:
+            if context_values is not None:
+                raise ValueError("context_values were given to a model that joins no context; leave them out")
+            return own
+        joined = own if context_values is None else self._pooled(context_values, context_mask)
+        return torch.cat([own, joined], 1)
+
+    def _pooled(self, input_values: Tensor, attention_mask: Tensor | None, token_mix: TokenMix | None = None) -> Tensor:
+        still = self.config.frozen_encoder or self.encoder_frozen_now
+        mixing = {} if token_mix is None else {"token_mix": token_mix}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
+            out = self.encoder(input_values=input_values, attention_mask=attention_mask, **mixing)
+            if self.config.pooling == "encoder":
+                pooled: Tensor = out.pooler_output
+                return pooled
+            special = int(getattr(self.encoder, "num_special_tokens", 0))
+            weight = out.token_mask[:, special:].to(out.last_hidden_state.dtype).unsqueeze(-1)
+            # (batch, tokens, dim) -> (batch, dim), over tokens of real frames
+            return (out.last_hidden_state[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        return_dict: bool | None = None,
+        context_values: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        token_mix: TokenMix | None = None,
+    ) -> LaennecOutput | tuple[Tensor, ...]:
+        """Classify cycles.
+
+        Args:
+            input_values: (batch, frames, mels), from the model's feature extractor.
+            attention_mask: (batch, frames), 1 on real frames; None where every frame is real.
+            labels: (batch, labels) of 0/1 (or soft values) for multi_label; class numbers (batch,) or soft rows
+                (batch, labels) for single_label.
+            embeddings: (batch, dim) instead of `input_values`, where the encoder has run already.
+            return_dict: False for a plain tuple.
+            context_values: (batch, frames, mels), each cycle joined with its neighbours, for a model that joins
+                context; None where no cycle has any.
+            context_mask: (batch, frames), 1 on real frames of `context_values`.
+            token_mix: Patches exchanged between cycles inside the encoder, in training.
+
+        Raises:
+            ValueError: Neither `input_values` nor `embeddings` was given, or `context_values` to a model without.
+        """
+        if embeddings is None:
+            if input_values is None:
+                raise ValueError("give input_values (features of the cycles) or embeddings")
+            embeddings = self.embed(input_values, attention_mask, context_values, context_mask, token_mix)
+        logits = self.head(embeddings)
+        output = LaennecOutput(
+            loss=None if labels is None else self.task_loss(logits, labels),
+            logits=logits,
+            embeddings=embeddings,
+            projections=None if self.projection is None else self.projection(embeddings),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def task_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Unweighted mean BCE (multi_label) or cross entropy (single_label)."""
+        if self.config.is_multi_label:
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return nn.functional.cross_entropy(logits, labels)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(batch, labels) logits -> calibrated probabilities of the same shape."""
+        config, names = self.config, self.config.label_names
+        divisor = torch.tensor([config.temperatures.get(n, 1.0) for n in names], device=logits.device)
+        offset = torch.tensor([config.intercepts.get(n, 0.0) for n in names], device=logits.device)
+        scaled = logits.float() / divisor + offset
+        return scaled.sigmoid() if config.is_multi_label else scaled.softmax(-1)
+
+    def save_pretrained(self, save_directory: str | Path, head_only: bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Save config and weights (safetensors).
+
+        Args:
+            save_directory: The folder.
+            head_only: Whether to leave the encoder out (but for its adapters); None leaves it out where it is not
+                trained and its base is known.
+            **kwargs: Handed to transformers.
+
+        Raises:
+            ValueError: A model with adapters cannot be saved in full before they are merged.
+        """
+        if head_only is None:
+            head_only = self.is_frozen("encoder.") and bool(self.config.base_model_name_or_path)
+        if self.config.lora and not head_only:
+            raise ValueError("this model has adapters: call merge_adapters() before it is saved in full")
+        state = kwargs.pop("state_dict", None) or self.state_dict()
+        if head_only:
+            state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
+            self.config.encoder_digest = self.config.encoder_digest or encoder_digest(self.encoder)
+            remember_base(self.config)
+        else:
+            record_fingerprint(self.encoder)
+            self.config.encoder_config = self.encoder.config
+        before, self.config.head_only = self.config.head_only, head_only
+        try:
+            trainable.save_adapter(self.encoder, self.config, save_directory)
+            return super().save_pretrained(save_directory, state_dict=state, **kwargs)
+        finally:
+            self.config.head_only = before
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        extractor: LaennecFeatureExtractor | None = None,
+        commit_message: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        **saving: Any,
+    ) -> str:
+        """Put the model on the Hub with its front end and a card, as `laennec push` does; returns the address.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            extractor: The front end; None for the one beside the files that the model was loaded from.
+            commit_message: The commit's.
+            private: Whether a repository that is made stays closed; False opens it.
+            token: None for HF_TOKEN or that of the login.
+            revision: The branch; None for main.
+            **saving: Handed to `save_pretrained`, e.g. head_only.
+        """
+        from laennec.hub.push import push_model
+
+        where = {"extractor": extractor, "private": private, "token": token, "revision": revision}
+        return push_model(self, repo_id, message=commit_message, **where, **saving).url  # type: ignore[arg-type]
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        config: LaennecConfig | None = None,
+        base: str | Path | PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> "LaennecForAudioClassification":
+        """Load a model from a folder or the Hub; a head-only one with its base.
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub id.
+            *args: Handed to transformers.
+            config: The configuration, if it was loaded already.
+            base: The base encoder of a head-only model (folder, file, Hub id or encoder), where it is not at the place
+                the config names.
+            **kwargs: Handed to transformers.
+
+        Raises:
+            InputError: The base cannot be found, or its weights are not those the head was trained on; this is no
+                laennec model; weights are missing or of another shape.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs.setdefault("use_safetensors", True)  # the other kind of file can hold code
+        hub: dict[str, Any] = {
+            k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs
+        }
+        kwargs.pop("adapter_kwargs", None)  # an Auto class gives what it found beside the model, which is refused
+        try:
+            refuse_model_folder(Path(pretrained_model_name_or_path) / hub.get("subfolder", ""))
+            refuse_untrusted_adapter(pretrained_model_name_or_path, hub)
+            if config is None:
+                config = _own_config(pretrained_model_name_or_path, hub)
+            encoder = base_encoder(config, base) if config.head_only else None
+            absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY
+            settings = {**kwargs, "config": config, "absent": absent}
+            with quiet(config.head_only):
+                model, info = loaded_strictly(
+                    super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
+                )
+        except InputError:
+            raise
+        except LOADING_ERRORS as error:
+            raise loading_error(pretrained_model_name_or_path, error) from error
+        if encoder is not None:
+            # transformers gives random weights to what a checkpoint leaves out; the base takes their place
+            model.encoder = trainable.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
+        else:
+            check_fingerprint(model.encoder, pretrained_model_name_or_path)
+        make_contiguous(model)
+        model.config.head_only = False
+        if config.frozen_encoder:
+            model.freeze_encoder()
+        elif config.trained_layers:
+            model.train_last_layers(config.trained_layers)
+        answer: Any = (model, info) if wants_info else model
+        return answer
+
+
+def _own_config(name: str | Path, hub: dict[str, Any]) -> LaennecConfig:
+    """The configuration of a laennec model; transformers would make do with that of any other."""
+    values, _ = LaennecConfig.get_config_dict(name, **hub)
+    kind = values.get("model_type")
+    if kind != LaennecConfig.model_type:
+        what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
+        raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
+    refuse_settings(values, name)
+    config: LaennecConfig = LaennecConfig.from_pretrained(name, **hub)
+    return config
+
+
+AutoConfig.register("laennec", LaennecConfig)
+AutoModelForAudioClassification.register(LaennecConfig, LaennecForAudioClassification)
+AutoFeatureExtractor.register(LaennecConfig, LaennecFeatureExtractor)

@@ -1,1 +1,0 @@
-"""Stage 10, sharing: from a trained model to other people."""

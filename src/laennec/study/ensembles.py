@@ -1,0 +1,128 @@
+"""The runs of a recipe as one run, whose model is their ensemble.
+
+Decisions: what comes out is a run like any other, so that it is scored, exported, shown in a card and put on the Hub
+as any other. Its operating points are fitted anew on the validation patients that the members share; a member that was
+trained on another split would have heard some of them, and is refused. The members are named in the record.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laennec.corpora import provenance
+from laennec.ensemble import join_models
+from laennec.errors import InputError
+from laennec.evaluation.compare_runs import recipe_difference
+from laennec.evaluation.evaluate import check_split, load_model
+from laennec.training.data_loading import configure_process
+from laennec.training.folders import claimed
+from laennec.training.parts import load_parts, make_part
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.record import Timings, hardware, read_run, versions
+from laennec.training.run import answer_validation, write_run
+
+
+def join_runs(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    command: str = "",
+    data_dir: str | None = None,
+    overwrite: bool = False,
+    name: str | None = None,
+) -> Path:
+    """Make one run of several that differ in their seed alone.
+
+    Args:
+        runs: Folders of finished runs.
+        out: The new run's folder.
+        command: The literal command, for the record.
+        data_dir: Where the corpus lies; None: where it lay when the first member was trained.
+        overwrite: Whether an earlier run in the folder may be deleted.
+        name: What tables and cards call it; None: `<recipe>_ensemble_of_<number of runs>`.
+
+    Returns:
+        The new run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
+
+    Raises:
+        InputError: There are less than two runs, one is not finished, their recipes differ in more than the seed, they
+            had other data, or their heads cannot be joined.
+    """
+    folders, out = [Path(run) for run in runs], Path(out)
+    if len(folders) < 2:
+        raise InputError(f"an ensemble needs two runs or more, not {len(folders)}")
+    records = [read_run(folder / "run.json") for folder in folders]
+    _refuse_different(folders, records)
+    first = records[0]
+    recipe = recipe_from_dict(first["config"], str(folders[0] / "run.json"))
+    recipe.name, recipe.output_dir = name or f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
+    recipe.corpus.data_dir = data_dir or recipe.corpus.data_dir
+    timings = Timings()
+    with claimed(out, recipe, overwrite) as begin:
+        configure_process(recipe)
+        loaded = [load_model(folder) for folder in folders]
+        model, extractor = join_models([model for model, _ in loaded]), loaded[0][1]
+        parts = load_parts(recipe)
+        origin = provenance(parts)
+        check_split(first, recipe, origin)
+        if "validation" not in parts:
+            raise InputError(f"{recipe.corpus.name}: no part validation, on which an ensemble's thresholds are fitted")
+        validation = make_part("validation", parts["validation"], recipe, extractor, first["labels"], False)
+        begin()
+        with timings.measure("validation predictions"):
+            predictions, points, tasks = answer_validation(model, extractor, recipe, validation)
+        record = {
+            **first,
+            "name": recipe.name,
+            "command": command,
+            "config": recipe.to_dict(),
+            "members": [_member(folder, record) for folder, record in zip(folders, records, strict=True)],
+            "seeds": {"recipe": [record["config"]["seed"] for record in records]},
+            "versions": versions(),
+            "hardware": hardware(),
+            "timings": _added_timings([record["timings"] for record in records] + [timings.seconds]),
+            "operating_points": points,
+            "tasks": tasks,
+            "history": [],
+            "best_epoch": None,
+            "best_metric": None,
+            "evaluations": [],
+            "calibrations": [],
+        }
+        write_run(out, recipe, model, extractor, predictions, record)
+    return out
+
+
+def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
+    """Refuse runs that are no seeds of one recipe on one split."""
+    seeds: dict[int, Path] = {}
+    for folder, record in zip(folders, records, strict=True):
+        if record.get("members"):
+            raise InputError(f"{folder}: is an ensemble itself; give the runs it was made of")
+        if (seed := record["config"]["seed"]) in seeds:
+            raise InputError(f"{folder} and {seeds[seed]} both have seed {seed}; give each seed once")
+        seeds[seed] = folder
+        if key := recipe_difference(_heard(records[0]["config"]), _heard(record["config"])):
+            raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe can be joined")
+        here, there = (one["corpus"]["provenance"].get("split_fingerprint") for one in (record, records[0]))
+        if here != there or record["labels"] != records[0]["labels"]:
+            raise InputError(
+                f"{folder} and {folders[0]} were trained on other data or another split; the one may have heard the "
+                "other's validation patients"
+            )
+
+
+def _heard(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the draw of labels where nothing is drawn, for all of them are heard."""
+    corpus = config["corpus"]
+    return config if corpus["label_fraction"] < 1 else config | {"corpus": corpus | {"label_draw": None}}
+
+
+def _member(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    said = ("command", "best_epoch", "best_metric", "timings", "hardware", "versions")
+    return {"folder": str(folder), "seed": record["config"]["seed"], **{name: record.get(name) for name in said}}
+
+
+def _added_timings(timings: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Seconds of all members, by what they were spent on."""
+    keys = {key for times in timings for key in times}
+    return {key: round(sum(times.get(key, 0.0) for times in timings), 3) for key in sorted(keys)}

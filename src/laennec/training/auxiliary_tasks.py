@@ -1,0 +1,401 @@
+"""Further questions that a model answers with heads of their own.
+
+Decisions: beside its labels a model can answer other questions about the same cycles (which of SPRSound's seven
+events) or about whole recordings (its five record classes). Each is one linear head on the shared embedding, trained
+with the encoder by cross entropy and stored with the model. A recording is heard in windows as long as a cycle, and its
+embedding is the mean of theirs; windows of some recordings of TRAINING patients join each batch, so that one network
+with one set of batch statistics hears both (long stretches, or a batch of their own, cost the cycles on SPRSound's
+validation patients). Which windows is a function of seed and batch and nothing else, so that an interrupted run goes on
+bit for bit. How far each question leans away from its first class is fitted on validation patients, as thresholds are.
+The epoch is chosen by the labels alone.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from laennec.audio.augmentation import SpecAugment
+from laennec.audio.cycles import sliding_windows
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import CycleWaveforms, cache_root
+from laennec.corpora.base import column_of, to_arrow
+from laennec.errors import InputError
+from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_smoothing
+from laennec.evaluation.smoothing import smooth_logits
+from laennec.evaluation.sprsound import POOR_QUALITY
+from laennec.training.data import CycleDataset, Targets, collate_cycles, targets_of, view_seed
+from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.objective import gather_with_gradient, ranks, step_key
+from laennec.training.parts import Part, load_parts, make_draws, make_filter, make_part
+from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe_settings import TargetSettings
+
+GROUP = "task "  # before its name among the groups of a batch
+_KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A further question.
+
+    Attributes:
+        name: Its name in recipe, log and config.
+        labels: Its classes, the first the normal one.
+        level: Of the rows it is about: None for the cycles themselves, else a level of the corpus, e.g. "record".
+        column: Of the cycle table that holds the answer.
+        weight: Of its cross entropy in the sum of the losses.
+        batch_size: level: recordings beside each batch.
+        windows: level: windows of each of these.
+        window_s: level: length of a window; None for the front end's own length.
+        smooth: cycles: whether the official answers are mixed with those of the whole recording, as far as validation
+            patients choose.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    level: str | None = None
+    column: str = "events"
+    weight: float = 1.0
+    batch_size: int = 5
+    windows: int = 3
+    window_s: float | None = None
+    smooth: bool = False
+
+
+def tasks_of(recipe: Recipe) -> list[Task]:
+    """Read a recipe's section `tasks`.
+
+    Raises:
+        ConfigError: A key or a value means nothing, or the question cannot be asked in this recipe.
+    """
+    tasks = []
+    for name, given in recipe.tasks.items():
+        where = f"tasks.{name}"
+        if not isinstance(given, Mapping) or not given.get("labels"):
+            raise ConfigError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
+        if unknown := sorted(set(given) - _KEYS):
+            raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
+        if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
+            raise ConfigError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
+        task = Task(str(name), **{**given, "labels": tuple(map(str, given["labels"]))})
+        numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
+        if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
+            raise ConfigError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+        if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
+            raise ConfigError(f"{where}.smooth is true or false, and true only for questions about cycles")
+        if task.level is not None and task.window_s is None:
+            if recipe.features.duration_s is None:
+                raise ConfigError(f"{where}: say window_s, for cycles are heard at their own length")
+            task = dataclasses.replace(task, window_s=recipe.features.duration_s)
+        tasks.append(task)
+    mix = recipe.augment.mix
+    if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
+        raise ConfigError("questions about recordings do not go with augment.mix.domain: tokens; mix features instead")
+    if tasks and (recipe.encoder.frozen or recipe.features.context_cycles):
+        other = "encoder.frozen: true" if recipe.encoder.frozen else "features.context_cycles"
+        raise ConfigError(f"tasks are trained together with the encoder; they do not go with {other}")
+    return tasks
+
+
+def config_of(tasks: list[Task]) -> dict[str, Any]:
+    """What a model's configuration says of its further questions."""
+    return {task.name: {"labels": list(task.labels), "level": task.level, "window_s": task.window_s} for task in tasks}
+
+
+def _target(task: Task) -> TargetSettings:
+    return TargetSettings("single_label", task.column, list(task.labels))
+
+
+def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
+    """Class of each row of a cycle table, -1 where there is no answer."""
+    targets = targets_of(table, _target(task), list(task.labels))
+    codes = np.full(len(table), -1, dtype=np.int64)
+    codes[targets.kept] = targets.class_ids
+    return codes
+
+
+def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> tuple[Any, Any]:
+    """Recordings for training and validation, split by the patients of the cycles' own validation part.
+
+    Another level of a corpus draws validation patients of its own; two sets would let one question choose on patients
+    that the other has trained on.
+    """
+    asked = dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, level=level))
+    parts = load_parts(asked)
+    table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
+    held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
+    return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
+
+
+class AuxiliaryTasks(nn.Module):
+    """The losses of a model's further questions, beside each batch.
+
+    Args:
+        recipe: All settings.
+        tasks: The questions.
+        dataset: The training cycles; gets the answers to questions about cycles among its groups.
+        table: Their cycle table.
+        extractor: The front end.
+        validation_patients: Patients whose recordings are not trained on.
+
+    Raises:
+        ConfigError: Several processes, or a corpus without such rows.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tasks: list[Task],
+        dataset: CycleDataset,
+        table: Any,
+        extractor: LaennecFeatureExtractor,
+        validation_patients: set[str],
+    ) -> None:
+        super().__init__()
+        self.tasks = tasks
+        self.seed = recipe.seed
+        self.spec: SpecAugment | None = recipe.augment.spec
+        self.extractor = extractor
+        self.recordings: dict[str, CycleDataset] = {}
+        self._joined: list[tuple[Task, Tensor]] = []
+        groups = dict(dataset.groups)
+        for task in tasks:
+            if task.level is None:
+                groups[f"{GROUP}{task.name}"] = codes_of(task, table)
+                continue
+            if ranks() > 1:
+                raise ConfigError(f"tasks.{task.name}: questions about recordings are trained in one process")
+            rows, _ = level_tables(recipe, task.level, validation_patients)
+            self.recordings[task.name] = _dataset(recipe, task, rows, extractor)
+        dataset.groups = groups
+
+    def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Windows of recordings put behind the rows of a training batch.
+
+        Args:
+            inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
+            batch: epochs and cycle_numbers of the step.
+        """
+        self._joined = []
+        parts = [(inputs["input_values"], inputs["attention_mask"])]
+        for task in self.tasks:
+            if task.level is not None:
+                features, mask, ids = self._drawn(task, batch)
+                parts.append((features.to(parts[0][0]), mask.to(parts[0][1])))
+                self._joined.append((task, ids))
+        if len(parts) == 1:
+            return inputs
+        longest = max(features.shape[1] for features, _ in parts)
+        padded = [
+            (nn.functional.pad(features, (0, 0, 0, longest - features.shape[1])),
+             nn.functional.pad(mask, (0, longest - mask.shape[1])))
+            for features, mask in parts
+        ]  # fmt: skip
+        joined = {
+            "input_values": torch.cat([f for f, _ in padded]),
+            "attention_mask": torch.cat([m for _, m in padded]),
+        }
+        return {**inputs, **joined}
+
+    def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """What the model returned for the batch alone, and the weighted cross entropies by name of the question.
+
+        Args:
+            model: The model, unwrapped.
+            outputs: What it returned for what `join` gave.
+            batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
+        """
+        found = {}
+        behind = sum(len(ids) * task.windows for task, ids in self._joined)
+        rows = len(outputs.embeddings) - behind
+        place = rows
+        for task, ids in self._joined:
+            count = len(ids) * task.windows
+            windows = outputs.embeddings[place : place + count].unflatten(0, (len(ids), task.windows))
+            place += count
+            answers = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
+            found[task.name] = self._loss(model, task, windows.mean(1), answers)
+        self._joined = []
+        alone = first_rows(outputs, rows) if behind else outputs
+        for task in self.tasks:
+            if task.level is None:
+                ids = batch["group_ids"][f"{GROUP}{task.name}"]
+                vectors = alone.embeddings[: len(ids)]
+                answers = nn.functional.one_hot(ids.clamp_min(0), len(task.labels)).to(vectors)
+                answers = answers * (ids >= 0).to(answers)[:, None]
+                if (mixture := batch.get("mixture")) is not None:
+                    answers = _mixed(answers, mixture)
+                found[task.name] = self._loss(model, task, gather_with_gradient(vectors), gather_with_gradient(answers))
+        return alone, found
+
+    @staticmethod
+    def _loss(model: Any, task: Task, vectors: Tensor, answers: Tensor) -> Tensor:
+        logits = model.tasks[task.name](vectors).float()
+        total = -(answers.to(logits) * logits.log_softmax(1)).sum()
+        return task.weight * total / answers.sum().clamp_min(1e-6)
+
+    def _drawn(self, task: Task, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (recordings * windows, frames, mels) and mask of a step's windows, and the recordings' classes."""
+        dataset = self.recordings[task.name]
+        key = step_key(self.seed, batch["epochs"], batch["cycle_numbers"])
+        generator = np.random.Generator(np.random.Philox(key=np.array([key, 0], dtype=np.uint64)))
+        rows = generator.integers(0, len(dataset), task.batch_size)
+        epoch = int(key % 2**31)
+        length = round(float(task.window_s or 0) * dataset.sampling_rate)
+        items, ids = [], []
+        for row in rows:
+            item = dataset[(int(row), epoch)]
+            sound = item["waveform"]
+            ids.append(int(item["class_id"]))
+            for window in range(task.windows):
+                start = int(generator.integers(0, max(1, len(sound) - length + 1)))
+                number = (item["cycle_number"] + window) % 2**62
+                items.append({**item, "waveform": sound[start : start + length], "cycle_number": number})
+        made = collate_cycles(items)
+        with torch.no_grad():
+            features, mask = self.extractor.features(made["waveforms"], made["lengths"])
+            if self.spec is not None:
+                host = made["on_host"]
+                features = self.spec(
+                    features,
+                    mask,
+                    seed=view_seed(self.seed, 0),
+                    epochs=host["epochs"],
+                    cycle_indices=host["cycle_numbers"],
+                )
+        return features, mask, torch.tensor(ids)
+
+
+def first_rows(outputs: Any, rows: int) -> Any:
+    """What a model returned, for the first rows of its batch alone."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[:rows] if value.dim() else value
+        if isinstance(value, Mapping):
+            return {name: cut(item) for name, item in value.items()}
+        return tuple(cut(item) for item in value) if isinstance(value, tuple | list) else value
+
+    made = copy.copy(outputs)
+    for name in ("logits", "embeddings", "projections", "auxiliary"):
+        if getattr(outputs, name, None) is not None:
+            setattr(made, name, cut(getattr(outputs, name)))
+    return made
+
+
+def _mixed(rows: Tensor, mixture: Any) -> Tensor:
+    """Label rows of a batch whose cycles were mixed."""
+    share = torch.as_tensor(mixture.lam, dtype=rows.dtype, device=rows.device).reshape(-1, 1)
+    return share * rows + (1 - share) * rows[mixture.index.to(rows.device)]
+
+
+def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureExtractor) -> CycleDataset:
+    """Recordings with their classes and the recipe's draws on waveforms."""
+    targets: Targets = targets_of(table, _target(task), list(task.labels))
+    if len(targets.kept) < len(table):
+        table = table.select(targets.kept)
+    waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
+    waveforms.prepare()
+    plain = dataclasses.replace(recipe.augment, concatenate_probability=0.0)
+    augmentation, _ = make_draws(plain, targets)
+    return CycleDataset(
+        waveforms, targets, column_of(table, "cycle_id"), extractor.sampling_rate, recipe.seed, augmentation
+    )
+
+
+def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
+    """A model's answers to one of its further questions: float32 (rows, labels).
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        name: The question's.
+        table: Cycle table of the rows that it is about.
+        recipe: features.filter_kind of the recordings.
+        embeddings: Of the rows, where they are at hand (questions about cycles).
+    """
+    if embeddings is None:
+        embeddings = _embeddings(model, extractor, name, table, recipe)
+    with torch.inference_mode():
+        head = model.tasks[name].eval()
+        device = next(head.parameters()).device
+        logits: NDArray[np.float32] = head(torch.from_numpy(embeddings).to(device)).float().cpu().numpy()
+    return logits
+
+
+def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:
+    """Embeddings (rows, dim) of the rows that a question is about: of recordings, the mean over their windows."""
+    window_s = model.config.tasks[name].get("window_s")
+    owners, cut = np.arange(len(table)), table
+    if window_s is not None:
+        owners, cut = windows_of(table, float(window_s))
+    # any column that every row has makes a part of all rows
+    asked = dataclasses.replace(recipe, target=TargetSettings("single_label", "recording_id", []))
+    part: Part = make_part("recordings", cut, asked, extractor, None, False)
+    cache = EmbeddingCache(cache_root(), model, extractor)
+    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
+    return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
+
+
+def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
+    """Recordings cut into windows that overlap by half: the row that each is of, and their table."""
+    owners, rows = [], []
+    for row, values in enumerate(table.with_format("arrow")[:].to_pylist()):
+        spans = sliding_windows(values["end_s"] - values["start_s"], window_s, window_s / 2)
+        for number, (start_s, end_s) in enumerate(spans):
+            times = {"start_s": values["start_s"] + start_s, "end_s": values["start_s"] + end_s}
+            rows.append({**values, **times, "cycle_id": f"{values['cycle_id']}#{number:03d}", "cycle_index": number})
+            owners.append(row)
+    return np.array(owners), datasets.Dataset(to_arrow(rows, table.features), info=table.info.copy())
+
+
+def fit_leanings(
+    model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: Part
+) -> dict[str, dict[str, Any]]:
+    """Fit on validation how far each question leans (and is smoothed), and store it in the model's config.
+
+    Returns:
+        {name: {"leanings": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where asked.
+    """
+    record = {}
+    for task in tasks:
+        table = validation.table
+        if task.level is not None:
+            _, table = level_tables(recipe, task.level, set(validation.table["patient_id"]))
+        codes = codes_of(task, table)
+        logits = task_logits(model, extractor, task.name, table, recipe)
+        fitted: dict[str, Any] = {}
+        if task.smooth:
+            recordings = column_of(table, "recording_id")
+            known = np.flatnonzero(codes >= 0)
+            fitted["smoothing"] = fit_smoothing(codes[known], logits[known], [recordings[row] for row in known])
+            logits = smooth_logits(logits, recordings, fitted["smoothing"])
+        leanings = fit_leaning(task.labels, codes[codes >= 0], logits[codes >= 0])
+        fitted["leanings"] = leanings
+        model.config.tasks[task.name] |= fitted
+        answers = {way: answer_with(task.labels, logits, leaning, way) for way, leaning in leanings.items()}
+        record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
+            way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
+        }}  # fmt: skip
+    return record
+
+
+def refuse_unknown_level(recipe: Recipe, tasks: list[Task]) -> None:
+    """Refuse a question about rows that the corpus does not have, before anything heavy runs.
+
+    Raises:
+        InputError: As `load_corpus`.
+    """
+    for task in tasks:
+        if task.level is not None and recipe.corpus.name != "sprsound":
+            raise InputError(f"tasks.{task.name}.level is {task.level!r}; only sprsound has recordings with a class")
+        if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
+            raise ConfigError(f"tasks.{task.name}: {POOR_QUALITY} comes last among its labels")

@@ -1,0 +1,383 @@
+"""Run an encoder once over all cycles, and remember.
+
+Decisions: the cache is addressed by content (audio bytes, span, filter and rate, front end, encoder weights,
+pooling, the neighbours that join in and, for augmented copies, the draw), so that it never serves an embedding of
+something else and never needs to be emptied. Shards hold some hundred cycles and are written whole, so that an
+interrupted run goes on where it stopped. On a CPU cycles are embedded one by one (`feeding` says why), so that it does
+not matter what else the cache held; a GPU gets batches of like length: padding costs as much as sound.
+Which cycles share a shard follows from the cycles alone. Processes that embed at the same time, ranks of a launch or
+not, take the next shard that nobody is at, longest cycles first, and read each other's: the load is shared whatever
+their speed, every batch is one that a single process would make, so embeddings are equal to the bit, and nothing waits
+for a process that died. A batch that does not fit into memory is halved; only a single cycle that does not fit stops.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from laennec import memory
+from laennec.audio.context import InContext
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora.base import column_of
+from laennec.encoders import encoder_digest
+from laennec.encoders.output import frozen_weights
+from laennec.errors import InputError
+from laennec.locks import tidy, try_lock
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.batch_size import shorter_cycles
+from laennec.training.data import CycleDataset
+from laennec.training.data_loading import encodes_one_by_one
+from laennec.training.neighbours import Neighbours
+from laennec.writing import atomic_write
+
+_VERSION = 2
+_MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
+_SHARDS = 16  # at least, where there are enough cycles: work for several processes
+_POLL_S, _PATIENCE_S = 0.1, 600.0  # for another process's shard, before it is made once more
+_log = logging.getLogger(__name__)
+
+
+def length_batches(lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000) -> Iterator[list[int]]:
+    """Rows in batches of like length: longest first within a batch at most 15 % longer than the shortest.
+
+    Args:
+        lengths: Samples of each row.
+        max_cycles: Most rows of a batch.
+        max_samples: Most samples of a batch, padding included (one row may exceed it).
+    """
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (
+            len(batch) >= max_cycles or (len(batch) + 1) * longest > max_samples or lengths[row] < 0.85 * longest
+        ):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def embed_waveforms(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    waveforms: Sequence[NDArray[np.float32] | InContext],
+) -> NDArray[np.float32]:
+    """Features, encoder and pooling for waveforms of any lengths.
+
+    Args:
+        model: The model (its head is not used).
+        extractor: The model's front end.
+        waveforms: float32 (samples,) each, at the extractor's rate; with their neighbours where it joins context.
+
+    Returns:
+        float32 (waveforms, dim), in the given order. On a CPU what a waveform gets depends on it alone.
+
+    Raises:
+        InputError: A waveform does not fit into memory by itself.
+    """
+    was_training = model.training
+    model.eval()
+    result: NDArray[np.float32] | None = None
+    way = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
+    with frozen_weights(model):
+        for rows, values in way(model, extractor, waveforms, [_samples(w) for w in waveforms]):
+            if result is None:
+                result = np.empty((len(waveforms), values.shape[1]), np.float32)
+            result[rows] = values
+    model.train(was_training)
+    if result is None:
+        result = np.empty((0, model.embedding_dim), np.float32)
+    return result
+
+
+_Made = Iterator[tuple[list[int], NDArray[np.float32]]]
+
+
+def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
+    """Each cycle by itself, on one thread, so that its bits depend on nothing else; several at a time in threads."""
+
+    def embed(row: int) -> NDArray[np.float32] | str:
+        return _embed_batch(model, extractor, [waveforms[row]])
+
+    threads = torch.get_num_threads()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        torch.set_num_threads(1)
+        pool = ThreadPoolExecutor(min(threads, 16), initializer=torch.set_num_threads, initargs=(1,))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        run: Callable[..., Iterator[NDArray[np.float32] | str]] = map if threads == 1 else pool.map
+        for rows in length_batches(lengths, min(threads, 16)):  # no more memory at once than a batch takes
+            for row, values in zip(rows, run(embed, rows), strict=True):
+                if isinstance(values, str) and len(rows) > 1:  # beside others; perhaps it fits alone
+                    memory.release()
+                    values = embed(row)
+                if isinstance(values, str):
+                    raise InputError(_too_long(lengths[row], extractor, values))
+                yield [row], values
+
+
+def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
+    """Cycles of like length together, as a GPU wants them; a batch that does not fit into memory is halved."""
+    # a GPU wants more at once than a CPU's cache holds
+    most = (256, 16_000_000) if next(model.parameters()).is_cuda else ()
+    batches, smallest_failed = deque(length_batches(lengths, *most)), 0
+    while batches:
+        rows = batches.popleft()
+        size = len(rows) * lengths[rows[0]]
+        values = None
+        if len(rows) == 1 or not 0 < smallest_failed <= size:
+            values = _embed_batch(model, extractor, [waveforms[row] for row in rows])
+        if isinstance(values, str):
+            memory.release()
+            if len(rows) == 1:
+                raise InputError(_too_long(lengths[rows[0]], extractor, values))
+            _log.warning("not enough memory for %d cycles at once; going on with %d", len(rows), (len(rows) + 1) // 2)
+            values, smallest_failed = None, size
+        if values is None:
+            half = (len(rows) + 1) // 2
+            batches.extendleft((rows[half:], rows[:half]))
+            continue
+        yield rows, values
+
+
+def _samples(waveform: NDArray[np.float32] | InContext) -> int:
+    return sum(map(len, waveform.pieces)) if isinstance(waveform, InContext) else len(waveform)
+
+
+def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.float32] | str:
+    """(items, dim), or what was said where they do not fit into memory together."""
+    parameter = next(model.parameters())
+    try:
+        with torch.inference_mode():
+            batch = extractor(items, sampling_rate=extractor.sampling_rate, device=parameter.device)
+            inputs = [batch["input_values"].to(parameter.dtype), _or_none(batch["attention_mask"])]
+            if "context_values" in batch:
+                inputs += [batch["context_values"].to(parameter.dtype), _or_none(batch["context_mask"])]
+            values: NDArray[np.float32] = model.embed(*inputs).float().cpu().numpy()
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        return str(error)
+    return values
+
+
+def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> str:
+    frames = extractor.frames(samples)
+    seconds = frames / extractor.frames_per_second
+    return (
+        f"not enough memory for a single cycle of {seconds:.3g} s ({frames} frames)"
+        f"{memory.asked_for(failed)}; set {shorter_cycles(extractor, frames)} in the recipe, predict shorter windows "
+        "(--window-s), or use a machine with more memory"
+    )
+
+
+def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
+    """A mask, or None where it hides nothing."""
+    return None if bool(mask.all()) else mask
+
+
+class EmbeddingCache:
+    """Embeddings by content key, in a folder for each pair of front end and encoder.
+
+    Args:
+        folder: The cache's root.
+        model: Whose encoder and pooling the embeddings come from.
+        extractor: The front end.
+    """
+
+    def __init__(self, folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
+        kind = next(model.parameters()).device.type  # whose roundings differ
+        identity = [_VERSION, kind, extractor.fingerprint(), encoder_digest(model.encoder), model.config.pooling]
+        self.folder = folder / "embeddings" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        self._rows: dict[bytes, NDArray[np.float32]] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the shards that were written since the last time, by any process."""
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            with contextlib.suppress(FileNotFoundError):
+                status = shard.stat()
+                state = (status.st_ino, status.st_mtime_ns)
+                if self._seen.get(shard.name) != state:
+                    self._seen[shard.name] = state
+                    self._read(shard)
+
+    def _read(self, shard: Path) -> None:
+        try:
+            tensors = load_file(shard)
+            keys, values = tensors["keys"], tensors["embeddings"]
+        except (SafetensorError, KeyError, OSError) as error:
+            _log.warning("%s: not a whole cache shard (%s); its cycles are embedded again", shard, error)
+            return
+        # what is here already stays: whoever made it, it is the same
+        for key, value in zip(keys, values, strict=True):
+            self._rows.setdefault(key.tobytes(), value)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    def __getitem__(self, key: bytes) -> NDArray[np.float32]:
+        return self._rows[key]
+
+    def place(self, keys: Sequence[bytes]) -> Path:
+        """The file of the shard that holds these keys."""
+        return self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
+
+    def add(self, keys: Sequence[bytes], embeddings: NDArray[np.float32], keep: bool = True) -> None:
+        """Remember embeddings (cycles, dim) under their keys, on disk too unless they are not to be kept."""
+        if keep:
+            table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
+            with atomic_write(self.place(keys), "wb") as file:
+                file.write(save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))
+        self._rows.update(zip(keys, embeddings, strict=True))
+
+
+def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: Neighbours | None = None) -> list[bytes]:
+    """The content key of each cycle: audio bytes, span, rate and filter, and the draw of an augmented copy.
+
+    With neighbours their spans (and ids, for a draw) too, so that a cycle in context is never taken for one without,
+    not even where it has none.
+    """
+    columns = zip(
+        column_of(table, "audio_sha256"),
+        column_of(table, "start_s"),
+        column_of(table, "end_s"),
+        column_of(table, "cycle_id"),
+        strict=True,
+    )
+    keys = []
+    for row, (sha, start, end, cycle_id) in enumerate(columns):
+        made_of = [sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]
+        if neighbours is not None:
+            sides = neighbours.named(row)
+            made_of.append([[[repr(s), repr(e), draw and name] for s, e, name in side] for side in sides])
+        keys.append(hashlib.sha256(json.dumps(made_of).encode()).digest())
+    return keys
+
+
+def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
+    """Rows in shards of like lengths, the longest first: at most 512 cycles, and 16 shards where there are enough.
+
+    Args:
+        samples: Of every row.
+        rows: Those to share out; the shards follow from them and their lengths alone.
+    """
+    most = sum(samples[row] for row in rows) / _SHARDS
+    shards: list[list[int]] = []
+    held = 0
+    for row in sorted(rows, key=lambda r: (-samples[r], r)):
+        full = shards and (len(shards[-1]) >= _MOST_CYCLES or (held >= most and len(shards[-1]) >= _LEAST_CYCLES))
+        if not shards or full:
+            shards.append([])
+            held = 0
+        shards[-1].append(row)
+        held += samples[row]
+    return shards
+
+
+def embed_cycles(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    dataset: CycleDataset,
+    keys: Sequence[bytes],
+    cache: EmbeddingCache,
+    epoch: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Embed the cycles of a dataset, each once in its life, together with whoever embeds them at the same time.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        dataset: The cycles.
+        keys: Content key by row of the dataset.
+        cache: Where embeddings are kept.
+        epoch: The draw of augmentation; None for the cycles as they are.
+        progress: Called with (cycles done, cycles in all).
+
+    Returns:
+        float32 (cycles, dim).
+    """
+    if not len(dataset):
+        return np.empty((0, model.embedding_dim), np.float32)
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, row)
+
+    def make(shard: list[int], keep: bool = True) -> None:
+        cache.refresh()  # another process may have made it, or a part of it for another set of cycles
+        if missing := [row for row in shard if keys[row] not in cache]:
+            waveforms = [dataset.sound(row if epoch is None else (row, epoch)) for row in missing]
+            made = dict(zip(missing, embed_waveforms(model, extractor, waveforms), strict=True))
+            values = np.stack([made[row] if row in made else cache[keys[row]] for row in shard])
+            cache.add([keys[row] for row in shard], values, keep)
+
+    shards = shards_of([dataset.samples(row) for row in range(len(dataset))], list(first.values()))
+    with _on_accelerator(model):
+        for done in _together(shards, keys, cache, make):
+            if progress:
+                progress(done, len(dataset))
+    return np.stack([cache[key] for key in keys])
+
+
+def _together(
+    shards: list[list[int]], keys: Sequence[bytes], cache: EmbeddingCache, make: Callable[..., None]
+) -> Iterator[int]:
+    """Make what is missing of the shards, those that nobody is at first; yields how many rows there are so far."""
+    waiting, slowest = deque[tuple[list[int], float]](), 0.0
+    for shard in shards:
+        place = cache.place([keys[row] for row in shard])
+        if all(keys[row] in cache for row in shard):
+            tidy(place)
+            continue
+        with try_lock(place) as ours:
+            if ours:
+                start = time.monotonic()
+                make(shard)
+                slowest = max(slowest, time.monotonic() - start)
+        if not ours:
+            waiting.append((shard, time.monotonic()))
+        yield sum(key in cache for key in keys)
+    while waiting:
+        shard, since = waiting.popleft()
+        patience = max(_PATIENCE_S, 10 * slowest)
+        with try_lock(cache.place([keys[row] for row in shard])) as ours:
+            if ours:  # it is done, or its owner died
+                make(shard)
+        if not ours and time.monotonic() - since > patience:
+            _log.warning("another process is at some cycles for %.0f s now; embedding them here too", patience)
+            make(shard, keep=False)
+        elif not ours:
+            waiting.append((shard, since))
+            time.sleep(_POLL_S)
+        yield sum(key in cache for key in keys)
+
+
+@contextlib.contextmanager
+def _on_accelerator(model: LaennecForAudioClassification) -> Iterator[None]:
+    """Have the model on this process's GPU, where there is one."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    home = next(model.parameters()).device
+    model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()))
+    try:
+        yield
+    finally:
+        model.to(home)

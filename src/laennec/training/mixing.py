@@ -1,0 +1,250 @@
+"""Cycles of a batch mixed with one another.
+
+Decisions: a batch's draw (share, partners, places) is a pure function of the seed and of which cycles, in which
+epoch, share the batch, whatever their order: a sampler's order depends on (seed, epoch) alone, so each cycle's mixture
+does too, a resumed run mixes alike, and workers change nothing. What it cannot be is a function of (seed, epoch, cycle)
+alone, since a partner has to be in the batch: another batch size, sampler or number of processes draws others. Each
+process mixes its own rows, as each small batch does under accumulation; what contrasts mixtures sees those of all.
+Mixup of waveforms comes before the front end and before masks, mixing of features after them, mixing of tokens inside
+the encoder. Where a loss contrasts mixtures with what they were made of, both are encoded, clean rows first.
+Patch-Mix of features exchanges patches before any encoder; Group-Mix exchanges whole groups of frames.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from laennec.audio.augmentation import STREAMS
+from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, mix, mixup_lambda
+from laennec.encoders import ENCODERS
+from laennec.encoders.output import TokenMix
+from laennec.training.objective import step_key
+from laennec.training.recipe_settings import MIX_DOMAINS, ConfigError, MixSettings, Recipe
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was mixed in one batch.
+
+    Attributes:
+        lam: Realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different
+            lengths exchanged tokens.
+        index: (batch,) int64, the partner of each row.
+        labels: float32 (batch, labels), soft (or hard, under the Lungmix rule).
+        clean_labels: float32 (batch, labels), before mixing.
+    """
+
+    lam: float | Tensor
+    index: Tensor
+    labels: Tensor
+    clean_labels: Tensor
+
+
+def check_mixing(recipe: Recipe) -> None:
+    """Refuse mixing inside an encoder that has no tokens to mix.
+
+    Raises:
+        ConfigError: It has none; names the domains it can have.
+    """
+    chosen = recipe.augment.mix
+    if chosen is None or chosen.domain != "tokens" or recipe.encoder.group_frames:
+        return
+    if not hasattr(ENCODERS[recipe.encoder.type], "token_grid"):
+        others = [domain for domain in MIX_DOMAINS[chosen.method] if domain != "tokens"]
+        raise ConfigError(
+            f"augment.mix.domain is tokens, but {recipe.encoder.type} encoders have no patch tokens; with "
+            f"{chosen.method} they support {' or '.join(others)}"
+            + (" (or tokens with encoder.group_frames)" if chosen.method == "group_mix" else "")
+        )
+
+
+class Mixer:
+    """Mixes the batches of a run.
+
+    Args:
+        settings: The recipe's augment.mix.
+        seed: Of the draws.
+        n_labels: Number of logits.
+        contrast: Whether the clean rows are encoded too.
+        names: Of the labels, which the Lungmix rule needs.
+        multi_label: Whether labels are rows; class numbers otherwise. The Lungmix rule needs this too.
+
+    Raises:
+        ConfigError: The Lungmix rule has no class for two of the classes heard together.
+    """
+
+    def __init__(
+        self,
+        settings: MixSettings,
+        seed: int,
+        n_labels: int,
+        contrast: bool = False,
+        names: Sequence[str] = (),
+        multi_label: bool = True,
+    ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.n_labels = n_labels
+        self.contrast = contrast
+        hard = settings.labels == "lungmix"
+        self.union = label_union(names, multi_label, "augment.mix.labels: lungmix") if hard else None
+
+    @property
+    def on_waveforms(self) -> bool:
+        """Whether cycles are mixed before the front end."""
+        return self.settings.domain == "waveform"
+
+    @property
+    def on_tokens(self) -> bool:
+        """Whether cycles are mixed inside the encoder."""
+        return self.settings.domain == "tokens"
+
+    def generator(self, context: Mapping[str, Tensor]) -> np.random.Generator:
+        """The random numbers of one batch, from its `epochs` and `cycle_numbers`, in whatever order they stand."""
+        order = torch.from_numpy(_order(context))
+        key = step_key(self.seed, context["epochs"].cpu()[order], context["cycle_numbers"].cpu()[order])
+        return np.random.Generator(np.random.Philox(key=np.array([key % 2**64, STREAMS["mixing"]], np.uint64)))
+
+    def waveforms(
+        self, waveforms: Tensor, lengths: Tensor, labels: Tensor, context: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Mixture]:
+        """Mix waveforms (batch, samples) with true lengths (batch,); a mixture is as long as the longer of the two."""
+        generator = self.generator(context)
+        lam = self._lam(generator)
+        index = _rows(torch.from_numpy(generator.permutation(len(waveforms))), context).to(waveforms.device)
+        if lam < 1:
+            waveforms, lengths = mix(waveforms, lam, index), torch.maximum(lengths, lengths[index])
+        return waveforms, lengths, self._mixture(lam, index, labels)
+
+    def features(
+        self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Mixture]:
+        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be.
+
+        Raises:
+            ConfigError: Patch-Mix or Group-Mix of cycles of different lengths.
+        """
+        generator = self.generator(context)
+        if self.settings.method != "mixup":
+            if not bool(mask.bool().all()):
+                name = "Patch-Mix" if self.settings.method == "patch_mix" else "Group-Mix"
+                raise ConfigError(
+                    f"augment.mix: {name} needs cycles of one length; set features.length: repeat (or zero) and "
+                    "features.duration_s"
+                )
+            draw = self._patches(features, generator)
+            lam, index = draw.lam, _rows(draw.index, context).to(features.device)
+            taken = draw.mask.view(features.shape[1:]).to(features.device)  # (frames, mels)
+            mixed, mixed_mask = torch.where(taken, features[index], features), mask
+        else:
+            lam = self._lam(generator)
+            index = _rows(torch.from_numpy(generator.permutation(len(features))), context).to(features.device)
+            mixed, mixed_mask = mix(features, lam, index), torch.maximum(mask, mask[index])
+        mixture = self._mixture(lam, index, labels)
+        if self.contrast:
+            return torch.cat([features, mixed]), torch.cat([mask, mixed_mask]), mixture
+        return mixed, mixed_mask, mixture
+
+    def tokens(
+        self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor], encoder: Any
+    ) -> tuple[Tensor, Tensor, TokenMix, Mixture]:
+        """Draw what an encoder is to exchange between its tokens.
+
+        A token is taken only where both cycles have real frames, so each row keeps its own mask; its share is what it
+        kept of its own real tokens.
+
+        Args:
+            features: (batch, frames, mels).
+            mask: (batch, frames), ones on a cycle's frames and zeros after them.
+            labels: As everywhere.
+            context: The batch's epochs and cycle_numbers.
+            encoder: Has `token_grid`, see `laennec.encoders.output`.
+
+        Returns:
+            Features and mask (twice over, clean rows in front, where clean rows are encoded too), what the encoder is
+            to do, and the mixture.
+        """
+        generator = self.generator(context)
+        batch, frames, mels = features.shape
+        bands, steps = encoder.token_grid(frames, mels)
+        columns = self.settings.whole_columns or self.settings.method == "group_mix"
+        beta = self._beta(generator)
+        draw = draw_patch_mix(batch, bands * steps, beta, generator, grid=(bands, steps) if columns else None)
+        index = _rows(draw.index, context)
+        real = torch.tensor([encoder.token_grid(int(length), mels)[1] for length in mask.sum(1).tolist()])
+        both = torch.arange(steps) < torch.minimum(real, real[index])[:, None]  # (batch, steps)
+        taken = draw.mask.view(bands, steps) & both[:, None, :]  # (batch, bands, steps)
+        lam: float | Tensor = draw.lam
+        if not bool((real == steps).all()):
+            lam = 1 - taken.sum((1, 2)) / (bands * real).float()
+        mixture = self._mixture(lam, index.to(features.device), labels)
+        if self.contrast:
+            features, mask = torch.cat([features, features]), torch.cat([mask, mask])
+            taken = torch.cat([torch.zeros_like(taken), taken])
+            index = torch.cat([torch.arange(batch), batch + index])
+        return features, mask, TokenMix(taken.to(features.device), index.to(features.device)), mixture
+
+    def _lam(self, generator: np.random.Generator) -> float:
+        """Share of the own cycle; 1 for a batch that is left alone."""
+        happens = generator.random() < self.settings.probability
+        lam = mixup_lambda(generator, self.settings.beta)
+        return lam if happens else 1.0
+
+    def _beta(self, generator: np.random.Generator) -> float:
+        """Beta of a batch whose patches are exchanged; 0 for one that is left alone."""
+        return self.settings.beta if generator.random() < self.settings.probability else 0.0
+
+    def _patches(self, features: Tensor, generator: np.random.Generator) -> PatchMixDraw:
+        """A draw whose mask, (frames * mels,), marks every frame and bin of the exchanged patches or groups."""
+        _, frames, mels = features.shape
+        in_groups = self.settings.method == "group_mix"
+        patch = (self.settings.group_frames, mels) if in_groups else tuple(self.settings.patch)
+        in_time, in_frequency = (-(-n // size) for n, size in zip((frames, mels), patch, strict=True))
+        beta = self._beta(generator)
+        grid = (in_frequency, in_time) if self.settings.whole_columns else None
+        draw = draw_patch_mix(len(features), in_time * in_frequency, beta, generator, grid=grid)
+        # (mel patches, time patches) -> (frames, mels); what reaches over the edge is cut off
+        taken = draw.mask.view(in_frequency, in_time).T.repeat_interleave(patch[0], 0)
+        taken = taken.repeat_interleave(patch[1], 1)[:frames, :mels]
+        return PatchMixDraw(draw.lam, draw.index, taken.flatten())
+
+    def _mixture(self, lam: float | Tensor, index: Tensor, labels: Tensor) -> Mixture:
+        """Labels of a mixed batch: rows (batch, labels), or class numbers (batch,)."""
+        rows = labels.is_floating_point()
+        clean = labels.float() if rows else torch.nn.functional.one_hot(labels.long(), self.n_labels).float()
+        if self.union is None:
+            return Mixture(lam, index, mix(clean, lam, index), clean)
+        heard = self.union(labels, labels[index])
+        heard = heard.float() if rows else torch.nn.functional.one_hot(heard, self.n_labels).float()
+        share = torch.as_tensor(lam, device=clean.device).expand(len(clean))[:, None]
+        # a row that kept all of its own, or nothing, is one cycle
+        return Mixture(lam, index, torch.where(share == 1, clean, torch.where(share == 0, clean[index], heard)), clean)
+
+
+def label_union(names: Sequence[str], multi_label: bool, where: str) -> LabelUnion:
+    """The rule for labels of cycles heard together.
+
+    Raises:
+        ConfigError: Two of the classes have none.
+    """
+    try:
+        return LabelUnion(names, multi_label)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; set target.problem_type: multi_label, or leave it out") from error
+
+
+def _order(context: Mapping[str, Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows of a batch sorted by epoch and cycle, which no shuffling of the batch changes."""
+    return np.lexsort((context["cycle_numbers"].cpu().numpy(), context["epochs"].cpu().numpy()))
+
+
+def _rows(partners: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+    """Partners drawn for the sorted batch, (batch,), as rows of the batch as it stands."""
+    order = torch.from_numpy(_order(context))
+    index = torch.empty_like(order)
+    index[order] = order[partners]
+    return index

@@ -1,0 +1,323 @@
+"""Self-supervision with metadata (Soni et al.), before any label is looked at.
+
+Decisions: one recipe serves both steps. `laennec pretrain` trains the recipe's encoder to tell pairs of views from
+other cycles and leaves it as an encoder folder; `laennec train` with `--encoder.weights RUN/encoder` does the rest. The
+objective, the Trainer and the samplers are those of training (the loss sees the rows of all processes); the head is
+not trained and the projection is thrown away. There is nothing to select on: the last epoch's weights are kept. Sound
+is decoded recording by recording into the waveform cache and read back cycle by cycle, so memory does not grow with
+the corpus.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+from transformers import PrinterCallback, TrainingArguments
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.corpora import CycleWaveforms, provenance
+from laennec.corpora.duplicates import one_name_each
+from laennec.encoders import encoder_digest, load_encoder
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.batch_size import BatchRule
+from laennec.training.console import LossLines, say
+from laennec.training.data import collate_cycles
+from laennec.training.data_loading import augment_on_device, configure_process, device_settings, has_gpu
+from laennec.training.embeddings import embed_waveforms
+from laennec.training.folders import claimed, finished_before, whole_checkpoints
+from laennec.training.front_end import refuse_other_features
+from laennec.training.metadata_groups import GroupTable, metadata_of
+from laennec.training.objective import Objective, Stage
+from laennec.training.parts import load_parts, make_extractor, make_filter, refuse_short_cycles
+from laennec.training.pretraining.dataset import PRETRAINING, Cohort, cohort_of, pretraining_note
+from laennec.training.pretraining.pairs import Meeting, make_pretrain_sampler, meeting_of
+from laennec.training.pretraining.views import PairDataset, mask_views
+from laennec.training.recipe import ConfigError, LossSettings, PretrainSettings, Recipe
+from laennec.training.record import Timings, hardware, training_history, versions, write_record
+from laennec.training.schedules import trainer_end
+from laennec.training.stopping import with_the_others
+from laennec.training.trainer import LaennecTrainer
+from laennec.writing import atomic_folder
+
+_CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
+
+
+@dataclass
+class PairPart:
+    """What pre-training runs on.
+
+    Attributes:
+        cohort: The rows it may see.
+        meeting: Which of them take part, and whom they meet.
+        dataset: Their pairs of views.
+        source: What corpus and split are.
+        note: What the encoder will say of all this.
+    """
+
+    cohort: Cohort
+    meeting: Meeting
+    dataset: PairDataset
+    source: dict[str, Any]
+    note: dict[str, Any]
+
+
+def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
+    """Pre-train a recipe's encoder on pairs of views.
+
+    Args:
+        recipe: All settings; its section `pretrain` rules, and corpus, features and encoder are those of training.
+        command: The literal command, for the record.
+        overwrite: Whether a finished or other run in the output folder may be deleted.
+
+    Returns:
+        The run's folder: encoder/ (what `encoder.weights` takes), pretrain.json, recipe.json. It is
+        runs/<name>-pretrain where the recipe names no output_dir.
+
+    Raises:
+        InputError: Anything a user can mend, from the recipe to the disk.
+
+    Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
+    """
+    settings = settings_of(recipe)
+    out = Path(recipe.output_dir or Path("runs") / f"{recipe.name}-pretrain")
+    if not overwrite and finished_before(out, recipe):
+        return out
+    with claimed(out, recipe, overwrite) as begin:
+        configure_process(recipe)
+        _pretrain(recipe, settings, out, command, begin)
+    return out
+
+
+def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: str, begin: Callable[[], None]) -> None:
+    """From corpus to record; `begin` is called before anything is written below `out`."""
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    timings = Timings()
+    with timings.measure("total"):
+        # pairs are made of cycles alone; the encoder hears them joined when the recipe trains on labels
+        extractor = make_extractor(replace(recipe.features, context_cycles=0))
+        with timings.measure("corpus"):
+            part = make_pairs(recipe, settings, extractor)
+        model = make_contrastive_model(recipe, settings)
+        begin()
+        if main_process:
+            for note in part.meeting.notes:
+                say(note)
+        before = embedding_spread(model, extractor, part.dataset)
+        with timings.measure("training"), whole_checkpoints(out, main_process), with_the_others():
+            objective, history = _fit(recipe, settings, model, extractor, part, out)
+        after = embedding_spread(model, extractor, part.dataset)
+    record = _record(recipe, settings, part, model, objective) | {
+        "command": command,
+        "history": training_history(history),
+        "embeddings": {"before": before, "after": after},
+        "timings": timings.seconds,
+    }
+    if main_process:
+        _write(out, model, extractor, part, record)
+
+
+def settings_of(recipe: Recipe) -> PretrainSettings:
+    """The recipe's section `pretrain`.
+
+    Raises:
+        ConfigError: There is none, or the encoder has nothing to train.
+    """
+    if recipe.pretrain is None:
+        raise ConfigError(
+            f"{recipe.name}: the recipe has no section pretrain; add one, or give a setting, e.g. --pretrain.pairs self"
+        )
+    if recipe.encoder.type == "statistics":
+        raise ConfigError("encoder.type is statistics, which has nothing to pre-train; choose mobilenet, cnn or ast")
+    return recipe.pretrain
+
+
+def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairPart:
+    """Read the corpus, choose who takes part, and decode their recordings into the cache.
+
+    Raises:
+        InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
+    """
+    parts = load_parts(recipe)
+    cohort = cohort_of(parts, settings, one_name_each(parts))
+    rows = np.arange(len(cohort.table))
+    groups = GroupTable(len(rows), metadata_of(cohort.table, rows), recipe.metadata.age_edges_years)
+    meeting = meeting_of(settings, groups)
+    table = cohort.table.select(meeting.kept)
+    if len(table) < settings.batch_size:
+        raise ConfigError(
+            f"pretrain.batch_size is {settings.batch_size}, but {len(table)} cycles take part; lower it or use a "
+            "larger corpus"
+        )
+    cohort = Cohort(table, cohort.left_out, cohort.windows)
+    waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
+    waveforms.prepare()
+    refuse_short_cycles(table, waveforms, extractor)
+    least = 2 * extractor.front.window_samples  # a crop that is stretched still fills a frame
+    dataset = PairDataset(
+        waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, meeting.partners
+    )
+    note = pretraining_note(parts, cohort.patients, table)
+    return PairPart(cohort, meeting, dataset, provenance(parts), note)
+
+
+def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
+    """The encoder (loaded or random) with SimCLR's projection: a hidden layer as wide as the embedding, then 256."""
+    torch.manual_seed(recipe.seed)
+    e = recipe.encoder
+    weights = e.weights if settings.init == "weights" else None
+    encoder = load_encoder(weights, type=e.type, revision=e.revision, **e.config)
+    refuse_other_features(recipe, encoder)
+    config = LaennecConfig(
+        encoder_config=encoder.config,
+        pooling=recipe.head.pooling,
+        projection_dim=settings.projection_dim,
+        base_model_name_or_path=weights,
+        id2label={0: "none"},
+        label2id={"none": 0},
+    )
+    model = LaennecForAudioClassification(config, encoder)
+    model.head.requires_grad_(False)  # processes wait for the gradients of all that learns
+    return model
+
+
+def make_objective(recipe: Recipe, settings: PretrainSettings) -> Objective:
+    """NT-Xent between the two views of a pair, or SupCon by age band."""
+    entry: dict[str, Any] = {"on": "projection", "views": 2, "temperature": settings.temperature}
+    scale = 1.0 if settings.base_temperature is None else settings.temperature / settings.base_temperature
+    if settings.pairs == "age_band":
+        entry |= {"loss": "supcon", "labels": "age_band", "missing": "own_group", "weight": scale}
+    else:
+        entry |= {"loss": "ntxent", "base_temperature": settings.base_temperature or settings.temperature}
+    name = "supcon" if settings.pairs == "age_band" else "ntxent"
+    # no task term: its stage is never trained here
+    return Objective(LossSettings(auxiliary={name: entry}), True, np.zeros((1, 1)), 1, seed=recipe.seed)
+
+
+def _fit(
+    recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, part: PairPart, out: Path
+) -> tuple[Objective, list[dict[str, Any]]]:
+    """Train the model in place; an interrupted pre-training goes on from its last checkpoint."""
+    objective = make_objective(recipe, settings)
+    if part.meeting.age_groups is not None:
+        part.dataset.groups = {str(objective.entries[0].group_key): part.meeting.age_groups}
+    folder = out / "checkpoints" / "self-supervision"
+    unsupervised = Stage(head=False)
+    trainer = LaennecTrainer(
+        model,
+        make_arguments(recipe, settings, folder),
+        objective=objective,
+        feature_extractor=extractor,
+        spec_augment=mask_views(settings),
+        waveform_augment=augment_on_device(part.dataset, has_gpu()),
+        sampler=make_pretrain_sampler(settings, part.meeting, part.cohort.table["patient_id"], recipe.seed),
+        stages=lambda _: unsupervised,
+        seed=recipe.seed,
+        data_collator=collate_cycles,
+        train_dataset=part.dataset,
+        batch_rule=BatchRule("pretrain.batch_size", settings.batch_size, settings.batch_size),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LossLines("pretrain"))
+    trainer.train_on(settings.save_steps or None)
+    history = trainer.state.log_history
+    trainer_end(trainer)
+    return objective, history
+
+
+def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> TrainingArguments:
+    """Transformers' settings of pre-training."""
+    p, t = settings, recipe.train
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=p.batch_size,
+        num_train_epochs=p.epochs,
+        max_steps=p.max_steps,
+        learning_rate=p.learning_rate,
+        # Adam is AdamW without decay
+        weight_decay=0.0 if p.optimizer == "adam" else p.weight_decay,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(p.lr_schedule, p.lr_schedule),
+        warmup_steps=p.warmup_fraction,
+        max_grad_norm=p.max_grad_norm,
+        seed=recipe.seed,
+        save_strategy="epoch",  # after the epoch is in the log; others are asked for by `train_on`
+        logging_strategy="epoch",
+        save_total_limit=2,
+        report_to="none",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        # a short last batch would have fewer negatives than the others
+        dataloader_drop_last=True,
+        ddp_find_unused_parameters=False,
+        bf16=t.bf16,
+        disable_tqdm=True,
+        **device_settings(t.workers, has_gpu()),
+    )
+
+
+def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: PairDataset) -> dict[str, float]:
+    """Whether embeddings have collapsed: how alike those of different cycles are, over a fixed draw of them.
+
+    Returns:
+        mean_cosine: mean cosine of two different cycles, 1 where all embeddings point the same way;
+        effective_rank: exp of the entropy of the covariance's eigenvalues, 1 where one direction is left;
+        spread: mean over dimensions of the standard deviation of normalised embeddings, times sqrt(dimensions).
+    """
+    rows = np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(len(dataset))[:_CHECKED_CYCLES])
+    vectors = torch.from_numpy(embed_waveforms(model, extractor, [dataset.waveforms[int(r)] for r in rows])).double()
+    z = normalize(vectors, dim=1)
+    n = len(z)
+    variances = torch.linalg.svdvals(z - z.mean(0)).square()
+    share = variances / variances.sum().clamp_min(1e-300)
+    return {
+        "cycles": n,
+        "mean_cosine": float((z.sum(0).square().sum() - n) / (n * (n - 1))),
+        "effective_rank": float(torch.special.entr(share).sum().exp()),
+        "spread": float(z.std(0).mean() * z.shape[1] ** 0.5),
+    }
+
+
+def _record(
+    recipe: Recipe, settings: PretrainSettings, part: PairPart, model: Any, objective: Objective
+) -> dict[str, Any]:
+    """The run record but for what happened while training."""
+    assert objective.auxiliary is not None
+    return {
+        "name": recipe.name,
+        "corpus": {
+            "name": recipe.corpus.name,
+            "fingerprint": part.source.get("corpus_fingerprint"),
+            "provenance": part.source,
+        },
+        "selection_set": "none: the last epoch is kept",
+        "cycles": len(part.dataset),
+        "windows": part.cohort.windows,
+        "patients": part.cohort.patients,
+        "left_out": part.cohort.left_out | part.meeting.left_out,
+        "paired_with_themselves": part.meeting.paired_with_themselves,
+        "pairs": settings.pairs,
+        "views": settings.views,
+        "losses": {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in objective.auxiliary.losses.items()},
+        "initialised_from": model.config.base_model_name_or_path or "random",
+        "encoder_digest": encoder_digest(model.encoder),
+        "config": recipe.to_dict(),
+        "seeds": {"recipe": recipe.seed},
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _write(out: Path, model: Any, extractor: Any, part: PairPart, record: dict[str, Any]) -> None:
+    """Write encoder and record; the record last, because it says that the run is whole."""
+    with atomic_folder(out / "encoder") as folder:
+        model.encoder.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        write_record(folder / PRETRAINING, part.note)
+    write_record(out / "pretrain.json", record)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -1,0 +1,315 @@
+"""One recipe, from corpus to the best epoch's model.
+
+Decisions: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored;
+`laennec evaluate` scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer
+trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same, and
+never overwritten by another one unasked.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.corpora import cache_root, provenance
+from laennec.corpora.base import column_of
+from laennec.encoders import encoder_digest, in_groups, load_encoder
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_leanings, refuse_unknown_level, tasks_of
+from laennec.training.data import (
+    EmbeddingDataset,
+    collate_cycles,
+    collate_embeddings,
+)
+from laennec.training.data_loading import configure_process, training_device
+from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
+from laennec.training.folders import claimed, finished_before, whole_checkpoints
+from laennec.training.front_end import refuse_other_features
+from laennec.training.label_fractions import labelled_rows, refuse_missing_labels, training_part
+from laennec.training.mixing import check_mixing
+from laennec.training.neighbours import refuse_lost_neighbours
+from laennec.training.parts import Part, load_decoded, make_extractor, make_part
+from laennec.training.pretraining.dataset import refuse_seen_patients
+from laennec.training.recipe import Recipe
+from laennec.training.record import Timings, hardware, training_history, versions, write_record
+from laennec.training.schedules import Result, plan_phases, run_phases
+from laennec.training.stopping import with_the_others
+from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
+from laennec.writing import atomic_folder, atomic_write
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class FitResult:
+    """What training left beside the model: log and best epoch, validation predictions, operating points."""
+
+    result: Result
+    predictions: Any
+    operating_points: dict[str, Any] | None
+    tasks: dict[str, Any]
+
+
+def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
+    """Encoder (loaded or random) and a new head for the given labels."""
+    torch.manual_seed(recipe.seed)
+    e, h = recipe.encoder, recipe.head
+    encoder = load_encoder(e.weights, type=e.type, revision=e.revision, **e.config)
+    refuse_other_features(recipe, encoder)
+    encoder = in_groups(encoder, e.group_frames, e.group_step)
+    extractor = make_extractor(recipe.features)
+    config = LaennecConfig(
+        encoder_config=encoder.config,
+        problem_type=recipe.target.problem_type,
+        pooling=h.pooling,
+        joins_context=recipe.features.context_cycles > 0,
+        head_hidden_dim=h.hidden_dim,
+        head_dropout=h.dropout,
+        head_layer_norm=h.layer_norm,
+        projection_dim=h.projection_dim,
+        frozen_encoder=e.frozen,
+        base_model_name_or_path=e.weights,
+        base_model_revision=getattr(encoder.config, "_commit_hash", None) or e.revision,
+        encoder_digest=encoder_digest(encoder) if e.frozen else None,
+        id2label=dict(enumerate(names)),
+        label2id={n: i for i, n in enumerate(names)},
+        sampling_rate=extractor.sampling_rate,
+        features_fingerprint=extractor.fingerprint(),
+        tasks=config_of(tasks_of(recipe)),
+    )
+    model = LaennecForAudioClassification(config, encoder)
+    if e.trainable == "lora":
+        model.add_adapters(dataclasses.asdict(e.lora))
+    elif e.trainable == "last_n":
+        model.train_last_layers(e.train_last_layers)
+    return model
+
+
+def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any = None) -> Path:
+    """Run a recipe.
+
+    Args:
+        recipe: All settings.
+        command: The literal command, for the record.
+        overwrite: Whether a finished or other run in the output folder may be deleted.
+        watch: A TrainerCallback that sees every phase; None for none.
+
+    Returns:
+        The run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
+
+    Raises:
+        InputError: Anything a user can mend, from the recipe to the disk.
+    """
+    out = Path(recipe.output_dir or Path("runs") / recipe.name)
+    if not overwrite and finished_before(out, recipe):
+        return out
+    with claimed(out, recipe, overwrite) as begin:
+        configure_process(recipe)
+        _train(recipe, out, command, begin, watch)
+    return out
+
+
+def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], watch: Any) -> None:
+    """From corpus to record; `begin` is called before anything is written below `out`."""
+    timings = Timings()
+    with timings.measure("total"):
+        extractor = make_extractor(recipe.features)
+        check_mixing(recipe)
+        refuse_unknown_level(recipe, tasks_of(recipe))
+        with timings.measure("corpus"):
+            parts = load_decoded(recipe, extractor.sampling_rate)
+            source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
+            refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
+            training = make_part("train", parts["train"], recipe, extractor, None, True)
+            training = _labelled(recipe, parts["train"], extractor, training)
+            names = training.targets.names
+            validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
+        model = make_model(recipe, names)
+        with with_the_others():
+            fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
+    record = {
+        "command": command,
+        "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
+        "labels": names,
+        "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
+        "labelled": len(set(training.table["cycle_id"])),
+        "patients": {part.name: len(set(part.table["patient_id"])) for part in (training, validation)},
+        "pretraining": pretraining,
+        "timings": timings.seconds,
+        "operating_points": fitted.operating_points,
+        "tasks": fitted.tasks,
+    }
+    if int(os.environ.get("RANK", "0")) == 0:
+        write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
+
+
+def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, training: Part) -> Part:
+    """The training part with as many of its labels as the recipe allows."""
+    c = recipe.corpus
+    if c.label_fraction == 1:
+        return training
+    refuse_missing_labels(training.targets)
+    ids = column_of(training.table, "cycle_id")
+    rows = labelled_rows(training.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
+    return training_part(recipe, table, extractor, training, rows)
+
+
+def fit(
+    recipe: Recipe,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    training: Part,
+    validation: Part,
+    out: Path,
+    timings: Timings,
+    lines: bool = True,
+    begin: Callable[[], None] = lambda: None,
+    watch: Any = None,
+) -> FitResult:
+    """Train a model in place, choose its epoch on validation, and fit its operating points there.
+
+    Args:
+        recipe: All settings.
+        model: Encoder and new head.
+        extractor: Its front end.
+        training: The training part.
+        validation: The validation part.
+        out: Checkpoints go below it.
+        timings: Gets the seconds of embedding, training and validation predictions.
+        lines: Whether each epoch prints a line.
+        watch: A TrainerCallback that sees every phase; None for none.
+        begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
+
+    Raises:
+        InputError: As `train`.
+    """
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    cache = None
+    names = training.targets.names
+    check_rule(recipe.head, names, recipe.target.problem_type == "multi_label")
+    truth = truth_table(validation.table, "validation", recipe.target.column, names)
+    datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
+    model.to(training_device())  # type: ignore[arg-type]
+    if recipe.encoder.frozen:
+        with timings.measure("embedding"):
+            cache = EmbeddingCache(cache_root(), model, extractor)
+            datasets = _embedded(recipe, model, extractor, training, validation, cache)
+    else:
+        _standardise_on_sample(recipe, model, extractor, training)
+    collator = collate_embeddings if recipe.encoder.frozen else collate_cycles
+    patients = column_of(training.table, "patient_id")
+    plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth, collator)
+    tasks = tasks_of(recipe)
+    if tasks:
+        held_out = set(validation.table["patient_id"])
+        auxiliary_tasks = AuxiliaryTasks(recipe, tasks, training.dataset, training.table, extractor, held_out)
+        plan.settings["auxiliary_tasks"] = auxiliary_tasks
+    begin()
+    with timings.measure("training"), whole_checkpoints(out, main_process):
+        result = run_phases(recipe, model, plan, out, lines, watch)
+    with timings.measure("validation predictions"):
+        return FitResult(result, *answer_validation(model, extractor, recipe, validation, cache))
+
+
+def answer_validation(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    recipe: Recipe,
+    validation: Part,
+    cache: EmbeddingCache | None = None,
+) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
+    """Answer the validation part, and fit there how the model decides, which its config then says.
+
+    Returns:
+        The predictions table; the operating points; what was fitted for further tasks.
+    """
+    truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
+    cache = cache or EmbeddingCache(cache_root(), model, extractor)
+    embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    predictions = predictions_table(model, truth, embeddings)
+    points = calibrate(model, predictions, recipe.head)
+    return predictions, points, fit_leanings(model, extractor, recipe, tasks_of(recipe), validation)
+
+
+def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
+    """The part of a run record that follows from recipe, training and machine."""
+    return {
+        "name": recipe.name,
+        "problem_type": recipe.target.problem_type,
+        "selection_set": "validation",
+        "selection_metric": recipe.train.selection_metric,
+        "config": recipe.to_dict(),
+        "seeds": {"recipe": recipe.seed},
+        "versions": versions(),
+        "hardware": hardware(),
+        "losses": result.losses,
+        "history": training_history(result.history),
+        "best_epoch": result.best_epoch,
+        "best_metric": result.best_metric,
+        "evaluations": [],
+    }
+
+
+def _embedded(
+    recipe: Recipe,
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    training: Part,
+    validation: Part,
+    cache: EmbeddingCache,
+) -> tuple[EmbeddingDataset, EmbeddingDataset]:
+    """Embed both parts once (training as often as the recipe asks for augmented copies)."""
+    draws = training.dataset.augmentation is not None or training.dataset.concatenation is not None
+    copies, labels = [], []
+    for copy in range(recipe.augment.copies if draws else 1):
+        draw = f"{recipe.seed} {copy} {recipe.augment} {source_of(training)}" if draws else ""
+        copies.append(
+            embed_cycles(model, extractor, training.dataset, training.keys(draw), cache, copy if draws else None)
+        )
+        rows = range(len(training.dataset))
+        labels.append(
+            np.stack([training.dataset.label_at(row, copy) for row in rows]) if draws else training.targets.labels
+        )
+    held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
+    if recipe.head.standardise:
+        model.head.standardise(torch.from_numpy(np.concatenate(copies)))
+    return (
+        EmbeddingDataset(np.stack(copies), np.stack(labels), training.table["cycle_id"]),
+        EmbeddingDataset(held_out[None], validation.targets.labels[None]),
+    )
+
+
+def source_of(part: Part) -> str:
+    """Names the set of cycles that partners are drawn from."""
+    return hashlib.sha256("\n".join(part.table["cycle_id"]).encode()).hexdigest()
+
+
+def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: Part) -> None:
+    """Scale the head's input by the embeddings of some training cycles before the encoder moves."""
+    if not recipe.head.standardise or recipe.encoder.weights is None:
+        return
+    rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
+    sample = torch.from_numpy(embed_waveforms(model, extractor, [training.dataset.sound(int(r)) for r in rows]))
+    for head in (model.head, *model.tasks.values()):
+        head.standardise(sample)
+
+
+def write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
+    """Write model, predictions and record; the record last, because it says that the run is whole."""
+    with atomic_folder(out / "model") as folder:
+        model.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+    with atomic_write(out / "predictions-validation.parquet", "wb") as file:
+        predictions.to_parquet(file)
+    write_record(out / "run.json", record)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)

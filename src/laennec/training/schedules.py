@@ -1,0 +1,454 @@
+"""Which part of the model learns from what, in which order.
+
+Decisions: a schedule is a list of phases, each one a Trainer run with its own rates, sampler and checkpoints; a
+finished phase is never run again after an interruption. Song's alternation is by epoch: an even epoch moves the
+encoder by the auxiliary loss alone, an odd one the head by the task loss on the still encoder, so that no gradient
+crosses. The last phase chooses its epoch on validation.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+from laennec.encoders.output import MaskedBatchNorm2d
+from laennec.losses import WeightedSum
+from laennec.training.auxiliary import Attached, AuxiliaryHeads
+from laennec.training.batch_size import BatchRule
+from laennec.training.compilation import compiled_layers, full_length_afterwards, recompute_activations
+from laennec.training.console import EpochLines
+from laennec.training.data import CycleDataset, Targets
+from laennec.training.data_loading import (
+    augment_on_device,
+    device_settings,
+    encodes_one_by_one,
+    has_gpu,
+    training_device,
+)
+from laennec.training.guards import check_views, coverage_line, group_columns, pair_lines, refuse_one_class
+from laennec.training.metadata_groups import GroupTable
+from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
+from laennec.training.mixing import Mixer
+from laennec.training.objective import Objective, Stage
+from laennec.training.optimization_rules import MovingAverageCallback
+from laennec.training.recipe_settings import ConfigError, Recipe
+from laennec.training.record import read_record, write_record
+from laennec.training.samplers import (
+    AnchorPositiveSampler,
+    ClassesTimesSamplesSampler,
+    EpochSampler,
+    LengthBucketSampler,
+    PatientBalancedSampler,
+)
+from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
+from laennec.training.trainer import LaennecTrainer
+from laennec.writing import atomic_write
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Phase:
+    """One Trainer run of a schedule."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    head_learning_rate: float | None = None
+    stages: Callable[[int], Stage] | None = None
+    sampler: str = "shuffle"
+    selects: bool = True
+
+
+@dataclass
+class Result:
+    """What the phases left behind."""
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_epoch: float | None = None
+    best_metric: float | None = None
+    losses: dict[str, str] = field(default_factory=dict)
+
+
+def phases_of(recipe: Recipe) -> list[Phase]:
+    """The phases of a recipe's schedule."""
+    s, t = recipe.schedule, recipe.train
+    if s.name == "joint":
+        return [Phase("train", t.epochs, t.learning_rate, sampler=recipe.sampler.name)]
+    phases = []
+    if s.name == "alternating":
+        if s.pretrain_epochs:
+            task_only = Stage(auxiliary=False)
+            phases.append(Phase("pretrain", s.pretrain_epochs, s.pretrain_learning_rate, stages=lambda _: task_only))
+        # a round is an epoch of the encoder and an epoch of the head
+        turns = (Stage(head=False), Stage(encoder=False))
+        alternate = Phase(
+            "alternate",
+            2 * t.epochs,
+            t.learning_rate,
+            s.head_learning_rate,
+            lambda e: turns[e % 2],
+            recipe.sampler.name,
+        )
+        return [*phases, alternate]
+    apart = Stage(head=False)
+    represent = Phase(
+        "represent", s.pretrain_epochs, s.pretrain_learning_rate, None, lambda _: apart, recipe.sampler.name, False
+    )
+    alone = Stage(encoder=False)
+    return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
+
+
+def make_sampler(
+    name: str,
+    recipe: Recipe,
+    targets: Targets,
+    patients: list[str],
+    groups: GroupTable | None = None,
+    lengths: Any = None,
+) -> tuple[Any, int]:
+    """A sampler by name, and how many rows a batch of it has (on one process).
+
+    Args:
+        name: As in sampler.name.
+        recipe: All settings.
+        targets: Labels of the training part.
+        patients: Patient of each of its rows.
+        groups: Its groups, where they are at hand.
+        lengths: Length of each of its rows; length_bucketed needs them.
+
+    Raises:
+        ConfigError: The corpus cannot fill such batches, or a column that the sampler needs is unknown.
+    """
+    groups = groups or groups_of(recipe, targets)
+    try:
+        if name == "length_bucketed":
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            size, seed = recipe.train.batch_size, recipe.seed
+            sampler: Any = LengthBucketSampler(lengths, size, seed, processes=processes)
+        else:
+            sampler = _sampler(name, recipe, targets, patients, groups)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"sampler.name is {name}: {error}") from error
+    return sampler, sampler.rows_per_batch or recipe.train.batch_size
+
+
+def _sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable) -> Any:
+    size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
+    if name == "anchor_positive":
+        return AnchorPositiveSampler(targets.class_ids, size, seed=seed)
+    if name == "patient_balanced":
+        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
+    if name == "classes_times_samples":
+        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
+    if name not in ("metadata_matched", "device_balanced"):
+        return EpochSampler(len(targets.class_ids), seed=seed)
+    names = s.columns if name == "metadata_matched" else ["device"]
+    where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
+    codes = groups.codes(names, s.missing, where)
+    if (codes < 0).any():
+        kept = "sampler.missing: own_group keeps them, as one group"
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
+    columns = [groups.column(column, where) for column in names]
+    if name == "metadata_matched":
+        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
+    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
+
+
+def groups_of(recipe: Recipe, targets: Targets) -> GroupTable:
+    """The groups of the training part."""
+    return GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
+
+
+def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) -> TrainingArguments:
+    """Transformers' settings for one phase."""
+    t = recipe.train
+    metric = SELECTION_METRICS[t.selection_metric]
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=_evaluated_at_once(recipe),
+        gradient_accumulation_steps=t.gradient_accumulation,
+        num_train_epochs=phase.epochs,
+        max_steps=t.max_steps,
+        learning_rate=phase.learning_rate,
+        # Adam is AdamW without decay
+        adam_beta1=t.betas[0],
+        adam_beta2=t.betas[1],
+        weight_decay=0.0 if t.optimizer == "adam" else t.weight_decay,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_schedule, t.lr_schedule),
+        warmup_steps=t.warmup_fraction,
+        max_grad_norm=t.max_grad_norm,
+        seed=recipe.seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=phase.selects,
+        metric_for_best_model=f"eval_{metric}",
+        greater_is_better=metric != "loss",
+        report_to="none",
+        label_names=["labels"],
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=phase.stages is not None,
+        bf16=t.bf16,
+        disable_tqdm=True,
+        **device_settings(t.workers, has_gpu()),
+    )
+
+
+def _evaluated_at_once(recipe: Recipe) -> int:
+    """Rows of an evaluation batch: on a CPU one cycle; embeddings lie ready, and the Trainer takes them apart."""
+    alone = encodes_one_by_one(training_device()) and not recipe.encoder.frozen
+    return 1 if alone else recipe.train.evaluation_batch_size
+
+
+@dataclass
+class Plan:
+    """A schedule that corpus and recipe can carry out: phases with their samplers, and what each Trainer is given.
+
+    Attributes:
+        phases: Each phase with its sampler and the rows of a batch.
+        losses: What each loss calls itself.
+        heads: Layers of auxiliary losses beside the model.
+        settings: Handed to every Trainer.
+    """
+
+    phases: list[tuple[Phase, Any, int]]
+    losses: dict[str, str]
+    heads: AuxiliaryHeads
+    settings: dict[str, Any]
+
+
+def plan_phases(
+    recipe: Recipe,
+    model: Any,
+    extractor: Any,
+    targets: Targets,
+    patients: list[str],
+    datasets: tuple[Any, Any],
+    validation_table: Any,
+    collator: Callable[[Any], Any],
+) -> Plan:
+    """Find out whether a recipe can be carried out on a corpus, before anything is written.
+
+    Args:
+        recipe: All settings.
+        model: The model.
+        extractor: Its front end.
+        targets: Labels of the training part.
+        patients: Patient of each row of the training part.
+        datasets: Training and validation datasets.
+        validation_table: Predictions table of the validation part without logits.
+        collator: Makes batches of rows.
+
+    Raises:
+        ConfigError: The corpus and the recipe's losses and samplers do not go together.
+    """
+    refuse_one_class(targets)
+    multi_label, names = recipe.target.problem_type == "multi_label", targets.names
+    objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
+    groups = groups_of(recipe, targets)
+    codes = _prepare_data(recipe, objective, datasets[0], recipe.augment.spec, groups)
+    mix = recipe.augment.mix
+    lengths = datasets[0].waveforms.lengths if isinstance(datasets[0], CycleDataset) else None
+    phases = [
+        (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
+    ]
+    held_out, validation_table = by_length(datasets[1], validation_table)
+    metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
+    metrics.refuse_undefined(recipe.train.selection_metric)
+    _check_pairs(phases, objective, targets, codes)
+    if recipe.train.gradient_checkpointing:
+        recompute_activations(model)
+    settings = {
+        "objective": objective,
+        "feature_extractor": extractor,
+        "spec_augment": recipe.augment.spec,
+        "waveform_augment": augment_on_device(datasets[0], has_gpu()),
+        "seed": recipe.seed,
+        "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
+        "data_collator": collator,
+        "train_dataset": datasets[0],
+        "eval_dataset": held_out,
+        "compute_metrics": metrics,
+    }
+    heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
+    return Plan(phases, _loss_names(objective.auxiliary), heads, settings)
+
+
+def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True, watch: Any = None) -> Result:
+    """Train the model in place, phase by phase, and leave the best epoch's weights in it.
+
+    Args:
+        recipe: All settings.
+        model: The model.
+        plan: Made for this recipe and model.
+        out: The run's folder; checkpoints go below it.
+        lines: Whether each epoch prints a line.
+        watch: A TrainerCallback that sees every phase; None for none.
+
+    Returns:
+        Log, best epoch and what each loss calls itself.
+    """
+    for module in model.modules():
+        if isinstance(module, MaskedBatchNorm2d):
+            module.synchronised = recipe.train.sync_batch_norm
+    result, trainer = Result(losses=plan.losses), None
+    with Attached(model, plan.heads):
+        for phase, sampler, batch_size in plan.phases:
+            folder = out / "checkpoints" / phase.name
+            finished = folder / "finished.safetensors"
+            if finished.exists():
+                model.load_state_dict(load_file(finished), strict=False)
+                _add_to(result, phase, _State(**read_record(folder / "finished.json")))
+                continue
+            trainer = LaennecTrainer(
+                model,
+                make_arguments(recipe, phase, folder, batch_size),
+                sampler=sampler,
+                stages=phase.stages,
+                head_learning_rate=phase.head_learning_rate,
+                **plan.settings,
+                **_rules(recipe, phase, batch_size),
+            )
+            trainer.remove_callback(PrinterCallback)
+            if lines:
+                trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
+            if watch is not None:
+                trainer.add_callback(watch)
+            with full_length_afterwards(model), compiled_layers(model, recipe.train.compile):
+                trainer.train_on(recipe.train.save_steps or None)
+            model.encoder_frozen_now = False
+            _add_to(result, phase, _finish(trainer, folder, keep=len(plan.phases) > 1))
+    trainer_end(trainer)
+    return result
+
+
+def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
+    """Cycles and their truth table from the longest to the shortest, so that evaluation computes little padding."""
+    if not isinstance(dataset, CycleDataset):
+        return dataset, table
+    order = np.argsort(-np.asarray(dataset.waveforms.lengths), kind="stable")
+    return torch.utils.data.Subset(dataset, order.tolist()), table.iloc[order].reset_index(drop=True)
+
+
+def _heads(objective: Objective, codes: Any, dim: int, seed: int) -> AuxiliaryHeads:
+    """What auxiliary losses need beside the model while it trains: projections, and a head that guesses the device."""
+    guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
+    counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
+    return AuxiliaryHeads(objective.entries, dim, counts, seed)
+
+
+def _rules(recipe: Recipe, phase: Phase, rows: int) -> dict[str, Any]:
+    """When a phase stops early, and the optimisation rules of the literature that a recipe asks for."""
+    t = recipe.train
+    callbacks: list[Any] = [EarlyStoppingCallback(t.patience)] if t.patience and phase.selects else []
+    if t.moving_average is not None:
+        callbacks.append(MovingAverageCallback(t.moving_average))
+    return {
+        "batch_rule": _batch_rule(recipe, phase.sampler, rows),
+        "callbacks": callbacks or None,
+        "epoch_cosine": t.epoch_cosine,
+        "sharpness": None if t.sam_rho is None else (t.sam_rho, t.sam_adaptive),
+    }
+
+
+def _batch_rule(recipe: Recipe, sampler: str, rows: int) -> BatchRule:
+    """The setting that makes the batches of a sampler as large as they are, so many rows."""
+    if sampler in ("classes_times_samples", "patient_balanced", "device_balanced"):
+        return BatchRule("sampler.samples", recipe.sampler.samples, rows)
+    t = recipe.train
+    alone = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed")
+    return BatchRule("train.batch_size", t.batch_size, rows, t.gradient_accumulation if alone else 0)
+
+
+def _prepare_data(
+    recipe: Recipe, objective: Objective, dataset: Any, spec_augment: Any, groups: GroupTable
+) -> dict[str, Any]:
+    """Have training items carry the views and groups that the losses look at; returns the groups."""
+    codes = group_columns(objective.entries, groups)
+    if not isinstance(dataset, CycleDataset):
+        return codes
+    check_views(objective.entries, recipe.augment.mix is not None, bool(dataset.augmentation or spec_augment))
+    dataset.views = objective.views
+    dataset.groups = codes
+    return codes
+
+
+def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targets: Targets, codes: Any) -> None:
+    """Stop before training where batches cannot hold the pairs of a loss; say what they hold otherwise."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    for phase, sampler, batch_size in plan:
+        lines = [coverage_line(phase.sampler, sampler, batch_size * world, targets.class_ids)]
+        stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]
+        if any(stage.encoder and stage.auxiliary for stage in stages):
+            lines += pair_lines(objective.entries, sampler, batch_size * world, targets.class_ids, codes)
+        for line in lines:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"{phase.name}: {line}", flush=True)
+
+
+@dataclass
+class _State:
+    """What a finished phase says of itself, as it is kept for a run that goes on after it."""
+
+    log_history: list[dict[str, Any]]
+    best_metric: float | None
+    best_global_step: int | None
+
+
+def _add_to(result: Result, phase: Phase, state: _State) -> None:
+    """Keep a phase's log, and its best epoch where the phase chooses one."""
+    result.history += [{"phase": phase.name, **entry} for entry in state.log_history]
+    if phase.selects:
+        result.best_metric = state.best_metric
+        result.best_epoch = _best_epoch(state)
+
+
+def _finish(trainer: LaennecTrainer, folder: Path, keep: bool) -> _State:
+    """What a phase says of itself, kept beside its weights where another phase follows."""
+    state = _State(trainer.state.log_history, trainer.state.best_metric, trainer.state.best_global_step)
+    if keep and trainer.is_world_process_zero():
+        write_record(folder / "finished.json", dataclasses.asdict(state))
+        _remember(trainer.model, folder / "finished.safetensors")
+    return state
+
+
+def trainer_end(trainer: LaennecTrainer | None) -> None:
+    """Leave the process group in order; without it a multi-process launch can abort at exit."""
+    if trainer is not None and trainer.args.world_size > 1:
+        trainer.accelerator.wait_for_everyone()
+
+
+def _remember(model: Any, path: Path) -> None:
+    """Keep a finished phase's weights so that an interrupted run goes on from there."""
+    state = {k: v.contiguous() for k, v in model.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as file:
+        file.write(save(state))
+
+
+def _best_epoch(state: Any) -> float | None:
+    """The epoch whose checkpoint was chosen."""
+    if not state.best_global_step:
+        return None
+    epochs = [e["epoch"] for e in state.log_history if e.get("step") == state.best_global_step and "epoch" in e]
+    return float(epochs[0]) if epochs else None
+
+
+def _loss_names(auxiliary: WeightedSum | None) -> dict[str, str]:
+    """How each auxiliary loss describes itself: which variant ran must be on record."""
+    if auxiliary is None:
+        return {}
+    return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in auxiliary.losses.items()}

@@ -1,0 +1,273 @@
+"""Files that other people wrote, read with limits.
+
+Decisions: only a regular file is read (a pipe or a device never ends), up to a size that no honest file of its kind
+has. JSON and YAML are read no deeper than honest files nest, YAML without tags and with as many aliases as fit into a
+file of their own length: a few lines can otherwise stand for more than any memory holds. What is wrong is said with
+the errors that readers of files expect anyway (OSError, ValueError, yaml.YAMLError), so that each says it in its words.
+"""
+
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from laennec.errors import InputError
+
+MOST_BYTES = 1 << 29  # of tables and annotations
+MOST_SETTINGS_BYTES = 1 << 24  # of recipes, configurations, records
+_MOST_DEPTH = 100
+_MOST_NODES = 200_000
+# of a model's settings: beyond these, only building it would fill any memory or never end
+_MOST_SIZE = 10_000_000
+_MOST_LABELS = 100_000
+_MOST_LAYERS = 1_000
+_ATTENTION = (None, "eager", "sdpa")
+_NO_SETTINGS = {
+    "quantization_config": "weights in a form that other packages unpack",
+    "configuration_files": "another file to take its settings from",
+}
+# the files of a model that are read; a link among them may lead to what is nobody else's business
+_MODEL_FILES = (
+    "*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "adapter", "adapter/*.json", "adapter/*.safetensors",
+)  # fmt: skip
+_INDEX = "*.index.json"
+_ADAPTER = "adapter_config.json"
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file for reading bytes, if it is one: neither a pipe, which would wait for ever, nor a device.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file.
+    """
+    # asked before it is opened, for opening alone can do something to a device; and again, for it may have changed
+    _refuse_irregular(path, os.stat(path).st_mode)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _refuse_irregular(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _refuse_irregular(path: str | os.PathLike[str], mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        path: The file.
+        most: Its most bytes; None for any number.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or holds more.
+    """
+    content, large = b"", False
+    with open_regular(path) as file:
+        # what it is said to hold first: a read that is given a bound sets so much memory aside at once
+        large = most is not None and os.fstat(file.fileno()).st_size > most
+        if not large:
+            content = file.read()
+    if most is not None and (large or len(content) > most):
+        raise OSError(errno.EFBIG, f"holds more than {most >> 20} MiB, which no such file does", os.fspath(path))
+    return content
+
+
+def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
+    """The text of a regular file in UTF-8, with or without a byte order mark, every line end a line feed.
+
+    Raises:
+        OSError: As `read_bytes`.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    return read_bytes(path, most).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON as `json.loads` reads it.
+
+    Raises:
+        ValueError: It is none, or is nested deeper than Python's own stack.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: str | os.PathLike[str], most: int = MOST_SETTINGS_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        OSError: As `read_bytes`.
+        ValueError: It is no JSON in UTF-8.
+    """
+    return parse_json(read_text(path, most))
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as `yaml.safe_load` reads it, within limits.
+
+    Raises:
+        yaml.YAMLError: It is none, holds a tag, is nested too deeply, or its aliases stand for too much.
+    """
+    if len(text) > MOST_SETTINGS_BYTES:
+        raise yaml.YAMLError(f"holds more than {MOST_SETTINGS_BYTES >> 20} MiB, which no such file does")
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain values alone
+    except (yaml.YAMLError, MemoryError):
+        raise
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except Exception as error:  # numbers of too many digits, days that no month has
+        raise yaml.YAMLError(f"holds what is no value ({str(error)[:80]})") from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        OSError: As `read_bytes`.
+        UnicodeDecodeError: It is no UTF-8.
+        yaml.YAMLError: As `parse_yaml`.
+    """
+    return parse_yaml(read_text(path, MOST_SETTINGS_BYTES))
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts what aliases stand for while the document is put together, before any of it is made."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._nodes = self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node of the document, and what it stands for counted."""
+        alias: bool = self.check_event(yaml.AliasEvent)
+        before, self._depth = self._nodes, self._depth + 1
+        if self._depth > _MOST_DEPTH:
+            raise yaml.YAMLError("nested too deeply")
+        node = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        self._depth -= 1
+        if alias:
+            if id(node) not in self._sizes:
+                raise yaml.YAMLError("an alias stands for what holds it")
+            self._nodes += self._sizes[id(node)]
+        else:
+            self._nodes += 1
+            self._sizes[id(node)] = self._nodes - before
+        if self._nodes > _MOST_NODES:
+            raise yaml.YAMLError(f"stands for more than {_MOST_NODES} values, aliases counted")
+        return node
+
+
+def is_plain(name: str) -> bool:
+    """Whether a relative path, as a table or an archive writes it, means a file below its folder on any system."""
+    elsewhere = PureWindowsPath(name)
+    parts = name.replace("\\", "/").split("/")
+    return bool(name) and name.isprintable() and not elsewhere.drive and not elsewhere.root and ".." not in parts
+
+
+def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Whether a file, once links are followed, lies elsewhere than below a folder.
+
+    The files of a snapshot in the Hub's cache are links into the same repository's cache, and lie inside.
+    """
+    target, inside = Path(path).resolve(), Path(folder).resolve()
+    if target.is_relative_to(inside):
+        return False
+    parts = inside.parts
+    if "snapshots" in parts:
+        at = len(parts) - 1 - parts[::-1].index("snapshots")
+        return not target.is_relative_to(Path(*parts[:at], "blobs"))
+    return True
+
+
+def refuse_settings(values: Mapping[str, Any], where: object) -> None:
+    """Refuse settings of a model that would have it do something else than be a model.
+
+    What names code (`auto_map` and the like) is never looked at, and may stand there.
+
+    Args:
+        values: From config.json or preprocessor_config.json.
+        where: What the error names.
+
+    Raises:
+        InputError: An attention that is a program to be fetched, sizes that nothing can hold, another file to read.
+    """
+    remedy = "do not use this model, or correct its settings"
+    for name, value in values.items():
+        if name in _NO_SETTINGS and value:
+            raise InputError(f"{where}: {name} names {_NO_SETTINGS[name]}, which is not done here; {remedy}")
+        if "attn_implementation" in str(name) and value not in _ATTENTION:
+            raise InputError(f"{where}: {name} is {str(value)[:80]!r}, a program to be fetched and run; {remedy}")
+        most = _MOST_LAYERS if _counts_layers(str(name)) else _MOST_SIZE
+        if name == "num_labels":
+            most = _MOST_LABELS
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not -_MOST_SIZE <= number <= most:
+                raise InputError(f"{where}: {name} is {str(number)[:40]}, which is no size of a model; {remedy}")
+        if isinstance(value, list | dict) and len(value) > (_MOST_LABELS if "label" in str(name) else _MOST_LAYERS):
+            raise InputError(f"{where}: {name} holds {len(value)} values, which is no size of a model; {remedy}")
+        if isinstance(value, dict) and "label" not in str(name):
+            refuse_settings(value, where)
+
+
+def _counts_layers(name: str) -> bool:
+    return name == "depths" or (name.endswith("layers") and not name.startswith("trained"))
+
+
+def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
+    """Refuse the folder of a model whose files are links to files elsewhere, no files at all, or name others.
+
+    Args:
+        folder: A folder; a Hub id is passed over.
+
+    Raises:
+        InputError: The first of these.
+    """
+    place = Path(folder)
+    if not place.is_dir():
+        return
+    remedy = "do not use this model, or put the file itself there"
+    if (place / _ADAPTER).exists():
+        raise InputError(
+            f"{place / _ADAPTER}: adapters beside a config.json can name any other model as their base; a laennec "
+            "model keeps its own in the folder adapter: export the run again"
+        )
+    for path in sorted(found for pattern in _MODEL_FILES for found in place.glob(pattern)):
+        if leads_outside(path, place):
+            raise InputError(f"{path}: is a link to a file elsewhere ({path.resolve()}); {remedy}")
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path}: is no regular file; {remedy}")
+    for index in place.glob(_INDEX):
+        refuse_index(index)
+
+
+def refuse_index(index: Path) -> list[str]:
+    """The files of weights that an index names, each beside it.
+
+    Raises:
+        InputError: It is no index, or names a file elsewhere.
+    """
+    try:
+        names = sorted(set(read_json(index, MOST_BYTES)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index}: is no index of weights; get the checkpoint again") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".bin")):
+            raise InputError(f"{index}: names {name!r}, which is no file of weights beside it; do not use this model")
+    return names

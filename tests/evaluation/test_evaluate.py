@@ -1,0 +1,236 @@
+"""Scoring a run or a model on a held-out part, and what is refused."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from laennec import LaennecForAudioClassification
+from laennec.cli.main import main
+from laennec.corpora import load_corpus
+from laennec.corpora.synthetic import write_corpus
+from laennec.errors import InputError
+from laennec.evaluation import class_distances, expected_calibration_error
+from laennec.evaluation.evaluate import score
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.record import without_results
+from laennec.training.run import train
+
+RESULTS = {"predictions.parquet", "metrics.json", "run.json", "report.html", "pictures"}
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run, so that evaluations of one test are not another's."""
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+    (run / "run.json").write_text(json.dumps(read(run / "run.json") | {"evaluations": []}))
+    return run
+
+
+@pytest.fixture
+def no_pages(monkeypatch):
+    """Leave out the report: its pictures take most of the time, and one test looks at them."""
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def filtered_run(tiny_recipe, tmp_path_factory):
+    """A four-class run on low-passed recordings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        recipe = recipe_from_dict(
+            tiny_recipe
+            | {
+                "target": {"problem_type": "single_label"},
+                "loss": {"task": "ce"},
+                "features": {"preset": "song2021", "filter_kind": "lowpass", "filter_cutoff_hz": 500},
+            }
+        )
+        recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "filtered")
+        return train(recipe)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def one_line(capsys, *said):
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1, err
+    for part in said:
+        assert str(part) in err, err
+
+
+def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corpus, capsys, monkeypatch):
+    assert main(["evaluate", str(run), "--draws", "50"]) == 0
+    folder = run / "evaluation-test"
+    assert {p.name for p in folder.iterdir()} == RESULTS
+    table, metrics = pd.read_parquet(folder / "predictions.parquet"), read(folder / "metrics.json")
+    expected = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["test"]
+    assert list(table["cycle_id"]) == expected["cycle_id"] and set(table["split"]) == {"test"}
+    # the score again, from the table alone, by its definition
+    fitted = read(run / "run.json")["operating_points"]["thresholds"]
+    answers = [(table[f"logit_{n}"] > fitted[n]).to_numpy(int) for n in ("crackle", "wheeze")]
+    truth = table["crackle"] + 2 * table["wheeze"]
+    right = (answers[0] + 2 * answers[1]) == truth.to_numpy(int)
+    sp, se = 100 * right[truth == 0].mean(), 100 * right[truth > 0].mean()
+    assert metrics["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
+    assert metrics["bootstrap"]["n_draws"] == 50 and "icbhi.Score" in metrics["intervals"]
+    assert any(floor["name"] == "event length" and "skipped" not in floor for floor in metrics["floors"])
+    pictures = {p.stem for p in (folder / "pictures").iterdir()}
+    assert {"confusion", "roc", "reliability", "geometry", "training"} <= pictures
+    report = (folder / "report.html").read_text()
+    assert "Thresholds and temperatures" in report and "Angular distance" in report
+    out = capsys.readouterr().out
+    assert "ICBHI Score" in out and str(folder / "report.html") in out
+    trained = read(run / "run.json")["corpus"]["provenance"]
+    for said in (
+        trained["corpus_fingerprint"][:12],
+        trained["split_fingerprint"][:12],
+        "patient-60-20-20",
+        "part test",
+    ):
+        assert said in out, out
+    assert "selection set: validation; seed 0" in out and "scored" not in out
+    evaluations = read(run / "run.json")["evaluations"]
+    assert [e["split"] for e in evaluations] == ["test"] and evaluations[0]["command"].startswith("laennec evaluate ")
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    assert main(["evaluate", str(run), "--split", "validation", "--draws", "20"]) == 0
+    assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    assert "this run was scored 2 times on test" in capsys.readouterr().out
+    assert [e["split"] for e in read(run / "run.json")["evaluations"]] == ["test", "validation", "test"]
+    assert read(folder / "run.json")["evaluations"] == without_results(read(run / "run.json")["evaluations"])
+    validation = pd.read_parquet(run / "evaluation-validation" / "predictions.parquet")
+    own = validation.drop(columns=["level_db", "bandwidth_hz"])  # what the floors look at
+    pd.testing.assert_frame_equal(own, pd.read_parquet(run / "predictions-validation.parquet"))
+    metrics = read(run / "evaluation-validation" / "metrics.json")
+    assert {"level", "bandwidth"} <= {row["name"] for row in metrics["floors"]}
+    blind = metrics["duration_blind"]
+    assert blind["cycles"] == len(validation) and blind["seconds"] > 0 and "crackle.roc_auc" in blind["values"]
+    assert set(metrics["within_lengths"]) == {"crackle", "wheeze"}
+
+
+def test_calibration_is_that_of_the_probabilities_the_model_gives(run, no_pages):
+    path = run / "model" / "config.json"
+    config = read(path)
+    config["temperatures"] = {"crackle": 4.0, "wheeze": 0.25}
+    path.write_text(json.dumps(config))
+    scored = score(run, draws=0)
+    table = pd.read_parquet(scored.folder / "predictions.parquet")
+    for name, temperature in config["temperatures"].items():
+        probabilities = 1 / (1 + np.exp(-table[f"logit_{name}"].astype(float) / temperature))
+        wanted = expected_calibration_error(probabilities, table[name].to_numpy(int))
+        assert scored.evaluation["calibration"]["ece"][name] == pytest.approx(wanted)
+        raw = expected_calibration_error(1 / (1 + np.exp(-table[f"logit_{name}"].astype(float))), table[name])
+        assert wanted != pytest.approx(raw)
+
+
+def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, no_pages):
+    scored = score(run, draws=0)
+    from laennec import CycleWaveforms
+    from laennec.evaluation.evaluate import load_model
+    from laennec.training.embeddings import embed_waveforms
+
+    model, extractor = load_model(run)
+    table = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["test"]
+    waveforms = [CycleWaveforms(table, extractor.sampling_rate)[i] for i in range(len(table))]
+    names = table.features["label"].names
+    wanted = class_distances(embed_waveforms(model, extractor, waveforms), [names[v] for v in table["label"]], names)
+    assert scored.evaluation["geometry"]["pairs"] == wanted["pairs"]
+    assert read(scored.folder / "metrics.json")["geometry"]["classes"] == names
+    got = np.array(scored.evaluation["geometry"]["mean"], float)
+    np.testing.assert_allclose(got, np.array(wanted["mean"], float), atol=1e-6)
+
+
+def test_a_part_that_does_not_exist_names_those_that_do(run, capsys):
+    assert main(["evaluate", str(run), "--split", "tset"]) == 2
+    one_line(capsys, "no part 'tset'", "train, validation, test")
+    assert not (run / "evaluation-tset").exists() and read(run / "run.json")["evaluations"] == []
+
+
+def test_other_data_under_the_name_of_the_runs_are_refused(run, tmp_path, capsys):
+    other = write_corpus(tmp_path / "other", patients=12, recordings_per_patient=1, max_rate_hz=4000)
+    assert main(["evaluate", str(run), "--data-dir", str(other)]) == 2
+    one_line(capsys, other, "not the corpus and split that this run was trained on")
+    assert main(["evaluate", str(run), "--protocol", "recording-80-20"]) == 2
+    one_line(capsys, "not the corpus and split")
+    assert not (run / "evaluation-test").exists() and read(run / "run.json")["evaluations"] == []
+
+
+def test_a_moved_corpus_is_the_same_corpus(run, small_corpus, tmp_path, no_pages):
+    moved = shutil.copytree(small_corpus, tmp_path / "moved")
+    here, there = score(run, draws=0), score(run, draws=0, corpus={"data_dir": str(moved)}, out=tmp_path / "out")
+    assert here.evaluation["values"] == there.evaluation["values"]
+
+
+def test_results_of_others_are_never_replaced(run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "mine")]) == 2
+    one_line(capsys, "holds other files (thesis.txt)")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_a_model_outside_its_run_needs_a_corpus_and_a_folder(run, small_corpus, tmp_path, capsys):
+    model = str(run / "model")
+    assert main(["evaluate", model]) == 2
+    one_line(capsys, "no run.json there", "--corpus NAME --data-dir DIR")
+    assert main(["evaluate", model, "--corpus", "synthetic", "--data-dir", str(small_corpus)]) == 2
+    one_line(capsys, "--out DIR")
+    assert main(["evaluate", str(tmp_path / "nowhere"), "--corpus", "synthetic", "--out", str(tmp_path / "o")]) == 2
+    one_line(capsys, "nowhere")
+
+
+def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_path, no_pages):
+    """Problem type, labels and recording filter come from the model, not from a recipe's defaults."""
+    in_run = score(filtered_run, draws=0, out=tmp_path / "run")
+    corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
+    alone = score(filtered_run / "model", corpus=corpus, out=tmp_path / "alone", draws=0)
+    one, two = (pd.read_parquet(s.folder / "predictions.parquet") for s in (in_run, alone))
+    pd.testing.assert_frame_equal(one, two)
+    assert alone.evaluation["problem_type"] == "single_label" and len(alone.evaluation["class_names"]) == 4
+    record = read(alone.folder / "run.json")
+    assert record["selection_set"].startswith("unknown") and record["evaluated"]["corpus"]["fingerprint"]
+    table = two[["label", "logit_normal", "logit_crackle", "logit_wheeze", "logit_both"]]
+    answers = table.iloc[:, 1:].to_numpy().argmax(1)
+    names = ["normal", "crackle", "wheeze", "both"]
+    truth = np.array([names.index(v) for v in table["label"]])
+    sp, se = 100 * (answers == truth)[truth == 0].mean(), 100 * (answers == truth)[truth > 0].mean()
+    assert alone.evaluation["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
+
+
+def test_the_filter_of_a_model_changes_what_it_hears(filtered_run, small_corpus, tmp_path, no_pages):
+    """Without it the test above could not fail."""
+    bare = shutil.copytree(filtered_run / "model", tmp_path / "bare")
+    settings = read(bare / "preprocessor_config.json")
+    assert settings["recording_filter"]["cutoff_hz"] == 500
+    (bare / "preprocessor_config.json").write_text(json.dumps(settings | {"recording_filter": None}))
+    corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
+    tables = [
+        pd.read_parquet(score(m, corpus=corpus, out=tmp_path / m.name / "s", draws=0).folder / "predictions.parquet")
+        for m in (shutil.copytree(filtered_run / "model", tmp_path / "m"), shutil.copytree(bare, tmp_path / "b"))
+    ]
+    assert not np.allclose(tables[0]["logit_normal"], tables[1]["logit_normal"])
+
+
+def test_labels_of_another_column_are_found_in_the_corpus(small_corpus, tmp_path, tiny_run, no_pages):
+    table = load_corpus("synthetic", small_corpus, protocol="none")["all"]
+    names = sorted(set(table["diagnosis"]))
+    model = LaennecForAudioClassification.from_pretrained(tiny_run / "model")
+    config = type(model.config)(
+        encoder_config=model.config.encoder_config, problem_type="single_label", id2label=dict(enumerate(names))
+    )
+    torch.manual_seed(0)
+    shutil.copytree(tiny_run / "model", tmp_path / "model")
+    LaennecForAudioClassification(config).save_pretrained(tmp_path / "model")
+    corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
+    scored = score(tmp_path / "model", corpus=corpus, out=tmp_path / "out", draws=0)
+    frame = pd.read_parquet(scored.folder / "predictions.parquet")
+    assert list(frame["label"]) == list(frame["diagnosis"])
+    config.id2label = dict(enumerate("abcdefgh"[: len(names)]))
+    LaennecForAudioClassification(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="no column holds the truth for the labels"):
+        score(tmp_path / "model", corpus=corpus, out=tmp_path / "out2", draws=0)

@@ -1,0 +1,259 @@
+"""Operating points through the commands: fitted on validation, in the config, the same wherever a model answers."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from forked import script
+from laennec.cli.main import main
+from laennec.configuration import LaennecConfig
+from laennec.evaluation.calibration import fit_on_validation, sigmoid
+from laennec.evaluation.evaluate import load_model
+from laennec.inference.batch import Predictor
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe_settings import ConfigError
+from laennec.training.run import train
+from laennec.training.tables import logit_thresholds
+
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+NAMES = ["crackle", "wheeze"]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the tiny run that nobody has scored."""
+    copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+    (copy / "run.json").write_text(json.dumps(read(copy / "run.json") | {"evaluations": []}))
+    return copy
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def one_line(capsys, *said):
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1, err
+    for part in said:
+        assert str(part) in err, err
+
+
+def validation(run):
+    return pd.read_parquet(run / "predictions-validation.parquet")
+
+
+def test_calibrate_fits_on_stored_validation_predictions_and_records_it(run, capsys):
+    before = read(run / "run.json")
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
+    said = capsys.readouterr().out
+    assert "calibration platt, threshold rule f1, fitted on validation" in said and "Brier score" in said
+    wanted = fit_on_validation(validation(run), NAMES, rule="f1", calibration="platt")
+    record, config = read(run / "run.json"), LaennecConfig.from_pretrained(run / "model")
+    assert record["operating_points"] == wanted
+    assert config.temperatures == wanted["temperatures"] and config.intercepts == wanted["intercepts"]
+    assert config.thresholds == wanted["threshold_probabilities"]
+    on = {"split": "validation", "cycles": len(validation(run)), "patients": validation(run)["patient_id"].nunique()}
+    how = {"calibration": "platt", "rule": "f1", "sensitivity": None, "fitted_on": on}
+    assert config.operating_point == how
+    entry = record["calibrations"][-1]
+    assert entry["before"] == before["operating_points"] and entry["scored_before"] == []
+    assert entry["command"].startswith("laennec calibrate ") and record["config"] == before["config"]
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_what_is_not_given_stays_as_it_was(run):
+    assert main(["calibrate", str(run), "--threshold-rule", "sensitivity", "--sensitivity", "0.7"]) == 0
+    assert main(["calibrate", str(run), "--calibration", "none"]) == 0
+    fitted = read(run / "run.json")["operating_points"]
+    assert (fitted["calibration"], fitted["rule"], fitted["sensitivity"]) == ("none", "sensitivity", 0.7)
+    table = validation(run)
+    for name in NAMES:
+        found = (table[f"logit_{name}"] > fitted["thresholds"][name])[table[name] == 1]
+        assert found.mean() >= 0.7
+    assert main(["calibrate", str(run), "--threshold-rule", "none", "--calibration", "temperature"]) == 0
+    fitted = read(run / "run.json")["operating_points"]
+    assert fitted["rule"] is None and fitted["threshold_probabilities"] == dict.fromkeys(NAMES, 0.5)
+    assert len(read(run / "run.json")["calibrations"]) == 3
+
+
+def test_evaluate_model_predict_and_pipeline_answer_alike(run, small_corpus, capsys):
+    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "youden"]) == 0
+    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    fitted, evaluation = read(run / "run.json")["operating_points"], read(run / "evaluation-test" / "metrics.json")
+    table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    model, extractor = load_model(run)
+    logits = table[["logit_crackle", "logit_wheeze"]].to_numpy(float)
+    slopes = np.array([1 / fitted["temperatures"][n] for n in NAMES])
+    by_hand = sigmoid(logits * slopes + np.array([fitted["intercepts"][n] for n in NAMES]))
+    of_model = model.probabilities(torch.tensor(logits)).numpy()
+    np.testing.assert_allclose(of_model, by_hand, atol=1e-6)
+    assert evaluation["thresholds"] == pytest.approx(fitted["thresholds"], abs=1e-6)
+    assert logit_thresholds(model) == pytest.approx(fitted["thresholds"], abs=1e-6)
+    assert evaluation["intercepts"] == fitted["intercepts"]
+    for k, name in enumerate(NAMES):
+        truth = table[name].to_numpy(float)
+        assert evaluation["calibration"]["brier"][name] == pytest.approx(((by_hand[:, k] - truth) ** 2).mean())
+        raw = sigmoid(logits[:, k])
+        assert evaluation["calibration"]["brier_before"][name] == pytest.approx(((raw - truth) ** 2).mean())
+    # the whole recording as one window: the command, the model and the pipeline hear the same sound
+    recording = sorted(small_corpus.glob("*.wav"))[0]
+    answered = Predictor(model, extractor, window_s=1000, hop_s=1000)(recording)
+    code = """
+import sys, json, laennec
+from transformers import pipeline
+pipe = pipeline("audio-classification", model=sys.argv[1])
+sound = laennec.read_recording(sys.argv[2], pipe.feature_extractor.sampling_rate).waveform
+say = lambda **how: {r["label"]: r["score"] for r in pipe({"raw": sound.copy(), "sampling_rate":
+    pipe.feature_extractor.sampling_rate}, **how)}
+print(json.dumps([say(), say(function_to_apply="none"), say(top_k=1)]))
+"""
+    done = script(code, run / "model", recording).done()
+    assert done.returncode == 0, done.stderr
+    piped, raw, top = json.loads(done.stdout.splitlines()[-1])
+    for k, name in enumerate(NAMES):
+        assert piped[name] == pytest.approx(float(answered.probabilities[0, k]), abs=1e-5)
+        of_raw = sigmoid(raw[name] * slopes[k] + fitted["intercepts"][name])
+        assert piped[name] == pytest.approx(float(of_raw), abs=1e-5)
+        assert bool(answered.present[0, k]) == (piped[name] > fitted["threshold_probabilities"][name])
+    assert list(top) == [max(piped, key=piped.get)]
+
+
+def test_scores_made_before_are_named(run, capsys, monkeypatch):
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    assert main(["evaluate", str(run), "--draws", "0"]) == 0
+    capsys.readouterr()
+    assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
+    assert "was scored before" in capsys.readouterr().out
+    assert read(run / "run.json")["calibrations"][-1]["scored_before"] == ["test"]
+
+
+def test_smoothed_answers_are_calibrated_as_the_run_was_fitted_last(run, monkeypatch):
+    from laennec.evaluation.smoothing import smooth_predictions
+
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
+    assert main(["evaluate", str(run), "--draws", "0", "--smoothing", "0.5"]) == 0
+    fitted = read(run / "evaluation-test" / "metrics.json")["smoothing"]["fitted"]
+    smoothed = smooth_predictions(validation(run), NAMES, 0.5)
+    assert fitted == fit_on_validation(smoothed, NAMES, rule="f1", calibration="platt")
+
+
+def test_configs_and_records_of_before_still_work(run, capsys):
+    """Without intercepts, operating_point and the recipe's new keys, all means what it meant."""
+    path = run / "model" / "config.json"
+    config, record = read(path), read(run / "run.json")
+    for name in ("intercepts", "operating_point"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    for name in ("calibration", "sensitivity"):
+        del record["config"]["head"][name]
+    for name in ("calibration", "intercepts", "brier_before", "brier_after", "notes"):
+        del record["operating_points"][name]
+    (run / "run.json").write_text(json.dumps(record))
+    model, _ = load_model(run)
+    assert model.config.intercepts == {} and model.config.operating_point == {}
+    logits = torch.tensor([[1.0, -2.0]])
+    divisors = torch.tensor([config["temperatures"][n] for n in NAMES])
+    assert torch.equal(model.probabilities(logits), (logits / divisors).sigmoid())
+    assert main(["calibrate", str(run)]) == 0
+    again = read(run / "run.json")["operating_points"]
+    assert (again["calibration"], again["rule"]) == ("temperature", "youden")
+    assert again["thresholds"] == record["operating_points"]["thresholds"]
+
+
+def single(tiny_recipe, out, **head):
+    values = tiny_recipe | {
+        "target": {"problem_type": "single_label"},
+        "loss": {"task": "ce"},
+        "head": head,
+        "train": tiny_recipe["train"] | {"max_steps": 2},
+    }
+    recipe = recipe_from_dict(values)
+    recipe.output_dir = str(out)
+    return train(recipe)
+
+
+def test_a_single_label_run_has_one_temperature(tiny_recipe, tmp_path, capsys):
+    run = single(tiny_recipe, tmp_path / "run")
+    fitted = read(run / "run.json")["operating_points"]
+    model, _ = load_model(run)
+    assert len(set(model.config.temperatures.values())) == 1 and fitted["calibration"] == "temperature"
+    logits = torch.tensor([[1.0, 3.0, -2.0, 0.5]])
+    temperature = next(iter(fitted["temperatures"].values()))
+    assert torch.allclose(model.probabilities(logits), (logits / temperature).softmax(-1))
+    assert main(["calibrate", str(run), "--calibration", "platt"]) == 2
+    one_line(capsys, "yes/no labels")
+    assert main(["calibrate", str(run), "--calibration", "none"]) == 0
+    assert set(LaennecConfig.from_pretrained(run / "model").temperatures.values()) == {1.0}
+
+
+def test_no_calibration_and_no_rule_fit_nothing(tiny_recipe, tmp_path):
+    run = single(tiny_recipe, tmp_path / "run", calibration="none")
+    config = LaennecConfig.from_pretrained(run / "model")
+    assert read(run / "run.json")["operating_points"] is None
+    assert (config.temperatures, config.thresholds, config.operating_point) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--calibration", "isotonic"], "none, temperature or platt"),
+        (["--threshold-rule", "best"], "youden, f1, icbhi, sensitivity, none"),
+        (["--threshold-rule", "sensitivity", "--sensitivity", "1.5"], "at most at 1"),
+        (["--sensitivity", "0.8"], "--threshold-rule sensitivity"),
+    ],
+)
+def test_wrong_settings_are_one_line_and_change_nothing(run, capsys, arguments, said):
+    before = {p: p.read_bytes() for p in (run / "run.json", run / "model" / "config.json")}
+    assert main(["calibrate", str(run), *arguments]) == 2
+    one_line(capsys, said)
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_what_is_no_finished_run_is_one_line(run, tmp_path, capsys):
+    assert main(["calibrate", str(tmp_path)]) == 2
+    one_line(capsys, tmp_path, "run.json")
+    (run / "predictions-validation.parquet").unlink()
+    assert main(["calibrate", str(run)]) == 2
+    one_line(capsys, "predictions-validation.parquet")
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        ({"calibration": "isotonic"}, "head.calibration is 'isotonic'"),
+        ({"sensitivity": 0}, "head.sensitivity is 0"),
+        ({"threshold_rule": "best"}, "head.threshold_rule is 'best'"),
+    ],
+)
+def test_recipes_with_unknown_operating_points_are_refused(tiny_recipe, head, said):
+    with pytest.raises(ConfigError, match=said):
+        recipe_from_dict(tiny_recipe | {"head": head})
+
+
+def test_the_icbhi_rule_for_other_labels_is_refused_before_training(run, tiny_recipe, tmp_path, monkeypatch):
+    from laennec.training import tables
+
+    with pytest.raises(ConfigError, match="the labels are Fine Crackle"):
+        tables.check_rule(
+            recipe_from_dict(tiny_recipe | {"head": {"threshold_rule": "icbhi"}}).head, ["Fine Crackle"], True
+        )
+
+
+def test_training_says_in_one_line_which_label_was_left_as_it_is(run, caplog):
+    from laennec.training.recipe_settings import HeadSettings
+    from laennec.training.tables import calibrate
+
+    model, _ = load_model(run)
+    table = validation(run).assign(wheeze=0)
+    fitted = calibrate(model, table, HeadSettings(threshold_rule="youden", calibration="temperature"))
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("laennec")]
+    assert said == fitted["notes"] and [line.split(" has it")[0] for line in said] == ["wheeze: in validation no cycle"]
+    assert model.config.thresholds["wheeze"] == 0.5 and model.config.intercepts["wheeze"] == 0.0
+    assert model.config.temperatures["wheeze"] == 1.0 and model.config.temperatures["crackle"] != 1.0

@@ -1,0 +1,123 @@
+"""Smoothing in the commands: chosen on a run's validation cycles, shown beside what it is compared with, predicted."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from laennec.cli.main import main
+from laennec.evaluation import fit_on_validation
+from laennec.evaluation.smoothing import choose_smoothing, smooth_predictions
+
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+NAMES = ["crackle", "wheeze"]
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+
+
+@pytest.fixture
+def no_pages(monkeypatch):
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def one_line(capsys, *said):
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1, err
+    for part in said:
+        assert str(part) in err, err
+
+
+def test_evaluate_shows_the_part_without_and_with(run, capsys):
+    assert main(["evaluate", str(run), "--smoothing", "auto", "--draws", "30"]) == 0
+    said = capsys.readouterr().out
+    validation = pd.read_parquet(run / "predictions-validation.parquet")
+    chosen = choose_smoothing(validation, problem_type="multi_label", label_names=NAMES)
+    section = read(run / "evaluation-test" / "metrics.json")["smoothing"]
+    assert section["strength"] == chosen["strength"] and section["chosen"]["chosen_on"]["split"] == "validation"
+    assert "smoothing over recordings" in said and "chosen on validation" in said
+    table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    after = smooth_predictions(table, NAMES, chosen["strength"])
+    np.testing.assert_array_equal(table["smoothed_logit_crackle"], after["logit_crackle"])
+    assert "Smoothed over recordings" in (run / "evaluation-test" / "report.html").read_text()
+    assert read(run / "run.json")["evaluations"][-1]["smoothing"] == chosen["strength"]
+
+
+def test_thresholds_of_smoothed_answers_come_from_smoothed_validation(run, no_pages, capsys):
+    assert main(["evaluate", str(run), "--smoothing", "0.6", "--draws", "0"]) == 0
+    evaluation = read(run / "evaluation-test" / "metrics.json")
+    validation = smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), NAMES, 0.6)
+    wanted = fit_on_validation(validation, NAMES, rule="youden")["thresholds"]
+    assert evaluation["smoothing"]["fitted"]["thresholds"] == wanted
+    table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
+    answers = [(table[f"smoothed_logit_{n}"] > wanted[n]).to_numpy(int) for n in NAMES]
+    truth = (table["crackle"] + 2 * table["wheeze"]).to_numpy(int)
+    right = (answers[0] + 2 * answers[1]) == truth
+    sp, se = 100 * right[truth == 0].mean(), 100 * right[truth > 0].mean()
+    figures = evaluation["smoothing"]["figures"]
+    assert figures["icbhi.Score"]["with"]["value"] == pytest.approx((sp + se) / 2)
+    assert figures["icbhi.Score"]["without"]["value"] == evaluation["values"]["icbhi.Score"]
+
+
+def test_none_is_the_evaluation_as_it_was(run, no_pages):
+    assert main(["evaluate", str(run), "--draws", "20", "--out", str(run.parent / "plain")]) == 0
+    assert main(["evaluate", str(run), "--draws", "20", "--out", str(run.parent / "none"), "--smoothing", "none"]) == 0
+    plain, none = (read(run.parent / n / "metrics.json") for n in ("plain", "none"))
+    assert plain == none and "smoothing" not in plain
+    columns = pd.read_parquet(run.parent / "none" / "predictions.parquet").columns
+    assert not [c for c in columns if c.startswith("smoothed")]
+
+
+def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_path):
+    recordings = sorted(small_corpus.glob("*.wav"))[:2]
+    for out, flags in {"plain": [], "zero": ["--smoothing", "0"], "half": ["--smoothing", "0.5"]}.items():
+        assert main(["predict", str(run), *map(str, recordings), "--out", str(tmp_path / out), *flags]) == 0
+    thresholds = fit_on_validation(
+        smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), NAMES, 0.5), NAMES, rule="youden"
+    )
+    own = read(run / "model" / "config.json")["temperatures"]
+    for recording in recordings:
+        plain, zero, half = (read(tmp_path / n / f"{recording.stem}.json") for n in ("plain", "zero", "half"))
+        assert plain["timeline"] == zero["timeline"] and "smoothing" not in plain
+        assert half["smoothing"] == {"rule": "recording-mean", "strength": 0.5} and len(half["timeline"]) > 1
+        for name in NAMES:
+            p = np.array([row[f"{name}_probability"] for row in plain["timeline"]])
+            logits = np.log(p / (1 - p)) * own[name]
+            mixed = 0.5 * logits + 0.5 * logits.mean()
+            wanted = 1 / (1 + np.exp(-mixed / thresholds["temperatures"][name]))
+            got = [row[f"{name}_probability"] for row in half["timeline"]]
+            np.testing.assert_allclose(got, wanted, atol=1e-4)
+            limit = thresholds["threshold_probabilities"][name]
+            assert [row[name] for row in half["timeline"]] == [int(v > limit) for v in got]
+
+
+def test_a_model_without_its_run_takes_a_strength_but_chooses_none(run, small_corpus, tmp_path, capsys):
+    model, recording = str(run / "model"), str(sorted(small_corpus.glob("*.wav"))[0])
+    assert main(["predict", model, recording, "--out", str(tmp_path / "a"), "--smoothing", "0.5"]) == 0
+    assert "not those of smoothed answers" in capsys.readouterr().out
+    assert main(["predict", model, recording, "--out", str(tmp_path / "b"), "--smoothing", "auto"]) == 2
+    one_line(capsys, model, "predictions-validation.parquet", "--smoothing 0.5")
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("wrong", ["1.5", "-1", "much", "nan", ""])
+def test_a_strength_that_is_none_is_one_line(run, wrong, capsys, tmp_path, small_corpus):
+    assert main(["evaluate", str(run), f"--smoothing={wrong}"]) == 2
+    one_line(capsys, "auto, none or a strength from 0 to 1")
+    assert main(["predict", str(run), str(small_corpus), "--out", str(tmp_path / "o"), f"--smoothing={wrong}"]) == 2
+    one_line(capsys, "auto, none or a strength from 0 to 1")
+
+
+def test_torn_validation_predictions_are_one_line(run, capsys):
+    (run / "predictions-validation.parquet").write_bytes(b"PAR1 torn")
+    assert main(["evaluate", str(run), "--smoothing", "auto"]) == 2
+    one_line(capsys, "predictions-validation.parquet", "train the run again")

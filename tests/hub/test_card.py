@@ -1,0 +1,589 @@
+"""A model card says what the records say, asks for the rest, and stays text whatever the records hold."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from laennec.cli.main import main
+from laennec.errors import InputError
+from laennec.evaluation.summary import figure_text
+from laennec.hub.card import refuse_unfinished, render_card, section_anchors, settings_of, write_card
+from laennec.hub.card_metadata import check_metadata, is_hub_id
+from laennec.hub.card_text import code, escaped, fenced, plain, table, without_machine_paths
+from laennec.hub.checklist import checklist, questions
+from laennec.hub.citations import citations_of
+from laennec.training.recipe_settings import LICENCES, CardSettings, ConfigError
+
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORD = ROOT / "model_cards" / "records" / "sprsound_add_mobilenet"
+ANSWERS = {
+    "licence": "mit",
+    "authors": "A. Author",
+    "contact": "a@example.org",
+    "intended_use": "research",
+    "users": "researchers",
+    "health_inequalities": "not studied",
+    "ethics": "none needed",
+    "funding": "none",
+    "conflicts": "none",
+    "registration": "none",
+    "patient_involvement": "none",
+    "next_steps": "other patients",
+}
+
+
+def unscored(run, to):
+    """A copy of a run as training left it."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
+    (to / "run.json").write_text(json.dumps(read(to / "run.json") | {"evaluations": []}))
+    return to
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    return unscored(tiny_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_run, tmp_path_factory):
+    """The tiny run, scored once on its test part."""
+    copy = unscored(tiny_run, tmp_path_factory.mktemp("scored") / "run")
+    assert main(["evaluate", str(copy), "--draws", "50"]) == 0
+    return copy
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def head_and_body(text):
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def one_line(capsys, *said):
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1, err
+    for part in said:
+        assert str(part) in err, err
+
+
+class Page(HTMLParser):
+    """What a browser would make of a card: its tags, links and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.text, self.handlers = [], [], "", []
+        self.feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("href", "src")]
+        self.handlers += [name for name, _ in attributes if name.startswith("on")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def sections(body):
+    """Titles of the sections with their text."""
+    parts = re.split(r"^## (.+)$", body, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_a_card_holds_the_numbers_of_the_evaluation_beside_it(scored):
+    card = render_card(scored)
+    head, body = head_and_body(card.text)
+    metrics, record = read(scored / "evaluation-test" / "metrics.json"), read(scored / "run.json")
+    results = sections(body)["Results"]
+    shown = ["icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "crackle.roc_auc", "wheeze.average_precision"]
+    for name in shown:
+        value, bounds = metrics["values"][name], metrics["intervals"][name]
+        interval = "not defined" if bounds is None else " to ".join(figure_text(name, b) for b in bounds)
+        assert f"| {figure_text(name, value)} | {interval} |" in results, name
+    for definition in metrics["definitions"].values():
+        assert escaped(definition) in results
+    for row in metrics["confusion"]["matrix"]:
+        assert f"| {' | '.join(map(str, row))} |" in results
+    for floor in metrics["floors"]:
+        assert floor["name"] in results
+        if "skipped" not in floor:
+            assert (
+                escaped(figure_text("icbhi.Score", floor["values"]["icbhi.Score"], floor["intervals"]["icbhi.Score"]))
+                in results
+            )
+    length = next(floor for floor in metrics["floors"] if floor["name"] == "event length")
+    assert f"{length['advantage']['value']:+.1f}" in results
+    counts = metrics["counts"]
+    assert f"{counts['cycles']} cycles of {counts['patients']} patients" in results
+    for grouping, rows in metrics["subgroups"].items():
+        for row in rows:
+            assert f"{code(row['value'])} | {row['cycles']} | {row['patients']} |" in sections(body)["Subgroups"], (
+                grouping
+            )
+    data = sections(body)["Data"]
+    assert record["corpus"]["fingerprint"][:16] in data and "patient-60-20-20" in data
+    assert record["corpus"]["provenance"]["split_fingerprint"][:16] in data
+    assert f"{record['cycles']['train']} cycles of {record['patients']['train']} patients" in data
+    indexed = {m["name"]: m for r in head["model-index"][0]["results"] for m in r["metrics"]}
+    assert indexed["ICBHI Score"]["value"] == pytest.approx(metrics["values"]["icbhi.Score"], abs=1e-4)
+    if metrics["intervals"]["crackle.roc_auc"]:
+        assert indexed["crackle AUROC"]["args"]["interval_95"] == pytest.approx(
+            metrics["intervals"]["crackle.roc_auc"], abs=1e-4
+        )
+
+
+def test_calibration_and_errors_are_those_of_the_predictions(scored):
+    body = head_and_body(render_card(scored).text)[1]
+    fitted, metrics = read(scored / "run.json")["operating_points"], read(scored / "evaluation-test" / "metrics.json")
+    said = sections(body)["Calibration and thresholds"]
+    assert "Threshold rule: youden" in said and "FitResult on validation" in said
+    for name in ("crackle", "wheeze"):
+        assert f"{fitted['threshold_probabilities'][name]:.3f} | {fitted['ece_before'][name]:.3f} |" in said
+        assert f"{fitted['brier_before'][name]:.3f} | {fitted['brier_after'][name]:.3f} |" in said
+        c = metrics["calibration"]
+        cells = [c["ece_before"][name], c["ece"][name], c["brier_before"][name], c["brier"][name]]
+        assert f"| `{name}` | {' | '.join(f'{v:.3f}' for v in cells)} |" in said
+    table_ = pd.read_parquet(scored / "evaluation-test" / "predictions.parquet").set_index("cycle_id")
+    rows = re.findall(r"\| (\S.*?) \((\w+)\) \| `([^`]+)` \|", sections(body)["Worst errors"])
+    assert rows
+    for kind, label, cycle in rows:
+        called = table_.loc[cycle, f"logit_{label}"] > metrics["thresholds"][label]
+        assert (kind, bool(table_.loc[cycle, label]), called) in (("false alarm", False, True), ("missed", True, False))
+
+
+def test_a_card_of_an_unscored_run_says_so_and_cannot_be_published(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    write_card(run, tmp_path / "out", license="mit")
+    head, body = head_and_body((tmp_path / "out" / "README.md").read_text())
+    assert "model-index" not in head and "not scored on a held-out part" in body
+    assert {"Results", "Subgroups", "Worst errors"}.isdisjoint(sections(body))
+    with pytest.raises(InputError, match=r"record\.evaluation"):
+        refuse_unfinished(tmp_path / "out")
+
+
+@pytest.mark.parametrize("source", ["tiny", "published"])
+def test_no_section_is_empty_and_every_link_within_the_card_leads_somewhere(scored, source):
+    body = head_and_body(render_card(scored if source == "tiny" else RECORD).text)[1]
+    found = sections(body)
+    anchors = {re.sub(r"\W+", "-", title.lower()) for title in found}
+    assert anchors == set(section_anchors())
+    for title, text in found.items():
+        assert len(plain(text)) > 60, title
+    assert set(re.findall(r"\]\(#([\w-]+)\)", body)) <= anchors
+    assert re.findall(r".*\b(?:None|nan|Undefined|not recorded)\b(?!\.).*", body) == []
+    assert "{{" not in body and "{%" not in body
+
+
+def test_the_hubs_own_classes_read_the_head(scored, tmp_path):
+    write_card(scored, tmp_path, repo="someone/lungs", license="mit")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert data.license == "mit" and data.pipeline_tag == "audio-classification" and data.model_name == "lungs"
+    assert {r.metric_type for r in data.eval_results} == {"icbhi_score", "roc_auc"}
+    assert {(r.dataset_name, r.dataset_split) for r in data.eval_results} == {("synthetic", "test")}
+    assert len({r.dataset_args["split_fingerprint"] for r in data.eval_results}) == 1
+    check_metadata(data.to_dict())
+
+
+def test_a_part_that_shares_its_patients_is_no_headline():
+    head, body = head_and_body(render_card(RECORD).text)
+    summary = sections(body)["Summary"]
+    scores = [one["result"]["metrics"]["values"]["icbhi.Score"] for one in read(RECORD / "run.json")["evaluations"]]
+    assert "no headline" in summary and len(scores) == 2 and not any(f"{score:.1f}" in summary for score in scores)
+    assert "shares 116 patients with train, 40 patients with validation" in summary
+    assert "no estimate for new patients" in sections(body)["Limitations"]
+    why = {"test_intra": "shares 116 patients with train", "validation": "chose the epoch and the thresholds"}
+    results = head["model-index"][0]["results"]
+    assert {r["dataset"]["split"] for r in results} == set(why)
+    assert all(why[r["dataset"]["split"]] in m["name"] for r in results for m in r["metrics"])
+    assert "40638274, " not in body  # whose patients they are is not for the card
+
+
+def test_a_clean_part_is_the_headline(scored):
+    metrics = read(scored / "evaluation-test" / "metrics.json")
+    value = figure_text("icbhi.Score", metrics["values"]["icbhi.Score"], metrics["intervals"]["icbhi.Score"])
+    assert escaped(f"ICBHI Score {value}") in sections(head_and_body(render_card(scored).text)[1])["Summary"]
+
+
+def test_export_takes_the_card_along_and_its_python_lines_answer_a_recording(scored, small_corpus, capsys):
+    assert main(["export", str(scored), "--out", str(scored.parent / "out")]) == 0
+    out = scored.parent / "out"
+    assert "read back and compared" in capsys.readouterr().out
+    text = (out / "README.md").read_text()
+    write_card(scored, out, repo=str(out))
+    lines = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S).group(1)
+    recording = str(sorted(small_corpus.glob("*.wav"))[0])
+    exec(lines.replace("recording.wav", recording), {})
+    rows = capsys.readouterr().out.strip().splitlines()
+    assert rows and "crackle_probability" in rows[0]
+    assert main(["export", str(scored), "--out", str(out)]) == 0  # an export with a card is replaced like any other
+    assert (out / "README.md").read_text() == text
+    assert [p for p in out.iterdir() if p.name.endswith(".part")] == []
+
+
+def test_a_head_alone_names_its_base(frozen_run, tmp_path):
+    assert main(["export", str(frozen_run), "--format", "head", "--out", str(tmp_path / "head")]) == 0
+    text = (tmp_path / "head" / "README.md").read_text()
+    assert "These files hold the head alone: its encoder, `mn04_as_mAP_432.pt`" in text
+    assert str(tmp_path) not in text and "/weights/" not in text
+    assert "MIT (EfficientAT" in text and "base_model" not in head_and_body(text)[0]
+
+
+def answered(run, tmp_path, **more):
+    file = tmp_path / "answers.yaml"
+    file.write_text(yaml.safe_dump(ANSWERS | more))
+    return main(["card", str(run), "--answers", str(file), "--out", str(tmp_path / "card" / "README.md")])
+
+
+def test_answers_of_a_file_are_kept_in_the_record_and_make_a_card_ready(scored, tmp_path, capsys):
+    run = shutil.copytree(scored, tmp_path / "run")
+    assert main(["card", str(run)]) == 0
+    assert "open: card.funding" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"card\.licence .*card\.contact .*card\.funding .*--answers FILE"):
+        refuse_unfinished(run)
+    assert main(["card", str(run), "--check"]) == 2
+    one_line(capsys, "card.licence", "card.ethics")
+    assert answered(run, tmp_path) == 0
+    assert "open:" not in capsys.readouterr().out
+    refuse_unfinished(tmp_path / "card")
+    assert read(run / "run.json")["card"] == ANSWERS
+    assert main(["card", str(run), "--check"]) == 0
+    export = tmp_path / "export"
+    assert main(["export", str(run), "--out", str(export)]) == 0  # later cards know the answers too
+    refuse_unfinished(export)
+    text = (export / "README.md").read_text()
+    assert "Not answered" not in text and "**open**" not in text and "a&#64;example.org" in text
+
+
+def test_answers_stand_in_a_recipe_too(tiny_recipe):
+    recipe = tiny_recipe | {"card": ANSWERS}
+    run = read(RECORD / "run.json")
+    assert settings_of({"config": recipe}).funding == "none"
+    assert settings_of({"config": recipe, "card": {"funding": "a grant"}}).funding == "a grant"
+    assert settings_of(run | {"card": {}}, {"licence": "mit"}).licence == "mit"
+
+
+@pytest.mark.parametrize("key", sorted(ANSWERS))
+def test_every_answer_of_the_author_is_needed(scored, tmp_path, key):
+    run = shutil.copytree(scored, tmp_path / "run")
+    record = read(run / "run.json")
+    record["card"] = {k: v for k, v in ANSWERS.items() if k != key}
+    (run / "run.json").write_text(json.dumps(record))
+    (tmp_path / "out").mkdir()
+    write_card(run, tmp_path / "out")
+    with pytest.raises(InputError, match=rf"card\.{key} \(") as error:
+        refuse_unfinished(tmp_path / "out")
+    assert str(error.value).count("card.") == 1 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("fundin: none", "'card.fundin'; did you mean 'card.funding'"),
+        ("licence: GPL", "no licence id of the Hub"),
+        ("licence: other", "licence_name"),
+        ("licence_link: javascript:alert(1)", "https address"),
+        ("base_model: weights.pt", "Hub id"),
+        ("funding: ''", "funding is empty"),
+        ("funding: [1, 2]", "must be str"),
+        ("- licence", "mapping of keys"),
+        ("a: b: c", "not valid YAML"),
+        ("", "mapping of keys"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_wrong_answers_are_one_line_and_change_nothing(run, tmp_path, capsys, content, said):
+    file = tmp_path / "answers.yaml"
+    file.write_text(content)
+    before = (run / "run.json").read_bytes()
+    assert main(["card", str(run), "--answers", str(file)]) == 2
+    one_line(capsys, file, said)
+    assert (run / "run.json").read_bytes() == before and not (run / "README.md").exists()
+
+
+def test_what_is_no_run_or_no_card_is_one_line(run, scored, tmp_path, capsys):
+    assert main(["card", str(tmp_path / "nowhere")]) == 2
+    one_line(capsys, "nowhere", "run.json")
+    with pytest.raises(InputError, match="no model card there"):
+        refuse_unfinished(tmp_path)
+    for text in ("no head", "---\n- a list\n---\n", "---\n{:\n---\n"):
+        (tmp_path / "README.md").write_text(text)
+        with pytest.raises(InputError, match="YAML"):
+            refuse_unfinished(tmp_path)
+    torn = shutil.copytree(scored, tmp_path / "torn")
+    record = read(torn / "run.json")
+    for broken in (1, {"evaluated": {}}, {"metrics": [], "evaluated": 3}):
+        record["evaluations"][-1]["result"] = broken
+        (torn / "run.json").write_text(json.dumps(record))
+        assert main(["card", str(torn)]) == 2
+        one_line(capsys, torn / "run.json", "evaluate it again")
+    (torn / "run.json").write_text(json.dumps(record | {"evaluations": [3]}))
+    assert main(["card", str(torn)]) == 2
+    one_line(capsys, torn / "run.json", "evaluations")
+
+
+def test_a_head_without_a_licence_is_refused_even_without_marks(scored, tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags: [laennec]\n---\nwritten by hand\n")
+    with pytest.raises(InputError, match=r"card\.licence"):
+        refuse_unfinished(tmp_path)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\ntags: [laennec]\n---\nwritten by hand\n")
+    refuse_unfinished(tmp_path)
+
+
+def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    run = shutil.copytree(scored, tmp_path / "run")
+    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
+    card = render_card(run)
+    head, body = head_and_body(card.text)
+    assert "model-index" not in head and "record.evaluation" in card.unanswered
+    assert "score it again" in sections(body)["Limitations"] and "had been scored" in sections(body)["Limitations"]
+    said = sections(body)["Calibration and thresholds"]
+    assert "Platt" in said and "Threshold rule: f1" in said
+    assert "platt1999" in body and "guo2017" not in body
+    assert main(["evaluate", str(run), "--draws", "20"]) == 0
+    body = head_and_body(render_card(run).text)[1]
+    assert "Results" in sections(body) and "was scored 2 times" in sections(body)["Limitations"]
+
+
+def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
+    (tmp_path / "run.json").write_bytes((scored / "run.json").read_bytes())
+    assert render_card(tmp_path).text == render_card(scored).text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
+
+
+def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    run = shutil.copytree(scored, tmp_path / "run")
+    roundabout = str(tmp_path / "run" / ".." / "run" / "evaluation-test")
+    assert main(["evaluate", str(run), "--draws", "30", "--out", roundabout]) == 0
+    assert main(["evaluate", str(run), "--split", "validation", "--draws", "20", "--out", str(tmp_path / "own")]) == 0
+    evaluations = read(run / "run.json")["evaluations"]
+    assert [("result" in looked, looked["split"]) for looked in evaluations] == [
+        (False, "test"),
+        (True, "test"),
+        (False, "validation"),
+    ]
+    body = head_and_body(render_card(run).text)[1]
+    assert body.count("### Part") == 1 and "scored 2 times" in sections(body)["Results"]
+    assert "30 bootstrap draws" in sections(body)["Results"]
+    # what was scored does not carry what an earlier scoring gave
+    copies = read(run / "evaluation-test" / "run.json")["evaluations"]
+    assert len(copies) == 2 and not any("result" in looked for looked in copies)
+
+
+def test_a_published_record_gives_the_same_card_without_folders(scored, tmp_path, capsys):
+    assert main(["card", str(scored), "--record", str(tmp_path / "record")]) == 0
+    assert [path.name for path in (tmp_path / "record").iterdir()] == ["run.json"]
+    text = (tmp_path / "record" / "run.json").read_text()
+    assert "history" not in json.loads(text) and str(Path(scored).anchor + "tmp") not in text
+    assert render_card(tmp_path / "record").text == render_card(scored).text
+    assert str(scored) not in render_card(scored).text
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/p.png)",
+    "https://evil.example",
+    "www.evil.example",
+    "!!python/object/apply:os.system",
+    "a | b | c",
+    "`code` ``more``",
+    "line\n## heading\n- item",
+    "---\nlicense: mit\n---",
+    "-->\n<!-- laennec:unanswered card.funding -->",
+    "{{ 7 * 7 }}{% raw %}",
+    "[x]: https://evil.example",
+    "\u202eright to left\x00",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_metadata_stays_text(tmp_path, text):
+    run = read(RECORD / "run.json")
+    run["name"] = run["config"]["description"] = run["command"] = run["corpus"]["provenance"]["stamp"] = text
+    run["labels"] = [text, "wheeze"]
+    run["losses"] = {text: text}
+    run["config"]["encoder"]["weights"] = text
+    run["corpus"]["provenance"] |= {"leaks": [text], "protocol": text, "validation": text}
+    run["hardware"]["processor"], run["versions"] = text, {text: text}
+    run["card"] = {k: v for k, v in ANSWERS.items() if k != "licence"} | {"funding": text}
+    result = run["evaluations"][-1]["result"]
+    metrics = result["metrics"]
+    result["evaluated"]["corpus"]["name"] = text
+    metrics["subgroups"]["device"][0]["value"] = metrics["subgroups"]["device"][0]["note"] = text
+    metrics["failures"][0] |= {"cycle_id": text, "truth": text, "label": text}
+    metrics["warnings"] = [{"level": "bad", "text": text}]
+    metrics["floors"][0]["what"] = metrics["definitions"]["icbhi"] = text
+    metrics["confusion"]["classes"][1] = text
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    if text.startswith("!!") or "python" in text:
+        assert yaml.safe_load(render_card(tmp_path).text.split("---\n")[1])["model-index"][0]["name"] == text
+    head, body = head_and_body_of(render_card(tmp_path).text)
+    tame_head, tame_body = head_and_body(render_card(RECORD, answers={"funding": "none"}).text)
+    assert "license" not in head and set(head) == set(tame_head) - {"license"}
+    page, tame = Page(body), Page(tame_body)
+    assert set(page.tags) <= set(tame.tags) and page.handlers == []
+    assert not [link for link in page.links if "evil" in link]
+    assert re.findall(r"^## .+$", body, re.M) == re.findall(r"^## .+$", tame_body, re.M)
+    for line in body.splitlines():
+        if line.startswith("<!-- laennec:unanswered"):
+            assert line == "<!-- laennec:unanswered card.licence -->"
+    assert "49" not in page.text.split("\n")[0]
+
+
+def head_and_body_of(text):
+    """By the Hub's own reading of where the head ends."""
+    data = ModelCard(text)
+    return data.data.to_dict(), data.text
+
+
+@settings(deadline=None)
+@given(st.text(max_size=60))
+@example("0\x85\x1b\x850")
+def test_escaped_text_is_shown_as_it_stands(text):
+    page = Page(escaped(text))
+    assert page.text.strip() == " ".join(plain(text).split()) and set(page.tags) <= {"p"}
+
+
+@settings(deadline=None)
+@given(st.text(max_size=40))
+def test_names_in_code_stay_one_cell_of_a_table(text):
+    page = Page(table(("one", "two"), [(code(text), escaped(text))]))
+    assert page.tags.count("td") == 2 and set(page.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "code"}
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="`~ab\n", max_size=40))
+def test_a_fenced_block_cannot_be_left(text):
+    page = Page(fenced(text, "bash") + "\n\nafter")
+    assert page.tags == ["pre", "code", "p"] and page.text.strip().endswith("after")
+
+
+def test_folders_of_a_machine_are_cut_and_nothing_else():
+    command = "laennec train recipes/a/b.yaml --corpus.data_dir /home/me/data/sprsound --out=/tmp/x/ --rate 1/2"
+    cut = "laennec train recipes/a/b.yaml --corpus.data_dir .../sprsound --out=.../x --rate 1/2"
+    nested = {"a": [command, 3], "url": "https://a.example/b", "home": "~/secret/run", "w": "C:\\Users\\me\\run"}
+    shown = without_machine_paths(nested)
+    assert shown["a"] == [cut, 3] and shown["url"] == nested["url"]
+    assert "secret" not in shown["home"] and "Users" not in shown["w"]
+    assert without_machine_paths("(Sp + Se) / 2 of and/or") == "(Sp + Se) / 2 of and/or"
+    assert without_machine_paths("train --data-dir '/home/my name/a b' x") == "train --data-dir '.../a b' x"
+    assert without_machine_paths("/home/my name/a b") == ".../a b" and without_machine_paths("data/a") == "data/a"
+
+
+def test_citations_are_those_of_what_was_used():
+    run = read(RECORD / "run.json")
+    text = "\n".join(citations_of(run))
+    for key in ("zhang2022sprsound", "schmid2023efficient", "gemmeke2017", "almudevar2024add", "park2019", "guo2017"):
+        assert text.count("{" + key) == 1
+    assert not re.search("khosla|platt|song2021|mixup|rocha2019|radford", text)
+    run["config"]["augment"]["mix"] = {"method": "mixup", "labels": "lungmix"}
+    run["config"]["augment"]["spec"] = None
+    run["config"]["loss"] |= {"task": "focal", "auxiliary": {"mine": {"loss": "supcon"}}}
+    run["config"]["encoder"] |= {"type": "whisper", "trainable": "lora"}
+    run["operating_points"]["calibration"] = "platt"
+    run["pretraining"] = {"corpus": "sprsound"}
+    text = "\n".join(citations_of(run))
+    for name in ("mixup", "lungmix", "focal", "khosla", "radford", "hu2022lora", "platt1999", "soni2022"):
+        assert name in text, name
+    assert not re.search("almudevar|park2019|schmid|guo2017", text)
+    assert all(entry.count("{") == entry.count("}") and entry.startswith("@") for entry in citations_of(run))
+
+
+def test_the_checklist_is_whole_and_asks_only_for_what_there_is():
+    content = checklist()
+    tripod = [row["item"] for row in content["items"] if row["guideline"] == "TRIPOD+AI"]
+    assert {int(re.match(r"\d+", item).group()) for item in tripod} == set(range(1, 28))
+    assert len(set(tripod)) == len(tripod) and {g["name"]: g["items"] for g in content["guidelines"]} == {
+        "TRIPOD+AI": 27,
+        "STARD-AI": 40,
+    }
+    stard = [row for row in content["items"] if row["guideline"] == "STARD-AI"]
+    assert len(stard) >= 40 and not any(re.search(r"\d", row["item"]) for row in stard)  # by heading, not by number
+    anchors, keys = set(section_anchors()), set(questions())
+    assert {row["section"] for row in content["items"]} <= anchors
+    needed = {key for row in content["items"] for key in row["needs"]}
+    assert needed <= keys
+    fields = {f"card.{name}" for name in vars(CardSettings())}
+    assert {key for key in keys if key.startswith("card.")} <= fields
+    optional = {"card.licence_name", "card.licence_link", "card.base_model", "card.dataset", "card.out_of_scope"}
+    assert fields - keys == optional
+
+
+def test_results_for_the_hubs_leaderboards_need_data_on_the_hub(scored, tmp_path):
+    run = shutil.copytree(scored, tmp_path / "run")
+    assert render_card(run).eval_results == {}
+    record = read(run / "run.json")
+    record["card"] = {"dataset": "someone/lungs"}
+    (run / "run.json").write_text(json.dumps(record))
+    (tmp_path / "out").mkdir()
+    write_card(run, tmp_path / "out")
+    from huggingface_hub import parse_eval_result_entries
+
+    [file] = (tmp_path / "out" / ".eval_results").iterdir()
+    [entry] = parse_eval_result_entries(yaml.safe_load(file.read_text()))
+    value = read(run / "evaluation-test" / "metrics.json")["values"]["icbhi.Score"]
+    assert entry.dataset_id == "someone/lungs" and entry.value == pytest.approx(value, abs=1e-4)
+    assert entry.task_id == "test_icbhi_score"
+    del record["card"]
+    (run / "run.json").write_text(json.dumps(record))
+    write_card(run, tmp_path / "out")  # results that hold no longer go
+    assert list((tmp_path / "out" / ".eval_results").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"license": "my own"}, "license"),
+        ({"base_model": "/home/me/x.pt"}, "base_model"),
+        ({"tags": "laennec"}, "tags"),
+        ({"model-index": [{"name": "m", "results": [{"task": {"type": "t"}}]}]}, "lacks"),
+        ({"model-index": [{"results": []}]}, "names"),
+    ],
+)
+def test_a_head_that_the_hub_would_misread_is_refused(changes, said):
+    head = head_and_body(render_card(RECORD).text)[0]
+    check_metadata(head)
+    with pytest.raises(InputError, match=said):
+        check_metadata(head | changes)
+    broken = json.loads(json.dumps(head))
+    broken["model-index"][0]["results"][0]["metrics"][0]["value"] = float("nan")
+    with pytest.raises(InputError, match="not a number"):
+        check_metadata(broken)
+
+
+def test_only_ids_of_the_hub_stand_as_a_base():
+    assert is_hub_id("openai/whisper-base") and is_hub_id("MIT/ast-finetuned-audioset-10-10-0.4593")
+    for name in (
+        "weights/mn04_as_mAP_432.pt",
+        "weights/whisper_base_encoder",
+        "mn04",
+        "runs/a/encoder",
+        None,
+        "a/b.pt",
+    ):
+        assert not is_hub_id(name)
+
+
+def test_licences_are_checked_where_they_are_given(scored, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConfigError, match=r"apache-2\.0"):
+        write_card(scored, tmp_path / "out", license="apache")
+    assert list((tmp_path / "out").iterdir()) == []
+    for licence in LICENCES:
+        CardSettings(licence=licence, licence_name="Own" if licence == "other" else None)

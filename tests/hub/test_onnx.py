@@ -1,0 +1,160 @@
+"""Runs in onnxruntime, from the sound on: the logits of torch, whatever the length, the batch and the padding."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import ASTConfig
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_recording
+from laennec.cli.main import main
+from laennec.configuration import LaennecConfig
+from laennec.encoders import load_encoder
+from laennec.encoders.ast import AstEncoder
+from laennec.errors import InputError
+from laennec.evaluation.evaluate import load_model
+from laennec.hub import onnx
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
+
+
+@pytest.fixture(scope="module")
+def sounds(shared_data):
+    """Cuts of real recordings by rate: several batches of several lengths."""
+    paths = [*sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[:2],
+             *sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))[:1]]  # fmt: skip
+
+    def cuts(rate):
+        whole = [read_recording(path, rate).waveform for path in paths]
+        return [
+            [whole[0][: round(0.2 * rate)]],
+            [whole[0][: 2 * rate], whole[1][rate : round(1.7 * rate)], whole[2][: round(0.33 * rate)]],
+            [whole[1][: 7 * rate], whole[0][: 7 * rate]],
+            [whole[0][: round(0.07 * rate)]],  # fewer frames than a patch has
+            # more than a published AST has places for
+            [np.tile(whole[0], 2)[: 12 * rate], whole[1][: round(0.1 * rate)]],
+        ]
+
+    return cuts
+
+
+def encoder_of(kind, shared_root):
+    if kind == "ast":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        return AstEncoder._from_config(ASTConfig(**sizes, max_length=1024, layer_norm_eps=1e-6)), "ast"
+    if kind == "whisper":
+        sizes = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+        return load_encoder(None, type="whisper", max_source_positions=400, **sizes), "whisper"
+    if kind == "clap":
+        sizes = {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4}
+        return load_encoder(None, type="clap", patch_stride=[16, 16], patch_size=16, **sizes), "clap"
+    if kind == "beats":
+        return load_encoder(shared_root / "conformance" / "beats_tiny.pt"), "beats"
+    return load_encoder(None, type="cnn", channels=[4, 8]), "song2021"
+
+
+@pytest.mark.parametrize("kind", ["ast", "beats", "clap", "cnn", "whisper"])
+def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_path):
+    torch.manual_seed(0)
+    encoder, preset = encoder_of(kind, shared_root)
+    length = {} if kind == "clap" else {"length": "natural"}
+    labels = {"id2label": {0: "crackle", 1: "wheeze"}, "label2id": {"crackle": 0, "wheeze": 1}}
+    config = LaennecConfig(
+        encoder.config,
+        **labels,
+        pooling="encoder" if kind == "clap" else "mean",
+        temperatures={"crackle": 2.0, "wheeze": 0.7},
+        intercepts={"crackle": -0.3},
+    )
+    model = LaennecForAudioClassification(config, encoder).eval()
+    extractor = LaennecFeatureExtractor(preset, **length)
+    facts = onnx.write_onnx(tmp_path, model, extractor, "this run")
+    compare(tmp_path / "model.onnx", model, extractor, sounds)
+    assert facts["opset"] == onnx.OPSET == 18 and facts["labels"] == ["crackle", "wheeze"]
+    if kind == "cnn":  # the comparison after writing is not for show
+        with torch.no_grad():
+            model.head.classifier.bias += 0.01
+        with pytest.raises(InputError, match="other logits than the run"):
+            onnx._compare(tmp_path / "model.onnx", model, extractor)
+
+
+def compare(path, model, extractor, sounds):
+    """The file's answers against the model's, each batch and each sound alone."""
+    runs = onnx.OnnxModel(path, 2 * extractor.front.min_samples)
+    for batch in sounds(extractor.sampling_rate):
+        with torch.inference_mode():
+            wanted = model(**extractor(batch, sampling_rate=extractor.sampling_rate)).logits
+        logits, probabilities = runs(batch)
+        np.testing.assert_allclose(logits, wanted.numpy(), atol=1e-4)
+        np.testing.assert_allclose(probabilities, model.probabilities(wanted).numpy(), atol=1e-5)
+        for row, sound in zip(logits, batch, strict=True):
+            np.testing.assert_allclose(runs([sound])[0][0], row, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["tiny_run", pytest.param("frozen_run", marks=pytest.mark.soak)])
+def test_a_run_is_exported_and_its_file_says_what_one_must_know(which, request, sounds, tmp_path, capsys):
+    out, run = tmp_path / "out", request.getfixturevalue(which)
+    assert main(["export", str(run), "--format", "onnx-int8", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} - {"README.md"} == {
+        "model_int8.onnx", "onnx.json", "preprocessor_config.json"
+    }  # fmt: skip
+    facts = json.loads((out / "onnx.json").read_text())
+    int8 = facts["int8"]
+    assert int8["part"] == "validation"
+    if which == "frozen_run":  # of so few weights as the other one's the front end is the larger part
+        assert int8["bytes_int8"] < 0.7 * int8["bytes_float"]
+    model, extractor = load_model(run)
+    assert facts["thresholds"] == model.config.thresholds and facts["recording_filter"] == extractor.recording_filter
+    for name in model.config.label_names:
+        loss = int8["auroc_float"][name] - int8["auroc_int8"][name]
+        assert int8["auroc_loss"][name] == pytest.approx(loss) and abs(loss) < 0.05
+        assert f"{name} {int8['auroc_int8'][name]:.4f} instead of {int8['auroc_float'][name]:.4f}" in said
+    # the float figure is that of the run's own predictions
+    import pandas as pd
+
+    from laennec.evaluation.metrics import auroc
+
+    table = pd.read_parquet(run / "predictions-validation.parquet")
+    assert int8["cycles"] == len(table)
+    for name, value in int8["auroc_float"].items():
+        assert value == pytest.approx(auroc(table[name].to_numpy(), table[f"logit_{name}"].to_numpy()), abs=1e-3)
+    # a plain user of onnxruntime, by what the file itself says
+    session = onnxruntime.InferenceSession(str(out / facts["file"]), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == list(facts["inputs"])
+    sound = sounds(facts["sampling_rate"])[2][0]
+    logits, probabilities = session.run(None, {"waveforms": sound[None], "lengths": np.array([len(sound)])})
+    divisor, offset = (np.array([facts[k][n] for n in facts["labels"]]) for k in ("temperatures", "intercepts"))
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits / divisor - offset)), atol=1e-6)
+    with torch.inference_mode():
+        wanted = model(**extractor(sound, sampling_rate=facts["sampling_rate"])).logits.numpy()
+    assert float(np.abs(logits - wanted).max()) < 0.5 and not np.array_equal(logits, wanted)
+
+
+def test_float_runs_of_fixed_length_give_the_logits_of_torch(frozen_run, sounds, tmp_path):
+    model, _ = load_model(frozen_run)
+    extractor = LaennecFeatureExtractor("efficientat", length="repeat", duration_s=2.0, fade_s=0.1)
+    onnx.write_onnx(tmp_path, model, extractor, frozen_run)
+    compare(tmp_path / "model.onnx", model, extractor, sounds)
+
+
+def test_what_cannot_be_exported_is_one_line(tiny_recipe, tiny_run, tmp_path, capsys, monkeypatch):
+    recipe = recipe_from_dict(tiny_recipe | {"features": {"preset": "ast", "context_cycles": 1}})
+    recipe.train.max_steps, recipe.output_dir = 1, str(tmp_path / "run")
+    run = train(recipe)
+    assert main(["export", str(run), "--format", "onnx"]) == 2
+    assert "joins a cycle's neighbours" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    model, extractor = load_model(tiny_run)
+    model.save_pretrained(moved)
+    extractor.save_pretrained(moved)
+    with pytest.raises(InputError, match="measured on a run's validation cycles"):
+        onnx.write_onnx(tmp_path, model, extractor, moved, int8=True)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"laennec\[onnx\]"):
+        onnx.write_onnx(tmp_path, model, extractor, tiny_run)

@@ -1,0 +1,254 @@
+"""Recordings are answered as the model answers them by hand; what cannot be answered is listed."""
+
+import contextlib
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from laennec.audio.cycles import cut, read_annotation, sliding_windows
+from laennec.audio.recording import ButterworthFilter, read_recording
+from laennec.cli.main import main
+from laennec.evaluation.evaluate import load_model
+from laennec.inference import outputs as timelines
+
+
+@pytest.fixture
+def recordings(small_corpus):
+    return sorted(small_corpus.glob("*.wav"))[:3]
+
+
+OURS = {"parameters.yaml", "journal.jsonl"}
+
+
+def predict(model, *inputs, out, **flags):
+    arguments = ["predict", str(model), *map(str, inputs), "--out", str(out)]
+    for name, value in flags.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+    return main(arguments)
+
+
+def timeline(out, name):
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def by_hand(source, path, spans, base=None):
+    """Probabilities of spans, one at a time: read, filter, cut, features, model."""
+    model, extractor = load_model(source, base)
+    settings = extractor.recording_filter
+    filter_ = ButterworthFilter(**settings) if settings else None
+    recording = read_recording(path, extractor.sampling_rate, filter=filter_)
+    rows, config, names = [], model.config, model.config.label_names
+    for start, end in spans(recording.duration_s):
+        sound = cut(recording.waveform, recording.sampling_rate, start, end)
+        with torch.inference_mode():
+            logits = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits[0]
+        scaled = [float(z) / config.temperatures.get(n, 1) for z, n in zip(logits, names, strict=True)]
+        rows.append((start, end, 1 / (1 + np.exp(-np.array(scaled)))))
+    return rows, config
+
+
+@pytest.fixture(scope="module")
+def models(tiny_run, frozen_run, released, tmp_path_factory):
+    """The same two runs in every form, with the base a form needs."""
+    folder = tmp_path_factory.mktemp("forms")
+    assert main(["export", str(frozen_run), "--format", "full", "--out", str(folder / "full")]) == 0
+    name = ["--base-name", "someone/mn04"]
+    assert main(["export", str(frozen_run), "--format", "head", "--out", str(folder / "head"), *name]) == 0
+    return {
+        "run": (tiny_run, None),
+        "frozen run": (frozen_run, None),
+        "full export": (folder / "full", None),
+        "head export": (folder / "head", str(released)),
+    }
+
+
+@pytest.mark.parametrize("form", ["run", "frozen run", "full export", "head export"])
+def test_windows_are_answered_as_the_model_answers_them_by_hand(models, form, recordings, tmp_path):
+    source, base = models[form]
+    flags = {"base": base} if base else {}
+    path = recordings[0]
+    assert predict(source, path, out=tmp_path, window_s=2, hop_s=1, **flags) == 0
+    wanted, config = by_hand(source, path, lambda d: sliding_windows(d, 2, 1), base)
+    got = timeline(tmp_path, path.stem)
+    assert len(got["timeline"]) == len(wanted) and got["labels"] == config.label_names
+    for row, (start, end, probabilities) in zip(got["timeline"], wanted, strict=True):
+        assert (row["start_s"], row["end_s"]) == (round(start, 3), round(end, 3))
+        for name, p in zip(config.label_names, probabilities, strict=True):
+            assert row[f"{name}_probability"] == pytest.approx(p, abs=2e-6)
+            if abs(p - config.thresholds[name]) > 1e-5:
+                assert row[name] == int(p > config.thresholds[name])
+    # the last window reaches the end
+    assert got["timeline"][-1]["end_s"] == got["duration_s"]
+
+
+def test_every_form_of_a_run_gives_the_same_files(models, recordings, tmp_path):
+    for form in ("frozen run", "full export", "head export"):
+        source, base = models[form]
+        assert predict(source, *recordings[:2], out=tmp_path / form, **({"base": base} if base else {})) == 0
+    files = sorted(p.name for p in (tmp_path / "frozen run").iterdir())
+    assert len(files) == 5
+    stated = {}
+    for form in ("frozen run", "full export", "head export"):
+        for name in files:
+            if name != "parameters.yaml":  # it names the folder the model came from
+                assert (tmp_path / form / name).read_bytes() == (tmp_path / "frozen run" / name).read_bytes()
+        stated[form] = yaml.safe_load((tmp_path / form / "parameters.yaml").read_text())
+        assert stated[form]["model"].pop("source") == str(models[form][0])
+    assert stated["full export"] == stated["frozen run"] == stated["head export"]
+    assert stated["frozen run"]["model"]["decision"]["rule"] == "youden"
+
+
+def test_json_and_csv_hold_the_same_and_either_can_be_had_alone(tiny_run, recordings, tmp_path):
+    assert predict(tiny_run, *recordings, out=tmp_path / "both") == 0
+    with (tmp_path / "both" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [
+        {"recording": str(p), **{k: str(v) for k, v in row.items()}}
+        for p in recordings
+        for row in timeline(tmp_path / "both", p.stem)["timeline"]
+    ]
+    assert rows == wanted
+    for format, names in (("csv", {"predictions.csv"}), ("json", {f"{p.stem}.json" for p in recordings})):
+        assert predict(tiny_run, *recordings, out=tmp_path / format, format=format) == 0
+        assert {p.name for p in (tmp_path / format).iterdir()} == names | OURS
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "audacity"])
+def test_annotated_cycles_are_answered_instead_of_windows(tiny_run, recordings, tmp_path, kind):
+    path = recordings[0]
+    annotation = path.with_suffix(".txt")
+    cycles = read_annotation(annotation)
+    if kind == "audacity":
+        annotation = tmp_path / "labels.txt"
+        lines = [f"{c.start_s:.6f}\t{c.end_s:.6f}\t{c.label}\n\\\t0.000000\t2000.000000\n" for c in cycles]
+        annotation.write_text("".join(lines))
+    place = annotation.parent if kind == "folder" else annotation
+    assert predict(tiny_run, path, out=tmp_path / "out", annotation=place) == 0
+    got = timeline(tmp_path / "out", path.stem)["timeline"]
+    wanted, config = by_hand(tiny_run, path, lambda _: [(c.start_s, c.end_s) for c in cycles])
+    assert [(r["start_s"], r["end_s"]) for r in got] == [(c.start_s, c.end_s) for c in cycles]
+    for row, (_, _, probabilities) in zip(got, wanted, strict=True):
+        for name, p in zip(config.label_names, probabilities, strict=True):
+            assert row[f"{name}_probability"] == pytest.approx(p, abs=2e-6)
+
+
+def test_one_annotation_file_is_for_one_recording(tiny_run, recordings, tmp_path, capsys):
+    annotation = recordings[0].with_suffix(".txt")
+    assert predict(tiny_run, *recordings, out=tmp_path / "out", annotation=annotation) == 2
+    err = capsys.readouterr().err
+    assert "one annotation for 3 recordings" in err and err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_predictions_agree_with_the_evaluation_of_the_same_cycles(tiny_run, small_corpus, tmp_path):
+    """Serving and scoring are one front end: the validation logits of the run, temperature and sigmoid."""
+    import pandas as pd
+
+    table = pd.read_parquet(tiny_run / "predictions-validation.parquet")
+    config = load_model(tiny_run)[0].config
+    names = sorted(set(table["recording_id"]))
+    inputs = [small_corpus / f"{name}.wav" for name in names]
+    assert predict(tiny_run, *inputs, out=tmp_path, annotation=small_corpus) == 0
+    for name in names:
+        rows = timeline(tmp_path, name)["timeline"]
+        scored = table[table["recording_id"] == name].sort_values("start_s")
+        assert len(rows) == len(scored)
+        for label in ("crackle", "wheeze"):
+            logits = scored[f"logit_{label}"].astype(float) / config.temperatures[label]
+            got = [row[f"{label}_probability"] for row in rows]
+            np.testing.assert_allclose(got, 1 / (1 + np.exp(-logits)), atol=2e-6)
+
+
+def test_the_same_stem_in_different_folders_does_not_collide(tiny_run, recordings, tmp_path):
+    sound = recordings[0]
+    places = ["a/b/rec.wav", "a_b/rec.wav", "a/b/rec.flac", "a/other.wav", "a_b_rec.wav.wav"]
+    for place in places:
+        (tmp_path / "in" / place).parent.mkdir(parents=True, exist_ok=True)
+        if place.endswith(".flac"):
+            soundfile.write(tmp_path / "in" / place, *soundfile.read(sound))
+        else:
+            shutil.copy(sound, tmp_path / "in" / place)
+    assert predict(tiny_run, tmp_path / "in", tmp_path / "in" / "a", out=tmp_path / "out") == 0
+    found = [json.loads(p.read_text())["recording"] for p in (tmp_path / "out").glob("*.json")]
+    assert sorted(found) == sorted(str(tmp_path / "in" / place) for place in places)
+    assert (tmp_path / "out" / "other.json").exists()
+
+
+def test_a_recording_shorter_than_a_window_is_one_window(tiny_run, tmp_path):
+    tone = (0.1 * np.sin(np.arange(8000) / 5)).astype(np.float32)
+    soundfile.write(tmp_path / "short.wav", tone, 16000)
+    assert predict(tiny_run, tmp_path / "short.wav", out=tmp_path / "out") == 0
+    rows = timeline(tmp_path / "out", "short")["timeline"]
+    assert [(r["start_s"], r["end_s"]) for r in rows] == [(0.0, 0.5)]
+
+
+def test_what_cannot_be_answered_is_listed_and_the_others_are_answered(tiny_run, recordings, tmp_path, capsys):
+    tone = (0.1 * np.sin(np.arange(16000) / 5)).astype(np.float32)
+    soundfile.write(tmp_path / "blink.wav", tone[:100], 16000)
+    (tmp_path / "words.wav").write_text("no sound")
+    broken = [tmp_path / "blink.wav", tmp_path / "words.wav", tmp_path / "absent.wav"]
+    assert predict(tiny_run, broken[0], recordings[0], *broken[1:], recordings[1], out=tmp_path / "out") == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("laennec: ") for line in lines)
+    for path, line, said in zip(broken, lines, ("one frame (64 ms)", "not audio", "no such file"), strict=True):
+        assert str(path) in line and said in line
+    assert captured.out == f"predictions: {tmp_path / 'out'} (2 of 5 recordings, the others failed)\n"
+    names = {f"{p.stem}.json" for p in recordings[:2]}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"predictions.csv", "failed.csv"} | OURS
+    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["recording"] for row in rows] == [str(path) for path in broken]
+    assert [f"laennec: {row['reason']}" for row in rows] == lines
+
+
+def test_a_cycle_shorter_than_a_frame_fails_its_recording_by_name(tiny_run, recordings, tmp_path, capsys):
+    annotation = tmp_path / "a.txt"
+    annotation.write_text("0.5\t2.0\t0\t0\n2.0\t2.01\t1\t0\n")
+    assert predict(tiny_run, recordings[0], out=tmp_path / "out", annotation=annotation) == 2
+    err = capsys.readouterr().err
+    assert str(recordings[0]) in err and "2 to 2.01 s is 159 samples, shorter than one frame" in err
+    assert {p.name for p in (tmp_path / "out").iterdir()} == OURS | {"failed.csv"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"format": "xml"}, "unknown format 'xml'"),
+        ({"format": ","}, "no format"),
+        ({"window_s": 0}, "--hop-s must be"),
+        ({"window_s": 1, "hop_s": 2}, "at most --window-s"),
+        ({"hop_s": "nan"}, "--hop-s must be"),
+    ],
+)
+def test_wrong_use_is_one_line(tiny_run, recordings, tmp_path, capsys, flags, said):
+    assert predict(tiny_run, recordings[0], out=tmp_path / "out", **flags) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_recordings_is_one_line(tiny_run, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "._x.wav").write_text("leftover of another system")
+    assert predict(tiny_run, tmp_path / "in", out=tmp_path / "out") == 2
+    assert "no recordings in" in capsys.readouterr().err
+
+
+def test_what_reads_back_differently_does_not_count_as_written(tiny_run, recordings, tmp_path, capsys, monkeypatch):
+    honest = timelines.atomic_write
+
+    @contextlib.contextmanager
+    def torn(path, *mode):
+        with honest(path, *mode) as file:
+            yield file
+        path.write_bytes(path.read_bytes()[:-9])
+
+    monkeypatch.setattr(timelines, "atomic_write", torn)
+    assert predict(tiny_run, recordings[0], out=tmp_path) == 2
+    assert "reads back differently" in capsys.readouterr().err

@@ -1,0 +1,297 @@
+"""A batch that was killed at any moment goes on where it stopped, and ends as one that was not."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from laennec.errors import InputError
+from laennec.evaluation.evaluate import load_model
+from laennec.inference import journal
+from laennec.inference.batch import Predictor, predict
+from laennec.inference.journal import JOURNAL
+
+FORMATS = ("json", "csv", "audacity", "raven")
+
+
+@pytest.fixture(scope="module")
+def recordings(small_corpus, tmp_path_factory):
+    """Four good recordings and a bad one, copied so that they can be changed."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:4]):
+        shutil.copy(sound, folder / f"r{number}.wav")
+    (folder / "bad.wav").write_text("no sound")
+    return folder
+
+
+class Counting(Predictor):
+    """Remembers what it was asked to compute."""
+
+    def __call__(self, path, annotation=None, listener=None):
+        self.computed = [*getattr(self, "computed", []), Path(path).name]
+        return super().__call__(path, annotation, listener)
+
+
+@pytest.fixture
+def make(tiny_run):
+    model, extractor = load_model(tiny_run)
+    return lambda **settings: Counting(model, extractor, **{"window_s": 2, "hop_s": 1, **settings})
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def in_a_process_of_its_own(work):
+    """Run something that may kill its process; whether it came to its end."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def dying_at(stop, call, honest):
+    """A system call that kills its process the `stop`-th time, and half a line of the journal before that."""
+    left = [stop]
+
+    def dying(*arguments):
+        if not left[0]:
+            if call == "write":
+                honest(arguments[0][: len(arguments[0]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return honest(*arguments)
+
+    return dying
+
+
+def killed_at(stop, call, work):
+    """Whether some work was killed at its `stop`-th call of this kind; in a process of its own."""
+
+    def dying_work():
+        if call != "write":
+            setattr(os, call, dying_at(stop, call, getattr(os, call)))
+        else:
+            honest = journal.appending
+
+            @contextlib.contextmanager
+            def appending(path, size):
+                with honest(path, size) as add:
+                    yield dying_at(stop, call, add)
+
+            journal.appending = appending
+        work()
+
+    return not in_a_process_of_its_own(dying_work)
+
+
+@pytest.mark.parametrize(
+    ("call", "places"), [pytest.param("replace", 15, marks=pytest.mark.soak), ("fsync", 20), ("write", 5)]
+)
+def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, tmp_path, call, places):
+    """Killed at every place at which a file is synced or renamed or a line is half written, then run again."""
+    predict(make(), [recordings], tmp_path / "whole", formats=FORMATS)
+    wanted, out = content(tmp_path / "whole"), tmp_path / "out"
+
+    def work():
+        predict(make(), [recordings], out, formats=FORMATS)
+
+    stop = 0
+    while killed_at(stop, call, work):
+        if stop % 2:  # and what goes on from there is killed too
+            killed_at(stop // 2, call, work)
+        work()
+        assert content(out) == wanted
+        shutil.rmtree(out)
+        stop += 1
+    assert stop == places and content(out) == wanted
+
+
+def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path, capsys):
+    from laennec.cli.main import main
+
+    command = ["predict", str(tiny_run), str(recordings), "--format", "json,csv,picture", "--out"]
+    pid = os.fork()
+    if not pid:
+        main([*command, str(tmp_path / "killed")])
+        os._exit(0)
+    lines = tmp_path / "killed" / JOURNAL
+    for _ in range(2000):
+        if lines.exists() and lines.read_bytes().count(b"\n") >= 2:
+            break
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert main([*command, str(tmp_path / "killed")]) == 2  # the bad one
+    assert "answered before" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "whole")]) == 2
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_what_is_answered_is_not_computed_again(make, recordings, tmp_path):
+    first = make()
+    done = predict(first, [recordings], tmp_path, formats=FORMATS)
+    assert first.computed == ["bad.wav", "r0.wav", "r1.wav", "r2.wav", "r3.wav"] and done.resumed == 0
+    before = content(tmp_path)
+    again = make()
+    done = predict(again, [recordings], tmp_path, formats=FORMATS)
+    assert again.computed == ["bad.wav"] and done.resumed == 4 and len(done.failed) == 1
+    assert content(tmp_path) == before
+    # a torn and a damaged end of the journal cost the lines from there on
+    file = tmp_path / JOURNAL
+    lines = file.read_bytes().splitlines(keepends=True)
+    for spoilt, lost in (
+        ([*lines[:4], lines[4][:-9]], ["r3.wav"]),
+        ([*lines[:3], b"\xff\n", *lines[4:]], ["r2.wav", "r3.wav"]),
+    ):
+        file.write_bytes(b"".join(spoilt))
+        again = make()
+        predict(again, [recordings], tmp_path, formats=FORMATS)
+        assert again.computed == ["bad.wav", *lost] and content(tmp_path) == before
+
+
+def test_a_recording_that_changed_is_computed_again(make, recordings, tmp_path):
+    sounds = shutil.copytree(recordings, tmp_path / "in")
+    predict(make(), [sounds], tmp_path / "out")
+    soundfile.write(sounds / "r1.wav", *soundfile.read(sounds / "r2.wav"))
+    os.utime(sounds / "r3.wav", ns=(1, 1))
+    soundfile.write(sounds / "bad.wav", *soundfile.read(sounds / "r0.wav"))
+    again = make()
+    done = predict(again, [sounds], tmp_path / "out")
+    assert again.computed == ["bad.wav", "r1.wav", "r3.wav"] and not done.failed
+    assert not (tmp_path / "out" / "failed.csv").exists()
+    predict(make(), [sounds], tmp_path / "anew")
+    for name in ("predictions.csv", *(f"{p.stem}.json" for p in sounds.glob("*.wav"))):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
+
+
+def test_an_annotation_that_changed_is_answered_again(make, small_corpus, tmp_path):
+    sound = sorted(small_corpus.glob("*.wav"))[0]
+    annotation = tmp_path / f"{sound.stem}.txt"
+    for text, computed in (("0.1\t1.5\tx\n", 1), ("0.1\t1.5\tx\n", 0), ("0.1\t1.6\tx\n", 1)):
+        annotation.write_text(text)
+        predictor = make()
+        predict(predictor, [sound], tmp_path / "out", annotation=tmp_path)
+        assert len(getattr(predictor, "computed", [])) == computed
+    rows = json.loads((tmp_path / "out" / f"{sound.stem}.json").read_text())["timeline"]
+    assert [(row["start_s"], row["end_s"]) for row in rows] == [(0.1, 1.6)]
+
+
+def test_other_formats_are_made_of_what_is_answered(make, recordings, tmp_path):
+    predict(make(), [recordings], tmp_path / "out", formats=("json",))
+    again = make()
+    predict(again, [recordings], tmp_path / "out", formats=FORMATS)
+    assert again.computed == ["bad.wav"]
+    predict(make(), [recordings], tmp_path / "anew", formats=FORMATS)
+    assert content(tmp_path / "out") == content(tmp_path / "anew")
+    (tmp_path / "out" / "r2.json").unlink()
+    pictured = make()
+    predict(pictured, [recordings], tmp_path / "out", formats=(*FORMATS, "picture"))
+    assert len(pictured.computed) == 5  # pictures show the sound
+    assert (tmp_path / "out" / "r2.json").exists() and len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"window_s": 3}, "spans window_s was 2.0, now 3.0"),
+        ({"smoothing": 0.5}, "smoothing was null"),
+        ({"smoothing": 0.5, "neighbours": 1}, "smoothing was null"),
+        ({"thresholds": {"crackle": 0.125}}, "decision rule was"),
+        ("another model", "model was"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line_or_replace_all(make, recordings, tmp_path, settings, said):
+    predict(make(), [recordings], tmp_path, formats=FORMATS)
+    before = content(tmp_path)
+    other = make(**(settings if isinstance(settings, dict) else {}))
+    if settings == "another model":
+        other.model.head.classifier.bias.data += 1
+    with pytest.raises(InputError) as error:
+        predict(other, [recordings], tmp_path)
+    assert said in str(error.value) and "--overwrite" in str(error.value) and "\n" not in str(error.value)
+    assert content(tmp_path) == before
+    predict(other, [recordings / "r1.wav"], tmp_path, overwrite=True)
+    assert set(content(tmp_path)) == {"r1.json", "predictions.csv", "parameters.yaml", JOURNAL}
+    if settings == "another model":
+        other.model.head.classifier.bias.data -= 1
+
+
+def test_settings_may_change_where_nothing_was_answered(make, recordings, tmp_path):
+    for window_s in (2, 3):
+        done = predict(make(window_s=window_s), [recordings / "bad.wav"], tmp_path)
+        assert len(done.failed) == 1
+    assert b'"window_s":3.0' in (tmp_path / JOURNAL).read_bytes()
+
+
+def test_another_recording_of_the_same_name_is_never_taken_for_it(make, recordings, tmp_path):
+    for place, of in (("a", "r0"), ("b", "r1")):
+        (tmp_path / place).mkdir()
+        shutil.copy(recordings / f"{of}.wav", tmp_path / place / "x.wav")
+    for place in ("a", "b", "a"):
+        predict(make(), [tmp_path / place / "x.wav"], tmp_path / "out", formats=("json", "audacity"))
+        assert json.loads((tmp_path / "out" / "x.json").read_text())["recording"] == str(tmp_path / place / "x.wav")
+
+
+def test_an_out_folder_that_cannot_be_is_one_line_before_anything_is_computed(make, recordings, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    predictor = make()
+    for out in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/nobody/out")):
+        with pytest.raises(InputError, match=r"is a file, not a folder; choose|cannot be made \(.*\); choose"):
+            predict(predictor, [recordings], out)
+    assert not hasattr(predictor, "computed") and (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_and_the_batch_goes_on_afterwards(make, recordings, tmp_path, monkeypatch):
+    predict(make(), [recordings], tmp_path / "whole", formats=FORMATS)
+    honest, left = os.fsync, [9]
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return honest(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        predict(make(), [recordings], tmp_path / "out", formats=FORMATS)
+    monkeypatch.setattr(os, "fsync", honest)
+    again = make()
+    predict(again, [recordings], tmp_path / "out", formats=FORMATS)
+    assert 0 < len(again.computed) < 5 and content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_thousands_of_recordings_are_written_once_each(make, tmp_path):
+    """Bytes that are written grow with the recordings, not with their square."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tone = (0.1 * np.sin(np.arange(2000) / 5)).astype(np.float32)
+    for number in range(60):
+        soundfile.write(folder / f"{number:03d}.wav", tone * (1 + number / 60), 4000)
+    written, honest = {}, os.replace
+    total = 0
+
+    def counting(source, target):
+        nonlocal total
+        total += os.path.getsize(source)
+        return honest(source, target)
+
+    for count in (30, 60):
+        total = 0
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", counting)
+            predict(make(), sorted(folder.iterdir())[:count], tmp_path / str(count))
+        written[count] = total + os.path.getsize(tmp_path / str(count) / JOURNAL)
+    assert written[60] < 2.1 * written[30]

@@ -1,0 +1,140 @@
+import json
+import shutil
+
+import pytest
+
+from laennec.errors import InputError
+from laennec.evaluation import four_properties
+from laennec.evaluation.evaluate import score
+from laennec.study.results import collect, render
+
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_run, tmp_path_factory):
+    """A copy of its own: scoring writes into a run."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("runs") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def scored(tiny_run, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        return score(tiny_run, split="validation", draws=50)
+
+
+def test_results_are_what_the_evaluation_wrote(scored, tmp_path):
+    path = collect([scored.folder], tmp_path / "results.json")
+    (row,) = json.loads(path.read_text())["results"]
+    values = json.loads((scored.folder / "metrics.json").read_text())["values"]
+    assert row["values"]["icbhi.Score"] == values["icbhi.Score"] and row["split"] == "validation"
+    collect([scored.folder], path)
+    assert len(json.loads(path.read_text())["results"]) == 1
+
+
+def test_a_document_is_rendered_and_a_changed_number_is_found_out(scored, tmp_path):
+    collect([scored.folder], tmp_path / "results.json")
+    document = tmp_path / "README.md"
+    document.write_text("before\n\n<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n\nafter\n")
+    assert not render(document)
+    text = document.read_text()
+    score_text = f"{scored.evaluation['values']['icbhi.Score']:.1f}"
+    assert f"| tiny | 0 | {score_text}" in text and text.startswith("before") and text.endswith("after\n")
+    assert render(document) and render(document, check=True)
+    document.write_text(text.replace(score_text, "99.9", 1))
+    assert not render(document, check=True)
+    assert "99.9" in document.read_text()
+
+
+def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
+    path = collect([scored.folder], tmp_path / "results.json", baseline="tiny")
+    figures = json.loads(path.read_text())["methods"]["validation"]["figures"]["tiny"]
+    values = json.loads((scored.folder / "metrics.json").read_text())["values"]
+    assert figures["icbhi.Score"]["mean"] == pytest.approx(values["icbhi.Score"])
+    assert figures["crackle.roc_auc"]["mean"] == pytest.approx(values["crackle.roc_auc"])
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:means results.json validation -->\n<!-- laennec:end -->\n")
+    render(document)
+    assert f"| tiny | 0 | {values['icbhi.Score']:.1f} " in document.read_text()
+    assert "s of CPU" not in document.read_text()
+    content = json.loads(path.read_text())
+    trained, before = {"cpu_seconds": 8.4, "peak_memory_mb": 12}, {"cpu_seconds": 4.0, "peak_memory_mb": 345}
+    cost = {"train": trained, "pretrain": before, "evaluate": {"cpu_seconds": 99, "peak_memory_mb": 999}}
+    content["results"][0]["cost"] = cost | {"gpu_seconds": 0.0}
+    path.write_text(json.dumps(content))
+    render(document)
+    lines = document.read_text().splitlines()
+    assert lines[1].endswith("| training, s of CPU (GPU) | memory, MB |") and lines[3].endswith(" | 12 | 345 |")
+    with pytest.raises(InputError, match="baseline nobody is not among the methods tiny"):
+        collect([scored.folder], path, baseline="nobody")
+    document.write_text("<!-- laennec:means results.json test -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match="no methods were compared on part test"):
+        render(document)
+
+
+def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):
+    smoothed = score(tiny_run, split="validation", draws=20, smoothing="1", out=tmp_path / "smoothed")
+    collect([smoothed.folder], tmp_path / "results.json")
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:smoothing results.json validation -->\n<!-- laennec:end -->\n")
+    render(document)
+    figures = json.loads((smoothed.folder / "metrics.json").read_text())["smoothing"]["figures"]["roc_auc_macro"]
+    assert figures["with"]["value"] != figures["without"]["value"]
+    before, after = (f"{figures[side]['value']:.3f}" for side in ("without", "with"))
+    assert "| tiny | 0 | 1 |" in document.read_text() and f"| {before} → {after} |" in document.read_text()
+
+
+def test_a_marker_asks_for_some_methods(tiny_run, tmp_path):
+    scored = score(tiny_run, split="validation", draws=20, out=tmp_path / "one")
+    collect([scored.folder], tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["results"].append(content["results"][0] | {"name": "tiny, SVC"})
+    content["methods"]["validation"]["figures"]["tiny, SVC"] = content["methods"]["validation"]["figures"]["tiny"]
+    content["methods"]["validation"]["seeds"]["tiny, SVC"] = [0]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    document = tmp_path / "README.md"
+    for kind in ("scores", "means", "study"):
+        for only, there, gone in (
+            ("", ("| tiny |", "| tiny, SVC |"), ()),
+            (" only=tiny,_SVC", ("| tiny, SVC |",), ("| tiny |",)),
+            (" only=tiny,_SVC;tiny", ("| tiny |", "| tiny, SVC |"), ()),
+        ):
+            document.write_text(f"<!-- laennec:{kind} results.json validation{only} -->\n<!-- laennec:end -->\n")
+            render(document)
+            text = document.read_text()
+            assert all(name in text for name in there) and not any(name in text for name in gone), (kind, only)
+    document.write_text("<!-- laennec:scores results.json validation only=nobody -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match=r"\.md: only= asks for nobody, no method; there are tiny, tiny,_SVC"):
+        render(document)
+
+
+def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
+    document = tmp_path / "README.md"
+    document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match="unknown marker laennec:glory"):
+        render(document)
+    document.write_text("<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n")
+    with pytest.raises(InputError, match=r"results\.json: cannot read"):
+        render(document)
+    with pytest.raises(InputError, match=r"run\.json: cannot read"):
+        collect([tmp_path], tmp_path / "results.json")
+
+
+def test_the_geometry_of_an_embedding_is_a_table(scored, tmp_path):
+    collect([scored.folder], tmp_path / "results.json")
+    page = tmp_path / "page.md"
+    page.write_text("<!-- laennec:geometry results.json validation -->\n<!-- laennec:end -->\n")
+    render(page)
+    own = four_properties(json.loads((scored.folder / "metrics.json").read_text())["geometry"])
+    line = next(line for line in page.read_text().splitlines() if line.startswith("| tiny"))
+    shown = [own[kind][key] for kind in ("intra", "inter") for key in ("mean", "cv")]
+    ratio = f"{own['inter']['mean'] / own['intra']['mean']:.2f}"
+    assert line.split(" | ")[2:] == [*(f"{value:.3f}" for value in shown), f"{ratio} |"]
+
+
+def test_a_corpus_that_was_scored_whole_has_no_split(tiny_run, small_corpus, tmp_path):
+    whole = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "none"}
+    found = score(tiny_run / "model", split="all", corpus=whole, out=tmp_path / "scored", draws=20)
+    (row,) = json.loads(collect([found.folder], tmp_path / "results.json").read_text())["results"]
+    assert row["split"] == "all" and row["split_fingerprint"] is None and row["protocol"] == "none"

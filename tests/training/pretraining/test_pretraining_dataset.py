@@ -1,0 +1,118 @@
+"""Whose cycles pre-training may see: never a test patient's."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from laennec.corpora import load_corpus
+from laennec.corpora.base import to_arrow
+from laennec.errors import InputError
+from laennec.training.pretraining.dataset import PRETRAINING, cohort_of, pretraining_note, refuse_seen_patients
+from laennec.training.recipe import PretrainSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def part(rows):
+    """A cycle table of (patient, sound)."""
+    empty = dict.fromkeys(("crackle", "wheeze", "label", "events", "age_years"))
+    made = [
+        {"cycle_id": f"{i}-{p}-{s}#00", "recording_id": f"{i}", "patient_id": p, "audio_sha256": s, "start_s": 0.0,
+         "end_s": 1.0, "cycle_index": 0, **empty}
+        for i, (p, s) in enumerate(rows)
+    ]  # fmt: skip
+    return datasets.Dataset(to_arrow(made))
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["s1", "s2", "s3", "s4", None])), max_size=8)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(train=ROWS, validation=ROWS, test=ROWS, inter=ROWS, both=st.booleans())
+def test_no_patient_and_no_sound_of_a_part_that_is_held_out(train, validation, test, inter, both):
+    parts = {"train": part(train), "validation": part(validation), "test_intra": part(test), "test_inter": part(inter)}
+    chosen = PretrainSettings(parts=["train", "validation"] if both else ["train"])
+    held = [*test, *inter, *([] if both else validation)]
+    people, sounds = {p for p, _ in held}, {s for _, s in held} - {None}
+    expected = [r for r in [*train, *(validation if both else [])] if r[0] not in people and r[1] not in sounds]
+    if not expected:
+        with pytest.raises(InputError):
+            cohort_of(parts, chosen)
+        return
+    cohort = cohort_of(parts, chosen)
+    found = list(zip(cohort.table["patient_id"], cohort.table["audio_sha256"], strict=True))
+    assert found == expected and cohort.patients == sorted({p for p, _ in expected})
+    dropped = cohort.left_out
+    assert len(found) == len(train) + (len(validation) if both else 0) - (
+        dropped["cycles of patients who are in test or validation"]
+        + dropped["cycles whose sound is in test or validation"]
+    )
+
+
+def test_the_patients_that_icbhi_shares_between_train_and_test_are_left_out(shared_data):
+    parts = load_corpus("icbhi2017", shared_data / "icbhi2017_annotations")
+    cohort = cohort_of(parts, PretrainSettings())
+    assert {"156", "218"} <= set(parts["train"]["patient_id"])
+    assert not set(cohort.patients) & {"156", "218", *parts["test"]["patient_id"], *parts["validation"]["patient_id"]}
+    assert cohort.left_out["patients who are in test or validation"] == 2
+    more = cohort_of(parts, PretrainSettings(parts=["train", "validation"]))
+    assert set(parts["validation"]["patient_id"]) <= set(more.patients)
+    assert not set(more.patients) & set(parts["test"]["patient_id"])
+
+
+def test_a_split_by_cycles_leaves_the_patients_that_are_wholly_in_train(small_corpus):
+    parts = load_corpus("synthetic", small_corpus, protocol="random-80-20")
+    patients = {name: set(table["patient_id"]) for name, table in parts.items()}
+    assert patients["train"] & patients["test"]
+    found = set(cohort_of(parts, PretrainSettings()).patients)
+    assert found == patients["train"] - patients["test"] - patients["validation"]
+    shared = {"train": part([("a", "s1")]), "test": part([("a", "s2")])}
+    with pytest.raises(InputError, match=r"all 1 patients of train are in test too.*choose a corpus\.protocol"):
+        cohort_of(shared, PretrainSettings())
+
+
+def test_a_corpus_without_a_test_part_is_all_for_pre_training(small_corpus):
+    parts = load_corpus("synthetic", small_corpus, protocol="none")
+    assert len(cohort_of(parts, PretrainSettings()).table) == len(parts["all"]) > 50
+
+
+def test_recordings_that_nobody_annotated_are_cut_into_windows(small_corpus):
+    parts = load_corpus("synthetic", small_corpus, protocol="none")
+    assert cohort_of(parts, PretrainSettings()).windows == 0
+    firsts = [row for row in parts["all"] if row["cycle_index"] == 0][:3]
+    whole = [dict(row, cycle_id=f"{row['recording_id']}#record", start_s=0.0, end_s=7.0) for row in firsts]
+    table = datasets.Dataset(to_arrow([*whole, dict(parts["all"][5])]))
+    cohort = cohort_of({"all": table}, PretrainSettings(window_s=3.0, hop_s=2.5))
+    spans = list(zip(cohort.table["start_s"], cohort.table["end_s"], strict=True))
+    assert spans[:3] == [(0.0, 3.0), (2.5, 5.5), (4.0, 7.0)] and cohort.windows == 9 and len(spans) == 10
+    assert cohort.table["cycle_id"][1].endswith("#window001") and len(set(cohort.table["cycle_id"])) == 10
+    assert cohort.table["cycle_id"][9] == parts["all"][5]["cycle_id"]
+
+
+def test_an_encoder_is_refused_on_a_split_that_tests_its_patients(small_corpus, tmp_path):
+    ours = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20", seed=0)
+    note = pretraining_note(ours, cohort_of(ours, PretrainSettings()).patients)
+    (tmp_path / PRETRAINING).write_text(json.dumps(note))
+    told = refuse_seen_patients(tmp_path, ours)
+    assert told["split_fingerprint"] and "patients" not in told
+    other = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20", seed=1)
+    with pytest.raises(InputError, match=r"was pre-trained on patients of test .*run laennec pretrain on the split"):
+        refuse_seen_patients(tmp_path, other)
+    assert refuse_seen_patients(tmp_path / "elsewhere", other) is None and refuse_seen_patients(None, other) is None
+    # the same patient numbers of another corpus are other people
+    (tmp_path / PRETRAINING).write_text(json.dumps(note | {"corpus_fingerprint": "0"}))
+    assert refuse_seen_patients(tmp_path, other) is not None
+
+
+def test_no_label_is_looked_at(small_corpus):
+    parts = load_corpus("synthetic", small_corpus)
+    blank = {
+        name: datasets.Dataset(to_arrow([dict(r, label=None, crackle=None, wheeze=None) for r in t]), info=t.info)
+        for name, t in parts.items()
+    }
+    ids = [cohort_of(p, PretrainSettings()).table["cycle_id"][:] for p in (parts, blank)]
+    assert np.array_equal(*ids)

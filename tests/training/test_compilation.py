@@ -1,0 +1,137 @@
+"""bf16, recomputed activations and compiled layers: what is learned stays what it is."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.numpy import load_file
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cli.main import main
+from laennec.encoders import in_groups, load_encoder
+from laennec.modeling import LaennecConfig, LaennecForAudioClassification
+from laennec.training.compilation import compiled_layers
+
+AST = {
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,
+    "layer_norm_eps": 1e-6, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+BEATS = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
+    "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
+    "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "dropout": 0.0}
+SPEECH = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [4] * 7,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "hidden_dropout": 0.0, "attention_dropout": 0.0,
+    "activation_dropout": 0.0, "feat_proj_dropout": 0.0,
+}  # fmt: skip
+CASES = {
+    "ast": ("ast", AST, 0), "beats": ("beats", BEATS, 0), "whisper": ("whisper", WHISPER, 0),
+    "hubert": ("waveform", SPEECH, 0), "ast in groups": ("ast", AST, 20),
+}  # fmt: skip
+
+
+def make(kind):
+    preset, settings, group = CASES[kind]
+    torch.manual_seed(0)
+    encoder = in_groups(load_encoder(None, type=kind.split()[0], **settings), group, 15)
+    model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, num_labels=2), encoder)
+    return model.train(), LaennecFeatureExtractor(preset)
+
+
+def batches(extractor):
+    """Cycles of other lengths in every batch: padded, equally long, one alone."""
+    draw = np.random.default_rng(0)
+    for seconds in ((1.0, 0.6, 0.3), (0.7, 0.9, 0.5), (0.4, 0.4, 0.4), (0.8, 0.3, 0.5), (1.1, 0.2, 0.7), (0.9,)):
+        sounds = [draw.standard_normal(int(s * 16000)).astype(np.float32) * 0.1 for s in seconds]
+        yield extractor(sounds, sampling_rate=16000)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_compiled_layers_give_the_same_gradients_in_few_graphs_for_all_lengths(kind):
+    plain, extractor = make(kind)
+    model, _ = make(kind)
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with compiled_layers(model, backend=counting):
+        for batch in batches(extractor):
+            for each in (plain, model):
+                each.zero_grad()
+                each(**batch).logits.square().sum().backward()
+            largest = max(float(p.grad.abs().max()) for p in plain.parameters() if p.grad is not None)
+            for (name, p), q in zip(plain.named_parameters(), model.parameters(), strict=True):
+                if p.grad is not None:
+                    assert float((p.grad - q.grad).abs().max()) <= 1e-5 * largest, name
+        seen = len(graphs)
+        # with a mask and without, for several cycles and for one
+        assert 1 <= seen <= 4
+        model.eval()
+        with torch.no_grad():  # what is validated is what is predicted with
+            assert torch.equal(model(**batch).logits, plain.eval()(**batch).logits)
+        assert len(graphs) == seen
+    assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+@pytest.fixture
+def curve(tiny_recipe, tmp_path):
+    """Losses of two epochs and the weights after them."""
+
+    def run(kind, name, *settings, code=0):
+        encoder = {"ast": {"type": "ast", "config": AST}, "cnn": tiny_recipe["encoder"]}[kind]
+        features = {"preset": "ast"} if kind == "ast" else tiny_recipe["features"]
+        (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny_recipe | {"encoder": encoder, "features": features}))
+        out = tmp_path / name
+        assert main(["train", str(tmp_path / "r.yaml"), "--output_dir", str(out), *settings]) == code
+        if code:
+            return None
+        history = json.loads((out / "run.json").read_text())["history"]
+        return [entry["loss"] for entry in history], load_file(out / "model" / "model.safetensors")
+
+    return run
+
+
+def test_a_machine_that_cannot_compile_says_so_in_one_line_and_trains(curve, caplog):
+    import torch._inductor.config as inductor
+
+    torch._dynamo.reset()
+    losses, weights = curve("ast", "plain")
+    with caplog.at_level(logging.WARNING), inductor.patch({"cpp.cxx": (None, "/no/compiler")}):
+        found, others = curve("ast", "compiled", "--train.compile", "true")
+    said = [record.getMessage() for record in caplog.records if "train.compile" in record.getMessage()]
+    assert said and all("No working C++ compiler found" in line and "goes on uncompiled" in line for line in said)
+    assert found == pytest.approx(losses, abs=1e-6)
+    assert all(np.abs(weights[name] - others[name]).max() < 1e-5 for name in weights)
+
+
+def test_convolutions_are_not_compiled_and_say_so(curve, caplog):
+    losses, weights = curve("cnn", "plain")
+    found, others = curve("cnn", "compiled", "--train.compile", "true")
+    assert "train.compile: the encoder laennec-cnn has no transformer layers; training goes on" in caplog.text
+    assert found == losses and all(np.array_equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.mark.soak
+def test_bf16_and_recomputed_activations_learn_the_same(curve):
+    losses, weights = curve("ast", "plain")
+    found, others = curve("ast", "recomputed", "--train.gradient_checkpointing", "true")
+    assert found == pytest.approx(losses, abs=1e-6)
+    assert all(np.abs(weights[name] - others[name]).max() < 1e-5 for name in weights)
+    found, others = curve("ast", "bf16", "--train.bf16", "true")
+    assert found != losses and found == pytest.approx(losses, abs=0.02)
+    assert {str(value.dtype) for value in others.values()} == {"float32"}  # weights stay what they are
+
+
+def test_recomputing_what_cannot_be_is_one_line(curve, capsys):
+    curve("cnn", "run", "--train.gradient_checkpointing", "true", code=2)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "train.gradient_checkpointing" in err and "leave it out" in err

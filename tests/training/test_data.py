@@ -1,0 +1,229 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from laennec.audio.augmentation import (
+    Gain,
+    PitchShift,
+    SpecAugment,
+    TimeShift,
+    TimeStretch,
+    WaveformAugmentation,
+    WhiteNoise,
+)
+from laennec.audio.mixing import LabelUnion, lungmix_label
+from laennec.training.data import (
+    Concatenation,
+    CycleDataset,
+    EmbeddingDataset,
+    Targets,
+    collate_cycles,
+    collate_embeddings,
+    cycle_numbers,
+    targets_of,
+)
+from laennec.training.recipe import ConfigError, TargetSettings
+
+
+@pytest.fixture
+def table():
+    return datasets.Dataset.from_dict(
+        {
+            "cycle_id": ["a", "b", "c", "d", "e"],
+            "crackle": [0, 1, 0, 1, None],
+            "wheeze": [0, 0, 1, 1, None],
+            "label": [0, 1, 2, 3, None],
+            "events": [["Normal"], ["Fine Crackle"], ["Wheeze"], ["Wheeze", "Fine Crackle"], []],
+            "diagnosis": ["COPD", "Asthma", None, "COPD", "COPD"],
+        }
+    )
+
+
+def test_two_labels_come_from_the_flags_and_rows_without_any_are_left_out(table):
+    targets = targets_of(table, TargetSettings())
+    assert targets.names == ["crackle", "wheeze"]
+    assert targets.labels.tolist() == [[0, 0], [1, 0], [0, 1], [1, 1]]
+    assert targets.class_ids.tolist() == [0, 1, 2, 3]
+    assert targets.kept.tolist() == [0, 1, 2, 3]
+
+
+def test_four_classes_come_from_the_label(table):
+    targets = targets_of(table, TargetSettings("single_label"))
+    assert targets.names == ["normal", "crackle", "wheeze", "both"] and targets.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_any_column_can_be_the_answer(table):
+    targets = targets_of(table, TargetSettings("single_label", "diagnosis"))
+    assert targets.names == ["Asthma", "COPD"]
+    assert targets.labels.tolist() == [1, 0, 1, 1] and targets.kept.tolist() == [0, 1, 3, 4]
+    events = targets_of(table, TargetSettings("multi_label", "events"))
+    assert events.names == ["Fine Crackle", "Normal", "Wheeze"]
+    assert events.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
+
+
+def test_an_answer_that_training_did_not_have_is_an_error(table):
+    with pytest.raises(ConfigError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
+        targets_of(table, TargetSettings("single_label", "diagnosis"), ["Asthma"])
+    with pytest.raises(ConfigError, match=r"target.column is 'mood'"):
+        targets_of(table, TargetSettings("single_label", "mood"))
+    with pytest.raises(ConfigError, match=r"'rhonchus', which is no column"):
+        targets_of(table, TargetSettings(names=["crackle", "rhonchus"]))
+
+
+def make(augmentation=None, concatenation=None, seed=0):
+    sounds = [np.full(4 + row, float(row + 1), np.float32) for row in range(4)]
+    flags = np.array([[0, 0], [1, 0], [0, 1], [1, 1]], np.float32)
+    targets = Targets(["crackle", "wheeze"], flags, np.arange(4), np.arange(4))
+    return CycleDataset(sounds, targets, ["a", "b", "c", "d"], 16000, seed, augmentation, concatenation)
+
+
+def test_a_draw_depends_on_seed_epoch_and_cycle_and_on_nothing_else():
+    augmentation = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0))
+    dataset = make(augmentation)
+    first = dataset[(2, 5)]["waveform"]
+    dataset[(1, 5)], dataset[(2, 6)]
+    assert np.array_equal(dataset[(2, 5)]["waveform"], first)
+    assert np.array_equal(make(augmentation)[(2, 5)]["waveform"], first)
+    assert not np.array_equal(dataset[(2, 6)]["waveform"], first)
+    assert not np.array_equal(make(augmentation, seed=1)[(2, 5)]["waveform"], first)
+    assert np.array_equal(dataset[2]["waveform"], np.full(6, 3.0, np.float32))
+
+
+def test_joining_ors_the_labels_and_lengthens_the_sound():
+    dataset = make(concatenation=Concatenation(1.0, np.array([2])))
+    item = dataset[(1, 0)]
+    assert len(item["waveform"]) == 5 + 6 and item["label"].tolist() == [1, 1] and item["class_id"] == 3
+    assert dataset.label_at(1, 0).tolist() == [1, 1]
+    assert dataset[1]["label"].tolist() == [1, 0]
+
+
+def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():
+    augmentation = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0))
+    single, double = make(augmentation), make(augmentation, Concatenation(1.0, np.array([2])))
+    single.concatenation = double.concatenation
+    double.views = 2
+    item = double[(1, 5)]
+    (second,) = item["other_views"]
+    assert np.array_equal(item["waveform"], single[(1, 5)]["waveform"])
+    assert len(second) == len(item["waveform"]) and not np.allclose(second, item["waveform"])
+    assert np.array_equal(second, double[(1, 5)]["other_views"][0])
+    assert not np.allclose(second, double[(1, 6)]["other_views"][0])
+    assert double[1]["other_views"] == []
+
+
+def test_first_views_stand_before_second_ones_and_labels_once():
+    dataset = make(WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0)))
+    dataset.views, dataset.groups = 2, {"device drop": np.array([0, -1, 1, 1])}
+    batch = collate_cycles([dataset[(0, 1)], dataset[(3, 1)]])
+    assert batch["waveforms"].shape == (4, 7) and batch["lengths"].tolist() == [4, 7, 4, 7]
+    assert np.array_equal(batch["waveforms"][3], dataset[(3, 1)]["other_views"][0])
+    assert batch["labels"].shape == (2, 2) and batch["class_ids"].tolist() == [0, 3]
+    assert batch["group_ids"]["device drop"].tolist() == [0, 1]
+
+
+def test_targets_carry_the_metadata_of_the_rows_that_are_kept(table):
+    assert targets_of(table, TargetSettings()).metadata["cycle_id"] == ["a", "b", "c", "d"]
+    assert targets_of(table, TargetSettings()).metadata["diagnosis"] == ["COPD", "Asthma", None, "COPD"]
+
+
+def test_cycle_numbers_follow_the_id_not_the_row():
+    assert cycle_numbers(["x", "y"])[1] == cycle_numbers(["y"])[0]
+    assert (cycle_numbers([str(i) for i in range(1000)]) >= 0).all()
+
+
+def test_collating_pads_with_zeros_and_keeps_true_lengths():
+    dataset = make()
+    batch = collate_cycles([dataset[(0, 1)], dataset[(3, 1)]])
+    assert batch["lengths"].tolist() == [4, 7] and batch["waveforms"].shape == (2, 7)
+    assert batch["waveforms"][0].tolist() == [1, 1, 1, 1, 0, 0, 0]
+    assert batch["epochs"].tolist() == [1, 1] and batch["labels"].dtype == torch.float32
+
+
+def test_embeddings_take_the_copy_of_their_epoch():
+    embeddings = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    dataset = EmbeddingDataset(embeddings, np.arange(6).reshape(2, 3))
+    assert dataset[(1, 3)]["embeddings"].tolist() == embeddings[1, 1].tolist()
+    assert dataset[1]["embeddings"].tolist() == embeddings[0, 1].tolist()
+    assert collate_embeddings([dataset[(1, 3)], dataset[2]])["labels"].tolist() == [4, 2]
+
+
+FOUR = ["normal", "crackle", "wheeze", "both"]
+PARTS = {
+    "noise": {"augmentation": WaveformAugmentation(noise=WhiteNoise(0.7))},
+    "shift": {"augmentation": WaveformAugmentation(shift=TimeShift(0.7))},
+    "stretch": {"augmentation": WaveformAugmentation(stretch=TimeStretch(0.7))},
+    "pitch": {"augmentation": WaveformAugmentation(pitch=PitchShift(0.7))},
+    "gain": {"augmentation": WaveformAugmentation(gain=Gain(0.7))},
+    "concatenation": {"concatenation": Concatenation(0.7, np.arange(12))},
+}
+
+
+def twelve(single_label=False, seed=0, **draws):
+    sound = np.random.default_rng(0)
+    sounds = [sound.standard_normal(900 + 40 * row).astype(np.float32) for row in range(12)]
+    classes = np.arange(12) % 4
+    flags = np.stack([classes % 2, classes // 2], 1).astype(np.float32)
+    names = FOUR if single_label else ["crackle", "wheeze"]
+    targets = Targets(names, classes if single_label else flags, classes, np.arange(12))
+    return CycleDataset(sounds, targets, [f"cycle {row}" for row in range(12)], 4000, seed, **draws)
+
+
+def drawn(dataset, rows, batch_size, workers, epoch=3):
+    """Sound and label of each cycle, by its number, however the batches were made."""
+    keys = [(row, epoch) for row in rows]
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=batch_size, sampler=keys, num_workers=workers, collate_fn=collate_cycles
+    )
+    found = {}
+    for batch in loader:
+        for row, number in enumerate(batch["cycle_numbers"].tolist()):
+            sound = batch["waveforms"][row, : batch["lengths"][row]].clone()
+            found[number] = (sound, batch["labels"][row].clone(), int(batch["class_ids"][row]))
+    return found
+
+
+def alike(one, two):
+    return [torch.equal(one[n][0], two[n][0]) and torch.equal(one[n][1], two[n][1]) for n in one]
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_cycles_draw_is_the_same_whatever_batch_worker_or_order_it_came_in(part, single_label):
+    dataset = twelve(single_label, **PARTS[part])
+    one = drawn(dataset, range(12), 4, 0)
+    assert all(alike(one, drawn(dataset, [7, 3, 11, 0, 5, 2, 9, 1, 10, 8, 6, 4], 5, 2)))
+    state = np.random.get_state()[1].copy()
+    torch.manual_seed(99)
+    assert all(alike(one, drawn(twelve(single_label, **PARTS[part]), range(11, -1, -1), 12, 0)))
+    assert (np.random.get_state()[1] == state).all()
+    assert not all(alike(one, drawn(dataset, range(12), 4, 0, epoch=4)))
+    assert not all(alike(one, drawn(twelve(single_label, seed=1, **PARTS[part]), range(12), 4, 0)))
+
+
+def test_a_cycles_spectrum_is_masked_alike_in_any_batch():
+    features, numbers = torch.randn(6, 30, 8), torch.tensor([5, 2**62, 7, 1, 0, 9])
+    mask = SpecAugment(4, 10)
+    whole = mask(features, None, seed=3, epochs=torch.full((6,), 2), cycle_indices=numbers)
+    order = torch.tensor([4, 1, 5, 0])
+    part = mask(features[order], None, seed=3, epochs=torch.full((4,), 2), cycle_indices=numbers[order])
+    assert torch.equal(part, whole[order]) and not torch.equal(whole, features)
+
+
+@pytest.mark.parametrize("single_label", [False, True])
+def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
+    union = LabelUnion(FOUR, False) if single_label else None
+    dataset = twelve(single_label, concatenation=Concatenation(1.0, np.arange(12), union))
+    partners = set()
+    for epoch in range(8):
+        for row in range(12):
+            partner, item = dataset.partner_of(row, epoch), dataset[(row, epoch)]
+            assert partner != row and len(item["waveform"]) == 1800 + 40 * (row + partner)
+            heard = FOUR.index(lungmix_label(FOUR[row % 4], FOUR[partner % 4]))
+            assert item["class_id"] == heard
+            assert np.array_equal(item["label"], heard if single_label else [heard % 2, heard // 2])
+            assert item["label"].dtype == dataset.targets.labels.dtype
+            partners.add(partner)
+    assert len(partners) == 12
+    alone = twelve(concatenation=Concatenation(1.0, np.array([2])))
+    assert alone.partner_of(2, 0) is None and alone.partner_of(3, 0) == 2

@@ -1,0 +1,70 @@
+"""Columns as groups, on random tables with holes."""
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laennec.training.metadata_groups import GroupTable, age_band, group_codes, metadata_of
+from laennec.training.recipe import ConfigError
+
+VALUES = st.sampled_from(["a", "b", "c", None])
+TABLES = st.integers(1, 30).flatmap(
+    lambda n: st.lists(st.lists(VALUES, min_size=n, max_size=n), min_size=1, max_size=3)
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(columns=TABLES)
+def test_two_cycles_share_a_group_where_all_columns_agree(columns):
+    keys = list(zip(*columns, strict=True))
+    dropped, kept = group_codes(columns), group_codes(columns, "own_group")
+    for i, first in enumerate(keys):
+        assert (dropped[i] < 0) == (None in first) and kept[i] >= 0
+        for j, second in enumerate(keys):
+            assert (kept[i] == kept[j]) == (first == second)
+            if dropped[i] >= 0:
+                assert (dropped[i] == dropped[j]) == (first == second)
+    for codes in (dropped[dropped >= 0], kept):
+        assert set(codes) == set(range(len(set(codes))))
+
+
+def test_codes_follow_the_values_not_their_order():
+    assert group_codes([["b", "a", "b"]]).tolist() == [1, 0, 1]
+    assert group_codes([["F", None], ["x", "x"]]).tolist() == [0, -1]
+
+
+def test_ages_fall_into_bands_by_their_edges():
+    bands = [age_band(age, [5, 18]) for age in (0.2, 4.99, 5, 17.9, 18, 90)]
+    assert bands == ["000: 0 to 5"] * 2 + ["001: 5 to 18"] * 2 + ["002: 18 and more"] * 2
+    assert age_band(None, [5]) is None and age_band(float("nan"), [5]) is None
+
+
+def test_columns_come_from_the_table_by_their_recipe_names():
+    table = datasets.Dataset.from_dict(
+        {"cycle_id": list("pqrs"), "sex": ["F", "M", None, "F"], "age_years": [3.0, 3.0, 40.0, 40.0]}
+    )
+    metadata = metadata_of(table, np.array([0, 2, 3]))
+    assert metadata == {"cycle_id": ["p", "r", "s"], "sex": ["F", None, "F"], "age_years": [3.0, 40.0, 40.0]}
+    groups = GroupTable(3, metadata, [18])
+    assert groups.codes("age_band+sex", "drop", "here").tolist() == [0, -1, 1]
+    assert groups.codes(["age_band", "sex"], "own_group", "here").tolist() == [0, 2, 1]
+    assert groups.whose(np.array([0, -1, 1])) == "unknown for 1 of 3 cycles (r)"
+
+
+@pytest.mark.parametrize(
+    ("labels", "missing", "message"),
+    [
+        ("mood", "drop", "here has 'mood'; columns are patient, recording, device"),
+        ("device", "drop", "device is unknown for all 2 training cycles"),
+        ("sex", "guess", "here: missing can be drop or own_group"),
+        ("sex+age_band", "drop", r"no training cycle has all of sex, age_band; unknown for 2 of 2 cycles \(p, q\)"),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_named(labels, missing, message):
+    metadata = {"cycle_id": ["p", "q"], "sex": ["F", None], "age_years": [None, 3.0], "device": [None, None]}
+    with pytest.raises(ConfigError, match=message):
+        GroupTable(2, metadata, [5]).codes(labels, missing, "here")
+    with pytest.raises(ConfigError, match="must rise"):
+        GroupTable(2, metadata, [18, 5])

@@ -1,0 +1,276 @@
+"""Mixed batches: what becomes of sounds, features and labels."""
+
+import functools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from laennec.audio.mixing import lungmix_label
+from laennec.encoders import in_groups, load_encoder
+from laennec.losses import PatchMixCrossEntropy
+from laennec.training.mixing import Mixer, check_mixing
+from laennec.training.objective import soft_cross_entropy
+from laennec.training.recipe import ConfigError, MixSettings, recipe_from_dict
+
+CONTEXT = {"epochs": torch.zeros(4).long(), "cycle_numbers": torch.arange(4)}
+FLAGS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+
+
+def test_mixup_of_waveforms_mixes_sound_length_and_labels_alike():
+    sounds, lengths = torch.randn(4, 10), torch.tensor([10, 3, 7, 5])
+    mixed, long, mixture = Mixer(MixSettings(beta=10), 0, 2).waveforms(sounds, lengths, FLAGS, CONTEXT)
+    assert 0 < mixture.lam < 1 and sorted(mixture.index.tolist()) == [0, 1, 2, 3]
+    for row, partner in enumerate(mixture.index):
+        torch.testing.assert_close(mixed[row], mixture.lam * sounds[row] + (1 - mixture.lam) * sounds[partner])
+        torch.testing.assert_close(mixture.labels[row], mixture.lam * FLAGS[row] + (1 - mixture.lam) * FLAGS[partner])
+        assert long[row] == max(lengths[row], lengths[partner])
+    assert torch.equal(mixture.clean_labels, FLAGS)
+
+
+@pytest.mark.parametrize("whole_columns", [False, True])
+def test_patch_mix_takes_whole_patches_of_the_partner_and_returns_the_realised_share(whole_columns):
+    settings = MixSettings("patch_mix", beta=1.0, patch=[3, 4], whole_columns=whole_columns)
+    features = torch.arange(4.0)[:, None, None].expand(4, 10, 8).contiguous()  # each cycle filled with its number
+    mask = torch.ones(4, 10)
+    mixed, _, mixture = Mixer(settings, 1, 2).features(features, mask, FLAGS, CONTEXT)
+    moved = mixture.index != torch.arange(4)
+    assert moved.any()
+    row = int(moved.nonzero()[0])
+    taken = mixed[row] != features[row]
+    assert torch.equal(mixed[row][taken], features[mixture.index[row]][taken])
+    corners = taken[::3, ::4]  # 4 x 2 patches, the last of 1 frame
+    assert torch.equal(taken, corners.repeat_interleave(3, 0)[:10].repeat_interleave(4, 1))
+    assert mixture.lam == pytest.approx(1 - corners.float().mean().item())
+    assert not whole_columns or torch.equal(corners[:, 0], corners[:, 1])
+
+
+def test_a_contrast_keeps_clean_rows_in_front():
+    mixer = Mixer(MixSettings("patch_mix", beta=1.0, patch=[2, 2]), 0, 2, contrast=True)
+    features = torch.randn(4, 6, 4)
+    both, mask, _ = mixer.features(features, torch.ones(4, 6), FLAGS, CONTEXT)
+    assert both.shape == (8, 6, 4) and mask.shape == (8, 6) and torch.equal(both[:4], features)
+
+
+def test_a_draw_depends_on_seed_epoch_and_the_cycles_of_the_batch():
+    def lam(seed=0, epoch=0, first=0):
+        context = {"epochs": torch.full((4,), epoch), "cycle_numbers": torch.arange(4) + first}
+        return Mixer(MixSettings(), seed, 2).waveforms(torch.ones(4, 5), torch.full((4,), 5), FLAGS, context)[2].lam
+
+    assert lam() == lam()
+    assert len({lam(), lam(seed=1), lam(epoch=1), lam(first=1)}) == 4
+
+
+def test_probability_0_leaves_a_batch_alone():
+    settings = MixSettings(domain="features", probability=0.0)
+    features = torch.randn(4, 6, 4)
+    mixed, _, mixture = Mixer(settings, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)
+    assert mixture.lam == 1 and torch.equal(mixed, features) and torch.equal(mixture.labels, FLAGS)
+    patches = MixSettings("patch_mix", probability=0.0)
+    assert torch.equal(Mixer(patches, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)[0], features)
+
+
+def test_patch_mix_refuses_cycles_of_different_lengths():
+    mask = torch.ones(4, 6)
+    mask[1, 4:] = 0
+    with pytest.raises(ConfigError, match="cycles of one length"):
+        Mixer(MixSettings("patch_mix"), 0, 2).features(torch.randn(4, 6, 4), mask, FLAGS, CONTEXT)
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 3, 0.5])])
+def test_soft_cross_entropy_is_that_of_patch_mix_and_for_hard_rows_the_ordinary_one(weight):
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels, index, lam = torch.tensor([0, 1, 2, 1, 0, 0]), torch.tensor([3, 0, 1, 2, 5, 4]), 0.3
+    hard = functional.one_hot(labels).float()
+    torch.testing.assert_close(
+        soft_cross_entropy(logits, hard, weight), functional.cross_entropy(logits, labels, weight)
+    )
+    mixed = soft_cross_entropy(logits, lam * hard + (1 - lam) * hard[index], weight)
+    torch.testing.assert_close(mixed, PatchMixCrossEntropy(weight)(logits, labels, labels[index], lam)["patch_mix_ce"])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"method": "cutmix"},
+        {"beta": -1},
+        {"probability": 2},
+        {"patch": [0, 4]},
+        {"domain": "tokens"},
+        {"method": "group_mix", "domain": "waveform"},
+        {"method": "group_mix", "group_frames": 0},
+        {"labels": "hard"},
+    ],
+)
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(ValueError):
+        MixSettings(**bad)
+
+
+def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
+    domains = {method: MixSettings(method).domain for method in ("mixup", "patch_mix", "group_mix")}
+    assert domains == {"mixup": "waveform", "patch_mix": "features", "group_mix": "features"}
+    assert MixSettings("patch_mix", "waveform").domain == "features"  # as records of earlier versions have it
+
+
+def shuffled(values, order):
+    return {key: value[order] for key, value in values.items()}
+
+
+METHODS = {
+    "mixup of waveforms": MixSettings("mixup"),
+    "mixup of features": MixSettings("mixup", "features"),
+    "patch_mix": MixSettings("patch_mix", beta=1.0, patch=[3, 4]),
+    "patch_mix of columns": MixSettings("patch_mix", beta=1.0, patch=[3, 4], whole_columns=True),
+    "group_mix": MixSettings("group_mix", beta=1.0, group_frames=3),
+    "patch_mix of tokens": MixSettings("patch_mix", "tokens", beta=1.0),
+    "patch_mix of token columns": MixSettings("patch_mix", "tokens", beta=1.0, whole_columns=True),
+    "group_mix of tokens": MixSettings("group_mix", "tokens", beta=1.0),
+}
+
+
+@functools.cache
+def tiny_ast():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    return load_encoder(None, type="ast", layer_norm_eps=1e-6, num_mel_bins=36, max_length=64, **sizes)
+
+
+def mixed_by(settings, features, context, labels=FLAGS, seed=0, names=("crackle", "wheeze")):
+    """What each cycle became, its label, share and partner, by any of the ways."""
+    mixer = Mixer(settings, seed, len(names), names=names, multi_label=labels.is_floating_point())
+    mask = torch.ones(features.shape[:2])
+    if mixer.on_waveforms:
+        values, _, mixture = mixer.waveforms(features[:, :, 0], mask.sum(1).long(), labels, context)
+    elif mixer.on_tokens:
+        _, _, token_mix, mixture = mixer.tokens(features, mask, labels, context, tiny_ast())
+        values = token_mix.taken.float()
+    else:
+        values, _, mixture = mixer.features(features, mask, labels, context)
+    return values, mixture
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_mixture_depends_on_which_cycles_share_the_batch_and_not_on_their_order(name):
+    features = torch.randn(4, 40, 36, generator=torch.Generator().manual_seed(0))
+    tiny_ast()
+    state, order = torch.get_rng_state(), torch.tensor([2, 0, 3, 1])
+    for epoch in range(5):
+        context = {"epochs": torch.full((4,), epoch), "cycle_numbers": torch.tensor([7, 3, 9, 2**60])}
+        values, mixture = mixed_by(METHODS[name], features, context)
+        again, other = mixed_by(METHODS[name], features[order], shuffled(context, order), FLAGS[order])
+        assert torch.equal(again, values[order]) and other.lam == mixture.lam
+        assert torch.equal(context["cycle_numbers"][order][other.index], context["cycle_numbers"][mixture.index][order])
+        assert torch.equal(other.labels, mixture.labels[order])
+    draws = [mixed_by(METHODS[name], features, context, seed=seed)[1] for seed in range(3)]
+    assert len({(draw.lam, tuple(draw.index.tolist())) for draw in draws}) > 1
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_group_mix_exchanges_whole_groups_of_frames():
+    features = torch.arange(4.0)[:, None, None].expand(4, 11, 5).contiguous()
+    for seed in range(10):
+        mixed, mixture = mixed_by(METHODS["group_mix"], features, CONTEXT, seed=seed)
+        for row, partner in enumerate(mixture.index.tolist()):
+            kept = 0
+            for group in range(4):  # of 3 frames, the last of 2
+                block = mixed[row, 3 * group : 3 * group + 3]
+                assert block.unique().numel() == 1 and float(block[0, 0]) in (row, partner)
+                kept += float(block[0, 0]) == row
+            if partner != row:
+                assert mixture.lam == pytest.approx(kept / 4)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_tokens_are_drawn_on_the_grid_of_the_encoder_with_their_realised_share(columns):
+    settings = METHODS["patch_mix of token columns" if columns else "patch_mix of tokens"]
+    shares = set()
+    for seed in range(20):
+        taken, mixture = mixed_by(settings, torch.zeros(4, 64, 36), CONTEXT, seed=seed)
+        assert taken.shape == (4, 3, 5)  # (36 - 16) // 10 + 1 bands, (64 - 16) // 10 + 1 steps
+        assert (taken == taken[0]).all() and mixture.lam == pytest.approx(1 - taken[0].mean().item())
+        if columns:
+            assert (taken[0] == taken[0, 0]).all()
+        rows = [mixture.lam * FLAGS[i] + (1 - mixture.lam) * FLAGS[j] for i, j in enumerate(mixture.index)]
+        torch.testing.assert_close(mixture.labels, torch.stack(rows))
+        shares.add(round(mixture.lam, 3))
+    assert len(shares) > 3
+    groups, _ = mixed_by(METHODS["group_mix of tokens"], torch.zeros(4, 64, 36), CONTEXT)
+    assert (groups == groups[:, :1]).all()
+
+
+def test_cycles_of_different_lengths_exchange_real_tokens_only_and_count_their_own():
+    encoder = in_groups(load_encoder(None, type="cnn", channels=[4, 6], num_mel_bins=8), 20, 15)
+    lengths = torch.tensor([95, 50, 20, 7])  # 6, 3, 1, 1 groups
+    mask = (torch.arange(95) < lengths[:, None]).long()
+    groups = [6, 3, 1, 1]
+    mixer = Mixer(METHODS["group_mix of tokens"], 5, 2)
+    features, same, token_mix, mixture = mixer.tokens(torch.zeros(4, 95, 8), mask, FLAGS, CONTEXT, encoder)
+    assert features.shape == (4, 95, 8) and torch.equal(same, mask)
+    for row, partner in enumerate(mixture.index.tolist()):
+        taken = token_mix.taken[row, 0].nonzero().flatten().tolist()
+        assert all(place < min(groups[row], groups[partner]) for place in taken)
+        lam = 1 - len(taken) / groups[row]
+        assert mixture.lam[row].item() == pytest.approx(lam)
+        torch.testing.assert_close(mixture.labels[row], lam * FLAGS[row] + (1 - lam) * FLAGS[partner])
+    assert token_mix.taken.any()
+
+
+def test_a_contrast_of_tokens_encodes_clean_rows_and_leaves_them_alone():
+    mixer = Mixer(METHODS["patch_mix of tokens"], 1, 2, contrast=True)
+    both, mask, token_mix, mixture = mixer.tokens(torch.randn(4, 64, 36), torch.ones(4, 64), FLAGS, CONTEXT, tiny_ast())
+    assert both.shape[0] == mask.shape[0] == 8 and torch.equal(both[:4], both[4:])
+    assert not token_mix.taken[:4].any() and token_mix.taken[4:].any()
+    assert torch.equal(token_mix.partner[4:], 4 + mixture.index)
+
+
+CLASSES = ["normal", "crackle", "wheeze", "both"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_the_lungmix_rule_labels_mixtures_by_what_is_heard(name, multi_label):
+    settings = MixSettings(**(vars(METHODS[name]) | {"labels": "lungmix"}))
+    names = ["crackle", "wheeze"] if multi_label else CLASSES
+    labels = FLAGS if multi_label else torch.arange(4)
+    rows = {"normal": [0, 0], "crackle": [1, 0], "wheeze": [0, 1], "both": [1, 1]}
+    for seed in range(6):
+        _, mixture = mixed_by(settings, torch.zeros(4, 64, 36), CONTEXT, labels, seed, names)
+        for row, partner in enumerate(mixture.index.tolist()):
+            heard = {1: CLASSES[row], 0: CLASSES[partner]}.get(mixture.lam)
+            heard = heard or lungmix_label(CLASSES[row], CLASSES[partner])
+            assert mixture.labels[row].tolist() == (rows[heard] if multi_label else [c == heard for c in CLASSES])
+
+
+def test_a_row_that_kept_all_or_nothing_is_one_cycle():
+    mixer = Mixer(MixSettings(labels="lungmix"), 0, 2, names=["crackle", "wheeze"])
+    index = torch.tensor([1, 2, 3, 0])
+    lam = torch.tensor([1.0, 0.0, 0.5, 0.25])
+    assert mixer._mixture(lam, index, FLAGS).labels.tolist() == [[0, 0], [0, 1], [1, 1], [1, 1]]
+
+
+def test_the_lungmix_rule_refuses_classes_it_does_not_know():
+    with pytest.raises(ConfigError, match=r"augment.mix.labels: lungmix: COPD and Asthma heard together are no class"):
+        Mixer(MixSettings(labels="lungmix"), 0, 2, names=["COPD", "Asthma"], multi_label=False)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "mix", "message"),
+    [
+        ({"type": "mobilenet"}, {"method": "patch_mix", "domain": "tokens"}, "mobilenet encoders have no patch tokens"),
+        (
+            {"type": "cnn"},
+            {"method": "group_mix", "domain": "tokens"},
+            "tokens with encoder.group_frames",
+        ),
+        ({"type": "ast"}, {"method": "patch_mix", "domain": "tokens"}, None),
+        ({"type": "cnn", "group_frames": 20}, {"method": "group_mix", "domain": "tokens"}, None),
+        ({"type": "cnn"}, {"method": "patch_mix"}, None),
+    ],
+)
+def test_mixing_tokens_needs_an_encoder_that_has_them(encoder, mix, message):
+    recipe = recipe_from_dict({"encoder": encoder, "augment": {"mix": mix}})
+    if message is None:
+        return check_mixing(recipe)
+    with pytest.raises(ConfigError, match=message) as caught:
+        check_mixing(recipe)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,150 @@
+"""Published optimisation rules against their numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from laennec.training.objective import class_weights
+from laennec.training.optimization_rules import (
+    MovingAverage,
+    MovingAverageCallback,
+    SharpnessAware,
+    epoch_cosine,
+    epoch_cosine_schedule,
+)
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training" / "training_rules.json"
+CASES = {case["id"]: case for case in json.loads(GOLDEN.read_text())["cases"]}
+
+
+def test_epoch_cosine():
+    given, expected = CASES["kaist_cosine_lr"]["inputs"], CASES["kaist_cosine_lr"]["expected"]["lr"]
+    found = [
+        given["learning_rate"] * epoch_cosine(epoch, given["epochs"], given["lr_decay_rate"])
+        for epoch in given["epoch_1_based"]
+    ]
+    assert found == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(ValueError, match="outside"):
+        epoch_cosine(51, 50)
+
+
+def test_epoch_cosine_as_a_scheduler_changes_once_an_epoch():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr": 1.0}])
+    scheduler = epoch_cosine_schedule(optimizer, epochs=4, steps_per_epoch=3)
+    seen = []
+    for _ in range(14):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([epoch_cosine(min(step // 3 + 1, 4), 4) for step in range(14)])
+    assert seen[-1] == pytest.approx(1e-3)
+
+
+def test_moving_average_of_live_weights():
+    given = CASES["kaist_ma_update"]["inputs"]
+    layer = torch.nn.Linear(2, 2)
+    before, after = given["previous_iteration"], given["after_optimizer_step"]
+    layer.load_state_dict({name: torch.tensor(value) for name, value in before.items()})
+    average = MovingAverage(layer.parameters(), given["beta"])
+    average.before_step()
+    layer.load_state_dict({name: torch.tensor(value) for name, value in after.items()})
+    average.after_step()
+    for name, value in CASES["kaist_ma_update"]["expected"]["new"].items():
+        torch.testing.assert_close(layer.state_dict()[name], torch.tensor(value), rtol=1e-6, atol=1e-7)
+    with pytest.raises(RuntimeError, match="before_step"):
+        average.after_step()
+    with pytest.raises(ValueError, match="beta"):
+        MovingAverage(layer.parameters(), 1.0)
+
+
+class Regression(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, labels):
+        return {"loss": ((self.weight * x - labels) ** 2).mean()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_moving_average_in_trainer_halves_each_step(tmp_path, accumulation):
+    rows = [{"x": torch.tensor([1.0]), "labels": torch.tensor([1.0])} for _ in range(8)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, learning_rate=0.1, optim="sgd",
+        lr_scheduler_type="constant", report_to="none", use_cpu=True, save_strategy="no", weight_decay=0.0,
+        gradient_accumulation_steps=accumulation, disable_tqdm=True, max_grad_norm=0.0,
+    )  # fmt: skip
+    model = Regression()
+    Trainer(model, arguments, train_dataset=rows, callbacks=[MovingAverageCallback(0.5)]).train()
+    weight = 0.0
+    for _ in range(3):
+        weight -= 0.5 * 0.1 * 2 * (weight - 1)
+    assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_sharpness_aware_step():
+    given, expected = CASES["sam_step"]["inputs"], CASES["sam_step"]["expected"]
+    weight = torch.nn.Parameter(torch.tensor(given["W"]))
+    x, target = torch.tensor(given["X"]), torch.tensor(given["T"])
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    sharp = SharpnessAware([weight], given["rho"])
+
+    def backward():
+        ((x @ weight.T - target) ** 2).mean().backward()
+
+    backward()
+    torch.testing.assert_close(weight.grad, torch.tensor(expected["grad_first"]), rtol=1e-5, atol=1e-6)
+    sharp.climb()
+    moved = weight.detach() - torch.tensor(given["W"])
+    torch.testing.assert_close(moved, torch.tensor(expected["perturbation"]), rtol=1e-4, atol=1e-6)
+    backward()
+    torch.testing.assert_close(weight.grad, torch.tensor(expected["grad_at_perturbed"]), rtol=1e-5, atol=1e-6)
+    sharp.descend()
+    assert torch.equal(weight.detach(), torch.tensor(given["W"]))
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor(expected["W_new"]), rtol=1e-5, atol=1e-6)
+
+
+def test_adaptive_climb_is_scaled_by_the_weights():
+    weights = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.tensor([3.0]))]
+    gradients = [torch.tensor([0.5, 0.1]), torch.tensor([-0.2])]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
+    frozen = torch.nn.Parameter(torch.ones(2))
+    before = [weight.detach().clone() for weight in weights]
+    sharp = SharpnessAware([*weights, frozen], rho=0.1, adaptive=True)
+    sharp.climb()
+    norm = torch.cat([w.abs() * g for w, g in zip(before, gradients, strict=True)]).norm()
+    for weight, old, gradient in zip(weights, before, gradients, strict=True):
+        torch.testing.assert_close(weight.detach() - old, 0.1 * old**2 * gradient / norm)
+        assert weight.grad is None
+    with pytest.raises(RuntimeError, match="descend"):
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)
+        sharp.climb()
+    sharp.descend()
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+    assert torch.equal(frozen, torch.ones(2))
+    with pytest.raises(ValueError, match="rho"):
+        SharpnessAware(weights, -1.0)
+
+
+def test_zero_gradients_do_not_climb():
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.zeros(3)
+    sharp = SharpnessAware([weight])
+    sharp.climb()
+    assert torch.equal(weight.detach(), torch.ones(3))
+    sharp.descend()
+    SharpnessAware([torch.nn.Parameter(torch.ones(2))]).climb()
+
+
+def test_class_weights_of_the_official_training_part():
+    case = CASES["class_weights_official_train"]
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor(case["inputs"]["class_nums"])).numpy()
+    found = class_weights(labels, 4, "balanced")
+    assert found.tolist() == pytest.approx(case["expected"]["weights"], rel=1e-6)

@@ -1,0 +1,299 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from laennec.errors import InputError
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training import run as experiment
+from laennec.training.recipe import recipe_from_dict
+from laennec.training.run import train
+
+
+def run(settings, out, **changes):
+    recipe = recipe_from_dict(settings | changes)
+    recipe.output_dir = str(out)
+    return train(recipe)
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_run_leaves_model_predictions_and_record(tiny_run):
+    record = json.loads((tiny_run / "run.json").read_text())
+    assert record["selection_set"] == "validation"
+    assert record["corpus"]["provenance"]["protocol"] == "patient-60-20-20"
+    assert len(record["corpus"]["provenance"]["split_fingerprint"]) == 64
+    assert record["versions"]["torch"] and record["hardware"]["cores"] and record["timings"]["total"] > 0
+    assert record["losses"]["add"].startswith("AngularDistanceDistributionLoss(") and "paper" in record["losses"]["add"]
+    predictions = pd.read_parquet(tiny_run / "predictions-validation.parquet")
+    assert len(predictions) == record["cycles"]["validation"] and set(predictions["split"]) == {"validation"}
+    assert predictions[["logit_crackle", "logit_wheeze"]].notna().all(axis=None)
+    assert not (tiny_run / "checkpoints").exists()
+
+
+def test_loss_terms_are_logged_by_name_and_add_up(tiny_run):
+    history = json.loads((tiny_run / "run.json").read_text())["history"]
+    assert [h["epoch"] for h in history] == [1.0, 2.0]
+    for row in history:
+        assert set(row["loss_terms"]) == {"bce", "add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg"}
+        assert math.isclose(sum(row["loss_terms"].values()), row["loss"], rel_tol=1e-3)
+        assert "icbhi.Score" in row["validation"]
+
+
+def test_thresholds_and_temperatures_come_from_validation(tiny_run):
+    record = json.loads((tiny_run / "run.json").read_text())
+    assert record["operating_points"]["fitted_on"]["split"] == "validation"
+    config = LaennecForAudioClassification.from_pretrained(tiny_run / "model").config
+    assert set(config.thresholds) == {"crackle", "wheeze"} and set(config.temperatures) == {"crackle", "wheeze"}
+
+
+def test_the_best_epoch_is_restored_not_the_last(tiny_recipe, tmp_path):
+    settings = {
+        "epochs": 4,
+        "batch_size": 8,
+        "selection_metric": "loss",
+        "learning_rate": 0.05,
+        "lr_schedule": "constant",
+    }
+    record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
+    by_epoch = {h["epoch"]: h["validation"]["loss"] for h in record["history"]}
+    assert record["best_epoch"] == min(by_epoch, key=by_epoch.get)
+    predictions = pd.read_parquet(tmp_path / "run" / "predictions-validation.parquet")
+    logits = torch.tensor(predictions[["logit_crackle", "logit_wheeze"]].to_numpy())
+    truth = torch.tensor(predictions[["crackle", "wheeze"]].to_numpy(dtype=float))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits.double(), truth)
+    assert math.isclose(float(loss), min(by_epoch.values()), rel_tol=1e-3)
+
+
+def test_early_stopping_ends_before_the_last_epoch(tiny_recipe, tmp_path):
+    settings = {
+        "epochs": 30,
+        "batch_size": 8,
+        "selection_metric": "loss",
+        "patience": 1,
+        "learning_rate": 0.05,
+        "lr_schedule": "constant",
+    }
+    record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
+    assert len(record["history"]) < 30
+
+
+def test_two_runs_of_one_seed_differ_in_no_bit_and_seeds_differ(tiny_recipe, tmp_path):
+    draws = {"gain": {"probability": 1.0}, "noise": {"probability": 0.5}, "spec": {}}
+    first = run(tiny_recipe, tmp_path / "a", augment=draws)
+    again = run(tiny_recipe, tmp_path / "b", augment=draws)
+    other = run(tiny_recipe, tmp_path / "c", augment=draws, seed=1)
+    one, two, three = weights(first), weights(again), weights(other)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not all(torch.equal(one[k], three[k]) for k in one)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at_step", [pytest.param(3, marks=pytest.mark.soak), 7])
+def test_an_interrupted_run_continues_to_the_very_same_weights(tiny_recipe, tmp_path, monkeypatch, at_step):
+    changes = {"augment": {"gain": {"probability": 1.0}, "spec": {}}, "head": {"dropout": 0.5}}
+    whole = run(tiny_recipe, tmp_path / "whole", **changes)
+    from laennec.training.trainer import LaennecTrainer
+
+    honest = LaennecTrainer.training_step
+
+    def interrupted(self, *arguments, **settings):
+        if self.state.global_step == per_epoch + at_step - 3:
+            raise StoppedError
+        return honest(self, *arguments, **settings)
+
+    cycles = json.loads((whole / "run.json").read_text())["cycles"]["train"]
+    per_epoch = math.ceil(cycles / 8)
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(LaennecTrainer, "training_step", interrupted)
+        run(tiny_recipe, tmp_path / "cut", **changes)
+    assert not (tmp_path / "cut" / "run.json").exists()
+    continued = run(tiny_recipe, tmp_path / "cut", **changes)
+    one, two = weights(whole), weights(continued)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_an_output_folder_is_never_overwritten_unasked(tiny_run, tiny_recipe, tmp_path):
+    with pytest.raises(InputError, match="holds a finished run"):
+        run(tiny_recipe, tiny_run)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="holds other files"):
+        run(tiny_recipe, tmp_path / "mine")
+    recipe = recipe_from_dict(tiny_recipe)
+    recipe.output_dir = str(tmp_path / "mine")
+    with pytest.raises(InputError, match="not overwritten"):
+        train(recipe, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+def test_an_unfinished_run_of_another_recipe_is_refused(tiny_recipe, tmp_path, monkeypatch):
+    def stop(*_):
+        raise StoppedError
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(experiment, "run_phases", stop)
+        run(tiny_recipe, tmp_path / "run")
+    with pytest.raises(InputError, match="unfinished run of another recipe"):
+        run(tiny_recipe, tmp_path / "run", seed=5)
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "single_label"])
+def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_path, monkeypatch, problem):
+    loss = {"task": "bce" if problem == "multi_label" else "ce"}
+    changes = {
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+        "target": {"problem_type": problem},
+        "loss": loss,
+    }
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
+    calls = []
+    honest = LaennecForAudioClassification.embed
+    monkeypatch.setattr(
+        LaennecForAudioClassification, "embed", lambda self, *a: calls.append(len(a[0])) or honest(self, *a)
+    )
+    first = run(tiny_recipe, tmp_path / "a", **changes)
+    record = json.loads((first / "run.json").read_text())
+    assert sum(calls) == record["cycles"]["train"] + record["cycles"]["validation"]
+    calls.clear()
+    again = run(tiny_recipe, tmp_path / "b", **changes)
+    assert calls == []
+    one, two = weights(first), weights(again)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tmp_path, monkeypatch):
+    changes = {
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+        "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze", "copies": 2},
+    }
+    seen = {}
+    honest = experiment.EmbeddingDataset
+
+    def remember(embeddings, labels, *ids):
+        seen.setdefault("training", (embeddings, labels))
+        return honest(embeddings, labels, *ids)
+
+    monkeypatch.setattr(experiment, "EmbeddingDataset", remember)
+    run(tiny_recipe, tmp_path / "run", **changes)
+    embeddings, labels = seen["training"]
+    assert embeddings.shape[0] == labels.shape[0] == 2
+    assert (labels[:, :, 1] == 1).all()
+    assert not (embeddings[0] == embeddings[1]).all()
+
+
+def test_joined_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
+    changes = {
+        "target": {"problem_type": "single_label"},
+        "loss": {"task": "ce"},
+        "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze"},
+    }
+    history = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())["history"]
+    assert math.isfinite(history[-1]["loss"])
+    changes["target"] |= {"column": "chest_location"}
+    with pytest.raises(
+        InputError, match=r"augment.concatenate_probability: .* heard together are no class of"
+    ) as caught:
+        run(tiny_recipe, tmp_path / "other", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_mixing_tokens_of_an_encoder_without_any_stops_before_the_corpus_is_read(tiny_recipe, tmp_path):
+    changes = {"augment": {"mix": {"method": "patch_mix", "domain": "tokens"}}, "corpus": {"data_dir": "nowhere"}}
+    with pytest.raises(InputError, match="cnn encoders have no patch tokens; with patch_mix they support features"):
+        run(tiny_recipe, tmp_path / "run", **changes)
+
+
+def test_how_many_pairs_each_term_had_is_on_record(tiny_run):
+    for row in json.loads((tiny_run / "run.json").read_text())["history"]:
+        assert set(row["loss_counts"]) == {"add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg"}
+        assert all(count > 0 for count in row["loss_counts"].values())
+
+
+# Song et al.'s schedule in its smallest form
+SONG = {
+    "target": {"problem_type": "single_label"},
+    "loss": {"task": "ce", "auxiliary": {"tuplet": {}}},
+    "sampler": {"name": "anchor_positive", "negatives": 4},
+    "schedule": {"name": "alternating", "pretrain_epochs": 1},
+    "train": {"epochs": 1, "batch_size": 8, "optimizer": "adam", "learning_rate": 1e-4, "selection_metric": "loss"},
+}
+
+
+def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch):
+    from laennec.training.trainer import LaennecTrainer
+
+    moved = []
+    honest = LaennecTrainer.training_step
+
+    def watched(self, model, inputs, *rest):
+        loss = honest(self, model, inputs, *rest)
+        gradients = {
+            n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        moved.append((int(self.state.epoch or 0), frozenset(gradients), len(inputs.get("labels", []))))
+        return loss
+
+    monkeypatch.setattr(LaennecTrainer, "training_step", watched)
+    out = run(tiny_recipe, tmp_path / "run", **SONG)
+    kinds = [parts for _, parts, _ in moved]
+    third = kinds.index(frozenset({"encoder"}))
+    assert set(kinds[:third]) == {frozenset({"encoder", "head"})}
+    assert set(kinds[third:]) == {frozenset({"encoder"}), frozenset({"head"})}
+    history = json.loads((out / "run.json").read_text())["history"]
+    terms = [set(h["loss_terms"]) for h in history if "loss_terms" in h]
+    assert terms == [{"ce"}, {"tuplet"}, {"ce"}]
+
+
+def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny_recipe, tmp_path, monkeypatch):
+    from laennec.training.trainer import LaennecTrainer
+
+    whole = run(tiny_recipe, tmp_path / "whole", **SONG)
+    honest = LaennecTrainer.training_step
+
+    def interrupted(self, *arguments, **settings):
+        if self.stages and not self.stages(0).head:
+            raise StoppedError
+        return honest(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedError):
+        patch.setattr(LaennecTrainer, "training_step", interrupted)
+        run(tiny_recipe, tmp_path / "cut", **SONG)
+    continued = run(tiny_recipe, tmp_path / "cut", **SONG)
+    one, two = weights(whole), weights(continued)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    records = [json.loads((folder / "run.json").read_text()) for folder in (whole, continued)]
+    assert [h["phase"] for h in records[0]["history"]] == ["pretrain", "alternate", "alternate"]
+    assert records[0]["history"] == records[1]["history"]
+
+
+def test_a_recipe_refused_before_training_costs_no_earlier_run_and_leaves_no_folder(tiny_recipe, tmp_path):
+    good = recipe_from_dict({**tiny_recipe, "output_dir": str(tmp_path / "run")})
+    train(good)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    lonely = {"loss": {"auxiliary": {"add": {}}}, "train": {**tiny_recipe["train"], "batch_size": 1}}
+    with pytest.raises(InputError, match="holds two cycles of one class"):
+        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "run")}), overwrite=True)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    with pytest.raises(InputError, match="holds two cycles of one class"):
+        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "other")}))
+    assert not (tmp_path / "other").exists()
+
+
+def test_overwriting_makes_a_folder_that_is_not_there_replaces_a_run_and_leaves_others_alone(tiny_recipe, tmp_path):
+    short = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1, "max_steps": 1}}
+    recipe = recipe_from_dict(short | {"output_dir": str(tmp_path / "new")})
+    assert train(recipe, overwrite=True) == train(recipe, overwrite=True) == tmp_path / "new"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds no laennec run"):
+        train(recipe_from_dict(short | {"output_dir": str(tmp_path / "other")}), overwrite=True)
+    assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"

@@ -1,0 +1,250 @@
+"""Samplers: what meets in a batch, on random label tables, under DataLoader and accelerate."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from accelerate import skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from laennec.training.samplers import (
+    AnchorPositiveSampler,
+    ClassesTimesSamplesSampler,
+    EpochSampler,
+    LengthBucketSampler,
+    PatientBalancedSampler,
+    coverage,
+)
+
+LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)
+
+
+def batches(sampler, epoch):
+    return sampler.order(epoch).reshape(-1, sampler.rows_per_batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=80),
+    size=st.integers(1, 12),
+    pool=st.integers(1, 6),
+    seed=st.integers(0, 2**40),
+)
+def test_every_cycle_once_in_batches_of_neighbours_in_length(lengths, size, pool, seed):
+    sampler = LengthBucketSampler(lengths, size, seed, pool)
+    order = sampler.order(2)
+    assert sorted(order) == list(range(len(lengths))) and len(sampler) == len(lengths)
+    assert np.array_equal(order, LengthBucketSampler(lengths, size, seed, pool).order(2))
+    whole = len(lengths) // size
+    drawn = [np.array(lengths)[order[i * size : (i + 1) * size]] for i in range(whole)]
+    assert all((np.diff(batch) >= 0).all() for batch in drawn)
+    if whole <= pool:  # one pool: no length of a batch lies between those of another
+        spans = sorted((batch[0], batch[-1]) for batch in drawn)
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_epochs_of_length_buckets_differ_in_order_and_in_company():
+    lengths = np.random.default_rng(0).integers(1, 1000, 640)
+    sampler = LengthBucketSampler(lengths, 16, seed=3, batches_per_pool=8)
+    company = [{frozenset(batch) for batch in batches(sampler, epoch).tolist()} for epoch in range(3)]
+    assert len(company[0] & company[1]) == len(company[1] & company[2]) == 0
+    assert not np.array_equal(batches(sampler, 0)[:, 0], np.sort(batches(sampler, 0)[:, 0]))
+    for wrong in ({"lengths": []}, {"rows_per_batch": 0}, {"batches_per_pool": 0}):
+        with pytest.raises(ValueError, match=r"no cycle|at least 1"):
+            LengthBucketSampler(**({"lengths": lengths, "rows_per_batch": 16} | wrong))
+
+
+def test_real_cycles_by_length_leave_little_padding(shared_data):
+    spans = np.concatenate(
+        [np.loadtxt(p, ndmin=2) for p in sorted((shared_data / "icbhi2017_annotations").glob("*.txt"))]
+    )
+    lengths = np.round(100 * (spans[:, 1] - spans[:, 0]))  # frames of the database's 6,898 cycles
+    assert len(lengths) == 6898
+
+    def padding(sampler):
+        order = sampler.order(0)
+        parts = [lengths[order[i : i + 32]] for i in range(0, len(order), 32)]
+        return 1 - sum(p.sum() for p in parts) / sum(p.max() * len(p) for p in parts)
+
+    shuffled, bucketed = padding(EpochSampler(len(lengths))), padding(LengthBucketSampler(lengths, 32))
+    assert shuffled > 0.4 and bucketed < 0.1, (shuffled, bucketed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=LABELS, anchors=st.integers(1, 12), seed=st.integers(0, 2**40), as_array=st.booleans())
+def test_anchors_first_then_one_other_cycle_of_the_same_class_each(labels, anchors, seed, as_array):
+    sampler = AnchorPositiveSampler(np.array(labels) if as_array else labels, anchors, seed)
+    labels = np.array(labels)
+    size = np.bincount(labels)
+    order = sampler.order(3)
+    assert len(order) == len(sampler) == len(list(sampler))
+    assert len(sampler) % (2 * anchors) == 0
+    first, second = batches(sampler, 3)[:, :anchors].ravel(), batches(sampler, 3)[:, anchors:].ravel()
+    assert np.array_equal(labels[first], labels[second])
+    assert ((first == second) == (size[labels[first]] == 1)).all()
+    # every cycle is an anchor once, and the last batch starts over
+    assert sorted(first[: len(labels)]) == list(range(len(labels)))
+    assert np.array_equal(first, np.resize(first[: len(labels)], len(first)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(labels=LABELS, data=st.data(), per_class=st.integers(1, 8), seed=st.integers(0, 2**40))
+def test_classes_times_samples(labels, data, per_class, seed):
+    classes = data.draw(st.integers(1, len(set(labels))))
+    sampler = ClassesTimesSamplesSampler(labels, classes, per_class, seed)
+    labels = np.array(labels)
+    assert len(sampler.order(0)) == len(sampler) >= len(labels)
+    drawn = np.zeros(labels.max() + 1, dtype=int)
+    for batch in batches(sampler, 0):
+        found, counts = np.unique(labels[batch], return_counts=True)
+        assert len(found) == classes
+        assert (counts == per_class).all()
+        for label in found:
+            rows = batch[labels[batch] == label]
+            assert len(set(rows)) == min(per_class, (labels == label).sum())
+        drawn[found] += 1
+    present = drawn[np.unique(labels)]
+    assert present.max() - present.min() <= 1
+
+
+def test_every_positive_is_drawn_about_equally_often():
+    sampler = AnchorPositiveSampler([0, 0, 0, 0, 1], 5)
+    counts = np.zeros((5, 5), dtype=int)
+    for epoch in range(600):
+        anchors, positives = batches(sampler, epoch)[0].reshape(2, 5)
+        counts[anchors, positives] += 1
+    assert counts[4, 4] == 600
+    expected = 200 * (1 - np.eye(4))
+    assert np.abs(counts[:4, :4] - expected).max() < 60
+    assert np.diag(counts)[:4].tolist() == [0] * 4
+
+
+def test_patients_are_drawn_equally_often_whatever_their_share():
+    patients = ["a"] * 50 + ["b"] * 5 + ["c"] * 3 + ["d"] * 22
+    sampler = PatientBalancedSampler(patients, 2, 4, seed=1)
+    names = np.array(patients)
+    seen = [names[row] for epoch in range(20) for row in sampler.order(epoch)]
+    shares = np.unique(seen, return_counts=True)[1] / len(seen)
+    assert shares.tolist() == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_a_common_class_is_dealt_out_before_it_repeats():
+    sampler = ClassesTimesSamplesSampler([0] * 30 + [1] * 2, 2, 4, seed=0)
+    rows = sampler.order(0)
+    common = rows[rows < 30]
+    assert len(set(common)) == len(common) == 16
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: EpochSampler(23, seed),
+        lambda seed: AnchorPositiveSampler(np.arange(23) % 3, 4, seed),
+        lambda seed: ClassesTimesSamplesSampler(np.arange(23) % 3, 2, 3, seed),
+        lambda seed: PatientBalancedSampler(np.arange(23) % 5, 2, 3, seed),
+    ],
+)
+def test_order_depends_on_seed_and_epoch_alone(make):
+    sampler, again = make(7), make(7)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    for epoch in (2, 0, 1):
+        again.order(epoch)
+    assert np.array_equal(sampler.order(2), again.order(2))
+    assert not np.array_equal(sampler.order(2), sampler.order(1))
+    assert not np.array_equal(sampler.order(2), make(8).order(2))
+    sampler.set_epoch(2)
+    assert list(sampler) == [(row, 2) for row in sampler.order(2)]
+    assert list(sampler) == list(sampler)
+    assert len(sampler) == len(list(sampler))
+    assert all(type(row) is int for row, _ in sampler)
+
+
+def test_every_cycle_once_an_epoch():
+    assert sorted(EpochSampler(17, 3).order(5)) == list(range(17))
+    assert EpochSampler(17, 3, shuffle=False).order(5).tolist() == list(range(17))
+
+
+class Rows(Dataset):
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, item):
+        return torch.tensor(item)
+
+
+def test_a_loader_skipped_forward_gives_the_same_rest_at_any_number_of_workers():
+    def loader(workers):
+        sampler = AnchorPositiveSampler(np.arange(23) % 3, 4, 1)
+        return prepare_data_loader(
+            DataLoader(Rows(), batch_size=8, sampler=sampler, num_workers=workers), num_processes=1, put_on_device=False
+        )
+
+    whole = loader(0)
+    whole.set_epoch(3)
+    everything = [batch.tolist() for batch in whole]
+    assert [len(batch) for batch in everything] == [8] * 6
+    assert {epoch for batch in everything for _, epoch in batch} == {3}
+    rest = skip_first_batches(loader(2), 2)
+    rest.set_epoch(3)
+    assert [batch.tolist() for batch in rest] == everything[2:]
+
+
+def test_two_ranks_take_whole_batches_of_one_order():
+    labels = np.arange(23) % 3
+    shards = []
+    for rank in range(2):
+        sampler = AnchorPositiveSampler(labels, 4, 1)
+        inner = torch.utils.data.BatchSampler(sampler, 8, drop_last=False)
+        shards.append([[row for row, _ in batch] for batch in BatchSamplerShard(inner, 2, rank)])
+    expected = batches(AnchorPositiveSampler(labels, 4, 1), 0).tolist()
+    assert [batch for pair in zip(*shards, strict=True) for batch in pair] == expected
+
+
+def test_coverage_counts_what_a_double_loop_counts():
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
+    sampler = AnchorPositiveSampler(labels, 3, 5)
+    pairs = []
+    for batch in batches(sampler, 1):
+        places = [(i, j) for i in range(6) for j in range(6) if batch[i] != batch[j]]
+        pairs.append(sum(labels[batch[i]] == labels[batch[j]] for i, j in places))
+    report = coverage(sampler, 1)
+    assert (report.rows, report.batches, report.share_seen) == (24, 4, 1.0)
+    assert report.positive_pairs_min == min(pairs)
+    assert report.positive_pairs_mean == pytest.approx(np.mean(pairs))
+    plain = coverage(EpochSampler(10, 0), 0, labels=labels, rows_per_batch=1)
+    assert (plain.batches, plain.positive_pairs_min, plain.batches_without_positives) == (10, 0, 10)
+    few = coverage(ClassesTimesSamplesSampler([0] * 90 + [1] * 10, 2, 5, 0), 0)
+    assert few.share_seen == pytest.approx(0.6)
+    assert sampler.epoch == 0
+
+
+@pytest.mark.parametrize("given", [{}, {"labels": [0, 1] * 3}, {"rows_per_batch": 2}])
+def test_coverage_needs_labels_and_a_batch_size(given):
+    with pytest.raises(ValueError, match="EpochSampler knows no labels or batch size"):
+        coverage(EpochSampler(6), **given)
+
+
+def test_coverage_finds_batches_of_one_class_and_gives_the_unknown_no_pairs():
+    labels = np.array([0, 0, 1, 1, -1, -1])
+    apart = coverage(EpochSampler(6, shuffle=False), labels=labels, rows_per_batch=2)
+    assert (apart.batches_without_positives, apart.batches_without_negatives) == (1, 3)
+    whole = coverage(EpochSampler(6), labels=labels, rows_per_batch=6)
+    assert (whole.positive_pairs_min, whole.batches_without_negatives) == (4, 0)
+
+
+def test_misuse_is_named():
+    with pytest.raises(ValueError, match="no cycle"):
+        EpochSampler(0)
+    with pytest.raises(ValueError, match="at least one anchor"):
+        AnchorPositiveSampler([0, 1], 0)
+    with pytest.raises(ValueError, match="non-empty column"):
+        AnchorPositiveSampler([], 2)
+    with pytest.raises(ValueError, match="cannot be drawn from 2 groups"):
+        ClassesTimesSamplesSampler([0, 1, 1], 3, 2)
+    with pytest.raises(ValueError, match="pass labels="):
+        coverage(EpochSampler(4))

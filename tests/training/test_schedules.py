@@ -1,0 +1,212 @@
+"""Whole trainings with each objective, on the small corpus."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from laennec.errors import InputError
+from laennec.training.data import CycleDataset
+from laennec.training.optimization_rules import epoch_cosine
+from laennec.training.recipe import ConfigError, recipe_from_dict
+from laennec.training.run import train
+from laennec.training.tables import ValidationMetrics
+from laennec.training.trainer import LaennecTrainer
+
+DRAWS = {"gain": {"probability": 1.0}, "spec": {}}
+FIXED = {"preset": "song2021", "length": "repeat", "duration_s": 1.0}
+OBJECTIVES = {
+    "views": {
+        "loss": {
+            "task_weight": 0.5,
+            "task_views": "all",
+            "auxiliary": {
+                "supcon": {"weight": 0.5, "projection_dim": 4},
+                "age_sex": {"loss": "supcon", "labels": "age_band+sex", "missing": "own_group"},
+                "stethoscope": {"loss": "supcon", "labels": "device", "detach_other_views": True},
+                "device_adversarial": {},
+            },
+        },
+        "sampler": {"name": "device_balanced", "samples": 3},
+    },
+    "mixup": {"loss": {"auxiliary": {"add": {}}}, "augment": DRAWS | {"mix": {}}},
+    "patch_mix": {
+        "loss": {"auxiliary": {"patch_mix": {}}},
+        "features": FIXED,
+        "augment": DRAWS | {"mix": {"method": "patch_mix", "beta": 1.0, "patch": [4, 8]}},
+    },
+    "cycleguardian": {
+        "loss": {
+            "auxiliary": {
+                "clustering": {"clusters": 3, "dim": 4},
+                "cluster_similarity": {"weight": 0.2, "dim": 4},
+                "contrast": {"loss": "patch_mix", "weight": 0.5, "on": "clusters", "projection_dim": 4},
+            }
+        },
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "group_frames": 20, "group_step": 15},
+        "features": FIXED,
+        "augment": DRAWS | {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0, "labels": "lungmix"}},
+    },
+    "patients": {"loss": {"auxiliary": {"patient": {"within": 1.0}}}, "sampler": {"name": "patient_balanced"}},
+    "matched": {
+        "loss": {"auxiliary": {"add": {}}},
+        "sampler": {"name": "metadata_matched", "columns": ["sex"], "missing": "own_group"},
+    },
+    "rules": {"train": {"epoch_cosine": True, "moving_average": 0.5, "sam_rho": 0.05}},
+}
+
+
+def run(settings, out, **changes):
+    changes = {"augment": DRAWS} | changes
+    changes["train"] = settings["train"] | changes.get("train", {})
+    recipe = recipe_from_dict(settings | changes)
+    recipe.output_dir = str(out)
+    return train(recipe)
+
+
+def history(out):
+    return json.loads((out / "run.json").read_text())["history"]
+
+
+class StopError(Exception):
+    pass
+
+
+# the others with `make soak`; tests/invariants/test_resume.py stops them too
+QUICK = ("views", "rules", "mixup")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.soak) for n in OBJECTIVES])
+def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(name, tiny_recipe, tmp_path, monkeypatch):
+    whole = run(tiny_recipe, tmp_path / "whole", **OBJECTIVES[name])
+    honest, calls = LaennecTrainer.training_step, []
+
+    def interrupted(self, *arguments, **settings):
+        calls.append(self.state.global_step)
+        if self.state.epoch and self.state.epoch >= 1.2:
+            raise StopError
+        return honest(self, *arguments, **settings)
+
+    with monkeypatch.context() as patch, pytest.raises(StopError):
+        patch.setattr(LaennecTrainer, "training_step", interrupted)
+        run(tiny_recipe, tmp_path / "cut", **OBJECTIVES[name])
+    continued = run(tiny_recipe, tmp_path / "cut", **OBJECTIVES[name])
+    one, two = (load_file(out / "model" / "model.safetensors") for out in (whole, continued))
+    assert len(calls) > 1 and all(torch.equal(one[k], two[k]) for k in one)
+    assert not any(k.startswith("auxiliary_heads") for k in one)
+    terms = history(whole)[-1]["loss_terms"]
+    assert all(np.isfinite(v) for v in terms.values())
+    for entry in OBJECTIVES[name].get("loss", {}).get("auxiliary", {}):
+        assert any(term.startswith(entry) and value != 0 for term, value in terms.items()), entry
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are the same"),
+        ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
+        ({"loss": {"auxiliary": {"x": {"loss": "opl", "labels": "mood"}}}}, "x.labels has 'mood'"),
+        ({"sampler": {"name": "metadata_matched", "columns": ["mood"]}}, "sampler.columns has 'mood'"),
+        ({"sampler": {"name": "device_balanced", "devices": 9}}, "sampler.name is device_balanced: .*cannot be drawn"),
+        ({"sampler": {"name": "patient_balanced", "patients": 99}}, "patient_balanced: .*cannot be drawn"),
+        ({"sampler": {"name": "metadata_matched"}}, "name sampler.columns"),
+        ({"loss": {"auxiliary": {"tuplet": {}}}}, "tuplet loss needs sampler.name: anchor_positive"),
+        ({"loss": {"auxiliary": {"add": {}}}, "train": {"gradient_accumulation": 2}}, "pairs of a batch"),
+        ({"train": {"sam_rho": 0.1, "gradient_accumulation": 2}}, "gradient of the whole batch"),
+        ({"train": {"moving_average": 1.0}}, r"must lie in \[0, 1\)"),
+        ({"train": {"epoch_cosine": True, "warmup_fraction": 0.1}}, "no warm-up"),
+        ({"loss": {"auxiliary": {"patch_mix": {}}}}, "needs augment.mix with method: patch_mix"),
+        ({"loss": {"auxiliary": {"opl": {}}}, "augment": {"mix": {}}}, "augment.mix leaves none; of"),
+        ({"loss": {"task": "focal"}, "augment": {"mix": {}}}, "not defined for the soft labels"),
+        ({"augment": {"mix": {"method": "cut"}}}, "augment.mix: method can be mixup or patch_mix"),
+    ],
+)
+def test_what_does_not_go_together_stops_before_training_in_one_line(tiny_recipe, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(tiny_recipe, tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, monkeypatch):
+    passes, honest = [], LaennecTrainer.compute_loss
+
+    def counted(self, model, *arguments, **settings):
+        passes.append(model.training)
+        return honest(self, model, *arguments, **settings)
+
+    monkeypatch.setattr(LaennecTrainer, "compute_loss", counted)
+    found = {}
+    for name, rule in {
+        "plain": {"lr_schedule": "constant"},
+        "cosine": {"lr_schedule": "constant", "epoch_cosine": True},
+        "average": {"lr_schedule": "constant", "moving_average": 0.5},
+        "sam": {"lr_schedule": "constant", "sam_rho": 0.1},
+        "still": {"lr_schedule": "constant", "sam_rho": 0.0},
+    }.items():
+        passes.clear()
+        out = run(
+            tiny_recipe,
+            tmp_path / name,
+            train=rule,
+            augment={},
+            encoder={"type": "statistics", "config": {"num_mel_bins": 64}},
+        )
+        found[name] = load_file(out / "model" / "model.safetensors"), history(out), passes.count(True)
+    plain = found["plain"]
+    assert [row["learning_rate"] for row in plain[1]] == [1e-3, 1e-3]
+    rates = [row["learning_rate"] for row in found["cosine"][1]]
+    assert rates == pytest.approx([1e-3 * epoch_cosine(e, 2) for e in (1, 2)])
+    assert found["sam"][2] == found["still"][2] == 2 * plain[2]
+    # without a climb the second pass is the first; the loss that is logged is that of the first
+    assert all(torch.allclose(found["still"][0][k], v, atol=1e-7) for k, v in plain[0].items())
+    assert found["still"][1][0]["loss_terms"] == pytest.approx(plain[1][0]["loss_terms"])
+    for name in ("cosine", "average", "sam"):
+        assert not all(torch.equal(found[name][0][k], v) for k, v in plain[0].items()), name
+
+
+def test_an_embedding_that_is_no_number_stops_the_run_and_names_step_and_cycle(tiny_recipe, tmp_path, monkeypatch):
+    honest, seen = CycleDataset.__getitem__, []
+
+    def spoilt(self, key):
+        item = honest(self, key)
+        if isinstance(key, tuple) and key[0] == 3:
+            seen.append(self.cycle_ids[3])
+            item["waveform"] = np.full_like(item["waveform"], np.nan)
+        return item
+
+    monkeypatch.setattr(CycleDataset, "__getitem__", spoilt)
+    with pytest.raises(InputError, match=r"step \d+: the embedding of .* is not finite \(bce\)") as caught:
+        run(tiny_recipe, tmp_path / "run", augment={}, encoder={"type": "statistics", "config": {"num_mel_bins": 64}})
+    assert f"embedding of {seen[0]} is" in str(caught.value)
+
+
+def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
+    from laennec.training import parts
+
+    honest = parts.targets_of
+
+    def alike(*arguments):
+        targets = honest(*arguments)
+        targets.labels[:] = 0
+        targets.class_ids[:] = 0
+        return targets
+
+    monkeypatch.setattr(parts, "targets_of", alike)
+    with pytest.raises(ConfigError, match="labelled alike"):
+        run(tiny_recipe, tmp_path / "run")
+
+
+def test_a_figure_that_validation_leaves_undefined_is_refused_before_training():
+    truth = pd.DataFrame({"cycle_id": list("abcd"), "patient_id": list("ppqq"), "crackle": [0, 1, 0, 1]})
+    truth = truth.assign(wheeze=0, label=["normal", "crackle", "normal", "crackle"]).astype({"crackle": "Int8"})
+    metrics = ValidationMetrics(truth, "multi_label", ["crackle", "wheeze"])
+    with pytest.raises(ConfigError, match=r"auroc_macro, which the 4 validation cycles leave undefined.*: loss, or"):
+        metrics.refuse_undefined("auroc_macro")
+    metrics.refuse_undefined("icbhi_score")
+    metrics.refuse_undefined("loss")
+    truth["wheeze"] = [0, 1, 1, 0]
+    ValidationMetrics(truth, "multi_label", ["crackle", "wheeze"]).refuse_undefined("auroc_macro")
