@@ -1,0 +1,58 @@
+"""Objects that users name by a dotted name, as in `my_code:MyLoss`.
+
+Decisions: a dotted name runs the code of whoever wrote the recipe or the command, so it is read from there alone. What
+a model's configuration says is never resolved here.
+"""
+
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from laennec.errors import InputError
+
+
+def is_dotted_name(name: Any) -> bool:
+    """Whether a value has the form `package.module:Name`."""
+    module, _, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
+    return attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def load_object(name: str, where: str, folders: Sequence[str | Path] = ()) -> Any:
+    """Import what a dotted name stands for.
+
+    Args:
+        name: `package.module:Name`.
+        where: What named it, for errors, e.g. "recipe.yaml: loss.auxiliary.mine.class".
+        folders: Folders to import from, beside the working directory and the installed packages.
+
+    Raises:
+        InputError: The form is wrong, or module or name cannot be found.
+    """
+    if not is_dotted_name(name):
+        raise InputError(f"{where}: {name!r} is no dotted name; write package.module:Name")
+    module_name, _, attribute = name.partition(":")
+    with _importable([*folders, Path.cwd()]):
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError as error:
+            raise InputError(
+                f"{where}: {name}: cannot import {module_name} ({error}); install it, or run the command from the "
+                f"folder of {module_name.partition('.')[0]}.py"
+            ) from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{where}: {name}: {module_name} has no {attribute}; correct the name")
+    return getattr(module, attribute)
+
+
+@contextmanager
+def _importable(folders: Sequence[str | Path]) -> Iterator[None]:
+    """Put folders first on the module search path within the block."""
+    before = list(sys.path)
+    sys.path[:0] = [str(folder) for folder in folders]
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,33 @@
+"""Dotted names of recipes and commands."""
+
+import sys
+
+import pytest
+
+from laennec.errors import InputError
+from laennec.extension import is_dotted_name, load_object
+
+
+def test_a_name_is_found_in_the_folder_that_is_given(tmp_path):
+    (tmp_path / "my_own_code.py").write_text("class Mine:\n    pass\n")
+    assert load_object("my_own_code:Mine", "here", [tmp_path]).__name__ == "Mine"
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("no colon", "write package.module:Name"),
+        ("module:two names", "write package.module:Name"),
+        ("absent_module_of_mine:Name", "cannot import absent_module_of_mine"),
+        ("json:Absent", "json has no Absent"),
+    ],
+)
+def test_a_name_that_cannot_be_found_is_one_line(name, said):
+    with pytest.raises(InputError, match="recipe.yaml: loss") as caught:
+        load_object(name, "recipe.yaml: loss")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_path_or_a_plain_name_is_no_dotted_name():
+    assert is_dotted_name("a.b:C") and not any(map(is_dotted_name, ("icbhi2017", "C:/data", "a:b:c", 3)))
