@@ -40,6 +40,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--submission", metavar="DIR", help="also write SPRSound's answer files, task1_1.json to task2_2.json"
     )
+    parser.add_argument(
+        "--metrics",
+        action="append",
+        default=[],
+        metavar="my_code:my_metric",
+        help="an own metric, a function from the predictions table to named numbers; may be given several times",
+    )
     corpus_flags(parser)
 
 
@@ -64,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         draws=1000 if options.draws is None else options.draws,
         smoothing=options.smoothing,
         submission=options.submission,
+        metrics=options.metrics,
     )
     say(scored.summary)
     say(f"report: {scored.folder / 'report.html'}")

@@ -7,7 +7,7 @@ method where several recipes are compared, and only if nothing but the seed tell
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_
 from laennec.evaluation.forest import forest_picture
 from laennec.evaluation.picture_style import figure_png
 from laennec.evaluation.report import comparison_page
-from laennec.evaluation.summary import figure_name, is_percent
+from laennec.evaluation.summary import figure_name, is_percent, own_names
 from laennec.training.record import write_record
 from laennec.writing import atomic_folder, atomic_write, refuse_other_files
 
@@ -76,11 +76,8 @@ def compare_runs(
     _refuse_others_than(evaluations)
     methods = _methods(sources, evaluations, group_seeds)
     chosen = _baseline(sources, methods, baseline)
-    figures, left_out = _figures(evaluations)
-    drawn: dict[str, list[Drawn]] = {
-        name: [draw_figures(evaluations[k].answers, figures, draws, seed) for k in runs]
-        for name, runs in methods.items()
-    }
+    figures, left_out = _figures(evaluations, draws, seed)
+    drawn = {name: [_drawn(evaluations[k], figures, draws, seed) for k in runs] for name, runs in methods.items()}
     compared = compare_methods(drawn, chosen, seed)
     content = {
         **_about(evaluations, chosen, methods, draws, seed, command),
@@ -215,19 +212,35 @@ def _baseline(sources: Sequence[str | Path], methods: Mapping[str, list[int]], b
     raise InputError(f"--baseline {wanted}: not among what is compared; it can be {', '.join(methods)}")
 
 
-def _figures(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[str]]:
+def _figures(evaluations: Sequence[Evaluation], draws: int, seed: int) -> tuple[list[str], list[str]]:
     """Figures that every run has: the headline and its parts, then AUROCs; and those that are undefined somewhere."""
     metrics = evaluations[0].metrics
     family = metrics["headline"].split(".")[0]
     parts = [f"{family}.{part}" for part in ("Sp", "Se", "SP", "SE")]
     extra = ["uar"] if family == "accuracy" else []
     areas = [f"{label}.roc_auc" for label in metrics["label_names"][:_MOST_LABELS]]
-    wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro"])
+    own = own_names(metrics) if all(_drawn_like(one, draws, seed) for one in evaluations) else []
+    wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro", *own])
     shared = [name for name in wanted if all(name in one.metrics["values"] for one in evaluations)]
     defined = [name for name in shared if all(one.metrics["values"][name] is not None for one in evaluations)]
     if not defined:
         raise InputError(f"{evaluations[0].folder}: no figure that all runs have; compare runs with the same labels")
     return defined, [name for name in shared if name not in defined]
+
+
+def _drawn_like(evaluation: Evaluation, draws: int, seed: int) -> bool:
+    """Whether the stored draws of an evaluation's own metrics are those of this comparison."""
+    made = evaluation.metrics["bootstrap"]
+    return bool(made.get("n_draws") == draws and made.get("seed") == seed)
+
+
+def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int) -> Drawn:
+    """The figures of one run in every draw; own metrics as the evaluation stored them: no code of the user runs."""
+    drawn = draw_figures(evaluation.answers, figures, draws, seed)
+    stored = (evaluation.metrics.get("own_metrics") or {}).get("draws", {})
+    own = {name: np.array(stored[name], dtype=float) for name in figures if name in stored}
+    values = {name: float(evaluation.metrics["values"][name]) for name in own}
+    return replace(drawn, values=drawn.values | values, draws=drawn.draws | own)
 
 
 def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def shown_figures(metrics: Mapping[str, Any]) -> list[str]:
         names += [f"{label}.{kind}" for label in labels for kind in ("recall", "precision")]
     else:
         names += ["roc_auc_macro", "average_precision_macro", "f1_macro"]
+    names += (metrics.get("own_metrics") or {}).get("names", [])
     return [name for name in names if name in values]
 
 

@@ -7,6 +7,7 @@ record, because a part that is looked at often is no test part any more.
 
 import contextlib
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from laennec.corpora.protocols import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
 from laennec.evaluation.digest import digest
+from laennec.evaluation.own_metrics import Metric, load_metrics
 from laennec.evaluation.report_facts import heard_before, seeds_of
 from laennec.evaluation.shortcuts import blind_length_s, centred, duration_blind, sound_facts
 from laennec.evaluation.smoothed import Smoothing, compare, parse_smoothing, resolve_smoothing
@@ -141,6 +143,7 @@ def score(
     draws: int = 1000,
     smoothing: str | float | None = None,
     submission: str | Path | None = None,
+    metrics: Sequence[Metric | str] = (),
 ) -> Scored:
     """Score a run or a model on one part of a corpus.
 
@@ -155,6 +158,7 @@ def score(
         smoothing: Also score the answers smoothed over each recording, beside those that are not: a strength from 0
             to 1, "auto" to have the run's validation predictions choose it, or None.
         submission: Folder for SPRSound's answer files; None for none.
+        metrics: Own metrics (functions or dotted names) beside those of the recipe's `evaluation.metrics`.
 
     Returns:
         The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
@@ -172,6 +176,7 @@ def score(
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_other_files(folder, _WRITTEN, "choose another --out")
     parse_smoothing(smoothing)
+    own = [*load_metrics(recipe_metrics(recipe), "evaluation.metrics"), *load_metrics(metrics)]
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
@@ -192,6 +197,7 @@ def score(
         evaluation = evaluate_predictions(
             predictions,
             **reading_of(model),
+            metrics=own,
             train_table=learned,
             n_draws=draws,
         )
@@ -216,6 +222,11 @@ def score(
     if smooth is not None:
         summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
     return Scored(folder, summary, evaluation)
+
+
+def recipe_metrics(recipe: Recipe) -> list[str]:
+    """Dotted names of the own metrics of a recipe."""
+    return list(getattr(getattr(recipe, "evaluation", None), "metrics", None) or ())
 
 
 def _learned(parts: Any, extractor: Any, recipe: Recipe, names: list[str]) -> Any:

@@ -26,6 +26,7 @@ from laennec.evaluation.calibration import (
     softmax,
 )
 from laennec.evaluation.metrics import CLASSES, FloatArray, IntArray, RankedLabel, Thresholds
+from laennec.evaluation.own_metrics import Metric, OwnMetrics, bind_metrics
 from laennec.evaluation.sprsound import POOR_QUALITY, POOR_QUALITY_CONVENTION
 
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
@@ -50,6 +51,7 @@ class Answers:
         probabilities: Of each label, after temperatures (cycles, labels).
         thresholds: In logits (labels,); None where an argmax decides.
         confidence: Probability of the answered class (cycles,); None for two-label answers.
+        own: The user's own metrics; None for none.
     """
 
     table: Any
@@ -64,6 +66,7 @@ class Answers:
     probabilities: FloatArray
     thresholds: FloatArray | None
     confidence: FloatArray | None
+    own: OwnMetrics | None = None
 
     def part(self, rows: Any) -> "Answers":
         """The same for some of the rows, given as a mask (cycles,)."""
@@ -72,6 +75,8 @@ class Answers:
             named |= {"true": self.true[rows], "predicted": self.predicted[rows]}
         if self.confidence is not None:
             named["confidence"] = self.confidence[rows]
+        if self.own is not None:
+            named["own"] = self.own.subset(rows)
         return replace(self, table=self.table.loc[rows].reset_index(drop=True), **named)
 
     @property
@@ -90,6 +95,7 @@ def read_predictions(
     thresholds: Thresholds = None,
     temperatures: Mapping[str, float] | None = None,
     intercepts: Mapping[str, float] | None = None,
+    metrics: Sequence[Metric | str] = (),
 ) -> Answers:
     """Read a predictions table into arrays.
 
@@ -102,6 +108,7 @@ def read_predictions(
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: What is added to it then, by name; 0 where absent.
+        metrics: Own metrics (functions or dotted names), evaluated with the built-in ones; see `own_metrics.Metric`.
 
     Raises:
         InputError: A missing column, a logit that is not finite, a label that is no class, or no labelled row at all.
@@ -129,9 +136,27 @@ def read_predictions(
             f"predictions table: {bad} of {len(table)} rows have a logit that is not a number; predict again"
         )
     calibrated = calibrated_logits(logits, names, temperatures, intercepts)
+    unlabelled = int((~known).sum())
     if problem_type == "multi_label":
-        return _read_labels(table, int((~known).sum()), names, logits, thresholds, sigmoid(calibrated))
-    return _read_classes(table, int((~known).sum()), names, calibrated)
+        answers = _read_labels(table, unlabelled, names, logits, thresholds, sigmoid(calibrated))
+    else:
+        answers = _read_classes(table, unlabelled, names, calibrated)
+    if not metrics:
+        return answers
+    return replace(answers, own=bind_metrics(metrics, metric_table(answers), list(point_values(answers))))
+
+
+def metric_table(answers: Answers) -> Any:
+    """The scored rows with the columns that own metrics read; see `own_metrics.Metric`."""
+    columns: dict[str, Any] = {}
+    for k, name in enumerate(answers.label_names):
+        columns[f"true_{name}"] = answers.truth[:, k]
+        columns[f"probability_{name}"] = answers.probabilities[:, k]
+        columns[f"predicted_{name}"] = answers.decided[:, k]
+    if answers.class_names:
+        names = np.array(answers.class_names)
+        columns |= {"true_class": names[answers.true], "predicted_class": names[answers.predicted]}
+    return answers.table.assign(**columns)
 
 
 def _numbers(table: Any, column: str) -> FloatArray:
@@ -295,7 +320,8 @@ def answer_statistics(answers: Answers) -> Statistic:
         for k, label in enumerate(answers.label_names):
             values |= {f"{label}.{name}": figures[:, k] for name, figures in by_name.items()}
         values |= {f"{name}_macro": by_name[name].mean(1) for name in ("f1", "roc_auc", "average_precision")}
-        return values | {"f1_micro": metrics.f1_of(found.sum(1), called.sum(1), actual.sum(1))}
+        values["f1_micro"] = metrics.f1_of(found.sum(1), called.sum(1), actual.sum(1))
+        return values | (answers.own.statistic(weights) if answers.own is not None else {})
 
     return statistics
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.smoothing import shown_figures, signed
-from laennec.evaluation.summary import figure_name, figure_text, is_percent
+from laennec.evaluation.summary import figure_name, figure_text, is_percent, own_names
 
 NOT_RECORDED = "not recorded"
 _PART_NAMES = {"se": "Se, exact class", "sp": "Sp"}
@@ -125,11 +125,13 @@ def _bounds(name: str, bounds: Sequence[float] | None) -> str | None:
 def figure_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every figure, grouped by what it is of."""
     groups: dict[str, list[dict[str, Any]]] = {}
+    own = own_names(evaluation)
     titles = {"icbhi": "ICBHI", "any_abnormal": "Any abnormal (not the ICBHI Score)", "sprsound": "SPRSound scoring"}
     for name in evaluation["values"]:
         family = name.split(".")[0]
         label = family if family in evaluation["label_names"] else None
-        group = titles.get(family) or (f"{label.capitalize()} alone" if label else "All classes and labels")
+        others = f"{label.capitalize()} alone" if label else "All classes and labels"
+        group = "Own metrics" if name in own else titles.get(family, others)
         groups.setdefault(group, []).append(_shown(evaluation, name))
     macro = evaluation.get("scores", {}).get("macro_one_vs_rest")
     if macro:

@@ -64,7 +64,8 @@ def _row(part: Answers, value: str, n_draws: int, seed: int) -> dict[str, Any]:
     """One line of a subgroup table."""
     figures = point_values(part)
     family = headline(figures).split(".")[0]
-    kept = [name for name in figures if name.split(".")[0] == family or name.endswith("roc_auc")]
+    own = part.own.names if part.own is not None else ()
+    kept = [n for n in figures if n.split(".")[0] == family or n.endswith("roc_auc") or n in own]
     _, n_patients = patient_codes(part.table)
     note = interval_note(n_patients)
     intervals: dict[str, list[float] | None] = dict.fromkeys(kept)

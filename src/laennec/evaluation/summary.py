@@ -8,11 +8,13 @@ Warnings are made here, where the numbers are, so that no page can leave them ou
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laennec.errors import InputError
 from laennec.evaluation.baselines import floors
 from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, interval_note, patient_codes
 from laennec.evaluation.failures import named_errors
 from laennec.evaluation.length import length_groups
 from laennec.evaluation.metrics import Thresholds
+from laennec.evaluation.own_metrics import Metric, finite
 from laennec.evaluation.predictions import (
     Answers,
     ProblemType,
@@ -54,11 +56,12 @@ _LABEL_FIGURES = {
 def evaluate_predictions(
     predictions: Any,
     *,
-    problem_type: ProblemType,
-    label_names: Sequence[str],
+    problem_type: ProblemType | None = None,
+    label_names: Sequence[str] | None = None,
     thresholds: Thresholds = None,
     temperatures: Mapping[str, float] | None = None,
     intercepts: Mapping[str, float] | None = None,
+    metrics: Sequence[Metric | str] = (),
     train_table: Any = None,
     n_draws: int = 1000,
     seed: int = 0,
@@ -67,11 +70,13 @@ def evaluate_predictions(
 
     Args:
         predictions: The predictions table (DataFrame); see `predictions.read_predictions`.
-        problem_type: "multi_label" or "single_label".
-        label_names: Names of the outputs.
+        problem_type: "multi_label" or "single_label"; None: multi_label where every output has a truth column.
+        label_names: Names of the outputs; None: those of the `logit_<name>` columns, in their order.
         thresholds: In logits, fitted on validation; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, fitted on validation; calibration is measured after it.
         intercepts: What is added to each output's logit then, by name, fitted on validation.
+        metrics: Own metrics, each a function (or the dotted name of one) from the table to {name: number}; see
+            `own_metrics.Metric`. They get intervals and subgroups like the built-in figures.
         train_table: Cycle table of the training part, which the floors are fitted on; None leaves most floors out,
             and says so.
         n_draws: Bootstrap draws of patients.
@@ -85,6 +90,9 @@ def evaluate_predictions(
     Raises:
         InputError: The table lacks a column, a truth or a finite logit.
     """
+    label_names = output_names(predictions) if label_names is None else list(label_names)
+    if problem_type is None:
+        problem_type = "multi_label" if set(label_names) <= set(predictions.columns) else "single_label"
     answers = read_predictions(
         predictions,
         problem_type=problem_type,
@@ -92,6 +100,7 @@ def evaluate_predictions(
         thresholds=thresholds,
         temperatures=temperatures,
         intercepts=intercepts,
+        metrics=metrics,
     )
     evaluation = describe(answers, problem_type, label_names)
     evaluation["temperatures"] = dict(temperatures) if temperatures else None
@@ -110,6 +119,9 @@ def evaluate_predictions(
         "patients": n_patients,
         "note": interval_note(n_patients),
     }
+    if answers.own is not None:
+        kept = {name: finite(drawn[name]) for name in answers.own.names}
+        evaluation["own_metrics"] = {"names": list(answers.own.names), "draws": kept}
     if "patient_id" not in answers.table.columns or answers.table["patient_id"].isna().any():
         evaluation["notes"].append(
             "patients are not all known: recordings stand in for them, so the intervals may be too narrow"
@@ -124,6 +136,23 @@ def evaluate_predictions(
         )
     evaluation["warnings"] = _warnings(evaluation)
     return evaluation
+
+
+def output_names(predictions: Any) -> list[str]:
+    """Names of the outputs of a predictions table, in the order of its `logit_<name>` columns.
+
+    Raises:
+        InputError: There is no such column.
+    """
+    names = [str(name).removeprefix("logit_") for name in predictions.columns if str(name).startswith("logit_")]
+    if not names:
+        raise InputError("predictions table: no column logit_<name>; write the logit of each label into one")
+    return names
+
+
+def own_names(evaluation: Mapping[str, Any]) -> list[str]:
+    """Names of the user's own metrics in an evaluation."""
+    return list((evaluation.get("own_metrics") or {}).get("names", ()))
 
 
 def errors_by_name(answers: Answers, raw: Answers, calibration: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +267,8 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     lines = [f"{counts['cycles']} cycles of {draws['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
-    shown = [name for name in evaluation["values"] if name in FIGURE_NAMES or name.endswith(("roc_auc", ".f1"))]
+    own = own_names(evaluation)
+    shown = [n for n in evaluation["values"] if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
     lines += [f"  {figure_name(name):<34}{_with_interval(evaluation, name)}" for name in shown]
     lines += [
         f"  {label + ' ECE':<34}{figure_text('ece', value)}"

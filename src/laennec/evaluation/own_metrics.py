@@ -1,0 +1,131 @@
+"""Metrics that a user brings: plain functions of a predictions table.
+
+Decisions: a draw of patients repeats the rows of the drawn patients, so an own metric sees the same draws as the
+built-in ones and needs no knowledge of the bootstrap. `ValueError` and `ZeroDivisionError` on a draw or a subgroup mean
+"undefined there" (scikit-learn raises for one class); on the whole table they are an error. Values of every draw are
+stored with the evaluation, so that `laennec compare` needs no code of the user.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from laennec.errors import InputError
+from laennec.evaluation.metrics import FloatArray
+from laennec.extension import load_object
+
+Metric: TypeAlias = Callable[[pd.DataFrame], Mapping[str, float | None]]
+"""From a predictions table to named numbers.
+
+The table has the rows with known truth, in the order of the corpus, and the columns of predictions.parquet (cycle_id,
+recording_id, patient_id, device, ..., `logit_<output>`, and the truth) and, for each label, `true_<label>` (0/1),
+`probability_<label>` (calibrated) and `predicted_<label>` (0/1); where the labels form classes also `true_class` and
+`predicted_class` (names). None and nan mean "undefined".
+"""
+
+
+@dataclass(frozen=True)
+class OwnMetrics:
+    """Own metrics with the names that they return.
+
+    Attributes:
+        functions: The metrics.
+        names: What they return, in order.
+        table: What they are called with.
+    """
+
+    functions: tuple[Metric, ...]
+    names: tuple[str, ...]
+    table: pd.DataFrame
+
+    def subset(self, rows: Any) -> "OwnMetrics":
+        """The same metrics on some of the rows, given as a mask (cycles,)."""
+        return OwnMetrics(self.functions, self.names, self.table.loc[rows].reset_index(drop=True))
+
+    def statistic(self, weights: FloatArray) -> dict[str, FloatArray]:
+        """Values of every draw: row weights (draws, cycles) -> {name: (draws,)}."""
+        values = {name: np.full(len(weights), np.nan) for name in self.names}
+        for draw, counts in enumerate(weights):
+            drawn = self.table if (counts == 1).all() else _resampled(self.table, counts.astype(int))
+            for function in self.functions:
+                try:
+                    found = function(drawn)
+                except (ValueError, ZeroDivisionError):
+                    continue
+                for name, value in found.items():
+                    if name in values:
+                        values[name][draw] = np.nan if value is None else float(value)
+        return values
+
+
+def _resampled(table: pd.DataFrame, counts: Any) -> pd.DataFrame:
+    """Each row as often as counted (cycles,); a patient drawn twice is two patients, with recordings of its own."""
+    copies = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    drawn = table.iloc[np.repeat(np.arange(len(table)), counts)].reset_index(drop=True)
+    for name in ("patient_id", "recording_id"):
+        if name in drawn.columns:
+            ids = drawn[name].astype(object).to_numpy(copy=True)
+            again = (copies > 0) & drawn[name].notna().to_numpy()
+            ids[again] = [f"{value}#{copy}" for value, copy in zip(ids[again], copies[again], strict=True)]
+            drawn[name] = ids
+    return drawn
+
+
+def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple[Metric, ...]:
+    """Metrics given as functions or by their dotted names.
+
+    Args:
+        given: Functions, or "package.module:function".
+        where: What named them, for errors.
+
+    Raises:
+        InputError: A name that cannot be imported, or an object that cannot be called.
+    """
+    found = []
+    for item in given:
+        metric = load_object(item, where) if isinstance(item, str) else item
+        if not callable(metric):
+            raise InputError(f"{where}: {item!r} is not a function; a metric maps a predictions table to named numbers")
+        found.append(metric)
+    return tuple(found)
+
+
+def bind_metrics(metrics: Sequence[Metric | str], table: pd.DataFrame, taken: Sequence[str]) -> OwnMetrics:
+    """Call every metric once on the whole table and note what it returns.
+
+    Args:
+        metrics: Functions, or their dotted names.
+        table: The predictions table with the columns of `Metric`.
+        taken: Names of the built-in figures.
+
+    Raises:
+        InputError: A metric fails, returns other than {name: number}, or a name that is taken.
+    """
+    names: list[str] = []
+    functions = load_metrics(metrics)
+    for function in functions:
+        title = getattr(function, "__name__", type(function).__name__)
+        try:
+            found = function(table)
+        except Exception as error:
+            raise InputError(f"metric {title}: {type(error).__name__}: {error}; correct the metric") from error
+        if not isinstance(found, Mapping) or not all(_is_value(name, value) for name, value in found.items()):
+            raise InputError(f"metric {title}: returned {found!r:.80}; return a dictionary of names to numbers")
+        if doubled := [name for name in found if name in taken or name in names]:
+            raise InputError(f"metric {title}: the name {doubled[0]!r} is already in use; return another name")
+        names += found
+    return OwnMetrics(functions, tuple(names), table)
+
+
+def _is_value(name: Any, value: Any) -> bool:
+    """Whether an entry is a name with a number, or with None for what is undefined."""
+    return isinstance(name, str) and (value is None or isinstance(value, int | float | np.integer | np.floating))
+
+
+def finite(values: FloatArray) -> list[float | None]:
+    """Values for JSON, with null for what is undefined."""
+    return [float(value) if math.isfinite(value) else None for value in values]

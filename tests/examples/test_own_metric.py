@@ -1,0 +1,129 @@
+"""An own metric, from Python, the command line and a recipe: interval, subgroups, report and comparison."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import laennec
+from laennec.cli.main import main
+from laennec.errors import InputError
+from laennec.evaluation.bootstrap import draw_patients, patient_codes
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def per_recording(monkeypatch):
+    """The example's metric; its folder is the working directory, as for a user."""
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+    from own_metric import per_recording
+
+    return per_recording
+
+
+def predictions(patients=12, seed=0):
+    """A predictions table of four recordings of three cycles for each patient."""
+    rng = np.random.default_rng(seed)
+    n = patients * 12
+    crackle, wheeze = (rng.random((2, n)) < 0.35).astype(int)
+    return pd.DataFrame(
+        {
+            "cycle_id": [f"c{k}" for k in range(n)],
+            "recording_id": [f"r{k // 3}" for k in range(n)],
+            "patient_id": [f"p{k // 12}" for k in range(n)],
+            "device": np.where(np.arange(n) // 12 % 2, "A", "B"),
+            "crackle": crackle,
+            "wheeze": wheeze,
+            "logit_crackle": 2.0 * crackle - 1 + rng.normal(size=n),
+            "logit_wheeze": 2.0 * wheeze - 1 + rng.normal(size=n),
+        }
+    )
+
+
+def test_an_own_metric_gets_interval_and_subgroups(per_recording):
+    table = predictions()
+    evaluation = laennec.evaluate_predictions(table, metrics=[per_recording], n_draws=40)
+    codes, n = patient_codes(table)
+    by_hand = []
+    for draw in draw_patients(n, 40, 0):
+        rows = pd.concat([table[codes == k].assign(recording_id=lambda t, i=i: t.recording_id + f"/{i}")
+                          for i, k in enumerate(draw)])  # fmt: skip
+        rows = rows.assign(true_crackle=rows.crackle, predicted_crackle=(rows.logit_crackle > 0).astype(int))
+        by_hand.append(per_recording(rows)["recording_recall"])
+    assert evaluation["intervals"]["recording_recall"] == pytest.approx(list(np.quantile(by_hand, [0.025, 0.975])))
+    whole = table.assign(true_crackle=table.crackle, predicted_crackle=(table.logit_crackle > 0).astype(int))
+    assert evaluation["values"]["recording_recall"] == per_recording(whole)["recording_recall"]
+    rows = evaluation["subgroups"]["device"]
+    for row in rows:
+        own = per_recording(whole[whole.device == row["value"]])
+        assert {name: row["values"][name] for name in own} == own
+        assert row["intervals"]["recording_recall"] is not None
+    built_in = laennec.evaluate_predictions(table, n_draws=40)
+    assert {name: evaluation["values"][name] for name in built_in["values"]} == built_in["values"]
+
+
+def test_it_appears_wherever_a_score_does(per_recording, tiny_run, tmp_path, monkeypatch, capsys):
+    runs = [shutil.copytree(tiny_run, tmp_path / name, ignore=shutil.ignore_patterns("eval*")) for name in ("a", "b")]
+    command = ["--split", "train", "--draws", "40", "--metrics", "own_metric:per_recording"]
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    for run in runs[1:]:
+        assert main(["evaluate", str(run), *command]) == 0
+    monkeypatch.undo()
+    monkeypatch.chdir(EXAMPLES)
+    assert main(["evaluate", str(runs[0]), *command]) == 0
+    assert "recording_recall" in capsys.readouterr().out
+    folder = runs[0] / "evaluation-train"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert len(metrics["own_metrics"]["draws"]["recording_recall"]) == 40
+    assert "recording_recall" in (folder / "report.html").read_text()
+    record = json.loads((runs[0] / "run.json").read_text())
+    assert "recording_recall" in record["evaluations"][-1]["result"]["metrics"]["values"]
+    assert main(["compare", *map(str, runs), "--draws", "40", "--out", str(tmp_path / "out")]) == 0
+    compared = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert "recording_recall" in compared["figures"]
+    assert compared["methods"]["b"]["figures"]["recording_recall"]["difference"] == 0.0
+    assert main(["compare", *map(str, runs), "--draws", "30", "--out", str(tmp_path / "out")]) == 0
+    assert "recording_recall" not in json.loads((tmp_path / "out" / "compare.json").read_text())["figures"]
+
+
+def test_the_example_runs(tiny_run, tmp_path):
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "own_metric.py"), str(run)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recording_recall" in done.stdout
+
+
+def test_a_metric_that_is_undefined_in_a_subgroup_or_draw_is_none(per_recording):
+    def of_the_first_device(table):
+        if (table["device"] == "B").all():
+            raise ValueError("only one device")
+        return {"share": float((table["device"] == "A").mean())}
+
+    evaluation = laennec.evaluate_predictions(predictions(), metrics=[of_the_first_device], n_draws=20)
+    found = {row["value"]: row["values"]["share"] for row in evaluation["subgroups"]["device"]}
+    assert found == {"A": 1.0, "B": None}
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda table: 1.0, "return a dictionary"),
+        (lambda table: {"icbhi.Score": 1.0}, "already in use"),
+        (lambda table: {"x": table["nothing"].mean()}, "KeyError: 'nothing'; correct the metric"),
+        ("no_such_module:metric", "no_such_module"),
+        (3, "is not a function"),
+    ],
+)
+def test_a_metric_that_cannot_be_used_is_one_line(metric, said):
+    with pytest.raises(InputError, match=said) as caught:
+        laennec.evaluate_predictions(predictions(), metrics=[metric])
+    assert "\n" not in str(caught.value)
