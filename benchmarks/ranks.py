@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from laennec.writing import atomic_write
+from laennec.files import atomic_write
 
 
 def train_together(out: Path, cycles_each: int, batch_size: int) -> None:

@@ -26,8 +26,8 @@ from benchmarks.training import encoding_again, frozen_experiment, trainer_step
 from benchmarks.transformer import encoder_forward, fine_tuning
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
+from laennec.files import atomic_write, scratch_folder
 from laennec.training.record import hardware, versions
-from laennec.writing import atomic_write, scratch_folder
 
 
 def start_up(setting: Setting) -> list[Row]:

@@ -10,8 +10,7 @@ import pytest
 
 from forked import Forked, script
 from laennec.corpora.files import unpack
-from laennec.locks import wait_for_lock
-from laennec.writing import atomic_folder
+from laennec.files import atomic_folder, wait_for_lock
 
 # each prints a line once it begins to make the thing, so that a test can tell who worked and who waited
 UNPACK = """

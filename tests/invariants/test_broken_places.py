@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from laennec.cli.main import main
+from laennec.files import system_error
 from laennec.training import resumable
-from laennec.writing import system_error
 from runs import what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")

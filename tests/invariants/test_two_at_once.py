@@ -14,15 +14,14 @@ import yaml
 from forked import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.locks import lock_of, lock_or_refuse, wait_for_lock
+from laennec.files import atomic_folder, lock_of, lock_or_refuse, wait_for_lock
 from laennec.training.record import count_evaluation
-from laennec.writing import atomic_folder
 from runs import what_it_left
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from laennec.locks import lock_or_refuse, wait_for_lock
+from laennec.files import lock_or_refuse, wait_for_lock
 with {lock}(Path(sys.argv[1])):
     print("mine", flush=True)
     while True:
@@ -102,19 +101,13 @@ def test_a_folder_that_is_predicted_into_is_refused_until_its_owner_is_dead(
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_who_hangs_is_not_waited_for_and_who_gets_on_is(tmp_path, holder):
+def test_a_process_that_hangs_is_named_after_a_while(tmp_path, holder):
     holder(tmp_path / "stuck", lock="wait_for_lock")
     with (
-        pytest.raises(InputError, match="has not got on for 1 s; end that process"),
+        pytest.raises(InputError, match="has been making it for 1 s; end that process"),
         wait_for_lock(tmp_path / "stuck", 1),
     ):
-        raise AssertionError("it is another's")
-    owner = holder(tmp_path / "made", "at work", lock="wait_for_lock")
-    threading.Timer(2.5, owner.kill).start()
-    begun = time.monotonic()
-    with wait_for_lock(tmp_path / "made", 1):
-        assert time.monotonic() - begun > 2
-    assert [path.name for path in tmp_path.iterdir() if "made" in path.name] == []
+        raise AssertionError("another process has it")
 
 
 def test_in_one_process_too_a_folder_has_one_owner(tmp_path):
@@ -148,11 +141,7 @@ def together(work, times=8):
     return errors
 
 
-@pytest.mark.parametrize("exchanging", [True, False], ids=["in one step", "in two"])
-def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp_path, monkeypatch, exchanging):
-    if not exchanging:
-        monkeypatch.setattr("laennec.aside.exchanged", lambda one, other: False)
-
+def test_folders_that_are_put_in_one_place_at_once_replace_one_another_whole(tmp_path):
     def write(number):
         for turn in range(5):
             with atomic_folder(tmp_path / "result") as folder:

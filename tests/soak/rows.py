@@ -68,7 +68,7 @@ def put(
         begun: By `time.perf_counter`; None for when the script began.
     """
     from laennec.errors import InputError
-    from laennec.locks import wait_for_lock
+    from laennec.files import wait_for_lock
     from laennec.training.record import hardware, read_record, versions, write_record
 
     begun = _BEGUN if begun is None else begun

@@ -16,7 +16,7 @@ from forked import Forked
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
-from laennec.locks import wait_for_lock
+from laennec.files import wait_for_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed_module
 from laennec.training.embeddings import (

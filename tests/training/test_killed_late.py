@@ -59,7 +59,7 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("laennec.writing.swap", stop)
+        patch.setattr("laennec.files._take_place", stop)
         assert main(["evaluate", str(run), "--draws", "20"]) != 0
     assert not (run / "evaluation-test").exists() and len(counted(run / "run.json")) == before + 1
     assert main(["evaluate", str(run), "--draws", "20"]) == 0

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from laennec.errors import InputError, one_line
+from laennec.files import atomic_write
 from laennec.untrusted import read_text
-from laennec.writing import atomic_write
 
 LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001

@@ -24,10 +24,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Render, check, or write the record."""
+    from laennec.files import atomic_write
     from laennec.hub.card import FILE, record_answers, render_card
     from laennec.hub.checklist import questions
     from laennec.hub.evidence import read_evidence, write_evidence
-    from laennec.writing import atomic_write
 
     if options.answers is not None:
         record_answers(options.run_folder, options.answers)

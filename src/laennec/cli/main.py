@@ -146,8 +146,8 @@ def _called_back(frame: FrameType | None) -> bool:
 
 def _one_line(error: Exception) -> str | None:
     """What to tell a user about an error that is theirs to mend; None for one that is ours."""
+    from laennec.files import system_error
     from laennec.memory import asked_for, ran_out
-    from laennec.writing import system_error
 
     if isinstance(error, InputError):
         return " ".join(str(error).split())

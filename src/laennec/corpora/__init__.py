@@ -12,7 +12,7 @@ from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.waveforms import CycleWaveforms, decode_all
-from laennec.writing import cache_root
+from laennec.files import cache_root
 
 __all__ = [
     "CYCLE_FEATURES",

@@ -24,12 +24,10 @@ from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import read_header
 from laennec.corpora.files import hash_files
 from laennec.errors import InputError
-from laennec.locks import wait_for_lock
-from laennec.writing import cache_root, explain_write_errors, writing_error
+from laennec.files import cache_root, explain_write_errors, wait_for_lock, writing_error
 
 TABLE_VERSION = "1.0.0"
 _RECORDINGS_PER_BATCH = 64
-_PATIENCE_S = 3600.0
 
 CYCLE_FEATURES = datasets.Features(
     {
@@ -339,7 +337,7 @@ class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
         """Build the table or find it in the cache; a user's mistake stays an `InputError`."""
         # `datasets` has a lock of its own, on which it would wait for ever for a process that hangs
         place = Path(self.cache_dir)
-        with explain_write_errors(place), wait_for_lock(place, _PATIENCE_S), _bar_on_terminals_only():
+        with explain_write_errors(place), wait_for_lock(place), _bar_on_terminals_only():
             try:
                 super().download_and_prepare(*args, **kwargs)
             except datasets.exceptions.DatasetGenerationError as error:

@@ -29,7 +29,7 @@ from laennec.corpora.exported import is_address
 from laennec.corpora.files import hash_files, named, sha256_of
 from laennec.corpora.load import CORPORA, locate_corpus
 from laennec.errors import InputError
-from laennec.writing import cache_root
+from laennec.files import cache_root
 
 __all__ = [
     "AuditReport",

@@ -30,7 +30,7 @@ from laennec.corpora.base import column_of
 from laennec.corpora.files import named
 from laennec.corpora.protocols import PROTOCOLS, part_rank
 from laennec.errors import InputError
-from laennec.writing import atomic_write, cache_root
+from laennec.files import atomic_write, cache_root
 
 _VERSION = 1
 _WINDOW = 64  # samples of a stretch

@@ -21,9 +21,8 @@ from laennec.audio.lossless import Packed, unpack
 from laennec.audio.recording import DecodeError
 from laennec.corpora.files import AUDIO_SUFFIXES, hash_files, require_room
 from laennec.errors import InputError, hub_reason
-from laennec.locks import wait_for_lock
+from laennec.files import atomic_folder, cache_root, wait_for_lock, writing_error
 from laennec.untrusted import MOST_BYTES, read_json
-from laennec.writing import atomic_folder, cache_root, writing_error
 
 MARK = "laennec_corpus.json"
 FORMAT = 1

@@ -28,9 +28,8 @@ from laennec.corpora.folder import NAME as FOLDER
 from laennec.corpora.load import open_corpus, protocol_of, provenance, split_corpus
 from laennec.corpora.protocols import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
-from laennec.locks import wait_for_lock
+from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock
 from laennec.untrusted import leads_outside
-from laennec.writing import atomic_folder, refuse_other_files, scratch_folder
 
 SHARD_BYTES = 500_000_000
 _SYNTHETIC_FILES = ("synthetic.json", "events.csv")

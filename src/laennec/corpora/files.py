@@ -19,9 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from laennec.errors import InputError
-from laennec.locks import tidy, wait_for_lock
+from laennec.files import atomic_folder, atomic_write, cache_root, remove_stale_lock, wait_for_lock
 from laennec.untrusted import MOST_BYTES, open_regular, read_json
-from laennec.writing import atomic_folder, atomic_write, cache_root
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -130,7 +129,7 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     target = cache_root(cache_dir) / "unpacked" / digest[:24]
     content = target / "content"  # one level down, so that a search beside it sees no other archive
     if content.is_dir():
-        tidy(target)
+        remove_stale_lock(target)
         return content
     with wait_for_lock(target):
         if not content.is_dir():  # another process may have unpacked it meanwhile

@@ -22,8 +22,8 @@ from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event,
 from laennec.corpora.files import named
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
 from laennec.errors import InputError
+from laennec.files import atomic_write, cache_root
 from laennec.untrusted import is_plain, leads_outside, read_json
-from laennec.writing import atomic_write, cache_root
 
 NAME = "hub"
 HUB_VERSION = 1

@@ -29,8 +29,8 @@ from laennec.corpora.protocols import BY_RECORDING, protocol_named
 from laennec.corpora.splits import SplitResult, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
+from laennec.files import cache_root
 from laennec.untrusted import read_json
-from laennec.writing import cache_root
 
 CORPORA: dict[str, type[CycleTableBuilder]] = {
     "icbhi2017": Icbhi2017,

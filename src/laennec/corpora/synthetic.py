@@ -21,9 +21,8 @@ from laennec.audio.cycles import Cycle, flags_of, write_annotation
 from laennec.corpora import lung_sounds
 from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.locks import wait_for_lock
+from laennec.files import atomic_folder, atomic_write, wait_for_lock
 from laennec.untrusted import read_json
-from laennec.writing import atomic_folder, atomic_write
 
 FIRST_PATIENT = 101
 MOST_PATIENTS = 899

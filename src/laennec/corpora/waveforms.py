@@ -29,8 +29,8 @@ from laennec.audio.recording import ButterworthFilter, DecodeError, read_recordi
 from laennec.corpora.base import UnusableRecordingsError
 from laennec.corpora.files import hash_files
 from laennec.errors import InputError
+from laennec.files import atomic_write, cache_root
 from laennec.untrusted import read_bytes
-from laennec.writing import atomic_write, cache_root
 
 WAVEFORM_VERSION = 1
 _MAGIC = b"LAENNECW"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from laennec.doctor.finding import Finding, Verdict, finding, gigabytes, note, ok, problem
 from laennec.errors import InputError
-from laennec.writing import atomic_write, cache_root
+from laennec.files import atomic_write, cache_root
 
 _ROOM = "Storage"
 _PROBE_BYTES = 1 << 20

@@ -19,8 +19,8 @@ from laennec.encoders import encoder_digest, in_groups, load_encoder
 from laennec.encoders.groups import GroupsConfig
 from laennec.encoders.released import out_of_reach, reason
 from laennec.errors import InputError, hub_reason
+from laennec.files import atomic_write, cache_root
 from laennec.untrusted import read_json
-from laennec.writing import atomic_write, cache_root
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.untrusted import refuse_model_folder
-from laennec.writing import atomic_write
 
 ADAPTER_FOLDER = "adapter"
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"

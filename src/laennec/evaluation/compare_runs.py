@@ -21,8 +21,8 @@ from laennec.evaluation.forest import forest_picture
 from laennec.evaluation.picture_style import figure_png
 from laennec.evaluation.report import comparison_page
 from laennec.evaluation.summary import figure_name, is_percent, own_names
+from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.training.record import write_record
-from laennec.writing import atomic_folder, atomic_write, refuse_other_files
 
 WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6

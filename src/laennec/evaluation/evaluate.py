@@ -29,6 +29,7 @@ from laennec.evaluation.shortcuts import blind_length_s, centred, duration_blind
 from laennec.evaluation.smoothed import Smoothing, compare, parse_smoothing, resolve_smoothing
 from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
+from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import FOUR_CLASSES, class_names
 from laennec.training.data_loading import training_device
@@ -48,7 +49,6 @@ from laennec.training.record import (
     write_record,
 )
 from laennec.training.tables import predictions_table, reading_of, truth_table
-from laennec.writing import atomic_folder, atomic_write, refuse_other_files
 
 _WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
 _TRUTH_COLUMNS = (

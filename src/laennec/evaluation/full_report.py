@@ -19,7 +19,7 @@ from laennec.evaluation.predictions import Answers
 from laennec.evaluation.report import make_page
 from laennec.evaluation.report_sections import Extras
 from laennec.evaluation.worst import said, worst_errors
-from laennec.writing import atomic_write
+from laennec.files import atomic_write
 
 _SAME_LOGIT = 0.05  # other machines and batches round otherwise; another model is further off
 

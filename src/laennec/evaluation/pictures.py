@@ -30,7 +30,7 @@ from laennec.evaluation.picture_style import (
 )
 from laennec.evaluation.predictions import Answers, read_predictions
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
-from laennec.writing import atomic_write
+from laennec.files import atomic_write
 
 MOST_LABELS = 12  # of pictures with a curve or a number for each
 _DOT: dict[str, Any] = {"ms": 8, "marker": "o", "mec": "white", "mew": 1.2, "ls": "none", "zorder": 5}

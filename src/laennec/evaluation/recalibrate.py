@@ -13,13 +13,13 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.evaluation.smoothed import VALIDATION, fitted_head, read_validation
+from laennec.files import atomic_write
 from laennec.training.recipe import Recipe, recipe_from_dict
 from laennec.training.recipe_checks import check_head
 from laennec.training.recipe_settings import ConfigError, HeadSettings
 from laennec.training.record import read_run, write_record
 from laennec.training.tables import check_rule, fit_operating_point, operating_point_of
 from laennec.untrusted import read_json
-from laennec.writing import atomic_write
 
 RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
 

@@ -23,7 +23,7 @@ from laennec.evaluation.pictures import MOST_LABELS, evaluated_answers, length_f
 from laennec.evaluation.report_facts import facts, run_warnings
 from laennec.evaluation.report_sections import Extras
 from laennec.evaluation.summary import figure_name, figure_text
-from laennec.writing import atomic_write
+from laennec.files import atomic_write
 
 _PIXELS_PER_INCH = 100
 _PICTURES = {

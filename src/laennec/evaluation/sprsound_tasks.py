@@ -21,11 +21,11 @@ from laennec.errors import InputError
 from laennec.evaluation.logit_adjustment import ADVENTITIOUS, answer_with
 from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
+from laennec.files import atomic_folder, atomic_write
 from laennec.training.auxiliary_tasks import level_tables, task_logits
 from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe
 from laennec.training.tables import logit_thresholds
-from laennec.writing import atomic_folder, atomic_write
 
 _OF_BITS = {
     "1-2": {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"},

@@ -18,6 +18,7 @@ import jinja2
 import yaml
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.hub.card_metadata import card_data, check_metadata, eval_result_files
 from laennec.hub.card_sections import (
     base_licence,
@@ -38,7 +39,6 @@ from laennec.training.recipe import recipe_from_dict
 from laennec.training.recipe_settings import CardSettings, ConfigError
 from laennec.training.record import read_record, write_record
 from laennec.untrusted import parse_yaml, read_text, read_yaml
-from laennec.writing import atomic_write
 
 FILE = "README.md"
 EVAL_RESULTS = ".eval_results"

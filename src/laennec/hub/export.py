@@ -17,10 +17,10 @@ from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
+from laennec.files import atomic_folder, refuse_other_files
 from laennec.hub import onnx, stock
 from laennec.hub.card import write_card
 from laennec.modeling import LaennecForAudioClassification
-from laennec.writing import atomic_folder, refuse_other_files
 
 FORMATS = ("head", "full", "lora", "stock", "onnx", "onnx-int8", "space")
 _WRITTEN = (

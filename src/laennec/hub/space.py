@@ -11,9 +11,9 @@ from pathlib import Path
 
 import laennec
 from laennec.evaluation.evaluate import load_model
+from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.inference.answer import template
 from laennec.inference.model_facts import model_facts
-from laennec.writing import atomic_folder, atomic_write, refuse_other_files
 
 # what the page imports, directly; their own needs come with them
 REQUIRED = (

@@ -19,6 +19,7 @@ from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
+from laennec.files import explain_write_errors, lock_or_refuse, remove_temporary_files
 from laennec.inference.journal import JOURNAL, Journal, key_of, open_journal
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
@@ -33,9 +34,7 @@ from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.predictor import Answer, Prediction, Predictor
 from laennec.inference.spans import annotation_of, refuse_one_for_many
 from laennec.inference.timeline_picture import Spectrogram, write_picture
-from laennec.locks import lock_or_refuse
 from laennec.memory import in_one_line
-from laennec.writing import explain_write_errors, remove_temporary_files
 
 __all__ = ["FORMATS", "Answer", "Predicted", "Prediction", "Predictor", "find_recordings", "predict"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
+from laennec.files import appending
 from laennec.untrusted import open_regular, parse_json, read_bytes
-from laennec.writing import appending
 
 JOURNAL = "journal.jsonl"
 _VERSION = 1

@@ -18,8 +18,8 @@ from typing import Any
 
 from laennec.audio.selections import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.inference.spans import LABELS_SUFFIX, SELECTIONS_SUFFIX
-from laennec.writing import atomic_write
 
 FORMATS = ("json", "csv", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")

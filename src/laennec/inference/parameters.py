@@ -15,8 +15,8 @@ import yaml
 
 from laennec.audio.segmentation import BreathSegmentation
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.untrusted import read_yaml
-from laennec.writing import atomic_write
 
 PARAMETERS = "parameters.yaml"
 _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as defaults; flags override them.\n"

@@ -22,13 +22,13 @@ from laennec.evaluation import evaluate_predictions, write_report
 from laennec.evaluation.evaluate import answer_part, load_model, recipe_of
 from laennec.evaluation.shortcuts import centred, duration_blind
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
+from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.label_fractions import labelled_rows
 from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe, recipe_from_dict
 from laennec.training.record import Timings, read_record, write_record
 from laennec.training.tables import fit_operating_point
-from laennec.writing import atomic_folder, atomic_write
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 

@@ -30,7 +30,7 @@ from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.evaluate import check_split, load_model, provenance_lines, recipe_of
 from laennec.evaluation.label_table import format_label_table, label_table, percent
 from laennec.evaluation.metrics import ICBHI_SCORE_DEFINITION
-from laennec.locks import lock_or_refuse
+from laennec.files import atomic_folder, atomic_write, lock_or_refuse, refuse_other_files
 from laennec.training.data_loading import configure_process
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.folders import RECORDS
@@ -43,7 +43,6 @@ from laennec.training.recipe_settings import EncoderSettings
 from laennec.training.record import Timings, count_evaluation, hardware, read_record, versions, write_record
 from laennec.training.run import fit, make_model
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
-from laennec.writing import atomic_folder, atomic_write, refuse_other_files
 
 _WRITTEN = ("label_efficiency.*", "cells", "encoder")
 

@@ -20,6 +20,7 @@ from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.report_facts import seeds_of
 from laennec.evaluation.smoothing import signed
 from laennec.evaluation.summary import figure_text
+from laennec.files import atomic_write
 from laennec.study.tables import (
     COST_HEADS,
     audit_table,
@@ -29,7 +30,6 @@ from laennec.study.tables import (
     study_table,
 )
 from laennec.training.record import read_record, write_record
-from laennec.writing import atomic_write
 
 _VALUES = (
     "icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "crackle.roc_auc", "wheeze.roc_auc",

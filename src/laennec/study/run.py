@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.locks import try_lock
+from laennec.files import atomic_write, try_lock
 from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart, run_command
 from laennec.study.pictures import study_pictures
 from laennec.study.plan import CLASSICAL, Cell, Score, Study, without_labels
 from laennec.training.recipe import load_recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
-from laennec.writing import atomic_write
 
 
 @dataclass

@@ -21,14 +21,13 @@ from transformers import TrainerCallback
 
 from laennec.corpora.protocols import protocol_named
 from laennec.errors import InputError
-from laennec.locks import try_lock
+from laennec.files import atomic_write, try_lock
 from laennec.study.plan import read_mapping, refuse_unknown
 from laennec.training.recipe import Recipe, setting_keys, with_overrides
 from laennec.training.recipe_settings import ConfigError
 from laennec.training.record import read_record, write_record
 from laennec.training.run import train
 from laennec.training.tables import SELECTION_METRICS
-from laennec.writing import atomic_write
 
 _KEYS = ("trials", "seed", "sampler", "pruner", "space")
 _SAMPLERS, _PRUNERS = ("tpe", "random"), ("median", "none")

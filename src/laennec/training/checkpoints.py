@@ -18,8 +18,8 @@ from typing import Any
 from transformers.trainer_utils import rotate_checkpoints
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.training.record import read_record
-from laennec.writing import atomic_write
 
 MANIFEST = "manifest.json"
 WRITING = ".writing"  # checkpoints that are being written, beside those that are whole

@@ -36,13 +36,12 @@ from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest
 from laennec.encoders.output import frozen_weights
 from laennec.errors import InputError
-from laennec.locks import tidy, try_lock
+from laennec.files import atomic_write, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.batch_size import shorter_cycles
 from laennec.training.data import CycleDataset
 from laennec.training.data_loading import encodes_one_by_one
 from laennec.training.neighbours import Neighbours
-from laennec.writing import atomic_write
 
 _VERSION = 2
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
@@ -344,7 +343,7 @@ def _together(
     for shard in shards:
         place = cache.place([keys[row] for row in shard])
         if all(keys[row] in cache for row in shard):
-            tidy(place)
+            remove_stale_lock(place)
             continue
         with try_lock(place) as ours:
             if ours:

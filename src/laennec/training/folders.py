@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from laennec.errors import InputError
-from laennec.locks import lock_of, lock_or_refuse, tidy
+from laennec.files import explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
 from laennec.training.checkpoints import WRITING
 from laennec.training.recipe import Recipe, recipe_from_dict
 from laennec.training.record import read_record, write_record
-from laennec.writing import explain_write_errors
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
@@ -49,7 +48,7 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
             raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another output folder")
     elif any((out / record).exists() for record in RECORDS):
         for record in RECORDS:
-            tidy(out / record)
+            remove_stale_lock(out / record)
         raise InputError(f"{out}: holds a finished run; choose another output folder or pass --overwrite")
     elif earlier.exists():
         if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.locks import wait_for_lock
+from laennec.files import atomic_write, wait_for_lock
 from laennec.untrusted import MOST_BYTES, read_json
-from laennec.writing import atomic_write
 
 _PACKAGES = (
     "laennec", "torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "numpy", "scipy",

@@ -13,10 +13,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.training.checkpoints import WRITING, last_whole, rotate, seal, what_is_wrong
 from laennec.training.record import read_record, write_record
 from laennec.training.stopping import SaveAndStop, on_request
-from laennec.writing import atomic_write
 
 _SUMS = "sums.json"
 

@@ -24,6 +24,7 @@ from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest, in_groups, load_encoder
+from laennec.files import atomic_folder, atomic_write
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_leanings, refuse_unknown_level, tasks_of
 from laennec.training.data import (
@@ -45,7 +46,6 @@ from laennec.training.record import Timings, hardware, training_history, version
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.stopping import with_the_others
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
-from laennec.writing import atomic_folder, atomic_write
 
 _log = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
 from laennec.encoders.output import MaskedBatchNorm2d
+from laennec.files import atomic_write
 from laennec.losses import WeightedSum
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batch_size import BatchRule
@@ -50,7 +51,6 @@ from laennec.training.samplers import (
 )
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
-from laennec.writing import atomic_write
 
 _log = logging.getLogger(__name__)
 

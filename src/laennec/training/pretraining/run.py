@@ -25,6 +25,7 @@ from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, provenance
 from laennec.corpora.duplicates import one_name_each
 from laennec.encoders import encoder_digest, load_encoder
+from laennec.files import atomic_folder
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.batch_size import BatchRule
 from laennec.training.console import LossLines, say
@@ -44,7 +45,6 @@ from laennec.training.record import Timings, hardware, training_history, version
 from laennec.training.schedules import trainer_end
 from laennec.training.stopping import with_the_others
 from laennec.training.trainer import LaennecTrainer
-from laennec.writing import atomic_folder
 
 _CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
 

@@ -14,10 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from laennec import aside
 from laennec.errors import InputError
-from laennec.locks import tidy
-from laennec.writing import atomic_folder, atomic_write, explain_write_errors, refuse_other_files, writing_error
+from laennec.files import (
+    atomic_folder,
+    atomic_write,
+    explain_write_errors,
+    refuse_other_files,
+    remove_stale_lock,
+    writing_error,
+)
 
 
 def names(folder):
@@ -104,7 +109,6 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path, mo
             raise OSError(errno.EACCES, "no")
         honest(source, target)
 
-    monkeypatch.setattr(aside, "exchanged", lambda one, other: False)  # a system that cannot exchange two names
     monkeypatch.setattr(os, "replace", fails_at_the_last_step)
     with pytest.raises(InputError, match="no permission"), atomic_folder(tmp_path / "out") as folder:
         (folder / "new").write_text("new")
@@ -158,12 +162,10 @@ def test_weights_in_a_folder_have_ordinary_rights(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from laennec import aside
-from laennec.locks import wait_for_lock
-from laennec.writing import atomic_folder, atomic_write
+from laennec.files import wait_for_lock
+from laennec.files import atomic_folder, atomic_write
 kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
-if "between" in sys.argv:  # the two steps of a swap where a system has no single one
-    aside.exchanged = lambda one, other: False
+if "between" in sys.argv:  # the two renames that put a folder in another's place
     honest = os.replace
     def once(source, target):
         honest(source, target)
@@ -193,7 +195,7 @@ def test_what_a_kill_leaves_is_gone_when_the_same_is_written_again(tmp_path, mon
         assert len([p for p in tmp_path.iterdir() if p.name.startswith(".")]) <= 4  # they do not add up
     if where == "within":
         assert names(tmp_path / "out") == ["earlier"] and not (tmp_path / "a.txt").exists()
-    tidy(tmp_path / "locked")
+    remove_stale_lock(tmp_path / "locked")
     with atomic_folder("out") as folder:
         assert (tmp_path / "out").is_dir()
         (folder / "new").write_text("new")

@@ -1,0 +1,427 @@
+"""Files that are either whole or absent, and one writer at a time.
+
+Decisions: nothing is written in place. A file or a folder is written beside its final name, synced and renamed, so a
+full disk, a read-only folder or a kill leaves the old content or nothing. A temporary name is locked by its writer;
+what a killed writer left is removed by the next one. Locks belong to the operating system and end with their owner, so
+there is no age or process number to judge them by. A link is replaced, never written through.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from laennec.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: what a killed writer leaves there stays
+    fcntl = None  # type: ignore[assignment]
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+_OTHER_FOLDER = "choose another folder"
+_REMEDIES = {
+    errno.ENOSPC: f"the disk is full; free some space or {_OTHER_FOLDER}",
+    errno.EDQUOT: f"the disk quota is used up; free some space or {_OTHER_FOLDER}",
+    errno.EFBIG: f"the file grows larger than is allowed there; raise the limit or {_OTHER_FOLDER}",
+    errno.EROFS: f"the file system is read-only; {_OTHER_FOLDER}",
+    errno.EACCES: f"no permission to write there; {_OTHER_FOLDER}",
+    errno.EEXIST: f"a part of this path is a file, not a folder; {_OTHER_FOLDER}",
+    errno.ENOTDIR: f"a part of this path is a file, not a folder; {_OTHER_FOLDER}",
+    errno.EISDIR: "there is a folder of this name; choose another name",
+    errno.ELOOP: f"it is a link to another file; remove the link or {_OTHER_FOLDER}",
+}
+# what safetensors, torch and numpy say instead of raising the system's error
+_LIBRARY_MESSAGES = {
+    "no space left on device": errno.ENOSPC,
+    "os error 28": errno.ENOSPC,
+    "pytorchstreamwriter failed": errno.ENOSPC,
+    "inline_container.cc": errno.ENOSPC,
+    "iostream error": errno.ENOSPC,
+    " requested and ": errno.ENOSPC,
+    "file too large": errno.EFBIG,
+    "read-only file system": errno.EROFS,
+}
+_log = logging.getLogger(__name__)
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of all caches: the argument, else $LAENNEC_CACHE, else ~/.cache/laennec."""
+    return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
+
+
+def writing_error(path: str | Path, error: BaseException) -> InputError | None:
+    """The one-line error for a write that failed; None where a user cannot mend it."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in _REMEDIES:
+        message = str(error).lower()
+        number = next((known for words, known in _LIBRARY_MESSAGES.items() if words in message), None)
+    return None if number is None else InputError(f"{path}: cannot write: {_REMEDIES[number]}")
+
+
+def system_error(path: str | Path, error: BaseException) -> InputError | None:
+    """The one-line error for what the system could not read or write; None for any other error."""
+    if (failed := writing_error(path, error)) is not None:
+        return failed
+    chain: BaseException | None = error
+    while chain is not None and not (isinstance(chain, OSError) and chain.errno):
+        chain = chain.__cause__ or chain.__context__
+    if not isinstance(chain, OSError):
+        return None
+    where = next((str(name) for name in (chain.filename, chain.filename2) if name not in (None, -1)), str(path))
+    said = chain.strerror or type(chain).__name__
+    again = "run the same command again: finished work is kept"
+    if chain.errno in (errno.EMFILE, errno.ENFILE):
+        return InputError(f"{where}: too many open files; raise the limit (ulimit -n) and {again}")
+    if chain.errno in (errno.ENOENT, errno.EBADF):
+        return InputError(f"{where}: is gone ({said}): it was moved or its disk was lost; put it back and {again}")
+    return InputError(f"{where}: the system reports: {said}; check the disk or network share and {again}")
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: str | Path) -> Iterator[None]:
+    """Turn a failed write within the block, a library's too, into one line about `path`.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (explained := writing_error(path, error)) is None:
+            raise
+        raise explained from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
+    """Open a temporary file that becomes `path` when the block ends without an error.
+
+    Args:
+        path: The final name; its folder is made if needed.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+        sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
+            without.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable; `path` is as it was before.
+    """
+    path = Path(path)
+    with explain_write_errors(path), _temporary(path, _new_file) as (temporary, handle):
+        with os.fdopen(os.dup(handle), mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends without an error, replacing what was there.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable; `path` is as it was before.
+    """
+    path = Path(path)
+    with explain_write_errors(path):
+        swap = path.with_name(f"{path.name}.swap")
+        if os.path.lexists(_old_of(path)):
+            with wait_for_lock(swap):
+                _restore(path)
+        with _temporary(path, _new_folder) as (temporary, _):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    os.chmod(file, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(temporary, 0o777 & ~_umask())
+            with wait_for_lock(swap):
+                _take_place(temporary, path)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Rename a folder to `path`; what lay there is restored where that fails, and deleted where it works."""
+    old = _old_of(path)
+    _restore(path)
+    if os.path.lexists(path):
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        _restore(path)
+        raise
+    _remove(old)
+
+
+def _old_of(path: Path) -> Path:
+    """Where a folder lies while another one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _restore(path: Path) -> None:
+    """Undo what a kill between the two renames of `_take_place` left."""
+    old = _old_of(path)
+    if os.path.lexists(old):
+        if os.path.lexists(path) or old.is_symlink():
+            _remove(old)
+        else:
+            os.replace(old, path)
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, make: Callable[[Path], tuple[int, Path]]) -> Iterator[tuple[Path, int]]:
+    """A new temporary file or folder beside `path`, locked; gone after the block unless it was renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in _temporary_names(path):
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | _NO_LINK)
+            try:
+                if _lock_handle(handle):  # its writer is dead
+                    _remove(left)
+            finally:
+                os.close(handle)
+    while True:
+        handle, temporary = make(path)
+        if fcntl is None or (_lock_handle(handle) and temporary.exists()):
+            break
+        os.close(handle)  # another writer removed it as a dead one's before it was locked
+    try:
+        yield temporary, handle
+    finally:
+        _remove(temporary)
+        os.close(handle)
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    return handle, Path(name)
+
+
+def _new_folder(path: Path) -> tuple[int, Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    with contextlib.suppress(FileNotFoundError):  # another writer removed it as a dead one's
+        return os.open(folder if fcntl else os.devnull, os.O_RDONLY), folder
+    return _new_folder(path)
+
+
+def _lock_handle(handle: int) -> bool:
+    """Lock an open file or folder; False where another process holds it or the system has no such locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, AttributeError) as error:
+        return getattr(error, "errno", None) in _NO_LOCKS
+    return True
+
+
+def _temporary_names(path: Path) -> list[Path]:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part")
+    return [found for found in path.parent.iterdir() if ours.fullmatch(found.name)]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
+    """Remove what a kill left of files of these names in a folder that nobody else writes to."""
+    for name in names:
+        for left in _temporary_names(Path(folder) / name):
+            _remove(left)
+
+
+@contextlib.contextmanager
+def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
+    """Add lines to the end of a journal, each forced to disk; the one file that is written in place.
+
+    A kill can leave a part of the last line; its reader drops a line without a line end.
+
+    Args:
+        path: The file; its folder is made if needed.
+        size: How many bytes of it are good; the rest is cut off before anything is added.
+
+    Yields:
+        A function that adds a line (with its end); where that fails the file is as it was before.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable.
+    """
+    path = Path(path)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = (
+            os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK if os.name == "posix" else os.O_WRONLY | os.O_CREAT
+        )
+        file = os.fdopen(os.open(path, flags | _NO_LINK, 0o666), "ab", buffering=0)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.ELOOP, "not a regular file", str(path))
+    with file:
+        with explain_write_errors(path):
+            file.truncate(size)
+        whole = size
+
+        def add(line: bytes) -> None:
+            nonlocal whole
+            try:
+                with explain_write_errors(path):
+                    if file.write(line) != len(line):
+                        raise OSError(errno.ENOSPC, "written in part", str(path))
+                    os.fsync(file.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(whole)
+                raise
+            whole += len(line)
+
+        try:
+            yield add
+        finally:
+            if not whole:  # not even its first line could be written
+                path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_folder(place: str | Path) -> Iterator[Path]:
+    """Yield a folder that exists for this block alone; the next one of this name removes what a kill left."""
+    with explain_write_errors(place), _temporary(Path(place), _new_folder) as (folder, _):
+        yield folder
+
+
+def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -> None:
+    """Refuse to replace a folder that holds anything but what laennec wrote.
+
+    Args:
+        folder: It may be absent or empty.
+        ours: Names (patterns) of what laennec writes.
+        remedy: What to do instead.
+
+    Raises:
+        InputError: It holds something else, or is no folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file, not a folder; {remedy}")
+    ours = [*ours, *(f".{name}.{end}" for name in ours for end in ("lock", "swap.lock", "????????.part"))]
+    for found in sorted(folder.iterdir()) if folder.exists() else ():
+        if not any(found.match(name) for name in ours):
+            raise InputError(f"{folder}: holds other files ({found.name}); {remedy}")
+
+
+@contextlib.contextmanager
+def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[None]:
+    """Let one process (and one thread) at a time make `path`; the others wait until it is done or has died.
+
+    Look again whether `path` is there once the block has begun: whoever was waited for may have made it. Blocks of one
+    path must not be nested.
+
+    Args:
+        path: The file or folder that is made.
+        patience_s: How long to wait, in seconds.
+
+    Raises:
+        InputError: Its folder cannot be written to, or the other process takes longer.
+    """
+    with try_lock(path, patience_s) as ours:
+        if not ours:
+            raise InputError(
+                f"{path}: another process has been making it for {patience_s:.0f} s; end that process, or choose "
+                "another cache (LAENNEC_CACHE) or folder"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def lock_or_refuse(path: str | Path) -> Iterator[None]:
+    """Refuse to make what another process is making; a process that died makes nothing more.
+
+    Args:
+        path: The file that stands for a folder's content: a run's record, a batch's journal.
+
+    Raises:
+        InputError: Another process is writing there, or the folder cannot be written to.
+    """
+    with try_lock(path) as ours:
+        if not ours:
+            raise InputError(
+                f"{Path(path).parent}: another process is writing to this folder; wait until it has ended, or "
+                f"{_OTHER_FOLDER}"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
+    """Lock the making of `path` for this block; yields False where another process has the lock.
+
+    Args:
+        path: The file or folder that is made.
+        patience_s: How long to wait for another process, in seconds.
+
+    Raises:
+        InputError: Its folder cannot be written to.
+    """
+    path = Path(path)
+    lock = FileLock(lock_of(path), mode=0o666, poll_interval=0.1)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=min(patience_s, 1))
+            if not lock.is_locked and patience_s:
+                _log.warning("%s: another process is making it; waiting", path)
+                with contextlib.suppress(Timeout):
+                    lock.acquire(timeout=patience_s)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            yield True  # this file system has no locks
+            return
+    if not lock.is_locked:
+        yield False
+        return
+    try:
+        for left in _temporary_names(path):
+            _remove(left)
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            lock_of(path).unlink()  # while it is locked: whoever waits makes a new one
+        lock.release()
+
+
+def lock_of(path: str | Path) -> Path:
+    """The file that is locked while `path` is made; what a killed process leaves of it means nothing."""
+    path = Path(path)
+    return path.with_name(f".{path.name}.lock")
+
+
+def remove_stale_lock(path: str | Path) -> None:
+    """Remove the lock of a process that was killed after it had made `path`."""
+    if lock_of(path).exists():
+        with try_lock(path):
+            pass
+
+
+def _umask() -> int:
+    """The process's file mode mask, which temporary files ignore and final files must not."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
