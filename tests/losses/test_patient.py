@@ -53,26 +53,3 @@ def test_one_patient_is_zero_without_gradient(golden):
     assert total.item() == 0
     assert x.grad.abs().max() == 0
     assert loss.pairs == {"pcsl": 0, "gpal": 0}
-
-
-def test_gradcheck_and_rotation():
-    x = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    patients = torch.tensor([0, 0, 1, 1, 2, 2])
-    loss = PatientAlignmentLoss(0.5, 0.5)
-    assert torch.autograd.gradcheck(lambda v: tuple(loss(v, patients).values()), x)
-    rotation = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
-    order = torch.randperm(6)
-    for name, term in loss((x @ rotation)[order] + 5, patients[order]).items():
-        torch.testing.assert_close(term, loss(x, patients)[name])
-    assert loss(x.bfloat16(), patients) == loss(x.bfloat16().float(), patients)
-
-
-def test_any_batch_gives_finite_values_and_gradients(degenerate):
-    embeddings, patients = degenerate
-    if embeddings.numel() and embeddings.abs().max() > 1e20:
-        pytest.skip("embeddings are not normalised here, so huge ones overflow by definition")
-    x = embeddings.clone().requires_grad_()
-    terms = PatientAlignmentLoss()(x, patients)
-    sum(terms.values()).backward()
-    assert all(torch.isfinite(term) for term in terms.values())
-    assert torch.isfinite(x.grad).all()

@@ -31,19 +31,6 @@ def drawn(anchors, n, dim, seed, dtype=torch.float64):
     ]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("temperature", [1.0, 0.1])
-def test_equals_the_formula(dtype, tolerance, temperature):
-    for seed, (anchors, n) in enumerate([(1, 1), (5, 3), (4, 7)]):
-        tensors = drawn(anchors, n, 6, seed, dtype)
-        mask = torch.rand(anchors, n) > 0.3
-        loss = TupletContrastiveLoss(temperature)
-        assert loss(*tensors)["tuplet"].item() == pytest.approx(naive(*tensors, temperature), rel=tolerance)
-        assert loss.pairs == {"tuplet": anchors * n}
-        assert loss(*tensors, mask)["tuplet"].item() == pytest.approx(naive(*tensors, temperature, mask), rel=tolerance)
-        assert loss.pairs == {"tuplet": int(mask.sum())}
-
-
 def test_golden_values_and_gradient(golden):
     cases = golden("song2021")
     for name in ["song_loss_N3", "song_loss_worked_2d"]:
@@ -56,13 +43,6 @@ def test_golden_values_and_gradient(golden):
         assert value.item() == pytest.approx(expected["loss"], rel=1e-9)
         if "grad_anchor" in expected:
             assert anchor.grad[0].tolist() == pytest.approx(expected["grad_anchor"], rel=1e-6)
-
-
-def test_gradcheck():
-    tensors = [t.requires_grad_() for t in drawn(3, 4, 5, 7)]
-    mask = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
-    loss = TupletContrastiveLoss(0.5)
-    assert torch.autograd.gradcheck(lambda a, p, n: loss(a, p, n, mask)["tuplet"], tensors)
 
 
 def test_an_anchor_without_negatives_adds_nothing():
@@ -87,20 +67,6 @@ def test_finite_for_zero_identical_and_extreme_embeddings():
     same = torch.ones(3, 5, requires_grad=True)
     TupletContrastiveLoss(0.01)(same, same, same[:, None].expand(3, 4, 5))["tuplet"].backward()
     assert torch.isfinite(same.grad).all()
-
-
-def test_rotation_and_order_do_not_matter_and_bf16_is_widened():
-    a, p, n = drawn(4, 3, 5, 10)
-    loss = TupletContrastiveLoss()
-    plain = loss(a, p, n)["tuplet"]
-    rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q
-    torch.testing.assert_close(loss(a @ rotation, p @ rotation, n @ rotation)["tuplet"], plain)
-    torch.testing.assert_close(loss(a.flip(0), p.flip(0), n.flip(0).flip(1))["tuplet"], plain)
-    narrow = [t.bfloat16() for t in (a, p, n)]
-    assert loss(*narrow)["tuplet"] == loss(*(t.float() for t in narrow))["tuplet"]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss(a.float(), p.float(), n.float())["tuplet"]
-    assert inside == loss(a.float(), p.float(), n.float())["tuplet"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,4 +112,3 @@ def test_misuse_is_named():
         TupletContrastiveLoss()(a, p, n, torch.ones(3, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="cannot be"):
         draw_negatives(torch.zeros(1), torch.zeros(2), -1)
-    assert "temperature=1.0" in repr(TupletContrastiveLoss())

@@ -149,6 +149,19 @@ _BIB: dict[str, str] = {
   booktitle={International Conference on Learning Representations (ICLR)},
   year={2021}
 }""",
+    "hybrid": """@article{moummad2022supervised,
+  title={Supervised Contrastive Learning for Respiratory Sound Classification},
+  author={Moummad, Ilyass and Farrugia, Nicolas},
+  journal={arXiv preprint arXiv:2210.16192},
+  year={2022}
+}""",
+    "stethoscope": """@inproceedings{kim2024stethoscope,
+  title={Stethoscope-guided Supervised Contrastive Learning for Cross-domain Adaptation on Respiratory Sound
+    Classification},
+  author={Kim, June-Woo and Bae, Sangmin and Cho, Won-Yang and Lee, Byungjo and Jung, Ho-Young},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2024}
+}""",
     "temperature": """@inproceedings{guo2017calibration,
   title={On Calibration of Modern Neural Networks},
   author={Guo, Chuan and Pleiss, Geoff and Sun, Yu and Weinberger, Kilian Q.},
@@ -192,7 +205,7 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
 
 def _of_losses(config: Mapping[str, Any]) -> list[str]:
     """The citations that the losses carry themselves."""
-    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, HybridLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
+    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
 
     loss, found = config["loss"], []
     if loss["task"] == "focal":
@@ -201,7 +214,9 @@ def _of_losses(config: Mapping[str, Any]) -> list[str]:
         kind = (given or {}).get("loss", name)
         found.append(str(getattr(AUXILIARY_LOSSES.get(kind), "citation", "") or ""))
         if kind == "supcon" and loss.get("task_views") == "all":
-            found.append(HybridLoss.citation)
+            found.append(_BIB["hybrid"])
+        if (given or {}).get("detach_other_views"):
+            found.append(_BIB["stethoscope"])
     if config["encoder"]["type"] == "cnn":
         found.append(TupletContrastiveLoss.citation)
     mix = (config.get("augment") or {}).get("mix") or {}

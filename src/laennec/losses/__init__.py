@@ -1,13 +1,13 @@
-"""What pulls embeddings together or apart, in pure torch."""
+"""Auxiliary losses on embeddings, in pure torch. `AUXILIARY_LOSSES` maps their names in recipes to classes."""
 
 from torch import nn
 
 from laennec.losses.add import AngularDistanceDistributionLoss
+from laennec.losses.base import Loss
 from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss, ReconstructionLoss
 from laennec.losses.combine import WeightedSum, WeightSchedule
-from laennec.losses.device import DeviceAdversarialLoss, GradientReversal, StethoscopeGuidedLoss
+from laennec.losses.device import DeviceAdversarialLoss, GradientReversal
 from laennec.losses.focal import FocalLoss
-from laennec.losses.hybrid import HybridLoss, MetadataSupConLoss
 from laennec.losses.opl import OrthogonalProjectionLoss
 from laennec.losses.patch_mix import PatchMixContrastiveLoss, PatchMixCrossEntropy
 from laennec.losses.patient import PatientAlignmentLoss
@@ -22,6 +22,7 @@ AUXILIARY_LOSSES: dict[str, type[nn.Module]] = {
     "opl": OrthogonalProjectionLoss,
     "patient": PatientAlignmentLoss,
     "patch_mix": PatchMixContrastiveLoss,
+    "device_adversarial": DeviceAdversarialLoss,
     "clustering": DeepClusteringLoss,
     "cluster_similarity": ClusterSimilarityLoss,
     "reconstruction": ReconstructionLoss,
@@ -35,15 +36,13 @@ __all__ = [
     "DeviceAdversarialLoss",
     "FocalLoss",
     "GradientReversal",
-    "HybridLoss",
-    "MetadataSupConLoss",
+    "Loss",
     "NTXentLoss",
     "OrthogonalProjectionLoss",
     "PatchMixContrastiveLoss",
     "PatchMixCrossEntropy",
     "PatientAlignmentLoss",
     "ReconstructionLoss",
-    "StethoscopeGuidedLoss",
     "SupConLoss",
     "TupletContrastiveLoss",
     "WeightSchedule",

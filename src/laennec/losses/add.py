@@ -1,56 +1,58 @@
-"""Angular distance distribution (ADD).
+"""Angular distance distribution (ADD) loss.
 
-Decisions: the variant is named wherever the loss is printed, since three unequal losses go by this name; weights are
-in the order of the paper in all of them; soft labels are "identical" below a label distance of 1e-3; a label row of
-zeros is a class of its own. Which pairs count, and what an absent one does, is decided in `moments.py`.
+Decisions: pairs are ordered, as in the authors' masks. The standard deviation of fewer than two distinct pairs is 0
+with zero gradient, because it is undefined. The variant is named wherever the loss is printed, since unequal losses go
+by this name. Soft labels are "identical" below a label distance of 1e-3; a label row of zeros is a class of its own.
 """
 
 import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laennec.losses.moments import Group, PairMoments, Quantity
-from laennec.losses.pairs import check_embeddings, class_indices, full_precision, label_rows, normalise, widened
+from laennec.losses import blocks
+from laennec.losses.base import (
+    Loss,
+    absent,
+    check_embeddings,
+    class_indices,
+    full_precision,
+    label_rows,
+    mean,
+    normalise,
+    ordered_pairs,
+    std,
+    widened,
+)
 
 VARIANTS = ("paper", "soft", "released", "legacy")
-_SQUARED_DISTANCE = Quantity(lambda s, t: (1 - s).square_(), lambda s, t: (s - 1).mul_(2))
-_SQUARED_SIMILARITY = Quantity(lambda s, t: s.square(), lambda s, t: 2 * s)
-_DISTANCE = Quantity(lambda s, t: 1 - s, lambda s, t: torch.full_like(s, -1.0))
-_LABEL_GAP = Quantity(lambda s, t: (s - t.to(s.dtype)).square_(), lambda s, t: (s - t.to(s.dtype)).mul_(2))
-
-_HARD: tuple[Group, ...] = (("same", _SQUARED_DISTANCE), ("different", _SQUARED_SIMILARITY))
-_LEGACY: tuple[Group, ...] = (("same", _DISTANCE), ("different", _DISTANCE))
-_SOFT: tuple[Group, ...] = (("all", _LABEL_GAP), ("same", _SQUARED_DISTANCE))
-_RELEASED: tuple[Group, ...] = (("all", _LABEL_GAP),)
+IDENTICAL_LABEL_DISTANCE = 1e-3
 
 
-class AngularDistanceDistributionLoss(nn.Module):
-    """Pull the angular distances within a class towards 0 and between classes towards 1, and make both narrow.
+class AngularDistanceDistributionLoss(Loss):
+    """Pull the angular distances within a class towards 0 and between classes towards 1, and narrow both distributions.
 
     Formula: with d = 1 - cosine, over ordered pairs of equal label (P+) and of different label (P-),
     `l1 mean(d^2 | P+) + l2 std(d^2 | P+) + l3 mean((1-d)^2 | P-) + l4 std((1-d)^2 | P-)`.
-    Soft labels (eq. 7-8): `l1 mean_{i != j} (d_label - d)^2 + l2 std(d^2 | identical labels)`; a row of flags that are
-    all 0 (a cycle with neither crackle nor wheeze) counts as a class of its own.
+    Soft labels (eq. 7-8): `l1 mean_{i != j} (d_label - d)^2 + l2 std(d^2 | identical labels)`.
 
-    Batch: at least two cycles of some class and two classes; any shuffled batch of 16 or more does
-    (`laennec.training.samplers.EpochSampler`), and `ClassesTimesSamplesSampler` makes sure of it.
+    Batch: at least two cycles of some class and two classes; any shuffled batch of 16 or more
+    (`laennec.training.samplers.EpochSampler`), or `ClassesTimesSamplesSampler`, which guarantees it.
 
     Returns: `add_mu_pos`, `add_sigma_pos`, `add_mu_neg`, `add_sigma_neg`; soft labels `add_mu`, `add_sigma_pos`;
     "released" `add_mu`. Weights applied; `pairs` counts the ordered pairs of each.
 
-    Prefer: `SupConLoss` for two augmented views of a cycle, `OrthogonalProjectionLoss` where equal spreads are not
-    wanted. There is no second derivative: a gradient penalty needs another loss.
+    Prefer: `SupConLoss` for two augmented views of a cycle, `OrthogonalProjectionLoss` where the spread of the
+    distances does not matter.
 
     Args:
-        weights: always in the order (mu_pos, sigma_pos, mu_neg, sigma_neg); soft labels and "released" use the first
-            ones.
+        weights: Always in the order (mu_pos, sigma_pos, mu_neg, sigma_neg); soft labels use the first two, "released"
+            the first.
         variant: "paper" (equations 1-5, and 7-8 for label rows), "soft" (equations 7-8 for any labels), "released"
-            (the authors' registered class: `l1 mean((d_label - d)^2)`
-            over all batch * batch entries, embeddings (batch, tokens, dim) averaged over tokens first) or "legacy"
-            (their older class: `l1 mean(d | P+)^2 + l2 std(d | P+) + l3 (1 - mean(d | P-))^2 + l4 std(d | P-)`). The
-            three differ by a factor of six on one input, so always say which one ran.
+            (the authors' registered class: `l1 mean((d_label - d)^2)` over all batch * batch entries) or "legacy"
+            (their older class: `l1 mean(d | P+)^2 + l2 std(d | P+) + l3 (1 - mean(d | P-))^2 + l4 std(d | P-)`). On one
+            batch they differ by a factor of six, so always report the variant.
 
     Raises:
         ValueError: if the variant is unknown or there are not four finite weights.
@@ -75,80 +77,76 @@ class AngularDistanceDistributionLoss(nn.Module):
             raise ValueError(f"ADD needs four weights (mu_pos, sigma_pos, mu_neg, sigma_neg), not {tuple(weights)}")
         self.weights = tuple(float(weight) for weight in weights)
         self.variant = variant
-        self.pairs: dict[str, int] = {}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the weighted terms of the chosen variant.
+        """Return the weighted terms of the variant.
 
         Args:
-            embeddings: (batch, dim); "released" also takes (batch, tokens, dim). Normalised here.
-            labels: integers (batch,), or soft or one-hot rows (batch, classes).
+            embeddings: (batch, dim); "released" and "legacy" also take (batch, tokens, dim) and average over tokens.
+                Normalised here. Above 1024 rows, "paper" with integer labels never holds the pair matrix in memory.
+            labels: Integers (batch,), or soft or one-hot rows (batch, classes).
 
         Returns:
-            Hard labels: `add_mu_pos`, `add_sigma_pos`, `add_mu_neg`, `add_sigma_neg`. Soft labels: `add_mu`,
-            `add_sigma_pos`. "released": `add_mu`. Scalars, weights applied; `pairs` counts the ordered pairs of each.
+            Named scalars as in the class docstring.
 
         Raises:
             ValueError: if the shapes do not fit, an integer label is negative, or a soft label is negative, not finite
                 or empty.
         """
-        if self.variant == "released" and embeddings.ndim == 3:
+        if self.variant in ("released", "legacy") and embeddings.ndim == 3:
             embeddings = widened(embeddings).mean(dim=1)  # (batch, tokens, dim) -> (batch, dim)
         check_embeddings(embeddings, labels)
         with full_precision(embeddings):
             z = normalise(embeddings)
-            targets = self._targets(labels, z.dtype)
-            if self.variant == "released":
-                return self._released(z, targets)
-            if self.variant == "soft" or (self.variant == "paper" and targets.ndim == 2):
-                return self._soft(z, targets)
-            return self._hard(z, targets)
+            if labels.ndim == 1 or (labels.shape[1] == 1 and not labels.is_floating_point()):
+                labels = class_indices(labels)
+                if self.variant == "paper":
+                    return self._paper(z, labels)
+            dy = 1 - self._label_similarity(labels, z.dtype)
+            return self._legacy(z, dy) if self.variant == "legacy" else self._soft(z, dy)
 
-    def _targets(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
-        """Integer labels as they are; label rows at length 1."""
-        if labels.ndim != 2:
-            return class_indices(labels)  # refuses anything but integers here
-        if labels.shape[1] == 1 and not labels.is_floating_point():
-            return class_indices(labels)
+    def _paper(self, z: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Equations 1-5."""
+        if len(z) > blocks.LARGEST_MATRIX:
+            return self._weighted(*blocks.add_terms(z, labels))
+        d = 1 - z @ z.T  # (batch, batch)
+        same, different = ordered_pairs(labels)
+        positive, negative = d[same].square(), (1 - d[different]).square()  # (pairs,)
+        terms = [mean(positive), std(positive), mean(negative), std(negative)]
+        return self._weighted(terms, [len(positive), len(positive), len(negative), len(negative)])
+
+    def _legacy(self, z: Tensor, dy: Tensor) -> dict[str, Tensor]:
+        """The authors' older class: distances are not squared before the mean."""
+        d = 1 - z @ z.T  # (batch, batch)
+        same = dy < IDENTICAL_LABEL_DISTANCE
+        positive, negative = d[same.clone().fill_diagonal_(False)], d[~same]  # (pairs,)
+        mu_neg = (1 - mean(negative)).square() if len(negative) else absent(z)  # not (1 - 0)^2
+        terms = [mean(positive).square(), std(positive), mu_neg, std(negative)]
+        return self._weighted(terms, [len(positive), len(positive), len(negative), len(negative)])
+
+    def _weighted(self, terms: list[Tensor], counts: list[int]) -> dict[str, Tensor]:
+        names = ("add_mu_pos", "add_sigma_pos", "add_mu_neg", "add_sigma_neg")
+        self.pairs = dict(zip(names, counts, strict=True))
+        return {name: weight * term for name, weight, term in zip(names, self.weights, terms, strict=True)}
+
+    def _soft(self, z: Tensor, dy: Tensor) -> dict[str, Tensor]:
+        """Equations 7-8, or "released", which also counts the diagonal and has no deviation."""
+        dz = 1 - z @ z.T  # (batch, batch)
+        if self.variant == "released":
+            self.pairs = {"add_mu": dz.numel()}
+            return {"add_mu": self.weights[0] * mean((dy - dz).square().flatten())}
+        others = ~torch.eye(len(z), dtype=torch.bool, device=z.device)
+        gaps = (dy - dz)[others].square()  # (pairs,)
+        identical = dz[others & (dy < IDENTICAL_LABEL_DISTANCE)].square()  # (pairs,)
+        self.pairs = {"add_mu": len(gaps), "add_sigma_pos": len(identical)}
+        return {"add_mu": self.weights[0] * mean(gaps), "add_sigma_pos": self.weights[1] * std(identical)}
+
+    def _label_similarity(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cosine similarity of the labels, (batch, batch)."""
+        if labels.ndim == 1:
+            return (labels[:, None] == labels[None, :]).to(dtype)
         rows = label_rows(labels, dtype)
-        if self.variant != "released":
-            # rows without any class form a class: give them a coordinate of their own
+        if self.variant != "released":  # cycles of no class form a class: give them a coordinate of their own
             rows = torch.cat([rows, (rows == 0).all(dim=1, keepdim=True).to(dtype)], dim=1)
-        return normalise(rows)
-
-    def _hard(self, z: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        legacy = self.variant == "legacy"
-        mean, deviation, counts = PairMoments.apply(z, targets, _LEGACY if legacy else _HARD)
-        positive, negative = counts.tolist()
-        self.pairs = {
-            "add_mu_pos": positive,
-            "add_sigma_pos": positive,
-            "add_mu_neg": negative,
-            "add_sigma_neg": negative,
-        }
-        mu_pos, mu_neg = mean.unbind()
-        if legacy:
-            # without a negative pair the term is absent, and (1 - 0)^2 would be a constant 1
-            mu_pos, mu_neg = mu_pos.square(), (1 - mu_neg).square() if negative else mu_neg
-        terms = (mu_pos, deviation[0], mu_neg, deviation[1])
-        return {name: weight * term for name, weight, term in zip(self.pairs, self.weights, terms, strict=True)}
-
-    def _soft(self, z: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        mean, deviation, counts = PairMoments.apply(z, targets, _SOFT)
-        every, identical = counts.tolist()
-        self.pairs = {"add_mu": every, "add_sigma_pos": identical}
-        return {"add_mu": self.weights[0] * mean[0], "add_sigma_pos": self.weights[1] * deviation[1]}
-
-    def _released(self, z: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        mean, _, counts = PairMoments.apply(z, targets, _RELEASED)
-        batch = len(z)
-        self.pairs = {"add_mu": batch * batch}
-        own = z.detach().square().sum(dim=1)
-        own_label = targets.square().sum(dim=1) if targets.ndim == 2 else torch.ones_like(own)
-        # the diagonal is 0 unless an embedding or a label row is all zeros; it never carries a gradient
-        total = mean[0] * counts[0] + (own - own_label).square().sum()
-        return {"add_mu": self.weights[0] * total / max(1, batch * batch)}
-
-    def extra_repr(self) -> str:
-        """Say which of these losses this is."""
-        return f"variant={self.variant!r}, weights (mu_pos, sigma_pos, mu_neg, sigma_neg)={self.weights}"
+        rows = normalise(rows)
+        return rows @ rows.T

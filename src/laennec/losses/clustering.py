@@ -1,8 +1,8 @@
 """Deep clustering of the frame groups of a cycle (CycleGuardian).
 
-Decisions: the target is normalised over the groups of one cycle, not over the batch, and is trained through (not a
-constant), both as the authors do; the default is the mean over cycles and groups, because the authors' sum grows with
-the batch and so ties the weight to its size. Groups beyond a cycle's end (a mask says which) count nowhere.
+Decisions: the target is normalised over the groups of one cycle, not over the batch, and carries a gradient, both as in
+the authors' code. The default is the mean over cycles and groups, because the authors' sum grows with the batch and so
+ties the weight to its size. Masked groups (beyond a cycle's end) do not count.
 """
 
 from typing import ClassVar
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from laennec.losses.pairs import absent, check_embeddings, full_precision, widened
+from laennec.losses.base import Loss, absent, check_embeddings, full_precision, widened
 
 _CITATION = """@article{chu2025cycleguardian,
   title={CycleGuardian: A Framework for Automatic Respiratory Sound Classification Based on Improved Deep Clustering and
@@ -21,7 +21,7 @@ _CITATION = """@article{chu2025cycleguardian,
 }"""
 
 
-class DeepClusteringLoss(nn.Module):
+class DeepClusteringLoss(Loss):
     """Sharpen the soft assignment of frame groups to clusters.
 
     Formula: q_gk proportional to `(1 + |z_g - c_k|^2 / alpha)^(-(alpha + 1) / 2)`; target p_gk proportional to
@@ -31,12 +31,12 @@ class DeepClusteringLoss(nn.Module):
 
     Returns: `clustering`; `pairs` counts the groups.
 
-    Prefer: a loss that sees labels, and this beside it: it draws apart what is there, whatever that is.
+    Prefer: a loss with labels, and this one in addition: it separates clusters of any cause.
 
     Args:
-        clusters: how many.
-        dim: of the group embeddings.
-        alpha: degrees of freedom of the Student t.
+        clusters: Number of clusters.
+        dim: Of the group embeddings.
+        alpha: Degrees of freedom of the Student t.
         reduction: "mean" over cycles and groups, or "sum" (the authors').
         detach_target: True treats p as a constant (as in DEC).
 
@@ -48,6 +48,8 @@ class DeepClusteringLoss(nn.Module):
     """
 
     citation: ClassVar[str] = _CITATION
+    labels: ClassVar[str] = "cycle"
+    on: ClassVar[str] = "bottleneck"
 
     def __init__(
         self, clusters: int, dim: int, *, alpha: float = 1.0, reduction: str = "mean", detach_target: bool = False
@@ -62,16 +64,11 @@ class DeepClusteringLoss(nn.Module):
         self.alpha = float(alpha)
         self.reduction = reduction
         self.detach_target = detach_target
-        self.pairs: dict[str, int] = {}
+        self.variant = f"{reduction}, target {'detached' if detach_target else 'with gradient'}"
 
     def reset_parameters(self) -> None:
-        """Draw the centers anew."""
+        """Draw new centers."""
         nn.init.xavier_normal_(self.centers)
-
-    @property
-    def variant(self) -> str:
-        """Which sum and which gradient."""
-        return f"{self.reduction}, target {'constant' if self.detach_target else 'trained'}"
 
     def soft_assignment(self, groups: Tensor) -> Tensor:
         """Probability of each cluster: groups (batch, groups, dim) -> q (batch, groups, clusters)."""
@@ -92,13 +89,13 @@ class DeepClusteringLoss(nn.Module):
         """Return `{"clustering": scalar}`; `pairs` counts the groups.
 
         Args:
-            groups: embeddings (batch, groups, dim).
+            groups: Embeddings (batch, groups, dim).
             mask: (batch, groups) bool, True on groups of real frames; None where all are.
 
         Raises:
             ValueError: if the shapes do not fit.
         """
-        groups, mask, count = _real(groups, mask)
+        groups, mask, count = _masked(groups, mask)
         self.pairs = {"clustering": count}
         if not count:
             return {"clustering": absent(groups) + absent(self.centers)}
@@ -109,13 +106,9 @@ class DeepClusteringLoss(nn.Module):
             divergence = (each if mask is None else each * mask).sum()
         return {"clustering": divergence / (count if self.reduction == "mean" else 1)}
 
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, clusters={self.centers.shape[0]}, alpha={self.alpha}"
 
-
-def _real(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-    """Groups with zeros for those that are not real, and how many are."""
+def _masked(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+    """Groups with zeros where the mask is False, the mask as bool, and the number of groups that count."""
     check_embeddings(groups, dims=3)
     if mask is None:
         return groups, None, groups.shape[0] * groups.shape[1]
@@ -125,28 +118,24 @@ def _real(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, i
     return groups.masked_fill(~mask[..., None], 0.0), mask, int(mask.sum())
 
 
-class ReconstructionLoss(nn.Module):
-    """Keep an auto-encoder's bottleneck able to give the groups of frames back.
+class ReconstructionLoss(Loss):
+    """Reconstruction error of an auto-encoder of frame groups.
 
-    Formula: mean of `(decoded - groups)^2` over real groups and dimensions; the groups are constants, because the
-    encoder would otherwise make them easy to give back by making them alike.
+    Formula: mean of `(decoded - groups)^2` over groups of real frames and dimensions. The groups are detached: the
+    encoder would otherwise make them easy to reconstruct by making them equal.
 
-    Batch: the groups of each cycle and what the auto-encoder made of them, any order of cycles.
+    Batch: the groups of each cycle and their reconstruction, any order of cycles.
 
     Returns: `reconstruction`; `pairs` counts the groups.
 
-    Prefer: to leave it out, as CycleGuardian's published total does; add it where the bottleneck loses what tells
-    cycles apart.
+    Prefer: to leave it out, as CycleGuardian's published total does; add it where the bottleneck loses information.
 
     Reference: Xie et al., Unsupervised Deep Embedding for Clustering Analysis, ICML 2016.
     """
 
     citation: ClassVar[str] = _CITATION
-    variant = "mean squared, groups constant"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairs: dict[str, int] = {}
+    labels: ClassVar[str] = "cycle"
+    on: ClassVar[str] = "decoded"
 
     def forward(self, decoded: Tensor, groups: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Return `{"reconstruction": scalar}`; `pairs` counts the groups.
@@ -161,49 +150,45 @@ class ReconstructionLoss(nn.Module):
         """
         if decoded.shape != groups.shape:
             raise ValueError(f"decoded {tuple(decoded.shape)} and groups {tuple(groups.shape)} must match")
-        decoded, mask, count = _real(decoded, mask)
+        decoded, mask, count = _masked(decoded, mask)
         self.pairs = {"reconstruction": count}
         if not count or not decoded.shape[-1]:
             return {"reconstruction": absent(decoded)}
         with full_precision(decoded):
-            target = _real(groups.detach(), mask)[0]
+            target = _masked(groups.detach(), mask)[0]
             squares = (widened(decoded) - widened(target)).square().sum()
             return {"reconstruction": squares / (count * decoded.shape[-1])}
 
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}"
 
-
-class ClusterSimilarityLoss(nn.Module):
-    """Make the clusters of a cycle unlike one another.
+class ClusterSimilarityLoss(Loss):
+    """Make the clusters of a cycle dissimilar.
 
     Formula: sum over unordered pairs of clusters of the batch mean of `|x . (y M)| / (|x M| |y M| + 1e-10)`, M a
-    learnable matrix that begins as the identity.
+    learnable matrix, initially the identity.
 
     Batch: one vector for each cluster of each cycle (`DeepClusteringLoss` makes the clusters), any order of cycles.
 
     Returns: `cluster_similarity`; `pairs` counts pairs of clusters times cycles.
 
-    Prefer: `OrthogonalProjectionLoss` to set classes, not clusters, apart.
+    Prefer: `OrthogonalProjectionLoss` to separate classes instead of clusters.
 
     Args:
-        dim: of the vectors.
+        dim: Of the vectors.
 
     Reference: Chu et al., CycleGuardian, 2025.
     """
 
     citation: ClassVar[str] = _CITATION
-    variant = "cycleguardian"
+    labels: ClassVar[str] = "cycle"
+    on: ClassVar[str] = "vectors"
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.matrix = nn.Parameter(torch.empty(dim, dim))
         self.reset_parameters()
-        self.pairs: dict[str, int] = {}
 
     def reset_parameters(self) -> None:
-        """Begin with the identity again."""
+        """Set the matrix to the identity."""
         nn.init.eye_(self.matrix)
 
     def forward(self, vectors: Tensor) -> dict[str, Tensor]:
@@ -223,12 +208,8 @@ class ClusterSimilarityLoss(nn.Module):
             return {"cluster_similarity": absent(vectors) + absent(self.matrix)}
         with full_precision(vectors):
             x = widened(vectors)
-            turned = x @ self.matrix.to(x.dtype)  # (clusters, batch, dim)
-            length = turned.norm(dim=-1)
-            product = (x[first] * turned[second]).sum(dim=-1).abs()  # (pairs, batch)
-            likeness = product / (length[first] * length[second] + 1e-10)
-            return {"cluster_similarity": likeness.mean(dim=1).sum()}
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, dim={self.matrix.shape[0]}"
+            projected = x @ self.matrix.to(x.dtype)  # (clusters, batch, dim)
+            length = projected.norm(dim=-1)
+            product = (x[first] * projected[second]).sum(dim=-1).abs()  # (pairs, batch)
+            similarity = product / (length[first] * length[second] + 1e-10)
+            return {"cluster_similarity": similarity.mean(dim=1).sum()}

@@ -1,7 +1,7 @@
-"""Several losses as one objective, each with a weight that may grow during training.
+"""Several losses as one objective, each with a constant or rising weight.
 
-Decisions: every term keeps its name, so that the log shows what each loss did; a weight is a function of training
-progress in [0, 1] and of nothing else, so a resumed run needs no extra state.
+Decisions: every term keeps its name, so that the log shows each of them. A weight is a function of training progress in
+[0, 1] alone, so a resumed run needs no extra state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,9 @@ class WeightSchedule:
     """A weight that is constant, or rises linearly to its value.
 
     Args:
-        weight: the final value.
-        start: progress in [0, 1] before which the weight is 0.
-        warm_up: share of training over which it rises from 0 to `weight`, counted from `start`; 0 switches it on at
-            once.
+        weight: The final value.
+        start: Progress in [0, 1] before which the weight is 0.
+        warm_up: Share of training over which it rises from 0 to `weight`, counted from `start`.
 
     Raises:
         ValueError: if start or warm_up lies outside [0, 1].
@@ -42,9 +41,9 @@ class WeightSchedule:
 
 
 class WeightedSum(nn.Module):
-    """Several losses under names of your choice, each with its own inputs and its own weight.
+    """Several named losses, each with its own inputs and its own weight.
 
-    Formula: `sum over losses of w(progress) * loss`, kept apart by term. For example::
+    Formula: `sum over losses of w(progress) * loss`, returned term by term. For example::
 
         objective = WeightedSum(
             {"focal": FocalLoss(), "add": AngularDistanceDistributionLoss()},
@@ -56,17 +55,17 @@ class WeightedSum(nn.Module):
     The same class may appear twice: SupCon by class and by stethoscope are `{"class": SupConLoss(), "device":
     SupConLoss()}` and give the terms `class/supcon` and `device/supcon`.
 
-    Batch: what its losses need, all of them.
+    Batch: what each of its losses needs.
 
     Returns: every term of every loss, weighted; `pairs` counts those of each.
 
-    Prefer: a single loss where one will do: each weight is one more number to choose on validation.
+    Prefer: a single loss where it suffices: each weight is one more number to choose on validation.
 
-    Reference: none; `citation` gathers those of its losses.
+    Reference: those of its losses.
 
     Args:
-        losses: name -> loss.
-        weights: name -> number or schedule; 1 where a name is missing.
+        losses: Name -> loss.
+        weights: Name -> number or schedule; 1 where a name is missing.
 
     Raises:
         ValueError: if a weight names no loss, or there is no loss at all.
@@ -85,14 +84,8 @@ class WeightedSum(nn.Module):
         self.progress = 0.0
         self.pairs: dict[str, int] = {}
 
-    @property
-    def citation(self) -> str:
-        """BibTeX of every loss in the sum, each once."""
-        entries = [getattr(loss, "citation", "") for loss in self.losses.values()]
-        return "\n\n".join(dict.fromkeys(entry for entry in entries if entry))
-
     def set_progress(self, progress: float) -> None:
-        """Say how far training is, in [0, 1]; the weights follow.
+        """Set the progress of training, in [0, 1], on which the weights depend.
 
         Raises:
             ValueError: if the progress lies outside [0, 1].
@@ -109,10 +102,11 @@ class WeightedSum(nn.Module):
         """Return every term of every loss, weighted.
 
         Args:
-            inputs: name -> the positional (a sequence) or named (a mapping) arguments of that loss.
+            inputs: Name -> the positional (a sequence) or named (a mapping) arguments of that loss.
 
         Returns:
-            Terms by name: as the loss calls them where that starts with the loss's name here, else `name/term`.
+            Terms by name: the loss's own where it starts with the name given here, otherwise `name/term`. A loss that
+            returns one scalar is a term under its own name.
 
         Raises:
             ValueError: if the names are not those of the losses.
@@ -124,13 +118,14 @@ class WeightedSum(nn.Module):
         for name, weight in self.weights().items():
             loss, given = self.losses[name], inputs[name]
             found = loss(**given) if isinstance(given, Mapping) else loss(*given)
+            found = {name: found} if isinstance(found, Tensor) else found
             terms |= {_visible(name, term): weight * value for term, value in found.items()}
             pairs |= {_visible(name, term): count for term, count in getattr(loss, "pairs", {}).items()}
         self.pairs = pairs
         return terms
 
     def extra_repr(self) -> str:
-        """Say which weights ran."""
+        """The weights."""
         return ", ".join(f"{name}: {schedule}" for name, schedule in self.schedules.items())
 
 

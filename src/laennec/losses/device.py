@@ -1,8 +1,8 @@
-"""What the stethoscope leaves in an embedding, drawn together or taken out.
+"""Adversarial removal of the recording device from an embedding: gradient reversal and its loss.
 
-Decisions: in the guided loss the other view is a constant, because the gradient is part of its definition; the
-strength of the reversal follows training progress alone, so that a resumed run needs no extra state; an unknown device
-is a number below 0 and leaves its cycle out.
+Decisions: the strength of the reversal is a function of training progress alone, so that a resumed run needs no extra
+state. The head is a layer of the model while it trains, not of the loss. The stethoscope-guided contrast is
+`SupConLoss(detach_other_views=True)` with the device as label.
 """
 
 import math
@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from laennec.losses.pairs import check_embeddings, class_indices, full_precision, widened
-from laennec.losses.supcon import SupConLoss
+from laennec.losses.base import Loss, check_embeddings, class_indices, full_precision, widened
 
 
 def reversal_strength(progress: float) -> float:
-    """Strength 2 / (1 + e^(-10 p)) - 1 at progress p in [0, 1]: 0 at first, close to 1 from the middle on."""
+    """Strength 2 / (1 + e^(-10 p)) - 1 at progress p in [0, 1]: 0 at the start, about 1 from the middle."""
     return 2 / (1 + math.exp(-10 * progress)) - 1
 
 
@@ -31,22 +30,22 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Turn the gradient round."""
+        """Reverse the gradient."""
         return -ctx.strength * gradient, None
 
 
 class GradientReversal(nn.Module):
-    """Pass embeddings on and turn their gradient round, between encoder and device head.
+    """Identity with reversed gradient, between encoder and device head.
 
-    The head learns to tell devices, the encoder to leave no trace of them.
+    The head learns to predict the device, and the encoder learns to make that impossible.
 
     Formula: the identity; its gradient is multiplied by `-(2 / (1 + e^(-10 p)) - 1)` at training progress p.
 
     Batch: several devices (`DeviceBalancedSampler`).
 
-    Returns: the embeddings, unchanged; it has no terms. `DeviceAdversarialLoss` is the head and its loss.
+    Returns: the embeddings, unchanged; it has no terms. `DeviceAdversarialLoss` is the loss of the head.
 
-    Prefer: `StethoscopeGuidedLoss` to draw each device's cycles together instead.
+    Prefer: `SupConLoss(detach_other_views=True)` to pull the cycles of each device together instead.
 
     Reference: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016.
     """
@@ -64,7 +63,7 @@ class GradientReversal(nn.Module):
         self.progress = 0.0
 
     def set_progress(self, progress: float) -> None:
-        """Say how far training is, in [0, 1].
+        """Set the progress of training, in [0, 1].
 
         Raises:
             ValueError: if the progress lies outside [0, 1].
@@ -79,129 +78,46 @@ class GradientReversal(nn.Module):
         return reversed_
 
     def extra_repr(self) -> str:
-        """Say how strong it is now."""
+        """Present strength."""
         return f"strength={reversal_strength(self.progress):.3f}"
 
 
-class DeviceAdversarialLoss(nn.Module):
-    """Train a linear head to tell the device, and the encoder to leave it nothing to tell by.
+class DeviceAdversarialLoss(Loss):
+    """Cross entropy of a device head behind a `GradientReversal`: the head learns devices, the encoder unlearns them.
 
-    Formula: cross entropy of `head(reversal(embedding))` against the device, mean over the cycles whose device is
-    known; the reversal's strength follows `set_progress`.
+    Formula: mean cross entropy of `head(reversal(embedding))` against the device, over cycles of known device.
 
-    Batch: several devices (`DeviceBalancedSampler`), else a constant answer is right.
+    Batch: several devices (`DeviceBalancedSampler`), otherwise a constant prediction is correct.
 
     Returns: `device_adversarial`; `pairs` counts the cycles whose device is known.
 
-    Prefer: `StethoscopeGuidedLoss` where a device has few classes: what tells its cycles apart may be the disease, and
-    this loss takes that out with it. In a recipe the entry `device_adversarial` is this loss.
-
-    Args:
-        dim: of the embeddings.
-        devices: how many there are.
-
-    Raises:
-        ValueError: if a number is not positive.
+    Prefer: `SupConLoss(detach_other_views=True)` with the device as label where a device has few classes: differences
+    between its cycles may then be the disease, which this loss would remove as well.
 
     Reference: Ganin et al., Domain-Adversarial Training of Neural Networks, JMLR 2016; for stethoscopes Kim et al.,
     ICASSP 2024.
     """
 
+    labels: ClassVar[str] = "device"
+    on: ClassVar[str] = "reversed_logits"
+    sampler: ClassVar[str | None] = "DeviceBalancedSampler"
     citation: ClassVar[str] = GradientReversal.citation
     variant = "gradient reversal"
 
-    def __init__(self, dim: int, devices: int) -> None:
-        super().__init__()
-        if min(dim, devices) < 1:
-            raise ValueError(f"dim {dim} and devices {devices} must be positive")
-        self.reversal = GradientReversal()
-        self.head = nn.Linear(dim, devices)
-        self.pairs: dict[str, int] = {}
-
-    def set_progress(self, progress: float) -> None:
-        """Say how far training is, in [0, 1].
-
-        Raises:
-            ValueError: if the progress lies outside [0, 1].
-        """
-        self.reversal.set_progress(progress)
-
-    def forward(self, embeddings: Tensor, device_ids: Tensor) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, device_ids: Tensor) -> dict[str, Tensor]:
         """Return `{"device_adversarial": scalar}`.
 
         Args:
-            embeddings: (batch, dim).
-            device_ids: integers (batch,); below 0 where the device is unknown.
+            logits: (batch, devices), of a head whose input passed a `GradientReversal`.
+            device_ids: Integers (batch,); -1 where the device is unknown.
 
         Raises:
-            ValueError: if the shapes do not fit, or there are more devices than the head has answers.
+            ValueError: if the shapes do not fit, or the head has too few outputs.
         """
-        check_embeddings(embeddings, device_ids)
+        check_embeddings(logits, device_ids)
         known = device_ids >= 0
-        ids = class_indices(device_ids[known], self.head.out_features).long()
-        with full_precision(embeddings):
-            rows = widened(self.reversal(embeddings[known]))
-            logits = nn.functional.linear(rows, self.head.weight.to(rows), self.head.bias.to(rows))
-            total = nn.functional.cross_entropy(logits, ids, reduction="sum")
+        ids = class_indices(device_ids[known], logits.shape[1]).long()
+        with full_precision(logits):
+            total = nn.functional.cross_entropy(widened(logits[known]), ids, reduction="sum")
         self.pairs = {"device_adversarial": len(ids)}
         return {"device_adversarial": total / max(1, len(ids))}
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}"
-
-
-class StethoscopeGuidedLoss(nn.Module):
-    """Draw the first views of a device's cycles towards the second ones, which stay where they are.
-
-    Formula: `SupCon(views, device)` with every view but the first detached.
-
-    Batch: two augmented views of each cycle, several devices with several cycles each (`DeviceBalancedSampler`).
-
-    Returns: `stethoscope`; `pairs` counts the ordered positive pairs.
-
-    Prefer: `DeviceAdversarialLoss` to take the device out of the embedding. In a recipe this is an entry
-    `{loss: supcon, labels: device, detach_other_views: true}`.
-
-    Args:
-        temperature: divides the similarities.
-
-    Raises:
-        ValueError: if the temperature is not positive.
-
-    Reference: Kim et al., Stethoscope-guided Supervised Contrastive Learning, ICASSP 2024.
-    """
-
-    citation: ClassVar[str] = """@inproceedings{kim2024stethoscope,
-  title={Stethoscope-guided Supervised Contrastive Learning for Cross-domain Adaptation on Respiratory Sound
-    Classification},
-  author={Kim, June-Woo and Bae, Sangmin and Cho, Won-Yang and Lee, Byungjo and Jung, Ho-Young},
-  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  year={2024}
-}"""
-    variant = "first view only"
-
-    def __init__(self, temperature: float = 0.06) -> None:
-        super().__init__()
-        self.contrast = SupConLoss(temperature, detach_other_views=True)
-        self.pairs: dict[str, int] = {}
-
-    def forward(self, views: Tensor, device_ids: Tensor) -> dict[str, Tensor]:
-        """Return `{"stethoscope": scalar}`.
-
-        Args:
-            views: (batch, views, dim). Normalised here.
-            device_ids: integers (batch,); below 0 where the device is unknown, which leaves the cycle out.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
-        check_embeddings(views, device_ids, dims=3)
-        known = device_ids >= 0
-        value = self.contrast(views[known], device_ids[known])["supcon"]
-        self.pairs = {"stethoscope": self.contrast.pairs["supcon"]}
-        return {"stethoscope": value}
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}"

@@ -1,24 +1,29 @@
-"""Orthogonal projection loss.
+"""Orthogonal projection loss (OPL).
 
-Decisions: the default takes the absolute value of each negative similarity, as the ADD authors' code does, while
-the original takes it of their mean ("abs_mean"); without a positive pair the first term is the constant `ratio` and
-carries no gradient, as its formula (and the authors' code) says.
+Decisions: the default takes the absolute value of each negative similarity, as the ADD authors' code does, while the
+original takes it of their mean ("abs_mean"). Without a positive pair the first term is the constant `ratio` and carries
+no gradient, as its formula (and the authors' code) says. A cycle with soft labels counts as its most probable class.
 """
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laennec.losses.moments import PairMoments, Quantity
-from laennec.losses.pairs import check_embeddings, class_indices, full_precision, normalise
+from laennec.losses.base import (
+    Loss,
+    check_embeddings,
+    class_indices,
+    full_precision,
+    is_flags,
+    label_rows,
+    normalise,
+    ordered_pairs,
+)
 
 VARIANTS = ("abs_each", "abs_mean")
-_SIMILARITY = Quantity(lambda s, t: s.clone(), lambda s, t: torch.ones_like(s))
-_ABSOLUTE = Quantity(lambda s, t: s.abs(), lambda s, t: s.sign())
 
 
-class OrthogonalProjectionLoss(nn.Module):
+class OrthogonalProjectionLoss(Loss):
     """Make embeddings of a class parallel and those of different classes orthogonal.
 
     Formula: `ratio * [ (1 - sum s+ / (n+ + 1e-6)) + gamma * sum |s-| / (n- + 1e-6) ]` over ordered pairs; "abs_mean"
@@ -28,12 +33,11 @@ class OrthogonalProjectionLoss(nn.Module):
 
     Returns: `opl_pos` and `opl_neg`, weights applied; `pairs` counts the ordered pairs of each.
 
-    Prefer: `AngularDistanceDistributionLoss` where the spread of distances matters too, and for soft labels. There is
-    no second derivative: a gradient penalty needs another loss.
+    Prefer: `AngularDistanceDistributionLoss` where the spread of distances matters too, and for soft labels.
 
     Args:
-        gamma: weight of the negative pairs.
-        ratio: weight of the whole.
+        gamma: Weight of the negative pairs.
+        ratio: Weight of the whole.
         variant: "abs_each" or "abs_mean".
 
     Raises:
@@ -56,31 +60,28 @@ class OrthogonalProjectionLoss(nn.Module):
         self.gamma = float(gamma)
         self.ratio = float(ratio)
         self.variant = variant
-        self.pairs: dict[str, int] = {}
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return `{"opl_pos", "opl_neg"}`, scalars; `pairs` counts the ordered pairs of each.
 
         Args:
             embeddings: (batch, dim). Normalised here.
-            labels: integers (batch,) or one-hot rows (batch, classes).
+            labels: Integers (batch,), or one-hot or soft rows (batch, classes).
 
         Raises:
-            ValueError: if the shapes do not fit, or a label is negative.
+            ValueError: if the shapes do not fit, a label is negative, or a row of flags names no class or several.
         """
         check_embeddings(embeddings, labels)
-        each = self.variant == "abs_each"
+        if labels.ndim == 2 and labels.is_floating_point() and not is_flags(labels):
+            labels = label_rows(labels, labels.dtype).argmax(dim=1)
         with full_precision(embeddings):
-            groups = ("same", _SIMILARITY), ("different", _ABSOLUTE if each else _SIMILARITY)
-            mean, _, counts = PairMoments.apply(normalise(embeddings), class_indices(labels), groups)
-            ordered = counts.to(mean.dtype)  # integers plus 1e-6 would be float32, whatever the embeddings are
-            positive, negative = (mean * (ordered / (ordered + 1e-6))).unbind()
-        self.pairs = dict(zip(("opl_pos", "opl_neg"), counts.tolist(), strict=True))
-        return {
-            "opl_pos": self.ratio * (1 - positive),
-            "opl_neg": self.ratio * self.gamma * negative.abs(),
-        }
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, gamma={self.gamma}, ratio={self.ratio}"
+            z = normalise(embeddings)
+            s = z @ z.T  # (batch, batch)
+            same, different = ordered_pairs(class_indices(labels))
+            positive, negative = s[same], s[different]  # (pairs,)
+            opposed = negative.abs().sum() if self.variant == "abs_each" else negative.sum().abs()
+            self.pairs = {"opl_pos": len(positive), "opl_neg": len(negative)}
+            return {
+                "opl_pos": self.ratio * (1 - positive.sum() / (len(positive) + 1e-6)),
+                "opl_neg": self.ratio * self.gamma * opposed / (len(negative) + 1e-6),
+            }

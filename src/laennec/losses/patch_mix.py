@@ -1,15 +1,24 @@
 """Patch-Mix contrastive loss, and the cross entropy of mixed cycles.
 
-Decisions: rows are mixed cycles and columns clean ones; the clean side carries no gradient unless asked for, as
-its authors train it; a row mixed with itself has one positive of weight 1.
+Decisions: rows are mixed cycles and columns clean ones. The clean side is detached by default, as its authors train it.
+A row mixed with itself has one positive of weight 1.
 """
 
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, normalise, widened
+from laennec.losses.base import (
+    Loss,
+    absent,
+    check_embeddings,
+    check_positive,
+    class_indices,
+    full_precision,
+    normalise,
+    widened,
+)
 
 _CITATION = """@inproceedings{bae2023patchmix,
   title={Patch-Mix Contrastive Learning with Audio Spectrogram Transformer on Respiratory Sound Classification},
@@ -20,8 +29,8 @@ _CITATION = """@inproceedings{bae2023patchmix,
 }"""
 
 
-class PatchMixContrastiveLoss(nn.Module):
-    """Find, for each mixed cycle, the two clean cycles it was made of.
+class PatchMixContrastiveLoss(Loss):
+    """Match each mixed cycle to the two clean cycles it was made of.
 
     Formula: cross entropy of `softmax_j(mixed_i . clean_j / t)` over the clean cycles j of the batch, with target lam
     on j = i and 1 - lam on j = index[i]; mean over rows.
@@ -33,7 +42,7 @@ class PatchMixContrastiveLoss(nn.Module):
     Prefer: `SupConLoss` for views that keep their label.
 
     Args:
-        temperature: divides the similarities.
+        temperature: Divides the similarities.
         negatives: "all" clean cycles, or "different_label" to leave out those of the row's own label (but for the two
             positives).
         detach_clean: True treats clean embeddings as constants.
@@ -48,19 +57,13 @@ class PatchMixContrastiveLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.06, negatives: str = "all", detach_clean: bool = True) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+        check_positive(temperature=temperature)
         if negatives not in ("all", "different_label"):
             raise ValueError(f"negatives must be 'all' or 'different_label', not {negatives!r}")
         self.temperature = float(temperature)
         self.negatives = negatives
         self.detach_clean = detach_clean
-        self.pairs: dict[str, int] = {}
-
-    @property
-    def variant(self) -> str:
-        """Which negatives and which gradient."""
-        return f"{self.negatives} negatives, clean side {'constant' if self.detach_clean else 'trained'}"
+        self.variant = f"{negatives} negatives, clean side {'detached' if detach_clean else 'with gradient'}"
 
     def forward(
         self, mixed: Tensor, clean: Tensor, lam: Tensor | float, index: Tensor, labels: Tensor | None = None
@@ -70,12 +73,12 @@ class PatchMixContrastiveLoss(nn.Module):
         Args:
             mixed: (batch, dim). Normalised here.
             clean: (batch, dim). Normalised here.
-            lam: share of the row's own cycle, one number or (batch,).
-            index: integers (batch,), the partner each row was mixed with.
-            labels: integers (batch,) of the clean cycles; needed for "different_label".
+            lam: Share of the row's own cycle, one number or (batch,).
+            index: Integers (batch,), the row that each row was mixed with.
+            labels: Integers (batch,) of the clean cycles; needed for "different_label".
 
         Raises:
-            ValueError: if the shapes do not fit, a share or a partner is out of range, or labels are missing.
+            ValueError: if the shapes do not fit, a share or an index is out of range, or labels are missing.
         """
         check_embeddings(mixed, index)
         check_embeddings(clean, labels)
@@ -85,7 +88,7 @@ class PatchMixContrastiveLoss(nn.Module):
             self.pairs = {"patch_mix": 0}
             return {"patch_mix": absent(mixed) + absent(clean)}
         own = torch.arange(len(mixed), device=mixed.device)
-        index = _checked_partners(index, len(mixed)).to(own)
+        index = _checked_index(index, len(mixed)).to(own)
         share = _checked_share(lam, widened(mixed))
         with full_precision(mixed):
             logits = normalise(mixed) @ normalise(clean.detach() if self.detach_clean else clean).T / self.temperature
@@ -96,18 +99,14 @@ class PatchMixContrastiveLoss(nn.Module):
                 left_out = classes[:, None] == classes[None, :]
                 left_out[own, own] = left_out[own, index] = False
                 logits = logits.masked_fill(left_out, -torch.inf)
-            chance = logits.log_softmax(dim=1)
-            each = -(share * chance[own, own] + (1 - share) * chance[own, index])
+            log_p = logits.log_softmax(dim=1)
+            each = -(share * log_p[own, own] + (1 - share) * log_p[own, index])
         self.pairs = {"patch_mix": len(mixed) + int((index != own).sum())}
         return {"patch_mix": each.mean()}
 
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, temperature={self.temperature}"
 
-
-class PatchMixCrossEntropy(nn.Module):
-    """Classify mixed cycles as both of the cycles they were made of, in the shares they have.
+class PatchMixCrossEntropy(Loss):
+    """Cross entropy of mixed cycles against both of their labels, weighted by their shares.
 
     Formula: `lam CE(logits, y_own) + (1 - lam) CE(logits, y_partner)`, each a mean weighted by class.
 
@@ -118,19 +117,18 @@ class PatchMixCrossEntropy(nn.Module):
     Prefer: BCE on mixed label rows for two-label heads.
 
     Args:
-        weight: of each class, or None.
+        weight: Weight of each class, or None.
 
     Reference: Bae et al., Patch-Mix Contrastive Learning, Interspeech 2023.
     """
 
     citation: ClassVar[str] = _CITATION
-    variant = "patch-mix"
+    on: ClassVar[str] = "logits"
 
     def __init__(self, weight: Tensor | None = None) -> None:
         super().__init__()
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
-        self.pairs: dict[str, int] = {}
 
     def forward(
         self, logits: Tensor, labels_own: Tensor, labels_partner: Tensor, lam: Tensor | float
@@ -139,9 +137,9 @@ class PatchMixCrossEntropy(nn.Module):
 
         Args:
             logits: (batch, classes) of the mixed cycles.
-            labels_own: integers (batch,).
-            labels_partner: integers (batch,).
-            lam: share of the own cycle, one number or (batch,).
+            labels_own: Integers (batch,).
+            labels_partner: Integers (batch,).
+            lam: Share of the own cycle, one number or (batch,).
 
         Raises:
             ValueError: if shapes, classes or shares do not fit.
@@ -162,10 +160,6 @@ class PatchMixCrossEntropy(nn.Module):
             weight = log_p.new_ones(classes) if self.weight is None else self.weight.to(log_p)
             value = _mean_of(share, log_p, own, weight) + _mean_of(1 - share, log_p, partner, weight)
         return {"patch_mix_ce": value}
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, weight={None if self.weight is None else self.weight.tolist()}"
 
 
 def _mean_of(share: Tensor, log_p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
@@ -189,11 +183,11 @@ def _checked_share(lam: Tensor | float, like: Tensor) -> Tensor:
     return share
 
 
-def _checked_partners(index: Tensor, batch: int) -> Tensor:
-    """The partner of each row.
+def _checked_index(index: Tensor, batch: int) -> Tensor:
+    """The row that each row was mixed with.
 
     Raises:
-        ValueError: if they are no integers (batch,) within the batch.
+        ValueError: if the indices are not integers (batch,) within the batch.
     """
     if index.shape != (batch,) or index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"index must be integers ({batch},), not {index.dtype} {tuple(index.shape)}")

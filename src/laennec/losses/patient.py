@@ -1,34 +1,35 @@
 """Patient-aware feature alignment (PAFA).
 
-Decisions: embeddings are used as they are, not normalised, as the published weights assume; a batch of one patient
-has neither term. The sum over pairs of centroids is taken as patients * sum of squared deviations from their mean,
-which is the same and does not cancel.
+Decisions: embeddings are not normalised, as the published weights assume. A batch of one patient has neither term. The
+sum over pairs of centroids is computed as patients * sum of squared deviations from their mean, which is equal and does
+not cancel.
 """
 
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from laennec.losses.pairs import absent, check_embeddings, class_indices, full_precision, widened
+from laennec.losses.base import Loss, absent, check_embeddings, class_indices, full_precision, widened
 
 
-class PatientAlignmentLoss(nn.Module):
-    """Draw the cycles of a patient together, and the patients towards a common centre.
+class PatientAlignmentLoss(Loss):
+    """Pull the cycles of a patient together, and the patients towards a common centre.
 
     Formula: with centroids c_p of the patients in the batch,
     `within * sum_i |x_i - c_p(i)|^2 / (sum_{p<q} |c_p - c_q|^2 + 1e-6) + between * mean_p |c_p - mean c|^2`.
 
     Batch: several patients with several cycles each (`PatientBalancedSampler`). Embeddings are not normalised, and the
-    weights fit the published encoder's scale; for others choose your own.
+    default weights fit the scale of the published encoder; other encoders need other weights.
 
     Returns: `pcsl` and `gpal`, weights applied; `pairs` counts pairs of patients, and patients.
 
-    Prefer: the stethoscope losses (`laennec.losses.device`) where recording devices, not patients, set the parts apart.
+    Prefer: the losses by stethoscope (`laennec.losses.device`, `SupConLoss`) where devices, not patients, differ
+    between training and test.
 
     Args:
-        within: weight of the term `pcsl` (patient cohesion and separation).
-        between: weight of the term `gpal` (global patient alignment).
+        within: Weight of the term `pcsl` (patient cohesion and separation).
+        between: Weight of the term `gpal` (global patient alignment).
 
     Reference: Jeong and Kim, Patient-Aware Feature Alignment for Robust Lung Sound Classification, Interspeech 2025.
     """
@@ -40,20 +41,20 @@ class PatientAlignmentLoss(nn.Module):
   booktitle={Interspeech},
   year={2025}
 }"""
-    variant = "pafa"
+    labels: ClassVar[str] = "patient"
+    sampler: ClassVar[str | None] = "PatientBalancedSampler"
 
     def __init__(self, within: float = 50.0, between: float = 5e-4) -> None:
         super().__init__()
         self.within = float(within)
         self.between = float(between)
-        self.pairs: dict[str, int] = {}
 
     def forward(self, embeddings: Tensor, patient_ids: Tensor) -> dict[str, Tensor]:
         """Return `{"pcsl", "gpal"}`, scalars; `pairs` counts pairs of patients and patients.
 
         Args:
             embeddings: (batch, dim), not normalised.
-            patient_ids: integers (batch,).
+            patient_ids: Integers (batch,).
 
         Raises:
             ValueError: if the shapes do not fit, or a patient's number is negative.
@@ -73,7 +74,3 @@ class PatientAlignmentLoss(nn.Module):
                 "pcsl": self.within * scatter / (patients * centred + 1e-6),
                 "gpal": self.between * centred / patients,
             }
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, within={self.within}, between={self.between}"

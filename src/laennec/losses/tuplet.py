@@ -1,8 +1,8 @@
-"""The contrastive loss over one positive and N negatives of Song et al. (2021).
+"""Contrastive loss over one positive and N negatives of Song et al. (2021).
 
-Decisions: negatives come from the embeddings of the batch (2M forwards, not M(N+2)); an anchor with fewer than N
-negatives uses the ones there are, and one without any contributes 0; absent negatives are masked, never repeated, so
-that none counts twice.
+Decisions: negatives are drawn from the embeddings of the batch (2M forwards, not M(N+2)). An anchor with fewer than N
+negatives uses those there are, and an anchor without any contributes 0. Missing negatives are masked, never repeated,
+so that none counts twice.
 """
 
 from typing import ClassVar
@@ -10,23 +10,23 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from laennec.losses.pairs import check_embeddings, full_precision, normalise
+from laennec.losses.base import Loss, check_embeddings, check_positive, full_precision, normalise
 
 
 def draw_negatives(
     labels_anchor: Tensor, labels_all: Tensor, n: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Choose N embeddings of other classes for each anchor, without replacement.
+    """Draw N embeddings of other classes for each anchor, without replacement.
 
     Args:
-        labels_anchor: integers (anchors,).
-        labels_all: integers (candidates,), anchors and positives of the batch alike.
-        n: negatives for each anchor.
-        generator: where the draw comes from (on its own device); pass a seeded one for a repeatable draw.
+        labels_anchor: Integers (anchors,).
+        labels_all: Integers (candidates,), of the anchors and positives of the batch.
+        n: Negatives for each anchor.
+        generator: Source of the draw, on its own device; None for torch's global one.
 
     Returns:
-        indices (anchors, n) int64 into the candidates, and mask (anchors, n) bool. Where an anchor has fewer than n
-        candidates of other classes it gets all of them; the rest of its row is masked out (False) and points at row 0.
+        Indices (anchors, n) int64 into the candidates, and mask (anchors, n) bool. An anchor with fewer than n
+        candidates of other classes gets all of them; the rest of its row is masked (False) and has index 0.
 
     Raises:
         ValueError: if n is negative.
@@ -44,8 +44,8 @@ def draw_negatives(
     return indices, nn.functional.pad(mask, (0, lacking), value=False)
 
 
-class TupletContrastiveLoss(nn.Module):
-    """Prefer each anchor's positive to N negatives by cosine similarity.
+class TupletContrastiveLoss(Loss):
+    """Make each anchor more similar to its positive than to N negatives.
 
     Formula: `-log( e^{a.p/t} / (e^{a.p/t} + sum_k e^{a.n_k/t}) )`, mean over anchors, all embeddings normalised.
 
@@ -57,10 +57,10 @@ class TupletContrastiveLoss(nn.Module):
 
     Returns: `tuplet`; `pairs` counts the (anchor, negative) pairs.
 
-    Prefer: `SupConLoss` where a batch holds several positives of an anchor: it uses them all.
+    Prefer: `SupConLoss` where a batch holds several positives of an anchor: it uses all of them.
 
     Args:
-        temperature: divides the similarities; the paper has none (1).
+        temperature: Divides the similarities; the paper has none (1).
 
     Raises:
         ValueError: if the temperature is not positive.
@@ -75,14 +75,12 @@ class TupletContrastiveLoss(nn.Module):
   booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
   year={2021}
 }"""
-    variant = "song2021"
+    sampler: ClassVar[str | None] = "AnchorPositiveSampler"
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, not {temperature}")
+        check_positive(temperature=temperature)
         self.temperature = float(temperature)
-        self.pairs: dict[str, int] = {}
 
     def forward(
         self, anchors: Tensor, positives: Tensor, negatives: Tensor, negatives_mask: Tensor | None = None
@@ -93,7 +91,7 @@ class TupletContrastiveLoss(nn.Module):
             anchors: (anchors, dim).
             positives: (anchors, dim), row by row of the anchors' classes.
             negatives: (anchors, n, dim).
-            negatives_mask: (anchors, n) bool, False where there is no such negative; None where all are there.
+            negatives_mask: (anchors, n) bool, False where a negative is missing; None where none is.
 
         Raises:
             ValueError: if the shapes do not fit together.
@@ -115,7 +113,3 @@ class TupletContrastiveLoss(nn.Module):
             each = torch.cat([positive[:, None], negative], dim=1).logsumexp(dim=1) - positive
             self.pairs = {"tuplet": negative.numel() if negatives_mask is None else int(negatives_mask.sum())}
             return {"tuplet": each.sum() / max(1, len(anchors))}
-
-    def extra_repr(self) -> str:
-        """Say what ran."""
-        return f"variant={self.variant!r}, temperature={self.temperature}"
