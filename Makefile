@@ -10,29 +10,24 @@ export PYTHONDONTWRITEBYTECODE :=
 # what `make soak` runs beside the tests that are marked soak; each puts its row into reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,kills.py decoders.py fuzz.py long.py truths.py mutants.py lines.py))
 
-.PHONY: install lock audit demo test tests coverage soak check fix bench readme clean best-sprsound
+.PHONY: install lock demo test tests coverage soak check fix bench clean best-sprsound
 
 install: $(VENV)/.installed
 
-PIP := $(BIN)/python -m pip install --quiet
-# every file that is installed is one whose hash is in the lock file, what builds laennec included
-$(VENV)/.installed: pyproject.toml requirements.lock requirements-cpu.lock requirements-gpu.lock
+# torch comes first and by pip: where its CPU build is at hand pip takes that, and not the one with gigabytes of CUDA;
+# everything else comes from uv.lock, hashes checked
+$(VENV)/.installed: pyproject.toml uv.lock
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps -r requirements.lock
-	@# torch's build for the CPU where it is to be had, for the other one brings gigabytes
-	$(PIP) --require-hashes --no-deps -r requirements-cpu.lock 2>/dev/null || \
-	$(PIP) --require-hashes --no-deps -r requirements-gpu.lock
-	$(PIP) --no-deps --no-build-isolation -e .
-	$(BIN)/python -m pip check
+	$(BIN)/python -m pip install -qq uv
+	$(BIN)/python -m pip install -qq torch==2.13.0
+	$(BIN)/uv export --quiet --frozen --extra dev --no-emit-project --prune torch --output-file $(VENV)/locked.txt
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --requirement $(VENV)/locked.txt --python $(BIN)/python
+	$(BIN)/uv pip install --quiet --no-deps --editable . --python $(BIN)/python
+	$(BIN)/uv pip check --quiet --python $(BIN)/python
 	@touch $@
 
 lock:
-	$(PYTHON) tests/supply/lock.py
-
-# known holes in what is installed; asks PyPI, so it says nothing where PyPI is not to be reached
-audit: install
-	$(PYTHON) -m venv .audit && .audit/bin/python -m pip install --quiet pip-audit
-	.audit/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.lock -r requirements-cpu.lock
+	$(BIN)/uv lock --upgrade
 
 demo: install
 	$(BIN)/laennec train recipes/demo/add_cnn.yaml --overwrite

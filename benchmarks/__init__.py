@@ -1,4 +1,4 @@
-"""Speed and memory as ratios, `laennec bench`."""
+"""Speed and memory as ratios to what a user would use instead: `python -m benchmarks`."""
 
 from benchmarks.row import Row
 from benchmarks.table import ROWS, as_table, bench

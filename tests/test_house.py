@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "laennec"
 FLOORS = {
     "audio": 0, "corpora": 1, "encoders": 1, "losses": 1, "head": 1, "configuration": 1, "modeling": 2, "ensemble": 3,
-    "training": 4, "evaluation": 4, "hub": 5, "inference": 5, "study": 6, "cli": 7, "doctor": 6,
+    "training": 4, "evaluation": 4, "hub": 5, "inference": 5, "study": 6, "cli": 7,
 }  # fmt: skip
 EVERYWHERE = {"errors", "extension", "files", "rendering", "untrusted", "memory"}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -221,7 +221,7 @@ def test_help_and_version_are_instant_and_name_every_command(capsys):
             main(arguments)
         assert stopped.value.code == 0
     out, _ = said(capsys)
-    assert all(c in out for c in ("prepare", "train", "evaluate", "export", "predict", "bench", "doctor", "results"))
+    assert all(c in out for c in ("prepare", "train", "evaluate", "export", "predict", "env", "results"))
     with pytest.raises(SystemExit):
         main(["--version"])
     assert said(capsys)[0] == f"laennec {__version__}\n"
@@ -274,21 +274,21 @@ def test_the_command_is_on_record_so_that_it_can_be_pasted(tiny_recipe, tmp_path
 
 
 def test_an_interruption_is_130(monkeypatch, capsys):
-    def interrupted(online):
+    def interrupted(package):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("laennec.doctor.examine", interrupted)
-    assert main(["doctor"]) == 130
+    monkeypatch.setattr("laennec.cli.env._version", interrupted)
+    assert main(["env"]) == 130
     assert "run the same command again" in said(capsys)[1]
 
 
 def test_a_mistake_of_ours_is_no_input_error(monkeypatch):
-    def ours(online):
+    def ours(package):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("laennec.doctor.examine", ours)
+    monkeypatch.setattr("laennec.cli.env._version", ours)
     with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+        main(["env"])
 
 
 def test_a_bar_on_a_terminal_tells_the_time_left_and_leaves_out_what_was_done_before():

@@ -20,12 +20,11 @@ from typing import Any
 
 from laennec.cli import (
     app,
-    bench,
     calibrate,
     card,
     compare,
-    doctor,
     ensemble,
+    env,
     evaluate,
     export,
     predict,
@@ -53,10 +52,9 @@ COMMANDS = {
     push: "put a run's model on the Hub, private unless told otherwise",
     predict: "answer recordings: a timeline of crackle and wheeze",
     app: "serve a page on which people drop a sound and see what a model hears",
-    bench: "measure speed and memory as ratios to what one would use instead",
     study: "run a grid of recipes, seeds and settings, and compare them",
     results: "gather scores into a results file, or render the tables of documents",
-    doctor: "say what is installed, what runs here, and what is missing",
+    env: "print versions for a bug report and check that laennec works here",
 }
 _SOON_S = 0.02
 _AGAIN_S = 8.0  # after which a termination that nothing came of is repeated

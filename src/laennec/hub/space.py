@@ -22,7 +22,7 @@ REQUIRED = (
     "uvicorn", "fastapi",
 )  # fmt: skip
 _WRITTEN = ("README.md", "app.py", "requirements.txt", "model", "laennec")
-_NO_SOURCE = ("__pycache__", "*.pyc", "*.pyi", "bench")
+_NO_SOURCE = ("__pycache__", "*.pyc", "*.pyi")
 
 
 def write_space(run: str | Path, out: str | Path | None = None, base: str | None = None) -> Path:
