@@ -5,8 +5,8 @@ breaths follow one another at about the same pace, so beginnings are chosen toge
 are in Ellis 2007, Beat Tracking by Dynamic Programming): each is worth the rise of loudness around it and the quiet
 before it, and an interval costs the square of its logarithmic distance from the local period, which comes from the
 autocorrelation of the loudness. Every recording is covered from end to end, whether anybody breathes in it or not. The
-defaults were chosen on every other patient of real annotations, and `python -m benchmarks breathing` says how well they do on
-the patients in between. Only the loudness is held in memory, 50 numbers a second.
+defaults were chosen on every other patient of real annotations, and `python -m benchmarks breathing` says how well they
+do on the patients in between. Only the loudness is held in memory, 50 numbers a second.
 """
 
 import math
