@@ -15,14 +15,12 @@ from laennec.audio.augmentation import (
     TimeShift,
     TimeStretch,
     WaveformAugmentation,
-    WaveformDraw,
     WhiteNoise,
-    concatenate,
     concatenation_partner,
     counter_generator,
-    or_labels,
+    shift_pitch,
+    stretch_time,
 )
-from laennec.audio.stretch import shift_pitch, stretch_time
 
 RATE_HZ = 16000
 ALWAYS = WaveformAugmentation(WhiteNoise(1.0), TimeShift(1.0), TimeStretch(1.0), PitchShift(1.0), Gain(1.0))
@@ -61,7 +59,7 @@ def test_a_draw_depends_on_seed_epoch_and_cycle_and_on_nothing_else():
     for index in range(4):
         augmented(ALWAYS, waveform, index=index)
     assert np.array_equal(first, augmented(ALWAYS, waveform, index=5, epoch=2, seed=7))
-    draws = {str(ALWAYS.describe(seed=s, epoch=e, cycle_index=i)) for s in range(3) for e in range(3) for i in range(3)}
+    draws = {str(ALWAYS.draw(seed=s, epoch=e, cycle_index=i)) for s in range(3) for e in range(3) for i in range(3)}
     assert len(draws) == 27
 
 
@@ -75,8 +73,8 @@ def test_switching_one_part_off_leaves_the_others_draws_alone():
     fewer = WaveformAugmentation(noise=ALWAYS.noise, pitch=ALWAYS.pitch)
     every = ALWAYS.draw(seed=1, epoch=2, cycle_index=3)
     some = fewer.draw(seed=1, epoch=2, cycle_index=3)
-    assert (some.snr_db, some.semitones) == (every.snr_db, every.semitones)
-    assert (some.rate, some.gain_db, some.shift_fraction) == (None, None, None)
+    assert some == {"pitch": every["pitch"], "noise": every["noise"]}
+    assert list(every) == ["stretch", "pitch", "shift", "noise", "gain"]
 
 
 def test_draws_fill_their_ranges_and_happen_as_often_as_asked():
@@ -85,29 +83,47 @@ def test_draws_fill_their_ranges_and_happen_as_often_as_asked():
     )
     draws = [augmentation.draw(seed=0, epoch=0, cycle_index=i) for i in range(1500)]
     for name, low, high, share in [
-        ("snr_db", 5, 25, 0.3),
-        ("shift_fraction", -0.4, 0.4, 0.5),
-        ("rate", 0.8, 1.2, 0.7),
-        ("semitones", -3, 3, 1.0),
+        ("noise", 5, 25, 0.3),
+        ("shift", -0.4, 0.4, 0.5),
+        ("stretch", 0.8, 1.2, 0.7),
+        ("pitch", -3, 3, 1.0),
     ]:
-        values = [getattr(draw, name) for draw in draws if getattr(draw, name) is not None]
+        values = [draw[name] for draw in draws if name in draw]
         assert len(values) / 1500 == pytest.approx(share, abs=0.05)
         assert low <= min(values) < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < max(values) <= high
-    assert all(draw.gain_db is None for draw in draws)
+    assert not any("gain" in draw for draw in draws)
 
 
 def test_each_part_does_what_it_says():
     waveform = tone(300)
-    apply = WaveformAugmentation.apply
-    louder = apply(waveform, RATE_HZ, WaveformDraw(0, 0, 0, gain_db=6.0))
+    louder = augmented(WaveformAugmentation(gain=Gain(1.0, 6.0, 6.0)), waveform)
     assert level(louder) / level(waveform) == pytest.approx(10 ** (6 / 20), rel=1e-5)
-    noisy = apply(waveform, RATE_HZ, WaveformDraw(0, 0, 0, snr_db=10.0))
+    noise = WaveformAugmentation(noise=WhiteNoise(1.0, 10.0, 10.0))
+    noisy = augmented(noise, waveform)
     assert 20 * np.log10(level(waveform) / level(noisy - waveform)) == pytest.approx(10, abs=0.2)
-    shifted = apply(waveform, RATE_HZ, WaveformDraw(0, 0, 0, shift_fraction=0.25))
-    assert np.array_equal(shifted, np.roll(waveform, 4000))
-    other_noise = apply(waveform, RATE_HZ, WaveformDraw(0, 1, 0, snr_db=10.0))
-    assert not np.array_equal(noisy, other_noise)
+    assert not np.array_equal(noisy, augmented(noise, waveform, epoch=1))
+    shift = WaveformAugmentation(shift=TimeShift(1.0))
+    places = round(shift.draw(seed=0, epoch=0, cycle_index=0)["shift"] * len(waveform))
+    assert np.array_equal(augmented(shift, waveform), np.roll(waveform, places))
+
+
+def test_a_transform_of_ones_own_draws_from_its_own_generator():
+    def add_click(waveform, sampling_rate, generator):
+        clicked = waveform.copy()
+        clicked[generator.integers(len(clicked))] = sampling_rate
+        return clicked
+
+    waveform = tone(300)
+    augmentation = WaveformAugmentation(gain=Gain(1.0), transforms=(add_click, add_click))
+    changed = augmented(augmentation, waveform, index=3, epoch=1)
+    assert (changed == RATE_HZ).sum() == 2
+    assert np.array_equal(changed, augmented(augmentation, waveform, index=3, epoch=1))
+    assert not np.array_equal(changed, augmented(augmentation, waveform, index=3, epoch=2))
+    plain = augmented(WaveformAugmentation(gain=Gain(1.0)), waveform, index=3, epoch=1)
+    assert np.array_equal(changed[changed != RATE_HZ], plain[changed != RATE_HZ])
+    with pytest.raises(ValueError, match="one dimension"):
+        augmented(WaveformAugmentation(transforms=(lambda w, rate, generator: w[None],)), waveform)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.8, 0.95, 1.1, 1.5, 2.0])
@@ -278,15 +294,6 @@ def test_partners_come_from_the_candidates_and_never_from_the_cycle_itself():
     assert chosen == [concatenation_partner(0, 0, index, candidates, 0.5) for index in range(1000)]
     assert concatenation_partner(0, 0, 2, np.array([2]), 1.0) is None
     assert concatenation_partner(0, 0, 2, candidates, 0.0) is None
-
-
-def test_joined_cycles_hold_what_either_holds():
-    joined = concatenate(tone(300, 0.1), tone(500, 0.2))
-    assert joined.dtype == np.float32
-    assert len(joined) == 4800
-    assert or_labels([0, 1], [0, 0]).tolist() == [0, 1]
-    assert or_labels([1, 0], [0, 1]).tolist() == [1, 1]
-    assert or_labels([0, 0], [0, 0]).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("seed", [0, 2**53, 2**63, 2**63 + 12345, 2**64 - 2])

@@ -20,7 +20,6 @@ from laennec.audio.augmentation import (
     WaveformAugmentation,
     WhiteNoise,
 )
-from laennec.audio.batch_augmentation import Keys, augment_batch
 from laennec.audio.features import PRESETS, LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.errors import InputError
@@ -204,10 +203,6 @@ def test_odd_sounds_have_finite_features_alone_and_together_and_after_every_draw
         together = extractor(list(sounds.values()), sampling_rate=rate)
     masked = SpecAugment()(together["input_values"], None, seed=0, epochs=[0] * len(sounds), cycle_indices=range(9))
     assert bool(torch.isfinite(masked).all())
-    batch = torch.from_numpy(np.stack(list(sounds.values())))
-    keys = Keys(np.full(9, 1, np.uint64), np.full(9, 2), np.arange(9))
-    drawn, lengths = augment_batch(DRAWS, batch, np.full(9, batch.shape[1]), rate, keys)
-    assert bool(torch.isfinite(drawn).all()) and bool(torch.isfinite(extractor.features(drawn, lengths)[0]).all())
 
 
 def test_a_cycle_of_one_sample_is_refused_by_name_or_filled_up():

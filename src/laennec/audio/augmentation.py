@@ -1,23 +1,27 @@
-"""Augmentation of cycles and of their features.
+"""Augmentation of cycles (waveforms) and of their features (SpecAugment).
 
-Decisions: every draw is a pure function of (seed, epoch, cycle index), through a counter-based generator with a
-stream of its own for each part, so that switching one part on leaves the others' draws alone and a resumed run equals
-an uninterrupted one at any number of workers. Parameters are drawn in one place and applied in another. Nothing here
-sees the test part: whoever calls it decides when.
+Decisions: every draw is a pure function of (seed, epoch, cycle index). A counter-based generator has a stream of its
+own for each part, so that switching one part on leaves the draws of the others unchanged, and a resumed run equals an
+uninterrupted one at any number of workers. Waveforms are augmented on the CPU, cycle by cycle, also beside a GPU, so
+that both draw the same sound. Stretching moves pieces of the cycle (WSOLA) instead of rebuilding them: a phase vocoder
+smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which cycles
+were stretched.
 """
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 import torch
 from torch import Tensor
 
-from laennec.audio.counters import uniforms, uniforms_32, words
-from laennec.audio.stretch import Waveform, shift_pitch, stretch_time
+Waveform = npt.NDArray[np.float32]
+Transform = Callable[[Waveform, int, np.random.Generator], Waveform]
 
-# one stream of random numbers for each use; the numbers are part of every published result and must not change
+# one stream of random numbers for each use; published results depend on these numbers, so they must not change
 STREAMS = {
     "noise": 1,
     "shift": 2,
@@ -32,63 +36,73 @@ STREAMS = {
     "mixing": 11,
     "negatives": 12,
     "crops": 21,
+    "transforms": 22,
 }
+WAVEFORM_PARTS = ("stretch", "pitch", "shift", "noise", "gain")  # in the order of application
+_HALF_PIECE_S = 0.02  # of WSOLA: a piece spans four periods of the lowest wheezes (100 Hz)
 
 
-def counter_generator(seed: int, epoch: int, index: int, stream: str) -> np.random.Generator:
-    """A generator that depends on its arguments alone.
+def counter_generator(seed: int, epoch: int, index: int, stream: str, number: int = 0) -> np.random.Generator:
+    """Make a generator that depends on its arguments alone.
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
-        index: of the cycle (or batch) the draw is for.
-        stream: what is drawn, one of `STREAMS`.
+        seed: Of the run.
+        epoch: Counted from 0.
+        index: Of the cycle (or batch) that the draw is for.
+        stream: What is drawn, one of `STREAMS`.
+        number: Tells several generators of one stream apart.
 
     Returns:
         A Philox generator; equal arguments give equal draws, others independent ones.
     """
-    # as arrays: of a list that holds 2^63 or more numpy makes float64, and seeds that differ would draw alike
+    # as arrays: from a list that holds 2^63 or more numpy makes float64, and different seeds would draw alike
     key = np.array([seed % 2**64, STREAMS[stream]], np.uint64)
-    # the lowest counter word stays free: it is the one that drawing advances
-    counter = np.array([0, epoch, index, 0], np.uint64)
+    # the lowest counter word stays 0: drawing advances it
+    counter = np.array([0, epoch, index, number], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the augmentation that happens to a share of the cycles."""
+    """A change of some cycles by a value drawn uniformly between two bounds."""
 
     probability: float = 0.5
 
     def __post_init__(self) -> None:
+        low, high = self._bounds
         if not 0 <= self.probability <= 1:
             raise ValueError(f"{type(self).__name__}: probability must lie in [0, 1], not {self.probability}")
+        if not low <= high:
+            raise ValueError(f"{type(self).__name__}: the lower bound {low} exceeds the upper bound {high}")
 
-    def _check_order(self, low: str, high: str) -> None:
-        if not getattr(self, low) <= getattr(self, high):
-            raise ValueError(f"{type(self).__name__}: {low} {getattr(self, low)} exceeds {high} {getattr(self, high)}")
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        """Change a waveform (samples,) by the drawn value; `samples` draws noise."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class WhiteNoise(_Part):
-    """Gaussian white noise at a signal-to-noise ratio drawn uniformly in decibels."""
+    """Add Gaussian white noise at a signal-to-noise ratio in decibels. A silent cycle stays silent."""
 
     min_snr_db: float = 10.0
     max_snr_db: float = 40.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_order("min_snr_db", "max_snr_db")
-
     @property
-    def range(self) -> tuple[float, float]:
-        """Bounds of the draw."""
+    def _bounds(self) -> tuple[float, float]:
         return self.min_snr_db, self.max_snr_db
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        noise = samples.standard_normal(len(waveform), dtype=np.float32)
+        return waveform + noise * np.float32(np.sqrt(_power(waveform)) * 10 ** (-value / 20))
 
 
 @dataclass(frozen=True)
 class TimeShift(_Part):
-    """Circular shift by up to a fraction of the cycle, either way."""
+    """Shift a cycle circularly by up to a fraction of its length, either way."""
 
     max_shift_fraction: float = 0.5
 
@@ -98,33 +112,36 @@ class TimeShift(_Part):
             raise ValueError(f"TimeShift: max_shift_fraction must lie in [0, 1], not {self.max_shift_fraction}")
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Bounds of the draw."""
+    def _bounds(self) -> tuple[float, float]:
         return -self.max_shift_fraction, self.max_shift_fraction
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        return np.roll(waveform, round(value * len(waveform)))
 
 
 @dataclass(frozen=True)
 class TimeStretch(_Part):
-    """Faster (rate above 1) or slower without a change of pitch; no slower than half speed."""
+    """Make a cycle faster (rate above 1) or slower without a change of pitch; at least half speed."""
 
     min_rate: float = 0.9
     max_rate: float = 1.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_order("min_rate", "max_rate")
         if self.min_rate < 0.5:
             raise ValueError(f"TimeStretch: min_rate must be at least 0.5, not {self.min_rate}")
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Bounds of the draw."""
+    def _bounds(self) -> tuple[float, float]:
         return self.min_rate, self.max_rate
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        return stretch_time(waveform, sampling_rate, value)
 
 
 @dataclass(frozen=True)
 class PitchShift(_Part):
-    """Higher or lower by up to some semitones without a change of duration."""
+    """Make a cycle higher or lower by up to some semitones without a change of duration."""
 
     max_semitones: float = 2.0
 
@@ -134,48 +151,43 @@ class PitchShift(_Part):
             raise ValueError(f"PitchShift: max_semitones must lie in [0, 12], not {self.max_semitones}")
 
     @property
-    def range(self) -> tuple[float, float]:
-        """Bounds of the draw."""
+    def _bounds(self) -> tuple[float, float]:
         return -self.max_semitones, self.max_semitones
+
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        return shift_pitch(waveform, sampling_rate, value)
 
 
 @dataclass(frozen=True)
 class Gain(_Part):
-    """Louder or softer, uniformly in decibels."""
+    """Make a cycle louder or softer, uniformly in decibels."""
 
     min_gain_db: float = -6.0
     max_gain_db: float = 6.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_order("min_gain_db", "max_gain_db")
-
     @property
-    def range(self) -> tuple[float, float]:
-        """Bounds of the draw."""
+    def _bounds(self) -> tuple[float, float]:
         return self.min_gain_db, self.max_gain_db
 
-
-@dataclass(frozen=True)
-class WaveformDraw:
-    """What was drawn for one cycle; None where a part leaves it alone."""
-
-    seed: int
-    epoch: int
-    cycle_index: int
-    snr_db: float | None = None
-    shift_fraction: float | None = None
-    rate: float | None = None
-    semitones: float | None = None
-    gain_db: float | None = None
+    def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
+        return waveform * np.float32(10 ** (value / 20))
 
 
 @dataclass(frozen=True)
 class WaveformAugmentation:
-    """White noise, time shift, time stretch, pitch shift and gain, each optional (None: never).
+    """White noise, time shift, time stretch, pitch shift, gain and transforms of your own, each optional.
 
     For example `WaveformAugmentation(noise=WhiteNoise(0.5, 10, 30), shift=TimeShift(1.0))`. Applied in the order
-    stretch, pitch, shift, noise, gain.
+    stretch, pitch, shift, noise, gain, transforms.
+
+    Args:
+        noise: None for never, as for the four below.
+        shift: Circular shift.
+        stretch: Time stretch.
+        pitch: Pitch shift.
+        gain: Gain.
+        transforms: Callables `(waveform, sampling_rate, generator) -> waveform` on float32 (samples,). All of their
+            randomness must come from the generator, which depends on (seed, epoch, cycle) and their position alone.
     """
 
     noise: WhiteNoise | None = None
@@ -183,84 +195,143 @@ class WaveformAugmentation:
     stretch: TimeStretch | None = None
     pitch: PitchShift | None = None
     gain: Gain | None = None
+    transforms: tuple[Transform, ...] = ()
 
     def __call__(self, waveform: Waveform, sampling_rate: int, *, seed: int, epoch: int, cycle_index: int) -> Waveform:
         """Draw for this cycle and epoch, and apply.
 
         Args:
             waveform: float32 (samples,).
-            sampling_rate: in Hz.
-            seed: of the run.
-            epoch: counted from 0.
-            cycle_index: row of the cycle in its table.
+            sampling_rate: In Hz.
+            seed: Of the run.
+            epoch: Counted from 0.
+            cycle_index: Row of the cycle in its table.
 
         Returns:
-            float32 (samples',), finite for finite input, at most twice as long; the input itself is never changed.
+            float32 (samples',); the built-in parts keep it finite and at most twice as long. The input never changes.
 
         Raises:
-            ValueError: if the waveform is not one-dimensional.
+            ValueError: if the waveform, or what a transform returns, is not one-dimensional.
         """
-        return self.apply(waveform, sampling_rate, self.draw(seed=seed, epoch=epoch, cycle_index=cycle_index))
-
-    def draw(self, *, seed: int, epoch: int, cycle_index: int) -> WaveformDraw:
-        """The parameters for one cycle in one epoch."""
-        drawn: dict[str, float | None] = {}
-        for part in fields(self):
-            settings = getattr(self, part.name)
-            generator = counter_generator(seed, epoch, cycle_index, part.name)
-            chance, where = generator.random(2)
-            if settings is not None and chance < settings.probability:
-                low, high = settings.range
-                drawn[_DRAWN_AS[part.name]] = float(low + (high - low) * where)
-        return WaveformDraw(seed, epoch, cycle_index, **drawn)
-
-    def describe(self, *, seed: int, epoch: int, cycle_index: int) -> dict[str, float | None]:
-        """The same as plain numbers, for a log."""
-        return asdict(self.draw(seed=seed, epoch=epoch, cycle_index=cycle_index))
-
-    @staticmethod
-    def apply(waveform: Waveform, sampling_rate: int, drawn: WaveformDraw) -> Waveform:
-        """Apply drawn parameters; see `__call__`."""
         changed = np.array(waveform, dtype=np.float32)
         if changed.ndim != 1:
             raise ValueError(f"a cycle is one-dimensional (samples,), not {changed.shape}; mix channels down first")
-        if drawn.rate is not None:
-            changed = stretch_time(changed, sampling_rate, drawn.rate)
-        if drawn.semitones is not None:
-            changed = shift_pitch(changed, sampling_rate, drawn.semitones)
-        if drawn.shift_fraction is not None:
-            changed = np.roll(changed, round(drawn.shift_fraction * len(changed)))
-        if drawn.snr_db is not None:
-            generator = counter_generator(drawn.seed, drawn.epoch, drawn.cycle_index, "noise samples")
-            changed = _add_noise(changed, drawn.snr_db, generator)
-        if drawn.gain_db is not None:
-            changed = changed * np.float32(10 ** (drawn.gain_db / 20))
+        for name, value in self.draw(seed=seed, epoch=epoch, cycle_index=cycle_index).items():
+            samples = counter_generator(seed, epoch, cycle_index, "noise samples")
+            changed = getattr(self, name)._apply(changed, sampling_rate, value, samples)
+        for number, transform in enumerate(self.transforms):
+            generator = counter_generator(seed, epoch, cycle_index, "transforms", number)
+            changed = np.asarray(transform(changed, sampling_rate, generator), dtype=np.float32)
+            if changed.ndim != 1:
+                raise ValueError(
+                    f"the transform {transform!r} must return one dimension (samples,), not {changed.shape}"
+                )
         return changed
 
+    def draw(self, *, seed: int, epoch: int, cycle_index: int) -> dict[str, float]:
+        """The value of each part that applies to one cycle in one epoch, by the part's name, in order."""
+        drawn = {}
+        for name in WAVEFORM_PARTS:
+            part: _Part | None = getattr(self, name)
+            if part is not None:
+                chance, place = counter_generator(seed, epoch, cycle_index, name).random(2)
+                low, high = part._bounds
+                if chance < part.probability:
+                    drawn[name] = float(low + (high - low) * place)
+        return drawn
 
-_DRAWN_AS = {"noise": "snr_db", "shift": "shift_fraction", "stretch": "rate", "pitch": "semitones", "gain": "gain_db"}
+
+def _power(waveform: Waveform) -> float:
+    return float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
 
 
-def _add_noise(waveform: Waveform, snr_db: float, generator: np.random.Generator) -> Waveform:
-    """Noise relative to the cycle's own power: a silent cycle stays silent."""
-    power = float(np.mean(np.square(waveform, dtype=np.float64))) if len(waveform) else 0.0
-    noise = generator.standard_normal(len(waveform), dtype=np.float32)
-    return waveform + noise * np.float32(np.sqrt(power) * 10 ** (-snr_db / 20))
+def stretch_time(waveform: Waveform, sampling_rate: int, rate: float) -> Waveform:
+    """Change a cycle's speed and keep its pitch, by overlapping pieces of the cycle itself (WSOLA).
+
+    Each 40 ms piece is taken near its place in the cycle, shifted by up to 10 ms to where it best continues the piece
+    before it.
+
+    Args:
+        waveform: float32 (samples,).
+        sampling_rate: In Hz.
+        rate: Above 1 is faster and shorter.
+
+    Returns:
+        float32 (round(samples / rate),), at least one sample of a cycle that has any.
+    """
+    samples = max(round(len(waveform) / rate), min(1, len(waveform)))
+    if rate == 1 or not waveform.any():
+        return np.resize(waveform, samples).astype(np.float32)
+    hop = max(4, round(_HALF_PIECE_S * sampling_rate))
+    reach = hop // 2
+    fade = np.hanning(2 * hop + 1)[:-1].astype(np.float32)  # two of them, a hop apart, add up to 1
+    pieces = samples // hop + 2
+    margin = 3 * hop + reach
+    padded = np.pad(waveform, (margin, margin + hop))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(padded, dtype=np.float64))])
+    stretched = np.zeros((pieces + 1) * hop, dtype=np.float32)
+    start = 0
+    for piece in range(pieces):
+        place = margin - hop + min(round(piece * hop * rate), len(waveform) + hop)
+        if piece:
+            wanted = padded[start + hop : start + 3 * hop]
+            start = place + _best_shift(padded, energy, place, wanted, reach)
+        else:
+            start = place
+        stretched[piece * hop : (piece + 2) * hop] += padded[start : start + 2 * hop] * fade
+    stretched = stretched[hop : hop + samples]
+    power = _power(stretched)
+    if power == 0:
+        return stretched
+    # cross-fading two unlike pieces of noise loses up to 3 dB, and loudness must not tell what was stretched; more is
+    # not made up for, or the background would rise to the level of a click that was skipped
+    return stretched * np.float32(np.clip(np.sqrt(energy[-1] / len(waveform) / power), 0.5**0.5, 2**0.5))
+
+
+def _best_shift(padded: Waveform, energy: npt.NDArray[np.float64], place: int, wanted: Waveform, reach: int) -> int:
+    """The shift within the reach at which the cycle is most similar (cosine) to the wanted sound; 0 in silence."""
+    size = len(wanted)
+    starts = slice(place - reach, place + reach + 1)
+    ends = slice(starts.start + size, starts.stop + size)
+    product = np.correlate(padded[starts.start : starts.stop + size - 1], wanted, mode="valid")
+    similarity = product / np.sqrt(np.maximum(energy[ends] - energy[starts], 1e-20))
+    best = int(np.argmax(similarity))
+    return best - reach if similarity[best] > 0 else 0
+
+
+def shift_pitch(waveform: Waveform, sampling_rate: int, semitones: float) -> Waveform:
+    """Change a cycle's pitch and keep its length: stretch it, then resample it back.
+
+    Args:
+        waveform: float32 (samples,).
+        sampling_rate: In Hz.
+        semitones: Above 0 is higher.
+
+    Returns:
+        float32 (samples,).
+    """
+    factor = 2 ** (semitones / 12)
+    if factor == 1 or not waveform.any():
+        return waveform.copy()
+    stretched = stretch_time(waveform, sampling_rate, 1 / factor)
+    shifted = soxr.resample(stretched, factor * sampling_rate, sampling_rate, quality="HQ")
+    # the resampler may be off by a sample
+    return np.pad(shifted, (0, max(0, len(waveform) - len(shifted))))[: len(waveform)].astype(np.float32)
 
 
 @dataclass(frozen=True)
 class SpecAugment:
-    """Mask bands of mel bins and stretches of time in a batch of features.
+    """Mask bands of mel bins and spans of time in a batch of features.
 
-    Widths are drawn uniformly from 0 to the maximum, starts uniformly over what is left; masks lie within the true
+    Widths are drawn uniformly from 0 to the maximum, starts uniformly over what is left. Masks lie within the true
     frames of each cycle, and depend on (seed, epoch, cycle index) alone, never on the rest of the batch.
 
     Args:
-        max_freq_width: of a frequency mask, in mel bins.
-        max_time_width: of a time mask, in frames.
-        freq_masks: number of frequency masks.
-        time_masks: number of time masks.
-        probability: share of cycles that are masked at all.
+        max_freq_width: Of a frequency mask, in mel bins.
+        max_time_width: Of a time mask, in frames.
+        freq_masks: Number of frequency masks.
+        time_masks: Number of time masks.
+        probability: Share of cycles that are masked.
 
     Reference: Park et al., SpecAugment, Interspeech 2019.
     """
@@ -284,8 +355,8 @@ class SpecAugment:
         Args:
             features: (batch, frames, mels).
             attention_mask: (batch, frames), 1 on true frames; None where all are.
-            seed: of the run.
-            epochs: (batch,) integers, the epoch each row was drawn in.
+            seed: Of the run.
+            epochs: (batch,) integers, the epoch that each row is drawn in.
             cycle_indices: (batch,) integers.
 
         Returns:
@@ -307,16 +378,16 @@ class SpecAugment:
         return features.masked_fill(hidden, 0.0)
 
     def _draw(self, batch: int, seed: int, epochs: list[int], indices: list[int]) -> npt.NDArray[np.float32]:
-        """Numbers in [0, 1) for width and start of each mask, (batch, masks, 2); -1 where a cycle is left alone."""
+        """Numbers in [0, 1) for width and start of each mask, (batch, masks, 2); -1 where a cycle is not masked."""
         if not len(epochs) == len(indices) == batch:
             raise ValueError(
                 f"{batch} rows need as many epochs and cycle indices, not {len(epochs)} and {len(indices)}"
             )
-        masks = self.freq_masks + self.time_masks
-        # as a generator of each row would: whether, then width and start of each mask
-        numbers = words(seed % 2**64, STREAMS["spectrum"], epochs, indices, 1 + masks)
-        drawn = uniforms_32(numbers[:, 1:]).reshape(batch, masks, 2)
-        drawn[uniforms(numbers[:, 0]) >= self.probability] = -1.0
+        drawn = np.full((batch, self.freq_masks + self.time_masks, 2), -1.0, np.float32)
+        for row, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
+            generator = counter_generator(seed, epoch, index, "spectrum")
+            if generator.random() < self.probability:
+                generator.random(dtype=np.float32, out=drawn[row])
         return drawn
 
 
@@ -338,31 +409,25 @@ def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) ->
 def concatenation_partner(
     seed: int, epoch: int, cycle_index: int, candidates: npt.NDArray[np.integer[Any]], probability: float
 ) -> int | None:
-    """Choose the cycle to join to this one, for concatenation augmentation (training part only).
+    """Choose the cycle to append to this one, for concatenation augmentation (training part only).
 
     Args:
-        seed: of the run.
-        epoch: counted from 0.
-        cycle_index: the cycle at hand; never its own partner.
-        candidates: rows that may be joined, all of the training part.
-        probability: share of cycles that get a partner.
+        seed: Of the run.
+        epoch: Counted from 0.
+        cycle_index: The cycle itself, which is never chosen.
+        candidates: Rows to choose from, all of the training part.
+        probability: Share of cycles that are concatenated.
 
     Returns:
         A row out of the candidates, or None.
     """
-    generator = counter_generator(seed, epoch, cycle_index, "concatenation")
-    chance, where = generator.random(2)
+    chance, place = counter_generator(seed, epoch, cycle_index, "concatenation").random(2)
     others = candidates[candidates != cycle_index]
     if chance >= probability or not len(others):
         return None
-    return int(others[int(where * len(others))])
+    return int(others[int(place * len(others))])
 
 
 def concatenate(first: Waveform, second: Waveform) -> Waveform:
-    """Join two cycles of one sampling rate, float32 (samples,) each."""
+    """Append one cycle to another of the same sampling rate, float32 (samples,) each."""
     return np.concatenate([first, second]).astype(np.float32)
-
-
-def or_labels(first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Labels of two joined cycles: what either holds. Bits or numbers in [0, 1], for example (crackle, wheeze)."""
-    return np.maximum(first, second)

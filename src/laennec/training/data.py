@@ -176,7 +176,6 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
     Attributes:
         views: How many independent draws of each cycle a training item holds.
         groups: int64 (cycles,) by name: what losses need besides the class.
-        augmented_later: Whether items come as they are, for a Trainer that augments whole batches on its device.
     """
 
     def __init__(
@@ -203,7 +202,6 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.neighbours = neighbours
         self.views = 1
         self.groups: Mapping[str, Codes] = {}
-        self.augmented_later = False
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -286,7 +284,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return own + sum(int(self.neighbours.waveforms.lengths[other]) for other in (*before, *after))
 
     def _augmented(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
-        if not self.augmentation or self.augmented_later:
+        if not self.augmentation:
             return waveform
         return self.augmentation(
             waveform, self.sampling_rate, seed=view_seed(self.seed, view), epoch=epoch, cycle_index=number

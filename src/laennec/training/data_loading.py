@@ -1,10 +1,9 @@
 """How batches get to where the model is.
 
-Decisions: beside a GPU nothing on the way of a step goes cycle by cycle but reading: processes read and pad ahead
-into pinned memory, the copy runs while the device computes, and there the whole batch is augmented, turned into
-features and masked. A frozen encoder runs there too. On a CPU, which would only wait for itself, cycles are read and
-augmented one by one; answered one by one too, because the sums of a batch are rounded by its shape: so what a cycle is
-answered is a function of it alone, to the last bit, whoever is beside it and however many threads there are.
+Decisions: beside a GPU, worker processes read, augment and pad cycles ahead into pinned memory, the copy runs while the
+device computes, and features are computed, masked and mixed there. A frozen encoder runs there too. On a CPU cycles are
+read and predicted one by one, because the sums of a batch are rounded by its shape: the prediction for a cycle is a
+function of that cycle alone, to the last bit, whatever the batch and the number of threads.
 """
 
 import logging
@@ -14,8 +13,6 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from laennec.audio.augmentation import WaveformAugmentation
-from laennec.training.data import CycleDataset
 from laennec.training.recipe import Recipe
 
 
@@ -62,11 +59,3 @@ def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
         "dataloader_pin_memory": gpu,
         "accelerator_config": {"non_blocking": gpu},
     }
-
-
-def augment_on_device(dataset: Any, gpu: bool) -> WaveformAugmentation | None:
-    """Have a GPU augment whole batches, where there is one; returns what it is to do."""
-    if not gpu or not isinstance(dataset, CycleDataset):
-        return None
-    dataset.augmented_later = True
-    return dataset.augmentation

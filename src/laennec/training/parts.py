@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.audio.augmentation import WaveformAugmentation
+from laennec.audio.augmentation import WAVEFORM_PARTS, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_sounds, decode_all, load_corpus
@@ -195,7 +195,7 @@ def refuse_short_cycles(table: Any, waveforms: CycleWaveforms, extractor: Laenne
 
 def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAugmentation | None, Concatenation | None]:
     """The recipe's draws on waveforms; None where every probability is 0."""
-    parts = {k: getattr(settings, k) for k in WaveformAugmentation.__dataclass_fields__}
+    parts = {k: getattr(settings, k) for k in WAVEFORM_PARTS}
     augmentation = WaveformAugmentation(**parts) if any(parts.values()) else None
     if not settings.concatenate_probability:
         return augmentation, None

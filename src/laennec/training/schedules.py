@@ -28,7 +28,6 @@ from laennec.training.compilation import compiled_layers, full_length_afterwards
 from laennec.training.console import EpochLines
 from laennec.training.data import CycleDataset, Targets
 from laennec.training.data_loading import (
-    augment_on_device,
     device_settings,
     encodes_one_by_one,
     has_gpu,
@@ -275,7 +274,6 @@ def plan_phases(
         "objective": objective,
         "feature_extractor": extractor,
         "spec_augment": recipe.augment.spec,
-        "waveform_augment": augment_on_device(datasets[0], has_gpu()),
         "seed": recipe.seed,
         "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
         "data_collator": collator,

@@ -12,13 +12,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from laennec.audio.augmentation import SpecAugment, WaveformAugmentation
-from laennec.audio.batch_augmentation import Keys, augment_batch
+from laennec.audio.augmentation import SpecAugment
 from laennec.audio.context import with_context
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
@@ -59,8 +57,6 @@ class LaennecTrainer(ResumableTrainer):
         objective: Names and weighs the terms of the loss.
         feature_extractor: The front end; None where batches hold embeddings.
         spec_augment: Draws on the features of training cycles; None for none.
-        waveform_augment: Draws on the waveforms of training cycles, a batch at a time on the Trainer's device; None
-            where the data set has augmented them (`CycleDataset.augmented_later` says who does).
         sampler: Yields (row, epoch) pairs; None for transformers' own order.
         stages: What each epoch trains; None trains everything always.
         head_learning_rate: Where head and projection learn at another rate than the encoder.
@@ -82,7 +78,6 @@ class LaennecTrainer(ResumableTrainer):
         objective: Objective,
         feature_extractor: LaennecFeatureExtractor | None = None,
         spec_augment: SpecAugment | None = None,
-        waveform_augment: WaveformAugmentation | None = None,
         sampler: Any = None,
         stages: Callable[[int], Stage] | None = None,
         head_learning_rate: float | None = None,
@@ -100,7 +95,6 @@ class LaennecTrainer(ResumableTrainer):
         self.feature_extractor = feature_extractor
         self.auxiliary_tasks = auxiliary_tasks
         self.spec_augment = spec_augment
-        self.waveform_augment = waveform_augment
         self.sampler = sampler
         self.stages = stages
         self.head_learning_rate = head_learning_rate
@@ -236,8 +230,6 @@ class LaennecTrainer(ResumableTrainer):
         mixer = self.mixer if draws else None
         with torch.no_grad():
             waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs["labels"]
-            if self.waveform_augment is not None and draws:
-                waveforms, lengths = self._augmented(self.waveform_augment, waveforms)
             joined = inputs.pop("joined", None)
             if mixer is not None and mixer.on_waveforms:
                 waveforms, lengths, mixture = mixer.waveforms(waveforms, lengths, labels, self._mixed_by())
@@ -284,16 +276,6 @@ class LaennecTrainer(ResumableTrainer):
         if around:
             drawn += [(view, host["neighbour_epochs"], host["neighbour_numbers"]) for view in range(views)]
         return drawn
-
-    def _augmented(self, augmentation: WaveformAugmentation, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms (rows, samples) of all views and neighbours with their draws, and their new lengths."""
-        assert self.feature_extractor is not None
-        drawn = self._drawn_for(len(waveforms))
-        seeds = [np.full(len(epochs), view_seed(self.draw_seed, view), np.uint64) for view, epochs, _ in drawn]
-        epochs, numbers = (np.concatenate([part[place] for part in drawn]) for place in (1, 2))
-        keys = Keys(np.concatenate(seeds), epochs, numbers)
-        rate = self.feature_extractor.sampling_rate
-        return augment_batch(augmentation, waveforms, self._host["lengths"], rate, keys)
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
         """SpecAugment of each view by itself: (views * batch, frames, mels), and their neighbours behind."""

@@ -74,7 +74,7 @@ def test_families_of_masks(views, masks):
 
 def test_raw_views_have_the_published_bounds():
     raw = waveform_views(PretrainSettings())
-    assert raw.shift.range == (-0.25, 0.25) and raw.stretch.range == (0.9, 1.1)
+    assert raw.shift.max_shift_fraction == 0.25 and (raw.stretch.min_rate, raw.stretch.max_rate) == (0.9, 1.1)
     assert raw.gain and raw.pitch and raw.noise is None
 
 

@@ -30,7 +30,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training.batch_size import BatchRule
 from laennec.training.console import LossLines, say
 from laennec.training.data import collate_cycles
-from laennec.training.data_loading import augment_on_device, configure_process, device_settings, has_gpu
+from laennec.training.data_loading import configure_process, device_settings, has_gpu
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.folders import claimed, finished_before, whole_checkpoints
 from laennec.training.front_end import refuse_other_features
@@ -215,7 +215,6 @@ def _fit(
         objective=objective,
         feature_extractor=extractor,
         spec_augment=mask_views(settings),
-        waveform_augment=augment_on_device(part.dataset, has_gpu()),
         sampler=make_pretrain_sampler(settings, part.meeting, part.cohort.table["patient_id"], recipe.seed),
         stages=lambda _: unsupervised,
         seed=recipe.seed,
