@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "laennec"
 FLOORS = {
-    "audio": 0, "corpora": 1, "encoders": 1, "losses": 1, "head": 1, "configuration": 1, "modeling": 2, "ensemble": 3,
-    "training": 4, "evaluation": 4, "hub": 5, "inference": 5, "study": 6, "cli": 7,
+    "audio": 0, "corpora": 1, "encoders": 1, "losses": 1, "head": 1, "configuration": 2, "modeling": 3, "ensemble": 4,
+    "training": 5, "evaluation": 5, "hub": 6, "inference": 6, "study": 7, "cli": 8,
 }  # fmt: skip
 EVERYWHERE = {"errors", "extension", "files", "rendering", "untrusted", "memory"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -38,7 +38,7 @@ def test_a_file_imports_only_from_floors_below(path):
         if other in EVERYWHERE or other == own:
             continue
         # rooms of one floor above the model may use one another, as long as no circle forms
-        assert FLOORS[other] < FLOORS[own] or FLOORS[other] == FLOORS[own] >= 4, f"{own} imports {other}"
+        assert FLOORS[other] < FLOORS[own] or FLOORS[other] == FLOORS[own] >= 5, f"{own} imports {other}"
 
 
 def test_no_module_imports_itself_by_way_of_others():

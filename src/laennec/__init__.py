@@ -30,6 +30,7 @@ _HOMES = {
     "CycleWaveforms": "corpora.waveforms",
     "export_corpus": "corpora.exporting",
     "load_encoder": "encoders",
+    "register_encoder": "encoders",
     "AngularDistanceDistributionLoss": "losses.add",
     "TupletContrastiveLoss": "losses.tuplet",
     "FocalLoss": "losses.focal",

@@ -4,10 +4,13 @@ Decisions: calibration and thresholds are part of the model, by label name, so t
 authors did; what an older file does not say means "not calibrated" and a probability of one half.
 """
 
+from pathlib import Path
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
+from laennec.encoders import config_from_dict
+from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 
 POOLINGS = ("encoder", "mean")
@@ -77,7 +80,7 @@ class LaennecConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         if isinstance(encoder_config, dict):
-            encoder_config = AutoConfig.for_model(**encoder_config)
+            encoder_config = config_from_dict(encoder_config)
         self.encoder_config = encoder_config
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; it can be {' or '.join(POOLINGS)}")
@@ -108,6 +111,26 @@ class LaennecConfig(PreTrainedConfig):
         """The configuration of these values, which are another's words; see `laennec.untrusted.refuse_settings`."""
         refuse_settings(config_dict, config_dict.get("_name_or_path") or "config.json")
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def load(cls, name: str | Path, **hub: Any) -> "LaennecConfig":
+        """The configuration of a laennec model; transformers would accept that of any other.
+
+        Args:
+            name: A folder or a Hub id.
+            **hub: Revision, token and the like.
+
+        Raises:
+            InputError: It is that of another model.
+        """
+        values, _ = cls.get_config_dict(name, **hub)
+        kind = values.get("model_type")
+        if kind != cls.model_type:
+            what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
+            raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
+        refuse_settings(values, name)
+        config: LaennecConfig = cls.from_pretrained(name, **hub)
+        return config
 
     @property
     def label_names(self) -> list[str]:

@@ -6,7 +6,9 @@ carries a digest of the base's weights, because a head on another encoder fails 
 pools a cycle and the joined cycles one by one, as any encoder can, and its embedding is both side by side.
 """
 
-from collections.abc import Mapping
+import builtins
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +25,27 @@ from transformers.utils import ModelOutput
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
-from laennec.encoders import encoder_digest, encoder_from_config, trainable
+from laennec.encoders import (
+    as_encoder,
+    encoder_digest,
+    encoder_from_config,
+    in_groups,
+    is_built_in,
+    load_encoder,
+    trainable,
+)
 from laennec.encoders.base import base_encoder, loading_error, quiet, refuse_untrusted_adapter, remember_base
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.output import TokenMix
+from laennec.encoders.own import contains_own
 from laennec.encoders.pretrained_audio import loaded_strictly
 from laennec.encoders.released import LOADING_ERRORS
 from laennec.errors import InputError
 from laennec.head import Head
-from laennec.untrusted import refuse_model_folder, refuse_settings
+from laennec.untrusted import refuse_model_folder
 
+LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
+TRAINABLE = ("full", "frozen", "last_n", "lora")
 # tensors that only training needs: the projection feeds auxiliary losses
 _TRAINING_ONLY = ("projection.",)
 
@@ -87,13 +100,97 @@ class LaennecForAudioClassification(PreTrainedModel):
             if config.projection_dim
             else None
         )
+        # transformers gives new weights to models whose author forgot `post_init`; what was handed over is kept
+        given = None
+        if contains_own(config.encoder_config) and not any(value.is_meta for value in encoder.state_dict().values()):
+            given = {name: value.clone() for name, value in encoder.state_dict().items()}
         self.post_init()
+        if given is not None:
+            encoder.load_state_dict(given)
         # what FSDP may shard by itself: the layers, which run as a whole; of other parts encoders take what they need
         self._no_split_modules = trainable.layer_classes(encoder)
         # set by schedules that train the head alone for a while
         self.encoder_frozen_now = False
         if config.frozen_encoder:
             self.freeze_encoder()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder: str | Path | nn.Module | None,
+        labels: Sequence[str] = ("crackle", "wheeze"),
+        problem_type: str = "multi_label",
+        *,
+        type: str | builtins.type[nn.Module] | None = None,
+        revision: str | None = None,
+        encoder_config: Mapping[str, Any] | None = None,
+        trainable: str = "full",
+        last_layers: int = 0,
+        lora: Mapping[str, Any] | None = None,
+        group_frames: int = 0,
+        group_step: int = 15,
+        features: LaennecFeatureExtractor | None = None,
+        base: str | Path | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> "LaennecForAudioClassification":
+        """Put a new head on an encoder; the model is ready for training.
+
+        Args:
+            encoder: What `load_encoder` takes (a released file, a folder, a Hub id, or None for random weights), or an
+                encoder: one of laennec's, or any module of yours that returns an object with `last_hidden_state`
+                (batch, tokens, dim), `token_mask` (batch, tokens) and `pooler_output` (batch, dim).
+            labels: Names of the labels, in the order of the logits.
+            problem_type: "multi_label" (each label by itself) or "single_label" (exactly one class).
+            type: The type of encoder ("ast", "beats", ...) or your own class; needed for random weights.
+            revision: Of a Hub id.
+            encoder_config: Settings of the encoder, as `load_encoder` takes them.
+            trainable: "full", "frozen", "last_n" (the last layers alone) or "lora" (adapters alone).
+            last_layers: How many layers "last_n" trains.
+            lora: rank, alpha, dropout and target_modules of the adapters, where they differ from `LORA_DEFAULTS`.
+            group_frames: Frames of the overlapping groups that are encoded one by one; 0 for whole cycles.
+            group_step: Frames from the start of a group to that of the next.
+            features: The front end, which the model's configuration then names.
+            base: Where the weights of an encoder that was handed over came from; a head-only export names it.
+            seed: Of the head's initial weights, and of an encoder's without released ones.
+            **settings: Further settings of `LaennecConfig`: pooling, head_hidden_dim, head_dropout, head_layer_norm,
+                projection_dim, joins_context, tasks.
+
+        Raises:
+            InputError: The encoder cannot be loaded or has not the form of one, or cannot be trained that way.
+            ValueError: `trainable` or a setting is none of these.
+        """
+        if trainable not in TRAINABLE:
+            raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
+        if unknown := sorted(settings.keys() - inspect.signature(LaennecConfig).parameters.keys()):
+            raise ValueError(f"LaennecConfig has no setting {unknown[0]!r}; correct its name")
+        torch.manual_seed(seed)
+        if isinstance(encoder, nn.Module):
+            mels = None if features is None else features.feature_size
+            module = encoder if is_built_in(encoder) else as_encoder(encoder, mels)
+        else:
+            module = load_encoder(encoder, type=type, revision=revision, **(encoder_config or {}))
+            base = base or encoder
+        module = in_groups(module, group_frames, group_step)
+        if features is not None:
+            settings |= {"sampling_rate": features.sampling_rate, "features_fingerprint": features.fingerprint()}
+        config = LaennecConfig(
+            encoder_config=module.config,
+            problem_type=problem_type,
+            frozen_encoder=trainable == "frozen",
+            base_model_name_or_path=None if base is None else str(base),
+            base_model_revision=getattr(module.config, "_commit_hash", None) or revision,
+            encoder_digest=encoder_digest(module) if trainable == "frozen" else None,
+            id2label=dict(enumerate(labels)),
+            label2id={name: i for i, name in enumerate(labels)},
+            **settings,
+        )
+        model = cls(config, module)
+        if trainable == "lora":
+            model.add_adapters({**LORA_DEFAULTS, **(lora or {})})
+        elif trainable == "last_n":
+            model.train_last_layers(last_layers)
+        return model
 
     @property
     def embedding_dim(self) -> int:
@@ -325,7 +422,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             refuse_model_folder(Path(pretrained_model_name_or_path) / hub.get("subfolder", ""))
             refuse_untrusted_adapter(pretrained_model_name_or_path, hub)
             if config is None:
-                config = _own_config(pretrained_model_name_or_path, hub)
+                config = LaennecConfig.load(pretrained_model_name_or_path, **hub)
             encoder = base_encoder(config, base) if config.head_only else None
             absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY
             settings = {**kwargs, "config": config, "absent": absent}
@@ -341,6 +438,10 @@ class LaennecForAudioClassification(PreTrainedModel):
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
             model.encoder = trainable.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
         else:
+            if contains_own(model.encoder.config):
+                # built anew: transformers leaves buffers that are not saved undefined
+                state, model.encoder = model.encoder.state_dict(), encoder_from_config(model.encoder.config).eval()
+                model.encoder.load_state_dict(state)
             check_fingerprint(model.encoder, pretrained_model_name_or_path)
         make_contiguous(model)
         model.config.head_only = False
@@ -350,18 +451,6 @@ class LaennecForAudioClassification(PreTrainedModel):
             model.train_last_layers(config.trained_layers)
         answer: Any = (model, info) if wants_info else model
         return answer
-
-
-def _own_config(name: str | Path, hub: dict[str, Any]) -> LaennecConfig:
-    """The configuration of a laennec model; transformers would make do with that of any other."""
-    values, _ = LaennecConfig.get_config_dict(name, **hub)
-    kind = values.get("model_type")
-    if kind != LaennecConfig.model_type:
-        what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
-        raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
-    refuse_settings(values, name)
-    config: LaennecConfig = LaennecConfig.from_pretrained(name, **hub)
-    return config
 
 
 AutoConfig.register("laennec", LaennecConfig)

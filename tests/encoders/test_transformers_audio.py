@@ -12,6 +12,7 @@ from transformers_models import TINY, tiny
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import ENCODERS, encoder_digest, encoder_from_config, load_encoder
+from laennec.encoders.trainable import stack_of
 from laennec.encoders.transformers_audio import ADAPTERS, WaveformEncoder, sinusoids
 from laennec.errors import InputError
 
@@ -295,7 +296,7 @@ def test_the_digest_is_that_of_the_weights() -> None:
 @pytest.mark.parametrize("case", TINY)
 def test_what_comes_last_in_the_stack_is_what_the_tokens_come_from(case, real) -> None:
     encoder = tiny(case)
-    layers, after = encoder.layer_stack()
+    layers, after = stack_of(encoder)
     assert len(layers) == 2
     encoder.requires_grad_(False)
     for module in (layers[-1], *after):

@@ -5,6 +5,7 @@ folder or a Hub id. The digest covers what an embedding depends on: batch counte
 left out.
 """
 
+import builtins
 import difflib
 import hashlib
 import json
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
-from laennec.encoders import beats, mobilenet
+from laennec.encoders import beats, mobilenet, own
 from laennec.encoders.ast import AstEncoder
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig
@@ -28,14 +30,17 @@ from laennec.encoders.ensemble import EnsembleConfig, EnsembleEncoder
 from laennec.encoders.groups import GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.output import EncoderOutput
+from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
 from laennec.encoders.pretrained_audio import (
     ADAPTER_CONFIGS,
     encoder_values,
     load_pretrained,
     loaded_strictly,
+    read_safetensors,
+    read_weights,
     settled,
 )
-from laennec.encoders.released import LOADING_ERRORS, out_of_reach, read_released, reason
+from laennec.encoders.released import LOADING_ERRORS, checked_state, out_of_reach, read_released, reason
 from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
 from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
 from laennec.errors import InputError
@@ -81,21 +86,30 @@ __all__ = [
     "StatisticsConfig",
     "StatisticsEncoder",
     "TransformersEncoder",
+    "as_encoder",
+    "config_from_dict",
     "encoder_digest",
     "encoder_from_config",
     "in_groups",
+    "is_built_in",
     "load_encoder",
+    "register_encoder",
 ]
 
 
 def load_encoder(
-    source: str | Path | None, *, type: str | None = None, revision: str | None = None, **config_overrides: Any
+    source: str | Path | None,
+    *,
+    type: str | builtins.type[nn.Module] | None = None,
+    revision: str | None = None,
+    **config_overrides: Any,
 ) -> PreTrainedModel:
     """Get an encoder, in eval mode.
 
     Args:
         source: None for random weights; a released checkpoint file (.pt); a folder; or a Hub id.
-        type: A key of `ENCODERS`; needed where `source` is None, a check elsewhere.
+        type: A key of `ENCODERS`, or an encoder class of your own (see `register_encoder`); needed where `source` is
+            None, a check elsewhere.
         revision: Of a Hub id.
         **config_overrides: Settings of the encoder's configuration, such as width_mult or time_positions.
 
@@ -103,6 +117,8 @@ def load_encoder(
         InputError: The source cannot be found, read or reached, or holds another architecture.
         ValueError: Unknown type, or none for random weights.
     """
+    if isinstance(type, builtins.type):
+        return _load_own(source, type, revision, config_overrides)
     if type is not None and type not in ENCODERS:
         raise ValueError(f"encoder type is {type!r}; it can be {', '.join(ENCODERS)}")
     if source is None:
@@ -112,10 +128,52 @@ def load_encoder(
     if _is_released_file(source):
         return _from_file(source, type, config_overrides)
     refuse_model_folder(source)
+    if type is None and (values := saved_config(source, revision)).get("model_type") in own.known_types():
+        return fill_own(own.build(own.config_from_dict(values)), source, revision)
     kind, config = _config_of(source, type, revision, config_overrides)
     if kind in ADAPTERS:
         return _adapted(kind, source, config, revision)
     return _from_pretrained(ENCODERS[kind], source, config, revision)
+
+
+def _load_own(
+    source: str | Path | None, kind: type[nn.Module], revision: str | None, settings: dict[str, Any]
+) -> PreTrainedModel:
+    """An encoder of the user's own class, with random weights or those of a file, a folder or the Hub."""
+    if source is None or _is_released_file(source):
+        encoder = own.from_class(kind, settings)
+        return encoder.eval() if source is None else fill_own(encoder, source)
+    own.register_encoder(kind)
+    refuse_model_folder(source)
+    config = own.config_from_dict(saved_config(source, revision) | ({} if own.is_plain(kind) else settings))
+    if isinstance(config, own.ModuleConfig):
+        config.arguments |= settings
+    encoder = own.build(config)
+    if not isinstance(getattr(encoder, "module", encoder), kind):
+        raise InputError(f"{source}: holds another encoder than {kind.__name__}; correct the class or the weights")
+    return fill_own(encoder, source, revision)
+
+
+def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None = None) -> PreTrainedModel:
+    """Give a user's encoder the weights of a file, a folder or the Hub, strictly.
+
+    Raises:
+        InputError: They cannot be found or read, or are not those of this encoder.
+    """
+    path = Path(source)
+    try:
+        if not _is_released_file(source):
+            refuse_model_folder(source)
+            state = read_weights(source, revision)
+        elif path.suffix == ".safetensors":
+            state = read_safetensors(path)
+        else:
+            state = checked_state(path, read_released(path))
+        return own.load_weights(encoder, state, source)
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        raise _not_found(source, error) from error
 
 
 def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedModel:
@@ -128,6 +186,11 @@ def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedMode
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError) as error:
         said = " ".join(str(error).split())[:160]
         raise InputError(f"{kind} encoder: {said}; correct encoder.config ({', '.join(overrides)})") from error
+
+
+def is_built_in(encoder: nn.Module) -> bool:
+    """Whether an encoder is one of laennec's own, or a user's that was made one already."""
+    return isinstance(encoder, (*ENCODERS.values(), GroupsEncoder, EnsembleEncoder, own.ModuleEncoder))
 
 
 def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> PreTrainedModel:
@@ -147,6 +210,8 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
         if isinstance(config, config_of_wrapper):
             wrapped: PreTrainedModel = wrapper._from_config(config)
             return wrapped
+    if own.is_own(config):
+        return own.build(config)
     for kind, config_class in _CONFIGS.items():
         if isinstance(config, config_class):
             # _from_config settles the attention implementation, which a bare constructor leaves open
@@ -218,14 +283,7 @@ def _config_of(
     source: str | Path, type: str | None, revision: str | None, overrides: dict[str, Any]
 ) -> tuple[str, PreTrainedConfig]:
     """The type and the configuration of a saved encoder."""
-    try:
-        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, json.JSONDecodeError, ValueError) as error:
-        raise _not_found(source, error) from error
-    if not values:
-        raise _not_found(source, FileNotFoundError("its config.json is not there, or holds no settings"))
-    refuse_settings(values, source)
-    values = encoder_values(values)
+    values = encoder_values(saved_config(source, revision))
     model_type = values.get("model_type")
     for kind, config_class in _CONFIGS.items():
         if model_type == config_class.model_type:
@@ -239,6 +297,18 @@ def _config_of(
             return kind, config
     known = ", ".join(str(c.model_type) for c in _CONFIGS.values())
     raise InputError(f"{source}: holds a {model_type!r} model, which is no encoder here; give one of {known}")
+
+
+def saved_config(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """The values of a config.json, refused where they ask for more than a model's sizes."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, json.JSONDecodeError, ValueError) as error:
+        raise _not_found(source, error) from error
+    if not values:
+        raise _not_found(source, FileNotFoundError("its config.json is not there, or holds no settings"))
+    refuse_settings(values, source)
+    return dict(values)
 
 
 def _commit_of(source: str | Path, revision: str | None) -> str | None:

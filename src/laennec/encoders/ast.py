@@ -41,6 +41,8 @@ class AstEncoder(PreTrainedModel):
     # the AudioSet classifier of a published checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012 - transformers reads a plain list
     num_special_tokens = 2
+    layers = "audio_spectrogram_transformer.layers"
+    layers_after = ("audio_spectrogram_transformer.layernorm",)
 
     def __init__(self, config: ASTConfig) -> None:
         choice = getattr(config, "time_positions", "cut")
@@ -56,11 +58,6 @@ class AstEncoder(PreTrainedModel):
             self._embeddings.position_embeddings,
         ):
             nn.init.trunc_normal_(table, std=0.02)
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The blocks in order, and the normalisation after them."""
-        model = self.audio_spectrogram_transformer
-        return model.layers, [model.layernorm]
 
     @property
     def _embeddings(self) -> Any:

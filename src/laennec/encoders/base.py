@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from laennec.encoders import encoder_digest, in_groups, load_encoder
+from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
 from laennec.encoders.groups import GroupsConfig
+from laennec.encoders.own import build, is_own
 from laennec.encoders.released import out_of_reach, reason
 from laennec.errors import InputError, hub_reason
 from laennec.files import atomic_write, cache_root
@@ -28,15 +30,15 @@ _MOST_PLACES = 16
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
-def base_encoder(config: Any, base: str | Path | PreTrainedModel | None) -> PreTrainedModel:
+def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrainedModel:
     """The encoder that a head-only checkpoint was trained on, its weights checked."""
-    if isinstance(base, PreTrainedModel):
-        encoder, source = base, type(base).__name__
+    if isinstance(base, nn.Module):
+        encoder, source = base if isinstance(base, PreTrainedModel) else as_encoder(base), type(base).__name__
     else:
         source = str(base or _named_base(config))
         local = base is not None or _is_local(source)
         try:
-            encoder = load_encoder(source, revision=None if local else config.base_model_revision)
+            encoder = _load(config, source, None if local else config.base_model_revision)
         except InputError as error:
             raise InputError(
                 f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
@@ -53,6 +55,15 @@ def base_encoder(config: Any, base: str | Path | PreTrainedModel | None) -> PreT
             + ("" if revision else ", as it was when the head was trained: it names no revision")
         )
     return encoder
+
+
+def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
+    """The base at a place; that of a user's own class is built as the model's configuration says."""
+    inner = config.encoder_config
+    inner = inner.encoder_config if isinstance(inner, GroupsConfig) else inner
+    if is_own(inner):
+        return fill_own(build(inner), source, revision)
+    return load_encoder(source, revision=revision)
 
 
 def remember_base(config: Any) -> None:

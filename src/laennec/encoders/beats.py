@@ -133,9 +133,10 @@ class BeatsEncoder(PreTrainedModel):
         side = int(self.config.patch_size)
         return mels // side, max(frames, side) // side
 
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The blocks in order, and the normalisation after them where there is one."""
-        return self.layers, [self.norm] if self.config.pre_norm else []
+    @property
+    def layers_after(self) -> tuple[str, ...]:
+        """The normalisation, where it comes after the layers."""
+        return ("norm",) if self.config.pre_norm else ()
 
     def _patches(
         self, values: Tensor, lengths: Tensor | None, token_mix: TokenMix | None

@@ -69,6 +69,7 @@ class CnnEncoder(PreTrainedModel):
     config: CnnConfig
     main_input_name = "input_values"
     num_special_tokens = 0
+    layers = "blocks"
 
     def __init__(self, config: CnnConfig) -> None:
         super().__init__(config)
@@ -82,10 +83,6 @@ class CnnEncoder(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The blocks in order; nothing comes after them."""
-        return self.blocks, []
 
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None

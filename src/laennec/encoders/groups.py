@@ -12,12 +12,12 @@ Reference: Chu et al., CycleGuardian, 2025.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.encoders.output import EncoderOutput, TokenMix, refuse_shape
-from laennec.encoders.trainable import stack_of
+from laennec.encoders.trainable import layers_path
 from laennec.encoders.wrapper import WrapperConfig
 
 
@@ -83,10 +83,16 @@ class GroupsEncoder(PreTrainedModel):
         if module is self:
             self.geometry.copy_(torch.tensor([self.config.group_frames, self.config.group_step]))
 
-    def layer_stack(self) -> tuple[Any, list[nn.Module]]:
-        """The inner encoder's layers in order, and what comes after them."""
-        stack: tuple[Any, list[nn.Module]] = stack_of(self.encoder)
-        return stack
+    @property
+    def layers(self) -> str | None:
+        """The inner encoder's stack of layers."""
+        path = layers_path(self.encoder)
+        return None if path is None else f"encoder.{path}"
+
+    @property
+    def layers_after(self) -> tuple[str, ...]:
+        """The inner encoder's modules after its layers."""
+        return tuple(f"encoder.{name}" for name in getattr(self.encoder, "layers_after", ()))
 
     def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
         """One band of as many groups as lie within so many frames, one at least."""

@@ -167,6 +167,8 @@ class MobileNetEncoder(PreTrainedModel):
     config: MobileNetConfig
     main_input_name = "input_values"
     num_special_tokens = 0
+    layers = "blocks"
+    layers_after = ("last",)
 
     def __init__(self, config: MobileNetConfig) -> None:
         super().__init__(config)
@@ -237,10 +239,6 @@ class MobileNetEncoder(PreTrainedModel):
             pooler_output=mask.mean(x),
         )
         return output.to_tuple() if return_dict is False else output
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The blocks in order, and the convolution after them."""
-        return self.blocks, [self.last]
 
     def audioset_logits(self, pooler_output: Tensor) -> Tensor:
         """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.

@@ -140,7 +140,7 @@ def load_pretrained(kind: str, source: str | Path, config: PreTrainedConfig, rev
         InputError: Weights that are missing, left over or of another shape, a pickle that holds more than tensors.
         OSError: No weights there, or the Hub cannot be reached.
     """
-    state = {_present_name(name): value for name, value in _read_weights(source, revision).items()}
+    state = {_present_name(name): value for name, value in read_weights(source, revision).items()}
     encoder: TransformersEncoder = ADAPTERS[kind]._from_config(config, dtype=torch.float32)
     expected = encoder.model.state_dict()
     prefix = max(("model.", *_PREFIXES[kind], ""), key=lambda p: sum(p + name in state for name in expected))
@@ -239,7 +239,7 @@ def _present_name(name: str) -> str:
     return name
 
 
-def _read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
+def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
     """All tensors of a checkpoint: one file or several, safetensors where there are any."""
     for name in _FILES:
         path = _file(source, name, revision)
@@ -272,8 +272,11 @@ def _shards(index: Path, source: str | Path) -> list[str]:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, finite, on the CPU."""
-    if path.suffix == ".bin":
-        return checked_state(path, read_released(path))
+    return checked_state(path, read_released(path)) if path.suffix == ".bin" else read_safetensors(path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, finite, on the CPU."""
     state: dict[str, Tensor] = load_file(path)
     for name, value in state.items():
         _refuse_not_finite(path, name, value)

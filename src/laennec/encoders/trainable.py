@@ -7,7 +7,7 @@ batch statistics disturb what they were released with.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +29,33 @@ _ADAPTER, _PREFIX, _NAME = "lora_", "base_model.model.", "default"
 
 def layer_classes(encoder: Any) -> set[str]:
     """Names of the classes of an encoder's layers; none where it has no stack of them."""
-    layers = stack_of(encoder)[0] if hasattr(encoder, "layer_stack") else []
+    layers = stack_of(encoder)[0] if layers_path(encoder) else []
     return {type(layer).__name__ for layer in layers}
 
 
-def stack_of(encoder: PreTrainedModel) -> tuple[Sequence[nn.Module], list[nn.Module]]:
-    """The layers of an encoder in order, and what comes after the last of them.
+def layers_path(encoder: nn.Module) -> str | None:
+    """The name of an encoder's stack of layers: that of its attribute `layers`, or "layers" where that is the stack."""
+    layers = getattr(encoder, "layers", None)
+    if isinstance(layers, str):
+        return layers
+    return "layers" if isinstance(layers, nn.ModuleList | nn.Sequential) else None
+
+
+def stack_of(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The layers of an encoder in order, and the modules after the last of them (its `layers_after`).
 
     Raises:
         InputError: The encoder has no layers.
     """
-    find = getattr(encoder, "layer_stack", None)
-    if find is None:
+    path = layers_path(encoder)
+    if path is None:
         raise InputError(f"{_kind(encoder)} has no layers to train a part of; set encoder.trainable: full or frozen")
-    layers, after = find()
-    return list(layers), list(after)
+    try:
+        layers: Any = encoder.get_submodule(path)
+        after = [encoder.get_submodule(name) for name in getattr(encoder, "layers_after", ())]
+        return list(layers), after
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{_kind(encoder)}: layers is {path!r}, which is no stack of modules ({error})") from error
 
 
 def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
@@ -202,5 +214,6 @@ def _kept_name(name: str) -> str:
     return _PREFIX + name.replace(f".{_NAME}.", ".")
 
 
-def _kind(encoder: PreTrainedModel) -> str:
-    return type(encoder).__name__
+def _kind(encoder: nn.Module) -> str:
+    """The class of an encoder, or of the module that is wrapped as one."""
+    return type(getattr(encoder, "module", encoder)).__name__

@@ -54,6 +54,7 @@ class TransformersEncoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     num_special_tokens = 0
+    layers = "model.encoder.layers"
     presets: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -71,10 +72,6 @@ class TransformersEncoder(PreTrainedModel):
     def feature_size(self) -> int:
         """Values of a frame that the encoder was made for."""
         raise NotImplementedError
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The layers in order, and what comes after them."""
-        return self.model.encoder.layers, []
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(batch, frames, values) and true lengths to tokens (batch, tokens, dim) and how many are real, (batch,)."""
@@ -112,6 +109,8 @@ class WhisperAudioEncoder(TransformersEncoder):
     """Whisper's encoder; a token stands for 2 frames (20 ms)."""
 
     presets = ("whisper",)
+    layers = "model.layers"
+    layers_after = ("model.layer_norm",)
 
     def _prepare(self) -> None:
         if self.feature_size == 128:
@@ -121,10 +120,6 @@ class WhisperAudioEncoder(TransformersEncoder):
     def feature_size(self) -> int:
         """Mel bins: 80, or 128 from large-v3 on."""
         return int(self.config.num_mel_bins)
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The layers in order, and the normalisation after them."""
-        return self.model.layers, [self.model.layer_norm]
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         model = self.model
@@ -192,10 +187,10 @@ class WaveformEncoder(TransformersEncoder):
             view = (view - 1) * stride + kernel
         return int(view)
 
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The layers in order, and the normalisation after them where it is not before them."""
-        encoder = self.model.encoder
-        return encoder.layers, [encoder.layer_norm] if getattr(self.config, "do_stable_layer_norm", False) else []
+    @property
+    def layers_after(self) -> tuple[str, ...]:
+        """The normalisation, where it comes after the layers."""
+        return ("model.encoder.layer_norm",) if getattr(self.config, "do_stable_layer_norm", False) else ()
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         values = _zero_beyond(values, lengths)
@@ -277,6 +272,8 @@ class ClapAudioEncoder(TransformersEncoder):
     """CLAP's audio tower; its 64 tokens stand for places in a picture of 10 s, all of them real."""
 
     presets = ("clap",)
+    layers = "model.audio_encoder.layers"
+    layers_after = ("model.audio_encoder.norm",)
     _supports_sdpa = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -292,11 +289,6 @@ class ClapAudioEncoder(TransformersEncoder):
     def feature_size(self) -> int:
         """Mel bins."""
         return int(self.config.num_mel_bins)
-
-    def layer_stack(self) -> tuple[nn.ModuleList, list[nn.Module]]:
-        """The stages in order, and the normalisation after them."""
-        tower = self.model.audio_encoder
-        return tower.layers, [tower.norm]
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         picture = self.config.spec_size * (self.config.spec_size // self.config.num_mel_bins)

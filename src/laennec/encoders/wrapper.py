@@ -6,7 +6,9 @@ knowing what it holds; the width of its embedding follows from that and is never
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from laennec.encoders.own import config_from_dict
 
 
 class WrapperConfig(PreTrainedConfig):
@@ -19,8 +21,7 @@ class WrapperConfig(PreTrainedConfig):
 
     def __init__(self, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
         if isinstance(encoder_config, dict):
-            values = dict(encoder_config)
-            encoder_config = AutoConfig.for_model(values.pop("model_type"), **values)
+            encoder_config = config_from_dict(encoder_config)
         self.encoder_config = encoder_config
         kwargs.pop("hidden_size", None)
         self.hidden_size = int(getattr(encoder_config, "hidden_size", 0)) * self.width_factor()

@@ -20,10 +20,8 @@ import numpy as np
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
-from laennec.encoders import encoder_digest, in_groups, load_encoder
 from laennec.files import atomic_folder, atomic_write
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_leanings, refuse_unknown_level, tasks_of
@@ -62,36 +60,30 @@ class FitResult:
 
 def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassification:
     """Encoder (loaded or random) and a new head for the given labels."""
-    torch.manual_seed(recipe.seed)
     e, h = recipe.encoder, recipe.head
-    encoder = load_encoder(e.weights, type=e.type, revision=e.revision, **e.config)
-    refuse_other_features(recipe, encoder)
-    encoder = in_groups(encoder, e.group_frames, e.group_step)
-    extractor = make_extractor(recipe.features)
-    config = LaennecConfig(
-        encoder_config=encoder.config,
-        problem_type=recipe.target.problem_type,
+    model = LaennecForAudioClassification.from_encoder(
+        e.weights,
+        names,
+        recipe.target.problem_type,
+        type=e.type,
+        revision=e.revision,
+        encoder_config=e.config,
+        trainable="frozen" if e.frozen else e.trainable,
+        last_layers=e.train_last_layers,
+        lora=dataclasses.asdict(e.lora),
+        group_frames=e.group_frames,
+        group_step=e.group_step,
         pooling=h.pooling,
-        joins_context=recipe.features.context_cycles > 0,
         head_hidden_dim=h.hidden_dim,
         head_dropout=h.dropout,
         head_layer_norm=h.layer_norm,
         projection_dim=h.projection_dim,
-        frozen_encoder=e.frozen,
-        base_model_name_or_path=e.weights,
-        base_model_revision=getattr(encoder.config, "_commit_hash", None) or e.revision,
-        encoder_digest=encoder_digest(encoder) if e.frozen else None,
-        id2label=dict(enumerate(names)),
-        label2id={n: i for i, n in enumerate(names)},
-        sampling_rate=extractor.sampling_rate,
-        features_fingerprint=extractor.fingerprint(),
+        joins_context=recipe.features.context_cycles > 0,
         tasks=config_of(tasks_of(recipe)),
+        features=make_extractor(recipe.features),
+        seed=recipe.seed,
     )
-    model = LaennecForAudioClassification(config, encoder)
-    if e.trainable == "lora":
-        model.add_adapters(dataclasses.asdict(e.lora))
-    elif e.trainable == "last_n":
-        model.train_last_layers(e.train_last_layers)
+    refuse_other_features(recipe, model.encoder.encoder if e.group_frames else model.encoder)
     return model
 
 

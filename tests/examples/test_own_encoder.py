@@ -1,0 +1,45 @@
+"""examples/own_encoder.py: an encoder of the user's own."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def python(*arguments):
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The model that the example makes, and what it prints."""
+    folder = tmp_path_factory.mktemp("own") / "model"
+    return folder, python(EXAMPLES / "own_encoder.py", folder)
+
+
+def test_the_example_runs_as_it_stands(made):
+    assert "same after loading: True" in made[1]
+    assert len((EXAMPLES / "own_encoder.py").read_text().splitlines()) <= 80
+
+
+def test_its_model_loads_where_the_class_was_imported_and_is_refused_elsewhere(made):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from laennec import LaennecForAudioClassification
+        try:
+            LaennecForAudioClassification.from_pretrained(sys.argv[2])
+        except ValueError as error:
+            print(error)
+        assert "own_encoder" not in sys.modules
+        import own_encoder
+        print(type(LaennecForAudioClassification.from_pretrained(sys.argv[2]).encoder.module).__name__)
+    """
+    refusal, name = python("-c", textwrap.dedent(code), EXAMPLES, made[0]).splitlines()
+    assert "'ConvEncoder'" in refusal and "import it first" in refusal and name == "ConvEncoder"
