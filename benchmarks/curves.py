@@ -101,10 +101,10 @@ def _recipe(setting: Setting, folder: Path) -> dict[str, Any]:
 
 def _curve(recipe: dict[str, Any], folder: Path, seed: int, key: str | None = None) -> tuple[Any, float]:
     """Mean training loss of each epoch (epochs,), and the seconds that training took."""
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.run import train
 
-    made = recipe_from_dict(recipe | {"seed": seed})
+    made = Recipe.from_record(recipe | {"seed": seed})
     if key is not None:
         setattr(made.train, key, True)
     made.output_dir = str(folder / f"{key or 'plain'}-{seed}")

@@ -105,7 +105,7 @@ def _recipe() -> tuple[Any, Any]:
     from laennec.training.recipe import Recipe
 
     recipe = Recipe(name="bench")
-    recipe.encoder.type, recipe.encoder.frozen = "statistics", True
+    recipe.encoder.type, recipe.encoder.trainable = "statistics", "frozen"
     recipe.features.preset = "song2021"
     recipe.encoder.config = {"num_mel_bins": 64}
     extractor = LaennecFeatureExtractor(

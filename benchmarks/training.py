@@ -28,7 +28,7 @@ def frozen_experiment(setting: Setting) -> list[Row]:
     torch.set_num_threads(1)
     recipe = Recipe(name="bench")
     recipe.corpus.name, recipe.corpus.data_dir = "sprsound", str(folder)
-    recipe.encoder.weights, recipe.encoder.frozen = setting.weights, True
+    recipe.encoder.weights, recipe.encoder.trainable = setting.weights, "frozen"
     recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
     recipe.train.batch_size = 64
     extractor = make_extractor(recipe.features)
@@ -94,7 +94,7 @@ def encoding_again(setting: Setting) -> list[Row]:
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
     recipe = Recipe(name="bench")
-    recipe.encoder.weights, recipe.encoder.frozen = setting.weights, True
+    recipe.encoder.weights, recipe.encoder.trainable = setting.weights, "frozen"
     recipe.encoder.config = {} if setting.weights else {"width_mult": 0.4}
     extractor = make_extractor(recipe.features)
     everything = load_corpus("sprsound", folder, protocol="none")["all"]
@@ -127,7 +127,7 @@ def head_epochs(model: Any, dataset: Any, collator: Any, extractor: Any, epochs:
     from transformers import PrinterCallback, TrainingArguments
 
     from laennec.training.objective import Objective
-    from laennec.training.recipe_settings import LossSettings
+    from laennec.training.recipe import LossSettings
     from laennec.training.samplers import EpochSampler
     from laennec.training.trainer import LaennecTrainer
 

@@ -226,7 +226,7 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
     from laennec.modeling import LaennecForAudioClassification
     from laennec.training.data import CycleDataset, Targets, collate_cycles
     from laennec.training.objective import Objective
-    from laennec.training.recipe_settings import LossSettings
+    from laennec.training.recipe import LossSettings
     from laennec.training.samplers import LengthBucketSampler
 
     cycles = len(task.sound)

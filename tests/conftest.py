@@ -121,13 +121,13 @@ def tiny_recipe(small_corpus: Path) -> dict:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_recipe: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the tiny recipe with the ADD loss."""
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.run import train
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(
-            tiny_recipe | {"loss": {"auxiliary": {"add": {"weight": 0.2}}}, "head": {"threshold_rule": "youden"}}
+        recipe = Recipe(
+            **(tiny_recipe | {"loss": {"auxiliary": {"add": {"weight": 0.2}}}, "head": {"threshold_rule": "youden"}})
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "tiny")
         return train(recipe)

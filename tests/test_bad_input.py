@@ -249,7 +249,7 @@ def test_a_cycle_shorter_than_one_frame_is_named_before_training(corpus, recipe,
     for sound in sorted(corpus.glob("*.wav")):
         with sound.with_suffix(".txt").open("a") as file:
             file.write("0.100\t0.110\t0\t0\n")
-    assert train(recipe, tmp_path / "run", "--encoder.frozen", str(frozen).lower()) == 2
+    assert train(recipe, tmp_path / "run", "--encoder.trainable", "frozen" if frozen else "full") == 2
     err = one_line(capsys, "cycle at 0.1 to 0.11 s", "shorter than one frame (64 ms)", "correct the annotation")
     assert err.count("cycle at") > 5  # all of them, by file
     repeat = ["--features.length", "repeat", "--features.duration_s", "2"]
@@ -381,7 +381,7 @@ def test_a_full_disk_while_waveforms_are_cached(corpus, disk, recipe, tmp_path, 
 
 def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path, capsys):
     embeddings = disk(tmp_path / "cache" / "embeddings", 4)
-    assert train(recipe, tmp_path / "run", "--encoder.frozen", "true") == 2
+    assert train(recipe, tmp_path / "run", "--encoder.trainable", "frozen") == 2
     one_line(capsys, embeddings, FULL)
     assert temporary_files(tmp_path) == [] and not (tmp_path / "run" / "run.json").exists()
     for shard in embeddings.rglob("*.safetensors"):

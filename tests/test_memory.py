@@ -13,7 +13,7 @@ import yaml
 from laennec.cli.main import main
 from laennec.memory import asked_for, in_one_line, ran_out
 from laennec.training.batch_size import _smaller_batch
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.schedules import _batch_rule
 
 AST = {
@@ -85,7 +85,7 @@ def test_a_training_batch_that_does_not_fit_names_one_that_does(large_recipe, tm
     assert "Traceback" not in done.stderr and "step 1: not enough memory for a batch of " in line
     found = re.search(
         r"a batch of (\d+) cycles, the longest ([\d.]+) s \((\d+) frames\).*train.batch_size: (\d+) with "
-        r"train.gradient_accumulation: (\d+) \(tried, and it fits\), or features.length: crop with "
+        r"train.gradient_accumulation_steps: (\d+) \(tried, and it fits\), or features.length: crop with "
         r"features.duration_s: ([\d.]+), or train.gradient_checkpointing: true$",
         line,
     )
@@ -98,7 +98,7 @@ def test_a_training_batch_that_does_not_fit_names_one_that_does(large_recipe, tm
 @pytest.mark.soak
 @pytest.mark.parametrize(("size", "accumulation", "code"), [(32, 1, 2), (4, 8, 0)])
 def test_smaller_batches_are_trained_where_a_large_one_is_refused(large_recipe, tmp_path, size, accumulation, code):
-    batches = ["--train.batch_size", size, "--train.gradient_accumulation", accumulation]
+    batches = ["--train.batch_size", size, "--train.gradient_accumulation_steps", accumulation]
     done = limited(400, "train", large_recipe, "--output_dir", tmp_path / "run", *batches)
     assert done.returncode == code, done.stderr[-3000:]
 
@@ -110,7 +110,7 @@ def test_a_length_that_nothing_can_hold_is_one_line_and_keeps_the_earlier_run(ti
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "not enough memory for a batch of 8 cycles, the longest 1e+09 s" in err
     assert "set features.duration_s: 5e+08" in err and "batch_size" not in err  # not even one cycle fits
-    recipe["encoder"] = recipe["encoder"] | {"frozen": True}
+    recipe["encoder"] = recipe["encoder"] | {"trainable": "frozen"}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     assert main(["train", str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "frozen")]) == 2
     err = capsys.readouterr().err.splitlines()[-1]
@@ -123,7 +123,7 @@ def test_a_batch_that_another_setting_makes_names_that_one(tiny_recipe):
         ({"name": "shuffle"}, "train.batch_size"),
     ):
         recipe = tiny_recipe | {"sampler": sampler, "loss": {"auxiliary": {"patient": {"weight": 0.1}}}}
-        rule = _batch_rule(recipe_from_dict(recipe), sampler["name"], 8)
+        rule = _batch_rule(Recipe(**recipe), sampler["name"], 8)
         assert rule.key == key and rule.accumulation == 0  # a loss over pairs may not accumulate
         assert _smaller_batch(rule, 8, 4) == f"{key}: {rule.value // 2} (tried, and it fits)"
         assert _smaller_batch(rule, 8, None) == f"{key}: {rule.value // 2}" and _smaller_batch(rule, 8, 0) == ""

@@ -13,7 +13,7 @@ from laennec.study import load_study
 from laennec.study.results import render
 from laennec.study.search import load_space
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import load_recipe, with_overrides
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,12 +85,12 @@ def general_audio(some_recordings, tmp_path_factory):
 def test_a_recipe_runs_for_two_steps(
     path, small_corpus, tiny_ast, tiny_whisper, few_recordings, general_audio, shared_root, tmp_path
 ):
-    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
-    if load_recipe(path).corpus.name == "sprsound":
+    flags = stand_ins(Recipe.from_yaml(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
+    if Recipe.from_yaml(path).corpus.name == "sprsound":
         flags["corpus.data_dir"] = str(few_recordings)
-    elif load_recipe(path).corpus.name == "hub":
+    elif Recipe.from_yaml(path).corpus.name == "hub":
         flags["corpus.data_dir"] = str(general_audio[path.stem.split("_")[0]])
-    recipe = load_recipe(path, flags | {"output_dir": str(tmp_path / "run")})
+    recipe = Recipe.from_yaml(path, **(flags | {"output_dir": str(tmp_path / "run")}))
     record = json.loads((train(recipe) / "run.json").read_text())
     terms = {name for row in record["history"] for name in row.get("loss_terms", {})}
     assert recipe.loss.task in terms
@@ -102,24 +102,24 @@ def test_a_recipe_runs_for_two_steps(
 def test_a_recipe_pre_trains_for_two_steps_and_trains_on_from_there(
     path, small_corpus, tiny_ast, tiny_whisper, few_recordings, shared_root, tmp_path
 ):
-    flags = stand_ins(load_recipe(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
+    flags = stand_ins(Recipe.from_yaml(path), small_corpus, tiny_ast, tiny_whisper, shared_root)
     # groups by age and sex are small among few recordings
     flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
-    if load_recipe(path).corpus.name == "sprsound":
+    if Recipe.from_yaml(path).corpus.name == "sprsound":
         flags["corpus.data_dir"] = str(few_recordings)
-    run = pretrain(load_recipe(path, flags | {"output_dir": str(tmp_path / "pretrained")}))
+    run = pretrain(Recipe.from_yaml(path, **(flags | {"output_dir": str(tmp_path / "pretrained")})))
     record = json.loads((run / "pretrain.json").read_text())
     assert record["history"][0]["loss_terms"]["ntxent"] > 0
     flags |= {"encoder.weights": str(run / "encoder"), "output_dir": str(tmp_path / "run")}
     flags.pop("encoder.config.channels", None)
-    trained = json.loads((train(load_recipe(path, flags)) / "run.json").read_text())
+    trained = json.loads((train(Recipe.from_yaml(path, **flags)) / "run.json").read_text())
     assert trained["pretraining"]["corpus_fingerprint"] == record["corpus"]["fingerprint"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_says_what_it_is_and_names_no_machine(path):
     values = yaml.safe_load(path.read_text())
-    recipe = load_recipe(path)
+    recipe = Recipe.from_yaml(path)
     assert values["description"] and recipe.name != "unnamed"
     for place in (recipe.corpus.data_dir, recipe.encoder.weights, recipe.output_dir):
         assert place is None or not Path(place).is_absolute()
@@ -144,11 +144,11 @@ def test_a_study_can_be_planned_from_the_root_of_the_repository(path, monkeypatc
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
 def test_a_search_draws_what_its_recipe_can_have(path):
     """It is named like the recipe of recipes/sprsound that it is for."""
-    space, recipe = load_space(path), load_recipe(ROOT / "recipes" / "sprsound" / path.name)
+    space, recipe = load_space(path), Recipe.from_yaml(ROOT / "recipes" / "sprsound" / path.name)
     assert space.trials > 1 and path.read_text().startswith("# ")
     for key, setting in space.settings.items():
         for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
-            assert with_overrides(recipe, {key: value}) is not None
+            assert recipe.with_overrides({key: value}) is not None
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -40,7 +40,7 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
         },
         "last layers": {**an_ast(trainable="last_n", train_last_layers=1), "train": {"gradient_checkpointing": True}},
         "frozen": {
-            "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+            "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen"},
             "augment": {**NOISE, "copies": 2, "concatenate_probability": 0.5},
             "head": {"hidden_dim": 4, "dropout": 0.3, "threshold_rule": "f1", "calibration": "platt"},
         },
@@ -93,7 +93,7 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
         "sharp steps": {"train": {"sam_rho": 0.05, "epoch_cosine": True, "optimizer": "adam"}, "augment": NOISE},
         "accumulated, weighted, impatient": {
             "loss": {"task": "focal", "class_weights": "balanced"},
-            "train": {"gradient_accumulation": 2, "patience": 1, "epochs": 4, "learning_rate": 0.05},
+            "train": {"gradient_accumulation_steps": 2, "patience": 1, "epochs": 4, "learning_rate": 0.05},
             "augment": NOISE,
         },
         "context and bf16": {

@@ -42,7 +42,7 @@ _HOMES = {
     "icbhi_score": "evaluation.metrics",
     "evaluate_predictions": "evaluation.summary",
     "LaennecTrainer": "training.trainer",
-    "load_recipe": "training.recipe",
+    "Recipe": "training.recipe",
     "pretrain": "training.pretraining.run",
     "train": "training.run",
     "score": "evaluation.evaluate",

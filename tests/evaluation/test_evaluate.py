@@ -15,7 +15,7 @@ from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, expected_calibration_error
 from laennec.evaluation.evaluate import score
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import without_results
 from laennec.training.run import train
 
@@ -41,13 +41,15 @@ def filtered_run(tiny_recipe, tmp_path_factory):
     """A four-class run on low-passed recordings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(
-            tiny_recipe
-            | {
-                "target": {"problem_type": "single_label"},
-                "loss": {"task": "ce"},
-                "features": {"preset": "song2021", "filter_kind": "lowpass", "filter_cutoff_hz": 500},
-            }
+        recipe = Recipe(
+            **(
+                tiny_recipe
+                | {
+                    "target": {"problem_type": "single_label"},
+                    "loss": {"task": "ce"},
+                    "features": {"preset": "song2021", "filter_kind": "lowpass", "filter_cutoff_hz": 500},
+                }
+            )
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "filtered")
         return train(recipe)

@@ -14,8 +14,7 @@ from laennec.configuration import LaennecConfig
 from laennec.evaluation.calibration import fit_on_validation, sigmoid
 from laennec.evaluation.evaluate import load_model
 from laennec.inference.batch import Predictor
-from laennec.training.recipe import recipe_from_dict
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
 from laennec.training.tables import logit_thresholds
 
@@ -174,7 +173,7 @@ def single(tiny_recipe, out, **head):
         "head": head,
         "train": tiny_recipe["train"] | {"max_steps": 2},
     }
-    recipe = recipe_from_dict(values)
+    recipe = Recipe(**values)
     recipe.output_dir = str(out)
     return train(recipe)
 
@@ -234,20 +233,18 @@ def test_what_is_no_finished_run_is_one_line(run, tmp_path, capsys):
 )
 def test_recipes_with_unknown_operating_points_are_refused(tiny_recipe, head, said):
     with pytest.raises(ConfigError, match=said):
-        recipe_from_dict(tiny_recipe | {"head": head})
+        Recipe(**(tiny_recipe | {"head": head}))
 
 
 def test_the_icbhi_rule_for_other_labels_is_refused_before_training(run, tiny_recipe, tmp_path, monkeypatch):
     from laennec.training import tables
 
     with pytest.raises(ConfigError, match="the labels are Fine Crackle"):
-        tables.check_rule(
-            recipe_from_dict(tiny_recipe | {"head": {"threshold_rule": "icbhi"}}).head, ["Fine Crackle"], True
-        )
+        tables.check_rule(Recipe(**(tiny_recipe | {"head": {"threshold_rule": "icbhi"}})).head, ["Fine Crackle"], True)
 
 
 def test_training_says_in_one_line_which_label_was_left_as_it_is(run, caplog):
-    from laennec.training.recipe_settings import HeadSettings
+    from laennec.training.recipe import HeadSettings
     from laennec.training.tables import calibrate
 
     model, _ = load_model(run)

@@ -20,18 +20,20 @@ def released(shared_root):
 @pytest.fixture(scope="session")
 def frozen_run(tiny_recipe, released, tmp_path_factory):
     """A head trained on the embeddings of the released encoder."""
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.run import train
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(
-            tiny_recipe
-            | {
-                "features": {"preset": "efficientat", "filter_kind": "lowpass", "filter_cutoff_hz": 1500},
-                "encoder": {"type": "mobilenet", "weights": str(released), "frozen": True},
-                "head": {"threshold_rule": "youden"},
-            }
+        recipe = Recipe(
+            **(
+                tiny_recipe
+                | {
+                    "features": {"preset": "efficientat", "filter_kind": "lowpass", "filter_cutoff_hz": 1500},
+                    "encoder": {"type": "mobilenet", "weights": str(released), "trainable": "frozen"},
+                    "head": {"threshold_rule": "youden"},
+                }
+            )
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "frozen")
         return train(recipe)

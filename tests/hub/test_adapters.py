@@ -13,7 +13,7 @@ from laennec.cli.main import main
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 
@@ -38,7 +38,7 @@ def settings(tiny_recipe, base):
 
 
 def run(settings, out, **changes):
-    recipe = recipe_from_dict(settings | changes)
+    recipe = Recipe(**(settings | changes))
     recipe.output_dir = str(out)
     return train(recipe)
 

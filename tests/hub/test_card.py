@@ -22,7 +22,7 @@ from laennec.hub.card_metadata import check_metadata, is_hub_id
 from laennec.hub.card_text import code, escaped, fenced, plain, table, without_machine_paths
 from laennec.hub.checklist import checklist, questions
 from laennec.hub.citations import citations_of
-from laennec.training.recipe_settings import LICENCES, CardSettings, ConfigError
+from laennec.training.recipe import LICENCES, CardSettings, ConfigError
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 

@@ -125,12 +125,10 @@ def test_an_export_that_answers_differently_is_not_kept(tiny_run, tmp_path, monk
 
 
 def test_a_projection_that_only_training_needs_stays_behind(tiny_recipe, tmp_path):
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.run import train
 
-    recipe = recipe_from_dict(
-        tiny_recipe | {"head": {"projection_dim": 8}, "loss": {"auxiliary": {"supcon": {"views": 1}}}}
-    )
+    recipe = Recipe(**(tiny_recipe | {"head": {"projection_dim": 8}, "loss": {"auxiliary": {"supcon": {"views": 1}}}}))
     recipe.train.epochs = 1
     recipe.output_dir = str(tmp_path / "run")
     run = train(recipe)

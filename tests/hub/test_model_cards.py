@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 
 from laennec.hub.card import render_card
 from laennec.study.results import read_record
-from laennec.training.recipe import load_recipe
+from laennec.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "model_cards"
@@ -61,7 +61,7 @@ def test_a_record_is_small_and_names_its_recipe_and_no_machine(record):
     for text in texts:
         assert not any(f'"{root}' in text or f" {root}" in text for root in ("/tmp", "/home", "/root", "/work", "/mnt"))
     recipe = ROOT / "recipes" / "sprsound" / f"{record.name.removeprefix('sprsound_')}.yaml"
-    own, ran = load_recipe(recipe).to_dict(), read_record(record / "run.json")["config"]
+    own, ran = Recipe.from_yaml(recipe).to_dict(), read_record(record / "run.json")["config"]
     for group in ("encoder", "loss", "features", "augment"):
         assert {k: ran[group][k] for k in ran[group]} == {k: own[group][k] for k in ran[group]}, group
 

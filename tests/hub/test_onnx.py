@@ -19,7 +19,7 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub import onnx
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 
@@ -144,7 +144,7 @@ def test_float_runs_of_fixed_length_give_the_logits_of_torch(frozen_run, sounds,
 
 
 def test_what_cannot_be_exported_is_one_line(tiny_recipe, tiny_run, tmp_path, capsys, monkeypatch):
-    recipe = recipe_from_dict(tiny_recipe | {"features": {"preset": "ast", "context_cycles": 1}})
+    recipe = Recipe(**(tiny_recipe | {"features": {"preset": "ast", "context_cycles": 1}}))
     recipe.train.max_steps, recipe.output_dir = 1, str(tmp_path / "run")
     run = train(recipe)
     assert main(["export", str(run), "--format", "onnx"]) == 2

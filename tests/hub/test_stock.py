@@ -17,7 +17,7 @@ from laennec.encoders import load_encoder
 from laennec.evaluation.evaluate import load_model
 from laennec.hub import stock
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.recipe import load_recipe, recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 # in a process where `import laennec` fails
@@ -52,7 +52,7 @@ def stock_run(small_corpus, tiny_ast, tmp_path_factory):
     flags |= {"features.duration_s": 2.0}  # shorter than the table of positions: it is cut
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = load_recipe("recipes/icbhi2017_official/stock_ast.yaml", flags)
+        recipe = Recipe.from_yaml("recipes/icbhi2017_official/stock_ast.yaml", **flags)
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "stock")
         return train(recipe)
 
@@ -124,7 +124,7 @@ def test_what_stock_cannot_express_is_one_line_with_the_settings(tiny_run, tiny_
         "encoder": {"type": "ast", "weights": str(tiny_ast)},
         "head": {"pooling": "mean", "hidden_dim": 4},
     }
-    recipe = recipe_from_dict(tiny_recipe | changed)
+    recipe = Recipe(**(tiny_recipe | changed))
     recipe.train.max_steps, recipe.output_dir = 1, str(tmp_path / "run")
     assert main(["export", str(train(recipe)), "--format", "stock"]) == 2
     err = capsys.readouterr().err

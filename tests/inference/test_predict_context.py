@@ -13,7 +13,7 @@ from laennec.audio.context import cycles_in_context
 from laennec.audio.cycles import cut, read_annotation, sliding_windows
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.cli.main import main
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 
@@ -26,12 +26,12 @@ def run(request, tiny_recipe, released, tmp_path_factory):
         settings["features"] = {
             "preset": "efficientat", "filter_kind": "lowpass", "filter_cutoff_hz": 1500, "context_cycles": 1,
         }  # fmt: skip
-        settings["encoder"] = {"type": "mobilenet", "weights": str(released), "frozen": True}
+        settings["encoder"] = {"type": "mobilenet", "weights": str(released), "trainable": "frozen"}
     else:
         settings["features"] = {"preset": "song2021", "length": "repeat", "duration_s": 1.5, "context_cycles": 2}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(settings)
+        recipe = Recipe(**settings)
         recipe.output_dir = str(tmp_path_factory.mktemp("context") / "run")
         out = train(recipe)
         assert main(["evaluate", str(out), "--draws", "10"]) == 0

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from laennec.evaluation import predictions_metrics
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 
@@ -16,9 +16,9 @@ def test_validation_predictions_are_those_of_the_best_epoch(tiny_recipe, tiny_as
     if encoder == "ast":
         settings |= {"features": {"preset": "ast"}, "encoder": {"type": "ast", "weights": str(tiny_ast)}}
     # steps so large that the epochs differ, and the last is not the best by itself
-    settings["train"] = {**settings["train"], "epochs": 4, "learning_rate": 0.03, "lr_schedule": "constant"}
+    settings["train"] = {**settings["train"], "epochs": 4, "learning_rate": 0.03, "lr_scheduler_type": "constant"}
     settings["train"]["selection_metric"] = "auroc_macro"
-    run = train(recipe_from_dict(settings, "settings"))
+    run = train(Recipe(**settings))
     record = json.loads((run / "run.json").read_text())
     epochs = [row["validation"]["roc_auc_macro"] for row in record["history"]]
     assert len(epochs) == 4 and len(set(epochs)) > 1 and record["best_metric"] == max(epochs)

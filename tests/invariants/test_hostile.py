@@ -665,7 +665,7 @@ def test_a_run_follows_its_own_base_and_no_other(stage, monkeypatch, capfd):
     settings = {
         "corpus": {"name": "synthetic", "data_dir": str(stage.corpus), "protocol": "patient-60-20-20"},
         "features": {"preset": "song2021", "length": "natural"},
-        "encoder": {"type": "cnn", "weights": str(weights), "frozen": True},
+        "encoder": {"type": "cnn", "weights": str(weights), "trainable": "frozen"},
         "train": {"max_steps": 1, "batch_size": 8},
     }
     assert main(stage.recipe(yaml.safe_dump(settings))) == 0

@@ -82,7 +82,7 @@ ELSEWHERE = {
     "auxiliary": {"loss": {"auxiliary": {"add": {"weight": 0.2}}}},
     "pretrain": {"pretrain": {"views": ["raw"], "epochs": 3, "batch_size": 8}},
     "bf16": {"train": {"bf16": True}},
-    "frozen": {"encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True}},
+    "frozen": {"encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen"}},
 }
 
 

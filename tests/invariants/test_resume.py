@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from forked import laennec
 from laennec.cli.main import main
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
@@ -48,7 +48,7 @@ def test_stopping_and_going_on_changes_nothing(tiny_recipe, tiny_ast, tmp_path, 
     settings = settings_of(tiny_recipe, ways(tiny_ast)[way], save_steps=1)
 
     def run(name):
-        return train(recipe_from_dict({**settings, "output_dir": str(tmp_path / name)}, "settings"))
+        return train(Recipe(**{**settings, "output_dir": str(tmp_path / name)}))
 
     wanted = what_it_left(run("straight"))
     honest, stops = LaennecTrainer.train_on, 0
@@ -75,7 +75,7 @@ def test_pre_training_goes_on_too(tiny_recipe, tmp_path, monkeypatch):
     settings = {**tiny_recipe, "pretrain": {**pre, "pairs": "age_band"}}
 
     def run(name):
-        pretrain(recipe_from_dict({**settings, "output_dir": str(tmp_path / name)}, "settings"))
+        pretrain(Recipe(**{**settings, "output_dir": str(tmp_path / name)}))
         record = json.loads((tmp_path / name / "pretrain.json").read_text())
         weights = load_file(tmp_path / name / "encoder" / "model.safetensors")
         return {k: v.tobytes() for k, v in weights.items()}, record["history"], record["embeddings"]

@@ -79,7 +79,7 @@ def test_a_loss_with_class_weights_is_that_of_all_cycles_whatever_the_batches(re
     path, losses = recipe("two stages", epochs=1), []
     for rows in (3, 64):
         out = tmp_path / str(rows)
-        frozen = ["--encoder.frozen", "true", "--loss.auxiliary", "{}", "--schedule.name", "joint"]
+        frozen = ["--encoder.trainable", "frozen", "--loss.auxiliary", "{}", "--schedule.name", "joint"]
         more = [*frozen, "--sampler.name", "shuffle", "--train.evaluation_batch_size", str(rows)]
         assert main(["train", str(path), "--output_dir", str(out), *more]) == 0
         losses.append([row["validation"]["loss"] for row in json.loads((out / "run.json").read_text())["history"]])

@@ -165,7 +165,7 @@ def test_every_scoring_is_counted_however_many_there_are_at_once(tiny_run, tmp_p
 
 def test_two_that_fill_one_cache_at_once_come_to_the_same(tiny_recipe, tmp_path):
     """Tables, waveforms and embeddings of a frozen encoder, for the first time, twice at once and once alone."""
-    settings = {**tiny_recipe, "encoder": {**tiny_recipe["encoder"], "frozen": True}}
+    settings = {**tiny_recipe, "encoder": {**tiny_recipe["encoder"], "trainable": "frozen"}}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
     line = [sys.executable, "-m", "laennec", "train", str(tmp_path / "r.yaml"), "--output_dir"]
     shared = {**os.environ, "LAENNEC_CACHE": str(tmp_path / "shared")}

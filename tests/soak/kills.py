@@ -45,7 +45,7 @@ RECIPE: dict[str, Any] = {
 }
 FROZEN = {
     **RECIPE,
-    "encoder": {**RECIPE["encoder"], "frozen": True},
+    "encoder": {**RECIPE["encoder"], "trainable": "frozen"},
     "augment": {"noise": {"probability": 0.5}, "copies": 2},
 }
 CORPUS = {"patients": 16, "recordings_per_patient": 1, "cycles_per_recording": 4, "max_rate_hz": 4000}

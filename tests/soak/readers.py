@@ -165,13 +165,13 @@ def _folder(folder: Path, content: bytes) -> object:
 
 @_file("run.json")
 def _recipe_of_a_run(path: Path) -> object:
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.record import read_record, write_record
 
     record = read_record(path)
     write_record(path.with_name("again.json"), record)
     if isinstance(record.get("config"), dict):
-        return recipe_from_dict(record["config"]).to_dict()
+        return Recipe.from_record(record["config"]).to_dict()
     return None
 
 
@@ -323,21 +323,21 @@ def _stored_predictions(path: Path) -> object:
 
 @_file("recipe.yaml")
 def _recipe(path: Path) -> object:
-    from laennec.training.recipe import load_recipe
+    from laennec.training.recipe import Recipe
 
-    return load_recipe(path).to_dict()
+    return Recipe.from_yaml(path).to_dict()
 
 
 @_file("override.txt")
 def _override(path: Path) -> object:
     """A value of the command line."""
-    from laennec.training.recipe import load_recipe
+    from laennec.training.recipe import Recipe
 
     text = path.read_text(errors="replace")
     recipe = path.with_name("recipe.yaml")
     recipe.write_bytes(RECIPE)
     key, _, value = text.partition("=")
-    return load_recipe(recipe, {key: value})
+    return Recipe.from_yaml(recipe, **{key: value})
 
 
 @_file("parameters.yaml")

@@ -82,7 +82,7 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
 def bits(place: Path, out: Path | None) -> None:
     """Two rows: the same seed, and going on."""
     from laennec.corpora.synthetic import write_corpus
-    from laennec.training.recipe import recipe_from_dict
+    from laennec.training.recipe import Recipe
     from laennec.training.run import train
 
     small = {"patients": 16, "recordings_per_patient": 1, "cycles_per_recording": 4, "max_rate_hz": 4000}
@@ -97,7 +97,7 @@ def bits(place: Path, out: Path | None) -> None:
             os.environ["LAENNEC_CACHE"] = str(place / f"{cache} {folder[0]}")
             settings = {**settings_of(tiny, way, **train_settings), "output_dir": str(place / folder)}
             with contextlib.redirect_stdout(io.StringIO()):
-                return what_it_left(train(recipe_from_dict(settings, "settings")))
+                return what_it_left(train(Recipe(**settings)))
 
         straight = run(f"a{number}", "cache")
         other = bits_that_differ(straight, run(f"b{number}", "cold", workers=1 + 3 * (number % 2), **OTHERS))

@@ -9,7 +9,7 @@ import pytest
 
 from laennec.cli.main import main
 from laennec.evaluation.calibration import calibrated_logits
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -26,7 +26,7 @@ def seeds(tiny_recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("seeds")
     settings = tiny_recipe | {"head": {"threshold_rule": "youden"}}
     return [
-        train(recipe_from_dict(settings | {"seed": s, "output_dir": str(folder / str(s))}), f"laennec train --seed {s}")
+        train(Recipe(**(settings | {"seed": s, "output_dir": str(folder / str(s))})), f"laennec train --seed {s}")
         for s in range(3)
     ]
 

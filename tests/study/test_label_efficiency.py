@@ -13,7 +13,7 @@ from laennec.evaluation.evaluate import load_model, score
 from laennec.study import label_efficiency as module
 from laennec.training.pretraining.dataset import PRETRAINING
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 QUICK = ["--train.epochs", "1", "--draws", "1", "--label-fraction", "0.3"]
@@ -47,17 +47,19 @@ def linear_run(tiny_recipe, shared_root, tmp_path_factory):
     """A linear head on a released, frozen encoder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
-        recipe = recipe_from_dict(
-            tiny_recipe
-            | {
-                "features": {"preset": "efficientat"},
-                "encoder": {
-                    "type": "mobilenet",
-                    "weights": str(shared_root / "weights" / "mn04_as_mAP_432.pt"),
-                    "frozen": True,
-                },
-                "head": {"threshold_rule": "youden", "dropout": 0.2},
-            }
+        recipe = Recipe(
+            **(
+                tiny_recipe
+                | {
+                    "features": {"preset": "efficientat"},
+                    "encoder": {
+                        "type": "mobilenet",
+                        "weights": str(shared_root / "weights" / "mn04_as_mAP_432.pt"),
+                        "trainable": "frozen",
+                    },
+                    "head": {"threshold_rule": "youden", "dropout": 0.2},
+                }
+            )
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "linear")
         return train(recipe)
@@ -116,7 +118,7 @@ def test_cells_start_from_the_runs_encoder_and_only_finetune_moves_it(made):
     assert encoder_digest(start) == encoder_digest(model.encoder)
     cells = run / "label-efficiency-test" / "cells"
     linear, tuned = (read(cells / f"{mode}-0.3-0" / "result.json") for mode in ("linear", "finetune"))
-    assert linear["config"]["encoder"]["frozen"] and not tuned["config"]["encoder"]["frozen"]
+    assert [run["config"]["encoder"]["trainable"] for run in (linear, tuned)] == ["frozen", "full"]
     assert linear["config"]["encoder"]["weights"] == tuned["config"]["encoder"]["weights"]
     assert linear["cycles"] == tuned["cycles"] < linear["cycles_an_epoch"]
     answers = [
@@ -191,7 +193,7 @@ def test_a_folder_with_a_recipe_and_an_encoder_is_enough(run, tmp_path, no_pictu
 
 
 def test_what_pretraining_leaves_is_enough(tiny_recipe, tmp_path, no_picture, capsys):
-    recipe = recipe_from_dict(tiny_recipe | {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}})
+    recipe = Recipe(**(tiny_recipe | {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}}))
     recipe.output_dir = str(tmp_path / "pretrained")
     run = pretrain(recipe)
     assert main(["evaluate", str(run), *QUICK, "--mode", "linear,finetune"]) == 0
@@ -252,7 +254,7 @@ def test_the_encoder_of_a_frozen_run_is_moved_by_finetuning(linear_run, tmp_path
     command = ["evaluate", str(linear_run), *QUICK, "--mode", "linear,finetune", "--train.max_steps", "1"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     cells = [tmp_path / "out" / "cells" / f"{mode}-0.3-0" for mode in ("linear", "finetune")]
-    assert [read(c / "result.json")["config"]["encoder"]["frozen"] for c in cells] == [True, False]
+    assert [read(c / "result.json")["config"]["encoder"]["trainable"] for c in cells] == ["frozen", "full"]
     one, two = (pd.read_parquet(c / "predictions.parquet")["logit_crackle"] for c in cells)
     assert not np.allclose(one, two)
 

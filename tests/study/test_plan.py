@@ -10,7 +10,7 @@ from laennec.errors import InputError
 from laennec.study import load_study
 from laennec.study.plan import flat
 from laennec.study.run import commands, ensemble_commands
-from laennec.training.recipe import load_recipe
+from laennec.training.recipe import Recipe
 
 RECIPE = {
     "name": "tiny",
@@ -80,7 +80,7 @@ def test_commands_are_what_a_person_would_type(written, tmp_path):
     )
     train, *evaluations = commands(study, study.cells[1])
     given = dict(zip(train[2::2], train[3::2], strict=True))
-    again = load_recipe(train[1], {key[2:]: value for key, value in given.items()})
+    again = Recipe.from_yaml(train[1], **{key[2:]: value for key, value in given.items()})
     assert (again.train.epochs, again.loss.task, again.seed, again.corpus.fold) == (4, "focal", 2, 1)
     assert (again.corpus.label_fraction, again.corpus.label_draw) == (0.5, 2)
     assert evaluations[0][1:4] == [given["--output_dir"], "--split", "test"] and evaluations[0][-2:] == [
@@ -180,7 +180,7 @@ def test_what_cannot_be_meant_is_refused(written, study, words, capsys):
 
 def test_a_folder_with_another_run_is_refused(written, tmp_path, capsys):
     study = load_study(written())
-    recipe = load_recipe(study.cells[0].recipe, {"train.epochs": 7, "name": "tiny"})
+    recipe = Recipe.from_yaml(study.cells[0].recipe, **{"train.epochs": 7, "name": "tiny"})
     folder = tmp_path / "out" / study.cells[0].name
     folder.mkdir(parents=True)
     from laennec.training.record import write_record

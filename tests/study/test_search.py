@@ -9,7 +9,7 @@ import yaml
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study.search import load_space
-from laennec.training.recipe import load_recipe
+from laennec.training.recipe import Recipe
 
 RECIPE = {
     "name": "searched",
@@ -64,7 +64,7 @@ def test_a_killed_search_goes_on_and_the_best_recipe_is_that_of_the_best_trial(f
     assert set(runs) == {trial["folder"] for trial in found["trials"]}  # a killed trial is finished, not drawn anew
     best = min(runs.values(), key=lambda run: run["best_metric"])
     assert found["value"] == best["best_metric"]
-    again = load_recipe(files / "out" / "best.yaml")
+    again = Recipe.from_yaml(files / "out" / "best.yaml")
     assert again.train.learning_rate == best["config"]["train"]["learning_rate"]
     assert again.train.betas == best["config"]["train"]["betas"] and not any(r["evaluations"] for r in runs.values())
     capsys.readouterr()

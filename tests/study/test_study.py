@@ -22,7 +22,7 @@ from laennec.study.plan import CLASSICAL, Cell, Score, Study
 from laennec.study.results import render
 from laennec.study.run import gather, run_study
 from laennec.training.parts import load_parts
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 from laennec.training.run import train
 
@@ -41,7 +41,7 @@ def two_runs(tiny_recipe, tmp_path_factory):
             "laennec.evaluation.evaluate.write_report", lambda place, *_: (place / "report.html").write_text("")
         )
         for seed in range(2):
-            train(recipe_from_dict(short | {"seed": seed, "output_dir": str(folder / str(seed))}))
+            train(Recipe(**(short | {"seed": seed, "output_dir": str(folder / str(seed))})))
             score(folder / str(seed), split="test", draws=20)
     return [folder / "0", folder / "1"]
 
@@ -84,8 +84,12 @@ def test_runs_of_a_method_answer_together_in_a_run_of_their_own(two_runs, tiny_r
 
 def frozen(tiny_recipe, folder, **settings):
     """A run on mel statistics, scored on the test part."""
-    changes = {"encoder": {"type": "statistics", "frozen": True}, "features": {"preset": "efficientat"}, **settings}
-    run = train(recipe_from_dict(tiny_recipe | changes | {"output_dir": str(folder)}))
+    changes = {
+        "encoder": {"type": "statistics", "trainable": "frozen"},
+        "features": {"preset": "efficientat"},
+        **settings,
+    }
+    run = train(Recipe(**(tiny_recipe | changes | {"output_dir": str(folder)})))
     score(run, split="test", draws=20)
     return run
 
@@ -105,7 +109,7 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
     logits = [column for column in own if column.startswith("logit_")]
     assert list(own["cycle_id"]) == list(theirs["cycle_id"]) and not own[logits].equals(theirs[logits])
     model, extractor = load_model(run)
-    recipe = recipe_from_dict(read(run / "run.json")["config"])
+    recipe = Recipe(**(read(run / "run.json")["config"]))
     parts = load_parts(recipe)
     _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
     _, asked, _ = answer_part(model, extractor, parts["test"], "test", recipe)

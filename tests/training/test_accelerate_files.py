@@ -94,7 +94,7 @@ def compare(one, two, tolerance=1e-5):
 
 @pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.soak), True])
 def test_two_processes_are_one_of_twice_the_batch(recipe, frozen, tmp_path, monkeypatch):
-    settings = ["--encoder.frozen", "true"] if frozen else []
+    settings = ["--encoder.trainable", "frozen"] if frozen else []
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache of two"))
     command = ["train", str(recipe), "--output_dir", str(tmp_path / "two"), *settings]
     # once by the launch file itself; what it starts is the same then

@@ -16,7 +16,7 @@ from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_t
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags, write_submission
 from laennec.training.auxiliary_tasks import tasks_of
 from laennec.training.parts import load_parts
-from laennec.training.recipe import ConfigError, load_recipe
+from laennec.training.recipe import ConfigError, Recipe
 from runs import what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -157,7 +157,7 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
     from laennec.training.auxiliary_tasks import level_tables
     from laennec.training.parts import load_parts
 
-    settings = load_recipe(recipe)
+    settings = Recipe.from_yaml(recipe)
     parts = load_parts(settings)
     held_out = set(parts["validation"]["patient_id"])
     learned, kept = level_tables(settings, "record", held_out)
@@ -174,13 +174,13 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
         ({"tasks.event.labels": ["Normal"]}, "two labels at least"),
         ({"tasks.event.smooth": 3}, "smooth is true or false"),
         ({"tasks.record.smooth": True}, "only for questions about cycles"),
-        ({"encoder.frozen": True}, "encoder.frozen"),
+        ({"encoder.trainable": "frozen"}, "encoder.trainable: frozen"),
         ({"features.context_cycles": 1}, "context_cycles"),
     ],
 )
 def test_questions_that_cannot_be_asked(recipe, given, words):
     with pytest.raises(ConfigError, match=words):
-        tasks_of(load_recipe(recipe, given))
+        tasks_of(Recipe.from_yaml(recipe, **given))
 
 
 def test_recordings_have_classes_in_sprsound_alone(recipe, tmp_path, capsys):
@@ -239,19 +239,22 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
 
 
 def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, corpus):
-    parts = load_parts(load_recipe(recipe))
+    parts = load_parts(Recipe.from_yaml(recipe))
     table = parts["validation"]
     draws = np.random.default_rng(0).normal(size=(len(table), 2))
     predictions = pd.DataFrame(draws, columns=["logit_crackle", "logit_wheeze"])
-    answers = tasks_by_flags(load_recipe(recipe), predictions, {"crackle": 0.5}, table)
+    answers = tasks_by_flags(Recipe.from_yaml(recipe), predictions, {"crackle": 0.5}, table)
     assert set(answers) == {"1-1", "1-2"} and all(answers["1-2"]["name"].str.endswith(".wav"))
     named = {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"}
     wanted = [named[int(crackle > 0.5), int(wheeze > 0)] for crackle, wheeze in draws]
     assert list(answers["1-2"]["answer"]) == wanted and set(wanted) == set(named.values())
     assert list(answers["1-1"]["answer"] == "Normal") == [name == "Normal" for name in wanted]
-    whole = load_recipe(recipe, {"corpus.level": "record", "tasks": {}})
+    whole = Recipe.from_yaml(recipe, **{"corpus.level": "record", "tasks": {}})
     assert set(tasks_by_flags(whole, predictions, {}, table)) == {"2-1", "2-2"}
-    assert tasks_by_flags(load_recipe(recipe, {"corpus.name": "icbhi2017", "tasks": {}}), predictions, {}, table) == {}
+    assert (
+        tasks_by_flags(Recipe.from_yaml(recipe, **{"corpus.name": "icbhi2017", "tasks": {}}), predictions, {}, table)
+        == {}
+    )
 
 
 def test_tasks_without_truth_have_no_score_and_no_answers_no_files(tmp_path):

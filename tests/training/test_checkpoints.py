@@ -7,7 +7,7 @@ import pytest
 
 from laennec.errors import InputError
 from laennec.training.checkpoints import MANIFEST, last_whole, seal, what_is_wrong
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
@@ -19,7 +19,7 @@ FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "
 def unfinished(tiny_recipe, tmp_path_factory):
     """The checkpoints of a run that was stopped after its second epoch."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    recipe = recipe_from_dict({**tiny_recipe, "output_dir": str(out)}, "settings")
+    recipe = Recipe(**{**tiny_recipe, "output_dir": str(out)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LaennecTrainer, "_load_best_model", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -106,12 +106,12 @@ def test_another_number_of_processes_is_refused_in_one_line(folder):
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(unfinished, tiny_recipe, tmp_path, caplog):
-    straight = train(recipe_from_dict({**tiny_recipe, "output_dir": str(tmp_path / "straight")}, "settings"))
+    straight = train(Recipe(**{**tiny_recipe, "output_dir": str(tmp_path / "straight")}))
     out = shutil.copytree(unfinished, tmp_path / "run")
     damage(out / "checkpoints" / "train" / "checkpoint-10" / "optimizer.pt", "missing")
     (out / "recipe.json").write_text(
         json.dumps({**json.loads((out / "recipe.json").read_text()), "output_dir": str(out)})
     )
-    train(recipe_from_dict({**tiny_recipe, "output_dir": str(out)}, "settings"))
+    train(Recipe(**{**tiny_recipe, "output_dir": str(out)}))
     assert "optimizer.pt is missing" in caplog.text
     assert what_it_left(out) == what_it_left(straight)

@@ -16,7 +16,7 @@ from laennec.training.auxiliary import Attached, AuxiliaryHeads, loss_specs
 from laennec.training.clusters import CleanAndMixed, GroupClusters
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
-from laennec.training.recipe import ConfigError, LossSettings, MixSettings, load_recipe, recipe_from_dict
+from laennec.training.recipe import ConfigError, LossSettings, MixSettings, Recipe
 from laennec.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def step(model, objective, heads, lengths=(95, 50, 20, 80), contrast=True):
     draw = torch.Generator().manual_seed(1)
     features = torch.randn(4, 95, 8, generator=draw)
     mask = (torch.arange(95) < torch.tensor(lengths)[:, None]).long()
-    mixer = Mixer(MixSettings("group_mix", "tokens", beta=1.0), 3, 2, contrast=contrast)
+    mixer = Mixer(MixSettings(method="group_mix", domain="tokens", beta=1.0), 3, 2, contrast=contrast)
     features, mask, token_mix, mixture = mixer.tokens(features, mask, FLAGS, CONTEXT, model.encoder)
     with Attached(model, heads):
         outputs = model(features, mask, token_mix=token_mix)
@@ -188,9 +188,9 @@ def test_what_a_recipe_cannot_have_is_refused_in_one_line(auxiliary, message):
 
 def test_groups_need_an_encoder_that_is_trained():
     with pytest.raises(ConfigError, match=r"encoder.group_frames is for an encoder that is trained"):
-        recipe_from_dict({"encoder": {"group_frames": 20, "frozen": True}})
+        Recipe(**{"encoder": {"group_frames": 20, "trainable": "frozen"}})
     with pytest.raises(ConfigError, match=r"group_step at least 1"):
-        recipe_from_dict({"encoder": {"group_frames": 20, "group_step": 0}})
+        Recipe(**{"encoder": {"group_frames": 20, "group_step": 0}})
 
 
 def test_only_mixed_rows_are_projected_where_a_recipe_says_so():
@@ -203,15 +203,17 @@ def test_only_mixed_rows_are_projected_where_a_recipe_says_so():
 
 
 def test_nothing_that_is_attached_is_left_in_the_trained_model(tiny_recipe, tmp_path):
-    recipe = recipe_from_dict(
-        tiny_recipe
-        | {
-            "output_dir": str(tmp_path / "run"),
-            "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0},
-            "encoder": tiny_recipe["encoder"] | {"group_frames": 20},
-            "loss": {"auxiliary": AUXILIARY},
-            "augment": {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0}},
-        }
+    recipe = Recipe(
+        **(
+            tiny_recipe
+            | {
+                "output_dir": str(tmp_path / "run"),
+                "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0},
+                "encoder": tiny_recipe["encoder"] | {"group_frames": 20},
+                "loss": {"auxiliary": AUXILIARY},
+                "augment": {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0}},
+            }
+        )
     )
     run = train(recipe)
     names = set(load_file(run / "model" / "model.safetensors"))
@@ -222,7 +224,7 @@ def test_nothing_that_is_attached_is_left_in_the_trained_model(tiny_recipe, tmp_
 
 @pytest.mark.parametrize("name", ["icbhi2017_official/cycleguardian", "sprsound/cycleguardian_mobilenet"])
 def test_the_recipes_have_the_published_weights(name):
-    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml")
+    recipe = Recipe.from_yaml(ROOT / "recipes" / f"{name}.yaml")
     auxiliary, mix = recipe.loss.auxiliary, recipe.augment.mix
     assert {k: v["weight"] for k, v in auxiliary.items()} == {
         "clustering": 1.0, "cluster_similarity": 0.2, "group_mix": 0.5,

@@ -49,24 +49,24 @@ def test_two_labels_come_from_the_flags_and_rows_without_any_are_left_out(table)
 
 
 def test_four_classes_come_from_the_label(table):
-    targets = targets_of(table, TargetSettings("single_label"))
+    targets = targets_of(table, TargetSettings(problem_type="single_label"))
     assert targets.names == ["normal", "crackle", "wheeze", "both"] and targets.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_any_column_can_be_the_answer(table):
-    targets = targets_of(table, TargetSettings("single_label", "diagnosis"))
+    targets = targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"))
     assert targets.names == ["Asthma", "COPD"]
     assert targets.labels.tolist() == [1, 0, 1, 1] and targets.kept.tolist() == [0, 1, 3, 4]
-    events = targets_of(table, TargetSettings("multi_label", "events"))
+    events = targets_of(table, TargetSettings(problem_type="multi_label", column="events"))
     assert events.names == ["Fine Crackle", "Normal", "Wheeze"]
     assert events.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
 
 
 def test_an_answer_that_training_did_not_have_is_an_error(table):
     with pytest.raises(ConfigError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
-        targets_of(table, TargetSettings("single_label", "diagnosis"), ["Asthma"])
+        targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"), ["Asthma"])
     with pytest.raises(ConfigError, match=r"target.column is 'mood'"):
-        targets_of(table, TargetSettings("single_label", "mood"))
+        targets_of(table, TargetSettings(problem_type="single_label", column="mood"))
     with pytest.raises(ConfigError, match=r"'rhonchus', which is no column"):
         targets_of(table, TargetSettings(names=["crackle", "rhonchus"]))
 

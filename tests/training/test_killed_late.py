@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from laennec.cli.main import main
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import count_evaluation, counted_evaluation, settled_evaluations, write_record
 from laennec.training.run import train
 
@@ -70,7 +70,7 @@ def test_a_scoring_that_is_stopped_before_its_results_are_shown_counts_once_in_t
 def test_a_finished_run_that_was_killed_while_it_was_tidied_up_ends_well(tiny_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    recipe = recipe_from_dict(json.loads((run / "recipe.json").read_text()) | {"output_dir": str(run)})
+    recipe = Recipe(**(json.loads((run / "recipe.json").read_text()) | {"output_dir": str(run)}))
     write_record(run / "recipe.json", recipe.to_dict())
     (run / "checkpoints" / "train" / "checkpoint-3").mkdir(parents=True)
     written = (run / "run.json").read_bytes()

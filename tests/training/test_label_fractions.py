@@ -14,8 +14,7 @@ from laennec.training.label_fractions import (
     training_part,
 )
 from laennec.training.parts import load_decoded, make_extractor, make_part
-from laennec.training.recipe import recipe_from_dict
-from laennec.training.recipe_settings import EncoderSettings
+from laennec.training.recipe import EncoderSettings, Recipe
 
 OFFICIAL_TRAIN = (2063, 1215, 501, 363)  # of ICBHI 2017: normal, crackle, wheeze, both
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)
@@ -103,8 +102,8 @@ def test_a_label_that_never_or_always_occurs_teaches_nothing():
 @pytest.fixture(scope="module")
 def everything():
     """A recipe with all that a cell leaves out."""
-    return recipe_from_dict(
-        {
+    return Recipe(
+        **{
             "name": "all",
             "output_dir": "somewhere",
             "encoder": {"type": "cnn", "config": {"channels": [4, 8]}},
@@ -137,7 +136,7 @@ def test_a_cell_learns_from_the_task_loss_alone(everything):
 def test_finetuning_moves_what_the_run_moved_and_linear_nothing(tiny_recipe, how, moved):
     """A frozen run is asked about all of its encoder."""
     encoder = {"type": "ast", "weights": "here", "trainable": how, "train_last_layers": int(how == "last_n")}
-    recipe = recipe_from_dict(tiny_recipe | {"features": {"preset": "ast"}, "encoder": encoder})
+    recipe = Recipe(**(tiny_recipe | {"features": {"preset": "ast"}, "encoder": encoder}))
     tuned, linear = (cell_recipe(recipe, mode, recipe.encoder, {}).encoder for mode in ("finetune", "linear"))
     assert (tuned.frozen, tuned.trainable, tuned.train_last_layers) == (False, moved, int(how == "last_n"))
     assert (linear.frozen, linear.trainable) == (True, "frozen")
@@ -157,7 +156,7 @@ def test_an_unknown_setting_names_the_nearest(everything):
 
 
 def test_a_small_fraction_repeats_until_an_epoch_is_as_long_as_all(tiny_recipe):
-    recipe = recipe_from_dict(tiny_recipe | {"augment": {"shift": {"probability": 1.0}}})
+    recipe = Recipe(**(tiny_recipe | {"augment": {"shift": {"probability": 1.0}}}))
     extractor = make_extractor(recipe.features)
     table = load_decoded(recipe, extractor.sampling_rate)["train"]
     full = make_part("train", table, recipe, extractor, None, False)

@@ -11,7 +11,7 @@ from laennec.encoders import in_groups, load_encoder
 from laennec.losses import PatchMixCrossEntropy
 from laennec.training.mixing import Mixer, check_mixing
 from laennec.training.objective import soft_cross_entropy
-from laennec.training.recipe import ConfigError, MixSettings, recipe_from_dict
+from laennec.training.recipe import ConfigError, MixSettings, Recipe
 
 CONTEXT = {"epochs": torch.zeros(4).long(), "cycle_numbers": torch.arange(4)}
 FLAGS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
@@ -30,7 +30,7 @@ def test_mixup_of_waveforms_mixes_sound_length_and_labels_alike():
 
 @pytest.mark.parametrize("whole_columns", [False, True])
 def test_patch_mix_takes_whole_patches_of_the_partner_and_returns_the_realised_share(whole_columns):
-    settings = MixSettings("patch_mix", beta=1.0, patch=[3, 4], whole_columns=whole_columns)
+    settings = MixSettings(method="patch_mix", beta=1.0, patch=[3, 4], whole_columns=whole_columns)
     features = torch.arange(4.0)[:, None, None].expand(4, 10, 8).contiguous()  # each cycle filled with its number
     mask = torch.ones(4, 10)
     mixed, _, mixture = Mixer(settings, 1, 2).features(features, mask, FLAGS, CONTEXT)
@@ -46,7 +46,7 @@ def test_patch_mix_takes_whole_patches_of_the_partner_and_returns_the_realised_s
 
 
 def test_a_contrast_keeps_clean_rows_in_front():
-    mixer = Mixer(MixSettings("patch_mix", beta=1.0, patch=[2, 2]), 0, 2, contrast=True)
+    mixer = Mixer(MixSettings(method="patch_mix", beta=1.0, patch=[2, 2]), 0, 2, contrast=True)
     features = torch.randn(4, 6, 4)
     both, mask, _ = mixer.features(features, torch.ones(4, 6), FLAGS, CONTEXT)
     assert both.shape == (8, 6, 4) and mask.shape == (8, 6) and torch.equal(both[:4], features)
@@ -66,7 +66,7 @@ def test_probability_0_leaves_a_batch_alone():
     features = torch.randn(4, 6, 4)
     mixed, _, mixture = Mixer(settings, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)
     assert mixture.lam == 1 and torch.equal(mixed, features) and torch.equal(mixture.labels, FLAGS)
-    patches = MixSettings("patch_mix", probability=0.0)
+    patches = MixSettings(method="patch_mix", probability=0.0)
     assert torch.equal(Mixer(patches, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)[0], features)
 
 
@@ -74,7 +74,7 @@ def test_patch_mix_refuses_cycles_of_different_lengths():
     mask = torch.ones(4, 6)
     mask[1, 4:] = 0
     with pytest.raises(ConfigError, match="cycles of one length"):
-        Mixer(MixSettings("patch_mix"), 0, 2).features(torch.randn(4, 6, 4), mask, FLAGS, CONTEXT)
+        Mixer(MixSettings(method="patch_mix"), 0, 2).features(torch.randn(4, 6, 4), mask, FLAGS, CONTEXT)
 
 
 @pytest.mark.parametrize("weight", [None, torch.tensor([1.0, 3, 0.5])])
@@ -108,9 +108,11 @@ def test_bad_settings_are_refused(bad):
 
 
 def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
-    domains = {method: MixSettings(method).domain for method in ("mixup", "patch_mix", "group_mix")}
+    domains = {method: MixSettings(method=method).domain for method in ("mixup", "patch_mix", "group_mix")}
     assert domains == {"mixup": "waveform", "patch_mix": "features", "group_mix": "features"}
-    assert MixSettings("patch_mix", "waveform").domain == "features"  # as records of earlier versions have it
+    assert (
+        MixSettings(method="patch_mix", domain="waveform").domain == "features"
+    )  # as records of earlier versions have it
 
 
 def shuffled(values, order):
@@ -118,14 +120,14 @@ def shuffled(values, order):
 
 
 METHODS = {
-    "mixup of waveforms": MixSettings("mixup"),
-    "mixup of features": MixSettings("mixup", "features"),
-    "patch_mix": MixSettings("patch_mix", beta=1.0, patch=[3, 4]),
-    "patch_mix of columns": MixSettings("patch_mix", beta=1.0, patch=[3, 4], whole_columns=True),
-    "group_mix": MixSettings("group_mix", beta=1.0, group_frames=3),
-    "patch_mix of tokens": MixSettings("patch_mix", "tokens", beta=1.0),
-    "patch_mix of token columns": MixSettings("patch_mix", "tokens", beta=1.0, whole_columns=True),
-    "group_mix of tokens": MixSettings("group_mix", "tokens", beta=1.0),
+    "mixup of waveforms": MixSettings(method="mixup"),
+    "mixup of features": MixSettings(method="mixup", domain="features"),
+    "patch_mix": MixSettings(method="patch_mix", beta=1.0, patch=[3, 4]),
+    "patch_mix of columns": MixSettings(method="patch_mix", beta=1.0, patch=[3, 4], whole_columns=True),
+    "group_mix": MixSettings(method="group_mix", beta=1.0, group_frames=3),
+    "patch_mix of tokens": MixSettings(method="patch_mix", domain="tokens", beta=1.0),
+    "patch_mix of token columns": MixSettings(method="patch_mix", domain="tokens", beta=1.0, whole_columns=True),
+    "group_mix of tokens": MixSettings(method="group_mix", domain="tokens", beta=1.0),
 }
 
 
@@ -268,7 +270,7 @@ def test_the_lungmix_rule_refuses_classes_it_does_not_know():
     ],
 )
 def test_mixing_tokens_needs_an_encoder_that_has_them(encoder, mix, message):
-    recipe = recipe_from_dict({"encoder": encoder, "augment": {"mix": mix}})
+    recipe = Recipe(**{"encoder": encoder, "augment": {"mix": mix}})
     if message is None:
         return check_mixing(recipe)
     with pytest.raises(ConfigError, match=message) as caught:

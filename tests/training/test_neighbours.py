@@ -29,8 +29,7 @@ from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.objective import Objective
 from laennec.training.parts import make_part
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import ConfigError, TargetSettings, recipe_from_dict
-from laennec.training.recipe_settings import LossSettings
+from laennec.training.recipe import ConfigError, LossSettings, Recipe, TargetSettings
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 
@@ -240,14 +239,14 @@ def test_an_embedding_in_context_is_never_taken_for_another(icbhi):
 )
 def test_settings_that_make_no_sense_together_are_one_line(changes, words):
     with pytest.raises(ConfigError, match=words) as error:
-        recipe_from_dict({"features": {"context_cycles": 1}} | changes)
+        Recipe(**({"features": {"context_cycles": 1}} | changes))
     assert "\n" not in str(error.value)
 
 
 def test_splits_that_leave_no_neighbours_are_one_line(tiny_recipe, tmp_path):
     settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}
     settings["corpus"] = tiny_recipe["corpus"] | {"protocol": "random-80-20"}
-    recipe = recipe_from_dict(settings | {"output_dir": str(tmp_path / "run")})
+    recipe = Recipe(**(settings | {"output_dir": str(tmp_path / "run")}))
     with pytest.raises(ConfigError, match=r"protocol random-80-20 puts cycles of one recording \(1\d\d_") as error:
         train(recipe)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
@@ -259,7 +258,7 @@ def test_splits_that_leave_no_neighbours_are_one_line(tiny_recipe, tmp_path):
 
 
 def run(settings, out, **changes):
-    recipe = recipe_from_dict(settings | changes)
+    recipe = Recipe(**(settings | changes))
     recipe.output_dir = str(out)
     return train(recipe)
 
@@ -269,7 +268,7 @@ def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, 
     """The loss that training validates with is that of the written predictions, which take another way."""
     changes = {
         "features": {"preset": "song2021", "length": "repeat", "duration_s": 1.0, "context_cycles": 2},
-        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": frozen},
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen" if frozen else "full"},
         "augment": {"gain": {"probability": 1.0}, "copies": 2} | ({} if frozen else {"spec": {}}),
     }
     out = run(tiny_recipe, tmp_path / "run", **changes)
@@ -313,8 +312,8 @@ def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
     """A cycle without a label in a small fraction is context for those that have one, also for repeated ones."""
     rows = np.array([5, 2, 5])
     extractor = LaennecFeatureExtractor("song2021", context_cycles=1)
-    part = make_part("train", icbhi, recipe_from_dict({}), extractor, None, True, rows)
-    whole = make_part("train", icbhi, recipe_from_dict({}), extractor, None, True)
+    part = make_part("train", icbhi, Recipe(**{}), extractor, None, True, rows)
+    whole = make_part("train", icbhi, Recipe(**{}), extractor, None, True)
     for place, row in enumerate(rows):
         assert part.dataset.neighbours.named(place) == whole.dataset.neighbours.named(row)
         one, other = part.dataset.sound(place), whole.dataset.sound(int(row))
@@ -327,7 +326,7 @@ def test_label_fractions_and_pretraining_know_of_context(tiny_recipe, tmp_path):
     """Pre-training pairs cycles alone; what it made, and fractions of labels, go on with neighbours."""
     settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}
     section = {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}}
-    recipe = recipe_from_dict(settings | section | {"output_dir": str(tmp_path / "pretrained")})
+    recipe = Recipe(**(settings | section | {"output_dir": str(tmp_path / "pretrained")}))
     pretrained = pretrain(recipe)
     encoder = {"type": "cnn", "weights": str(pretrained / "encoder")}
     out = run(settings, tmp_path / "run", encoder=encoder)

@@ -12,8 +12,7 @@ from laennec.evaluation import evaluate_predictions, format_summary, write_repor
 from laennec.evaluation.baselines import floors
 from laennec.evaluation.evaluate import score
 from laennec.study.results import collect, render
-from laennec.training.recipe import recipe_from_dict
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -39,7 +38,7 @@ def esc50_recipe(tiny_recipe, esc50):
 
 
 def run(values, out, **corpus):
-    recipe = recipe_from_dict(values | {"corpus": values["corpus"] | corpus})
+    recipe = Recipe(**(values | {"corpus": values["corpus"] | corpus}))
     recipe.output_dir = str(out)
     return train(recipe)
 
@@ -130,7 +129,7 @@ def test_a_recipe_that_asks_the_wrong_column_is_told_the_right_one(esc50_recipe,
 @pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
 def test_betas_are_two_numbers_below_one(tiny_recipe, betas):
     with pytest.raises(ConfigError, match=r"train.betas is .*two numbers in \[0, 1\)"):
-        recipe_from_dict(tiny_recipe | {"train": {"betas": betas}})
+        Recipe(**(tiny_recipe | {"train": {"betas": betas}}))
 
 
 def many(n=50, rows=300, seed=0):

@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 
 def run(settings, out, **changes):
-    recipe = recipe_from_dict(settings | changes)
+    recipe = Recipe(**(settings | changes))
     recipe.output_dir = str(out)
     return train(recipe)
 
@@ -58,7 +58,7 @@ def test_the_best_epoch_is_restored_not_the_last(tiny_recipe, tmp_path):
         "batch_size": 8,
         "selection_metric": "loss",
         "learning_rate": 0.05,
-        "lr_schedule": "constant",
+        "lr_scheduler_type": "constant",
     }
     record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
     by_epoch = {h["epoch"]: h["validation"]["loss"] for h in record["history"]}
@@ -77,7 +77,7 @@ def test_early_stopping_ends_before_the_last_epoch(tiny_recipe, tmp_path):
         "selection_metric": "loss",
         "patience": 1,
         "learning_rate": 0.05,
-        "lr_schedule": "constant",
+        "lr_scheduler_type": "constant",
     }
     record = json.loads((run(tiny_recipe, tmp_path / "run", train=settings) / "run.json").read_text())
     assert len(record["history"]) < 30
@@ -128,7 +128,7 @@ def test_an_output_folder_is_never_overwritten_unasked(tiny_run, tiny_recipe, tm
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(InputError, match="holds other files"):
         run(tiny_recipe, tmp_path / "mine")
-    recipe = recipe_from_dict(tiny_recipe)
+    recipe = Recipe(**tiny_recipe)
     recipe.output_dir = str(tmp_path / "mine")
     with pytest.raises(InputError, match="not overwritten"):
         train(recipe, overwrite=True)
@@ -150,7 +150,7 @@ def test_an_unfinished_run_of_another_recipe_is_refused(tiny_recipe, tmp_path, m
 def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_path, monkeypatch, problem):
     loss = {"task": "bce" if problem == "multi_label" else "ce"}
     changes = {
-        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen"},
         "target": {"problem_type": problem},
         "loss": loss,
     }
@@ -172,7 +172,7 @@ def test_a_frozen_encoder_is_embedded_once_and_never_changes(tiny_recipe, tmp_pa
 
 def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tmp_path, monkeypatch):
     changes = {
-        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "frozen": True},
+        "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "trainable": "frozen"},
         "augment": {"concatenate_probability": 1.0, "concatenate_label": "wheeze", "copies": 2},
     }
     seen = {}
@@ -276,24 +276,24 @@ def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny
 
 
 def test_a_recipe_refused_before_training_costs_no_earlier_run_and_leaves_no_folder(tiny_recipe, tmp_path):
-    good = recipe_from_dict({**tiny_recipe, "output_dir": str(tmp_path / "run")})
+    good = Recipe(**{**tiny_recipe, "output_dir": str(tmp_path / "run")})
     train(good)
     before = (tmp_path / "run" / "run.json").read_bytes()
     lonely = {"loss": {"auxiliary": {"add": {}}}, "train": {**tiny_recipe["train"], "batch_size": 1}}
     with pytest.raises(InputError, match="holds two cycles of one class"):
-        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "run")}), overwrite=True)
+        train(Recipe(**{**tiny_recipe, **lonely, "output_dir": str(tmp_path / "run")}), overwrite=True)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     with pytest.raises(InputError, match="holds two cycles of one class"):
-        train(recipe_from_dict({**tiny_recipe, **lonely, "output_dir": str(tmp_path / "other")}))
+        train(Recipe(**{**tiny_recipe, **lonely, "output_dir": str(tmp_path / "other")}))
     assert not (tmp_path / "other").exists()
 
 
 def test_overwriting_makes_a_folder_that_is_not_there_replaces_a_run_and_leaves_others_alone(tiny_recipe, tmp_path):
     short = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1, "max_steps": 1}}
-    recipe = recipe_from_dict(short | {"output_dir": str(tmp_path / "new")})
+    recipe = Recipe(**(short | {"output_dir": str(tmp_path / "new")}))
     assert train(recipe, overwrite=True) == train(recipe, overwrite=True) == tmp_path / "new"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds no laennec run"):
-        train(recipe_from_dict(short | {"output_dir": str(tmp_path / "other")}), overwrite=True)
+        train(Recipe(**(short | {"output_dir": str(tmp_path / "other")})), overwrite=True)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"

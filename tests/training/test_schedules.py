@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from laennec.errors import InputError
 from laennec.training.data import CycleDataset
 from laennec.training.optimization_rules import epoch_cosine
-from laennec.training.recipe import ConfigError, recipe_from_dict
+from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
 from laennec.training.tables import ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
@@ -62,7 +62,7 @@ OBJECTIVES = {
 def run(settings, out, **changes):
     changes = {"augment": DRAWS} | changes
     changes["train"] = settings["train"] | changes.get("train", {})
-    recipe = recipe_from_dict(settings | changes)
+    recipe = Recipe(**(settings | changes))
     recipe.output_dir = str(out)
     return train(recipe)
 
@@ -114,10 +114,10 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
         ({"sampler": {"name": "patient_balanced", "patients": 99}}, "patient_balanced: .*cannot be drawn"),
         ({"sampler": {"name": "metadata_matched"}}, "name sampler.columns"),
         ({"loss": {"auxiliary": {"tuplet": {}}}}, "tuplet loss needs sampler.name: anchor_positive"),
-        ({"loss": {"auxiliary": {"add": {}}}, "train": {"gradient_accumulation": 2}}, "pairs of a batch"),
-        ({"train": {"sam_rho": 0.1, "gradient_accumulation": 2}}, "gradient of the whole batch"),
+        ({"loss": {"auxiliary": {"add": {}}}, "train": {"gradient_accumulation_steps": 2}}, "pairs of a batch"),
+        ({"train": {"sam_rho": 0.1, "gradient_accumulation_steps": 2}}, "gradient of the whole batch"),
         ({"train": {"moving_average": 1.0}}, r"must lie in \[0, 1\)"),
-        ({"train": {"epoch_cosine": True, "warmup_fraction": 0.1}}, "no warm-up"),
+        ({"train": {"epoch_cosine": True, "warmup_ratio": 0.1}}, "no warm-up"),
         ({"loss": {"auxiliary": {"patch_mix": {}}}}, "needs augment.mix with method: patch_mix"),
         ({"loss": {"auxiliary": {"opl": {}}}, "augment": {"mix": {}}}, "augment.mix leaves none; of"),
         ({"loss": {"task": "focal"}, "augment": {"mix": {}}}, "not defined for the soft labels"),
@@ -141,11 +141,11 @@ def test_each_optimisation_rule_changes_what_it_should(tiny_recipe, tmp_path, mo
     monkeypatch.setattr(LaennecTrainer, "compute_loss", counted)
     found = {}
     for name, rule in {
-        "plain": {"lr_schedule": "constant"},
-        "cosine": {"lr_schedule": "constant", "epoch_cosine": True},
-        "average": {"lr_schedule": "constant", "moving_average": 0.5},
-        "sam": {"lr_schedule": "constant", "sam_rho": 0.1},
-        "still": {"lr_schedule": "constant", "sam_rho": 0.0},
+        "plain": {"lr_scheduler_type": "constant"},
+        "cosine": {"lr_scheduler_type": "constant", "epoch_cosine": True},
+        "average": {"lr_scheduler_type": "constant", "moving_average": 0.5},
+        "sam": {"lr_scheduler_type": "constant", "sam_rho": 0.1},
+        "still": {"lr_scheduler_type": "constant", "sam_rho": 0.0},
     }.items():
         passes.clear()
         out = run(

@@ -31,6 +31,7 @@ from laennec.cli import (
     prepare,
     pretrain,
     push,
+    recipes,
     report,
     results,
     study,
@@ -40,6 +41,7 @@ from laennec.errors import InputError, Terminated
 
 COMMANDS = {
     prepare: "read a corpus, count it, decode it into the cache",
+    recipes: "list the recipes that come with the package, or copy one",
     train: "run a recipe",
     pretrain: "pre-train a recipe's encoder on pairs of views, without labels",
     evaluate: "score a run on its held-out part and write the report",
@@ -59,7 +61,10 @@ COMMANDS = {
 _SOON_S = 0.02
 _AGAIN_S = 8.0  # after which a termination that nothing came of is repeated
 _TRAIN = ("train", "pretrain")
-_SETTINGS = "Any setting of the recipe can be given as --group.key value, e.g. --train.epochs 5."
+_SETTINGS = (
+    "Any setting of the recipe can be given as --section.key value, e.g. --train.epochs 5; "
+    "`laennec recipes --settings` lists them."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from laennec.cli.common import overrides, say
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec train`."""
-    parser.add_argument("recipe", help="a YAML recipe")
+    parser.add_argument("recipe", help="a YAML recipe, or the name of one (see laennec recipes)")
     parser.add_argument(
         "--search",
         metavar="SPACE.yaml",
@@ -19,9 +19,9 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, or go on training."""
-    from laennec.training.recipe import load_recipe
+    from laennec.training.recipe import Recipe
 
-    recipe = load_recipe(options.recipe, overrides(options.rest))
+    recipe = Recipe.from_yaml(options.recipe, **overrides(options.rest))
     if options.search is not None:
         return _search(recipe, options)
     from laennec.training.run import train

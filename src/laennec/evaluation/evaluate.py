@@ -36,7 +36,7 @@ from laennec.training.data_loading import training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.parts import Part, load_parts, make_part
-from laennec.training.recipe import Recipe, recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import (
     Timings,
     counted_evaluation,
@@ -398,7 +398,7 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
             f"{source}: no run.json there, so this is no run; check the folder, or for a model outside its run "
             "say what to score it on: --corpus NAME --data-dir DIR"
         )
-    recipe = recipe_from_dict(run["config"], "run.json") if run else Recipe()
+    recipe = Recipe.from_record(run["config"], "run.json") if run else Recipe()
     given = {k: v for k, v in (corpus or {}).items() if v is not None}
     if given.get("name", recipe.corpus.name) != recipe.corpus.name:
         recipe.corpus = type(recipe.corpus)()

@@ -14,9 +14,7 @@ from typing import Any
 from laennec.errors import InputError
 from laennec.evaluation.smoothed import VALIDATION, fitted_head, read_validation
 from laennec.files import atomic_write
-from laennec.training.recipe import Recipe, recipe_from_dict
-from laennec.training.recipe_checks import check_head
-from laennec.training.recipe_settings import ConfigError, HeadSettings
+from laennec.training.recipe import HeadSettings, Recipe
 from laennec.training.record import read_run, write_record
 from laennec.training.tables import check_rule, fit_operating_point, operating_point_of
 from laennec.untrusted import read_json
@@ -51,7 +49,7 @@ def recalibrate(
     predictions = read_validation(folder / VALIDATION)
     names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
     multi_label = config.get("problem_type") == "multi_label_classification"
-    recipe = recipe_from_dict(record["config"], str(folder / "run.json"))
+    recipe = Recipe.from_record(record["config"], str(folder / "run.json"))
     settings = _settings(recipe, fitted_head(record), calibration, threshold_rule, sensitivity)
     check_rule(settings, names, multi_label)
     fitted = fit_operating_point(predictions, names, multi_label, settings)
@@ -76,17 +74,17 @@ def _settings(
 ) -> HeadSettings:
     """What was given, and for the rest what was before, checked like a recipe's."""
     if calibration not in (None, "none", "temperature", "platt"):
-        raise ConfigError(f"--calibration {calibration}: it can be none, temperature or platt")
+        raise InputError(f"--calibration {calibration}: it can be none, temperature or platt")
     if rule not in (None, *RULES):
-        raise ConfigError(f"--threshold-rule {rule}: it can be {', '.join(RULES)}")
-    head = recipe.head
-    head.calibration = calibration or before.calibration
-    head.threshold_rule = before.threshold_rule if rule is None else None if rule == "none" else rule
-    head.sensitivity = before.sensitivity if sensitivity is None else sensitivity
-    if sensitivity is not None and head.threshold_rule != "sensitivity":
-        raise ConfigError(f"--sensitivity {sensitivity:g} is for --threshold-rule sensitivity; give both")
-    check_head(recipe, "calibrate")
-    return head
+        raise InputError(f"--threshold-rule {rule}: it can be {', '.join(RULES)}")
+    chosen: dict[str, Any] = {
+        "head.calibration": calibration or before.calibration,
+        "head.threshold_rule": before.threshold_rule if rule is None else None if rule == "none" else rule,
+        "head.sensitivity": before.sensitivity if sensitivity is None else sensitivity,
+    }
+    if sensitivity is not None and chosen["head.threshold_rule"] != "sensitivity":
+        raise InputError(f"--sensitivity {sensitivity:g} is for --threshold-rule sensitivity; give both")
+    return recipe.with_overrides(chosen).head
 
 
 def _model_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pandas as pd
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import choose_smoothing, compare_smoothing, smooth_predictions
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.recipe_settings import HeadSettings
+from laennec.training.recipe import HeadSettings
 from laennec.training.record import read_record
 from laennec.training.tables import fit_operating_point, logit_thresholds, place_operating_point
 
@@ -113,7 +113,7 @@ def fitted_head(run: dict[str, Any]) -> HeadSettings:
         # records of earlier versions name no calibration: with a rule they had temperatures
         calibration=fitted.get("calibration") or of_recipe.get("calibration", "temperature"),
         threshold_rule=fitted["rule"] if "rule" in fitted else of_recipe.get("threshold_rule"),
-        sensitivity=fitted.get("sensitivity") or of_recipe.get("sensitivity", HeadSettings.sensitivity),
+        sensitivity=fitted.get("sensitivity") or of_recipe.get("sensitivity", HeadSettings().sensitivity),
     )
 
 

@@ -8,7 +8,6 @@ never answered (the published comparisons), and answered where it is likeliest. 
 of the annotation file, as `<recording>_<i>.wav`.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def _asked(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
 
 def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
     """The recordings of a part; those of the cycles' patients where the part was drawn."""
-    asked = dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, level="record"))
+    asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": "record"})})
     if split in ("train", "validation"):
         _, held_out = level_tables(asked, "record", set(table["patient_id"]))
         return held_out

@@ -35,8 +35,7 @@ from laennec.hub.card_text import Markdown, code, escaped, fenced, table
 from laennec.hub.checklist import guideline_lines, items, open_answers, questions
 from laennec.hub.citations import citations_of
 from laennec.hub.evidence import Evidence, read_evidence
-from laennec.training.recipe import recipe_from_dict
-from laennec.training.recipe_settings import CardSettings, ConfigError
+from laennec.training.recipe import CardSettings, ConfigError, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.untrusted import parse_yaml, read_text, read_yaml
 
@@ -141,7 +140,7 @@ def settings_of(run: Mapping[str, Any], answers: Mapping[str, Any] | None = None
         ConfigError: An unknown key or a wrong value; names the nearest key.
     """
     values = {**(run["config"].get("card") or {}), **(run.get("card") or {}), **(answers or {})}
-    return recipe_from_dict({"card": dict(values)}, "model card").card
+    return Recipe.from_record({"card": dict(values)}, "model card").card
 
 
 def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.evaluation.summary import figure_name
-from laennec.training.recipe_settings import LICENCES, CardSettings
+from laennec.training.recipe import LICENCES, CardSettings
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # what recipes here call their folders; a file's name never stands as an id

@@ -16,7 +16,7 @@ from laennec.evaluation.summary import figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.card_text import Markdown, code, escaped, plain, table, without_machine_paths
 from laennec.hub.corpus_facts import CORPORA, ENCODERS, CorpusFacts
-from laennec.training.recipe_settings import CardSettings
+from laennec.training.recipe import CardSettings
 
 _SHARE = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MUCH = 0.1  # of a part's patients seen in training or validation: no headline
@@ -265,7 +265,7 @@ def training_rows(run: Mapping[str, Any]) -> Markdown:
         ("Auxiliary losses", Markdown(", ".join(auxiliary)) if auxiliary else "none"),
         ("Batches", f"{train['batch_size']} cycles, {sampler['name']}"),
         ("Augmentation", ", ".join(drawn) or "none"),
-        ("Optimiser", f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['lr_schedule']}"),
+        ("Optimiser", f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['lr_scheduler_type']}"),
         ("Epochs", _epochs(run)),
         ("Chosen by", f"{run.get('selection_metric')} on {run.get('selection_set')} patients"),
         ("Seed", f"{seeds_of(run)}; split seed {config['corpus']['split_seed']}"),
@@ -285,7 +285,7 @@ def _around(features: Mapping[str, Any]) -> str:
 
 
 def _trained(encoder: Mapping[str, Any]) -> str:
-    return _TRAINABLE[encoder.get("trainable") or ("frozen" if encoder.get("frozen") else "full")]
+    return _TRAINABLE[encoder["trainable"]]
 
 
 def _epochs(run: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from laennec.errors import InputError, in_known_form
 from laennec.hub.card_text import without_machine_paths
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, shown_evaluations, write_record
 
 
@@ -41,7 +41,7 @@ def read_evidence(folder: str | Path) -> Evidence:
     if "config" not in run or "corpus" not in run:
         raise InputError(f"{path}: names no recipe and corpus; give the folder of a finished run")
     # settings that a record of an earlier version does not name have their defaults
-    run["config"] = recipe_from_dict(run["config"], str(path)).to_dict()
+    run["config"] = Recipe.from_record(run["config"], str(path)).to_dict()
     with in_known_form(path, "train the run again, or evaluate it again"):
         run["evaluations"] = shown_evaluations(run)
         results = {looked["folder"]: looked["result"] for looked in run["evaluations"] if looked.get("result")}

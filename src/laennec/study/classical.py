@@ -26,7 +26,7 @@ from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.label_fractions import labelled_rows
 from laennec.training.parts import load_parts
-from laennec.training.recipe import Recipe, recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record, write_record
 from laennec.training.tables import fit_operating_point
 
@@ -51,10 +51,10 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
             or a part is of another corpus.
     """
     record = read_record(run / "run.json")
-    recipe = recipe_from_dict(record["config"], str(run / "run.json"))
+    recipe = Recipe.from_record(record["config"], str(run / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
     if not recipe.encoder.frozen:
-        raise InputError(f"{run}: {kind} is fitted on a still encoder's embeddings; set encoder.frozen: true")
+        raise InputError(f"{run}: {kind} is fitted on a still encoder's embeddings; set encoder.trainable: frozen")
     timings = Timings()
     with timings.measure("training"):
         model, extractor = load_model(run)

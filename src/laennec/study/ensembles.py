@@ -17,7 +17,7 @@ from laennec.evaluation.evaluate import check_split, load_model
 from laennec.training.data_loading import configure_process
 from laennec.training.folders import claimed
 from laennec.training.parts import load_parts, make_part
-from laennec.training.recipe import recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
 from laennec.training.run import answer_validation, write_run
 
@@ -53,7 +53,7 @@ def join_runs(
     records = [read_run(folder / "run.json") for folder in folders]
     _refuse_different(folders, records)
     first = records[0]
-    recipe = recipe_from_dict(first["config"], str(folders[0] / "run.json"))
+    recipe = Recipe.from_record(first["config"], str(folders[0] / "run.json"))
     recipe.name, recipe.output_dir = name or f"{recipe.name}_ensemble_of_{len(folders)}", str(out)
     recipe.corpus.data_dir = data_dir or recipe.corpus.data_dir
     timings = Timings()

@@ -38,8 +38,7 @@ from laennec.training.label_fractions import cell_recipe, labelled_rows, refuse_
 from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.parts import Part, load_decoded, make_extractor, make_part
 from laennec.training.pretraining.dataset import refuse_seen_patients
-from laennec.training.recipe import Recipe
-from laennec.training.recipe_settings import EncoderSettings
+from laennec.training.recipe import EncoderSettings, Recipe
 from laennec.training.record import Timings, count_evaluation, hardware, read_record, versions, write_record
 from laennec.training.run import fit, make_model
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
@@ -174,7 +173,7 @@ def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> tupl
     """
     given = recipe.encoder
     if (source / "encoder" / "config.json").exists():
-        return replace(given, weights=str(source / "encoder"), revision=None, config={}), None
+        return given.model_copy(update={"weights": str(source / "encoder"), "revision": None, "config": {}}), None
     if not (source / "model" / "config.json").exists():
         raise InputError(
             f"{source}: no encoder there (neither encoder/ nor model/ with a config.json); give the folder of a "
@@ -184,11 +183,11 @@ def _start(source: Path, recipe: Recipe, base: str | None, folder: Path) -> tupl
     if isinstance(model.encoder, EnsembleEncoder):
         raise InputError(f"{source}: an ensemble is not trained any further; give one of the runs it was made of")
     if model.config.frozen_encoder and given.weights is not None:
-        return replace(given, weights=base or given.weights), None
+        return given.model_copy(update={"weights": base or given.weights}), None
     if model.config.lora:
         model.merge_adapters()
     encoder = model.encoder.encoder if isinstance(model.encoder, GroupsEncoder) else model.encoder
-    return replace(given, weights=str(folder / "encoder"), revision=None, config={}), encoder
+    return given.model_copy(update={"weights": str(folder / "encoder"), "revision": None, "config": {}}), encoder
 
 
 def _put_encoder(encoder: Any, start: EncoderSettings) -> None:
@@ -375,7 +374,7 @@ def _notes(record: Mapping[str, Any], run: Mapping[str, Any], record_path: Path)
             f"{seen} of the {scored['patients']} scored patients have other cycles in training or validation: this is "
             "no estimate for new patients"
         )
-    if record_path.name == "run.json" and not run["config"]["encoder"].get("frozen"):
+    if record_path.name == "run.json" and not Recipe.from_record(run["config"], str(record_path)).encoder.frozen:
         notes.append(
             "THE ENCODER WAS TRAINED ON ALL LABELS of this run, so small fractions say how few labels a new head "
             "needs, not what few labels are worth"

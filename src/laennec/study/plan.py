@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from laennec.errors import InputError
-from laennec.training.recipe import load_recipe
+from laennec.training.recipe import Recipe
 
 _KEYS = (
     "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",
@@ -307,7 +307,7 @@ def _cells(
     if "recipe" not in method:
         raise InputError(f"{path}: a method names no recipe; write recipe: FILE")
     recipe, own = Path(str(method["recipe"])), flat(method.get("set") or {})
-    title = str(method.get("name") or load_recipe(recipe).name)
+    title = str(method.get("name") or Recipe.from_yaml(recipe).name)
     seeds = _numbers(method.get("seeds", values.get("seeds", [0])), "seeds", path)
     folds: list[int | None] = [None]
     if (asked := method.get("folds", values.get("folds"))) is not None:
@@ -329,7 +329,7 @@ def _cells(
             settings |= axes[axis][label]
         shown = [axis for axis in places if len(axes[axis]) > 1]
         name = ", ".join([title, *(places[axis] for axis in shown)])
-        load_recipe(recipe, {**settings, "name": name})
+        Recipe.from_yaml(recipe, **{**settings, "name": name})
         # one pre-training serves all cells that differ in nothing that it looks at
         seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
         pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""

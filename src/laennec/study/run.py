@@ -19,7 +19,7 @@ from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart, run_command
 from laennec.study.pictures import study_pictures
 from laennec.study.plan import CLASSICAL, Cell, Score, Study, without_labels
-from laennec.training.recipe import load_recipe, recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
 
@@ -129,7 +129,7 @@ def refuse_other(study: Study, cell: Cell) -> None:
     earlier = study.output_dir / cell.name / "recipe.json"
     if not earlier.exists():
         return
-    there, here = recipe_from_dict(read_record(earlier), str(earlier)).to_dict(), _recipe(study, cell).to_dict()
+    there, here = Recipe.from_record(read_record(earlier), str(earlier)).to_dict(), _recipe(study, cell).to_dict()
     for key in ("output_dir", "card", "description"):
         there.pop(key, None), here.pop(key, None)
     if there != here:
@@ -164,7 +164,7 @@ def _recipe(study: Study, cell: Cell) -> Any:
     given = _overrides(study, cell)
     if cell.pretrained_as:
         given["encoder.weights"] = str(pretraining_folder(study, cell) / "encoder")
-    return load_recipe(cell.recipe, given)
+    return Recipe.from_yaml(cell.recipe, **given)
 
 
 def commands(study: Study, cell: Cell) -> Iterator[list[str]]:

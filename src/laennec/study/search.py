@@ -23,8 +23,7 @@ from laennec.corpora.protocols import protocol_named
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import read_mapping, refuse_unknown
-from laennec.training.recipe import Recipe, setting_keys, with_overrides
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError, Recipe, setting_keys
 from laennec.training.record import read_record, write_record
 from laennec.training.run import train
 from laennec.training.tables import SELECTION_METRICS
@@ -185,7 +184,7 @@ def search(
             digest = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()[:10]
             out = folder / f"trial-{digest}"
             trial.set_user_attr("folder", out.name)
-            own = with_overrides(recipe, {**drawn, "output_dir": str(out)})
+            own = recipe.with_overrides({**drawn, "output_dir": str(out)})
             if not (out / "run.json").exists():
                 report = _Report(trial, metric, sign, optuna.TrialPruned)
                 try:
@@ -219,7 +218,7 @@ def _refuse_what_no_recipe_can_have(recipe: Recipe, space: Space) -> None:
     for key, setting in space.settings.items():
         for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
             try:
-                with_overrides(recipe, {key: value})
+                recipe.with_overrides({key: value})
             except ConfigError as error:
                 raise InputError(f"--search: space: {str(error).removeprefix('command line: ')}") from error
 
@@ -314,7 +313,7 @@ def _result(optuna: Any, study: Any, recipe: Recipe, folder: Path, sign: float, 
         folder / "search.json",
         {"metric": metric, "selection_set": "validation", "best": drawn, "value": sign * best.value, "trials": trials},
     )
-    plain = with_overrides(recipe, {**drawn, "output_dir": None}).to_dict()
+    plain = recipe.with_overrides({**drawn, "output_dir": None}).to_dict()
     with atomic_write(folder / "best.yaml") as file:
         file.write(
             f"# The best of {len(ended)} trials by {metric} on validation patients, {sign * best.value:.4f} there.\n"

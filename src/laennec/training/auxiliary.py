@@ -26,7 +26,7 @@ from laennec.losses import (
 from laennec.modeling import LaennecOutput
 from laennec.training.clusters import CLUSTER_LOSSES, CLUSTERS, WIDTH, CleanAndMixed, GroupClusters, inputs_of
 from laennec.training.metadata_groups import MISSING
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError
 
 CYCLE, CLASS = "cycle", "class"
 # what says which cycles belong together, unless the recipe says otherwise

@@ -35,8 +35,7 @@ from laennec.training.data import CycleDataset, Targets, collate_cycles, targets
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.objective import gather_with_gradient, ranks, step_key
 from laennec.training.parts import Part, load_parts, make_draws, make_filter, make_part
-from laennec.training.recipe import ConfigError, Recipe
-from laennec.training.recipe_settings import TargetSettings
+from laennec.training.recipe import ConfigError, Recipe, TargetSettings
 
 GROUP = "task "  # before its name among the groups of a batch
 _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
@@ -100,7 +99,7 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
         raise ConfigError("questions about recordings do not go with augment.mix.domain: tokens; mix features instead")
     if tasks and (recipe.encoder.frozen or recipe.features.context_cycles):
-        other = "encoder.frozen: true" if recipe.encoder.frozen else "features.context_cycles"
+        other = "encoder.trainable: frozen" if recipe.encoder.frozen else "features.context_cycles"
         raise ConfigError(f"tasks are trained together with the encoder; they do not go with {other}")
     return tasks
 
@@ -111,7 +110,7 @@ def config_of(tasks: list[Task]) -> dict[str, Any]:
 
 
 def _target(task: Task) -> TargetSettings:
-    return TargetSettings("single_label", task.column, list(task.labels))
+    return TargetSettings(problem_type="single_label", column=task.column, names=list(task.labels))
 
 
 def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
@@ -128,7 +127,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     Another level of a corpus draws validation patients of its own; two sets would let one question choose on patients
     that the other has trained on.
     """
-    asked = dataclasses.replace(recipe, corpus=dataclasses.replace(recipe.corpus, level=level))
+    asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
     parts = load_parts(asked)
     table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
     held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
@@ -304,7 +303,7 @@ def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureEx
         table = table.select(targets.kept)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
     waveforms.prepare()
-    plain = dataclasses.replace(recipe.augment, concatenate_probability=0.0)
+    plain = recipe.augment.model_copy(update={"concatenate_probability": 0.0})
     augmentation, _ = make_draws(plain, targets)
     return CycleDataset(
         waveforms, targets, column_of(table, "cycle_id"), extractor.sampling_rate, recipe.seed, augmentation
@@ -338,7 +337,7 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
     if window_s is not None:
         owners, cut = windows_of(table, float(window_s))
     # any column that every row has makes a part of all rows
-    asked = dataclasses.replace(recipe, target=TargetSettings("single_label", "recording_id", []))
+    asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
     part: Part = make_part("recordings", cut, asked, extractor, None, False)
     cache = EmbeddingCache(cache_root(), model, extractor)
     embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)

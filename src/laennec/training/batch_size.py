@@ -74,7 +74,7 @@ def _smaller_batch(rule: BatchRule, rows: int, fits: int | None) -> str:
         return ""
     text = f"{rule.key}: {value}"
     if rule.accumulation and rule.value % value == 0:
-        text += f" with train.gradient_accumulation: {rule.value // value * rule.accumulation}"
+        text += f" with train.gradient_accumulation_steps: {rule.value // value * rule.accumulation}"
     return text + (" (tried, and it fits)" if fits else "")
 
 

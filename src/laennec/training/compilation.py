@@ -20,7 +20,7 @@ from torch import nn
 from laennec.encoders import AstEncoder, BeatsEncoder, GroupsEncoder, TransformersEncoder
 from laennec.encoders.trainable import stack_of
 from laennec.encoders.transformers_audio import ClapAudioEncoder
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError
 
 _log = logging.getLogger(__name__)
 _CANNOT = "train.compile: %s; training goes on uncompiled"

@@ -27,7 +27,7 @@ from laennec.audio.mixing import LabelUnion
 from laennec.corpora.base import column_of
 from laennec.training.metadata_groups import Codes, metadata_of
 from laennec.training.neighbours import Neighbours, cycle_numbers
-from laennec.training.recipe_settings import ConfigError, TargetSettings
+from laennec.training.recipe import ConfigError, TargetSettings
 
 # what the host has to know of a batch whose tensors lie on a device
 HOST_KEYS = ("epochs", "cycle_numbers", "neighbour_epochs", "neighbour_numbers", "lengths")

@@ -13,7 +13,7 @@ from pathlib import Path
 from laennec.errors import InputError
 from laennec.files import explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
 from laennec.training.checkpoints import WRITING
-from laennec.training.recipe import Recipe, recipe_from_dict
+from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
@@ -51,7 +51,7 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
             remove_stale_lock(out / record)
         raise InputError(f"{out}: holds a finished run; choose another output folder or pass --overwrite")
     elif earlier.exists():
-        if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+        if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
             raise InputError(
                 f"{out}: holds an unfinished run of another recipe; choose another output folder or pass --overwrite"
             )
@@ -71,7 +71,7 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
         return False
     if not any((out / record).exists() for record in RECORDS):
         return False
-    if recipe_from_dict(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+    if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
         return False
     with lock_or_refuse(out / RECORDS[0]):
         shutil.rmtree(checkpoints, ignore_errors=True)

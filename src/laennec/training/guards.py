@@ -14,7 +14,7 @@ import numpy as np
 from laennec.training.auxiliary import CLASS, CYCLE, Entry
 from laennec.training.data import Targets
 from laennec.training.metadata_groups import Codes, GroupTable
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError
 from laennec.training.samplers import CounterSampler, Coverage, coverage
 
 _SAMPLER_FOR = {

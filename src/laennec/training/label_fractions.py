@@ -10,7 +10,6 @@ would show the lack of steps and not of labels. Both modes learn from the task l
 small fractions lack most, and encoders are compared, not objectives.
 """
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
@@ -24,8 +23,7 @@ from laennec.errors import InputError
 from laennec.training.data import Targets
 from laennec.training.neighbours import cycle_numbers
 from laennec.training.parts import Part, make_part
-from laennec.training.recipe import recipe_from_dict, with_overrides
-from laennec.training.recipe_settings import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
+from laennec.training.recipe import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
 
 MODES = ("linear", "finetune")
 _OVERRIDABLE = ("train", "head", "loss", "augment")
@@ -139,9 +137,7 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
     # fine-tuning moves what the run moved; a run that moved nothing of the encoder is asked about all of it
     moved = "full" if encoder.trainable == "frozen" else encoder.trainable
     layers = 0 if frozen else encoder.train_last_layers
-    start = dataclasses.replace(
-        encoder, frozen=frozen, trainable="frozen" if frozen else moved, train_last_layers=layers
-    )
+    start = encoder.model_copy(update={"trainable": "frozen" if frozen else moved, "train_last_layers": layers})
     values = recipe.to_dict()
     plain = Recipe(encoder=start, sampler=SamplerSettings(), schedule=ScheduleSettings()).to_dict()
     values |= {key: plain[key] for key in ("encoder", "sampler", "schedule")}
@@ -152,7 +148,7 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
     if mode == "linear":
         values["augment"] = plain["augment"]
         values["head"] = values["head"] | {"hidden_dim": 0}
-    return with_overrides(recipe_from_dict(values, "run.json"), overrides)
+    return Recipe(**values).with_overrides(overrides)
 
 
 def training_part(recipe: Recipe, table: Any, extractor: Any, full: Part, rows: NDArray[np.int64]) -> Part:

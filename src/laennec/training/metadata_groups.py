@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError
 
 # what a recipe calls a column -> where it is in the cycle table
 COLUMNS = {

@@ -23,7 +23,8 @@ from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, mix, 
 from laennec.encoders import ENCODERS
 from laennec.encoders.output import TokenMix
 from laennec.training.objective import step_key
-from laennec.training.recipe_settings import MIX_DOMAINS, ConfigError, MixSettings, Recipe
+from laennec.training.recipe import ConfigError, MixSettings, Recipe
+from laennec.training.recipe.settings import MIX_DOMAINS
 
 
 @dataclass(frozen=True)

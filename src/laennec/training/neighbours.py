@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.context import neighbour_rows
 from laennec.corpora.base import column_of
-from laennec.training.recipe_settings import ConfigError
+from laennec.training.recipe import ConfigError
 
 
 def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from laennec.losses import FocalLoss
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.auxiliary import CLASS, CYCLE, Entry, loss_specs, weighted_sum
 from laennec.training.clusters import CLUSTER_LOSSES
-from laennec.training.recipe_settings import ConfigError, LossSettings
+from laennec.training.recipe import ConfigError, LossSettings
 
 
 @dataclass(frozen=True)

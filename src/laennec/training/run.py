@@ -6,7 +6,6 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
@@ -33,13 +32,13 @@ from laennec.training.data import (
 from laennec.training.data_loading import configure_process, training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
 from laennec.training.folders import claimed, finished_before, whole_checkpoints
-from laennec.training.front_end import refuse_other_features
 from laennec.training.label_fractions import labelled_rows, refuse_missing_labels, training_part
 from laennec.training.mixing import check_mixing
 from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.parts import Part, load_decoded, make_extractor, make_part
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
+from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.stopping import with_the_others

@@ -39,7 +39,7 @@ from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMa
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
 from laennec.training.optimization_rules import MovingAverageCallback
-from laennec.training.recipe_settings import ConfigError, Recipe
+from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import (
     AnchorPositiveSampler,
@@ -177,7 +177,7 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         output_dir=str(folder),
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=_evaluated_at_once(recipe),
-        gradient_accumulation_steps=t.gradient_accumulation,
+        gradient_accumulation_steps=t.gradient_accumulation_steps,
         num_train_epochs=phase.epochs,
         max_steps=t.max_steps,
         learning_rate=phase.learning_rate,
@@ -185,8 +185,8 @@ def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) 
         adam_beta1=t.betas[0],
         adam_beta2=t.betas[1],
         weight_decay=0.0 if t.optimizer == "adam" else t.weight_decay,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_schedule, t.lr_schedule),
-        warmup_steps=t.warmup_fraction,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_scheduler_type, t.lr_scheduler_type),
+        warmup_steps=t.warmup_ratio,
         max_grad_norm=t.max_grad_norm,
         seed=recipe.seed,
         eval_strategy="epoch",
@@ -368,7 +368,7 @@ def _batch_rule(recipe: Recipe, sampler: str, rows: int) -> BatchRule:
         return BatchRule("sampler.samples", recipe.sampler.samples, rows)
     t = recipe.train
     alone = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed")
-    return BatchRule("train.batch_size", t.batch_size, rows, t.gradient_accumulation if alone else 0)
+    return BatchRule("train.batch_size", t.batch_size, rows, t.gradient_accumulation_steps if alone else 0)
 
 
 def _prepare_data(

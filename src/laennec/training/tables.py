@@ -18,7 +18,7 @@ from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import FOUR_CLASSES, class_names
-from laennec.training.recipe_settings import ConfigError, HeadSettings
+from laennec.training.recipe import ConfigError, HeadSettings
 
 _log = logging.getLogger(__name__)
 _COPIED = (

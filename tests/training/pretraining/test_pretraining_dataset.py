@@ -35,7 +35,7 @@ ROWS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["s1", "s2",
 @given(train=ROWS, validation=ROWS, test=ROWS, inter=ROWS, both=st.booleans())
 def test_no_patient_and_no_sound_of_a_part_that_is_held_out(train, validation, test, inter, both):
     parts = {"train": part(train), "validation": part(validation), "test_intra": part(test), "test_inter": part(inter)}
-    chosen = PretrainSettings(parts=["train", "validation"] if both else ["train"])
+    chosen = PretrainSettings(splits=["train", "validation"] if both else ["train"])
     held = [*test, *inter, *([] if both else validation)]
     people, sounds = {p for p, _ in held}, {s for _, s in held} - {None}
     expected = [r for r in [*train, *(validation if both else [])] if r[0] not in people and r[1] not in sounds]
@@ -59,7 +59,7 @@ def test_the_patients_that_icbhi_shares_between_train_and_test_are_left_out(shar
     assert {"156", "218"} <= set(parts["train"]["patient_id"])
     assert not set(cohort.patients) & {"156", "218", *parts["test"]["patient_id"], *parts["validation"]["patient_id"]}
     assert cohort.left_out["patients who are in test or validation"] == 2
-    more = cohort_of(parts, PretrainSettings(parts=["train", "validation"]))
+    more = cohort_of(parts, PretrainSettings(splits=["train", "validation"]))
     assert set(parts["validation"]["patient_id"]) <= set(more.patients)
     assert not set(more.patients) & set(parts["test"]["patient_id"])
 

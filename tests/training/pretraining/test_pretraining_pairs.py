@@ -35,13 +35,13 @@ def fits(mode, one, other):
 @settings(max_examples=150, deadline=None)
 @given(
     rows=ROWS, mode=st.sampled_from(MODES), missing=st.sampled_from(["drop", "own_group"]),
-    no_partner=st.sampled_from(["own_views", "drop"]), seed=st.integers(0, 2**40),
+    unpaired=st.sampled_from(["own_views", "drop"]), seed=st.integers(0, 2**40),
 )  # fmt: skip
-def test_partners_are_those_a_naive_look_finds(rows, mode, missing, no_partner, seed):
-    chosen = PretrainSettings(pairs=mode, missing=missing, no_partner=no_partner)
+def test_partners_are_those_a_naive_look_finds(rows, mode, missing, unpaired, seed):
+    chosen = PretrainSettings(pairs=mode, missing=missing, unpaired=unpaired)
     takes_part = [i for i, row in enumerate(rows) if row[1] is not None or missing == "own_group"]
     partners = {i: [j for j in takes_part if j != i and fits(mode, rows[i], rows[j])] for i in takes_part}
-    expected = [i for i in takes_part if partners[i] or no_partner == "own_views"]
+    expected = [i for i in takes_part if partners[i] or unpaired == "own_views"]
     if all(row[1] is None for row in rows) or not any(partners.values()) or len(expected) < 2:
         with pytest.raises(ConfigError):
             meeting_of(chosen, table(rows))
@@ -56,9 +56,9 @@ def test_partners_are_those_a_naive_look_finds(rows, mode, missing, no_partner, 
         else:
             assert {expected[other] for other in drawn} <= set(partners[row])
     alone = sum(not partners[i] for i in takes_part)
-    assert meeting.paired_with_themselves == (alone if no_partner == "own_views" else 0)
+    assert meeting.paired_with_themselves == (alone if unpaired == "own_views" else 0)
     left_out = meeting.left_out.get("cycles without a partner", 0)
-    assert left_out == (alone if no_partner == "drop" else 0)
+    assert left_out == (alone if unpaired == "drop" else 0)
     assert meeting.left_out.get("cycles whose chest_location is unknown", 0) == len(rows) - len(takes_part)
 
 
@@ -103,7 +103,7 @@ def test_matched_batches_leave_out_groups_that_cannot_fill_them(rows, size, miss
 def test_matching_and_pairing_agree_on_who_is_left():
     # without the lonely F cycle of patient 3, sex F fills no batch of 3, and then patient 1 has lost no partner
     rows = [("1", "Al", 3.0, "F")] * 2 + [("3", "Tc", 3.0, "F")] + [("2", "Al", 3.0, "M"), ("4", "Al", 3.0, "M")] * 2
-    chosen = PretrainSettings(pairs="same_patient_same_location", no_partner="drop", match=["sex"], batch_size=3)
+    chosen = PretrainSettings(pairs="same_patient_same_location", unpaired="drop", match=["sex"], batch_size=3)
     meeting = meeting_of(chosen, table(rows))
     assert meeting.kept.tolist() == [3, 4, 5, 6] and (meeting.partners.counts == 1).all()
     assert sum(meeting.left_out.values()) == 3 and meeting.match_groups.tolist() == [0, 0, 0, 0]
@@ -124,12 +124,10 @@ def test_unmatched_batches_hold_everybody_once_an_epoch():
     assert sorted(sampler.order(0)) == list(range(7)) and sampler.order(0).tolist() != sampler.order(1).tolist()
 
 
-@pytest.mark.parametrize(
-    ("no_partner", "what"), [("drop", "are left out"), ("own_views", "are paired with themselves")]
-)
-def test_what_becomes_of_those_without_a_partner_is_said(no_partner, what):
+@pytest.mark.parametrize(("unpaired", "what"), [("drop", "are left out"), ("own_views", "are paired with themselves")])
+def test_what_becomes_of_those_without_a_partner_is_said(unpaired, what):
     rows = [("1", "Al", 3.0, "F")] * 2 + [("2", "Al", 3.0, "F")]
-    chosen = PretrainSettings(pairs="same_patient_same_location", no_partner=no_partner)
+    chosen = PretrainSettings(pairs="same_patient_same_location", unpaired=unpaired)
     assert meeting_of(chosen, table(rows)).notes == [
         f"pretrain.pairs: 1 of 3 cycles have no partner under same_patient_same_location and {what}"
     ]

@@ -20,7 +20,7 @@ from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.training.parts import make_extractor
 from laennec.training.pretraining.run import embedding_spread, make_objective, make_pairs, pretrain, settings_of
-from laennec.training.recipe import ConfigError, load_recipe, recipe_from_dict
+from laennec.training.recipe import ConfigError, Recipe, full_key
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
 
@@ -29,7 +29,7 @@ QUICK = {"epochs": 2, "batch_size": 8, "views": ["split", "spec"], "learning_rat
 
 
 def recipe_of(settings, out, pretraining=None, **changes):
-    recipe = recipe_from_dict(settings | {"pretrain": QUICK | (pretraining or {})} | changes)
+    recipe = Recipe(**(settings | {"pretrain": QUICK | (pretraining or {})} | changes))
     recipe.output_dir = str(out)
     return recipe
 
@@ -71,7 +71,7 @@ def test_the_loss_goes_down_and_the_embedding_does_not_collapse(tiny_recipe, tmp
 @pytest.mark.parametrize(
     ("pairs", "more"),
     [
-        ("same_patient_same_location", {}), ("same_patient_other_location", {"no_partner": "own_views"}),
+        ("same_patient_same_location", {}), ("same_patient_other_location", {"unpaired": "own_views"}),
         ("same_location_across_patients", {"missing": "own_group"}), ("age_band", {}), ("self", {"match": ["sex"]}),
         ("self", {"init": "random", "optimizer": "adam", "base_temperature": 0.5, "save_steps": 1}),
     ],
@@ -134,7 +134,7 @@ def test_two_processes_of_half_the_batch_give_the_encoder_of_one(tiny_recipe, tm
     settings = tiny_recipe | {
         "encoder": {"type": "ast", "weights": str(tmp_path / "ast")},
         "features": {"preset": "ast", "length": "natural"},
-        "pretrain": QUICK | {"max_steps": 3, "longest_s": 0.5},
+        "pretrain": QUICK | {"max_steps": 3, "max_duration_s": 0.5},
     }  # fmt: skip
     one = pretrain(recipe_of(settings, tmp_path / "one", settings["pretrain"]))
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
@@ -152,7 +152,7 @@ def test_two_processes_of_half_the_batch_give_the_encoder_of_one(tiny_recipe, tm
 
 def test_seeds_differ_and_the_head_of_the_recipe_does_not_matter(tiny_recipe, tmp_path):
     first = weights(pretrain(recipe_of(tiny_recipe, tmp_path / "a", {"max_steps": 2})))
-    frozen = tiny_recipe | {"encoder": {**tiny_recipe["encoder"], "frozen": True}, "head": {"dropout": 0.5}}
+    frozen = tiny_recipe | {"encoder": {**tiny_recipe["encoder"], "trainable": "frozen"}, "head": {"dropout": 0.5}}
     same = weights(pretrain(recipe_of(frozen, tmp_path / "b", {"max_steps": 2})))
     other = weights(pretrain(recipe_of(tiny_recipe, tmp_path / "c", {"max_steps": 2}, seed=1)))
     assert all(torch.equal(first[name], same[name]) for name in first)
@@ -178,7 +178,7 @@ def test_no_sound_of_a_test_or_validation_patient_is_opened(tiny_recipe, small_c
 
 def test_training_takes_the_encoder_up_and_refuses_to_be_tested_on_its_patients(tiny_recipe, tmp_path):
     run = pretrain(recipe_of(tiny_recipe, tmp_path / "pre", {"max_steps": 2}))
-    encoder = {"type": "cnn", "weights": str(run / "encoder"), "frozen": True}
+    encoder = {"type": "cnn", "weights": str(run / "encoder"), "trainable": "frozen"}
     trained = train(recipe_of(tiny_recipe, tmp_path / "run", encoder=encoder))
     record = json.loads((trained / "run.json").read_text())
     assert record["pretraining"]["protocol"] == "patient-60-20-20"
@@ -236,16 +236,14 @@ def test_memory_does_not_grow_with_the_number_of_recordings(tiny_recipe, tmp_pat
 
 
 def test_two_steps_on_real_recordings_from_released_weights(shared_root, shared_data, tmp_path):
-    recipe = recipe_from_dict(
-        {
+    recipe = Recipe(**{
             "name": "real", "corpus": {"name": "icbhi2017", "data_dir": str(shared_data / "icbhi2017_subset"),
                                        "protocol": "patient-60-20-20", "allow_missing": True},
             "features": {"preset": "efficientat"}, "output_dir": str(tmp_path / "run"),
             "encoder": {"type": "mobilenet", "weights": str(shared_root / "weights" / "mn04_as_mAP_432.pt")},
-            "pretrain": {"pairs": "same_patient_other_location", "no_partner": "drop", "views": ["raw", "spec"],
-                         "max_steps": 2, "batch_size": 4, "longest_s": 1.0},
-        }
-    )  # fmt: skip
+            "pretrain": {"pairs": "same_patient_other_location", "unpaired": "drop", "views": ["raw", "spec"],
+                         "max_steps": 2, "batch_size": 4, "max_duration_s": 1.0},
+        })  # fmt: skip
     record = record_of(pretrain(recipe))
     parts = load_corpus("icbhi2017", shared_data / "icbhi2017_subset", protocol="patient-60-20-20", allow_missing=True)
     ids = list(zip(parts["train"]["patient_id"], parts["train"]["chest_location"], strict=True))
@@ -321,10 +319,9 @@ def test_the_command_says_where_the_encoder_is_and_what_comes_next(written, tmp_
 
 
 def test_short_flags_mean_the_settings_of_their_step(written):
-    assert load_recipe(written, {"epochs": 7}).train.epochs == 7
-    assert load_recipe(written, {"epochs": 7}, section="pretrain").pretrain.epochs == 7
-    assert load_recipe(written, {"epochs": 7}, section="pretrain").train.epochs == 2
-    assert load_recipe(written, {"init": "random"}, section="pretrain").pretrain.init == "random"
+    assert Recipe.from_yaml(written, epochs=7).train.epochs == 7
+    assert full_key(Recipe, "epochs", step="pretrain") == "pretrain.epochs"
+    assert Recipe.from_yaml(written, init="random").pretrain.init == "random"
 
 
 @pytest.mark.parametrize(

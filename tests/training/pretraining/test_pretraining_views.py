@@ -38,7 +38,7 @@ def test_split_gives_two_crops_of_one_cycle_and_longest_s_shortens_them():
         assert 20_000 <= min(item["waveform"][0], second[0]) <= max(item["waveform"][-1], second[-1]) < 21_000
     starts = {(item["waveform"][0], item["other_views"][0][0]) for item in pairs}
     assert len(starts) == 30 and sum(one == other for one, other in starts) < 3
-    assert len(dataset(views=["spec"], longest_s=0.1)[(0, 0)]["waveform"]) == 100
+    assert len(dataset(views=["spec"], max_duration_s=0.1)[(0, 0)]["waveform"]) == 100
     assert len(dataset(views=["split"], crop_fraction=0.001)[(0, 0)]["waveform"]) == 20  # a frame must be left
 
 
@@ -84,8 +84,9 @@ def test_raw_views_have_the_published_bounds():
         ({"views": []}, "views has nothing"), ({"views": ["mirror"]}, "'mirror'"), ({"pairs": "twins"}, "pairs is"),
         ({"parts": ["test"]}, "never a test part"), ({"parts": []}, "never a test part"), ({"batch_size": 1}, "batch"),
         ({"hop_s": 4.0}, "hop_s"), ({"temperature": 0.0}, "positive"), ({"missing": "guess"}, "own_group"),
-        ({"pairs": "age_band", "match": ["age_band"]}, "nothing is left"), ({"no_partner": "x"}, "own_views"),
-        ({"gain": None, "pitch": None, "shift": None, "stretch": None}, "raw alone"), ({"longest_s": 0.0}, "longest_s"),
+        ({"pairs": "age_band", "match": ["age_band"]}, "nothing is left"), ({"unpaired": "x"}, "own_views"),
+        ({"gain": None, "pitch": None, "shift": None, "stretch": None}, "raw alone"),
+        ({"max_duration_s": 0.0}, "max_duration_s"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(changes, words):

@@ -62,14 +62,14 @@ def cohort_of(
     Raises:
         InputError: Nothing is left.
     """
-    wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.parts if name in parts]
+    wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.splits if name in parts]
     held_out = [name for name in parts if name not in wanted]
     patients = {patient for name in held_out for patient in parts[name]["patient_id"]}
     alike = one_name or {}
     sounds = {alike.get(sound, sound) for name in held_out for sound in parts[name]["audio_sha256"]} - {None}
     chosen = [parts[name] for name in wanted if len(parts[name])]
     if not chosen:
-        raise InputError(f"pretrain.parts: there are no cycles in {' and '.join(settings.parts)}; choose another split")
+        raise InputError(f"pretrain.splits: no cycles in {' and '.join(settings.splits)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
     heard = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
     columns = list(zip(column_of(table, "patient_id"), heard, strict=True))

@@ -16,7 +16,7 @@ import numpy as np
 from laennec.audio.augmentation import counter_generator
 from laennec.training.metadata_groups import Codes, GroupTable, group_codes
 from laennec.training.metadata_samplers import MetadataMatchedSampler
-from laennec.training.recipe_settings import ConfigError, PretrainSettings
+from laennec.training.recipe import ConfigError, PretrainSettings
 from laennec.training.samplers import CounterSampler, EpochSampler
 
 # mode -> (what both cycles share, what they must not share); a cycle is never its own partner
@@ -229,7 +229,7 @@ def _pair(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> N
     share = f"{int(alone.sum())} of {len(alone)} cycles have no partner"
     if alone.all():
         raise ConfigError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
-    if settings.no_partner == "drop":
+    if settings.unpaired == "drop":
         what = "cycles without a partner"
         meeting.left_out[what] = meeting.left_out.get(what, 0) + int(alone.sum())
         meeting.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are left out")

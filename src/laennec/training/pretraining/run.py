@@ -11,7 +11,7 @@ the corpus.
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from laennec.training.data import collate_cycles
 from laennec.training.data_loading import configure_process, device_settings, has_gpu
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.folders import claimed, finished_before, whole_checkpoints
-from laennec.training.front_end import refuse_other_features
 from laennec.training.metadata_groups import GroupTable, metadata_of
 from laennec.training.objective import Objective, Stage
 from laennec.training.parts import load_parts, make_extractor, make_filter, refuse_short_cycles
@@ -41,6 +40,7 @@ from laennec.training.pretraining.dataset import PRETRAINING, Cohort, cohort_of,
 from laennec.training.pretraining.pairs import Meeting, make_pretrain_sampler, meeting_of
 from laennec.training.pretraining.views import PairDataset, mask_views
 from laennec.training.recipe import ConfigError, LossSettings, PretrainSettings, Recipe
+from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import trainer_end
 from laennec.training.stopping import with_the_others
@@ -101,7 +101,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
     timings = Timings()
     with timings.measure("total"):
         # pairs are made of cycles alone; the encoder hears them joined when the recipe trains on labels
-        extractor = make_extractor(replace(recipe.features, context_cycles=0))
+        extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         with timings.measure("corpus"):
             part = make_pairs(recipe, settings, extractor)
         model = make_contrastive_model(recipe, settings)
@@ -241,8 +241,8 @@ def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> 
         learning_rate=p.learning_rate,
         # Adam is AdamW without decay
         weight_decay=0.0 if p.optimizer == "adam" else p.weight_decay,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(p.lr_schedule, p.lr_schedule),
-        warmup_steps=p.warmup_fraction,
+        lr_scheduler_type={"constant": "constant_with_warmup"}.get(p.lr_scheduler_type, p.lr_scheduler_type),
+        warmup_steps=p.warmup_ratio,
         max_grad_norm=p.max_grad_norm,
         seed=recipe.seed,
         save_strategy="epoch",  # after the epoch is in the log; others are asked for by `train_on`

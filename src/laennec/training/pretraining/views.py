@@ -17,7 +17,7 @@ from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counte
 from laennec.training.data import CycleDataset, Targets, view_seed
 from laennec.training.metadata_groups import Codes
 from laennec.training.pretraining.pairs import Partners
-from laennec.training.recipe_settings import PretrainSettings
+from laennec.training.recipe import PretrainSettings
 
 VIEWS = 2
 Waveform = NDArray[np.float32]
@@ -114,7 +114,7 @@ class PairDataset(CycleDataset):
         if "split" in self.settings.views:
             samples = max(round(self.settings.crop_fraction * len(waveform)), self.least_samples)
             waveform = crop(waveform, samples, places[0])
-        if self.settings.longest_s is not None:
-            samples = max(round(self.settings.longest_s * self.sampling_rate), self.least_samples)
+        if self.settings.max_duration_s is not None:
+            samples = max(round(self.settings.max_duration_s * self.sampling_rate), self.least_samples)
             waveform = crop(waveform, samples, places[1])
         return self._augmented(waveform, number, epoch, view)

@@ -13,7 +13,8 @@ from typing import Any
 from laennec.audio.presets import PRESETS
 from laennec.encoders import CnnEncoder, TransformersEncoder
 from laennec.encoders.pretrained_audio import published_features
-from laennec.training.recipe_settings import ConfigError, Recipe
+from laennec.errors import InputError
+from laennec.training.recipe.recipe import Recipe
 
 # what published weights of our own networks were trained with
 _MADE_FOR = {"ast": "ast", "beats": "beats", "mobilenet": "efficientat"}
@@ -27,7 +28,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
         encoder: Loaded by the recipe's settings.
 
     Raises:
-        ConfigError: Another preset, number of mel bins, sampling rate or standardisation than the encoder's, or feature
+        InputError: Another preset, number of mel bins, sampling rate or standardisation than the encoder's, or feature
             masks on waveforms.
     """
     given, kind, weights = recipe.features.preset, recipe.encoder.type, recipe.encoder.weights
@@ -36,7 +37,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     published = published_features(str(weights), recipe.encoder.revision) if in_folder else {}
     if isinstance(encoder, TransformersEncoder):
         if given not in encoder.presets:
-            raise ConfigError(
+            raise InputError(
                 f"features.preset is {given!r}, but this {kind} encoder was made for {' or '.join(encoder.presets)}; "
                 f"set features.preset: {encoder.presets[0]}"
             )
@@ -44,13 +45,13 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
         _refuse_another_preset(recipe, published.get("preset"))
         _refuse_mel_bins(recipe, encoder)
     if front.is_waveform and recipe.augment.spec is not None:
-        raise ConfigError(
+        raise InputError(
             f"augment.spec masks mel bins, and features.preset {given!r} has none; leave augment.spec out, or use "
             "augment.noise, shift, stretch, pitch or gain"
         )
     rate = published.get("sampling_rate")
     if rate is not None and rate != front.sampling_rate:
-        raise ConfigError(
+        raise InputError(
             f"{weights}: the checkpoint was made for {rate} Hz, features.preset {given!r} gives "
             f"{front.sampling_rate} Hz; give a checkpoint for {front.sampling_rate} Hz"
         )
@@ -58,7 +59,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     if front.is_waveform and standardised is not None:
         wanted = "waveform" if standardised else "waveform-raw"
         if given != wanted:
-            raise ConfigError(
+            raise InputError(
                 f"{weights}: the checkpoint says do_normalize: {str(bool(standardised)).lower()}; set "
                 f"features.preset: {wanted}"
             )
@@ -71,7 +72,7 @@ def _refuse_another_preset(recipe: Recipe, saved: Any) -> None:
     if weights is None or wanted is None or given == wanted:
         return
     rates = [PRESETS[name].sampling_rate for name in (wanted, given)]
-    raise ConfigError(
+    raise InputError(
         f"{weights}: these weights were trained on features of preset {wanted!r} ({rates[0]} Hz), features.preset is "
         f"{given!r} ({rates[1]} Hz); set features.preset: {wanted}"
     )
@@ -88,7 +89,7 @@ def _refuse_mel_bins(recipe: Recipe, encoder: Any) -> None:
         remedy = f"features.preset: {_MADE_FOR.get(kind, 'efficientat')}"
         if recipe.encoder.weights is None and takes is not None and not front.is_waveform:
             remedy += f", or encoder.config.num_mel_bins: {front.feature_size}"
-        raise ConfigError(
+        raise InputError(
             f"features.preset {recipe.features.preset!r} gives {has}, but this {kind} encoder takes "
             f"{'mel bins' if takes is None else f'{takes} mel bins'}; set {remedy}"
         )

@@ -6,7 +6,7 @@ import pytest
 from transformers import HubertConfig
 
 from laennec.encoders import load_encoder
-from laennec.training.recipe import ConfigError, recipe_from_dict
+from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
 
 HUBERT = {
@@ -25,12 +25,12 @@ def hubert(tmp_path_factory):
 
 def recipe(tiny_recipe, tmp_path, encoder, preset, **more):
     values = tiny_recipe | {"encoder": encoder, "features": {"preset": preset}, "output_dir": str(tmp_path / "run")}
-    return recipe_from_dict(values | more)
+    return Recipe(**(values | more))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_a_waveform_encoder_runs_as_a_recipe(tiny_recipe, hubert, tmp_path, frozen):
-    encoder = {"type": "hubert", "weights": str(hubert), "frozen": frozen}
+    encoder = {"type": "hubert", "weights": str(hubert), "trainable": "frozen" if frozen else "full"}
     augment = {"gain": {"probability": 0.5}}
     out = train(
         recipe(tiny_recipe, tmp_path, encoder, "waveform", train={"max_steps": 2, "batch_size": 4}, augment=augment)

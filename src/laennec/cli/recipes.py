@@ -1,0 +1,49 @@
+"""`laennec recipes`: list the recipes that come with the package, and copy one."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from laennec.cli.common import say
+from laennec.errors import InputError
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `laennec recipes`."""
+    parser.add_argument(
+        "copy", nargs="*", metavar="copy NAME [DEST]", help="write a recipe to a file or folder (default: here)"
+    )
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--settings", action="store_true", help="list every setting of a recipe")
+    shown.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe")
+
+
+def run(options: argparse.Namespace) -> int:
+    """List, copy, or show what can be set."""
+    from laennec.training.recipe import Recipe, find_recipe, recipe_names, settings_help
+
+    if options.schema:
+        say(json.dumps(Recipe.model_json_schema(), indent=2))
+    elif options.settings:
+        say(settings_help())
+    elif options.copy:
+        _copy(options.copy)
+    else:
+        for name in recipe_names():
+            say(f"{name}: {Recipe.from_yaml(find_recipe(name)).description}")
+    return 0
+
+
+def _copy(words: list[str]) -> None:
+    from laennec.training.recipe import find_recipe
+
+    if words[0] != "copy" or len(words) not in (2, 3):
+        raise InputError("recipes: write `laennec recipes`, or `laennec recipes copy NAME [DEST]`")
+    source, target = find_recipe(words[1]), Path(words[2] if len(words) == 3 else ".")
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise InputError(f"{target}: exists already; give another DEST")
+    shutil.copyfile(source, target)
+    say(f"recipe: {target}")
+    say(f"next: laennec train {target}")

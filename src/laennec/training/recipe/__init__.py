@@ -1,0 +1,55 @@
+"""The recipe of an experiment: what can be set, how it is read, and which settings go together."""
+
+from laennec.errors import InputError
+from laennec.training.recipe.further_settings import LICENCES, CardSettings, PretrainSettings
+from laennec.training.recipe.packaged import find_recipe, recipe_folder, recipe_names
+from laennec.training.recipe.reading import full_key
+from laennec.training.recipe.recipe import Recipe, setting_keys, settings_help
+from laennec.training.recipe.settings import (
+    AugmentSettings,
+    CorpusSettings,
+    EncoderSettings,
+    EvaluationSettings,
+    FeatureSettings,
+    HeadSettings,
+    LoraSettings,
+    LossSettings,
+    MetadataSettings,
+    MixSettings,
+    OwnObject,
+    SamplerSettings,
+    ScheduleSettings,
+    TargetSettings,
+    TrainSettings,
+)
+
+ConfigError = InputError
+
+__all__ = [
+    "LICENCES",
+    "AugmentSettings",
+    "CardSettings",
+    "ConfigError",
+    "CorpusSettings",
+    "EncoderSettings",
+    "EvaluationSettings",
+    "FeatureSettings",
+    "HeadSettings",
+    "LoraSettings",
+    "LossSettings",
+    "MetadataSettings",
+    "MixSettings",
+    "OwnObject",
+    "PretrainSettings",
+    "Recipe",
+    "SamplerSettings",
+    "ScheduleSettings",
+    "TargetSettings",
+    "TrainSettings",
+    "find_recipe",
+    "full_key",
+    "recipe_folder",
+    "recipe_names",
+    "setting_keys",
+    "settings_help",
+]

@@ -1,0 +1,230 @@
+"""From a YAML file, flags or an old record to the plain values of a recipe, and from a wrong value to one line.
+
+Decisions: YAML gives values, flags override them, nothing else does. An unknown key is an error that names the
+nearest valid one; a key of the first edition is an error that names today's. Records of the first edition keep loading:
+`renewed` translates their keys, for records alone.
+"""
+
+import copy
+import difflib
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from laennec.errors import InputError
+from laennec.untrusted import parse_yaml, read_yaml
+
+# keys of the first edition -> today's
+OLD_KEYS = {
+    "encoder.frozen": "encoder.trainable: frozen",
+    "train.gradient_accumulation": "train.gradient_accumulation_steps",
+    "train.lr_schedule": "train.lr_scheduler_type",
+    "train.warmup_fraction": "train.warmup_ratio",
+    "pretrain.lr_schedule": "pretrain.lr_scheduler_type",
+    "pretrain.warmup_fraction": "pretrain.warmup_ratio",
+    "pretrain.no_partner": "pretrain.unpaired",
+    "pretrain.parts": "pretrain.splits",
+    "pretrain.longest_s": "pretrain.max_duration_s",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a recipe.
+
+    Attributes:
+        key: Dotted key, such as train.epochs.
+        values: What it can be, in words.
+        default: Its default, as JSON would hold it.
+        description: What it does.
+        free: Whether it is a mapping with keys of the user's.
+    """
+
+    key: str
+    values: str
+    default: Any
+    description: str
+    free: bool
+
+
+@functools.cache
+def settings_of(model: type[BaseModel]) -> dict[str, Setting]:
+    """Every setting by its dotted key, in the order of the recipe."""
+    schema = model.model_json_schema()
+    return {setting.key: setting for setting in _flattened(schema, schema.get("$defs", {}), "")}
+
+
+def _flattened(group: Mapping[str, Any], definitions: Mapping[str, Any], prefix: str) -> list[Setting]:
+    found = []
+    for name, field in group["properties"].items():
+        options = field.get("anyOf", [field])
+        inner = next((definitions[o["$ref"].rsplit("/", 1)[-1]] for o in options if "$ref" in o), None)
+        if inner is not None:
+            found += _flattened(inner, definitions, f"{prefix}{name}.")
+            continue
+        values = " or ".join(str(value) for option in options for value in _values_of(option))
+        free = field.get("type") == "object"
+        found.append(Setting(f"{prefix}{name}", values, field.get("default"), field.get("description", ""), free))
+    return found
+
+
+def _values_of(option: Mapping[str, Any]) -> list[Any]:
+    if "enum" in option or "const" in option:
+        return list(option.get("enum", [option.get("const")]))
+    names = {"integer": "whole number", "boolean": "true or false", "string": "text", "array": "list"}
+    return [] if option.get("type") == "null" else [names.get(option.get("type", ""), option.get("type"))]
+
+
+def groups_of(model: type[BaseModel]) -> set[str]:
+    """Dotted names of the sections and subsections."""
+    return {key.rsplit(".", n)[0] for key in settings_of(model) for n in range(1, key.count(".") + 1)}
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The plain values of a recipe file.
+
+    Raises:
+        InputError: The file cannot be read, or is not a YAML mapping.
+    """
+    try:
+        values = read_yaml(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the recipe: {error.strerror}; give the path of a YAML recipe") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the recipe is not UTF-8 text; give a YAML recipe") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
+    return values
+
+
+def full_key(model: type[BaseModel], name: str, step: str = "train") -> str:
+    """The dotted key that a flag means: itself, or the one setting whose last part it is.
+
+    Args:
+        model: The recipe.
+        name: "train.epochs", "epochs" or "batch-size".
+        step: Section whose settings win where several have this last part: "train" or "pretrain".
+
+    Raises:
+        InputError: No setting, or several, have this name.
+    """
+    keys, key = settings_of(model), name.replace("-", "_")
+    own = key.startswith("sampler.") or any(s.free and key.startswith(f"{s.key}.") for s in keys.values())
+    if key in keys or key in groups_of(model) or own or key in OLD_KEYS:
+        return key
+    found = [k for k in keys if k.rpartition(".")[2] == key]
+    found = [k for k in found if k.startswith("pretrain.") == (step == "pretrain")] or found
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"--{name}: several settings have this name; write {' or '.join('--' + k for k in found)}")
+    raise InputError(f"command line: {unknown_key(model, key)}")
+
+
+def override(model: type[BaseModel], values: dict[str, Any], key: str, value: Any) -> None:
+    """Put one value in its place among a recipe's plain values.
+
+    Args:
+        model: The recipe.
+        values: Changed in place.
+        key: Dotted key of a setting, of a section, or below a free-form setting.
+        value: Text is read as YAML; a mapping for a section replaces the settings that it names.
+
+    Raises:
+        InputError: Text that is not a YAML value.
+    """
+    if isinstance(value, str):
+        try:
+            value = parse_yaml(value) if value else None
+        except yaml.YAMLError as error:
+            raise InputError(f"--{key}: {value[:80]!r} is not a YAML value") from error
+    *sections, last = key.split(".")
+    target = values
+    for section in sections:
+        inner = target.get(section)
+        target[section] = dict(inner) if isinstance(inner, dict) else {}
+        target = target[section]
+    before = target.get(last)
+    merged = key not in settings_of(model) and isinstance(value, dict)
+    target[last] = (dict(before) if isinstance(before, dict) else {}) | value if merged else value
+
+
+def refuse_old_keys(values: Mapping[str, Any]) -> None:
+    """Refuse keys of the first edition.
+
+    Raises:
+        InputError: One of them; names today's key.
+    """
+    for old, new in OLD_KEYS.items():
+        section, _, name = old.partition(".")
+        if isinstance(inner := values.get(section), dict) and name in inner:
+            raise InputError(f"{old} is an old key; write {new}")
+
+
+def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's settings under today's keys."""
+    values = copy.deepcopy(dict(values))
+    for old, new in OLD_KEYS.items():
+        section, _, name = old.partition(".")
+        if not isinstance(inner := values.get(section), dict) or name not in inner:
+            continue
+        value = inner.pop(name)
+        if old != "encoder.frozen":
+            inner[new.partition(".")[2]] = value
+        elif value:
+            inner["trainable"] = "frozen"
+    mix = (values.get("augment") or {}).get("mix") or {}
+    if mix.get("method") == "patch_mix" and mix.get("domain") == "waveform":  # it always mixed features
+        mix["domain"] = "features"
+    return values
+
+
+def unknown_key(model: type[BaseModel], key: str) -> str:
+    """The message for an unknown key: the same last part elsewhere first, then the most alike beside it, then any."""
+    if old := next((new for old, new in OLD_KEYS.items() if key in (old, old.partition(".")[2])), None):
+        return f"{key} is an old key; write {old}"
+    keys = list(settings_of(model))
+    every = keys + sorted(groups_of(model))
+    beside = [k for k in every if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = (
+        [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        or difflib.get_close_matches(key, beside, n=1)
+        or difflib.get_close_matches(key, every, n=1, cutoff=0.0)
+    )
+    return f"unknown key {key!r}; did you mean {near[0]!r}?"
+
+
+def explained(model: type[BaseModel], error: ValidationError) -> str:
+    """What is wrong with a recipe, in one line: key, value, and what is allowed."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = _key_of(model, first["loc"])
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return unknown_key(model, ".".join(map(str, first["loc"])))
+    if first["type"] == "unknown_key":
+        return unknown_key(model, first["ctx"]["key"])
+    if first["type"] in ("model_type", "dataclass_type"):
+        return f"{key} is a group of settings, not {first['input']!r}"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return message if message.startswith(f"{key}.") or not key else f"{key}: {message}"
+    said = [p["msg"].partition(", unable")[0] for p in problems if _key_of(model, p["loc"]) == key]
+    allowed = " or ".join(dict.fromkeys(text.removeprefix("Input should be ") for text in said))
+    return f"{key} is {first['input']!r:.80}; {'it must be ' if said[0].startswith('Input') else ''}{allowed}"
+
+
+def _key_of(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
+    """The dotted key of a place, without the members of a union that pydantic adds to it."""
+    known = settings_of(model).keys() | groups_of(model)
+    for length in range(len(place), 0, -1):
+        if (key := ".".join(map(str, place[:length]))) in known:
+            return key
+    return ".".join(map(str, place))

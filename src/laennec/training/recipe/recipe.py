@@ -1,0 +1,258 @@
+"""One experiment in one typed tree.
+
+Decisions: types and rules are checked when a recipe is read, not when a value is first used hours later; what
+depends on the corpus waits for it. A setting without an effect is refused like a wrong one. A recipe names no machine:
+folders are given by flag, or relative to where the command runs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_validator
+
+from laennec.errors import InputError
+from laennec.training.recipe.further_settings import CardSettings, PretrainSettings
+from laennec.training.recipe.packaged import find_recipe
+from laennec.training.recipe.reading import (
+    explained,
+    full_key,
+    override,
+    read_values,
+    refuse_old_keys,
+    renewed,
+    settings_of,
+)
+from laennec.training.recipe.settings import (
+    AugmentSettings,
+    CorpusSettings,
+    EncoderSettings,
+    EvaluationSettings,
+    FeatureSettings,
+    HeadSettings,
+    LossSettings,
+    MetadataSettings,
+    SamplerSettings,
+    ScheduleSettings,
+    Settings,
+    TargetSettings,
+    TrainSettings,
+)
+
+# auxiliary losses whose terms are those of single cycles: they need no other cycle of the batch
+_BY_CYCLE = ("device_adversarial", "clustering", "cluster_similarity", "reconstruction")
+_WITHOUT_LABELS = ("clustering", "cluster_similarity", "reconstruction")
+
+
+class Recipe(Settings):
+    """One experiment: corpus, features, encoder, losses, schedule, and how it is trained.
+
+    Sections are keyword arguments, as objects or nested dictionaries: `Recipe(train={"epochs": 3})`.
+
+    Raises:
+        InputError: A key is unknown (the nearest valid one is named), or a value is not allowed.
+    """
+
+    name: str = Field("unnamed", description="name of the experiment; its run is runs/NAME if output_dir is left out")
+    description: str = Field("", description="what it does, in one line")
+    seed: StrictInt = Field(0, ge=0, lt=2**32, description="seed of weights, order and draws")
+    output_dir: str | None = Field(None, description="folder of the run")
+    corpus: CorpusSettings = Field(default_factory=CorpusSettings)
+    target: TargetSettings = Field(default_factory=TargetSettings)
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    head: HeadSettings = Field(default_factory=HeadSettings)
+    loss: LossSettings = Field(default_factory=LossSettings)
+    tasks: dict[str, Any] = Field(
+        default_factory=dict,
+        description="auxiliary tasks with a head each; name: {labels, column, level, weight, batch_size, crop_s}",
+    )
+    metadata: MetadataSettings = Field(default_factory=MetadataSettings)
+    sampler: SamplerSettings = Field(default_factory=SamplerSettings)
+    schedule: ScheduleSettings = Field(default_factory=ScheduleSettings)
+    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    card: CardSettings = Field(default_factory=CardSettings)
+    pretrain: PretrainSettings | None = None
+
+    _folders: list[Path] = PrivateAttr(default_factory=list)
+
+    def __init__(self, **values: Any) -> None:
+        refuse_old_keys(values)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(explained(type(self), error)) from error
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a recipe file.
+
+        Args:
+            path: A YAML file, or the name of a recipe that comes with the package ("sprsound/bce_mobilenet").
+            **overrides: Values that replace those of the file: `train__epochs=3`, or `**{"train.epochs": 3}`. The last
+                part alone will do where it names one setting. Text is read as YAML.
+
+        Raises:
+            InputError: The file cannot be read, or as for the class; the message begins with the file.
+        """
+        found = find_recipe(path)
+        values = read_values(found)
+        for name, value in overrides.items():
+            override(cls, values, full_key(cls, name.replace("__", ".")), value)
+        recipe = cls._of(values, str(found))
+        recipe._folders = [found.absolute().parent]
+        return recipe
+
+    @classmethod
+    def from_record(cls, config: Mapping[str, Any], where: str = "run.json") -> Self:
+        """Make a recipe of the settings that a run recorded, also under the keys of the first edition.
+
+        Args:
+            config: Plain values, as `to_dict` gives them.
+            where: The file, for errors.
+
+        Raises:
+            InputError: As for the class.
+        """
+        return cls._of(renewed(config), where)
+
+    @classmethod
+    def _of(cls, values: Mapping[Any, Any], where: str) -> Self:
+        try:
+            return cls(**{str(key): value for key, value in values.items()})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """A copy with some settings replaced.
+
+        Args:
+            overrides: Dotted key to value, as in `from_yaml`.
+
+        Raises:
+            InputError: As for the class.
+        """
+        values = self.to_dict()
+        for name, value in overrides.items():
+            override(type(self), values, full_key(type(self), name), value)
+        recipe = self._of(values, "command line")
+        recipe._folders = self.folders
+        return recipe
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders, beside the working directory, that dotted names are imported from."""
+        return list(self._folders)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values."""
+        return self.model_dump(by_alias=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
+
+    def loss_names(self) -> dict[str, str]:
+        """Built-in loss of each entry of loss.auxiliary: its key `loss`, or else its name; "" for an own class."""
+        named = {}
+        for name, entry in self.loss.auxiliary.items():
+            given = entry if isinstance(entry, dict) else {}
+            named[name] = "" if "class" in given else str(given.get("loss", name))
+        return named
+
+    @model_validator(mode="after")
+    def _task_fits_labels(self) -> Self:
+        task, problem = self.loss.task, self.target.problem_type
+        if (task, problem) in (("bce", "single_label"), ("ce", "multi_label")):
+            right = "bce or focal" if problem == "multi_label" else "ce or focal"
+            raise ValueError(f"loss.task is {task!r}, but a {problem} head needs {right}")
+        if problem == "single_label" and self.head.calibration == "platt":
+            raise ValueError(
+                "head.calibration is platt, which is for yes/no labels; set head.calibration: temperature for a "
+                "single_label head"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_encoder(self) -> Self:
+        if not self.encoder.frozen:
+            return self
+        if self.loss.auxiliary:
+            raise ValueError("loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them")
+        if self.sampler.name == "length_bucketed":
+            raise ValueError(
+                "sampler.name is length_bucketed, but batches of a frozen encoder hold embeddings, which have no "
+                "length; set sampler.name: shuffle"
+            )
+        if self.augment.mix is not None:
+            raise ValueError(
+                "augment.mix changes the encoder's input, and a frozen encoder runs once; set encoder.trainable or "
+                "leave augment.mix out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _context_of_one_recording(self) -> Self:
+        key, k = "features.context_cycles", self.features.context_cycles
+        if k and self.corpus.level == "record":
+            raise ValueError(
+                f"{key} is {k}, but with corpus.level: record a recording is one row; leave one of them out"
+            )
+        mixes = {
+            "augment.mix": self.augment.mix is not None,
+            "augment.concatenate_probability": self.augment.concatenate_probability > 0,
+        }
+        for name, given in mixes.items():
+            if k and given:
+                raise ValueError(
+                    f"{name} combines cycles of several recordings, and {key} needs the neighbours of one recording; "
+                    "leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit_batches(self) -> Self:
+        kinds = self.loss_names()
+        own_sampler = self.sampler.class_ is not None
+        if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and not own_sampler:
+            raise ValueError("loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive")
+        pairs = [name for name, kind in kinds.items() if kind and kind not in _BY_CYCLE]
+        if self.train.gradient_accumulation_steps > 1 and pairs:
+            raise ValueError(
+                f"loss.auxiliary.{pairs[0]} looks at pairs of a batch, and with train.gradient_accumulation_steps it "
+                "would see those of each small batch only; raise train.batch_size or use more processes instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_fit_mixing(self) -> Self:
+        kinds, mix = self.loss_names(), self.augment.mix
+        contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
+        if contrast and (mix is None or mix.method == "mixup"):
+            raise ValueError(f"loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix (or group_mix)")
+        if mix is None:
+            return self
+        if self.loss.task == "focal" and (not contrast or self.loss.task_views == "all"):
+            raise ValueError("loss.task: focal is not defined for the soft labels of augment.mix; use ce or bce")
+        hard = [name for name, kind in kinds.items() if kind and kind not in ("add", "patch_mix", *_WITHOUT_LABELS)]
+        if hard and not contrast:
+            raise ValueError(
+                f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
+                "of the auxiliary losses add accepts them"
+            )
+        return self
+
+
+def setting_keys() -> list[str]:
+    """Every setting of a recipe as a dotted key, in order."""
+    return list(settings_of(Recipe))
+
+
+def settings_help() -> str:
+    """Every setting with its values, default and description, a line each."""
+    lines = []
+    for s in settings_of(Recipe).values():
+        default = "" if s.default is None else f", default {s.default}"
+        lines.append(f"  --{s.key} ({s.values}{default}){': ' if s.description else ''}{s.description}")
+    return "\n".join(lines)
