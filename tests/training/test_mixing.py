@@ -110,9 +110,6 @@ def test_bad_settings_are_refused(bad):
 def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
     domains = {method: MixSettings(method=method).domain for method in ("mixup", "patch_mix", "group_mix")}
     assert domains == {"mixup": "waveform", "patch_mix": "features", "group_mix": "features"}
-    assert (
-        MixSettings(method="patch_mix", domain="waveform").domain == "features"
-    )  # as records of earlier versions have it
 
 
 def shuffled(values, order):

@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def refuse_unfinished(folder: str | Path) -> None:
 def _answered(evidence: Evidence, parts: list[dict[str, Any]], settings: CardSettings) -> list[str]:
     """Keys of the questions that have an answer."""
     facts, origin = facts_of(evidence.run), evidence.run["corpus"].get("provenance") or {}
-    given = [f"card.{field.name}" for field in fields(settings) if getattr(settings, field.name)]
+    given = [f"card.{name}" for name, value in settings if value]
     known = ["card.data_origin", "card.reference_standard", "card.data_licence"] if facts else []
     known += ["record.split"] if origin.get("split_fingerprint") else []
     return [*given, *known, *(["record.evaluation"] if parts else [])]

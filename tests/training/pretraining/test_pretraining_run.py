@@ -327,10 +327,10 @@ def test_short_flags_mean_the_settings_of_their_step(written):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--pairs", "twins"], "pairs is 'twins'; it can be self"),
+        (["--pairs", "twins"], "pretrain.pairs is 'twins'; it must be 'self'"),
         (["--pretrain.viwes", "[raw]"], "unknown key 'pretrain.viwes'; did you mean 'pretrain.views'?"),
-        (["--views", "[mirror]"], "views has 'mirror'"),
-        (["--parts", "[train, test]"], "never a test part"),
+        (["--views", "[mirror]"], "pretrain.views is 'mirror'"),
+        (["--splits", "[train, test]"], "pretrain.splits is 'test'"),
         (["--batch_size", "1000"], "pretrain.batch_size is 1000"),
         (["--match", "[height]"], "pretrain.match has 'height'"),
         (["--corpus.protocol", "sprsound-official"], "SPRSound"),

@@ -1,7 +1,6 @@
 """The recipe of an experiment: what can be set, how it is read, and which settings go together."""
 
 from laennec.errors import InputError
-from laennec.training.recipe.further_settings import LICENCES, CardSettings, PretrainSettings
 from laennec.training.recipe.packaged import find_recipe, recipe_folder, recipe_names
 from laennec.training.recipe.reading import full_key
 from laennec.training.recipe.recipe import Recipe, setting_keys, settings_help
@@ -9,7 +8,6 @@ from laennec.training.recipe.settings import (
     AugmentSettings,
     CorpusSettings,
     EncoderSettings,
-    EvaluationSettings,
     FeatureSettings,
     HeadSettings,
     LoraSettings,
@@ -20,6 +18,12 @@ from laennec.training.recipe.settings import (
     SamplerSettings,
     ScheduleSettings,
     TargetSettings,
+)
+from laennec.training.recipe.step_settings import (
+    LICENCES,
+    CardSettings,
+    EvaluationSettings,
+    PretrainSettings,
     TrainSettings,
 )
 

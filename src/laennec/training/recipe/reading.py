@@ -171,20 +171,20 @@ def refuse_old_keys(values: Mapping[str, Any]) -> None:
 
 def renewed(values: Mapping[str, Any]) -> dict[str, Any]:
     """A record's settings under today's keys."""
-    values = copy.deepcopy(dict(values))
+    found = copy.deepcopy(dict(values))
     for old, new in OLD_KEYS.items():
         section, _, name = old.partition(".")
-        if not isinstance(inner := values.get(section), dict) or name not in inner:
+        if not isinstance(inner := found.get(section), dict) or name not in inner:
             continue
         value = inner.pop(name)
         if old != "encoder.frozen":
             inner[new.partition(".")[2]] = value
         elif value:
             inner["trainable"] = "frozen"
-    mix = (values.get("augment") or {}).get("mix") or {}
+    mix = (found.get("augment") or {}).get("mix") or {}
     if mix.get("method") == "patch_mix" and mix.get("domain") == "waveform":  # it always mixed features
         mix["domain"] = "features"
-    return values
+    return found
 
 
 def unknown_key(model: type[BaseModel], key: str) -> str:

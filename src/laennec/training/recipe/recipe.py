@@ -12,7 +12,6 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_validator
 
 from laennec.errors import InputError
-from laennec.training.recipe.further_settings import CardSettings, PretrainSettings
 from laennec.training.recipe.packaged import find_recipe
 from laennec.training.recipe.reading import (
     explained,
@@ -27,7 +26,6 @@ from laennec.training.recipe.settings import (
     AugmentSettings,
     CorpusSettings,
     EncoderSettings,
-    EvaluationSettings,
     FeatureSettings,
     HeadSettings,
     LossSettings,
@@ -36,8 +34,8 @@ from laennec.training.recipe.settings import (
     ScheduleSettings,
     Settings,
     TargetSettings,
-    TrainSettings,
 )
+from laennec.training.recipe.step_settings import CardSettings, EvaluationSettings, PretrainSettings, TrainSettings
 
 # auxiliary losses whose terms are those of single cycles: they need no other cycle of the batch
 _BY_CYCLE = ("device_adversarial", "clustering", "cluster_similarity", "reconstruction")
@@ -53,10 +51,12 @@ class Recipe(Settings):
         InputError: A key is unknown (the nearest valid one is named), or a value is not allowed.
     """
 
-    name: str = Field("unnamed", description="name of the experiment; its run is runs/NAME if output_dir is left out")
-    description: str = Field("", description="what it does, in one line")
-    seed: StrictInt = Field(0, ge=0, lt=2**32, description="seed of weights, order and draws")
-    output_dir: str | None = Field(None, description="folder of the run")
+    name: str = Field(
+        default="unnamed", description="name of the experiment; its run is runs/NAME if output_dir is left out"
+    )
+    description: str = Field(default="", description="what it does, in one line")
+    seed: StrictInt = Field(default=0, ge=0, lt=2**32, description="seed of weights, order and draws")
+    output_dir: str | None = Field(default=None, description="folder of the run")
     corpus: CorpusSettings = Field(default_factory=CorpusSettings)
     target: TargetSettings = Field(default_factory=TargetSettings)
     features: FeatureSettings = Field(default_factory=FeatureSettings)

@@ -68,24 +68,32 @@ class CorpusSettings(Settings):
     """What to train on and how it is split."""
 
     name: str = Field(
-        "synthetic",
+        default="synthetic",
         description="icbhi2017, sprsound, physionet2016, folder, hub, synthetic, or package.module:Name of an own "
         "corpus",
     )
     data_dir: str | None = Field(
-        None, description="folder, zip, or an exported corpus: its folder or hf://datasets/OWNER/NAME"
+        default=None, description="folder, zip, or an exported corpus: its folder or hf://datasets/OWNER/NAME"
     )
-    protocol: str | None = Field(None, description="how patients are split; the corpus' own where left out")
-    fold: StrictInt = Field(0, description="test fold, where the protocol has folds")
-    validation_fraction: float = Field(0.2, gt=0, lt=1, description="share of the training patients for validation")
-    split_seed: StrictInt = Field(0, description="seed of the split alone, so that runs of several seeds share it")
-    tables_dir: str | None = Field(None, description="folder of split and patient tables, if not beside the recordings")
-    allow_missing: StrictBool = Field(False, description="accept a published corpus that lacks recordings")
+    protocol: str | None = Field(default=None, description="how patients are split; the corpus' own where left out")
+    fold: StrictInt = Field(default=0, description="test fold, where the protocol has folds")
+    validation_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="share of the training patients for validation"
+    )
+    split_seed: StrictInt = Field(
+        default=0, description="seed of the split alone, so that runs of several seeds share it"
+    )
+    tables_dir: str | None = Field(
+        default=None, description="folder of split and patient tables, if not beside the recordings"
+    )
+    allow_missing: StrictBool = Field(default=False, description="accept a published corpus that lacks recordings")
     level: str | None = Field(
-        None, description="row of the table: event or record (sprsound), recording or window (physionet2016)"
+        default=None, description="row of the table: event or record (sprsound), recording or window (physionet2016)"
     )
-    label_fraction: float = Field(1.0, gt=0, le=1, description="share of the training cycles whose labels are used")
-    label_draw: StrictInt = Field(0, ge=0, description="number of the random draw of that share")
+    label_fraction: float = Field(
+        default=1.0, gt=0, le=1, description="share of the training cycles whose labels are used"
+    )
+    label_draw: StrictInt = Field(default=0, ge=0, description="number of the random draw of that share")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the corpus, such as repo or window_s")
 
 
@@ -93,10 +101,10 @@ class TargetSettings(Settings):
     """What the head predicts."""
 
     problem_type: Literal["multi_label", "single_label"] = Field(
-        "multi_label", description="each label by itself, or one class of several"
+        default="multi_label", description="each label by itself, or one class of several"
     )
     column: str | None = Field(
-        None, description="single_label: the column to predict; multi_label: events, for names of events"
+        default=None, description="single_label: the column to predict; multi_label: events, for names of events"
     )
     names: list[str] = Field(default_factory=list, description="label names, in the order of the logits")
 
@@ -107,48 +115,60 @@ class FeatureSettings(Settings):
     preset: Literal[
         "efficientat", "ast", "beats", "song2021", "whisper", "whisper-128", "w2v-bert", "clap", "clap-fused",
         "waveform", "waveform-raw",
-    ] = Field("efficientat", description="features of a published encoder; waveform-raw: not standardised")  # fmt: skip
-    length: str | None = Field(None, description="natural, repeat, zero or crop; the preset's own where left out")
-    duration_s: float | None = Field(None, description="length in seconds that cycles are repeated, padded or cut to")
-    fade_s: float = Field(0.0, description="fade between repetitions, in seconds")
-    filter_kind: Literal["lowpass", "highpass", "bandpass"] | None = Field(
-        None, description="Butterworth filter of the recording"
+    ] = Field(default="efficientat", description="front end; waveform-raw: not standardised")  # fmt: skip
+    length: str | None = Field(
+        default=None, description="natural, repeat, zero or crop; the preset's own where left out"
     )
-    filter_cutoff_hz: float | list[float] | None = Field(None, description="cutoff in Hz; two of them for bandpass")
-    filter_order: StrictInt = Field(4, description="order of the filter")
+    duration_s: float | None = Field(
+        default=None, description="length in seconds that cycles are repeated, padded or cut to"
+    )
+    fade_s: float = Field(default=0.0, description="fade between repetitions, in seconds")
+    filter_kind: Literal["lowpass", "highpass", "bandpass"] | None = Field(
+        default=None, description="Butterworth filter of the recording"
+    )
+    filter_cutoff_hz: float | list[float] | None = Field(
+        default=None, description="cutoff in Hz; two of them for bandpass"
+    )
+    filter_order: StrictInt = Field(default=4, description="order of the filter")
     context_cycles: StrictInt = Field(
-        0, ge=0, description="concatenated context: cycles before and after, from the same recording; not labelled"
+        default=0,
+        ge=0,
+        description="concatenated context: cycles before and after, from the same recording; not labelled",
     )
 
 
 class LoraSettings(Settings):
     """Low-rank adapters of a frozen encoder."""
 
-    rank: StrictInt = Field(8, ge=1, description="rank of the adapters")
-    alpha: float = Field(16.0, gt=0, description="adapters are scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the adapters' input")
-    target_modules: list[str] = Field(["q_proj", "v_proj"], min_length=1, description="names of linear layers")
+    rank: StrictInt = Field(default=8, ge=1, description="rank of the adapters")
+    alpha: float = Field(default=16.0, gt=0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the adapters' input")
+    target_modules: list[str] = Field(default=["q_proj", "v_proj"], min_length=1, description="names of linear layers")
 
 
 class EncoderSettings(Settings):
     """The network that turns features into an embedding."""
 
     class_: DottedName | None = Field(
-        None, alias="class", description="package.module:Name of an own encoder, in place of type"
+        default=None, alias="class", description="package.module:Name of an own encoder, in place of type"
     )
     type: Literal[
         "mobilenet", "cnn", "ast", "beats", "statistics", "whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio",
         "unispeech", "unispeech-sat", "wav2vec2-bert", "clap",
-    ] = Field("mobilenet", description="architecture; statistics is the mean and spread of each mel bin")  # fmt: skip
-    weights: str | None = Field(None, description="a released file, a folder or a Hub id; random weights if left out")
-    revision: str | None = Field(None, description="branch, tag or commit of a Hub id")
-    trainable: Literal["full", "frozen", "last_n", "lora"] = Field(
-        "full", description="what is trained: everything, nothing, the last layers, or low-rank adapters"
+    ] = Field(default="mobilenet", description="architecture; statistics: mean and spread of mel bins")  # fmt: skip
+    weights: str | None = Field(
+        default=None, description="a released file, a folder or a Hub id; random weights if left out"
     )
-    train_last_layers: StrictInt = Field(0, ge=0, description="last_n: how many layers, counted from the end")
+    revision: str | None = Field(default=None, description="branch, tag or commit of a Hub id")
+    trainable: Literal["full", "frozen", "last_n", "lora"] = Field(
+        default="full", description="what is trained: everything, nothing, the last layers, or low-rank adapters"
+    )
+    train_last_layers: StrictInt = Field(default=0, ge=0, description="last_n: how many layers, counted from the end")
     lora: LoraSettings = Field(default_factory=LoraSettings)
-    group_frames: StrictInt = Field(0, ge=0, description="encode overlapping groups of so many frames; 0: the cycle")
-    group_step: StrictInt = Field(15, ge=1, description="frames from the start of a group to that of the next")
+    group_frames: StrictInt = Field(
+        default=0, ge=0, description="encode overlapping groups of so many frames; 0: the cycle"
+    )
+    group_step: StrictInt = Field(default=15, ge=1, description="frames from the start of a group to that of the next")
     config: dict[str, Any] = Field(default_factory=dict, description="arguments of the encoder's configuration")
 
     @property
@@ -175,32 +195,39 @@ class EncoderSettings(Settings):
 class HeadSettings(Settings):
     """From the embedding to the labels."""
 
-    pooling: Literal["encoder", "mean"] = Field("encoder", description="how tokens become one embedding")
-    hidden_dim: StrictInt = Field(0, ge=0, description="width of a hidden layer; 0: the head is linear")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the embedding")
-    projection_dim: StrictInt = Field(0, ge=0, description="width of a shared projection for auxiliary losses; 0: none")
-    layer_norm: StrictBool = Field(False, description="layer norm of the embedding, as in AST's classifier")
-    standardise: StrictBool = Field(True, description="scale the embedding by mean and spread of the training cycles")
+    pooling: Literal["encoder", "mean"] = Field(default="encoder", description="how tokens become one embedding")
+    hidden_dim: StrictInt = Field(default=0, ge=0, description="width of a hidden layer; 0: the head is linear")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the embedding")
+    projection_dim: StrictInt = Field(
+        default=0, ge=0, description="width of a shared projection for auxiliary losses; 0: none"
+    )
+    layer_norm: StrictBool = Field(default=False, description="layer norm of the embedding, as in AST's classifier")
+    standardise: StrictBool = Field(
+        default=True, description="scale the embedding by mean and spread of the training cycles"
+    )
     calibration: Literal["none", "temperature", "platt"] = Field(
-        "temperature", description="fitted on validation patients; platt: slope and intercept of each yes/no label"
+        default="temperature",
+        description="fitted on validation patients; platt: slope and intercept of each yes/no label",
     )
     threshold_rule: Literal["youden", "f1", "icbhi", "sensitivity"] | None = Field(
-        None, description="how thresholds are chosen on validation patients; probability 0.5 where left out"
+        default=None, description="how thresholds are chosen on validation patients; probability 0.5 where left out"
     )
-    sensitivity: float = Field(0.9, gt=0, le=1, description="threshold_rule sensitivity: the sensitivity to reach")
+    sensitivity: float = Field(
+        default=0.9, gt=0, le=1, description="threshold_rule sensitivity: the sensitivity to reach"
+    )
 
 
 class LossSettings(Settings):
     """The objective: a task loss and any number of auxiliary losses."""
 
-    task: Literal["bce", "ce", "focal"] = Field("bce", description="loss of the labels")
-    task_weight: float = Field(1.0, ge=0, description="weight of the task loss")
+    task: Literal["bce", "ce", "focal"] = Field(default="bce", description="loss of the labels")
+    task_weight: float = Field(default=1.0, ge=0, description="weight of the task loss")
     class_weights: Literal["balanced"] | list[float] | None = Field(
-        None, description="balanced (inverse frequency) or one number for each label"
+        default=None, description="balanced (inverse frequency) or one number for each label"
     )
-    focal_gamma: float = Field(2.0, ge=0, description="exponent of the focal loss")
+    focal_gamma: float = Field(default=2.0, ge=0, description="exponent of the focal loss")
     task_views: Literal["first", "all"] = Field(
-        "first", description="views (or clean and mixed copies) of a cycle that the task loss sees"
+        default="first", description="views (or clean and mixed copies) of a cycle that the task loss sees"
     )
     auxiliary: dict[str, Any] = Field(
         default_factory=dict,
@@ -212,7 +239,9 @@ class LossSettings(Settings):
 class MetadataSettings(Settings):
     """How columns become groups, for losses and samplers."""
 
-    age_edges_years: list[float] = Field([5.0, 12.0, 18.0, 40.0, 65.0], description="edges of the column age_band")
+    age_edges_years: list[float] = Field(
+        default=[5.0, 12.0, 18.0, 40.0, 65.0], description="edges of the column age_band"
+    )
 
 
 class SamplerSettings(Settings):
@@ -221,21 +250,21 @@ class SamplerSettings(Settings):
     model_config = ConfigDict(extra="allow")
 
     class_: DottedName | None = Field(
-        None, alias="class", description="package.module:Name of an own sampler; further keys are its arguments"
+        default=None, alias="class", description="package.module:Name of an own sampler; further keys are its arguments"
     )
     name: Literal[
         "shuffle", "length_bucketed", "anchor_positive", "classes_times_samples", "patient_balanced",
         "metadata_matched", "device_balanced",
-    ] = Field("shuffle", description="built-in sampler; length_bucketed puts like lengths together")  # fmt: skip
-    negatives: StrictInt = Field(16, ge=1, description="tuplet loss: negatives for each anchor")
-    classes: StrictInt = Field(4, ge=1, description="classes_times_samples: classes in a batch")
-    patients: StrictInt = Field(4, ge=1, description="patient_balanced: patients in a batch")
-    devices: StrictInt = Field(0, ge=0, description="device_balanced: devices in a batch; 0: all")
-    samples: StrictInt = Field(8, ge=1, description="cycles of each class, patient or device in a batch")
+    ] = Field(default="shuffle", description="built-in sampler; length_bucketed: like lengths")  # fmt: skip
+    negatives: StrictInt = Field(default=16, ge=1, description="tuplet loss: negatives for each anchor")
+    classes: StrictInt = Field(default=4, ge=1, description="classes_times_samples: classes in a batch")
+    patients: StrictInt = Field(default=4, ge=1, description="patient_balanced: patients in a batch")
+    devices: StrictInt = Field(default=0, ge=0, description="device_balanced: devices in a batch; 0: all")
+    samples: StrictInt = Field(default=8, ge=1, description="cycles of each class, patient or device in a batch")
     columns: list[str] = Field(
         default_factory=list, description="metadata_matched: columns equal within a batch, e.g. [age_band, sex]"
     )
-    missing: Missing = Field("drop", description=_MISSING)
+    missing: Missing = Field(default="drop", description=_MISSING)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -254,10 +283,16 @@ class SamplerSettings(Settings):
 class ScheduleSettings(Settings):
     """What is trained when."""
 
-    name: Literal["joint", "alternating", "two_stage"] = Field("joint", description="encoder and head together, or not")
-    pretrain_epochs: StrictInt = Field(0, ge=0, description="epochs of the task loss alone, before the schedule")
-    pretrain_learning_rate: float = Field(1e-3, ge=0, description="learning rate of those epochs")
-    head_learning_rate: float = Field(1e-3, ge=0, description="learning rate of phases that train the head alone")
+    name: Literal["joint", "alternating", "two_stage"] = Field(
+        default="joint", description="encoder and head together, or not"
+    )
+    pretrain_epochs: StrictInt = Field(
+        default=0, ge=0, description="epochs of the task loss alone, before the schedule"
+    )
+    pretrain_learning_rate: float = Field(default=1e-3, ge=0, description="learning rate of those epochs")
+    head_learning_rate: float = Field(
+        default=1e-3, ge=0, description="learning rate of phases that train the head alone"
+    )
 
 
 # where each way of mixing can happen, its default first
@@ -272,21 +307,24 @@ class MixSettings(Settings):
     """Cycles of a batch mixed with one another, and their labels with them."""
 
     method: Literal["mixup", "patch_mix", "group_mix"] = Field(
-        "mixup", description="whole cycles, patches, or groups of frames"
+        default="mixup", description="whole cycles, patches, or groups of frames"
     )
     domain: Literal["waveform", "features", "tokens"] = Field(
-        "waveform", description="where cycles are mixed; left out: waveform for mixup, features otherwise"
+        default="waveform", description="where cycles are mixed; left out: waveform for mixup, features otherwise"
     )
     labels: Literal["soft", "lungmix"] = Field(
-        "soft", description="soft: by share; lungmix: normal + x = x, two different abnormal classes = both"
+        default="soft", description="soft: by share; lungmix: normal + x = x, two different abnormal classes = both"
     )
-    beta: float = Field(10.0, ge=0, description="the share of the own cycle is drawn from Beta(beta, beta)")
-    probability: float = Field(1.0, ge=0, le=1, description="share of batches that are mixed")
+    beta: float = Field(default=10.0, ge=0, description="the share of the own cycle is drawn from Beta(beta, beta)")
+    probability: float = Field(default=1.0, ge=0, le=1, description="share of batches that are mixed")
     patch: list[Annotated[StrictInt, Field(ge=1)]] = Field(
-        [16, 16], min_length=2, max_length=2, description="patch_mix of features: frames and mel bins of a patch"
+        default=[16, 16],
+        min_length=2,
+        max_length=2,
+        description="patch_mix of features: frames and mel bins of a patch",
     )
-    whole_columns: StrictBool = Field(False, description="patch_mix: exchange whole time columns")
-    group_frames: StrictInt = Field(20, ge=1, description="group_mix of features: frames of a group")
+    whole_columns: StrictBool = Field(default=False, description="patch_mix: exchange whole time columns")
+    group_frames: StrictInt = Field(default=20, ge=1, description="group_mix of features: frames of a group")
 
     @model_validator(mode="before")
     @classmethod
@@ -316,83 +354,12 @@ class AugmentSettings(Settings):
         default_factory=list, description="own augmentations of the waveform, applied last, in this order"
     )
     concatenate_probability: float = Field(
-        0.0, ge=0, le=1, description="how often a cycle is concatenated with another one, their labels OR-ed"
+        default=0.0, ge=0, le=1, description="how often a cycle is concatenated with another one, their labels OR-ed"
     )
-    concatenate_label: str | None = Field(None, description="label that the second cycle must have; any if left out")
+    concatenate_label: str | None = Field(
+        default=None, description="label that the second cycle must have; any if left out"
+    )
     mix: MixSettings | None = None
-    copies: StrictInt = Field(1, ge=1, description="frozen encoder: augmented copies of each cycle that are embedded")
-
-
-class TrainSettings(Settings):
-    """How long, how fast, and which epoch is kept."""
-
-    epochs: StrictInt = Field(20, ge=1, description="passes over the training cycles")
-    max_steps: StrictInt = Field(-1, description="steps after which training ends; -1: no limit")
-    batch_size: StrictInt = Field(32, ge=1, description="cycles in a batch of one process")
-    evaluation_batch_size: StrictInt = Field(64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone")
-    gradient_accumulation_steps: StrictInt = Field(1, ge=1, description="batches whose gradients make one step")
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="optimizer; adam has no weight decay")
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        [0.9, 0.999], min_length=2, max_length=2, description="betas of the optimizer"
-    )
-    learning_rate: float = Field(1e-3, ge=0, description="highest learning rate")
-    weight_decay: float = Field(1e-2, ge=0, description="weight decay of adamw")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="how the learning rate falls after the warm-up"
-    )
-    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm; 0: never")
-    patience: StrictInt = Field(0, ge=0, description="epochs without improvement before training stops; 0: never")
-    selection_metric: Literal[
-        "icbhi_score", "sprsound_score", "auroc_macro", "accuracy", "uar", "f1_macro", "loss"
-    ] = Field("icbhi_score", description="metric of the validation patients that chooses the epoch")  # fmt: skip
-    sync_batch_norm: StrictBool = Field(False, description="several processes: batch statistics over all of them")
-    bf16: StrictBool = Field(False, description="activations in bfloat16 while training")
-    compile: StrictBool = Field(False, description="compile the layers of a transformer; pays on long GPU runs")
-    gradient_checkpointing: StrictBool = Field(False, description="less memory for about a third more time")
-    save_steps: StrictInt = Field(0, ge=0, description="steps between checkpoints, beside one an epoch; 0: no others")
-    workers: Annotated[StrictInt, Field(ge=0)] | None = Field(
-        None, description="processes that load data; left out: none on a CPU, up to 8 on a GPU"
-    )
-    threads: StrictInt = Field(1, ge=1, description="torch threads on a CPU")
-    epoch_cosine: StrictBool = Field(
-        False, description="published rule: cosine by epoch, below the full rate from the start (no lr_scheduler_type)"
-    )
-    moving_average: float | None = Field(
-        None, ge=0, lt=1, description="published rule: after each step, weights <- b * before + (1 - b) * after"
-    )
-    sam_rho: float | None = Field(None, ge=0, description="published rule: sharpness-aware minimisation")
-    sam_adaptive: StrictBool = Field(False, description="adaptive variant of sam_rho")
-    callbacks: list[OwnObject] = Field(
-        default_factory=list, description="own callbacks: package.module:Name, or {class: ..., own arguments}"
-    )
-    arguments: dict[str, Any] = Field(
-        default_factory=dict, description="further fields of transformers.TrainingArguments, such as report_to"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain_callbacks(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(given := values.get("callbacks"), list):
-            values = values | {"callbacks": [{"class": item} if isinstance(item, str) else item for item in given]}
-        return values
-
-    @model_validator(mode="after")
-    def _rules(self) -> "TrainSettings":
-        if self.max_steps != -1 and self.max_steps < 1:
-            raise ValueError(f"train.max_steps is {self.max_steps}; it must be at least 1, or -1 for no limit")
-        if self.sam_rho is not None and self.gradient_accumulation_steps > 1:
-            raise ValueError(
-                "train.sam_rho needs the gradient of the whole batch; set train.gradient_accumulation_steps to 1"
-            )
-        if self.epoch_cosine and self.warmup_ratio:
-            raise ValueError("train.epoch_cosine has no warm-up; set train.warmup_ratio to 0")
-        return self
-
-
-class EvaluationSettings(Settings):
-    """What `laennec evaluate` computes beside its own figures."""
-
-    metrics: list[DottedName] = Field(
-        default_factory=list, description="own metrics: package.module:function of the predictions table"
+    copies: StrictInt = Field(
+        default=1, ge=1, description="frozen encoder: augmented copies of each cycle that are embedded"
     )
