@@ -147,7 +147,7 @@ def test_what_is_called_apart_is_measured_and_added_to_what_it_rests_on(tmp_path
 
 
 def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
-    with pytest.raises(InputError, match=r"encoder\.frozen: true"):
+    with pytest.raises(InputError, match=r"encoder\.trainable: frozen"):
         score_classical("svc", "tiny", two_runs[0], [Score("test", {}, "test")], tmp_path / "out")
 
 

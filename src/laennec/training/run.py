@@ -69,7 +69,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         encoder_config=e.config,
         trainable="frozen" if e.frozen else e.trainable,
         last_layers=e.train_last_layers,
-        lora=dataclasses.asdict(e.lora),
+        lora=e.lora.model_dump(),
         group_frames=e.group_frames,
         group_step=e.group_step,
         pooling=h.pooling,
