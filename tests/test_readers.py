@@ -47,7 +47,6 @@ FOUND = {
     "manifest of a checkpoint": b'{"files": {"trainer_state.json": {"bytes": 1e999, "sha256": ""}}}',
     "metrics": b'{"evaluations": 1.5}',
     "state of a checkpoint": b'{"best_model_checkpoint": true}',
-    "results": b'{"rows": [1], "results": {"a": 1}}',
     "run record": b'{"config": {"name": "\\ud800"}, "corpus": {"name": "x"}}',
     "metadata.jsonl": b'{"file_name": "' + b"y" * 400 + b'"}\n',
     "predictions": b"crackle,wheeze,label,logit_crackle,logit_wheeze,logit_normal\n0,1,crackle,\x011.5,0,1\n",

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from docs.render import render
 
 import audio_twins
 from laennec.encoders import load_encoder
 from laennec.study import load_study
-from laennec.study.results import render
 from laennec.study.search import load_space
 from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import Recipe
@@ -153,7 +153,7 @@ def test_a_search_draws_what_its_recipe_can_have(path):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_numbers_in_documents_are_those_of_the_result_files(document):
-    assert render(document, check=True), f"run: laennec results {document.relative_to(ROOT)}"
+    assert render(document, check=True), "run: python -m docs.render"
 
 
 def test_the_page_on_recipes_names_every_folder_and_every_configuration():

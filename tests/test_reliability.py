@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "soak"))
 
 import rows  # noqa: E402
+from docs.render import render  # noqa: E402
 
 from laennec.errors import InputError  # noqa: E402
-from laennec.study.results import render  # noqa: E402
 
 MARKER = "# Page\n\n<!-- laennec:reliability reliability.json -->\n<!-- laennec:end -->\n"
 
@@ -37,13 +37,6 @@ def test_a_row_replaces_its_own_and_leaves_the_others(tmp_path, monkeypatch, cap
     assert lines[5].startswith("| a &#124; b | yes | files: 7 | `python tests/soak/kills.py --kills 5` | 2")
     assert lines[6].startswith("| it goes on | **no** | kills: 9; differ: 2 | ")
     assert capsys.readouterr().out.count("NOT HELD") == 2
-
-
-def test_a_file_of_another_kind_is_one_line(tmp_path):
-    (tmp_path / "page.md").write_text(MARKER)
-    (tmp_path / "reliability.json").write_text('{"rows": [{"name": "x"}]}')
-    with pytest.raises(InputError, match=r"reliability\.json: not of the form"):
-        render(tmp_path / "page.md")
 
 
 def test_every_promise_of_this_repository_is_held_and_named_once():

@@ -221,7 +221,7 @@ def test_help_and_version_are_instant_and_name_every_command(capsys):
             main(arguments)
         assert stopped.value.code == 0
     out, _ = said(capsys)
-    assert all(c in out for c in ("prepare", "train", "evaluate", "export", "predict", "env", "results"))
+    assert all(c in out for c in ("prepare", "train", "evaluate", "export", "predict", "env", "study"))
     with pytest.raises(SystemExit):
         main(["--version"])
     assert said(capsys)[0] == f"laennec {__version__}\n"

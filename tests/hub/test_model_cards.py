@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from laennec.hub.card import render_card
-from laennec.study.results import read_record
 from laennec.training.recipe import Recipe
+from laennec.training.record import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "model_cards"

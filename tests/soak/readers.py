@@ -252,19 +252,6 @@ def _mark(path: Path) -> object:
     return read_mark(path.parent)
 
 
-@_file("results.json")
-def _results(path: Path) -> object:
-    from laennec.study.results import render
-
-    kinds = ("scores", "means test", "classes", "smoothing", "floors", "runs", "bench", "reliability")
-    for kind in kinds:
-        name, *part = kind.split()
-        marker = f"<!-- laennec:{name} results.json {' '.join(part)}".strip()
-        path.with_name("page.md").write_text(f"{marker} -->\n\n<!-- laennec:end -->\n")
-        _refused(lambda: render(path.with_name("page.md"), check=True))
-    return None
-
-
 @_file("split.txt")
 def _icbhi_tables(path: Path) -> object:
     from laennec.corpora import icbhi2017
@@ -398,10 +385,6 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
         Reader("mark of an export", _mark, (json.dumps({
             "format": 1, "corpus": "icbhi2017", "files": {"cycles/train-00000-of-00001.parquet": {"sha256": _SHA}},
         }).encode(),), "json"),
-        Reader("results", _results, (
-            json.dumps({"results": [_ROW], "methods": {}}).encode(),
-            json.dumps({"rows": [{**_ROW, "promise": "p", "held": True, "figures": {"kills": 5}, "command": "c",
-                                  "date": "2026-01-01", "seconds": 5}]}).encode()), "json"),
     ),
     "tables": (
         Reader("ICBHI tables", _icbhi_tables, (

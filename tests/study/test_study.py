@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from docs.render import render
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -19,7 +20,6 @@ from laennec.evaluation.evaluate import answer_part, load_model, score
 from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
-from laennec.study.results import render
 from laennec.study.run import gather, run_study
 from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe

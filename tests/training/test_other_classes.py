@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from docs.render import render
 
 import audio_twins
 from laennec.cli.main import main
 from laennec.evaluation import evaluate_predictions, format_summary, write_report
 from laennec.evaluation.baselines import floors
 from laennec.evaluation.evaluate import score
-from laennec.study.results import collect, render
+from laennec.study.gather import gather_results
 from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
 
@@ -88,7 +89,7 @@ def test_the_report_is_of_these_classes(scored):
 
 
 def test_folds_are_results_of_their_own(scored, tmp_path):
-    into = collect([s.folder for s in scored], tmp_path / "results.json")
+    into = gather_results([s.folder for s in scored], tmp_path / "results.json")
     rows = json.loads(into.read_text())["results"]
     assert [row["fold"] for row in rows] == [1, 2]
     document = tmp_path / "README.md"

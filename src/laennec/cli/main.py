@@ -33,7 +33,6 @@ from laennec.cli import (
     push,
     recipes,
     report,
-    results,
     study,
     train,
 )
@@ -55,7 +54,6 @@ COMMANDS = {
     predict: "answer recordings: a timeline of crackle and wheeze",
     app: "serve a page on which people drop a sound and see what a model hears",
     study: "run a grid of recipes, seeds and settings, and compare them",
-    results: "gather scores into a results file, or render the tables of documents",
     env: "print versions for a bug report and check that laennec works here",
 }
 _SOON_S = 0.02

@@ -12,7 +12,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -125,3 +125,18 @@ def add_cost(results: Path, folder: Path, made_of: Sequence[Path]) -> None:
         gpus = len(row["hardware"].get("gpus") or [])
         row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
     write_record(results, content)
+
+
+def cost_of_making(run: Mapping[str, Any]) -> tuple[float, float] | None:
+    """CPU seconds and peak memory in MB of the processes that made a run, pre-training and members included.
+
+    Args:
+        run: A row of a results file.
+
+    Returns:
+        Both, without the scorings; None where no cost was measured.
+    """
+    steps = {name: step for name, step in (run.get("cost") or {}).items() if name not in ("evaluate", "gpu_seconds")}
+    if "train" not in steps:
+        return None
+    return sum(step["cpu_seconds"] for step in steps.values()), max(step["peak_memory_mb"] for step in steps.values())

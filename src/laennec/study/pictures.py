@@ -23,7 +23,7 @@ from laennec.evaluation.picture_style import (
     shown_name,
 )
 from laennec.evaluation.summary import figure_name, is_percent
-from laennec.study.tables import cost_of_making
+from laennec.study.cost import cost_of_making
 
 _COLUMNS = 2
 _FIGURES = 4  # no more panels than these

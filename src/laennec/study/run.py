@@ -263,14 +263,14 @@ def _run(command: list[str], folder: Path, say: Callable[[str], None]) -> str | 
 
 def gather(study: Study, runs: list[Path]) -> Path:
     """One results.json beside each run, all of them with their comparison in the study's results file, and pictures."""
-    from laennec.study.results import collect
+    from laennec.study.gather import gather_results
 
     made_of = _made_of(study)
     parts = list(dict.fromkeys(score.name for cell in study.cells for score in cell.scores))
     scored = {run: [e for name in parts if (e := run / f"evaluation-{name}").exists()] for run in runs}
     for run in runs:
         (run / "results.json").unlink(missing_ok=True)
-        collect(scored[run], run / "results.json")
+        gather_results(scored[run], run / "results.json")
         add_cost(run / "results.json", run, made_of.get(run, []))
     study.results.unlink(missing_ok=True)
     evaluations = [evaluation for run in runs for evaluation in scored[run]]
@@ -278,7 +278,7 @@ def gather(study: Study, runs: list[Path]) -> Path:
     there = study.against or any(
         read_record(run / "results.json")["results"][0]["name"] == study.baseline for run in runs
     )
-    path = collect(evaluations, study.results, study.baseline if there else None, study.against)
+    path = gather_results(evaluations, study.results, study.baseline if there else None, study.against)
     content = read_record(path)
     by_run = {_key(row): row for run in runs for row in read_record(run / "results.json")["results"]}
     content["results"] = [by_run[_key(row)] for row in content["results"]]
