@@ -12,8 +12,6 @@ sys.path.insert(0, str(ROOT / "tests" / "soak"))
 import rows  # noqa: E402
 from docs.render import render  # noqa: E402
 
-from laennec.errors import InputError  # noqa: E402
-
 MARKER = "# Page\n\n<!-- laennec:reliability reliability.json -->\n<!-- laennec:end -->\n"
 
 
