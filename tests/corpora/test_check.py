@@ -11,7 +11,7 @@ import soundfile
 from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
-from laennec.corpora.base import Event, RecordingEntry
+from laennec.corpora.base import AnnotatedRecording, Event
 from laennec.corpora.check import _too_short, check_corpus
 from laennec.corpora.files import hash_files
 from laennec.errors import InputError
@@ -105,7 +105,7 @@ def test_cycles_shorter_than_one_frame_are_listed_a_line_each(tmp_path: Path, ca
 def test_what_the_check_calls_too_short_is_what_training_refuses(tmp_path: Path) -> None:
     """Times of three decimals around 25 ms, at starts where cutting to samples rounds either way."""
     extractors = [LaennecFeatureExtractor(name) for name in ("ast", "beats", "efficientat")]
-    entry = RecordingEntry("a", "a", None, tmp_path / "a.txt")
+    entry = AnnotatedRecording("a", "a", None, tmp_path / "a.txt")
     seen = set()
     for start in np.arange(0, 0.2, 0.007).round(3).tolist():
         for length in (0.024, 0.025, 0.026):

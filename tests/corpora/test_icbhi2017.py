@@ -15,7 +15,6 @@ import soundfile
 from laennec.audio.cycles import LABELS, AnnotationError
 from laennec.corpora.icbhi2017 import (
     Icbhi2017,
-    Synthetic,
     find_table,
     missing_recordings,
     read_demographics,
@@ -330,9 +329,9 @@ def test_tables_at_a_relative_place_are_read(corpus: Path, monkeypatch: pytest.M
     apart.mkdir()
     shutil.move(corpus.parent / "patient_diagnosis.csv", apart)
     monkeypatch.chdir(tmp_path)
-    builder = Icbhi2017(corpus.relative_to(tmp_path), cache_dir=tmp_path / "cache", tables_dir="apart")
-    assert apart / "patient_diagnosis.csv" in builder.corpus.tables
-    assert set(builder.table()["diagnosis"]) == {"URTI", None}
+    corpus_ = Icbhi2017(corpus.relative_to(tmp_path), cache_dir=tmp_path / "cache", tables_dir="apart")
+    assert apart / "patient_diagnosis.csv" in corpus_.tables
+    assert set(corpus_.table()["diagnosis"]) == {"URTI", None}
 
 
 def test_tables_that_disagree_are_refused(corpus: Path) -> None:
@@ -376,7 +375,13 @@ def test_missing_recordings_are_counted_and_named() -> None:
     assert missing_recordings(set(), official) == (920, " (r000, r001, r002 and 917 more)")
 
 
-def test_the_builder_streams_and_shares_out(corpus: Path, tmp_path: Path) -> None:
-    builder = Synthetic(corpus, cache_dir=tmp_path / "cache")
-    assert [row["cycle_index"] for row in builder.as_streaming_dataset(split="cycles")] == [0, 1, 0, 1]
-    assert "synthetic" in builder.table().cache_files[0]["filename"]
+def test_a_torn_cache_is_made_again(corpus: Path, tmp_path: Path) -> None:
+    table = Icbhi2017(corpus, cache_dir=tmp_path / "cache").table()
+    (file,) = (tmp_path / "cache" / "tables" / "icbhi2017").glob("*.arrow")
+    assert table.cache_files[0]["filename"] == str(file)
+    assert [row["cycle_index"] for row in table.to_iterable_dataset()] == [0, 1, 0, 1]
+    rows = table.to_list()
+    for content in (b"", file.read_bytes()[:1000], b"not arrow at all"):
+        file.unlink()
+        file.write_bytes(content)
+        assert build(corpus, tmp_path) == rows

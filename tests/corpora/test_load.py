@@ -10,7 +10,6 @@ import pytest
 import soundfile
 
 from laennec.corpora import load_corpus, provenance
-from laennec.corpora.check import corpus_fingerprint
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
 
@@ -113,7 +112,7 @@ def test_919_of_920_are_refused_by_name(database: Path, tmp_path: Path) -> None:
         (database / f"150_3b1_Al_sc_Meditron{suffix}").unlink()
     with pytest.raises(InputError) as caught:
         load_corpus("icbhi2017", database, cache_dir=tmp_path / "cache")
-    assert "1 of the 920 recordings of ICBHI 2017 are missing (150_3b1_Al_sc_Meditron)" in str(caught.value)
+    assert "1 of the 920 recordings of ICBHI 2017 Respiratory Sound Database are missing (150_3b1_Al_sc_Meditron)" in str(caught.value)
     assert "\n" not in str(caught.value) and "--allow-missing" in str(caught.value)
     with pytest.warns(UserWarning, match="1 of the 920"):
         parts = load_corpus("icbhi2017", database, allow_missing=True, cache_dir=tmp_path / "cache")
@@ -145,7 +144,7 @@ def test_provenance_survives_what_people_do_with_tables(shared_data: Path, tmp_p
     parts = load_corpus("icbhi2017", folder, protocol="patient-60-20-20", seed=3, cache_dir=tmp_path)
     origin = provenance(parts)
     assert origin["corpus"] == "icbhi2017" and origin["protocol"] == "patient-60-20-20" and origin["seed"] == 3
-    assert origin["corpus_fingerprint"] == corpus_fingerprint(Icbhi2017(folder, cache_dir=tmp_path).corpus, tmp_path)
+    assert origin["corpus_fingerprint"] == Icbhi2017(folder, cache_dir=tmp_path).manifest.corpus_fingerprint
     assert provenance(parts["train"].select(range(5)).filter(lambda row: row["crackle"] == 0)) == origin
     parts.save_to_disk(str(tmp_path / "saved"))
     assert provenance(datasets.load_from_disk(str(tmp_path / "saved"))) == origin

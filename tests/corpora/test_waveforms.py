@@ -10,7 +10,8 @@ import soundfile
 from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import waveforms as module
-from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
+from laennec.corpora.icbhi2017 import Icbhi2017
+from laennec.corpora.synthetic import Synthetic
 from laennec.corpora.waveforms import CycleWaveforms
 from laennec.errors import InputError
 

@@ -143,7 +143,7 @@ def _sprsound(path: Path) -> object:
 
 def _folder(folder: Path, content: bytes) -> object:
     """A folder corpus with this table, and one with this label file, down to the rows."""
-    from laennec.corpora.base import CorpusConfig, cycle_rows, to_arrow
+    from laennec.corpora.base import to_arrow
     from laennec.corpora.folder import Folder
 
     place = folder / "corpus"
@@ -153,11 +153,10 @@ def _folder(folder: Path, content: bytes) -> object:
     (place / "cycles.csv").write_bytes(content)
     rows = []
     for unlabelled in (False, True):
-        config = CorpusConfig(unlabelled=unlabelled)
-        corpus = _refused(lambda c=config: Folder.scan(place, folder / "cache", c))
-        for entry in corpus.entries if corpus else ():
-            corpus.check_events(entry, 1.0)
-            rows += _refused(lambda c=corpus, e=entry: cycle_rows(c, e, None)) or []
+        corpus = _refused(lambda u=unlabelled: Folder(place, folder / "cache", unlabelled=u))
+        for recording in corpus.recordings if corpus else ():
+            corpus.check_events(recording, 1.0)
+            rows += _refused(lambda c=corpus, r=recording: c.rows(r)) or []
         if corpus:
             to_arrow(rows, corpus.features)
     return rows

@@ -71,9 +71,9 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
 
     from laennec.corpora import cache_root
     from laennec.corpora.exporting import export_corpus
-    from laennec.corpora.load import CORPORA
-    from laennec.files import explain_write_errors
+    from laennec.corpora.load import corpus_class
     from laennec.hub.push_corpus import check_target, push_corpus, terms_of
+    from laennec.files import explain_write_errors
 
     if options.check:
         raise InputError("command line: --check writes nothing; leave --export and --push-to-hub out, or --check")
@@ -81,7 +81,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         raise InputError("command line: --public says who sees an upload; add --push-to-hub REPO, or leave it out")
     rights = {"public": options.public, "may_redistribute": options.i_have_the_right_to_redistribute}
     if options.push_to_hub:
-        if options.corpus in CORPORA and options.corpus != "hub":
+        if corpus_class(options.corpus).can_be_exported:
             say(terms_of(options.corpus))
         check_target(options.push_to_hub, **rights)
     with ExitStack() as stack:

@@ -1,23 +1,28 @@
 """What people train on, as tables of respiratory cycles."""
 
-from laennec.corpora.base import CYCLE_FEATURES, UnusableRecordingsError, corpus_fingerprint
+from laennec.corpora.base import CYCLE_FEATURES, AnnotatedRecording, Corpus, CorpusOptions, Event, UnusableRecordingsError, check_cycle_table
 from laennec.corpora.check import AuditReport, check_corpus
 from laennec.corpora.duplicates import check_sounds
 from laennec.corpora.exporting import export_corpus
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
-from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
+from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.load import load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
+from laennec.corpora.synthetic import Synthetic
 from laennec.corpora.waveforms import CycleWaveforms, decode_all
 from laennec.files import cache_root
 
 __all__ = [
     "CYCLE_FEATURES",
     "PROTOCOLS",
+    "AnnotatedRecording",
     "AuditReport",
+    "Corpus",
+    "CorpusOptions",
+    "Event",
     "CycleWaveforms",
     "Folder",
     "Hub",
@@ -28,8 +33,8 @@ __all__ = [
     "UnusableRecordingsError",
     "cache_root",
     "check_corpus",
+    "check_cycle_table",
     "check_sounds",
-    "corpus_fingerprint",
     "decode_all",
     "export_corpus",
     "load_corpus",

@@ -1,33 +1,37 @@
-"""The cycle table, one row per respiratory cycle, and the builder every corpus shares.
+"""The base class of all corpora, and the cycle table: one row per respiratory cycle.
 
-Decisions: no audio in the table, only its place and its content address. Unknown is null. A `datasets` cache does
-not look at the data it was made from, so a builder's hash is that of every file that went in, of where they lie and of
-TABLE_VERSION; change a rule of this folder and raise TABLE_VERSION. What a score depends on is the recordings and their
-annotations, so the corpus fingerprint is made of these alone: moving the folder or adding a table leaves it as it is.
+Decisions: a corpus states its facts (licence, citation, protocols) as class attributes, once; cards, checks and messages
+read them there. The table holds no audio, only the path and the content hash of each recording. Unknown values are null.
+The cached table is named by the hash of every file it was made of, of their paths and of TABLE_VERSION; change a rule of
+this folder and raise TABLE_VERSION. The corpus fingerprint covers recordings and annotations alone: moving the folder or
+adding a table of patients leaves it as it is.
 """
 
 import contextlib
 import hashlib
 import json
-import sys
 import warnings
-from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import datasets
 import pyarrow as pa
 
 from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import read_header
-from laennec.corpora.files import hash_files
+from laennec.corpora.files import corpus_path, hash_files, named, unpack
+from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.files import cache_root, explain_write_errors, wait_for_lock, writing_error
+from laennec.files import wait_for_lock
+from laennec.files import atomic_write, cache_root
 
 TABLE_VERSION = "1.0.0"
 _RECORDINGS_PER_BATCH = 64
+_LOCK_TIMEOUT_S = 3600.0
 
 CYCLE_FEATURES = datasets.Features(
     {
@@ -54,45 +58,55 @@ CYCLE_FEATURES = datasets.Features(
         "part": datasets.Value("string"),
     }
 )
+_REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
 
 @dataclass(frozen=True)
 class Event:
-    """An annotated stretch of a recording.
+    """An annotated stretch of a recording: a respiratory cycle, an event, or the recording as a whole.
 
     Attributes:
         start_s: In seconds.
         end_s: In seconds.
-        crackle: 0, 1, or None where it cannot be told.
+        crackle: 0, 1, or None where it is unknown.
         wheeze: Likewise.
-        names: The corpus' own words for it, where it has any.
+        names: The corpus' own names of what is annotated, if any.
     """
 
     start_s: float
     end_s: float
-    crackle: int | None
-    wheeze: int | None
+    crackle: int | None = None
+    wheeze: int | None = None
     names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
-class RecordingEntry:
+class AnnotatedRecording:
     """A recording of a corpus and what is known of it; None is unknown.
 
     Attributes:
         recording_id: Its name, unique in the corpus.
-        patient_id: Whose it is, or None where nobody says.
-        audio_path: The sound, or None in a folder of annotations alone.
-        annotation_path: The file its events are in.
-        whole: Whether the recording as a whole is one row, not each of its events.
-        part: The part of the published split, where the corpus is laid out by parts.
-        own: (column, value) of the columns that this corpus alone has.
+        patient_id: The patient, or None if the corpus does not say.
+        audio_path: The audio file, or None in a folder that holds annotations alone.
+        annotation_path: The file its events are in, if `Corpus.read_events` reads them from one.
+        events: Its cycles or events, if they are known already.
+        chest_location: Where the stethoscope was.
+        acquisition_mode: "sc" (one channel), "mc" (several channels at once).
+        device: The stethoscope.
+        age_years: Of the patient.
+        sex: "F" or "M".
+        bmi: Body mass index in kg/m^2.
+        diagnosis: Of the patient.
+        whole: Whether the recording as a whole is one row.
+        split: The split it belongs to, if the corpus is published in splits; becomes the column `part`.
+        extra: (column, value) of the columns that only this corpus has.
     """
 
     recording_id: str
     patient_id: str | None
     audio_path: Path | None
-    annotation_path: Path
+    annotation_path: Path | None = None
+    events: tuple[Event, ...] = ()
     chest_location: str | None = None
     acquisition_mode: str | None = None
     device: str | None = None
@@ -101,44 +115,24 @@ class RecordingEntry:
     bmi: float | None = None
     diagnosis: str | None = None
     whole: bool = False
-    part: str | None = None
-    own: tuple[tuple[str, Any], ...] = ()
+    split: str | None = None
+    extra: tuple[tuple[str, Any], ...] = ()
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """What was found on disk, before any sound is decoded.
+@dataclass
+class CorpusOptions:
+    """What the user can set when a corpus is loaded; a corpus with more options subclasses it.
 
     Attributes:
-        name: The corpus.
-        root: The folder with the recordings.
-        entries: The recordings, in the order of the table.
-        read_events: (entry, duration in seconds or None) -> its events; raises the first problem.
-        check_events: Likewise -> every problem.
-        tables: Further files that were read: patients, splits.
-        problems: What keeps the corpus from being loaded.
-        notes: What a user should know although it loads.
-        own_columns: Features of the columns that this corpus alone has.
-        class_column: The column with its classes: the four of lung sounds, or one of its own.
-        rule: What the rows hang on besides the files: the length of windows and the like.
+        tables_dir: Folder of the patient and split tables, if they are not beside the recordings.
+        level: What a row is, one of `Corpus.levels`; None: the first of them.
+        allow_missing: Leave out recordings without annotation and annotations without recording, instead of refusing
+            the folder.
     """
 
-    name: str
-    root: Path
-    entries: tuple[RecordingEntry, ...]
-    read_events: Callable[[RecordingEntry, float | None], list[Event]]
-    check_events: Callable[[RecordingEntry, float | None], Sequence[InputError]]
-    tables: tuple[Path, ...] = ()
-    problems: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    own_columns: datasets.Features = field(default_factory=datasets.Features)
-    class_column: str = "label"
-    rule: str = ""
-
-    @property
-    def features(self) -> datasets.Features:
-        """The columns of the cycle table."""
-        return datasets.Features({**CYCLE_FEATURES, **self.own_columns})
+    tables_dir: str | Path | None = None
+    level: str | None = None
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,8 +141,8 @@ class Manifest:
 
     Attributes:
         sha256: Hash of every file by path.
-        corpus_fingerprint: SHA-256 over names and content of recordings and annotations; what results are quoted with.
-        table_fingerprint: SHA-256 over everything the cycle table is made of, paths included; the key of its cache.
+        corpus_fingerprint: SHA-256 over names and content of recordings and annotations; results quote it.
+        table_fingerprint: SHA-256 over everything the cycle table is made of, paths included; names its cache file.
     """
 
     sha256: dict[Path, str] = field(repr=False)
@@ -156,86 +150,319 @@ class Manifest:
     table_fingerprint: str
 
 
-def manifest_of(corpus: Corpus, cache_dir: str | Path | None = None) -> Manifest:
-    """Hash every file of a corpus.
+class Corpus(ABC):
+    """A corpus of recordings with annotated cycles. Subclass it to bring your own.
+
+    A subclass states the facts below as class attributes and implements `find_recordings`. It can then be given to
+    `laennec.load_corpus` and, as `package.module:Name`, to a recipe's `corpus.name`.
+
+    Example:
+        class Ward(Corpus):
+            name = "ward"
+            licence = "CC BY 4.0"
+
+            def find_recordings(self, folder):
+                events = (Event(0.0, 2.1, crackle=1, wheeze=0), Event(2.1, 4.0, crackle=0, wheeze=0))
+                yield AnnotatedRecording("r1", "patient 1", folder / "r1.wav", events=events)
+
+        cycles = laennec.load_corpus(Ward, "recordings", protocol="patient-60-20-20")
 
     Args:
-        corpus: What was found on disk.
-        cache_dir: Root of the caches; the hashes are remembered there.
-    """
-    files = [path for entry in corpus.entries for path in (entry.audio_path, entry.annotation_path) if path is not None]
-    sha256 = hash_files([*files, *corpus.tables], cache_dir)
-    names = [
-        [entry.recording_id, entry.audio_path and sha256[entry.audio_path], sha256[entry.annotation_path]]
-        for entry in corpus.entries
-    ]
-    everything = [
-        TABLE_VERSION,
-        corpus.name,
-        repr(corpus.entries),
-        [[str(path), sha256[path]] for path in sorted(sha256)],
-    ]
-    if corpus.own_columns or corpus.rule:
-        everything.append([repr(sorted(corpus.own_columns.items())), corpus.rule])
-    return Manifest(sha256, _digest(sorted(names)), _digest(everything))
+        data_dir: Folder or zip archive with the recordings.
+        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+        **options: The attributes of `options_class`.
 
-
-def corpus_fingerprint(corpus: Corpus, cache_dir: str | Path | None = None) -> str:
-    """SHA-256 over the names and content of a corpus' recordings and annotations."""
-    return manifest_of(corpus, cache_dir).corpus_fingerprint
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
-
-
-def cycle_rows(corpus: Corpus, entry: RecordingEntry, audio_sha256: str | None) -> list[dict[str, Any]]:
-    """The rows of one recording.
+    Attributes:
+        name: Short name that recipes, records and cards use.
+        title: Name for readers.
+        homepage: Address where the data can be obtained.
+        licence: Licence or terms of use, one line.
+        redistribution: What the terms say about passing the data on, one line.
+        citation: BibTeX.
+        origin: Who was recorded where, with what; one or two sentences.
+        reference_standard: Who made the labels, and how.
+        limitations: What everybody who trains or scores on it should know.
+        protocols: Names of the protocols it can be split by.
+        default_protocol: The protocol that is used if none is given.
+        levels: What a row can be; the first is the default.
+        label_columns: The columns that hold the labels.
+        class_column: The column with one class a row; splits are stratified by it.
+        patient_ids_are_global: Whether a patient id means the same person in every copy of the corpus.
+        can_be_exported: Whether `laennec prepare --export` applies.
+        made_on_demand: Whether laennec writes the corpus if the folder is not there.
+        options_class: What the user can set.
+        extra_columns: Columns that only this corpus has.
+        root: The folder with the recordings.
+        recordings: The recordings, in the order of the table.
+        problems: What makes the corpus unusable; `find_recordings` appends to it.
+        notes: What a user should know although the corpus can be used; likewise.
+        tables: Further files that were read, such as patient tables; likewise.
+        rule: What the rows depend on besides the files, such as the length of windows.
 
     Raises:
-        InputError: Its header or its annotation cannot be used.
+        InputError: There is no such folder, or the options are wrong.
     """
-    rate, duration_s = None, None
-    if entry.audio_path is not None:
-        rate, frames = read_header(entry.audio_path)
-        duration_s = frames / rate
-    return [
-        {
-            "cycle_id": f"{entry.recording_id}#{'record' if entry.whole else f'{index:02d}'}",
-            "recording_id": entry.recording_id,
-            "patient_id": entry.patient_id,
-            "cycle_index": index,
-            "start_s": event.start_s,
-            "end_s": event.end_s,
-            "crackle": event.crackle,
-            "wheeze": event.wheeze,
-            "label": _label(event),
-            "events": None if event.names is None else list(event.names),
-            "chest_location": entry.chest_location,
-            "acquisition_mode": entry.acquisition_mode,
-            "device": entry.device,
-            "age_years": entry.age_years,
-            "sex": entry.sex,
-            "bmi": entry.bmi,
-            "diagnosis": entry.diagnosis,
-            "source_sampling_rate": rate,
-            "recording_path": None if entry.audio_path is None else str(entry.audio_path),
-            "audio_sha256": audio_sha256,
-            "part": entry.part,
-            **dict(entry.own),
-        }
-        for index, event in enumerate(corpus.read_events(entry, duration_s))
-    ]
 
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    homepage: ClassVar[str] = ""
+    licence: ClassVar[str] = "none is stated"
+    redistribution: ClassVar[str] = "no licence that grants redistribution is stated: ask the owners before you publish"
+    citation: ClassVar[str] = ""
+    origin: ClassVar[str] = ""
+    reference_standard: ClassVar[str] = ""
+    limitations: ClassVar[tuple[str, ...]] = ()
+    protocols: ClassVar[tuple[str, ...]] = COMMON_PROTOCOLS
+    default_protocol: ClassVar[str] = "patient-60-20-20"
+    levels: ClassVar[tuple[str, ...]] = ("event",)
+    label_columns: ClassVar[tuple[str, ...]] = ("crackle", "wheeze")
+    class_column: ClassVar[str] = "label"
+    patient_ids_are_global: ClassVar[bool] = False
+    can_be_exported: ClassVar[bool] = True
+    made_on_demand: ClassVar[bool] = False
+    options_class: ClassVar[type[CorpusOptions]] = CorpusOptions
+    extra_columns: Mapping[str, Any] = {}
 
-def _label(event: Event) -> int | None:
-    if event.crackle is None or event.wheeze is None:
-        return None
-    return LABELS.index(label_of(event.crackle, event.wheeze))
+    def __init__(self, data_dir: str | Path, cache_dir: str | Path | None = None, **options: Any) -> None:
+        self.data_dir, self.cache_dir = data_dir, cache_dir
+        self.options: Any = self.options_class(**options)
+        self.level = self.options.level or self.levels[0]
+        if self.level not in self.levels:
+            raise InputError(f"{self.name} has no level {self.level!r}; valid: {', '.join(self.levels)}")
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.tables: list[Path] = []
+        self.rule = ""
+        self.root = self.open_folder(data_dir)
+        self.recordings = tuple(self.find_recordings(self.root))
+        self._checked = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the facts of a subclass when it is defined."""
+        super().__init_subclass__(**kwargs)
+        if not isinstance(getattr(cls, "name", None), str):
+            raise TypeError(f"{cls.__name__} has no class attribute `name`; give it a short name")
+
+    @abstractmethod
+    def find_recordings(self, folder: Path) -> Iterable[AnnotatedRecording]:
+        """Find the recordings, their annotations and their patients.
+
+        Problems that can be listed together go to `self.problems` rather than being raised.
+
+        Args:
+            folder: The folder with the recordings, an absolute path.
+        """
+
+    def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
+        """Read the events of a recording; here, those it was found with.
+
+        Args:
+            recording: One of `recordings`.
+            duration_s: Length of its audio in seconds, if it has some.
+
+        Raises:
+            InputError: The first problem of the annotation.
+        """
+        for event in recording.events:
+            if not 0 <= event.start_s < event.end_s:
+                raise InputError(
+                    f"{self.name}: {recording.recording_id} has an event from {event.start_s} to {event.end_s} s; "
+                    "give 0 <= start_s < end_s"
+                )
+            if duration_s is not None and event.end_s > duration_s + 0.001:
+                raise InputError(
+                    f"{recording.audio_path}: an event ends at {event.end_s:.3f} s but the audio lasts "
+                    f"{duration_s:.3f} s; correct the annotation"
+                )
+        return recording.events
+
+    def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[InputError]:
+        """Every problem of a recording's annotation."""
+        try:
+            self.read_events(recording, duration_s)
+        except InputError as error:
+            return [error]
+        return []
+
+    def leave_out(self, items: Sequence[str], remedy: str) -> None:
+        """List recordings or annotations without their other file: as problems, or with `allow_missing` as a note."""
+        if not self.options.allow_missing:
+            way_out = "or pass allow_missing=True (--allow-missing) to leave it out"
+            self.problems += [f"{item}; {remedy}, {way_out}" for item in items]
+        elif items:
+            self.notes.append(f"{self.root}: left out, {named(items)}")
+
+    def published_split(self, protocol: str) -> dict[str, Any]:
+        """What `laennec.corpora.splits.split_table` takes of a published split: `official_split`, `folds`.
+
+        Raises:
+            InputError: The protocol needs a published table, and there is none.
+        """
+        return {}
+
+    def missing_recordings(self) -> tuple[int, int, str]:
+        """How many recordings of the published database are missing, of how many, and which; (0, 0, "") if complete."""
+        return 0, 0, ""
+
+    def check_complete(self) -> None:
+        """Add to `problems` and `notes` what a full check says of missing or extra recordings; here, nothing."""
+
+    def further_files(self) -> list[Path]:
+        """Files that belong to the corpus and are not read to make its table, for an export."""
+        return []
+
+    @classmethod
+    def locate(
+        cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
+    ) -> tuple[str | Path, dict[str, Any]]:
+        """Where the data are, and the options that remain; here, the folder that is given.
+
+        Raises:
+            InputError: None is given; says where to get the data.
+        """
+        if data_dir is None:
+            source = f"get {cls.title} from {cls.homepage} (licence: {cls.licence}), then " if cls.homepage else ""
+            raise InputError(
+                f"{cls.name}: no data_dir given; {source}name the folder or archive with the recordings (--data-dir)"
+            )
+        return data_dir, options
+
+    def open_folder(self, data_dir: str | Path) -> Path:
+        """The folder of the data as an absolute path; a zip archive is unpacked into the cache.
+
+        Raises:
+            InputError: There is no such folder or archive, or it cannot be unpacked.
+        """
+        path = corpus_path(data_dir)
+        return path if path.is_dir() else unpack(path, self.cache_dir)
+
+    def check_usable(self) -> Self:
+        """Warn of the notes, and refuse the corpus if there are problems.
+
+        Raises:
+            InputError: The first problem, and how many more there are.
+        """
+        if not self._checked:
+            for note in self.notes:
+                warnings.warn(note, stacklevel=3)
+            self._checked = True
+        if self.problems:
+            more = len(self.problems) - 1
+            rest = f" ({more} more; `laennec prepare {self.name} --check` lists them)" if more else ""
+            raise InputError(self.problems[0] + rest)
+        return self
+
+    @property
+    def features(self) -> datasets.Features:
+        """The columns of the cycle table."""
+        return datasets.Features({**CYCLE_FEATURES, **self.extra_columns})
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The hashes of every file; those of unchanged files come from the cache."""
+        files = [p for r in self.recordings for p in (r.audio_path, r.annotation_path) if p is not None]
+        sha256 = hash_files([*files, *self.tables], self.cache_dir)
+        names = []
+        for recording in self.recordings:
+            annotation = recording.annotation_path
+            said = digest([repr(event) for event in recording.events]) if annotation is None else sha256[annotation]
+            names.append([recording.recording_id, recording.audio_path and sha256[recording.audio_path], said])
+        everything = [
+            TABLE_VERSION,
+            self.name,
+            self.level,
+            self.rule,
+            repr(self.recordings),
+            repr(sorted(self.extra_columns.items())),
+            [[str(path), sha256[path]] for path in sorted(sha256)],
+        ]
+        return Manifest(sha256, digest(sorted(names)), digest(everything))
+
+    def rows(self, recording: AnnotatedRecording) -> list[dict[str, Any]]:
+        """The rows of one recording.
+
+        Raises:
+            InputError: Its header or its annotation cannot be used.
+        """
+        rate, duration_s, sha256 = None, None, None
+        if recording.audio_path is not None:
+            rate, frames = read_header(recording.audio_path)
+            duration_s = frames / rate
+            sha256 = self.manifest.sha256[recording.audio_path]
+        return [
+            {
+                "cycle_id": f"{recording.recording_id}#{'record' if recording.whole else f'{index:02d}'}",
+                "recording_id": recording.recording_id,
+                "patient_id": recording.patient_id,
+                "cycle_index": index,
+                "start_s": event.start_s,
+                "end_s": event.end_s,
+                "crackle": event.crackle,
+                "wheeze": event.wheeze,
+                "label": _label(event),
+                "events": None if event.names is None else list(event.names),
+                "chest_location": recording.chest_location,
+                "acquisition_mode": recording.acquisition_mode,
+                "device": recording.device,
+                "age_years": recording.age_years,
+                "sex": recording.sex,
+                "bmi": recording.bmi,
+                "diagnosis": recording.diagnosis,
+                "source_sampling_rate": rate,
+                "recording_path": None if recording.audio_path is None else str(recording.audio_path),
+                "audio_sha256": sha256,
+                "part": recording.split,
+                **dict(recording.extra),
+            }
+            for index, event in enumerate(self.read_events(recording, duration_s))
+        ]
+
+    def table(self) -> datasets.Dataset:
+        """The cycle table, from the cache or made anew.
+
+        Raises:
+            InputError: The corpus cannot be used, or the cache cannot be written.
+            UnusableRecordingsError: Some recordings cannot be used; names all of them.
+        """
+        self.check_usable()
+        path = cache_root(self.cache_dir) / "tables" / self.name / f"{self.manifest.table_fingerprint}.arrow"
+        table = _read_arrow(path)
+        if table is None:
+            with wait_for_lock(path, _LOCK_TIMEOUT_S):
+                table = _read_arrow(path)  # another process may have made it meanwhile
+                if table is None:
+                    self._write_arrow(path)
+                    table = datasets.Dataset.from_file(str(path))
+        return table
+
+    def _write_arrow(self, path: Path) -> None:
+        """Write the table as an Arrow stream, a few recordings at a time."""
+        problems: list[str] = []
+        schema = self.features.arrow_schema
+        with atomic_write(path, "wb", sync=False) as file, pa.ipc.new_stream(file, schema) as stream:
+            for first in range(0, len(self.recordings), _RECORDINGS_PER_BATCH):
+                rows = []
+                for recording in self.recordings[first : first + _RECORDINGS_PER_BATCH]:
+                    try:
+                        rows += self.rows(recording)
+                    except InputError as error:
+                        problems.append(str(error))
+                stream.write_table(to_arrow(rows, self.features))
+            if problems:
+                raise UnusableRecordingsError(problems, len(self.recordings), self._usable_rows())
+
+    def _usable_rows(self) -> datasets.Dataset:
+        """The rows of the recordings without a problem, so that they can be decoded nevertheless."""
+        rows: list[dict[str, Any]] = []
+        for recording in self.recordings:
+            if recording.audio_path is not None:
+                with contextlib.suppress(InputError):
+                    rows += self.rows(recording)
+        return datasets.Dataset(to_arrow(rows, self.features))
 
 
 class UnusableRecordingsError(InputError):
-    """Recordings of a corpus whose header, annotation or sound cannot be used; names all of them.
+    """Recordings of a corpus whose header, annotation or audio cannot be used; names all of them.
 
     Attributes:
         problems: One line each, naming the file.
@@ -250,8 +477,29 @@ class UnusableRecordingsError(InputError):
         super().__init__((many if len(self.problems) > 1 else "") + "; ".join(self.problems))
 
 
+def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
+    """Check that a data set has the columns of a cycle table that training needs.
+
+    Args:
+        table: A `datasets.Dataset`, of any origin.
+        where: What the table is, for the error, e.g. "train_dataset".
+        columns: Further columns that are needed, such as the labels.
+
+    Raises:
+        InputError: Names the missing columns.
+    """
+    there = getattr(table, "column_names", None)
+    if there is None:
+        raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")
+    missing = [name for name in dict.fromkeys((*_REQUIRED_COLUMNS, *columns)) if name not in there]
+    if missing:
+        raise InputError(
+            f"{where}: the cycle table lacks the columns {named(missing, 20)}; add them, or subclass laennec.Corpus"
+        )
+
+
 def column_of(table: Any, name: str) -> list[Any]:
-    """The values of a column. A datasets column that is iterated is read row by row, at some 30 us a row."""
+    """The values of a column; iterating over a `datasets` column reads it row by row, which is slow."""
     return list(table[name][:])
 
 
@@ -260,127 +508,20 @@ def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEA
     return pa.Table.from_pylist(rows, schema=features.arrow_schema)
 
 
-@contextlib.contextmanager
-def _bar_on_terminals_only() -> Iterator[None]:
-    """Keep the bar of `datasets` out of files and pipes, where errors should stand alone."""
-    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def _label(event: Event) -> int | None:
+    if event.crackle is None or event.wheeze is None:
+        return None
+    return LABELS.index(label_of(event.crackle, event.wheeze))
+
+
+def _read_arrow(path: Path) -> datasets.Dataset | None:
+    """A cached table, or None where there is no whole one."""
     try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-@dataclass
-class CorpusConfig(datasets.BuilderConfig):  # type: ignore[misc]
-    """What a builder takes besides the folder.
-
-    Attributes:
-        tables_dir: Folder of the patient and split tables, where they are not beside the recordings.
-        level: SPRSound: "event" or "record".
-        annotations: Folder corpora: the CSV with the cycles.
-        allow_missing: Leave out recordings without annotation and the reverse, instead of refusing the folder.
-        unlabelled: Folder corpora: cycles may lack a label, and a recording that nobody annotated is one row.
-    """
-
-    tables_dir: str | None = None
-    level: str = "event"
-    annotations: str | None = None
-    allow_missing: bool = False
-    unlabelled: bool = False
-
-
-class CycleTableBuilder(datasets.ArrowBasedBuilder):  # type: ignore[misc]
-    """A `datasets` builder whose one split, "cycles", is the cycle table of a corpus.
-
-    Args:
-        data_dir: The corpus on disk.
-        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: The attributes of `CorpusConfig`.
-
-    Raises:
-        InputError: The corpus cannot be used as it is.
-    """
-
-    VERSION = datasets.Version(TABLE_VERSION)
-    BUILDER_CONFIG_CLASS = CorpusConfig
-    NAME = ""
-
-    def __init__(self, data_dir: str | Path, cache_dir: str | Path | None = None, **options: Any) -> None:
-        options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        self.corpus = self.scan(data_dir, cache_dir, self.BUILDER_CONFIG_CLASS(**options))
-        for note in self.corpus.notes:
-            warnings.warn(note, stacklevel=2)
-        if self.corpus.problems:
-            first, more = self.corpus.problems[0], len(self.corpus.problems) - 1
-            rest = f" ({more} more; `laennec prepare {self.NAME} --check` lists them)" if more else ""
-            raise InputError(first + rest)
-        self.manifest = manifest_of(self.corpus, cache_dir)
-        tables = cache_root(cache_dir) / "tables"
-        with explain_write_errors(tables):
-            super().__init__(
-                cache_dir=str(tables),
-                dataset_name=self.NAME,
-                data_dir=str(data_dir),
-                hash=self.manifest.table_fingerprint,
-                **options,
-            )
-
-    @classmethod
-    @abstractmethod
-    def scan(cls, data_dir: str | Path, cache_dir: str | Path | None, config: CorpusConfig) -> Corpus:
-        """Find the recordings, their annotations and their patients."""
-
-    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Build the table or find it in the cache; a user's mistake stays an `InputError`."""
-        # `datasets` has a lock of its own, on which it would wait for ever for a process that hangs
-        place = Path(self.cache_dir)
-        with explain_write_errors(place), wait_for_lock(place), _bar_on_terminals_only():
-            try:
-                super().download_and_prepare(*args, **kwargs)
-            except datasets.exceptions.DatasetGenerationError as error:
-                cause = error.__cause__
-                if isinstance(cause, InputError):
-                    raise cause from None
-                if cause is not None and (mended := writing_error(self.cache_dir, cause)):
-                    raise mended from error
-                raise
-
-    def table(self) -> datasets.Dataset:
-        """The cycle table, built if need be."""
-        self.download_and_prepare()
-        return self.as_dataset(split="cycles")
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=self.corpus.features)
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        numbers = list(range(len(self.corpus.entries)))  # a list here is what workers may share out
-        return [datasets.SplitGenerator(name="cycles", gen_kwargs={"numbers": numbers})]
-
-    def _generate_tables(self, numbers: list[int]) -> Iterator[tuple[Any, pa.Table]]:
-        problems: list[str] = []
-        for first in range(0, len(numbers), _RECORDINGS_PER_BATCH):
-            rows = []
-            for number in numbers[first : first + _RECORDINGS_PER_BATCH]:
-                entry = self.corpus.entries[number]
-                sha256 = None if entry.audio_path is None else self.manifest.sha256[entry.audio_path]
-                try:
-                    rows += cycle_rows(self.corpus, entry, sha256)
-                except InputError as error:
-                    problems.append(str(error))
-            yield str(first), to_arrow(rows, self.corpus.features)
-        if problems:
-            raise UnusableRecordingsError(problems, len(numbers), self._usable(numbers))
-
-    def _usable(self, numbers: list[int]) -> datasets.Dataset:
-        """The rows of the recordings that have no problem, so that they can be decoded nevertheless."""
-        rows: list[dict[str, Any]] = []
-        for number in numbers:
-            entry = self.corpus.entries[number]
-            if entry.audio_path is not None:
-                with contextlib.suppress(InputError):
-                    rows += cycle_rows(self.corpus, entry, self.manifest.sha256[entry.audio_path])
-        return datasets.Dataset(to_arrow(rows, self.corpus.features))
+        return datasets.Dataset.from_file(str(path)) if path.is_file() else None
+    except (pa.ArrowException, OSError, ValueError):
+        return None

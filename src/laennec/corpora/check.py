@@ -1,8 +1,8 @@
-"""Looking over a corpus on disk before anything is learnt from it.
+"""Checking a corpus on disk before training on it.
 
-Decisions: the check decodes every recording and never stops at the first bad one; it lists what it finds and leaves
-judging to the reader. What loading would refuse is in the list too, so that a corpus without problems loads; so is a
-cycle that does not fill one frame of a front end at its usual settings, which training would refuse.
+Decisions: the check decodes every recording and does not stop at the first bad one. It lists what loading would refuse,
+so that a corpus without problems loads, and cycles that are too short for one frame of a front end at its default
+settings, which training would refuse.
 """
 
 import math
@@ -15,32 +15,19 @@ from typing import Any
 
 from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import DecodeError, read_recording
-from laennec.corpora import icbhi2017
-from laennec.corpora.base import (
-    Corpus,
-    Event,
-    Manifest,
-    RecordingEntry,
-    corpus_fingerprint,
-    manifest_of,
-)
+from laennec.corpora.base import AnnotatedRecording, Corpus, Event
 from laennec.corpora.duplicates import same_sounds
-from laennec.corpora.exported import is_address
-from laennec.corpora.files import hash_files, named, sha256_of
-from laennec.corpora.load import CORPORA, locate_corpus
+from laennec.corpora.files import hash_files
+from laennec.corpora.load import locate_corpus
 from laennec.errors import InputError
-from laennec.files import cache_root
 
-__all__ = [
-    "AuditReport",
-    "Manifest",
-    "cache_root",
-    "check_corpus",
-    "corpus_fingerprint",
-    "hash_files",
-    "manifest_of",
-    "sha256_of",
-]
+# name in the report -> attribute of a recording
+_COUNTED = {
+    "device": "device",
+    "chest_location": "chest_location",
+    "acquisition_mode": "acquisition_mode",
+    "part": "split",
+}
 
 
 @dataclass
@@ -86,12 +73,9 @@ class AuditReport:
 
 
 def check_corpus(
-    name: str,
+    corpus: str | type[Corpus],
     data_dir: str | Path | None = None,
     *,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-    level: str | None = None,
     cache_dir: str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -99,69 +83,63 @@ def check_corpus(
     """Count, hash and decode everything in a corpus, and list all that is wrong.
 
     Args:
-        name: The corpus, as for `laennec.corpora.load.load_corpus`.
+        corpus: As for `laennec.corpora.load.load_corpus`.
         data_dir: Its folder or archive.
-        tables_dir: Where the tables are, if not beside the recordings.
-        allow_missing: Do not count missing and unpaired recordings as problems.
-        level: As for `load_corpus`; of SPRSound both are checked.
         cache_dir: Root of the caches.
         progress: Called with (recordings done, recordings in all).
-        **options: As for `load_corpus`.
+        **options: As for `load_corpus`; with allow_missing, missing and unpaired recordings are no problems.
 
     Returns:
-        The report; its `problems` are empty for a sound corpus.
+        The report; its `problems` are empty if the corpus can be used.
 
     Raises:
         InputError: There is no such corpus or folder, so that there is nothing to report on.
     """
-    local = data_dir is not None and name != "hub" and not is_address(data_dir)
-    if data_dir is not None and local and name in CORPORA and not Path(data_dir).expanduser().exists():
-        raise InputError(f"{data_dir}: no such folder or archive; check --data-dir")
-    kind, folder, settings = locate_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in settings.items()}
-    report = AuditReport(name, str(folder))
+    kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
+    if kind.can_be_exported and not Path(folder).expanduser().exists():
+        raise InputError(f"{folder}: no such folder or archive; check --data-dir")
+    report = AuditReport(kind.name, str(folder))
     try:
-        corpus = kind.scan(folder, cache_dir, kind.BUILDER_CONFIG_CLASS(**settings))
+        found = kind(folder, cache_dir, **options)
+        found.check_complete()
     except InputError as error:
         report.problems.append(str(error))
         return report
-    report.problems += corpus.problems
-    report.notes += corpus.notes
-    report.recordings = len(corpus.entries)
-    report.patients = len({entry.patient_id for entry in corpus.entries if entry.patient_id is not None})
-    _listen(corpus, report, progress)
-    _count_recordings(corpus, report)
-    _hash(corpus, report, cache_dir)
-    if name == icbhi2017.NAME:
-        _compare_with_published(corpus, folder, tables_dir, allow_missing, report)
+    report.problems += found.problems
+    report.notes += found.notes
+    report.recordings = len(found.recordings)
+    report.patients = len({r.patient_id for r in found.recordings if r.patient_id is not None})
+    _decode(found, report, progress)
+    _count_recordings(found, report)
+    _hash(found, report)
     return report
 
 
-def _listen(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], None] | None) -> None:
+def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], None] | None) -> None:
     """Decode each recording, read its annotation and count what is in it."""
     labels: Counter[str] = Counter()
     events: Counter[str] = Counter()
     rates: Counter[str] = Counter()
-    for done, entry in enumerate(corpus.entries, start=1):
+    for done, recording in enumerate(corpus.recordings, start=1):
         duration_s = None
-        if entry.audio_path is not None:
+        if recording.audio_path is not None:
             try:
-                recording = read_recording(entry.audio_path)
-                duration_s = recording.duration_s
-                rates[str(recording.source_sampling_rate)] += 1
+                decoded = read_recording(recording.audio_path)
+                duration_s = decoded.duration_s
+                rates[str(decoded.source_sampling_rate)] += 1
             except DecodeError as error:
                 report.problems.append(str(error))
-        problems = corpus.check_events(entry, duration_s)
+        problems = corpus.check_events(recording, duration_s)
         report.problems += [str(problem) for problem in problems]
-        found = _events(corpus, entry)
-        report.problems += _too_short(entry, found, duration_s)
+        found = _events(corpus, recording)
+        report.problems += _too_short(recording, found, duration_s)
         for event in found:
             report.cycles += 1
             known = event.crackle is not None and event.wheeze is not None
             labels[label_of(event.crackle, event.wheeze) if known else "unknown"] += 1  # type: ignore[arg-type]
             events.update(event.names or ())
         if progress is not None:
-            progress(done, len(corpus.entries))
+            progress(done, len(corpus.recordings))
     if corpus.class_column == "label":
         report.counts["label"] = {
             label: labels[label] for label in (*LABELS, "unknown") if label in LABELS or labels[label]
@@ -173,17 +151,17 @@ def _listen(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         report.counts["sampling_rate"] = dict(rates.most_common())
 
 
-def _events(corpus: Corpus, entry: RecordingEntry) -> list[Any]:
+def _events(corpus: Corpus, recording: AnnotatedRecording) -> list[Any]:
     """The events of a recording, or none where its annotation is a problem already listed."""
-    if entry.whole and entry.audio_path is None:
+    if recording.whole and recording.audio_path is None:
         return []
     try:
-        return corpus.read_events(entry, float("inf") if entry.whole else None)
+        return corpus.read_events(recording, float("inf") if recording.whole else None)
     except InputError:
         return []
 
 
-def _too_short(entry: RecordingEntry, events: Sequence[Event], duration_s: float | None) -> list[str]:
+def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_s: float | None) -> list[str]:
     """The events that a front end which keeps the length of a cycle makes no frame of."""
     from laennec.audio.features import PRESETS, preset_length  # transformers is slow to import
 
@@ -199,51 +177,29 @@ def _too_short(entry: RecordingEntry, events: Sequence[Event], duration_s: float
         if short:
             window_ms = max(1000 * front.window_samples / front.sampling_rate for front in short)
             problems.append(
-                f"{entry.annotation_path}: the cycle of {entry.recording_id} at {event.start_s:g} to {event.end_s:g} s "
+                f"{recording.annotation_path}: the cycle of {recording.recording_id} at {event.start_s:g} to {event.end_s:g} s "
                 f"is shorter than one frame ({window_ms:g} ms); correct the annotation or delete the line"
             )
     return problems
 
 
 def _count_recordings(corpus: Corpus, report: AuditReport) -> None:
-    for name in ("device", "chest_location", "acquisition_mode", "part"):
-        values = Counter(str(getattr(entry, name) or "unknown") for entry in corpus.entries)
+    for name, attribute in _COUNTED.items():
+        values = Counter(str(getattr(recording, attribute) or "unknown") for recording in corpus.recordings)
         if set(values) - {"unknown"}:
             report.counts[name] = dict(values.most_common())
 
 
-def _hash(corpus: Corpus, report: AuditReport, cache_dir: str | Path | None) -> None:
-    """Fingerprint, and sounds that are there under two names."""
-    sounds = [e.audio_path for e in corpus.entries if e.audio_path is not None and os.access(e.audio_path, os.R_OK)]
+def _hash(corpus: Corpus, report: AuditReport) -> None:
+    """Fingerprint, and recordings that are there under two names."""
+    sounds = [r.audio_path for r in corpus.recordings if r.audio_path is not None and os.access(r.audio_path, os.R_OK)]
     try:
-        hashes = hash_files(sounds, cache_dir)
-        report.corpus_fingerprint = corpus_fingerprint(corpus, cache_dir)
+        hashes = hash_files(sounds, corpus.cache_dir)
+        report.corpus_fingerprint = corpus.manifest.corpus_fingerprint
     except InputError as error:
         if str(error) not in report.problems:
             report.problems.append(str(error))
         return
-    for group in same_sounds(hashes, cache_dir):
+    for group in same_sounds(hashes, corpus.cache_dir):
         paths = ", ".join(str(path) for path in group)
         report.problems.append(f"the same sound under {len(group)} names: {paths}; keep one of them")
-
-
-def _compare_with_published(
-    corpus: Corpus, folder: Path, tables_dir: str | Path | None, allow_missing: bool, report: AuditReport
-) -> None:
-    """Which of the 920 recordings are missing, and which are none of them."""
-    try:
-        path = icbhi2017.find_in([corpus.root, folder.expanduser().absolute()], "split", tables_dir)
-        split = icbhi2017.read_official_split(path) if path else None
-    except InputError as error:
-        report.problems.append(str(error))
-        return
-    if split is None:
-        report.notes.append(f"{corpus.root}: no published split table found, so missing recordings cannot be named")
-        return
-    present = {entry.recording_id for entry in corpus.entries}
-    missing, extra = sorted(set(split) - present), sorted(present - set(split))
-    if missing:
-        line = f"{corpus.root}: {len(missing)} of {len(split)} recordings missing: {named(missing, 20)}"
-        (report.notes if allow_missing else report.problems).append(line)
-    if extra:
-        report.problems.append(f"{corpus.root}: not in the published split: {named(extra, 20)}; remove or rename them")

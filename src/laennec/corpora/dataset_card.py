@@ -6,7 +6,6 @@ on the card beyond what the split's own report of leaks says.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -14,96 +13,6 @@ import datasets
 
 from laennec.corpora.base import Corpus
 from laennec.corpora.protocols import PROTOCOLS
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What is asked of those who use a corpus.
-
-    Attributes:
-        title: Its name for people.
-        terms: Licence terms, one line.
-        redistribution: Whether its owners let others pass it on, one line.
-        citation: BibTeX, or nothing.
-        caveats: What everybody who scores on it should know.
-    """
-
-    title: str
-    terms: str
-    redistribution: str
-    citation: str = ""
-    caveats: tuple[str, ...] = ()
-
-
-_ICBHI = """@article{rocha2019open,
-  title = {An open access database for the evaluation of respiratory sound classification algorithms},
-  author = {Rocha, Bruno M. and Filos, Dimitris and Mendes, Lu{\\'i}s and others},
-  journal = {Physiological Measurement},
-  volume = {40},
-  number = {3},
-  pages = {035001},
-  year = {2019}
-}"""
-_SPRSOUND = """@article{zhang2022sprsound,
-  title = {SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database},
-  author = {Zhang, Qing and Zhang, Jing and Yuan, Jiajun and others},
-  journal = {IEEE Transactions on Biomedical Circuits and Systems},
-  volume = {16},
-  number = {5},
-  pages = {867--881},
-  year = {2022}
-}"""
-_PHYSIONET = """@article{liu2016open,
-  title = {An open access database for the evaluation of heart sound algorithms},
-  author = {Liu, Chengyu and Springer, David and Li, Qiao and others},
-  journal = {Physiological Measurement},
-  volume = {37},
-  number = {12},
-  pages = {2181--2213},
-  year = {2016}
-}"""
-TERMS: dict[str, Terms] = {
-    "icbhi2017": Terms(
-        "ICBHI 2017 Respiratory Sound Database",
-        "freely available for research (the database's own words); cite its paper",
-        "nothing in these terms grants redistribution: ask the authors before you make it public",
-        _ICBHI,
-        (
-            "The official split shares patients 156 and 218 between train and test.",
-            "Device and part are confounded: LittC2SE occurs in train only, Litt3200 mostly in test; recordings at "
-            "4 kHz have nothing above 2 kHz, so bandwidth alone reveals the device.",
-            'Recordings of mode "mc" of one patient were made at the same time at several chest locations.',
-        ),
-    ),
-    "sprsound": Terms(
-        "SPRSound, SJTU Paediatric Respiratory Sound Database",
-        "open to research by its authors, who ask to be cited",
-        "no licence that grants redistribution is known to this tool: ask the authors before you make it public",
-        _SPRSOUND,
-        (
-            "All patients of test_intra are in train (or validation) too: its scores are no estimate for new patients.",
-            "Events may overlap. A Poor Quality recording has no events: it is in `recordings` only.",
-        ),
-    ),
-    "physionet2016": Terms(
-        "PhysioNet/CinC Challenge 2016 heart sounds",
-        "Open Data Commons Attribution License (ODC-By), as its page on PhysioNet says; cite the paper and PhysioNet",
-        "keep the licence and the attribution that the database's page on PhysioNet asks for",
-        _PHYSIONET,
-        ("Who was recorded is not published: patients may be shared between any two parts.",),
-    ),
-    "folder": Terms(
-        "Auscultation recordings",
-        "none are stated: these are recordings of whoever exported them",
-        "make it public only if every person recorded agreed to that and nothing in it names them",
-    ),
-    "synthetic": Terms(
-        "Synthetic lung sounds of laennec",
-        "made by a physical model under the Apache License 2.0; nothing in it is a patient's voice",
-        "free to pass on",
-        caveats=("No score on it belongs beside one of real recordings.",),
-    ),
-}
 
 
 def dataset_card(
@@ -123,7 +32,7 @@ def dataset_card(
     from huggingface_hub import DatasetCardData
     from jinja2 import Environment, StrictUndefined
 
-    terms = TERMS[corpus.name]
+    terms = corpus
     head = DatasetCardData(
         license="other",
         license_name=f"terms-of-{corpus.name}",

@@ -15,7 +15,7 @@ import numpy as np
 
 from laennec.audio.lossless import encode, pack
 from laennec.audio.recording import DecodeError, read_frames, read_header
-from laennec.corpora.base import CycleTableBuilder, UnusableRecordingsError, column_of
+from laennec.corpora.base import Corpus, UnusableRecordingsError, column_of
 from laennec.corpora.shards import Shards
 from laennec.errors import InputError
 from laennec.untrusted import read_bytes
@@ -51,7 +51,7 @@ class RowWriter:
 
     def __init__(
         self,
-        builder: CycleTableBuilder,
+        builder: Corpus,
         table: datasets.Dataset,
         parts: datasets.DatasetDict,
         columns: Mapping[str, list[Any]],
@@ -59,12 +59,12 @@ class RowWriter:
         shard_bytes: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.builder, self.corpus, self.parts, self.columns = builder, builder.corpus, parts, columns
+        self.builder, self.corpus, self.parts, self.columns = builder, builder, parts, columns
         self.table, self.shard_bytes = table, shard_bytes
         rates = set(table["source_sampling_rate"])
         self.audio = datasets.Audio(sampling_rate or (rates.pop() if len(rates) == 1 else _MIXED_RATES_HZ))
         self.row_of = {cycle: row for row, cycle in enumerate(column_of(table, "cycle_id"))}
-        self.progress, self.done, self.total = progress, 0, len(self.corpus.entries) + len(table)
+        self.progress, self.done, self.total = progress, 0, len(self.corpus.recordings) + len(table)
         self.files: dict[str, dict[str, Any]] = {}
         self.infos: dict[str, datasets.DatasetInfo] = {}
 
@@ -82,7 +82,7 @@ class RowWriter:
         cycles = {split_name(part): self._cycles(table) for part, table in self.parts.items() if len(table)}
         self._config(folder, "cycles", self._cycle_features(), cycles)
         self._config(folder, "recordings", self._recording_features(), {WHOLE: self._recordings(names)})
-        sounds = {entry.audio_path for entry in self.corpus.entries}
+        sounds = {entry.audio_path for entry in self.corpus.recordings}
         said = {name: path for name, path in sources.items() if path not in sounds}
         if said:
             features = {"source_path": "string", "source_sha256": "string", "content": "binary"}
@@ -141,7 +141,7 @@ class RowWriter:
                 yield {**row, "audio": {"bytes": content, "path": f"{row['cycle_id']}{suffix}"}, **splits}
             self._advance()
         if problems:
-            raise UnusableRecordingsError(problems, len(self.corpus.entries))
+            raise UnusableRecordingsError(problems, len(self.corpus.recordings))
 
     def _frames(self, path: Path, problems: list[str]) -> _Frames | None:
         try:
@@ -156,7 +156,7 @@ class RowWriter:
             "recording_id": own["recording_id"],
             "audio": self.audio,
             **{name: own[name] for name in _FACTS},
-            **self.corpus.own_columns,
+            **self.corpus.extra_columns,
             "source_sampling_rate": own["source_sampling_rate"],
             "cycles": datasets.List({name: own[name] for name in _TOLD}),
             **self._split_features(),
@@ -172,18 +172,18 @@ class RowWriter:
         cycles: dict[str, list[dict[str, Any]]] = {}
         for row in self.table.select_columns([n for n in self.table.column_names if n != "recording_path"]):
             cycles.setdefault(row["recording_id"], []).append(row)
-        for entry in self.corpus.entries:
+        for entry in self.corpus.recordings:
             path = entry.audio_path
             assert path is not None  # refused before
             content = self._content(path)
             packed = pack(content)
             rows = cycles.get(entry.recording_id, [])
             suffix = path.suffix if packed.head is None else ".flac"
-            own = {name: value for name, value in entry.own if name in self.corpus.own_columns}
+            own = {name: value for name, value in entry.extra if name in self.corpus.extra_columns}
             yield {
                 "recording_id": entry.recording_id,
                 "audio": {"bytes": packed.audio, "path": f"{entry.recording_id}{suffix}"},
-                **{name: getattr(entry, name) for name in _FACTS},
+                **{name: getattr(entry, "split" if name == "part" else name) for name in _FACTS},
                 **own,
                 "source_sampling_rate": rows[0]["source_sampling_rate"] if rows else read_header(content)[0],
                 "cycles": [{name: row[name] for name in _TOLD} for row in rows],

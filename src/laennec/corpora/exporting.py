@@ -19,20 +19,17 @@ from typing import Any
 
 import datasets
 
-from laennec.corpora import icbhi2017, physionet2016
-from laennec.corpora.base import Corpus, CycleTableBuilder, RecordingEntry, column_of
+from laennec.corpora.base import AnnotatedRecording, Corpus, column_of
 from laennec.corpora.dataset_card import dataset_card
 from laennec.corpora.export_rows import RowWriter, split_name
 from laennec.corpora.exported import CARD, FORMAT, MARK, safe_name
-from laennec.corpora.folder import NAME as FOLDER
-from laennec.corpora.load import open_corpus, protocol_of, provenance, split_corpus
+from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provenance, split_corpus
 from laennec.corpora.protocols import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
 from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock
 from laennec.untrusted import leads_outside
 
 SHARD_BYTES = 500_000_000
-_SYNTHETIC_FILES = ("synthetic.json", "events.csv")
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,6 @@ def export_corpus(
     fold: int = 0,
     validation_fraction: float = 0.2,
     seed: int = 0,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-    level: str | None = None,
     cache_dir: str | Path | None = None,
     sampling_rate: int | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -83,9 +77,6 @@ def export_corpus(
         fold: Its fold.
         validation_fraction: Of the chosen protocol and of the columns of all others.
         seed: Likewise.
-        tables_dir: Where the tables are.
-        allow_missing: Whether recordings may lack.
-        level: Of the rows of `cycles`; the export can be read at every level.
         cache_dir: Root of the caches.
         sampling_rate: The rate in Hz at which the audio columns are declared, to which `datasets` resamples when it
             decodes; the sounds keep their own. None: the corpus' rate if it has one, else 16000.
@@ -96,50 +87,45 @@ def export_corpus(
     Raises:
         InputError: The corpus or the folder cannot be used, or the disk is full.
     """
-    if name == "hub":
-        raise InputError("hub: its data are Parquet of the Hub already; export another corpus")
-    if name == physionet2016.NAME and options.get("quality") == "good":
+    if not corpus_class(name).can_be_exported:
+        raise InputError(f"{name}: its data are Parquet of the Hub already; export another corpus")
+    if options.get("quality") == "good":
         raise InputError(f"{name}: an export holds all recordings; leave quality out, and ask for it in reading")
     out = Path(out).expanduser().absolute()
     _refuse_target(out)
     chosen = protocol_of(name, protocol)
-    builder = open_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
-    sources = source_files(builder, tables_dir)
+    builder = open_corpus(name, data_dir, cache_dir, **options).check_usable()
+    sources = source_files(builder)
     _rehearse(builder, sources)
     rules = {"validation_fraction": validation_fraction, "seed": seed}
-    places = {"tables_dir": tables_dir, "allow_missing": allow_missing}
     table = builder.table()
     if len(table) == 0:
-        raise InputError(f"{builder.corpus.root}: nothing is annotated, so there is no row to export; annotate it")
-    parts = split_corpus(builder, lambda: table, chosen, fold=fold, **rules, **places)  # type: ignore[arg-type]
-    columns, protocols = _split_columns(builder, table, rules | places)
+        raise InputError(f"{builder.root}: nothing is annotated, so there is no row to export; annotate it")
+    parts = split_corpus(builder, chosen, fold=fold, **rules)  # type: ignore[arg-type]
+    columns, protocols = _split_columns(builder, table, rules)
     writer = RowWriter(builder, table, parts, columns, sampling_rate, shard_bytes, progress)
     with wait_for_lock(out), atomic_folder(out) as aside:
         _refuse_target(out)  # again, now that nobody else makes it
         writer.write(aside, sources)
         facts = _facts_of(builder, parts, protocols, writer.files, rules)
         (aside / MARK).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        card = dataset_card(facts, parts, writer.infos, builder.corpus)
+        card = dataset_card(facts, parts, writer.infos, builder)
         (aside / CARD).write_text(card, encoding="utf-8")
     return Exported(out, parts, facts)
 
 
-def source_files(builder: CycleTableBuilder, tables_dir: str | Path | None = None) -> dict[str, Path]:
+def source_files(builder: Corpus) -> dict[str, Path]:
     """Every file that a corpus was read from: relative path in its folder -> the file.
 
     Raises:
         InputError: There is no sound, or a name that would not mean the same file elsewhere.
     """
-    corpus = builder.corpus
-    if any(entry.audio_path is None for entry in corpus.entries):
+    corpus = builder
+    if any(entry.audio_path is None for entry in corpus.recordings):
         raise InputError(f"{corpus.root}: annotations without any audio; an export needs the recordings")
-    paths = [path for entry in corpus.entries for path in (entry.audio_path, entry.annotation_path) if path]
+    paths = [path for entry in corpus.recordings for path in (entry.audio_path, entry.annotation_path) if path]
     paths += corpus.tables
-    if isinstance(builder, icbhi2017.Icbhi2017):
-        places = [corpus.root, Path(str(builder.config.data_dir)).expanduser().absolute()]
-        paths += [p for kind in ("split", "folds") if (p := icbhi2017.find_in(places, kind, tables_dir))]  # type: ignore[arg-type]
-    if isinstance(builder, icbhi2017.Synthetic):
-        paths += [path for path in (corpus.root / name for name in _SYNTHETIC_FILES) if path.is_file()]
+    paths += corpus.further_files()
     found: dict[str, Path] = {}
     for path in dict.fromkeys(paths):
         name = _name_of(corpus, path)
@@ -157,12 +143,12 @@ def source_files(builder: CycleTableBuilder, tables_dir: str | Path | None = Non
 
 def _name_of(corpus: Corpus, path: Path) -> str:
     """Where a file goes in the corpus' folder: where it is, or on top if it is elsewhere."""
-    if corpus.name == FOLDER and path in corpus.tables:
+    if corpus.name == "folder" and path in corpus.tables:
         return f"{path.stem}.csv"  # the one CSV on top is found without being named
     return path.relative_to(corpus.root).as_posix() if path.is_relative_to(corpus.root) else path.name
 
 
-def _rehearse(builder: CycleTableBuilder, sources: Mapping[str, Path]) -> None:
+def _rehearse(builder: Corpus, sources: Mapping[str, Path]) -> None:
     """Read the corpus from a folder of links laid out as it will be restored: it must be the same corpus.
 
     A CSV that names recordings by where they lie on this machine fails here, before anything is written.
@@ -170,7 +156,7 @@ def _rehearse(builder: CycleTableBuilder, sources: Mapping[str, Path]) -> None:
     Raises:
         InputError: It is another.
     """
-    corpus = builder.corpus
+    corpus = builder
     name = hashlib.sha256(str(corpus.root).encode()).hexdigest()[:16]
     with scratch_folder(Path(tempfile.gettempdir()) / f"laennec-{name}") as place:
         folder = place / "content"
@@ -178,21 +164,21 @@ def _rehearse(builder: CycleTableBuilder, sources: Mapping[str, Path]) -> None:
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
-        config = replace(builder.config, data_dir=None, tables_dir=None, annotations=None)
+        options = {k: v for k, v in vars(builder.options).items() if k not in ("tables_dir", "annotations")}
         try:
-            again = type(builder).scan(folder, place / "cache", config)
+            again = type(builder)(folder, place / "cache", **options)
         except InputError as error:
             raise _not_the_same(corpus, str(error).replace(f"{folder}/", "")) from error
         if again.problems:
             raise _not_the_same(corpus, again.problems[0].replace(f"{folder}/", ""))
-        here, there = ([_bare(entry, c) for entry in c.entries] for c in (corpus, again))
+        here, there = ([_bare(entry, c) for entry in c.recordings] for c in (corpus, again))
         if different := [a[0].recording_id for a, b in zip(here, there, strict=False) if a != b]:
             raise _not_the_same(corpus, f"recording {different[0]} differs")
         if len(here) != len(there):
             raise _not_the_same(corpus, f"{len(there)} of its {len(here)} recordings are found")
 
 
-def _bare(entry: RecordingEntry, corpus: Corpus) -> tuple[RecordingEntry, str, str]:
+def _bare(entry: AnnotatedRecording, corpus: Corpus) -> tuple[AnnotatedRecording, str, str]:
     """An entry with its paths as they will be in the export."""
     assert entry.audio_path is not None
     sound, annotation = (_name_of(corpus, path) for path in (entry.audio_path, entry.annotation_path))
@@ -213,7 +199,7 @@ def _refuse_target(out: Path) -> None:
 
 
 def _split_columns(
-    builder: CycleTableBuilder, table: datasets.Dataset, rules: Mapping[str, Any]
+    builder: Corpus, table: datasets.Dataset, rules: Mapping[str, Any]
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """For every protocol that the corpus supports a column over the table's rows, and what it is."""
     columns: dict[str, list[Any]] = {}
@@ -245,14 +231,14 @@ def _split_columns(
 
 
 def _folds(
-    builder: CycleTableBuilder, table: datasets.Dataset, protocol: str, rules: Mapping[str, Any]
+    builder: Corpus, table: datasets.Dataset, protocol: str, rules: Mapping[str, Any]
 ) -> Iterator[datasets.DatasetDict]:
     """The split of every fold of a protocol, or its only one; none where the corpus does not support it."""
     fold = 0
     while fold == 0 or protocol in WITH_FOLDS:
         try:
             with warnings.catch_warnings(action="ignore"):  # said of the chosen protocol
-                parts = split_corpus(builder, lambda: table, protocol, fold=fold, **rules)
+                parts = split_corpus(builder, protocol, fold=fold, **rules)
         except InputError:
             return
         yield parts
@@ -260,20 +246,20 @@ def _folds(
 
 
 def _facts_of(
-    builder: CycleTableBuilder,
+    builder: Corpus,
     parts: datasets.DatasetDict,
     protocols: Mapping[str, Any],
     files: Mapping[str, Any],
     rules: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the mark says."""
-    own = {"window_s", "hop_s", "validation_folder", "unlabelled"} & set(vars(builder.config))
+    own = {"window_s", "hop_s", "validation_folder", "unlabelled"} & set(vars(builder.options))
     return {
         "format": FORMAT,
         **provenance(parts),
         **rules,
-        "options": {name: getattr(builder.config, name) for name in sorted(own)},
-        "recordings": len(builder.corpus.entries),
+        "options": {name: getattr(builder.options, name) for name in sorted(own)},
+        "recordings": len(builder.recordings),
         "cycles": {split_name(part): len(rows) for part, rows in parts.items()},
         "protocols": protocols,
         "files": files,

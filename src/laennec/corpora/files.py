@@ -15,7 +15,7 @@ import stat
 import time
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from laennec.errors import InputError
@@ -37,6 +37,27 @@ def corpus_path(data_dir: str | Path) -> Path:
     if not path.exists():
         raise InputError(f"{path}: no such folder or archive; check --data-dir")
     return path
+
+
+def only_folder(root: Path, holds: Callable[[Path], bool], what: str) -> Path:
+    """The folder itself if it holds a corpus, else the only folder in it that does.
+
+    Args:
+        root: Where to look.
+        holds: Whether a folder holds the corpus.
+        what: What is looked for, for the error.
+
+    Raises:
+        InputError: No folder holds it, or several do.
+    """
+    if holds(root):
+        return root
+    found = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[:1] != "." and holds(path)]
+    if len(found) > 1:
+        raise InputError(f"{root}: several folders hold the corpus ({named(p.name for p in found)}); name one of them")
+    if not found:
+        raise InputError(f"{root}: no {what} here; check --data-dir")
+    return found[0]
 
 
 def is_recording(path: Path) -> bool:

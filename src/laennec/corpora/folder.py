@@ -10,18 +10,18 @@ both sides. Every error names its CSV line.
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times, parse_label, read_labels
-from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
-from laennec.corpora.files import corpus_path, is_recording, named, unpack
+from laennec.corpora.base import AnnotatedRecording, Corpus, CorpusOptions, Event
+from laennec.corpora.files import is_recording, named
+from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 
-NAME = "folder"
 COLUMNS: dict[str, tuple[str, ...]] = {
     "recording": ("recording", "file", "filename", "recording_id"),
     "start_s": ("start_s", "start"),
@@ -43,56 +43,119 @@ _UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "unknown")
 _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 Row = tuple[int, dict[str, str]]
-EventReader = Callable[[RecordingEntry, float | None], list[Event]]
 
 
-class Folder(CycleTableBuilder):
-    """The cycle table of a folder of recordings with a CSV or label files.
+@dataclass
+class FolderOptions(CorpusOptions):
+    """Options of `Folder`.
 
-    Example: `Folder(data_dir="my_recordings", annotations="cycles.csv").table()`. The CSV has the columns recording (or
-    file), start_s, end_s, and crackle and wheeze (0 or 1) or label; patient_id, device, chest_location, sex, age_years,
-    bmi and diagnosis are optional. See `CycleTableBuilder` for the arguments.
+    Attributes:
+        annotations: The CSV with the cycles; None: the only one in the folder.
+        unlabelled: Whether cycles may lack a label, and a recording without annotation is one row.
     """
 
-    NAME = NAME
+    annotations: str | Path | None = None
+    unlabelled: bool = False
 
-    @classmethod
-    def scan(cls, data_dir: str | Path, cache_dir: str | Path | None, config: CorpusConfig) -> Corpus:
+
+class Folder(Corpus):
+    """A folder of recordings with a CSV or label files.
+
+    Example: `Folder("my_recordings", annotations="cycles.csv").table()`. The CSV has the columns recording (or file),
+    start_s, end_s, and crackle and wheeze (0 or 1) or label; patient_id, device, chest_location, sex, age_years, bmi
+    and diagnosis are optional. See `Corpus` for the arguments.
+    """
+
+    name = "folder"
+    title = "Auscultation recordings"
+    licence = "none is stated: these are recordings of whoever exported them"
+    redistribution = "make it public only if every person recorded agreed to that and nothing in it names them"
+    protocols = tuple(name for name in COMMON_PROTOCOLS if not name.startswith("published-"))
+    options_class = FolderOptions
+    options: FolderOptions
+
+    def find_recordings(self, folder: Path) -> list[AnnotatedRecording]:
         """Find the recordings and what is written about them."""
-        origin = corpus_path(data_dir)
-        root = origin if origin.is_dir() else unpack(origin, cache_dir)
-        sounds = _sounds(root)
-        table = _csv_path(root, config.annotations)
-        rows = _read_csv(table, config.unlabelled) if table else []
-        problems: list[str] = []
-        by_recording = _rows_by_recording(table, rows, root, sounds, problems) if table else {}
-        if table and any("start_s" in row for _, row in rows):
-            entries = _csv_entries(table, by_recording, sounds, problems)
-            cycles = {name: found for name, found in by_recording.items() if name in {e.recording_id for e in entries}}
-            read: EventReader = partial(_read_csv_events, table, cycles, config.unlabelled)
+        sounds = _sounds(folder)
+        self._table = table = _csv_path(folder, self.options.annotations)
+        rows = _read_csv(table, self.options.unlabelled) if table else []
+        self.tables += [table] if table else []
+        self._rows = _rows_by_recording(table, rows, folder, sounds, self.problems) if table else {}
+        self._from_csv = any("start_s" in row for _, row in rows)
+        if self._from_csv:
+            annotations = {name: table for name in sorted(self._rows)}
         else:
-            entries = _label_file_entries(table, by_recording, sounds, problems)
-            read = _read_label_file
-        if config.unlabelled:
-            annotated = {entry.recording_id for entry in entries}
-            entries += _whole_entries(table, by_recording, sounds, annotated, problems)
-            read = partial(_read_whole, read)
-        left_out = sorted(set(sounds) - {entry.recording_id for entry in entries})
-        notes = [f"{root}: {len(left_out)} recordings have no annotation and are left out: {named(left_out)}"]
-        notes = notes if left_out else []
-        if not entries and not problems:
-            problems.append(
-                f"{root}: nothing is annotated; add a CSV (recording,start_s,end_s,label) or label files, or set "
+            beside = {name: sound.with_suffix(".txt") for name, sound in sounds.items()}
+            annotations = {name: path for name, path in beside.items() if path.is_file()}
+        found = self._recordings(annotations, sounds)
+        if self.options.unlabelled:
+            known = {recording.recording_id for recording in found}
+            found += self._recordings({name: sounds[name] for name in sorted(set(sounds) - known)}, sounds, whole=True)
+        self._note(found, sounds)
+        return found
+
+    def _recordings(
+        self, annotations: Mapping[str, Path | None], sounds: Mapping[str, Path], whole: bool = False
+    ) -> list[AnnotatedRecording]:
+        """Recordings with the file of their annotation, and what the CSV, if any, says of them."""
+        found = []
+        for name, annotation in annotations.items():
+            try:
+                facts = _facts(self._table, self._rows.get(name, [])) if self._table else {}
+            except AnnotationError as error:
+                self.problems.append(str(error))
+                continue
+            patient = facts.pop("patient_id", name)
+            found.append(AnnotatedRecording(name, patient, sounds[name], annotation, whole=whole, **facts))
+        return found
+
+    def _note(self, found: list[AnnotatedRecording], sounds: Mapping[str, Path]) -> None:
+        """Note what is left out and which recordings have no patient."""
+        left_out = sorted(set(sounds) - {recording.recording_id for recording in found})
+        if left_out:
+            self.notes.append(
+                f"{self.root}: {len(left_out)} recordings have no annotation and are left out: {named(left_out)}"
+            )
+        if not found and not self.problems:
+            self.problems.append(
+                f"{self.root}: nothing is annotated; add a CSV (recording,start_s,end_s,label) or label files, or set "
                 "corpus.options.unlabelled: true to pre-train on it"
             )
-        unnamed = [e for e in entries if e.patient_id == e.recording_id]
+        unnamed = [recording for recording in found if recording.patient_id == recording.recording_id]
         if unnamed:
-            who = f"{len(unnamed)} of {len(entries)} recordings have no patient_id and count as a patient each"
-            notes.append(f"{root}: {who}; if a person was recorded twice, splits by patient are not what they say")
-        return Corpus(
-            NAME, root, tuple(entries), read, partial(_check, read), (table,) if table else (), tuple(problems),
-            tuple(notes)
-        )  # fmt: skip
+            self.notes.append(
+                f"{self.root}: {len(unnamed)} of {len(found)} recordings have no patient_id and count as a patient "
+                "each; if a person was recorded twice, splits by patient do not keep this person apart"
+            )
+
+    def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
+        """Read the cycles of a recording from the CSV or its label file, or take it as a whole."""
+        if recording.whole:
+            assert duration_s is not None  # every recording here has its audio
+            return [Event(0.0, duration_s)]
+        if self._from_csv:
+            assert self._table is not None
+            return _csv_events(self._table, self._rows[recording.recording_id], self.options.unlabelled, duration_s)
+        assert recording.annotation_path is not None
+        cycles = read_labels(recording.annotation_path, duration_s)
+        return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
+
+    def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[InputError]:
+        """The first problem of the recording's annotation, then its overlapping cycles."""
+        try:
+            events = self.read_events(recording, duration_s)
+        except AnnotationError as error:
+            return [error]
+        problems, furthest = [], 0.0
+        for event in events:
+            if event.start_s < furthest:
+                reason = (
+                    f"cycle at {event.start_s:g} s of {recording.recording_id} starts before {furthest:g} s, where "
+                    "another ends; correct one of the two times"
+                )
+                problems.append(AnnotationError(str(recording.annotation_path), None, reason))
+            furthest = max(furthest, event.end_s)
+        return problems
 
 
 def _sounds(root: Path) -> dict[str, Path]:
@@ -110,7 +173,7 @@ def _sounds(root: Path) -> dict[str, Path]:
     return found
 
 
-def _csv_path(root: Path, given: str | None) -> Path | None:
+def _csv_path(root: Path, given: str | Path | None) -> Path | None:
     if given is not None:
         for path in (Path(given).expanduser(), root / given):
             if path.is_file():
@@ -215,57 +278,9 @@ def _number(table: Path, line: int, name: str, text: str) -> float:
     return float(text)
 
 
-def _entry(name: str, sound: Path, annotation: Path, facts: dict[str, Any]) -> RecordingEntry:
-    return RecordingEntry(name, facts.pop("patient_id", name), sound, annotation, **facts)
-
-
-def _csv_entries(
-    table: Path, by_recording: Mapping[str, list[Row]], sounds: Mapping[str, Path], problems: list[str]
-) -> list[RecordingEntry]:
-    entries = []
-    for name in sorted(by_recording):
-        try:
-            entries.append(_entry(name, sounds[name], table, _facts(table, by_recording[name])))
-        except AnnotationError as error:
-            problems.append(str(error))
-    return entries
-
-
-def _whole_entries(
-    table: Path | None,
-    by_recording: Mapping[str, list[Row]],
-    sounds: Mapping[str, Path],
-    annotated: set[str],
-    problems: list[str],
-) -> list[RecordingEntry]:
-    """Recordings that nobody annotated, and what the CSV, if any, says of them."""
-    entries = []
-    for name in sorted(set(sounds) - annotated):
-        try:
-            facts = _facts(table, by_recording.get(name, [])) if table else {}
-            entries.append(_entry(name, sounds[name], sounds[name], facts | {"whole": True}))
-        except AnnotationError as error:
-            problems.append(str(error))
-    return entries
-
-
-def _read_whole(read: EventReader, entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    """The recording as one event without flags where nobody annotated it, else its events."""
-    if not entry.whole:
-        return read(entry, duration_s)
-    assert duration_s is not None  # entries of this corpus have their sound
-    return [Event(0.0, duration_s, None, None)]
-
-
-def _read_csv_events(
-    table: Path,
-    rows: Mapping[str, list[Row]],
-    unlabelled: bool,
-    entry: RecordingEntry,
-    duration_s: float | None,
-) -> list[Event]:
+def _csv_events(table: Path, rows: list[Row], unlabelled: bool, duration_s: float | None) -> list[Event]:
     events = []
-    for line, row in rows[entry.recording_id]:
+    for line, row in rows:
         try:
             start_s, end_s = float(row["start_s"]), float(row["end_s"])
         except ValueError as error:
@@ -293,42 +308,3 @@ def _flags(table: Path, line: int, row: Mapping[str, str]) -> tuple[int, int]:
     result = from_label or from_flags
     assert result is not None
     return result
-
-
-def _label_file_entries(
-    table: Path | None, by_recording: Mapping[str, list[Row]], sounds: Mapping[str, Path], problems: list[str]
-) -> list[RecordingEntry]:
-    """Recordings with a label file of their name beside them, and what the CSV, if any, says of them."""
-    entries = []
-    for name, sound in sounds.items():
-        labels = sound.with_suffix(".txt")
-        if not labels.is_file():
-            continue
-        try:
-            facts = _facts(table, by_recording.get(name, [])) if table else {}
-            entries.append(_entry(name, sound, labels, facts))
-        except AnnotationError as error:
-            problems.append(str(error))
-    return entries
-
-
-def _read_label_file(entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    cycles = read_labels(entry.annotation_path, duration_s)
-    return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
-
-
-def _check(read: EventReader, entry: RecordingEntry, duration_s: float | None) -> list[AnnotationError]:
-    """The first problem of the recording's annotation, then its overlapping cycles."""
-    try:
-        events = read(entry, duration_s)
-    except AnnotationError as error:
-        return [error]
-    problems, furthest = [], 0.0
-    for event in events:
-        if event.start_s < furthest:
-            reason = (
-                f"cycle at {event.start_s:g} s of {entry.recording_id} starts before {furthest:g} s, where another ends"
-            )
-            problems.append(AnnotationError(entry.annotation_path, None, f"{reason}; correct one of the two times"))
-        furthest = max(furthest, event.end_s)
-    return problems

@@ -12,33 +12,27 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
+from laennec.corpora.base import AnnotatedRecording, Corpus, CorpusOptions, Event
 from laennec.corpora.files import named
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
+from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import is_plain, leads_outside, read_json
 
-NAME = "hub"
 HUB_VERSION = 1
-PARTS = ("train", "validation", "test")
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
-OPTIONS = (
-    *("repo", "config", "revision", "layout", "audio_column", "label_column", "patient_column", "fold_column"),
-    *("part_column", "train", "validation", "test", "labels", "label_map"),
-)
 _AUDIO_STRUCT = {"bytes", "path"}
 
 
 @dataclass
-class HubConfig(CorpusConfig):
-    """Settings of `Hub`.
+class HubOptions(CorpusOptions):
+    """Options of `Hub`.
 
     Attributes:
         repo: A data set's Hub id, where there is no local folder.
@@ -79,41 +73,78 @@ class HubConfig(CorpusConfig):
         return names.get(str(split))
 
 
-class Hub(CycleTableBuilder):
-    """The table of any audio classification data set, one row a sound.
+class Hub(Corpus):
+    """Any audio classification data set, one row a sound.
 
     Example: `Hub("ashraq/esc50", label_column="category", fold_column="fold").table()`, or the same with a local
-    folder. Columns of its own: category (the class) and fold. See `CycleTableBuilder` for the arguments.
+    folder. Its own columns: category (the class) and fold. See `Corpus` for the arguments.
     """
 
-    NAME = NAME
-    BUILDER_CONFIG_CLASS = HubConfig
+    name = "hub"
+    title = "A data set of the Hub"
+    protocols = ("published-parts", "published-folds", *(p for p in COMMON_PROTOCOLS if p != "device-out"))
+    default_protocol = "published-parts"
+    label_columns = ("category",)
+    class_column = "category"
+    can_be_exported = False
+    options_class = HubOptions
+    options: HubOptions
 
     @classmethod
-    def scan(cls, data_dir: str | Path, cache_dir: str | Path | None, config: CorpusConfig) -> Corpus:
-        """Find the sounds, locally or on the Hub, and what is said of them."""
-        assert isinstance(config, HubConfig)
-        found = _found(data_dir, cache_dir, config)
-        _check_columns(data_dir, found, config)
-        rows, notes = _chosen(data_dir, found, config)
-        classes = _classes(data_dir, rows, found, config)
-        problems = [] if config.allow_missing else list(found.problems)
-        if config.allow_missing and found.problems:
-            notes.append(f"{data_dir}: left out: {named(found.problems)}")
-        if not rows and not problems:
-            problems.append(
-                f"{data_dir}: no sounds of part {config.train} or {config.test}; name the parts (train, test)"
+    def locate(
+        cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
+    ) -> tuple[str | Path, dict[str, Any]]:
+        """The local folder if one is given, else the Hub id of the option `repo`."""
+        return super().locate(data_dir or options.get("repo"), cache_dir, options)
+
+    def open_folder(self, data_dir: str | Path) -> Path:
+        """The folder of the data set; for a Hub id, a path that is not used."""
+        return Path(data_dir).expanduser().absolute()
+
+    def find_recordings(self, folder: Path) -> list[AnnotatedRecording]:
+        """Find the sounds, locally or on the Hub, and their columns."""
+        data_dir, options = self.data_dir, self.options
+        found = _found(data_dir, self.cache_dir, options)
+        _check_columns(data_dir, found, options)
+        rows, notes = _chosen(data_dir, found, options)
+        self.notes += notes
+        self.tables += found.tables
+        self._classes = _classes(data_dir, rows, found, options)
+        self.extra_columns = {
+            "category": datasets.ClassLabel(names=self._classes), "fold": datasets.Value("int32")
+        }  # fmt: skip
+        if not options.allow_missing:
+            self.problems += found.problems
+        elif found.problems:
+            self.notes.append(f"{data_dir}: left out: {named(found.problems)}")
+        if not rows and not self.problems:
+            self.problems.append(
+                f"{data_dir}: no sounds of split {options.train} or {options.test}; name the splits (train, test)"
             )
-        if config.patient_column is None and rows:
-            notes.append(f"{data_dir}: no patient_column, so a split keeps recordings apart, not speakers or patients")
-        listing = _listing(rows, cache_dir)
-        entries = tuple(_entry(row, classes, listing) for row in rows)
-        read = partial(_read_events, {row.name: row.label for row in rows})
-        own = {"category": datasets.ClassLabel(names=classes), "fold": datasets.Value("int32")}
-        return Corpus(
-            NAME, Path(data_dir).absolute(), entries, read, _no_check, found.tables, tuple(problems), tuple(notes),
-            datasets.Features(own), "category",
-        )  # fmt: skip
+        if options.patient_column is None and rows:
+            self.notes.append(
+                f"{data_dir}: no patient_column, so a split keeps recordings apart, not speakers or patients"
+            )
+        listing = _listing(rows, self.cache_dir)
+        return [self._recording(row, listing) for row in rows]
+
+    def _recording(self, row: "_Row", listing: Path) -> AnnotatedRecording:
+        category = None if row.label is None else self._classes.index(row.label)
+        return AnnotatedRecording(
+            recording_id=row.name,
+            patient_id=row.group,
+            audio_path=row.path,
+            annotation_path=listing,
+            whole=True,
+            split=row.part,
+            extra=(("category", category), ("fold", row.fold)),
+        )
+
+    def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
+        """The sound as a whole; its class is the name of the event."""
+        assert duration_s is not None  # every recording here has its audio
+        category = dict(recording.extra)["category"]
+        return [Event(0.0, duration_s, names=None if category is None else (self._classes[category],))]
 
 
 @dataclass(frozen=True)
@@ -128,36 +159,36 @@ class _Row:
     group: str | None
 
 
-def _found(data_dir: str | Path, cache_dir: str | Path | None, config: HubConfig) -> Clips:
+def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptions) -> Clips:
     """What the folder, file or Hub id holds."""
     layouts = ("datasets", *LAYOUTS)
-    if config.layout not in (None, *layouts):
-        raise InputError(f"layout is {config.layout!r}; it can be {', '.join(layouts)}")
+    if options.layout not in (None, *layouts):
+        raise InputError(f"layout is {options.layout!r}; it can be {', '.join(layouts)}")
     folder = Path(data_dir).expanduser().absolute()
     if not folder.exists():
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data_dir)) is None:
             raise InputError(f"{data_dir}: no such folder, and no Hub id (owner/name); check --data-dir")
-        return _read_datasets(str(data_dir), cache_dir, config)
-    if folder.is_file() or config.layout == "datasets" or (config.layout is None and any(folder.rglob("*.parquet"))):
-        return _read_datasets(str(folder), cache_dir, config)
-    layout = config.layout or guess_layout(folder)
+        return _read_datasets(str(data_dir), cache_dir, options)
+    if folder.is_file() or options.layout == "datasets" or (options.layout is None and any(folder.rglob("*.parquet"))):
+        return _read_datasets(str(folder), cache_dir, options)
+    layout = options.layout or guess_layout(folder)
     if layout is None:
         raise InputError(f"{folder}: neither Parquet nor sounds in this folder; check --data-dir")
-    names = {config.train, config.test, *((config.validation,) if config.validation else _VALIDATION_NAMES)}
+    names = {options.train, options.test, *((options.validation,) if options.validation else _VALIDATION_NAMES)}
     return read_layout(folder, layout, names)
 
 
-def _read_datasets(origin: str, cache_dir: str | Path | None, config: HubConfig) -> Clips:
+def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:
     """A data set that `datasets` can read, its sounds written to the cache under their own hash."""
-    parts = _load(origin, cache_dir, config)
+    parts = _load(origin, cache_dir, options)
     first = next(iter(parts.values()))
-    audio = _audio_column(origin, first.features, config)
-    label = first.features.get(config.label_column)
+    audio = _audio_column(origin, first.features, options)
+    label = first.features.get(options.label_column)
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None
     clips: list[Clip] = []
     unread: dict[str, int] = {}
     for split, table in parts.items():
-        if config.part_column is None and config.part_of(split) is None:
+        if options.part_column is None and options.part_of(split) is None:
             unread[str(split)] = len(table)
             continue
         clips += _extracted(origin, split, table, audio, cache_dir)
@@ -165,7 +196,7 @@ def _read_datasets(origin: str, cache_dir: str | Path | None, config: HubConfig)
     return Clips(clips, columns, names, unread=unread)
 
 
-def _load(origin: str, cache_dir: str | Path | None, config: HubConfig) -> Any:
+def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any:
     """The splits of a data set, nothing decoded and no code of it run."""
     local = Path(origin).exists()
     cache = str(cache_root(cache_dir) / "hub" / "datasets")
@@ -177,8 +208,8 @@ def _load(origin: str, cache_dir: str | Path | None, config: HubConfig) -> Any:
         if local and ((Path(origin) / "dataset_dict.json").is_file() or (Path(origin) / "state.json").is_file()):
             _refuse_files_elsewhere(Path(origin))
             loaded = datasets.load_from_disk(origin)
-            return loaded if isinstance(loaded, dict) else {config.train: loaded}
-        return datasets.load_dataset(origin, config.config, revision=config.revision, cache_dir=cache)
+            return loaded if isinstance(loaded, dict) else {options.train: loaded}
+        return datasets.load_dataset(origin, options.config, revision=options.revision, cache_dir=cache)
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         if local:
@@ -208,14 +239,14 @@ def _refuse_files_elsewhere(folder: Path) -> None:
             raise InputError(f"{state}: names {wrong[0][:120]!r}, which is no file beside it; do not use this data set")
 
 
-def _audio_column(origin: str, features: Any, config: HubConfig) -> str:
+def _audio_column(origin: str, features: Any, options: HubOptions) -> str:
     """The column that holds sounds as encoded bytes or paths."""
     fitting = [
         name
         for name, feature in features.items()
         if isinstance(feature, datasets.Audio) or (isinstance(feature, dict) and set(feature) == _AUDIO_STRUCT)
     ]
-    wanted = config.audio_column
+    wanted = options.audio_column
     if wanted in fitting or (wanted is None and len(fitting) == 1):
         return wanted or fitting[0]
     have = f"the columns with encoded sounds are {', '.join(fitting) or 'none'}"
@@ -267,15 +298,15 @@ def _kept(content: bytes, suffix: str, store: Path) -> Path:
     return path
 
 
-def _check_columns(data_dir: str | Path, found: Clips, config: HubConfig) -> None:
+def _check_columns(data_dir: str | Path, found: Clips, options: HubOptions) -> None:
     """Every named column must be there."""
     for setting in ("label_column", "patient_column", "fold_column", "part_column"):
-        name = getattr(config, setting)
+        name = getattr(options, setting)
         if name is not None and found.clips and name not in found.columns:
             raise InputError(f"{data_dir}: {setting} is {name!r}; the columns are {', '.join(found.columns)}")
 
 
-def _chosen(data_dir: str | Path, found: Clips, config: HubConfig) -> tuple[list[_Row], list[str]]:
+def _chosen(data_dir: str | Path, found: Clips, options: HubOptions) -> tuple[list[_Row], list[str]]:
     """The rows of the parts and classes that are wanted, and what was left out."""
     rows: list[_Row] = []
     other_parts = dict(found.unread)
@@ -283,21 +314,21 @@ def _chosen(data_dir: str | Path, found: Clips, config: HubConfig) -> tuple[list
     taken: set[str] = set()
     several = len({clip.values.get("split") for clip in found.clips}) > 1
     for clip in found.clips:
-        split = clip.values.get(config.part_column or "split", config.train)
-        part, label = config.part_of(split), _label(clip.values.get(config.label_column), found.labels)
+        split = clip.values.get(options.part_column or "split", options.train)
+        part, label = options.part_of(split), _label(clip.values.get(options.label_column), found.labels)
         if part is None:
             other_parts[str(split)] = other_parts.get(str(split), 0) + 1
             continue
-        label = None if label is None else config.label_map.get(label, label)
-        if config.labels is not None and label is not None and label not in config.labels:
+        label = None if label is None else options.label_map.get(label, label)
+        if options.labels is not None and label is not None and label not in options.labels:
             other_labels[label] = other_labels.get(label, 0) + 1
             continue
         name = f"{clip.values['split']}/{clip.name}" if several and clip.name in taken else clip.name
         if name in taken:
             raise InputError(f"{data_dir}: two sounds are called {name!r}; give each its own name")
         taken.add(name)
-        group = clip.values.get(config.patient_column) if config.patient_column else None
-        fold = _fold(data_dir, clip, config) if config.fold_column else None
+        group = clip.values.get(options.patient_column) if options.patient_column else None
+        fold = _fold(data_dir, clip, options) if options.fold_column else None
         rows.append(_Row(name, clip.path, label, part, fold, None if group is None else str(group)))
     notes = [
         f"{data_dir}: left out, {what} {', '.join(f'{name} ({n})' for name, n in sorted(left.items()))}"
@@ -315,29 +346,29 @@ def _label(value: Any, names: tuple[str, ...] | None) -> str | None:
     return str(value)
 
 
-def _fold(data_dir: str | Path, clip: Clip, config: HubConfig) -> int:
-    value = str(clip.values.get(config.fold_column or ""))
+def _fold(data_dir: str | Path, clip: Clip, options: HubOptions) -> int:
+    value = str(clip.values.get(options.fold_column or ""))
     number = re.search(r"[0-9]+$", value)
     if number is None:
         raise InputError(
-            f"{data_dir}: {config.fold_column} of {clip.name} is {value!r}, which ends in no number; correct it"
+            f"{data_dir}: {options.fold_column} of {clip.name} is {value!r}, which ends in no number; correct it"
         )
     return int(number[0])
 
 
-def _classes(data_dir: str | Path, rows: list[_Row], found: Clips, config: HubConfig) -> list[str]:
+def _classes(data_dir: str | Path, rows: list[_Row], found: Clips, options: HubOptions) -> list[str]:
     """Names of the classes: as asked for, else in the data set's own order, else sorted."""
     there = {row.label for row in rows if row.label is not None}
-    if config.labels is not None:
-        said = (_label(clip.values.get(config.label_column), found.labels) for clip in found.clips)
-        all_labels = {config.label_map.get(label, label) for label in said if label is not None}
-        if absent := [label for label in config.labels if label not in there]:
+    if options.labels is not None:
+        said = (_label(clip.values.get(options.label_column), found.labels) for clip in found.clips)
+        all_labels = {options.label_map.get(label, label) for label in said if label is not None}
+        if absent := [label for label in options.labels if label not in there]:
             raise InputError(
                 f"{data_dir}: no sound is labelled {named(absent)}; the classes are {named(sorted(all_labels), 60)}"
             )
-        return list(config.labels)
+        return list(options.labels)
     if found.labels is not None:
-        return list(dict.fromkeys(config.label_map.get(name, name) for name in found.labels))
+        return list(dict.fromkeys(options.label_map.get(name, name) for name in found.labels))
     return sorted(there, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
 
 
@@ -353,28 +384,3 @@ def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
         with atomic_write(path, "wb", sync=False) as file:
             file.write(said)  # type: ignore[call-overload]
     return path
-
-
-def _entry(row: _Row, classes: list[str], listing: Path) -> RecordingEntry:
-    category = None if row.label is None else classes.index(row.label)
-    return RecordingEntry(
-        recording_id=row.name,
-        patient_id=row.group,
-        audio_path=row.path,
-        annotation_path=listing,
-        whole=True,
-        part=row.part,
-        own=(("category", category), ("fold", row.fold)),
-    )
-
-
-def _read_events(labels: dict[str, str | None], entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    """The sound as a whole; its class stands for an event's name."""
-    assert duration_s is not None  # every entry has its sound
-    label = labels[entry.recording_id]
-    return [Event(0.0, duration_s, None, None, None if label is None else (label,))]
-
-
-def _no_check(entry: RecordingEntry, duration_s: float | None) -> tuple[InputError, ...]:
-    """There are no times that could be wrong."""
-    return ()

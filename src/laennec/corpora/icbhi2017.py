@@ -10,15 +10,15 @@ it is scored.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
-from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
-from laennec.corpora.files import corpus_path, is_recording, named, unpack
+from laennec.corpora.base import AnnotatedRecording, Corpus, Event
+from laennec.corpora.files import corpus_path, is_recording, named, only_folder
+from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 
-NAME = "icbhi2017"
 OFFICIAL_RECORDINGS = 920
 SPLIT_ALIAS = {"226_1b1_Pl_sc_Meditron": "226_1b1_Pl_sc_LittC2SE"}
 TABLE_NAMES = {
@@ -32,45 +32,152 @@ TableKind = Literal["split", "diagnosis", "demographics", "folds"]
 _NAME = re.compile(
     r"(?P<patient>[0-9]+)_[0-9A-Za-z]+_(?P<location>Tc|Al|Ar|Pl|Pr|Ll|Lr)_(?P<mode>sc|mc)_(?P<device>[0-9A-Za-z]+)"
 )
-_DEVICES = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
 _UNKNOWN = ("", "NA", "NaN", "nan")
 
 
-class Icbhi2017(CycleTableBuilder):
-    """The cycle table of the ICBHI 2017 database, from its folder or its zip archive.
+class Icbhi2017(Corpus):
+    """The ICBHI 2017 Respiratory Sound Database, from its folder or its zip archive.
 
-    Example: `Icbhi2017(data_dir="ICBHI_final_database").table()`. See `CycleTableBuilder` for the arguments.
+    Example: `Icbhi2017("ICBHI_final_database").table()`. See `Corpus` for the arguments.
+
+    Attributes:
+        devices: The stethoscopes that file names can have; None: any.
     """
 
-    NAME = NAME
-    DEVICES: tuple[str, ...] | None = _DEVICES
+    name = "icbhi2017"
+    title = "ICBHI 2017 Respiratory Sound Database"
+    homepage = "https://bhichallenge.med.auth.gr/ICBHI_2017_Challenge"
+    licence = "freely available for research; cite its paper"
+    redistribution = "nothing in its terms grants redistribution: ask the authors before you make it public"
+    citation = """@article{rocha2019open,
+  title = {An open access database for the evaluation of respiratory sound classification algorithms},
+  author = {Rocha, Bruno M. and Filos, Dimitris and Mendes, Lu{\\'i}s and others},
+  journal = {Physiological Measurement},
+  volume = {40},
+  number = {3},
+  pages = {035001},
+  year = {2019},
+  doi = {10.1088/1361-6579/ab03ea}
+}"""
+    origin = (
+        "126 patients of all ages, healthy and with chronic or acute respiratory diseases, recorded by two research "
+        "teams in Portugal and Greece with four devices at seven places of the chest."
+    )
+    reference_standard = (
+        "Respiratory health professionals listened to the recordings and marked the respiratory cycles with crackles "
+        "and wheezes; no other test confirms the labels."
+    )
+    limitations = (
+        "Device, chest location and disease are confounded, so part of a score can come from the device: LittC2SE "
+        "occurs in train only, Litt3200 mostly in test, and recordings at 4 kHz have nothing above 2 kHz.",
+        "The official split has patients 156 and 218 in both train and test.",
+        'Recordings of mode "mc" of one patient were made at the same time at several chest locations.',
+    )
+    protocols = ("official", "official-strict", *(p for p in COMMON_PROTOCOLS if not p.startswith("published-")))
+    default_protocol = "official"
+    patient_ids_are_global = True
+    devices: ClassVar[tuple[str, ...] | None] = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
 
-    @classmethod
-    def scan(cls, data_dir: str | Path, cache_dir: str | Path | None, config: CorpusConfig) -> Corpus:
+    def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:
         """Find the recordings, their annotations and their patients."""
-        origin = corpus_path(data_dir)
-        root = origin if origin.is_dir() else unpack(origin, cache_dir)
-        folder = _recordings_folder(root)
-        sounds, annotations, problems = _files(folder, cls.DEVICES)
-        notes = _pair(folder, sounds, annotations, problems, config.allow_missing)
-        places = [folder, root, origin]
-        patients, tables, table_notes = _patients(places, config.tables_dir)
-        entries = [
-            _entry(name, sounds.get(name), annotations[name], patients)
-            for name in sorted(annotations)
-            if name in sounds or not sounds
+        self._places = [folder, corpus_path(self.data_dir)]
+        self.root = only_folder(folder, _holds_recordings, "ICBHI 2017 recordings (101_1b1_Al_sc_Meditron.wav and .txt)")
+        self._places.insert(0, self.root)
+        sounds, annotations, problems = _files(self.root, self.devices)
+        self.problems += problems
+        self._pair(sounds, annotations)
+        patients = self._patients()
+        for name in sorted(annotations):
+            if name in sounds or not sounds:
+                yield _recording(name, sounds.get(name), annotations[name], patients)
+
+    def _pair(self, sounds: dict[str, Path], annotations: dict[str, Path]) -> None:
+        """Note what does not pair as a problem, or with `allow_missing` as left out."""
+        if not sounds:
+            self.notes.append(
+                f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
+            )
+            return
+        lone = [f"annotation without audio: {path}" for name, path in sorted(annotations.items()) if name not in sounds]
+        lone += [
+            f"audio without annotation: {path}" for name, path in sorted(sounds.items()) if name not in annotations
         ]
-        return Corpus(
-            cls.NAME, folder, tuple(entries), _read_events, _check_events, tuple(tables), tuple(problems),
-            (*notes, *table_notes),
-        )  # fmt: skip
+        self.leave_out(lone, "add the other file")
 
+    def _patients(self) -> dict[str, dict[str, Any]]:
+        """What is known of each patient."""
+        patients: dict[str, dict[str, Any]] = {}
+        for kind in ("demographics", "diagnosis"):
+            path = self.find_table(kind)
+            if path is None:
+                self.notes.append(
+                    f"{self.root}: no {kind} table ({TABLE_NAMES[kind][0]}) found; these columns are null"
+                )
+                continue
+            self.tables.append(path)
+            for patient, facts in _READERS[kind](path).items():
+                patients.setdefault(patient, {}).update(facts if kind == "demographics" else {"diagnosis": facts})
+        return patients
 
-class Synthetic(Icbhi2017):
-    """A synthetic corpus in the layout of ICBHI 2017; nothing in it is a patient's voice."""
+    def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
+        """Read the cycles of a recording."""
+        assert recording.annotation_path is not None  # every recording here has one
+        cycles = read_annotation(recording.annotation_path, duration_s)
+        return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
 
-    NAME = "synthetic"
-    DEVICES = None
+    def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[AnnotationError]:
+        """Every problem of a recording's annotation, overlapping cycles included."""
+        assert recording.annotation_path is not None  # every recording here has one
+        return check_annotation(recording.annotation_path, duration_s)
+
+    def find_table(self, kind: TableKind) -> Path | None:
+        """One of the database's tables, wherever it lies; see the function of this name."""
+        for place in dict.fromkeys(self._places):
+            if (path := find_table(kind, place, self.options.tables_dir)) is not None:
+                return path
+        return None
+
+    def further_files(self) -> list[Path]:
+        """The published split and folds."""
+        return [path for kind in ("split", "folds") if (path := self.find_table(kind)) is not None]
+
+    def published_split(self, protocol: str) -> dict[str, Any]:
+        """The published split or folds, where the protocol needs them."""
+        published: dict[str, Any] = {}
+        if protocol in ("official", "official-strict"):
+            path = self.find_table("split")
+            if path is None:
+                names = " or ".join(TABLE_NAMES["split"])
+                remedy = "put it beside the folder or name its folder (--tables-dir)"
+                raise InputError(f"{self.root}: protocol {protocol} needs {names}; {remedy}")
+            published["official_split"] = read_official_split(path)
+        if protocol == "patient-5fold" and (path := self.find_table("folds")) is not None:
+            published["folds"] = read_folds(path)
+        return published
+
+    def missing_recordings(self) -> tuple[int, int, str]:
+        """How many of the 920 recordings are missing, and the first few names if the published split is there."""
+        path = self.find_table("split")
+        present = {recording.recording_id for recording in self.recordings}
+        missing, which = missing_recordings(present, read_official_split(path) if path else None)
+        return missing, OFFICIAL_RECORDINGS, which
+
+    def check_complete(self) -> None:
+        """List which of the 920 recordings are missing, and recordings that are none of them."""
+        path = self.find_table("split")
+        if path is None:
+            self.notes.append(f"{self.root}: no published split table found, so missing recordings cannot be named")
+            return
+        split = read_official_split(path)
+        present = {recording.recording_id for recording in self.recordings}
+        missing, extra = sorted(set(split) - present), sorted(present - set(split))
+        if missing:
+            line = f"{self.root}: {len(missing)} of {len(split)} recordings missing: {named(missing, 20)}"
+            (self.notes if self.options.allow_missing else self.problems).append(line)
+        if extra:
+            self.problems.append(
+                f"{self.root}: not in the published split: {named(extra, 20)}; remove or rename them"
+            )
 
 
 def find_table(kind: TableKind, data_dir: str | Path, tables_dir: str | Path | None = None) -> Path | None:
@@ -230,23 +337,11 @@ def _subfolders(folder: Path) -> list[Path]:
         return []
 
 
-def _recordings_folder(root: Path) -> Path:
-    """The folder itself, or the only one in it that holds recordings or annotations of this layout."""
-
-    def holds(folder: Path) -> bool:
-        try:
-            return any(_NAME.fullmatch(path.stem) for path in folder.iterdir())
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be read ({error.strerror}); check permissions") from error
-
-    if holds(root):
-        return root
-    found = [folder for folder in _subfolders(root) if not folder.name.startswith(".") and holds(folder)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"{root}: several folders hold recordings ({named(p.name for p in found)}); name one of them")
-    raise InputError(f"{root}: no ICBHI 2017 recordings (101_1b1_Al_sc_Meditron.wav and .txt) here; check --data-dir")
+def _holds_recordings(folder: Path) -> bool:
+    try:
+        return any(_NAME.fullmatch(path.stem) for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror}); check permissions") from error
 
 
 def _files(folder: Path, devices: tuple[str, ...] | None) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
@@ -270,51 +365,12 @@ def _files(folder: Path, devices: tuple[str, ...] | None) -> tuple[dict[str, Pat
     return sounds, annotations, problems
 
 
-def _pair(
-    folder: Path, sounds: dict[str, Path], annotations: dict[str, Path], problems: list[str], allow_missing: bool
-) -> list[str]:
-    """Add what does not pair to the problems, or with `allow_missing` to the notes that are returned."""
-    if not sounds:
-        return [f"{folder}: annotations without any audio; the table can be counted and split, but not heard"]
-    lone = [f"annotation without audio: {path}" for name, path in sorted(annotations.items()) if name not in sounds]
-    lone += [f"audio without annotation: {path}" for name, path in sorted(sounds.items()) if name not in annotations]
-    if allow_missing:
-        return [f"{folder}: left out, {named(lone)}"] if lone else []
-    problems += [
-        f"{text}; add the other file, or pass allow_missing=True (--allow-missing) to leave it out" for text in lone
-    ]
-    return []
-
-
-def _patients(places: list[Path], tables_dir: str | None) -> tuple[dict[str, dict[str, Any]], list[Path], list[str]]:
-    """What is known of each patient, the tables it comes from, and which tables were not found."""
-    patients: dict[str, dict[str, Any]] = {}
-    tables, notes = [], []
-    for kind in ("demographics", "diagnosis"):
-        path = find_in(places, kind, tables_dir)
-        if path is None:
-            notes.append(f"{places[0]}: no {kind} table ({TABLE_NAMES[kind][0]}) found; these columns are null")
-            continue
-        tables.append(path)
-        for patient, facts in _READERS[kind](path).items():
-            patients.setdefault(patient, {}).update(facts if kind == "demographics" else {"diagnosis": facts})
-    return patients, tables, notes
-
-
-def find_in(places: list[Path], kind: TableKind, tables_dir: str | Path | None) -> Path | None:
-    """The first table that `find_table` finds from any of several places."""
-    for place in dict.fromkeys(places):
-        if (path := find_table(kind, place, tables_dir)) is not None:
-            return path
-    return None
-
-
-def _entry(
+def _recording(
     name: str, sound: Path | None, annotation: Path, patients: Mapping[str, Mapping[str, Any]]
-) -> RecordingEntry:
+) -> AnnotatedRecording:
     match = _NAME.fullmatch(name)
     assert match is not None  # only such names are collected
-    return RecordingEntry(
+    return AnnotatedRecording(
         recording_id=name,
         patient_id=match["patient"],
         audio_path=sound,
@@ -324,12 +380,3 @@ def _entry(
         device=match["device"],
         **patients.get(match["patient"], {}),
     )
-
-
-def _read_events(entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    cycles = read_annotation(entry.annotation_path, duration_s)
-    return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
-
-
-def _check_events(entry: RecordingEntry, duration_s: float | None) -> list[AnnotationError]:
-    return check_annotation(entry.annotation_path, duration_s)

@@ -1,230 +1,203 @@
-"""From the name of a corpus to its split cycle tables.
+"""From a corpus to its split cycle tables.
 
-Decisions: what a split is worth travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
-stamp are written into the description of every part, the only place that survives select, map and saving; `provenance`
-reads it back. A published partition is refused on a folder that lacks recordings, and stamped where that was overruled.
+Decisions: what is known of a split travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
+stamp are written into the description of every split, the only place that survives select, map and saving; `provenance`
+reads it back. A published split is refused on a folder that lacks recordings, and stamped where the user accepts that.
 """
 
+import dataclasses
 import difflib
-import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from laennec.corpora import icbhi2017
-from laennec.corpora.base import TABLE_VERSION, CycleTableBuilder
+from laennec.corpora.base import TABLE_VERSION, Corpus, CorpusOptions
 from laennec.corpora.exported import original_folder
 from laennec.corpora.files import named
 from laennec.corpora.folder import Folder
-from laennec.corpora.hub import OPTIONS, Hub
-from laennec.corpora.icbhi2017 import Icbhi2017, Synthetic
-from laennec.corpora.physionet2016 import LEVELS, PhysioNet2016
+from laennec.corpora.hub import Hub
+from laennec.corpora.icbhi2017 import Icbhi2017
+from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.protocols import BY_RECORDING, protocol_named
 from laennec.corpora.splits import SplitResult, split_table
 from laennec.corpora.sprsound import SprSound
+from laennec.corpora.synthetic import Synthetic
 from laennec.errors import InputError
-from laennec.files import cache_root
-from laennec.untrusted import read_json
+from laennec.extension import is_dotted_name, load_object
 
-CORPORA: dict[str, type[CycleTableBuilder]] = {
-    "icbhi2017": Icbhi2017,
-    "sprsound": SprSound,
-    "physionet2016": PhysioNet2016,
-    "folder": Folder,
-    "hub": Hub,
-    "synthetic": Synthetic,
+CORPORA: dict[str, type[Corpus]] = {
+    corpus.name: corpus for corpus in (Icbhi2017, SprSound, PhysioNet2016, Folder, Hub, Synthetic)
 }
-_DEFAULT_PROTOCOLS = {
-    "icbhi2017": "official",
-    "sprsound": "sprsound-official",
-    "physionet2016": "database-out",
-    "hub": "published-parts",
-}
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "folder": ("annotations", "unlabelled"),
-    "physionet2016": ("window_s", "hop_s", "quality", "validation_folder"),
-    "hub": OPTIONS,
-}
-_LEVELS: dict[str, tuple[str, ...]] = {"sprsound": ("event", "record"), "physionet2016": LEVELS}  # the default first
 _KEY = "laennec"
 
 
 def load_corpus(
-    name: str,
+    corpus: str | type[Corpus],
     data_dir: str | Path | None = None,
     *,
     protocol: str | None = None,
     fold: int = 0,
     validation_fraction: float = 0.2,
     seed: int = 0,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-    level: str | None = None,
     cache_dir: str | Path | None = None,
     **options: Any,
 ) -> datasets.DatasetDict:
     """Load a corpus as cycle tables, split by a protocol.
 
     Args:
-        name: "icbhi2017", "sprsound", "physionet2016", "folder", "hub" or "synthetic".
+        corpus: "icbhi2017", "sprsound", "physionet2016", "folder", "hub" or "synthetic"; a subclass of `Corpus`; or the
+            dotted name of one, "package.module:Name".
         data_dir: Its folder or zip archive; or what `laennec prepare --export` made of it: that folder, or
-            hf://datasets/OWNER/NAME (with @REVISION where it shall never change), which stand for the corpus' own
-            folder with every byte of its files. A synthetic corpus is written there if nothing is there yet; None: in
-            the cache.
-        protocol: A name in `laennec.corpora.splits.PROTOCOLS`, or "none" for one part called "all". None takes the
-            corpus' own: official, sprsound-official, database-out, published-parts, or patient-60-20-20.
+            hf://datasets/OWNER/NAME (with @REVISION to fix its version). A synthetic corpus is written there if nothing
+            is there yet; None: in the cache.
+        protocol: A name in `laennec.corpora.protocols.PROTOCOLS`, or "none" for one split called "all". None: the
+            default protocol of the corpus.
         fold: The test fold, under a protocol with folds.
         validation_fraction: Share of train to carve out as validation.
         seed: Seed of every draw of the split.
-        tables_dir: Where the patient and split tables are, if not beside the recordings.
-        allow_missing: Accept a corpus that lacks recordings; every number made on it says so.
-        level: SPRSound: "event" or "record"; physionet2016: "recording" or "window". None: the first of these.
-        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
-        **options: annotations (folder: the CSV), unlabelled (folder: take what has no label too, recordings that nobody
-            annotated as one row each); the attributes of `PhysioNet2016Config` or `HubConfig`;
-            for a synthetic corpus that is written patients,
-            recordings_per_patient, cycles_per_recording, max_rate_hz and corpus_seed.
+        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+        **options: The attributes of the corpus' `options_class`: tables_dir (where the patient and split tables are),
+            level (what a row is), allow_missing (accept a corpus that lacks recordings; every number made on it says
+            so), and those of one corpus alone.
 
     Returns:
-        Parts in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
+        The splits in the order train, validation, test (SPRSound: test_intra, test_inter). Columns as in
         `laennec.corpora.base.CYCLE_FEATURES`.
 
     Raises:
         InputError: What is wrong with the corpus, the options or the split, and what to do.
     """
-    protocol = protocol_of(name, protocol)
-    builder = open_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
-    return split_corpus(
-        builder,
-        builder.table,
-        protocol,
-        fold=fold,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        tables_dir=tables_dir,
-        allow_missing=allow_missing,
-    )
+    protocol = protocol_of(corpus, protocol)
+    opened = open_corpus(corpus, data_dir, cache_dir, **options)
+    return split_corpus(opened, protocol, fold=fold, validation_fraction=validation_fraction, seed=seed)
 
 
-def protocol_of(name: str, protocol: str | None) -> str:
-    """The protocol that is meant: the one given, or the corpus' own.
+def corpus_class(corpus: str | type[Corpus], where: str = "corpus") -> type[Corpus]:
+    """The class of a corpus, with its facts.
+
+    Args:
+        corpus: A registered name, a dotted name "package.module:Name", or a class.
+        where: What named it, for errors, e.g. "recipe.yaml: corpus.name".
 
     Raises:
-        InputError: There is none of this name.
+        InputError: There is no such corpus.
     """
+    if isinstance(corpus, str) and is_dotted_name(corpus):
+        corpus = load_object(corpus, where)
+    if isinstance(corpus, type) and issubclass(corpus, Corpus) and not inspect.isabstract(corpus):
+        return corpus
+    if not isinstance(corpus, str):
+        raise InputError(f"{where}: {corpus!r} is no corpus; give a class that subclasses laennec.Corpus")
+    if corpus not in CORPORA:
+        nearest = difflib.get_close_matches(corpus, CORPORA, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"no corpus is called {corpus!r}; did you mean {nearest!r}? Valid: {', '.join(CORPORA)}, or "
+            "package.module:Name"
+        )
+    return CORPORA[corpus]
+
+
+def find_corpus(name: str) -> type[Corpus] | None:
+    """The class of a corpus by the name a run recorded, or None if it cannot be found here."""
+    try:
+        return corpus_class(name)
+    except InputError:
+        return None
+
+
+def protocol_of(corpus: str | type[Corpus], protocol: str | None) -> str:
+    """The protocol that is given, or else the default protocol of the corpus.
+
+    Raises:
+        InputError: The corpus has no protocol of this name.
+    """
+    kind = corpus_class(corpus)
     if protocol is None:
-        protocol = _DEFAULT_PROTOCOLS.get(name, "patient-60-20-20")
+        return kind.default_protocol
     if protocol != "none":
-        protocol_named(protocol)  # a wrong name should not wait for the corpus to be read
+        protocol_named(protocol)
+        if protocol not in kind.protocols:
+            raise InputError(
+                f"{kind.name} has no protocol {protocol!r}; valid: {', '.join(kind.protocols)}, or none"
+            )
     return protocol
 
 
-def split_corpus(
-    builder: CycleTableBuilder,
-    made: Callable[[], datasets.Dataset],
-    protocol: str,
-    *,
-    fold: int = 0,
-    validation_fraction: float = 0.2,
-    seed: int = 0,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-) -> datasets.DatasetDict:
-    """The cycle tables of an opened corpus, split by a protocol.
-
-    Args:
-        builder: What `open_corpus` returned.
-        made: Gives its table; called once it is known that the protocol has what it needs.
-        protocol: As for `load_corpus`, and not None.
-        fold: As for `load_corpus`; so are the other arguments.
-        validation_fraction: Likewise.
-        seed: Likewise.
-        tables_dir: Likewise.
-        allow_missing: Likewise.
-
-    Raises:
-        InputError: As `load_corpus`.
-    """
-    name = builder.NAME
-    facts = {
-        "corpus": name,
-        "corpus_fingerprint": builder.manifest.corpus_fingerprint,
-        "table_version": TABLE_VERSION,
-        "level": builder.config.level,
-        "protocol": protocol,
-    }
-    published, missing = _published(builder, protocol, tables_dir, allow_missing)
-    table = made()
-    if protocol == "none":
-        stamps = [_incomplete(missing)] if missing else []
-        return datasets.DatasetDict(all=_described(table, {**facts, "stamp": "; ".join(stamps) or None}))
-    published["class_column"] = builder.corpus.class_column
-    split = split_table(table, protocol, fold=fold, validation_fraction=validation_fraction, seed=seed, **published)
-    facts |= _split_facts(split, validation_fraction, "folds" in published, missing)
-    if protocol == "published-parts" and any(entry.part == "validation" for entry in builder.corpus.entries):
-        facts["validation"] = "the validation part of the dataset itself"
-    parts = {}
-    for part, rows in split.parts.items():
-        if len(rows) == 0 and part != "validation":
-            warnings.warn(f"{name}: part {part} of protocol {protocol} has no cycles", stacklevel=3)
-        parts[part] = _described(table.select(rows), facts)
-    return datasets.DatasetDict(parts)
-
-
 def open_corpus(
-    name: str,
-    data_dir: str | Path | None,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-    level: str | None = None,
-    cache_dir: str | Path | None = None,
-    **options: Any,
-) -> CycleTableBuilder:
-    """The builder of a corpus, with what it found on disk; arguments as for `load_corpus`."""
-    kind, folder, settings = locate_corpus(name, data_dir, tables_dir, allow_missing, level, cache_dir, **options)
-    return kind(folder, cache_dir, **settings)
+    corpus: str | type[Corpus], data_dir: str | Path | None, cache_dir: str | Path | None = None, **options: Any
+) -> Corpus:
+    """A corpus with what was found on disk; arguments and errors as for `load_corpus`."""
+    kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
+    return kind(folder, cache_dir, **options)
 
 
 def locate_corpus(
-    name: str,
-    data_dir: str | Path | None,
-    tables_dir: str | Path | None = None,
-    allow_missing: bool = False,
-    level: str | None = None,
-    cache_dir: str | Path | None = None,
-    **options: Any,
-) -> tuple[type[CycleTableBuilder], Path, dict[str, Any]]:
-    """The builder class of a corpus, its folder and the builder's settings; arguments as for `load_corpus`.
+    corpus: str | type[Corpus], data_dir: str | Path | None, cache_dir: str | Path | None = None, **options: Any
+) -> tuple[type[Corpus], str | Path, dict[str, Any]]:
+    """The class of a corpus, where its data are, and its options; arguments as for `load_corpus`.
 
     Raises:
         InputError: No such corpus, no folder, or an option it does not have.
     """
-    if name not in CORPORA:
-        nearest = difflib.get_close_matches(str(name), CORPORA, n=1, cutoff=0.0)[0]
-        raise InputError(f"no corpus is called {name!r}; did you mean {nearest!r}? Valid: {', '.join(CORPORA)}")
-    levels = _LEVELS.get(name, ("event",))
-    if level is not None and level not in levels:
-        raise InputError(f"{name} has no level {level!r}; valid: {', '.join(levels)}")
-    settings: dict[str, Any] = {"tables_dir": tables_dir, "allow_missing": allow_missing, "level": level or levels[0]}
-    if data_dir is not None and name != "hub":  # which reads anybody's Parquet, an export's too
-        data_dir = original_folder(name, data_dir, cache_dir)
-    if name == "synthetic" and (data_dir is None or not Path(data_dir).exists()):
-        return CORPORA[name], _synthetic_folder(data_dir, cache_dir, options), settings
-    if data_dir is None and name == "hub" and options.get("repo"):
-        data_dir = str(options["repo"])
-    if data_dir is None:
-        raise InputError(f"{name}: no data_dir given; name the folder or archive with the recordings (--data-dir)")
-    if name == "synthetic":
-        _refuse_other_options(Path(data_dir), options)
-        return CORPORA[name], Path(data_dir), settings
-    _refuse_unknown(name, options, _OPTIONS.get(name, ()))
-    return CORPORA[name], Path(data_dir), settings | options
+    kind = corpus_class(corpus)
+    valid = {field.name for field in dataclasses.fields(kind.options_class)}
+    if wrong := sorted(set(options) - valid):
+        own = sorted(valid - {field.name for field in dataclasses.fields(CorpusOptions)})
+        raise InputError(f"{kind.name} has no option {named(wrong)}; valid: {', '.join(own) or 'none'}")
+    if data_dir is not None and kind.can_be_exported:
+        data_dir = original_folder(kind.name, data_dir, cache_dir)
+    return kind, *kind.locate(data_dir, cache_dir, options)
+
+
+def split_corpus(
+    corpus: Corpus, protocol: str, *, fold: int = 0, validation_fraction: float = 0.2, seed: int = 0
+) -> datasets.DatasetDict:
+    """The cycle tables of an opened corpus, split by a protocol; arguments and errors as for `load_corpus`."""
+    corpus.check_usable()
+    published = corpus.published_split(protocol) if protocol != "none" else {}
+    missing = _missing(corpus, protocol, bool(published))
+    table = corpus.table()
+    facts = {
+        "corpus": corpus.name,
+        "corpus_fingerprint": corpus.manifest.corpus_fingerprint,
+        "table_version": TABLE_VERSION,
+        "level": corpus.level,
+        "protocol": protocol,
+    }
+    if protocol == "none":
+        return datasets.DatasetDict(all=_described(table, {**facts, "stamp": missing[1]}))
+    rules: dict[str, Any] = {"fold": fold, "validation_fraction": validation_fraction, "seed": seed}
+    split = split_table(table, protocol, **rules, **published, class_column=corpus.class_column)
+    facts |= _split_facts(split, validation_fraction, "folds" in published, *missing)
+    if protocol == "published-parts" and any(recording.split == "validation" for recording in corpus.recordings):
+        facts["validation"] = "the validation part of the dataset itself"
+    parts = {}
+    for part, rows in split.parts.items():
+        if len(rows) == 0 and part != "validation":
+            warnings.warn(f"{corpus.name}: part {part} of protocol {protocol} has no cycles", stacklevel=3)
+        parts[part] = _described(table.select(rows), facts)
+    return datasets.DatasetDict(parts)
+
+
+def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str | None]:
+    """How many recordings of the published database are missing, and the stamp that says so.
+
+    Raises:
+        InputError: Some are missing, and the protocol is defined on all.
+    """
+    missing, total, which = corpus.missing_recordings()
+    if not missing:
+        return 0, None
+    lacking = f"{corpus.root}: {missing} of the {total} recordings of {corpus.title} are missing{which}"
+    if published and not corpus.options.allow_missing:
+        remedy = "add them, or pass allow_missing=True (--allow-missing)"
+        raise InputError(f"{lacking}, and protocol {protocol} is defined on all; {remedy}")
+    warnings.warn(f"{lacking}; what is measured on it is stamped incomplete", stacklevel=4)
+    return missing, f"incomplete: {total - missing} of the {total} recordings"
 
 
 def provenance(parts: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
@@ -251,7 +224,9 @@ def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Datas
     return table
 
 
-def _split_facts(split: SplitResult, validation_fraction: float, published_folds: bool, missing: int) -> dict[str, Any]:
+def _split_facts(
+    split: SplitResult, validation_fraction: float, published_folds: bool, missing: int, incomplete: str | None
+) -> dict[str, Any]:
     unknown = split.protocol in BY_RECORDING and split.leaks.cycles_without_patient
     who = "recordings (patients are not known)" if unknown else "patients"
     if "validation" not in split.parts:
@@ -262,7 +237,7 @@ def _split_facts(split: SplitResult, validation_fraction: float, published_folds
         rule = f"{validation_fraction:.0%} of the train cycles, drawn at random"
     else:
         rule = f"about {validation_fraction:.0%} of the train cycles, whole {who} in no test part, stratified by label"
-    stamps = [stamp for stamp in (split.stamp, _incomplete(missing) if missing else None) if stamp]
+    stamps = [stamp for stamp in (split.stamp, incomplete) if stamp]
     return {
         "fold": split.fold,
         "seed": split.seed,
@@ -275,91 +250,3 @@ def _split_facts(split: SplitResult, validation_fraction: float, published_folds
         "missing_recordings": missing,
         "stamp": "; ".join(stamps) or None,
     }
-
-
-def _incomplete(missing: int) -> str:
-    total = icbhi2017.OFFICIAL_RECORDINGS
-    return f"incomplete: {total - missing} of the {total} recordings"
-
-
-def _published(
-    builder: CycleTableBuilder, protocol: str, tables_dir: str | Path | None, allow_missing: bool
-) -> tuple[dict[str, Any], int]:
-    """The published split or folds that a protocol needs, and how many recordings of the database are missing."""
-    corpus = builder.corpus
-    if not isinstance(builder, Icbhi2017):
-        return {}, 0
-    places = [corpus.root, Path(str(builder.config.data_dir)).expanduser().absolute()]
-    split_path = icbhi2017.find_in(places, "split", tables_dir)
-    folds_path = icbhi2017.find_in(places, "folds", tables_dir) if protocol == "patient-5fold" else None
-    split = icbhi2017.read_official_split(split_path) if split_path else None
-    published: dict[str, Any] = {}
-    if protocol in ("official", "official-strict"):
-        if split is None:
-            names = " or ".join(icbhi2017.TABLE_NAMES["split"])
-            remedy = "put it beside the folder or name its folder (--tables-dir)"
-            raise InputError(f"{corpus.root}: protocol {protocol} needs {names}; {remedy}")
-        published["official_split"] = split
-    if folds_path is not None:
-        published["folds"] = icbhi2017.read_folds(folds_path)
-    if isinstance(builder, Synthetic):
-        return published, 0
-    missing, which = icbhi2017.missing_recordings({entry.recording_id for entry in corpus.entries}, split)
-    lacking = (
-        f"{corpus.root}: {missing} of the {icbhi2017.OFFICIAL_RECORDINGS} recordings of ICBHI 2017 are missing{which}"
-    )
-    if missing and published and not allow_missing:
-        remedy = "add them, or pass allow_missing=True (--allow-missing)"
-        raise InputError(f"{lacking}, and protocol {protocol} is defined on all; {remedy}")
-    if missing:
-        warnings.warn(f"{lacking}; what is measured on it is stamped incomplete", stacklevel=4)
-    return published, missing
-
-
-def _refuse_unknown(name: str, options: dict[str, Any], valid: tuple[str, ...]) -> None:
-    wrong = sorted(set(options) - set(valid))
-    if wrong:
-        raise InputError(f"{name} has no option {named(wrong)}; valid: {', '.join(valid) or 'none'}")
-
-
-def _synthetic_folder(data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]) -> Path:
-    """A synthetic corpus, written on first use: in the given folder, or in the cache."""
-    from laennec.corpora import synthetic
-
-    settings = {"seed": 0, **_synthetic_settings(options)}
-    if data_dir is not None:
-        # another process may be writing it at this moment
-        return synthetic.write_corpus(data_dir, **settings, reuse=True)
-    made_of = json.dumps([version("laennec"), settings], sort_keys=True)
-    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    folder = cache_root(cache_dir) / "synthetic" / digest
-    if not folder.is_dir():
-        synthetic.write_corpus(folder, **settings, reuse=True)
-    return folder
-
-
-def _synthetic_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a synthetic corpus as `write_corpus` calls them."""
-    from laennec.corpora import synthetic
-
-    own = set(inspect.signature(synthetic.write_corpus).parameters) - {"folder", "seed", "reuse"}
-    _refuse_unknown("synthetic", options, (*sorted(own), "corpus_seed"))
-    return {"seed" if key == "corpus_seed" else key: value for key, value in options.items()}
-
-
-def _refuse_other_options(folder: Path, options: dict[str, Any]) -> None:
-    """Refuse options that an existing synthetic corpus was not written with."""
-    from laennec.corpora.synthetic import MARK
-
-    wanted = _synthetic_settings(options)
-    if not wanted:
-        return
-    try:
-        written = read_json(folder / MARK)["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "leave the options out, or choose another folder"
-        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
-    for key, value in wanted.items():
-        if written.get(key) != value:
-            said = f"{key} {written.get(key)!r}, not {value!r}"
-            raise InputError(f"{folder}: a synthetic corpus with {said}; choose another folder or remove this one")

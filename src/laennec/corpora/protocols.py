@@ -55,6 +55,12 @@ OTHER_DEVICES = "test_other_devices"
 # where a recording stands in for its patient if nobody knows the patient
 BY_RECORDING = ("recording-80-20", "database-out", "validation-folder", "published-parts", "published-folds")
 
+# what any corpus with patients can be split by
+COMMON_PROTOCOLS = (
+    *("patient-60-20-20", "patient-5fold", "random-80-20", "recording-80-20", "device-out"),
+    *("published-parts", "published-folds"),
+)
+
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times
-from laennec.corpora.base import Corpus, CorpusConfig, CycleTableBuilder, Event, RecordingEntry
-from laennec.corpora.files import corpus_path, is_recording, named, unpack
+from laennec.corpora.base import AnnotatedRecording, Corpus, Event
+from laennec.corpora.files import is_recording, only_folder
+from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.untrusted import MOST_BYTES, read_json
 
-NAME = "sprsound"
 DEVICE = "Yunting Model II"
 EVENT_FLAGS: dict[str, tuple[int, int]] = {
     "Normal": (0, 0),
@@ -43,44 +43,121 @@ _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "test_inter": (("test_inter/wav", "test_inter/json"), ("test2022_wav", "test2022_json/inter_test_json")),
 }
 _NAME = re.compile(r"(?P<patient>[^_]+)_(?P<age>[0-9.]+)_(?P<sex>[01])_(?P<location>p[0-9]+)_[0-9]+")
-LEVELS = ("event", "record")
 
 
-class SprSound(CycleTableBuilder):
-    """The table of SPRSound, one row an event, or with level="record" one row a recording.
+class SprSound(Corpus):
+    """SPRSound, one row an event, or with level="record" one row a recording.
 
-    Example: `SprSound(data_dir="SPRSound", level="record").table()`. See `CycleTableBuilder` for the arguments.
+    Example: `SprSound("SPRSound", level="record").table()`. See `Corpus` for the arguments.
     """
 
-    NAME = NAME
+    name = "sprsound"
+    title = "SPRSound, SJTU Paediatric Respiratory Sound Database"
+    homepage = "https://github.com/SJTU-YONGFU-RESEARCH-GRP/SPRSound"
+    licence = "open to research by its authors, who ask to be cited (see the terms in its repository)"
+    redistribution = "no licence that grants redistribution is known: ask the authors before you make it public"
+    citation = """@article{zhang2022sprsound,
+  title = {SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database},
+  author = {Zhang, Qing and Zhang, Jing and Yuan, Jiajun and others},
+  journal = {IEEE Transactions on Biomedical Circuits and Systems},
+  volume = {16},
+  number = {5},
+  pages = {867--881},
+  year = {2022},
+  doi = {10.1109/TBCAS.2022.3204910}
+}"""
+    origin = (
+        "Children from 1 month to 18 years, recorded at the paediatric respiratory department of one hospital "
+        "(Shanghai Children's Medical Center) with one model of electronic stethoscope (Yunting Model II, 8 kHz) at "
+        "four places of the back and sides."
+    )
+    reference_standard = (
+        "Experienced paediatric physicians listened to the recordings and marked the events; no other test confirms "
+        "the labels. Fine and coarse crackles count as crackle; wheeze, rhonchi and stridor as wheeze."
+    )
+    limitations = (
+        "Children of one hospital and one stethoscope: nothing is known of adults, other devices or other places.",
+        "All patients of test_intra are in train or validation too: its scores do not estimate those of new patients.",
+        "Events may overlap. Poor Quality recordings have no events.",
+    )
+    protocols = ("sprsound-official", *(p for p in COMMON_PROTOCOLS if not p.startswith(("published-", "device-"))))
+    default_protocol = "sprsound-official"
+    levels = ("event", "record")
+    patient_ids_are_global = True
 
-    @classmethod
-    def scan(cls, data_dir: str | Path, cache_dir: str | Path | None, config: CorpusConfig) -> Corpus:
-        """Find the recordings of every part and their annotations."""
-        if config.level not in LEVELS:
-            raise InputError(f"level {config.level!r} is neither event nor record; choose one")
-        origin = corpus_path(data_dir)
-        root = _root(origin if origin.is_dir() else unpack(origin, cache_dir))
-        problems: list[str] = []
-        notes: list[str] = []
-        entries: dict[str, RecordingEntry] = {}
-        annotated_folders: dict[Path, set[str]] = {}
-        for part, (sounds, annotations) in _parts(root).items():
-            by_name = _sounds(sounds, problems)
-            names = annotated_folders.setdefault(sounds, set())
+    def find_recordings(self, folder: Path) -> Iterable[AnnotatedRecording]:
+        """Find the recordings of every published split and their annotations."""
+        layout = "SPRSound folders (train/wav and train/json, or train2022_wav ...)"
+        self.root = only_folder(folder, lambda path: bool(_split_folders(path)), layout)
+        found: dict[str, AnnotatedRecording] = {}
+        annotated: dict[Path, set[str]] = {}  # of each folder of sounds
+        for split, (sounds, annotations) in _split_folders(self.root).items():
+            by_name = self._sounds(sounds)
+            names = annotated.setdefault(sounds, set())
             for path in sorted(annotations.glob("*.json")):
                 names.add(path.stem)
-                entry = _entry(path, by_name, part, config.level)
-                if isinstance(entry, str):
-                    problems.append(entry)
-                elif entry.recording_id in entries:
-                    problems.append(f"{path}: this recording is in {entries[path.stem].part} too; remove one of them")
+                recording = _recording(path, by_name, split, self.level)
+                if isinstance(recording, str):
+                    self.problems.append(recording)
+                elif path.stem in found:
+                    self.problems.append(f"{path}: this recording is in {found[path.stem].split} too; remove one")
                 else:
-                    entries[path.stem] = entry
-        _check_pairs(entries, annotated_folders, config, problems, notes, root)
-        return Corpus(
-            NAME, root, tuple(entries.values()), _read_events, _check_events, (), tuple(problems), tuple(notes)
-        )
+                    found[path.stem] = recording
+        self._pair(found, annotated)
+        return found.values()
+
+    def _sounds(self, folder: Path) -> dict[str, Path]:
+        by_name: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if not is_recording(path):
+                continue
+            if path.stem in by_name:
+                problem = f"{path}: a second recording of this name beside {by_name[path.stem].name}; remove one"
+                if problem not in self.problems:  # intra and inter share a folder in the published layout
+                    self.problems.append(problem)
+            by_name.setdefault(path.stem, path)
+        return by_name
+
+    def _pair(self, found: dict[str, AnnotatedRecording], annotated: dict[Path, set[str]]) -> None:
+        """Leave out or refuse what does not pair; annotations alone are enough for events."""
+        if not any(recording.audio_path for recording in found.values()):
+            if self.level == "record":
+                self.problems.append(
+                    f"{self.root}: no audio, and level record needs the length of each recording; add the recordings"
+                )
+            self.notes.append(
+                f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
+            )
+            return
+        silent = [name for name, recording in found.items() if recording.audio_path is None]
+        lone = [f"annotation without audio: {found[name].annotation_path}" for name in silent]
+        for folder, names in annotated.items():
+            sounds = sorted(folder.iterdir()) if folder.is_dir() else []
+            extra = [path for path in sounds if is_recording(path) and path.stem not in names]
+            lone += [f"audio without annotation: {path}" for path in extra]
+        self.leave_out(lone, "add the other file")
+        if self.options.allow_missing:
+            for name in silent:
+                del found[name]
+
+    def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
+        """Read the events of a recording, or its label as a whole."""
+        assert recording.annotation_path is not None  # every recording here has one
+        if not recording.whole:
+            return read_events(recording.annotation_path, duration_s)
+        label = read_record_label(recording.annotation_path)
+        assert duration_s is not None  # level record needs audio
+        return [Event(0.0, duration_s, *RECORD_FLAGS[label], names=(label,))]
+
+    def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[AnnotationError]:
+        """Every problem of a recording's annotation, at both levels."""
+        path = recording.annotation_path
+        assert path is not None  # every recording here has one
+        try:
+            read_record_label(path)
+            return [item for item in _events(path, duration_s) if isinstance(item, AnnotationError)]
+        except AnnotationError as error:
+            return [error]
 
 
 def read_events(path: str | Path, duration_s: float | None = None) -> list[Event]:
@@ -160,25 +237,7 @@ def _event(path: str | Path, place: str, item: Any, duration_s: float | None) ->
     return Event(start_s, end_s, *EVENT_FLAGS[kind], names=(kind,))
 
 
-def _read_events(entry: RecordingEntry, duration_s: float | None) -> list[Event]:
-    if not entry.whole:
-        return read_events(entry.annotation_path, duration_s)
-    label = read_record_label(entry.annotation_path)
-    assert duration_s is not None  # the scan refuses the record level without audio
-    return [Event(0.0, duration_s, *RECORD_FLAGS[label], names=(label,))]
-
-
-def _check_events(entry: RecordingEntry, duration_s: float | None) -> list[AnnotationError]:
-    problems = []
-    try:
-        read_record_label(entry.annotation_path)
-        problems += [item for item in _events(entry.annotation_path, duration_s) if isinstance(item, AnnotationError)]
-    except AnnotationError as error:
-        problems.append(error)
-    return problems
-
-
-def _parts(root: Path) -> dict[str, tuple[Path, Path]]:
+def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     found = {}
     for part, layouts in _LAYOUTS.items():
         folders = [(root / sounds, root / notes) for sounds, notes in layouts if (root / notes).is_dir()]
@@ -189,34 +248,7 @@ def _parts(root: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-def _root(root: Path) -> Path:
-    """The folder itself, or the only one in it with a part of the corpus."""
-    if _parts(root):
-        return root
-    found = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _parts(folder)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise InputError(f"{root}: several folders hold the corpus ({named(p.name for p in found)}); name one of them")
-    raise InputError(
-        f"{root}: no SPRSound folders (train/wav and train/json, or train2022_wav ...) here; check --data-dir"
-    )
-
-
-def _sounds(folder: Path, problems: list[str]) -> dict[str, Path]:
-    by_name: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not is_recording(path):
-            continue
-        if path.stem in by_name:
-            problem = f"{path}: a second recording of this name beside {by_name[path.stem].name}; remove one"
-            if problem not in problems:  # intra and inter share a folder in the published layout
-                problems.append(problem)
-        by_name.setdefault(path.stem, path)
-    return by_name
-
-
-def _entry(path: Path, sounds: dict[str, Path], part: str, level: str) -> RecordingEntry | str:
+def _recording(path: Path, sounds: dict[str, Path], split: str, level: str) -> AnnotatedRecording | str:
     match = _NAME.fullmatch(path.stem)
     try:
         age = float(match["age"]) if match else None
@@ -224,7 +256,7 @@ def _entry(path: Path, sounds: dict[str, Path], part: str, level: str) -> Record
         match = None
     if match is None:
         return f"{path}: not an SPRSound name (patient_age_sex_location_number); rename or remove it"
-    return RecordingEntry(
+    return AnnotatedRecording(
         recording_id=path.stem,
         patient_id=match["patient"],
         audio_path=sounds.get(path.stem),
@@ -234,38 +266,5 @@ def _entry(path: Path, sounds: dict[str, Path], part: str, level: str) -> Record
         age_years=age,
         sex={"0": "M", "1": "F"}[match["sex"]],
         whole=level == "record",
-        part=part,
+        split=split,
     )
-
-
-def _check_pairs(
-    entries: dict[str, RecordingEntry],
-    annotated: dict[Path, set[str]],
-    config: CorpusConfig,
-    problems: list[str],
-    notes: list[str],
-    root: Path,
-) -> None:
-    """Refuse what does not pair, or with allow_missing leave it out; annotations alone will do for events."""
-    if not any(entry.audio_path for entry in entries.values()):
-        if config.level == "record":
-            problems.append(f"{root}: no audio, and the record level needs each recording's length; add the recordings")
-        notes.append(f"{root}: annotations without any audio; the table can be counted and split, but not heard")
-        return
-    silent = [name for name, entry in entries.items() if entry.audio_path is None]
-    lone = [f"annotation without audio: {entries[name].annotation_path}" for name in silent]
-    for folder, names in annotated.items():
-        extra = (
-            [path for path in sorted(folder.iterdir()) if is_recording(path) and path.stem not in names]
-            if folder.is_dir()
-            else []
-        )
-        lone += [f"audio without annotation: {path}" for path in extra]
-    if config.allow_missing:
-        for name in silent:
-            del entries[name]
-        notes += [f"{root}: left out, {named(lone)}"] if lone else []
-    else:
-        problems += [
-            f"{text}; add the other file, or pass allow_missing=True (--allow-missing) to leave it out" for text in lone
-        ]

@@ -8,9 +8,11 @@ corpus, and by one process at a time. It does not stand in for patients: no scor
 recordings.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ import soundfile
 
 from laennec.audio.cycles import Cycle, flags_of, write_annotation
 from laennec.corpora import lung_sounds
+from laennec.corpora.base import CorpusOptions
+from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, wait_for_lock
+from laennec.files import wait_for_lock
 from laennec.untrusted import read_json
+from laennec.files import atomic_folder, atomic_write, cache_root
 
 FIRST_PATIENT = 101
 MOST_PATIENTS = 899
@@ -45,6 +50,92 @@ _SIMULTANEOUS_PLACES = ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")
 _SEQUENTIAL_PLACES = ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")
 _CLASSES = ("normal", "crackle", "wheeze", "both")
 _LEAD_IN_S = 0.5
+
+
+@dataclass
+class SyntheticOptions(CorpusOptions):
+    """Options of `Synthetic`; those of `write_corpus`, for a corpus that is not written yet.
+
+    Attributes:
+        patients: Number of patients.
+        recordings_per_patient: Recordings of each.
+        cycles_per_recording: Cycles of each recording, give or take one.
+        max_rate_hz: Highest sampling rate of the files.
+        corpus_seed: Seed of everything.
+    """
+
+    patients: int | None = None
+    recordings_per_patient: int | None = None
+    cycles_per_recording: int | None = None
+    max_rate_hz: int | None = None
+    corpus_seed: int | None = None
+
+
+class Synthetic(Icbhi2017):
+    """A synthetic corpus in the layout of ICBHI 2017, written if it is not there; it holds no recording of a person."""
+
+    name = "synthetic"
+    title = "Synthetic lung sounds of laennec"
+    homepage = ""
+    licence = "Apache-2.0 (made by laennec)"
+    redistribution = "free to pass on"
+    citation = ""
+    origin = "Nobody: sounds computed from a model of breathing, crackles and wheezes."
+    reference_standard = "Labels are exact, because the sounds were put in."
+    limitations = ("Its scores say nothing about lungs and do not belong beside those of real recordings.",)
+    default_protocol = "patient-60-20-20"
+    patient_ids_are_global = False
+    made_on_demand = True
+    devices = None
+    options_class = SyntheticOptions
+
+    @classmethod
+    def locate(
+        cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
+    ) -> tuple[str | Path, dict[str, Any]]:
+        """The given folder, or one in the cache; the corpus is written if it is not there.
+
+        Raises:
+            InputError: A corpus of other options is there.
+        """
+        common = {key: value for key, value in options.items() if key in CorpusOptions.__dataclass_fields__}
+        settings = {"seed" if key == "corpus_seed" else key: options[key] for key in options if key not in common}
+        if data_dir is None:
+            made_of = json.dumps([version("laennec"), {"seed": 0, **settings}], sort_keys=True)
+            folder = cache_root(cache_dir) / "synthetic" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+            if not folder.is_dir():
+                write_corpus(folder, **settings, reuse=True)
+            return folder, common
+        if not Path(data_dir).exists():
+            write_corpus(data_dir, **settings, reuse=True)  # another process may be writing it at this moment
+        elif settings:
+            _refuse_other_options(Path(data_dir), settings)
+        return data_dir, common
+
+    def missing_recordings(self) -> tuple[int, int, str]:
+        """A synthetic corpus is complete."""
+        return 0, 0, ""
+
+    def check_complete(self) -> None:
+        """A synthetic corpus is complete."""
+
+    def further_files(self) -> list[Path]:
+        """The published split and folds, and what the corpus was written with."""
+        own = (self.root / name for name in (MARK, "events.csv"))
+        return [*super().further_files(), *(path for path in own if path.is_file())]
+
+
+def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
+    """Refuse options that an existing synthetic corpus was not written with."""
+    try:
+        written = read_json(folder / MARK)["options"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "leave the options out, or choose another folder"
+        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
+    for key, value in wanted.items():
+        if written.get(key) != value:
+            said = f"{key} {written.get(key)!r}, not {value!r}"
+            raise InputError(f"{folder}: a synthetic corpus with {said}; choose another folder or remove this one")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
+from laennec.corpora.load import corpus_class
 from laennec.corpora.protocols import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
@@ -405,7 +406,7 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
     for key, value in given.items():
         setattr(recipe.corpus, key, value)
     named = recipe.corpus.data_dir
-    if recipe.corpus.name == "synthetic" and "data_dir" not in given and named and not Path(named).exists():
+    if corpus_class(recipe.corpus.name).made_on_demand and "data_dir" not in given and named and not Path(named).exists():
         # it would be written there, at a place that a record names and nobody asked for
         raise InputError(f"{named}: the run's corpus is not there any more; say where it is: --data-dir DIR")
     return recipe

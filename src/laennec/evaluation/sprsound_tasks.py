@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 
 from laennec.corpora.base import column_of
+from laennec.corpora.load import corpus_class
+from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
 from laennec.evaluation.logit_adjustment import ADVENTITIOUS, answer_with
 from laennec.evaluation.smoothing import smooth_logits
@@ -51,7 +53,7 @@ def official_tasks(
     Returns:
         {"1-1": table with name, truth and answer, ...}; recordings also "with Poor Quality", {} for another corpus.
     """
-    if recipe.corpus.name != "sprsound":
+    if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     found: dict[str, pd.DataFrame] = {}
     whole, asked = _asked(recipe)
@@ -144,7 +146,7 @@ def tasks_by_flags(
     Returns:
         As `official_tasks`, of events or of recordings; {} for another corpus.
     """
-    if recipe.corpus.name != "sprsound":
+    if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     two, all_ = _asked(recipe)[1]
     bits = [

@@ -237,7 +237,7 @@ def _context(
         "run": run,
         "settings": settings,
         "facts": facts,
-        "url": Markdown(f"<{facts.url}>") if facts and facts.url else None,
+        "url": Markdown(f"<{facts.homepage}>") if facts and facts.homepage else None,
         "corpus": corpus,
         "origin": corpus.get("provenance") or {},
         "labels": Markdown(", ".join(code(name) for name in run.get("labels") or [])),

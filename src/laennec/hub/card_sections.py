@@ -9,13 +9,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laennec.corpora.base import Corpus
+from laennec.corpora.load import find_corpus
 from laennec.evaluation.digest import shown_figures
 from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
 from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.card_text import Markdown, code, escaped, plain, table, without_machine_paths
-from laennec.hub.corpus_facts import CORPORA, ENCODERS, CorpusFacts
+from laennec.hub.corpus_facts import ENCODERS
 from laennec.training.recipe import CardSettings
 
 _SHARE = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
@@ -311,16 +313,17 @@ def base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
     return f"{licence} ({name}, as its authors released it)"
 
 
-def facts_of(run: Mapping[str, Any]) -> CorpusFacts | None:
-    """What is known of the run's corpus beyond its record."""
-    return CORPORA.get(run["corpus"]["name"])
+def facts_of(run: Mapping[str, Any]) -> type[Corpus] | None:
+    """The class of a run's corpus, with what is known of it, or None where it states nothing."""
+    corpus = find_corpus(run["corpus"]["name"])
+    return corpus if corpus is not None and corpus.origin else None
 
 
 def limitations(
     run: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], outdated: Sequence[str], settings: CardSettings
 ) -> list[Any]:
     """What a reader must not overlook, a line each."""
-    lines: list[Any] = list(facts.limits) if (facts := facts_of(run)) else []
+    lines: list[Any] = list(facts.limitations) if (facts := facts_of(run)) else []
     for part in parts:
         name = code(part["name"])
         if part["stamp"]:

@@ -7,36 +7,9 @@ Decisions: one table, BibTeX, and of it only what the recipe used; the losses ca
 from collections.abc import Mapping
 from typing import Any
 
+from laennec.corpora.load import find_corpus
+
 _BIB: dict[str, str] = {
-    "sprsound": """@article{zhang2022sprsound,
-  title={SPRSound: Open-Source SJTU Paediatric Respiratory Sound Database},
-  author={Zhang, Qing and others},
-  journal={IEEE Transactions on Biomedical Circuits and Systems},
-  volume={16},
-  number={5},
-  pages={867--881},
-  year={2022},
-  doi={10.1109/TBCAS.2022.3204910}
-}""",
-    "icbhi2017": """@article{rocha2019open,
-  title={An open access database for the evaluation of respiratory sound classification algorithms},
-  author={Rocha, Bruno M. and others},
-  journal={Physiological Measurement},
-  volume={40},
-  number={3},
-  pages={035001},
-  year={2019},
-  doi={10.1088/1361-6579/ab03ea}
-}""",
-    "physionet2016": """@article{liu2016open,
-  title={An open access database for the evaluation of heart sound algorithms},
-  author={Liu, Chengyu and others},
-  journal={Physiological Measurement},
-  volume={37},
-  number={12},
-  pages={2181--2213},
-  year={2016}
-}""",
     "mobilenet": """@inproceedings{schmid2023efficient,
   title={Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation},
   author={Schmid, Florian and Koutini, Khaled and Widmer, Gerhard},
@@ -184,13 +157,15 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
         run: The run record.
     """
     config = run["config"]
-    corpus, encoder, augment = config["corpus"]["name"], config["encoder"], config.get("augment") or {}
-    keys = [corpus, encoder["type"]]
+    encoder, augment = config["encoder"], config.get("augment") or {}
+    corpus = find_corpus(config["corpus"]["name"])
+    keys = [encoder["type"]]
     if encoder["type"] in ("mobilenet", "ast", "beats") and encoder.get("weights") and not run.get("pretraining"):
         keys.append("audioset")
     if encoder.get("trainable") == "lora":
         keys.append("lora")
-    entries = [_BIB[key] for key in keys if key in _BIB] + _of_losses(config)
+    entries = [corpus.citation] if corpus is not None and corpus.citation else []
+    entries += [_BIB[key] for key in keys if key in _BIB] + _of_losses(config)
     mix = augment.get("mix") or {}
     keys = [mix["method"]] if mix else []
     keys += ["lungmix"] if mix.get("labels") == "lungmix" else []

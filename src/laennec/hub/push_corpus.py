@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.corpora.dataset_card import TERMS
 from laennec.corpora.exported import ADDRESS, CARD, CONFIGS, MARK, check_export
+from laennec.corpora.load import corpus_class
 from laennec.errors import InputError, hub_reason
 from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, upload
 
@@ -26,8 +26,8 @@ RIGHT = "--i-have-the-right-to-redistribute"
 
 def terms_of(corpus: str) -> str:
     """What the owners of a corpus ask, for whoever is about to pass it on; some lines."""
-    terms = TERMS[corpus]
-    return f"terms of {terms.title}: {terms.terms}\npassing it on: {terms.redistribution}"
+    terms = corpus_class(corpus)
+    return f"terms of {terms.title}: {terms.licence}\npassing it on: {terms.redistribution}"
 
 
 def check_target(repo: str, public: bool = False, may_redistribute: bool = False) -> None:

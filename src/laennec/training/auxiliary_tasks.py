@@ -27,6 +27,7 @@ from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import CycleWaveforms, cache_root
 from laennec.corpora.base import column_of, to_arrow
+from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
 from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_smoothing
 from laennec.evaluation.smoothing import smooth_logits
@@ -394,7 +395,8 @@ def refuse_unknown_level(recipe: Recipe, tasks: list[Task]) -> None:
         InputError: As `load_corpus`.
     """
     for task in tasks:
-        if task.level is not None and recipe.corpus.name != "sprsound":
-            raise InputError(f"tasks.{task.name}.level is {task.level!r}; only sprsound has recordings with a class")
+        levels = corpus_class(recipe.corpus.name, "corpus.name").levels
+        if task.level is not None and (len(levels) < 2 or task.level not in levels):
+            raise InputError(f"tasks.{task.name}.level is {task.level!r}; {recipe.corpus.name} has no such level")
         if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
             raise ConfigError(f"tasks.{task.name}: {POOR_QUALITY} comes last among its labels")

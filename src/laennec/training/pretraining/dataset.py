@@ -19,6 +19,7 @@ from laennec.corpora import provenance
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.duplicates import heard_before, sounds_note
 from laennec.corpora.files import named
+from laennec.corpora.load import find_corpus
 from laennec.errors import InputError
 from laennec.training.recipe import PretrainSettings
 from laennec.training.record import read_record
@@ -26,7 +27,6 @@ from laennec.training.record import read_record
 PRETRAINING = "pretraining.json"  # in the folder of a pre-trained encoder
 _NOT_TEST = ("train", "validation", "all")
 _WHOLE = "#record"  # how the id of a row ends that is a whole recording
-_ONE_CORPUS_EVERYWHERE = ("icbhi2017", "sprsound")  # whose patient ids mean the same in every folder
 
 
 @dataclass
@@ -135,8 +135,9 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
         return None
     note = read_record(path)
     source = provenance(parts)  # type: ignore[arg-type]
+    corpus = find_corpus(str(source.get("corpus")))
     same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
-        source.get("corpus") in _ONE_CORPUS_EVERYWHERE and source.get("corpus") == note.get("corpus")
+        corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
     )
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
     seen = set(map(str, note.get("patients") or [])) if same else set()

@@ -1,0 +1,128 @@
+"""An own corpus works from Python and from a recipe without an edit of the package."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import soundfile
+import yaml
+
+import laennec
+from laennec.cli.main import main
+from laennec.corpora import check_corpus, check_cycle_table, provenance
+from laennec.errors import InputError
+from laennec.training.record import read_run
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "own_corpus.py"
+
+
+@pytest.fixture
+def ward(small_corpus: Path, tmp_path: Path) -> Path:
+    """Recordings with the table that the example reads."""
+    folder = tmp_path / "ward"
+    folder.mkdir()
+    rows = []
+    for path in sorted(small_corpus.glob("*.wav")):
+        waveform, rate = soundfile.read(path)
+        soundfile.write(folder / f"{path.stem}.wav", waveform, rate)
+        patient, *_, device = path.stem.split("_")
+        for line in path.with_suffix(".txt").read_text().splitlines():
+            rows.append([f"{path.stem}.wav", patient, device, *line.split()])
+    with (folder / "cycles.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "patient", "device", "start_s", "end_s", "crackle", "wheeze"], *rows])
+    return folder
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in the folder of the example, as its user does."""
+    monkeypatch.chdir(EXAMPLE.parent)
+    yield
+    sys.modules.pop("own_corpus", None)
+
+
+def test_the_example_runs_from_python(ward: Path) -> None:
+    done = subprocess.run([sys.executable, EXAMPLE, ward], capture_output=True, text=True, check=True)
+    assert "train: " in done.stdout and "own_corpus:WardCorpus" in done.stdout
+
+
+@pytest.mark.usefixtures("beside")
+def test_its_tables_are_those_of_the_built_in_corpora(ward: Path, small_corpus: Path) -> None:
+    own = laennec.load_corpus("own_corpus:WardCorpus", ward)
+    built_in = laennec.load_corpus("synthetic", small_corpus)
+    assert own["train"].features == built_in["train"].features
+    names = ("cycle_id", "patient_id", "start_s", "end_s", "label", "device")
+    for split in built_in:
+        for name in names:
+            assert list(own[split][name]) == list(built_in[split][name]) or name == "patient_id"
+    assert provenance(own)["corpus"] == "ward" and len(provenance(own)["corpus_fingerprint"]) == 64
+    before = provenance(own)["corpus_fingerprint"]
+    table = ward / "cycles.csv"
+    table.write_text(table.read_text().replace(",1,0\n", ",0,0\n", 1).replace(",1,0\r\n", ",0,0\r\n", 1))
+    assert provenance(laennec.load_corpus("own_corpus:WardCorpus", ward))["corpus_fingerprint"] != before
+
+
+@pytest.mark.usefixtures("beside")
+def test_it_trains_and_scores_from_a_recipe(ward: Path, tiny_recipe: dict, tmp_path: Path) -> None:
+    recipe = tiny_recipe | {"corpus": {"name": "own_corpus:WardCorpus", "data_dir": str(ward)}}
+    recipe["train"] = recipe["train"] | {"epochs": 1}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe | {"output_dir": str(tmp_path / "run")}))
+    assert main(["train", str(path)]) == 0
+    run = read_run(tmp_path / "run")
+    assert run["corpus"]["name"] == "own_corpus:WardCorpus" and run["corpus"]["provenance"]["corpus"] == "ward"
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.usefixtures("beside")
+def test_the_commands_take_it(ward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "own_corpus:WardCorpus", "--data-dir", str(ward)]) == 0
+    assert main(["prepare", "own_corpus:WardCorpus", "--data-dir", str(ward), "--check"]) == 0
+    capsys.readouterr()
+    assert main(["prepare", "own_corpus:WardCorpus"]) == 2
+    assert "https://example.org/ward (licence: CC BY 4.0)" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("beside")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_module:WardCorpus", "cannot import no_such_module"),
+        ("own_corpus:Absent", "own_corpus has no Absent"),
+        ("own_corpus:main", "is no corpus; give a class that subclasses laennec.Corpus"),
+        ("own_corpus:Corpus", "is no corpus"),
+    ],
+)
+def test_wrong_names_are_one_line(name: str, words: str, ward: Path) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        laennec.load_corpus(name, ward)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("beside")
+def test_its_protocols_and_its_events_are_checked(ward: Path) -> None:
+    with pytest.raises(InputError, match="ward has no protocol 'official'; valid: patient-60-20-20, random-80-20"):
+        laennec.load_corpus("own_corpus:WardCorpus", ward, protocol="official")
+    table = ward / "cycles.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([*lines, lines[-1].replace(",0,", ",-1,", 1)]) + "\n")
+    broken = [*lines[-1].split(",")]
+    broken[3:5] = ["5", "4"]
+    table.write_text("\n".join([*lines, ",".join(broken)]) + "\n")
+    with pytest.raises(InputError, match=r"event from 5\.0 to 4\.0 s"):
+        laennec.load_corpus("own_corpus:WardCorpus", ward)
+    assert len(check_corpus("own_corpus:WardCorpus", ward).problems) >= 1
+
+
+def test_any_data_set_with_the_columns_is_a_cycle_table() -> None:
+    columns = {"cycle_id": ["a"], "recording_id": ["a"], "start_s": [0.0], "end_s": [1.0], "crackle": [1]}
+    with pytest.raises(InputError, match="train_dataset: the cycle table lacks the columns recording_path, wheeze"):
+        check_cycle_table(datasets.Dataset.from_dict(columns), "train_dataset", ["crackle", "wheeze"])
+    with pytest.raises(InputError, match="list is no"):
+        check_cycle_table([columns], "train_dataset")
+    whole = datasets.Dataset.from_dict(columns | {"recording_path": ["a.wav"], "wheeze": [0]})
+    check_cycle_table(whole, "train_dataset", ["crackle", "wheeze"])
