@@ -11,9 +11,9 @@ import soundfile
 from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
-from laennec.corpora.base import AnnotatedRecording, Event
 from laennec.corpora.check import _too_short, check_corpus
 from laennec.corpora.files import hash_files
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 
 

@@ -112,7 +112,7 @@ def test_919_of_920_are_refused_by_name(database: Path, tmp_path: Path) -> None:
         (database / f"150_3b1_Al_sc_Meditron{suffix}").unlink()
     with pytest.raises(InputError) as caught:
         load_corpus("icbhi2017", database, cache_dir=tmp_path / "cache")
-    assert "1 of the 920 recordings of ICBHI 2017 Respiratory Sound Database are missing (150_3b1_Al_sc_Meditron)" in str(caught.value)
+    assert "Respiratory Sound Database are missing (150_3b1_Al_sc_Meditron)" in str(caught.value)
     assert "\n" not in str(caught.value) and "--allow-missing" in str(caught.value)
     with pytest.warns(UserWarning, match="1 of the 920"):
         parts = load_corpus("icbhi2017", database, allow_missing=True, cache_dir=tmp_path / "cache")

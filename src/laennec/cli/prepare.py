@@ -72,8 +72,8 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from laennec.corpora import cache_root
     from laennec.corpora.exporting import export_corpus
     from laennec.corpora.load import corpus_class
-    from laennec.hub.push_corpus import check_target, push_corpus, terms_of
     from laennec.files import explain_write_errors
+    from laennec.hub.push_corpus import check_target, push_corpus, terms_of
 
     if options.check:
         raise InputError("command line: --check writes nothing; leave --export and --push-to-hub out, or --check")

@@ -1,6 +1,6 @@
 """What people train on, as tables of respiratory cycles."""
 
-from laennec.corpora.base import CYCLE_FEATURES, AnnotatedRecording, Corpus, CorpusOptions, Event, UnusableRecordingsError, check_cycle_table
+from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions, check_cycle_table
 from laennec.corpora.check import AuditReport, check_corpus
 from laennec.corpora.duplicates import check_sounds
 from laennec.corpora.exporting import export_corpus
@@ -9,6 +9,7 @@ from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.load import load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016
+from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError
 from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.synthetic import Synthetic
@@ -22,8 +23,8 @@ __all__ = [
     "AuditReport",
     "Corpus",
     "CorpusOptions",
-    "Event",
     "CycleWaveforms",
+    "Event",
     "Folder",
     "Hub",
     "Icbhi2017",

@@ -1,10 +1,10 @@
 """The base class of all corpora, and the cycle table: one row per respiratory cycle.
 
-Decisions: a corpus states its facts (licence, citation, protocols) as class attributes, once; cards, checks and messages
-read them there. The table holds no audio, only the path and the content hash of each recording. Unknown values are null.
-The cached table is named by the hash of every file it was made of, of their paths and of TABLE_VERSION; change a rule of
-this folder and raise TABLE_VERSION. The corpus fingerprint covers recordings and annotations alone: moving the folder or
-adding a table of patients leaves it as it is.
+Decisions: a corpus states its facts (licence, citation, protocols) as class attributes, once; cards, checks and
+messages read them there. The table holds no audio, only the path and the content hash of each recording. Unknown values
+are null. The cached table is named by the hash of every file it was made of, of their paths and of TABLE_VERSION; raise
+TABLE_VERSION when a rule of this folder changes. The corpus fingerprint covers recordings and annotations alone: moving
+the folder or adding a table of patients leaves it as it is.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import read_header
 from laennec.corpora.files import corpus_path, hash_files, named, unpack
 from laennec.corpora.protocols import COMMON_PROTOCOLS
+from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError
 from laennec.errors import InputError
-from laennec.files import wait_for_lock
-from laennec.files import atomic_write, cache_root
+from laennec.files import atomic_write, cache_root, wait_for_lock
 
 TABLE_VERSION = "1.0.0"
 _RECORDINGS_PER_BATCH = 64
@@ -59,64 +59,6 @@ CYCLE_FEATURES = datasets.Features(
     }
 )
 _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
-
-
-@dataclass(frozen=True)
-class Event:
-    """An annotated stretch of a recording: a respiratory cycle, an event, or the recording as a whole.
-
-    Attributes:
-        start_s: In seconds.
-        end_s: In seconds.
-        crackle: 0, 1, or None where it is unknown.
-        wheeze: Likewise.
-        names: The corpus' own names of what is annotated, if any.
-    """
-
-    start_s: float
-    end_s: float
-    crackle: int | None = None
-    wheeze: int | None = None
-    names: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class AnnotatedRecording:
-    """A recording of a corpus and what is known of it; None is unknown.
-
-    Attributes:
-        recording_id: Its name, unique in the corpus.
-        patient_id: The patient, or None if the corpus does not say.
-        audio_path: The audio file, or None in a folder that holds annotations alone.
-        annotation_path: The file its events are in, if `Corpus.read_events` reads them from one.
-        events: Its cycles or events, if they are known already.
-        chest_location: Where the stethoscope was.
-        acquisition_mode: "sc" (one channel), "mc" (several channels at once).
-        device: The stethoscope.
-        age_years: Of the patient.
-        sex: "F" or "M".
-        bmi: Body mass index in kg/m^2.
-        diagnosis: Of the patient.
-        whole: Whether the recording as a whole is one row.
-        split: The split it belongs to, if the corpus is published in splits; becomes the column `part`.
-        extra: (column, value) of the columns that only this corpus has.
-    """
-
-    recording_id: str
-    patient_id: str | None
-    audio_path: Path | None
-    annotation_path: Path | None = None
-    events: tuple[Event, ...] = ()
-    chest_location: str | None = None
-    acquisition_mode: str | None = None
-    device: str | None = None
-    age_years: float | None = None
-    sex: str | None = None
-    bmi: float | None = None
-    diagnosis: str | None = None
-    whole: bool = False
-    split: str | None = None
-    extra: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass
@@ -304,8 +246,8 @@ class Corpus(ABC):
         """How many recordings of the published database are missing, of how many, and which; (0, 0, "") if complete."""
         return 0, 0, ""
 
-    def check_complete(self) -> None:
-        """Add to `problems` and `notes` what a full check says of missing or extra recordings; here, nothing."""
+    def check_complete(self) -> None:  # noqa: B027 (most corpora have no published list to compare with)
+        """Add missing and extra recordings to `problems` or `notes`."""
 
     def further_files(self) -> list[Path]:
         """Files that belong to the corpus and are not read to make its table, for an export."""
@@ -459,22 +401,6 @@ class Corpus(ABC):
                 with contextlib.suppress(InputError):
                     rows += self.rows(recording)
         return datasets.Dataset(to_arrow(rows, self.features))
-
-
-class UnusableRecordingsError(InputError):
-    """Recordings of a corpus whose header, annotation or audio cannot be used; names all of them.
-
-    Attributes:
-        problems: One line each, naming the file.
-        usable: The cycle table of the other recordings, or None where it does not matter.
-    """
-
-    def __init__(self, problems: Sequence[str], recordings: int, usable: datasets.Dataset | None = None) -> None:
-        self.problems = list(problems)
-        self.recordings = recordings
-        self.usable = usable
-        many = f"{len(self.problems)} of {recordings} recordings cannot be used: "
-        super().__init__((many if len(self.problems) > 1 else "") + "; ".join(self.problems))
 
 
 def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:

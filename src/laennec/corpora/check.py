@@ -15,10 +15,11 @@ from typing import Any
 
 from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import DecodeError, read_recording
-from laennec.corpora.base import AnnotatedRecording, Corpus, Event
+from laennec.corpora.base import Corpus
 from laennec.corpora.duplicates import same_sounds
 from laennec.corpora.files import hash_files
 from laennec.corpora.load import locate_corpus
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 
 # name in the report -> attribute of a recording
@@ -151,7 +152,7 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         report.counts["sampling_rate"] = dict(rates.most_common())
 
 
-def _events(corpus: Corpus, recording: AnnotatedRecording) -> list[Any]:
+def _events(corpus: Corpus, recording: AnnotatedRecording) -> Sequence[Event]:
     """The events of a recording, or none where its annotation is a problem already listed."""
     if recording.whole and recording.audio_path is None:
         return []
@@ -176,8 +177,9 @@ def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_
         short = [f for f in fronts if f.frames(int(end_s * f.sampling_rate) - int(event.start_s * f.sampling_rate)) < 1]
         if short:
             window_ms = max(1000 * front.window_samples / front.sampling_rate for front in short)
+            where = recording.annotation_path or recording.audio_path
             problems.append(
-                f"{recording.annotation_path}: the cycle of {recording.recording_id} at {event.start_s:g} to {event.end_s:g} s "
+                f"{where}: the cycle of {recording.recording_id} at {event.start_s:g} to {event.end_s:g} s "
                 f"is shorter than one frame ({window_ms:g} ms); correct the annotation or delete the line"
             )
     return problems

@@ -15,7 +15,8 @@ import numpy as np
 
 from laennec.audio.lossless import encode, pack
 from laennec.audio.recording import DecodeError, read_frames, read_header
-from laennec.corpora.base import Corpus, UnusableRecordingsError, column_of
+from laennec.corpora.base import Corpus, column_of
+from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.corpora.shards import Shards
 from laennec.errors import InputError
 from laennec.untrusted import read_bytes

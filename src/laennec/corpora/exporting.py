@@ -19,12 +19,13 @@ from typing import Any
 
 import datasets
 
-from laennec.corpora.base import AnnotatedRecording, Corpus, column_of
+from laennec.corpora.base import Corpus, column_of
 from laennec.corpora.dataset_card import dataset_card
 from laennec.corpora.export_rows import RowWriter, split_name
 from laennec.corpora.exported import CARD, FORMAT, MARK, safe_name
 from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provenance, split_corpus
 from laennec.corpora.protocols import PROTOCOLS, WITH_FOLDS
+from laennec.corpora.recordings import AnnotatedRecording
 from laennec.errors import InputError
 from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock
 from laennec.untrusted import leads_outside
@@ -180,7 +181,7 @@ def _rehearse(builder: Corpus, sources: Mapping[str, Path]) -> None:
 
 def _bare(entry: AnnotatedRecording, corpus: Corpus) -> tuple[AnnotatedRecording, str, str]:
     """An entry with its paths as they will be in the export."""
-    assert entry.audio_path is not None
+    assert entry.audio_path is not None and entry.annotation_path is not None
     sound, annotation = (_name_of(corpus, path) for path in (entry.audio_path, entry.annotation_path))
     return replace(entry, audio_path=None, annotation_path=Path()), sound, annotation
 

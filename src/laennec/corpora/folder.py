@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times, parse_label, read_labels
-from laennec.corpora.base import AnnotatedRecording, Corpus, CorpusOptions, Event
+from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.files import is_recording, named
 from laennec.corpora.protocols import COMMON_PROTOCOLS
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 
@@ -83,7 +84,7 @@ class Folder(Corpus):
         self._rows = _rows_by_recording(table, rows, folder, sounds, self.problems) if table else {}
         self._from_csv = any("start_s" in row for _, row in rows)
         if self._from_csv:
-            annotations = {name: table for name in sorted(self._rows)}
+            annotations = dict.fromkeys(sorted(self._rows), table)
         else:
             beside = {name: sound.with_suffix(".txt") for name, sound in sounds.items()}
             annotations = {name: path for name, path in beside.items() if path.is_file()}

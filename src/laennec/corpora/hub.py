@@ -17,10 +17,11 @@ from typing import Any
 
 import datasets
 
-from laennec.corpora.base import AnnotatedRecording, Corpus, CorpusOptions, Event
+from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.files import named
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
 from laennec.corpora.protocols import COMMON_PROTOCOLS
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import is_plain, leads_outside, read_json

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
-from laennec.corpora.base import AnnotatedRecording, Corpus, Event
+from laennec.corpora.base import Corpus
 from laennec.corpora.files import corpus_path, is_recording, named, only_folder
 from laennec.corpora.protocols import COMMON_PROTOCOLS
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 
@@ -67,7 +68,7 @@ class Icbhi2017(Corpus):
         "Respiratory health professionals listened to the recordings and marked the respiratory cycles with crackles "
         "and wheezes; no other test confirms the labels."
     )
-    limitations = (
+    limitations: ClassVar[tuple[str, ...]] = (
         "Device, chest location and disease are confounded, so part of a score can come from the device: LittC2SE "
         "occurs in train only, Litt3200 mostly in test, and recordings at 4 kHz have nothing above 2 kHz.",
         "The official split has patients 156 and 218 in both train and test.",
@@ -81,7 +82,9 @@ class Icbhi2017(Corpus):
     def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:
         """Find the recordings, their annotations and their patients."""
         self._places = [folder, corpus_path(self.data_dir)]
-        self.root = only_folder(folder, _holds_recordings, "ICBHI 2017 recordings (101_1b1_Al_sc_Meditron.wav and .txt)")
+        self.root = only_folder(
+            folder, _holds_recordings, "ICBHI 2017 recordings (101_1b1_Al_sc_Meditron.wav and .txt)"
+        )
         self._places.insert(0, self.root)
         sounds, annotations, problems = _files(self.root, self.devices)
         self.problems += problems
@@ -175,9 +178,7 @@ class Icbhi2017(Corpus):
             line = f"{self.root}: {len(missing)} of {len(split)} recordings missing: {named(missing, 20)}"
             (self.notes if self.options.allow_missing else self.problems).append(line)
         if extra:
-            self.problems.append(
-                f"{self.root}: not in the published split: {named(extra, 20)}; remove or rename them"
-            )
+            self.problems.append(f"{self.root}: not in the published split: {named(extra, 20)}; remove or rename them")
 
 
 def find_table(kind: TableKind, data_dir: str | Path, tables_dir: str | Path | None = None) -> Path | None:

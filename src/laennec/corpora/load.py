@@ -121,9 +121,7 @@ def protocol_of(corpus: str | type[Corpus], protocol: str | None) -> str:
     if protocol != "none":
         protocol_named(protocol)
         if protocol not in kind.protocols:
-            raise InputError(
-                f"{kind.name} has no protocol {protocol!r}; valid: {', '.join(kind.protocols)}, or none"
-            )
+            raise InputError(f"{kind.name} has no protocol {protocol!r}; valid: {', '.join(kind.protocols)}, or none")
     return protocol
 
 

@@ -9,16 +9,18 @@ decides the label; a table with signal quality adds the quality alone, and is co
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 
 from laennec.audio.cycles import AnnotationError, sliding_windows
 from laennec.audio.recording import read_header
-from laennec.corpora.base import AnnotatedRecording, Corpus, CorpusOptions, Event
+from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.files import hash_files, is_recording, named, only_folder
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 from laennec.untrusted import read_bytes, read_text
 
@@ -103,7 +105,7 @@ class PhysioNet2016(Corpus):
     class_column = "heart_sound"
     options_class = PhysioNet2016Options
     options: PhysioNet2016Options
-    extra_columns = {
+    extra_columns: Mapping[str, Any] = {
         "heart_sound": datasets.ClassLabel(names=list(CLASSES)),
         "signal_quality": datasets.Value("int8"),
         "database": datasets.Value("string"),

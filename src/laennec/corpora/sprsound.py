@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times
-from laennec.corpora.base import AnnotatedRecording, Corpus, Event
+from laennec.corpora.base import Corpus
 from laennec.corpora.files import is_recording, only_folder
 from laennec.corpora.protocols import COMMON_PROTOCOLS
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 from laennec.untrusted import MOST_BYTES, read_json
 

@@ -25,9 +25,8 @@ from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.files import wait_for_lock
+from laennec.files import atomic_folder, atomic_write, cache_root, wait_for_lock
 from laennec.untrusted import read_json
-from laennec.files import atomic_folder, atomic_write, cache_root
 
 FIRST_PATIENT = 101
 MOST_PATIENTS = 899
@@ -54,15 +53,7 @@ _LEAD_IN_S = 0.5
 
 @dataclass
 class SyntheticOptions(CorpusOptions):
-    """Options of `Synthetic`; those of `write_corpus`, for a corpus that is not written yet.
-
-    Attributes:
-        patients: Number of patients.
-        recordings_per_patient: Recordings of each.
-        cycles_per_recording: Cycles of each recording, give or take one.
-        max_rate_hz: Highest sampling rate of the files.
-        corpus_seed: Seed of everything.
-    """
+    """Options of `Synthetic`; those of `write_corpus`, for a corpus that is not written yet."""
 
     patients: int | None = None
     recordings_per_patient: int | None = None
@@ -143,14 +134,6 @@ class Patient:
     """A made-up patient; everything that makes one chest sound unlike another.
 
     Attributes:
-        number: The patient's name in files, from 101.
-        age_years: Age.
-        sex: "F" or "M"; None where the table says NA.
-        bmi: Of adults.
-        weight_kg: Of children.
-        height_cm: Of children.
-        diagnosis: One of ICBHI's eight.
-        device: One of ICBHI's four.
         mix: Probability of normal, crackle, wheeze and both cycles.
         cycle_s: Mean length of a cycle.
         inspiration_share: Share of a cycle that is inspiration.

@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
-from laennec.corpora.base import UnusableRecordingsError
 from laennec.corpora.files import hash_files
+from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import read_bytes

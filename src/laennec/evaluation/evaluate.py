@@ -406,7 +406,12 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
     for key, value in given.items():
         setattr(recipe.corpus, key, value)
     named = recipe.corpus.data_dir
-    if corpus_class(recipe.corpus.name).made_on_demand and "data_dir" not in given and named and not Path(named).exists():
+    if (
+        corpus_class(recipe.corpus.name).made_on_demand
+        and "data_dir" not in given
+        and named
+        and not Path(named).exists()
+    ):
         # it would be written there, at a place that a record names and nobody asked for
         raise InputError(f"{named}: the run's corpus is not there any more; say where it is: --data-dir DIR")
     return recipe
