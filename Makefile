@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 # what is compiled stays: the tests start processes by the dozen
 export PYTHONDONTWRITEBYTECODE :=
 
-# what `make soak` runs beside the tests that are marked soak; each puts its row into reliability.json
+# what `make soak` runs beside the tests that are marked soak; each puts its row into docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,kills.py decoders.py fuzz.py long.py truths.py mutants.py lines.py))
 
 .PHONY: install lock demo test tests coverage soak check fix bench clean best-sprsound
@@ -55,7 +55,7 @@ coverage: install
 # hours
 soak: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak
-	for script in $(SOAK); do HF_HUB_OFFLINE=1 $(BIN)/python $$script --out reliability.json || exit 1; done
+	for script in $(SOAK); do HF_HUB_OFFLINE=1 $(BIN)/python $$script --out docs/results/reliability.json || exit 1; done
 
 check: install
 	$(BIN)/ruff check src tests benchmarks docs

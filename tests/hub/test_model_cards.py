@@ -27,7 +27,7 @@ def test_a_card_is_what_its_record_gives(record):
 @pytest.mark.parametrize("record", RECORDS, ids=lambda p: p.name)
 def test_a_card_says_what_the_results_file_says(record):
     run = read_record(record / "run.json")
-    results = read_record(ROOT / "recipes" / "sprsound" / "results.json")["results"]
+    results = read_record(ROOT / "docs" / "results" / "sprsound.json")["results"]
     rows = {(r["name"], r["seed"], r["split"]): r for r in results}
     name = run["name"].replace("_ensemble_of_3", ", 3 together")  # which is what the study of methods calls it
     card = ModelCard.load(CARDS / f"{record.name}.md")

@@ -1,6 +1,6 @@
 """Thousands of malformed recordings: each gives audio or a typed error, in seconds, in little memory.
 
-    python tests/soak/decoders.py --files 6000 --out reliability.json
+    python tests/soak/decoders.py --files 6000 --out docs/results/reliability.json
 
 The files are made from valid ones of every container: cut off, header fields and chunk sizes overwritten, bits flipped,
 samples that are no numbers, no channels, 2^31 samples declared, another container's name. A worker reads each of them

@@ -1,6 +1,6 @@
 """A coverage-guided fuzz of everything that reads text: a result or a typed error, no hang, little memory.
 
-    python tests/soak/fuzz.py --minutes 10 --out reliability.json
+    python tests/soak/fuzz.py --minutes 10 --out docs/results/reliability.json
 
 Needs atheris (the extra `soak`). The readers of `readers.py` in four groups, each for so many minutes, one after the
 other. An input counts against the reader where anything but a result or an `InputError` of one line comes of it, where

@@ -1,6 +1,6 @@
 """kill -9 at any moment: every command ends as if nothing had happened when it is simply given again.
 
-    python tests/soak/kills.py --kills 50 --aimed 100 --out reliability.json
+    python tests/soak/kills.py --kills 50 --aimed 100 --out docs/results/reliability.json
 
 Each command runs on a synthetic corpus and is killed, at a moment drawn over its whole length, or (where the system
 lets us trace) exactly before a drawn change of its output folder or of the caches: a file made, written, synced,

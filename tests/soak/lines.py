@@ -1,6 +1,6 @@
 """Which lines of the package do the tests run?
 
-    python tests/soak/lines.py [--kept] [--out reliability.json]
+    python tests/soak/lines.py [--kept] [--out docs/results/reliability.json]
 
 The tests run under coverage, with every process that they start; copies of the package that tests make elsewhere do not
 count. --kept takes what an earlier run has left. Modules below nine tenths are listed.

@@ -1,6 +1,6 @@
 """10,000 training steps and 10,000 predicted recordings: memory, open files, threads and temporary files stay as few.
 
-    python tests/soak/long.py --steps 10000 --files 10000 --out reliability.json
+    python tests/soak/long.py --steps 10000 --files 10000 --out docs/results/reliability.json
 
 Both are ordinary commands in a process of their own, which is looked at from outside: resident memory, open files and
 threads, at every sight of how far it is (the last checkpoint, the lines of the journal). The first fifth is warm-up; of

@@ -1,6 +1,6 @@
 """Mutation testing: are wrong losses, metrics, samplers and splits found out by the tests beside them?
 
-    python tests/soak/mutants.py [--each 60] [--groups losses,metrics] [--out reliability.json]
+    python tests/soak/mutants.py [--each 60] [--groups losses,metrics] [--out docs/results/reliability.json]
 
 Each mutant is one small mistake in one module: a comparison, an operator, a constant, a condition, a call left out. Its
 tests run in a process forked from one that has imported torch already; a mutant that some test fails on, or that does

@@ -1,6 +1,6 @@
 """Same seed, same bits; stopped and gone on with; no patient in two parts: recipes of every kind, random corpora.
 
-    python tests/soak/truths.py --corpora 2000 --out reliability.json
+    python tests/soak/truths.py --corpora 2000 --out docs/results/reliability.json
 
 Each kind of recipe (tests/ways.py) is run three times: as it is; with other workers, evaluation batches and an empty
 cache; and stopped after one step after another until it ends by itself. What is left is compared to the last bit.
