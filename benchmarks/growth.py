@@ -81,8 +81,8 @@ def table_to_head(cycles: int) -> float:
     from laennec.corpora import load_corpus
     from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
-    from laennec.training.parts import make_part
     from laennec.training.run import make_model
+    from laennec.training.split_data import make_split
 
     recipe, extractor = _recipe()
     with tempfile.TemporaryDirectory() as out, _cache_in(Path(out) / "cache") as cache:
@@ -90,7 +90,7 @@ def table_to_head(cycles: int) -> float:
         _write(folder, cycles)
         since = time.perf_counter()
         table = load_corpus("icbhi2017", folder, protocol="none")["all"]
-        part = make_part("train", table, recipe, extractor, None, False)
+        part = make_split("train", table, recipe, extractor, None, False)
         model = make_model(recipe, part.targets.names)
         kept = EmbeddingCache(cache, model, extractor)
         embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)

@@ -106,15 +106,15 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
 
     from laennec.corpora import load_corpus
     from laennec.training.data import collate_cycles
-    from laennec.training.parts import make_extractor, make_part
     from laennec.training.run import make_model
     from laennec.training.schedules import make_arguments, plan_phases
+    from laennec.training.split_data import make_extractor, make_split
 
     recipe = _recipe(setting, device.type, moved)
     extractor = make_extractor(recipe.features)
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     cycles = min(CYCLES[device.type], len(table))
-    part = make_part("train", table.select(range(cycles)), recipe, extractor, None, True)
+    part = make_split("train", table.select(range(cycles)), recipe, extractor, None, True)
     model = make_model(recipe, part.targets.names)
     patients = column_of(part.table, "patient_id")
     truth = part.table.to_pandas()[["cycle_id"]]

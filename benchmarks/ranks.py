@@ -24,12 +24,13 @@ def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
     from transformers import PrinterCallback, TrainingArguments
 
     from benchmarks.transformer import EpochClock
-    from laennec.training.data import CycleDataset, Targets, collate_cycles
+    from laennec.training.data import CycleDataset, collate_cycles
     from laennec.training.objective import Objective
-    from laennec.training.parts import make_extractor
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
+    from laennec.training.split_data import make_extractor
+    from laennec.training.targets import Targets
     from laennec.training.trainer import LaennecTrainer
 
     torch.set_num_threads(1)

@@ -20,9 +20,9 @@ def frozen_experiment(setting: Setting) -> list[Row]:
     import torch
 
     from laennec.corpora import load_corpus
-    from laennec.training.parts import make_extractor, make_part
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model, train
+    from laennec.training.split_data import make_extractor, make_split
 
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
@@ -34,7 +34,7 @@ def frozen_experiment(setting: Setting) -> list[Row]:
     extractor = make_extractor(recipe.features)
     everything = load_corpus("sprsound", folder, protocol="none")["all"]
     table = everything.select([row for row, part in enumerate(everything["part"]) if part == "train"])
-    part = make_part("train", table, recipe, extractor, None, False)
+    part = make_split("train", table, recipe, extractor, None, False)
     seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
     model = make_model(recipe, part.targets.names)
     took = {device.type: _embedding(model.to(device), extractor, part) for device in reversed(devices())}
@@ -87,9 +87,9 @@ def encoding_again(setting: Setting) -> list[Row]:
     from laennec.corpora import load_corpus
     from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
-    from laennec.training.parts import make_extractor, make_part
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
+    from laennec.training.split_data import make_extractor, make_split
 
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
@@ -100,7 +100,7 @@ def encoding_again(setting: Setting) -> list[Row]:
     everything = load_corpus("sprsound", folder, protocol="none")["all"]
     kept = [row for row, part in enumerate(everything["part"]) if part == "train"]
     table = everything.select(kept[:: max(1, len(kept) // SUBSET)][:SUBSET])
-    part = make_part("train", table, recipe, extractor, None, False)
+    part = make_split("train", table, recipe, extractor, None, False)
     seconds = float(sum(np.array(table["end_s"]) - np.array(table["start_s"])))
 
     def ours() -> None:
@@ -159,10 +159,10 @@ def trainer_step(setting: Setting) -> list[Row]:
     from laennec.modeling import LaennecForAudioClassification
     from laennec.training.data import CycleDataset, Targets, collate_cycles
     from laennec.training.objective import Objective
-    from laennec.training.parts import make_extractor
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
+    from laennec.training.split_data import make_extractor
     from laennec.training.trainer import LaennecTrainer
 
     torch.set_num_threads(1)

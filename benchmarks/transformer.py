@@ -224,10 +224,11 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
     from laennec.configuration import LaennecConfig
     from laennec.encoders import load_encoder
     from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data import CycleDataset, Targets, collate_cycles
+    from laennec.training.data import CycleDataset, collate_cycles
     from laennec.training.objective import Objective
     from laennec.training.recipe import LossSettings
     from laennec.training.samplers import LengthBucketSampler
+    from laennec.training.targets import Targets
 
     cycles = len(task.sound)
     targets = Targets(["crackle", "wheeze"], task.flags, task.flags.sum(1).astype(np.int64), np.arange(cycles))

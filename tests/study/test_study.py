@@ -21,10 +21,10 @@ from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
 from laennec.study.run import gather, run_study
-from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 from laennec.training.run import train
+from laennec.training.split_data import load_splits
 
 
 def read(path):
@@ -110,7 +110,7 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
     assert list(own["cycle_id"]) == list(theirs["cycle_id"]) and not own[logits].equals(theirs[logits])
     model, extractor = load_model(run)
     recipe = Recipe(**(read(run / "run.json")["config"]))
-    parts = load_parts(recipe)
+    parts = load_splits(recipe)
     _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
     _, asked, _ = answer_part(model, extractor, parts["test"], "test", recipe)
     plain = make_pipeline(StandardScaler(), SVC(class_weight="balanced"))

@@ -12,7 +12,8 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed
-from laennec.training.data import CycleDataset, Targets
+from laennec.training.data import CycleDataset
+from laennec.training.targets import Targets
 
 CYCLES = 200
 

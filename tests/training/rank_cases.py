@@ -14,11 +14,12 @@ from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
 from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
-from laennec.training.data import CycleDataset, Targets, collate_cycles
+from laennec.training.data import CycleDataset, collate_cycles
 from laennec.training.mixing import Mixture
 from laennec.training.objective import Objective, Stage
 from laennec.training.recipe import LossSettings
 from laennec.training.samplers import EpochSampler
+from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 AUXILIARY = {

@@ -15,8 +15,8 @@ from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_sm
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags, write_submission
 from laennec.training.auxiliary_tasks import tasks_of
-from laennec.training.parts import load_parts
 from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.split_data import load_splits
 from runs import what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -155,10 +155,10 @@ def test_a_part_that_came_after_training_can_be_scored_and_another_training_part
 
 def test_validation_recordings_are_those_of_validation_patients(run, recipe):
     from laennec.training.auxiliary_tasks import level_tables
-    from laennec.training.parts import load_parts
+    from laennec.training.split_data import load_splits
 
     settings = Recipe.from_yaml(recipe)
-    parts = load_parts(settings)
+    parts = load_splits(settings)
     held_out = set(parts["validation"]["patient_id"])
     learned, kept = level_tables(settings, "record", held_out)
     assert set(kept["patient_id"]) == held_out and not held_out & set(learned["patient_id"])
@@ -239,7 +239,7 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
 
 
 def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, corpus):
-    parts = load_parts(Recipe.from_yaml(recipe))
+    parts = load_splits(Recipe.from_yaml(recipe))
     table = parts["validation"]
     draws = np.random.default_rng(0).normal(size=(len(table), 2))
     predictions = pd.DataFrame(draws, columns=["logit_crackle", "logit_wheeze"])

@@ -17,13 +17,12 @@ from laennec.training.data import (
     Concatenation,
     CycleDataset,
     EmbeddingDataset,
-    Targets,
     collate_cycles,
     collate_embeddings,
     cycle_numbers,
-    targets_of,
 )
 from laennec.training.recipe import ConfigError, TargetSettings
+from laennec.training.targets import Targets, targets_of
 
 
 @pytest.fixture
@@ -217,7 +216,7 @@ def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
     partners = set()
     for epoch in range(8):
         for row in range(12):
-            partner, item = dataset.partner_of(row, epoch), dataset[(row, epoch)]
+            partner, item = dataset.paired_row(row, epoch), dataset[(row, epoch)]
             assert partner != row and len(item["waveform"]) == 1800 + 40 * (row + partner)
             heard = FOUR.index(lungmix_label(FOUR[row % 4], FOUR[partner % 4]))
             assert item["class_id"] == heard
@@ -226,4 +225,4 @@ def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
             partners.add(partner)
     assert len(partners) == 12
     alone = twelve(concatenation=Concatenation(1.0, np.array([2])))
-    assert alone.partner_of(2, 0) is None and alone.partner_of(3, 0) == 2
+    assert alone.paired_row(2, 0) is None and alone.paired_row(3, 0) == 2

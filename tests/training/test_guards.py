@@ -7,12 +7,16 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from laennec.training.auxiliary import loss_specs
-from laennec.training.data import Targets
 from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
 from laennec.training.metadata_groups import GroupTable
-from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
 from laennec.training.recipe import ConfigError
-from laennec.training.samplers import EpochSampler, PatientBalancedSampler
+from laennec.training.samplers import (
+    DeviceBalancedSampler,
+    EpochSampler,
+    MetadataMatchedSampler,
+    PatientBalancedSampler,
+)
+from laennec.training.targets import Targets
 
 CLASSES = np.arange(12) % 3
 

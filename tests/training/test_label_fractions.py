@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from laennec.errors import InputError
-from laennec.training.data import Targets
 from laennec.training.label_fractions import (
     cell_recipe,
     labelled_rows,
+    labelled_split,
     parse_fractions,
     parse_modes,
     refuse_missing_labels,
-    training_part,
 )
-from laennec.training.parts import load_decoded, make_extractor, make_part
 from laennec.training.recipe import EncoderSettings, Recipe
+from laennec.training.split_data import load_decoded, make_extractor, make_split
+from laennec.training.targets import Targets
 
 OFFICIAL_TRAIN = (2063, 1215, 501, 363)  # of ICBHI 2017: normal, crackle, wheeze, both
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)
@@ -159,9 +159,9 @@ def test_a_small_fraction_repeats_until_an_epoch_is_as_long_as_all(tiny_recipe):
     recipe = Recipe(**(tiny_recipe | {"augment": {"shift": {"probability": 1.0}}}))
     extractor = make_extractor(recipe.features)
     table = load_decoded(recipe, extractor.sampling_rate)["train"]
-    full = make_part("train", table, recipe, extractor, None, False)
+    full = make_split("train", table, recipe, extractor, None, False)
     rows = labelled_rows(full.targets.class_ids, full.table["cycle_id"], 0.3, 0, 0)
-    part = training_part(recipe, table, extractor, full, rows)
+    part = labelled_split(recipe, table, extractor, full, rows)
     repeats = len(part.dataset) // len(rows)
     assert repeats == round(len(full.dataset) / len(rows)) > 1 and len(part.dataset) == repeats * len(rows)
     n = len(rows)
@@ -175,6 +175,6 @@ def test_a_small_fraction_repeats_until_an_epoch_is_as_long_as_all(tiny_recipe):
     # a repeat of an epoch is augmented anew, the first as it would be in the full set
     first, second = part.dataset[(0, 0)]["waveform"], part.dataset[(n, 0)]["waveform"]
     assert not np.array_equal(first, second)
-    whole = training_part(recipe, table, extractor, full, np.arange(len(full.dataset)))
+    whole = labelled_split(recipe, table, extractor, full, np.arange(len(full.dataset)))
     assert len(whole.dataset) == len(full.dataset)
     np.testing.assert_array_equal(whole.dataset[(int(rows[0]), 0)]["waveform"], first)

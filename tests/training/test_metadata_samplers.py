@@ -5,8 +5,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
-from laennec.training.samplers import coverage
+from laennec.training.coverage import coverage
+from laennec.training.samplers import DeviceBalancedSampler, MetadataMatchedSampler
 
 ROWS = st.lists(st.tuples(st.sampled_from("FMX"), st.sampled_from(["y", "o", None]), st.integers(0, 9)), min_size=1)
 

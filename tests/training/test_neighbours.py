@@ -23,14 +23,15 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, targets_of, view_seed
+from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, view_seed
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.objective import Objective
-from laennec.training.parts import make_part
 from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import ConfigError, LossSettings, Recipe, TargetSettings
 from laennec.training.run import train
+from laennec.training.split_data import make_split
+from laennec.training.targets import targets_of
 from laennec.training.trainer import LaennecTrainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training" / "cache_keys.json").read_text())
@@ -312,8 +313,8 @@ def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
     """A cycle without a label in a small fraction is context for those that have one, also for repeated ones."""
     rows = np.array([5, 2, 5])
     extractor = LaennecFeatureExtractor("song2021", context_cycles=1)
-    part = make_part("train", icbhi, Recipe(**{}), extractor, None, True, rows)
-    whole = make_part("train", icbhi, Recipe(**{}), extractor, None, True)
+    part = make_split("train", icbhi, Recipe(**{}), extractor, None, True, rows)
+    whole = make_split("train", icbhi, Recipe(**{}), extractor, None, True)
     for place, row in enumerate(rows):
         assert part.dataset.neighbours.named(place) == whole.dataset.neighbours.named(row)
         one, other = part.dataset.sound(place), whole.dataset.sound(int(row))

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
+from laennec.training.coverage import coverage
 from laennec.training.samplers import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
     EpochSampler,
     LengthBucketSampler,
     PatientBalancedSampler,
-    coverage,
 )
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=60)

@@ -16,10 +16,11 @@ from laennec.encoders import load_encoder
 from laennec.losses import AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary import RECIPE_LOSSES
-from laennec.training.data import CycleDataset, Targets, collate_cycles
+from laennec.training.data import CycleDataset, collate_cycles
 from laennec.training.objective import Objective
 from laennec.training.recipe import LossSettings
 from laennec.training.samplers import EpochSampler
+from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 

@@ -32,11 +32,9 @@ from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data import FOUR_CLASSES, class_names
 from laennec.training.data_loading import training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.neighbours import refuse_lost_neighbours
-from laennec.training.parts import Part, load_parts, make_part
 from laennec.training.recipe import Recipe
 from laennec.training.record import (
     Timings,
@@ -49,7 +47,9 @@ from laennec.training.record import (
     without_results,
     write_record,
 )
+from laennec.training.split_data import SplitData, load_splits, make_split
 from laennec.training.tables import predictions_table, reading_of, truth_table
+from laennec.training.targets import FOUR_CLASSES, class_names
 
 _WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
 _TRUTH_COLUMNS = (
@@ -181,7 +181,7 @@ def score(
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
-        parts = load_parts(recipe)
+        parts = load_splits(recipe)
         origin = provenance(parts)
         smooth = resolve_smoothing(smoothing, source, model)
         check_split(run, recipe, origin)
@@ -302,10 +302,10 @@ def provenance_lines(name: str, origin: dict[str, Any], split: str) -> list[str]
 
 def answer_part(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
-) -> tuple[Any, NDArray[np.float32], Part]:
+) -> tuple[Any, NDArray[np.float32], SplitData]:
     """The predictions table of a part, its embeddings (cycles, dim), and the part."""
     names = model.config.label_names
-    part = make_part(split, table, recipe, extractor, names, False)
+    part = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
     cache = EmbeddingCache(cache_root(), model, extractor)
     embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)

@@ -116,7 +116,7 @@ def _scored_part(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any,
     """The cycle table of the part that was scored, and the settings that it was read with."""
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import recipe_of
-    from laennec.training.parts import load_parts
+    from laennec.training.split_data import load_splits
 
     run, origin = evaluation.run, evaluation.origin
     scored = (run["evaluated"].get("corpus") or {}).get("name")
@@ -128,7 +128,7 @@ def _scored_part(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any,
     where = recipe.corpus.data_dir
     if where is not None and not Path(where).exists():  # a synthetic corpus would be written there: a report only reads
         raise InputError(f"{where}: no such folder")
-    parts = load_parts(recipe)
+    parts = load_splits(recipe)
     here, there = provenance(parts).get("split_fingerprint"), origin.get("split_fingerprint")
     if here != there:
         raise InputError(

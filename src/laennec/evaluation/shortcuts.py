@@ -17,8 +17,8 @@ from laennec.audio.facts import bandwidth_hz, level_db
 from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import to_arrow
 from laennec.evaluation.predictions import point_values, read_predictions
-from laennec.training.parts import make_filter
 from laennec.training.recipe import Recipe
+from laennec.training.split_data import make_filter
 
 COLUMNS = ("level_db", "bandwidth_hz")
 _QUANTILE = 0.05

@@ -24,8 +24,8 @@ from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.files import atomic_folder, atomic_write
 from laennec.training.auxiliary_tasks import level_tables, task_logits
-from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe
+from laennec.training.split_data import load_splits
 from laennec.training.tables import logit_thresholds
 
 _OF_BITS = {
@@ -86,7 +86,7 @@ def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
     if split in ("train", "validation"):
         _, held_out = level_tables(asked, "record", set(table["patient_id"]))
         return held_out
-    parts = load_parts(asked)
+    parts = load_splits(asked)
     return parts.get(split)
 
 

@@ -303,14 +303,14 @@ def _validation(
 
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import check_split, recipe_of
-    from laennec.training.parts import load_parts, make_part
+    from laennec.training.split_data import load_splits, make_split
 
     path = run / _PREDICTIONS
     record = read_record(run / "run.json")
     recipe = recipe_of(run, record, None)
-    parts = load_parts(recipe)
+    parts = load_splits(recipe)
     check_split(record, recipe, provenance(parts))
-    part = make_part("validation", parts["validation"], recipe, extractor, model.config.label_names, False)
+    part = make_split("validation", parts["validation"], recipe, extractor, model.config.label_names, False)
     predictions = pd.read_parquet(path).set_index("cycle_id")
     ids = column_of(part.table, "cycle_id")
     if missing := sorted(set(ids) ^ set(predictions.index)):

@@ -25,9 +25,9 @@ from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
 from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.label_fractions import labelled_rows
-from laennec.training.parts import load_parts
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record, write_record
+from laennec.training.split_data import load_splits
 from laennec.training.tables import fit_operating_point
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
@@ -58,7 +58,7 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
     timings = Timings()
     with timings.measure("training"):
         model, extractor = load_model(run)
-        parts = load_parts(recipe)
+        parts = load_splits(recipe)
         _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
         known = _learned(recipe, part)
         answer = _fit(kind, heard[known], part.targets.labels[known], recipe.seed)
@@ -67,7 +67,7 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
     changes = {"name": f"{method}, {CLASSICAL[kind]}", "classical": kind, "timings": timings.seconds}
     for score in scores:
         theirs = recipe_of(run, record, dict(score.corpus))
-        table = (load_parts(theirs) if score.corpus else parts)[score.split]
+        table = (load_splits(theirs) if score.corpus else parts)[score.split]
 
         def ask(table: Any, split: str = score.split, theirs: Recipe = theirs) -> Any:
             predictions, heard, _ = answer_part(model, extractor, table, split, theirs)

@@ -16,10 +16,10 @@ from laennec.evaluation.compare_runs import recipe_difference
 from laennec.evaluation.evaluate import check_split, load_model
 from laennec.training.data_loading import configure_process
 from laennec.training.folders import claimed
-from laennec.training.parts import load_parts, make_part
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
 from laennec.training.run import answer_validation, write_run
+from laennec.training.split_data import load_splits, make_split
 
 
 def join_runs(
@@ -61,12 +61,12 @@ def join_runs(
         configure_process(recipe)
         loaded = [load_model(folder) for folder in folders]
         model, extractor = join_models([model for model, _ in loaded]), loaded[0][1]
-        parts = load_parts(recipe)
+        parts = load_splits(recipe)
         origin = provenance(parts)
         check_split(first, recipe, origin)
         if "validation" not in parts:
             raise InputError(f"{recipe.corpus.name}: no part validation, on which an ensemble's thresholds are fitted")
-        validation = make_part("validation", parts["validation"], recipe, extractor, first["labels"], False)
+        validation = make_split("validation", parts["validation"], recipe, extractor, first["labels"], False)
         begin()
         with timings.measure("validation predictions"):
             predictions, points, tasks = answer_validation(model, extractor, recipe, validation)

@@ -34,13 +34,13 @@ from laennec.files import atomic_folder, atomic_write, lock_or_refuse, refuse_ot
 from laennec.training.data_loading import configure_process
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.folders import RECORDS
-from laennec.training.label_fractions import cell_recipe, labelled_rows, refuse_missing_labels, training_part
+from laennec.training.label_fractions import cell_recipe, labelled_rows, labelled_split, refuse_missing_labels
 from laennec.training.neighbours import refuse_lost_neighbours
-from laennec.training.parts import Part, load_decoded, make_extractor, make_part
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import EncoderSettings, Recipe
 from laennec.training.record import Timings, count_evaluation, hardware, read_record, versions, write_record
 from laennec.training.run import fit, make_model
+from laennec.training.split_data import SplitData, load_decoded, make_extractor, make_split
 from laennec.training.tables import logit_thresholds, predictions_table, truth_table
 
 _WRITTEN = ("label_efficiency.*", "cells", "encoder")
@@ -64,9 +64,9 @@ class _Bench:
     identity: str  # of encoder, data and scored part
     extractor: Any
     train_table: Any
-    training: Part
-    validation: Part
-    scored: Part
+    training: SplitData
+    validation: SplitData
+    scored: SplitData
 
 
 def label_efficiency(
@@ -218,11 +218,11 @@ def _bench(
         )
     if split in ("train", "validation"):
         raise InputError(f"--split {split}: cells are trained and chosen on it; give a part that was held out")
-    training = make_part("train", parts["train"], recipe, extractor, None, False)
+    training = make_split("train", parts["train"], recipe, extractor, None, False)
     refuse_missing_labels(training.targets)
     names = training.targets.names
-    validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
-    scored = make_part(split, parts[split], recipe, extractor, names, False)
+    validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
+    scored = make_split(split, parts[split], recipe, extractor, names, False)
     settings = {mode: _digest(_settings(cell)) for mode, cell in recipes.items()}
     return _Bench(recipes, settings, "", extractor, parts["train"], training, validation, scored), origin
 
@@ -272,7 +272,7 @@ def _run_cell(bench: _Bench, mode: str, fraction: float, draw: int, rows: Any, f
     names = bench.training.targets.names
     with timings.measure("total"):
         model = make_model(recipe, names)
-        training = training_part(recipe, bench.train_table, bench.extractor, bench.training, rows)
+        training = labelled_split(recipe, bench.train_table, bench.extractor, bench.training, rows)
         fitted = fit(recipe, model, bench.extractor, training, bench.validation, work, timings, lines=False)
         cache = EmbeddingCache(cache_root(), model, bench.extractor)
         embeddings = embed_cycles(model, bench.extractor, bench.scored.dataset, bench.scored.keys(), cache)

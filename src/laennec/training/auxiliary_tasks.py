@@ -32,11 +32,12 @@ from laennec.errors import InputError
 from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_smoothing
 from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY
-from laennec.training.data import CycleDataset, Targets, collate_cycles, targets_of, view_seed
+from laennec.training.data import CycleDataset, collate_cycles, view_seed
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.objective import gather_with_gradient, ranks, step_key
-from laennec.training.parts import Part, load_parts, make_draws, make_filter, make_part
 from laennec.training.recipe import ConfigError, Recipe, TargetSettings
+from laennec.training.split_data import SplitData, load_splits, make_draws, make_filter, make_split
+from laennec.training.targets import Targets, targets_of
 
 GROUP = "task "  # before its name among the groups of a batch
 _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
@@ -129,7 +130,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     that the other has trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
-    parts = load_parts(asked)
+    parts = load_splits(asked)
     table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
     held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
     return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
@@ -305,7 +306,7 @@ def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureEx
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
     waveforms.prepare()
     plain = recipe.augment.model_copy(update={"concatenate_probability": 0.0})
-    augmentation, _ = make_draws(plain, targets)
+    augmentation, _ = make_draws(plain, targets, recipe.folders)
     return CycleDataset(
         waveforms, targets, column_of(table, "cycle_id"), extractor.sampling_rate, recipe.seed, augmentation
     )
@@ -339,7 +340,7 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
         owners, cut = windows_of(table, float(window_s))
     # any column that every row has makes a part of all rows
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
-    part: Part = make_part("recordings", cut, asked, extractor, None, False)
+    part: SplitData = make_split("recordings", cut, asked, extractor, None, False)
     cache = EmbeddingCache(cache_root(), model, extractor)
     embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
     return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
@@ -358,7 +359,7 @@ def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
 
 
 def fit_leanings(
-    model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: Part
+    model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: SplitData
 ) -> dict[str, dict[str, Any]]:
     """Fit on validation how far each question leans (and is smoothed), and store it in the model's config.
 

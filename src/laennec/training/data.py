@@ -1,18 +1,19 @@
 """From rows of a cycle table to padded batches.
 
-Decisions: a batch carries waveforms, not features, so that the one front end runs on the device of the model, for
-the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
-not change when the split does; a second view of a cycle has a key of its own, and the first is the one a single view
-would be. Rows without a label (SPRSound's Poor Quality records) are left out of training and counted; they still are
-neighbours of others. A cycle joined with a partner keeps its own metadata, and is labelled by what either
-holds: OR-ed flags, or the class of both. A neighbour's draws are those it has as a cycle of its own, so a cycle sounds
-the same in one epoch wherever it is heard.
+Decisions: a batch carries waveforms, not features, because the feature extractor runs on the device of the model,
+for the whole batch at once. Every draw is keyed by (seed, epoch, cycle), the cycle by a hash of its id, so that it does
+not depend on the split; a second view of a cycle has a key of its own, and the first view has the key of a single view.
+Rows without a label (SPRSound's Poor Quality records) are left out of training and counted; they remain context of
+other cycles. Concatenation keeps the metadata of the first cycle and combines the labels: OR-ed flags, or the class of
+both. A context cycle has the draws that it has as a cycle of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,121 +24,20 @@ from laennec.audio.augmentation import (
     concatenation_partner,
 )
 from laennec.audio.context import InContext, joined_rows
+from laennec.audio.cycles import cut
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import LabelUnion
+from laennec.audio.recording import ButterworthFilter, read_header, read_recording
+from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import column_of
-from laennec.training.metadata_groups import Codes, metadata_of
+from laennec.errors import InputError
+from laennec.training.metadata_groups import Codes
 from laennec.training.neighbours import Neighbours, cycle_numbers
-from laennec.training.recipe import ConfigError, TargetSettings
+from laennec.training.recipe import TargetSettings
+from laennec.training.targets import Targets, targets_of
 
-# what the host has to know of a batch whose tensors lie on a device
+# entries of a batch that draws need on the host
 HOST_KEYS = ("epochs", "cycle_numbers", "neighbour_epochs", "neighbour_numbers", "lengths")
-FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
-TWO_LABELS = ("crackle", "wheeze")
-
-
-@dataclass
-class Targets:
-    """What the cycles of one part should be answered with.
-
-    Attributes:
-        names: The labels in the order of the logits.
-        labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
-        class_ids: int64 (cycles,), one number for each distinct answer; auxiliary losses and samplers use them.
-        kept: int64 rows of the table these belong to (rows without a label are left out).
-        metadata: Columns of the table that groups can be made of, for the kept rows.
-    """
-
-    names: list[str]
-    labels: NDArray[Any]
-    class_ids: NDArray[np.int64]
-    kept: NDArray[np.int64]
-    metadata: dict[str, list[Any]] = field(default_factory=dict)
-
-    def take(self, rows: NDArray[np.int64]) -> "Targets":
-        """Those of some of the cycles, in the given order."""
-        metadata = {name: [values[row] for row in rows.tolist()] for name, values in self.metadata.items()}
-        return replace(
-            self, labels=self.labels[rows], class_ids=self.class_ids[rows], kept=self.kept[rows], metadata=metadata
-        )
-
-
-def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
-    """Read the answers out of a cycle table.
-
-    Args:
-        table: A cycle table (datasets.Dataset).
-        settings: Which problem, column and names.
-        names: The label names of training, for any other part.
-
-    Raises:
-        ConfigError: The column does not exist, or a label occurs that training did not have.
-    """
-    names = list(names or settings.names)
-    column = settings.column
-    if column is not None and column not in table.column_names:
-        raise ConfigError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
-    if settings.problem_type == "multi_label":
-        targets = _multi_label(table, column, names)
-    else:
-        targets = _single_label(table, column or "label", names)
-    if len(table) and not len(targets.kept):
-        own = [name for name in table.column_names if name != "label" and class_names(table, name)]
-        hint = f"this corpus answers {', '.join(own)}" if own else "choose another column"
-        asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
-        raise ConfigError(f"no cycle has an answer in {asked}; {hint} (target.column)")
-    return replace(targets, metadata=metadata_of(table, targets.kept))
-
-
-def class_names(table: Any, column: str) -> list[str]:
-    """Names of the classes of a column that holds class numbers; none of any other column."""
-    features = getattr(table, "features", None) or {}
-    return list(getattr(features.get(column), "names", None) or [])
-
-
-def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
-    if column == "events":
-        events = [set(e or ()) for e in column_of(table, "events")]
-        names = names or sorted(set().union(*events))
-        kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
-        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
-            -1, len(names)
-        )
-    else:
-        names = names or list(TWO_LABELS)
-        absent = [n for n in names if n not in table.column_names]
-        if absent:
-            raise ConfigError(
-                f"target.names has {absent[0]!r}, which is no column of the cycle table; "
-                "set target.column: events for event names"
-            )
-        columns = [column_of(table, name) for name in names]
-        kept = np.array([i for i in range(len(table)) if all(c[i] is not None for c in columns)], dtype=np.int64)
-        flags = np.array([[c[i] for c in columns] for i in kept], dtype=np.float32).reshape(-1, len(names))
-    class_ids = (flags.astype(np.int64) << np.arange(len(names))).sum(1)
-    return Targets(names, flags, class_ids, kept)
-
-
-def _single_label(table: Any, column: str, names: list[str]) -> Targets:
-    values = column_of(table, column)
-    if column == "label":
-        values = [None if v is None else FOUR_CLASSES[v] for v in values]
-        names = names or list(FOUR_CLASSES)
-    elif column == "events":
-        values = [v[0] if v else None for v in values]
-    elif classes := class_names(table, column):
-        values = [None if v is None else classes[v] for v in values]
-        names = names or classes
-    names = names or sorted({str(v) for v in values if v is not None})
-    number = {name: i for i, name in enumerate(names)}
-    kept = np.array([i for i, v in enumerate(values) if v is not None], dtype=np.int64)
-    unknown = sorted({str(values[i]) for i in kept} - set(names))
-    if unknown:
-        raise ConfigError(
-            f"the answer {unknown[0]!r} of column {column!r} is none of {', '.join(names)}; "
-            "name all of them in target.names"
-        )
-    labels = np.array([number[str(values[i])] for i in kept], dtype=np.int64)
-    return Targets(names, labels, labels, kept)
 
 
 def view_seed(seed: int, view: int) -> int:
@@ -147,12 +47,12 @@ def view_seed(seed: int, view: int) -> int:
 
 @dataclass
 class Concatenation:
-    """Training cycles joined with a partner, their labels OR-ed.
+    """Training cycles concatenated with a second cycle, their labels OR-ed.
 
     Attributes:
-        probability: How often a cycle gets a partner.
-        candidates: Rows that may be partners.
-        union: Label of two cycles heard together; None ORs rows of flags.
+        probability: How often a cycle is concatenated.
+        candidates: Rows that may be the second cycle.
+        union: Label of two concatenated cycles; None ORs rows of flags.
     """
 
     probability: float
@@ -170,12 +70,12 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         sampling_rate: Of the waveforms, in Hz.
         seed: Of all draws.
         augmentation: Draws on the waveform; None for none.
-        concatenation: Joining with a partner; None for none.
-        neighbours: The cycles around each, for features that join context; None for none.
+        concatenation: Concatenation with a second cycle; None for none.
+        neighbours: The cycles around each one, for concatenated context; None for none.
 
     Attributes:
-        views: How many independent draws of each cycle a training item holds.
-        groups: int64 (cycles,) by name: what losses need besides the class.
+        views: Number of independent draws of each cycle in a training item.
+        groups: int64 (cycles,) by name: labels of auxiliary losses besides the class.
     """
 
     def __init__(
@@ -190,7 +90,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         neighbours: Neighbours | None = None,
     ) -> None:
         if concatenation is not None and neighbours is not None:
-            raise ValueError("a cycle joined with a partner of another recording has no neighbours")
+            raise ValueError("a cycle concatenated with one of another recording has no context")
         self.waveforms = waveforms
         self.targets = targets
         self.cycle_ids = cycle_ids
@@ -206,10 +106,10 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def partner_of(self, row: int, epoch: int) -> int | None:
-        """The row that a cycle is joined with in an epoch, if any: a function of (seed, epoch, cycle).
+    def paired_row(self, row: int, epoch: int) -> int | None:
+        """The row that a cycle is concatenated with in an epoch, if any: a function of (seed, epoch, cycle).
 
-        Rows that carry the cycle's own id (the row itself, or the same cycle once more) are never chosen.
+        Rows with the cycle's own id (the row itself, or a repeat of the cycle) are never chosen.
         """
         c = self.concatenation
         if c is None:
@@ -219,13 +119,13 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return concatenation_partner(self.seed, epoch, number, others, c.probability)
 
     def label_at(self, row: int, epoch: int) -> Any:
-        """A cycle's label in an epoch: OR-ed with its partner's."""
-        partner = self.partner_of(row, epoch)
+        """A cycle's label in an epoch, combined with that of the cycle it is concatenated with."""
+        second = self.paired_row(row, epoch)
         label = self.targets.labels[row]
-        if partner is None or self.concatenation is None:
+        if second is None or self.concatenation is None:
             return label
         union = self.concatenation.union or LabelUnion(self.targets.names, np.ndim(label) > 0)
-        pair = torch.from_numpy(np.stack([label, self.targets.labels[partner]]))
+        pair = torch.from_numpy(np.stack([label, self.targets.labels[second]]))
         return union(pair[:1], pair[1:])[0].numpy().astype(self.targets.labels.dtype)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
@@ -236,9 +136,9 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         number = int(self.numbers[row])
         views = [waveform]
         if epoch is not None:
-            partner = self.partner_of(row, epoch)
-            if partner is not None:
-                waveform = concatenate(waveform, self.waveforms[partner])
+            second = self.paired_row(row, epoch)
+            if second is not None:
+                waveform = concatenate(waveform, self.waveforms[second])
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum() if np.ndim(label) else label
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
@@ -251,10 +151,10 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             "cycle_number": number,
             "epoch": -1 if epoch is None else epoch,
         }
-        return item if self.neighbours is None else item | self._around(self.neighbours, row, epoch)
+        return item if self.neighbours is None else item | self._context(self.neighbours, row, epoch)
 
-    def _around(self, neighbours: Neighbours, row: int, epoch: int | None) -> dict[str, Any]:
-        """The neighbours of a cycle, in every view, and their numbers."""
+    def _context(self, neighbours: Neighbours, row: int, epoch: int | None) -> dict[str, Any]:
+        """The context cycles of a cycle, in every view, and their numbers."""
         before, after = neighbours.rows[row]
         others = [*before, *after]
         numbers = [int(neighbours.numbers[other]) for other in others]
@@ -268,7 +168,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {"around": views, "around_numbers": numbers, "before": len(before)}
 
     def sound(self, key: int | tuple[int, int]) -> Any:
-        """What the front end is given of a row: its waveform, with its neighbours where context is joined."""
+        """Input of the feature extractor for a row: its waveform, with its context cycles if there are any."""
         item = self[key]
         if self.neighbours is None:
             return item["waveform"]
@@ -276,7 +176,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return InContext(item["waveform"], around[:before], around[before:])
 
     def samples(self, row: int) -> int:
-        """Samples that a row's embedding is made of, without reading its audio."""
+        """Number of samples that a row's embedding depends on, without reading its audio."""
         own = int(self.waveforms.lengths[row])
         if self.neighbours is None:
             return own
@@ -291,13 +191,127 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         )
 
 
+def dataset_from_table(
+    table: Any,
+    feature_extractor: LaennecFeatureExtractor,
+    labels: Sequence[str],
+    problem_type: str = "multi_label",
+    augmentation: Any = None,
+    seed: int = 0,
+    column: str | None = None,
+) -> CycleDataset:
+    """Make a data set of any table of recordings with labels, without a recipe.
+
+    Args:
+        table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
+            `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
+        feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
+        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `column`.
+        problem_type: "multi_label" or "single_label".
+        augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
+        seed: Of all draws.
+        column: Column of the class; None for "label".
+
+    Returns:
+        The rows that have a label.
+
+    Raises:
+        InputError: The table has no audio or no such labels, or a recording cannot be used.
+    """
+    settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
+    targets = targets_of(table, settings, list(labels))
+    table = table.select(targets.kept)
+    names, rate = table.column_names, feature_extractor.sampling_rate
+    chosen = feature_extractor.recording_filter
+    filter_ = None if chosen is None else ButterworthFilter(**chosen)
+    if "cycle_id" not in names:
+        table = table.add_column("cycle_id", [f"row {row}" for row in targets.kept.tolist()])
+    waveforms: Any
+    if "recording_path" in names:
+        waveforms = CycleWaveforms(_with_times(table), rate, filter=filter_)
+        waveforms.prepare()
+    elif "audio" in names:
+        waveforms = AudioColumn(table, rate, filter_)
+    else:
+        raise InputError(f"the table has no column audio and no recording_path; it has {', '.join(names)}")
+    refuse_short_cycles(table, waveforms, feature_extractor)
+    return CycleDataset(waveforms, targets, table["cycle_id"], rate, seed, augmentation)
+
+
+def _with_times(table: Any) -> Any:
+    """A table with the columns of a cycle table that say where a cycle is; whole recordings where they are missing."""
+    paths = column_of(table, "recording_path")
+    missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
+    if "start_s" not in table.column_names:
+        frames = {path: read_header(path) for path in set(paths)}
+        missing |= {"start_s": [0.0] * len(paths), "end_s": [frames[p][0] / frames[p][1] for p in paths]}
+    for name, values in missing.items():
+        if name not in table.column_names:
+            kind = "float64" if name.endswith("_s") else "string"
+            table = table.add_column(name, values, feature=datasets.Value(kind))
+    return table
+
+
+class AudioColumn(Sequence[NDArray[np.float32]]):
+    """The `audio` column of a table as waveforms, decoded when a row is read.
+
+    Args:
+        table: Has `audio` (encoded bytes or paths), and `start_s` and `end_s` where rows are parts of recordings.
+        sampling_rate: Of the waveforms, in Hz.
+        filter: Applied to whole recordings at that rate.
+    """
+
+    def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
+        self.sampling_rate = sampling_rate
+        self.filter = filter
+        self._audio = table.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+        timed = {"start_s", "end_s"} <= set(table.column_names)
+        self._spans = list(zip(table["start_s"], table["end_s"], strict=True)) if timed else None
+
+    def __len__(self) -> int:
+        return len(self._audio)
+
+    def __getitem__(self, row: int) -> NDArray[np.float32]:  # type: ignore[override]
+        audio = self._audio[row]["audio"]
+        recording = read_recording(audio["bytes"] or audio["path"], self.sampling_rate, filter=self.filter)
+        if self._spans is None:
+            return recording.waveform
+        return cut(recording.waveform, self.sampling_rate, *self._spans[row])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each row (rows,); decodes every row once."""
+        return np.array([len(waveform) for waveform in self], dtype=np.int64)
+
+
+def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
+    """Refuse cycles that do not fill one frame: their features would be padding alone.
+
+    Raises:
+        InputError: Names them.
+    """
+    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
+    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
+    if not rows:
+        return
+    columns = [c for c in ("recording_path", "start_s", "end_s") if c in table.column_names]
+    if len(columns) == 3:
+        said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
+    else:
+        said = [str(table[row]["cycle_id"]) for row in rows]
+    raise InputError(
+        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
+        "line, or set features.length to repeat or zero with features.duration_s"
+    )
+
+
 class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
     """Embeddings of a frozen encoder; `dataset[(row, epoch)]` takes the augmented copy of that epoch.
 
     Args:
         embeddings: float32 (copies, cycles, dim).
         labels: (copies, cycles, labels) or (copies, cycles): concatenation changes labels too.
-        cycle_ids: Cycle ids, for errors that name who is in a batch; none leaves them without names.
+        cycle_ids: Cycle ids, for errors that name the cycles of a batch.
     """
 
     def __init__(self, embeddings: NDArray[np.float32], labels: NDArray[Any], cycle_ids: Sequence[str] = ()) -> None:
@@ -325,10 +339,10 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);
         labels, class_ids, cycle_numbers, epochs (batch, ...) and, where the data set has groups, group_ids (a dict of
-        (batch,)), once for each cycle. Where it has neighbours, their waveforms follow, in each view those of all
-        cycles; joined (views * batch, pieces) says which rows belong together in time order, -1 for none;
-        neighbour_numbers and neighbour_epochs (neighbours,) are those of one view. `on_host` holds, as arrays that stay
-        where they are, what draws are functions of: epochs, cycle_numbers, those of neighbours, and lengths.
+        (batch,)), once for each cycle. With context, the waveforms of the context cycles follow, in each view those of
+        all cycles; joined (views * batch, pieces) holds the rows that belong together in time order, -1 for none;
+        neighbour_numbers and neighbour_epochs (neighbours,) are those of one view. `on_host` holds the counters of all
+        draws as arrays that stay on the host: epochs, cycle_numbers, those of neighbours, and lengths.
     """
     sounds = [item["waveform"] for item in items]
     for others in zip(*(item["other_views"] for item in items), strict=True):
@@ -348,14 +362,14 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     if names := list(items[0]["groups"]):
         batch["group_ids"] = {name: torch.tensor([item["groups"][name] for item in items]) for name in names}
-    # a tensor would follow the batch to its device, and reading it there makes the host wait; copies, because a
-    # worker's memory moves on its way out, and an array that shared it would arrive with whatever lies there then
+    # arrays: a tensor would move to the device with the batch, and reading it there makes the host wait; copies: the
+    # memory of a worker's tensors is shared and is reused once they are sent
     batch["on_host"] = {name: batch[name].numpy().copy() for name in HOST_KEYS if name in batch}
     return batch
 
 
 def _collate_neighbours(items: Sequence[dict[str, Any]], sounds: list[Any]) -> dict[str, torch.Tensor]:
-    """Append the neighbours of all views to the waveforms, and say which rows belong together."""
+    """Append the context cycles of all views to the waveforms, and return the rows that belong together."""
     joined = []
     for view in range(len(items[0]["around"])):
         for place, item in enumerate(items):

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from laennec.training.auxiliary import CLASS, CYCLE, Entry
-from laennec.training.data import Targets
+from laennec.training.coverage import Coverage, coverage
 from laennec.training.metadata_groups import Codes, GroupTable
 from laennec.training.recipe import ConfigError
-from laennec.training.samplers import CounterSampler, Coverage, coverage
+from laennec.training.samplers import CounterSampler
+from laennec.training.targets import Targets
 
 _SAMPLER_FOR = {
     CLASS: "sampler.name: classes_times_samples",

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.training.data import Targets
 from laennec.training.neighbours import cycle_numbers
-from laennec.training.parts import Part, make_part
 from laennec.training.recipe import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
+from laennec.training.split_data import SplitData, make_split
+from laennec.training.targets import Targets
 
 MODES = ("linear", "finetune")
 _OVERRIDABLE = ("train", "head", "loss", "augment")
@@ -151,7 +151,7 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
     return Recipe(**values).with_overrides(overrides)
 
 
-def training_part(recipe: Recipe, table: Any, extractor: Any, full: Part, rows: NDArray[np.int64]) -> Part:
+def labelled_split(recipe: Recipe, table: Any, extractor: Any, full: SplitData, rows: NDArray[np.int64]) -> SplitData:
     """Some of the labelled training cycles as a part, repeated until an epoch is about as long as a full one.
 
     Args:
@@ -162,7 +162,7 @@ def training_part(recipe: Recipe, table: Any, extractor: Any, full: Part, rows: 
         rows: Which of its cycles have labels.
     """
     repeats = max(1, round(len(full.table) / len(rows)))
-    part = make_part("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
+    part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
     # a repeat is another cycle to the draws of augmentation
     ids = enumerate(column_of(part.table, "cycle_id"))
     again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]

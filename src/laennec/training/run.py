@@ -32,15 +32,15 @@ from laennec.training.data import (
 from laennec.training.data_loading import configure_process, training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
 from laennec.training.folders import claimed, finished_before, whole_checkpoints
-from laennec.training.label_fractions import labelled_rows, refuse_missing_labels, training_part
+from laennec.training.label_fractions import labelled_rows, labelled_split, refuse_missing_labels
 from laennec.training.mixing import check_mixing
 from laennec.training.neighbours import refuse_lost_neighbours
-from laennec.training.parts import Part, load_decoded, make_extractor, make_part
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
+from laennec.training.split_data import SplitData, load_decoded, make_extractor, make_split
 from laennec.training.stopping import with_the_others
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 
@@ -121,10 +121,10 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             parts = load_decoded(recipe, extractor.sampling_rate)
             source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            training = make_part("train", parts["train"], recipe, extractor, None, True)
+            training = make_split("train", parts["train"], recipe, extractor, None, True)
             training = _labelled(recipe, parts["train"], extractor, training)
             names = training.targets.names
-            validation = make_part("validation", parts["validation"], recipe, extractor, names, False)
+            validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         with with_the_others():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
@@ -144,7 +144,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
 
 
-def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, training: Part) -> Part:
+def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, training: SplitData) -> SplitData:
     """The training part with as many of its labels as the recipe allows."""
     c = recipe.corpus
     if c.label_fraction == 1:
@@ -152,15 +152,15 @@ def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, tr
     refuse_missing_labels(training.targets)
     ids = column_of(training.table, "cycle_id")
     rows = labelled_rows(training.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
-    return training_part(recipe, table, extractor, training, rows)
+    return labelled_split(recipe, table, extractor, training, rows)
 
 
 def fit(
     recipe: Recipe,
     model: LaennecForAudioClassification,
     extractor: LaennecFeatureExtractor,
-    training: Part,
-    validation: Part,
+    training: SplitData,
+    validation: SplitData,
     out: Path,
     timings: Timings,
     lines: bool = True,
@@ -216,7 +216,7 @@ def answer_validation(
     model: LaennecForAudioClassification,
     extractor: LaennecFeatureExtractor,
     recipe: Recipe,
-    validation: Part,
+    validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
     """Answer the validation part, and fit there how the model decides, which its config then says.
@@ -255,8 +255,8 @@ def _embedded(
     recipe: Recipe,
     model: LaennecForAudioClassification,
     extractor: LaennecFeatureExtractor,
-    training: Part,
-    validation: Part,
+    training: SplitData,
+    validation: SplitData,
     cache: EmbeddingCache,
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
     """Embed both parts once (training as often as the recipe asks for augmented copies)."""
@@ -280,12 +280,12 @@ def _embedded(
     )
 
 
-def source_of(part: Part) -> str:
+def source_of(part: SplitData) -> str:
     """Names the set of cycles that partners are drawn from."""
     return hashlib.sha256("\n".join(part.table["cycle_id"]).encode()).hexdigest()
 
 
-def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: Part) -> None:
+def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: SplitData) -> None:
     """Scale the head's input by the embeddings of some training cycles before the encoder moves."""
     if not recipe.head.standardise or recipe.encoder.weights is None:
         return

@@ -1,40 +1,44 @@
-"""Which cycles meet in a batch.
+"""Samplers: which cycles are in a batch together.
 
-Decisions: samplers yield (row, epoch), so that the data set can draw by counter; the order is a pure function of
-(seed, epoch) and the same on every rank (accelerate hands rank r every world-size-th batch of it), so a run resumes
-by skipping batches; samplers that build batches give whole batches only, the last one completed by starting over,
-because a short last batch would be filled by others' rows and lose its pairs. They are plain samplers for a
-DataLoader (or Trainer) whose batch size is `rows_per_batch`. Where their number is no multiple of the processes,
-accelerate completes the last round with the first batches; where every cycle comes once, the short last round is
-shared out instead (`SharedLastBatch`), so that it is the one of a single process.
+Decisions: samplers yield (row, epoch), so that the data set can draw by counter. The order is a pure function of
+(seed, epoch) and the same on every rank (accelerate hands rank r every world-size-th batch of it), so a run resumes by
+skipping batches. Samplers that build batches give whole batches only, the last one completed by starting over, because
+a short last batch would be completed with other rows and lose its pairs. Where the number of batches is no multiple of
+the processes, accelerate completes the last round with the first batches; where every cycle comes once, the short last
+round is shared out (`laennec.training.sharding`).
+
+An own sampler is a torch `Sampler` of rows or (row, epoch) pairs with `__len__`. In a recipe it is made as
+`MySampler(table, batch_size, seed, **arguments)`: `table` is the cycle table of the labelled training cycles, in the
+order of the rows. Optional: `set_epoch(epoch)`, called before each epoch, and `rows_per_batch`, the batch size that the
+order is made for (then it replaces train.batch_size).
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch.utils.data import BatchSampler, Sampler
+from torch.utils.data import Sampler
 
 from laennec.audio.augmentation import counter_generator
+from laennec.errors import InputError
+from laennec.extension import load_object
+from laennec.training.metadata_groups import group_codes
+from laennec.training.recipe import SamplerSettings
 
 Rows = npt.NDArray[np.int64]
 
 
 class CounterSampler(Sampler[tuple[int, int]]):
-    """What the samplers here share: an order that depends on (seed, epoch) alone.
-
-    Args:
-        seed: of the run.
+    """A sampler whose order depends on (seed, epoch) alone.
 
     Attributes:
-        epoch: the epoch the next iteration is for.
-        rows_per_batch: batch size (per device) the order is made for; None where any will do.
-        shares_last_batch: whether the last round of batches may be cut anew for several processes.
+        epoch: Of the next iteration.
+        rows_per_batch: Batch size (per device) that the order is made for; None for any.
+        shares_last_batch: Whether several processes may divide the last round of batches.
     """
 
     rows_per_batch: int | None = None
@@ -53,7 +57,7 @@ class CounterSampler(Sampler[tuple[int, int]]):
         """Rows in an epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is for; Trainer and accelerate call this."""
+        """Set the epoch of the next iteration; Trainer and accelerate call this."""
         self.epoch = int(epoch)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -66,8 +70,8 @@ class CounterSampler(Sampler[tuple[int, int]]):
 class EpochSampler(CounterSampler):
     """Every cycle once an epoch.
 
-    Guarantee: a permutation of all cycles. The last batch of the DataLoader is short where the number of cycles is no
-    multiple of the batch size (set `drop_last` to leave it out); on several processes they share it.
+    Guarantee: a permutation of all cycles. The last batch is short where the number of cycles is no multiple of the
+    batch size; several processes share it.
 
     Args:
         rows: number of cycles.
@@ -94,23 +98,22 @@ class EpochSampler(CounterSampler):
         return counter_generator(self.seed, epoch, 0, "order").permutation(self.rows)
 
     def __len__(self) -> int:
-        """The number of cycles."""
         return self.rows
 
 
 class LengthBucketSampler(CounterSampler):
-    """Every cycle once an epoch, in batches of like length: what is computed is sound, not padding.
+    """Every cycle once an epoch, in batches of similar length, which have little padding.
 
     Guarantee: a permutation of all cycles. A random order is cut into pools of some batches; each pool is sorted by
-    length and cut into batches, and all batches come in random order. Who meets whom thus changes from epoch to epoch.
-    A short last batch stays last. Several processes share each batch of one process with so many more rows, dealt out
-    by length, so that all of them compute about as much padding and none waits for another.
+    length and cut into batches, and all batches come in random order, so batches differ from epoch to epoch. A short
+    last batch stays last. Several processes share each batch of one process with as many more rows, distributed by
+    length, so that all of them have about as much padding.
 
     Args:
         lengths: of each cycle, (cycles,), in any unit.
         rows_per_batch: batch size (per device).
         seed: of the run.
-        batches_per_pool: more of them leave less padding and less chance to who meets whom.
+        batches_per_pool: more of them give less padding and less random batches.
         processes: how many there are.
 
     Raises:
@@ -133,10 +136,7 @@ class LengthBucketSampler(CounterSampler):
         if self.lengths.ndim != 1 or not len(self.lengths):
             raise ValueError("there is no cycle to sample")
         if rows_per_batch < 1 or batches_per_pool < 1 or processes < 1:
-            raise ValueError(
-                f"batches of {rows_per_batch} in pools of {batches_per_pool} for {processes} processes: give at least "
-                "1 of each"
-            )
+            raise ValueError(f"rows {rows_per_batch}, pools {batches_per_pool}, processes {processes}: at least 1 each")
         self.rows_per_batch = int(rows_per_batch)
         self.batches_per_pool = int(batches_per_pool)
         self.processes = int(processes)
@@ -160,11 +160,10 @@ class LengthBucketSampler(CounterSampler):
         return np.concatenate([stacked[generator.permutation(len(stacked))].ravel(), left])
 
     def _dealt(self, rows: Rows) -> Rows:
-        """Rows in order of length, dealt out to the processes: those of the first, those of the second, ..."""
+        """Rows in order of length, distributed to the processes: those of the first, those of the second, ..."""
         return np.concatenate([rows[::-1][process :: self.processes][::-1] for process in range(self.processes)])
 
     def __len__(self) -> int:
-        """The number of cycles."""
         return len(self.lengths)
 
 
@@ -188,7 +187,7 @@ class AnchorPositiveSampler(CounterSampler):
 
     def __init__(self, labels: Sequence[Any] | npt.NDArray[Any], anchors: int, seed: int = 0) -> None:
         super().__init__(seed)
-        self.labels = _as_codes(labels)
+        self.labels = as_codes(labels)
         if anchors < 1:
             raise ValueError(f"a batch needs at least one anchor, not {anchors}")
         self.anchors = int(anchors)
@@ -214,7 +213,6 @@ class AnchorPositiveSampler(CounterSampler):
         return np.concatenate([anchors.reshape(shape), positives.reshape(shape)], axis=1).ravel()
 
     def __len__(self) -> int:
-        """Rows in an epoch: a multiple of 2M."""
         return math.ceil(len(self.labels) / self.anchors) * 2 * self.anchors
 
 
@@ -222,9 +220,9 @@ class ClassesTimesSamplesSampler(CounterSampler):
     """Batches of P classes with K cycles each.
 
     Guarantee: P classes and K cycles of each in every batch; a cycle is twice in a batch only where its class has fewer
-    than K. Classes take turns (a random order, then another), so each is drawn equally often (once more or less);
-    within a class, cycles are dealt from a shuffled pack that is taken up again when it runs out, so an epoch repeats
-    cycles of rare classes and leaves some of the common ones to the next. `coverage` says how many.
+    than K. Classes take turns in random order, so each is drawn equally often (once more or less). Cycles of a class
+    are dealt from a shuffled pack that is shuffled again when it runs out, so an epoch repeats cycles of rare classes
+    and does not reach all of the common ones. `laennec.training.coverage` counts them.
 
     Args:
         labels: class of each cycle, (cycles,), or any other group.
@@ -244,7 +242,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        self.labels = _as_codes(labels)
+        self.labels = as_codes(labels)
         self._rows = len(self.labels)
         self._packs = [np.flatnonzero(self.labels == code) for code in range(int(self.labels.max()) + 1)]
         if not 1 <= classes_per_batch <= len(self._packs) or samples_per_class < 1:
@@ -271,7 +269,6 @@ class ClassesTimesSamplesSampler(CounterSampler):
         )
 
     def __len__(self) -> int:
-        """Rows in an epoch: the number of cycles, rounded up to whole batches."""
         per_batch = self.classes_per_batch * self.samples_per_class
         return math.ceil(self._rows / per_batch) * per_batch
 
@@ -279,66 +276,126 @@ class ClassesTimesSamplesSampler(CounterSampler):
 class PatientBalancedSampler(ClassesTimesSamplesSampler):
     """Batches of P patients with K cycles each, every patient drawn equally often.
 
-    Guarantee: P patients and K cycles of each in every batch; a cycle is twice in a batch only where its patient has
-    fewer than K. This is what `PatientAlignmentLoss` needs (centroids of at least two patients); it also keeps patients
-    with many recordings from ruling the training.
+    Guarantee: that of `ClassesTimesSamplesSampler` for patients; its arguments are the patient of each cycle, P, K and
+    the seed. `PatientAlignmentLoss` needs centroids of at least two patients.
+    """
+
+
+class MetadataMatchedSampler(CounterSampler):
+    """Batches equal in some columns (age band, sex, both, chest location): hard negatives.
+
+    Guarantee: each batch comes from one group, and no cycle of another group is in it. A group has batches in
+    proportion to its cycles (their number divided by the batch size, rounded up), and batches of all groups are
+    shuffled together. Within a group, patients take turns: no patient is twice in a batch unless its group has fewer
+    patients than the batch has rows, and no cycle is unless the group has fewer cycles, or the patient is drawn again
+    before its cycles run out. Age or sex cannot tell the cycles of such a batch apart.
 
     Args:
-        patient_ids: patient of each cycle, (cycles,), of any type.
-        patients_per_batch: P, no more than there are.
-        cycles_per_patient: K.
+        columns: Each (cycles,), None where unknown; a group is a combination of values.
+        rows_per_batch: Batch size.
+        patient_ids: Patient of each cycle; None: cycles take turns.
+        missing: "drop" | "own_group", for cycles with an unknown column.
         seed: of the run.
 
     Raises:
-        ValueError: if a batch asks for more patients than there are, or for nothing.
+        ValueError: if there is no column, no known cycle, or nothing in a batch.
+
+    Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
+    """
+
+    rows_per_batch: int
+
+    def __init__(
+        self,
+        columns: Sequence[Sequence[Any]],
+        rows_per_batch: int,
+        patient_ids: Sequence[Any] | None = None,
+        missing: str = "drop",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        if rows_per_batch < 1:
+            raise ValueError(f"a batch needs at least one cycle, not {rows_per_batch}")
+        self.rows_per_batch = int(rows_per_batch)
+        self.labels = group_codes(columns, missing)
+        if (self.labels < 0).all():
+            raise ValueError("no cycle has all of the columns; choose others, or missing: own_group")
+        rows = np.arange(len(self.labels))
+        owners = rows if patient_ids is None else group_codes([list(patient_ids)], "own_group")
+        # group -> patient -> rows
+        self._packs = [
+            [rows[(self.labels == group) & (owners == owner)] for owner in np.unique(owners[self.labels == group])]
+            for group in range(int(self.labels.max()) + 1)
+        ]
+        self._batches = [math.ceil(sum(map(len, packs)) / self.rows_per_batch) for packs in self._packs]
+
+    def order(self, epoch: int) -> Rows:
+        """Batches of one group each."""
+        generator = counter_generator(self.seed, epoch, 0, "order")
+        batches = [
+            batch
+            for packs, count in zip(self._packs, self._batches, strict=True)
+            for batch in self._of_group(packs, count, generator)
+        ]
+        return np.concatenate([batches[i] for i in generator.permutation(len(batches))])
+
+    def _of_group(self, packs: list[Rows], count: int, generator: np.random.Generator) -> list[Rows]:
+        turns = Dealer(np.arange(len(packs)), generator)
+        dealers = [Dealer(pack, generator) for pack in packs]
+        batches = []
+        for _ in range(count):
+            # all turns of a patient in one deal, which repeats no cycle that the patient has others of
+            owners, first, turns_each = np.unique(
+                turns.deal(self.rows_per_batch), return_index=True, return_counts=True
+            )
+            by_turn = np.argsort(first)
+            batches.append(np.concatenate([dealers[owners[i]].deal(int(turns_each[i])) for i in by_turn]))
+        return batches
+
+    def __len__(self) -> int:
+        return sum(self._batches) * self.rows_per_batch
+
+
+class DeviceBalancedSampler(ClassesTimesSamplesSampler):
+    """Batches of D devices with K cycles each, every device drawn equally often whatever its share.
+
+    Guarantee: D devices and K cycles of each in every batch; a cycle is twice in a batch only where its device has
+    fewer than K. Stethoscope-guided SupCon and the gradient-reversal head need it.
+
+    Args:
+        devices: Device of each cycle, None where unknown.
+        devices_per_batch: D, no more than there are; 0 for all of them.
+        cycles_per_device: K.
+        missing: "drop" | "own_group", for cycles whose device is unknown.
+        seed: of the run.
+
+    Raises:
+        ValueError: if no device is known, a batch asks for more than there are, or for nothing.
     """
 
     def __init__(
         self,
-        patient_ids: Sequence[Any] | npt.NDArray[Any],
-        patients_per_batch: int,
-        cycles_per_patient: int,
+        devices: Sequence[Any],
+        devices_per_batch: int,
+        cycles_per_device: int,
+        missing: str = "drop",
         seed: int = 0,
     ) -> None:
-        super().__init__(patient_ids, patients_per_batch, cycles_per_patient, seed)
+        codes = group_codes([list(devices)], missing)
+        self._known = np.flatnonzero(codes >= 0)
+        if not len(self._known):
+            raise ValueError("no cycle has a device; choose another sampler, or missing: own_group")
+        count = devices_per_batch or len(np.unique(codes[self._known]))
+        super().__init__(codes[self._known], count, cycles_per_device, seed)
+        self.labels = codes
 
-
-class SharedLastBatch(BatchSampler):
-    """Batches of an order for several processes, the short last round in parts of nearly equal size.
-
-    Guarantee: as many batches for each process, and round by round the rows that one process with the whole batch would
-    have; where fewer rows are left than there are processes, the round is completed by starting over.
-
-    Args:
-        sampler: gives the order.
-        batch_size: of one process.
-        processes: how many there are; batch i is for process i modulo their number.
-    """
-
-    def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:
-        super().__init__(sampler, batch_size, drop_last=False)
-        self.processes = processes
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        """Yield batches, one for each process in turn."""
-        order = list(self.sampler)
-        whole = self.batch_size * self.processes
-        for start in range(0, len(order), whole):
-            rows = order[start : start + whole]
-            if len(rows) < self.processes:
-                rows += [order[place % len(order)] for place in range(self.processes - len(rows))]
-            size, larger = divmod(len(rows), self.processes)
-            ends = [(process + 1) * size + min(process + 1, larger) for process in range(self.processes)]
-            yield from (rows[first:last] for first, last in pairwise([0, *ends]))
-
-    def __len__(self) -> int:
-        """Batches of all processes."""
-        rows: Any = self.sampler
-        return math.ceil(len(rows) / (self.batch_size * self.processes)) * self.processes
+    def order(self, epoch: int) -> Rows:
+        """Batches of D * K rows, device by device within a batch."""
+        return self._known[super().order(epoch)]
 
 
 class Dealer:
-    """Deals a shuffled pack over and over; one deal repeats an entry only where the pack is smaller than the deal."""
+    """Deals a shuffled pack repeatedly; one deal repeats an entry only where the pack is smaller than the deal."""
 
     def __init__(self, pack: Rows, generator: np.random.Generator) -> None:
         self._pack, self._generator = pack, generator
@@ -356,81 +413,36 @@ class Dealer:
         return dealt
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """What an epoch of a sampler holds.
-
-    Attributes:
-        rows: rows in the epoch.
-        batches: batches in the epoch.
-        share_seen: share of the cycles that occur in it.
-        positive_pairs_min: fewest ordered pairs of different cycles of one class in a batch.
-        positive_pairs_mean: the same, averaged over batches.
-        batches_without_positives: batches in which a contrastive term has nothing to pull together.
-        batches_without_negatives: batches that hold one class alone.
-    """
-
-    rows: int
-    batches: int
-    share_seen: float
-    positive_pairs_min: int
-    positive_pairs_mean: float
-    batches_without_positives: int
-    batches_without_negatives: int
-
-
-def coverage(
-    sampler: CounterSampler,
-    epoch: int = 0,
-    *,
-    labels: Sequence[Any] | npt.NDArray[Any] | None = None,
-    rows_per_batch: int | None = None,
-) -> Coverage:
-    """Report how much of the corpus an epoch sees, and how many positive pairs its batches hold.
+def own_sampler(
+    sampler: SamplerSettings, table: Any, batch_size: int, seed: int, folders: Sequence[Path] = ()
+) -> tuple[Any, int]:
+    """Make the sampler that a recipe names in `sampler.class`.
 
     Args:
-        sampler: any of this module; its own epoch is left as it is.
-        epoch: counted from 0.
-        labels: class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); the sampler's
-            own where it has them.
-        rows_per_batch: batch size; the sampler's own where it has one.
+        sampler: The recipe's section.
+        table: Cycle table of the training rows.
+        batch_size: train.batch_size.
+        seed: Of the run.
+        folders: Folders to import from, `Recipe.folders`.
 
     Returns:
-        The report.
+        The sampler, and the rows of a batch on one process.
 
     Raises:
-        ValueError: if labels or the batch size are known neither here nor to the sampler.
+        InputError: It is no sampler.
     """
-    known = labels if labels is not None else getattr(sampler, "labels", None)
-    size = rows_per_batch or sampler.rows_per_batch
-    if known is None or size is None:
-        raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
-    codes = _as_codes(known)
-    values = np.asarray(known)
-    unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
-    order = sampler.order(epoch)
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    batches_known = [batch[~unknown[batch]] for batch in batches]
-    pairs = [_positive_pairs(batch, codes) for batch in batches_known]
-    return Coverage(
-        rows=len(order),
-        batches=len(pairs),
-        share_seen=len(np.unique(order)) / len(codes),
-        positive_pairs_min=min(pairs),
-        positive_pairs_mean=float(np.mean(pairs)),
-        batches_without_positives=pairs.count(0),
-        batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in batches_known),
-    )
+    name = str(sampler.class_)
+    kind = load_object(name, "sampler.class", folders)
+    try:
+        made = kind(table, batch_size, seed, **sampler.arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sampler.class: {name}: {error}; it is called with (table, batch_size, seed, ...)") from error
+    if not hasattr(made, "__len__") or not hasattr(made, "__iter__"):
+        raise InputError(f"sampler.class: {name} needs __iter__ and __len__, as torch samplers have")
+    return made, int(getattr(made, "rows_per_batch", None) or batch_size)
 
 
-def _positive_pairs(rows: Rows, codes: Rows) -> int:
-    """Ordered pairs of places that hold different cycles of one class."""
-    same_class = int(np.square(np.unique_counts(codes[rows]).counts).sum())
-    same_cycle = int(np.square(np.unique_counts(rows).counts).sum())
-    return same_class - same_cycle
-
-
-def _as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
+def as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
     """Labels of any type as 0 .. groups - 1."""
     values = np.asarray(labels)
     if values.ndim != 1 or not len(values):

@@ -26,7 +26,7 @@ from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.batch_size import BatchRule
 from laennec.training.compilation import compiled_layers, full_length_afterwards, recompute_activations
 from laennec.training.console import EpochLines
-from laennec.training.data import CycleDataset, Targets
+from laennec.training.data import CycleDataset
 from laennec.training.data_loading import (
     device_settings,
     encodes_one_by_one,
@@ -35,7 +35,6 @@ from laennec.training.data_loading import (
 )
 from laennec.training.guards import check_views, coverage_line, group_columns, pair_lines, refuse_one_class
 from laennec.training.metadata_groups import GroupTable
-from laennec.training.metadata_samplers import DeviceBalancedSampler, MetadataMatchedSampler
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
 from laennec.training.optimization_rules import MovingAverageCallback
@@ -44,11 +43,14 @@ from laennec.training.record import read_record, write_record
 from laennec.training.samplers import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
+    DeviceBalancedSampler,
     EpochSampler,
     LengthBucketSampler,
+    MetadataMatchedSampler,
     PatientBalancedSampler,
 )
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
+from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from laennec.corpora.base import column_of
 from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data import FOUR_CLASSES, class_names
 from laennec.training.recipe import ConfigError, HeadSettings
+from laennec.training.targets import FOUR_CLASSES, class_names
 
 _log = logging.getLogger(__name__)
 _COPIED = (

@@ -30,7 +30,7 @@ from laennec.training.mixing import Mixer
 from laennec.training.objective import Objective, Stage
 from laennec.training.optimization_rules import SharpnessAware, epoch_cosine_schedule
 from laennec.training.resumable import ResumableTrainer
-from laennec.training.samplers import SharedLastBatch
+from laennec.training.sharding import SharedLastBatch
 
 _ADVICE = "lower train.learning_rate, or check these recordings"
 _MOST_OVERFLOWS = 40  # in a row: a scale of 2^16, halved as often, makes nothing overflow that was finite

@@ -18,10 +18,10 @@ from laennec.cli.main import main
 from laennec.corpora import load_corpus, waveforms
 from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
-from laennec.training.parts import make_extractor
 from laennec.training.pretraining.run import embedding_spread, make_objective, make_pairs, pretrain, settings_of
 from laennec.training.recipe import ConfigError, Recipe, full_key
 from laennec.training.run import train
+from laennec.training.split_data import make_extractor
 from laennec.training.trainer import LaennecTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

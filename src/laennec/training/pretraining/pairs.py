@@ -15,9 +15,8 @@ import numpy as np
 
 from laennec.audio.augmentation import counter_generator
 from laennec.training.metadata_groups import Codes, GroupTable, group_codes
-from laennec.training.metadata_samplers import MetadataMatchedSampler
 from laennec.training.recipe import ConfigError, PretrainSettings
-from laennec.training.samplers import CounterSampler, EpochSampler
+from laennec.training.samplers import CounterSampler, EpochSampler, MetadataMatchedSampler
 
 # mode -> (what both cycles share, what they must not share); a cycle is never its own partner
 _SHARED: dict[str, tuple[str, str | None]] = {

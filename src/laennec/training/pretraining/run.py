@@ -29,13 +29,12 @@ from laennec.files import atomic_folder
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.batch_size import BatchRule
 from laennec.training.console import LossLines, say
-from laennec.training.data import collate_cycles
+from laennec.training.data import collate_cycles, refuse_short_cycles
 from laennec.training.data_loading import configure_process, device_settings, has_gpu
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.folders import claimed, finished_before, whole_checkpoints
 from laennec.training.metadata_groups import GroupTable, metadata_of
 from laennec.training.objective import Objective, Stage
-from laennec.training.parts import load_parts, make_extractor, make_filter, refuse_short_cycles
 from laennec.training.pretraining.dataset import PRETRAINING, Cohort, cohort_of, pretraining_note
 from laennec.training.pretraining.pairs import Meeting, make_pretrain_sampler, meeting_of
 from laennec.training.pretraining.views import PairDataset, mask_views
@@ -43,6 +42,7 @@ from laennec.training.recipe import ConfigError, LossSettings, PretrainSettings,
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import trainer_end
+from laennec.training.split_data import load_splits, make_extractor, make_filter
 from laennec.training.stopping import with_the_others
 from laennec.training.trainer import LaennecTrainer
 
@@ -144,7 +144,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
     Raises:
         InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
     """
-    parts = load_parts(recipe)
+    parts = load_splits(recipe)
     cohort = cohort_of(parts, settings, one_name_each(parts))
     rows = np.arange(len(cohort.table))
     groups = GroupTable(len(rows), metadata_of(cohort.table, rows), recipe.metadata.age_edges_years)

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counter_generator
-from laennec.training.data import CycleDataset, Targets, view_seed
+from laennec.training.data import CycleDataset, view_seed
 from laennec.training.metadata_groups import Codes
 from laennec.training.pretraining.pairs import Partners
 from laennec.training.recipe import PretrainSettings
+from laennec.training.targets import Targets
 
 VIEWS = 2
 Waveform = NDArray[np.float32]
@@ -88,13 +89,13 @@ class PairDataset(CycleDataset):
         self.partners = partners
         self.views = VIEWS
 
-    def partner_of(self, row: int, epoch: int) -> int | None:
+    def paired_row(self, row: int, epoch: int) -> int | None:
         """The row that a cycle is paired with in an epoch, if any."""
         return None if self.partners is None else self.partners.draw(row, self.seed, epoch, int(self.numbers[row]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         row, epoch = key if isinstance(key, tuple) else (key, 0)
-        partner = self.partner_of(row, epoch)
+        partner = self.paired_row(row, epoch)
         number = int(self.numbers[row])
         own = self.waveforms[row]
         pair = (own, own if partner is None else self.waveforms[partner])

@@ -1,12 +1,14 @@
-"""The parts of a recipe's corpus, ready for use.
+"""The splits of a recipe's corpus, ready for training.
 
-Decisions: front end, recording filter and draws are what the recipe says, and a cycle that cannot be used stops
-before anything is trained; recordings are decoded into the cache once, and all that cannot be read are named together.
+Decisions: a cycle that cannot be used is an error before anything is trained. Recordings are decoded into the cache
+once, and all that cannot be read are named in one error.
 """
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,25 +19,29 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_sounds, decode_all, load_corpus
 from laennec.errors import InputError
-from laennec.training.data import (
-    Concatenation,
-    CycleDataset,
-    Targets,
-    targets_of,
-)
+from laennec.training.data import Concatenation, CycleDataset, refuse_short_cycles
 from laennec.training.embeddings import cycle_keys
 from laennec.training.mixing import label_union
 from laennec.training.neighbours import Neighbours
-from laennec.training.recipe import AugmentSettings, ConfigError, FeatureSettings, Recipe
+from laennec.training.recipe import AugmentSettings, FeatureSettings, Recipe
+from laennec.training.targets import Targets, targets_of
 
 _log = logging.getLogger(__name__)
-# a process reads its corpus again for questions about recordings and for each trial of a search; once is enough said
+# a process reads its corpus again for auxiliary tasks and for each trial of a search; each warning is logged once
 _said: set[str] = set()
 
 
 @dataclass
-class Part:
-    """One part of the corpus, ready for use."""
+class SplitData:
+    """One split of the corpus.
+
+    Attributes:
+        name: train, validation, test, ...
+        table: Its cycle table, labelled rows only.
+        targets: Their labels.
+        dataset: Their waveforms.
+        waveform_settings: Rate and filter of the waveforms, for content keys.
+    """
 
     name: str
     table: Any
@@ -49,7 +55,7 @@ class Part:
 
 
 def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
-    """The front end of a recipe."""
+    """The feature extractor of a recipe."""
     filter_ = make_filter(settings)
     try:
         return LaennecFeatureExtractor(
@@ -61,7 +67,7 @@ def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
             context_cycles=settings.context_cycles,
         )
     except ValueError as error:
-        raise ConfigError(f"features: {error}") from error
+        raise InputError(f"features: {error}") from error
 
 
 def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
@@ -70,19 +76,19 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
         return None
     cutoff: Any = settings.filter_cutoff_hz
     if cutoff is None:
-        raise ConfigError("features.filter_kind is set, but features.filter_cutoff_hz is not")
+        raise InputError("features.filter_kind is set, but features.filter_cutoff_hz is not")
     try:
         cutoff = tuple(cutoff) if isinstance(cutoff, list) else cutoff
         return ButterworthFilter(settings.filter_kind, cutoff, settings.filter_order)  # type: ignore[arg-type]
     except ValueError as error:
-        raise ConfigError(f"features: {error}") from error
+        raise InputError(f"features: {error}") from error
 
 
-def load_parts(recipe: Recipe) -> Any:
-    """The recipe's corpus as a DatasetDict of cycle tables; sounds that are there under two names are said.
+def load_splits(recipe: Recipe) -> Any:
+    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged.
 
     Raises:
-        InputError: The corpus cannot be used, or its split shares what it promised not to.
+        InputError: The corpus cannot be used, or its split shares patients that it must not share.
     """
     c = recipe.corpus
     parts = load_corpus(
@@ -113,21 +119,21 @@ def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
     """
     filter_ = make_filter(recipe.features)
     try:
-        parts = load_parts(recipe)
+        parts = load_splits(recipe)
     except UnusableRecordingsError as error:
         if error.usable is not None:
             decode_all([error.usable], sampling_rate, filter_, error.problems)
         raise
     if absent := [name for name in ("train", "validation") if name not in parts or not len(parts[name])]:
         raise InputError(
-            f"{recipe.corpus.name}: no cycles in part {absent[0]} under protocol {recipe.corpus.protocol}; "
+            f"{recipe.corpus.name}: no cycles in split {absent[0]} under protocol {recipe.corpus.protocol}; "
             "choose another corpus.protocol, or give a corpus of more patients"
         )
     decode_all([parts["train"], parts["validation"]], sampling_rate, filter_)
     return parts
 
 
-def make_part(
+def make_split(
     name: str,
     table: Any,
     recipe: Recipe,
@@ -135,17 +141,17 @@ def make_part(
     names: list[str] | None,
     train: bool,
     rows: NDArray[np.int64] | None = None,
-) -> Part:
-    """Labels and waveforms of one part; audio is decoded into the cache where it is not there yet.
+) -> SplitData:
+    """Labels and waveforms of one split; recordings that are not in the cache are decoded into it.
 
     Args:
-        name: The part's name.
+        name: The split's name.
         table: Its cycle table.
-        recipe: Target, features and draws.
-        extractor: The front end.
-        names: The label names of training, for any other part; None reads them off the table.
+        recipe: Target, features and augmentation.
+        extractor: The feature extractor.
+        names: The label names of training, for any other split; None takes them from the table.
         train: Whether cycles are augmented.
-        rows: Of the cycles that carry a label, those to take, in this order; one may come several times. None: all.
+        rows: Of the labelled cycles, those to take, in this order; repeats are allowed. None: all.
     """
     whole = table
     targets = targets_of(table, recipe.target, names)
@@ -161,7 +167,7 @@ def make_part(
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
     waveforms.prepare()
     refuse_short_cycles(table, waveforms, extractor)
-    augmentation, concatenation = make_draws(recipe.augment, targets) if train else (None, None)
+    augmentation, concatenation = make_draws(recipe.augment, targets, recipe.folders) if train else (None, None)
     neighbours = None
     if k := extractor.context_cycles:
         sounds = waveforms if whole is table else CycleWaveforms(whole, extractor.sampling_rate, filter=filter_)
@@ -176,27 +182,16 @@ def make_part(
         concatenation,
         neighbours,
     )
-    return Part(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
+    return SplitData(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
 
 
-def refuse_short_cycles(table: Any, waveforms: CycleWaveforms, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: an encoder would answer them with padding alone."""
-    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
-    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
-    if not rows:
-        return
-    columns = ("recording_path", "start_s", "end_s")
-    said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
-    raise InputError(
-        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
-        "line, or set features.length to repeat or zero with features.duration_s"
-    )
-
-
-def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAugmentation | None, Concatenation | None]:
-    """The recipe's draws on waveforms; None where every probability is 0."""
-    parts = {k: getattr(settings, k) for k in WAVEFORM_PARTS}
-    augmentation = WaveformAugmentation(**parts) if any(parts.values()) else None
+def make_draws(
+    settings: AugmentSettings, targets: Targets, folders: Sequence[Path] = ()
+) -> tuple[WaveformAugmentation | None, Concatenation | None]:
+    """The recipe's augmentation of waveforms and concatenation; None for what it does not have."""
+    parts = {name: getattr(settings, name) for name in WAVEFORM_PARTS}
+    own = tuple(one.make(f"augment.custom[{k}]", folders) for k, one in enumerate(settings.custom))
+    augmentation = WaveformAugmentation(**parts, transforms=own) if any(parts.values()) or own else None
     if not settings.concatenate_probability:
         return augmentation, None
     multi_label = targets.labels.ndim == 2
@@ -204,7 +199,7 @@ def make_draws(settings: AugmentSettings, targets: Targets) -> tuple[WaveformAug
     rows = np.arange(len(targets.labels))
     if settings.concatenate_label is not None:
         if settings.concatenate_label not in targets.names:
-            raise ConfigError(
+            raise InputError(
                 f"augment.concatenate_label is {settings.concatenate_label!r}; "
                 f"the labels are {', '.join(targets.names)}"
             )

@@ -1,0 +1,84 @@
+"""Coverage of a sampler: the share of the cycles in an epoch, and the positive pairs of its batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from laennec.training.samplers import CounterSampler, Rows, as_codes
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What an epoch of a sampler holds.
+
+    Attributes:
+        rows: rows in the epoch.
+        batches: batches in the epoch.
+        share_seen: share of the cycles that occur in it.
+        positive_pairs_min: fewest ordered pairs of different cycles of one class in a batch.
+        positive_pairs_mean: the same, averaged over batches.
+        batches_without_positives: batches without a positive pair.
+        batches_without_negatives: batches of a single class.
+    """
+
+    rows: int
+    batches: int
+    share_seen: float
+    positive_pairs_min: int
+    positive_pairs_mean: float
+    batches_without_positives: int
+    batches_without_negatives: int
+
+
+def coverage(
+    sampler: CounterSampler,
+    epoch: int = 0,
+    *,
+    labels: Sequence[Any] | npt.NDArray[Any] | None = None,
+    rows_per_batch: int | None = None,
+) -> Coverage:
+    """Count the cycles of an epoch and the positive pairs of its batches.
+
+    Args:
+        sampler: any of `laennec.training.samplers`; its own epoch does not change.
+        epoch: counted from 0.
+        labels: class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); the sampler's
+            own where it has them.
+        rows_per_batch: batch size; the sampler's own where it has one.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: if labels or the batch size are known neither here nor to the sampler.
+    """
+    known = labels if labels is not None else getattr(sampler, "labels", None)
+    size = rows_per_batch or sampler.rows_per_batch
+    if known is None or size is None:
+        raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
+    codes = as_codes(known)
+    values = np.asarray(known)
+    unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
+    order = sampler.order(epoch)
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    batches_known = [batch[~unknown[batch]] for batch in batches]
+    pairs = [_positive_pairs(batch, codes) for batch in batches_known]
+    return Coverage(
+        rows=len(order),
+        batches=len(pairs),
+        share_seen=len(np.unique(order)) / len(codes),
+        positive_pairs_min=min(pairs),
+        positive_pairs_mean=float(np.mean(pairs)),
+        batches_without_positives=pairs.count(0),
+        batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in batches_known),
+    )
+
+
+def _positive_pairs(rows: Rows, codes: Rows) -> int:
+    """Ordered pairs of places that hold different cycles of one class."""
+    same_class = int(np.square(np.unique_counts(codes[rows]).counts).sum())
+    same_cycle = int(np.square(np.unique_counts(rows).counts).sum())
+    return same_class - same_cycle
