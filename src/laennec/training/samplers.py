@@ -179,9 +179,6 @@ class AnchorPositiveSampler(CounterSampler):
         anchors: M, anchors in a batch; set the batch size to 2M.
         seed: of the run.
 
-    Raises:
-        ValueError: if there is no cycle, or no anchor in a batch.
-
     Reference: Song, Han and Song, ICASSP 2021, section 2.3.
     """
 
@@ -225,10 +222,10 @@ class ClassesTimesSamplesSampler(CounterSampler):
     and does not reach all of the common ones. `laennec.training.coverage` counts them.
 
     Args:
-        labels: class of each cycle, (cycles,), or any other group.
-        classes_per_batch: P, no more than there are.
+        labels: Class of each cycle, (cycles,), or any other group.
+        classes_per_batch: P.
         samples_per_class: K, at least 2 for a positive pair.
-        seed: of the run.
+        seed: Of the run.
 
     Raises:
         ValueError: if a batch asks for more classes than there are, or for nothing.
@@ -416,7 +413,7 @@ class Dealer:
 def own_sampler(
     sampler: SamplerSettings, table: Any, batch_size: int, seed: int, folders: Sequence[Path] = ()
 ) -> tuple[Any, int]:
-    """Make the sampler that a recipe names in `sampler.class`.
+    """Make the sampler of `sampler.class`.
 
     Args:
         sampler: The recipe's section.
@@ -436,7 +433,7 @@ def own_sampler(
     try:
         made = kind(table, batch_size, seed, **sampler.arguments)
     except (TypeError, ValueError) as error:
-        raise InputError(f"sampler.class: {name}: {error}; it is called with (table, batch_size, seed, ...)") from error
+        raise InputError(f"sampler.class: {name}(table, batch_size, seed, ...): {error}") from error
     if not hasattr(made, "__len__") or not hasattr(made, "__iter__"):
         raise InputError(f"sampler.class: {name} needs __iter__ and __len__, as torch samplers have")
     return made, int(getattr(made, "rows_per_batch", None) or batch_size)
