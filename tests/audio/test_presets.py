@@ -17,8 +17,7 @@ from transformers import (
 )
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.filterbanks import FrontEnd
-from laennec.audio.presets import PRESETS
+from laennec.audio.presets import PRESETS, FrontEnd
 from laennec.errors import InputError
 
 THEIRS = {

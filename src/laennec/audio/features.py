@@ -21,9 +21,8 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 from laennec.audio.batching import TooShortError, padded_batch
 from laennec.audio.context import InContext, unfold, with_context
-from laennec.audio.filterbanks import FrontEnd, log_mel
-from laennec.audio.normalising import own, waveform_frames
-from laennec.audio.presets import PRESET_LENGTHS, PRESETS
+from laennec.audio.filterbanks import log_mel, own, waveform_frames
+from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 
@@ -196,17 +195,17 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             one frame has a mask of zeros.
         """
         lengths = lengths.to(device=waveforms.device, dtype=torch.int64)
-        waveforms, lengths = self._fit(waveforms, lengths)
+        waveforms, lengths = self.fit(waveforms, lengths)
         front = self.front
         if front.is_waveform:
-            values, counts = waveform_frames(waveforms, lengths, front.min_samples, front.normalise == "cycle")
+            values, counts = waveform_frames(waveforms, lengths, front)
         else:
             values, counts = log_mel(waveforms, lengths, front)
         if self.length == "zero_frames":
-            values, counts = self._with_zero_frames(values, counts)
+            values, counts = self.with_zero_frames(values, counts)
         return values, own(counts, values.shape[1]).long()
 
-    def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycles.fit_to_length`."""
         if self.length == "natural":
             return waveforms, lengths
@@ -237,7 +236,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             return fitted, lengths.clamp_max(target)
         return fitted, torch.where(lengths > 0, target, 0)
 
-    def _with_zero_frames(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def with_zero_frames(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of log-mel 0, normalised as all others, after a cycle's own: (batch, n, mels) -> (batch, m, mels)."""
         front, total = self.front, self._target_frames
         behind = ~own(counts, total)[:, :, None]

@@ -1,15 +1,14 @@
 """Log-mel filter banks of many cycles at once, in torch.
 
-Decisions: one set of settings (`FrontEnd`) describes every published front end we serve, Kaldi's and the STFT
-ones, so there is one code path. Mel filters follow Kaldi (1127 ln(1 + f/700), triangles in mel, no area
-normalisation) unless a front end names others, and are computed in float32 as Kaldi does, because the lowest filters
-hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's features depend on its own
-samples only: its mean and the mirror at its end use its own length, whatever it is batched with. Work goes in chunks
-that fit the cache: on a CPU big batches are slower, not faster.
+Decisions: one set of settings (`FrontEnd`) describes every published front end, Kaldi's and the STFT ones, so there is
+one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions. Mel filters follow Kaldi (1127 ln(1 + f/700),
+triangles in mel, no area normalisation) unless a front end names others, and are computed in float32 as Kaldi does,
+because the lowest filters hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's
+features depend on its own samples only: its mean, its reflection, its maximum and its statistics use its own length,
+and sums run in float64 where the device has it, or their rounding would depend on the padding.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 import numpy as np
@@ -17,159 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from laennec.audio.normalising import own, raise_quiet, stack, standardise_bins
+from laennec.audio.presets import FrontEnd
 
-# frames worked on at once: 512 frames x 512 samples x 4 bytes = 1 MB, which stays in a core's cache
+# frames computed at once: 512 frames x 512 samples x 4 bytes = 1 MB, which stays in a core's cache
 _CHUNK_FRAMES_CPU = 512
 _CHUNK_FRAMES_DEVICE = 65536
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """Settings that turn a waveform into log-mel frames.
-
-    Attributes:
-        sampling_rate: Rate of the waveform in Hz.
-        num_mel_bins: Number of mel filters.
-        window: "hann" or "povey" (hann to the power .85), both symmetric, or "hann_periodic".
-        window_samples: Length of a frame.
-        hop_samples: Step between frames.
-        fft_samples: FFT length; frames are filled with zeros up to it.
-        reflect_samples: Samples mirrored at either end; 0 keeps whole frames only (Kaldi's snip_edges), half a window
-            centres frames on hops.
-        pre_emphasis: c in x[t] - c x[t-1]; 0 for none.
-        pre_emphasis_on: "frame" (the first sample's predecessor is itself, as Kaldi) or "signal" (the first sample is
-            dropped, as EfficientAT).
-        remove_frame_mean: Whether each frame's mean is subtracted.
-        subtract_mean: Whether the waveform's mean is subtracted.
-        waveform_scale: Factor on the waveform; 2^15 turns [-1, 1] into 16-bit values.
-        low_hz: Lower end of the first filter.
-        high_hz: Upper end of the last filter.
-        log_floor: Smallest mel energy, or what is added to it.
-        log_floor_rule: "max" (log of the larger of both) or "add".
-        mean: Mean that is subtracted from the log-mel values.
-        std: Half of what they are divided by, as AST counts: (x - mean) / (2 std).
-        kind: "log_mel", or "waveform" for encoders that hear sound itself: a frame is one sample.
-        mel_scale: "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without).
-        dynamic_range: How far below a cycle's loudest value quieter ones are raised to, in natural log units; 0 for
-            as far as they lie.
-        drop_last_frame: Whether the last frame is left out.
-        normalise: "fixed" (by mean and std alone), "bins" (then each mel bin of a cycle to mean 0 and variance 1) or
-            "cycle" (a waveform to mean 0 and variance 1).
-        stack_frames: How many neighbouring frames make one.
-    """
-
-    sampling_rate: int = 16000
-    num_mel_bins: int = 128
-    window: str = "hann"
-    window_samples: int = 400
-    hop_samples: int = 160
-    fft_samples: int = 512
-    reflect_samples: int = 0
-    pre_emphasis: float = 0.97
-    pre_emphasis_on: str = "frame"
-    remove_frame_mean: bool = True
-    subtract_mean: bool = False
-    waveform_scale: float = 1.0
-    low_hz: float = 20.0
-    high_hz: float = 8000.0
-    log_floor: float = 1.1920928955078125e-07
-    log_floor_rule: str = "max"
-    mean: float = 0.0
-    std: float = 0.5
-    kind: str = "log_mel"
-    mel_scale: str = "kaldi"
-    dynamic_range: float = 0.0
-    drop_last_frame: bool = False
-    normalise: str = "fixed"
-    stack_frames: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse settings that have no meaning."""
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
-        if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2:
-            raise ValueError(
-                f"filters from {self.low_hz} to {self.high_hz} Hz do not fit {self.sampling_rate} Hz audio; "
-                f"need 0 <= low_hz < high_hz <= {self.sampling_rate / 2:g}"
-            )
-        if not self.hop_samples > 0 or not 1 < self.window_samples <= self.fft_samples:
-            raise ValueError(
-                f"window {self.window_samples}, hop {self.hop_samples}, FFT {self.fft_samples} samples; "
-                "need hop > 0 and 1 < window <= FFT"
-            )
-        if self.std <= 0 or not math.isfinite(self.mean) or not math.isfinite(self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
-        if not 0 <= self.reflect_samples <= self.window_samples // 2:
-            raise ValueError(f"reflect_samples is {self.reflect_samples}; it can be 0 to half a window")
-        if self.dynamic_range < 0 or self.stack_frames < 1:
-            raise ValueError(f"dynamic_range {self.dynamic_range} must not be negative, stack_frames at least 1")
-        if self.normalise == ("bins" if self.is_waveform else "cycle") or (self.is_waveform and self.num_mel_bins != 1):
-            raise ValueError('normalise "bins" is for log-mel frames, "cycle" for waveforms, which have one "mel bin"')
-
-    @property
-    def is_waveform(self) -> bool:
-        """Whether frames are the samples themselves."""
-        return self.kind == "waveform"
-
-    @property
-    def feature_size(self) -> int:
-        """Values of a frame."""
-        return self.num_mel_bins * self.stack_frames
-
-    @property
-    def min_samples(self) -> int:
-        """The fewest samples that give a frame: one window, or as many windows as are stacked."""
-        return self.window_samples + (self.stack_frames - 1) * self.hop_samples
-
-    @property
-    def _lost_samples(self) -> int:
-        return int(bool(self.pre_emphasis) and self.pre_emphasis_on == "signal")
-
-    @property
-    def _wide(self) -> bool:
-        """Whether float32 rounding would be all that is seen of bands without sound, where the original has float64.
-
-        Bins brought to variance 1 show whatever is in them; CLAP's decibels reach as far down as rounding does.
-        """
-        return self.normalise == "bins" or (self.log_floor < 1e-9 and not self.dynamic_range)
-
-    def windows(self, samples: int) -> int:
-        """Number of frames of a waveform before any are stacked; 0 where it is too short."""
-        return int(self._windows_of(torch.tensor(samples)))
-
-    def frames(self, samples: int) -> int:
-        """Number of frames of a waveform; 0 where it is shorter than `min_samples`."""
-        return int(self.frames_of(torch.tensor(samples)))
-
-    def frames_of(self, lengths: Tensor) -> Tensor:
-        """`frames` for a tensor of lengths, shape (batch,)."""
-        return torch.div(self._windows_of(lengths), self.stack_frames, rounding_mode="floor")
-
-    def _windows_of(self, lengths: Tensor) -> Tensor:
-        if self.is_waveform:
-            return torch.where(lengths < self.min_samples, 0, lengths)
-        padded = lengths - self._lost_samples + 2 * self.reflect_samples
-        count = torch.div(padded - self.window_samples, self.hop_samples, rounding_mode="floor")
-        return torch.where(lengths < self.min_samples, 0, count + (0 if self.drop_last_frame else 1))
-
-
-_CHOICES = {
-    "window": ("hann", "povey", "hann_periodic"),
-    "pre_emphasis_on": ("frame", "signal"),
-    "log_floor_rule": ("max", "add"),
-    "kind": ("log_mel", "waveform"),
-    "mel_scale": ("kaldi", "slaney", "htk"),
-    "normalise": ("fixed", "bins", "cycle"),
-}
+_VARIANCE_FLOOR = 1e-7  # what transformers adds to a variance before the square root
 
 
 def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
     """Triangular mel filters, shape (fft_samples // 2 + 1, num_mel_bins), computed in `dtype`, on the CPU.
 
-    To Kaldi's the Nyquist bin does not belong. A filter narrower than the distance of two FFT bins can be empty: its
-    energy is always the floor.
+    Kaldi leaves the Nyquist bin out. A filter narrower than the distance of two FFT bins can be empty: its energy is
+    always the floor.
     """
     if front.mel_scale != "kaldi":
         return _filters_in_hz(front).to(dtype)
@@ -185,7 +44,7 @@ def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _filters_in_hz(front: FrontEnd) -> Tensor:
-    """Triangles whose sides are straight over Hz: Slaney's (as librosa), divided by half their width, or HTK's."""
+    """Triangles with straight sides over Hz: Slaney's (as librosa), divided by half their width, or HTK's."""
     to_mel, to_hz = (_slaney_mel, _slaney_hz) if front.mel_scale == "slaney" else (_htk_mel, _htk_hz)
     low, high = (float(to_mel(np.array([hz]))[0]) for hz in (front.low_hz, front.high_hz))
     corners = to_hz(np.linspace(low, high, front.num_mel_bins + 2))
@@ -221,8 +80,9 @@ def window_function(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tens
 
 
 @lru_cache(maxsize=16)
-def _constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
-    dtype = torch.float64 if front._wide and device.type != "mps" else torch.float32
+def constants(front: FrontEnd, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Window (window_samples,) and mel filters (bins, mels) in the precision of the front end, on a device."""
+    dtype = torch.float64 if front.wide and device.type != "mps" else torch.float32
     return window_function(front, dtype).to(device), mel_filters(front, dtype).to(device)
 
 
@@ -231,7 +91,7 @@ def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor
     """Normalised log-mel frames of a padded batch.
 
     Args:
-        waveforms: (batch, samples), float32, on any device; what lies beyond a cycle's length is never read.
+        waveforms: (batch, samples), float32, on any device; samples beyond a cycle's length are never used.
         lengths: (batch,), int64, the true number of samples of each, on the same device.
         front: The settings.
 
@@ -241,80 +101,55 @@ def log_mel(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor
     """
     batch, samples = waveforms.shape
     device = waveforms.device
-    counts = front._windows_of(lengths)
-    total = front.windows(samples)
+    window, filters = constants(front, device)
+    total = int(front.windows_of(torch.tensor(samples)))
     out = torch.zeros(batch, total, front.num_mel_bins, device=device)
-    on_cpu = device.type == "cpu"
-    chunk = _CHUNK_FRAMES_CPU if on_cpu else _CHUNK_FRAMES_DEVICE
+    chunk = _CHUNK_FRAMES_CPU if device.type == "cpu" else _CHUNK_FRAMES_DEVICE
     rows = max(1, chunk // max(1, total))
     with torch.autocast(device_type=device.type, enabled=False):
-        for row in range(0, batch, rows):
+        for row in range(0, batch if total else 0, rows):
             part = slice(row, row + rows)
-            # on a CPU the longest cycle of the chunk is known without waiting for a device
-            longest = int(lengths[part].max()) if on_cpu else samples
-            signal = _padded_signal(waveforms[part, :longest], lengths[part], front)
-            frames = front.windows(longest)
-            for start in range(0, frames, chunk):
-                stop = min(start + chunk, frames)
+            signal = prepared_signal(waveforms[part], lengths[part], front)
+            for start in range(0, total, chunk):
+                stop = min(start + chunk, total)
                 first, last = start * front.hop_samples, (stop - 1) * front.hop_samples + front.window_samples
                 framed = signal[:, first:last].unfold(1, front.window_samples, front.hop_samples)
-                _log_mel_of_frames(framed, front, out[part, start:stop])
-    if front.dynamic_range and total:
-        out = raise_quiet(out, counts, front.dynamic_range * 0.5 / front.std)
-    if front.normalise == "bins":
-        out = standardise_bins(out, counts)
-    if front.stack_frames > 1:
-        out, counts = stack(out, counts, front.stack_frames)
-    total = out.shape[1]
-    if total and not (on_cpu and int(counts.min()) == total):
-        out.masked_fill_(~own(counts, total)[:, :, None], 0.0)
-    return out, counts
+                out[part, start:stop] = log_mel_of_frames(framed, window, filters, front)
+    return finished(out, front.windows_of(lengths), front)
 
 
-def _padded_signal(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> Tensor:
-    """Scale, centre, pre-emphasise and mirror: (rows, samples) -> (rows, samples + 2 reflect_samples)."""
-    samples = waveforms.shape[1]
-    signal = waveforms.float()
-    beyond = None
-    if signal.device.type != "cpu" or int(lengths.min()) < samples:
-        beyond = torch.arange(samples, device=signal.device)[None, :] >= lengths[:, None]
-        signal = signal.masked_fill(beyond, 0.0)
+def prepared_signal(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> Tensor:
+    """Centre, scale, pre-emphasise and reflect: (batch, samples) -> (batch, samples + 2 reflect_samples)."""
+    beyond = ~own(lengths, waveforms.shape[1])
+    signal = waveforms.float().masked_fill(beyond, 0.0)
     if front.subtract_mean:
-        # in float64, or the rounding of the mean, and with it of every sample, would depend on the padding
-        wide = torch.float32 if signal.device.type == "mps" else torch.float64
-        signal = signal - (signal.sum(1, dtype=wide) / lengths.clamp_min(1)).float()[:, None]
-        if beyond is not None:
-            signal.masked_fill_(beyond, 0.0)
+        mean = (signal.sum(1, dtype=_wide(signal)) / lengths.clamp_min(1)).float()
+        signal = (signal - mean[:, None]).masked_fill(beyond, 0.0)
     if front.waveform_scale != 1.0:
         signal = signal * front.waveform_scale
-    if front._lost_samples:
+    if front.lost_samples:
         signal = torch.sub(signal[:, 1:], signal[:, :-1], alpha=front.pre_emphasis)
         lengths = (lengths - 1).clamp_min(0)
-    if front.reflect_samples and signal.shape[1] > front.reflect_samples:
-        signal = _mirror(signal, lengths, front.reflect_samples)
-    return signal
+    return _reflected(signal, lengths, front.reflect_samples) if front.reflect_samples else signal
 
 
-def _mirror(signal: Tensor, lengths: Tensor, width: int) -> Tensor:
-    """Mirror `width` samples at the start and at each row's own end, without repeating the end samples."""
-    rows, samples = signal.shape
-    out = signal.new_zeros(rows, samples + 2 * width)
-    out[:, width : width + samples] = signal
-    out[:, :width] = signal[:, 1 : width + 1].flip(1)
+def _reflected(signal: Tensor, lengths: Tensor, width: int) -> Tensor:
+    """Reflect `width` samples at the start and at each row's own end, without repeating the end samples."""
+    padded = torch.cat([signal[:, 1 : width + 1].flip(1), torch.nn.functional.pad(signal, (0, width))], 1)
     step = torch.arange(width, device=signal.device)[None, :]
     source = (lengths[:, None] - 2 - step).clamp_min(0)
-    return out.scatter_(1, lengths[:, None] + width + step, signal.gather(1, source))
+    return padded.scatter(1, lengths[:, None] + width + step, signal.gather(1, source))
 
 
 def frame_mean(framed: Tensor) -> Tensor:
-    """The mean of each frame, added up in an order of its own: (..., window) -> (..., 1).
+    """The mean of each frame, summed in an order of its own: (..., window) -> (..., 1).
 
-    In quiet bands of loud 16-bit audio the last bit of a mean shows: a library that adds in another order gives other
-    features there. The order (32 running sums, the first eight of them over what remains) is that of torch on x86,
-    which published Kaldi features were computed with; a graph follows it in every program that runs it.
+    In quiet bands of loud 16-bit audio the last bit of a mean is visible: a library that sums in another order gives
+    other features there. The order (32 running sums, the first eight of them over the remainder) is that of torch on
+    x86, with which published Kaldi features were computed; an ONNX graph follows it in every runtime.
     """
     width = framed.shape[-1]
-    if framed.dtype != torch.float32 or width < 32:  # float64 leaves nothing to show
+    if framed.dtype != torch.float32 or width < 32:  # float64 hides the order
         return framed.mean(-1, keepdim=True)
     whole, eights = width // 32 * 32, width // 8 * 8
     running = reduce(torch.add, framed[..., :whole].unflatten(-1, (whole // 32, 4, 8)).unbind(-3))
@@ -324,27 +159,97 @@ def frame_mean(framed: Tensor) -> Tensor:
     return reduce(torch.add, [*single, *reduce(torch.add, [first, *left, *others]).split(1, -1)]) / width
 
 
-def _log_mel_of_frames(framed: Tensor, front: FrontEnd, out: Tensor) -> None:
-    """Window, power spectrum, filters, log, normalisation: (rows, frames, window) -> `out` (rows, frames, mels)."""
-    window, filters = _constants(front, framed.device)
-    width = front.window_samples
+def log_mel_of_frames(
+    framed: Tensor, window: Tensor, filters: Tensor, front: FrontEnd, transform: torch.dtype | None = None
+) -> Tensor:
+    """Window, power spectrum, filters, log and fixed normalisation: (..., window) -> (..., mels) float32.
+
+    Each step is rounded by itself: in quiet bands of loud 16-bit audio float32 rounding is all there is, and fused
+    operations give other features than those that the encoders were trained on.
+
+    Args:
+        framed: Frames of the prepared signal.
+        window: See `constants`.
+        filters: See `constants`.
+        front: The settings.
+        transform: Precision of the Fourier transform; None for the window's.
+    """
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
         framed = framed - frame_mean(framed)
-    buffer = framed.new_zeros(*framed.shape[:2], front.fft_samples)
     if front.pre_emphasis and front.pre_emphasis_on == "frame":
-        # product and difference are rounded one after the other: in quiet bands of loud 16-bit audio float32 rounding
-        # is all there is, and a fused operation gives other features than the ones the encoders were trained on
-        torch.mul(framed[..., :-1], -front.pre_emphasis, out=buffer[..., 1:width])
-        torch.mul(framed[..., 0], -front.pre_emphasis, out=buffer[..., 0])
-        buffer[..., :width].add_(framed).mul_(window)
-    else:
-        torch.mul(framed, window, out=buffer[..., :width])
-    real, imaginary = torch.view_as_real(torch.fft.rfft(buffer)).unbind(-1)
-    power = real.square().addcmul_(imaginary, imaginary)  # (rows, frames, bins)
+        previous = torch.cat([framed[..., :1], framed[..., :-1]], -1)
+        framed = framed - front.pre_emphasis * previous
+    framed = (framed * window).to(transform or window.dtype)
+    real, imaginary = torch.view_as_real(torch.fft.rfft(framed, n=front.fft_samples)).unbind(-1)
+    power = real.square().addcmul(imaginary, imaginary).to(filters.dtype)  # (..., bins)
     energy = power @ filters
-    if front.log_floor_rule == "max":
-        energy.clamp_min_(front.log_floor)
-    else:
-        energy += front.log_floor
-    torch.sub(energy.log_().to(out.dtype), front.mean, out=out).mul_(0.5 / front.std)
+    floored = energy.clamp_min(front.log_floor) if front.log_floor_rule == "max" else energy + front.log_floor
+    return (floored.log().float() - front.mean) * (0.5 / front.std)
+
+
+def finished(values: Tensor, counts: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
+    """What is done once all frames are there: dynamic range, statistics of the cycle, stacking, zeros behind.
+
+    Args:
+        values: (batch, frames, mels).
+        counts: (batch,), frames of each cycle.
+        front: The settings.
+
+    Returns:
+        (batch, stacks, mels * stack_frames) and the number of whole stacks of each cycle (batch,).
+    """
+    if front.dynamic_range and values.shape[1]:
+        inside = own(counts, values.shape[1])[:, :, None]
+        loudest = values.masked_fill(~inside, -torch.inf).amax((1, 2), keepdim=True)  # (batch, 1, 1)
+        values = torch.maximum(values, loudest - front.dynamic_range * 0.5 / front.std)
+    if front.normalise == "bins":
+        values = _standardised_bins(values, counts)
+    if front.stack_frames > 1:
+        whole = values.shape[1] // front.stack_frames
+        values = values[:, : whole * front.stack_frames].reshape(values.shape[0], whole, front.feature_size)
+        counts = torch.div(counts, front.stack_frames, rounding_mode="floor")
+    return values.masked_fill(~own(counts, values.shape[1])[:, :, None], 0.0), counts
+
+
+def _standardised_bins(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean 0 and variance 1 (n - 1) of each mel bin over a cycle's own frames: (batch, frames, mels)."""
+    wide = values.to(_wide(values))
+    inside = own(counts, values.shape[1])[:, :, None].to(wide.dtype)
+    number = counts.to(wide.dtype)[:, None, None]
+    mean = (wide * inside).sum(1, keepdim=True) / number.clamp_min(1)  # (batch, 1, mels)
+    variance = ((wide - mean).square() * inside).sum(1, keepdim=True) / (number - 1).clamp_min(1)
+    return ((wide - mean) * (variance + _VARIANCE_FLOOR).rsqrt()).float()
+
+
+@torch.no_grad()
+def waveform_frames(waveforms: Tensor, lengths: Tensor, front: FrontEnd) -> tuple[Tensor, Tensor]:
+    """Waveforms as frames of one sample, for encoders of raw waveforms.
+
+    Args:
+        waveforms: (batch, samples); samples beyond a cycle's length are never used.
+        lengths: (batch,).
+        front: `normalise="cycle"` gives each cycle mean 0 and variance 1, as wav2vec 2.0 and its relatives expect.
+
+    Returns:
+        (batch, samples, 1) float32, 0 beyond a cycle's end, and the number of frames of each cycle (batch,).
+    """
+    counts = front.windows_of(lengths)
+    inside = own(counts, waveforms.shape[1])
+    values = waveforms.float().masked_fill(~inside, 0.0)
+    if front.normalise == "cycle":
+        wide = values.to(_wide(values))
+        number = counts.clamp_min(1)[:, None]
+        centred = (wide - wide.sum(1, keepdim=True) / number).masked_fill(~inside, 0.0)
+        variance = centred.square().sum(1, keepdim=True) / number
+        values = (centred * (variance + _VARIANCE_FLOOR).rsqrt()).float()
+    return values[:, :, None], counts
+
+
+def own(counts: Tensor, total: int) -> Tensor:
+    """Mask of each cycle's own samples or frames: (batch,) numbers -> (batch, total) bool."""
+    return torch.arange(total, device=counts.device)[None, :] < counts[:, None]
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -1,20 +1,158 @@
-"""The front ends that published encoders were trained with.
+"""Settings of front ends, and those that published encoders were trained with.
 
 Decisions: a preset is a set of numbers and nothing else. mean and std count as AST's do, (x - mean) / (2 std), so
 published values can be typed in. Song et al. give 64 mel bins, window 1024, hop 256 and 64 x 320 at 16 kHz and leave
-the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest filters,
-so none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by mirroring, so that 5.12 s
-are exactly 320 frames, and mean and std of real recordings (shared ICBHI 2017 subset). Whisper raises what is more
-than 8 decades below a clip's loudest value; here the clip is the cycle alone, not the 30 s it is padded to elsewhere.
+the rest open. We take Hann (periodic), power, Kaldi's mel scale over 0 to 8000 Hz (27 Hz between the lowest filters, so
+none is empty), log(x + 1e-5) (100 dB below the loudest), frames centred on their hops by reflection, so that 5.12 s are
+exactly 320 frames, and mean and std of real recordings (shared ICBHI 2017 subset). Whisper raises values more than 8
+decades below a clip's maximum; here the clip is the cycle alone, not the 30 s that it is padded to elsewhere.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from laennec.audio.filterbanks import FrontEnd
+import torch
+from torch import Tensor
 
 _LN_10 = math.log(10.0)
+_CHOICES = {
+    "window": ("hann", "povey", "hann_periodic"),
+    "pre_emphasis_on": ("frame", "signal"),
+    "log_floor_rule": ("max", "add"),
+    "kind": ("log_mel", "waveform"),
+    "mel_scale": ("kaldi", "slaney", "htk"),
+    "normalise": ("fixed", "bins", "cycle"),
+}
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Settings that turn a waveform into log-mel frames.
+
+    Attributes:
+        sampling_rate: Rate of the waveform in Hz.
+        num_mel_bins: Number of mel filters.
+        window: "hann" or "povey" (hann to the power .85), both symmetric, or "hann_periodic".
+        window_samples: Length of a frame.
+        hop_samples: Step between frames.
+        fft_samples: FFT length; frames are filled with zeros up to it.
+        reflect_samples: Samples reflected at either end; 0 keeps whole frames only (Kaldi's snip_edges), half a
+            window centres frames on hops.
+        pre_emphasis: c in x[t] - c x[t-1]; 0 for none.
+        pre_emphasis_on: "frame" (the first sample's predecessor is itself, as Kaldi) or "signal" (the first sample is
+            dropped, as EfficientAT).
+        remove_frame_mean: Whether each frame's mean is subtracted.
+        subtract_mean: Whether the waveform's mean is subtracted.
+        waveform_scale: Factor on the waveform; 2^15 turns [-1, 1] into 16-bit values.
+        low_hz: Lower end of the first filter.
+        high_hz: Upper end of the last filter.
+        log_floor: Smallest mel energy, or what is added to it.
+        log_floor_rule: "max" (log of the larger of both) or "add".
+        mean: Mean that is subtracted from the log-mel values.
+        std: Half of the divisor, as AST counts: (x - mean) / (2 std).
+        kind: "log_mel", or "waveform" for encoders of raw waveforms: a frame is one sample.
+        mel_scale: "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without).
+        dynamic_range: Values further than this below a cycle's maximum are raised to that bound, in natural log
+            units; 0 for never.
+        drop_last_frame: Whether the last frame is dropped.
+        normalise: "fixed" (by mean and std alone), "bins" (then each mel bin of a cycle to mean 0 and variance 1) or
+            "cycle" (a waveform to mean 0 and variance 1).
+        stack_frames: How many consecutive frames are stacked into one.
+    """
+
+    sampling_rate: int = 16000
+    num_mel_bins: int = 128
+    window: str = "hann"
+    window_samples: int = 400
+    hop_samples: int = 160
+    fft_samples: int = 512
+    reflect_samples: int = 0
+    pre_emphasis: float = 0.97
+    pre_emphasis_on: str = "frame"
+    remove_frame_mean: bool = True
+    subtract_mean: bool = False
+    waveform_scale: float = 1.0
+    low_hz: float = 20.0
+    high_hz: float = 8000.0
+    log_floor: float = 1.1920928955078125e-07
+    log_floor_rule: str = "max"
+    mean: float = 0.0
+    std: float = 0.5
+    kind: str = "log_mel"
+    mel_scale: str = "kaldi"
+    dynamic_range: float = 0.0
+    drop_last_frame: bool = False
+    normalise: str = "fixed"
+    stack_frames: int = 1
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
+        if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2:
+            raise ValueError(
+                f"filters from {self.low_hz} to {self.high_hz} Hz do not fit {self.sampling_rate} Hz audio; "
+                f"need 0 <= low_hz < high_hz <= {self.sampling_rate / 2:g}"
+            )
+        if not self.hop_samples > 0 or not 1 < self.window_samples <= self.fft_samples:
+            raise ValueError(
+                f"window {self.window_samples}, hop {self.hop_samples}, FFT {self.fft_samples} samples; "
+                "need hop > 0 and 1 < window <= FFT"
+            )
+        if self.std <= 0 or not math.isfinite(self.mean) or not math.isfinite(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
+        if not 0 <= self.reflect_samples <= self.window_samples // 2:
+            raise ValueError(f"reflect_samples is {self.reflect_samples}; it can be 0 to half a window")
+        if self.dynamic_range < 0 or self.stack_frames < 1:
+            raise ValueError(f"dynamic_range {self.dynamic_range} must not be negative, stack_frames at least 1")
+        if self.normalise == ("bins" if self.is_waveform else "cycle") or (self.is_waveform and self.num_mel_bins != 1):
+            raise ValueError('normalise "bins" is for log-mel frames, "cycle" for waveforms, which have one "mel bin"')
+
+    @property
+    def is_waveform(self) -> bool:
+        """Whether frames are the samples themselves."""
+        return self.kind == "waveform"
+
+    @property
+    def feature_size(self) -> int:
+        """Values of a frame."""
+        return self.num_mel_bins * self.stack_frames
+
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples that give a frame: one window, or as many windows as are stacked."""
+        return self.window_samples + (self.stack_frames - 1) * self.hop_samples
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples that pre-emphasis of the whole signal drops."""
+        return int(bool(self.pre_emphasis) and self.pre_emphasis_on == "signal")
+
+    @property
+    def wide(self) -> bool:
+        """Whether energies are computed in float64, because bands without sound would show float32 rounding.
+
+        Bins of variance 1 show whatever is in them; CLAP's decibels reach down to the rounding.
+        """
+        return self.normalise == "bins" or (self.log_floor < 1e-9 and not self.dynamic_range)
+
+    def frames(self, samples: int) -> int:
+        """Number of frames of a waveform; 0 where it is shorter than `min_samples`."""
+        return int(self.frames_of(torch.tensor(samples)))
+
+    def frames_of(self, lengths: Tensor) -> Tensor:
+        """`frames` for a tensor of lengths, shape (batch,)."""
+        return torch.div(self.windows_of(lengths), self.stack_frames, rounding_mode="floor")
+
+    def windows_of(self, lengths: Tensor) -> Tensor:
+        """Numbers of frames before any are stacked, for a tensor of lengths (batch,)."""
+        if self.is_waveform:
+            return torch.where(lengths < self.min_samples, 0, lengths)
+        padded = lengths - self.lost_samples + 2 * self.reflect_samples
+        count = torch.div(padded - self.window_samples, self.hop_samples, rounding_mode="floor")
+        return torch.where(lengths < self.min_samples, 0, count + (0 if self.drop_last_frame else 1))
+
 
 _WHISPER = FrontEnd(
     num_mel_bins=80,

@@ -17,7 +17,8 @@ import torch
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from laennec.audio.filterbanks import FrontEnd, log_mel
+from laennec.audio.filterbanks import log_mel
+from laennec.audio.presets import FrontEnd
 from laennec.corpora import CycleWaveforms
 from laennec.evaluation.report_sections import Sound
 
