@@ -6,8 +6,10 @@ one line on standard error and exit code 2 (`--debug` shows the traceback); an i
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from laennec.cli import (
     app,
@@ -39,21 +41,21 @@ from laennec.cli import (
 from laennec.errors import InputError, Terminated
 
 COMMANDS = {
-    prepare: "read a corpus, count it, decode it into the cache",
-    recipes: "list the recipes that come with the package, or copy one",
-    train: "run a recipe",
-    pretrain: "pre-train a recipe's encoder on pairs of views, without labels",
-    evaluate: "score a run on its held-out part and write the report",
-    calibrate: "fit a run's calibration and thresholds anew on its validation predictions",
-    ensemble: "make one run of several seeds' runs, whose model answers the mean of theirs",
-    card: "render a run's model card from its records",
-    report: "render a run's report again, with the map of its embedding and its worst errors to listen to",
-    compare: "compare runs on the part that all were scored on, paired by patients",
-    export: "write a run's model in a form to share, and check it",
-    push: "put a run's model on the Hub, private unless told otherwise",
-    predict: "answer recordings: a timeline of crackle and wheeze",
-    app: "serve a page on which people drop a sound and see what a model hears",
-    study: "run a grid of recipes, seeds and settings, and compare them",
+    recipes: "list the recipes that come with laennec, or copy one",
+    prepare: "check a corpus on disk, count it, decode it into the cache, export it",
+    train: "train a recipe",
+    pretrain: "pre-train the encoder of a recipe on pairs of views, without labels",
+    evaluate: "score a run on a test split and write the report",
+    calibrate: "fit calibration and thresholds of a run again on its validation predictions",
+    ensemble: "join runs of several seeds into one ensemble",
+    report: "render the report of a run again, with the map of its embedding and its worst errors",
+    compare: "compare runs that were scored on the same split, paired by patients",
+    study: "run a grid of recipes, seeds and settings, and compare the methods",
+    export: "write the model of a run in a format to share, and check it",
+    card: "render the model card of a run",
+    push: "upload the model of a run to the Hub (private unless told otherwise)",
+    predict: "predict recordings: a timeline of crackle and wheeze for each",
+    app: "serve a web page that predicts the sounds people upload",
     env: "print versions for a bug report and check that laennec works here",
 }
 _SOON_S = 0.02
@@ -72,15 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What stands behind `laennec`; None takes it from the process.
 
     Returns:
-        The exit code: 0 done, 2 bad input (also where some files failed and others were answered), 130 interrupted,
+        The exit code: 0 done, 2 bad input (also where some recordings failed), 130 interrupted,
         143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     known, rest = parser.parse_known_args(arguments)
-    # the cells of a label-efficiency table are trainings: their settings can be given as to train
-    trains = known.command in _TRAIN or getattr(known, "label_fraction", None) is not None
-    if rest and not trains:
+    if rest and known.command not in _TRAIN:
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
     if not sys.stderr.isatty():  # errors stand alone in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -167,8 +167,21 @@ def _note(message: Warning | str, category: Any, filename: str, *_: Any) -> None
         print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Suggests the nearest command where one is mistyped."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        if typed := re.search(r"invalid choice: '([^']+)'", message):
+            known = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
+            near = difflib.get_close_matches(typed[1], known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}"
+            message = f"there is no command {typed[1]!r}; {meant}"
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="laennec",
         description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores.",
     )

@@ -1,11 +1,10 @@
-"""Gradient boosting and a support vector machine on what an encoder says of each cycle.
+"""Gradient boosting and a support vector machine on the embeddings of a frozen encoder.
 
-Decisions: they hear exactly what a linear head hears, the embeddings of a finished run with a still encoder, and
-learn on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
+Decisions: they take the input of a linear head, the embeddings of a finished run with a frozen encoder, and are fitted
+on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
 baseline of the field. Settings are fixed, so nothing is searched; calibration and thresholds are fitted on validation
-as a head's are. Abnormal and normal cycles weigh the same in sum. They are scored like any run, in a folder like that
-of a run, so that tables, comparisons and reports need not know; what is reached without listening is copied from the
-run whose encoder they use, for it does not depend on who listens.
+as a head's are. Abnormal and normal cycles weigh the same in sum. They are scored in a folder like that of a run, so
+that tables and reports treat them alike; the shortcut baselines are copied from the run whose encoder they use.
 """
 
 import copy
@@ -34,7 +33,7 @@ _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_no
 
 
 def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], folder: Path) -> Path:
-    """Fit a classifier on a run's embeddings and score it on every part that the run was scored on.
+    """Fit a classifier on a run's embeddings and score it on every split that the run was scored on.
 
     Args:
         kind: "gradient_boosting" or "svc".
@@ -54,24 +53,24 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
     recipe = Recipe.from_record(record["config"], str(run / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
     if not recipe.encoder.frozen:
-        raise InputError(f"{run}: {kind} is fitted on a still encoder's embeddings; set encoder.trainable: frozen")
+        raise InputError(f"{run}: {kind} is fitted on a frozen encoder's embeddings; set encoder.trainable: frozen")
     timings = Timings()
     with timings.measure("training"):
         model, extractor = load_model(run)
         parts = load_splits(recipe)
-        _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
+        _, embedded, part = answer_part(model, extractor, parts["train"], "train", recipe)
         known = _learned(recipe, part)
-        answer = _fit(kind, heard[known], part.targets.labels[known], recipe.seed)
-        predictions, heard, _ = answer_part(model, extractor, parts["validation"], "validation", recipe)
-        fitted = fit_operating_point(_with(predictions, names, answer(heard)), names, multi_label, recipe.head)
+        answer = _fit(kind, embedded[known], part.targets.labels[known], recipe.seed)
+        predictions, embedded, _ = answer_part(model, extractor, parts["validation"], "validation", recipe)
+        fitted = fit_operating_point(_with(predictions, names, answer(embedded)), names, multi_label, recipe.head)
     changes = {"name": f"{method}, {CLASSICAL[kind]}", "classical": kind, "timings": timings.seconds}
     for score in scores:
         theirs = recipe_of(run, record, dict(score.corpus))
         table = (load_splits(theirs) if score.corpus else parts)[score.split]
 
         def ask(table: Any, split: str = score.split, theirs: Recipe = theirs) -> Any:
-            predictions, heard, _ = answer_part(model, extractor, table, split, theirs)
-            return _with(predictions, names, answer(heard))
+            predictions, embedded, _ = answer_part(model, extractor, table, split, theirs)
+            return _with(predictions, names, answer(embedded))
 
         _score(folder, run, score, theirs, table, ask, fitted, changes)
     return folder
@@ -151,10 +150,10 @@ def _with(predictions: Any, names: Sequence[str], logits: NDArray[np.float64]) -
     return predictions.assign(**{f"logit_{name}": logits[:, k] for k, name in enumerate(names)})
 
 
-def _fit(kind: str, heard: NDArray[np.float32], truth: NDArray[Any], seed: int) -> Any:
+def _fit(kind: str, embedded: NDArray[np.float32], truth: NDArray[Any], seed: int) -> Any:
     """A function from embeddings (cycles, dim) to logits (cycles, labels)."""
     columns = truth.T if truth.ndim == 2 else [truth]
-    fitted = [_classifier(kind, seed).fit(heard, column.astype(int)) for column in columns]
+    fitted = [_classifier(kind, seed).fit(embedded, column.astype(int)) for column in columns]
 
     def answer(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         if truth.ndim == 2:

@@ -1,9 +1,9 @@
 """What each process took, kept beside its folder and put into the rows that rest on it.
 
 Decisions: a training, a pre-training, a scoring and a classifier each have a process of their own, so that seconds
-and peak memory are theirs alone; what an interrupted process took is added to what the one that went on takes. A row
-costs what its own processes took and those that made what it was made of: an ensemble the trainings of its members, a
-classifier the training whose embeddings it hears; not their scorings, which it does without.
+and peak memory are theirs alone; what an interrupted process took is added to what its continuation takes. The cost of
+a row is that of its own processes and of those that made its inputs: for an ensemble the trainings of its members,
+for a classifier the training whose embeddings it uses; scorings are left out.
 """
 
 import multiprocessing

@@ -1,8 +1,8 @@
-"""The runs of a recipe as one run, whose model is their ensemble.
+"""The runs of a recipe joined into one run, whose model is their ensemble.
 
-Decisions: what comes out is a run like any other, so that it is scored, exported, shown in a card and put on the Hub
-as any other. Its operating points are fitted anew on the validation patients that the members share; a member that was
-trained on another split would have heard some of them, and is refused. The members are named in the record.
+Decisions: the result is a run like any other, so that it is scored, exported, described in a card and pushed like any
+other. Its operating points are fitted on the validation patients that the members share; a member that was trained on
+another split may have been trained on some of them, and is refused. The record names the members.
 """
 
 from collections.abc import Sequence
@@ -101,18 +101,18 @@ def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]
         if (seed := record["config"]["seed"]) in seeds:
             raise InputError(f"{folder} and {seeds[seed]} both have seed {seed}; give each seed once")
         seeds[seed] = folder
-        if key := recipe_difference(_heard(records[0]["config"]), _heard(record["config"])):
+        if key := recipe_difference(_compared(records[0]["config"]), _compared(record["config"])):
             raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe can be joined")
         here, there = (one["corpus"]["provenance"].get("split_fingerprint") for one in (record, records[0]))
         if here != there or record["labels"] != records[0]["labels"]:
             raise InputError(
-                f"{folder} and {folders[0]} were trained on other data or another split; the one may have heard the "
-                "other's validation patients"
+                f"{folder} and {folders[0]} were trained on other data or another split; one may have been trained on "
+                "the validation patients of the other"
             )
 
 
-def _heard(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the draw of labels where nothing is drawn, for all of them are heard."""
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the draw of labels where all labels are used."""
     corpus = config["corpus"]
     return config if corpus["label_fraction"] < 1 else config | {"corpus": corpus | {"label_draw": None}}
 

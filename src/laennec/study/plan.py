@@ -28,16 +28,16 @@ _METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "score", "evaluate", 
 _SCORE_KEYS = ("split", "corpus", "data_dir", "protocol", "level", "tables_dir", "allow_missing", "fold", "name")
 _EVALUATE_KEYS = ("smoothing", "draws")
 _NAMED_AXES = {"label_fractions": "corpus.label_fraction"}
-_LABELS = ("corpus.label_fraction", "corpus.label_draw")  # which pre-training does not look at
+_LABELS = ("corpus.label_fraction", "corpus.label_draw")  # pre-training does not look at them
 CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> what tables call it
 
 
 @dataclass(frozen=True)
 class Score:
-    """A part that every run is scored on, once.
+    """A split that every run is scored on, once.
 
     Attributes:
-        split: The part.
+        split: The split.
         corpus: Settings of another corpus than the run's own ("name", "data_dir", "protocol", ...); empty for its own.
         name: What the folder of the results is called after `evaluation-`.
     """
@@ -62,7 +62,7 @@ class Cell:
         pretrained_as: What the pre-training of its encoder is called, equal for all cells that share one; "" where the
             encoder is not pre-trained first.
         classical: Classifiers that are fitted on the run's embeddings too.
-        scores: The parts that the run is scored on.
+        scores: The splits that the run is scored on.
         evaluate: smoothing and draws of `laennec evaluate`.
     """
 
@@ -102,10 +102,10 @@ class Study:
         description: One sentence.
         output_dir: Where the runs go.
         results: The results file that tables are rendered from.
-        baseline: The method that the others are compared with; the name of one without its axes stands for it at the
-            places of each other.
+        baseline: The method that the others are compared with. Without its axes the name stands for the method at the
+            same place on the axes as each other one.
         cells: The runs, in the order they are made.
-        ensembles: Methods whose runs also answer together.
+        ensembles: Methods whose runs are also joined into an ensemble.
         figures: Names of the figures that tables show.
         own_splits: Whether each seed draws its own split.
     """
@@ -218,24 +218,24 @@ def _list_of_mappings(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _ensembles(value: Any, cells: list[Cell], own_splits: bool, path: Path) -> tuple[str, ...]:
-    """Methods whose runs answer together; `all` of them are those whose runs can."""
+    """Methods whose runs form an ensemble; `all` are those whose runs can."""
     names = list(dict.fromkeys(cell.method for cell in cells))
-    apart = {cell.method: why for cell in cells if (why := _apart(cell, own_splits))}
-    asked = _names(value, [name for name in names if name not in apart])
+    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, own_splits))}
+    asked = _names(value, [name for name in names if name not in reasons])
     for name in asked:
-        if name in apart:
-            raise InputError(f"{path}: ensembles: the runs of {name!r} {apart[name]}; take it from ensembles")
+        if name in reasons:
+            raise InputError(f"{path}: ensembles: the runs of {name!r} {reasons[name]}; remove it from ensembles")
     return tuple(asked)
 
 
-def _apart(cell: Cell, own_splits: bool) -> str:
-    """Why the runs of its method cannot answer together; empty where they can."""
+def _no_ensemble(cell: Cell, own_splits: bool) -> str:
+    """Why the runs of its method cannot form an ensemble; empty where they can."""
     if cell.fold is not None:
-        return "are folds, of which one learned from the patients that another is scored on"
+        return "are folds: the test patients of one are training patients of another"
     if own_splits:
-        return "have a split each, of which one learned from the patients that another is scored on"
+        return "have a split each: the test patients of one are training patients of another"
     if cell.settings.get("corpus.label_fraction", 1) < 1:
-        return "have other labels each, of which they would have heard more than their fraction"
+        return "have a draw of labels each: together they use more labels than their fraction"
     return ""
 
 
@@ -251,7 +251,7 @@ def _names(value: Any, every: list[str]) -> list[str]:
 def _axes(value: Any, path: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Each axis as {label: settings}.
 
-    An axis is `label_fractions: [0.1, 1.0]`, a setting with its values (`train.epochs: [2, 8]`), or a word of one's own
+    An axis is `label_fractions: [0.1, 1.0]`, a setting with its values (`train.epochs: [2, 8]`), or a free name
     with named groups of settings (`encoders: {mn04: {encoder.weights: ...}, ...}`).
     """
     if not isinstance(value, dict):
@@ -370,5 +370,5 @@ def _scores(value: Any, path: Path) -> tuple[Score, ...]:
         name = given.get("name") or (f"{corpus['name']}-{split}" if "name" in corpus else split)
         scores.append(Score(split, corpus, str(name)))
     if len({score.name for score in scores}) < len(scores):
-        raise InputError(f"{path}: score lists the same part twice; give one of them a name")
+        raise InputError(f"{path}: score lists the same split twice; give one of them a name")
     return tuple(scores)

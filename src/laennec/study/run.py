@@ -1,8 +1,8 @@
-"""Run what is missing, one process a training, and gather what all of them said.
+"""Run what is missing of a study, one process a training, and gather the results.
 
 Decisions: every training, ensemble and scoring is the command that a person would type, in a process of its own,
-and a study adds nothing that a reader could not repeat. What is whole is not run again; what was stopped is continued
-by the same command. A cell of other settings than the file now says is refused, not mixed in. A run that fails is
+so a reader can repeat each of them. What is finished is not run again; what was stopped is continued by the same
+command. A cell whose settings differ from the file is refused. A run that fails is
 listed, and the others go on.
 """
 
@@ -25,7 +25,7 @@ from laennec.training.record import read_record, write_record
 
 @dataclass
 class Done:
-    """What a study has come to.
+    """The state of a study.
 
     Attributes:
         results: The results file.
@@ -215,7 +215,7 @@ def classical_folder(study: Study, cell: Cell, kind: str) -> Path:
 
 
 def ensemble_folder(study: Study, method: str) -> Path:
-    """Where the run lies that a method's runs are together."""
+    """Folder of the ensemble of a method's runs."""
     members = study.members(method)
     first = study.output_dir / members[0].name
     return first.parent.with_name(f"{first.parent.name}-ensemble") / str(len(members))

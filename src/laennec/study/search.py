@@ -1,8 +1,8 @@
 """Settings searched on validation patients.
 
-Decisions: a trial is one training of the recipe with some settings drawn; what it is worth is the selection metric
-of its best epoch on validation, and no test part is ever read. Protocols whose validation may share patients with
-train are refused: a search would choose what remembers patients. Trials, also those that were stopped half-way, are
+Decisions: a trial is one training of the recipe with some settings drawn; its value is the selection metric of its
+best epoch on validation, and no test split is ever read. Protocols whose validation may share patients with train are
+refused: a search would choose models that memorise patients. Trials, also those that were stopped half-way, are
 kept in a SQLite file by Optuna; the same command goes on where it was stopped, a trial that was killed from its last
 checkpoint. Trials that fall behind the median of the others are stopped early.
 """
@@ -55,7 +55,7 @@ class Space:
 
 @dataclass
 class Found:
-    """What a search has come to.
+    """The result of a search.
 
     Attributes:
         folder: Holds search.db, search.json, best.yaml and a folder for each trial.
@@ -125,7 +125,7 @@ def _number(value: Any) -> Any:
 
 
 class _Report(TrainerCallback):
-    """Tells a trial what each epoch is worth, and stops it where Optuna says so."""
+    """Reports each epoch to Optuna, and stops the trial where Optuna prunes it."""
 
     def __init__(self, trial: Any, metric: str, sign: float, stop: type[BaseException]) -> None:
         self.trial, self.metric, self.sign, self.stop = trial, metric, sign, stop
@@ -209,7 +209,7 @@ def _refuse_shared_validation(recipe: Recipe) -> None:
     if protocol != "none" and protocol_named(protocol).promise("train", "validation") != "patient":
         raise InputError(
             f"--search: under protocol {protocol} validation may share patients with train, and a search would choose "
-            "what remembers them; choose a corpus.protocol that splits by patient"
+            "models that memorise them; choose a corpus.protocol that splits by patient"
         )
 
 
