@@ -2,13 +2,13 @@
 
 recording -> cycle -> features -> embedding -> losses -> head -> metrics -> export -> prediction
 
-Decisions: names are imported when they are first used, so that `import laennec` costs nothing.
+Decisions: names are imported when they are first used, so that `import laennec` costs nothing. The first use of a model
+class (`from laennec import LaennecForAudioClassification`) makes laennec's models known to transformers' Auto classes
+and `pipeline`.
 """
 
 import importlib
 from typing import Any
-
-from laennec.registration import register_with_transformers
 
 __version__ = "0.1.0"
 
@@ -72,6 +72,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
-
-
-register_with_transformers()

@@ -453,6 +453,12 @@ class LaennecForAudioClassification(PreTrainedModel):
         return answer
 
 
+def _register_pipeline() -> None:
+    """Import the pipeline, which registers itself; it is imported last, because it needs this module."""
+    import laennec.inference.pipeline  # noqa: F401
+
+
 AutoConfig.register("laennec", LaennecConfig)
 AutoModelForAudioClassification.register(LaennecConfig, LaennecForAudioClassification)
 AutoFeatureExtractor.register(LaennecConfig, LaennecFeatureExtractor)
+_register_pipeline()

@@ -21,7 +21,7 @@ FULL = {".gitattributes", "README.md", "config.json", "model.safetensors", "prep
 ELSEWHERE = """
 import json, sys
 import numpy as np, soundfile
-import laennec
+import laennec.modeling
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 repo, path = sys.argv[1:]
 model = AutoModelForAudioClassification.from_pretrained(repo).eval()
@@ -150,7 +150,7 @@ def test_without_a_network_a_folder_does(pushed_run, breath, hub, tmp_path):
 
 PUSHED_FROM_PYTHON = """
 import sys
-import laennec
+import laennec.modeling
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 model = AutoModelForAudioClassification.from_pretrained(sys.argv[1])
 print(model.push_to_hub("tester/model"))

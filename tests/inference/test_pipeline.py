@@ -124,3 +124,11 @@ def test_weights_that_could_hold_code_are_not_read(frozen_run, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"model\.safetensors"):
         LaennecForAudioClassification.from_pretrained(tmp_path)
+
+
+def test_a_saved_pipeline_is_a_model_and_its_front_end_and_no_code(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    assert not list(tmp_path.rglob("*.py")) and "custom_pipelines" not in (tmp_path / "config.json").read_text()
+    again = pipeline(TASK, model=str(tmp_path), device="cpu")
+    sound = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    assert again(sound) == pipe(sound)

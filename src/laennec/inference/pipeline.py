@@ -2,8 +2,9 @@
 
 Decisions: one sound in, one answer for the whole of it, with the model's own front end, filter, temperatures and
 thresholds, so that it equals `laennec predict` for the same span. Sounds are read as everywhere else (soundfile and
-soxr): transformers' own pipeline needs ffmpeg for a file and torchaudio for another sampling rate. Asked for this task,
-transformers gets the class below, which hands every model that is not ours on to transformers' own.
+soxr): transformers' own pipeline needs ffmpeg for a file and torchaudio for another sampling rate. The class below is
+registered for the task; for the models of others it makes transformers' own pipeline. It is registered whenever
+`laennec.modeling` is imported, so what prediction needs is imported when it is used.
 """
 
 import os
@@ -14,15 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoModelForAudioClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
+from transformers.utils import logging
 
 from laennec.audio.context import InContext
 from laennec.audio.recording import ButterworthFilter, read_recording, resample
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.embeddings import embed_waveforms
-from laennec.training.tables import head_logits
 
+_TASK = "audio-classification"
 _FUNCTIONS = ("sigmoid", "softmax", "none")
 _SOUNDS = "give a path, the bytes of a file, an array at the model's rate, or a dict with array and sampling_rate"
 
@@ -76,6 +79,9 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         return {"waveform": InContext(waveform if filter is None else filter.apply(waveform, rate))}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
+        from laennec.training.embeddings import embed_waveforms
+        from laennec.training.tables import head_logits
+
         given = model_inputs["waveform"]
         waveforms = given if isinstance(given, list) else [given]
         embeddings = embed_waveforms(self.model, self.feature_extractor, waveforms)
@@ -99,6 +105,11 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
             {"label": config.label_names[i], "score": float(scores[i]), "present": bool(present[i])}
             for i in scores.argsort(descending=True, stable=True)[:top_k].tolist()
         ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save model and front end; transformers would copy this file beside them, as code to be trusted."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.feature_extractor.save_pretrained(save_directory, **kwargs)
 
 
 def _fetched(address: str) -> bytes:
@@ -131,3 +142,19 @@ def _samples(sound: Any, rate: int) -> tuple[NDArray[np.float32], int]:
     if rate < 1:
         raise InputError(f"a sound came with sampling_rate {rate}; give its rate in Hz")
     return np.ascontiguousarray(values, dtype=np.float32), rate
+
+
+def _register() -> None:
+    """Make the class that of the task; transformers' warning that the task had one already is left out."""
+    verbosity = logging.get_verbosity()
+    default = PIPELINE_REGISTRY.check_task(_TASK)[1].get("default")
+    logging.set_verbosity_error()
+    try:
+        PIPELINE_REGISTRY.register_pipeline(
+            _TASK, LaennecPipeline, AutoModelForAudioClassification, default=default, type="audio"
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+_register()
