@@ -13,7 +13,7 @@ from laennec.ensemble import join_models
 from laennec.errors import InputError
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
-EVENT = {"labels": ["Normal", "Wheeze", "Stridor"], "level": None, "leanings": {"two": 0.3}, "smoothing": 0.5}
+EVENT = {"labels": ["Normal", "Wheeze", "Stridor"], "level": None, "logit_adjustment": {"two": 0.3}, "smoothing": 0.5}
 
 
 def member(seed, names=("crackle", "wheeze"), encoder=None, **settings):
@@ -56,14 +56,14 @@ def calibrated(model, logits):
 
 
 @pytest.mark.parametrize("pooling", ["encoder", "mean"])
-@pytest.mark.parametrize("joins_context", [False, True])
+@pytest.mark.parametrize("concatenated_context", [False, True])
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, joins_context, hidden):
-    kind = {"pooling": pooling, "joins_context": joins_context, "head_hidden_dim": hidden}
+def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, concatenated_context, hidden):
+    kind = {"pooling": pooling, "concatenated_context": concatenated_context, "head_hidden_dim": hidden}
     models = [member(seed, **kind) for seed in range(3)]
     joined = join_models(models)
     given = {"input_values": features(), "attention_mask": (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()}
-    if joins_context:
+    if concatenated_context:
         given |= {"context_values": features(3, 60), "context_mask": torch.ones(3, 60, dtype=torch.long)}
     with torch.no_grad():
         expected = torch.stack([calibrated(model, model(**given).logits) for model in models]).mean(0)
@@ -91,7 +91,7 @@ def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
         answered = joined.tasks["event"](joined.embed(features()))
     torch.testing.assert_close(answered, expected, rtol=1e-4, atol=1e-4)
     assert joined.config.tasks == {"event": {"labels": EVENT["labels"], "level": None}}
-    assert models[0].config.tasks["event"]["leanings"] == {"two": 0.3}
+    assert models[0].config.tasks["event"]["logit_adjustment"] == {"two": 0.3}
 
 
 @pytest.mark.parametrize("hidden", [0, 5])

@@ -159,6 +159,21 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path, which, frozen):
         assert torch.equal(model(features()).logits, again(features()).logits)
 
 
+def test_a_configuration_of_the_first_edition_is_read_and_written_in_present_names(tmp_path):
+    small_model(concatenated_context=True, tasks={"event": {"labels": ["a", "b"], "level": None}}).save_pretrained(
+        tmp_path
+    )
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["joins_context"] = values.pop("concatenated_context")
+    values["tasks"]["event"]["leanings"] = {"two": 0.5}
+    path.write_text(json.dumps(values))
+    model = LaennecForAudioClassification.from_pretrained(tmp_path)
+    assert model.config.concatenated_context and model.config.tasks["event"]["logit_adjustment"] == {"two": 0.5}
+    model.save_pretrained(tmp_path)
+    assert not {"joins_context", "leanings"} & set(path.read_text().replace('"', " ").split())
+
+
 def test_probabilities_apply_the_temperatures():
     logits = torch.tensor([[2.0, -1.0], [0.0, 3.0]])
     multi = small_model(temperatures={"crackle": 2.0})

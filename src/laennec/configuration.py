@@ -1,7 +1,7 @@
-"""What a model is made of and how it decides, as config.json keeps it.
+"""The configuration of a model, as config.json keeps it.
 
-Decisions: calibration and thresholds are part of the model, by label name, so that whoever loads it decides as its
-authors did; what an older file does not say means "not calibrated" and a probability of one half.
+Decisions: calibration and thresholds are part of the model, by label name, so that every user decides as its authors
+did. A file without them stands for an uncalibrated model with thresholds of 0.5.
 """
 
 from pathlib import Path
@@ -17,6 +17,14 @@ POOLINGS = ("encoder", "mean")
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
 
 
+# settings of the first edition, whose models are still read
+_FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
+
+
+def _present_names(values: dict[str, Any]) -> dict[str, Any]:
+    return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
+
+
 class LaennecConfig(PreTrainedConfig):
     """What a laennec model is made of.
 
@@ -24,16 +32,16 @@ class LaennecConfig(PreTrainedConfig):
         encoder_config: The encoder's own configuration (or its dict).
         problem_type: "multi_label" (each label by itself, sigmoid) or "single_label" (exactly one class, softmax);
             transformers' longer names too.
-        joins_context: Whether the embedding of a cycle is followed by that of the cycle joined with its neighbours; how
-            many those are is the feature extractor's `context_cycles`.
+        concatenated_context: Whether the embedding of a cycle is followed by that of its concatenated context (it
+            and its neighbours; `context_cycles` of the feature extractor).
         pooling: "encoder" takes what the encoder was released with, "mean" the masked mean over tokens of real frames.
         head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
         head_dropout: Dropout before the last layer, 0 to 1.
         head_layer_norm: Whether the embedding is layer-normalised first, as in AST's own classifier.
-        projection_dim: Width of the projection that auxiliary losses see; 0 for none (they see the embedding).
+        projection_dim: Width of the projection for auxiliary losses; 0 for none (they take the embedding).
         frozen_encoder: Whether the encoder is never trained.
         trained_layers: How many of the encoder's last layers are trained; None for all.
-        lora: rank, alpha, dropout and target_modules of adapters in the encoder, whose own weights then rest.
+        lora: rank, alpha, dropout and target_modules of adapters in the encoder, whose own weights are then frozen.
         base_model_name_or_path: Where the encoder's weights came from: a Hub id, a folder or a released checkpoint
             file; None for random weights.
         base_model_revision: The Hub revision of the base.
@@ -43,9 +51,9 @@ class LaennecConfig(PreTrainedConfig):
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
         intercepts: What is added to it then (Platt), by label name; 0 where absent.
         operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on".
-        tasks: Further questions that heads of their own answer, by name: "labels", "level" (None for the cycles
-            themselves), "leanings", what the first class' logit is lowered by, and "smoothing", how strongly the mean
-            of a recording is mixed into the answers to its cycles.
+        tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"
+            (subtracted from the first class' logit) and "smoothing" (the weight of a recording's mean in the
+            predictions for its cycles).
         sampling_rate: Of the sound that the features are made of, in Hz; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """
@@ -58,7 +66,7 @@ class LaennecConfig(PreTrainedConfig):
         encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
         problem_type: str = "multi_label",
         pooling: str = "encoder",
-        joins_context: bool = False,
+        concatenated_context: bool = False,
         head_hidden_dim: int = 0,
         head_dropout: float = 0.0,
         head_layer_norm: bool = False,
@@ -85,7 +93,7 @@ class LaennecConfig(PreTrainedConfig):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; it can be {' or '.join(POOLINGS)}")
         self.pooling = pooling
-        self.joins_context = joins_context
+        self.concatenated_context = concatenated_context
         self.head_hidden_dim = head_hidden_dim
         self.head_dropout = head_dropout
         self.head_layer_norm = head_layer_norm
@@ -108,9 +116,12 @@ class LaennecConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The configuration of these values, which are another's words; see `laennec.untrusted.refuse_settings`."""
+        """The configuration of these values, checked by `laennec.untrusted.refuse_settings`."""
         refuse_settings(config_dict, config_dict.get("_name_or_path") or "config.json")
-        return super().from_dict(config_dict, **kwargs)
+        values = _present_names(config_dict)
+        if isinstance(values.get("tasks"), dict):
+            values["tasks"] = {name: _present_names(task) for name, task in values["tasks"].items()}
+        return super().from_dict(values, **kwargs)
 
     @classmethod
     def load(cls, name: str | Path, **hub: Any) -> "LaennecConfig":

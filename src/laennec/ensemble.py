@@ -22,7 +22,7 @@ from laennec.modeling import LaennecForAudioClassification
 # what members must share, and what it is called in a recipe
 _SHARED = {
     "label_names": "labels", "problem_type": "target.problem_type", "pooling": "head.pooling",
-    "joins_context": "features.context_cycles", "features_fingerprint": "features",
+    "concatenated_context": "features.context_cycles", "features_fingerprint": "features",
     "head_hidden_dim": "head.hidden_dim",
 }  # fmt: skip
 
@@ -68,7 +68,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config.tasks = _questions(first.config)
     config.head_hidden_dim = first.config.head_hidden_dim * len(models)
     joined = LaennecForAudioClassification(config, encoder)
-    parts = 2 if config.joins_context else 1
+    parts = 2 if config.concatenated_context else 1
     _join([model.head for model in models], [_calibration(model.config) for model in models], joined.head, parts)
     for name in joined.tasks:
         into: Any = joined.tasks[name]
@@ -79,7 +79,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
 def _questions(config: LaennecConfig) -> dict[str, Any]:
     """Further tasks without what was fitted for them."""
     return {
-        name: {key: value for key, value in task.items() if key not in ("leanings", "smoothing")}
+        name: {key: value for key, value in task.items() if key not in ("logit_adjustment", "smoothing")}
         for name, task in config.tasks.items()
     }
 

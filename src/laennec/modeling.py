@@ -110,7 +110,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         # what FSDP may shard by itself: the layers, which run as a whole; of other parts encoders take what they need
         self._no_split_modules = trainable.layer_classes(encoder)
         # set by schedules that train the head alone for a while
-        self.encoder_frozen_now = False
+        self.encoder_frozen_in_stage = False
         if config.frozen_encoder:
             self.freeze_encoder()
 
@@ -154,7 +154,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             base: Where the weights of an encoder that was handed over came from; a head-only export names it.
             seed: Of the head's initial weights, and of an encoder's without released ones.
             **settings: Further settings of `LaennecConfig`: pooling, head_hidden_dim, head_dropout, head_layer_norm,
-                projection_dim, joins_context, tasks.
+                projection_dim, concatenated_context, tasks.
 
         Raises:
             InputError: The encoder cannot be loaded or has not the form of one, or cannot be trained that way.
@@ -195,7 +195,7 @@ class LaennecForAudioClassification(PreTrainedModel):
     @property
     def embedding_dim(self) -> int:
         """Width of what `embed` returns."""
-        return int(self.encoder.config.hidden_size) * (2 if self.config.joins_context else 1)
+        return int(self.encoder.config.hidden_size) * (2 if self.config.concatenated_context else 1)
 
     def get_input_embeddings(self) -> None:  # type: ignore[override]
         """None: sound has no table of embeddings, and what transformers takes for one cannot be sharded by itself."""
@@ -233,18 +233,13 @@ class LaennecForAudioClassification(PreTrainedModel):
         return name.startswith("encoder.") and trainable.is_frozen(self.config, name)
 
     def train(self, mode: bool = True) -> "LaennecForAudioClassification":
-        """Switch between training and evaluation; what is_frozen of the encoder stays in evaluation."""
-        if not self._is_in(mode):
-            super().train(mode)
-            trainable.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_now)
+        """Switch between training and evaluation mode; frozen layers stay in evaluation mode."""
+        self.training = mode
+        for name, module in self.named_children():
+            if name != "encoder":
+                module.train(mode)
+        trainable.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
-
-    def _is_in(self, mode: bool) -> bool:
-        """Whether all but a frozen encoder is in a mode: Trainer asks at each step, and an encoder has many modules."""
-        if not self.config.frozen_encoder or self.encoder.training or self.training != mode:
-            return False
-        others = (child for name, child in self.named_children() if name != "encoder")
-        return all(module.training == mode for child in others for module in child.modules())
 
     def embed(
         self,
@@ -256,7 +251,7 @@ class LaennecForAudioClassification(PreTrainedModel):
     ) -> Tensor:
         """Encode and pool: (batch, frames, mels), (batch, frames) -> (batch, dim); arguments as in `forward`."""
         own = self._pooled(input_values, attention_mask, token_mix)
-        if not self.config.joins_context:
+        if not self.config.concatenated_context:
             if context_values is not None:
                 raise ValueError("context_values were given to a model that joins no context; leave them out")
             return own
@@ -264,7 +259,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         return torch.cat([own, joined], 1)
 
     def _pooled(self, input_values: Tensor, attention_mask: Tensor | None, token_mix: TokenMix | None = None) -> Tensor:
-        still = self.config.frozen_encoder or self.encoder_frozen_now
+        still = self.config.frozen_encoder or self.encoder_frozen_in_stage
         mixing = {} if token_mix is None else {"token_mix": token_mix}
         with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
             out = self.encoder(input_values=input_values, attention_mask=attention_mask, **mixing)

@@ -71,11 +71,11 @@ def run(recipe, tmp_path_factory):
 def test_each_question_has_its_loss_its_head_and_its_leaning(run):
     record = json.loads((run / "run.json").read_text())
     assert {"bce", "event", "record"} <= set(record["history"][-1]["loss_terms"])
-    assert all(set(record["tasks"][name]["leanings"]) == {"two", "all"} for name in TASKS)
+    assert all(set(record["tasks"][name]["logit_adjustment"]) == {"two", "all"} for name in TASKS)
     model = AutoModelForAudioClassification.from_pretrained(run / "model")
     for name, task in TASKS.items():
         assert model.config.tasks[name]["labels"] == task["labels"]
-        assert model.config.tasks[name]["leanings"] == record["tasks"][name]["leanings"]
+        assert model.config.tasks[name]["logit_adjustment"] == record["tasks"][name]["logit_adjustment"]
         assert model.config.tasks[name].get("smoothing") == record["tasks"][name].get("smoothing")
         assert model.tasks[name].classifier.out_features == len(task["labels"])
     assert 0 <= record["tasks"]["event"]["smoothing"] <= 1 and "smoothing" not in record["tasks"]["record"]

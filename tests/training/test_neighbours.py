@@ -114,7 +114,7 @@ def test_a_cycle_without_a_label_is_context_and_no_row(icbhi):
 def model_in_context(encoder=None, **settings):
     torch.manual_seed(0)
     encoder = encoder or load_encoder(None, type="cnn", channels=[4, 8])
-    config = LaennecConfig(encoder_config=encoder.config, num_labels=2, joins_context=True, **settings)
+    config = LaennecConfig(encoder_config=encoder.config, num_labels=2, concatenated_context=True, **settings)
     return LaennecForAudioClassification(config, encoder)
 
 
@@ -281,7 +281,7 @@ def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, 
     assert math.isclose(loss, min(h["validation"]["loss"] for h in record["history"]), rel_tol=1e-3)
     assert record["config"]["features"]["context_cycles"] == 2
     model, extractor = load_model(out)
-    assert model.config.joins_context and extractor.context_cycles == 2
+    assert model.config.concatenated_context and extractor.context_cycles == 2
     # naive: every validation cycle by hand from its recording
     for _, rows in list(table.groupby("recording_id"))[:2]:
         folder = Path(tiny_recipe["corpus"]["data_dir"])
@@ -340,5 +340,5 @@ def test_a_model_and_a_front_end_that_do_not_belong_together_are_named(tiny_run,
     shutil.copytree(tiny_run / "model", tmp_path / "model")
     path = tmp_path / "model" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"context_cycles": 1}))
-    with pytest.raises(InputError, match=r"the model does not join the neighbours.*context_cycles 1"):
+    with pytest.raises(InputError, match=r"the model takes no concatenated context.*context_cycles 1"):
         load_model(tmp_path / "model")

@@ -98,10 +98,10 @@ def load_model(
         raise InputError(
             f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
         ) from error
-    if bool(extractor.context_cycles) != model.config.joins_context:
+    if bool(extractor.context_cycles) != model.config.concatenated_context:
         raise InputError(
-            f"{folder}: the model {'joins' if model.config.joins_context else 'does not join'} the neighbours of a "
-            f"cycle, but preprocessor_config.json says context_cycles {extractor.context_cycles}; export the run again"
+            f"{folder}: the model takes {'' if model.config.concatenated_context else 'no '}concatenated context, but "
+            f"preprocessor_config.json says context_cycles {extractor.context_cycles}; export the run again"
         )
     _refuse_other_front_end(folder, model.config, extractor)
     model.eval()

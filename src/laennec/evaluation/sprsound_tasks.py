@@ -116,7 +116,7 @@ def _table(task: str, table: Any, answers: Any) -> pd.DataFrame:
 def _answers(model: Any, head: str, asked: tuple[str, ...], logits: Any, table: Any) -> dict[str, pd.DataFrame]:
     """What a head of its own answers; with Poor Quality too where it has that class."""
     settings = model.config.tasks[head]
-    labels, leanings = settings["labels"], settings.get("leanings") or {}
+    labels, leanings = settings["labels"], settings.get("logit_adjustment") or {}
     strength = float(settings.get("smoothing") or 0.0)
     logits = smooth_logits(logits, column_of(table, "recording_id"), strength)
     found = {}

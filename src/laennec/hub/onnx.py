@@ -111,7 +111,7 @@ def write_onnx(
         InputError: A model that joins context, an encoder that cannot be exported, packages that are missing, answers
             that differ, or an int8 file of a run whose validation cycles are not to be had.
     """
-    if model.config.joins_context:
+    if model.config.concatenated_context:
         raise InputError(
             f"{run}: no ONNX export: the model joins a cycle's neighbours (features.context_cycles); use --format full"
         )

@@ -41,7 +41,7 @@ def differences(model: LaennecForAudioClassification, extractor: LaennecFeatureE
         wrong.append(f"its cycles are fitted by {extractor.length!r} (features.length: zero_frames, duration_s: 10.24)")
     if extractor.recording_filter:
         wrong.append("its recordings are filtered (features.filter_kind: null)")
-    if config.joins_context:
+    if config.concatenated_context:
         wrong.append("it joins context (features.context_cycles: 0)")
     if config.pooling != "encoder":
         wrong.append("it pools by the masked mean (head.pooling: encoder)")

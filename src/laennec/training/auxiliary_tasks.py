@@ -364,7 +364,8 @@ def fit_leanings(
     """Fit on validation how far each question leans (and is smoothed), and store it in the model's config.
 
     Returns:
-        {name: {"leanings": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where asked.
+        {name: {"logit_adjustment": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where
+        asked.
     """
     record = {}
     for task in tasks:
@@ -380,7 +381,7 @@ def fit_leanings(
             fitted["smoothing"] = fit_smoothing(codes[known], logits[known], [recordings[row] for row in known])
             logits = smooth_logits(logits, recordings, fitted["smoothing"])
         leanings = fit_leaning(task.labels, codes[codes >= 0], logits[codes >= 0])
-        fitted["leanings"] = leanings
+        fitted["logit_adjustment"] = leanings
         model.config.tasks[task.name] |= fitted
         answers = {way: answer_with(task.labels, logits, leaning, way) for way, leaning in leanings.items()}
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {

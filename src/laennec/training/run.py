@@ -77,7 +77,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         head_dropout=h.dropout,
         head_layer_norm=h.layer_norm,
         projection_dim=h.projection_dim,
-        joins_context=recipe.features.context_cycles > 0,
+        concatenated_context=recipe.features.context_cycles > 0,
         tasks=config_of(tasks_of(recipe)),
         features=make_extractor(recipe.features),
         seed=recipe.seed,

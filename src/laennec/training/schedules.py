@@ -329,7 +329,7 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = 
                 trainer.add_callback(watch)
             with full_length_afterwards(model), compiled_layers(model, recipe.train.compile):
                 trainer.train_on(recipe.train.save_steps or None)
-            model.encoder_frozen_now = False
+            model.encoder_frozen_in_stage = False
             _add_to(result, phase, _finish(trainer, folder, keep=len(plan.phases) > 1))
     trainer_end(trainer)
     return result

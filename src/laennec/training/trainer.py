@@ -307,8 +307,8 @@ class LaennecTrainer(ResumableTrainer):
         epoch = int(self._host["epochs"][0]) if "epochs" in self._host else int(self.state.epoch or 0)
         stage = self.stages(epoch) if self.stages else Stage()
         progress = self.state.global_step / max(self.state.max_steps, 1)
-        if inner.encoder_frozen_now == stage.encoder:
-            inner.encoder_frozen_now = not stage.encoder
+        if inner.encoder_frozen_in_stage == stage.encoder:
+            inner.encoder_frozen_in_stage = not stage.encoder
             inner.train()  # the first batch of an epoch already runs in that epoch's mode
         if (heads := getattr(inner, "auxiliary_heads", None)) is not None:
             heads.active = stage.encoder and stage.auxiliary
