@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # what `make soak` runs beside the tests that are marked soak; each puts its row into docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,kills.py decoders.py fuzz.py long.py truths.py mutants.py lines.py))
 
-.PHONY: install lock demo test tests coverage soak check fix bench clean best-sprsound
+.PHONY: install lock demo docs test tests coverage soak check fix bench clean best-sprsound
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,12 @@ demo: install
 	@echo "report:         runs/demo/evaluation-test/report.html"
 	@echo "exported model: runs/demo/export-full"
 	@echo "predictions:    runs/demo/predictions"
+
+# the site; a dead link fails
+docs: install
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m docs.render
+	$(BIN)/mkdocs build --strict --quiet
 
 # mypy keeps one core busy: the tests begin beside it
 test: install

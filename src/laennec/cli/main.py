@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser = make_parser()
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command not in _TRAIN:
         parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
@@ -180,7 +180,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of every command, with its flags."""
     parser = _Parser(
         prog="laennec",
         description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores.",

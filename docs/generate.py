@@ -1,0 +1,63 @@
+"""Write the reference pages that follow from the code: `python -m docs.generate`.
+
+`reference/recipe.md` comes from the field descriptions of `laennec.Recipe`, `reference/commands.md` from the argument
+parsers, `recipe.schema.json` (for editors) from the same fields.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
+
+from laennec.cli.main import COMMANDS, make_parser
+from laennec.training.recipe import Recipe
+from laennec.training.recipe.reading import settings_of
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def recipe_page() -> str:
+    """A table of settings for each section of a recipe."""
+    sections: dict[str, list[str]] = {}
+    for setting in settings_of(Recipe).values():
+        section = setting.key.rpartition(".")[0]
+        default = "" if setting.default in (None, "", [], {}) else f"`{setting.default}`"
+        cells = [f"`{setting.key}`", setting.values, default, setting.description]
+        sections.setdefault(section, []).append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    lines = [
+        "# Recipe settings",
+        "",
+        "Every setting of a recipe, by section. In YAML `train.epochs` is the key `epochs` below `train`; on the command",
+        "line it is `--train.epochs 3`; in Python `Recipe(train={\"epochs\": 3})`. A dotted name such as",
+        "`my_code:MyLoss` is resolved from the folder of the recipe, the working directory and the installed packages.",
+    ]
+    for section, rows in sections.items():
+        head = ["", f"## {section or 'Top level'}", "", "| setting | values | default | meaning |", "|---|---|---|---|"]
+        lines += [*head, *rows]
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """The help of every command."""
+    parser = make_parser()
+    actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    lines = ["# Commands", "", "`laennec COMMAND --help` prints the same. Errors that a user can mend are one line, exit code 2."]
+    for module, help in COMMANDS.items():
+        name = module.__name__.rsplit(".", 1)[-1]
+        text = actions.choices[name].format_help().strip()
+        lines += ["", f"## laennec {name}", "", f"{help[0].upper()}{help[1:]}.", "", "```text", text, "```"]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"recipe.md": recipe_page, "commands.md": commands_page}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, page in PAGES.items():
+        (REFERENCE / name).write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
