@@ -1,7 +1,7 @@
 """Write the reference pages that follow from the code: `python -m docs.generate`.
 
 `reference/recipe.md` comes from the field descriptions of `laennec.Recipe`, `reference/commands.md` from the argument
-parsers, `recipe.schema.json` (for editors) from the same fields.
+parsers, `reference/python.md` lists the public names, whose docstrings mkdocstrings renders.
 """
 
 import argparse
@@ -10,6 +10,7 @@ from pathlib import Path
 
 os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
 
+from laennec import _HOMES
 from laennec.cli.main import COMMANDS, make_parser
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.reading import settings_of
@@ -29,7 +30,7 @@ def recipe_page() -> str:
         "# Recipe settings",
         "",
         "Every setting of a recipe, by section. In YAML `train.epochs` is the key `epochs` below `train`; on the command",
-        "line it is `--train.epochs 3`; in Python `Recipe(train={\"epochs\": 3})`. A dotted name such as",
+        'line it is `--train.epochs 3`; in Python `Recipe(train={"epochs": 3})`. A dotted name such as',
         "`my_code:MyLoss` is resolved from the folder of the recipe, the working directory and the installed packages.",
     ]
     for section, rows in sections.items():
@@ -42,7 +43,11 @@ def commands_page() -> str:
     """The help of every command."""
     parser = make_parser()
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    lines = ["# Commands", "", "`laennec COMMAND --help` prints the same. Errors that a user can mend are one line, exit code 2."]
+    lines = [
+        "# Commands",
+        "",
+        "`laennec COMMAND --help` prints the same. Errors that a user can mend are one line, exit code 2.",
+    ]
     for module, help in COMMANDS.items():
         name = module.__name__.rsplit(".", 1)[-1]
         text = actions.choices[name].format_help().strip()
@@ -50,7 +55,15 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"recipe.md": recipe_page, "commands.md": commands_page}
+def python_page() -> str:
+    """The public names in the order of the flow."""
+    lines = ["# Python", "", "`import laennec` is instant: a name is imported when it is first used."]
+    for name, home in _HOMES.items():
+        lines += ["", f"::: laennec.{home}.{name}", "    options:", f"      heading: laennec.{name}"]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"python.md": python_page, "recipe.md": recipe_page, "commands.md": commands_page}
 
 
 def main() -> None:
