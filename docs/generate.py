@@ -29,8 +29,8 @@ def recipe_page() -> str:
     lines = [
         "# Recipe settings",
         "",
-        "Every setting of a recipe, by section. In YAML `train.epochs` is the key `epochs` below `train`; on the command",
-        'line it is `--train.epochs 3`; in Python `Recipe(train={"epochs": 3})`. A dotted name such as',
+        "Every setting of a recipe, by section. In YAML `train.epochs` is the key `epochs` below `train`; on the",
+        'command line it is `--train.epochs 3`; in Python `Recipe(train={"epochs": 3})`. A dotted name such as',
         "`my_code:MyLoss` is resolved from the folder of the recipe, the working directory and the installed packages.",
     ]
     for section, rows in sections.items():
