@@ -33,8 +33,9 @@ from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_sm
 from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.sprsound import POOR_QUALITY
 from laennec.training.data import CycleDataset, collate_cycles, view_seed
+from laennec.training.distributed import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
-from laennec.training.objective import gather_with_gradient, ranks, step_key
+from laennec.training.objective import step_key
 from laennec.training.recipe import ConfigError, Recipe, TargetSettings
 from laennec.training.split_data import SplitData, load_splits, make_draws, make_filter, make_split
 from laennec.training.targets import Targets, targets_of
@@ -172,7 +173,7 @@ class AuxiliaryTasks(nn.Module):
             if task.level is None:
                 groups[f"{GROUP}{task.name}"] = codes_of(task, table)
                 continue
-            if ranks() > 1:
+            if process_count() > 1:
                 raise ConfigError(f"tasks.{task.name}: questions about recordings are trained in one process")
             rows, _ = level_tables(recipe, task.level, validation_patients)
             self.recordings[task.name] = _dataset(recipe, task, rows, extractor)

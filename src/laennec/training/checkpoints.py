@@ -1,64 +1,58 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that are either whole or treated as absent.
 
-Decisions: a checkpoint is written beside its place, synced, given a manifest with the hash of each of its files,
-and renamed; rotation happens after that, so there is always a whole one once there was one. Before a run goes on from
-a checkpoint its manifest is checked to the last byte: a Trainer would take one without its optimizer, its schedule or
-its random state for whole, and say nothing. One that is not whole is named and passed over for the one before it.
+Decisions: transformers writes a checkpoint in its place; then each file is hashed and synced, and a manifest is written
+last. A checkpoint without a manifest, or with a file that differs from it, is not whole: it is named in a warning and
+deleted when training starts again, which then continues from the checkpoint before it. Rotation keeps two, so a whole
+one exists while another is written. SIGTERM ends training after the running step, with a checkpoint and exit code 143.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import rotate_checkpoints
+import torch
+from transformers import TrainerCallback
 
-from laennec.errors import InputError
+from laennec.errors import InputError, Terminated
 from laennec.files import atomic_write
 from laennec.training.record import read_record
 
 MANIFEST = "manifest.json"
-WRITING = ".writing"  # checkpoints that are being written, beside those that are whole
 _NAME = re.compile(r"checkpoint-(\d+)")
+_TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
 
 
-def seal(written: Path, place: Path, facts: dict[str, Any] | None = None) -> None:
-    """Put a checkpoint that was written elsewhere in its place: hashed, synced, renamed.
+def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:
+    """Sync and hash every file of a checkpoint, and write its manifest last.
 
     Args:
-        written: The folder that holds it, on the same file system.
-        place: Where it belongs; a folder of that name is replaced.
+        checkpoint: The folder.
         facts: Kept in the manifest.
     """
     files = {}
-    for path in sorted(p for p in written.rglob("*") if p.is_file()):
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        files[path.relative_to(written).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    with atomic_write(written / MANIFEST) as manifest:
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    with atomic_write(checkpoint / MANIFEST) as manifest:
         json.dump({**(facts or {}), "files": files}, manifest, indent=1)
-    _sync_folder(written)
-    if place.exists():  # a torn one of the same step, passed over when the run went on
-        shutil.rmtree(place)
-    os.replace(written, place)
-    _sync_folder(place.parent)
 
 
-def manifest_of(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says."""
-    return read_record(checkpoint / MANIFEST)
-
-
-def what_is_wrong(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used: a file is missing, shorter or other than when written; None if it is whole."""
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used: a file is missing, shorter or different; None if it is whole."""
     try:
-        files = manifest_of(checkpoint)["files"]
+        files = read_record(checkpoint / MANIFEST)["files"]
         wanted = {name: (int(said["bytes"]), str(said["sha256"])) for name, said in files.items()}
     except (InputError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return f"{MANIFEST} is missing or damaged"
@@ -70,64 +64,151 @@ def what_is_wrong(checkpoint: Path) -> str | None:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{name} is not what was written"
+                return f"{name} differs from what was written"
     return None
 
 
-def last_whole(folder: Path, world_size: int = 1) -> Path | None:
-    """The newest checkpoint to go on from, with the best one it refers to; None to begin anew.
-
-    What is not whole is named in a warning and deleted, so that rotation never counts it.
+def check_whole(checkpoint: Path, world_size: int = 1) -> None:
+    """Refuse a checkpoint that cannot be resumed.
 
     Raises:
-        InputError: It was written by another number of processes: their random states would not be the same.
+        InputError: It is damaged, or was written by another number of processes, whose random states differ.
     """
-    shutil.rmtree(folder / WRITING, ignore_errors=True)
+    if wrong := damage(checkpoint) or _damage_of_best(checkpoint):
+        raise InputError(f"{checkpoint}: the checkpoint is not whole ({wrong}); resume from another one")
+    wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
+    if wrote != world_size:
+        raise InputError(
+            f"{checkpoint}: was written by {wrote} processes, and this is {world_size}; start as many, or start again "
+            "with --overwrite"
+        )
+
+
+def last_whole(folder: Path, world_size: int = 1) -> Path | None:
+    """The newest checkpoint that is whole, with the best one that it refers to; None if there is none.
+
+    A checkpoint that is not whole is named in a warning and deleted, so that rotation never counts it.
+
+    Raises:
+        InputError: It was written by another number of processes.
+    """
     found = {int(m.group(1)): p for p in folder.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     for step in sorted(found, reverse=True):
         checkpoint = found[step]
-        wrong = what_is_wrong(checkpoint)
+        wrong = damage(checkpoint) or _damage_of_best(checkpoint)
         if wrong is None:
-            wrong = _what_is_wrong_with_best(checkpoint)
-        if wrong is None:
-            wrote = manifest_of(checkpoint).get("processes", world_size)
-            if wrote != world_size:
-                raise InputError(
-                    f"{checkpoint}: was written by {wrote} processes, and this is {world_size}; start as many, or "
-                    "start anew with --overwrite"
-                )
+            check_whole(checkpoint, world_size)
             return checkpoint
-        _log.warning("%s: not whole (%s); going on from the one before it", checkpoint, wrong)
+        _log.warning("%s: not whole (%s); training continues from the one before it", checkpoint, wrong)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 
-def _what_is_wrong_with_best(checkpoint: Path) -> str | None:
-    """Why the best epoch so far, which a checkpoint refers to, could not be restored in the end."""
+def remove_unsealed(folder: Path) -> None:
+    """Remove the checkpoints that an error left without a manifest."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        if _NAME.fullmatch(checkpoint.name) and not (checkpoint / MANIFEST).exists():
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _damage_of_best(checkpoint: Path) -> str | None:
+    """Why the best checkpoint so far, which this one refers to, could not be restored in the end."""
     best = read_record(checkpoint / "trainer_state.json").get("best_model_checkpoint")
     if not isinstance(best, str | None):
-        return "trainer_state.json names no folder as the best epoch's"
+        return "trainer_state.json names no folder as the best checkpoint"
     if best is None or Path(best).name == checkpoint.name:
         return None
-    wrong = what_is_wrong(checkpoint.parent / Path(best).name)
-    return None if wrong is None else f"the best epoch that it refers to, {Path(best).name}: {wrong}"
+    wrong = damage(checkpoint.parent / Path(best).name)
+    return None if wrong is None else f"the best checkpoint that it refers to, {Path(best).name}: {wrong}"
 
 
-def rotate(folder: Path, keep: int | None, best: str | None) -> None:
-    """Delete all but the newest checkpoints and the best one."""
-    # by step number: times of files say nothing after a copy
-    rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best, use_mtime=False)
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint once transformers has written it."""
+
+    def __init__(self) -> None:
+        self.checkpoint: Path | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the best checkpoint by its name: the folder may have been moved since it was written."""
+        best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and best.is_dir():
+            state.best_model_checkpoint = str(best)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal, once every process has written its random state."""
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if args.should_save and self.checkpoint is not None:
+            seal(self.checkpoint, {"processes": args.world_size})
+        if args.world_size > 1:
+            torch.distributed.barrier()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
+class StopRequest:
+    """Whether this process was asked to end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, *_: Any) -> None:
+        """The signal's handler.
+
+        Raises:
+            Terminated: It is the second signal.
+        """
+        if self.asked:
+            raise Terminated("stopped")
+        self.asked = True
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Take SIGTERM as a request to end while the block runs."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may handle signals
         return
+    before = signal.signal(signal.SIGTERM, request)
     try:
-        os.fsync(handle)
-    except OSError:
-        pass
+        yield request
     finally:
-        os.close(handle)
+        signal.signal(signal.SIGTERM, before)
+
+
+class SaveAndStop(TrainerCallback):
+    """Writes checkpoints within epochs, and a last one when the process is asked to end.
+
+    Args:
+        request: Whether it is asked to.
+        every: Steps between checkpoints, in addition to the one of each epoch; None for no others.
+    """
+
+    def __init__(self, request: StopRequest, every: int | None = None) -> None:
+        self.request = request
+        self.every = every
+        self._stopping = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the Trainer for a checkpoint."""
+        self._stopping = self._agreed(args)
+        # the end of an epoch is saved after its evaluation: a checkpoint before that would lose the evaluation
+        ends = state.global_step >= state.max_steps or abs(state.epoch - round(state.epoch)) < _TOLERANCE
+        if not ends and (self._stopping or (self.every and state.global_step % self.every == 0)):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End, now that the checkpoint is whole.
+
+        Raises:
+            Terminated: If this process was asked to end.
+        """
+        if self._stopping:
+            raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
+
+    def _agreed(self, args: Any) -> bool:
+        """Whether any process was asked; if only one stopped, the others would wait for it."""
+        if args.world_size == 1:
+            return self.request.asked
+        asked = torch.tensor([int(self.request.asked)], device=args.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())

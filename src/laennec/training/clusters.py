@@ -2,13 +2,13 @@
 
 Decisions: a group is a token of the encoder (with encoder.group_frames, a group of frames encoded by itself). Each
 group belongs to its most likely cluster, as published; the gradient passes through the soft assignment, so that
-similarity and contrast move the centers too (in the published code only the divergence does). A cluster is described by
-the mean of its groups, where the published code has a trained weight for each place in the cycle, which ties it to one
-length; a cluster without groups is described by zeros, as there. The head answers from the encoder's embedding, because
-these layers are taken off when training ends; the published network classifies from the clusters. The decoder of its
-auto-encoder enters no published term: it is there only where a recipe lists `reconstruction`. The projections of the
-contrast are trained; in the published code they are not handed to the optimiser. Clean and mixed cycles are terms of
-their own, as in the published total.
+similarity and contrast move the centers too (in the published code only the divergence does). The vector of a cluster
+is the mean of its groups; the published code trains a weight for each position in the cycle, which fixes the length. A
+cluster without groups has the vector zero, as published. The head classifies from the encoder's embedding, because
+these layers are removed when training ends; the published network classifies from the clusters. The decoder of its
+auto-encoder enters no published term and exists only where a recipe lists `reconstruction`. The projections of the
+contrast are trained; the published code does not pass them to the optimiser. Clean and mixed cycles are separate terms,
+as in the published total.
 
 Reference: Chu et al., CycleGuardian, 2025, and its public code.
 """
@@ -20,13 +20,11 @@ from torch import Tensor, nn
 
 from laennec.losses import DeepClusteringLoss
 
-# losses that look at the groups of each cycle, not at pairs of cycles
-CLUSTER_LOSSES = ("clustering", "cluster_similarity", "reconstruction")
 CLUSTERS, WIDTH = 4, 128  # the published numbers
 
 
 class CleanAndMixed(nn.Module):
-    """One loss over clean cycles and, where they are there, over mixed ones: `<term>_clean` and `<term>_mixed`.
+    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`.
 
     Args:
         loss: Returns named terms.
@@ -39,11 +37,11 @@ class CleanAndMixed(nn.Module):
 
     @property
     def citation(self) -> str:
-        """Of the loss."""
+        """BibTeX of the loss."""
         return str(self.loss.citation)
 
     def forward(self, clean: Sequence[Tensor], mixed: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """The loss's own terms where there are no mixed cycles beside the clean ones."""
+        """The terms of both copies; without mixed cycles the terms keep the names of the loss."""
         if mixed is None:
             terms: dict[str, Tensor] = self.loss(*clean)
             self.pairs = dict(self.loss.pairs)
@@ -55,12 +53,12 @@ class CleanAndMixed(nn.Module):
         return terms
 
     def extra_repr(self) -> str:
-        """Say what ran."""
+        """Variant and settings of the loss."""
         return f"{type(self.loss).__name__}: {self.loss.extra_repr()}"
 
 
 class ClusterView(NamedTuple):
-    """What the cluster losses and contrasts see of a batch.
+    """The inputs of the cluster losses and contrasts.
 
     Attributes:
         groups: (batch, groups, dim), the encoder's tokens.
@@ -70,7 +68,7 @@ class ClusterView(NamedTuple):
         joint: (batch, width), one for each cycle.
         decoded: (batch, groups, dim).
 
-    The last three are None where no loss looks at them.
+    The last three are None where no loss takes them.
     """
 
     groups: Tensor
@@ -87,23 +85,23 @@ class GroupClusters(nn.Module):
     Args:
         clusters: How many.
         narrow: Width of the auto-encoder's bottleneck.
-        dim: Of the encoder's tokens.
-        width: Of the vectors.
-        looked_at: Which of "vectors", "joint" and "decoded" losses look at: no layer is there for nothing, because
-            processes wait for the gradient of each.
+        dim: Width of the encoder's tokens.
+        width: Width of the vectors.
+        needed: Which of "vectors", "joint" and "decoded" the losses take: there is no unused layer, because DDP waits
+            for the gradient of each.
     """
 
-    def __init__(self, clusters: int, narrow: int, dim: int, width: int, looked_at: Set[str]) -> None:
+    def __init__(self, clusters: int, narrow: int, dim: int, width: int, needed: Set[str]) -> None:
         super().__init__()
         self.reduce = nn.Sequential(nn.Linear(dim, narrow), nn.ReLU())
         self.describe: nn.Module | None = None
         self.join: nn.Module | None = None
-        self.finish = nn.Sequential(nn.GELU(), nn.LayerNorm(width)) if "joint" in looked_at else None
-        if looked_at & {"vectors", "joint"}:
+        self.finish = nn.Sequential(nn.GELU(), nn.LayerNorm(width)) if "joint" in needed else None
+        if needed & {"vectors", "joint"}:
             self.describe = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.LayerNorm(width))
-        if "joint" in looked_at:
+        if "joint" in needed:
             self.join = nn.Linear(clusters, 1)
-        self.decode = nn.Linear(narrow, dim) if "decoded" in looked_at else None
+        self.decode = nn.Linear(narrow, dim) if "decoded" in needed else None
 
     def forward(self, groups: Tensor, mask: Tensor, loss: DeepClusteringLoss) -> ClusterView:
         """Tokens (batch, groups, dim), which of them are real (batch, groups), and the loss that holds the centers."""
@@ -124,11 +122,11 @@ class GroupClusters(nn.Module):
         return ClusterView(groups, mask, bottleneck, vectors, joint, decoded)
 
 
-def inputs_of(kind: str, view: ClusterView) -> tuple[Tensor, ...]:
-    """What one cluster loss is called with, batch first."""
-    if kind == "clustering":
+def cluster_inputs(which: str, view: ClusterView) -> tuple[Tensor, ...]:
+    """What one cluster loss is called with, batch first; `which` is "bottleneck", "vectors" or "decoded"."""
+    if which == "bottleneck":
         return view.bottleneck, view.mask
-    if kind == "reconstruction":
+    if which == "decoded":
         assert view.decoded is not None
         return view.decoded, view.groups.detach(), view.mask
     assert view.vectors is not None

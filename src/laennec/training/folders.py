@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from laennec.errors import InputError
-from laennec.files import explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
-from laennec.training.checkpoints import WRITING
+from laennec.files import lock_of, lock_or_refuse, remove_stale_lock
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -20,19 +19,6 @@ RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, writ
 _SETTINGS = "recipe.json"
 # what a kill can leave of a run that had written nothing
 _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
-
-
-@contextlib.contextmanager
-def whole_checkpoints(out: Path, main_process: bool) -> Iterator[None]:
-    """Leave no half-written checkpoint behind, and say in one line why one could not be written."""
-    with explain_write_errors(out / "checkpoints"):
-        try:
-            yield
-        except Exception:
-            if main_process:
-                for folder in out.glob(f"checkpoints/*/{WRITING}"):
-                    shutil.rmtree(folder, ignore_errors=True)
-            raise
 
 
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:

@@ -6,7 +6,7 @@ aside for evaluation); sharpness-aware minimisation runs the batch twice, so bat
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -49,6 +49,30 @@ def epoch_cosine_schedule(optimizer: Optimizer, epochs: int, steps_per_epoch: in
         The scheduler; steps beyond the last epoch keep its rate.
     """
     return LambdaLR(optimizer, lambda step: epoch_cosine(min(step // steps_per_epoch + 1, epochs), epochs, decay))
+
+
+def parameter_groups(
+    model: nn.Module, rates: tuple[float, float], weight_decay: float, decayed: Set[str]
+) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimiser: encoder and head with a learning rate each, with and without decay.
+
+    Args:
+        model: Its parameters that require gradients are taken.
+        rates: Learning rate of the encoder, and of all other layers.
+        weight_decay: Of the parameters in `decayed`.
+        decayed: Names of the parameters with weight decay (norms and biases have none).
+    """
+    groups = []
+    for in_encoder, rate in zip((True, False), rates, strict=True):
+        for decays in (True, False):
+            chosen = [
+                p
+                for n, p in model.named_parameters()
+                if p.requires_grad and n.startswith("encoder.") == in_encoder and (n in decayed) == decays
+            ]
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": weight_decay if decays else 0.0})
+    return groups
 
 
 class MovingAverage:

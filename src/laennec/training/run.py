@@ -21,17 +21,14 @@ import torch
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
-from laennec.files import atomic_folder, atomic_write
+from laennec.files import atomic_folder, atomic_write, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_leanings, refuse_unknown_level, tasks_of
-from laennec.training.data import (
-    EmbeddingDataset,
-    collate_cycles,
-    collate_embeddings,
-)
+from laennec.training.data import EmbeddingDataset
 from laennec.training.data_loading import configure_process, training_device
+from laennec.training.distributed import explain_lost_process
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
-from laennec.training.folders import claimed, finished_before, whole_checkpoints
+from laennec.training.folders import claimed, finished_before
 from laennec.training.label_fractions import labelled_rows, labelled_split, refuse_missing_labels
 from laennec.training.mixing import check_mixing
 from laennec.training.neighbours import refuse_lost_neighbours
@@ -41,7 +38,6 @@ from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import SplitData, load_decoded, make_extractor, make_split
-from laennec.training.stopping import with_the_others
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 
 _log = logging.getLogger(__name__)
@@ -126,7 +122,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             names = training.targets.names
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
-        with with_the_others():
+        with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
     record = {
         "command": command,
@@ -184,7 +180,6 @@ def fit(
     Raises:
         InputError: As `train`.
     """
-    main_process = int(os.environ.get("RANK", "0")) == 0
     cache = None
     names = training.targets.names
     check_rule(recipe.head, names, recipe.target.problem_type == "multi_label")
@@ -197,16 +192,15 @@ def fit(
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
     else:
         _standardise_on_sample(recipe, model, extractor, training)
-    collator = collate_embeddings if recipe.encoder.frozen else collate_cycles
     patients = column_of(training.table, "patient_id")
-    plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth, collator)
+    plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth)
     tasks = tasks_of(recipe)
     if tasks:
         held_out = set(validation.table["patient_id"])
         auxiliary_tasks = AuxiliaryTasks(recipe, tasks, training.dataset, training.table, extractor, held_out)
         plan.settings["auxiliary_tasks"] = auxiliary_tasks
     begin()
-    with timings.measure("training"), whole_checkpoints(out, main_process):
+    with timings.measure("training"), explain_write_errors(out / "checkpoints"):
         result = run_phases(recipe, model, plan, out, lines, watch)
     with timings.measure("validation predictions"):
         return FitResult(result, *answer_validation(model, extractor, recipe, validation, cache))

@@ -1,9 +1,9 @@
-"""Which part of the model learns from what, in which order.
+"""The phases of a recipe: which part of the model learns from which terms, in which order.
 
-Decisions: a schedule is a list of phases, each one a Trainer run with its own rates, sampler and checkpoints; a
-finished phase is never run again after an interruption. Song's alternation is by epoch: an even epoch moves the
-encoder by the auxiliary loss alone, an odd one the head by the task loss on the still encoder, so that no gradient
-crosses. The last phase chooses its epoch on validation.
+Decisions: each phase is a LaennecTrainer with its own rates, sampler and checkpoints; a finished phase is never run
+again after an interruption. Song's alternation is by epoch: an even epoch trains the encoder by the auxiliary loss
+alone, an odd one the head by the task loss on the frozen encoder, so that no gradient crosses. The last phase chooses
+its epoch on validation.
 """
 
 import dataclasses
@@ -17,27 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback
 
 from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.files import atomic_write
-from laennec.losses import WeightedSum
-from laennec.training.auxiliary import Attached, AuxiliaryHeads
-from laennec.training.batch_size import BatchRule
+from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.batch_size import BatchSetting
+from laennec.training.callbacks import EpochLines
+from laennec.training.checkpoints import SaveAndStop, stop_requests
 from laennec.training.compilation import compiled_layers, full_length_afterwards, recompute_activations
-from laennec.training.console import EpochLines
 from laennec.training.data import CycleDataset
-from laennec.training.data_loading import (
-    device_settings,
-    encodes_one_by_one,
-    has_gpu,
-    training_device,
-)
-from laennec.training.guards import check_views, coverage_line, group_columns, pair_lines, refuse_one_class
+from laennec.training.data_loading import device_settings, encodes_one_by_one, has_gpu, training_device
+from laennec.training.guards import check_views, coverage_line, groups_of_data, pair_lines, refuse_one_class
+from laennec.training.loss_specs import LossSpec, loss_specs
 from laennec.training.metadata_groups import GroupTable
 from laennec.training.mixing import Mixer
-from laennec.training.objective import Objective, Stage
-from laennec.training.optimization_rules import MovingAverageCallback
+from laennec.training.objective import Stage, contrasts_mixtures, task_weights
 from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import (
@@ -171,41 +166,61 @@ def groups_of(recipe: Recipe, targets: Targets) -> GroupTable:
     return GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
 
 
-def make_arguments(recipe: Recipe, phase: Phase, folder: Path, batch_size: int) -> TrainingArguments:
-    """Transformers' settings for one phase."""
+def make_arguments(
+    recipe: Recipe, phase: Phase, folder: Path, batch_size: int, class_weights: list[float] | None = None
+) -> LaennecTrainingArguments:
+    """The arguments of one phase.
+
+    Args:
+        recipe: All settings.
+        phase: The phase.
+        folder: Of its checkpoints.
+        batch_size: Rows of a batch on one process.
+        class_weights: Of the task loss, one number a label.
+    """
     t = recipe.train
     metric = SELECTION_METRICS[t.selection_metric]
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=_evaluated_at_once(recipe),
-        gradient_accumulation_steps=t.gradient_accumulation_steps,
-        num_train_epochs=phase.epochs,
-        max_steps=t.max_steps,
-        learning_rate=phase.learning_rate,
+    values: dict[str, Any] = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": _evaluated_at_once(recipe),
+        "gradient_accumulation_steps": t.gradient_accumulation_steps,
+        "num_train_epochs": phase.epochs,
+        "max_steps": t.max_steps,
+        "learning_rate": phase.learning_rate,
+        "head_learning_rate": phase.head_learning_rate,
         # Adam is AdamW without decay
-        adam_beta1=t.betas[0],
-        adam_beta2=t.betas[1],
-        weight_decay=0.0 if t.optimizer == "adam" else t.weight_decay,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(t.lr_scheduler_type, t.lr_scheduler_type),
-        warmup_steps=t.warmup_ratio,
-        max_grad_norm=t.max_grad_norm,
-        seed=recipe.seed,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        logging_strategy="epoch",
-        save_total_limit=2,
-        load_best_model_at_end=phase.selects,
-        metric_for_best_model=f"eval_{metric}",
-        greater_is_better=metric != "loss",
-        report_to="none",
-        label_names=["labels"],
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=phase.stages is not None,
-        bf16=t.bf16,
-        disable_tqdm=True,
+        "adam_beta1": t.betas[0],
+        "adam_beta2": t.betas[1],
+        "weight_decay": 0.0 if t.optimizer == "adam" else t.weight_decay,
+        "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(t.lr_scheduler_type, t.lr_scheduler_type),
+        "warmup_steps": t.warmup_ratio,
+        "max_grad_norm": t.max_grad_norm,
+        "epoch_cosine": t.epoch_cosine,
+        "moving_average": t.moving_average,
+        "sam_rho": t.sam_rho,
+        "sam_adaptive": t.sam_adaptive,
+        "task_loss": recipe.loss.task,
+        "task_weight": recipe.loss.task_weight,
+        "task_views": recipe.loss.task_views,
+        "focal_gamma": recipe.loss.focal_gamma,
+        "class_weights": class_weights,
+        "seed": recipe.seed,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "logging_strategy": "epoch",
+        "save_total_limit": 2,
+        "load_best_model_at_end": phase.selects,
+        "metric_for_best_model": f"eval_{metric}",
+        "greater_is_better": metric != "loss",
+        "report_to": "none",
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": phase.stages is not None,
+        "bf16": t.bf16,
+        "disable_tqdm": True,
         **device_settings(t.workers, has_gpu()),
-    )
+    }
+    return LaennecTrainingArguments(**{**values, **getattr(t, "arguments", {})})
 
 
 def _evaluated_at_once(recipe: Recipe) -> int:
@@ -216,18 +231,18 @@ def _evaluated_at_once(recipe: Recipe) -> int:
 
 @dataclass
 class Plan:
-    """A schedule that corpus and recipe can carry out: phases with their samplers, and what each Trainer is given.
+    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer.
 
     Attributes:
         phases: Each phase with its sampler and the rows of a batch.
-        losses: What each loss calls itself.
-        heads: Layers of auxiliary losses beside the model.
-        settings: Handed to every Trainer.
+        specs: The auxiliary losses.
+        class_weights: Of the task loss.
+        settings: Passed to every Trainer.
     """
 
     phases: list[tuple[Phase, Any, int]]
-    losses: dict[str, str]
-    heads: AuxiliaryHeads
+    specs: list[LossSpec]
+    class_weights: list[float] | None
     settings: dict[str, Any]
 
 
@@ -239,9 +254,8 @@ def plan_phases(
     patients: list[str],
     datasets: tuple[Any, Any],
     validation_table: Any,
-    collator: Callable[[Any], Any],
 ) -> Plan:
-    """Find out whether a recipe can be carried out on a corpus, before anything is written.
+    """Check that recipe and corpus fit together, before anything is written.
 
     Args:
         recipe: All settings.
@@ -251,40 +265,40 @@ def plan_phases(
         patients: Patient of each row of the training part.
         datasets: Training and validation datasets.
         validation_table: Predictions table of the validation part without logits.
-        collator: Makes batches of rows.
 
     Raises:
-        ConfigError: The corpus and the recipe's losses and samplers do not go together.
+        ConfigError: The corpus does not fit the recipe's losses and samplers.
     """
     refuse_one_class(targets)
     multi_label, names = recipe.target.problem_type == "multi_label", targets.names
-    objective = Objective(recipe.loss, multi_label, targets.labels, len(names), recipe.sampler.negatives, recipe.seed)
+    specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives)
+    mix, spec_augment = recipe.augment.mix, recipe.augment.spec
+    codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
+    lengths = None
+    if isinstance(datasets[0], CycleDataset):
+        check_views(specs, mix is not None, bool(datasets[0].augmentation or spec_augment))
+        lengths = datasets[0].waveforms.lengths
     groups = groups_of(recipe, targets)
-    codes = _prepare_data(recipe, objective, datasets[0], recipe.augment.spec, groups)
-    mix = recipe.augment.mix
-    lengths = datasets[0].waveforms.lengths if isinstance(datasets[0], CycleDataset) else None
     phases = [
         (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
     ]
     held_out, validation_table = by_length(datasets[1], validation_table)
     metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
     metrics.refuse_undefined(recipe.train.selection_metric)
-    _check_pairs(phases, objective, targets, codes)
+    _check_pairs(phases, specs, targets, codes)
     if recipe.train.gradient_checkpointing:
         recompute_activations(model)
+    weights = task_weights(targets.labels, len(names), multi_label, recipe.loss.class_weights)
     settings = {
-        "objective": objective,
-        "feature_extractor": extractor,
-        "spec_augment": recipe.augment.spec,
-        "seed": recipe.seed,
-        "mixer": Mixer(mix, recipe.seed, len(names), objective.contrasts_mixtures, names, multi_label) if mix else None,
-        "data_collator": collator,
+        "processing_class": extractor,
+        "losses": {spec.name: spec for spec in specs},
+        "spec_augment": spec_augment,
+        "mixer": Mixer(mix, recipe.seed, len(names), contrasts_mixtures(specs), names, multi_label) if mix else None,
         "train_dataset": datasets[0],
         "eval_dataset": held_out,
         "compute_metrics": metrics,
     }
-    heads = _heads(objective, codes, model.embedding_dim, recipe.seed)
-    return Plan(phases, _loss_names(objective.auxiliary), heads, settings)
+    return Plan(phases, specs, None if weights is None else weights.tolist(), settings)
 
 
 def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True, watch: Any = None) -> Result:
@@ -299,101 +313,83 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = 
         watch: A TrainerCallback that sees every phase; None for none.
 
     Returns:
-        Log, best epoch and what each loss calls itself.
+        Log, best epoch and the description of each loss.
     """
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm2d):
             module.synchronised = recipe.train.sync_batch_norm
-    result, trainer = Result(losses=plan.losses), None
-    with Attached(model, plan.heads):
-        for phase, sampler, batch_size in plan.phases:
-            folder = out / "checkpoints" / phase.name
-            finished = folder / "finished.safetensors"
-            if finished.exists():
-                model.load_state_dict(load_file(finished), strict=False)
-                _add_to(result, phase, _State(**read_record(folder / "finished.json")))
-                continue
-            trainer = LaennecTrainer(
-                model,
-                make_arguments(recipe, phase, folder, batch_size),
-                sampler=sampler,
-                stages=phase.stages,
-                head_learning_rate=phase.head_learning_rate,
-                **plan.settings,
-                **_rules(recipe, phase, batch_size),
-            )
-            trainer.remove_callback(PrinterCallback)
-            if lines:
-                trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
-            if watch is not None:
-                trainer.add_callback(watch)
-            with full_length_afterwards(model), compiled_layers(model, recipe.train.compile):
-                trainer.train_on(recipe.train.save_steps or None)
-            model.encoder_frozen_in_stage = False
-            _add_to(result, phase, _finish(trainer, folder, keep=len(plan.phases) > 1))
+    result, trainer = Result(losses=loss_descriptions(plan.specs)), None
+    for phase, sampler, batch_size in plan.phases:
+        folder = out / "checkpoints" / phase.name
+        finished = folder / "finished.safetensors"
+        if finished.exists():
+            model.load_state_dict(load_file(finished), strict=False)
+            _add_to(result, phase, _State(**read_record(folder / "finished.json")))
+            continue
+        patience = recipe.train.patience if phase.selects else 0
+        trainer = LaennecTrainer(
+            model,
+            make_arguments(recipe, phase, folder, batch_size, plan.class_weights),
+            sampler=sampler,
+            stages=phase.stages,
+            batch_setting=_batch_setting(recipe, phase.sampler, batch_size),
+            callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+            **plan.settings,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if lines:
+            trainer.add_callback(EpochLines(phase.name, SELECTION_METRICS[recipe.train.selection_metric]))
+        if watch is not None:
+            trainer.add_callback(watch)
+        with full_length_afterwards(model), compiled_layers(model, recipe.train.compile):
+            train_or_resume(trainer, recipe.train.save_steps)
+        model.encoder_frozen_in_stage = False
+        _add_to(result, phase, _finish(trainer, folder, keep=len(plan.phases) > 1))
     trainer_end(trainer)
     return result
 
 
+def train_or_resume(trainer: LaennecTrainer, save_steps: int = 0) -> None:
+    """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
+
+    Args:
+        trainer: Of the phase.
+        save_steps: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
+
+    Raises:
+        Terminated: By SIGTERM, once the checkpoint is written.
+    """
+    with stop_requests() as request:
+        trainer.add_callback(SaveAndStop(request, save_steps or None))
+        trainer.train(resume_from_checkpoint=True)
+
+
 def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
-    """Cycles and their truth table from the longest to the shortest, so that evaluation computes little padding."""
+    """Cycles and their truth table from the longest to the shortest, so that batches need little padding."""
     if not isinstance(dataset, CycleDataset):
         return dataset, table
     order = np.argsort(-np.asarray(dataset.waveforms.lengths), kind="stable")
     return torch.utils.data.Subset(dataset, order.tolist()), table.iloc[order].reset_index(drop=True)
 
 
-def _heads(objective: Objective, codes: Any, dim: int, seed: int) -> AuxiliaryHeads:
-    """What auxiliary losses need beside the model while it trains: projections, and a head that guesses the device."""
-    guessed = [entry for entry in objective.entries if entry.kind == "device_adversarial"]
-    counts = {entry.name: int(codes[str(entry.group_key)].max()) + 1 for entry in guessed}
-    return AuxiliaryHeads(objective.entries, dim, counts, seed)
-
-
-def _rules(recipe: Recipe, phase: Phase, rows: int) -> dict[str, Any]:
-    """When a phase stops early, and the optimisation rules of the literature that a recipe asks for."""
-    t = recipe.train
-    callbacks: list[Any] = [EarlyStoppingCallback(t.patience)] if t.patience and phase.selects else []
-    if t.moving_average is not None:
-        callbacks.append(MovingAverageCallback(t.moving_average))
-    return {
-        "batch_rule": _batch_rule(recipe, phase.sampler, rows),
-        "callbacks": callbacks or None,
-        "epoch_cosine": t.epoch_cosine,
-        "sharpness": None if t.sam_rho is None else (t.sam_rho, t.sam_adaptive),
-    }
-
-
-def _batch_rule(recipe: Recipe, sampler: str, rows: int) -> BatchRule:
+def _batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
     """The setting that makes the batches of a sampler as large as they are, so many rows."""
+    evaluation = "train.evaluation_batch_size"
     if sampler in ("classes_times_samples", "patient_balanced", "device_balanced"):
-        return BatchRule("sampler.samples", recipe.sampler.samples, rows)
+        return BatchSetting("sampler.samples", recipe.sampler.samples, rows, evaluation_key=evaluation)
     t = recipe.train
     alone = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed")
-    return BatchRule("train.batch_size", t.batch_size, rows, t.gradient_accumulation_steps if alone else 0)
+    return BatchSetting("train.batch_size", t.batch_size, rows, t.gradient_accumulation_steps if alone else 0, evaluation)
 
 
-def _prepare_data(
-    recipe: Recipe, objective: Objective, dataset: Any, spec_augment: Any, groups: GroupTable
-) -> dict[str, Any]:
-    """Have training items carry the views and groups that the losses look at; returns the groups."""
-    codes = group_columns(objective.entries, groups)
-    if not isinstance(dataset, CycleDataset):
-        return codes
-    check_views(objective.entries, recipe.augment.mix is not None, bool(dataset.augmentation or spec_augment))
-    dataset.views = objective.views
-    dataset.groups = codes
-    return codes
-
-
-def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targets: Targets, codes: Any) -> None:
-    """Stop before training where batches cannot hold the pairs of a loss; say what they hold otherwise."""
+def _check_pairs(plan: list[tuple[Phase, Any, int]], specs: list[LossSpec], targets: Targets, codes: Any) -> None:
+    """Stop before training if batches cannot hold the pairs of a loss; print how many they hold otherwise."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     for phase, sampler, batch_size in plan:
         lines = [coverage_line(phase.sampler, sampler, batch_size * world, targets.class_ids)]
         stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]
         if any(stage.encoder and stage.auxiliary for stage in stages):
-            lines += pair_lines(objective.entries, sampler, batch_size * world, targets.class_ids, codes)
+            lines += pair_lines(specs, sampler, batch_size * world, targets.class_ids, codes)
         for line in lines:
             if os.environ.get("RANK", "0") == "0":
                 print(f"{phase.name}: {line}", flush=True)
@@ -401,7 +397,7 @@ def _check_pairs(plan: list[tuple[Phase, Any, int]], objective: Objective, targe
 
 @dataclass
 class _State:
-    """What a finished phase says of itself, as it is kept for a run that goes on after it."""
+    """The log and the best epoch of a finished phase, kept for a run that continues after it."""
 
     log_history: list[dict[str, Any]]
     best_metric: float | None
@@ -417,7 +413,7 @@ def _add_to(result: Result, phase: Phase, state: _State) -> None:
 
 
 def _finish(trainer: LaennecTrainer, folder: Path, keep: bool) -> _State:
-    """What a phase says of itself, kept beside its weights where another phase follows."""
+    """Log and best epoch of a phase, kept beside its weights where another phase follows."""
     state = _State(trainer.state.log_history, trainer.state.best_metric, trainer.state.best_global_step)
     if keep and trainer.is_world_process_zero():
         write_record(folder / "finished.json", dataclasses.asdict(state))
@@ -426,13 +422,13 @@ def _finish(trainer: LaennecTrainer, folder: Path, keep: bool) -> _State:
 
 
 def trainer_end(trainer: LaennecTrainer | None) -> None:
-    """Leave the process group in order; without it a multi-process launch can abort at exit."""
+    """Wait for all processes; without it a launch of several processes can abort at exit."""
     if trainer is not None and trainer.args.world_size > 1:
         trainer.accelerator.wait_for_everyone()
 
 
 def _remember(model: Any, path: Path) -> None:
-    """Keep a finished phase's weights so that an interrupted run goes on from there."""
+    """Keep a finished phase's weights so that an interrupted run continues from there."""
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:
@@ -447,8 +443,8 @@ def _best_epoch(state: Any) -> float | None:
     return float(epochs[0]) if epochs else None
 
 
-def _loss_names(auxiliary: WeightedSum | None) -> dict[str, str]:
-    """How each auxiliary loss describes itself: which variant ran must be on record."""
-    if auxiliary is None:
-        return {}
-    return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in auxiliary.losses.items()}
+def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
+    """Class and settings of each auxiliary loss, for the run record."""
+    auxiliary = weighted_sum(specs)
+    losses = {} if auxiliary is None else auxiliary.losses
+    return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in losses.items()}

@@ -1,124 +1,174 @@
-"""Transformers' Trainer, taught about waveforms, named loss terms and stages.
+"""transformers' Trainer for lung sounds: waveforms in, several named losses, checkpoints that are whole.
 
-Decisions: features are computed where the model is, once a batch; beside a GPU the draws on waveforms too. What
-draws are functions of stays on the host, which waits for the device only to look at the loss. The model's loss is never
-used: `compute_loss` sums named terms. In evaluation only the task loss counts, because auxiliary losses depend on who
-meets whom in a batch. `model_accepts_loss_kwargs` is False: otherwise gradient accumulation multiplies a mean loss by
-the number of micro-batches. A loss that is not a number stops the training and names the step and the cycles, because
-every later weight would be lost.
+Decisions: `compute_loss` sums the named terms of the objective and never uses the model's own loss. In evaluation only
+the task loss counts, because auxiliary losses depend on which cycles share a batch. `model_accepts_loss_kwargs` is
+False: otherwise gradient accumulation multiplies a mean loss by the number of batches. Training stops at a loss,
+gradient or weight that is not a finite number and names the step and the cycles, because every later weight would be
+lost.
 """
 
-import math
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import TrainerCallback
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
-from laennec.audio.augmentation import SpecAugment
-from laennec.audio.context import with_context
-from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
+from laennec.files import atomic_write, explain_write_errors
+from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
-from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary_tasks import AuxiliaryTasks
-from laennec.training.batch_size import BatchRule, what_to_do
-from laennec.training.data import view_seed
-from laennec.training.data_loading import encodes_one_by_one
-from laennec.training.mixing import Mixer
-from laennec.training.objective import Objective, Stage
-from laennec.training.optimization_rules import SharpnessAware, epoch_cosine_schedule
-from laennec.training.resumable import ResumableTrainer
+from laennec.training.arguments import LaennecTrainingArguments, argument
+from laennec.training.auxiliary import Attached, AuxiliaryHeads, adversarial_groups
+from laennec.training.batch_features import BatchFeatures
+from laennec.training.batch_size import BatchSetting, memory_advice
+from laennec.training.checkpoints import SealCheckpoints, check_whole, damage, last_whole, remove_unsealed
+from laennec.training.data_loading import augment_on_device, encodes_one_by_one
+from laennec.training.finite import BatchCycles, check_gradient, check_loss, check_weights
+from laennec.training.guards import groups_of_data
+from laennec.training.loss_specs import LossSpec, specs_of
+from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
+from laennec.training.optimization_rules import (
+    MovingAverageCallback,
+    SharpnessAware,
+    epoch_cosine_schedule,
+    parameter_groups,
+)
+from laennec.training.record import read_record, write_record
 from laennec.training.sharding import SharedLastBatch
+from laennec.training.training_data import as_training_data, collator_of, labels_of, make_sampler
 
-_ADVICE = "lower train.learning_rate, or check these recordings"
-_MOST_OVERFLOWS = 40  # in a row: a scale of 2^16, halved as often, makes nothing overflow that was finite
-_CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numbers", "neighbour_epochs")
-
-
-class _SetEpoch(TrainerCallback):
-    """Tells the sampler its epoch: after a resume in mid-epoch accelerate forgets to, under several processes."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(int(state.epoch or 0))
+_SUMS = "sums.json"
 
 
-class LaennecTrainer(ResumableTrainer):
+class LaennecTrainer(Trainer):
     """A Trainer for `LaennecForAudioClassification`.
 
+    It takes what `transformers.Trainer` takes, with the same meaning, and the arguments below. For example::
+
+        trainer = LaennecTrainer(
+            model, args, train_dataset=corpus["train"], eval_dataset=corpus["validation"], processing_class=extractor,
+            losses={"add": AngularDistanceDistributionLoss()}, loss_weights={"add": 0.5},
+        )
+
     Args:
-        model: The model.
-        args: transformers' TrainingArguments.
-        objective: Names and weighs the terms of the loss.
-        feature_extractor: The front end; None where batches hold embeddings.
-        spec_augment: Draws on the features of training cycles; None for none.
-        sampler: Yields (row, epoch) pairs; None for transformers' own order.
-        stages: What each epoch trains; None trains everything always.
-        head_learning_rate: Where head and projection learn at another rate than the encoder.
-        seed: Of the draws.
-        mixer: Mixes the cycles of training batches; None for none.
-        epoch_cosine: Whether the rate falls once an epoch, as in some published systems.
-        sharpness: How far sharpness-aware minimisation climbs before each step, and whether adaptively; None for
-            ordinary steps.
-        batch_rule: Which setting makes batches as large as they are; errors name it.
-        auxiliary_tasks: The losses of the model's further questions; None for none.
-        **kwargs: Handed to transformers' Trainer.
+        model: A `LaennecForAudioClassification`; None with `model_init`.
+        args: `LaennecTrainingArguments`, or transformers' TrainingArguments.
+        train_dataset: A cycle table (a part of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
+            and a column of labels, or a `CycleDataset` or `EmbeddingDataset`.
+        eval_dataset: Likewise, or a dict of them.
+        processing_class: The model's `LaennecFeatureExtractor`.
+        losses: Auxiliary losses by name: modules with `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
+            Class attributes say what they take: `labels` ("class", "cycle" or a column of the table), `views`, `on`
+            ("embedding" or "projection").
+        loss_weights: Weight of each loss: a number or a `WeightSchedule`; 1 where a name is missing.
+        task_loss: The loss of the logits, a module with `forward(logits, labels)` -> scalar; None for that of `args`.
+        sampler: A torch Sampler of rows, or a function of the training data set that makes one; None for every cycle
+            once an epoch.
+        augmentation: A `WaveformAugmentation`, or a function with the same arguments.
+        spec_augment: Masks of the features of training cycles.
+        mixer: Mixes the cycles of training batches.
+        stages: What each epoch trains, as a function of the epoch; None trains everything always.
+        auxiliary_tasks: The losses of the model's auxiliary tasks.
+        batch_setting: The setting that out-of-memory errors name.
+        **kwargs: Passed to transformers' Trainer: callbacks, compute_metrics, optimizers, model_init, ...
+
+    Raises:
+        InputError: Data, labels, losses or settings do not fit together.
     """
 
     def __init__(
         self,
-        model: LaennecForAudioClassification,
-        args: Any,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
         *,
-        objective: Objective,
-        feature_extractor: LaennecFeatureExtractor | None = None,
-        spec_augment: SpecAugment | None = None,
-        sampler: Any = None,
+        losses: Mapping[str, nn.Module | LossSpec] | None = None,
+        loss_weights: Mapping[str, float | WeightSchedule] | None = None,
+        task_loss: nn.Module | None = None,
+        sampler: Sampler[Any] | Callable[[Any], Sampler[Any]] | None = None,
+        augmentation: Any = None,
+        spec_augment: Any = None,
+        mixer: Any = None,
         stages: Callable[[int], Stage] | None = None,
-        head_learning_rate: float | None = None,
-        seed: int = 0,
-        mixer: Mixer | None = None,
-        epoch_cosine: bool = False,
-        sharpness: tuple[float, bool] | None = None,
-        batch_rule: BatchRule | None = None,
-        auxiliary_tasks: AuxiliaryTasks | None = None,
+        auxiliary_tasks: Any = None,
+        batch_setting: BatchSetting | None = None,
+        data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, args=args, **kwargs)
+        args = args or LaennecTrainingArguments("trainer_output")
+        _check_arguments(args)
+        args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
+        if args.save_total_limit == 1:
+            args.save_total_limit = 2  # a whole checkpoint must exist while another is written
+        data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         self.model_accepts_loss_kwargs = False
-        self.objective = objective.to(self.args.device)
-        self.feature_extractor = feature_extractor
-        self.auxiliary_tasks = auxiliary_tasks
-        self.spec_augment = spec_augment
-        self.sampler = sampler
+        self.specs = specs_of(losses, loss_weights)
+        self.draw_seed = args.seed if args.data_seed is None else args.data_seed
+        self.task_loss = task_loss
         self.stages = stages
-        self.head_learning_rate = head_learning_rate
-        self.draw_seed = seed
-        self.mixer = mixer
-        self.epoch_cosine = epoch_cosine
-        if sharpness is not None and self.args.gradient_accumulation_steps > 1:
-            raise ValueError("sharpness-aware steps need the gradient of the whole batch: no gradient accumulation")
-        self.sharpness = sharpness
-        size = self.args.per_device_train_batch_size
-        self.batch_rule = batch_rule or BatchRule(value=size, rows=size)
-        self.add_callback(_SetEpoch(sampler))
-        self._term_sums: dict[str, Tensor] = {}
-        self._pair_sums: dict[str, int] = {}
-        self._term_steps = 0
-        self._overflows = 0
+        self.auxiliary_tasks = auxiliary_tasks
+        self.train_dataset = train = self._prepared(train_dataset, augmentation)
+        self.eval_dataset = (
+            {name: self._prepared(part) for name, part in eval_dataset.items()}
+            if isinstance(eval_dataset, dict)
+            else self._prepared(eval_dataset)
+        )
+        self.group_codes = groups_of_data(train, self.specs)
+        self.sampler = make_sampler(sampler, train, self.specs, args.train_batch_size, self.draw_seed)
+        self.data_collator = data_collator or collator_of(train if train is not None else self.eval_dataset)
+        waveform_augment = augment_on_device(train, args.device.type == "cuda")
+        self.batch_features = BatchFeatures(processing_class, self.draw_seed, waveform_augment, spec_augment, mixer)
+        self.batch_setting = batch_setting or BatchSetting(
+            "per_device_train_batch_size", args.per_device_train_batch_size, args.per_device_train_batch_size
+        )
+        self.objective = self._make_objective()
+        self._sealing = SealCheckpoints()
+        for callback in (_StepCallback(self), self._sealing):
+            self.add_callback(callback)
+        if (beta := argument(args, "moving_average")) is not None:
+            self.add_callback(MovingAverageCallback(beta))
+        self._attached: Attached | None = None
+        self._sums = TermSums()
         self._context: dict[str, Any] = {}
-        self._host: dict[str, Any] = {}
+
+    def _prepared(self, data: Any, augmentation: Any = None) -> Any:
+        """A data set whose items the collator takes; tables are read for the model's labels."""
+        return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed)
+
+    def _make_objective(self) -> Objective:
+        """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
+        config, args = self.model.config, self.args
+        kind = self.task_loss or argument(args, "task_loss") or ("bce" if config.is_multi_label else "ce")
+        task = TaskLoss(
+            kind,
+            config.is_multi_label,
+            labels_of(self.train_dataset),
+            config.num_labels,
+            argument(args, "class_weights"),
+            argument(args, "focal_gamma"),
+            argument(args, "task_weight"),
+            argument(args, "task_views"),
+        )
+        return Objective(task, self.specs, self.draw_seed).to(args.device)
+
+    # --- data
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # private: transformers has no argument for a sampler of the training data
         return self.sampler if self.sampler is not None else super()._get_train_sampler(train_dataset)
 
     def get_train_dataloader(self) -> Any:
-        """The batches of this process; where several share an epoch's rows, they share its short last batch too."""
+        """The batches of this process; processes that share an epoch's rows also share its short last batch."""
+        self.objective = self._make_objective()
         loader = super().get_train_dataloader()
         if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
             shard: Any = loader.batch_sampler
@@ -126,26 +176,26 @@ class LaennecTrainer(ResumableTrainer):
             shard.even_batches = False
         return loader
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """The batches of a data set for evaluation; a table is read first."""
+        return super().get_eval_dataloader(
+            eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else self._prepared(eval_dataset)
+        )
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """The batches of a data set for prediction; a table is read first."""
+        return super().get_test_dataloader(self._prepared(test_dataset))
+
+    # --- optimisation
+
     def create_optimizer(self, model: Any = None) -> Any:
-        """Give encoder and head their own learning rates; norms and biases no weight decay."""
+        """Give encoder and head their own learning rates; norms and biases have no weight decay."""
         made: Any = self.optimizer
         if made is not None:
             return made
         model = model or self.model
-        decayed = set(self.get_decay_parameter_names(model))
-        rates = {True: self.args.learning_rate, False: self.head_learning_rate or self.args.learning_rate}
-        groups = []
-        for in_encoder, rate in rates.items():
-            for decays in (True, False):
-                chosen = [
-                    p
-                    for n, p in model.named_parameters()
-                    if p.requires_grad and n.startswith("encoder.") == in_encoder and (n in decayed) == decays
-                ]
-                if chosen:
-                    groups.append(
-                        {"params": chosen, "lr": rate, "weight_decay": self.args.weight_decay if decays else 0.0}
-                    )
+        rates = (self.args.learning_rate, argument(self.args, "head_learning_rate") or self.args.learning_rate)
+        groups = parameter_groups(model, rates, self.args.weight_decay, set(self.get_decay_parameter_names(model)))
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
         settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
         self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
@@ -154,139 +204,108 @@ class LaennecTrainer(ResumableTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the arguments, or the cosine that moves once an epoch."""
         made: Any = self.lr_scheduler
-        if self.epoch_cosine and made is None:
+        if argument(self.args, "epoch_cosine") and made is None:
             epochs = max(1, round(self.args.num_train_epochs))
             steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
             self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    # --- training
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> Any:
+        """Train, as transformers' Trainer does.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True for the newest whole one in the output folder, or a new
+                training if there is none. A resumed training equals an uninterrupted one bit for bit.
+            trial: Of a hyperparameter search.
+            ignore_keys_for_eval: As in transformers.
+
+        Raises:
+            InputError: The checkpoint is damaged or was written by another number of processes; a number is not
+                finite; the disk or the memory is too small.
+        """
+        folder = Path(str(self.args.output_dir))
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / _SUMS))
+        try:
+            if self.model_init is None:
+                self._attach(self.model)
+            with explain_write_errors(folder):
+                return super().train(None if checkpoint is None else str(checkpoint), trial, ignore_keys_for_eval)
+        except Exception:
+            if self.args.should_save:
+                remove_unsealed(folder)
+            raise
+        finally:
+            self._detach()
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        """A new model by `model_init`, with the layers of the auxiliary losses while it trains."""
+        model = super().call_model_init(trial)
+        if getattr(self, "is_in_train", False):
+            self._attach(model)
+        return model
+
+    def _checkpoint(self, asked: str | bool | None) -> Path | None:
+        """The checkpoint to resume from."""
+        if not asked:
+            return None
+        folder = Path(str(self.args.output_dir))
+        if asked is True:
+            with self.args.main_process_first(desc="checkpoints"):
+                return last_whole(folder, self.args.world_size) if folder.is_dir() else None
+        check_whole(Path(str(asked)), self.args.world_size)
+        return Path(str(asked))
+
+    def _attach(self, model: Any) -> None:
+        """Put the layers that only auxiliary losses need into the model."""
+        self._detach()
+        groups = adversarial_groups(self.specs, self.group_codes)
+        self._attached = Attached(model, AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed))
+        self._attached.attach()
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._attached.detach()
+        self._attached = None
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward; two where the step is sharpness-aware, of which the first is logged.
+        """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
 
         Raises:
             InputError: The batch does not fit into memory.
         """
         try:
-            return self._step(model, dict(inputs), num_items_in_batch)
+            return self._step(model, inputs, num_items_in_batch)
         except Exception as error:
-            if not ran_out(error):
+            if not ran_out(error) or self.args.auto_find_batch_size:  # which tries a smaller batch
                 raise
             failed = str(error)
-        # out here nothing holds the tensors of the step any more
+        # outside of the block above, no frame holds the tensors of the step any more
         self._context = {}
         model.zero_grad(set_to_none=True)
-        raise InputError(what_to_do(self, inputs, self.batch_rule, failed))
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers does, but for its loss: a mean over batches hangs on their size, and on rows that fill up."""
-        self._refuse_lost_model()
-        output = super().evaluation_loop(*args, **kwargs)
-        if output.label_ids is not None and output.predictions is not None:
-            answers = output.predictions
-            logits = torch.from_numpy(answers[0] if isinstance(answers, tuple) else answers).to(self.args.device)
-            terms = self.objective.task_terms(logits, torch.from_numpy(output.label_ids).to(self.args.device))
-            key = next(name for name in output.metrics if name.endswith("_loss"))
-            output.metrics[key] = float(torch.stack(list(terms.values())).sum())
-        return output
-
-    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """As transformers does.
-
-        Raises:
-            InputError: The batch does not fit into memory.
-        """
-        try:
-            return super().prediction_step(model, dict(inputs), *args, **kwargs)
-        except Exception as error:
-            if not ran_out(error):
-                raise
-            failed = str(error)
-        size = self.args.per_device_eval_batch_size
-        rule = BatchRule("train.evaluation_batch_size", size, size)
-        raise InputError(what_to_do(self, inputs, rule, failed, learns=False))
+        raise InputError(memory_advice(self, inputs, self.batch_setting, failed, f"step {self.state.global_step + 1}"))
 
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        inner = self.accelerator.unwrap_model(self.model)
+        inputs, self._context = self.batch_features(inputs, True, inner.encoder)
+        if self.auxiliary_tasks is not None:
+            inputs = self.auxiliary_tasks.join(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self.sharpness is not None:
-            rho, adaptive = self.sharpness
-            sharp = SharpnessAware((p for p in model.parameters() if p.requires_grad), rho, adaptive)
-            logged = dict(self._term_sums), dict(self._pair_sums), self._term_steps
+        if (rho := argument(self.args, "sam_rho")) is not None:
+            sharp = SharpnessAware(
+                (p for p in model.parameters() if p.requires_grad), rho, argument(self.args, "sam_adaptive")
+            )
+            logged = copy.deepcopy(self._sums)
             sharp.climb()
             super().training_step(model, inputs, num_items_in_batch)
             sharp.descend()
-            self._term_sums, self._pair_sums, self._term_steps = logged
+            self._sums = logged
         return loss
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device and turn waveforms into features there, mixed and masked where asked for."""
-        inputs = super()._prepare_inputs(inputs)
-        self._context = {k: inputs.pop(k) for k in _CONTEXT if k in inputs}
-        self._host = inputs.pop("on_host", {})
-        if "waveforms" not in inputs:
-            return inputs
-        assert self.feature_extractor is not None
-        draws = self.model.training and bool((self._host["epochs"] >= 0).all())
-        mixer = self.mixer if draws else None
-        with torch.no_grad():
-            waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs["labels"]
-            joined = inputs.pop("joined", None)
-            if mixer is not None and mixer.on_waveforms:
-                waveforms, lengths, mixture = mixer.waveforms(waveforms, lengths, labels, self._mixed_by())
-                self._context["mixture"] = mixture
-            features, mask = self.feature_extractor.features(waveforms, lengths)
-            if self.spec_augment is not None and draws:
-                features = self._masked(self.spec_augment, features, mask)
-            if mixer is not None and not mixer.on_waveforms:
-                features, mask, inputs = self._mixed(mixer, features, mask, inputs)
-            made: dict[str, Any]
-            if joined is not None:
-                made = {**with_context(features, mask, joined)}
-            else:
-                made = {"input_values": features, "attention_mask": mask}
-            if not self.model.training and encodes_one_by_one(self.args.device):  # as where embeddings are made
-                made = {k: None if k.endswith("mask") and v is not None and v.all() else v for k, v in made.items()}
-        if self.auxiliary_tasks is not None and draws:
-            made = self.auxiliary_tasks.join(made, self._context)
-        return {**inputs, **made}
-
-    def _mixed(self, mixer: Mixer, features: Tensor, mask: Tensor, inputs: dict[str, Any]) -> tuple[Any, Any, Any]:
-        """Features and mask after mixing, and the inputs with what the encoder itself is to mix."""
-        if mixer.on_tokens:
-            encoder = self.accelerator.unwrap_model(self.model).encoder
-            features, mask, token_mix, mixture = mixer.tokens(
-                features, mask, inputs["labels"], self._mixed_by(), encoder
-            )
-            inputs = {**inputs, "token_mix": token_mix}
-        else:
-            features, mask, mixture = mixer.features(features, mask, inputs["labels"], self._mixed_by())
-        self._context["mixture"] = mixture
-        return features, mask, inputs
-
-    def _mixed_by(self) -> dict[str, Any]:
-        """What a mixture is a function of, as tensors that no device has to be waited for."""
-        return self._context | {name: torch.from_numpy(self._host[name]) for name in ("epochs", "cycle_numbers")}
-
-    def _drawn_for(self, rows: int) -> list[tuple[int, Any, Any]]:
-        """View, epochs and cycle numbers of the parts of a batch: cycles of all views, then neighbours of all views."""
-        host = self._host
-        around = len(host.get("neighbour_epochs", ()))
-        views = rows // (len(host["epochs"]) + around)
-        drawn = [(view, host["epochs"], host["cycle_numbers"]) for view in range(views)]
-        if around:
-            drawn += [(view, host["neighbour_epochs"], host["neighbour_numbers"]) for view in range(views)]
-        return drawn
-
-    def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor) -> Tensor:
-        """SpecAugment of each view by itself: (views * batch, frames, mels), and their neighbours behind."""
-        drawn = self._drawn_for(len(features))
-        sizes = [len(epochs) for _, epochs, _ in drawn]
-        parts = zip(drawn, features.split(sizes), mask.split(sizes), strict=True)
-        masked = [
-            spec_augment(part, shown, seed=view_seed(self.draw_seed, view), epochs=epochs, cycle_indices=numbers)
-            for (view, epochs, numbers), part, shown in parts
-        ]
-        return masked[0] if len(masked) == 1 else torch.cat(masked)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -298,14 +317,15 @@ class LaennecTrainer(ResumableTrainer):
         """
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        inner = self.accelerator.unwrap_model(model)
         if not model.training:
             outputs = model(**inputs)
-            terms = self.objective.task_terms(outputs.logits, labels)
-            loss = torch.stack(list(terms.values())).sum()
+            loss = torch.stack(list(self.objective.task(outputs.logits, labels).values())).sum()
             return (loss, outputs) if return_outputs else loss
-        epoch = int(self._host["epochs"][0]) if "epochs" in self._host else int(self.state.epoch or 0)
-        stage = self.stages(epoch) if self.stages else Stage()
+        inner = self.accelerator.unwrap_model(model)
+        host = self._context["host"]
+        stage = Stage()
+        if self.stages is not None:
+            stage = self.stages(int(host["epochs"][0]) if "epochs" in host else int(self.state.epoch or 0))
         progress = self.state.global_step / max(self.state.max_steps, 1)
         if inner.encoder_frozen_in_stage == stage.encoder:
             inner.encoder_frozen_in_stage = not stage.encoder
@@ -313,98 +333,173 @@ class LaennecTrainer(ResumableTrainer):
         if (heads := getattr(inner, "auxiliary_heads", None)) is not None:
             heads.active = stage.encoder and stage.auxiliary
             heads.reversal.set_progress(min(progress, 1.0))
-        outputs = model(**inputs)
+        # a named tuple, which transformers would take apart on its way to the device
+        mix = {"token_mix": self._context["token_mix"]} if "token_mix" in self._context else {}
+        outputs = model(**inputs, **mix)
         further: dict[str, Tensor] = {}
         if self.auxiliary_tasks is not None:
             outputs, further = self.auxiliary_tasks.terms(inner, outputs, self._context)
         terms = self.objective(outputs, {"labels": labels, **self._context}, stage, progress)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()
-        if not bool(torch.isfinite(loss)):
-            raise InputError(self._what_is_not_finite(outputs, terms))
-        for name, value in terms.items():
-            self._term_sums[name] = self._term_sums.get(name, 0.0) + value.detach().float()
-        auxiliary = self.objective.auxiliary
-        if auxiliary is not None and set(auxiliary.pairs) <= set(terms):  # what it counted in this very step
-            for name, count in auxiliary.pairs.items():
-                self._pair_sums[name] = self._pair_sums.get(name, 0) + count
-        self._term_steps += 1
+        check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)
+        self._sums.add(terms, self.objective.auxiliary)
         return (loss, outputs) if return_outputs else loss
 
-    def _what_is_not_finite(self, outputs: Any, terms: dict[str, Tensor]) -> str:
-        """Names the step, and the cycles whose embeddings are at fault, or else the terms and the batch."""
-        wrong = ", ".join(name for name, value in terms.items() if not bool(torch.isfinite(value)))
-        rows = (~torch.isfinite(outputs.embeddings).all(dim=1)).nonzero().flatten().cpu()
-        names = self._cycles(rows) if len(rows) else ""
-        if names:
-            return f"step {self.state.global_step + 1}: the embedding of {names} is not finite ({wrong}); {_ADVICE}"
-        batch = f" (batch: {names})" if (names := self._cycles()) else ""
-        return f"step {self.state.global_step + 1}: {wrong or 'the loss'} is not a finite number{batch}; {_ADVICE}"
+    # --- evaluation
 
-    def _cycles(self, rows: Tensor | None = None) -> str:
-        """The first names of the cycles in the batch, or of those in some rows of it; "" where it has none."""
-        numbers = self._context.get("cycle_numbers")
-        dataset: Any = self.train_dataset
-        if numbers is None or not hasattr(dataset, "cycle_ids"):
-            return ""
-        numbers = numbers.cpu()
-        meant = set((numbers if rows is None else numbers[rows % len(numbers)]).tolist())
-        names = [name for name, number in zip(dataset.cycle_ids, dataset.numbers, strict=True) if int(number) in meant]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
+        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
+        output = super().evaluation_loop(*args, **kwargs)
+        if output.label_ids is not None and output.predictions is not None:
+            first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
+            logits = torch.from_numpy(first).to(self.args.device)
+            terms = self.objective.task(logits, torch.from_numpy(output.label_ids).to(self.args.device))
+            key = next(name for name in output.metrics if name.endswith("_loss"))
+            output.metrics[key] = float(torch.stack(list(terms.values())).sum())
+        return output
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The gradient's norm, before the weights move by it.
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
 
         Raises:
-            InputError: It is not a finite number; in float16, that many times in a row that no scale can be the reason.
+            InputError: The batch does not fit into memory.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
-        wrong = norm is not None and not math.isfinite(float(norm))
-        scaler = getattr(self.accelerator, "scaler", None)  # of float16: it leaves the step out and scales less
-        self._overflows = self._overflows + 1 if wrong else 0
-        if wrong and not (scaler is not None and scaler.is_enabled() and self._overflows <= _MOST_OVERFLOWS):
-            batch = f" (batch: {names})" if (names := self._cycles()) else ""
-            raise InputError(
-                f"step {self.state.global_step + 1}: the gradient is not a finite number{batch}; {_ADVICE}"
-            )
-        return norm
+        try:
+            made, _ = self.batch_features(inputs, False)
+            if encodes_one_by_one(self.args.device):  # as embeddings are computed: a mask without a gap is left out
+                made = {k: None if k.endswith("mask") and v is not None and v.all() else v for k, v in made.items()}
+            return super().prediction_step(model, made, *args, **kwargs)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            failed = str(error)
+        size = self.args.per_device_eval_batch_size
+        setting = BatchSetting(self.batch_setting.evaluation_key, size, size)
+        raise InputError(memory_advice(self, inputs, setting, failed, "evaluation"))
 
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        """As `ResumableTrainer` does, unless there is nothing left worth going on from."""
-        self._refuse_lost_model()
-        super()._save_checkpoint(model, trial)
-
-    def _refuse_lost_model(self) -> None:
-        """Stop where an update made numbers that are none, before they are evaluated or saved.
-
-        Raises:
-            InputError: A weight or a running statistic is not a finite number.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a shard's own part
-            if own.is_floating_point() and not bool(torch.isfinite(own).all()):
-                batch = f" (batch: {names})" if (names := self._cycles()) else ""
-                raise InputError(
-                    f"step {self.state.global_step}: {name} holds values that are not finite{batch}; it is not saved, "
-                    f"the checkpoint before it is kept; {_ADVICE}"
-                )
+    # --- logs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each term since the last log, and of how many pairs, groups or rows it had in a step."""
-        if "loss" in logs and self._term_steps:
-            logs.update({f"term_{name}": float(value) / self._term_steps for name, value in self._term_sums.items()})
-            # transformers forgets the steps before an interruption; terms are those of all processes on each of them
-            logs["loss"] = sum(float(value) for value in self._term_sums.values()) / self._term_steps
-            logs.update({f"count_{name}": count / self._term_steps for name, count in self._pair_sums.items()})
-            self._term_sums, self._pair_sums, self._term_steps = {}, {}, 0
+        """Add the mean of each term since the last log, and of its pairs, groups or rows in a step."""
+        if "loss" in logs and self._sums.steps:
+            logs.update(self._sums.means())
+            self._sums = TermSums()
         super().log(logs, start_time)
 
-    def _sums(self) -> dict[str, Any]:
-        """What was added up since the last log, so that an epoch that is gone on with logs the same means."""
-        terms = {name: float(value) for name, value in self._term_sums.items()}
-        return {"terms": terms, "counts": dict(self._pair_sums), "steps": self._term_steps}
+    # --- files
 
-    def _restore_sums(self, sums: dict[str, Any]) -> None:
-        self._term_sums = {name: torch.tensor(value, device=self.args.device) for name, value in sums["terms"].items()}
-        self._pair_sums, self._term_steps = dict(sums["counts"]), int(sums["steps"])
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and feature extractor so that `from_pretrained`, pipelines and `laennec predict` load them.
+
+        Within a checkpoint: the weights under the names that they have here, without those of a frozen encoder.
+        (`save_pretrained` writes some under the names of older releases of transformers, and `load_state_dict`, which a
+        Trainer resumes with, would skip them with a warning.)
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        if _internal_call:
+            check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
+            if not Path(str(self.args.output_dir)).is_dir():
+                # made again it would hold a part of the run, on another disk
+                raise InputError(
+                    f"{self.args.output_dir}: is gone: it was moved or removed, or its disk or network share was lost; "
+                    "put it back and run the same command again"
+                )
+        model: Any = self.accelerator.unwrap_model(self.model)
+        state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
+        if not self.args.should_save:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if not _internal_call:
+            model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+            return
+        self._sealing.checkpoint = folder
+        kept = {k: v.contiguous() for k, v in state.items() if not model.is_frozen(k)}
+        with atomic_write(folder / SAFE_WEIGHTS_NAME, "wb") as file:
+            file.write(save(kept, metadata={"format": "pt"}))
+        write_record(folder / _SUMS, self._sums.to_dict())
+
+    def _load_best_model(self) -> None:
+        # private: transformers loads a damaged checkpoint without a check, and has no hook before it
+        best = Path(str(self.state.best_model_checkpoint))
+        if wrong := damage(best):
+            raise InputError(f"{best}: the best checkpoint is damaged ({wrong}); run the same command again")
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # private: transformers continues with a warning when a checkpoint does not fill the model
+        model: Any = self.accelerator.unwrap_model(self.model)
+        missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
+        if missing or load_result.unexpected_keys:
+            what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
+            raise InputError(
+                f"{self.args.output_dir}: a checkpoint does not fit the model ({what}); start again with --overwrite"
+            )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the files of the model, and nothing else of the output folder; returns the address.
+
+        Args:
+            commit_message: The commit's.
+            blocking: Must be True.
+            token: None for that of `args`, HF_TOKEN or the login.
+            revision: The branch; None for main.
+            private: Whether a new repository is closed; None for `args.hub_private_repo`, or True.
+            **kwargs: Passed to `LaennecForAudioClassification.push_to_hub`.
+        """
+        if not self.is_world_process_zero():
+            return None
+        args = self.args
+        repository = args.hub_model_id or Path(str(args.output_dir)).name
+        closed = [choice for choice in (private, args.hub_private_repo, True) if choice is not None]
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.push_to_hub(
+            repository, extractor=self.processing_class, commit_message=commit_message, private=closed[0],
+            token=token or args.hub_token, revision=revision or args.hub_revision, **kwargs,
+        )  # fmt: skip
+
+    @property
+    def batch_cycles(self) -> BatchCycles:
+        """The cycles of the training batch, for errors."""
+        return BatchCycles(self.train_dataset, self._context.get("cycle_numbers"))
+
+
+class _StepCallback(TrainerCallback):
+    """Tells the sampler its epoch, and checks each gradient."""
+
+    def __init__(self, trainer: LaennecTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch: after a resume in mid-epoch accelerate does not, under several processes."""
+        if hasattr(self.trainer.sampler, "set_epoch"):
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the gradient; in float16 the scaler leaves out a step whose gradient is not finite."""
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        if scaler is None or not scaler.is_enabled():
+            check_gradient(kwargs["model"].parameters(), state.global_step + 1, self.trainer.batch_cycles)
+
+
+def _check_arguments(args: TrainingArguments) -> None:
+    """Refuse arguments that LaennecTrainer cannot follow."""
+    if argument(args, "sam_rho") is not None and args.gradient_accumulation_steps > 1:
+        raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
+    if args.push_to_hub and args.hub_strategy != "end":
+        raise InputError(
+            f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
+        )
+    if args.push_to_hub and args.hub_private_repo is None:
+        args.hub_private_repo = True

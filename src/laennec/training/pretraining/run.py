@@ -18,32 +18,34 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, provenance
 from laennec.corpora.duplicates import one_name_each
 from laennec.encoders import encoder_digest, load_encoder
-from laennec.files import atomic_folder
+from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.batch_size import BatchRule
-from laennec.training.console import LossLines, say
-from laennec.training.data import collate_cycles, refuse_short_cycles
+from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.batch_size import BatchSetting
+from laennec.training.callbacks import EpochLines
+from laennec.training.data import refuse_short_cycles
 from laennec.training.data_loading import configure_process, device_settings, has_gpu
+from laennec.training.distributed import explain_lost_process
 from laennec.training.embeddings import embed_waveforms
-from laennec.training.folders import claimed, finished_before, whole_checkpoints
+from laennec.training.folders import claimed, finished_before
+from laennec.training.loss_specs import LossSpec, loss_specs
 from laennec.training.metadata_groups import GroupTable, metadata_of
-from laennec.training.objective import Objective, Stage
+from laennec.training.objective import Stage
 from laennec.training.pretraining.dataset import PRETRAINING, Cohort, cohort_of, pretraining_note
 from laennec.training.pretraining.pairs import Meeting, make_pretrain_sampler, meeting_of
 from laennec.training.pretraining.views import PairDataset, mask_views
-from laennec.training.recipe import ConfigError, LossSettings, PretrainSettings, Recipe
+from laennec.training.recipe import ConfigError, PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
-from laennec.training.schedules import trainer_end
+from laennec.training.schedules import loss_descriptions, train_or_resume, trainer_end
 from laennec.training.split_data import load_splits, make_extractor, make_filter
-from laennec.training.stopping import with_the_others
 from laennec.training.trainer import LaennecTrainer
 
 _CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
@@ -108,12 +110,12 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         begin()
         if main_process:
             for note in part.meeting.notes:
-                say(note)
+                print(note, flush=True)
         before = embedding_spread(model, extractor, part.dataset)
-        with timings.measure("training"), whole_checkpoints(out, main_process), with_the_others():
-            objective, history = _fit(recipe, settings, model, extractor, part, out)
+        with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
+            specs, history = _fit(recipe, settings, model, extractor, part, out)
         after = embedding_spread(model, extractor, part.dataset)
-    record = _record(recipe, settings, part, model, objective) | {
+    record = _record(recipe, settings, part, model, specs) | {
         "command": command,
         "history": training_history(history),
         "embeddings": {"before": before, "after": after},
@@ -187,7 +189,7 @@ def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> Laenne
     return model
 
 
-def make_objective(recipe: Recipe, settings: PretrainSettings) -> Objective:
+def contrastive_loss(settings: PretrainSettings) -> list[LossSpec]:
     """NT-Xent between the two views of a pair, or SupCon by age band."""
     entry: dict[str, Any] = {"on": "projection", "views": 2, "temperature": settings.temperature}
     scale = 1.0 if settings.base_temperature is None else settings.temperature / settings.base_temperature
@@ -195,45 +197,41 @@ def make_objective(recipe: Recipe, settings: PretrainSettings) -> Objective:
         entry |= {"loss": "supcon", "labels": "age_band", "missing": "own_group", "weight": scale}
     else:
         entry |= {"loss": "ntxent", "base_temperature": settings.base_temperature or settings.temperature}
-    name = "supcon" if settings.pairs == "age_band" else "ntxent"
-    # no task term: its stage is never trained here
-    return Objective(LossSettings(auxiliary={name: entry}), True, np.zeros((1, 1)), 1, seed=recipe.seed)
+    return loss_specs({"supcon" if settings.pairs == "age_band" else "ntxent": entry})
 
 
 def _fit(
     recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, part: PairPart, out: Path
-) -> tuple[Objective, list[dict[str, Any]]]:
-    """Train the model in place; an interrupted pre-training goes on from its last checkpoint."""
-    objective = make_objective(recipe, settings)
+) -> tuple[list[LossSpec], list[dict[str, Any]]]:
+    """Train the model in place; an interrupted pre-training continues from its last checkpoint."""
+    specs = contrastive_loss(settings)
     if part.meeting.age_groups is not None:
-        part.dataset.groups = {str(objective.entries[0].group_key): part.meeting.age_groups}
+        part.dataset.groups = {str(specs[0].group_key): part.meeting.age_groups}
     folder = out / "checkpoints" / "self-supervision"
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
         model,
         make_arguments(recipe, settings, folder),
-        objective=objective,
-        feature_extractor=extractor,
+        train_dataset=part.dataset,
+        processing_class=extractor,
+        losses={spec.name: spec for spec in specs},
         spec_augment=mask_views(settings),
         sampler=make_pretrain_sampler(settings, part.meeting, part.cohort.table["patient_id"], recipe.seed),
         stages=lambda _: unsupervised,
-        seed=recipe.seed,
-        data_collator=collate_cycles,
-        train_dataset=part.dataset,
-        batch_rule=BatchRule("pretrain.batch_size", settings.batch_size, settings.batch_size),
+        batch_setting=BatchSetting("pretrain.batch_size", settings.batch_size, settings.batch_size),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(LossLines("pretrain"))
-    trainer.train_on(settings.save_steps or None)
+    trainer.add_callback(EpochLines("pretrain"))
+    train_or_resume(trainer, settings.save_steps)
     history = trainer.state.log_history
     trainer_end(trainer)
-    return objective, history
+    return specs, history
 
 
-def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> TrainingArguments:
+def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> LaennecTrainingArguments:
     """Transformers' settings of pre-training."""
     p, t = settings, recipe.train
-    return TrainingArguments(
+    return LaennecTrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=p.batch_size,
         num_train_epochs=p.epochs,
@@ -245,12 +243,11 @@ def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> 
         warmup_steps=p.warmup_ratio,
         max_grad_norm=p.max_grad_norm,
         seed=recipe.seed,
-        save_strategy="epoch",  # after the epoch is in the log; others are asked for by `train_on`
+        save_strategy="epoch",  # after the epoch is in the log; others are asked for by `SaveAndStop`
         logging_strategy="epoch",
         save_total_limit=2,
         report_to="none",
         label_names=["labels"],
-        remove_unused_columns=False,
         # a short last batch would have fewer negatives than the others
         dataloader_drop_last=True,
         ddp_find_unused_parameters=False,
@@ -283,10 +280,9 @@ def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: Pa
 
 
 def _record(
-    recipe: Recipe, settings: PretrainSettings, part: PairPart, model: Any, objective: Objective
+    recipe: Recipe, settings: PretrainSettings, part: PairPart, model: Any, specs: list[LossSpec]
 ) -> dict[str, Any]:
     """The run record but for what happened while training."""
-    assert objective.auxiliary is not None
     return {
         "name": recipe.name,
         "corpus": {
@@ -302,7 +298,7 @@ def _record(
         "paired_with_themselves": part.meeting.paired_with_themselves,
         "pairs": settings.pairs,
         "views": settings.views,
-        "losses": {name: f"{type(m).__name__}({m.extra_repr()})" for name, m in objective.auxiliary.losses.items()},
+        "losses": loss_descriptions(specs),
         "initialised_from": model.config.base_model_name_or_path or "random",
         "encoder_digest": encoder_digest(model.encoder),
         "config": recipe.to_dict(),

@@ -1,0 +1,282 @@
+"""Which auxiliary losses a training has, and what each takes as input.
+
+Decisions: the facts of a loss (`labels`, `views`, `on`, `sampler`) are attributes of its class and hold unless a recipe
+says otherwise, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
+by class and by device). A term keeps its weight and its name, so the objective is the plain sum of what is logged.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from laennec.errors import InputError
+from laennec.extension import load_object
+from laennec.losses import (
+    AUXILIARY_LOSSES,
+    ClusterSimilarityLoss,
+    DeepClusteringLoss,
+    PatchMixContrastiveLoss,
+    ReconstructionLoss,
+    TupletContrastiveLoss,
+    WeightedSum,
+    WeightSchedule,
+)
+from laennec.training.clusters import CLUSTERS, WIDTH, CleanAndMixed
+from laennec.training.metadata_groups import MISSING
+from laennec.training.recipe import ConfigError
+
+CLASS, CYCLE = "class", "cycle"  # labels that need no column
+INPUTS = ("embedding", "projection", "clusters")
+# losses that take the frame groups of each cycle, not pairs of cycles
+CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss, ReconstructionLoss)
+
+
+class GroupCrossEntropy(nn.Module):
+    """Cross entropy of a group's logits; `AuxiliaryHeads` reverses the gradient in front of these logits."""
+
+    labels = "device"
+    variant = "gradient reversal"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: dict[str, int] = {}
+
+    def forward(self, logits: Tensor, group_ids: Tensor) -> dict[str, Tensor]:
+        """Return `{"device_adversarial": scalar}`: logits (batch, groups) against group_ids (batch,)."""
+        self.pairs = {"device_adversarial": len(logits)}
+        total = nn.functional.cross_entropy(logits.float(), group_ids, reduction="sum")
+        return {"device_adversarial": total / max(1, len(logits))}
+
+    def extra_repr(self) -> str:
+        """Variant of the loss."""
+        return f"variant={self.variant!r}"
+
+
+RECIPE_LOSSES: dict[str, type[nn.Module]] = {**AUXILIARY_LOSSES, "device_adversarial": GroupCrossEntropy}
+# facts of losses that do not state them
+_FACTS = {"supcon": {"views": 2}, "ntxent": {"views": 2, "labels": CYCLE}, "patient": {"labels": "patient"}}
+_FACTS_OF = {AUXILIARY_LOSSES[name]: facts for name, facts in _FACTS.items()}
+_DEFAULTS: dict[str, Any] = {"labels": CLASS, "views": 1, "on": "embedding", "sampler": None}
+
+
+def fact(loss: nn.Module, name: str) -> Any:
+    """A fact of a loss: its attribute `labels`, `views`, `on` or `sampler`, or the default."""
+    known = _FACTS_OF.get(type(loss), {})
+    return known[name] if name in known else getattr(loss, name, _DEFAULTS[name])
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """An auxiliary loss of a training.
+
+    Attributes:
+        name: Its name in the log.
+        loss: `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
+        schedule: Its weight.
+        labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle
+            table; several columns are joined by +.
+        missing: What happens to cycles whose column is unknown: "drop" | "own_group".
+        views: How many augmented views of each cycle it takes.
+        on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups).
+        projection_dim: Width of a projection of its own; 0 for none.
+        project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
+        negatives: Negatives of each anchor of the tuplet loss.
+        where: The setting, for errors.
+    """
+
+    name: str
+    loss: nn.Module
+    schedule: WeightSchedule = field(default_factory=lambda: WeightSchedule(1.0))
+    labels: str = CLASS
+    missing: str = "drop"
+    views: int = 1
+    on: str = "embedding"
+    projection_dim: int = 0
+    project_mixed: bool = False
+    negatives: int = 16
+    where: str = ""
+
+    def is_a(self, *kinds: type[nn.Module]) -> bool:
+        """Whether the loss is of one of these classes."""
+        inner = self.loss.loss if isinstance(self.loss, CleanAndMixed) else self.loss
+        return isinstance(inner, kinds)
+
+    @property
+    def takes_frame_groups(self) -> bool:
+        """Whether the loss takes the frame groups of each cycle."""
+        return self.is_a(*CLUSTER_LOSSES)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the loss compares the cycles of a batch by a label."""
+        return self.labels != CYCLE and not self.is_a(GroupCrossEntropy, PatchMixContrastiveLoss, *CLUSTER_LOSSES)
+
+    @property
+    def group_key(self) -> str | None:
+        """Name of its groups in a batch; None where class or cycle say what belongs together."""
+        return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
+
+
+def specs_of(
+    losses: Mapping[str, nn.Module | LossSpec] | None, weights: Mapping[str, float | WeightSchedule] | None = None
+) -> list[LossSpec]:
+    """The losses that a caller passes in Python, with their facts and weights.
+
+    Args:
+        losses: Name -> module, or a spec where its facts are to differ from those of the class.
+        weights: Name -> number or schedule; 1 where a name is missing.
+
+    Raises:
+        InputError: A weight names no loss, or a loss states a fact that cannot be followed.
+    """
+    losses, weights = losses or {}, weights or {}
+    if unknown := sorted(set(weights) - set(losses)):
+        raise InputError(f"loss_weights has {unknown[0]!r}; the losses are {', '.join(sorted(losses)) or 'none'}")
+    specs = []
+    for name, loss in losses.items():
+        if isinstance(loss, LossSpec):
+            specs.append(loss)
+            continue
+        where = f"losses[{name!r}]"
+        _check_name(name, where)
+        if isinstance(loss, CLUSTER_LOSSES):
+            specs.append(LossSpec(name, CleanAndMixed(loss), _schedule(weights.get(name, 1.0)), CYCLE, where=where))
+            continue
+        facts = {key: fact(loss, key) for key in ("labels", "views", "on")}
+        _check(where, loss, {"missing": "drop", "projection_dim": 0, **facts})
+        specs.append(LossSpec(name, loss, _schedule(weights.get(name, 1.0)), where=where, **facts))
+    return _together(specs)
+
+
+def loss_specs(settings: Mapping[str, Any], negatives: int = 16) -> list[LossSpec]:
+    """The losses of a recipe's `loss.auxiliary`.
+
+    Args:
+        settings: Name -> {loss or class, weight, start, warm_up, labels, missing, views, on, projection_dim, and the
+            loss's own arguments}.
+        negatives: Negatives of each anchor of the tuplet loss.
+
+    Raises:
+        ConfigError: A loss, a key or a value is unknown, or they contradict one another.
+    """
+    return _together([_of_recipe(name, given, negatives) for name, given in settings.items()])
+
+
+def weighted_sum(specs: Sequence[LossSpec]) -> WeightedSum | None:
+    """The losses as one sum of named terms; None where there is none."""
+    if not specs:
+        return None
+    return WeightedSum({s.name: s.loss for s in specs}, {s.name: s.schedule for s in specs})
+
+
+def _together(specs: list[LossSpec]) -> list[LossSpec]:
+    """Refuse losses over clusters without the loss that makes them, or two that make them."""
+    clustering = [s for s in specs if s.is_a(DeepClusteringLoss)]
+    for spec in specs:
+        if not clustering and (spec.takes_frame_groups or spec.on == "clusters"):
+            raise ConfigError(f"{spec.where} needs the clusters that loss.auxiliary.clustering makes; add that loss")
+    for kind in (DeepClusteringLoss, ClusterSimilarityLoss):
+        if len(same := [s for s in specs if s.is_a(kind)]) > 1:
+            raise ConfigError(f"{same[1].where}: a training has one {kind.__name__}; drop it")
+    return specs
+
+
+def _of_recipe(name: str, given: Any, negatives: int) -> LossSpec:
+    where = f"loss.auxiliary.{name}"
+    if not isinstance(given, Mapping) and given is not None:
+        raise ConfigError(f"{where} is a group of settings, not {given!r}")
+    _check_name(name, where)
+    # YAML 1.1 reads a bare `on` as true
+    values = {"on" if key is True else key: value for key, value in (given or {}).items()}
+    kind = _kind(name, values, where)
+    cluster = issubclass(kind, CLUSTER_LOSSES)
+    own = {} if cluster else {key: values.pop(key) for key in _OWN if key in values}
+    if kind is PatchMixContrastiveLoss:
+        own["project_mixed"] = values.pop("project_mixed", False)
+    if isinstance(own.get("labels"), bool | int):
+        own["labels"] = str(own["labels"])
+    try:
+        schedule = WeightSchedule(
+            _weight(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
+        )
+        if cluster:
+            sizes = {DeepClusteringLoss: {"clusters": CLUSTERS, "dim": WIDTH}, ClusterSimilarityLoss: {"dim": WIDTH}}
+            with torch.random.fork_rng(devices=[]):  # its weights are drawn again, by seed, in `AuxiliaryHeads`
+                loss: nn.Module = CleanAndMixed(kind(**(sizes.get(kind, {}) | values)))
+            return LossSpec(name, loss, schedule, CYCLE, where=where)
+        loss = kind(**values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
+    own = {"missing": "drop", "projection_dim": 0} | {key: fact(loss, key) for key in ("labels", "views", "on")} | own
+    _check(where, loss, own)
+    return LossSpec(name, loss, schedule, negatives=negatives, where=where, **own)
+
+
+_OWN = ("labels", "missing", "views", "on", "projection_dim")
+
+
+def _kind(name: str, values: dict[str, Any], where: str) -> type[nn.Module]:
+    """The class of a recipe's loss: `class: module:Name`, `loss: name`, or the entry's own name."""
+    if (dotted := values.pop("class", None)) is not None:
+        kind: type[nn.Module] = load_object(dotted, f"{where}.class")
+        return kind
+    known = values.pop("loss", name)
+    if known not in RECIPE_LOSSES:
+        raise ConfigError(
+            f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(RECIPE_LOSSES)}, or "
+            "class: my_code:MyLoss"
+        )
+    return RECIPE_LOSSES[known]
+
+
+def _check_name(name: str, where: str) -> None:
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise ConfigError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
+
+
+def _schedule(weight: float | WeightSchedule) -> WeightSchedule:
+    return weight if isinstance(weight, WeightSchedule) else WeightSchedule(_weight(weight))
+
+
+def _weight(value: Any) -> float:
+    weight = float(value)
+    if not 0 <= weight < math.inf:
+        raise ValueError(
+            f"weight is {weight:g}; it must be finite and 0 or more (training would raise a loss with a negative "
+            "weight without end)"
+        )
+    return weight
+
+
+def _check(where: str, loss: nn.Module, own: Mapping[str, Any]) -> None:
+    """Refuse facts that the loss cannot follow."""
+    name, most = type(loss).__name__, fact(loss, "views")
+    if own["on"] not in INPUTS:
+        raise ConfigError(f"{where}.on is {own['on']!r}; it can be embedding or projection, or clusters")
+    if own["missing"] not in MISSING:
+        raise ConfigError(f"{where}.missing is {own['missing']!r}; it can be {' or '.join(MISSING)}")
+    dim, views = own["projection_dim"], own["views"]
+    if not isinstance(mixed := own.get("project_mixed", False), bool):
+        raise ConfigError(f"{where}.project_mixed is {mixed!r}; it is true or false")
+    if mixed and dim:
+        raise ConfigError(f"{where}: project_mixed projects to the width of the clean cycles; leave out projection_dim")
+    if not isinstance(dim, int) or dim < 0:
+        raise ConfigError(f"{where}.projection_dim is {dim!r}; it is a width, 0 for none")
+    if dim and own["on"] == "projection":
+        raise ConfigError(f"{where}: projection_dim gives it a projection of its own; leave out on: projection")
+    if views not in (1, most):
+        raise ConfigError(f"{where}.views is {views!r}; {name} takes {'1 or 2' if most == 2 else most}")
+    if isinstance(loss, TupletContrastiveLoss | PatchMixContrastiveLoss) and own["labels"] != CLASS:
+        raise ConfigError(f"{where}.labels is {own['labels']!r}; {name} takes only class")
+    if own["labels"] == CYCLE and most < 2:
+        raise ConfigError(f"{where}.labels is cycle, but {name} does not take two views of a cycle")
+    if own["labels"] == CYCLE and views < 2:
+        raise ConfigError(f"{where}: one view of a cycle has no positive pair; set views: 2")
+    if isinstance(loss, GroupCrossEntropy) and own["labels"] == CLASS:
+        raise ConfigError(f"{where}.labels is class, which the embedding should keep; name a column such as device")
+    if getattr(loss, "detach_other_views", False) and views < 2:
+        raise ConfigError(f"{where}: detach_other_views needs views: 2")
