@@ -79,7 +79,7 @@ def _grown(row: Row) -> Row:
 def table_to_head(cycles: int) -> float:
     """Seconds from a folder of recordings to a trained head, and once over sound; writing the folder is left out."""
     from laennec.corpora import load_corpus
-    from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
+    from laennec.training.data import EmbeddingDataset
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
     from laennec.training.run import make_model
     from laennec.training.split_data import make_split
@@ -94,8 +94,8 @@ def table_to_head(cycles: int) -> float:
         model = make_model(recipe, part.targets.names)
         kept = EmbeddingCache(cache, model, extractor)
         embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
-        head_epochs(model, EmbeddingDataset(embeddings[None], part.targets.labels[None]), collate_embeddings, None)
-        head_epochs(model, part.dataset, collate_cycles, extractor)
+        head_epochs(model, EmbeddingDataset(embeddings[None], part.targets.labels[None]), None)
+        head_epochs(model, part.dataset, extractor)
         return time.perf_counter() - since
 
 

@@ -105,7 +105,6 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
     from transformers import PrinterCallback
 
     from laennec.corpora import load_corpus
-    from laennec.training.data import collate_cycles
     from laennec.training.run import make_model
     from laennec.training.schedules import make_arguments, plan_phases
     from laennec.training.split_data import make_extractor, make_split
@@ -119,9 +118,7 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
     patients = column_of(part.table, "patient_id")
     truth = part.table.to_pandas()[["cycle_id"]]
     with contextlib.redirect_stdout(io.StringIO()):
-        plan = plan_phases(
-            recipe, model, extractor, part.targets, patients, (part.dataset, part.dataset), truth, collate_cycles
-        )
+        plan = plan_phases(recipe, model, extractor, part.targets, patients, (part.dataset, part.dataset), truth)
     ((phase, sampler, size),) = plan.phases
     arguments = make_arguments(recipe, phase, out, size)
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):

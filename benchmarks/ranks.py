@@ -24,8 +24,7 @@ def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
     from transformers import PrinterCallback, TrainingArguments
 
     from benchmarks.transformer import EpochClock
-    from laennec.training.data import CycleDataset, collate_cycles
-    from laennec.training.objective import Objective
+    from laennec.training.data import CycleDataset
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
@@ -38,7 +37,7 @@ def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=batch_size, num_train_epochs=2, use_cpu=True, save_strategy="no",
-            logging_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+            logging_strategy="no", report_to="none", disable_tqdm=True,
             dataloader_pin_memory=False, ddp_find_unused_parameters=False,
         )  # fmt: skip
         cycles = cycles_each * arguments.world_size
@@ -51,10 +50,8 @@ def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
         trainer = LaennecTrainer(
             make_model(recipe, targets.names),
             arguments,
-            objective=Objective(recipe.loss, True, flags, 2),
-            feature_extractor=make_extractor(recipe.features),
+            processing_class=make_extractor(recipe.features),
             sampler=EpochSampler(cycles, seed=0),
-            data_collator=collate_cycles,
             train_dataset=CycleDataset(sound, targets, [str(row) for row in range(cycles)], 32000, 0),
             callbacks=[clock],
         )

@@ -85,7 +85,7 @@ def encoding_again(setting: Setting) -> list[Row]:
     import torch
 
     from laennec.corpora import load_corpus
-    from laennec.training.data import EmbeddingDataset, collate_cycles, collate_embeddings
+    from laennec.training.data import EmbeddingDataset
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
@@ -109,10 +109,10 @@ def encoding_again(setting: Setting) -> list[Row]:
             kept = EmbeddingCache(Path(cache), model, extractor)
             embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), kept)
         dataset = EmbeddingDataset(embeddings[None], part.targets.labels[None])
-        head_epochs(model, dataset, collate_embeddings, None, EPOCHS)
+        head_epochs(model, dataset, None, EPOCHS)
 
     def theirs() -> None:
-        head_epochs(make_model(recipe, part.targets.names), part.dataset, collate_cycles, extractor, EPOCHS)
+        head_epochs(make_model(recipe, part.targets.names), part.dataset, extractor, EPOCHS)
 
     own, other = fastest(ours, theirs, repeats=1)
     note = (
@@ -122,29 +122,24 @@ def encoding_again(setting: Setting) -> list[Row]:
     return [Row("frozen encoder and head", own, other, "s", other / own, ">= 15", note)]
 
 
-def head_epochs(model: Any, dataset: Any, collator: Any, extractor: Any, epochs: int = 1) -> None:
+def head_epochs(model: Any, dataset: Any, extractor: Any, epochs: int = 1) -> None:
     """Train the head of a model whose encoder is frozen, on embeddings or on sound."""
     from transformers import PrinterCallback, TrainingArguments
 
-    from laennec.training.objective import Objective
-    from laennec.training.recipe import LossSettings
     from laennec.training.samplers import EpochSampler
     from laennec.training.trainer import LaennecTrainer
 
-    labels = np.zeros((len(dataset), model.config.num_labels), np.float32)
     with tempfile.TemporaryDirectory() as out:
         arguments = TrainingArguments(
             out, per_device_train_batch_size=64, num_train_epochs=epochs, use_cpu=True, save_strategy="no",
-            logging_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+            logging_strategy="no", report_to="none", disable_tqdm=True,
             dataloader_pin_memory=False,
         )  # fmt: skip
         trainer = LaennecTrainer(
             model,
             arguments,
-            objective=Objective(LossSettings(), True, labels, model.config.num_labels),
-            feature_extractor=extractor,
+            processing_class=extractor,
             sampler=EpochSampler(len(dataset), seed=0),
-            data_collator=collator,
             train_dataset=dataset,
         )
         trainer.remove_callback(PrinterCallback)
@@ -158,7 +153,6 @@ def trainer_step(setting: Setting) -> list[Row]:
 
     from laennec.modeling import LaennecForAudioClassification
     from laennec.training.data import CycleDataset, Targets, collate_cycles
-    from laennec.training.objective import Objective
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
@@ -175,7 +169,6 @@ def trainer_step(setting: Setting) -> list[Row]:
     targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(len(sound)))
     dataset = CycleDataset(sound, targets, [str(i) for i in range(len(sound))], 32000, 0)
     extractor = make_extractor(recipe.features)
-    objective = Objective(recipe.loss, True, flags, 2)
     model: LaennecForAudioClassification = make_model(recipe, targets.names)
     sampler = EpochSampler(len(dataset), seed=0)
 
@@ -184,15 +177,13 @@ def trainer_step(setting: Setting) -> list[Row]:
             arguments = TrainingArguments(
                 out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no",
                 report_to="none",
-                remove_unused_columns=False, disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
+                disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
             )  # fmt: skip
             trainer = LaennecTrainer(
                 model,
                 arguments,
-                objective=objective,
-                feature_extractor=extractor,
+                processing_class=extractor,
                 sampler=sampler,
-                data_collator=collate_cycles,
                 train_dataset=dataset,
             )
             trainer.remove_callback(PrinterCallback)

@@ -153,7 +153,7 @@ class _Task:
             folder, per_device_train_batch_size=self.batch_size, num_train_epochs=self.epochs, learning_rate=1e-5,
             use_cpu=not on_gpu, bf16=on_gpu, dataloader_num_workers=_WORKERS if on_gpu else 0,
             dataloader_pin_memory=on_gpu, accelerator_config={"non_blocking": on_gpu}, save_strategy="no",
-            logging_strategy="no", report_to="none", remove_unused_columns=False, disable_tqdm=True,
+            logging_strategy="no", report_to="none", disable_tqdm=True,
             label_names=["labels"],
         )  # fmt: skip
 
@@ -224,9 +224,7 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
     from laennec.configuration import LaennecConfig
     from laennec.encoders import load_encoder
     from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data import CycleDataset, collate_cycles
-    from laennec.training.objective import Objective
-    from laennec.training.recipe import LossSettings
+    from laennec.training.data import CycleDataset
     from laennec.training.samplers import LengthBucketSampler
     from laennec.training.targets import Targets
 
@@ -241,10 +239,8 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
         trainer = TimedTrainer(
             LaennecForAudioClassification(config, encoder),
             task.arguments(out),
-            objective=Objective(LossSettings(), True, task.flags, 2),
-            feature_extractor=extractor,
+            processing_class=extractor,
             sampler=LengthBucketSampler([len(s) for s in task.sound], task.batch_size),
-            data_collator=collate_cycles,
             train_dataset=dataset,
             callbacks=[clock],
         )

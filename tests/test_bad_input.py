@@ -16,7 +16,7 @@ from forked import laennec
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
-from laennec.training.checkpoints import what_is_wrong
+from laennec.training.checkpoints import damage
 
 RATE = 4000
 TONE = (0.3 * np.sin(np.arange(30 * RATE) / 7)).astype(np.float32)
@@ -396,7 +396,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsy
     one_line(capsys, out, FULL)
     assert temporary_files(out) == [] and not (out / "run.json").exists()
     for folder in out.glob("checkpoints/*/checkpoint-*"):
-        assert what_is_wrong(folder) is None
+        assert damage(folder) is None
     subprocess.run(["mount", "-o", "remount,size=10m", str(out)], check=True)
     assert train(recipe, out) == 0
     assert (out / "run.json").exists()

@@ -3,7 +3,6 @@
 import json
 import shutil
 import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.training.checkpoints import last_whole
 from laennec.training.objective import Objective
-from laennec.training.resumable import ResumableTrainer
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
 
@@ -116,7 +114,7 @@ def test_wherever_it_comes_from_it_stops_at_once_and_names_the_batch(tiny_recipe
 @pytest.mark.parametrize("what", ["a weight", "a running statistic"])
 def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch, what):
     """An update may overflow where loss and gradient did not; the checkpoint before it is the one to keep."""
-    honest = ResumableTrainer._save_checkpoint
+    honest = LaennecTrainer._save_checkpoint
 
     def spoilt(self, *arguments):
         honest(self, *arguments)
@@ -135,28 +133,13 @@ def test_a_model_that_is_lost_is_not_saved(recipe, tmp_path, capsys, monkeypatch
 
     hurt = []
     with monkeypatch.context() as patch:
-        patch.setattr(ResumableTrainer, "_save_checkpoint", spoilt)
+        patch.setattr(LaennecTrainer, "_save_checkpoint", spoilt)
         assert run(recipe, tmp_path / "run") == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith(f"laennec: step 10: {hurt[0]} holds values that are not finite") and "is kept" in said
     assert last_whole(tmp_path / "run" / "checkpoints" / "train").name == "checkpoint-5"
     assert not (tmp_path / "run" / "run.json").exists()
     assert run(recipe, tmp_path / "run") == 0
-
-
-def test_a_scaler_of_float16_may_leave_out_steps_but_not_for_ever(monkeypatch):
-    monkeypatch.setattr(ResumableTrainer, "_get_grad_norm", lambda self, model, norm=None: norm)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
-    trainer = LaennecTrainer.__new__(LaennecTrainer)
-    trainer.accelerator, trainer.state = SimpleNamespace(scaler=scaler), SimpleNamespace(global_step=3)
-    trainer._overflows, trainer._context, trainer.train_dataset = 0, {}, None
-    for norms in ([float("inf")] * 40, [1.0], [float("nan")] * 40):
-        assert [trainer._get_grad_norm(None, norm) is norm for norm in norms] == [True] * len(norms)
-    with pytest.raises(InputError, match="step 4: the gradient is not a finite number"):
-        trainer._get_grad_norm(None, float("inf"))
-    trainer.accelerator.scaler, trainer._overflows = None, 0
-    with pytest.raises(InputError, match="gradient"):
-        trainer._get_grad_norm(None, float("inf"))
 
 
 # ---------------------------------------------------------------- sounds that are hardly any

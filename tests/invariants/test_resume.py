@@ -51,14 +51,14 @@ def test_stopping_and_going_on_changes_nothing(tiny_recipe, tiny_ast, tmp_path, 
         return train(Recipe(**{**settings, "output_dir": str(tmp_path / name)}))
 
     wanted = what_it_left(run("straight"))
-    honest, stops = LaennecTrainer.train_on, 0
+    honest, stops = LaennecTrainer.train, 0
 
-    def interrupted(self, save_steps=None):
+    def interrupted(self, *arguments, **settings):
         self.add_callback(StopAfter(step_of(stops, every)))  # the middle of an epoch included
-        honest(self, save_steps)
+        return honest(self, *arguments, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LaennecTrainer, "train_on", interrupted)
+        patch.setattr(LaennecTrainer, "train", interrupted)
         while not (tmp_path / "stopped" / "run.json").exists():
             try:
                 stops += 1
@@ -81,13 +81,13 @@ def test_pre_training_goes_on_too(tiny_recipe, tmp_path, monkeypatch):
         return {k: v.tobytes() for k, v in weights.items()}, record["history"], record["embeddings"]
 
     wanted = run("straight")
-    honest, stops = LaennecTrainer.train_on, 0
+    honest, stops = LaennecTrainer.train, 0
 
-    def interrupted(self, save_steps=None):
+    def interrupted(self, *arguments, **settings):
         self.add_callback(StopAfter((2, 4, 5, 7, 100)[stops]))
-        honest(self, save_steps)
+        return honest(self, *arguments, **settings)
 
-    monkeypatch.setattr(LaennecTrainer, "train_on", interrupted)
+    monkeypatch.setattr(LaennecTrainer, "train", interrupted)
     while stops < 5:
         try:
             found = run("stopped")
@@ -115,6 +115,6 @@ def test_a_termination_leaves_a_whole_checkpoint_and_exit_code_143(recipe_file, 
     assert said.strip().splitlines()[-1].startswith("laennec: stopped after step ")
     step = int(said.rsplit("step ", 1)[1].split(";")[0])
     folder = tmp_path / "run" / "checkpoints" / "train"
-    assert (folder / f"checkpoint-{step}" / "manifest.json").exists() and not (folder / ".writing").exists()
+    assert (folder / f"checkpoint-{step}" / "manifest.json").exists()
     assert main(["train", str(recipe_file)]) == 0
     assert os.path.exists(tmp_path / "run" / "run.json")

@@ -205,15 +205,14 @@ def _metrics(folder: Path, content: bytes) -> object:
 
 
 def _checkpoint(folder: Path, content: bytes) -> object:
-    from laennec.training.checkpoints import last_whole, manifest_of, what_is_wrong
+    from laennec.training.checkpoints import damage, last_whole
 
     place = folder / "checkpoint-2"
     place.mkdir(exist_ok=True)
     for name in ("trainer_state.json", "rng_state.pth"):
         (place / name).write_text("{}")
     (place / "manifest.json").write_bytes(content)
-    if what_is_wrong(place) is None:
-        manifest_of(place)
+    damage(place)
     return last_whole(folder)
 
 
@@ -221,9 +220,9 @@ def _trainer_state(folder: Path, content: bytes) -> object:
     from laennec.training.checkpoints import last_whole, seal
 
     shutil.rmtree(folder / "checkpoint-2", ignore_errors=True)
-    (folder / "made").mkdir()
-    (folder / "made" / "trainer_state.json").write_bytes(content)
-    seal(folder / "made", folder / "checkpoint-2", {"processes": 1})
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "trainer_state.json").write_bytes(content)
+    seal(folder / "checkpoint-2", {"processes": 1})
     return last_whole(folder)
 
 

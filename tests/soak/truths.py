@@ -62,20 +62,20 @@ def stopped_and_gone_on(run: Any, out: Path) -> int:
 
     from laennec.training.trainer import LaennecTrainer
 
-    honest, stops = LaennecTrainer.train_on, 0
+    honest, stops = LaennecTrainer.train, 0
 
-    def interrupted(self: Any, save_steps: int | None = None) -> None:
+    def interrupted(self: Any, *arguments: Any, **settings: Any) -> Any:
         self.add_callback(StopAfter(stops % 7 + 1))
-        honest(self, save_steps)
+        return honest(self, *arguments, **settings)
 
-    LaennecTrainer.train_on = interrupted  # type: ignore[method-assign]
+    LaennecTrainer.train = interrupted  # type: ignore[method-assign]
     try:
         while not (out / "run.json").exists() and stops < 90:
             with contextlib.suppress(KeyboardInterrupt):
                 stops += 1
                 run(out.name, "cache", save_steps=1)
     finally:
-        LaennecTrainer.train_on = honest  # type: ignore[method-assign]
+        LaennecTrainer.train = honest  # type: ignore[method-assign]
     return stops - 1
 
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from transformers import ASTConfig, TrainingArguments
+from objectives import make_objective
+from transformers import ASTConfig, TrainerCallback
 
 from laennec.audio.augmentation import Gain, TimeShift, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
@@ -13,10 +14,11 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
 from laennec.encoders.output import MaskedBatchNorm2d
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads
-from laennec.training.data import CycleDataset, collate_cycles
+from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.data import CycleDataset
+from laennec.training.loss_specs import loss_specs
 from laennec.training.mixing import Mixture
-from laennec.training.objective import Objective, Stage
+from laennec.training.objective import Stage
 from laennec.training.recipe import LossSettings
 from laennec.training.samplers import EpochSampler
 from laennec.training.targets import Targets
@@ -58,6 +60,17 @@ def make_encoder(kind):
     return encoder, LaennecFeatureExtractor("song2021", length="natural")
 
 
+class WeightsAtEnd(TrainerCallback):
+    """Keeps the weights after the last step, those of auxiliary losses included."""
+
+    def __init__(self, model, weights):
+        self.model, self.weights = model, weights
+
+    def on_train_end(self, *_, **kwargs):
+        state = self.model.state_dict()
+        self.weights |= {n: p.detach().clone() for n, p in state.items() if p.is_floating_point()}
+
+
 def train(folder, batch_size, kind="ast"):
     """Loss of two steps (a whole epoch) and the weights after them."""
     torch.manual_seed(0)
@@ -75,22 +88,19 @@ def train(folder, batch_size, kind="ast"):
     # a seed whose draws put no activation within rounding of zero, where a ReLU turns it into a step
     dataset = CycleDataset(sound, targets, [str(i) for i in range(ROWS)], 16000, 1, augmentation)
     dataset.views, dataset.groups = 2, GROUPS
-    settings = LossSettings(task="ce", class_weights=[1.0, 5.0, 0.2], task_views="all", auxiliary=AUXILIARY)
-    objective = Objective(settings, False, LABELS, 3)
-    heads = AuxiliaryHeads(objective.entries, 8, {"device_adversarial": 2}, 0)
-    arguments = TrainingArguments(
+    arguments = LaennecTrainingArguments(
         str(folder), per_device_train_batch_size=batch_size, max_steps=2, use_cpu=True, report_to="none",
-        save_strategy="no", remove_unused_columns=False, learning_rate=0.01, max_grad_norm=0.0,
+        save_strategy="no", learning_rate=0.01, max_grad_norm=0.0,
         lr_scheduler_type="constant", disable_tqdm=True, optim="sgd", weight_decay=0.0, logging_steps=1,
-        dataloader_pin_memory=False,
+        dataloader_pin_memory=False, seed=0, class_weights=[1.0, 5.0, 0.2], task_views="all",
     )  # fmt: skip
-    with Attached(model, heads):
-        trainer = LaennecTrainer(
-            model, arguments, objective=objective, data_collator=collate_cycles, sampler=EpochSampler(ROWS, seed=0),
-            feature_extractor=extractor, train_dataset=dataset,
-        )  # fmt: skip
-        trainer.train()
-        weights = {n: p.detach().clone() for n, p in model.state_dict().items() if p.is_floating_point()}
+    trainer = LaennecTrainer(
+        model, arguments, train_dataset=dataset, processing_class=extractor, sampler=EpochSampler(ROWS, seed=0),
+        losses={spec.name: spec for spec in loss_specs(AUXILIARY)},
+    )  # fmt: skip
+    weights = {}
+    trainer.add_callback(WeightsAtEnd(model, weights))
+    trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     trainer.accelerator.wait_for_everyone()
     return losses, weights
@@ -113,7 +123,7 @@ def drawn(rows):
 def terms_and_gradient(settings, vectors, weight, batch, multi_label=False, seen=lambda objective: None):
     """Terms by name, and the gradient of the shared weight; `seen` is what single entries look at."""
     flags = np.eye(3, dtype=np.float32)[LABELS]
-    objective = Objective(settings, multi_label, flags if multi_label else LABELS, 3, negatives=50)
+    objective = make_objective(settings, multi_label, flags if multi_label else LABELS, 3, negatives=50)
     outputs = SimpleNamespace(logits=vectors[:, :3], embeddings=vectors, projections=None, auxiliary=seen(objective))
     terms = objective(outputs, batch, Stage(), 1.0)
     torch.stack([t.double() for t in terms.values()]).sum().backward()

@@ -6,9 +6,11 @@ import yaml
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
+from laennec.losses import DeviceAdversarialLoss, SupConLoss
 from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupCrossEntropy, loss_specs
+from laennec.training.auxiliary import Attached, AuxiliaryHeads
+from laennec.training.loss_specs import loss_specs
 from laennec.training.recipe import ConfigError
 
 
@@ -17,8 +19,8 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         "{supcon: {views: 1}, by_sex: {loss: supcon, labels: sex, missing: own_group, on: projection}}"
     )
     first, second = loss_specs(given)
-    assert (first.kind, first.labels, first.views, first.group_key) == ("supcon", "class", 1, None)
-    assert (second.kind, second.labels, second.views, second.on) == ("supcon", "sex", 2, "projection")
+    assert (first.is_a(SupConLoss), first.labels, first.views, first.group_key) == (True, "class", 1, None)
+    assert (second.is_a(SupConLoss), second.labels, second.views, second.on) == (True, "sex", 2, "projection")
     assert second.group_key == "sex own_group"
 
 
@@ -29,15 +31,15 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         ({"keys": {"loss": "add"}}, r"'keys' cannot name a loss"),
         ({"a.b": {"loss": "add"}}, r"'a.b' cannot name a loss"),
         ({"who": {}}, r"has 'who': there is no such loss"),
-        ({"add": {"views": 2}}, r"add.views is 2; it can be 1 \(only supcon"),
-        ({"supcon": {"views": 3}}, r"supcon.views is 3; it can be 1 or 2"),
+        ({"add": {"views": 2}}, r"add.views is 2; AngularDistanceDistributionLoss takes 1"),
+        ({"supcon": {"views": 3}}, r"supcon.views is 3; SupConLoss takes 1 or 2"),
         ({"supcon": {"missing": "guess"}}, r"supcon.missing is 'guess'"),
         ({"supcon": {"projection_dim": -1}}, r"projection_dim is -1"),
         ({"supcon": {"projection_dim": 8, "on": "projection"}}, r"leave out on: projection"),
         ({"supcon": {"views": 1, "detach_other_views": True}}, r"detach_other_views needs views: 2"),
-        ({"ntxent": {"views": 1}}, r"ntxent: one view of a cycle has no other"),
-        ({"opl": {"labels": "cycle"}}, r"opl.labels is cycle; only supcon and ntxent"),
-        ({"tuplet": {"labels": "device"}}, r"tuplet knows only class"),
+        ({"ntxent": {"views": 1}}, r"ntxent: one view of a cycle has no positive pair"),
+        ({"opl": {"labels": "cycle"}}, r"opl.labels is cycle, but OrthogonalProjectionLoss does not take two views"),
+        ({"tuplet": {"labels": "device"}}, r"TupletContrastiveLoss takes only class"),
         ({"device_adversarial": {"labels": "class"}}, r"labels is class, which the embedding should keep"),
         ({"device_adversarial": {"temperature": 1}}, r"device_adversarial: .*temperature"),
         ({"supcon": {"temperature": 0}}, r"loss.auxiliary.supcon: .*temperature"),
@@ -59,9 +61,9 @@ def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
         x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
         heads.zero_grad()
         heads.reversal.set_progress(0.3)
-        guess = heads.guesses["device_adversarial"]
+        guess = heads.adversaries["device_adversarial"]
         logits = heads(x)["device_adversarial"] if turned else guess(x)
-        GroupCrossEntropy()(logits, ids)["device_adversarial"].backward()
+        DeviceAdversarialLoss()(logits, ids)["device_adversarial"].backward()
         gradients[turned] = x.grad, guess.weight.grad.clone()
     torch.testing.assert_close(gradients[True][0], -reversal_strength(0.3) * gradients[False][0])
     torch.testing.assert_close(gradients[True][1], gradients[False][1])
@@ -69,7 +71,7 @@ def test_the_gradient_is_turned_round_before_the_guess_and_not_for_its_head():
 
 def test_no_known_device_is_0_with_zero_gradient():
     logits = torch.randn(0, 3, requires_grad=True)
-    value = GroupCrossEntropy()(logits, torch.zeros(0).long())["device_adversarial"]
+    value = DeviceAdversarialLoss()(logits, torch.zeros(0).long())["device_adversarial"]
     value.backward()
     assert value == 0
 
@@ -83,13 +85,16 @@ def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
     heads = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     x = torch.randn(5, 6, 4)
-    with Attached(model, heads):
+    inside = Attached(model, heads)
+    inside.attach()
+    if True:
         assert any(name.startswith("auxiliary_heads.") for name in model.state_dict())
         seen = model.train()(x).auxiliary
         assert {name: tuple(v.shape) for name, v in seen.items()} == {"supcon": (5, 3), "device_adversarial": (5, 2)}
         assert not hasattr(model.eval()(x), "auxiliary")
         heads.active = False
         assert not hasattr(model.train()(x), "auxiliary")
+    inside.detach()
     assert set(model.state_dict()) == before and not hasattr(model(x), "auxiliary")
     again = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0).state_dict()
     assert all(torch.equal(v, again[k]) for k, v in heads.state_dict().items())

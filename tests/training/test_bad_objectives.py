@@ -48,7 +48,7 @@ def without_sounds(folder):
 
 def test_a_corpus_of_one_class_is_refused(train, capsys):
     assert train(without_sounds) == 2
-    one_line(capsys, "training cycles are labelled alike (crackle 0, wheeze 0)", "choose another")
+    one_line(capsys, "training cycles have the same label (crackle 0, wheeze 0)", "choose another")
 
 
 def test_an_answer_outside_the_names_is_refused(train, capsys):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from laennec.errors import InputError
-from laennec.training.checkpoints import MANIFEST, last_whole, seal, what_is_wrong
+from laennec.training.checkpoints import MANIFEST, damage, last_whole, seal
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
@@ -40,8 +40,7 @@ def make_best(folder, step):
     state["best_model_checkpoint"] = str(folder / f"checkpoint-{step}")
     (newest / "trainer_state.json").write_text(json.dumps(state))
     (newest / MANIFEST).unlink()
-    seal(newest, folder / "again", {"processes": 1})
-    (folder / "again").rename(newest)
+    seal(newest, {"processes": 1})
 
 
 def damages():
@@ -53,7 +52,7 @@ def damages():
         yield MANIFEST, how
 
 
-def damage(path, how):
+def spoil(path, how):
     content = path.read_bytes()
     if how == "missing":
         path.unlink()
@@ -70,15 +69,15 @@ def test_a_checkpoint_holds_what_going_on_needs_and_nothing_is_wrong_with_it(fol
     for step in (5, 10):
         listed = json.loads((folder / f"checkpoint-{step}" / MANIFEST).read_text())
         assert set(FILES) <= set(listed["files"]) and listed["processes"] == 1
-        assert what_is_wrong(folder / f"checkpoint-{step}") is None
+        assert damage(folder / f"checkpoint-{step}") is None
     assert last_whole(folder).name == "checkpoint-10"
 
 
 @pytest.mark.parametrize(("name", "how"), list(damages()))
 def test_a_damaged_checkpoint_is_named_and_passed_over(folder, caplog, name, how):
     make_best(folder, 5)
-    damage(folder / "checkpoint-10" / name, how)
-    wrong = what_is_wrong(folder / "checkpoint-10")
+    spoil(folder / "checkpoint-10" / name, how)
+    wrong = damage(folder / "checkpoint-10")
     # whatever happened to a manifest, it no longer vouches for the files
     assert wrong is not None and (name in wrong or name == MANIFEST)
     assert last_whole(folder) == folder / "checkpoint-5"
@@ -88,15 +87,15 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(folder, caplog, name, how
 
 def test_without_its_best_epoch_a_checkpoint_is_no_use(folder, caplog):
     make_best(folder, 5)
-    damage(folder / "checkpoint-5" / "model.safetensors", "other bits")
+    spoil(folder / "checkpoint-5" / "model.safetensors", "other bits")
     assert last_whole(folder) is None
-    assert "checkpoint-5: model.safetensors is not what was written" in caplog.text
+    assert "checkpoint-5: model.safetensors differs from what was written" in caplog.text
 
 
-def test_what_was_being_written_is_swept_away(folder):
-    (folder / ".writing" / "checkpoint-15").mkdir(parents=True)
-    (folder / ".writing" / "checkpoint-15" / "model.safetensors").write_bytes(b"half")
-    assert last_whole(folder).name == "checkpoint-10" and not (folder / ".writing").exists()
+def test_a_checkpoint_that_a_kill_left_unsealed_is_removed(folder):
+    (folder / "checkpoint-15").mkdir()
+    (folder / "checkpoint-15" / "model.safetensors").write_bytes(b"half")
+    assert last_whole(folder).name == "checkpoint-10" and not (folder / "checkpoint-15").exists()
 
 
 def test_another_number_of_processes_is_refused_in_one_line(folder):
@@ -108,7 +107,7 @@ def test_another_number_of_processes_is_refused_in_one_line(folder):
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(unfinished, tiny_recipe, tmp_path, caplog):
     straight = train(Recipe(**{**tiny_recipe, "output_dir": str(tmp_path / "straight")}))
     out = shutil.copytree(unfinished, tmp_path / "run")
-    damage(out / "checkpoints" / "train" / "checkpoint-10" / "optimizer.pt", "missing")
+    spoil(out / "checkpoints" / "train" / "checkpoint-10" / "optimizer.pt", "missing")
     (out / "recipe.json").write_text(
         json.dumps({**json.loads((out / "recipe.json").read_text()), "output_dir": str(out)})
     )

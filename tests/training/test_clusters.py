@@ -1,10 +1,12 @@
 """CycleGuardian's layers and terms, against loops over single groups."""
 
+import contextlib
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from objectives import make_objective
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -12,10 +14,11 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import in_groups, load_encoder
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, loss_specs
+from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.clusters import CleanAndMixed, GroupClusters
+from laennec.training.loss_specs import loss_specs
 from laennec.training.mixing import Mixer
-from laennec.training.objective import Objective, Stage
+from laennec.training.objective import Stage
 from laennec.training.recipe import ConfigError, LossSettings, MixSettings, Recipe
 from laennec.training.run import train
 
@@ -44,15 +47,23 @@ def step(model, objective, heads, lengths=(95, 50, 20, 80), contrast=True):
     mask = (torch.arange(95) < torch.tensor(lengths)[:, None]).long()
     mixer = Mixer(MixSettings(method="group_mix", domain="tokens", beta=1.0), 3, 2, contrast=contrast)
     features, mask, token_mix, mixture = mixer.tokens(features, mask, FLAGS, CONTEXT, model.encoder)
-    with Attached(model, heads):
+    with attached(model, heads):
         outputs = model(features, mask, token_mix=token_mix)
     batch = {"labels": FLAGS, "class_ids": torch.arange(4), "mixture": mixture, **CONTEXT}
     return objective(outputs, batch, Stage(), 1.0), outputs, mixture
 
 
+@contextlib.contextmanager
+def attached(model, heads):
+    inside = Attached(model, heads)
+    inside.attach()
+    yield
+    inside.detach()
+
+
 def make(auxiliary=AUXILIARY):
-    objective = Objective(LossSettings(auxiliary=auxiliary), True, FLAGS.numpy(), 2)
-    return objective, AuxiliaryHeads(objective.entries, 6, {}, seed=0)
+    objective = make_objective(LossSettings(auxiliary=auxiliary), True, FLAGS.numpy(), 2)
+    return objective, AuxiliaryHeads(objective.specs, 6, {}, seed=0)
 
 
 def test_groups_belong_to_their_most_likely_cluster():
@@ -132,7 +143,7 @@ def test_the_weights_of_losses_are_the_models_while_it_trains_and_come_from_the_
     assert len({id(p) for p in heads.parameters()}) == len(one)
     model = model_in_groups()
     before = set(model.state_dict())
-    with Attached(model, heads):
+    with attached(model, heads):
         assert "auxiliary_heads.losses.clustering.loss.centers" in dict(model.named_parameters())
     assert set(model.state_dict()) == before and not model.encoder._forward_hooks
 
@@ -149,7 +160,7 @@ def test_any_encoders_tokens_are_groups_without_its_special_ones():
     encoder = load_encoder(None, type="ast", layer_norm_eps=1e-6, num_mel_bins=36, max_length=64, **sizes)
     model = LaennecForAudioClassification(LaennecConfig(encoder.config, id2label={0: "a", 1: "b"}), encoder).train()
     heads = AuxiliaryHeads(loss_specs({"clustering": {}}), 8, {}, seed=0)
-    with Attached(model, heads):
+    with attached(model, heads):
         z, mask = model(torch.randn(2, 64, 36)).auxiliary["clustering"]
         assert z.shape == (2, 15, 128) and mask.shape == (2, 15)
         assert not hasattr(model.eval()(torch.randn(2, 64, 36)), "auxiliary") and heads._tokens is None
@@ -170,7 +181,7 @@ def test_clean_and_mixed_terms_are_those_of_the_loss_twice():
     [
         ({"cluster_similarity": {}}, "cluster_similarity needs the clusters that loss.auxiliary.clustering makes"),
         ({"supcon": {"on": "clusters"}}, "supcon needs the clusters"),
-        ({"clustering": {}, "more": {"loss": "clustering"}}, "more: a recipe has one clustering loss"),
+        ({"clustering": {}, "more": {"loss": "clustering"}}, "more: a training has one DeepClusteringLoss"),
         ({"clustering": {"clusters": 0}}, "clustering: .*must be positive"),
         ({"clustering": {"reduction": "max"}}, "reduction must be"),
         ({"clustering": {"groups": 4}}, "clustering: .*groups"),
@@ -238,7 +249,7 @@ def test_the_recipes_have_the_published_weights(name):
 def test_a_second_view_is_no_mixture():
     objective, heads = make({"clustering": {"clusters": 3, "dim": 5}, "supcon": {"weight": 0.1}})
     model, features = model_in_groups(), torch.randn(8, 50, 8)
-    with Attached(model, heads):
+    with attached(model, heads):
         outputs = model(features)
     batch = {"labels": FLAGS, "class_ids": torch.arange(4), **CONTEXT}
     terms = objective(outputs, batch, Stage(), 1.0)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch.utils.data import SequentialSampler
 
-from laennec.training.auxiliary import loss_specs
 from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
+from laennec.training.loss_specs import loss_specs
 from laennec.training.metadata_groups import GroupTable
 from laennec.training.recipe import ConfigError
 from laennec.training.samplers import (
@@ -23,9 +23,9 @@ CLASSES = np.arange(12) % 3
 
 def test_one_class_is_nothing_to_learn():
     flags = np.tile(np.float32([1, 0]), (4, 1))
-    with pytest.raises(ConfigError, match=r"all 4 training cycles are labelled alike \(crackle 1, wheeze 0\)"):
+    with pytest.raises(ConfigError, match=r"all 4 training cycles have the same label \(crackle 1, wheeze 0\)"):
         refuse_one_class(Targets(["crackle", "wheeze"], flags, np.ones(4, int), np.arange(4)))
-    with pytest.raises(ConfigError, match=r"labelled alike \(COPD\)"):
+    with pytest.raises(ConfigError, match=r"have the same label \(COPD\)"):
         refuse_one_class(Targets(["Asthma", "COPD"], np.ones(4, int), np.ones(4, int), np.arange(4)))
     refuse_one_class(Targets(["a", "b"], CLASSES[:2], CLASSES[:2], np.arange(2)))
 
@@ -48,9 +48,9 @@ def test_two_views_need_draws_and_no_mixing():
     entries = loss_specs({"supcon": {}})
     check_views(entries, mixes=False, draws=True)
     check_views(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
-    with pytest.raises(ConfigError, match="without augmentation they are the same"):
+    with pytest.raises(ConfigError, match="without augmentation they are equal"):
         check_views(entries, mixes=False, draws=False)
-    with pytest.raises(ConfigError, match="takes away; drop one"):
+    with pytest.raises(ConfigError, match="mixes them; drop one"):
         check_views(entries, mixes=True, draws=True)
 
 

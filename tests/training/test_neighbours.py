@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import TrainingArguments
 
 from laennec.audio.augmentation import Gain, SpecAugment, TimeShift, WaveformAugmentation
 from laennec.audio.cycles import cut, read_annotation
@@ -23,16 +22,15 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.modeling import LaennecForAudioClassification
+from laennec.training.batch_features import BatchFeatures
 from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, view_seed
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
-from laennec.training.objective import Objective
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import ConfigError, LossSettings, Recipe, TargetSettings
+from laennec.training.recipe import ConfigError, Recipe, TargetSettings
 from laennec.training.run import train
 from laennec.training.split_data import make_split
 from laennec.training.targets import targets_of
-from laennec.training.trainer import LaennecTrainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training" / "cache_keys.json").read_text())
 AUGMENTATION = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0), shift=TimeShift(0.5))
@@ -119,20 +117,14 @@ def model_in_context(encoder=None, **settings):
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_masks_of_a_neighbour_are_those_it_has_as_a_cycle_of_its_own(icbhi, tmp_path, views):
+def test_masks_of_a_neighbour_are_those_it_has_as_a_cycle_of_its_own(icbhi, views):
     extractor = LaennecFeatureExtractor("song2021", length="natural", context_cycles=1)
     spec = SpecAugment(8, 8)
     kept, dataset = dataset_of(icbhi, 1)
     dataset.views = views
-    trainer = LaennecTrainer(
-        model_in_context().train(),
-        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
-        objective=Objective(LossSettings(), True, dataset.targets.labels, 2),
-        feature_extractor=extractor,
-        spec_augment=spec,
-        seed=3,
+    inputs, _ = BatchFeatures(extractor, 3, spec_augment=spec)(
+        collate_cycles([dataset[(row, 2)] for row in range(5)]), training=True
     )
-    inputs = trainer._prepare_inputs(collate_cycles([dataset[(row, 2)] for row in range(5)]))
     for view in range(views):
         for row in range(5):
             pieces, own, names = naive(icbhi, kept[row], 1, 16000, None, 0)

@@ -3,12 +3,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from objectives import make_objective
 from torch.nn import functional
 
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
-from laennec.training.auxiliary import RECIPE_LOSSES
 from laennec.training.mixing import Mixture
-from laennec.training.objective import Objective, Stage, class_weights, positive_weights
+from laennec.training.objective import Stage, task_weights
 from laennec.training.recipe import ConfigError, LossSettings
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)
@@ -29,21 +29,21 @@ def batch(labels, class_ids):
 
 
 def test_balanced_class_weights_are_those_of_the_literature():
-    weights = class_weights(LABELS, 4, "balanced")
+    weights = task_weights(LABELS, 4, False, "balanced")
     assert torch.allclose(weights, torch.tensor([0.0800, 0.1358, 0.3295, 0.4547]), atol=1e-4)
-    assert class_weights(LABELS, 4, None) is None
-    assert torch.equal(class_weights(LABELS, 4, [1, 2, 3, 4]), torch.tensor([1.0, 2, 3, 4]))
+    assert task_weights(LABELS, 4, False, None) is None
+    assert torch.equal(task_weights(LABELS, 4, False, [1, 2, 3, 4]), torch.tensor([1.0, 2, 3, 4]))
 
 
 def test_balanced_positives_weigh_as_much_as_negatives():
     flags = np.array([[1, 0], [0, 0], [0, 0], [0, 1]], np.float32)
-    assert positive_weights(flags, "balanced").tolist() == [3, 3]
+    assert task_weights(flags, 2, True, "balanced").tolist() == [3, 3]
 
 
 def test_the_objective_is_the_sum_of_named_terms():
     out, flags = outputs(), torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]] * 2).float()
     ids = torch.tensor([0, 1, 2, 3] * 2)
-    objective = Objective(LossSettings(auxiliary={"add": {"weight": 0.5}}), True, flags.numpy(), 2)
+    objective = make_objective(LossSettings(auxiliary={"add": {"weight": 0.5}}), True, flags.numpy(), 2)
     terms = objective(out, batch(flags, ids), Stage(), 0.0)
     add = AngularDistanceDistributionLoss()(out.embeddings, ids)
     assert set(terms) == {"bce", *add}
@@ -53,7 +53,7 @@ def test_the_objective_is_the_sum_of_named_terms():
 
 def test_a_weight_warms_up_with_progress():
     flags = torch.zeros(8, 2)
-    objective = Objective(LossSettings(auxiliary={"add": {"warm_up": 0.5}}), True, flags.numpy(), 2)
+    objective = make_objective(LossSettings(auxiliary={"add": {"warm_up": 0.5}}), True, flags.numpy(), 2)
     ids = torch.tensor([0, 1] * 4)
     values = [float(objective(outputs(), batch(flags, ids), Stage(), p)["add_mu_neg"]) for p in (0.0, 0.25, 0.5, 1.0)]
     assert values[0] == 0 and values[1] == pytest.approx(values[2] / 2) and values[2] == values[3] > 0
@@ -61,14 +61,14 @@ def test_a_weight_warms_up_with_progress():
 
 def test_a_stage_leaves_out_what_it_does_not_train():
     flags, ids = torch.zeros(8, 2), torch.tensor([0, 1] * 4)
-    objective = Objective(LossSettings(auxiliary={"add": {}}), True, flags.numpy(), 2)
+    objective = make_objective(LossSettings(auxiliary={"add": {}}), True, flags.numpy(), 2)
     assert set(objective(outputs(), batch(flags, ids), Stage(encoder=False), 0)) == {"bce"}
     assert "bce" not in objective(outputs(), batch(flags, ids), Stage(head=False), 0)
 
 
 def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    objective = Objective(LossSettings(task="ce", auxiliary={"tuplet": {}}), False, labels.numpy(), 3, negatives=2)
+    objective = make_objective(LossSettings(task="ce", auxiliary={"tuplet": {}}), False, labels.numpy(), 3, negatives=2)
     out = outputs(6, 3)
     given = batch(labels, labels)
     first = objective(out, given, Stage(), 0)["tuplet"]
@@ -98,22 +98,21 @@ def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
 )
 def test_what_a_recipe_cannot_have_is_refused_with_its_name(auxiliary, message):
     with pytest.raises(ConfigError, match=message):
-        Objective(LossSettings(auxiliary=auxiliary), True, np.zeros((4, 2), np.float32), 2)
+        make_objective(LossSettings(auxiliary=auxiliary), True, np.zeros((4, 2), np.float32), 2)
 
 
 def test_class_weights_of_the_wrong_number_are_refused():
     with pytest.raises(ConfigError, match="has 3 numbers; there are 2 labels"):
-        Objective(LossSettings(class_weights=[1, 2, 3]), True, np.zeros((4, 2), np.float32), 2)
-    assert set(RECIPE_LOSSES) > {"add", "tuplet", "supcon", "opl"}
+        make_objective(LossSettings(class_weights=[1, 2, 3]), True, np.zeros((4, 2), np.float32), 2)
 
 
 @pytest.mark.parametrize("task", ["ce", "focal"])
 def test_single_label_tasks_use_their_weights(task):
     labels = torch.tensor([0, 1, 2, 3] * 2)
-    plain = Objective(LossSettings(task=task), False, labels.numpy(), 4)
-    weighted = Objective(LossSettings(task=task, class_weights=[1.0, 5, 5, 5]), False, labels.numpy(), 4)
+    plain = make_objective(LossSettings(task=task), False, labels.numpy(), 4)
+    weighted = make_objective(LossSettings(task=task, class_weights=[1.0, 5, 5, 5]), False, labels.numpy(), 4)
     out = outputs(8, 4)
-    assert plain.task_terms(out.logits, labels)[task] != weighted.task_terms(out.logits, labels)[task]
+    assert plain.task(out.logits, labels)[task] != weighted.task(out.logits, labels)[task]
 
 
 def views(n=6, dim=5):
@@ -125,7 +124,7 @@ def views(n=6, dim=5):
 
 def test_losses_of_one_view_see_the_first_and_those_of_two_see_both():
     out, given = views()
-    objective = Objective(LossSettings(auxiliary={"supcon": {}, "add": {}}), True, given["labels"].numpy(), 2)
+    objective = make_objective(LossSettings(auxiliary={"supcon": {}, "add": {}}), True, given["labels"].numpy(), 2)
     assert objective.views == 2
     terms = objective(out, given, Stage(), 0)
     first, second = out.embeddings.split(6)
@@ -142,7 +141,7 @@ def test_hybrid_training_weighs_contrast_against_the_task_over_both_views():
     out, given = views()
     alpha = 0.3
     settings = LossSettings(task_weight=1 - alpha, task_views="all", auxiliary={"supcon": {"weight": alpha}})
-    terms = Objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    terms = make_objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
     both = torch.stack(out.embeddings.split(6), dim=1)
     assert torch.allclose(terms["supcon"], alpha * SupConLoss()(both, given["class_ids"])["supcon"])
     task = functional.binary_cross_entropy_with_logits(out.logits, torch.cat([given["labels"]] * 2))
@@ -154,7 +153,7 @@ def test_stethoscope_guided_contrast_looks_at_known_devices_and_moves_first_view
     given["group_ids"] = {"device drop": torch.tensor([0, 1, -1, 0, 1, -1])}
     entry = {"device": {"loss": "supcon", "labels": "device", "detach_other_views": True}}
     out.embeddings.requires_grad_()
-    objective = Objective(LossSettings(task_weight=0, auxiliary=entry), True, given["labels"].numpy(), 2)
+    objective = make_objective(LossSettings(task_weight=0, auxiliary=entry), True, given["labels"].numpy(), 2)
     value = objective(out, given, Stage(), 0)["device/supcon"]
     known = torch.tensor([0, 1, 3, 4])
     expected = SupConLoss()(torch.stack(out.embeddings.split(6), dim=1)[known], torch.tensor([0, 1, 0, 1]))["supcon"]
@@ -169,7 +168,7 @@ def test_patients_and_simclr_take_their_own_labels():
     patients = torch.tensor([0, 0, 1, 1, 2, 2])
     given["group_ids"] = {"patient drop": patients}
     settings = LossSettings(auxiliary={"patient": {}, "ntxent": {}, "cycle": {"loss": "supcon", "labels": "cycle"}})
-    terms = Objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    terms = make_objective(settings, True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
     pafa = PatientAlignmentLoss()(out.embeddings[:6], patients)
     assert torch.allclose(terms["patient/pcsl"], pafa["pcsl"]) and torch.allclose(terms["patient/gpal"], pafa["gpal"])
     both = torch.stack(out.embeddings.split(6), dim=1)
@@ -186,7 +185,9 @@ def test_mixed_cycles_have_soft_labels_for_task_and_add():
     out, given = views()
     out = SimpleNamespace(logits=out.logits[:6], embeddings=out.embeddings[:6], projections=None)
     given["mixture"] = mixture(given["labels"])
-    terms = Objective(LossSettings(auxiliary={"add": {}}), True, given["labels"].numpy(), 2)(out, given, Stage(), 0)
+    terms = make_objective(LossSettings(auxiliary={"add": {}}), True, given["labels"].numpy(), 2)(
+        out, given, Stage(), 0
+    )
     soft = given["mixture"].labels
     assert torch.allclose(terms["bce"], functional.binary_cross_entropy_with_logits(out.logits, soft))
     assert torch.allclose(terms["add_mu"], AngularDistanceDistributionLoss()(out.embeddings, soft)["add_mu"])
@@ -197,7 +198,7 @@ def test_patch_mix_contrasts_mixed_rows_with_the_clean_ones_they_were_made_of(ta
     out, given = views()
     given["mixture"] = mixture(given["labels"])
     settings = LossSettings(task_views=task_views, auxiliary={"patch_mix": {"temperature": 0.5}, "add": {}})
-    objective = Objective(settings, True, given["labels"].numpy(), 2)
+    objective = make_objective(settings, True, given["labels"].numpy(), 2)
     terms = objective(out, given, Stage(), 0)
     clean, mixed = (functional.normalize(half, dim=1) for half in out.embeddings.split(6))
     chance = (mixed @ clean.T / 0.5).log_softmax(1)
@@ -212,7 +213,7 @@ def test_the_focal_loss_of_two_labels_is_that_of_each_label_by_itself():
     logits, flags = torch.randn(4, 2), torch.tensor([[0, 1], [1, 0], [1, 1], [0, 0]]).float()
     weights = [3.0, 0.5]
     settings = LossSettings(task="focal", focal_gamma=1.5, class_weights=weights)
-    found = Objective(settings, True, flags.numpy(), 2).task_terms(logits, flags)["focal"]
+    found = make_objective(settings, True, flags.numpy(), 2).task(logits, flags)["focal"]
     values = []
     for row in range(4):
         for label in range(2):

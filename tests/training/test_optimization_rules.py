@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from laennec.training.objective import class_weights
+from laennec.training.objective import task_weights
 from laennec.training.optimization_rules import (
     MovingAverage,
     MovingAverageCallback,
@@ -146,5 +146,5 @@ def test_zero_gradients_do_not_climb():
 def test_class_weights_of_the_official_training_part():
     case = CASES["class_weights_official_train"]
     labels = torch.repeat_interleave(torch.arange(4), torch.tensor(case["inputs"]["class_nums"])).numpy()
-    found = class_weights(labels, 4, "balanced")
+    found = task_weights(labels, 4, False, "balanced")
     assert found.tolist() == pytest.approx(case["expected"]["weights"], rel=1e-6)

@@ -106,7 +106,7 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are the same"),
+        ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are equal"),
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
         ({"loss": {"auxiliary": {"x": {"loss": "opl", "labels": "mood"}}}}, "x.labels has 'mood'"),
         ({"sampler": {"name": "metadata_matched", "columns": ["mood"]}}, "sampler.columns has 'mood'"),
@@ -196,7 +196,7 @@ def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
         return targets
 
     monkeypatch.setattr(parts, "targets_of", alike)
-    with pytest.raises(ConfigError, match="labelled alike"):
+    with pytest.raises(ConfigError, match="have the same label"):
         run(tiny_recipe, tmp_path / "run")
 
 

@@ -6,25 +6,22 @@ import rank_cases
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import TrainingArguments
 
 from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
-from laennec.losses import AngularDistanceDistributionLoss, PatchMixContrastiveLoss
+from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import RECIPE_LOSSES
-from laennec.training.data import CycleDataset, collate_cycles
-from laennec.training.objective import Objective
-from laennec.training.recipe import LossSettings
+from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.data import CycleDataset
 from laennec.training.samplers import EpochSampler
 from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 
-def make_trainer(folder, batch_size, accumulation, steps=2, **settings):
+def make_trainer(folder, batch_size, accumulation, steps=2, losses=None, **settings):
     torch.manual_seed(0)
     encoder = load_encoder(None, type="statistics", num_mel_bins=64)
     config = LaennecConfig(encoder_config=encoder.config, id2label={0: "crackle", 1: "wheeze"})
@@ -34,15 +31,15 @@ def make_trainer(folder, batch_size, accumulation, steps=2, **settings):
     flags = (draw.random((16, 2)) < 0.5).astype(np.float32)
     targets = Targets(["crackle", "wheeze"], flags, flags.sum(1).astype(np.int64), np.arange(16))
     dataset = CycleDataset(sound, targets, [str(i) for i in range(16)], 16000, 0)
-    arguments = TrainingArguments(
+    arguments = LaennecTrainingArguments(
         str(folder), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, max_steps=steps,
-        use_cpu=True, report_to="none", save_strategy="no", remove_unused_columns=False, learning_rate=0.1,
+        use_cpu=True, report_to="none", save_strategy="no", learning_rate=0.1,
         max_grad_norm=0.0, lr_scheduler_type="constant", disable_tqdm=True, optim="sgd", weight_decay=0.0,
+        **settings,
     )  # fmt: skip
     return LaennecTrainer(
-        model, arguments, objective=Objective(LossSettings(), True, flags, 2), data_collator=collate_cycles,
-        feature_extractor=LaennecFeatureExtractor("song2021", length="natural"), sampler=EpochSampler(16, seed=0),
-        train_dataset=dataset, **settings,
+        model, arguments, train_dataset=dataset, sampler=EpochSampler(16, seed=0), losses=losses,
+        processing_class=LaennecFeatureExtractor("song2021", length="natural"),
     )  # fmt: skip
 
 
@@ -73,12 +70,12 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
         assert found["train"][kind] == pytest.approx(losses, abs=1e-5) and len(losses) == 2
         for name, weight in weights.items():
             torch.testing.assert_close(tensors[f"{kind}.{name}"], weight, rtol=1e-5, atol=1e-5, msg=name)
-        assert any(name.startswith("auxiliary_heads.guesses") for name in weights)
+        assert any(name.startswith("auxiliary_heads.adversaries") for name in weights)
     # the same for each objective on unequal halves, where the mean of the halves' means is not the mean
     terms, gradient = rank_cases.objective_alone(list(range(8)))
     assert found["terms"][0] == pytest.approx(terms, abs=1e-9)
     kinds = {entry.get("loss", name) for name, entry in (rank_cases.AUXILIARY | {"tuplet": {}}).items()}
-    assert kinds | {"patch_mix"} == set(RECIPE_LOSSES)
+    assert kinds | {"patch_mix"} == set(AUXILIARY_LOSSES)
     torch.testing.assert_close(tensors["gradient.0"], gradient, rtol=1e-9, atol=1e-9)
     for place, (terms, gradient) in enumerate(mixtures_of_both(), 1):
         assert found["terms"][place] == pytest.approx(terms, abs=1e-6)  # the task is taken in float32

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from laennec.errors import InputError
+
 
 @dataclass
 class LaennecTrainingArguments(TrainingArguments):
@@ -46,3 +48,22 @@ _DEFAULTS = {name: field.default for name, field in LaennecTrainingArguments.__d
 def argument(args: TrainingArguments, name: str) -> Any:
     """A setting of `LaennecTrainingArguments`, or its default where the arguments are transformers' own."""
     return getattr(args, name, _DEFAULTS[name])
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Refuse arguments that `LaennecTrainer` cannot follow, and settle those that transformers leaves open.
+
+    Raises:
+        InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
+    """
+    if argument(args, "sam_rho") is not None and args.gradient_accumulation_steps > 1:
+        raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
+    if args.push_to_hub and args.hub_strategy != "end":
+        raise InputError(
+            f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
+        )
+    if args.push_to_hub and args.hub_private_repo is None:
+        args.hub_private_repo = True
+    args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
+    if args.save_total_limit == 1:
+        args.save_total_limit = 2  # a whole checkpoint must exist while another is written

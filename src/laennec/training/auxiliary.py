@@ -11,16 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, GradientReversal, ReconstructionLoss
+from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
 from laennec.modeling import LaennecOutput
 from laennec.training.clusters import WIDTH, CleanAndMixed, GroupClusters, cluster_inputs
-from laennec.training.loss_specs import GroupCrossEntropy, LossSpec
-
-_CLUSTER_INPUT: dict[type[nn.Module], str] = {
-    DeepClusteringLoss: "bottleneck",
-    ClusterSimilarityLoss: "vectors",
-    ReconstructionLoss: "decoded",
-}
+from laennec.training.loss_specs import LossSpec
 
 
 class AuxiliaryHeads(nn.Module):
@@ -39,7 +33,7 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.reversal = GradientReversal()
         self.active = True
-        self.cluster_inputs = {s.name: name for s in specs for kind, name in _CLUSTER_INPUT.items() if s.is_a(kind)}
+        self.cluster_inputs = {s.name: s.on for s in specs if s.takes_frame_groups}
         self.unprojected = {s.name for s in specs if s.project_mixed}
         self.on_clusters = [s.name for s in specs if s.on == "clusters"]
         self._tokens: tuple[Tensor, Tensor] | None = None
@@ -110,7 +104,7 @@ def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> d
         specs: All auxiliary losses.
         codes: Group of each cycle, by the name of the groups in a batch.
     """
-    adversarial = [spec for spec in specs if spec.is_a(GroupCrossEntropy)]
+    adversarial = [spec for spec in specs if spec.is_a(DeviceAdversarialLoss)]
     return {spec.name: int(codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
 
 

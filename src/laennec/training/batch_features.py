@@ -66,7 +66,8 @@ class BatchFeatures:
         draws = training and bool((host["epochs"] >= 0).all())
         mixer = self.mixer if draws else None
         with torch.no_grad():
-            waveforms, lengths, labels = inputs.pop("waveforms"), inputs.pop("lengths"), inputs.get("labels")
+            waveforms, lengths = inputs.pop("waveforms"), inputs.pop("lengths")
+            labels: Any = inputs.get("labels")
             if self.waveform_augment is not None and draws:
                 waveforms, lengths = self._augmented(self.waveform_augment, waveforms, host)
             joined = inputs.pop("joined", None)

@@ -15,21 +15,47 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
+from torch import Tensor
 from transformers import TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.errors import InputError, Terminated
 from laennec.files import atomic_write
 from laennec.training.record import read_record
 
-MANIFEST = "manifest.json"
+MANIFEST, SUMS = "manifest.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
+
+
+def refuse_lost_folder(output_dir: Path) -> None:
+    """Refuse to write a checkpoint below a folder that is gone.
+
+    Raises:
+        InputError: It is. Made again it would hold a part of the run, perhaps on another disk.
+    """
+    if not output_dir.is_dir():
+        raise InputError(
+            f"{output_dir}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
+            "back and run the same command again"
+        )
+
+
+def write_weights(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the weights of a checkpoint under the names that they have in the model.
+
+    `save_pretrained` writes some under the names of older releases of transformers, and `load_state_dict`, by which a
+    Trainer resumes, would skip them with a warning.
+    """
+    with atomic_write(checkpoint / SAFE_WEIGHTS_NAME, "wb") as file:
+        file.write(save({name: value.contiguous() for name, value in state.items()}, metadata={"format": "pt"}))
 
 
 def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from laennec.errors import InputError
 from laennec.extension import load_object
@@ -19,6 +19,8 @@ from laennec.losses import (
     AUXILIARY_LOSSES,
     ClusterSimilarityLoss,
     DeepClusteringLoss,
+    DeviceAdversarialLoss,
+    Loss,
     PatchMixContrastiveLoss,
     ReconstructionLoss,
     TupletContrastiveLoss,
@@ -35,38 +37,9 @@ INPUTS = ("embedding", "projection", "clusters")
 CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss, ReconstructionLoss)
 
 
-class GroupCrossEntropy(nn.Module):
-    """Cross entropy of a group's logits; `AuxiliaryHeads` reverses the gradient in front of these logits."""
-
-    labels = "device"
-    variant = "gradient reversal"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairs: dict[str, int] = {}
-
-    def forward(self, logits: Tensor, group_ids: Tensor) -> dict[str, Tensor]:
-        """Return `{"device_adversarial": scalar}`: logits (batch, groups) against group_ids (batch,)."""
-        self.pairs = {"device_adversarial": len(logits)}
-        total = nn.functional.cross_entropy(logits.float(), group_ids, reduction="sum")
-        return {"device_adversarial": total / max(1, len(logits))}
-
-    def extra_repr(self) -> str:
-        """Variant of the loss."""
-        return f"variant={self.variant!r}"
-
-
-RECIPE_LOSSES: dict[str, type[nn.Module]] = {**AUXILIARY_LOSSES, "device_adversarial": GroupCrossEntropy}
-# facts of losses that do not state them
-_FACTS = {"supcon": {"views": 2}, "ntxent": {"views": 2, "labels": CYCLE}, "patient": {"labels": "patient"}}
-_FACTS_OF = {AUXILIARY_LOSSES[name]: facts for name, facts in _FACTS.items()}
-_DEFAULTS: dict[str, Any] = {"labels": CLASS, "views": 1, "on": "embedding", "sampler": None}
-
-
 def fact(loss: nn.Module, name: str) -> Any:
-    """A fact of a loss: its attribute `labels`, `views`, `on` or `sampler`, or the default."""
-    known = _FACTS_OF.get(type(loss), {})
-    return known[name] if name in known else getattr(loss, name, _DEFAULTS[name])
+    """A fact of a loss: its attribute `labels`, `views`, `on` or `sampler`, or the default of `Loss`."""
+    return getattr(loss, name, getattr(Loss, name))
 
 
 @dataclass(frozen=True)
@@ -81,7 +54,8 @@ class LossSpec:
             table; several columns are joined by +.
         missing: What happens to cycles whose column is unknown: "drop" | "own_group".
         views: How many augmented views of each cycle it takes.
-        on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups).
+        on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or
+            the output of a layer that `AuxiliaryHeads` makes for this loss.
         projection_dim: Width of a projection of its own; 0 for none.
         project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
         negatives: Negatives of each anchor of the tuplet loss.
@@ -113,7 +87,7 @@ class LossSpec:
     @property
     def takes_pairs(self) -> bool:
         """Whether the loss compares the cycles of a batch by a label."""
-        return self.labels != CYCLE and not self.is_a(GroupCrossEntropy, PatchMixContrastiveLoss, *CLUSTER_LOSSES)
+        return self.labels != CYCLE and not self.is_a(DeviceAdversarialLoss, PatchMixContrastiveLoss, *CLUSTER_LOSSES)
 
     @property
     def group_key(self) -> str | None:
@@ -144,7 +118,7 @@ def specs_of(
         where = f"losses[{name!r}]"
         _check_name(name, where)
         if isinstance(loss, CLUSTER_LOSSES):
-            specs.append(LossSpec(name, CleanAndMixed(loss), _schedule(weights.get(name, 1.0)), CYCLE, where=where))
+            specs.append(_over_clusters(name, loss, _schedule(weights.get(name, 1.0)), where))
             continue
         facts = {key: fact(loss, key) for key in ("labels", "views", "on")}
         _check(where, loss, {"missing": "drop", "projection_dim": 0, **facts})
@@ -194,7 +168,7 @@ def _of_recipe(name: str, given: Any, negatives: int) -> LossSpec:
     values = {"on" if key is True else key: value for key, value in (given or {}).items()}
     kind = _kind(name, values, where)
     cluster = issubclass(kind, CLUSTER_LOSSES)
-    own = {} if cluster else {key: values.pop(key) for key in _OWN if key in values}
+    own: dict[str, Any] = {} if cluster else {key: values.pop(key) for key in _OWN if key in values}
     if kind is PatchMixContrastiveLoss:
         own["project_mixed"] = values.pop("project_mixed", False)
     if isinstance(own.get("labels"), bool | int):
@@ -206,14 +180,19 @@ def _of_recipe(name: str, given: Any, negatives: int) -> LossSpec:
         if cluster:
             sizes = {DeepClusteringLoss: {"clusters": CLUSTERS, "dim": WIDTH}, ClusterSimilarityLoss: {"dim": WIDTH}}
             with torch.random.fork_rng(devices=[]):  # its weights are drawn again, by seed, in `AuxiliaryHeads`
-                loss: nn.Module = CleanAndMixed(kind(**(sizes.get(kind, {}) | values)))
-            return LossSpec(name, loss, schedule, CYCLE, where=where)
+                return _over_clusters(name, kind(**(sizes.get(kind, {}) | values)), schedule, where)
         loss = kind(**values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
-    own = {"missing": "drop", "projection_dim": 0} | {key: fact(loss, key) for key in ("labels", "views", "on")} | own
-    _check(where, loss, own)
-    return LossSpec(name, loss, schedule, negatives=negatives, where=where, **own)
+    facts: dict[str, Any] = {key: fact(loss, key) for key in ("labels", "views", "on")}
+    facts |= {"missing": "drop", "projection_dim": 0, **own}
+    _check(where, loss, facts)
+    return LossSpec(name, loss, schedule, negatives=negatives, where=where, **facts)
+
+
+def _over_clusters(name: str, loss: nn.Module, schedule: WeightSchedule, where: str) -> LossSpec:
+    """A loss over the frame groups of each cycle, and of its mixed copy."""
+    return LossSpec(name, CleanAndMixed(loss), schedule, CYCLE, on=fact(loss, "on"), where=where)
 
 
 _OWN = ("labels", "missing", "views", "on", "projection_dim")
@@ -225,12 +204,12 @@ def _kind(name: str, values: dict[str, Any], where: str) -> type[nn.Module]:
         kind: type[nn.Module] = load_object(dotted, f"{where}.class")
         return kind
     known = values.pop("loss", name)
-    if known not in RECIPE_LOSSES:
+    if known not in AUXILIARY_LOSSES:
         raise ConfigError(
-            f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(RECIPE_LOSSES)}, or "
+            f"loss.auxiliary has {known!r}: there is no such loss; recipes can have {', '.join(AUXILIARY_LOSSES)}, or "
             "class: my_code:MyLoss"
         )
-    return RECIPE_LOSSES[known]
+    return AUXILIARY_LOSSES[known]
 
 
 def _check_name(name: str, where: str) -> None:
@@ -255,7 +234,7 @@ def _weight(value: Any) -> float:
 def _check(where: str, loss: nn.Module, own: Mapping[str, Any]) -> None:
     """Refuse facts that the loss cannot follow."""
     name, most = type(loss).__name__, fact(loss, "views")
-    if own["on"] not in INPUTS:
+    if own["on"] not in (*INPUTS, fact(loss, "on")):
         raise ConfigError(f"{where}.on is {own['on']!r}; it can be embedding or projection, or clusters")
     if own["missing"] not in MISSING:
         raise ConfigError(f"{where}.missing is {own['missing']!r}; it can be {' or '.join(MISSING)}")
@@ -276,7 +255,7 @@ def _check(where: str, loss: nn.Module, own: Mapping[str, Any]) -> None:
         raise ConfigError(f"{where}.labels is cycle, but {name} does not take two views of a cycle")
     if own["labels"] == CYCLE and views < 2:
         raise ConfigError(f"{where}: one view of a cycle has no positive pair; set views: 2")
-    if isinstance(loss, GroupCrossEntropy) and own["labels"] == CLASS:
+    if isinstance(loss, DeviceAdversarialLoss) and own["labels"] == CLASS:
         raise ConfigError(f"{where}.labels is class, which the embedding should keep; name a column such as device")
     if getattr(loss, "detach_other_views", False) and views < 2:
         raise ConfigError(f"{where}: detach_other_views needs views: 2")

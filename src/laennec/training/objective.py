@@ -27,6 +27,7 @@ from laennec.losses import (
     WeightedSum,
 )
 from laennec.losses.tuplet import draw_negatives
+from laennec.training.arguments import argument
 from laennec.training.distributed import first_row, gather_groups, gather_with_gradient, process_count
 from laennec.training.loss_specs import CLASS, CYCLE, LossSpec, weighted_sum
 from laennec.training.recipe import ConfigError
@@ -165,6 +166,20 @@ class TaskLoss(nn.Module):
         if self.weights is not None:
             values = values * torch.where(labels > 0.5, self.weights.to(values), torch.ones_like(values))
         return values.mean()
+
+
+def task_loss_of(args: Any, config: Any, labels: NDArray[Any] | None, own: nn.Module | None = None) -> TaskLoss:
+    """The task loss that training arguments ask for.
+
+    Args:
+        args: `LaennecTrainingArguments`, or transformers' own.
+        config: The model's configuration.
+        labels: Labels of the training part.
+        own: A user's loss instead of the one that the arguments name.
+    """
+    kind = own or argument(args, "task_loss") or ("bce" if config.is_multi_label else "ce")
+    names = ("class_weights", "focal_gamma", "task_weight", "task_views")
+    return TaskLoss(kind, config.is_multi_label, labels, config.num_labels, *(argument(args, name) for name in names))
 
 
 class Objective(nn.Module):

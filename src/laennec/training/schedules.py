@@ -445,6 +445,4 @@ def _best_epoch(state: Any) -> float | None:
 
 def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
     """Class and settings of each auxiliary loss, for the run record."""
-    auxiliary = weighted_sum(specs)
-    losses = {} if auxiliary is None else auxiliary.losses
-    return {name: f"{type(loss).__name__}({loss.extra_repr()})" for name, loss in losses.items()}
+    return {spec.name: f"{type(spec.loss).__name__}({spec.loss.extra_repr()})" for spec in specs}

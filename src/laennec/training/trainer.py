@@ -13,26 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.errors import InputError
-from laennec.files import atomic_write, explain_write_errors
+from laennec.files import explain_write_errors
 from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
-from laennec.training.arguments import LaennecTrainingArguments, argument
+from laennec.training.arguments import LaennecTrainingArguments, argument, check_arguments
 from laennec.training.auxiliary import Attached, AuxiliaryHeads, adversarial_groups
 from laennec.training.batch_features import BatchFeatures
 from laennec.training.batch_size import BatchSetting, memory_advice
-from laennec.training.checkpoints import SealCheckpoints, check_whole, damage, last_whole, remove_unsealed
+from laennec.training.checkpoints import (
+    SUMS,
+    SealCheckpoints,
+    check_whole,
+    damage,
+    last_whole,
+    refuse_lost_folder,
+    remove_unsealed,
+    write_weights,
+)
 from laennec.training.data_loading import augment_on_device, encodes_one_by_one
 from laennec.training.finite import BatchCycles, check_gradient, check_loss, check_weights
 from laennec.training.guards import groups_of_data
 from laennec.training.loss_specs import LossSpec, specs_of
-from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
+from laennec.training.objective import Objective, Stage, TermSums, task_loss_of
 from laennec.training.optimization_rules import (
     MovingAverageCallback,
     SharpnessAware,
@@ -42,8 +49,6 @@ from laennec.training.optimization_rules import (
 from laennec.training.record import read_record, write_record
 from laennec.training.sharding import SharedLastBatch
 from laennec.training.training_data import as_training_data, collator_of, labels_of, make_sampler
-
-_SUMS = "sums.json"
 
 
 class LaennecTrainer(Trainer):
@@ -104,10 +109,7 @@ class LaennecTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = args or LaennecTrainingArguments("trainer_output")
-        _check_arguments(args)
-        args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
-        if args.save_total_limit == 1:
-            args.save_total_limit = 2  # a whole checkpoint must exist while another is written
+        check_arguments(args)
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
         self.model_accepts_loss_kwargs = False
@@ -146,21 +148,8 @@ class LaennecTrainer(Trainer):
 
     def _make_objective(self) -> Objective:
         """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
-        config, args = self.model.config, self.args
-        kind = self.task_loss or argument(args, "task_loss") or ("bce" if config.is_multi_label else "ce")
-        task = TaskLoss(
-            kind,
-            config.is_multi_label,
-            labels_of(self.train_dataset),
-            config.num_labels,
-            argument(args, "class_weights"),
-            argument(args, "focal_gamma"),
-            argument(args, "task_weight"),
-            argument(args, "task_views"),
-        )
-        return Objective(task, self.specs, self.draw_seed).to(args.device)
-
-    # --- data
+        task = task_loss_of(self.args, self.model.config, labels_of(self.train_dataset), self.task_loss)
+        return Objective(task, self.specs, self.draw_seed).to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # private: transformers has no argument for a sampler of the training data
@@ -186,12 +175,9 @@ class LaennecTrainer(Trainer):
         """The batches of a data set for prediction; a table is read first."""
         return super().get_test_dataloader(self._prepared(test_dataset))
 
-    # --- optimisation
-
     def create_optimizer(self, model: Any = None) -> Any:
         """Give encoder and head their own learning rates; norms and biases have no weight decay."""
-        made: Any = self.optimizer
-        if made is not None:
+        if (made := self.optimizer) is not None:
             return made
         model = model or self.model
         rates = (self.args.learning_rate, argument(self.args, "head_learning_rate") or self.args.learning_rate)
@@ -211,8 +197,6 @@ class LaennecTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    # --- training
-
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> Any:
@@ -230,7 +214,7 @@ class LaennecTrainer(Trainer):
         """
         folder = Path(str(self.args.output_dir))
         checkpoint = self._checkpoint(resume_from_checkpoint)
-        self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / _SUMS))
+        self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
         try:
             if self.model_init is None:
                 self._attach(self.model)
@@ -346,11 +330,9 @@ class LaennecTrainer(Trainer):
         self._sums.add(terms, self.objective.auxiliary)
         return (loss, outputs) if return_outputs else loss
 
-    # --- evaluation
-
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
-        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
+        self._check_weights()
         output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
@@ -379,8 +361,6 @@ class LaennecTrainer(Trainer):
         setting = BatchSetting(self.batch_setting.evaluation_key, size, size)
         raise InputError(memory_advice(self, inputs, setting, failed, "evaluation"))
 
-    # --- logs
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each term since the last log, and of its pairs, groups or rows in a step."""
         if "loss" in logs and self._sums.steps:
@@ -388,24 +368,15 @@ class LaennecTrainer(Trainer):
             self._sums = TermSums()
         super().log(logs, start_time)
 
-    # --- files
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and feature extractor so that `from_pretrained`, pipelines and `laennec predict` load them.
 
-        Within a checkpoint: the weights under the names that they have here, without those of a frozen encoder.
-        (`save_pretrained` writes some under the names of older releases of transformers, and `load_state_dict`, which a
-        Trainer resumes with, would skip them with a warning.)
+        A checkpoint gets the weights only, without those of a frozen encoder.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         if _internal_call:
-            check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
-            if not Path(str(self.args.output_dir)).is_dir():
-                # made again it would hold a part of the run, on another disk
-                raise InputError(
-                    f"{self.args.output_dir}: is gone: it was moved or removed, or its disk or network share was lost; "
-                    "put it back and run the same command again"
-                )
+            self._check_weights()
+            refuse_lost_folder(Path(str(self.args.output_dir)))
         model: Any = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
         if not self.args.should_save:
@@ -417,10 +388,8 @@ class LaennecTrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
             return
         self._sealing.checkpoint = folder
-        kept = {k: v.contiguous() for k, v in state.items() if not model.is_frozen(k)}
-        with atomic_write(folder / SAFE_WEIGHTS_NAME, "wb") as file:
-            file.write(save(kept, metadata={"format": "pt"}))
-        write_record(folder / _SUMS, self._sums.to_dict())
+        write_weights(folder, {k: v for k, v in state.items() if not model.is_frozen(k)})
+        write_record(folder / SUMS, self._sums.to_dict())
 
     def _load_best_model(self) -> None:
         # private: transformers loads a damaged checkpoint without a check, and has no hook before it
@@ -450,13 +419,8 @@ class LaennecTrainer(Trainer):
     ) -> Any:
         """Upload the files of the model, and nothing else of the output folder; returns the address.
 
-        Args:
-            commit_message: The commit's.
-            blocking: Must be True.
-            token: None for that of `args`, HF_TOKEN or the login.
-            revision: The branch; None for main.
-            private: Whether a new repository is closed; None for `args.hub_private_repo`, or True.
-            **kwargs: Passed to `LaennecForAudioClassification.push_to_hub`.
+        The arguments are those of transformers; a new repository is private unless `private` or `args.hub_private_repo`
+        is False. `blocking` has no effect.
         """
         if not self.is_world_process_zero():
             return None
@@ -468,6 +432,10 @@ class LaennecTrainer(Trainer):
             repository, extractor=self.processing_class, commit_message=commit_message, private=closed[0],
             token=token or args.hub_token, revision=revision or args.hub_revision, **kwargs,
         )  # fmt: skip
+
+    def _check_weights(self) -> None:
+        """Stop before weights that are not finite are evaluated or saved."""
+        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
 
     @property
     def batch_cycles(self) -> BatchCycles:
@@ -491,15 +459,3 @@ class _StepCallback(TrainerCallback):
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         if scaler is None or not scaler.is_enabled():
             check_gradient(kwargs["model"].parameters(), state.global_step + 1, self.trainer.batch_cycles)
-
-
-def _check_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments that LaennecTrainer cannot follow."""
-    if argument(args, "sam_rho") is not None and args.gradient_accumulation_steps > 1:
-        raise InputError("sam_rho needs the gradient of the whole batch; set gradient_accumulation_steps to 1")
-    if args.push_to_hub and args.hub_strategy != "end":
-        raise InputError(
-            f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
-        )
-    if args.push_to_hub and args.hub_private_repo is None:
-        args.hub_private_repo = True
