@@ -1,18 +1,16 @@
 """From a batch of waveforms to the inputs of the model.
 
-Decisions: features are computed where the model is, once a batch; beside a GPU the draws on waveforms too. The keys of
-the draws (seed, epoch, cycle) stay on the host as arrays, so that no step waits for the device to read them.
+Decisions: features are computed where the model is, once a batch. The keys of the draws (seed, epoch, cycle) stay on
+the host as arrays, so that no step waits for the device to read them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from laennec.audio.augmentation import SpecAugment, WaveformAugmentation
-from laennec.audio.batch_augmentation import Keys, augment_batch
+from laennec.audio.augmentation import SpecAugment
 from laennec.audio.context import with_context
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.training.data import view_seed
@@ -23,12 +21,11 @@ _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numb
 
 
 class BatchFeatures:
-    """Augments, mixes and masks a batch, and computes its features.
+    """Mixes and masks a batch, and computes its features.
 
     Args:
         extractor: The front end; None where batches hold embeddings.
         seed: Of the draws.
-        waveform_augment: Draws on the waveforms of a batch on its device; None where the data set draws them.
         spec_augment: Masks of the features of training cycles; None for none.
         mixer: Mixes the cycles of a training batch; None for none.
     """
@@ -37,13 +34,11 @@ class BatchFeatures:
         self,
         extractor: LaennecFeatureExtractor | None,
         seed: int = 0,
-        waveform_augment: WaveformAugmentation | None = None,
         spec_augment: SpecAugment | None = None,
         mixer: Mixer | None = None,
     ) -> None:
         self.extractor = extractor
         self.seed = seed
-        self.waveform_augment = waveform_augment
         self.spec_augment = spec_augment
         self.mixer = mixer
 
@@ -54,7 +49,7 @@ class BatchFeatures:
 
         Args:
             inputs: A batch as `collate_cycles` or `collate_embeddings` makes it, on the device of the model.
-            training: Whether cycles may be augmented, mixed and masked.
+            training: Whether cycles may be mixed and masked.
             encoder: The model's encoder, for mixtures of its tokens.
         """
         inputs = dict(inputs)
@@ -68,8 +63,6 @@ class BatchFeatures:
         with torch.no_grad():
             waveforms, lengths = inputs.pop("waveforms"), inputs.pop("lengths")
             labels: Any = inputs.get("labels")
-            if self.waveform_augment is not None and draws:
-                waveforms, lengths = self._augmented(self.waveform_augment, waveforms, host)
             joined = inputs.pop("joined", None)
             if mixer is not None and mixer.on_waveforms:
                 waveforms, lengths, context["mixture"] = mixer.waveforms(waveforms, lengths, labels, _keys(context))
@@ -85,17 +78,6 @@ class BatchFeatures:
             if joined is None:
                 return inputs | {"input_values": features, "attention_mask": mask}, context
             return inputs | with_context(features, mask, joined), context
-
-    def _augmented(
-        self, augmentation: WaveformAugmentation, waveforms: Tensor, host: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Waveforms (rows, samples) of all views and neighbours with their draws, and their new lengths."""
-        assert self.extractor is not None
-        drawn = _drawn_for(len(waveforms), host)
-        seeds = [np.full(len(epochs), view_seed(self.seed, view), np.uint64) for view, epochs, _ in drawn]
-        epochs, numbers = (np.concatenate([part[place] for part in drawn]) for place in (1, 2))
-        keys = Keys(np.concatenate(seeds), epochs, numbers)
-        return augment_batch(augmentation, waveforms, host["lengths"], self.extractor.sampling_rate, keys)
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor, host: Mapping[str, Any]) -> Tensor:
         """SpecAugment of each view on its own: (views * batch, frames, mels), followed by the neighbours."""

@@ -67,7 +67,9 @@ def _smaller_batch(setting: BatchSetting, rows: int) -> str:
     if value < 1:
         return ""
     accumulation = setting.value // value * setting.accumulation
-    return f"{setting.key}: {value}" + (f" with train.gradient_accumulation_steps: {accumulation}" if accumulation else "")
+    return f"{setting.key}: {value}" + (
+        f" with train.gradient_accumulation_steps: {accumulation}" if accumulation else ""
+    )
 
 
 def _recomputing(trainer: Any) -> str:

@@ -379,7 +379,9 @@ def _batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
         return BatchSetting("sampler.samples", recipe.sampler.samples, rows, evaluation_key=evaluation)
     t = recipe.train
     alone = not recipe.loss.auxiliary and t.sam_rho is None and sampler in ("shuffle", "length_bucketed")
-    return BatchSetting("train.batch_size", t.batch_size, rows, t.gradient_accumulation_steps if alone else 0, evaluation)
+    return BatchSetting(
+        "train.batch_size", t.batch_size, rows, t.gradient_accumulation_steps if alone else 0, evaluation
+    )
 
 
 def _check_pairs(plan: list[tuple[Phase, Any, int]], specs: list[LossSpec], targets: Targets, codes: Any) -> None:

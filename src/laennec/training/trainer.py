@@ -35,7 +35,7 @@ from laennec.training.checkpoints import (
     remove_unsealed,
     write_weights,
 )
-from laennec.training.data_loading import augment_on_device, encodes_one_by_one
+from laennec.training.data_loading import encodes_one_by_one
 from laennec.training.finite import BatchCycles, check_gradient, check_loss, check_weights
 from laennec.training.guards import groups_of_data
 from laennec.training.loss_specs import LossSpec, specs_of
@@ -127,11 +127,9 @@ class LaennecTrainer(Trainer):
         self.group_codes = groups_of_data(train, self.specs)
         self.sampler = make_sampler(sampler, train, self.specs, args.train_batch_size, self.draw_seed)
         self.data_collator = data_collator or collator_of(train if train is not None else self.eval_dataset)
-        waveform_augment = augment_on_device(train, args.device.type == "cuda")
-        self.batch_features = BatchFeatures(processing_class, self.draw_seed, waveform_augment, spec_augment, mixer)
-        self.batch_setting = batch_setting or BatchSetting(
-            "per_device_train_batch_size", args.per_device_train_batch_size, args.per_device_train_batch_size
-        )
+        self.batch_features = BatchFeatures(processing_class, self.draw_seed, spec_augment, mixer)
+        rows = args.per_device_train_batch_size
+        self.batch_setting = batch_setting or BatchSetting("per_device_train_batch_size", rows, rows)
         self.objective = self._make_objective()
         self._sealing = SealCheckpoints()
         for callback in (_StepCallback(self), self._sealing):
@@ -167,9 +165,7 @@ class LaennecTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of a data set for evaluation; a table is read first."""
-        return super().get_eval_dataloader(
-            eval_dataset if eval_dataset is None or isinstance(eval_dataset, str) else self._prepared(eval_dataset)
-        )
+        return super().get_eval_dataloader(self._prepared(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """The batches of a data set for prediction; a table is read first."""
