@@ -12,13 +12,16 @@ import torch
 from torch.utils.data import Sampler
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import ButterworthFilter
-from laennec.corpora import CycleWaveforms
 from laennec.errors import InputError
 from laennec.losses import TupletContrastiveLoss
-from laennec.training.data import CycleDataset, EmbeddingDataset, collate_cycles, collate_embeddings, targets_of
+from laennec.training.data import (
+    CycleDataset,
+    EmbeddingDataset,
+    collate_cycles,
+    collate_embeddings,
+    dataset_from_table,
+)
 from laennec.training.loss_specs import LossSpec
-from laennec.training.recipe import TargetSettings
 from laennec.training.samplers import AnchorPositiveSampler, EpochSampler
 
 
@@ -43,24 +46,6 @@ def as_training_data(
         raise InputError("a table of recordings needs processing_class, the LaennecFeatureExtractor of the model")
     problem = "multi_label" if config.is_multi_label else "single_label"
     return dataset_from_table(data, extractor, config.label_names, problem, augmentation, seed)
-
-
-def dataset_from_table(
-    table: Any,
-    extractor: LaennecFeatureExtractor,
-    labels: Sequence[str],
-    problem_type: str = "multi_label",
-    augmentation: Any = None,
-    seed: int = 0,
-) -> CycleDataset:
-    """The cycles of a table."""
-    settings = TargetSettings(problem_type=problem_type, names=list(labels))
-    targets = targets_of(table, settings, list(labels))
-    table = table.select(targets.kept)
-    filter_ = None if extractor.recording_filter is None else ButterworthFilter(**extractor.recording_filter)
-    waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=filter_)
-    waveforms.prepare()
-    return CycleDataset(waveforms, targets, table["cycle_id"], extractor.sampling_rate, seed, augmentation)
 
 
 def collator_of(data: Any) -> Any:
