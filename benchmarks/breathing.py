@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.row import Row, Setting, needs
-from laennec.audio.cycles import read_annotation
+from laennec.audio.cycles import Span, read_annotation
 from laennec.audio.recording import read_header
 from laennec.audio.segmentation import breath_cycles
-from laennec.audio.selections import Span
 
 _OVERLAP = 0.5
 

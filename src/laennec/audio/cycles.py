@@ -1,9 +1,8 @@
 """Annotation text to respiratory cycles, and cycles to pieces of waveform.
 
 Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system; its
-length is made equal by a named rule with a definite answer for every length. Times have three decimals, so one
-millisecond past the end of the audio is rounding and more is an error. Overlapping cycles are legal in a file and
-reported by the check only.
+length is fixed by a named rule that is defined for every length. Times have three decimals, so one millisecond past the
+end of the audio is rounding and more is an error. Overlapping cycles are legal in a file; only the check reports them.
 """
 
 import math
@@ -25,6 +24,7 @@ LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001
 
 Waveform = npt.NDArray[np.float32]
+Span = tuple[float, float]
 LengthRule = Literal["repeat", "repeat_pad", "zero", "crop", "circular"]
 
 _COMMA = re.compile(r"(?<=\d),(?=\d+\s*$)")
@@ -77,10 +77,10 @@ class Cycle:
     """One annotated respiratory cycle.
 
     Attributes:
-        start_s: Where it begins, in seconds.
-        end_s: Where it ends, in seconds.
-        crackle: 1 if crackles are heard in it.
-        wheeze: 1 if wheezes are heard in it.
+        start_s: In seconds.
+        end_s: In seconds.
+        crackle: 1 if it contains crackles.
+        wheeze: 1 if it contains wheezes.
     """
 
     start_s: float
@@ -152,10 +152,9 @@ def write_annotation(path: str | PathLike[str], cycles: Iterable[Cycle]) -> None
 
 
 def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
-    r"""Read an Audacity label track: start, end and a label word, separated by tabs.
+    """Read cycles from an Audacity label track: start, end and a label word, separated by tabs.
 
-    Labels are normal, crackle(s), wheeze(s), both, or crackle and wheeze joined by "+", "," or "&". Lines that begin
-    with a backslash (the frequency range of the label above) are passed over.
+    Labels are normal, crackle(s), wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
 
     Args:
         path: The exported label file.
@@ -164,28 +163,33 @@ def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = N
     Raises:
         AnnotationError: The first problem of the file.
     """
-    cycles = []
-    for line, text in numbered_lines(path):
+    return [Cycle(*span, *parse_label(path, line, label)) for line, span, label in audacity_lines(path, duration_s)]
+
+
+def audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Span, str]]:
+    r"""Line number, span and label of an Audacity label track.
+
+    Lines that begin with a backslash hold the frequency range of the label above and are skipped.
+    """
+    empty = True
+    for line, text in numbered_lines(path, stripped=False):
         if text.startswith("\\"):
             continue
         fields = text.split("\t") if "\t" in text else text.split(None, 2)
-        if len(fields) != 3:
-            raise AnnotationError(
-                path, line, f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
-            )
-        start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s, comma=True)
-        crackle, wheeze = parse_label(path, line, fields[2])
-        cycles.append(Cycle(start_s, end_s, crackle, wheeze))
-    if not cycles:
+        if len(fields) < 3:
+            reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
+            raise AnnotationError(path, line, reason)
+        yield line, parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
+        empty = False
+    if empty:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
-    return cycles
 
 
 def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
     """Read an annotation of either kind: ICBHI's four columns, or an Audacity label track.
 
     Args:
-        path: The text file; its first line tells which kind it is.
+        path: The text file; its first line decides which kind it is.
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
 
     Raises:
@@ -198,7 +202,7 @@ def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> l
 
 
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
-    """The flags (crackle, wheeze) of a label as people write it; path and line are for the error."""
+    """The flags (crackle, wheeze) of a label such as "crackles + wheeze"; path and line are for the error."""
     words = [word for word in re.split(r"[\s+,&/]+", text.strip().lower()) if word and word != "and"]
     flags = [_LABEL_WORDS.get(word) for word in words]
     if not flags or None in flags or (len(flags) > 1 and (0, 0) in flags):
@@ -211,7 +215,7 @@ def parse_label(path: str | PathLike[str], line: int | str | None, text: str) ->
 def check_times(
     path: str | PathLike[str], line: int | str | None, start_s: float, end_s: float, duration_s: float | None = None
 ) -> None:
-    """Refuse times that name no piece of the audio; path and line are for the error.
+    """Refuse times that are no span of the audio; path and line are for the error.
 
     Raises:
         AnnotationError: Not finite, negative, reversed or equal, or more than a millisecond past the end.
@@ -229,7 +233,7 @@ def check_times(
 
 
 def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
-    """Take a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
+    """Cut a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
 
     Args:
         waveform: Shape (samples,).
@@ -238,7 +242,7 @@ def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) ->
         end_s: In seconds.
 
     Returns:
-        A view, shape (cut samples,); empty where the times name nothing.
+        A view, shape (cut samples,); empty where the times lie outside.
     """
     first = min(max(int(start_s * sampling_rate), 0), len(waveform))
     last = min(max(int(end_s * sampling_rate), first), len(waveform))
@@ -246,11 +250,11 @@ def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) ->
 
 
 def linear_fade(waveform: Waveform, fade_in: int, fade_out: int) -> Waveform:
-    """Fade both ends by straight ramps from and to 0; overlapping ramps multiply.
+    """Fade both ends by linear ramps from and to 0; overlapping ramps multiply.
 
     Args:
         waveform: Shape (samples,).
-        fade_in: Length of the first ramp in samples; what does not fit in the waveform is left off.
+        fade_in: Length of the first ramp in samples; cut where the waveform is shorter.
         fade_out: Length of the last ramp in samples, likewise.
 
     Returns:
@@ -277,10 +281,10 @@ def fit_to_length(
     Args:
         waveform: Shape (length,).
         samples: The wanted length.
-        rule: What is done to a waveform that is not longer. "repeat": repeated, cut, then faded out linearly over
+        rule: Applied to a waveform that is not longer. "repeat": repeated, cut, then faded out linearly over
             `fade_samples` (also one of exactly this length); "repeat_pad": repeated as often as it fits whole, zeros
             behind; "circular": repeated and cut, no fade; "zero": centred between zeros, the odd one behind; "crop":
-            left as short as it is.
+            unchanged.
         fade_samples: For "repeat".
         keep: Which samples of a longer waveform stay, the "first" or the "last".
 
@@ -318,7 +322,7 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
     Args:
         duration_s: Length of the recording in seconds.
         window_s: Length of a window in seconds.
-        hop_s: Distance of their starts in seconds, at most a window (or sound between them would go unheard).
+        hop_s: Distance of their starts in seconds, at most a window (otherwise sound between them is lost).
 
     Returns:
         (start, end) in seconds: starts at multiples of the hop as long as the window fits; if they stop short of the
@@ -340,10 +344,10 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
 
 
 def numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
-    """The lines of an annotation that hold something, each with its number from 1, without the blanks around it.
+    """The lines of an annotation that are not blank, each with its number from 1.
 
     Raises:
-        AnnotationError: It cannot be read, or is no text in UTF-8 (with or without a byte order mark).
+        AnnotationError: The file cannot be read, or is not UTF-8 text (with or without a byte order mark).
     """
     try:
         text = read_text(path)
@@ -389,10 +393,7 @@ def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: flo
 def parse_times(
     path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None, comma: bool = False
 ) -> tuple[float, float]:
-    """Two times in seconds as people write them, checked; path and line are for the error.
-
-    With `comma`, a decimal comma is taken as well, which programs of people who write one put into their files.
-    """
+    """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""
     try:
         start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in (start, end))
     except ValueError as error:

@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from laennec.audio.cycles import Span
 from laennec.audio.recording import AudioSource, ButterworthFilter
-from laennec.audio.selections import Span
 from laennec.audio.streaming import open_recording
 
 _RATE_HZ, _FRAME_SAMPLES = 4000, 80

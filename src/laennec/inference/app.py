@@ -19,10 +19,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycles import AnnotationError, Cycle, read_labels
+from laennec.audio.cycles import AnnotationError, Cycle, Span, read_labels
 from laennec.audio.recording import DecodeError
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
-from laennec.audio.selections import Span, read_spans
+from laennec.audio.selections import read_spans
 from laennec.errors import InputError
 from laennec.inference.answer import answer_html, facts_html, problem_html
 from laennec.inference.examples import Example, write_examples

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from laennec.audio.context import InContext
+from laennec.audio.cycles import Span
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
-from laennec.audio.selections import Span
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits

@@ -7,8 +7,8 @@ one recording are refused rather than chosen from. An annotation gives times onl
 from collections.abc import Sequence
 from pathlib import Path
 
-from laennec.audio.cycles import AnnotationError
-from laennec.audio.selections import Span, read_spans
+from laennec.audio.cycles import AnnotationError, Span
+from laennec.audio.selections import read_spans
 from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 
