@@ -1,11 +1,10 @@
-"""A stranger's file in a process of its own: the same sound, or one line, and never more than was allowed."""
+"""An untrusted file decoded in a process of its own: the same sound, or one line, within its limits."""
 
 import io
 import os
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -139,7 +138,7 @@ def test_nothing_is_left_running_and_this_process_does_not_grow(endless):
 
 
 def test_the_decoding_process_sees_no_secrets_and_starts_light(tmp_path, monkeypatch):
-    """What runs is the command line of the real one, its module replaced by a look around."""
+    """The command line of the real process, with a module that lists what is loaded."""
     monkeypatch.setenv("HF_TOKEN", "secret")
     seen = {}
     real = subprocess.Popen
@@ -153,7 +152,7 @@ def test_the_decoding_process_sees_no_secrets_and_starts_light(tmp_path, monkeyp
     path.write_bytes(wav())
     read_recording_sandboxed(path)
     assert not any("secret" in value for value in seen["env"].values())
-    look = "import sys, laennec.audio.guarded; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    look = "import sys, laennec.audio.sandbox; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     loaded = subprocess.run(
         [sys.executable, "-S", "-P", "-c", look], env=seen["env"], capture_output=True, text=True, check=True
     ).stdout.split()
@@ -161,19 +160,19 @@ def test_the_decoding_process_sees_no_secrets_and_starts_light(tmp_path, monkeyp
 
 
 def test_limits_are_the_systems_own(tmp_path):
-    """A decoder that swells meets the system's limit, whatever it does about ours."""
+    """The limits are the operating system's, so a decoder cannot lift them."""
     look = (
         "import resource, laennec.audio.sandbox as g; g._limit(3, 50)\n"
         "print(resource.getrlimit(resource.RLIMIT_CPU)[0], resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
-        "try: bytearray(80 << 20); print('swelled')\n"
-        "except MemoryError: print('held')"
+        "try: bytearray(80 << 20); print('allocated')\n"
+        "except MemoryError: print('refused')"
     )
     said = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.split()
-    assert said == ["4", str(50 << 20), "held"]
+    assert said == ["4", str(50 << 20), "refused"]
 
 
 def test_a_decoder_that_crashes_or_lies_is_one_line(tmp_path, monkeypatch):
-    """Stand-ins for the process: what an exploited decoder might answer."""
+    """Stand-ins for the process, with answers of an exploited decoder."""
     path = tmp_path / "sound.wav"
     path.write_bytes(wav())
     real = subprocess.Popen
@@ -192,9 +191,7 @@ def test_a_decoder_that_crashes_or_lies_is_one_line(tmp_path, monkeypatch):
         monkeypatch.setattr(
             subprocess, "Popen", lambda _, script=script, **rest: real([sys.executable, "-c", script], **rest)
         )
-        began = time.monotonic()
         assert reason in refused(path, timeout_s=1), script
-        assert time.monotonic() - began < 30
 
 
 def test_impossible_limits_are_misuse(tmp_path):

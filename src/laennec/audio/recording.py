@@ -1,8 +1,9 @@
-"""From an audio file of any kind to one checked mono waveform.
+"""Audio files of any kind to one checked mono waveform.
 
-Decisions: one decoder (soundfile) and one resampler (soxr HQ), because two paths give two data sets. Whatever is
-wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file, and a header is never trusted
-with memory. A constant waveform is refused unless asked for. The filter is designed at, and applied at, the final rate.
+Decisions: one decoder (soundfile) and one resampler (soxr HQ), because two of them give two data sets. Whatever is
+wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file, and memory follows the
+decoded content, never the header. A constant waveform is refused unless asked for. A filter is designed at, and applied
+at, the final rate.
 """
 
 import io
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from laennec.audio.containers import ForgivingFile, OpenLength, read_promise
+from laennec.audio.containers import SoundBytes, read_declared
 from laennec.errors import InputError, one_line
 
 Waveform = npt.NDArray[np.float32]
@@ -28,9 +29,9 @@ AudioSource = str | os.PathLike[str] | bytes | BinaryIO
 
 MIN_SAMPLING_RATE_HZ = 1_000
 MAX_SAMPLING_RATE_HZ = 192_000
-_BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated on a header's word
-_LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass; squares of what passes do not overflow
-UNKNOWN_FRAMES = 1 << 62  # libsndfile's answer for a FLAC stream that does not state its length is above this
+_BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated because a header says so
+LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
+UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream that does not state its length
 
 
 class DecodeError(InputError):
@@ -100,15 +101,15 @@ class ButterworthFilter:
         object.__setattr__(self, "cutoff_hz", edges if pair else edges[0])  # a list from YAML becomes hashable
 
     def apply(self, waveform: Waveform, sampling_rate: int) -> Waveform:
-        """Filter a waveform, starting from rest.
+        """Filter a waveform, starting from a zero state.
 
         Args:
             waveform: Shape (samples,).
             sampling_rate: Of the waveform, in Hz.
 
         Returns:
-            float32, shape (samples,). A low-pass at or above half the sampling rate has nothing to remove and returns
-            the input; a band-pass whose upper edge is up there is the high-pass of its lower edge.
+            float32, shape (samples,). A low-pass at or above half the sampling rate returns the input; a band-pass
+            whose upper edge lies there is the high-pass of its lower edge.
 
         Raises:
             ValueError: The lower edge of a high-pass or band-pass is at or above half the sampling rate.
@@ -116,7 +117,7 @@ class ButterworthFilter:
         return self.stream(sampling_rate)(waveform)
 
     def stream(self, sampling_rate: int) -> Callable[[Waveform], Waveform]:
-        """The filter for a waveform that comes block after block: together they are what `apply` makes of the whole.
+        """The filter for a waveform in consecutive blocks, whose outputs together equal `apply` on the whole.
 
         Args:
             sampling_rate: Of the waveform, in Hz.
@@ -166,9 +167,8 @@ def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
     """How many samples `resample` returns for so many."""
-    return (
-        samples if from_hz == to_hz else int(samples / (from_hz / to_hz) + 0.5)
-    )  # soxr's own arithmetic, ties included
+    # soxr's own arithmetic, ties included
+    return samples if from_hz == to_hz else int(samples / (from_hz / to_hz) + 0.5)
 
 
 def read_recording(
@@ -181,7 +181,7 @@ def read_recording(
     """Decode a recording (WAV, FLAC, Ogg, MP3, AIFF, ...) to mono, check it, resample it, filter it.
 
     Args:
-        path: A file name, the bytes of a file, or a binary file object. The extension plays no part.
+        path: A file name, the bytes of a file, or a binary file object. The extension does not matter.
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
         allow_silent: Accept a recording whose samples are all equal.
@@ -235,14 +235,14 @@ def read_header(path: AudioSource) -> tuple[int, int]:
 
 
 def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
-    """Decode a recording as it is: every channel, its own rate, no check of what the samples are.
+    """Decode a recording without any change: every channel, its own rate, no check of the samples.
 
     Args:
         path: As for `read_recording`.
 
     Returns:
-        (float32, shape (samples, channels), which holds integers of up to 24 bit exactly; sampling rate in Hz;
-        libsndfile's name of the sample format, "PCM_16" and the like).
+        float32 (samples, channels), exact for integers of up to 24 bit; sampling rate in Hz; libsndfile's name of the
+        sample format, such as "PCM_16".
 
     Raises:
         DecodeError: As `read_recording`, for the file.
@@ -253,14 +253,14 @@ def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A sound file read onwards: soundfile's seek after every read costs time and fails on FLAC of unstated length."""
+    """A sound file read forwards: soundfile's seek after every read costs time and fails on FLAC of unstated length."""
 
     def seekable(self) -> bool:
         return False
 
 
 def name_of(path: AudioSource) -> str:
-    """What a recording is called in errors."""
+    """The name of a recording in errors."""
     if isinstance(path, bytes | bytearray | memoryview):
         return "<bytes>"
     if isinstance(path, str | os.PathLike):
@@ -273,22 +273,22 @@ def name_of(path: AudioSource) -> str:
 
 @contextmanager
 def opened(path: AudioSource) -> Iterator[soundfile.SoundFile]:
-    """A sound file whose header has been checked, to be read onwards; every failure of opening is a DecodeError."""
+    """Open a sound file with a checked header, to be read forwards; every failure is a DecodeError."""
     name = name_of(path)
     with _byte_stream(path, name) as file:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             raise DecodeError(name, "the file is empty (0 bytes); copy or download it again")
         try:
-            promise = read_promise(file, size)
+            declared = read_declared(file, size)
         except OSError as error:
             raise DecodeError(name, f"cannot be read ({error.strerror}); check the disk or copy it again") from error
-        if promise.missing_bytes:
-            raise DecodeError(name, f"cut short: bytes are missing at the {promise.detail}; copy or download it again")
-        if promise.open_length_at is not None:
-            file = OpenLength(file, promise.open_length_at)  # type: ignore[assignment]
+        if declared.missing:
+            raise DecodeError(
+                name, f"cut short: bytes are missing at the {declared.missing}; copy or download it again"
+            )
         file.seek(0)
-        with _sound_file(file, name) as sound:
+        with _sound_file(SoundBytes(file, declared.open_length_at), name) as sound:
             if not MIN_SAMPLING_RATE_HZ <= sound.samplerate <= MAX_SAMPLING_RATE_HZ:
                 allowed = f"{MIN_SAMPLING_RATE_HZ} to {MAX_SAMPLING_RATE_HZ} Hz"
                 reason = f"its header says {sound.samplerate} Hz, outside {allowed}; correct the header or resample it"
@@ -327,13 +327,12 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _sound_file(file: BinaryIO, name: str) -> soundfile.SoundFile:
+def _sound_file(file: SoundBytes, name: str) -> soundfile.SoundFile:
     try:
-        return _Stream(ForgivingFile(file))
-    except Exception as error:  # libsndfile and its binding raise what they like for a file that is no audio
-        raise DecodeError(
-            name, "not audio that can be decoded, or a damaged header; export it as WAV or FLAC"
-        ) from error
+        return _Stream(file)
+    except Exception as error:  # libsndfile and its binding raise many kinds for a file that is not audio
+        reason = "not audio that can be decoded, or a damaged header; export it as WAV or FLAC"
+        raise DecodeError(name, reason) from error
 
 
 def mono(block: Waveform) -> Waveform:
@@ -342,7 +341,7 @@ def mono(block: Waveform) -> Waveform:
 
 
 def _decode(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = mono) -> Waveform:
-    """All samples (as one waveform), block by block, so that memory follows the content and not the header."""
+    """All samples, block by block, so that memory follows the content and not the header."""
     try:
         blocks = list(decoded_blocks(sound, name, of_block))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -353,13 +352,13 @@ def _decode(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = mo
 def decoded_blocks(
     sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = mono, most_frames: int = _BLOCK_SAMPLES
 ) -> Iterator[Waveform]:
-    """Decode an `opened` file onwards; at its end it is held against what its header says.
+    """Decode an `opened` file in blocks; at its end the number of frames is compared with the header.
 
     Args:
         sound: The file.
-        name: What it is called in errors.
-        of_block: What is made of each (samples, channels).
-        most_frames: Of a block; one is never larger than what can be allocated on a header's word.
+        name: Its name in errors.
+        of_block: Applied to each block (samples, channels).
+        most_frames: Of a block; its memory is bounded as well.
 
     Raises:
         DecodeError: Damaged, cut short, or without samples.
@@ -372,7 +371,7 @@ def decoded_blocks(
             block = sound.read(block_frames, dtype="float32", always_2d=True)
         except MemoryError:
             raise
-        except Exception as error:  # as above: every failure of the decoder is the file's
+        except Exception as error:  # as above: every failure of the decoder is due to the file
             raise DecodeError(name, f"damaged or cut short ({_short(error)}); copy or download it again") from error
         if not len(block):
             break
@@ -386,36 +385,36 @@ def decoded_blocks(
 
 
 def checked_range(waveform: Waveform, name: str, first: int = 0) -> tuple[float, float]:
-    """Lowest and highest sample of a waveform that is sound.
+    """Lowest and highest sample of a waveform.
 
     Args:
         waveform: Shape (samples,).
-        name: What its recording is called in errors.
-        first: How many samples of the recording come before it.
+        name: Of its recording in errors.
+        first: Number of samples of the recording before it.
 
     Raises:
-        DecodeError: A sample is NaN, infinite, or beyond anything that is sound.
+        DecodeError: A sample is NaN, infinite, or above 1e12.
     """
     lowest, highest = float(waveform.min()), float(waveform.max())  # NaN survives both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
-    if max(-lowest, highest) > _LARGEST_SAMPLE:
-        raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is no sound; export it again as 16 or 24 bit")
+    if max(-lowest, highest) > LARGEST_SAMPLE:
+        raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is not sound; export it again as 16 or 24 bit")
     return lowest, highest
 
 
 def silent(name: str, level: float) -> DecodeError:
-    """What is wrong with a recording whose samples all have one value."""
+    """The error of a recording whose samples all have one value."""
     return DecodeError(name, f"silent: every sample is {level:g}; leave it out, or record it again")
 
 
 def too_few(name: str, samples: int, source_rate: int, rate: int) -> DecodeError:
-    """What is wrong with a recording of which resampling leaves nothing."""
+    """The error of a recording that resampling reduces to nothing."""
     return DecodeError(name, f"{samples} samples at {source_rate} Hz are too few for {rate} Hz; leave it out")
 
 
 def _short(error: BaseException) -> str:
-    """The library's own words without the object's address in them, on one line."""
+    """The library's own message on one line."""
     text = str(getattr(error, "error_string", "") or error).strip().splitlines()
     return (text[0] if text else type(error).__name__).rstrip(".")

@@ -1,9 +1,9 @@
-"""A stranger's file, decoded by a process that may hang, swell or crash.
+"""Decode an untrusted file in a process of its own, with limits on time, memory and output.
 
-Decisions: only the decoder meets the stranger's bytes, so only it runs apart; what comes back is a line of JSON and
-raw float32 samples, which are looked at, resampled and filtered here. The process gets no environment to
-read secrets from, may write nothing but its answer (an unnamed file, bounded by the system) and is killed when its time
-is over. Where a system knows no such limits (Windows), the time limit remains.
+Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process answers with a line of
+JSON and raw float32 samples, which are checked, resampled and filtered here. It has no environment to read secrets
+from, can write nothing but its answer (an unnamed file of bounded size) and is killed at its time limit. Where a system
+has no such limits (Windows), the time limit remains.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ import numpy as np
 import soundfile
 
 from laennec.audio.recording import (
+    LARGEST_SAMPLE,
     MAX_SAMPLING_RATE_HZ,
     MIN_SAMPLING_RATE_HZ,
     ButterworthFilter,
@@ -31,6 +32,7 @@ from laennec.audio.recording import (
     read_header,
     read_recording,
     resample,
+    too_few,
 )
 
 try:
@@ -42,10 +44,9 @@ TIMEOUT_S = 20.0
 MEMORY_MB = 1024
 MOST_S = 3600.0
 _MEGABYTE = 1 << 20
-_MOST_SAID = 4096  # bytes of the first line of an answer
-_LARGEST_SAMPLE = 1e12  # as `read_recording` lets pass
-_HEADERS_ERR = 4.0  # an MP3 without a table of lengths guesses its own from the bit rate
-# what a process needs to start; tokens and keys stay here
+_MAX_LINE = 4096  # bytes of the first line of an answer
+_HEADER_ERROR = 4.0  # the length of an MP3 without a table of lengths is guessed from the bit rate
+# what a process needs to start; tokens and keys are not passed on
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "LANG", "LC_ALL")
 
 
@@ -58,15 +59,15 @@ def read_recording_sandboxed(
     memory_mb: int = MEMORY_MB,
     most_s: float = MOST_S,
 ) -> Recording:
-    """As `laennec.audio.recording.read_recording`, with the decoder in a process of its own that cannot harm this one.
+    """Read a recording as `laennec.audio.recording.read_recording` does, with the decoder in a process of its own.
 
     Args:
         path: A file name.
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
-        timeout_s: Longest time that decoding may take, in seconds.
-        memory_mb: What decoding may take beside the bare interpreter, and how large its answer may be, in MiB.
-        most_s: Longest recording that is accepted, in seconds.
+        timeout_s: Time limit of decoding, in seconds.
+        memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its answer, in MiB.
+        most_s: Longest accepted recording, in seconds.
 
     Returns:
         What `read_recording` returns, bit for bit.
@@ -78,7 +79,7 @@ def read_recording_sandboxed(
     if not (timeout_s > 0 and memory_mb > 0 and most_s > 0):
         raise ValueError(f"timeout_s={timeout_s}, memory_mb={memory_mb}, most_s={most_s}: limits must be positive")
     with tempfile.TemporaryFile() as answer:
-        code = _decoded_apart(name, answer, timeout_s, memory_mb, most_s)
+        code = _run_decoder(name, answer, timeout_s, memory_mb, most_s)
         answer.seek(0)
         waveform, source_rate = _read_answer(answer, name, code)
     rate = sampling_rate or source_rate
@@ -86,19 +87,19 @@ def read_recording_sandboxed(
     if filter is not None:
         result = filter.apply(result, rate)
     if len(result) == 0:
-        raise DecodeError(name, f"{len(waveform)} samples at {source_rate} Hz are too few for {rate} Hz; leave it out")
+        raise too_few(name, len(waveform), source_rate, rate)
     return Recording(np.ascontiguousarray(result), rate, source_rate, name)
 
 
 @contextlib.contextmanager
 def plain_file(recording: Recording) -> Iterator[Path]:
-    """A decoded recording as a file that any reader of files can be trusted with, and that it reads to these samples.
+    """Write a decoded recording as a WAV file that is safe for any reader.
 
     Args:
         recording: What `read_recording_sandboxed` returned.
 
     Yields:
-        A WAV file of float32 samples, which ends with the block.
+        A WAV file of the same float32 samples, deleted at the end of the block.
     """
     with tempfile.TemporaryDirectory(prefix="laennec-plain-") as folder:
         path = Path(folder) / "recording.wav"
@@ -106,36 +107,28 @@ def plain_file(recording: Recording) -> Iterator[Path]:
         yield path
 
 
-def _decoded_apart(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
-    """Run the decoder with its answer going into a file, and give its exit code (a signal's is negative)."""
+def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
+    """Run the decoder with its answer going into a file; its exit code (negative for a signal)."""
     here = str(Path(__file__).parents[2])
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([here, *(p for p in sys.path if p and p != here)])
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    # -S: the paths are known already; -P: nothing is imported from the folder we stand in
-    command = [sys.executable, "-S", "-P", "-B", "-m", __name__]
-    process = subprocess.Popen(
-        [*command, name, str(timeout_s), str(memory_mb), str(most_s)],
-        stdin=subprocess.DEVNULL,
-        stdout=answer,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
+    # -S: the paths are known already; -P: nothing is imported from the working directory
+    command = [sys.executable, "-S", "-P", "-B", "-m", __name__, name, str(timeout_s), str(memory_mb), str(most_s)]
+    quiet = subprocess.DEVNULL
     try:
-        return process.wait(timeout_s)
+        ended = subprocess.run(command, stdin=quiet, stdout=answer, stderr=quiet, env=environment, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         reason = f"decoding takes longer than {timeout_s:g} s; cut it into shorter files or export it as WAV"
         raise DecodeError(name, reason) from None
-    finally:
-        process.kill()
-        process.wait()
+    return ended.returncode
 
 
 def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
-    """The decoded samples; nothing of the answer is believed before it was looked at."""
+    """The decoded samples and their rate; every part of the answer is checked."""
     waveform, source_rate = np.zeros(0, np.float32), 0
     try:
-        said = json.loads(answer.readline(_MOST_SAID))
+        said = json.loads(answer.readline(_MAX_LINE))
         if isinstance(said.get("reason"), str):
             raise DecodeError(name, said["reason"])
         source_rate, samples = int(said["source_rate"]), int(said["samples"])
@@ -147,7 +140,7 @@ def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         pass
     # a maximum of NaN passes no comparison
-    whole = len(waveform) > 0 and max(-float(waveform.min()), float(waveform.max())) <= _LARGEST_SAMPLE
+    whole = len(waveform) > 0 and max(-float(waveform.min()), float(waveform.max())) <= LARGEST_SAMPLE
     if not whole or not MIN_SAMPLING_RATE_HZ <= source_rate <= MAX_SAMPLING_RATE_HZ:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise DecodeError(name, f"the decoder stopped on it ({how}); export it as WAV or FLAC")
@@ -155,10 +148,10 @@ def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
 
 
 def _main(arguments: list[str]) -> int:
-    """The process: decode one file under limits, and answer on standard output."""
+    """Entry of the process: decode one file under limits, and answer on standard output."""
     name, timeout_s, memory_mb, most_s = arguments[0], float(arguments[1]), int(arguments[2]), float(arguments[3])
     answer = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no part of the answer
+    os.dup2(2, 1)  # what a library prints must not enter the answer
     _limit(timeout_s, memory_mb)
     too_large = f"decoding needs more than {memory_mb} MiB; cut it into shorter files"
     try:
@@ -167,11 +160,11 @@ def _main(arguments: list[str]) -> int:
         _send(answer, said, np.ascontiguousarray(recording.waveform, "<f4").data.cast("B"))
         return 0
     except DecodeError as error:
-        reason = too_large if isinstance(error.__cause__, MemoryError) else error.reason[: _MOST_SAID // 8]
+        reason = too_large if isinstance(error.__cause__, MemoryError) else error.reason[: _MAX_LINE // 8]
     except MemoryError:
         reason = too_large
     except OSError as error:
-        reason = too_large if error.errno == errno.EFBIG else f"its sound cannot be kept here ({error.strerror})"
+        reason = too_large if error.errno == errno.EFBIG else f"its samples cannot be written ({error.strerror})"
     os.ftruncate(answer, 0)
     os.lseek(answer, 0, os.SEEK_SET)
     _send(answer, json.dumps({"reason": reason}), memoryview(b""))
@@ -179,9 +172,9 @@ def _main(arguments: list[str]) -> int:
 
 
 def _decoded(name: str, most_s: float) -> Recording:
-    """The recording at its own rate; what cannot be short enough is refused before it is decoded."""
+    """The recording at its own rate; one that is certainly too long is refused before it is decoded."""
     rate, frames = read_header(name)
-    recording = read_recording(name) if frames <= _HEADERS_ERR * most_s * rate else None
+    recording = read_recording(name) if frames <= _HEADER_ERROR * most_s * rate else None
     if recording is None or recording.duration_s > most_s:
         said = f"{most_s / 60:g} minutes" if most_s >= 120 else f"{most_s:g} s"
         raise DecodeError(name, f"longer than {said}; cut it into shorter files")
@@ -195,7 +188,7 @@ def _send(answer: int, said: str, samples: memoryview) -> None:
 
 
 def _limit(timeout_s: float, memory_mb: int) -> None:
-    """Let the system hold this process to what it may use."""
+    """Set the limits of this process."""
     if resource is None:
         return
     taken = _address_space()
@@ -209,12 +202,12 @@ def _limit(timeout_s: float, memory_mb: int) -> None:
     for kind, most in wanted.items():
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        with contextlib.suppress(OSError, ValueError):  # macOS counts address space but does not limit it
+        with contextlib.suppress(OSError, ValueError):  # macOS does not limit address space
             resource.setrlimit(kind, (most, most))
 
 
 def _address_space() -> int:
-    """Bytes of address space that this process has taken; 0 where the system does not say."""
+    """Bytes of address space of this process; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except (OSError, ValueError, IndexError):
