@@ -107,7 +107,7 @@ def test_more_neighbours_than_were_trained_with_are_refused_in_one_line():
     for k in (0, 1):
         extractor = LaennecFeatureExtractor("efficientat", context_cycles=k)
         with pytest.raises(
-            InputError, match=f"waveform 0 comes with 2 cycles before and 0 after.*at most {k}"
+            InputError, match=f"waveform 0 has 2 cycles before and 0 after.*at most {k}"
         ) as error:
             extractor(InContext(sound, [sound, sound]), sampling_rate=32000)
         assert "\n" not in str(error.value)

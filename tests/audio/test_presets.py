@@ -144,6 +144,6 @@ def test_settings_without_meaning_are_refused(settings: dict, said: str) -> None
 
 def test_feature_size_counts_stacked_frames() -> None:
     assert LaennecFeatureExtractor("w2v-bert", feature_size=80).num_mel_bins == 40
-    with pytest.raises(ValueError, match=r"one thing \(2 frames stacked\)"):
+    with pytest.raises(ValueError, match=r"must be equal \(2 frames stacked\)"):
         LaennecFeatureExtractor("w2v-bert", feature_size=80, num_mel_bins=80)
     assert LaennecFeatureExtractor("w2v-bert").frames_per_second == 50

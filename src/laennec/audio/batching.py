@@ -1,7 +1,7 @@
-"""Waveforms as callers have them to one padded batch.
+"""Waveforms in any usual form to one padded batch.
 
-Decisions: integers are refused rather than guessed at, because a lost or doubled factor of 2^15 gives features
-that look fine; so is more than one channel, because averaging is the decoder's decision.
+Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
+one channel, because the decoder averages channels.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class TooShortError(InputError):
     """A waveform that is shorter than one frame.
 
     Attributes:
-        index: Its place in the batch.
+        index: Its index in the batch.
         samples: Its number of samples.
     """
 
@@ -32,12 +32,12 @@ class TooShortError(InputError):
 
 
 def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tuple[Tensor, list[int]]:
-    """Bring what callers have to one form.
+    """Pad waveforms to one batch.
 
     Args:
         waveforms: One waveform (samples,), a list of them, or a padded (batch, samples); arrays, tensors or lists of
             floats.
-        lengths: (batch,), true numbers of samples of a padded batch; None where all of it is sound.
+        lengths: (batch,), true numbers of samples of a padded batch; None where no row is padded.
 
     Returns:
         (batch, samples) float32, zeros beyond the lengths, and the lengths.
@@ -55,7 +55,9 @@ def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tupl
         if not rows:
             raise InputError("there is no waveform in the batch; give at least one")
         if lengths is not None:
-            raise TypeError("lengths belongs to a padded (batch, samples); a list of waveforms has its own")
+            raise TypeError(
+                "lengths needs a padded (batch, samples) array; the waveforms of a list have their own lengths"
+            )
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), [len(r) for r in rows]
     batch = _as_tensor(waveforms, "the batch")
     if batch.ndim == 1:

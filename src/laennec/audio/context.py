@@ -1,16 +1,16 @@
-"""A cycle between its neighbours in the recording.
+"""Concatenated context: a cycle with the cycles before and after it in the same recording.
 
-Decisions: neighbours are the cycles before and after by time, of the same recording; at the edges of a recording
-there are fewer, and nothing stands in for them. Each cycle goes through the front end by itself (length rule, edges and
-draws are its own) and the FRAMES are joined in time order: no frame lies across a joint, whose two sides need not be
-neighbours in the sound (SPRSound annotates with gaps), and the rule "repeat 2 s" gives 2 s of each. The encoder sees
-the cycle alone and the joined cycles, and the head both embeddings side by side, which any encoder and any pooling can
-give. In the joined ones alone nothing tells the labelled cycle from the others once they are pooled, which cost more
-than context gave; pooling over the labelled cycle's own tokens of the joined input gave nothing (on SPRSound's
+Decisions: context cycles are those before and after by time; at the edges of a recording there are fewer, and nothing
+replaces them. Each cycle goes through the front end by itself (length rule, edges and draws are its own) and the FRAMES
+are concatenated in time order: no frame spans two cycles, which need not be adjacent in the sound (SPRSound annotates
+with gaps), and the rule "repeat 2 s" gives 2 s of each. The encoder takes the cycle alone and the concatenated context
+as two inputs, and the head takes both embeddings side by side, which works with any encoder and any pooling. With the
+concatenated input alone, pooling does not tell the labelled cycle from the others, and the score fell by more than
+context raised it; pooling over the labelled cycle's own tokens of the concatenated input gained nothing (SPRSound
 validation patients, frozen mobilenet).
 
-A sliding window's neighbours are the stretches of its own length right before and after it, not the windows that
-overlap it: cycles do not overlap either. What is left of one at an edge counts from half a window on.
+The context of a sliding window is the stretches of its own length right before and after it, not the windows that
+overlap it: cycles do not overlap either. A stretch that the edge of the recording cuts counts from half a window on.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class InContext:
-    """A cycle and what is heard around it, as a feature extractor with `context_cycles` takes it.
+    """A cycle and its context, as a feature extractor with `context_cycles` takes it.
 
     Attributes:
-        own: The cycle that is answered, shape (samples,).
-        before: Its neighbours before it, in time order; fewer than `context_cycles` or none at the start.
-        after: Its neighbours after it, likewise.
+        own: The cycle to classify, shape (samples,).
+        before: The cycles before it, in time order; fewer than `context_cycles` or none at the start.
+        after: The cycles after it, likewise.
     """
 
     own: Any
@@ -42,19 +42,19 @@ class InContext:
 
     @property
     def pieces(self) -> list[Any]:
-        """All of it in time order."""
+        """All cycles in time order."""
         return [*self.before, self.own, *self.after]
 
 
 def neighbours_of(spans: Sequence[Span], context_cycles: int) -> list[tuple[list[int], list[int]]]:
-    """Which cycles of one recording lie before and after each.
+    """Find the context of each cycle of one recording.
 
     Args:
         spans: (start_s, end_s) of the cycles, in any order.
         context_cycles: How many on either side.
 
     Returns:
-        For each span the places of those before and of those after it, both in time order.
+        For each span the indices of the cycles before and of those after it, both in time order.
     """
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     found: list[tuple[list[int], list[int]]] = [([], [])] * len(spans)
@@ -82,7 +82,7 @@ def neighbour_rows(
 def cycles_in_context(
     waveform: Waveform, sampling_rate: int, spans: Sequence[Span], context_cycles: int
 ) -> list[InContext]:
-    """Cut the annotated cycles of a recording, each with its neighbours.
+    """Cut the annotated cycles of a recording, each with its context.
 
     Args:
         waveform: The whole recording, shape (samples,).
@@ -91,7 +91,7 @@ def cycles_in_context(
         context_cycles: The extractor's.
 
     Returns:
-        One item a span, in the order of the spans.
+        One item for each span, in the order of the spans.
     """
     pieces = [cut(waveform, sampling_rate, *span) for span in spans]
     return [
@@ -103,7 +103,7 @@ def cycles_in_context(
 def windows_in_context(
     waveform: Waveform, sampling_rate: int, spans: Sequence[Span], context_cycles: int
 ) -> list[InContext]:
-    """Cut the windows of a recording, each with the stretches of sound beside it; arguments as above."""
+    """Cut the windows of a recording, each with its context; arguments as above."""
     duration_s = len(waveform) / sampling_rate
     items = []
     for span in spans:
@@ -120,7 +120,7 @@ def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[l
 
     Args:
         span: (start_s, end_s) of the window.
-        duration_s: Length of the recording; infinity where it reaches far enough and its end is not known yet.
+        duration_s: Length of the recording; infinity where its end is not known yet and lies beyond.
         context_cycles: How many on either side.
     """
     start_s, end_s = span
@@ -135,18 +135,18 @@ def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[l
 
 
 def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor]:
-    """A list of waveforms and `InContext`s as one list of waveforms, and which of them each item joins.
+    """Turn a list of waveforms and `InContext`s into one list of waveforms and the rows of each item's context.
 
     Args:
-        items: What an extractor was given.
+        items: Waveforms and `InContext`s.
         context_cycles: The extractor's.
 
     Returns:
-        The items' own waveforms followed by all neighbours, and int64 (items, pieces): rows of that list in time order,
-        -1 where there is none.
+        The items' own waveforms followed by all context cycles, and int64 (items, pieces): rows of that list in
+        time order, -1 where there is none.
 
     Raises:
-        InputError: An item has more neighbours on a side than the extractor joins.
+        InputError: An item has more context cycles on a side than `context_cycles`.
     """
     wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
     sounds = [item.own for item in wrapped]
@@ -154,8 +154,8 @@ def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor
     for row, item in enumerate(wrapped):
         if max(len(item.before), len(item.after)) > context_cycles:
             raise InputError(
-                f"waveform {row} comes with {len(item.before)} cycles before and {len(item.after)} after it, but these "
-                f"features join at most {context_cycles} on either side (context_cycles); leave out those further away"
+                f"waveform {row} has {len(item.before)} cycles before and {len(item.after)} after it, but these "
+                f"features take at most {context_cycles} on either side (context_cycles); leave out those further away"
             )
         first = len(sounds)
         sounds += [*item.before, *item.after]
@@ -170,7 +170,7 @@ def joined_rows(joined: Sequence[Sequence[int]]) -> Tensor:
 
 
 def with_context(values: Tensor, mask: Tensor, joined: Tensor) -> dict[str, Tensor]:
-    """Join the features of cycles and their neighbours along time.
+    """Concatenate the features of cycles and their context along time.
 
     Args:
         values: (cycles, frames, mels), the items' own cycles first.
@@ -179,7 +179,7 @@ def with_context(values: Tensor, mask: Tensor, joined: Tensor) -> dict[str, Tens
 
     Returns:
         input_values and attention_mask of the items' own cycles, (items, frames, mels) and (items, frames), and
-        context_values and context_mask of the joined ones, cut to the longest each.
+        context_values and context_mask of the concatenated ones, each cut to the longest.
     """
     joined = joined.to(values.device)
     items = len(joined)
@@ -188,7 +188,7 @@ def with_context(values: Tensor, mask: Tensor, joined: Tensor) -> dict[str, Tens
     ends = torch.where(joined >= 0, counts[joined.clamp_min(0)], 0).cumsum(1)  # (items, pieces)
     total = int(ends[:, -1].max()) if items else 0
     step = torch.arange(total, device=values.device).expand(items, total).contiguous()
-    # (items, total): which piece a joined frame comes from, and which frame of it
+    # (items, total): which piece a concatenated frame comes from, and which frame of it
     piece = torch.searchsorted(ends, step, right=True).clamp_max(joined.shape[1] - 1)
     started = torch.nn.functional.pad(ends, (1, 0)).gather(1, piece)
     real = step < ends[:, -1:]

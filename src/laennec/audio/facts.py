@@ -1,7 +1,7 @@
-"""What a stethoscope's settings leave in a sound, whatever the patient has.
+"""Level and bandwidth of a sound, for the shortcut baselines.
 
-Decisions: level and bandwidth are what a model could use in place of the sound's content, so both are measured
-plainly: the root mean square, and the frequency below which 99 % of the energy lies. Neither looks at labels.
+Decisions: level and bandwidth depend on the stethoscope and its settings, and a model could use them instead of the
+content of the sound. Both are simple: the root mean square, and the frequency below which 99 % of the energy lies.
 """
 
 import numpy as np

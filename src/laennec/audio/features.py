@@ -1,9 +1,9 @@
-"""Cycles of any length to log-mel frames, the same object for training and for prediction.
+"""Feature extractor: cycles of any length to log-mel frames, the same object for training and for prediction.
 
-Decisions: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so
-that a later change of a preset cannot change an old model. Cycles keep their natural length unless told otherwise;
-frames beyond a cycle's end are 0 after normalisation and masked. Encoders that hear sound itself get it through the
-same object, as frames of one sample.
+Decisions: every number that shapes the output is saved in preprocessor_config.json, not only the preset's name, so that
+a later change of a preset cannot change an old model. Cycles keep their natural length unless told otherwise; frames
+beyond a cycle's end are 0 after normalisation and masked. Encoders of raw waveforms get them through the same object,
+as frames of one sample.
 """
 
 import difflib
@@ -34,14 +34,14 @@ LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop", "zero_frames"
 _FILLED = ("repeat", "repeat_pad", "zero")  # rules under which every cycle fills duration_s
 
 _FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
-# keys that transformers writes beside ours or passes along
+# keys that transformers writes or passes along
 _BOOKKEEPING = ("feature_extractor_type", "image_processor_type", "processor_class", "auto_map", "padding_side")
 _PEAK_WARNING = 16.0
 _WHOLE_FRAMES: dict[str, Any] = {
     "kind": "log_mel", "reflect_samples": 0, "dynamic_range": 0.0, "drop_last_frame": False, "normalise": "fixed",
     "stack_frames": 1, "pre_emphasis_on": "frame",
 }  # fmt: skip
-# settings that came later: where they are at their default, a fingerprint from before is still right
+# settings added later: at their defaults they do not enter the fingerprint, so that older fingerprints stay valid
 _LATER = ("kind", "mel_scale", "dynamic_range", "drop_last_frame", "normalise", "stack_frames")
 
 
@@ -57,15 +57,15 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             long ones; "repeat_pad" repeats short ones as often as they fit whole, zeros behind; "zero" centres short
             ones in zeros; "crop" keeps the first `duration_s` of long ones and leaves short ones; "zero_frames" fills
             up with frames of log-mel 0 that count as sound, as AST's authors and transformers' ASTFeatureExtractor do.
-            None takes the preset's.
+            None for the preset's rule.
         duration_s: The length in seconds for every rule but "natural".
         fade_s: Length of the linear fade-out at the end of repeated cycles, in seconds.
         keep: Which part of a long cycle stays, the "first" or the "last" `duration_s`.
-        recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings went through
-            in training. Kept here so that prediction does the same before it cuts; the extractor itself sees cycles
-            only and does not apply it.
-        context_cycles: How many cycles before and after of the same recording join a cycle, which then comes as a
-            `laennec.audio.context.InContext`; what they are joined to is `context_values`.
+        recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings were filtered
+            with in training. Saved here so that prediction filters recordings before it cuts cycles; the extractor
+            itself does not apply it.
+        context_cycles: Number of cycles before and after, of the same recording, that are concatenated with a cycle
+            (given as a `laennec.audio.context.InContext`) to `context_values`.
         **overrides: Any field of `laennec.audio.filterbanks.FrontEnd`, such as mean and std: features are (x - mean)
             / (2 std).
 
@@ -120,7 +120,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A front end of these values, which are another's words; see `laennec.untrusted.refuse_settings`."""
+        """Make an extractor from saved settings, which are untrusted; see `laennec.untrusted.refuse_settings`."""
         refuse_settings(feature_extractor_dict, "preprocessor_config.json")
         return super().from_dict(feature_extractor_dict, **kwargs)
 
@@ -156,7 +156,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def window_ms(self) -> float:
-        """Length of a frame in milliseconds, which is the shortest sound that there are features of."""
+        """Length of a frame in milliseconds, the shortest sound with features."""
         return 1000 * self.front.min_samples / self.front.sampling_rate
 
     @property
@@ -166,7 +166,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def _target_samples(self) -> int:
-        if self.length == "zero_frames":  # so many that they give all frames
+        if self.length == "zero_frames":  # the number that gives all frames
             return self.front.window_samples + (self._target_frames - 1) * self.front.hop_samples
         return round((self.duration_s or 0.0) * self.sampling_rate)
 
@@ -183,11 +183,11 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return self.front.frames(min(samples, self._target_samples) if self.length == "crop" else samples)
 
     def features(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Features of a padded batch, on the batch's own device; nothing is checked and no device is waited for.
+        """Features of a padded batch, on the batch's own device, without checks and without device synchronisation.
 
         Args:
-            waveforms: (batch, samples), floating point, at the extractor's rate; what lies beyond a cycle's length is
-                never read.
+            waveforms: (batch, samples), floating point, at the extractor's rate; samples beyond a cycle's length are
+                never used.
             lengths: (batch,), integer, the true number of samples.
 
         Returns:
@@ -220,7 +220,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         if self.length in ("repeat", "repeat_pad"):
             place = torch.where(length > target, place, step % length.clamp_min(1))
             if self.length == "repeat_pad":
-                # a number divided by a tensor does not become a graph (laennec.audio.graph)
+                # a number divided by a tensor cannot be exported to a graph (laennec.audio.graph)
                 whole = torch.div(torch.full_like(length, target), length.clamp_min(1), rounding_mode="floor") * length
                 place = torch.where((length <= target) & (step >= whole), -1, place)
         elif self.length == "zero":
@@ -230,7 +230,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         fade = round(self.fade_s * self.sampling_rate)
         if fade:
             ramp = torch.linspace(1.0, 0.0, fade, device=waveforms.device)
-            # cycles that were cut keep their end; one of exactly the length fades, as in the published code
+            # cycles that were cut do not fade; one of exactly the length does, as in the published code
             fitted[:, -fade:] = torch.where(length > target, fitted[:, -fade:], fitted[:, -fade:] * ramp)
         if self.length == "crop":
             return fitted, lengths.clamp_max(target)
@@ -257,25 +257,25 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
         Args:
             raw_speech: The waveforms, in [-1, 1]: one of shape (samples,), a list of them, or (batch, samples). With
-                `context_cycles`, an `InContext` may stand for a waveform; a bare one has no neighbours.
+                `context_cycles`, an `InContext` may replace a waveform; a plain waveform has no context.
             sampling_rate: Their rate in Hz; it must be the extractor's.
             device: Where to compute; None for where the waveforms are.
             return_tensors: "pt" or "np".
             lengths: (batch,), true numbers of samples, where `raw_speech` is a padded (batch, samples).
-            return_attention_mask: False leaves the mask out.
+            return_attention_mask: False omits the mask.
             **padding: `padding`, `truncation` and `pad_to_multiple_of` as pipelines pass them; batches are always
                 padded to their longest cycle.
 
         Returns:
             input_values (batch, frames, mels) float32 and attention_mask (batch, frames) int64, 1 on frames of sound.
-            With `context_cycles`, context_values and context_mask likewise: the frames of each cycle and its neighbours
+            With `context_cycles`, context_values and context_mask likewise: the frames of each cycle and its context
             in time order.
 
         Raises:
             InputError: Another sampling rate, no waveform, not one channel, integers, values that are not finite, or
-                more neighbours than `context_cycles`.
+                more context than `context_cycles`.
             TooShortError: A waveform shorter than one frame.
-            TypeError: An argument that does not exist, or would be without effect.
+            TypeError: An argument that does not exist, or would have no effect.
         """
         _check_padding(padding)
         self._check_rate(sampling_rate)
@@ -299,7 +299,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return BatchFeature(data)
 
     def _unfolded(self, raw_speech: Any) -> tuple[Any, Tensor | None]:
-        """Cycles in context as one list of waveforms, and which of them join each; what has no context as it is."""
+        """Cycles and their context as one list of waveforms, and the rows of each item's context; None without any."""
         items = [raw_speech] if isinstance(raw_speech, InContext) else raw_speech
         if not isinstance(items, list | tuple) or not any(isinstance(item, InContext) for item in items):
             return raw_speech, None
@@ -317,10 +317,10 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
                 f"resample first: laennec.audio.recording.resample(waveform, {sampling_rate}, {self.sampling_rate})"
             )
 
-    def _check_waveforms(self, batch: Tensor, counts: list[int], answered: int) -> None:
-        """Refuse what gives no features; only the first `answered` need a frame, the others are neighbours."""
+    def _check_waveforms(self, batch: Tensor, counts: list[int], cycles: int) -> None:
+        """Refuse waveforms without features; only the first `cycles` need a frame, the others are context."""
         needed = 1 if self.length in _FILLED else self.front.min_samples
-        for index, samples in enumerate(counts[:answered]):
+        for index, samples in enumerate(counts[:cycles]):
             if samples < needed:
                 raise TooShortError(index, samples, self.sampling_rate, self.front.min_samples)
         peak = float(batch.abs().amax())
@@ -338,14 +338,14 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self) -> dict[str, Any]:
         """Every setting, as saved in preprocessor_config.json."""
         values: dict[str, Any] = super().to_dict()
-        # transformers takes `window` for an array and leaves it out
+        # transformers takes `window` for an array and drops it
         values = {**values, "window": self.front.window}
         if not self.context_cycles:
             del values["context_cycles"]
         return values
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, **settings: Any) -> Any:
-        """Put preprocessor_config.json on the Hub, as transformers does, but private unless told otherwise."""
+        """Upload preprocessor_config.json to the Hub, as transformers does, but private by default."""
         return super().push_to_hub(repo_id, private=private, **settings)
 
     def fingerprint(self) -> str:
@@ -353,28 +353,28 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         default = FrontEnd()
         front = {k: v for k, v in asdict(self.front).items() if k not in _LATER or v != getattr(default, k)}
         values = front | {k: getattr(self, k) for k in ("length", "duration_s", "fade_s", "keep", "feature_version")}
-        if self.context_cycles:  # absent where it says nothing, so that earlier caches stay good
+        if self.context_cycles:  # absent at its default, so that older fingerprints stay valid
             values["context_cycles"] = self.context_cycles
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def preset_length(preset: str) -> str:
-    """The length rule that a preset has where none is named."""
+    """The default length rule of a preset."""
     return str(PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
 
 
 def _front_end_overrides(overrides: dict[str, Any], preset: FrontEnd) -> dict[str, Any]:
-    """The overrides that are settings of the front end; anything unknown is refused."""
+    """The overrides that are settings of the front end; unknown names are refused."""
     if "feature_size" in overrides:
         stacked = int(overrides.get("stack_frames", preset.stack_frames))
         overrides.setdefault("num_mel_bins", overrides["feature_size"] // stacked)
         if overrides["feature_size"] != overrides["num_mel_bins"] * stacked:
             raise ValueError(
-                f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} are one thing"
+                f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} must be equal"
                 + (f" ({stacked} frames stacked)" if stacked > 1 else "")
             )
     if overrides.get("padding_value", 0.0) != 0.0:
-        raise ValueError("padding_value can only be 0.0: encoders count on it")
+        raise ValueError("padding_value can only be 0.0, which encoders expect")
     known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep", "context_cycles")
     for name in overrides:
         if name not in (*known, *_BOOKKEEPING, "feature_size", "padding_value", "return_attention_mask"):
@@ -396,6 +396,6 @@ def _check_padding(arguments: dict[str, Any]) -> None:
         )
         if not harmless and not (name == "max_length" and value is None):
             raise TypeError(
-                f"{name}={value!r} is not something features can do; the extractor's length, "
-                "duration_s and fade_s rule the length"
+                f"{name}={value!r} is not supported by this feature extractor; its settings length, duration_s and "
+                "fade_s determine the length"
             )

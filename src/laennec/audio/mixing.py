@@ -1,9 +1,9 @@
-"""Cycles of a batch mixed with one another, and the labels that result.
+"""Mixing of the cycles of a batch, and the labels of the mixtures.
 
-Decisions: what is drawn (share, partners, places) is apart from its application and comes from a generator the
-caller seeds by counter, so a resumed run mixes alike; nothing is changed in place; the share returned is the one that
-was realised, 1 - masked / places, not the one drawn. Two cycles heard together are labelled by one rule everywhere:
-normal adds nothing, which holds for a label called normal among several too.
+Decisions: drawing (share, permutation, positions) is separate from application and uses a generator that the caller
+seeds by counter, so a resumed run mixes equally. Nothing is changed in place. The returned share is the realised one,
+1 - masked / positions, not the drawn one. The label of two cycles added together follows one rule everywhere: normal
+adds nothing, also as one of several labels.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from laennec.audio.cycles import flags_of, label_of
 
 @dataclass(frozen=True)
 class PatchMixDraw:
-    """What Patch-Mix or Group-Mix does to one batch.
+    """Drawn parameters of Patch-Mix or Group-Mix for one batch.
 
     Attributes:
-        lam: realised share of each row's own cycle.
-        index: (batch,) int64, the partner of each row.
-        mask: (tokens,) bool, the places taken from the partner; one mask for the whole batch.
+        lam: Realised share of each row's own cycle.
+        index: (batch,) int64, the row that each row is mixed with.
+        mask: (tokens,) bool, the positions taken from that row; one mask for the whole batch.
     """
 
     lam: float
@@ -42,14 +42,14 @@ def draw_patch_mix(
     """Draw a share from Beta(beta, beta), one permutation and one mask for the batch.
 
     Args:
-        batch: number of cycles.
-        tokens: places that may be exchanged: patches, or groups of frames (Group-Mix).
-        beta: of the distribution; 0 mixes nothing (lam 1).
-        generator: for example `counter_generator(seed, epoch, batch_number, "mixing")`.
-        grid: (frequency, time) of the patches, frequency first in memory; given, whole time columns are exchanged.
+        batch: Number of cycles.
+        tokens: Positions that may be exchanged: patches, or groups of frames (Group-Mix).
+        beta: Of the distribution; 0 mixes nothing (lam 1).
+        generator: For example `counter_generator(seed, epoch, batch_number, "mixing")`.
+        grid: (frequency, time) of the patches, frequency first in memory; with it, whole time columns are exchanged.
 
     Returns:
-        The draw: int(places * (1 - drawn share)) places are masked, and lam is 1 - masked / places.
+        The draw: int(positions * (1 - drawn share)) positions are masked, and lam is 1 - masked / positions.
 
     Raises:
         ValueError: if beta is negative or the grid does not hold the tokens.
@@ -58,13 +58,13 @@ def draw_patch_mix(
         raise ValueError(f"beta must not be negative, not {beta}")
     if grid is not None and grid[0] * grid[1] != tokens:
         raise ValueError(f"a grid of {grid[0]} x {grid[1]} patches does not hold {tokens} tokens")
-    places = tokens if grid is None else grid[1]
+    positions = tokens if grid is None else grid[1]
     share = generator.beta(beta, beta) if beta > 0 else 1.0
     index = torch.from_numpy(generator.permutation(batch))
-    masked = int(places * (1 - share))
-    mask = torch.zeros(places, dtype=torch.bool)
-    mask[torch.from_numpy(generator.permutation(places)[:masked])] = True
-    lam = 1 - masked / places if places else 1.0
+    masked = int(positions * (1 - share))
+    mask = torch.zeros(positions, dtype=torch.bool)
+    mask[torch.from_numpy(generator.permutation(positions)[:masked])] = True
+    lam = 1 - masked / positions if positions else 1.0
     return PatchMixDraw(lam, index, mask if grid is None else mask.repeat(grid[0]))
 
 
@@ -73,13 +73,13 @@ def patch_mix(tokens: Tensor, draw: PatchMixDraw) -> Tensor:
 
     Args:
         tokens: (batch, tokens, dim): patch embeddings, or groups of frames (Group-Mix), of cycles of one length.
-        draw: from `draw_patch_mix`.
+        draw: From `draw_patch_mix`.
 
     Returns:
-        (batch, tokens, dim), a new tensor: the partner's token where the mask is set, the own one elsewhere.
+        (batch, tokens, dim), a new tensor: the other row's token where the mask is set, the own one elsewhere.
 
     Raises:
-        ValueError: if the draw is for another shape.
+        ValueError: if the draw has another shape.
     """
     if tokens.shape[:2] != (len(draw.index), len(draw.mask)):
         raise ValueError(
@@ -98,12 +98,12 @@ def mixup_lambda(generator: np.random.Generator, beta: float = 10.0) -> float:
 
 
 def mix(values: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
-    """Mixup of waveforms, features or label rows: lam * own + (1 - lam) * partner's.
+    """Mixup of waveforms, features or label rows: lam * own + (1 - lam) * other.
 
     Args:
         values: (batch, ...), floating.
-        lam: one share, or one for each row (batch,).
-        index: (batch,) int64, the partner of each row.
+        lam: One share, or one for each row (batch,).
+        index: (batch,) int64, the row that each row is mixed with.
 
     Returns:
         (batch, ...).
@@ -120,7 +120,7 @@ def soft_labels(labels: Tensor, lam: float | Tensor, index: Tensor, classes: int
     Args:
         labels: integers (batch,) before mixing.
         lam: one share of the own label, or one for each row.
-        index: (batch,), the partner of each row.
+        index: (batch,), the row that each row is mixed with.
         classes: how many.
 
     Returns:
@@ -130,11 +130,11 @@ def soft_labels(labels: Tensor, lam: float | Tensor, index: Tensor, classes: int
 
 
 def lungmix_label(first: str, second: str) -> str:
-    """Label of two cycles heard at once (Lungmix): normal adds nothing, two different abnormal ones give both.
+    """Label of two cycles added together (Lungmix): normal adds nothing, two different abnormal ones give both.
 
     Args:
         first: normal, crackle, wheeze or both.
-        second: likewise.
+        second: Likewise.
 
     Returns:
         One of the four.
@@ -144,17 +144,17 @@ def lungmix_label(first: str, second: str) -> str:
 
 
 class LabelUnion:
-    """Labels of two cycles heard together, for whole batches: the Lungmix rule, and what joined cycles are called.
+    """Labels of two cycles that are added together or concatenated, for whole batches (the Lungmix rule).
 
-    Several labels each (rows of 0 and 1): what either holds; one called normal stays only where nothing else is set.
-    One class each (numbers): the class itself where both have it, the other one beside normal, else `lungmix_label`.
+    Several labels each (rows of 0 and 1): their union; a label called normal stays only where nothing else is set.
+    One class each (numbers): the class itself where both have it, the other one with normal, else `lungmix_label`.
 
     Args:
-        names: of the labels, in the order of the logits; "normal" may be written in any case.
-        multi_label: whether labels are rows.
+        names: Of the labels, in the order of the logits; "normal" may be written in any case.
+        multi_label: Whether labels are rows.
 
     Raises:
-        ValueError: if two classes heard together have no class of their own among the names.
+        ValueError: if the union of two classes is no class among the names.
     """
 
     def __init__(self, names: Sequence[str], multi_label: bool) -> None:
@@ -179,11 +179,11 @@ class LabelUnion:
 
 
 def _class_of_both(plain: Sequence[str], first: int, second: int, names: Sequence[str]) -> int:
-    """Number of the class of two cycles heard together, from their classes' numbers and names (plain: lower case)."""
+    """Number of the union of two classes, from their numbers and names (plain: lower case)."""
     if first == second or plain[second] == "normal":
         return first
     if plain[first] == "normal":
         return second
     if "both" in plain and {plain[first], plain[second]} <= {"crackle", "wheeze", "both"}:
         return plain.index(lungmix_label(plain[first], plain[second]))
-    raise ValueError(f"{names[first]} and {names[second]} heard together are no class of {', '.join(names)}")
+    raise ValueError(f"{names[first]} and {names[second]} together are no class of {', '.join(names)}")

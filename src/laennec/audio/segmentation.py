@@ -1,12 +1,12 @@
-"""Breath cycles found in the sound itself, where nobody annotated them.
+"""Detection of breath cycles in recordings without annotation.
 
 Decisions: a convenience, not a measurement of breathing. A breath begins where a pause ends and sound sets in, and
-breaths follow one another at about the same pace, so beginnings are chosen together, by dynamic programming (as beats
-are in Ellis 2007, Beat Tracking by Dynamic Programming): each is worth the rise of loudness around it and the quiet
-before it, and an interval costs the square of its logarithmic distance from the local period, which comes from the
-autocorrelation of the loudness. Every recording is covered from end to end, whether anybody breathes in it or not. The
-defaults were chosen on every other patient of real annotations, and `python -m benchmarks breathing` says how well they
-do on the patients in between. Only the loudness is held in memory, 50 numbers a second.
+breaths follow one another at a nearly constant pace, so all beginnings are chosen jointly by dynamic programming (as
+beats in Ellis 2007, Beat Tracking by Dynamic Programming): a beginning scores the rise of loudness around it and the
+quiet before it, and an interval costs the square of its logarithmic distance from the local period, which comes from
+the autocorrelation of the loudness. Every recording is covered from end to end, with or without breathing. The defaults
+were chosen on every other patient of real annotations, and `python -m benchmarks breathing` evaluates them on the
+remaining patients. Only the loudness is held in memory, 50 numbers a second.
 """
 
 import math
@@ -22,7 +22,7 @@ from laennec.audio.streaming import open_recording
 
 _RATE_HZ, _FRAME_SAMPLES = 4000, 80
 _FRAMES_PER_S = _RATE_HZ / _FRAME_SAMPLES
-_RANGE_DB = 50.0  # below the loud parts; digital silence is no deeper pause than this
+_RANGE_DB = 50.0  # levels are clipped this far below the loud parts, digital silence too
 _LOCAL_S = 60.0  # over which loudness and pace may change
 
 FloatArray = NDArray[np.float64]
@@ -30,22 +30,22 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BreathSegmentation:
-    """How breath cycles are found.
+    """Settings of breath cycle detection.
 
     Attributes:
-        low_hz: Lower edge of the band whose loudness is followed; heart sounds lie below.
+        low_hz: Lower edge of the band whose loudness is used; heart sounds lie below.
         high_hz: Its upper edge.
         smooth_s: Standard deviation of the Gaussian that smooths the loudness, in seconds.
-        rise_s: How far on either side of a beginning the rise of loudness is looked at, in seconds.
-        quiet_weight: What the quiet before a beginning counts against the rise.
-        regularity: What an interval of e times (or 1/e of) the period costs, in standard deviations of the loudness.
+        rise_s: Width on either side of a beginning over which the rise of loudness is measured, in seconds.
+        quiet_weight: Weight of the quiet before a beginning relative to the rise.
+        regularity: Cost of an interval of e times (or 1/e of) the period, in standard deviations of the loudness.
         shortest_s: Shortest cycle in seconds.
         longest_s: Longest cycle in seconds.
-        usual_s: The likeliest period where the loudness says little.
+        usual_s: The most likely period where the loudness has little structure.
         usual_spread: Standard deviation of the logarithm of periods around it.
 
     Raises:
-        ValueError: Values that cannot be.
+        ValueError: Values out of range.
     """
 
     low_hz: float = 200.0
@@ -80,12 +80,11 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
 
     Args:
         path: The recording.
-        settings: How; None for the defaults.
+        settings: None for the defaults.
 
     Returns:
-        (start_s, end_s) of cycles that cover the recording from its beginning to its end, one after the other. What is
-        left of a breath at either edge is a cycle of its own from half of `shortest_s` on, else a part of its
-        neighbour.
+        (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
+        cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.
 
     Raises:
         DecodeError: As `laennec.audio.recording.read_recording`.
@@ -105,11 +104,11 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
 
 
 def breath_starts(power: FloatArray, settings: BreathSegmentation) -> list[float]:
-    """Where breaths begin.
+    """Find the beginnings of breaths.
 
     Args:
         power: Mean square of the band in each frame of 20 ms, (frames,).
-        settings: How they are found.
+        settings: Of the detection.
 
     Returns:
         Times in seconds, rising; none for a recording shorter than two cycles.
@@ -119,8 +118,8 @@ def breath_starts(power: FloatArray, settings: BreathSegmentation) -> list[float
     loudness = _loudness(power, settings.smooth_s)
     periods = _local_periods(loudness, settings)
     before, after = _around(loudness, settings.rise_s)
-    worth = after - before - settings.quiet_weight * before
-    return [frame / _FRAMES_PER_S for frame in _best_chain(worth, periods, settings)]
+    score = after - before - settings.quiet_weight * before
+    return [frame / _FRAMES_PER_S for frame in _best_chain(score, periods, settings)]
 
 
 def _loudness(power: FloatArray, smooth_s: float) -> FloatArray:
@@ -157,7 +156,7 @@ def _local_periods(loudness: FloatArray, settings: BreathSegmentation) -> FloatA
 
 
 def _period(loudness: FloatArray, settings: BreathSegmentation) -> float:
-    """The lag at which the loudness resembles itself most, weighed by how usual it is."""
+    """The lag of the largest autocorrelation of the loudness, weighted by a prior over periods."""
     centred = loudness - loudness.mean()
     size = len(centred)
     longest = min(int(settings.longest_s * _FRAMES_PER_S) + 1, size - 2)
@@ -172,9 +171,9 @@ def _period(loudness: FloatArray, settings: BreathSegmentation) -> float:
     return float(lags[inner[weighed[inner].argmax()]])
 
 
-def _best_chain(worth: FloatArray, periods: FloatArray, settings: BreathSegmentation) -> list[int]:
-    """The frames of the most valuable chain of beginnings."""
-    frames = len(worth)
+def _best_chain(score: FloatArray, periods: FloatArray, settings: BreathSegmentation) -> list[int]:
+    """The frames of the sequence of beginnings with the largest total score."""
+    frames = len(score)
     shortest = max(int(settings.shortest_s * _FRAMES_PER_S), 1)
     longest = int(settings.longest_s * _FRAMES_PER_S)
     # longest first, as the frames lie in memory
@@ -191,10 +190,10 @@ def _best_chain(worth: FloatArray, periods: FloatArray, settings: BreathSegmenta
             first = max(frame - longest, 0)
             chains = best[first : frame - shortest + 1] - costs_of[frame][first - (frame - longest) :]
             nearest = int(chains.argmax())
-            # a chain may begin anew only where one could not have begun long before
+            # a new sequence may begin only where no earlier beginning is within reach
             if chains[nearest] > 0 or frame > anew[frame]:
                 value, before[frame] = float(chains[nearest]), first + nearest
-        best[frame] = value + worth[frame]
+        best[frame] = value + score[frame]
     # the last beginning lies within a period of the end
     first = max(frames - int(periods[-1] * _FRAMES_PER_S), 0)
     frame = first + int(best[first:].argmax())

@@ -1,9 +1,9 @@
-"""Block after block, for recordings that are longer than memory should be.
+"""Recordings read in blocks, for those that are longer than memory should be.
 
-Decisions: the same decoder, resampler and filter as `read_recording`, each carrying its state from block to block,
-so that the blocks of a recording are the very samples that reading it whole gives. What only the end of a file can tell
-(cut short, silent all through, how long it is) is told at the end: what was made of the sound before is then void.
-Windows and cycles are cut as they go by; no more sound is held than the widest of them and its neighbours span.
+Decisions: the decoder, resampler and filter are those of `read_recording`, each with its state carried from block to
+block, so that the blocks are exactly the samples of the recording read whole. Some errors (cut short, silent, too
+short) are only known at the end of the file; results computed before are then void. Windows and cycles are cut as the
+blocks arrive; no more sound is held than the widest of them and its context span.
 """
 
 import math
@@ -29,17 +29,17 @@ from laennec.audio.recording import (
 )
 
 _BLOCK_S = 10.0
-_ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end waits for the end
+_ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end is cut at the end
 
 
 class RecordingStream:
-    """A recording as it is decoded; made by `open_recording`, and read once.
+    """A recording that is decoded in blocks; made by `open_recording`, and read once.
 
     Attributes:
-        path: Where it comes from.
+        path: Its name.
         sampling_rate: Of the blocks, in Hz.
         source_sampling_rate: Of the file, in Hz.
-        samples: How many samples `blocks` has given so far.
+        samples: Number of samples that `blocks` has returned so far.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class RecordingStream:
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds of what `blocks` has given so far; of the whole recording once it has ended."""
+        """Length in seconds of all blocks so far; of the whole recording once it has ended."""
         return self.samples / self.sampling_rate
 
     @property
     def fraction(self) -> float:
-        """How much of the recording has been decoded, 0 to 1; 0 where its header does not say how long it is."""
+        """Share of the recording that has been decoded, 0 to 1; 0 where its header states no length."""
         return min(self._decoded / self._declared, 1.0) if 0 < self._declared < UNKNOWN_FRAMES else 0.0
 
     def blocks(self) -> Iterator[Waveform]:
-        """The mono sound in pieces of some seconds, float32, shape (samples,).
+        """The mono sound in blocks of some seconds, float32, shape (samples,).
 
         Raises:
             DecodeError: As `laennec.audio.recording.read_recording`.
@@ -125,10 +125,10 @@ def open_recording(
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
         allow_silent: Accept a recording whose samples are all equal.
-        listener: Called with the stream and each block before it is handed out.
+        listener: Called with the stream and each block before it is returned.
 
     Raises:
-        DecodeError: The header shows already that the recording cannot be read.
+        DecodeError: The header shows that the recording cannot be read.
     """
     if sampling_rate is not None and sampling_rate < 1:
         raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
@@ -138,21 +138,21 @@ def open_recording(
         )
 
 
-class _Tape:
-    """The last stretch of a recording, from which pieces are cut."""
+class _Buffer:
+    """The most recent part of a recording, from which spans are cut."""
 
     def __init__(self, sampling_rate: int) -> None:
         self.rate = sampling_rate
-        self.first = 0  # sample of the recording at which the stretch begins
+        self.first = 0  # sample of the recording at which the buffer begins
         self.sound: Waveform = np.zeros(0, np.float32)
 
     @property
-    def heard_s(self) -> float:
+    def end_s(self) -> float:
         return (self.first + len(self.sound)) / self.rate
 
     def add(self, block: Waveform, needed_from_s: float) -> None:
-        """Go on by a block, and forget what lies before a time."""
-        gone = max(int(min(needed_from_s, self.heard_s) * self.rate) - self.first, 0)
+        """Append a block and drop what lies before a time."""
+        gone = max(int(min(needed_from_s, self.end_s) * self.rate) - self.first, 0)
         self.first += gone
         self.sound = np.concatenate([self.sound[gone:], block])
 
@@ -160,44 +160,46 @@ class _Tape:
         """A copy of the samples that `laennec.audio.cycles.cut` takes out of the whole recording."""
         first = max(int(span[0] * self.rate), 0) - self.first
         last = max(int(span[1] * self.rate) - self.first, first)
-        assert first >= 0, "a piece was forgotten before it was cut"
+        assert first >= 0, "a span was dropped before it was cut"
         return self.sound[first:last].copy()
 
 
 def passing_windows(
     stream: RecordingStream, window_s: float, hop_s: float, context_cycles: int = 0
 ) -> Iterator[tuple[Span, InContext]]:
-    """The windows of a recording as it goes by, with what is heard beside them.
+    """The windows of a recording as it is decoded, with their context.
 
     Args:
         stream: The recording.
         window_s: As for `laennec.audio.cycles.sliding_windows`.
         hop_s: Likewise.
-        context_cycles: The extractor's; what is beside a window is that of `laennec.audio.context.windows_in_context`.
+        context_cycles: The extractor's; the context is that of `laennec.audio.context.windows_in_context`.
 
     Yields:
         (start_s, end_s) and sound of every window, in time order; exactly those of the recording read whole.
 
     Raises:
-        DecodeError: As `read_recording`, some of it when windows have been handed out already.
+        DecodeError: As `read_recording`, possibly after windows have been returned.
     """
-    tape = _Tape(stream.sampling_rate)
+    buffer = _Buffer(stream.sampling_rate)
     reach_s = context_cycles * window_s
     done = 0
     for block in stream.blocks():
-        # what the last window of all may want, should the recording end here, is kept too
-        tape.add(block, min(done * hop_s, tape.heard_s - window_s) - reach_s - _ROUNDING_S)
-        while done * hop_s + window_s + reach_s + _ROUNDING_S <= tape.heard_s:
+        # keep what the last window would need if the recording ended here
+        buffer.add(block, min(done * hop_s, buffer.end_s - window_s) - reach_s - _ROUNDING_S)
+        while done * hop_s + window_s + reach_s + _ROUNDING_S <= buffer.end_s:
             span = (done * hop_s, done * hop_s + window_s)
-            yield span, _window(tape, span, math.inf, context_cycles)
+            yield span, _window(buffer, span, math.inf, context_cycles)
             done += 1
     for span in sliding_windows(stream.duration_s, window_s, hop_s)[done:]:
-        yield span, _window(tape, span, stream.duration_s, context_cycles)
+        yield span, _window(buffer, span, stream.duration_s, context_cycles)
 
 
-def _window(tape: _Tape, span: Span, duration_s: float, context_cycles: int) -> InContext:
+def _window(buffer: _Buffer, span: Span, duration_s: float, context_cycles: int) -> InContext:
     before, after = beside_window(span, duration_s, context_cycles)
-    return InContext(tape.cut(span), [tape.cut(beside) for beside in before], [tape.cut(beside) for beside in after])
+    return InContext(
+        buffer.cut(span), [buffer.cut(beside) for beside in before], [buffer.cut(beside) for beside in after]
+    )
 
 
 def passing_cycles(
@@ -206,30 +208,30 @@ def passing_cycles(
     context_cycles: int = 0,
     at_end: Callable[[float], None] | None = None,
 ) -> Iterator[tuple[int, InContext]]:
-    """The annotated cycles of a recording as it goes by, each with its neighbours.
+    """The annotated cycles of a recording as it is decoded, each with its context.
 
     Args:
         stream: The recording.
         spans: (start_s, end_s) of all its cycles, in any order.
         context_cycles: The extractor's.
-        at_end: Called with the length of the recording, in seconds, before anything is cut that reaches its end.
+        at_end: Called with the length of the recording, in seconds, before cycles at its end are cut.
 
     Yields:
-        The place of each span in `spans` and its sound, in time order.
+        The index of each span in `spans` and its sound, in time order.
 
     Raises:
-        DecodeError: As `read_recording`, some of it when cycles have been handed out already.
+        DecodeError: As `read_recording`, possibly after cycles have been returned.
     """
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     neighbours = neighbours_of(spans, context_cycles)
-    tape = _Tape(stream.sampling_rate)
+    buffer = _Buffer(stream.sampling_rate)
     pieces: dict[int, Waveform] = {}
     cut_so_far = given = 0
 
     def ready(ended: bool) -> Iterator[tuple[int, InContext]]:
         nonlocal cut_so_far, given
-        while cut_so_far < len(order) and (ended or spans[order[cut_so_far]][1] + _ROUNDING_S <= tape.heard_s):
-            pieces[order[cut_so_far]] = tape.cut(spans[order[cut_so_far]])
+        while cut_so_far < len(order) and (ended or spans[order[cut_so_far]][1] + _ROUNDING_S <= buffer.end_s):
+            pieces[order[cut_so_far]] = buffer.cut(spans[order[cut_so_far]])
             cut_so_far += 1
         while given < len(order) and min(given + context_cycles, len(order) - 1) < cut_so_far:
             place = order[given]
@@ -240,7 +242,7 @@ def passing_cycles(
                 pieces.pop(order[given - context_cycles - 1], None)
 
     for block in stream.blocks():
-        tape.add(block, spans[order[cut_so_far]][0] - _ROUNDING_S if cut_so_far < len(order) else math.inf)
+        buffer.add(block, spans[order[cut_so_far]][0] - _ROUNDING_S if cut_so_far < len(order) else math.inf)
         yield from ready(False)
     if at_end is not None:
         at_end(stream.duration_s)
