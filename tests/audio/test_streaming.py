@@ -131,14 +131,14 @@ def test_no_more_sound_is_held_than_the_spans_need(block_s):
     file = io.BytesIO()
     soundfile.write(file, sound, 1000, format="WAV")
     most = []
-    honest = streaming._Tape.add
+    honest = streaming._Buffer.add
 
     def counting(tape, block, needed):
         honest(tape, block, needed)
         most.append(len(tape.sound))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streaming._Tape, "add", counting)
+        patch.setattr(streaming._Buffer, "add", counting)
         for spans in (None, [(float(t), t + 1.5) for t in range(0, 298, 2)]):
             with open_recording(file.getvalue()) as stream:
                 for _ in passing_windows(stream, 2, 1, 1) if spans is None else passing_cycles(stream, spans, 1):
