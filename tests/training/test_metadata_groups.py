@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laennec.errors import InputError
 from laennec.training.metadata_groups import GroupTable, age_band, group_codes, metadata_of
-from laennec.training.recipe import ConfigError
 
 VALUES = st.sampled_from(["a", "b", "c", None])
 TABLES = st.integers(1, 30).flatmap(
@@ -64,7 +64,7 @@ def test_columns_come_from_the_table_by_their_recipe_names():
 )
 def test_a_column_that_cannot_be_used_is_named(labels, missing, message):
     metadata = {"cycle_id": ["p", "q"], "sex": ["F", None], "age_years": [None, 3.0], "device": [None, None]}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         GroupTable(2, metadata, [5]).codes(labels, missing, "here")
-    with pytest.raises(ConfigError, match="must rise"):
+    with pytest.raises(InputError, match="must rise"):
         GroupTable(2, metadata, [18, 5])

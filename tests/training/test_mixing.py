@@ -8,10 +8,11 @@ from torch.nn import functional
 
 from laennec.audio.mixing import lungmix_label
 from laennec.encoders import in_groups, load_encoder
+from laennec.errors import InputError
 from laennec.losses import PatchMixCrossEntropy
 from laennec.training.mixing import Mixer, check_mixing
 from laennec.training.objective import soft_cross_entropy
-from laennec.training.recipe import ConfigError, MixSettings, Recipe
+from laennec.training.recipe import MixSettings, Recipe
 
 CONTEXT = {"epochs": torch.zeros(4).long(), "cycle_numbers": torch.arange(4)}
 FLAGS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
@@ -73,7 +74,7 @@ def test_probability_0_leaves_a_batch_alone():
 def test_patch_mix_refuses_cycles_of_different_lengths():
     mask = torch.ones(4, 6)
     mask[1, 4:] = 0
-    with pytest.raises(ConfigError, match="cycles of one length"):
+    with pytest.raises(InputError, match="cycles of one length"):
         Mixer(MixSettings(method="patch_mix"), 0, 2).features(torch.randn(4, 6, 4), mask, FLAGS, CONTEXT)
 
 
@@ -248,7 +249,7 @@ def test_a_row_that_kept_all_or_nothing_is_one_cycle():
 
 
 def test_the_lungmix_rule_refuses_classes_it_does_not_know():
-    with pytest.raises(ConfigError, match=r"augment.mix.labels: lungmix: COPD and Asthma together are no class"):
+    with pytest.raises(InputError, match=r"augment.mix.labels: lungmix: COPD and Asthma together are no class"):
         Mixer(MixSettings(labels="lungmix"), 0, 2, names=["COPD", "Asthma"], multi_label=False)
 
 
@@ -270,6 +271,6 @@ def test_mixing_tokens_needs_an_encoder_that_has_them(encoder, mix, message):
     recipe = Recipe(**{"encoder": encoder, "augment": {"mix": mix}})
     if message is None:
         return check_mixing(recipe)
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         check_mixing(recipe)
     assert "\n" not in str(caught.value)

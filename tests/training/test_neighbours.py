@@ -27,7 +27,7 @@ from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, v
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
 from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
 from laennec.training.pretraining.run import pretrain
-from laennec.training.recipe import ConfigError, Recipe, TargetSettings
+from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.run import train
 from laennec.training.split_data import make_split
 from laennec.training.targets import targets_of
@@ -231,7 +231,7 @@ def test_an_embedding_in_context_is_never_taken_for_another(icbhi):
     ],
 )
 def test_settings_that_make_no_sense_together_are_one_line(changes, words):
-    with pytest.raises(ConfigError, match=words) as error:
+    with pytest.raises(InputError, match=words) as error:
         Recipe(**({"features": {"context_cycles": 1}} | changes))
     assert "\n" not in str(error.value)
 
@@ -240,12 +240,12 @@ def test_splits_that_leave_no_neighbours_are_one_line(tiny_recipe, tmp_path):
     settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}
     settings["corpus"] = tiny_recipe["corpus"] | {"protocol": "random-80-20"}
     recipe = Recipe(**(settings | {"output_dir": str(tmp_path / "run")}))
-    with pytest.raises(ConfigError, match=r"protocol random-80-20 puts cycles of one recording \(1\d\d_") as error:
+    with pytest.raises(InputError, match=r"protocol random-80-20 puts cycles of one recording \(1\d\d_") as error:
         train(recipe)
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
     single = {"train": {"recording_id": ["a", "b"]}, "test": {"recording_id": ["c"]}}
     tables = {name: datasets.Dataset.from_dict(columns) for name, columns in single.items()}
-    with pytest.raises(ConfigError, match="no recording of the training part has a second cycle"):
+    with pytest.raises(InputError, match="no recording of the training part has a second cycle"):
         refuse_lost_neighbours(tables, "official", 1)
     refuse_lost_neighbours(tables, "official", 0)
 

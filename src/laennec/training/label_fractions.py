@@ -1,13 +1,12 @@
-"""A fraction of the labels, and the recipe that learns from it.
+"""Training with a fraction of the labels.
 
-Decisions: a draw takes cycles, not patients: one percent of a corpus' patients is one or two people, who seldom have
-every class, while one percent of its cycles has all of them; the table says how many patients the cycles are of,
-because cycles from many patients flatter a small fraction. Each class gives its share, at least one cycle. The order
-within a class is a hash of (split seed, draw, cycle), so a smaller fraction of a draw lies within a larger one, and
-runs of other seeds and other encoders see the same cycles. A small fraction repeats its cycles within an epoch, each
-repeat with augmentation of its own, so that every cell makes as many updates as the full set does: otherwise the curve
-would show the lack of steps and not of labels. Both modes learn from the task loss alone: pairs of cycles are what
-small fractions lack most, and encoders are compared, not objectives.
+Decisions: a draw takes cycles, not patients: one percent of the patients is one or two people, who seldom have every
+class, while one percent of the cycles has all classes. The table states the number of patients, because cycles of many
+patients make a small fraction look better. Each class gives its share, at least one cycle. The order within a class is
+a hash of (split seed, draw, cycle), so a smaller fraction of a draw is a subset of a larger one, and runs of other
+seeds and encoders use the same cycles. A small fraction repeats its cycles within an epoch, each repeat with its own
+augmentation, so that every cell has as many updates as the full set; otherwise the curve would show missing steps, not
+missing labels. Both modes train with the task loss alone, because encoders are compared, not objectives.
 """
 
 import hashlib
@@ -65,7 +64,7 @@ def parse_modes(text: str) -> list[str]:
 def labelled_rows(
     class_ids: NDArray[np.int64], cycle_ids: Sequence[str], fraction: float, seed: int, draw: int
 ) -> NDArray[np.int64]:
-    """The rows whose labels one draw of a fraction has.
+    """The rows of one draw of a fraction of the labels.
 
     Args:
         class_ids: Class of each cycle (cycles,).
@@ -75,7 +74,7 @@ def labelled_rows(
         draw: Number of the draw, from 0.
 
     Returns:
-        Ascending rows: of each class its share, rounded, and at least one.
+        Ascending rows: the share of each class, rounded, and at least one.
 
     Raises:
         InputError: The fraction holds fewer cycles than there are classes.
@@ -98,7 +97,7 @@ def labelled_rows(
 
 
 def refuse_missing_labels(targets: Targets) -> None:
-    """Refuse a training part in which a yes/no label always or never occurs: no fraction of it can teach that label.
+    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
 
     Raises:
         InputError: Names the label.
@@ -116,13 +115,13 @@ def refuse_missing_labels(targets: Targets) -> None:
 
 
 def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: dict[str, str]) -> Recipe:
-    """The recipe of a mode: the run's, with the given encoder as the start and the task loss alone.
+    """The recipe of a mode: the run's, with the given encoder and the task loss alone.
 
     Args:
         recipe: The run's.
         mode: "linear" (encoder frozen, no augmentation, a linear head) or "finetune".
-        encoder: Where the encoder's weights lie.
-        overrides: Settings by dotted key, as on the command line; of train, head, loss and augment.
+        encoder: Names the first weights of the encoder.
+        overrides: Settings of train, head, loss and augment by dotted key.
 
     Raises:
         InputError: A setting that may not differ between the cells of one table, or does not exist.
@@ -134,10 +133,10 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
                 f"{', '.join(_OVERRIDABLE)} can be given, e.g. --train.epochs 5"
             )
     frozen = mode == "linear"
-    # fine-tuning moves what the run moved; a run that moved nothing of the encoder is asked about all of it
-    moved = "full" if encoder.trainable == "frozen" else encoder.trainable
+    # fine-tuning trains the layers that the run trained; all of them where its encoder was frozen
+    trained = "full" if encoder.trainable == "frozen" else encoder.trainable
     layers = 0 if frozen else encoder.train_last_layers
-    start = encoder.model_copy(update={"trainable": "frozen" if frozen else moved, "train_last_layers": layers})
+    start = encoder.model_copy(update={"trainable": "frozen" if frozen else trained, "train_last_layers": layers})
     values = recipe.to_dict()
     plain = Recipe(encoder=start, sampler=SamplerSettings(), schedule=ScheduleSettings()).to_dict()
     values |= {key: plain[key] for key in ("encoder", "sampler", "schedule")}
@@ -152,18 +151,18 @@ def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: 
 
 
 def labelled_split(recipe: Recipe, table: Any, extractor: Any, full: SplitData, rows: NDArray[np.int64]) -> SplitData:
-    """Some of the labelled training cycles as a part, repeated until an epoch is about as long as a full one.
+    """Some of the labelled training cycles as a split, repeated until an epoch is about as long as a full one.
 
     Args:
         recipe: Of the cell.
-        table: The cycle table of the whole training part.
-        extractor: The front end.
-        full: The whole training part.
-        rows: Which of its cycles have labels.
+        table: The cycle table of the whole training split.
+        extractor: The feature extractor.
+        full: The whole training split.
+        rows: Its cycles that keep their labels.
     """
     repeats = max(1, round(len(full.table) / len(rows)))
     part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
-    # a repeat is another cycle to the draws of augmentation
+    # each repeat has a number of its own, and so its own draws of augmentation
     ids = enumerate(column_of(part.table, "cycle_id"))
     again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]
     part.dataset.numbers = cycle_numbers(again)

@@ -1,9 +1,8 @@
 """Columns of the cycle table as groups, for losses and samplers.
 
-Decisions: a group is a number from 0 on, in the order of the sorted values; an unknown value is -1 until somebody
-says what to do with it, and what that was is never guessed: `drop` leaves the cycle out of that loss or sampler,
-`own_group` makes all unknown values one group of their own. Several columns joined by + make one group of each
-combination that occurs. An age band is named by its edges in years, which are a setting.
+Decisions: a group is a number from 0, in the order of the sorted values. Unknown values are never guessed: `drop`
+gives them -1 and leaves the cycle out of that loss or sampler, `own_group` makes them one group. Several columns joined
+by + make one group of each combination that occurs. An age band is named by its edges in years, which are a setting.
 """
 
 import bisect
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
-from laennec.training.recipe import ConfigError
+from laennec.errors import InputError
 
 # what a recipe calls a column -> where it is in the cycle table
 COLUMNS = {
@@ -33,19 +32,19 @@ Codes = NDArray[np.int64]
 
 
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:
-    """The columns that groups can be made of, and `cycle_id`, for some rows of a cycle table."""
+    """`cycle_id` and the columns that can be groups, for some rows of a cycle table."""
     names = [name for name in ("cycle_id", *COLUMNS.values()) if name in table.column_names]
     return {name: _shared(column_of(table, name), rows) for name in names}
 
 
 def _shared(values: list[Any], rows: Codes) -> list[Any]:
-    """The values of some rows; equal ones are one object, for a table makes a new one for each row."""
+    """The values of some rows; equal values share one object, which saves memory."""
     known: dict[Any, Any] = {}
     return [known.setdefault(values[row], values[row]) for row in rows.tolist()]
 
 
 def age_band(age_years: float | None, edges: Sequence[float]) -> str | None:
-    """The band an age lies in: below the first edge, from an edge up to the next, or from the last on."""
+    """The band of an age: below the first edge, from an edge to the next, or from the last edge."""
     if age_years is None or age_years != age_years:
         return None
     place = bisect.bisect_right(list(edges), age_years)
@@ -77,7 +76,7 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
 
 class GroupTable:
-    """The groups of the cycles of one part.
+    """The groups of the cycles of one split.
 
     Args:
         rows: Number of cycles.
@@ -85,13 +84,13 @@ class GroupTable:
         age_edges_years: Edges of the age bands.
 
     Raises:
-        ConfigError: The edges do not rise.
+        InputError: The edges do not rise.
     """
 
     def __init__(self, rows: int, metadata: Mapping[str, Sequence[Any]], age_edges_years: Sequence[float] = ()) -> None:
         edges = list(age_edges_years)
         if any(b <= a for a, b in pairwise(edges)):
-            raise ConfigError(f"metadata.age_edges_years must rise, not {edges}")
+            raise InputError(f"metadata.age_edges_years must rise, not {edges}")
         self.rows = rows
         self.metadata = metadata
         self.edges = edges
@@ -100,20 +99,20 @@ class GroupTable:
         """The values of a column by its recipe name.
 
         Raises:
-            ConfigError: There is no such column, or it is unknown for every cycle.
+            InputError: There is no such column, or it is unknown for every cycle.
         """
         if name not in COLUMNS:
-            raise ConfigError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
+            raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
         values = self.metadata.get(COLUMNS[name])
         if values is None or all(v is None for v in values):
-            raise ConfigError(
+            raise InputError(
                 f"{where} is {name!r}, but {COLUMNS[name]} is unknown for all {self.rows} training cycles; "
                 "choose another column"
             )
         return [age_band(v, self.edges) for v in values] if name == "age_band" else values
 
     def codes(self, labels: str | Sequence[str], missing: str, where: str) -> Codes:
-        """Group of each cycle; -1 where it is unknown and is to be dropped.
+        """Group of each cycle; -1 where it is unknown and dropped.
 
         Args:
             labels: A column's name, several joined by +, or a list of names.
@@ -121,21 +120,21 @@ class GroupTable:
             where: The setting, for errors.
 
         Raises:
-            ConfigError: As in `column`, or `missing` is another word, or nothing is left.
+            InputError: As in `column`, or `missing` is unknown, or no cycle is left.
         """
         names = labels.split("+") if isinstance(labels, str) else list(labels)
         try:
             codes = group_codes([self.column(name.strip(), where) for name in names], missing)
-        except ConfigError:
+        except InputError:
             raise
         except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
+            raise InputError(f"{where}: {error}") from error
         if (codes < 0).all():
-            raise ConfigError(f"{where}: no training cycle has all of {', '.join(names)}; {self.whose(codes)}")
+            raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {self.whose(codes)}")
         return codes
 
     def whose(self, codes: Codes) -> str:
-        """Which cycles have no group, for a message: the first three by id, and how many there are."""
+        """The cycles without a group, for a message: their number and the first three ids."""
         rows = np.flatnonzero(codes < 0)
         ids = self.metadata.get("cycle_id") or [f"row {row}" for row in range(len(codes))]
         shown = ", ".join(str(ids[row]) for row in rows[:3])

@@ -1,13 +1,12 @@
 """Cycles of a batch mixed with one another.
 
-Decisions: a batch's draw (share, partners, places) is a pure function of the seed and of which cycles, in which
-epoch, share the batch, whatever their order: a sampler's order depends on (seed, epoch) alone, so each cycle's mixture
-does too, a resumed run mixes alike, and workers change nothing. What it cannot be is a function of (seed, epoch, cycle)
-alone, since a partner has to be in the batch: another batch size, sampler or number of processes draws others. Each
-process mixes its own rows, as each small batch does under accumulation; what contrasts mixtures sees those of all.
-Mixup of waveforms comes before the front end and before masks, mixing of features after them, mixing of tokens inside
-the encoder. Where a loss contrasts mixtures with what they were made of, both are encoded, clean rows first.
-Patch-Mix of features exchanges patches before any encoder; Group-Mix exchanges whole groups of frames.
+Decisions: the draw of a batch (share, second cycles, places) is a pure function of the seed, the epoch and the set of
+cycles in the batch, not of their order: a sampler's order depends on (seed, epoch) alone, so a resumed run mixes the
+same, with any number of workers. It is no function of (seed, epoch, cycle) alone, because the second cycle must be in
+the batch: another batch size, sampler or number of processes gives other mixtures. Each process mixes its own rows, as
+does each small batch of gradient accumulation. Mixup of waveforms comes before the feature extractor and before masks,
+mixing of features after them, mixing of tokens inside the encoder. Where a loss contrasts mixtures with clean cycles,
+both are encoded, clean rows first. Patch-Mix of features exchanges patches; Group-Mix exchanges groups of frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,19 +21,20 @@ from laennec.audio.augmentation import STREAMS
 from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, mix, mixup_lambda
 from laennec.encoders import ENCODERS
 from laennec.encoders.output import TokenMix
+from laennec.errors import InputError
 from laennec.training.objective import step_key
-from laennec.training.recipe import ConfigError, MixSettings, Recipe
+from laennec.training.recipe import MixSettings, Recipe
 from laennec.training.recipe.settings import MIX_DOMAINS
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was mixed in one batch.
+    """The mixture of one batch.
 
     Attributes:
         lam: Realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different
             lengths exchanged tokens.
-        index: (batch,) int64, the partner of each row.
+        index: (batch,) int64, the row that each row is mixed with.
         labels: float32 (batch, labels), soft (or hard, under the Lungmix rule).
         clean_labels: float32 (batch, labels), before mixing.
     """
@@ -49,14 +49,14 @@ def check_mixing(recipe: Recipe) -> None:
     """Refuse mixing inside an encoder that has no tokens to mix.
 
     Raises:
-        ConfigError: It has none; names the domains it can have.
+        InputError: It has none; names the domains it can have.
     """
     chosen = recipe.augment.mix
     if chosen is None or chosen.domain != "tokens" or recipe.encoder.group_frames:
         return
     if not hasattr(ENCODERS[recipe.encoder.type], "token_grid"):
         others = [domain for domain in MIX_DOMAINS[chosen.method] if domain != "tokens"]
-        raise ConfigError(
+        raise InputError(
             f"augment.mix.domain is tokens, but {recipe.encoder.type} encoders have no patch tokens; with "
             f"{chosen.method} they support {' or '.join(others)}"
             + (" (or tokens with encoder.group_frames)" if chosen.method == "group_mix" else "")
@@ -71,11 +71,11 @@ class Mixer:
         seed: Of the draws.
         n_labels: Number of logits.
         contrast: Whether the clean rows are encoded too.
-        names: Of the labels, which the Lungmix rule needs.
-        multi_label: Whether labels are rows; class numbers otherwise. The Lungmix rule needs this too.
+        names: Label names; the Lungmix rule needs them.
+        multi_label: Whether labels are rows of flags; class numbers otherwise.
 
     Raises:
-        ConfigError: The Lungmix rule has no class for two of the classes heard together.
+        InputError: The Lungmix rule has no class for a mixture of two of the classes.
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class Mixer:
         """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be.
 
         Raises:
-            ConfigError: Patch-Mix or Group-Mix of cycles of different lengths.
+            InputError: Patch-Mix or Group-Mix of cycles of different lengths.
         """
         generator = self.generator(context)
         if self.settings.method != "mixup":
             if not bool(mask.bool().all()):
                 name = "Patch-Mix" if self.settings.method == "patch_mix" else "Group-Mix"
-                raise ConfigError(
+                raise InputError(
                     f"augment.mix: {name} needs cycles of one length; set features.length: repeat (or zero) and "
                     "features.duration_s"
                 )
@@ -190,13 +190,13 @@ class Mixer:
         return features, mask, TokenMix(taken.to(features.device), index.to(features.device)), mixture
 
     def _lam(self, generator: np.random.Generator) -> float:
-        """Share of the own cycle; 1 for a batch that is left alone."""
+        """Share of the own cycle; 1 for a batch that is not mixed."""
         happens = generator.random() < self.settings.probability
         lam = mixup_lambda(generator, self.settings.beta)
         return lam if happens else 1.0
 
     def _beta(self, generator: np.random.Generator) -> float:
-        """Beta of a batch whose patches are exchanged; 0 for one that is left alone."""
+        """Beta of a batch whose patches are exchanged; 0 for one that is not mixed."""
         return self.settings.beta if generator.random() < self.settings.probability else 0.0
 
     def _patches(self, features: Tensor, generator: np.random.Generator) -> PatchMixDraw:
@@ -208,7 +208,7 @@ class Mixer:
         beta = self._beta(generator)
         grid = (in_frequency, in_time) if self.settings.whole_columns else None
         draw = draw_patch_mix(len(features), in_time * in_frequency, beta, generator, grid=grid)
-        # (mel patches, time patches) -> (frames, mels); what reaches over the edge is cut off
+        # (mel patches, time patches) -> (frames, mels); patches beyond the edge are cut off
         taken = draw.mask.view(in_frequency, in_time).T.repeat_interleave(patch[0], 0)
         taken = taken.repeat_interleave(patch[1], 1)[:frames, :mels]
         return PatchMixDraw(draw.lam, draw.index, taken.flatten())
@@ -219,33 +219,33 @@ class Mixer:
         clean = labels.float() if rows else torch.nn.functional.one_hot(labels.long(), self.n_labels).float()
         if self.union is None:
             return Mixture(lam, index, mix(clean, lam, index), clean)
-        heard = self.union(labels, labels[index])
-        heard = heard.float() if rows else torch.nn.functional.one_hot(heard, self.n_labels).float()
+        union = self.union(labels, labels[index])
+        union = union.float() if rows else torch.nn.functional.one_hot(union, self.n_labels).float()
         share = torch.as_tensor(lam, device=clean.device).expand(len(clean))[:, None]
-        # a row that kept all of its own, or nothing, is one cycle
-        return Mixture(lam, index, torch.where(share == 1, clean, torch.where(share == 0, clean[index], heard)), clean)
+        # share 1 or 0: the row is a single cycle
+        return Mixture(lam, index, torch.where(share == 1, clean, torch.where(share == 0, clean[index], union)), clean)
 
 
 def label_union(names: Sequence[str], multi_label: bool, where: str) -> LabelUnion:
-    """The rule for labels of cycles heard together.
+    """The label of a mixture of two cycles.
 
     Raises:
-        ConfigError: Two of the classes have none.
+        InputError: It has none for two of the classes.
     """
     try:
         return LabelUnion(names, multi_label)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}; set target.problem_type: multi_label, or leave it out") from error
+        raise InputError(f"{where}: {error}; set target.problem_type: multi_label, or leave it out") from error
 
 
 def _order(context: Mapping[str, Tensor]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Rows of a batch sorted by epoch and cycle, which no shuffling of the batch changes."""
+    """Rows of a batch sorted by epoch and cycle, so that their order does not matter."""
     return np.lexsort((context["cycle_numbers"].cpu().numpy(), context["epochs"].cpu().numpy()))
 
 
-def _rows(partners: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-    """Partners drawn for the sorted batch, (batch,), as rows of the batch as it stands."""
+def _rows(drawn: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+    """Second cycles drawn for the sorted batch, (batch,), as rows of the unsorted batch."""
     order = torch.from_numpy(_order(context))
     index = torch.empty_like(order)
-    index[order] = order[partners]
+    index[order] = order[drawn]
     return index

@@ -1,8 +1,8 @@
-"""Which cycles of a part lie around each of its labelled ones.
+"""Concatenated context: the cycles before and after each labelled cycle of a split.
 
-Decisions: a part is asked as a whole, before cycles without a label are left out: sound needs no label to be
-context. A split that cuts recordings is refused, not mended: what lies around a cycle in the recording would be in
-another part, and what lies around it in its own part is not what prediction will find there.
+Decisions: neighbours are looked up in the whole split, before cycles without a label are left out, because context
+needs no label. A protocol that splits recordings is refused: the neighbours in the recording would be in another split,
+and the neighbours within the split are not those of prediction.
 """
 
 import hashlib
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 
 from laennec.audio.context import neighbour_rows
 from laennec.corpora.base import column_of
-from laennec.training.recipe import ConfigError
+from laennec.errors import InputError
 
 
 def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
-    """A number for each cycle that depends on nothing but its id: the counter of its random draws."""
+    """A number for each cycle that depends on its id alone: the counter of its random draws."""
     digests = (hashlib.sha256(c.encode()).digest()[:8] for c in cycle_ids)
     return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
 
 
 class Neighbours:
-    """Which cycles of a part lie around each of its labelled ones.
+    """The cycles before and after each labelled cycle of a split.
 
     Args:
-        table: The whole part, cycles without a label included.
+        table: The whole split, cycles without a label included.
         waveforms: Of its rows.
         kept: Rows that carry a label, in the order of the dataset.
-        context_cycles: How many on either side.
+        context_cycles: Number of cycles on either side.
 
     Attributes:
         rows: For each labelled cycle the rows of the table before and after it, in time order.
@@ -47,15 +47,15 @@ class Neighbours:
         self._named = [(start, end, name) for (start, end), name in zip(spans, ids, strict=True)]
 
     def named(self, row: int) -> list[list[tuple[float, float, str]]]:
-        """Times and ids of a labelled cycle's neighbours, before and after: what an embedding in context depends on."""
+        """Times and ids of a labelled cycle's neighbours, before and after; its embedding depends on them."""
         return [[self._named[other] for other in side] for side in self.rows[row]]
 
 
 def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
-    """Refuse context where a split cuts recordings, and where no training cycle has a neighbour.
+    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
 
     Raises:
-        ConfigError: The neighbours of some cycles are in another part, or there are none at all.
+        InputError: The neighbours of some cycles are in another split, or there are none.
     """
     if not context_cycles:
         return
@@ -63,13 +63,12 @@ def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int
     for name, table in parts.items():
         for recording in set(table["recording_id"]):
             if seen.setdefault(recording, name) != name:
-                raise ConfigError(
+                raise InputError(
                     f"features.context_cycles is {context_cycles}, but protocol {protocol} puts cycles of one "
-                    f"recording ({recording}) into {seen[recording]} and {name}, where they are no neighbours; "
+                    f"recording ({recording}) into {seen[recording]} and {name}, so they are not neighbours; "
                     "choose a protocol that keeps recordings whole"
                 )
     if "train" in parts and len(set(parts["train"]["recording_id"])) == len(parts["train"]):
-        raise ConfigError(
-            f"features.context_cycles is {context_cycles}, but no recording of the training part has a second cycle; "
-            "leave it out"
+        raise InputError(
+            f"features.context_cycles is {context_cycles}, but no training recording has a second cycle; leave it out"
         )

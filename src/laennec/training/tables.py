@@ -1,7 +1,7 @@
-"""From embeddings to a predictions table, the one thing evaluation reads.
+"""From embeddings to a predictions table, the input of evaluation.
 
-Decisions: truth and metadata are copied from the cycle table, so that a predictions table stands on its own;
-logits are raw, before temperature and threshold, so that any rule can be tried on the same table.
+Decisions: truth and metadata are copied from the cycle table, so that a predictions table is complete by itself.
+Logits are raw, before temperature and threshold, so that any rule can be applied to the same table.
 """
 
 import logging
@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
+from laennec.errors import InputError
 from laennec.evaluation import predictions_metrics
 from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.recipe import ConfigError, HeadSettings
+from laennec.training.recipe import HeadSettings
 from laennec.training.targets import FOUR_CLASSES, class_names
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
 
     Args:
         table: Cycle table (datasets.Dataset).
-        split: Name of the part.
+        split: Name of the split.
         column: The column that is predicted, where that is not the four classes or the two flags.
         names: Label names, for truth that is read from event names.
     """
@@ -67,7 +68,7 @@ def predictions_table(
     """Add one `logit_<name>` column for each label of the model.
 
     Args:
-        model: Whose head answers.
+        model: Its head makes the logits.
         truth: As `truth_table` gives it.
         embeddings: float32 (cycles, dim), row by row.
     """
@@ -76,7 +77,7 @@ def predictions_table(
 
 
 def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The head's answer: (cycles, dim) -> (cycles, labels)."""
+    """Logits of the head: (cycles, dim) -> (cycles, labels)."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
@@ -87,10 +88,10 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
 
 
 class ValidationMetrics:
-    """transformers' `compute_metrics`: every figure of evaluation on the validation part.
+    """transformers' `compute_metrics`: every metric of evaluation on the validation split.
 
     Args:
-        table: Truth table of the validation part, in the order it is evaluated in.
+        table: Truth table of the validation split, in the order of evaluation.
         problem_type: "multi_label" or "single_label".
         names: Labels in the order of the logits.
     """
@@ -101,24 +102,24 @@ class ValidationMetrics:
         self.names = names
 
     def __call__(self, prediction: Any) -> dict[str, float]:
-        """Figures by name; what is undefined is left out."""
+        """Metrics by name; undefined ones are left out."""
         logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
         return self._values(logits)
 
     def refuse_undefined(self, choice: str) -> None:
-        """Refuse to select epochs by a figure that this truth leaves undefined, whatever the answers.
+        """Refuse a selection metric that is undefined for this truth, whatever the predictions.
 
         Args:
             choice: A key of `SELECTION_METRICS`.
 
         Raises:
-            ConfigError: Such as an AUROC where a label is always, or never, there.
+            InputError: For example an AUROC where all cycles, or none, have the label.
         """
         name = SELECTION_METRICS[choice]
         if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
-            raise ConfigError(
-                f"train.selection_metric is {choice}, which the {len(self.table)} validation cycles leave undefined (a "
-                "label is there in all of them, or in none); set train.selection_metric: loss, or choose other "
+            raise InputError(
+                f"train.selection_metric is {choice}, which is undefined for the {len(self.table)} validation cycles "
+                "(all of them, or none, have some label); set train.selection_metric: loss, or choose other "
                 "patients: corpus.validation_fraction, corpus.split_seed"
             )
 
@@ -139,7 +140,7 @@ def calibrate(
         settings: `calibration`, `threshold_rule` and `sensitivity`.
 
     Returns:
-        What was fitted, for the run record; None where nothing was.
+        The fitted values, for the run record; None if there are none.
     """
     if settings.threshold_rule is None and settings.calibration == "none":
         fitted = None
@@ -152,13 +153,13 @@ def calibrate(
 
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:
-    """Refuse a threshold rule that these labels do not have.
+    """Refuse a threshold rule that these labels cannot have.
 
     Raises:
-        ConfigError: The rule icbhi for other labels than crackle and wheeze.
+        InputError: The rule icbhi for other labels than crackle and wheeze.
     """
     if multi_label and settings.threshold_rule == "icbhi" and set(names) != {"crackle", "wheeze"}:
-        raise ConfigError(
+        raise InputError(
             f"head.threshold_rule is icbhi, which is for crackle and wheeze, but the labels are {', '.join(names)}; "
             "take youden, f1 or sensitivity"
         )
@@ -167,13 +168,13 @@ def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) 
 def fit_operating_point(
     predictions: pd.DataFrame, names: Sequence[str], multi_label: bool, settings: HeadSettings
 ) -> dict[str, Any]:
-    """What `fit_on_validation` (for one class of several `fit_classes_on_validation`) gives for a head's settings."""
+    """Fit calibration and thresholds by a head's settings; see `laennec.evaluation.calibration`."""
     calibration: Any = settings.calibration
     if not multi_label:
         fitted = fit_classes_on_validation(predictions, names, calibration=calibration)
         if settings.threshold_rule is not None:
             fitted["notes"].append(
-                f"threshold rule {settings.threshold_rule}: not used, the likeliest class is answered"
+                f"threshold rule {settings.threshold_rule}: not used, the likeliest class is predicted"
             )
         return fitted
     rule: Any = settings.threshold_rule
@@ -181,13 +182,13 @@ def fit_operating_point(
 
 
 def place_operating_point(model: LaennecForAudioClassification, fitted: dict[str, Any] | None) -> None:
-    """Have a model answer by what was fitted: `operating_point_of` in its config."""
+    """Store fitted values in a model's config, as `operating_point_of` gives them."""
     for name, value in operating_point_of(fitted).items():
         setattr(model.config, name, value)
 
 
 def operating_point_of(fitted: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """What a model's config says of an operating point: the numbers, and how they came about."""
+    """An operating point as a model's config stores it: the numbers, and how they were fitted."""
     fitted = fitted or {}
     how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
     places = {"temperatures": "temperatures", "intercepts": "intercepts", "thresholds": "threshold_probabilities"}
@@ -196,7 +197,7 @@ def operating_point_of(fitted: dict[str, Any] | None) -> dict[str, dict[str, Any
 
 
 def reading_of(model: LaennecForAudioClassification) -> dict[str, Any]:
-    """How a model's predictions table is read: settings of `read_predictions` and `evaluate_predictions`."""
+    """Arguments of `read_predictions` and `evaluate_predictions` for a model's predictions table."""
     config = model.config
     return {
         "problem_type": "multi_label" if config.is_multi_label else "single_label",

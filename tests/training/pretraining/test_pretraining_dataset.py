@@ -1,4 +1,4 @@
-"""Whose cycles pre-training may see: never a test patient's."""
+"""The pre-training set never holds a test patient."""
 
 import json
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from laennec.corpora import load_corpus
 from laennec.corpora.base import to_arrow
 from laennec.errors import InputError
-from laennec.training.pretraining.dataset import PRETRAINING, cohort_of, pretraining_note, refuse_seen_patients
+from laennec.training.pretraining.dataset import PRETRAINING, pretraining_note, pretraining_set, refuse_seen_patients
 from laennec.training.recipe import PretrainSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -41,12 +41,12 @@ def test_no_patient_and_no_sound_of_a_part_that_is_held_out(train, validation, t
     expected = [r for r in [*train, *(validation if both else [])] if r[0] not in people and r[1] not in sounds]
     if not expected:
         with pytest.raises(InputError):
-            cohort_of(parts, chosen)
+            pretraining_set(parts, chosen)
         return
-    cohort = cohort_of(parts, chosen)
-    found = list(zip(cohort.table["patient_id"], cohort.table["audio_sha256"], strict=True))
-    assert found == expected and cohort.patients == sorted({p for p, _ in expected})
-    dropped = cohort.left_out
+    found_set = pretraining_set(parts, chosen)
+    found = list(zip(found_set.table["patient_id"], found_set.table["audio_sha256"], strict=True))
+    assert found == expected and found_set.patients == sorted({p for p, _ in expected})
+    dropped = found_set.left_out
     assert len(found) == len(train) + (len(validation) if both else 0) - (
         dropped["cycles of patients who are in test or validation"]
         + dropped["cycles whose sound is in test or validation"]
@@ -55,11 +55,16 @@ def test_no_patient_and_no_sound_of_a_part_that_is_held_out(train, validation, t
 
 def test_the_patients_that_icbhi_shares_between_train_and_test_are_left_out(shared_data):
     parts = load_corpus("icbhi2017", shared_data / "icbhi2017_annotations")
-    cohort = cohort_of(parts, PretrainSettings())
+    found_set = pretraining_set(parts, PretrainSettings())
     assert {"156", "218"} <= set(parts["train"]["patient_id"])
-    assert not set(cohort.patients) & {"156", "218", *parts["test"]["patient_id"], *parts["validation"]["patient_id"]}
-    assert cohort.left_out["patients who are in test or validation"] == 2
-    more = cohort_of(parts, PretrainSettings(splits=["train", "validation"]))
+    assert not set(found_set.patients) & {
+        "156",
+        "218",
+        *parts["test"]["patient_id"],
+        *parts["validation"]["patient_id"],
+    }
+    assert found_set.left_out["patients who are in test or validation"] == 2
+    more = pretraining_set(parts, PretrainSettings(splits=["train", "validation"]))
     assert set(parts["validation"]["patient_id"]) <= set(more.patients)
     assert not set(more.patients) & set(parts["test"]["patient_id"])
 
@@ -68,34 +73,34 @@ def test_a_split_by_cycles_leaves_the_patients_that_are_wholly_in_train(small_co
     parts = load_corpus("synthetic", small_corpus, protocol="random-80-20")
     patients = {name: set(table["patient_id"]) for name, table in parts.items()}
     assert patients["train"] & patients["test"]
-    found = set(cohort_of(parts, PretrainSettings()).patients)
+    found = set(pretraining_set(parts, PretrainSettings()).patients)
     assert found == patients["train"] - patients["test"] - patients["validation"]
     shared = {"train": part([("a", "s1")]), "test": part([("a", "s2")])}
     with pytest.raises(InputError, match=r"all 1 patients of train are in test too.*choose a corpus\.protocol"):
-        cohort_of(shared, PretrainSettings())
+        pretraining_set(shared, PretrainSettings())
 
 
 def test_a_corpus_without_a_test_part_is_all_for_pre_training(small_corpus):
     parts = load_corpus("synthetic", small_corpus, protocol="none")
-    assert len(cohort_of(parts, PretrainSettings()).table) == len(parts["all"]) > 50
+    assert len(pretraining_set(parts, PretrainSettings()).table) == len(parts["all"]) > 50
 
 
 def test_recordings_that_nobody_annotated_are_cut_into_windows(small_corpus):
     parts = load_corpus("synthetic", small_corpus, protocol="none")
-    assert cohort_of(parts, PretrainSettings()).windows == 0
+    assert pretraining_set(parts, PretrainSettings()).windows == 0
     firsts = [row for row in parts["all"] if row["cycle_index"] == 0][:3]
     whole = [dict(row, cycle_id=f"{row['recording_id']}#record", start_s=0.0, end_s=7.0) for row in firsts]
     table = datasets.Dataset(to_arrow([*whole, dict(parts["all"][5])]))
-    cohort = cohort_of({"all": table}, PretrainSettings(window_s=3.0, hop_s=2.5))
-    spans = list(zip(cohort.table["start_s"], cohort.table["end_s"], strict=True))
-    assert spans[:3] == [(0.0, 3.0), (2.5, 5.5), (4.0, 7.0)] and cohort.windows == 9 and len(spans) == 10
-    assert cohort.table["cycle_id"][1].endswith("#window001") and len(set(cohort.table["cycle_id"])) == 10
-    assert cohort.table["cycle_id"][9] == parts["all"][5]["cycle_id"]
+    found_set = pretraining_set({"all": table}, PretrainSettings(window_s=3.0, hop_s=2.5))
+    spans = list(zip(found_set.table["start_s"], found_set.table["end_s"], strict=True))
+    assert spans[:3] == [(0.0, 3.0), (2.5, 5.5), (4.0, 7.0)] and found_set.windows == 9 and len(spans) == 10
+    assert found_set.table["cycle_id"][1].endswith("#window001") and len(set(found_set.table["cycle_id"])) == 10
+    assert found_set.table["cycle_id"][9] == parts["all"][5]["cycle_id"]
 
 
 def test_an_encoder_is_refused_on_a_split_that_tests_its_patients(small_corpus, tmp_path):
     ours = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20", seed=0)
-    note = pretraining_note(ours, cohort_of(ours, PretrainSettings()).patients)
+    note = pretraining_note(ours, pretraining_set(ours, PretrainSettings()).patients)
     (tmp_path / PRETRAINING).write_text(json.dumps(note))
     told = refuse_seen_patients(tmp_path, ours)
     assert told["split_fingerprint"] and "patients" not in told
@@ -114,5 +119,5 @@ def test_no_label_is_looked_at(small_corpus):
         name: datasets.Dataset(to_arrow([dict(r, label=None, crackle=None, wheeze=None) for r in t]), info=t.info)
         for name, t in parts.items()
     }
-    ids = [cohort_of(p, PretrainSettings()).table["cycle_id"][:] for p in (parts, blank)]
+    ids = [pretraining_set(p, PretrainSettings()).table["cycle_id"][:] for p in (parts, blank)]
     assert np.array_equal(*ids)

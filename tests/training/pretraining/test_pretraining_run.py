@@ -19,7 +19,7 @@ from laennec.corpora import load_corpus, waveforms
 from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
 from laennec.training.pretraining.run import embedding_spread, make_objective, make_pairs, pretrain, settings_of
-from laennec.training.recipe import ConfigError, Recipe, full_key
+from laennec.training.recipe import Recipe, full_key
 from laennec.training.run import train
 from laennec.training.split_data import make_extractor
 from laennec.training.trainer import LaennecTrainer
@@ -80,9 +80,9 @@ def test_every_pair_mode_trains(tiny_recipe, small_corpus, tmp_path, pairs, more
     chosen = {"pairs": pairs, "max_steps": 2, **more}
     try:
         record = record_of(pretrain(recipe_of(tiny_recipe, tmp_path / "run", chosen)))
-    except ConfigError as error:
+    except InputError as error:
         # each patient of the small corpus has one recording, so one location
-        assert pairs == "same_patient_other_location" and "have no partner" in str(error)
+        assert pairs == "same_patient_other_location" and "have no positive pair" in str(error)
         return
     term = "supcon" if pairs == "age_band" else "ntxent"
     assert math.isfinite(record["history"][0]["loss_terms"][term]) and record["pairs"] == pairs
@@ -249,7 +249,7 @@ def test_two_steps_on_real_recordings_from_released_weights(shared_root, shared_
     ids = list(zip(parts["train"]["patient_id"], parts["train"]["chest_location"], strict=True))
     with_partner = [p for p, place in ids if any(q == p and other != place for q, other in ids)]
     assert record["cycles"] == len(with_partner) and record["patients"] == sorted(set(with_partner))
-    assert record["left_out"]["cycles without a partner"] == len(ids) - len(with_partner) > 0
+    assert record["left_out"]["cycles without a positive pair"] == len(ids) - len(with_partner) > 0
     before = encoder_digest(load_encoder(shared_root / "weights" / "mn04_as_mAP_432.pt"))
     assert record["encoder_digest"] != before and math.isfinite(record["history"][0]["loss"])
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laennec.training.pretraining.pairs import Partners
+from laennec.training.pretraining.pairs import PositivePairs
 from laennec.training.pretraining.views import PairDataset, crop, mask_views, waveform_views
 from laennec.training.recipe import PretrainSettings
 
@@ -43,7 +43,7 @@ def test_split_gives_two_crops_of_one_cycle_and_longest_s_shortens_them():
 
 
 def test_the_second_view_is_of_the_partner():
-    partners = Partners(np.array([0, 0, 0, 1, 1, 2]))
+    partners = PositivePairs(np.array([0, 0, 0, 1, 1, 2]))
     data = dataset(partners, views=["spec"])
     for row in range(6):
         others = {int(data[(row, epoch)]["other_views"][0][0]) // 10_000 for epoch in range(40)}

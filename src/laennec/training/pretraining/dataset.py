@@ -1,10 +1,10 @@
-"""Whose cycles pre-training may see.
+"""The pre-training set: which cycles pre-training uses, and the note that an encoder keeps of them.
 
-Decisions: a patient of any test part is left out, although a protocol may put the patient into train as well, and
-so is a recording whose sound is in a test part under another name; no setting changes that. Patients of validation are
-left out unless the recipe asks for that part, because they choose the epoch afterwards. Labels are never read: a cycle
-without any is as good as others, and a recording that nobody annotated is cut into windows. The encoder carries the
-list of its patients, so that a later training on another split refuses to be tested on them.
+Decisions: a patient of any test split is left out, although a protocol may put the patient into train as well, and
+so is a recording whose sound is in a test split under another name; no setting changes that. Patients of validation are
+left out unless the recipe asks for that split, because they choose the epoch of the training. Labels are never read:
+unlabelled cycles are used, and recordings without annotation are cut into windows. The encoder keeps the list of its
+patients, so that a training on another split is refused if its test split has one of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ from laennec.training.record import read_record
 
 PRETRAINING = "pretraining.json"  # in the folder of a pre-trained encoder
 _NOT_TEST = ("train", "validation", "all")
-_WHOLE = "#record"  # how the id of a row ends that is a whole recording
+_WHOLE = "#record"  # end of the id of a row that is a whole recording
 
 
 @dataclass
-class Cohort:
+class PretrainingSet:
     """The cycles of pre-training.
 
     Attributes:
-        table: Cycle table of the rows that take part.
-        left_out: What was left out, and why, in numbers.
-        windows: How many rows are windows of recordings that were not annotated.
+        table: Cycle table of the rows that are used.
+        left_out: Reason -> number of what was left out.
+        windows: Number of rows that are windows of recordings without annotation.
     """
 
     table: Any
@@ -49,15 +49,15 @@ class Cohort:
         return sorted({str(patient) for patient in column_of(self.table, "patient_id")})
 
 
-def cohort_of(
+def pretraining_set(
     parts: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
-) -> Cohort:
-    """Choose the rows of a split corpus that pre-training may see.
+) -> PretrainingSet:
+    """Choose the rows of a split corpus that pre-training may use.
 
     Args:
-        parts: The corpus as `load_corpus` splits it; one part "all" (protocol none) is all for pre-training.
-        settings: Which parts, and how recordings without annotation are cut.
-        one_name: For hashes of files that hold the same sound one of them, as `one_name_each` gives it.
+        parts: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
+        settings: Which splits, and how recordings without annotation are cut.
+        one_name: One hash for all files of the same sound, as `one_name_each` gives it.
 
     Raises:
         InputError: Nothing is left.
@@ -71,24 +71,24 @@ def cohort_of(
     if not chosen:
         raise InputError(f"pretrain.splits: no cycles in {' and '.join(settings.splits)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
-    heard = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
-    columns = list(zip(column_of(table, "patient_id"), heard, strict=True))
-    seen_there = [patient in patients for patient, _ in columns]
-    copies = [sound in sounds and not there for (_, sound), there in zip(columns, seen_there, strict=True)]
-    kept = [row for row, out in enumerate(zip(seen_there, copies, strict=True)) if not any(out)]
+    hashes = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
+    columns = list(zip(column_of(table, "patient_id"), hashes, strict=True))
+    held_out_patient = [patient in patients for patient, _ in columns]
+    copies = [sound in sounds and not there for (_, sound), there in zip(columns, held_out_patient, strict=True)]
+    kept = [row for row, out in enumerate(zip(held_out_patient, copies, strict=True)) if not any(out)]
     if not kept:
         raise InputError(
             f"pre-training: all {len(set(table['patient_id']))} patients of {' and '.join(wanted)} are in "
-            f"{' or '.join(held_out)} too, and those are never seen; choose a corpus.protocol that splits by patient"
+            f"{' or '.join(held_out)} too, which are held out; choose a corpus.protocol that splits by patient"
         )
-    pairs = zip(columns, seen_there, strict=True)
+    pairs = zip(columns, held_out_patient, strict=True)
     left_out = {
-        "cycles of patients who are in test or validation": sum(seen_there),
+        "cycles of patients who are in test or validation": sum(held_out_patient),
         "patients who are in test or validation": len({p for (p, _), there in pairs if there}),
         "cycles whose sound is in test or validation": sum(copies),
     }
     table, windows = _cut_whole_recordings(table.select(kept), settings.window_s, settings.hop_s)
-    return Cohort(table, left_out, windows)
+    return PretrainingSet(table, left_out, windows)
 
 
 def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[Any, int]:
@@ -111,7 +111,7 @@ def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[An
 
 
 def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> dict[str, Any]:
-    """What a pre-trained encoder carries with it: on which corpus and split, which patients and which sounds."""
+    """The note of a pre-trained encoder: corpus, split, patients and sounds."""
     source = provenance(parts)
     keys = ("corpus", "corpus_fingerprint", "protocol", "fold", "seed", "split_fingerprint")
     sounds = {} if table is None else {"sounds": sounds_note([table])}
@@ -119,17 +119,17 @@ def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> 
 
 
 def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test part.
+    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split.
 
     Args:
         weights: The recipe's encoder.weights.
         parts: The corpus as it is split now.
 
     Returns:
-        What the encoder says of its pre-training, the patients left out; None where it says nothing.
+        The encoder's note without the patients; None where it has none.
 
     Raises:
-        InputError: A test part holds patients of the pre-training, or a sound of it under whatever name.
+        InputError: A test split has patients or sounds of the pre-training set.
     """
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None

@@ -1,10 +1,10 @@
-"""Which other cycle a cycle is paired with, and who meets whom, in pre-training.
+"""Positive pairs and pair sampling of pre-training.
 
-Decisions: a partner is drawn anew in each epoch, uniformly from all that fit, as a pure function of (seed, epoch,
-cycle); being a partner is mutual, so leaving out cycles without one takes nobody's partner away. What is unknown is
-never guessed: `drop` leaves such cycles out of pre-training, `own_group` makes the unknown a value like any other, so
-that unknown locations pair with one another. A group of fewer cycles than a batch has rows, or of one patient, is left
-out of matched batches: a cycle met as its own negative teaches nothing.
+Decisions: the second cycle of a pair is drawn anew in each epoch, uniformly from all that fit, as a pure function of
+(seed, epoch, cycle). The relation is symmetric, so leaving out cycles without a pair never removes the pair of another.
+Unknown metadata is never guessed: `drop` leaves such cycles out of pre-training, `own_group` makes "unknown" a value,
+so that unknown locations pair with one another. A group with fewer cycles than a batch, or of one patient, is left out
+of matched batches, because a cycle would be its own negative.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from laennec.audio.augmentation import counter_generator
+from laennec.errors import InputError
 from laennec.training.metadata_groups import Codes, GroupTable, group_codes
-from laennec.training.recipe import ConfigError, PretrainSettings
+from laennec.training.recipe import PretrainSettings
 from laennec.training.samplers import CounterSampler, EpochSampler, MetadataMatchedSampler
 
-# mode -> (what both cycles share, what they must not share); a cycle is never its own partner
+# mode -> (columns that both cycles of a pair share, column in which they differ)
 _SHARED: dict[str, tuple[str, str | None]] = {
     "same_patient_same_location": ("patient+chest_location", None),
     "same_patient_other_location": ("patient", "chest_location"),
@@ -26,24 +27,24 @@ _SHARED: dict[str, tuple[str, str | None]] = {
 }
 
 
-class Partners:
-    """Draws partners that share one group and not the other.
+class PositivePairs:
+    """Draws the second cycle of a positive pair: it shares one group and differs in another.
 
     Args:
-        shared: (cycles,) group that both are of; below 0 where unknown, such cycles have no partner.
-        apart: (cycles,) group that only one of them may be of; None where all but the cycle itself may be drawn.
+        shared: (cycles,) group that both share; below 0 where unknown, such cycles have no pair.
+        apart: (cycles,) group in which they differ; None: any other cycle of the shared group.
 
     Attributes:
-        counts: (cycles,) how many cycles each may be paired with.
+        counts: (cycles,) number of cycles that each may be paired with.
     """
 
     def __init__(self, shared: Codes, apart: Codes | None = None) -> None:
         known = shared >= 0
         if apart is not None and not (known & (apart >= 0)).all():
-            raise ValueError("cycles of an unknown group must be left out before")
+            raise ValueError("leave out cycles of an unknown group first")
         rows = np.arange(len(shared))
         inner = rows if apart is None else apart
-        # rows in blocks of the shared group, and within them in blocks of what must differ
+        # rows in blocks of the shared group, and within them in blocks of the other group
         self._order = np.lexsort((inner, shared))
         by_block = np.stack([shared[self._order], inner[self._order]])
         self._place = np.empty_like(rows)
@@ -53,7 +54,7 @@ class Partners:
         self.counts: Codes = np.where(known, self._outer[1] - self._inner[1], 0)
 
     def draw(self, row: int, seed: int, epoch: int, number: int) -> int | None:
-        """The partner of a cycle in an epoch, or None.
+        """The row that a cycle is paired with in an epoch, or None.
 
         Args:
             row: The cycle.
@@ -66,7 +67,7 @@ class Partners:
             return None
         step = int(counter_generator(seed, epoch, number, "partners").integers(count))
         place = int(self._outer[0, row]) + step
-        if place >= self._inner[0, row]:  # jump over the block that must not be drawn
+        if place >= self._inner[0, row]:  # skip the block in which the two would not differ
             place += int(self._inner[1, row])
         return int(self._order[place])
 
@@ -82,20 +83,20 @@ def _blocks(keys: Codes) -> Codes:
 
 
 @dataclass
-class Meeting:
-    """Who takes part and whom they meet.
+class PairSampling:
+    """The cycles of pre-training, their positive pairs and their groups.
 
     Attributes:
-        kept: int64 rows of the table that take part.
-        partners: Over the kept rows; None where both views are of one cycle.
-        age_groups: (kept,) age band of each; None but under `age_band`.
+        kept: int64 rows of the table that are used.
+        positives: Pairs of the kept rows; None where both views are of one cycle.
+        age_groups: (kept,) age band of each, for the pair mode `age_band`; else None.
         match_groups: (kept,) group that a batch is drawn from; None where batches are not matched.
-        left_out: What was left out, and why, in numbers.
-        notes: One line each, for a person.
+        left_out: Reason -> number of cycles left out.
+        notes: One line each, for the console.
     """
 
     kept: Codes
-    partners: Partners | None = None
+    positives: PositivePairs | None = None
     age_groups: Codes | None = None
     match_groups: Codes | None = None
     left_out: dict[str, int] = field(default_factory=dict)
@@ -103,141 +104,141 @@ class Meeting:
 
     @property
     def paired_with_themselves(self) -> int:
-        """How many cycles found no partner and are paired with themselves."""
-        return 0 if self.partners is None else int((self.partners.counts == 0).sum())
+        """Number of cycles without a second cycle, which are paired with themselves."""
+        return 0 if self.positives is None else int((self.positives.counts == 0).sum())
 
 
-def meeting_of(settings: PretrainSettings, groups: GroupTable) -> Meeting:
-    """Decide which cycles take part under a pair mode and matched batches.
+def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSampling:
+    """Choose the cycles that a pair mode and matched batches can use.
 
     Args:
-        settings: Pair mode, columns to match, and what happens to the unknown and the partnerless.
-        groups: Metadata of all cycles at hand.
+        settings: Pair mode, columns to match, and the rules for unknown metadata and unpaired cycles.
+        groups: Metadata of all cycles.
 
     Raises:
-        ConfigError: A column does not exist or is unknown for all, or nobody is left.
+        InputError: A column does not exist or is unknown for all cycles, or fewer than two cycles are left.
     """
-    meeting = Meeting(np.arange(groups.rows))
-    # cycles with an unknown column go first: they may be nobody's partner either
+    sampling = PairSampling(np.arange(groups.rows))
+    # cycles with an unknown column first: they cannot be the second cycle of a pair either
     for name in _columns(settings):
         where = "pretrain.match" if name in settings.match else f"pretrain.pairs: {settings.pairs}"
         codes = groups.codes([name], settings.missing, where)
         unknown = np.flatnonzero(codes < 0)
         if len(unknown):
-            meeting.left_out[f"cycles whose {name} is unknown"] = len(unknown)
-            meeting.notes.append(f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)")
-        meeting.kept = np.setdiff1d(meeting.kept, unknown)
+            sampling.left_out[f"cycles whose {name} is unknown"] = len(unknown)
+            sampling.notes.append(f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)")
+        sampling.kept = np.setdiff1d(sampling.kept, unknown)
     before = -1
-    while before != len(meeting.kept):  # whom one rule leaves out may be what another rule counted on
-        before = len(meeting.kept)
+    while before != len(sampling.kept):  # leaving out a cycle by one rule can change what another rule leaves out
+        before = len(sampling.kept)
         if settings.match:
-            _leave_out_small_groups(settings, groups, meeting)
+            _leave_out_small_groups(settings, groups, sampling)
         if settings.pairs in _SHARED:
-            _pair(settings, groups, meeting)
+            _pair(settings, groups, sampling)
     if settings.match:
-        _note_groups_of_few(settings, groups, meeting)
-        meeting.match_groups = _codes(groups, settings.match, meeting.kept)
-    if settings.pairs == "age_band" and len(meeting.kept):
-        meeting.age_groups = _codes(groups, ["age_band"], meeting.kept)
-        if meeting.age_groups.max(initial=-1) < 1:
-            raise ConfigError(
-                "pretrain.pairs is age_band, but all cycles that take part are of one band: there is nothing to tell "
-                "apart; set metadata.age_edges_years, or choose another mode"
+        _note_groups_of_few(settings, groups, sampling)
+        sampling.match_groups = _codes(groups, settings.match, sampling.kept)
+    if settings.pairs == "age_band" and len(sampling.kept):
+        sampling.age_groups = _codes(groups, ["age_band"], sampling.kept)
+        if sampling.age_groups.max(initial=-1) < 1:
+            raise InputError(
+                "pretrain.pairs is age_band, but all cycles are of one band, so there are no negatives; set "
+                "metadata.age_edges_years, or choose another mode"
             )
-    if len(meeting.kept) < 2:
-        raise ConfigError(f"pretrain: {len(meeting.kept)} cycles can take part, fewer than 2; {_reasons(meeting)}")
-    return meeting
+    if len(sampling.kept) < 2:
+        raise InputError(f"pretrain: {len(sampling.kept)} cycles are left, fewer than 2; {_reasons(sampling)}")
+    return sampling
 
 
 def make_pretrain_sampler(
-    settings: PretrainSettings, meeting: Meeting, patients: Sequence[Any], seed: int
+    settings: PretrainSettings, sampling: PairSampling, patients: Sequence[Any], seed: int
 ) -> CounterSampler:
-    """Batches of the cycles that take part: shuffled, or of one group with each patient once as far as possible.
+    """Shuffled batches, or batches of one group with as many patients as possible.
 
     Args:
         settings: Batch size.
-        meeting: Who takes part, and their groups.
-        patients: Patient of each of them.
+        sampling: The cycles and their groups.
+        patients: Patient of each of these cycles.
         seed: Of the run.
     """
-    if meeting.match_groups is None:
-        return EpochSampler(len(meeting.kept), seed)
-    return MetadataMatchedSampler([meeting.match_groups.tolist()], settings.batch_size, patients, seed=seed)
+    if sampling.match_groups is None:
+        return EpochSampler(len(sampling.kept), seed)
+    return MetadataMatchedSampler([sampling.match_groups.tolist()], settings.batch_size, patients, seed=seed)
 
 
 def _columns(settings: PretrainSettings) -> list[str]:
-    """The columns that a cycle's part in pre-training hangs on."""
+    """The columns that pair mode and matching need."""
     shared, apart = _SHARED.get(settings.pairs, ("age_band" if settings.pairs == "age_band" else "", None))
     names = [*shared.split("+"), apart, *settings.match]
     return list(dict.fromkeys(name for name in names if name))
 
 
 def _codes(groups: GroupTable, names: list[str], rows: Codes) -> Codes:
-    """Groups among some rows; none of their values is to be dropped any more."""
+    """Groups of some rows; unknown values are a group of their own."""
     columns = [groups.column(name, "pretrain") for name in names]
     return group_codes([[column[row] for row in rows.tolist()] for column in columns], "own_group")
 
 
-def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> None:
-    if not len(meeting.kept):
+def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
+    if not len(sampling.kept):
         return
-    codes = _codes(groups, settings.match, meeting.kept)
-    patients = _codes(groups, ["patient"], meeting.kept)
+    codes = _codes(groups, settings.match, sampling.kept)
+    patients = _codes(groups, ["patient"], sampling.kept)
     small = np.zeros(len(codes), dtype=bool)
     for group in range(int(codes.max()) + 1):
         member = codes == group
-        people = len(np.unique(patients[member]))
-        small |= member & (people < 2 or int(member.sum()) < settings.batch_size)
+        n_patients = len(np.unique(patients[member]))
+        small |= member & (n_patients < 2 or int(member.sum()) < settings.batch_size)
     named = " + ".join(settings.match)
     if small.any():
         what = f"cycles of groups by {named} that fill no batch"
-        meeting.left_out[what] = meeting.left_out.get(what, 0) + int(small.sum())
-        meeting.notes.append(
+        sampling.left_out[what] = sampling.left_out.get(what, 0) + int(small.sum())
+        sampling.notes.append(
             f"pretrain.match: {len(np.unique(codes[small]))} of {int(codes.max()) + 1} groups by {named} have fewer "
             f"than 2 patients or {settings.batch_size} cycles and are left out ({int(small.sum())} cycles)"
         )
-    meeting.kept = meeting.kept[~small]
+    sampling.kept = sampling.kept[~small]
 
 
-def _note_groups_of_few(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> None:
-    """Say how many of the groups that are left cannot fill a batch with different patients."""
-    if not len(meeting.kept):
+def _note_groups_of_few(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
+    """Note the groups that cannot fill a batch with different patients."""
+    if not len(sampling.kept):
         return
-    codes, patients = (_codes(groups, names, meeting.kept) for names in (settings.match, ["patient"]))
-    people = [len(np.unique(patients[codes == group])) for group in np.unique(codes)]
-    if few := sum(count < settings.batch_size for count in people):
-        meeting.notes.append(
+    codes, patients = (_codes(groups, names, sampling.kept) for names in (settings.match, ["patient"]))
+    counts = [len(np.unique(patients[codes == group])) for group in np.unique(codes)]
+    if few := sum(count < settings.batch_size for count in counts):
+        sampling.notes.append(
             f"pretrain.match: {few} groups have fewer than {settings.batch_size} patients, so their batches hold "
             "a patient more than once"
         )
 
 
-def _pair(settings: PretrainSettings, groups: GroupTable, meeting: Meeting) -> None:
-    if not len(meeting.kept):
+def _pair(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
+    if not len(sampling.kept):
         return
     shared, apart = _SHARED[settings.pairs]
 
-    def partners() -> Partners:
-        differ = None if apart is None else _codes(groups, [apart], meeting.kept)
-        return Partners(_codes(groups, shared.split("+"), meeting.kept), differ)
+    def positives() -> PositivePairs:
+        differ = None if apart is None else _codes(groups, [apart], sampling.kept)
+        return PositivePairs(_codes(groups, shared.split("+"), sampling.kept), differ)
 
-    meeting.partners = partners()
-    alone = meeting.partners.counts == 0
+    sampling.positives = positives()
+    alone = sampling.positives.counts == 0
     if not alone.any():
         return
-    share = f"{int(alone.sum())} of {len(alone)} cycles have no partner"
+    share = f"{int(alone.sum())} of {len(alone)} cycles have no positive pair"
     if alone.all():
-        raise ConfigError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
+        raise InputError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
     if settings.unpaired == "drop":
-        what = "cycles without a partner"
-        meeting.left_out[what] = meeting.left_out.get(what, 0) + int(alone.sum())
-        meeting.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are left out")
-        meeting.kept = meeting.kept[~alone]
-        meeting.partners = partners()
+        what = "cycles without a positive pair"
+        sampling.left_out[what] = sampling.left_out.get(what, 0) + int(alone.sum())
+        sampling.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are left out")
+        sampling.kept = sampling.kept[~alone]
+        sampling.positives = positives()
     else:
-        meeting.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are paired with themselves")
+        sampling.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are paired with themselves")
 
 
-def _reasons(meeting: Meeting) -> str:
-    said = ", ".join(f"{count} {what}" for what, count in meeting.left_out.items())
-    return f"left out are {said}" if said else "use a larger corpus"
+def _reasons(sampling: PairSampling) -> str:
+    listed = ", ".join(f"{count} {what}" for what, count in sampling.left_out.items())
+    return f"left out are {listed}" if listed else "use a larger corpus"

@@ -25,6 +25,7 @@ from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, provenance
 from laennec.corpora.duplicates import one_name_each
 from laennec.encoders import encoder_digest, load_encoder
+from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
@@ -38,10 +39,10 @@ from laennec.training.folders import claimed, finished_before
 from laennec.training.loss_specs import LossSpec, loss_specs
 from laennec.training.metadata_groups import GroupTable, metadata_of
 from laennec.training.objective import Stage
-from laennec.training.pretraining.dataset import PRETRAINING, Cohort, cohort_of, pretraining_note
-from laennec.training.pretraining.pairs import Meeting, make_pretrain_sampler, meeting_of
+from laennec.training.pretraining.dataset import PRETRAINING, PretrainingSet, pretraining_note, pretraining_set
+from laennec.training.pretraining.pairs import PairSampling, make_pretrain_sampler, pair_sampling
 from laennec.training.pretraining.views import PairDataset, mask_views
-from laennec.training.recipe import ConfigError, PretrainSettings, Recipe
+from laennec.training.recipe import PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
 from laennec.training.schedules import loss_descriptions, train_or_resume, trainer_end
@@ -52,19 +53,19 @@ _CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
 
 
 @dataclass
-class PairPart:
-    """What pre-training runs on.
+class PairData:
+    """The data of a pre-training.
 
     Attributes:
-        cohort: The rows it may see.
-        meeting: Which of them take part, and whom they meet.
+        rows_used: The pre-training set.
+        sampling: Their positive pairs and groups.
         dataset: Their pairs of views.
-        source: What corpus and split are.
-        note: What the encoder will say of all this.
+        source: Corpus and split.
+        note: Their description, saved with the encoder.
     """
 
-    cohort: Cohort
-    meeting: Meeting
+    rows_used: PretrainingSet
+    sampling: PairSampling
     dataset: PairDataset
     source: dict[str, Any]
     note: dict[str, Any]
@@ -109,7 +110,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         model = make_contrastive_model(recipe, settings)
         begin()
         if main_process:
-            for note in part.meeting.notes:
+            for note in part.sampling.notes:
                 print(note, flush=True)
         before = embedding_spread(model, extractor, part.dataset)
         with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
@@ -129,44 +130,44 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
     """The recipe's section `pretrain`.
 
     Raises:
-        ConfigError: There is none, or the encoder has nothing to train.
+        InputError: There is none, or the encoder has nothing to train.
     """
     if recipe.pretrain is None:
-        raise ConfigError(
+        raise InputError(
             f"{recipe.name}: the recipe has no section pretrain; add one, or give a setting, e.g. --pretrain.pairs self"
         )
     if recipe.encoder.type == "statistics":
-        raise ConfigError("encoder.type is statistics, which has nothing to pre-train; choose mobilenet, cnn or ast")
+        raise InputError("encoder.type is statistics, which has nothing to pre-train; choose mobilenet, cnn or ast")
     return recipe.pretrain
 
 
-def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairPart:
+def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
     """Read the corpus, choose who takes part, and decode their recordings into the cache.
 
     Raises:
         InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
     """
     parts = load_splits(recipe)
-    cohort = cohort_of(parts, settings, one_name_each(parts))
-    rows = np.arange(len(cohort.table))
-    groups = GroupTable(len(rows), metadata_of(cohort.table, rows), recipe.metadata.age_edges_years)
-    meeting = meeting_of(settings, groups)
-    table = cohort.table.select(meeting.kept)
+    rows_used = pretraining_set(parts, settings, one_name_each(parts))
+    rows = np.arange(len(rows_used.table))
+    groups = GroupTable(len(rows), metadata_of(rows_used.table, rows), recipe.metadata.age_edges_years)
+    sampling = pair_sampling(settings, groups)
+    table = rows_used.table.select(sampling.kept)
     if len(table) < settings.batch_size:
-        raise ConfigError(
+        raise InputError(
             f"pretrain.batch_size is {settings.batch_size}, but {len(table)} cycles take part; lower it or use a "
             "larger corpus"
         )
-    cohort = Cohort(table, cohort.left_out, cohort.windows)
+    rows_used = PretrainingSet(table, rows_used.left_out, rows_used.windows)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
     waveforms.prepare()
     refuse_short_cycles(table, waveforms, extractor)
     least = 2 * extractor.front.window_samples  # a crop that is stretched still fills a frame
     dataset = PairDataset(
-        waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, meeting.partners
+        waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, sampling.positives
     )
-    note = pretraining_note(parts, cohort.patients, table)
-    return PairPart(cohort, meeting, dataset, provenance(parts), note)
+    note = pretraining_note(parts, rows_used.patients, table)
+    return PairData(rows_used, sampling, dataset, provenance(parts), note)
 
 
 def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
@@ -201,12 +202,12 @@ def contrastive_loss(settings: PretrainSettings) -> list[LossSpec]:
 
 
 def _fit(
-    recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, part: PairPart, out: Path
+    recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, part: PairData, out: Path
 ) -> tuple[list[LossSpec], list[dict[str, Any]]]:
     """Train the model in place; an interrupted pre-training continues from its last checkpoint."""
     specs = contrastive_loss(settings)
-    if part.meeting.age_groups is not None:
-        part.dataset.groups = {str(specs[0].group_key): part.meeting.age_groups}
+    if part.sampling.age_groups is not None:
+        part.dataset.groups = {str(specs[0].group_key): part.sampling.age_groups}
     folder = out / "checkpoints" / "self-supervision"
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
@@ -216,7 +217,7 @@ def _fit(
         processing_class=extractor,
         losses={spec.name: spec for spec in specs},
         spec_augment=mask_views(settings),
-        sampler=make_pretrain_sampler(settings, part.meeting, part.cohort.table["patient_id"], recipe.seed),
+        sampler=make_pretrain_sampler(settings, part.sampling, part.rows_used.table["patient_id"], recipe.seed),
         stages=lambda _: unsupervised,
         batch_setting=BatchSetting("pretrain.batch_size", settings.batch_size, settings.batch_size),
     )
@@ -280,7 +281,7 @@ def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: Pa
 
 
 def _record(
-    recipe: Recipe, settings: PretrainSettings, part: PairPart, model: Any, specs: list[LossSpec]
+    recipe: Recipe, settings: PretrainSettings, part: PairData, model: Any, specs: list[LossSpec]
 ) -> dict[str, Any]:
     """The run record but for what happened while training."""
     return {
@@ -292,10 +293,10 @@ def _record(
         },
         "selection_set": "none: the last epoch is kept",
         "cycles": len(part.dataset),
-        "windows": part.cohort.windows,
-        "patients": part.cohort.patients,
-        "left_out": part.cohort.left_out | part.meeting.left_out,
-        "paired_with_themselves": part.meeting.paired_with_themselves,
+        "windows": part.rows_used.windows,
+        "patients": part.rows_used.patients,
+        "left_out": part.rows_used.left_out | part.sampling.left_out,
+        "paired_with_themselves": part.sampling.paired_with_themselves,
         "pairs": settings.pairs,
         "views": settings.views,
         "losses": loss_descriptions(specs),
@@ -308,7 +309,7 @@ def _record(
     }
 
 
-def _write(out: Path, model: Any, extractor: Any, part: PairPart, record: dict[str, Any]) -> None:
+def _write(out: Path, model: Any, extractor: Any, part: PairData, record: dict[str, Any]) -> None:
     """Write encoder and record; the record last, because it says that the run is whole."""
     with atomic_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counter_generator
 from laennec.training.data import CycleDataset, view_seed
 from laennec.training.metadata_groups import Codes
-from laennec.training.pretraining.pairs import Partners
+from laennec.training.pretraining.pairs import PositivePairs
 from laennec.training.recipe import PretrainSettings
 from laennec.training.targets import Targets
 
@@ -79,19 +79,19 @@ class PairDataset(CycleDataset):
         seed: int,
         settings: PretrainSettings,
         least_samples: int = 1,
-        partners: Partners | None = None,
+        partners: PositivePairs | None = None,
     ) -> None:
         nothing: Codes = np.zeros(len(cycle_ids), dtype=np.int64)
         targets = Targets([], nothing, nothing, np.arange(len(cycle_ids)))
         super().__init__(waveforms, targets, cycle_ids, sampling_rate, seed, waveform_views(settings))
         self.settings = settings
         self.least_samples = least_samples
-        self.partners = partners
+        self.positives = partners
         self.views = VIEWS
 
     def paired_row(self, row: int, epoch: int) -> int | None:
         """The row that a cycle is paired with in an epoch, if any."""
-        return None if self.partners is None else self.partners.draw(row, self.seed, epoch, int(self.numbers[row]))
+        return None if self.positives is None else self.positives.draw(row, self.seed, epoch, int(self.numbers[row]))
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         row, epoch = key if isinstance(key, tuple) else (key, 0)
