@@ -33,6 +33,7 @@ class AstEncoder(PreTrainedModel):
     """
 
     config_class = ASTConfig
+    preset = "ast"
     config: ASTConfig
     base_model_prefix = "audio_spectrogram_transformer"
     main_input_name = "input_values"

@@ -36,6 +36,7 @@ class BeatsEncoder(PreTrainedModel):
     """
 
     config_class = BeatsConfig
+    preset = "beats"
     config: BeatsConfig
     main_input_name = "input_values"
     supports_gradient_checkpointing = True

@@ -164,6 +164,7 @@ class MobileNetEncoder(PreTrainedModel):
     """
 
     config_class = MobileNetConfig
+    preset = "efficientat"
     config: MobileNetConfig
     main_input_name = "input_values"
     num_special_tokens = 0

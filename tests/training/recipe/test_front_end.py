@@ -6,7 +6,8 @@ import pytest
 from transformers import HubertConfig
 
 from laennec.encoders import load_encoder
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.errors import InputError
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 HUBERT = {
@@ -48,14 +49,14 @@ def test_a_waveform_encoder_runs_as_a_recipe(tiny_recipe, hubert, tmp_path, froz
     ],
 )
 def test_another_preset(tiny_recipe, tmp_path, encoder, preset, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(InputError, match=said):
         train(recipe(tiny_recipe, tmp_path, encoder, preset))
     assert not (tmp_path / "run").exists()
 
 
 def test_masks_on_waveforms(tiny_recipe, tmp_path):
     augment = {"spec": {"probability": 0.5}}
-    with pytest.raises(ConfigError, match=r"augment.spec masks mel bins.*'waveform' has none"):
+    with pytest.raises(InputError, match=r"augment.spec masks mel bins.*'waveform' has none"):
         train(recipe(tiny_recipe, tmp_path, {"type": "hubert", "config": HUBERT}, "waveform", augment=augment))
 
 
@@ -71,6 +72,6 @@ def test_what_the_checkpoint_says_of_its_features_counts(tiny_recipe, tmp_path, 
     load_encoder(None, type="hubert", **HUBERT).save_pretrained(tmp_path / "base")
     assert HubertConfig.from_pretrained(tmp_path / "base").hidden_size == 16
     (tmp_path / "base" / "preprocessor_config.json").write_text(json.dumps(published))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(InputError, match=said):
         train(recipe(tiny_recipe, tmp_path, {"type": "hubert", "weights": str(tmp_path / "base")}, preset))
     assert not (tmp_path / "run").exists()

@@ -1,10 +1,9 @@
-"""Whether the features of a recipe are the ones its encoder was made for.
+"""Check that the features of a recipe are those of its encoder.
 
-Decisions: a front end that fits in shape can still be another one (a checkpoint for 8 kHz speech, or for sound that
-is not standardised, or BEATs' scale for AST), and would give embeddings that are quietly worse. What a
-preprocessor_config.json beside the weights says is compared before anything is computed; where there is none, trained
-weights want the front end that their authors trained them with. Random weights take any that fits in shape. Nothing is
-changed behind a recipe's back.
+Decisions: features of the right shape can still be wrong (a checkpoint for 8 kHz, or for waveforms that are not
+standardised, or BEATs' scale for AST) and would silently give worse embeddings. The preprocessor_config.json beside the
+weights is compared before anything is computed; without one, trained weights need the preset that the encoder class
+names. Random weights accept any features of the right shape. Settings are never changed silently.
 """
 
 from pathlib import Path
@@ -16,15 +15,11 @@ from laennec.encoders.pretrained_audio import published_features
 from laennec.errors import InputError
 from laennec.training.recipe.recipe import Recipe
 
-# what published weights of our own networks were trained with
-_MADE_FOR = {"ast": "ast", "beats": "beats", "mobilenet": "efficientat"}
-
-
 def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
-    """Refuse features that the encoder was not made for.
+    """Refuse features that the encoder was not trained with.
 
     Args:
-        recipe: Its feature, encoder and augmentation settings are what errors name.
+        recipe: Its feature, encoder and augmentation settings.
         encoder: Loaded by the recipe's settings.
 
     Raises:
@@ -42,7 +37,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
                 f"set features.preset: {encoder.presets[0]}"
             )
     else:
-        _refuse_another_preset(recipe, published.get("preset"))
+        _refuse_another_preset(recipe, published.get("preset"), getattr(encoder, "preset", None))
         _refuse_mel_bins(recipe, encoder)
     if front.is_waveform and recipe.augment.spec is not None:
         raise InputError(
@@ -65,10 +60,10 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
             )
 
 
-def _refuse_another_preset(recipe: Recipe, saved: Any) -> None:
-    """Refuse trained weights of our own networks under another preset than the one beside them, or their authors'."""
+def _refuse_another_preset(recipe: Recipe, saved: Any, own: str | None) -> None:
+    """Refuse trained weights with another preset than the one saved beside them, or that of the encoder class."""
     given, weights = recipe.features.preset, recipe.encoder.weights
-    wanted = saved if saved in PRESETS else _MADE_FOR.get(recipe.encoder.type)
+    wanted = saved if saved in PRESETS else own
     if weights is None or wanted is None or given == wanted:
         return
     rates = [PRESETS[name].sampling_rate for name in (wanted, given)]
@@ -84,9 +79,9 @@ def _refuse_mel_bins(recipe: Recipe, encoder: Any) -> None:
     if isinstance(encoder, CnnEncoder):
         takes = None
     if front.is_waveform or (takes is not None and takes != front.feature_size):
-        has = "sound itself" if front.is_waveform else f"{front.feature_size} mel bins"
+        has = "a waveform" if front.is_waveform else f"{front.feature_size} mel bins"
         kind = recipe.encoder.type
-        remedy = f"features.preset: {_MADE_FOR.get(kind, 'efficientat')}"
+        remedy = f"features.preset: {getattr(encoder, 'preset', None) or 'efficientat'}"
         if recipe.encoder.weights is None and takes is not None and not front.is_waveform:
             remedy += f", or encoder.config.num_mel_bins: {front.feature_size}"
         raise InputError(
