@@ -1,13 +1,12 @@
-"""Further questions that a model answers with heads of their own.
+"""Auxiliary tasks: further classes of cycles or recordings, each with a head of its own.
 
-Decisions: beside its labels a model can answer other questions about the same cycles (which of SPRSound's seven
-events) or about whole recordings (its five record classes). Each is one linear head on the shared embedding, trained
-with the encoder by cross entropy and stored with the model. A recording is heard in windows as long as a cycle, and its
-embedding is the mean of theirs; windows of some recordings of TRAINING patients join each batch, so that one network
-with one set of batch statistics hears both (long stretches, or a batch of their own, cost the cycles on SPRSound's
-validation patients). Which windows is a function of seed and batch and nothing else, so that an interrupted run goes on
-bit for bit. How far each question leans away from its first class is fitted on validation patients, as thresholds are.
-The epoch is chosen by the labels alone.
+Decisions: an auxiliary task classifies the same cycles (SPRSound's seven events) or whole recordings (its five record
+classes). Its head is linear, on the shared embedding, trained with the encoder by cross entropy and stored with the
+model. A recording is cut into windows as long as a cycle, and its embedding is the mean of theirs. Windows of some
+recordings of TRAINING patients are appended to each batch, so that both share one set of batch statistics (longer
+windows, or a batch of their own, lowered the score of the cycles on SPRSound's validation patients). Windows are drawn
+as a function of seed and batch alone, so an interrupted run is resumed bit for bit. The logit adjustment of each task
+is fitted on validation patients, as thresholds are. The epoch is chosen by the labels alone.
 """
 
 import copy
@@ -46,19 +45,18 @@ _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window
 
 @dataclass(frozen=True)
 class Task:
-    """A further question.
+    """An auxiliary task.
 
     Attributes:
         name: Its name in recipe, log and config.
         labels: Its classes, the first the normal one.
-        level: Of the rows it is about: None for the cycles themselves, else a level of the corpus, e.g. "record".
-        column: Of the cycle table that holds the answer.
-        weight: Of its cross entropy in the sum of the losses.
+        level: Rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record".
+        column: Column of the cycle table with the class.
+        weight: Weight of its cross entropy in the objective.
         batch_size: level: recordings beside each batch.
         windows: level: windows of each of these.
         window_s: level: length of a window; None for the front end's own length.
-        smooth: cycles: whether the official answers are mixed with those of the whole recording, as far as validation
-            patients choose.
+        smooth: cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients.
     """
 
     name: str
@@ -76,7 +74,7 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     """Read a recipe's section `tasks`.
 
     Raises:
-        ConfigError: A key or a value means nothing, or the question cannot be asked in this recipe.
+        ConfigError: A key or a value is wrong, or the recipe cannot train the task.
     """
     tasks = []
     for name, given in recipe.tasks.items():
@@ -92,23 +90,23 @@ def tasks_of(recipe: Recipe) -> list[Task]:
         if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
             raise ConfigError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
         if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
-            raise ConfigError(f"{where}.smooth is true or false, and true only for questions about cycles")
+            raise ConfigError(f"{where}.smooth is true or false, and true only for tasks about cycles")
         if task.level is not None and task.window_s is None:
             if recipe.features.duration_s is None:
-                raise ConfigError(f"{where}: say window_s, for cycles are heard at their own length")
+                raise ConfigError(f"{where}: give window_s, because cycles keep their own length")
             task = dataclasses.replace(task, window_s=recipe.features.duration_s)
         tasks.append(task)
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
-        raise ConfigError("questions about recordings do not go with augment.mix.domain: tokens; mix features instead")
+        raise ConfigError("tasks about recordings cannot be combined with augment.mix.domain: tokens; mix features instead")
     if tasks and (recipe.encoder.frozen or recipe.features.context_cycles):
         other = "encoder.trainable: frozen" if recipe.encoder.frozen else "features.context_cycles"
-        raise ConfigError(f"tasks are trained together with the encoder; they do not go with {other}")
+        raise ConfigError(f"tasks are trained together with the encoder; they cannot be combined with {other}")
     return tasks
 
 
 def config_of(tasks: list[Task]) -> dict[str, Any]:
-    """What a model's configuration says of its further questions."""
+    """The auxiliary tasks as a model's configuration stores them."""
     return {task.name: {"labels": list(task.labels), "level": task.level, "window_s": task.window_s} for task in tasks}
 
 
@@ -117,7 +115,7 @@ def _target(task: Task) -> TargetSettings:
 
 
 def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
-    """Class of each row of a cycle table, -1 where there is no answer."""
+    """Class of each row of a cycle table, -1 where it is unknown."""
     targets = targets_of(table, _target(task), list(task.labels))
     codes = np.full(len(table), -1, dtype=np.int64)
     codes[targets.kept] = targets.class_ids
@@ -125,10 +123,10 @@ def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
 
 
 def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> tuple[Any, Any]:
-    """Recordings for training and validation, split by the patients of the cycles' own validation part.
+    """Recordings for training and validation, split by the validation patients of the cycles.
 
-    Another level of a corpus draws validation patients of its own; two sets would let one question choose on patients
-    that the other has trained on.
+    Another level of a corpus draws validation patients of its own; with two sets, one task would be selected on patients
+    that the other was trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
     parts = load_splits(asked)
@@ -138,14 +136,14 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
 
 
 class AuxiliaryTasks(nn.Module):
-    """The losses of a model's further questions, beside each batch.
+    """The losses of a model's auxiliary tasks.
 
     Args:
         recipe: All settings.
-        tasks: The questions.
-        dataset: The training cycles; gets the answers to questions about cycles among its groups.
+        tasks: The tasks.
+        dataset: The training cycles; classes of tasks about cycles are added to its groups.
         table: Their cycle table.
-        extractor: The front end.
+        extractor: The feature extractor.
         validation_patients: Patients whose recordings are not trained on.
 
     Raises:
@@ -174,13 +172,13 @@ class AuxiliaryTasks(nn.Module):
                 groups[f"{GROUP}{task.name}"] = codes_of(task, table)
                 continue
             if process_count() > 1:
-                raise ConfigError(f"tasks.{task.name}: questions about recordings are trained in one process")
+                raise ConfigError(f"tasks.{task.name}: tasks about recordings are trained in one process")
             rows, _ = level_tables(recipe, task.level, validation_patients)
             self.recordings[task.name] = _dataset(recipe, task, rows, extractor)
         dataset.groups = groups
 
     def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Windows of recordings put behind the rows of a training batch.
+        """Append windows of recordings to a training batch.
 
         Args:
             inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
@@ -208,11 +206,11 @@ class AuxiliaryTasks(nn.Module):
         return {**inputs, **joined}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """What the model returned for the batch alone, and the weighted cross entropies by name of the question.
+        """The model's output for the batch alone, and the weighted cross entropy of each task.
 
         Args:
             model: The model, unwrapped.
-            outputs: What it returned for what `join` gave.
+            outputs: Its output for the input that `join` made.
             batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
         """
         found = {}
@@ -223,26 +221,26 @@ class AuxiliaryTasks(nn.Module):
             count = len(ids) * task.windows
             windows = outputs.embeddings[place : place + count].unflatten(0, (len(ids), task.windows))
             place += count
-            answers = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
-            found[task.name] = self._loss(model, task, windows.mean(1), answers)
+            targets = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
+            found[task.name] = self._loss(model, task, windows.mean(1), targets)
         self._joined = []
         alone = first_rows(outputs, rows) if behind else outputs
         for task in self.tasks:
             if task.level is None:
                 ids = batch["group_ids"][f"{GROUP}{task.name}"]
                 vectors = alone.embeddings[: len(ids)]
-                answers = nn.functional.one_hot(ids.clamp_min(0), len(task.labels)).to(vectors)
-                answers = answers * (ids >= 0).to(answers)[:, None]
+                targets = nn.functional.one_hot(ids.clamp_min(0), len(task.labels)).to(vectors)
+                targets = targets * (ids >= 0).to(targets)[:, None]
                 if (mixture := batch.get("mixture")) is not None:
-                    answers = _mixed(answers, mixture)
-                found[task.name] = self._loss(model, task, gather_with_gradient(vectors), gather_with_gradient(answers))
+                    targets = _mixed(targets, mixture)
+                found[task.name] = self._loss(model, task, gather_with_gradient(vectors), gather_with_gradient(targets))
         return alone, found
 
     @staticmethod
-    def _loss(model: Any, task: Task, vectors: Tensor, answers: Tensor) -> Tensor:
+    def _loss(model: Any, task: Task, vectors: Tensor, targets: Tensor) -> Tensor:
         logits = model.tasks[task.name](vectors).float()
-        total = -(answers.to(logits) * logits.log_softmax(1)).sum()
-        return task.weight * total / answers.sum().clamp_min(1e-6)
+        total = -(targets.to(logits) * logits.log_softmax(1)).sum()
+        return task.weight * total / targets.sum().clamp_min(1e-6)
 
     def _drawn(self, task: Task, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         """Features (recordings * windows, frames, mels) and mask of a step's windows, and the recordings' classes."""
@@ -277,7 +275,7 @@ class AuxiliaryTasks(nn.Module):
 
 
 def first_rows(outputs: Any, rows: int) -> Any:
-    """What a model returned, for the first rows of its batch alone."""
+    """A model's output for the first rows of its batch."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -300,7 +298,7 @@ def _mixed(rows: Tensor, mixture: Any) -> Tensor:
 
 
 def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureExtractor) -> CycleDataset:
-    """Recordings with their classes and the recipe's draws on waveforms."""
+    """Recordings with their classes and the recipe's augmentation."""
     targets: Targets = targets_of(table, _target(task), list(task.labels))
     if len(targets.kept) < len(table):
         table = table.select(targets.kept)
@@ -314,15 +312,15 @@ def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureEx
 
 
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
-    """A model's answers to one of its further questions: float32 (rows, labels).
+    """Logits of one of a model's auxiliary tasks: float32 (rows, labels).
 
     Args:
         model: The model.
-        extractor: Its front end.
-        name: The question's.
-        table: Cycle table of the rows that it is about.
+        extractor: Its feature extractor.
+        name: Name of the task.
+        table: Cycle table of the rows to classify.
         recipe: features.filter_kind of the recordings.
-        embeddings: Of the rows, where they are at hand (questions about cycles).
+        embeddings: Of the rows, if they are known (tasks about cycles).
     """
     if embeddings is None:
         embeddings = _embeddings(model, extractor, name, table, recipe)
@@ -334,12 +332,12 @@ def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
 
 
 def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe) -> NDArray[np.float32]:
-    """Embeddings (rows, dim) of the rows that a question is about: of recordings, the mean over their windows."""
+    """Embeddings (rows, dim) of the rows of a task: of recordings, the mean over their windows."""
     window_s = model.config.tasks[name].get("window_s")
     owners, cut = np.arange(len(table)), table
     if window_s is not None:
         owners, cut = windows_of(table, float(window_s))
-    # any column that every row has makes a part of all rows
+    # a column that no row lacks, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
     part: SplitData = make_split("recordings", cut, asked, extractor, None, False)
     cache = EmbeddingCache(cache_root(), model, extractor)
@@ -348,7 +346,7 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
 
 
 def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
-    """Recordings cut into windows that overlap by half: the row that each is of, and their table."""
+    """Recordings cut into windows that overlap by half: the row of each window, and their table."""
     owners, rows = [], []
     for row, values in enumerate(table.with_format("arrow")[:].to_pylist()):
         spans = sliding_windows(values["end_s"] - values["start_s"], window_s, window_s / 2)
@@ -362,7 +360,7 @@ def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
 def fit_leanings(
     model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: SplitData
 ) -> dict[str, dict[str, Any]]:
-    """Fit on validation how far each question leans (and is smoothed), and store it in the model's config.
+    """Fit the logit adjustment (and smoothing) of each task on validation, and store it in the model's config.
 
     Returns:
         {name: {"logit_adjustment": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where
@@ -392,7 +390,7 @@ def fit_leanings(
 
 
 def refuse_unknown_level(recipe: Recipe, tasks: list[Task]) -> None:
-    """Refuse a question about rows that the corpus does not have, before anything heavy runs.
+    """Refuse a task about rows that the corpus does not have, before anything is computed.
 
     Raises:
         InputError: As `load_corpus`.
