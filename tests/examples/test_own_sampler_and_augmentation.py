@@ -92,5 +92,3 @@ def test_the_examples_run(in_examples, name, tmp_path, monkeypatch, small_corpus
     module.main(str(tmp_path / "run"), steps=2)
     assert (tmp_path / "run" / "run.json").exists()
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 60
-
-

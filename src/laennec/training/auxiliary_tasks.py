@@ -98,7 +98,7 @@ def tasks_of(recipe: Recipe) -> list[Task]:
         tasks.append(task)
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
-        raise ConfigError("tasks about recordings cannot be combined with augment.mix.domain: tokens; mix features instead")
+        raise ConfigError("tasks about recordings need augment.mix.domain: features")
     if tasks and (recipe.encoder.frozen or recipe.features.context_cycles):
         other = "encoder.trainable: frozen" if recipe.encoder.frozen else "features.context_cycles"
         raise ConfigError(f"tasks are trained together with the encoder; they cannot be combined with {other}")
@@ -125,8 +125,8 @@ def codes_of(task: Task, table: Any) -> NDArray[np.int64]:
 def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> tuple[Any, Any]:
     """Recordings for training and validation, split by the validation patients of the cycles.
 
-    Another level of a corpus draws validation patients of its own; with two sets, one task would be selected on patients
-    that the other was trained on.
+    Another level of a corpus draws validation patients of its own; with two sets, one task would be selected on
+    patients that the other was trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
     parts = load_splits(asked)
@@ -357,7 +357,7 @@ def windows_of(table: Any, window_s: float) -> tuple[NDArray[np.int64], Any]:
     return np.array(owners), datasets.Dataset(to_arrow(rows, table.features), info=table.info.copy())
 
 
-def fit_leanings(
+def fit_logit_adjustment(
     model: Any, extractor: Any, recipe: Recipe, tasks: list[Task], validation: SplitData
 ) -> dict[str, dict[str, Any]]:
     """Fit the logit adjustment (and smoothing) of each task on validation, and store it in the model's config.

@@ -23,7 +23,13 @@ from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
 from laennec.files import atomic_folder, atomic_write, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_leanings, refuse_unknown_level, tasks_of
+from laennec.training.auxiliary_tasks import (
+    AuxiliaryTasks,
+    config_of,
+    fit_logit_adjustment,
+    refuse_unknown_level,
+    tasks_of,
+)
 from laennec.training.data import EmbeddingDataset
 from laennec.training.data_loading import configure_process, training_device
 from laennec.training.distributed import explain_lost_process
@@ -223,7 +229,7 @@ def answer_validation(
     embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
     predictions = predictions_table(model, truth, embeddings)
     points = calibrate(model, predictions, recipe.head)
-    return predictions, points, fit_leanings(model, extractor, recipe, tasks_of(recipe), validation)
+    return predictions, points, fit_logit_adjustment(model, extractor, recipe, tasks_of(recipe), validation)
 
 
 def _record(recipe: Recipe, result: Result) -> dict[str, Any]:

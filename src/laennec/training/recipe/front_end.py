@@ -15,6 +15,7 @@ from laennec.encoders.pretrained_audio import published_features
 from laennec.errors import InputError
 from laennec.training.recipe.recipe import Recipe
 
+
 def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     """Refuse features that the encoder was not trained with.
 
