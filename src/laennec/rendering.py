@@ -8,7 +8,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 def render_template(name: str, **values: Any) -> str:
     """Render `laennec/templates/<name>`; values are escaped in templates whose name contains ".html"."""
-    return _environment().get_template(name).render(**values)
+    page = _environment().get_template(name).render(**values)
+    return page.encode("utf-8", "replace").decode("utf-8")  # names of files can hold characters that no file can
 
 
 @cache

@@ -6,7 +6,7 @@ from evaluation_tables import cycles
 
 from laennec.evaluation import patient_bootstrap, predictions_metrics
 from laennec.evaluation.bootstrap import bootstrap_values, draw_patients, interval, interval_note, patient_codes
-from laennec.evaluation.predictions import answer_statistics, read_predictions
+from laennec.evaluation.predictions import read_predictions, statistics_of
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
@@ -19,12 +19,12 @@ def test_intervals_equal_explicit_resampling_with_the_same_draws():
     for patients in draw_patients(n_patients, 60, seed=3):
         rows = np.concatenate([np.flatnonzero(codes == p) for p in patients])
         naive.append(predictions_metrics(table.iloc[rows], **TWO)["values"])
-    fast = bootstrap_values(table, answer_statistics(answers), n_draws=60, seed=3)
+    fast = bootstrap_values(table, statistics_of(answers), n_draws=60, seed=3)
     for name, values in fast.items():
         expected = [np.nan if draw[name] is None else draw[name] for draw in naive]
         assert values == pytest.approx(expected, nan_ok=True), name
     low, high = np.quantile([draw["icbhi.Score"] for draw in naive], [0.025, 0.975])
-    assert patient_bootstrap(table, answer_statistics(answers), 60, 3)["icbhi.Score"] == pytest.approx((low, high))
+    assert patient_bootstrap(table, statistics_of(answers), 60, 3)["icbhi.Score"] == pytest.approx((low, high))
 
 
 def test_patients_are_resampled_not_cycles():
@@ -48,7 +48,7 @@ def test_draws_are_a_function_of_the_seed():
 def test_too_few_patients_have_no_interval_and_are_told(n_patients):
     table = cycles(n_patients=n_patients)
     answers = read_predictions(table, **TWO)
-    assert set(patient_bootstrap(table, answer_statistics(answers), 50).values()) == {None}
+    assert set(patient_bootstrap(table, statistics_of(answers), 50).values()) == {None}
     assert "too few" in interval_note(n_patients)
     assert "rough" in interval_note(5) and "rough" in interval_note(19) and interval_note(20) is None
     drawn = np.linspace(0, 1, 41)

@@ -12,7 +12,7 @@ from laennec.cli.main import main
 from laennec.evaluation.bootstrap import draw_patients, patient_codes
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.metrics import auroc, exact_sensitivity, specificity
-from laennec.evaluation.picture_style import figure_png
+from laennec.evaluation.plots import figure_png
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import evaluate_predictions
 from laennec.training.record import write_record

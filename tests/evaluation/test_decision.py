@@ -4,7 +4,7 @@ from evaluation_tables import cycles, with_class_logits
 
 from laennec.evaluation import decision_curve
 from laennec.evaluation.bootstrap import draw_patients, interval, patient_codes
-from laennec.evaluation.decision import decision_curves
+from laennec.evaluation.calibration import decision_curves
 from laennec.evaluation.predictions import read_predictions
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}

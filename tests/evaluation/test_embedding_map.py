@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from laennec.evaluation.embedding_map import colours_of, embedding_map
+from laennec.evaluation.geometry import colours_of, embedding_map
 
 
 def heaps(n=40, seed=0):

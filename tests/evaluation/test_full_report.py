@@ -15,9 +15,9 @@ from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.evaluations import evaluation_folder, read_evaluation
-from laennec.evaluation.full_report import report
-from laennec.evaluation.worst import worst_errors
-from laennec.inference.sounds import RATE_HZ, cycle_sounds, mel_ticks, mel_uri, playing_gain_db
+from laennec.evaluation.failures import worst_errors
+from laennec.evaluation.report import report
+from laennec.evaluation.report_sounds import RATE_HZ, cycle_sounds, mel_ticks, mel_uri, playing_gain_db
 from pages import Page, check_page, open_in_browser
 
 
@@ -231,8 +231,8 @@ def test_loudness_is_raised_and_said_and_silence_left_alone():
 
 def test_long_sounds_are_cut_and_too_many_have_pictures_only(small_corpus, monkeypatch):
     table = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["test"]
-    monkeypatch.setattr("laennec.inference.sounds.MOST_SECONDS", 0.5)
-    monkeypatch.setattr("laennec.inference.sounds.MOST_BYTES", 25_000)
+    monkeypatch.setattr("laennec.evaluation.report_sounds.MOST_SECONDS", 0.5)
+    monkeypatch.setattr("laennec.evaluation.report_sounds.MOST_BYTES", 25_000)
     sounds = cycle_sounds(table, {k: k for k in range(4)})
     assert [sound.audio is not None for sound in sounds.values()] == [True, True, False, False]
     assert all(sound.seconds == 0.5 and not sound.whole and sound.picture for sound in sounds.values())

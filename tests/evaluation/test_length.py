@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from evaluation_tables import cycles
 
-from laennec.evaluation.length import length_groups
+from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.predictions import read_predictions
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}

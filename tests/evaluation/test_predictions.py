@@ -9,7 +9,7 @@ from evaluation_tables import cycles, with_class_logits
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics, predictions_metrics
-from laennec.evaluation.predictions import answer_statistics, read_predictions
+from laennec.evaluation.predictions import read_predictions, statistics_of
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 FOUR = {"problem_type": "single_label", "label_names": ["both", "normal", "wheeze", "crackle"]}
@@ -123,7 +123,7 @@ def test_a_label_that_is_no_class_is_named():
 def test_statistics_of_weights_equal_statistics_of_repeated_rows():
     table = cycles(n_patients=6)
     weights = np.random.default_rng(3).integers(0, 3, (2, len(table))).astype(float)
-    weighted = answer_statistics(read_predictions(table, **TWO))(weights)
+    weighted = statistics_of(read_predictions(table, **TWO))(weights)
     for k in range(2):
         repeated = table.loc[np.repeat(np.arange(len(table)), weights[k].astype(int))]
         direct = predictions_metrics(repeated, **TWO)["values"]

@@ -20,10 +20,9 @@ from laennec.evaluation import (
     write_pictures,
     write_report,
 )
-from laennec.evaluation.embedding_map import embedding_map
-from laennec.evaluation.length import length_groups
-from laennec.evaluation.picture_style import figure_png
-from laennec.evaluation.pictures import evaluated_answers
+from laennec.evaluation.baselines import length_groups
+from laennec.evaluation.geometry import embedding_map
+from laennec.evaluation.plots import figure_png, read_evaluated
 from laennec.evaluation.report import make_page, render_report
 from laennec.evaluation.report_sections import Extras, Sound
 from pages import Page, check_page, open_in_browser
@@ -143,7 +142,7 @@ def test_page_shows_the_four_properties_and_distances(page, table):
 def test_page_shows_what_length_explains_and_what_acting_is_worth(page, evaluation, table):
     seen = Page(page.read_text()).text
     floor = next(row for row in evaluation["floors"] if row["name"] == "event length")
-    answers = evaluated_answers(table, evaluation)
+    answers = read_evaluated(table, evaluation)
     lengths = length_groups(answers, n_draws=60, seed=evaluation["bootstrap"]["seed"])
     for label in ("crackle", "wheeze"):
         overall, within = (lengths[kind]["values"][label] for kind in ("overall", "within"))

@@ -5,7 +5,7 @@ import pytest
 
 from laennec.audio.facts import bandwidth_hz, level_db
 from laennec.corpora import load_corpus
-from laennec.evaluation.shortcuts import blind_length_s, centred
+from laennec.evaluation.baselines import middle_segments, segment_length_s
 
 
 def test_level_is_the_root_mean_square():
@@ -34,10 +34,10 @@ def test_bandwidth_of_filtered_noise_and_of_nothing():
 
 def test_stretches_are_of_one_length_about_the_middle_and_within_the_recording(tmp_path):
     table = load_corpus("synthetic", tmp_path / "corpus", protocol="none", cache_dir=tmp_path / "cache")["all"]
-    seconds = blind_length_s(table)
+    seconds = segment_length_s(table)
     lengths = np.array(table["end_s"]) - np.array(table["start_s"])
     assert (lengths >= seconds - 1e-3).mean() == pytest.approx(0.95, abs=0.03)
-    moved = centred(table, seconds)
+    moved = middle_segments(table, seconds)
     assert moved.features == table.features and list(moved["cycle_id"]) == list(table["cycle_id"])
     start, end = np.array(moved["start_s"]), np.array(moved["end_s"])
     assert end - start == pytest.approx(np.full(len(end), seconds), abs=1e-5)

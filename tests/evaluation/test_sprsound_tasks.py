@@ -3,7 +3,7 @@
 import pytest
 
 from laennec.errors import InputError
-from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
+from laennec.evaluation.sprsound_tasks import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 
 
 def test_poor_quality_truth_enters_neither_se_nor_sp_but_the_answer_is_an_error():

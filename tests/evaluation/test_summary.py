@@ -8,7 +8,7 @@ from evaluation_tables import cycles, official_icbhi, with_class_logits
 
 from laennec.evaluation import evaluate_predictions, format_summary, predictions_metrics
 from laennec.evaluation.baselines import floors
-from laennec.evaluation.subgroups import age_band
+from laennec.evaluation.summary import age_band
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 

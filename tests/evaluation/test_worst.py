@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from evaluation_tables import cycles, with_class_logits
 
+from laennec.evaluation.failures import worst_errors
 from laennec.evaluation.predictions import read_predictions
-from laennec.evaluation.worst import worst_errors
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 

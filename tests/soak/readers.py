@@ -300,7 +300,7 @@ def _predictions(path: Path) -> object:
 @_file("predictions.parquet")
 def _stored_predictions(path: Path) -> object:
     from laennec.evaluation.predictions import read_predictions
-    from laennec.evaluation.smoothed import read_validation
+    from laennec.evaluation.recalibrate import read_validation
 
     table = read_validation(path)
     return read_predictions(table, problem_type="multi_label", label_names=["crackle", "wheeze"])

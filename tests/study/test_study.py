@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.evaluate import answer_part, load_model, score
+from laennec.evaluation.evaluate import load_model, predict_split, score
 from laennec.study.classical import score_classical
 from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
@@ -111,8 +111,8 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
     model, extractor = load_model(run)
     recipe = Recipe(**(read(run / "run.json")["config"]))
     parts = load_splits(recipe)
-    _, heard, part = answer_part(model, extractor, parts["train"], "train", recipe)
-    _, asked, _ = answer_part(model, extractor, parts["test"], "test", recipe)
+    _, heard, part = predict_split(model, extractor, parts["train"], "train", recipe)
+    _, asked, _ = predict_split(model, extractor, parts["test"], "test", recipe)
     plain = make_pipeline(StandardScaler(), SVC(class_weight="balanced"))
     truth = part.targets.labels[:, 0] if problem == "multi_label" else part.targets.labels
     if kind == "svc":

@@ -11,9 +11,17 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForAudioClassification
 
 from laennec.cli.main import main
-from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_smoothing
-from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
-from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags, write_submission
+from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.smoothing import fit_class_smoothing
+from laennec.evaluation.sprsound_tasks import (
+    POOR_QUALITY,
+    SPRSOUND_TASKS,
+    official_scores,
+    sprsound_task,
+    sprsound_total,
+    tasks_by_flags,
+    write_submission,
+)
 from laennec.training.auxiliary_tasks import tasks_of
 from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.split_data import load_splits
@@ -194,25 +202,29 @@ LABELS = ("Normal", "CAS", "DAS", "CAS & DAS", POOR_QUALITY)
 
 def test_leaning_moves_the_normal_class_alone():
     logits = np.log(np.array([[0.6, 0.3, 0.05, 0.03, 0.02], [0.2, 0.1, 0.1, 0.1, 0.5], [0.45, 0.2, 0.2, 0.14, 0.01]]))
-    assert answer_with(LABELS, logits, 0.0, "all").tolist() == ["Normal", "Normal", "Normal"]
-    assert answer_with(LABELS, logits, 0.0, "all", poor_quality=True).tolist() == ["Normal", POOR_QUALITY, "Normal"]
-    assert answer_with(LABELS, logits, 0.7, "all").tolist() == ["CAS", "CAS", "Normal"]
-    assert answer_with(LABELS, logits, 0.0, "two").tolist() == ["Normal", "Adventitious", "Adventitious"]
-    assert answer_with(LABELS, logits, -9.0, "two").tolist() == ["Normal"] * 3
+    assert adjusted_classes(LABELS, logits, 0.0, "all").tolist() == ["Normal", "Normal", "Normal"]
+    assert adjusted_classes(LABELS, logits, 0.0, "all", poor_quality=True).tolist() == [
+        "Normal",
+        POOR_QUALITY,
+        "Normal",
+    ]
+    assert adjusted_classes(LABELS, logits, 0.7, "all").tolist() == ["CAS", "CAS", "Normal"]
+    assert adjusted_classes(LABELS, logits, 0.0, "two").tolist() == ["Normal", "Adventitious", "Adventitious"]
+    assert adjusted_classes(LABELS, logits, -9.0, "two").tolist() == ["Normal"] * 3
 
 
 def test_the_fitted_leaning_is_the_best_of_a_plain_search():
     random = np.random.default_rng(3)
     codes = random.choice(5, 400, p=[0.6, 0.1, 0.15, 0.05, 0.1])
     logits = random.normal(size=(400, 5)) + 2.0 * np.eye(5)[codes] + np.array([1.5, 0, 0, 0, 0])
-    fitted = fit_leaning(LABELS, codes, logits)
+    fitted = fit_adjustments(LABELS, codes, logits)
     truth = [LABELS[code] for code in codes]
     for way, task in (("two", "2-1"), ("all", "2-2")):
         tried = {
-            leaning: sprsound_task(task, truth, answer_with(LABELS, logits, leaning, way).tolist())["Score"]
+            leaning: sprsound_task(task, truth, adjusted_classes(LABELS, logits, leaning, way).tolist())["Score"]
             for leaning in np.linspace(-6, 6, 121)
         }
-        own = sprsound_task(task, truth, answer_with(LABELS, logits, fitted[way], way).tolist())["Score"]
+        own = sprsound_task(task, truth, adjusted_classes(LABELS, logits, fitted[way], way).tolist())["Score"]
         assert own == pytest.approx(max(tried.values())) and own > tried[0.0]
 
 
@@ -222,7 +234,7 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
     ill = random.random(40) < 0.4
     codes = np.where(np.repeat(ill, 6) & (random.random(240) < 0.8), random.integers(1, 4, 240), 0)
     logits = random.normal(size=(240, 4)) + 1.2 * np.eye(4)[codes]
-    strength = fit_smoothing(codes, logits, recordings)
+    strength = fit_class_smoothing(codes, logits, recordings)
 
     def area(mixed):
         abnormal = mixed.copy()
@@ -235,7 +247,7 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
     for strength_tried in np.linspace(0, 1, 21):
         areas[round(strength_tried, 2)] = area(logits)
     assert areas[strength] == pytest.approx(max(areas.values())) and 0 < strength < 1 and areas[strength] > areas[0.0]
-    assert fit_smoothing(np.zeros(6, int), logits[:6], recordings[:6]) == 0.0
+    assert fit_class_smoothing(np.zeros(6, int), logits[:6], recordings[:6]) == 0.0
 
 
 def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, corpus):

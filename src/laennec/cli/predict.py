@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     """Answer; 2 where some recordings failed."""
     from laennec.errors import InputError
     from laennec.evaluation.evaluate import load_model
-    from laennec.evaluation.smoothed import parse_smoothing, smooth_model
+    from laennec.evaluation.recalibrate import parse_smoothing, smooth_model
     from laennec.inference.batch import Predictor, model_fingerprint, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import Settings, parse_thresholds, read_parameters

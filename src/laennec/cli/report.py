@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the page, and say what is missing in it."""
     if options.points < 10:
         raise InputError(f"--points {options.points}: a map needs at least 10")
-    from laennec.evaluation.full_report import report
+    from laennec.evaluation.report import report
 
     without_library_bars()
     made = report(

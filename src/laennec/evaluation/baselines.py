@@ -1,124 +1,124 @@
-"""What a score is worth without listening.
+"""Baselines without the sound, and how much of a ranking is event length.
 
-Decisions: every score is printed beside what one gets by always answering normal, by answering the commonest
-class, and by looking at one thing that is not the sound's content: how long the cycle is, which device recorded it,
-who the patient is and where the stethoscope lay, how loud or how wide-band the recording is. A shortcut is a small
-gradient boosting with fixed settings; it leans towards the abnormal classes as far as pays best on its training rows,
-because plain class frequencies would make it answer "normal" nearly always and hide what it knows. Everything is
-fitted on training rows. Classes without a normal one are answered by the likeliest.
+Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines: a
+small gradient boosting on one property that is not the content of the sound (event length, device, patient and chest
+location, level, bandwidth, database). A shortcut baseline is fitted on training rows; its abnormal classes get the
+factor with the best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly always.
+Length audit: AUROC among cycles of like length (quantile groups, equal lengths in one group, each pair within a group
+counted once), and the same model on segments of one length around the middle of each cycle: an upper bound on what
+length explains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 
-from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.audio.facts import bandwidth_hz, level_db
+from laennec.corpora import CycleWaveforms
+from laennec.corpora.base import to_arrow
+from laennec.evaluation.bootstrap import Interval, bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import (
     CLASSES,
     FloatArray,
     IntArray,
+    RankedLabel,
     confusion_matrix,
     exact_sensitivity,
     four_class,
+    none_if_nan,
     specificity,
 )
-from laennec.evaluation.predictions import Answers, answer_statistics, headline, point_values, read_predictions
+from laennec.evaluation.predictions import Predictions, headline, point_values, read_predictions, statistics_of
 
 SHORTCUTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "event length": ("how long the cycle lasts", ("length_s",)),
-    "device": ("which stethoscope recorded it", ("device",)),
-    "age, sex, location": (
-        "the patient's age and sex and the chest location",
-        ("age_years", "sex", "chest_location"),
-    ),
-    "level": ("how loud the cycle is", ("level_db",)),
-    "bandwidth": ("up to which frequency the recording has energy", ("bandwidth_hz",)),
-    "database": ("which of several databases it comes from", ("database",)),
+    "event length": ("duration of the cycle", ("length_s",)),
+    "device": ("recording device", ("device",)),
+    "age, sex, location": ("age and sex of the patient, chest location", ("age_years", "sex", "chest_location")),
+    "level": ("loudness of the cycle", ("level_db",)),
+    "bandwidth": ("highest frequency with energy", ("bandwidth_hz",)),
+    "database": ("source database", ("database",)),
 }
-_OPTIONAL = ("level", "bandwidth", "database")  # columns that few corpora have: absent is normal
+LENGTH_GROUPS = 10
+_OPTIONAL = ("level", "bandwidth", "database")  # columns that few corpora have: no row where they are missing
 _CATEGORIES = ("device", "sex", "chest_location", "database")
-_LEANINGS = tuple(float(factor) for factor in np.geomspace(0.25, 16, 25))
-_SETTINGS: dict[str, Any] = {
+_FACTORS = tuple(float(factor) for factor in np.geomspace(0.25, 16, 25))
+_BOOSTING: dict[str, Any] = {
     "max_iter": 60,
     "max_leaf_nodes": 8,
     "learning_rate": 0.1,
     "min_samples_leaf": 20,
     "early_stopping": False,
 }
+_SEGMENT_QUANTILE = 0.05
+_SEGMENT_FIGURES = ("icbhi.Score", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro")
 
 
-def floors(
+def shortcut_baselines(
     train_table: Any,
     test_table: Any,
     *,
     class_names: Sequence[str] = CLASSES,
     seed: int = 0,
     n_draws: int = 0,
-    answers: Answers | None = None,
+    predictions: Predictions | None = None,
 ) -> list[dict[str, Any]]:
-    """Score the trivial answers and the shortcuts on the test rows.
+    """Score trivial and shortcut baselines on the test rows.
 
     Args:
-        train_table: Cycle table (DataFrame) the shortcuts are fitted on, or None: then only "always normal" can be
-            scored.
+        train_table: Cycle table (DataFrame) to fit the shortcut baselines on; None: only "always normal" is scored.
         test_table: Cycle or predictions table (DataFrame) to score.
-        class_names: The classes, normal first. For the four classes the truth is `crackle` and `wheeze`, else `label`.
+        class_names: The classes, normal first. The truth of the four classes is `crackle` and `wheeze`, else `label`.
         seed: Seed of the gradient boosting and of the draws.
         n_draws: Bootstrap draws of patients; 0 for no intervals.
-        answers: The model's answers on the same test rows; adds how far the model lies above each floor, drawn in
-            pairs.
+        predictions: The model's predictions for the same rows; adds the paired difference of model and baseline.
 
     Returns:
-        Rows {"name", "what", "values": {figure: number}, "intervals": {figure: [low, high] or None}, "advantage"};
-        "advantage" is {"value",
-        "interval"} of the model's headline score minus the floor's, or None. A shortcut that cannot be fitted has
-        "skipped" with the reason.
+        Rows {"name", "what", "values": {metric: number}, "intervals": {metric: [low, high] or None}, "advantage"};
+        "advantage" is {"value", "interval"} of the model's headline score minus the baseline's, or None. A baseline
+        that cannot be fitted has "skipped" with the reason.
     """
     classes = tuple(class_names)
-    test = answers.table if answers is not None else test_table
+    test = predictions.table if predictions is not None else test_table
+    drawn = None
+    if predictions is not None and n_draws:
+        drawn = bootstrap_values(test, statistics_of(predictions), n_draws, seed)
     rows: list[dict[str, Any]] = []
-    model = (
-        None if answers is None or not n_draws else bootstrap_values(test, answer_statistics(answers), n_draws, seed)
-    )
     for name, what, guess in _guesses(train_table, test, classes, seed):
+        row: dict[str, Any] = {"name": name, "what": what}
         if isinstance(guess, str):
-            rows.append(
-                {"name": name, "what": what, "skipped": guess, "values": {}, "intervals": {}, "advantage": None}
-            )
-            continue
-        row = _scored(test, classes, guess, n_draws, seed, answers, model)
-        rows.append({"name": name, "what": what} | row)
+            rows.append(row | {"skipped": guess, "values": {}, "intervals": {}, "advantage": None})
+        else:
+            rows.append(row | _scored(test, classes, guess, n_draws, seed, predictions, drawn))
     return rows
 
 
 def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list[tuple[str, str, FloatArray | str]]:
-    """Class probabilities (cycles, classes) of every floor, or the reason why there are none."""
+    """Class probabilities (cycles, classes) of every baseline, or the reason why there are none."""
     guesses: list[tuple[str, str, FloatArray | str]] = []
-    if classes[0].lower() == "normal":
-        guesses.append(("always normal", "answers normal to everything", _constant(0, len(test), len(classes))))
+    has_normal = classes[0].lower() == "normal"
+    if has_normal:
+        guesses.append(("always normal", "predicts normal for every cycle", _constant(0, len(test), len(classes))))
     if train is None:
         reason = "no training table was given"
         return guesses + [(name, what, reason) for name, (what, _) in SHORTCUTS.items() if name not in _OPTIONAL]
     ids, known = _class_ids(train, classes)
     learned = train.loc[known]
     if not len(learned):
-        return [
-            *guesses,
-            ("majority class", "answers the commonest class of the training part", "no training row is labelled"),
-        ]
+        what = "predicts the most frequent class of the training split"
+        return [*guesses, ("majority class", what, "no training row is labelled")]
     commonest = int(np.bincount(ids, minlength=len(classes)).argmax())
-    what = f"answers the commonest class of the training part ({classes[commonest]}) to everything"
+    what = f"predicts the most frequent class of the training split ({classes[commonest]}) for every cycle"
     guesses.append(("majority class", what, _constant(commonest, len(test), len(classes))))
     for name, (what, columns) in SHORTCUTS.items():
         train_x, test_x, usable = _features(learned, test, columns)
-        if not usable:
-            if name not in _OPTIONAL:
-                guesses.append((name, what, f"the tables do not know {' or '.join(columns)}"))
-            continue
-        categorical = [column in _CATEGORIES for column in usable]
-        leans = classes[0].lower() == "normal"
-        guesses.append((name, what, _shortcut(train_x, ids, test_x, categorical, len(classes), seed, leans)))
+        if usable:
+            categorical = [column in _CATEGORIES for column in usable]
+            guess = _fit_shortcut(train_x, ids, test_x, categorical, len(classes), seed, has_normal)
+            guesses.append((name, what, guess))
+        elif name not in _OPTIONAL:
+            guesses.append((name, what, f"this corpus does not record {' or '.join(columns)}"))
     return guesses
 
 
@@ -128,28 +128,27 @@ def _scored(
     probabilities: FloatArray,
     n_draws: int,
     seed: int,
-    answers: Answers | None,
-    model: dict[str, FloatArray] | None,
+    model: Predictions | None,
+    model_drawn: dict[str, FloatArray] | None,
 ) -> dict[str, Any]:
-    """Values and intervals of one floor, and how far the model lies above it."""
+    """Values and intervals of one baseline, and the difference of the model from it."""
     guessed = test.assign(**{f"logit_{name}": np.log(probabilities[:, k] + 1e-9) for k, name in enumerate(classes)})
     if classes == CLASSES and "crackle" in test.columns:
         guessed = guessed.drop(columns="label", errors="ignore")
-    floor = read_predictions(guessed, problem_type="single_label", label_names=classes)
-    values = point_values(floor)
+    baseline = read_predictions(guessed, problem_type="single_label", label_names=classes)
+    values = point_values(baseline)
     row: dict[str, Any] = {"values": values, "intervals": {}, "advantage": None}
     if not n_draws:
         return row
-    drawn = bootstrap_values(floor.table, answer_statistics(floor), n_draws, seed)
-    _, n_patients = patient_codes(floor.table)
-    bounds = {name: interval(figures, n_patients) for name, figures in drawn.items()}
-    row["intervals"] = {name: None if pair is None else list(pair) for name, pair in bounds.items()}
-    if answers is not None and model is not None:
+    drawn = bootstrap_values(baseline.table, statistics_of(baseline), n_draws, seed)
+    _, n_patients = patient_codes(baseline.table)
+    row["intervals"] = {name: interval(figures, n_patients) for name, figures in drawn.items()}
+    if model is not None and model_drawn is not None:
         name = headline(values)
-        own, other = point_values(answers).get(name), values[name]
+        own, other = point_values(model).get(name), values[name]
         if own is not None and other is not None:
-            difference = interval(model[name] - drawn[name], n_patients)
-            row["advantage"] = {"value": own - other, "interval": None if difference is None else list(difference)}
+            difference = interval(model_drawn[name] - drawn[name], n_patients)
+            row["advantage"] = {"value": own - other, "interval": difference}
     return row
 
 
@@ -165,29 +164,28 @@ def _class_ids(table: Any, classes: tuple[str, ...]) -> tuple[IntArray, Any]:
 
 
 def _constant(k: int, rows: int, n_classes: int) -> FloatArray:
-    """The same certain answer for every row."""
+    """The same class with probability 1 for every row (rows, classes)."""
     return np.tile(np.eye(n_classes)[k], (rows, 1))
 
 
-def _column(table: Any, name: str) -> Any:
-    """One feature of a table, or None where the table does not have it."""
-    if name == "length_s":
-        known = {"start_s", "end_s"} <= set(table.columns)
-        return (table["end_s"] - table["start_s"]).to_numpy(dtype=float, na_value=np.nan) if known else None
-    return table[name] if name in table.columns else None
+def _lengths(table: Any) -> FloatArray | None:
+    """Length of each cycle in seconds (cycles,), nan where unknown; None where the table has no times."""
+    if not {"start_s", "end_s"} <= set(table.columns):
+        return None
+    return np.asarray((table["end_s"] - table["start_s"]).to_numpy(dtype=float, na_value=np.nan))
 
 
 def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[FloatArray, FloatArray, list[str]]:
-    """Features (cycles, used) of both tables and the names used; a category not seen in training is missing."""
+    """Features (cycles, used) of both tables and the names used; a category unseen in training is missing."""
     usable, train_x, test_x = [], [], []
     for name in names:
-        seen, asked = _column(train, name), _column(test, name)
-        if seen is None or asked is None:
+        columns = [_lengths(table) if name == "length_s" else table.get(name) for table in (train, test)]
+        if columns[0] is None or columns[1] is None:
             continue
         if name in _CATEGORIES:
-            levels = {level: float(k) for k, level in enumerate(sorted(seen.dropna().astype(str).unique()))}
-            seen, asked = (np.array([levels.get(str(v), np.nan) for v in column]) for column in (seen, asked))
-        seen, asked = np.asarray(seen, dtype=float), np.asarray(asked, dtype=float)
+            levels = {level: float(k) for k, level in enumerate(sorted(columns[0].dropna().astype(str).unique()))}
+            columns = [np.array([levels.get(str(v), np.nan) for v in column]) for column in columns]
+        seen, asked = (np.asarray(column, dtype=float) for column in columns)
         if np.isfinite(seen).any() and np.isfinite(asked).any():
             usable.append(name)
             train_x.append(seen)
@@ -197,39 +195,168 @@ def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[FloatArray, 
     return np.column_stack(train_x), np.column_stack(test_x), usable
 
 
-def _shortcut(
+def _fit_shortcut(
     train_x: FloatArray,
     train_y: IntArray,
     test_x: FloatArray,
     categorical: list[bool],
     n_classes: int,
     seed: int,
-    leans: bool = True,
+    has_normal: bool,
 ) -> FloatArray:
     """Class probabilities (cycles, classes) on the test rows of a small gradient boosting fitted on training rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     if len(np.unique(train_y)) < 2:
         return _constant(int(train_y[0]), len(test_x), n_classes)
-    booster = HistGradientBoostingClassifier(**_SETTINGS, categorical_features=categorical, random_state=seed)
+    booster = HistGradientBoostingClassifier(**_BOOSTING, categorical_features=categorical, random_state=seed)
     booster.fit(train_x, train_y)
     seen, asked = np.full((len(train_x), n_classes), 1e-9), np.full((len(test_x), n_classes), 1e-9)
-    seen[:, booster.classes_], asked[:, booster.classes_] = (
-        booster.predict_proba(train_x),
-        booster.predict_proba(test_x),
-    )
-    if not leans:  # without a normal class there is nothing to lean away from
+    seen[:, booster.classes_] = booster.predict_proba(train_x)
+    asked[:, booster.classes_] = booster.predict_proba(test_x)
+    if not has_normal:
         return asked
-    leaning = np.r_[1.0, np.full(n_classes - 1, _best_leaning(seen, train_y))]
-    return np.asarray(asked * leaning / (asked * leaning).sum(1, keepdims=True))
-
-
-def _best_leaning(probabilities: FloatArray, truth: IntArray) -> float:
-    """The factor on the abnormal classes with which the argmax has the best (Sp + Se) / 2 on the training rows."""
 
     def mean_recall(factor: float) -> float:
-        answers = (probabilities * np.r_[1.0, np.full(probabilities.shape[1] - 1, factor)]).argmax(1)
-        confusion = confusion_matrix(truth, answers, probabilities.shape[1])
+        predicted = (seen * np.r_[1.0, np.full(n_classes - 1, factor)]).argmax(1)
+        confusion = confusion_matrix(train_y, predicted, n_classes)
         return float(specificity(confusion) + exact_sensitivity(confusion))
 
-    return max(_LEANINGS, key=mean_recall)
+    weights = np.r_[1.0, np.full(n_classes - 1, max(_FACTORS, key=mean_recall))]
+    return np.asarray(asked * weights / (asked * weights).sum(1, keepdims=True))
+
+
+def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
+    """Level and bandwidth of each cycle as the model gets it: columns for a predictions or truth table.
+
+    Args:
+        table: Cycle table.
+        sampling_rate: The front end's, in Hz.
+        filter: Filter that the model's recordings are given first; None for none.
+    """
+    waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
+    waveforms.prepare()
+    levels, bandwidths = [], []
+    for samples in waveforms:
+        levels.append(level_db(np.asarray(samples)))
+        bandwidths.append(bandwidth_hz(np.asarray(samples), sampling_rate))
+    return {"level_db": levels, "bandwidth_hz": bandwidths}
+
+
+def segment_length_s(table: Any) -> float:
+    """The length that 95 % of the cycles of a table reach, in seconds."""
+    lengths = np.asarray(table["end_s"]) - np.asarray(table["start_s"])
+    return float(np.round(np.quantile(lengths, _SEGMENT_QUANTILE), 3))
+
+
+def middle_segments(table: Any, seconds: float) -> Any:
+    """Every cycle as the segment of one length around its middle, within its recording.
+
+    Args:
+        table: Cycle table; a recording is taken to end with its last cycle.
+        seconds: Length of the segments.
+    """
+    rows = table.with_format("arrow")[:].to_pylist()
+    ends: dict[str, float] = {}
+    for row in rows:
+        ends[row["recording_id"]] = max(ends.get(row["recording_id"], 0.0), row["end_s"])
+    moved = []
+    for row in rows:
+        start = (row["start_s"] + row["end_s"] - seconds) / 2
+        start = max(0.0, min(start, ends[row["recording_id"]] - seconds))
+        moved.append({**row, "start_s": start, "end_s": min(start + seconds, ends[row["recording_id"]])})
+    return datasets.Dataset(to_arrow(moved, table.features), info=table.info.copy())
+
+
+def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores on segments of one length.
+
+    Args:
+        table: Predictions table of what `middle_segments` returned.
+        seconds: Length of the segments.
+        settings: How the table is read, as `decision_settings` gives it.
+
+    Returns:
+        {"seconds", "cycles", "values": {metric: value}} with the scores and the AUROC of every label.
+    """
+    values = point_values(read_predictions(table, **settings))
+    kept = [name for name in values if name in _SEGMENT_FIGURES or name.endswith(".roc_auc")]
+    return {"seconds": seconds, "cycles": len(table), "values": {name: values[name] for name in kept}}
+
+
+def length_groups(
+    predictions: Predictions, n_groups: int = LENGTH_GROUPS, n_draws: int = 1000, seed: int = 0
+) -> dict[str, Any] | None:
+    """AUROC of every label within groups of like length.
+
+    Args:
+        predictions: What `read_predictions` returned; its table has `start_s` and `end_s`.
+        n_groups: Quantile groups; fewer where many cycles have the same length.
+        n_draws: Bootstrap draws of patients; 0 for no intervals.
+        seed: Seed of the draws.
+
+    Returns:
+        JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives": {label: n}, "values": {label:
+        AUROC or None}, "intervals"}], "within": {"values", "intervals"}, "overall": {"values", "intervals"}}; None
+        where lengths are unknown or all the same.
+    """
+    length = _lengths(predictions.table)
+    if length is None:
+        return None
+    rows = np.isfinite(length)
+    subset, length = (predictions, length) if rows.all() else (predictions.subset(rows), length[rows])
+    cuts = np.unique(np.quantile(length, np.linspace(0, 1, n_groups + 1)[1:-1])) if length.size else length
+    place = np.searchsorted(cuts, length, side="left")  # a length equal to a cut lies below it
+    members = [np.flatnonzero(place == k) for k in range(len(cuts) + 1)]
+    members = [group for group in members if group.size]
+    if len(members) < 2:
+        return None
+    statistics = _length_statistics(subset, members)
+    once = {name: values[0] for name, values in statistics(np.ones((1, len(length)))).items()}
+    drawn = bootstrap_values(subset.table, statistics, n_draws, seed)
+    codes, n_patients = patient_codes(subset.table)
+
+    def figures(kind: str, patients: int) -> dict[str, Any]:
+        names = {label: f"{kind}.{label}" for label in subset.label_names}
+        bounds: dict[str, Interval] = {
+            label: interval(drawn[name], patients) if drawn else None for label, name in names.items()
+        }
+        return {"values": {label: none_if_nan(once[name]) for label, name in names.items()}, "intervals": bounds}
+
+    groups = [
+        {
+            "low_s": float(length[group].min()),
+            "high_s": float(length[group].max()),
+            "cycles": int(group.size),
+            "patients": len(np.unique(codes[group])),
+            "positives": {name: int(subset.truth[group, k].sum()) for k, name in enumerate(subset.label_names)},
+            **figures(str(number), len(np.unique(codes[group]))),
+        }
+        for number, group in enumerate(members)
+    ]
+    return {"groups": groups, "within": figures("within", n_patients), "overall": figures("overall", n_patients)}
+
+
+def _length_statistics(predictions: Predictions, members: list[Any]) -> Any:
+    """Named AUROCs as a function of row weights (draws, cycles)."""
+    logits, truth = predictions.logits, predictions.truth
+    ranked = [
+        (RankedLabel(logits[:, k], truth[:, k]), [RankedLabel(logits[group, k], truth[group, k]) for group in members])
+        for k in range(len(predictions.label_names))
+    ]
+
+    def statistics(weights: FloatArray) -> dict[str, FloatArray]:
+        values: dict[str, FloatArray] = {}
+        for k, (name, (whole, groups)) in enumerate(zip(predictions.label_names, ranked, strict=True)):
+            values[f"overall.{name}"] = whole.auroc(weights)
+            right = pairs = np.zeros(len(weights))
+            for number, (group, ranking) in enumerate(zip(members, groups, strict=True)):
+                area = ranking.auroc(weights[:, group])
+                positive = weights[:, group] @ truth[group, k]
+                count = positive * (weights[:, group].sum(1) - positive)
+                values[f"{number}.{name}"] = area
+                right, pairs = right + np.where(count > 0, area * count, 0.0), pairs + count
+            values[f"within.{name}"] = np.where(pairs > 0, right / np.where(pairs > 0, pairs, 1), np.nan)
+        return values
+
+    return statistics

@@ -1,10 +1,9 @@
-"""Intervals that know cycles come from patients.
+"""Patient-clustered bootstrap intervals.
 
-Decisions: patients are drawn with replacement, never cycles, because the cycles of one patient resemble each other
-and intervals over cycles come out several times too narrow. A draw is a row of integer weights, so every statistic is
-a function of weights (draws, cycles): the point estimate and the thousand draws run the same code, rankings are
-sorted once, and two scores of the same patients can be compared draw by draw. With fewer than five patients no
-interval is given: the percentiles would describe the draws, not the patients.
+Decisions: patients are drawn with replacement, never cycles, because cycles of one patient resemble each other and
+intervals over cycles are several times too narrow. A draw is a row of integer weights, so every statistic is a
+function of weights (draws, cycles): the point estimate and the draws run the same code, rankings are sorted once, and
+two scores of the same patients can be compared draw by draw. Fewer than five patients get no interval.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +15,17 @@ from laennec.evaluation.metrics import FloatArray, IntArray
 
 Statistic: TypeAlias = Callable[[FloatArray], Mapping[str, FloatArray]]
 """From row weights (draws, cycles) to named values (draws,)."""
-Interval: TypeAlias = tuple[float, float] | None
+Interval: TypeAlias = list[float] | None
 
 LEVEL = 0.95
 MIN_PATIENTS = 5
 FEW_PATIENTS = 20
-_LEAST_DEFINED = (
-    0.9  # below this share of draws in which a statistic exists, its percentiles would be those of a chosen few
-)
+_MIN_DEFINED = 0.9  # share of draws in which a statistic must be defined to get an interval
 _CHUNK = 64
 
 
 def patient_codes(predictions: Any) -> tuple[IntArray, int]:
-    """Number the patients of a predictions table; a row without a patient counts its recording as one.
+    """Number the patients of a predictions table; a row without a patient is clustered by its recording.
 
     Args:
         predictions: DataFrame with `patient_id` (and `recording_id`), or the patient ids (cycles,) themselves.
@@ -37,18 +34,22 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
         Codes (cycles,) in 0..n-1 and n.
     """
     if hasattr(predictions, "columns"):
-        unknown = [None] * len(predictions)
-        patients = _plain(predictions["patient_id"]) if "patient_id" in predictions.columns else unknown
-        stand_in = predictions["recording_id"] if "recording_id" in predictions.columns else range(len(predictions))
-        keys = [f"r:{r}" if p is None else f"p:{p}" for p, r in zip(patients, stand_in, strict=True)]
+        n = len(predictions)
+        recordings = predictions["recording_id"] if "recording_id" in predictions.columns else range(n)
+        if "patient_id" in predictions.columns:
+            column = predictions["patient_id"]
+            rows = zip(column, column.isna(), recordings, strict=True)
+            keys = [f"r:{recording}" if missing else f"p:{patient}" for patient, missing, recording in rows]
+        else:
+            keys = [f"r:{recording}" for recording in recordings]
     else:
-        keys = [f"p:{p}" for p in predictions]
+        keys = [f"p:{patient}" for patient in predictions]
     names, codes = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
     return codes.astype(np.int64), len(names)
 
 
 def draw_patients(n_patients: int, n_draws: int, seed: int) -> IntArray:
-    """The patients of every draw, (n_draws, n_patients), with replacement; a function of its arguments alone."""
+    """The patients of every draw (n_draws, n_patients), with replacement; a function of its arguments alone."""
     return np.random.default_rng(seed).integers(0, max(n_patients, 1), size=(n_draws, n_patients))
 
 
@@ -69,7 +70,7 @@ def bootstrap_values(
     codes, n_patients = patient_codes(predictions)
     draws = draw_patients(n_patients, n_draws, seed)
     functions = [statistics] if callable(statistics) else list(statistics)
-    parts: dict[str, list[FloatArray]] = {}
+    chunks: dict[str, list[FloatArray]] = {}
     for first in range(0, n_draws, _CHUNK):
         chunk = draws[first : first + _CHUNK]
         offsets = np.arange(len(chunk))[:, None] * n_patients
@@ -77,23 +78,23 @@ def bootstrap_values(
         weights = times.reshape(len(chunk), n_patients)[:, codes].astype(float)  # (draws, patients) -> (draws, cycles)
         for function in functions:
             for name, values in function(weights).items():
-                parts.setdefault(name, []).append(np.asarray(values, dtype=float))
-    return {name: np.concatenate(values) for name, values in parts.items()}
+                chunks.setdefault(name, []).append(np.asarray(values, dtype=float))
+    return {name: np.concatenate(values) for name, values in chunks.items()}
 
 
 def interval(values: FloatArray, n_patients: int, level: float = LEVEL) -> Interval:
-    """Percentile interval of bootstrap values (draws,), or None where it would mean nothing.
+    """Percentile interval [low, high] of bootstrap values (draws,); None where it would have no meaning.
 
     Args:
-        values: One value a draw; nan where undefined.
-        n_patients: Patients drawn from; fewer than `MIN_PATIENTS` give None.
+        values: One value per draw; nan where undefined.
+        n_patients: Number of patients; fewer than `MIN_PATIENTS` give None.
         level: Coverage.
     """
     defined = values[np.isfinite(values)]
-    if n_patients < MIN_PATIENTS or defined.size < max(_LEAST_DEFINED * values.size, 1):
+    if n_patients < MIN_PATIENTS or defined.size < max(_MIN_DEFINED * values.size, 1):
         return None
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return [float(low), float(high)]
 
 
 def patient_bootstrap(
@@ -110,7 +111,7 @@ def patient_bootstrap(
         seed: Seed of the draws.
 
     Returns:
-        {name: (low, high)}; None for fewer than five patients, or where a statistic is undefined in more than a tenth
+        {name: [low, high]}; None for fewer than five patients, or where a statistic is undefined in more than a tenth
         of the draws.
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), percentile method; clusters as the
@@ -122,15 +123,10 @@ def patient_bootstrap(
 
 
 def interval_note(n_patients: int) -> str | None:
-    """What a reader must know about intervals over so few patients; None where there is nothing to say."""
+    """A caution about intervals over few patients; None for enough patients."""
     if n_patients < MIN_PATIENTS:
         patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
         return f"{patients}: too few for an interval (at least {MIN_PATIENTS} are needed)"
     if n_patients < FEW_PATIENTS:
         return f"only {n_patients} patients: the intervals are rough and probably too narrow"
     return None
-
-
-def _plain(column: Any) -> list[Any]:
-    """A column's values with every kind of missing as None."""
-    return [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]

@@ -1,11 +1,10 @@
-"""Methods against one another, over seeds and patients.
+"""Methods compared over seeds and patients.
 
 Decisions: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
-method, and seeds with replacement, each method its own: the interval of a mean holds both what other patients and what
-another start of training would change. Three seeds say little about seeds; that is why the spread stands beside it.
-The folds of a seed are one run, in which every patient is held out once.
-Differences are paired by patients. The p values are those of the draws, corrected by Holm over all methods that are
-compared with the baseline in one figure.
+method, and seeds with replacement, separately for each method: the interval of a mean covers other patients and other
+random initialisations. With few seeds that says little about seeds, so the standard deviation is printed beside it.
+The folds of one seed are one run, in which every patient is held out once. Differences are paired by patients; p
+values are those of the draws, corrected by Holm over all methods compared with the baseline in one metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,18 +16,18 @@ import pandas as pd
 
 from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray
-from laennec.evaluation.predictions import Answers, answer_statistics
+from laennec.evaluation.predictions import Predictions, statistics_of
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One run's figures, as they are and in every draw of patients.
+    """The metrics of one run, as they are and in every draw of patients.
 
     Attributes:
-        values: {figure: value}.
-        draws: {figure: (draws,)}.
-        cycles: What was scored; runs are compared only over the same cycles.
-        n_patients: Patients drawn from.
+        values: {metric: value}.
+        draws: {metric: (draws,)}.
+        cycles: Ids of the scored cycles; runs are compared only over the same cycles.
+        n_patients: Number of patients.
     """
 
     values: dict[str, float]
@@ -37,65 +36,64 @@ class Drawn:
     n_patients: int
 
 
-def pool_folds(parts: Sequence[Answers]) -> Answers:
-    """The answers of several folds as those of one run: every patient held out once.
+def pool_folds(folds: Sequence[Predictions]) -> Predictions:
+    """The predictions of several folds as those of one run: every patient held out once.
 
-    What ranks a label is its calibrated log-odds, because raw logits of heads that were trained apart have no common
-    scale. What was decided stays what each fold decided.
+    Labels are ranked by calibrated log-odds, because raw logits of heads trained separately have no common scale.
+    Decisions stay those of each fold.
 
     Raises:
-        ValueError: A cycle is in two folds, or they answer other labels.
+        ValueError: A cycle is in two folds, or the folds have different labels.
     """
-    first = parts[0]
-    if len(parts) == 1:
+    first = folds[0]
+    if len(folds) == 1:
         return first
-    table = pd.concat([part.table for part in parts], ignore_index=True)
+    table = pd.concat([fold.table for fold in folds], ignore_index=True)
     if table["cycle_id"].duplicated().any():
         raise ValueError("a cycle was scored in two folds")
-    if any((part.label_names, part.class_names) != (first.label_names, first.class_names) for part in parts):
-        raise ValueError("folds answer other labels")
+    if any((fold.label_names, fold.class_names) != (first.label_names, first.class_names) for fold in folds):
+        raise ValueError("folds have different labels")
     names = ("truth", "decided", "probabilities", *(("true", "predicted") if first.class_names else ()))
-    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(fold, name) for fold in folds]) for name in names}
     certain = np.clip(arrays["probabilities"], 1e-12, 1 - 1e-12)
     if first.confidence is not None:
-        arrays["confidence"] = np.concatenate([np.asarray(part.confidence) for part in parts])
-    unlabelled = sum(part.unlabelled for part in parts)
-    return replace(
-        first, table=table, unlabelled=unlabelled, logits=np.log(certain / (1 - certain)), thresholds=None, **arrays
-    )
+        arrays["confidence"] = np.concatenate([np.asarray(fold.confidence) for fold in folds])
+    unlabelled = sum(fold.unlabelled for fold in folds)
+    logits = np.log(certain / (1 - certain))
+    return replace(first, table=table, unlabelled=unlabelled, logits=logits, thresholds=None, **arrays)
 
 
-def draw_figures(answers: Answers, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> Drawn:
+def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> Drawn:
     """Draw patients for one run.
 
     Args:
-        answers: What the run said; its table has `cycle_id`.
-        figures: Names of the figures that are kept, where the run has them.
+        predictions: Predictions of the run; their table has `cycle_id`.
+        figures: Names of the metrics to keep, where the run has them.
         n_draws: Draws of patients.
         seed: Of the draws; equal seeds over equal patients give equal draws.
     """
-    statistics = answer_statistics(answers)
-    once = statistics(np.ones((1, len(answers.table))))
-    drawn = bootstrap_values(answers.table, statistics, n_draws, seed)
+    statistics = statistics_of(predictions)
+    once = statistics(np.ones((1, len(predictions.table))))
+    drawn = bootstrap_values(predictions.table, statistics, n_draws, seed)
     kept = [name for name in figures if name in once]
-    cycles = frozenset(map(str, answers.table["cycle_id"]))
+    cycles = frozenset(map(str, predictions.table["cycle_id"]))
     values = {name: float(once[name][0]) for name in kept}
-    return Drawn(values, {name: drawn[name] for name in kept}, cycles, patient_codes(answers.table)[1])
+    return Drawn(values, {name: drawn[name] for name in kept}, cycles, patient_codes(predictions.table)[1])
 
 
 def compare_methods(
     methods: Mapping[str, Sequence[Drawn]], baseline: str | Mapping[str, str] | None = None, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Mean, spread and interval of each method, and its difference from the baseline.
+    """Mean, standard deviation and interval of each method, and its difference from the baseline.
 
     Args:
-        methods: The runs of each method, one a training seed.
-        baseline: The method that the others are compared with, or the one that each of some methods is compared with;
-            None compares none.
+        methods: The runs of each method, one per training seed.
+        baseline: The method that the others are compared with, or a mapping from methods to the one that each is
+            compared with; None compares none.
         seed: Of the draws of training seeds.
 
     Returns:
-        {method: {figure: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm}}}; the
+        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm}}}; the
         last four are None for the baseline itself and where nothing is compared, intervals and p values also where
         there are too few patients for them.
 
@@ -106,9 +104,9 @@ def compare_methods(
     for name in against.values():
         if name not in methods:
             raise ValueError(f"the baseline {name} is not among the methods {', '.join(methods)}")
-    everything = {run.cycles for runs in methods.values() for run in runs}
-    if len(everything) > 1:
+    if len({run.cycles for runs in methods.values() for run in runs}) > 1:
         raise ValueError("the runs were not scored on the same cycles")
+    n_patients = next(iter(methods.values()))[0].n_patients
     found: dict[str, dict[str, dict[str, Any]]] = {}
     drawn: dict[str, dict[str, FloatArray]] = {}
     for number, (method, runs) in enumerate(methods.items()):
@@ -120,11 +118,11 @@ def compare_methods(
             found[method][figure] = {
                 "mean": float(values.mean()),
                 "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "interval": _pair(draws, runs[0].n_patients),
+                "interval": interval(draws, n_patients),
                 **dict.fromkeys(("difference", "difference_interval", "p", "p_holm")),
             }
     pairs = [(method, other) for method, other in against.items() if method in methods and method != other]
-    _compare(found, drawn, pairs, next(iter(methods.values()))[0].n_patients)
+    _compare(found, drawn, pairs, n_patients)
     return found
 
 
@@ -142,15 +140,15 @@ def _compare(
     pairs: Sequence[tuple[str, str]],
     n_patients: int,
 ) -> None:
-    """Fill in the differences of pairs (method, its baseline), and what so many comparisons leave of their p values."""
+    """Fill in the differences of pairs (method, its baseline), with their p values."""
     for figure in dict.fromkeys(figure for _, baseline in pairs for figure in found[baseline]):
         both = [(method, other) for method, other in pairs if figure in found[method] and figure in found[other]]
         for method, baseline in both:
             cell = found[method][figure]
             differences = drawn[method][figure] - drawn[baseline][figure]
             cell["difference"] = cell["mean"] - found[baseline][figure]["mean"]
-            cell["difference_interval"] = _pair(differences, n_patients)
-            # where there is no interval, the draws tell nothing, and a p value of theirs neither
+            cell["difference_interval"] = interval(differences, n_patients)
+            # too few patients for an interval are too few for a p value
             cell["p"] = None if cell["difference_interval"] is None else _two_sided(differences)
         known = {method: found[method][figure]["p"] for method, _ in both if found[method][figure]["p"] is not None}
         for method, corrected in holm(known).items():
@@ -158,7 +156,7 @@ def _compare(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P values corrected for how many there are.
+    """P values corrected for their number.
 
     Reference: Holm, A simple sequentially rejective multiple test procedure (1979).
     """
@@ -177,12 +175,7 @@ def p_text(p: float | None) -> str:
 
 
 def _two_sided(differences: FloatArray) -> float:
-    """Twice the share of draws on the rarer side of no difference; never below what so many draws can tell."""
+    """Twice the share of draws on the rarer side of no difference, limited by the number of draws."""
     defined = differences[np.isfinite(differences)]
     below, above = (defined <= 0).sum(), (defined >= 0).sum()
     return float(min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1)))
-
-
-def _pair(draws: FloatArray, n_patients: int) -> list[float] | None:
-    bounds = interval(draws, n_patients)
-    return None if bounds is None else list(bounds)

@@ -1,9 +1,9 @@
-"""Runs against one another on the part that all of them were scored on.
+"""Runs compared on the split that all of them were scored on.
 
-Decisions: what is compared was scored on the same cycles with the same truth, of the same corpus and split by their
-fingerprints; anything else is refused, because a difference between parts looks like one between models. Differences
-are paired by patients, p values corrected by Holm over the comparisons in one figure. Seeds of one recipe become one
-method where several recipes are compared, and only if nothing but the seed tells them apart.
+Decisions: runs are compared only where corpus, split, cycles and truth are the same by fingerprint and id, because a
+difference of splits looks like one of models. Differences are paired by patients, p values corrected by Holm over the
+comparisons in one metric. Runs of one recipe become one method where several recipes are compared, and only if
+nothing but the seed differs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,22 @@ from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text
 from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_folder, read_evaluation
-from laennec.evaluation.forest import forest_picture
-from laennec.evaluation.picture_style import figure_png
-from laennec.evaluation.report import comparison_page
+from laennec.evaluation.plots import embedded_picture, figure_png
+from laennec.evaluation.plots_runs import forest_picture
+from laennec.evaluation.report_sections import shown_text
 from laennec.evaluation.summary import figure_name, is_percent, own_names
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
+from laennec.rendering import render_template
 from laennec.training.record import write_record
 
-WRITTEN = ("compare.json", "compare.html", "compare.png")
+_WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
 _OWN_TO_A_SEED = ("seed", "output_dir")
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Where a comparison lies, and what it says."""
+class Comparison:
+    """The folder of a comparison, its table as text, and the content of compare.json."""
 
     folder: Path
     summary: str
@@ -48,12 +49,12 @@ def compare_runs(
     seed: int = 0,
     out: str | Path = "comparison",
     command: str = "",
-) -> Compared:
-    """Compare runs that were scored on the same part.
+) -> Comparison:
+    """Compare runs that were scored on the same split.
 
     Args:
         sources: Folders of runs, or of evaluations.
-        split: The part; None where they have only one in common.
+        split: The split; None where they have only one in common.
         baseline: Folder or name of the run (or recipe) that the others are compared with; None: the first.
         group_seeds: Whether runs of one recipe are one method; None: where several recipes are given.
         draws: Bootstrap draws of patients.
@@ -62,18 +63,18 @@ def compare_runs(
         command: The literal command, for the record.
 
     Returns:
-        The folder, the table as text, and what compare.json holds.
+        The folder, the table as text, and the content of compare.json.
 
     Raises:
         InputError: Fewer than two runs, one that was not scored or whose files are damaged, runs that were not scored
-            on the same, or that cannot be grouped.
+            on the same cycles, or that cannot be grouped.
     """
     if len(sources) < 2:
         raise InputError("a comparison needs two runs or more; give their folders, the baseline first")
-    refuse_other_files(out, WRITTEN, "choose another --out")
+    refuse_other_files(out, _WRITTEN, "choose another --out")
     split = split or common_split(sources)
     evaluations = [read_evaluation(evaluation_folder(source, split)) for source in sources]
-    _refuse_others_than(evaluations)
+    _check_comparable(evaluations)
     methods = _methods(sources, evaluations, group_seeds)
     chosen = _baseline(sources, methods, baseline)
     figures, left_out = _figures(evaluations, draws, seed)
@@ -89,29 +90,29 @@ def compare_runs(
         },
     }
     _write(Path(out), content, compared)
-    return Compared(Path(out), format_comparison(content), content)
+    return Comparison(Path(out), format_comparison(content), content)
 
 
-def _refuse_others_than(evaluations: Sequence[Evaluation]) -> None:
-    """Refuse evaluations of other corpora, splits, parts, cycles or truths than the first, and what is given twice."""
+def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
+    """Refuse evaluations of another corpus, split, cycles or truth than the first, and one given twice."""
     first, *others = evaluations
     seen = {first.folder.resolve()}
     truth = _truth(first)
     for other in others:
         if other.folder.resolve() in seen:
-            raise InputError(f"{other.folder}: given twice; a run differs from itself by nothing")
+            raise InputError(f"{other.folder}: given twice; give each run once")
         seen.add(other.folder.resolve())
-        for (name, here), there in zip(_ground(first).items(), _ground(other).values(), strict=True):
+        for (name, here), there in zip(_scored_on(first).items(), _scored_on(other).values(), strict=True):
             if here != there:
                 raise InputError(
                     f"{other.folder}: scored on {name} {_short(there)}, but {first.folder} on {name} {_short(here)}; "
-                    "only runs scored on the same can be compared"
+                    "only runs scored on the same data can be compared"
                 )
         own = _truth(other)
         if own.keys() != truth.keys():
             raise InputError(
-                f"{other.folder}: scored on {len(own):,} cycles, {len(own.keys() - truth.keys()):,} of them not those "
-                f"of {first.folder} ({len(truth):,}); only runs scored on the same can be compared"
+                f"{other.folder}: scored on {len(own):,} cycles, {len(own.keys() - truth.keys()):,} of them not among "
+                f"those of {first.folder} ({len(truth):,}); only runs scored on the same data can be compared"
             )
         if changed := [name for name, value in truth.items() if own[name] != value]:
             raise InputError(
@@ -120,10 +121,10 @@ def _refuse_others_than(evaluations: Sequence[Evaluation]) -> None:
             )
 
 
-def _ground(evaluation: Evaluation) -> dict[str, Any]:
-    """What runs must have in common, by its name."""
-    named = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split": "split_fingerprint"}
-    return {name: evaluation.origin.get(key) for name, key in named.items()} | {"part": evaluation.split}
+def _scored_on(evaluation: Evaluation) -> dict[str, Any]:
+    """The properties that runs must have in common, by name."""
+    named = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
+    return {name: evaluation.origin.get(key) for name, key in named.items()} | {"split": evaluation.split}
 
 
 def _short(value: Any) -> str:
@@ -133,15 +134,16 @@ def _short(value: Any) -> str:
 
 def _truth(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
     """Patient and truth of every cycle: its class, or its labels by name."""
-    answers, table = evaluation.answers, evaluation.answers.table
+    predictions, table = evaluation.predictions, evaluation.predictions.table
     if "cycle_id" not in table.columns:
         raise InputError(f"{evaluation.folder}: the predictions have no cycle_id; evaluate the run again")
     patients = table["patient_id"].astype(str).tolist() if "patient_id" in table.columns else [""] * len(table)
-    if answers.class_names:
-        said: list[Any] = [answers.class_names[k] for k in answers.true]
+    if predictions.class_names:
+        truth: list[Any] = [predictions.class_names[k] for k in predictions.true]
     else:
-        said = [tuple(sorted(np.array(answers.label_names)[row == 1])) for row in answers.truth]
-    return dict(zip(map(str, table["cycle_id"]), zip(patients, said, strict=True), strict=True))
+        names = np.array(predictions.label_names)
+        truth = [tuple(sorted(names[row == 1])) for row in predictions.truth]
+    return dict(zip(map(str, table["cycle_id"]), zip(patients, truth, strict=True), strict=True))
 
 
 def _methods(
@@ -159,24 +161,28 @@ def _methods(
     for k, recipe in enumerate(recipes):
         methods.setdefault(recipe, []).append(k)
     if len(methods) < 2:
-        raise InputError(f"all runs are of the recipe {recipes[0]}, one method with --group-seeds; leave it out")
+        raise InputError(f"--group-seeds: all runs are of the recipe {recipes[0]}, a single method; leave the flag out")
     for recipe, runs in methods.items():
-        seeds: dict[Any, Path] = {}
-        first = evaluations[runs[0]]
-        for k in runs:
-            one = evaluations[k]
-            if (own := _config(one).get("seed")) in seeds:
-                raise InputError(
-                    f"{one.folder} and {seeds[own]} are both {recipe} with seed {own}; give each seed once, or compare "
-                    "run by run: --no-group-seeds"
-                )
-            seeds[own] = one.folder
-            if key := recipe_difference(_config(first), _config(one)):
-                raise InputError(
-                    f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
-                    "seeds of one method; compare run by run: --no-group-seeds"
-                )
+        _check_seeds(recipe, [evaluations[k] for k in runs])
     return methods
+
+
+def _check_seeds(recipe: str, evaluations: Sequence[Evaluation]) -> None:
+    """Refuse runs of one recipe with equal seeds, or that differ in more than the seed."""
+    first = evaluations[0]
+    seeds: dict[Any, Path] = {}
+    for one in evaluations:
+        if (own := _config(one).get("seed")) in seeds:
+            raise InputError(
+                f"{one.folder} and {seeds[own]} are both {recipe} with seed {own}; give each seed once, or compare "
+                "run by run: --no-group-seeds"
+            )
+        seeds[own] = one.folder
+        if key := recipe_difference(_config(first), _config(one)):
+            raise InputError(
+                f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
+                "seeds of one method; compare run by run: --no-group-seeds"
+            )
 
 
 def _config(evaluation: Evaluation) -> dict[str, Any]:
@@ -184,7 +190,7 @@ def _config(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
-    """The first setting in which two configurations differ, but for the seed and where the run lies."""
+    """The first setting in which two configurations differ, apart from seed and output folder."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return None if one == other else name
     for key in sorted({*one, *other}):
@@ -209,34 +215,32 @@ def _baseline(sources: Sequence[str | Path], methods: Mapping[str, list[int]], b
     for k, source in enumerate(sources):
         if Path(source).resolve() == Path(wanted).resolve():
             return next(name for name, runs in methods.items() if k in runs)
-    raise InputError(f"--baseline {wanted}: not among what is compared; it can be {', '.join(methods)}")
+    raise InputError(f"--baseline {wanted}: not among the compared runs; it can be {', '.join(methods)}")
 
 
 def _figures(evaluations: Sequence[Evaluation], draws: int, seed: int) -> tuple[list[str], list[str]]:
-    """Figures that every run has: the headline and its parts, then AUROCs; and those that are undefined somewhere."""
+    """Metrics of every run: the headline and its components, AUROCs, own metrics; and those undefined somewhere."""
     metrics = evaluations[0].metrics
     family = metrics["headline"].split(".")[0]
     parts = [f"{family}.{part}" for part in ("Sp", "Se", "SP", "SE")]
     extra = ["uar"] if family == "accuracy" else []
     areas = [f"{label}.roc_auc" for label in metrics["label_names"][:_MOST_LABELS]]
-    own = own_names(metrics) if all(_drawn_like(one, draws, seed) for one in evaluations) else []
+    # own metrics can be compared from their stored draws, if these are the draws of this comparison
+    made = [one.metrics["bootstrap"] for one in evaluations]
+    own = own_names(metrics) if all((b.get("n_draws"), b.get("seed")) == (draws, seed) for b in made) else []
     wanted = dict.fromkeys([metrics["headline"], *parts, *extra, *areas, "roc_auc_macro", *own])
     shared = [name for name in wanted if all(name in one.metrics["values"] for one in evaluations)]
     defined = [name for name in shared if all(one.metrics["values"][name] is not None for one in evaluations)]
     if not defined:
-        raise InputError(f"{evaluations[0].folder}: no figure that all runs have; compare runs with the same labels")
+        raise InputError(
+            f"{evaluations[0].folder}: the runs have no metric in common; compare runs with the same labels"
+        )
     return defined, [name for name in shared if name not in defined]
 
 
-def _drawn_like(evaluation: Evaluation, draws: int, seed: int) -> bool:
-    """Whether the stored draws of an evaluation's own metrics are those of this comparison."""
-    made = evaluation.metrics["bootstrap"]
-    return bool(made.get("n_draws") == draws and made.get("seed") == seed)
-
-
 def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int) -> Drawn:
-    """The figures of one run in every draw; own metrics as the evaluation stored them: no code of the user runs."""
-    drawn = draw_figures(evaluation.answers, figures, draws, seed)
+    """The metrics of one run in every draw; own metrics as the evaluation stored them, without the user's code."""
+    drawn = draw_figures(evaluation.predictions, figures, draws, seed)
     stored = (evaluation.metrics.get("own_metrics") or {}).get("draws", {})
     own = {name: np.array(stored[name], dtype=float) for name in figures if name in stored}
     values = {name: float(evaluation.metrics["values"][name]) for name in own}
@@ -244,7 +248,7 @@ def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int
 
 
 def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
-    """What stands for a run in compare.json."""
+    """The entry of a run in compare.json."""
     run = evaluation.run
     times = sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or [])
     return {
@@ -265,7 +269,7 @@ def _about(
     seed: int,
     command: str,
 ) -> dict[str, Any]:
-    """On what was compared, and what to read before it."""
+    """The compared data, and the notes to read before the numbers."""
     first, origin = evaluations[0], evaluations[0].origin
     patients = first.metrics["bootstrap"]["patients"]
     notes = [str(origin["stamp"])] if origin.get("stamp") else []
@@ -294,7 +298,7 @@ def _about(
 
 
 def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The comparison as text: for each figure a line for every method, the baseline first."""
+    """The comparison as text: for each metric one row per method, the baseline first."""
     order = sorted(content["methods"], key=lambda name: name != content["baseline"])
     tables = []
     for figure in content["figures"]:
@@ -315,7 +319,7 @@ def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "difference": difference,
                     "p": p_text(cell["p"]),
                     "p_holm": p_text(cell["p_holm"]),
-                    "sure": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
+                    "significant": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
                 }
             )
         tables.append({"figure": figure, "name": figure_name(figure), "rows": rows})
@@ -324,7 +328,7 @@ def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _number(figure: str, value: float, sign: str = "") -> str:
     digits = 1 if is_percent(figure) else 3
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus before what is rounded to zero
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus sign before a rounded zero
 
 
 def _bounds(figure: str, bounds: Sequence[float] | None, sign: str = "+") -> str:
@@ -335,12 +339,12 @@ def format_comparison(content: Mapping[str, Any]) -> str:
     """The comparison as plain text for a terminal."""
     lines = [
         f"corpus {content['corpus']} {_short(content['corpus_fingerprint'])}, protocol {content['protocol']}, split "
-        f"{_short(content['split_fingerprint'])}, part {content['part']}: {content['cycles']:,} cycles of "
+        f"{content['part']} ({_short(content['split_fingerprint'])}): {content['cycles']:,} cycles of "
         f"{content['patients']} patients",
         *(f"note: {note}" for note in content["notes"]),
         f"difference from {content['baseline']}, paired: 95 % intervals and p over {content['draws']:,} draws of "
         f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
-        f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each figure",
+        f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
     width = max(len(name) for name in content["methods"]) + 6
     for table in comparison_rows(content):
@@ -359,12 +363,51 @@ def format_comparison(content: Mapping[str, Any]) -> str:
 
 def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
-    figures, baseline = content["figures"], content["baseline"]
-    pictures = [figure_png(forest_picture(compared, baseline, [name])) for name in figures]
-    page = comparison_page(content, comparison_rows(content), pictures)
+    figures, baseline, tables = content["figures"], content["baseline"], comparison_rows(content)
+    pictures = []
+    for name, table in zip(figures, tables, strict=True):
+        text = "; ".join(f"{row['name']} {row['difference']}" for row in table["rows"] if row["difference"])
+        png = figure_png(forest_picture(compared, baseline, [name]))
+        pictures.append(embedded_picture(png, f"{table['name']}, difference from {baseline}: {text}"))
+    names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
+    titles = {"part": "Split"}
+    page = render_template(
+        "compare.html",
+        content=content,
+        tables=[_page_table(table, content["grouped"]) for table in tables],
+        runs=_runs_table(content),
+        pictures=pictures,
+        facts=[(titles.get(name, name.replace("_", " ").capitalize()), shown_text(content[name])) for name in names],
+        left_out=[figure_name(name) for name in content["left_out"]],
+    )
     with atomic_folder(folder) as temporary:
         write_record(temporary / "compare.json", content)
         with atomic_write(temporary / "compare.png", "wb") as file:
             file.write(figure_png(forest_picture(compared, baseline, figures)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)
+
+
+def _page_table(table: Mapping[str, Any], grouped: bool) -> dict[str, Any]:
+    """One metric of `comparison_rows` as a table of the page."""
+    rows = []
+    for row in table["rows"]:
+        cells = [row["name"], *([str(row["seeds"])] if grouped else []), row["value"], row["interval"] or "–"]
+        if row["difference"] is None:
+            rows.append({"cells": [*cells, "baseline", "", ""], "class": "kept"})
+        else:
+            p_holm = {"text": row["p_holm"], "class": "sure" if row["significant"] else ""}
+            rows.append({"cells": [*cells, row["difference"], row["p"], p_holm], "class": ""})
+    seeds = ["seeds"] if grouped else []
+    columns = ["method", *seeds, "value", "95 % interval", "difference", "p", "p (Holm)"]
+    return {"name": table["name"], "columns": columns, "rows": rows}
+
+
+def _runs_table(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The compared runs as a table of the page."""
+    rows = []
+    for name, method in content["methods"].items():
+        for run in method["runs"]:
+            shown = [shown_text(run[key]) for key in ("source", "recipe", "seed", "selection_set", "scored")]
+            rows.append({"cells": [name, *shown], "class": ""})
+    return {"columns": ["method", "run", "recipe", "seed", "selected on", "times scored"], "rows": rows}

@@ -1,8 +1,9 @@
-"""Evaluation of a trained model on a held-out part.
+"""Evaluation of a trained model on a held-out split.
 
-Decisions: the part is the one that the run's protocol left out, recognised by its split fingerprint: a run cannot
-be scored under the name of a split that it was not trained on. Every scoring of a test part is written into the run
-record, because a part that is looked at often is no test part any more.
+Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint.
+Every scoring is counted in the run record, because a test split that is looked at often is no test split any more.
+The results are written whole or not at all. Own metrics named in a run's recipe are imported, as the recipe's author
+chose them; nothing named in a model's configuration is.
 """
 
 import contextlib
@@ -22,14 +23,16 @@ from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.protocols import WITH_FOLDS
 from laennec.errors import InputError
-from laennec.evaluation import class_distances, evaluate_predictions, format_summary, write_report
-from laennec.evaluation.digest import digest
+from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
+from laennec.evaluation.geometry import class_distances
+from laennec.evaluation.operating_point import decision_settings
 from laennec.evaluation.own_metrics import Metric, load_metrics
-from laennec.evaluation.report_facts import heard_before, seeds_of
-from laennec.evaluation.shortcuts import blind_length_s, centred, duration_blind, sound_facts
-from laennec.evaluation.smoothed import Smoothing, compare, parse_smoothing, resolve_smoothing
-from laennec.evaluation.smoothing import format_smoothing, smooth_predictions
+from laennec.evaluation.recalibrate import resolve_smoothing, smoothing_section
+from laennec.evaluation.report import write_report
+from laennec.evaluation.report_sections import earlier_use, seeds_of
+from laennec.evaluation.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
+from laennec.evaluation.summary import digest, evaluate_predictions, format_summary
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data_loading import training_device
@@ -47,26 +50,19 @@ from laennec.training.record import (
     without_results,
     write_record,
 )
-from laennec.training.split_data import SplitData, load_splits, make_split
-from laennec.training.tables import predictions_table, reading_of, truth_table
+from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
+from laennec.training.tables import predictions_table, truth_table
 from laennec.training.targets import FOUR_CLASSES, class_names
 
 _WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
 _TRUTH_COLUMNS = (
-    "category",
-    "heart_sound",
-    "events",
-    "diagnosis",
-    "chest_location",
-    "device",
-    "sex",
-    "acquisition_mode",
-)
+    "category", "heart_sound", "events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode",
+)  # fmt: skip
 
 
 @dataclass
 class Scored:
-    """Where the results of a scoring lie, and what they say."""
+    """The folder of the results, the printed summary and the metrics."""
 
     folder: Path
     summary: str
@@ -76,10 +72,10 @@ class Scored:
 def load_model(
     source: str | Path, base: str | None = None
 ) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
-    """A model with its front end, from a run's folder, an exported folder or the Hub.
+    """Load a model with its front end, from a run's folder, an exported folder or the Hub.
 
     Raises:
-        InputError: There is no laennec model there, or its base is missing or another.
+        InputError: No laennec model there, or its base is missing or a different one.
     """
     folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else source
     if Path(source).is_dir() and not (Path(folder) / "config.json").exists():
@@ -88,8 +84,8 @@ def load_model(
         )
     if Path(source).is_dir() and not (Path(folder) / "preprocessor_config.json").exists():
         raise InputError(
-            f"{folder}: has no preprocessor_config.json, the model's front end; get it from where the model came from, "
-            "or export the run again"
+            f"{folder}: no preprocessor_config.json (the model's front end) there; get it from the "
+            "source of the model, or export the run again"
         )
     model = LaennecForAudioClassification.from_pretrained(folder, base=base or _base_of_run(Path(source)))
     try:
@@ -109,7 +105,7 @@ def load_model(
 
 
 def _base_of_run(run: Path) -> str | None:
-    """The encoder's file or folder that a run was trained with by its own recipe; None where the config rules."""
+    """The encoder weights of a run's own recipe, if the model's configuration names the same; None otherwise."""
     try:
         weights = read_record(run / "run.json")["config"]["encoder"]["weights"]
         named = read_record(run / "model" / "config.json")["base_model_name_or_path"]
@@ -119,7 +115,7 @@ def _base_of_run(run: Path) -> str | None:
 
 
 def _refuse_other_front_end(folder: str | Path, config: LaennecConfig, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse a preprocessor_config.json that is not the one the model was trained with."""
+    """Refuse a preprocessor_config.json other than the one of training."""
     rate, expected = config.sampling_rate, config.features_fingerprint
     remedy = "get the model's own preprocessor_config.json again, or export the run again"
     if rate is not None and rate != extractor.sampling_rate:
@@ -128,9 +124,7 @@ def _refuse_other_front_end(folder: str | Path, config: LaennecConfig, extractor
             f"{rate} Hz; {remedy}"
         )
     if expected is not None and expected != extractor.fingerprint():
-        raise InputError(
-            f"{folder}: preprocessor_config.json holds other settings than the model was trained with; {remedy}"
-        )
+        raise InputError(f"{folder}: preprocessor_config.json has other settings than in training; {remedy}")
 
 
 def score(
@@ -146,26 +140,26 @@ def score(
     submission: str | Path | None = None,
     metrics: Sequence[Metric | str] = (),
 ) -> Scored:
-    """Score a run or a model on one part of a corpus.
+    """Score a run or a model on one split of a corpus.
 
     Args:
         source: A run's folder, an exported model's folder or a Hub id.
-        split: Name of the part: "test", or "test_intra" and the like where a corpus has several.
+        split: Name of the split: "test", or "test_intra" and the like where a corpus has several.
         corpus: Settings that replace those of the run's corpus (data_dir, or another corpus altogether).
         out: Folder of the results; None: `evaluation-<split>` in the run's folder.
-        base: Where the base of a head-only model lies.
+        base: The base of a head-only model.
         command: The literal command, for the record.
         draws: Bootstrap draws.
-        smoothing: Also score the answers smoothed over each recording, beside those that are not: a strength from 0
-            to 1, "auto" to have the run's validation predictions choose it, or None.
-        submission: Folder for SPRSound's answer files; None for none.
+        smoothing: Also score predictions smoothed over each recording: a strength from 0 to 1, "auto" to choose it on
+            the run's validation predictions, or None.
+        submission: Folder for SPRSound's submission files; None for none.
         metrics: Own metrics (functions or dotted names) beside those of the recipe's `evaluation.metrics`.
 
     Returns:
         The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
 
     Raises:
-        InputError: The part does not exist, the corpus is not the run's, or data or model cannot be read.
+        InputError: The split does not exist, the corpus is not the run's, or data or model cannot be read.
     """
     run_path = Path(source) / "run.json"
     run = read_run(run_path) if run_path.exists() else None
@@ -177,66 +171,62 @@ def score(
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_other_files(folder, _WRITTEN, "choose another --out")
     parse_smoothing(smoothing)
-    own = [*load_metrics(recipe_metrics(recipe), "evaluation.metrics"), *load_metrics(metrics)]
+    own = [*load_metrics(recipe.evaluation.metrics, "evaluation.metrics"), *load_metrics(metrics)]
     timings = Timings()
     with timings.measure("evaluation"):
         model, extractor = load_model(source, base)
-        parts = load_splits(recipe)
-        origin = provenance(parts)
+        splits = load_splits(recipe)
+        origin = provenance(splits)
         smooth = resolve_smoothing(smoothing, source, model)
         check_split(run, recipe, origin)
-        refuse_lost_neighbours(parts, origin.get("protocol"), extractor.context_cycles)
-        if split not in parts:
-            raise InputError(
-                f"{recipe.corpus.name}: there is no part {split!r}; the parts are {', '.join(parts)} (--split)"
-            )
-        check_model_fits(recipe, run, model, extractor, parts[split])
-        predictions, embeddings, part = answer_part(model, extractor, parts[split], split, recipe)
-        names, column = model.config.label_names, recipe.target.column
-        predictions = predictions.assign(**sound_facts(part.table, extractor.sampling_rate, recipe))
-        learned = _learned(parts, extractor, recipe, names)
-        evaluation = evaluate_predictions(
-            predictions,
-            **reading_of(model),
-            metrics=own,
-            train_table=learned,
-            n_draws=draws,
-        )
-        # of a part of a corpus that has no training part its own lengths, for nothing is fitted to them
-        seconds = blind_length_s(parts.get("train", part.table))
-        stretches, _, _ = answer_part(model, extractor, centred(part.table, seconds), split, recipe)
-        evaluation["duration_blind"] = duration_blind(stretches, seconds, reading_of(model))
-        official = official_tasks(model, extractor, recipe, split, predictions, embeddings, part.table)
-        evaluation["official"] = official_scores(official)
+        refuse_lost_neighbours(splits, origin.get("protocol"), extractor.context_cycles)
+        if split not in splits:
+            listed = ", ".join(splits)
+            raise InputError(f"{recipe.corpus.name}: no split {split!r}; the splits are {listed} (--split)")
+        settings_of_model(recipe, run, model, extractor, splits[split])
+        predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
         if smooth is not None:
-            evaluation["smoothing"] = compare(smooth, model, predictions, draws)
-            after = smooth_predictions(predictions, names, smooth.strength)
-            predictions = predictions.assign(**{f"smoothed_logit_{n}": after[f"logit_{n}"] for n in names})
-    evaluation["fitted"] = run.get("operating_points") if run else _own_operating_points(model)
-    evaluation["geometry"] = _geometry(embeddings, part.table, column)
+            evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
+            after = smooth_predictions(predictions, model.config.label_names, smooth.strength)
+            columns = {f"smoothed_logit_{n}": after[f"logit_{n}"] for n in model.config.label_names}
+            predictions = predictions.assign(**columns)
+    evaluation["fitted"] = run.get("operating_points") if run else _own_operating_point(model.config)
     record = _record(run, source, recipe, origin, split, command, timings, smooth)
     _write(folder, record, evaluation, predictions, run_path, run)
     if submission is not None:
         write_submission(official, submission)
-    lines = "\n".join(official_lines(evaluation["official"]))
-    summary = f"{_heading(record, split)}\n{format_summary(evaluation)}{lines and chr(10)}{lines}"
+    lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
     if smooth is not None:
-        summary += f"\n\n{format_smoothing(evaluation['smoothing'])}"
-    return Scored(folder, summary, evaluation)
+        lines += ["", format_smoothing(evaluation["smoothing"])]
+    return Scored(folder, "\n".join(lines), evaluation)
 
 
-def recipe_metrics(recipe: Recipe) -> list[str]:
-    """Dotted names of the own metrics of a recipe."""
-    return list(getattr(getattr(recipe, "evaluation", None), "metrics", None) or ())
-
-
-def _learned(parts: Any, extractor: Any, recipe: Recipe, names: list[str]) -> Any:
-    """The training part's truth with what shortcuts look at; None where the protocol has no training part."""
-    if "train" not in parts:
-        return None
-    table = parts["train"]
-    truth = truth_table(table, "train", recipe.target.column, names)
-    return truth.assign(**sound_facts(table, extractor.sampling_rate, recipe))
+def _evaluate(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    splits: Any,
+    split: str,
+    recipe: Recipe,
+    own: Sequence[Metric],
+    draws: int,
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The predictions table of a split, its evaluation, and the official tasks' tables."""
+    config, filter, rate = model.config, make_filter(recipe.features), extractor.sampling_rate
+    predictions, embeddings, part = predict_split(model, extractor, splits[split], split, recipe)
+    predictions = predictions.assign(**sound_facts(part.table, rate, filter))
+    learned = None
+    if "train" in splits:
+        learned = truth_table(splits["train"], "train", recipe.target.column, config.label_names)
+        learned = learned.assign(**sound_facts(splits["train"], rate, filter))
+    how = decision_settings(config)
+    evaluation = evaluate_predictions(predictions, **how, metrics=own, train_table=learned, n_draws=draws)
+    seconds = segment_length_s(splits.get("train", part.table))
+    segments, _, _ = predict_split(model, extractor, middle_segments(part.table, seconds), split, recipe)
+    evaluation["duration_blind"] = segment_scores(segments, seconds, how)
+    official = official_tasks(model, extractor, recipe, split, predictions, embeddings, part.table)
+    evaluation["official"] = official_scores(official)
+    evaluation["geometry"] = _geometry(embeddings, part.table, recipe.target.column)
+    return predictions, evaluation, official
 
 
 def _record(
@@ -259,17 +249,20 @@ def _record(
         "hardware": hardware(),
         "timings": timings.seconds,
     }
-    if run is not None:
+    if run is None:
+        unknown = "unknown: the model came without its run record"
+        trained: dict[str, Any] = {"name": str(source), "config": recipe.to_dict(), "selection_set": unknown}
+    else:
         looked: dict[str, Any] = {k: evaluated[k] for k in ("split", "created", "command")}
         if smooth is not None:
             looked["smoothing"] = smooth.strength
         run["evaluations"] = [*run.get("evaluations", []), looked]
-    trained = run or _no_run(source, recipe)
+        trained = run
     return {**trained, "trained_on": trained.get("corpus"), "corpus": evaluated["corpus"], "evaluated": evaluated}
 
 
 def _heading(record: dict[str, Any], split: str) -> str:
-    """What the printed numbers were made on: no number leaves without it."""
+    """Data, selection set and seeds, printed above the numbers."""
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
     first, *notes = provenance_lines(corpus["name"], origin, split)
     selection = (
@@ -277,33 +270,33 @@ def _heading(record: dict[str, Any], split: str) -> str:
     )
     lines = [first, selection, *notes]
     same = (record.get("trained_on") or {}).get("name") == corpus["name"]
-    if same and (owes := heard_before(split, record.get("selection_set"))):
-        lines.append(f"note: part {split} {owes}; its scores are no estimate for new patients")
+    if same and (use := earlier_use(split, record.get("selection_set"))):
+        lines.append(f"note: split {split} {use}; its scores are no estimate for new patients")
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
 
 
 def provenance_lines(name: str, origin: dict[str, Any], split: str) -> list[str]:
-    """Corpus, protocol and part with their fingerprints in one line; then stamp and leaks, a line each.
+    """Corpus, protocol and split with their fingerprints in one line; then caveats and leaks, one line each.
 
     Args:
         name: The corpus.
         origin: Its provenance.
-        split: The part.
+        split: The split.
     """
-    fingerprint, parts = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fingerprint, splits = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
     fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
-    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold}, split {parts}, part {split}"]
+    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold} ({splits}), split {split}"]
     if origin.get("stamp"):
         lines.append(f"note: {origin['stamp']}")
     return lines + [f"leak: {line}" for line in origin.get("leaks") or []]
 
 
-def answer_part(
+def predict_split(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, table: Any, split: str, recipe: Recipe
 ) -> tuple[Any, NDArray[np.float32], SplitData]:
-    """The predictions table of a part, its embeddings (cycles, dim), and the part."""
+    """The predictions table of a split, its embeddings (cycles, dim), and its data set."""
     names = model.config.label_names
     part = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
@@ -325,28 +318,21 @@ def _write(
         write_report(temporary, record, evaluation, predictions)
         if run is not None:
             looked = run["evaluations"][-1]
-            if folder.parent.resolve() == run_path.parent.resolve():  # a card speaks of the parts scored in the run
+            if folder.parent.resolve() == run_path.parent.resolve():  # the model card shows splits scored in the run
                 evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
                 looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
             counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
 
 
-def _no_run(source: str | Path, recipe: Recipe) -> dict[str, Any]:
-    """What stands for the run record of a model that came alone."""
-    unknown = "unknown: the model came without its run record"
-    return {"name": str(source), "config": recipe.to_dict(), "selection_set": unknown}
-
-
-def _own_operating_points(model: LaennecForAudioClassification) -> dict[str, Any] | None:
-    """The operating point that a model carries in its config."""
-    config = model.config
+def _own_operating_point(config: LaennecConfig) -> dict[str, Any] | None:
+    """The operating point in a model's configuration."""
     numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
     found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
     return {name: values for name, values in found.items() if values} or None
 
 
 def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:
-    """How far apart the four classes, or the corpus' own, lie over the cycles whose class is known."""
+    """Distances between the four classes, or the corpus' own, over the cycles whose class is known."""
     own = class_names(table, column or "label")
     classes = FOUR_CLASSES if column in (None, "label") or not own else tuple(own)
     labels = column_of(table, column if column and classes is not FOUR_CLASSES else "label")
@@ -356,8 +342,12 @@ def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -
     return dict(class_distances(embeddings[known], [classes[labels[row]] for row in known], classes))
 
 
-def check_model_fits(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
-    """Take from the model what it was trained to answer and how its recordings were filtered."""
+def settings_of_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
+    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are.
+
+    Raises:
+        InputError: No column of the table holds the truth of the model's labels.
+    """
     settings = extractor.recording_filter
     recipe.features.filter_kind = settings["kind"] if settings else None
     if settings:
@@ -371,7 +361,7 @@ def check_model_fits(recipe: Recipe, run: Any, model: Any, extractor: Any, table
 
 
 def _truth_column(recipe: Recipe, table: Any) -> str | None:
-    """The column of a cycle table that holds the truth for a model's labels; None for classes and flags."""
+    """The column of a cycle table with the truth of a model's labels; None for the four classes and their flags."""
     names = set(recipe.target.names)
     if recipe.target.problem_type == "multi_label":
         return None if names <= set(table.column_names) else "events"
@@ -393,11 +383,11 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
 
 
 def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, Any] | None) -> Recipe:
-    """The settings that say which data to read: the run's, or the given corpus."""
+    """The recipe that says which data to read: the run's, with the given corpus settings."""
     if run is None and not (corpus or {}).get("name"):
         raise InputError(
-            f"{source}: no run.json there, so this is no run; check the folder, or for a model outside its run "
-            "say what to score it on: --corpus NAME --data-dir DIR"
+            f"{source}: no run.json there, so this is not a run; check the folder, or for a model outside its run name "
+            "the corpus: --corpus NAME --data-dir DIR"
         )
     recipe = Recipe.from_record(run["config"], "run.json") if run else Recipe()
     given = {k: v for k, v in (corpus or {}).items() if v is not None}
@@ -406,14 +396,10 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
     for key, value in given.items():
         setattr(recipe.corpus, key, value)
     named = recipe.corpus.data_dir
-    if (
-        corpus_class(recipe.corpus.name).made_on_demand
-        and "data_dir" not in given
-        and named
-        and not Path(named).exists()
-    ):
-        # it would be written there, at a place that a record names and nobody asked for
-        raise InputError(f"{named}: the run's corpus is not there any more; say where it is: --data-dir DIR")
+    made = corpus_class(recipe.corpus.name).made_on_demand
+    if made and "data_dir" not in given and named and not Path(named).exists():
+        # loading would write a new corpus to a folder that the user did not name
+        raise InputError(f"{named}: the run's corpus is not there any more; give its folder: --data-dir DIR")
     return recipe
 
 
@@ -426,15 +412,15 @@ def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, An
     if origin.get("split_fingerprint") != trained.get("split_fingerprint") and not _same_training(origin, trained):
         raise InputError(
             f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
-            f"(split {here}, trained on {there}): training cycles could be in the scored part; give the same data and "
+            f"(split {here}, trained on {there}): training cycles could be in the scored split; give the same data and "
             "protocol"
         )
 
 
 def _same_training(here: dict[str, Any], trained: dict[str, Any]) -> bool:
-    """Whether a corpus differs only in its test parts: some have come since, or they lie there alone.
+    """Whether a corpus differs only in its test splits: SPRSound publishes its splits one by one.
 
-    SPRSound publishes its parts one by one; the training part, where it is there, has to be the one that was seen.
+    The training split, where it is present, must be the one of the run.
     """
     own, known = (origin.get("part_fingerprints") or {} for origin in (here, trained))
     if here.get("protocol") != "sprsound-official" or trained.get("protocol") != "sprsound-official" or not known:

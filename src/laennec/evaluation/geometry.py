@@ -1,18 +1,24 @@
-"""How far apart the classes lie in the embedding.
+"""Geometry of the embedding: distances between classes, and a map.
 
 Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the standard deviation over all pairs
-(not an estimate of one, because the pairs are all there are). Both follow from sums over the two classes' moments, so
-that 7,000 cycles need no 49 million distances. A pair of classes without two different cycles has no distance: nan,
-not 0.
+(the population's: these are all pairs). Both follow from sums over the two classes' moments, so 7,000 cycles need no
+49 million distances. A pair of classes without two different cycles has no distance: nan, not 0. The map is t-SNE of
+normalised embeddings with a fixed seed, over a limited number of cycles, drawn by class in proportion but with some
+of each rare class. It shows neighbourhoods; distances between clusters of the map have no meaning.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from laennec.evaluation.metrics import FloatArray, none_if_nan
+from laennec.evaluation.metrics import FloatArray, IntArray, none_if_nan
+
+MOST_POINTS = 1200
+_LEAST_OF_A_CLASS = 30
+_LEAST_POINTS = 10
 
 
 def class_distances(
@@ -26,9 +32,8 @@ def class_distances(
         class_names: Order of the classes; by default the sorted labels that occur.
 
     Returns:
-        {"classes": names, "mean": (n, n), "cv": (n, n) = standard deviation / mean, "pairs": (n, n) unordered pairs
-        counted}, where the
-        diagonal is over pairs within one class. None where there is no pair, or where the mean distance is 0.
+        {"classes": names, "mean": (n, n), "cv": (n, n) = standard deviation / mean, "pairs": (n, n) unordered pairs},
+        where the diagonal is over pairs within one class. None where there is no pair, or where the mean distance is 0.
 
     Raises:
         ValueError: Shapes that do not match, non-finite embeddings, or a label without a class name.
@@ -59,11 +64,10 @@ def class_distances(
 
 
 def four_properties(geometry: Mapping[str, Any]) -> dict[str, dict[str, float | int | None]]:
-    """The four properties of ADD over all pairs: how close and how even, within classes and between them.
+    """The four properties of ADD over all pairs: mean and evenness of d within classes and between them.
 
     Clustering and separation are the mean of d over pairs of the same and of different classes, equidistance its
-    coefficient of variation. Both follow exactly from the moments of the pairs of classes, so that an evaluation of
-    earlier has them too.
+    coefficient of variation. Both follow exactly from the stored moments of the pairs of classes.
 
     Args:
         geometry: What `class_distances` returned.
@@ -125,3 +129,62 @@ def _class_ids(given: Any, class_names: Sequence[str] | None) -> tuple[list[str]
 def _rows(values: FloatArray) -> list[list[float | None]]:
     """Nested lists for JSON, with null for nan."""
     return [[none_if_nan(value) for value in row] for row in values]
+
+
+def embedding_map(
+    embeddings: ArrayLike, classes: Sequence[Any], *, most: int = MOST_POINTS, seed: int = 0
+) -> tuple[IntArray, FloatArray] | None:
+    """Positions of cycles in the plane, by t-SNE of their normalised embeddings.
+
+    Args:
+        embeddings: (cycles, dim); a zero row has no direction and is left out.
+        classes: Class of each cycle; the draw is stratified by it.
+        most: Largest number of points.
+        seed: Of the draw and of t-SNE.
+
+    Returns:
+        Rows of `embeddings` on the map (points,), and their positions (points, 2) in 0..1; None for too few cycles.
+
+    Raises:
+        ValueError: Shapes that do not match, or embeddings that are not finite.
+
+    Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR 9 (2008).
+    """
+    values = np.asarray(embeddings, dtype=np.float64)
+    if values.ndim != 2 or len(classes) != len(values):
+        raise ValueError(f"embeddings {values.shape} must be (cycles, dim) and classes ({len(classes)},) as many")
+    if not np.isfinite(values).all():
+        raise ValueError("embeddings hold a value that is not finite")
+    norms = np.linalg.norm(values, axis=1)
+    rows = np.flatnonzero(norms > 0)
+    rows = rows[_draw([str(classes[row]) for row in rows.tolist()], most, seed)]
+    if len(rows) < _LEAST_POINTS:
+        return None
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    # one thread: sums in another order would give another map
+    unit = values[rows] / norms[rows, None]
+    init = "pca" if unit.shape[1] >= 2 else "random"
+    placed = TSNE(perplexity=perplexity, init=init, random_state=seed, n_jobs=1).fit_transform(unit)
+    low, high = placed.min(0), placed.max(0)
+    return rows, np.asarray((placed - low) / np.where(high > low, high - low, 1.0), dtype=float)
+
+
+def _draw(classes: list[str], most: int, seed: int) -> IntArray:
+    """At most `most` positions in order, by class in proportion, with at least a few of each class."""
+    if len(classes) <= most:
+        return np.arange(len(classes))
+    generator = np.random.default_rng(seed)
+    given = np.array(classes, dtype=object)
+    counts = Counter(classes)
+    least = {name: min(n, _LEAST_OF_A_CLASS, max(1, most // len(counts))) for name, n in counts.items()}
+    free = most - sum(least.values())
+    spare = {name: n - least[name] for name, n in counts.items()}
+    total = max(sum(spare.values()), 1)
+    chosen = []
+    for name in sorted(counts):
+        members = np.flatnonzero(given == name)
+        take = min(len(members), least[name] + int(free * spare[name] / total))
+        chosen.append(generator.choice(members, size=take, replace=False))
+    return np.sort(np.concatenate(chosen))

@@ -1,10 +1,10 @@
-"""From counts and logits to scores that carry their name.
+"""Scores of confusion matrices and of rankings.
 
-Decisions: a confusion matrix has the truth in rows, the prediction in columns and the normal class first; scores
-of confusions are in percent, as the field prints them; "ICBHI Score" has one definition, printed with every number,
-and whatever else circulates under that name has another name. What the data cannot define (an AUROC over one class, a
-sensitivity without abnormal cycles) is nan in arrays and None in dictionaries, never 0 or 50. Every formula works on
-a stack of confusions or of row weights, so that the bootstrap runs the same code as the point estimate.
+Decisions: a confusion matrix has the truth in rows, the prediction in columns and the normal class first; scores of
+confusions are in percent, as the field prints them; "ICBHI Score" has one definition, printed with every number, and
+other scores found under that name in the literature have another name here. What the data do not define (AUROC over
+one class, sensitivity without abnormal cycles) is nan in arrays and None in dictionaries, never 0 or 50. Every
+formula takes a stack of confusions or of row weights, so that the bootstrap runs the same code as the point estimate.
 """
 
 import math
@@ -20,15 +20,20 @@ Thresholds: TypeAlias = float | Sequence[float] | Mapping[str, float] | None
 
 CLASSES = ("normal", "crackle", "wheeze", "both")
 ICBHI_SCORE_DEFINITION = (
-    "ICBHI Score = (Sp + Se) / 2; Sp = normal cycles called normal / all normal cycles; "
-    "Se = abnormal cycles given their exact class (crackle, wheeze, both) / all abnormal cycles"
+    "ICBHI Score = (Sp + Se) / 2; Sp = normal cycles predicted normal / all normal cycles; "
+    "Se = abnormal cycles predicted as their exact class (crackle, wheeze, both) / all abnormal cycles"
 )
 ANY_ABNORMAL_DEFINITION = (
-    "any-abnormal Score = (Sp + Se) / 2, where an abnormal cycle counts as found whatever abnormal class it is given; "
+    "any-abnormal Score = (Sp + Se) / 2, where an abnormal cycle counts as found whatever abnormal class is predicted; "
     "this is not an ICBHI Score"
 )
 SPRSOUND_SCORE_DEFINITION = (
-    "SPRSound Score = (AS + HS) / 2; AS = (SE + SP) / 2, HS = 2 SE SP / (SE + SP); always answering Normal is worth 25"
+    "SPRSound Score = (AS + HS) / 2; AS = (SE + SP) / 2, HS = 2 SE SP / (SE + SP); always Normal scores 25"
+)
+POOR_QUALITY = "Poor Quality"
+POOR_QUALITY_CONVENTION = (
+    "recordings whose truth is Poor Quality enter neither SE nor SP; predicting Poor Quality for another recording is "
+    "an error; a system that never predicts it scores higher, so read its recall and the balanced accuracy too"
 )
 
 
@@ -79,31 +84,31 @@ def share(part: ArrayLike, whole: ArrayLike) -> FloatArray:
 
 
 def specificity(confusion: ArrayLike) -> FloatArray:
-    """Percent of normal cycles called normal, for confusions (..., n, n) -> (...)."""
+    """Percent of normal cycles predicted normal, for confusions (..., n, n) -> (...)."""
     counts = np.asarray(confusion)
     return share(counts[..., 0, 0], counts[..., 0, :].sum(-1))
 
 
 def exact_sensitivity(confusion: ArrayLike) -> FloatArray:
-    """Percent of abnormal cycles given their exact class, for confusions (..., n, n) -> (...)."""
+    """Percent of abnormal cycles predicted as their exact class, for confusions (..., n, n) -> (...)."""
     counts = np.asarray(confusion)[..., 1:, :]
     return share(np.trace(counts[..., 1:], axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
 
 def any_abnormal_sensitivity(confusion: ArrayLike) -> FloatArray:
-    """Percent of abnormal cycles given any abnormal class, for confusions (..., n, n) -> (...)."""
+    """Percent of abnormal cycles predicted as any abnormal class, for confusions (..., n, n) -> (...)."""
     counts = np.asarray(confusion)[..., 1:, :]
     return share(counts[..., 1:].sum((-2, -1)), counts.sum((-2, -1)))
 
 
 def per_class_recall(confusion: ArrayLike) -> FloatArray:
-    """Percent of each class that was given its class, (..., n, n) -> (..., n); nan for a class that does not occur."""
+    """Percent of each class predicted as that class, (..., n, n) -> (..., n); nan for a class that does not occur."""
     counts = np.asarray(confusion)
     return share(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
 
 
 def accuracy(confusion: ArrayLike) -> FloatArray:
-    """Percent of all cycles given their class, (..., n, n) -> (...)."""
+    """Percent of all cycles predicted as their class, (..., n, n) -> (...)."""
     counts = np.asarray(confusion)
     return share(np.trace(counts, axis1=-2, axis2=-1), counts.sum((-2, -1)))
 
@@ -133,7 +138,7 @@ def icbhi_score(confusion: ArrayLike) -> dict[str, float]:
 
 
 def any_abnormal_score(confusion: ArrayLike) -> dict[str, float]:
-    """The "two-class" score: an abnormal cycle is found whatever abnormal class it is given. Not an ICBHI Score.
+    """The "two-class" score: an abnormal cycle is found whatever abnormal class is predicted. Not an ICBHI Score.
 
     Args:
         confusion: Counts (n, n), rows are the truth, normal first.
@@ -146,7 +151,7 @@ def any_abnormal_score(confusion: ArrayLike) -> dict[str, float]:
 
 
 def macro_one_vs_rest(confusion: ArrayLike) -> dict[str, float]:
-    """Mean over classes of one-vs-rest sensitivity and specificity. Often printed as the ICBHI Score, which it is not.
+    """Mean over classes of one-vs-rest sensitivity and specificity. Not the ICBHI Score, though often printed as such.
 
     Args:
         confusion: Counts (n, n), rows are the truth.
@@ -174,8 +179,8 @@ def sprsound_score(se: float, sp: float) -> dict[str, float]:
     """The score of the SPRSound challenges, in the unit of its inputs.
 
     Args:
-        se: Share of adventitious items given their exact class.
-        sp: Share of Normal items called Normal.
+        se: Share of adventitious items predicted as their exact class.
+        sp: Share of Normal items predicted Normal.
 
     Returns:
         {"AS", "HS", "Score"}: arithmetic mean, harmonic mean, and the mean of the two.
@@ -215,7 +220,7 @@ def binary_score(confusion: ArrayLike) -> dict[str, float]:
 
 
 def f1_of(hits: ArrayLike, called: ArrayLike, actual: ArrayLike) -> FloatArray:
-    """F1 = 2 hits / (called + actual); 0 where the label neither occurs nor is called."""
+    """F1 = 2 hits / (called + actual); 0 where the label neither occurs nor is predicted."""
     whole = np.asarray(called, dtype=float) + np.asarray(actual, dtype=float)
     return np.asarray(2 * np.asarray(hits, dtype=float) / np.where(whole == 0, 1.0, whole))
 
@@ -227,7 +232,7 @@ def ratio_or_zero(part: ArrayLike, whole: ArrayLike) -> FloatArray:
 
 
 class RankedLabel:
-    """One label's scores, sorted once, from which AUROC and AP follow for any number of row weightings.
+    """The ranking of one label, sorted once: AUROC and AP for any number of row weightings.
 
     Args:
         scores: Logits or probabilities (cycles,), higher means more likely.
@@ -257,7 +262,7 @@ class RankedLabel:
         return np.add.reduceat(positive, self.starts, axis=1), np.add.reduceat(negative, self.starts, axis=1)
 
     def auroc(self, weights: ArrayLike | None = None) -> FloatArray:
-        """Share of (positive, negative) pairs ranked rightly, ties counting half; nan for one class.
+        """Share of (positive, negative) pairs ranked correctly, ties counting half; nan for one class.
 
         Args:
             weights: (draws, cycles), or None for every row once.
@@ -295,7 +300,7 @@ def average_precision(truth: ArrayLike, scores: ArrayLike) -> float:
 
 
 def threshold_row(thresholds: Thresholds, names: Sequence[str]) -> FloatArray:
-    """Thresholds in logits (labels,): None is 0, a number holds for all labels, a mapping is read by name."""
+    """Thresholds in logits (labels,): None is 0, a number is for all labels, a mapping is by name."""
     if isinstance(thresholds, Mapping):
         unknown = sorted(set(thresholds) - set(names))
         if unknown:
@@ -324,7 +329,7 @@ def multilabel_metrics(
         labels: 0/1 (cycles, labels).
         names: Label names; they appear as "label_<name>".
         thresholds: In logits: one number, one for each label, or a mapping by name.
-        predicted: 0/1 (cycles, labels) decided otherwise (by an argmax); replaces the thresholds.
+        predicted: 0/1 (cycles, labels) predictions made otherwise (by an argmax); replaces the thresholds.
 
     Returns:
         {"label_specific": {"label_<name>": {f1_score, precision, recall, roc_auc, average_precision}},
@@ -367,7 +372,7 @@ def multilabel_metrics(
 
 
 def _one_class_notes(names: Sequence[str], positives: IntArray, rows: int) -> list[str]:
-    """A sentence for each label whose ranking is undefined."""
+    """One sentence for each label whose ranking is undefined."""
     notes = []
     for name, count in zip(names, positives, strict=True):
         if count in (0, rows):

@@ -1,9 +1,9 @@
 """Metrics that a user brings: plain functions of a predictions table.
 
 Decisions: a draw of patients repeats the rows of the drawn patients, so an own metric sees the same draws as the
-built-in ones and needs no knowledge of the bootstrap. `ValueError` and `ZeroDivisionError` on a draw or a subgroup mean
-"undefined there" (scikit-learn raises for one class); on the whole table they are an error. Values of every draw are
-stored with the evaluation, so that `laennec compare` needs no code of the user.
+built-in ones and needs no knowledge of the bootstrap. `ValueError` and `ZeroDivisionError` on a draw or a subgroup
+mean "undefined there" (scikit-learn raises for one class); on the whole table they are an error. Values of every draw
+are stored with the evaluation, so that `laennec compare` needs no code of the user.
 """
 
 import math
@@ -94,19 +94,33 @@ def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple
     return tuple(found)
 
 
-def bind_metrics(metrics: Sequence[Metric | str], table: pd.DataFrame, taken: Sequence[str]) -> OwnMetrics:
-    """Call every metric once on the whole table and note what it returns.
+def metric_table(predictions: Any) -> pd.DataFrame:
+    """The scored rows with the columns that `Metric` names."""
+    columns: dict[str, Any] = {}
+    for k, name in enumerate(predictions.label_names):
+        columns[f"true_{name}"] = predictions.truth[:, k]
+        columns[f"probability_{name}"] = predictions.probabilities[:, k]
+        columns[f"predicted_{name}"] = predictions.decided[:, k]
+    if predictions.class_names:
+        names = np.array(predictions.class_names)
+        columns |= {"true_class": names[predictions.true], "predicted_class": names[predictions.predicted]}
+    table: pd.DataFrame = predictions.table.assign(**columns)
+    return table
+
+
+def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Sequence[str]) -> OwnMetrics:
+    """Call every metric once on all rows and note the names that it returns.
 
     Args:
         metrics: Functions, or their dotted names.
-        table: The predictions table with the columns of `Metric`.
+        predictions: What `read_predictions` read.
         taken: Names of the built-in figures.
 
     Raises:
         InputError: A metric fails, returns other than {name: number}, or a name that is taken.
     """
     names: list[str] = []
-    functions = load_metrics(metrics)
+    functions, table = load_metrics(metrics), metric_table(predictions)
     for function in functions:
         title = getattr(function, "__name__", type(function).__name__)
         try:

@@ -1,25 +1,63 @@
-"""A run's operating point fitted anew, without training it again.
+"""The operating point of a finished run: fitted again, or fitted for smoothed predictions.
 
-Decisions: what is fitted on are the validation predictions that training stored, so nothing can be fitted on a test
-part; the model's weights stay as they are. What was fitted before stays in the run record, with how often the run had
-been scored by then, because a rule that is chosen after a look at test scores was chosen on them. Evaluations made
-before keep their own thresholds, and are no longer those of the model.
+Decisions: it is fitted on the validation predictions that training stored, never on a test split; the weights of the
+model do not change. The operating point of before stays in the run record, with the evaluations made by then, because
+a rule chosen after a look at test scores was chosen on them. Evaluations made before keep their own thresholds. A
+model without its run has no validation predictions: it takes a given strength of smoothing and keeps its own
+thresholds.
 """
 
 import datetime
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import pandas as pd
 
 from laennec.errors import InputError
-from laennec.evaluation.smoothed import VALIDATION, fitted_head, read_validation
+from laennec.evaluation.operating_point import (
+    Calibration,
+    ThresholdRule,
+    fit_operating_point,
+    logit_thresholds,
+    operating_point_of,
+    set_operating_point,
+)
+from laennec.evaluation.smoothing import (
+    Smoothing,
+    choose_smoothing,
+    compare_smoothing,
+    parse_smoothing,
+    smooth_predictions,
+)
 from laennec.files import atomic_write
-from laennec.training.recipe import HeadSettings, Recipe
-from laennec.training.record import read_run, write_record
-from laennec.training.tables import check_rule, fit_operating_point, operating_point_of
+from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
 
-RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
+VALIDATION = "predictions-validation.parquet"
+RULES = (*get_args(ThresholdRule), "none")
+
+
+@dataclass(frozen=True)
+class FittedRule:
+    """How an operating point was fitted: calibration, threshold rule (None: probability 0.5) and its sensitivity."""
+
+    calibration: str
+    threshold_rule: str | None
+    sensitivity: float
+
+
+def fitted_rule(run: Mapping[str, Any]) -> FittedRule:
+    """How a run's operating point was fitted last; the settings of its recipe where none was fitted."""
+    head, fitted = run["config"]["head"], run.get("operating_points") or {}
+    return FittedRule(
+        # records of early versions have no calibration: with a rule they had temperatures
+        calibration=fitted.get("calibration") or head.get("calibration", "temperature"),
+        threshold_rule=fitted["rule"] if "rule" in fitted else head.get("threshold_rule"),
+        sensitivity=fitted.get("sensitivity") or head.get("sensitivity", 0.9),
+    )
 
 
 def recalibrate(
@@ -35,11 +73,11 @@ def recalibrate(
         run: The folder of a finished run.
         calibration: "none", "temperature" or "platt"; None: as it was fitted before.
         threshold_rule: "youden", "f1", "icbhi", "sensitivity", or "none" for probability 0.5; None: as before.
-        sensitivity: What the rule "sensitivity" must find, 0 to 1; None: as before.
+        sensitivity: The sensitivity of rule "sensitivity", 0 to 1; None: as before.
         command: The literal command, for the record.
 
     Returns:
-        What was fitted, as in the run record's `operating_points`.
+        The fitted operating point, as in the run record's `operating_points`.
 
     Raises:
         InputError: No finished run with validation predictions, or settings that its head cannot have.
@@ -49,10 +87,8 @@ def recalibrate(
     predictions = read_validation(folder / VALIDATION)
     names = [config["id2label"][key] for key in sorted(config["id2label"], key=int)]
     multi_label = config.get("problem_type") == "multi_label_classification"
-    recipe = Recipe.from_record(record["config"], str(folder / "run.json"))
-    settings = _settings(recipe, fitted_head(record), calibration, threshold_rule, sensitivity)
-    check_rule(settings, names, multi_label)
-    fitted = fit_operating_point(predictions, names, multi_label, settings)
+    rule = _new_rule(fitted_rule(record), names, multi_label, calibration, threshold_rule, sensitivity)
+    fitted = fit_operating_point(predictions, names, multi_label, rule)
     record.setdefault("calibrations", []).append(
         {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -69,22 +105,33 @@ def recalibrate(
     return fitted
 
 
-def _settings(
-    recipe: Recipe, before: HeadSettings, calibration: str | None, rule: str | None, sensitivity: float | None
-) -> HeadSettings:
-    """What was given, and for the rest what was before, checked like a recipe's."""
-    if calibration not in (None, "none", "temperature", "platt"):
+def _new_rule(
+    before: FittedRule,
+    names: list[str],
+    multi_label: bool,
+    calibration: str | None,
+    rule: str | None,
+    sensitivity: float | None,
+) -> FittedRule:
+    """The given settings, and for the rest those of before, checked against the labels."""
+    if calibration is not None and calibration not in get_args(Calibration):
         raise InputError(f"--calibration {calibration}: it can be none, temperature or platt")
+    if calibration == "platt" and not multi_label:
+        raise InputError("--calibration platt: only for binary (yes/no) labels; single-label models take temperature")
     if rule not in (None, *RULES):
         raise InputError(f"--threshold-rule {rule}: it can be {', '.join(RULES)}")
-    chosen: dict[str, Any] = {
-        "head.calibration": calibration or before.calibration,
-        "head.threshold_rule": before.threshold_rule if rule is None else None if rule == "none" else rule,
-        "head.sensitivity": before.sensitivity if sensitivity is None else sensitivity,
-    }
-    if sensitivity is not None and chosen["head.threshold_rule"] != "sensitivity":
+    wanted = before.threshold_rule if rule is None else None if rule == "none" else rule
+    if multi_label and wanted == "icbhi" and set(names) != {"crackle", "wheeze"}:
+        raise InputError(
+            f"--threshold-rule icbhi: for crackle and wheeze, but the labels are {', '.join(names)}; take youden, f1 "
+            "or sensitivity"
+        )
+    if sensitivity is not None and wanted != "sensitivity":
         raise InputError(f"--sensitivity {sensitivity:g} is for --threshold-rule sensitivity; give both")
-    return recipe.with_overrides(chosen).head
+    if sensitivity is not None and not 0 < sensitivity <= 1:
+        raise InputError(f"--sensitivity {sensitivity:g}: it must be above 0 and at most 1")
+    chosen = before.sensitivity if sensitivity is None else sensitivity
+    return FittedRule(calibration or before.calibration, wanted, chosen)
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
@@ -98,8 +145,22 @@ def _model_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def format_fitted(fitted: dict[str, Any]) -> str:
-    """What was fitted, a line a label."""
+def read_validation(path: Path) -> pd.DataFrame:
+    """A run's stored validation predictions.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot read the validation predictions ({str(error).splitlines()[0]}); train the run again"
+        ) from error
+
+
+def format_fitted(fitted: Mapping[str, Any]) -> str:
+    """A fitted operating point as text, one line per label."""
     on = fitted["fitted_on"]
     rule = fitted["rule"] or "none (probability 0.5)"
     if fitted.get("sensitivity") is not None:
@@ -112,12 +173,99 @@ def format_fitted(fitted: dict[str, Any]) -> str:
         t, b = fitted["temperatures"][name], fitted["intercepts"][name]
         lines.append(f"  {name}: probability = sigmoid(logit / {t:.3f} {b:+.3f}), threshold {p:.3f}")
     if fitted["thresholds"] is None:
-        lines.append(
-            f"  one temperature: {next(iter(fitted['temperatures'].values())):.3f}; the likeliest class answers"
-        )
-    for figure in ("ece", "brier"):
+        temperature = next(iter(fitted["temperatures"].values()))
+        lines.append(f"  one temperature: {temperature:.3f}; the likeliest class is predicted")
+    for figure, title in (("ece", "ECE"), ("brier", "Brier score")):
         for name, before in fitted[f"{figure}_before"].items():
-            after = fitted[f"{figure}_after"][name]
-            said = " -> ".join("undefined" if v is None else f"{v:.4f}" for v in (before, after))
-            lines.append(f"  {name}, {'ECE' if figure == 'ece' else 'Brier score'}: {said}")
+            values = (before, fitted[f"{figure}_after"][name])
+            lines.append(f"  {name}, {title}: {' -> '.join('undefined' if v is None else f'{v:.4f}' for v in values)}")
     return "\n".join([*lines, *(f"note: {note}" for note in fitted["notes"])])
+
+
+def resolve_smoothing(
+    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0
+) -> Smoothing | None:
+    """Strength and operating point of smoothed predictions, for a run or a model.
+
+    Args:
+        wanted: "auto", "none", a strength, or None for none.
+        source: The folder of the run or model.
+        model: The model.
+        neighbours: Number of cycles on either side in the mean; 0 for the whole recording.
+
+    Returns:
+        None where nothing is to be smoothed.
+
+    Raises:
+        InputError: "auto" without a run's validation predictions, or an invalid value.
+    """
+    wanted = parse_smoothing(wanted)
+    if wanted is None:
+        return None
+    path = Path(source) / VALIDATION
+    if not path.exists():
+        if wanted == "auto":
+            raise InputError(
+                f"{source}: no {VALIDATION} there to choose the strength on; give the folder of a finished run, or a "
+                "strength: --smoothing 0.5"
+            )
+        return Smoothing(float(wanted))
+    config = model.config
+    validation, names = read_validation(path), config.label_names
+    chosen = None
+    if wanted == "auto":
+        kind: Any = "multi_label" if config.is_multi_label else "single_label"
+        chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
+    strength = chosen["strength"] if chosen else float(wanted)
+    record = Path(source) / "run.json"
+    rule = fitted_rule(read_record(record)) if record.exists() else None
+    if rule is None or rule.threshold_rule is None or not config.is_multi_label:
+        return Smoothing(strength, chosen)
+    smoothed = smooth_predictions(validation, names, strength, neighbours)
+    return Smoothing(strength, chosen, fit_operating_point(smoothed, names, True, rule))
+
+
+def smooth_model(
+    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0
+) -> tuple[float, str | None]:
+    """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
+
+    Args:
+        wanted: See `resolve_smoothing`.
+        source: The folder of the run or model.
+        model: The model, changed in place.
+        neighbours: See `resolve_smoothing`.
+
+    Returns:
+        The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
+
+    Raises:
+        InputError: As `resolve_smoothing`.
+    """
+    smoothing = resolve_smoothing(wanted, source, model, neighbours)
+    if smoothing is None:
+        return 0.0, None
+    origin = "chosen on validation" if smoothing.chosen else "as given"
+    thresholds = "the model's own thresholds, not fitted on smoothed predictions"
+    if smoothing.fitted:
+        set_operating_point(model.config, smoothing.fitted)
+        thresholds = "thresholds fitted on smoothed validation predictions"
+    over = f"{neighbours} cycle{'s' if neighbours > 1 else ''} on either side" if neighbours else "recordings"
+    return smoothing.strength, f"smoothing over {over}: strength {smoothing.strength:g}, {origin}; {thresholds}"
+
+
+def smoothing_section(smoothing: Smoothing, config: Any, table: pd.DataFrame, draws: int) -> dict[str, Any]:
+    """`compare_smoothing` with the thresholds of either side, and where they come from."""
+    fitted = smoothing.fitted
+    own = logit_thresholds(config)
+    section = compare_smoothing(
+        table,
+        smoothing.strength,
+        problem_type="multi_label" if config.is_multi_label else "single_label",
+        label_names=config.label_names,
+        thresholds=(own, fitted["thresholds"] if fitted else own),
+        n_draws=draws,
+    )
+    refitted = "thresholds of each side fitted on its own validation predictions"
+    said = refitted if fitted else "the model's own thresholds on both sides"
+    return section | {"chosen": smoothing.chosen, "fitted": fitted, "operating_points": said}

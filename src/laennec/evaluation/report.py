@@ -1,55 +1,69 @@
-"""The report, one page that holds a score together with what it is_frozen on.
+"""The report of an evaluation as one HTML page.
 
-Decisions: the page is rendered from the run record, the evaluation and its predictions, so it cannot say what was
-not recorded; a field that is missing is shown as "not recorded" instead of being left out. What needs the model or the
-recordings is handed in, or the page says how to get it. It is one file without scripts and without network: pictures
-and sounds are embedded, and a content policy forbids everything else. All values are escaped, because corpus metadata
-may hold HTML.
+Decisions: the page is rendered from the run record, the evaluation and its predictions; nothing is scored again. It
+is one file without scripts and without network: pictures and sounds are embedded, and a content policy forbids
+everything else. All values are escaped, because corpus metadata may hold HTML. `report` adds what needs the model and
+the recordings (the map of the embedding, the sounds of the worst errors); without them the page says what is missing
+and how to get it, but a folder that was named and does not hold the scored corpus is an error.
 """
 
-import base64
-import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
+import numpy as np
 
-from laennec.evaluation import report_sections, report_tables
-from laennec.evaluation.decision import decision_curves
-from laennec.evaluation.length import length_groups
-from laennec.evaluation.picture_style import DPI
-from laennec.evaluation.pictures import MOST_LABELS, evaluated_answers, length_floor, make_pictures
-from laennec.evaluation.report_facts import facts, run_warnings
-from laennec.evaluation.report_sections import Extras
+from laennec.errors import InputError
+from laennec.evaluation import report_sections as sections
+from laennec.evaluation.baselines import length_groups
+from laennec.evaluation.calibration import decision_curves
+from laennec.evaluation.evaluations import Evaluation, evaluation_folder, read_evaluation
+from laennec.evaluation.failures import true_text, worst_errors
+from laennec.evaluation.geometry import MOST_POINTS, embedding_map
+from laennec.evaluation.plots import MOST_LABELS, embedded_picture, evaluation_plots, figure_png
+from laennec.evaluation.plots_runs import learning_curves
+from laennec.evaluation.predictions import Predictions, read_evaluated
+from laennec.evaluation.report_details import Extras, errors_section, map_section
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.files import atomic_write
+from laennec.rendering import render_template
 
-_PIXELS_PER_INCH = 100
-_PICTURES = {
+_SAME_LOGIT = 0.05  # other machines and batch sizes round differently; another model differs by more
+_CAPTIONS = {
     "confusion": "Counts and row shares of the classes: rows are the truth, columns the prediction.",
     "label_confusion": "The label alone: rows are the truth, columns the prediction.",
-    "roc": "Cycles found against false alarms at every threshold; the dot is the decision that the scores above use.",
-    "precision_recall": "How many calls are right against how many cycles are found; the dot is the decision in use.",
+    "roc": "True positive rate against false positive rate at every threshold; dot: the threshold of the scores above.",
+    "precision_recall": "Precision against recall at every threshold; dot: the threshold of the scores above.",
     "reliability": "Predicted probability against observed frequency. Below the diagonal: probabilities too high.",
-    "decision": "What acting on the probabilities is worth: true calls per cycle, less false alarms at the price that "
-    "the threshold probability sets. The model helps where its line lies above both others; band: 95 % over patients.",
-    "length": "The ranking among cycles of like length, a tenth of the cycles each, with 95 % intervals.",
-    "subgroups": "The score in every subgroup with its interval; the band is the interval of all cycles.",
-    "training": "Loss by epoch, on training cycles unless it says validation.",
+    "decision": "Net benefit of acting on the probabilities: true positives per cycle, minus false positives at the "
+    "cost that the threshold probability sets. The model is useful where its line is above both others; band: 95 % "
+    "interval.",
+    "length": "AUROC among cycles of like length, a tenth of the cycles in each group, with 95 % intervals.",
+    "subgroups": "The score of every subgroup with its interval; the band is the interval over all cycles.",
+    "training": "Loss by epoch, on training cycles unless the legend says validation.",
     "validation_percent": "Scores on the validation patients by epoch.",
-    "validation_shares": "Figures of the labels on the validation patients by epoch.",
+    "validation_shares": "Per-label metrics on the validation patients by epoch.",
     "loss_terms": "Each term of the objective on its own scale, with its weight, as an average over the epoch.",
 }
+
+
+@dataclass(frozen=True)
+class Report:
+    """The path of a report, what is missing in it, and the number of sounds in it."""
+
+    path: Path
+    missing: tuple[str, ...]
+    sounds: int
 
 
 def write_report(
     folder: str | Path,
     run: Mapping[str, Any],
-    evaluation: dict[str, Any],
-    predictions: Any = None,
+    evaluation: Mapping[str, Any],
+    table: Any = None,
     *,
-    geometry: dict[str, Any] | None = None,
+    geometry: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html and its pictures.
 
@@ -57,7 +71,7 @@ def write_report(
         folder: Gets report.html and pictures/*.png.
         run: The run record (run.json); anything in it may be missing.
         evaluation: What `evaluate_predictions` returned.
-        predictions: The predictions table (DataFrame), for the curves; None leaves them out.
+        table: The predictions table (DataFrame), for the curves; None leaves them out.
         geometry: What `class_distances` returned, or evaluation["geometry"].
 
     Returns:
@@ -67,7 +81,7 @@ def write_report(
         InputError: The folder cannot be written.
     """
     folder = Path(folder)
-    page, pictures = make_page(run, evaluation, predictions, geometry=geometry)
+    page, pictures = make_page(run, evaluation, table, geometry=geometry)
     for name, content in pictures.items():
         with atomic_write(folder / "pictures" / f"{name}.png", "wb") as file:
             file.write(content)
@@ -78,10 +92,10 @@ def write_report(
 
 def make_page(
     run: Mapping[str, Any],
-    evaluation: dict[str, Any],
-    predictions: Any = None,
+    evaluation: Mapping[str, Any],
+    table: Any = None,
     *,
-    geometry: dict[str, Any] | None = None,
+    geometry: Mapping[str, Any] | None = None,
     extras: Extras | None = None,
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name.
@@ -89,122 +103,230 @@ def make_page(
     Args:
         run: The run record.
         evaluation: What `evaluate_predictions` returned.
-        predictions: The predictions table (DataFrame); None leaves out what needs it.
+        table: The predictions table (DataFrame); None leaves out what needs it.
         geometry: What `class_distances` returned, or evaluation["geometry"].
         extras: What needed the model and the recordings.
     """
     geometry = geometry or evaluation.get("geometry")
-    answers = None if predictions is None else evaluated_answers(predictions, evaluation)
-    lengths, curves = None, {}
-    if answers is not None and len(answers.label_names) <= MOST_LABELS:
+    predictions = None if table is None else read_evaluated(table, evaluation)
+    lengths: dict[str, Any] | None = None
+    curves: dict[str, Any] = {}
+    if predictions is not None and len(predictions.label_names) <= MOST_LABELS:
         draws = {name: (evaluation.get("bootstrap") or {}).get(name, 0) for name in ("n_draws", "seed")}
-        lengths, curves = length_groups(answers, **draws), decision_curves(answers, **draws)
-    pictures = make_pictures(evaluation, answers, run=dict(run), geometry=geometry, lengths=lengths, curves=curves)
-    sections = {
-        "geometry": report_sections.geometry_section(geometry) if geometry else None,
-        "length": report_sections.length_section(lengths, length_floor(evaluation), evaluation.get("duration_blind"))
-        if lengths
-        else None,
-        "decision": report_sections.decision_section(curves, evaluation),
-        "map": report_sections.map_section(answers, run, extras),
-        "errors": report_sections.errors_section(answers, evaluation, run, extras),
-    }
-    return render_report(run, evaluation, {name: _embedded(png) for name, png in pictures.items()}, sections), pictures
-
-
-def render_report(
-    run: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    pictures: Mapping[str, str] | None = None,
-    sections: Mapping[str, Any] | None = None,
-) -> str:
-    """The page as text.
-
-    Args:
-        run: The run record.
-        evaluation: What `evaluate_predictions` returned.
-        pictures: Data URIs by picture name.
-        sections: "geometry", "length", "decision", "map" and "errors" of `report_sections`; what is absent is left out.
-    """
-    shown = dict.fromkeys(("geometry", "length", "decision", "map", "errors")) | dict(sections or {})
-    captions = {name: _PICTURES[kind] for name in pictures or {} if (kind := name.rstrip("_0123456789")) in _PICTURES}
-    return render_template(
+        lengths, curves = length_groups(predictions, **draws), decision_curves(predictions, **draws)
+    figures = evaluation_plots(evaluation, predictions, geometry=geometry, lengths=lengths, curves=curves)
+    if run.get("history"):
+        figures |= learning_curves(run["history"], run.get("best_epoch"))
+    pictures = {name: figure_png(figure) for name, figure in figures.items()}
+    command = run.get("command")
+    page = render_template(
         "report.html",
         title=str(run.get("name") or "Evaluation"),
         created=run.get("created"),
         version=run.get("laennec_version") or (run.get("versions") or {}).get("laennec"),
-        part=(run.get("evaluated") or {}).get("split"),
+        split=(run.get("evaluated") or {}).get("split"),
         description=(run.get("config") or {}).get("description"),
-        command=_command(run.get("command")),
-        warnings=[*run_warnings(run), *evaluation.get("warnings", [])],
-        headline=report_tables.headline(evaluation),
-        tiles=report_tables.tiles(evaluation),
-        facts=facts(run, evaluation),
+        command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
+        warnings=[*sections.run_warnings(run), *evaluation.get("warnings", [])],
+        headline=sections.headline(evaluation),
+        tiles=sections.tiles(evaluation),
+        facts=sections.facts(run, evaluation),
         definitions=evaluation.get("definitions", {}),
-        floors=report_tables.floor_rows(evaluation),
-        smoothing=report_tables.smoothing(evaluation),
-        figures=report_tables.figure_rows(evaluation),
-        subgroups=report_tables.subgroup_tables(evaluation),
-        counts=evaluation.get("counts", {}),
         notes=evaluation.get("notes", []),
-        ece={
-            name: figure_text("ece", value) for name, value in evaluation.get("calibration", {}).get("ece", {}).items()
-        },
-        pictures={name: (uri, *_shown_size(uri)) for name, uri in (pictures or {}).items()},
-        captions=captions,
-        about=_PICTURES,
-        alts=report_sections.picture_texts(evaluation, captions),
-        history=report_tables.history(run),
-        records=report_tables.records(run, evaluation),
-        **shown,
+        baselines=sections.baseline_table(evaluation),
+        length=sections.length_section(lengths, evaluation) if lengths else None,
+        smoothing=sections.smoothing_section(evaluation),
+        decision=sections.decision_table(curves, evaluation),
+        subgroups=sections.subgroup_sections(evaluation),
+        errors=errors_section(predictions, evaluation, run, extras),
+        geometry=sections.geometry_section(geometry) if geometry else None,
+        map=map_section(predictions, run, extras),
+        history=sections.loss_table(run),
+        figures=sections.metric_groups(evaluation),
+        counts=sections.counts_and_calibration(evaluation),
+        records=sections.records(run, evaluation),
+        captions=_CAPTIONS,
+        pictures=_page_pictures(pictures, evaluation),
     )
+    return page, pictures
 
 
-def comparison_page(content: Mapping[str, Any], tables: Sequence[Mapping[str, Any]], pictures: Sequence[bytes]) -> str:
-    """The page of a comparison.
+def _page_pictures(pictures: Mapping[str, bytes], evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The pictures with a caption, embedded; their alternative text holds the main numbers."""
+    values, labels = evaluation.get("values", {}), evaluation.get("label_names", [])
+
+    def listed(kind: str) -> str:
+        names = [f"{label}.{kind}" for label in labels[:8]]
+        return "; ".join(f"{figure_name(n)} {figure_text(n, values.get(n))}" for n in names if n in values)
+
+    ece = list(((evaluation.get("calibration") or {}).get("ece") or {}).items())[:8]
+    numbers = {
+        "roc": listed("roc_auc"),
+        "precision_recall": listed("average_precision"),
+        "reliability": "; ".join(f"{name} ECE {figure_text('ece', value)}" for name, value in ece),
+    }
+    for k, label in enumerate(labels):
+        known = {kind: figure_text(kind, values.get(f"{label}.{kind}")) for kind in ("precision", "recall", "roc_auc")}
+        numbers[f"label_confusion_{k + 1}"] = f"{label}: precision {known['precision']}, recall {known['recall']}"
+        numbers[f"length_{k + 1}"] = f"{label}: AUROC of all cycles {known['roc_auc']}"
+        numbers[f"decision_{k + 1}"] = f"Label {label}."
+    found = {}
+    for name, png in pictures.items():
+        if caption := _CAPTIONS.get(name.rstrip("_0123456789")):
+            found[name] = embedded_picture(png, f"{caption} {numbers.get(name, '')}".strip()) | {"caption": caption}
+    return found
+
+
+def report(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    out: str | Path | None = None,
+    model: str | Path | None = None,
+    base: str | None = None,
+    corpus: Mapping[str, Any] | None = None,
+    audio: bool = True,
+    points: int = MOST_POINTS,
+) -> Report:
+    """Write the report of an evaluation, with the map of the embedding and the sounds of the worst errors.
 
     Args:
-        content: What compare.json holds.
-        tables: The same as text, a table for each figure.
-        pictures: A forest picture as PNG for each table.
+        source: A run's folder, or that of an evaluation.
+        split: The scored split; None where there is only one.
+        out: The file (.html), or a folder for report.html; None: in the evaluation's folder.
+        model: The model, if not in the run's folder.
+        base: The base of a head-only model.
+        corpus: Location of the corpus ("data_dir", "tables_dir", "allow_missing"), if not that of the run.
+        audio: Whether sounds are embedded; they are recordings of patients, and their licence may forbid it.
+        points: Largest number of points of the map.
+
+    Returns:
+        The path of the page, and what is missing in it.
+
+    Raises:
+        InputError: There is no evaluation, its files do not belong together, or a corpus or model that was named is
+            not the one that was scored.
     """
-    shown = []
-    for table, png in zip(tables, pictures, strict=True):
-        uri = _embedded(png)
-        width, height = _shown_size(uri)
-        said = "; ".join(f"{row['name']} {row['difference']}" for row in table["rows"] if row["difference"])
-        alt = f"{table['name']}, difference from {content['baseline']}: {said}"
-        shown.append({"uri": uri, "width": width, "height": height, "alt": alt})
-    names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
-    facts_shown = [(name.replace("_", " ").capitalize(), report_tables.shown_text(content[name])) for name in names]
-    left_out = [figure_name(name) for name in content["left_out"]]
-    return render_template(
-        "compare.html", content=content, tables=tables, pictures=shown, facts=facts_shown, left_out=left_out
-    )
+    folder = evaluation_folder(source, split)
+    evaluation = read_evaluation(folder)
+    extras = _extras(evaluation, model, base, corpus or {}, audio, points)
+    page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras=extras)
+    path = folder / "report.html" if out is None else Path(out)
+    if path.suffix.lower() not in (".html", ".htm"):
+        path = path / "report.html"
+    with atomic_write(path) as file:
+        file.write(page)
+    played = sum(sound.audio is not None for sound in extras.sounds.values())
+    return Report(path, tuple(extras.missing), played)
 
 
-def render_template(name: str, **values: Any) -> str:
-    """A page of ours as text that can be written as UTF-8, with every value escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("laennec", "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template(name).render(**values)
-    # half of a surrogate pair, as broken file names hold, is no character that a file can keep
-    return page.encode("utf-8", "replace").decode("utf-8")
+def _extras(
+    evaluation: Evaluation,
+    model: str | Path | None,
+    base: str | None,
+    corpus: Mapping[str, Any],
+    audio: bool,
+    points: int,
+) -> Extras:
+    """Map and sounds, as far as the recordings and the model are available."""
+    given = {name: value for name, value in corpus.items() if value is not None}
+    predictions = evaluation.predictions
+    try:
+        table, recipe = _scored_table(evaluation, given)
+        sounds = _sounds(predictions, table, audio)
+    except InputError as error:
+        if given:
+            raise
+        how = "no map of the embedding and no sounds; give the folder of the corpus: laennec report RUN --data-dir DIR"
+        return Extras(missing=[f"{_line(error)} ({how})"])
+    try:
+        embeddings = _embeddings(evaluation, table, recipe, model, base)
+    except InputError as error:
+        if model is not None or base is not None:
+            raise
+        how = "no map of the embedding; give the folder of the model: laennec report RUN --model DIR"
+        return Extras(None, sounds, [f"{_line(error)} ({how})"])
+    classes = [true_text(predictions, row) for row in range(len(predictions.table))]
+    places = embedding_map(embeddings, classes, most=points)
+    return Extras(places, sounds, [] if places is not None else ["Too few cycles for a map of the embedding."])
 
 
-def _embedded(png: bytes) -> str:
-    """A picture as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
-def _shown_size(uri: str) -> tuple[int, int]:
-    """Width and height of an embedded PNG on the page, so that letters are equally large in all of them."""
-    header = base64.b64decode(uri.partition(",")[2][:40])
-    width, height = struct.unpack(">II", header[16:24])
-    return round(width * _PIXELS_PER_INCH / DPI), round(height * _PIXELS_PER_INCH / DPI)
+def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The cycle table of the scored split, and the settings that it was read with."""
+    from laennec.corpora import provenance
+    from laennec.evaluation.evaluate import recipe_of
+    from laennec.training.split_data import load_splits
+
+    run, origin = evaluation.run, evaluation.origin
+    scored = (run["evaluated"].get("corpus") or {}).get("name")
+    wanted = dict(given)
+    if scored and scored != (run.get("config") or {}).get("corpus", {}).get("name"):
+        split_of = {"protocol": "protocol", "fold": "fold", "level": "level", "seed": "split_seed"}
+        wanted |= {"name": scored, **{key: origin.get(name) for name, key in split_of.items()}}
+    recipe = recipe_of(evaluation.folder, run, wanted)
+    where = recipe.corpus.data_dir
+    if where is not None and not Path(where).exists():  # reading a synthetic corpus would write it there
+        raise InputError(f"{where}: no such folder")
+    splits = load_splits(recipe)
+    here, there = provenance(splits).get("split_fingerprint"), origin.get("split_fingerprint")
+    if here != there:
+        raise InputError(
+            f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that was scored (split "
+            f"{str(here)[:12]}, scored on {str(there)[:12]}); give the same data"
+        )
+    if evaluation.split not in splits:
+        raise InputError(f"{recipe.corpus.name}: no split {evaluation.split} any more; evaluate the run again")
+    return splits[evaluation.split], recipe
 
 
-def _command(command: Any) -> str | None:
-    """The command line as one string."""
-    return " ".join(map(str, command)) if isinstance(command, list | tuple) else command
+def _places(predictions: Predictions, cycle_ids: Any) -> list[int]:
+    """The row of each predicted cycle in a table."""
+    place = {str(name): row for row, name in enumerate(cycle_ids)}
+    names = list(map(str, predictions.table.get("cycle_id", ())))
+    absent = [name for name in names if name not in place]
+    if absent or not names:
+        raise InputError(
+            f"the corpus does not hold the cycles that were scored ({(absent or ['no cycle_id'])[0]}); give the data "
+            "that the evaluation used"
+        )
+    return [place[name] for name in names]
+
+
+def _sounds(predictions: Predictions, table: Any, audio: bool) -> dict[int, Any]:
+    """Sounds and spectrograms of the worst errors, by row of the predictions."""
+    from laennec.evaluation.report_sounds import cycle_sounds
+
+    places = _places(predictions, table["cycle_id"])
+    rows = dict.fromkeys(row["row"] for group in worst_errors(predictions) for row in group["rows"])
+    return cycle_sounds(table, {row: places[row] for row in rows}, audio) if rows else {}
+
+
+def _embeddings(evaluation: Evaluation, table: Any, recipe: Any, model: str | Path | None, base: str | None) -> Any:
+    """The embedding of every scored cycle (cycles, dim), from a model with the stored predictions."""
+    from laennec.evaluation.evaluate import load_model, predict_split, settings_of_model
+
+    of_run = evaluation.folder.parent
+    source = model if model is not None else of_run if (of_run / "model").is_dir() else evaluation.run.get("name")
+    if source is None or not Path(source).is_dir():
+        raise InputError(f"{evaluation.folder}: there is no model beside the evaluation")
+    loaded, extractor = load_model(source, base)
+    run = evaluation.run if evaluation.run.get("trained_on") else None
+    settings_of_model(recipe, run, loaded, extractor, table)
+    again, embeddings, part = predict_split(loaded, extractor, table, evaluation.split, recipe)
+    stored = evaluation.predictions
+    places = _places(stored, part.table["cycle_id"])
+    for name in evaluation.metrics["output_names"]:
+        column = f"logit_{name}"
+        if column not in again.columns:
+            raise InputError(f"{source}: the model has no label {name}; give the model that was scored")
+        gap = np.abs(again[column].to_numpy(float)[places] - stored.table[column].to_numpy(float))
+        if gap.size and not float(gap.max()) <= _SAME_LOGIT:
+            raise InputError(
+                f"{source}: the predictions differ from those that were scored ({column} by up to {gap.max():.3g}); "
+                "give the model and the data that were scored, or evaluate again"
+            )
+    return embeddings[places]

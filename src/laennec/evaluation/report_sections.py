@@ -1,85 +1,373 @@
-"""The parts of a report that are more than a table or a picture.
+"""The content of a report: facts, scores and tables as text.
 
-Decisions: a map point says by its shape what was true, by being hollow that the answer was wrong, and by its colour
-what the reader chooses; nothing hangs on colour alone. The worst errors are listed with or without their sounds, and
-the page says which recordings it carries, because whoever passes it on passes them on.
+Decisions: numbers become text here, with the digits of their kind; the template only lays out. What was not recorded
+is shown as "not recorded", not left out. A split that leaks or has a caveat, and a selection on anything but
+validation patients are warnings before the score. A table is {"columns", "rows": [{"cells", "class"}]}; a cell is a
+text, or {"text", "note", "class", "bar"}.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from laennec.evaluation.embedding_map import HEIGHT, MARGIN, MOST_POINTS, WIDTH, colours_of
+from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
+from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.metrics import CLASSES
-from laennec.evaluation.pictures import thresholds_in_use
-from laennec.evaluation.predictions import Answers
-from laennec.evaluation.summary import figure_name, figure_text
-from laennec.evaluation.worst import said, worst_errors
+from laennec.evaluation.plots import length_alone, thresholds_in_use
+from laennec.evaluation.smoothing import shown_figures, signed
+from laennec.evaluation.summary import figure_name, figure_text, is_percent, own_names
 
-_SHAPES = 4
-_CLASS_COLOURS = {"crackle": 0, "wheeze": 1, "normal": 2, "both": 3}
-_COLOURINGS = (("device", "device"), ("patient_id", "patient"))
+NOT_RECORDED = "not recorded"
+Table = dict[str, Any]
+_COMPONENTS = {"se": "Se, exact class", "sp": "Sp"}
 _PROPERTIES = (
     ("intra", "mean", "Intra-class clustering", "mean distance within a class", "lower is tighter"),
-    ("intra", "cv", "Intra-class equidistance", "spread / mean within a class", "lower is more even"),
+    ("intra", "cv", "Intra-class equidistance", "st. dev. / mean within a class", "lower is more even"),
     ("inter", "mean", "Inter-class separation", "mean distance between classes", "1 is a right angle"),
-    ("inter", "cv", "Inter-class equidistance", "spread / mean between classes", "lower is more even"),
+    ("inter", "cv", "Inter-class equidistance", "st. dev. / mean between classes", "lower is more even"),
 )
 
 
-@dataclass(frozen=True)
-class Sound:
-    """A cycle to look at and to listen to.
+def shown_text(value: Any) -> str:
+    """A recorded value as text."""
+    if value is None or value == "" or value == {} or value == []:
+        return NOT_RECORDED
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {shown_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(shown_text(inner) for inner in value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
-    Attributes:
-        picture: Its mel spectrogram as a data URI.
-        seconds: How much of it is shown (and played).
-        whole: Whether that is all of it.
-        ticks: Frequencies on the picture, (text, percent from below).
-        audio: The sound as a data URI; None where it was left out.
-        gain_db: How much louder than recorded it plays.
+
+def seeds_of(run: Mapping[str, Any]) -> str:
+    """The seed of a run, or those of the members of an ensemble."""
+    return ", ".join(shown_text(one.get("seed")) for one in run.get("members") or [run.get("config") or {}])
+
+
+def epochs_kept(run: Mapping[str, Any]) -> str | None:
+    """The epoch that a run kept, or those of the members of an ensemble; None where none was chosen."""
+    kept = [one.get("best_epoch") for one in run.get("members") or [run]]
+    return ", ".join(f"{epoch:g}" for epoch in kept if isinstance(epoch, int | float)) or None
+
+
+def earlier_use(split: str, selection_set: Any) -> str | None:
+    """How a scored split of the training corpus was used before scoring; None where it was not."""
+    if split == "train":
+        return "was used for training"
+    return "was used to choose the epoch and the thresholds" if split == selection_set else None
+
+
+def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
+    corpus = run.get("corpus") or {}
+    return dict(corpus.get("provenance") or {}) if isinstance(corpus, Mapping) else {}
+
+
+def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Warnings about the run itself: split, leaks, selection, fingerprints."""
+    provenance, bad = _provenance(run), []
+    if provenance.get("stamp"):
+        bad.append(f"Caveat of this split: {shown_text(provenance['stamp'])}.")
+    if leaks := provenance.get("leaks"):
+        bad.append(f"Leak between the splits: {shown_text(leaks)}. Scores on this split are too high for new patients.")
+    selection = run.get("selection_set")
+    if selection is None:
+        bad.append("The patients on which the epoch and the thresholds were chosen are not recorded.")
+    elif str(selection) != "validation":
+        bad.append(
+            f"The model was selected on \u201c{selection}\u201d, not on validation patients: the score is too high."
+        )
+    corpus, trained, evaluated = run.get("corpus") or {}, run.get("trained_on"), run.get("evaluated")
+    if isinstance(trained, Mapping) and isinstance(evaluated, Mapping) and isinstance(corpus, Mapping):
+        use = earlier_use(str(evaluated.get("split")), selection) if trained.get("name") == corpus.get("name") else None
+        if use:
+            bad.append(f"This split {use}: its scores are no estimate for new patients.")
+    found = [{"level": "bad", "text": text} for text in bad]
+    if not (isinstance(corpus, Mapping) and corpus.get("fingerprint")) or not provenance.get("split_fingerprint"):
+        text = "The corpus or the split has no recorded fingerprint; others cannot check that they use the same data."
+        found.append({"level": "caution", "text": text})
+    return found
+
+
+def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What every score must name: data, split, selection, decision, intervals, seeds."""
+    corpus, provenance = run.get("corpus") or {}, _provenance(run)
+    draws, counts = evaluation.get("bootstrap", {}), evaluation.get("counts", {})
+    protocol = shown_text(provenance.get("protocol"))
+    if provenance.get("fold") is not None:
+        protocol += f", fold {provenance['fold']}"
+    scored = f"{counts.get('cycles', 0):,} cycles, {draws.get('patients', counts.get('patients'))} patients"
+    if counts.get("unlabelled"):
+        scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
+    interval = NOT_RECORDED
+    if draws:
+        interval = f"95 %, patient-clustered bootstrap: percentiles of {draws['n_draws']:,} draws of patients, "
+        interval += f"seed {draws['seed']}"
+    thresholds = evaluation.get("thresholds")
+    decision = "the likeliest class"
+    if thresholds is not None:
+        texts = (f"{name} where logit > {t:.3f} (raw probability {sigmoid(t):.3f})" for name, t in thresholds.items())
+        decision = "; ".join(texts)
+    split = (run.get("evaluated") or {}).get("split")
+    times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
+    caveat = "none" if provenance and not provenance.get("stamp") else shown_text(provenance.get("stamp"))
+    return [
+        ("Corpus", shown_text(corpus.get("name"))),
+        ("Corpus fingerprint", shown_text(corpus.get("fingerprint"))),
+        ("Protocol", protocol),
+        ("Caveats of the split", caveat),
+        ("Split fingerprint", shown_text(provenance.get("split_fingerprint"))),
+        ("Selection set", shown_text(run.get("selection_set"))),
+        ("Split", shown_text(split) + (f", scored {times} times by this run" if times > 1 else "")),
+        ("Scored", scored),
+        ("Decision", decision),
+        ("Intervals", interval),
+        ("Seeds", shown_text(run.get("seeds"))),
+        ("Epoch kept", shown_text(epochs_kept(run))),
+    ]
+
+
+def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The main score with its components and its definition."""
+    name = evaluation["headline"]
+    family = name.split(".")[0]
+    parts = [f"{family}.{part}" for part in ("Se", "Sp", "SE", "SP") if f"{family}.{part}" in evaluation["values"]]
+    lines = [_figure(evaluation, part) | {"name": _COMPONENTS[part.split(".")[1].lower()]} for part in parts]
+    return _figure(evaluation, name) | {
+        "definition": evaluation.get("definitions", {}).get(family), "parts": lines, "note": None,
+    }  # fmt: skip
+
+
+def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """AUROC, AP and F1 of each label (of the first four), with the share of cycles that have it."""
+    found = []
+    for label in evaluation["label_names"][:4]:
+        share = evaluation["counts"]["labels"].get(label, 0) / max(evaluation["counts"]["cycles"], 1)
+        parts = [_figure(evaluation, f"{label}.{kind}") for kind in ("average_precision", "f1")]
+        note = f"present in {100 * share:.0f} % of the cycles"
+        found.append(_figure(evaluation, f"{label}.roc_auc") | {"parts": parts, "note": note, "definition": None})
+    return found
+
+
+def _figure(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """One metric as text: name, value, interval, unit."""
+    bounds = (evaluation.get("intervals") or {}).get(name)
+    digits = 1 if is_percent(name) else 3
+    return {
+        "name": figure_name(name),
+        "value": figure_text(name, evaluation["values"].get(name)),
+        "interval": f"{bounds[0]:.{digits}f} to {bounds[1]:.{digits}f}" if bounds else None,
+        "unit": "%" if is_percent(name) and evaluation["values"].get(name) is not None else "",
+    }
+
+
+def _cell(name: str, value: float | None, bounds: Sequence[float] | None = None, sign: str = "") -> dict[str, Any]:
+    """A metric's value with its interval as the note of the cell; a dash where it is undefined."""
+    digits = 1 if is_percent(name) else 3
+    note = f"[{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]" if bounds else None
+    return {"text": "–" if value is None else f"{value:{sign}.{digits}f}", "note": note}
+
+
+def _row(*cells: Any, kind: str = "") -> dict[str, Any]:
+    return {"cells": list(cells), "class": kind}
+
+
+def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
+    """The model and its baselines as bars on one scale, with the AUROC of each label beside them."""
+    rows, name = evaluation.get("floors") or [], evaluation["headline"]
+    if not rows:
+        return None
+    areas = [f"{label}.roc_auc" for label in evaluation["label_names"]][:4]
+    extra = [figure for figure in ("sprsound.Score",) if figure in evaluation["values"] and figure != name]
+    others = [*extra, *areas]
+    scale = 1.0 if is_percent(name) else 100.0
+
+    def line(title: Any, values: Mapping[str, Any], intervals: Mapping[str, Any], gain: Any, kind: str) -> Any:
+        value, bounds = values.get(name), intervals.get(name)
+        cell = _cell(name, value, bounds)
+        if value is not None:
+            cell["bar"] = {"width": round(scale * value, 2)}
+        if value is not None and bounds:
+            cell["bar"] |= {"low": round(scale * bounds[0], 2), "span": round(scale * (bounds[1] - bounds[0]), 2)}
+        rest = [figure_text(figure, values.get(figure)) if values else "" for figure in others]
+        return _row(title, cell, gain, *rest, kind=kind)
+
+    lines = [line("this model", evaluation["values"], evaluation.get("intervals") or {}, "", "model")]
+    for row in rows:
+        title = {"text": row["name"], "note": row["what"]}
+        lines.append(line(title, row["values"], row["intervals"], _gain(row.get("advantage")), "baseline"))
+        if row.get("skipped"):
+            lines[-1]["cells"][1] = {"text": f"not computed: {row['skipped']}", "class": "wordy"}
+    columns = ["", figure_name(name), "model minus baseline", *map(figure_name, others)]
+    return {"columns": columns, "rows": lines, "score": figure_name(name)}
+
+
+def _gain(gain: Mapping[str, Any] | None) -> dict[str, Any] | str:
+    """The difference of the model from a baseline, and whether its interval is above 0."""
+    if gain is None:
+        return ""
+    bounds = gain["interval"]
+    clear = gain["value"] > 0 and (bounds is None or bounds[0] > 0)
+    note = f"[{bounds[0]:+.1f}, {bounds[1]:+.1f}]" if bounds else None
+    return {"text": f"{gain['value']:+.1f}", "note": note, "class": "sure" if clear else "unsure"}
+
+
+def length_section(lengths: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """AUROC within groups of like length and on segments of one length, as tables."""
+    names, alone = list(lengths["overall"]["values"]), length_alone(evaluation)
+    segments = evaluation.get("duration_blind")
+    seconds = f"{segments['seconds']:g}" if segments else None
+    summary = []
+    for name in names:
+        cells = [_cell("", lengths[k]["values"][name], lengths[k]["intervals"][name]) for k in ("overall", "within")]
+        if segments:
+            cells.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
+        summary.append(_row(name, *cells, _cell("", alone.get(name)) if name in alone else "not computed"))
+    middle = [f"middle {seconds} s"] if segments else []
+    rows = []
+    for group in lengths["groups"]:
+        cells = [f"{group['cycles']:,}", str(group["patients"])]
+        for name in names:
+            area = _cell("", group["values"][name], group["intervals"][name])
+            cells += [str(group["positives"][name]), area]  # type: ignore[list-item]
+        rows.append(_row(f"{group['low_s']:.2f}–{group['high_s']:.2f} s", *cells))
+    columns = [column for name in names for column in (f"with {name}", f"{name} AUROC")]
+    return {
+        "summary": {
+            "columns": ["label", "all cycles", "within like lengths", *middle, "event length alone"],
+            "rows": summary,
+        },
+        "groups": {"columns": ["length", "cycles", "patients", *columns], "rows": rows},
+        "seconds": seconds,
+    }
+
+
+def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The comparison without and with smoothing; None where there is none."""
+    section = evaluation.get("smoothing")
+    if not section:
+        return None
+    rows = []
+    for name in shown_figures(section):
+        row = section["figures"][name]
+        sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
+        rows.append(_row(figure_name(name), *sides, signed(name, row["difference"])))
+    return {
+        "table": {"columns": ["", "without", "with", "difference, same draws of patients"], "rows": rows},
+        "strength": section["strength"],
+        "how": "chosen on validation" if section.get("chosen") else "as given",
+        "operating_points": section.get("operating_points", "the same thresholds on both sides"),
+        "recordings": section["recordings"],
+        "lone_cycles": section["lone_cycles"],
+    }
+
+
+def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table | None:
+    """Net benefit of each label at the threshold in use, and its calibration error.
+
+    Args:
+        curves: What `decision_curves` returned.
+        evaluation: What `evaluate_predictions` returned.
     """
+    in_use, ece = thresholds_in_use(evaluation), (evaluation.get("calibration") or {}).get("ece") or {}
+    rows = []
+    for name, curve in curves.items():
+        error = figure_text("ece", ece.get(name))
+        if name not in in_use:
+            rows.append(_row(name, "–", "–", "–", error))
+            continue
+        place = min(range(len(curve["thresholds"])), key=lambda k: abs(curve["thresholds"][k] - in_use[name]))
+        value, everyone = curve["model"][place], curve["treat_all"][place]
+        helps = "above" if value > max(everyone, 0.0) else "no better than"
+        first = {"text": name, "note": f"{helps} acting on all or none"}
+        benefit = _cell("", value, curve["intervals"][place], "+")
+        rows.append(_row(first, f"{in_use[name]:.2f}", benefit, f"{everyone:+.3f}", error))
+    columns = ["label", "threshold", "net benefit", "acting on all", "ECE"]
+    return {"columns": columns, "rows": rows} if rows else None
 
-    picture: str
-    seconds: float
-    whole: bool
-    ticks: Sequence[tuple[str, float]]
-    audio: str | None = None
-    gain_db: float = 0.0
+
+def subgroup_sections(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table for each grouping."""
+    sections = []
+    for grouping, rows in (evaluation.get("subgroups") or {}).items():
+        columns = list(rows[0]["values"]) if rows else []
+        columns = sorted(columns, key=lambda name: (name != evaluation["headline"], name.endswith("_macro")))
+        rough = [MIN_PATIENTS <= row["patients"] < FEW_PATIENTS for row in rows]
+        lines = []
+        for row, few in zip(rows, rough, strict=True):
+            note = None if row["intervals"].get(evaluation["headline"]) else row["note"]
+            cells = [_cell(name, row["values"].get(name), row["intervals"].get(name)) for name in columns]
+            first = {"text": row["value"], "note": note}
+            lines.append(_row(first, f"{row['cycles']:,}", f"{row['patients']}{' †' if few else ''}", *cells))
+        title = grouping.replace("_", " ")
+        names = [title, "cycles", "patients", *map(figure_name, columns)]
+        sections.append({"title": title, "rough": any(rough), "table": {"columns": names, "rows": lines}})
+    return sections
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a report has only where the model and the recordings are at hand.
+def metric_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every metric, grouped by family and label."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    own = own_names(evaluation)
+    titles = {"icbhi": "ICBHI", "any_abnormal": "Any abnormal (not the ICBHI Score)", "sprsound": "SPRSound scoring"}
+    for name in evaluation["values"]:
+        family = name.split(".")[0]
+        label = family if family in evaluation["label_names"] else None
+        others = f"{label.capitalize()} alone" if label else "All classes and labels"
+        group = "Own metrics" if name in own else titles.get(family, others)
+        groups.setdefault(group, []).append(_figure(evaluation, name))
+    if macro := evaluation.get("scores", {}).get("macro_one_vs_rest"):
+        of_lungs = {"icbhi.Score", "sprsound.Score"} & set(evaluation["values"])
+        title = "Macro one-vs-rest" + (" (often misnamed ICBHI Score)" if of_lungs else "")
+        groups[title] = [
+            {"name": f"macro {key}", "value": figure_text("uar", value), "interval": None, "unit": "%" if value else ""}
+            for key, value in macro.items()
+        ]
+    order = list(titles.values())
+    names = sorted(groups, key=lambda title: order.index(title) if title in order else len(order))
+    return [{"title": title, "rows": groups[title]} for title in names]
 
-    Attributes:
-        places: Rows of the answers' table on the map (points,) and their places (points, 2) in 0..1; None for no map.
-        sounds: Sounds by row of the answers' table.
-        with_audio: Whether the sounds are in the page.
-        missing: What could not be made, and how to get it.
-    """
 
-    places: tuple[Any, Any] | None = None
-    sounds: Mapping[int, Sound] = field(default_factory=dict)
-    with_audio: bool = False
-    missing: Sequence[str] = ()
+def counts_and_calibration(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Numbers of cycles by class (or label), and calibration errors."""
+    counts = evaluation.get("counts", {})
+    rows = [(f"{name} cycles", f"{count:,}") for name, count in counts.get("classes", {}).items()]
+    rows = rows or [(f"cycles with {name}", f"{count:,}") for name, count in counts.get("labels", {}).items()]
+    names = {"answered class": "predicted class"}
+    ece = (evaluation.get("calibration") or {}).get("ece") or {}
+    return rows + [(f"{names.get(n, n)} ECE (15 bins)", figure_text("ece", value)) for n, value in ece.items()]
+
+
+def loss_table(run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Loss terms by epoch: the first, the kept and the last epochs, at most twelve rows."""
+    history: Sequence[Mapping[str, Any]] = run.get("history") or []
+    if not history:
+        return None
+    best = run.get("best_epoch")
+    terms = list(dict.fromkeys(name for entry in history for name in entry.get("loss_terms") or {}))
+    step = max(1, -(-len(history) // 10))
+    chosen = [e for k, e in enumerate(history) if k % step == 0 or k == len(history) - 1 or e.get("epoch") == best]
+    rows = []
+    for entry in chosen:
+        losses = entry.get("loss_terms") or {}
+        values = (entry.get("loss"), *(losses.get(term) for term in terms))
+        cells = [f"{v:.4f}" if isinstance(v, float) else shown_text(v) for v in values]
+        kept = best is not None and entry.get("epoch") == best
+        rows.append(_row(shown_text(entry.get("epoch")), *cells, kind="kept" if kept else ""))
+    return {"table": {"columns": ["epoch", "total", *terms], "rows": rows}, "epochs": len(history)}
 
 
 def geometry_section(geometry: Mapping[str, Any]) -> dict[str, Any]:
     """The four properties as text, and the distances between classes as shaded cells."""
     properties = four_properties(geometry)
-    lines = [
-        {
-            "name": name,
-            "what": what,
-            "better": better,
-            "value": figure_text("cv", properties[kind][key]),
-            "note": f"st. dev. {figure_text('sd', properties[kind]['sd'])}, "
-            f"variance {figure_text('sd', properties[kind]['variance'])}, {properties[kind]['pairs']:,} pairs",
-        }
-        for kind, key, name, what, better in _PROPERTIES
-    ]
+    lines = []
+    for kind, key, name, what, better in _PROPERTIES:
+        found = properties[kind]
+        note = f"st. dev. {figure_text('sd', found['sd'])}, variance {figure_text('sd', found['variance'])}, "
+        note += f"{found['pairs']:,} pairs"
+        value = figure_text("cv", found[key])
+        lines.append({"name": name, "what": what, "better": better, "value": value, "note": note})
     titles = (("mean", "Mean of d = 1 − cos"), ("cv", "Coefficient of variation of d"))
     return {
         "properties": lines,
@@ -90,7 +378,7 @@ def geometry_section(geometry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shaded(values: Sequence[Sequence[float | None]]) -> list[list[dict[str, Any]]]:
-    """Cells with a depth of colour from 0 to 100 percent of the largest value."""
+    """Cells with a depth of colour from 0 to 88, relative to the largest value."""
     top = max((v for row in values for v in row if v is not None), default=0.0) or 1.0
     return [
         [
@@ -101,225 +389,19 @@ def _shaded(values: Sequence[Sequence[float | None]]) -> list[list[dict[str, Any
     ]
 
 
-def length_section(
-    lengths: Mapping[str, Any], floor: Mapping[str, float | None], blind: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """AUROC within groups of like length, and on stretches of one length, as text."""
-    names = list(lengths["overall"]["values"])
-    rows = [
-        {
-            "span": f"{group['low_s']:.2f}–{group['high_s']:.2f} s",
-            "cycles": group["cycles"],
-            "patients": group["patients"],
-            "cells": [
-                (group["positives"][name], *_with_bounds(group["values"][name], group["intervals"][name]))
-                for name in names
-            ],
-        }
-        for group in lengths["groups"]
-    ]
-    summary = [
-        {
-            "label": name,
-            "overall": _with_bounds(lengths["overall"]["values"][name], lengths["overall"]["intervals"][name]),
-            "within": _with_bounds(lengths["within"]["values"][name], lengths["within"]["intervals"][name]),
-            "floor": _with_bounds(floor.get(name), None)[0] if name in floor else "not computed",
-            "blind": _with_bounds(blind["values"].get(f"{name}.roc_auc"), None)[0] if blind else None,
-        }
-        for name in names
-    ]
-    return {"labels": names, "rows": rows, "summary": summary, "blind_s": f"{blind['seconds']:g}" if blind else None}
+def records(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rest of the run record, flattened to lines."""
+    titles = {"config": "Configuration", "versions": "Versions", "hardware": "Hardware", "timings": "Timings"}
+    found = [{"title": title, "rows": _flat(run[key])} for key, title in titles.items() if run.get(key)]
+    if provenance := _provenance(run):
+        found.insert(0, {"title": "Provenance of the data", "rows": _flat(provenance)})
+    if evaluation.get("fitted"):
+        found.append({"title": "Thresholds and temperatures", "rows": _flat(evaluation["fitted"])})
+    return found
 
 
-def _with_bounds(value: float | None, bounds: Sequence[float] | None) -> tuple[str, str | None]:
-    """A value and its interval as texts."""
-    text = "–" if value is None else f"{value:.3f}"
-    return text, f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else None
-
-
-def decision_section(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What each label's probabilities are worth at the threshold in use, as text.
-
-    Args:
-        curves: What `decision_curves` returned.
-        evaluation: What `evaluate_predictions` returned.
-    """
-    in_use, ece = thresholds_in_use(dict(evaluation)), (evaluation.get("calibration") or {}).get("ece") or {}
-    rows = []
-    for name, curve in curves.items():
-        row: dict[str, Any] = {"label": name, "ece": figure_text("ece", ece.get(name))}
-        if name in in_use:
-            place = min(range(len(curve["thresholds"])), key=lambda k: abs(curve["thresholds"][k] - in_use[name]))
-            value, everyone = curve["model"][place], curve["treat_all"][place]
-            bounds = curve["intervals"][place]
-            row |= {
-                "threshold": f"{in_use[name]:.2f}",
-                "value": f"{value:+.3f}",
-                "bounds": f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]" if bounds else None,
-                "everyone": f"{everyone:+.3f}",
-                "helps": value > max(everyone, 0.0),
-            }
-        rows.append(row)
-    return rows
-
-
-def map_section(answers: Answers | None, run: Mapping[str, Any], extras: Extras | None) -> dict[str, Any] | None:
-    """The points of the map with their colours and legends; what is missing where there is none."""
-    if answers is None:
-        return None
-    if extras is None or extras.places is None:
-        return {"points": [], "missing": _missing(extras, "the map of the embedding", run)}
-    rows, places = [int(row) for row in extras.places[0]], extras.places[1]
-    truth = [said(answers, row, answers.true, answers.truth) for row in rows]
-    given = [said(answers, row, answers.predicted, answers.decided) for row in rows]
-    order = list(answers.class_names) or sorted(set(truth))
-    colourings = [_class_colouring(truth)]
-    for column, title in _COLOURINGS:
-        if column in answers.table.columns and answers.table[column].notna().any():
-            cells = answers.table[column].astype(object).where(answers.table[column].notna(), None)
-            numbers, legend = colours_of([cells.iloc[row] for row in rows])
-            colourings.append({"title": title, "numbers": numbers, "legend": _legend(legend)})
-    points: list[dict[str, Any]] = [
-        {
-            "x": round(MARGIN + (WIDTH - 2 * MARGIN) * float(x), 1),
-            "y": round(MARGIN + (HEIGHT - 2 * MARGIN) * float(1 - y), 1),
-            "shape": order.index(truth[k]) % _SHAPES if len(order) <= _SHAPES else 0,
-            "colours": [c["numbers"][k] for c in colourings],
-            "wrong": truth[k] != given[k],
-            "text": f"{truth[k]}, answered {given[k]}; {_where(answers.table.iloc[row])}",
-        }
-        for k, (row, (x, y)) in enumerate(zip(rows, places, strict=True))
-    ]
-    points.sort(key=lambda point: point["wrong"])  # what is wrong lies on top
-    shapes = [{"name": name, "shape": k} for k, name in enumerate(order)] if len(order) <= _SHAPES else []
-    return {
-        "points": points,
-        "colourings": [{"title": c["title"], "legend": c["legend"]} for c in colourings],
-        "shapes": shapes,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "shown": len(points),
-        "of": len(answers.table),
-        "most": MOST_POINTS,
-        "wrong": sum(point["wrong"] for point in points),
-    }
-
-
-def _class_colouring(truth: Sequence[str]) -> dict[str, Any]:
-    """Colours by true class; crackle and wheeze have those of every picture."""
-    if not set(truth) <= set(CLASSES):
-        numbers, legend = colours_of(truth)
-        return {"title": "true class", "numbers": numbers, "legend": _legend(legend)}
-    counts = [(name, truth.count(name), _CLASS_COLOURS[name]) for name in CLASSES if name in truth]
-    return {"title": "true class", "numbers": [_CLASS_COLOURS[name] for name in truth], "legend": _legend(counts)}
-
-
-def _legend(entries: Sequence[tuple[str, int, int | None]]) -> list[dict[str, Any]]:
-    return [{"name": name, "count": count, "number": number} for name, count, number in entries]
-
-
-def _where(row: Any) -> str:
-    """Where a cycle comes from, as text: what the table knows of recording, times, patient and device."""
-    parts = []
-    if _known(row, "recording_id"):
-        parts.append(f"recording {row['recording_id']}")
-    if _known(row, "start_s") and _known(row, "end_s"):
-        parts.append(f"{row['start_s']:.2f}–{row['end_s']:.2f} s")
-    parts += [
-        f"{title} {row[name]}" for name, title in (("patient_id", "patient"), ("device", "device")) if _known(row, name)
-    ]
-    return ", ".join(parts)
-
-
-def _known(row: Any, name: str) -> bool:
-    return name in row.index and bool(row[[name]].notna().all())
-
-
-def errors_section(
-    answers: Answers | None, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras | None
-) -> dict[str, Any] | None:
-    """The worst errors with what there is to see and hear of them."""
-    if answers is None:
-        return None
-    sounds = extras.sounds if extras is not None else {}
-    thresholds = None if answers.thresholds is None else thresholds_in_use(dict(evaluation))
-    groups = worst_errors(answers)
-    for group in groups:
-        for row in group["rows"]:
-            row["sound"] = sounds.get(row["row"])
-            row["said"] = _said(row, thresholds)
-            row["times"] = _times(row)
-            row["about"] = _about(row)
-    listed = {row["row"]: row["sound"] for group in groups for row in group["rows"]}  # some are in two lists
-    heard = [sound for sound in listed.values() if sound is not None and sound.audio is not None]
-    corpus = (run.get("corpus") or {}).get("name") if isinstance(run.get("corpus"), Mapping) else None
-    return {
-        "groups": groups,
-        "heard": len(heard),
-        "seconds": round(sum(sound.seconds for sound in heard)),
-        "corpus": corpus or "the corpus",
-        "silenced": bool(sounds) and not heard,
-        "missing": _missing(extras, "sounds and spectrograms", run) if groups and not sounds else [],
-    }
-
-
-def _said(row: Mapping[str, Any], thresholds: Mapping[str, float] | None) -> str:
-    """What probability a label was given, and from where on it is called."""
-    text = f"{row['label']} {_percent(row['probability'])}"
-    if thresholds is None:
-        return text
-    return f"{text}, called above {_percent(thresholds[row['label']])}"
-
-
-def _percent(share: float) -> str:
-    text = f"{100 * share:.1f}" if 0.001 <= share <= 0.999 else ("< 0.1" if share < 0.5 else "> 99.9")
-    return f"{text} %".replace(" ", "\u00a0")
-
-
-def _times(row: Mapping[str, Any]) -> str | None:
-    if row.get("start_s") is None or row.get("end_s") is None:
-        return None
-    return f"{row['start_s']:.2f}–{row['end_s']:.2f} s ({row['end_s'] - row['start_s']:.2f} s long)"
-
-
-def _about(row: Mapping[str, Any]) -> str:
-    """What is known of patient and place."""
-    names = (("patient_id", "patient"), ("sex", ""), ("age_years", ""), ("chest_location", "at"), ("device", ""))
-    parts = []
-    for name, title in names:
-        value = row.get(name)
-        if value is not None:
-            text = f"{value:g} years" if name == "age_years" else str(value)
-            parts.append(f"{title} {text}".strip())
-    return ", ".join(parts)
-
-
-def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[str]:
-    """Why something is not in the page."""
-    if extras is not None and extras.missing:
-        return list(extras.missing)
-    part = (run.get("evaluated") or {}).get("split")
-    command = "laennec report RUN" + (f" --split {part}" if part else "")
-    return [f"For {what}: {command}, where the corpus is at hand."]
-
-
-def picture_texts(evaluation: Mapping[str, Any], captions: Mapping[str, str]) -> dict[str, str]:
-    """What each picture shows, in words with its main numbers, for those who do not see it."""
-    values, labels = evaluation.get("values", {}), evaluation.get("label_names", [])
-
-    def listed(kind: str) -> str:
-        names = [f"{label}.{kind}" for label in labels[:8]]
-        return "; ".join(f"{figure_name(n)} {figure_text(n, values.get(n))}" for n in names if n in values)
-
-    ece = (evaluation.get("calibration") or {}).get("ece") or {}
-    numbers = {
-        "roc": listed("roc_auc"),
-        "precision_recall": listed("average_precision"),
-        "reliability": "; ".join(f"{name} ECE {figure_text('ece', value)}" for name, value in list(ece.items())[:8]),
-    }
-    for k, label in enumerate(labels):
-        known = {kind: figure_text(kind, values.get(f"{label}.{kind}")) for kind in ("precision", "recall", "roc_auc")}
-        numbers[f"label_confusion_{k + 1}"] = f"{label}: precision {known['precision']}, recall {known['recall']}"
-        numbers[f"length_{k + 1}"] = f"{label}: AUROC of all cycles {known['roc_auc']}"
-        numbers[f"decision_{k + 1}"] = f"Label {label}."
-    return {name: f"{text} {numbers.get(name, '')}".strip() for name, text in captions.items()}
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as ("a.b", text) lines."""
+    if isinstance(value, Mapping) and value:
+        return [line for key, inner in value.items() for line in _flat(inner, f"{name}.{key}" if name else str(key))]
+    return [(name or "value", "none" if value is None or value in ("", [], {}) else shown_text(value))]

@@ -1,34 +1,68 @@
-"""A cycle's answer mixed with that of its whole recording.
+"""Smoothing of a cycle's logits over its recording.
 
-Decisions: one rule with one number, `logit + strength * (mean logit of the recording - logit)`: soundscape work in
-bioacoustics mixes a window's score with that of its file in this way, and crackles and wheezes come back from breath to
-breath. The mean is of log-odds, so it is the recording's geometric mean odds, and for a softmax a constant added to a
-row changes nothing. The mean can be of the nearest few cycles instead (`neighbours` on either side, fewer at the edges
-of a recording), which needs a width besides a strength: for recordings of minutes and hours, where the chest and the
-place change, and where no answer should wait for the end. Strength 0 is no smoothing to the bit, a lone cycle is its
-own mean, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings can change an
-answer. The mean of a recording needs the whole of it: it is not for streaming. The strength is chosen on validation by
-the mean AUROC of the labels, which no threshold can disturb; thresholds and temperatures are fitted again on what
-smoothing leaves.
+Decisions: one rule with one number, `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a
+window's score with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean
+odds, and for a softmax a constant added to a row changes nothing. The mean can be over the nearest cycles instead
+(`neighbours` on either side, fewer at the edges), for recordings of minutes and hours. Strength 0 changes no bit, a
+lone cycle is its own mean, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings
+change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend on
+thresholds; thresholds and temperatures are fitted again on the smoothed validation predictions.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, patient_codes
-from laennec.evaluation.metrics import FloatArray, Thresholds
-from laennec.evaluation.predictions import ProblemType, answer_statistics, point_values, read_predictions
+from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
+from laennec.evaluation.operating_point import refuse_test_split
+from laennec.evaluation.predictions import ProblemType, point_values, read_predictions, statistics_of
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 
 RULE = "recording-mean"
 NEIGHBOUR_RULE = "neighbour-mean"
 STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
 _SHOWN = ("icbhi.Score", "icbhi.Sp", "icbhi.Se", "sprsound.Score", "accuracy", "uar", "roc_auc_macro", "f1_macro")
+
+
+@dataclass
+class Smoothing:
+    """A strength with its origin.
+
+    Attributes:
+        strength: 0 to 1.
+        chosen: What `choose_smoothing` returned; None where the strength was given.
+        fitted: What `fit_on_validation` returned for the smoothed validation predictions; None where the model's own
+            thresholds and temperatures are used.
+    """
+
+    strength: float
+    chosen: dict[str, Any] | None = None
+    fitted: dict[str, Any] | None = None
+
+
+def parse_smoothing(text: str | float | None) -> str | float | None:
+    """The value of `--smoothing`: "auto", a strength, or None for none.
+
+    Raises:
+        InputError: Another value.
+    """
+    if text is None or text == "none":
+        return None
+    if text == "auto":
+        return "auto"
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength <= 1:
+        raise InputError(f"--smoothing {text}: it can be auto, none or a strength from 0 to 1")
+    return strength
 
 
 def smooth_logits(
@@ -42,18 +76,16 @@ def smooth_logits(
 
     Args:
         logits: (cycles, labels), before temperatures.
-        recordings: Recording of each cycle (cycles,); None or nan stands for a cycle of no known recording, which
-            stays as it is.
-        strength: 0 leaves everything as it is, 1 gives every cycle the mean.
-        neighbours: The mean is over the cycle and so many on either side of it in time; 0 for the whole recording.
-        starts_s: When each cycle begins (cycles,), for neighbours; None where rows are in time order.
+        recordings: Recording of each cycle (cycles,); None or nan (unknown) leaves a cycle as it is.
+        strength: 0 changes nothing, 1 gives every cycle the mean.
+        neighbours: The mean is over the cycle and this many on either side of it in time; 0 for the whole recording.
+        starts_s: Start of each cycle (cycles,), for neighbours; None where rows are in time order.
 
     Returns:
         float64 (cycles, labels), in the given order.
 
     Raises:
-        ValueError: A strength outside [0, 1], a negative number of neighbours, or as many recordings (or starts) as
-            cycles is not so.
+        ValueError: A strength outside [0, 1], a negative number of neighbours, or lengths that do not match.
     """
     values = np.array(logits, dtype=float)
     if not 0 <= strength <= 1:
@@ -85,11 +117,11 @@ def _means(values: FloatArray, reach: int) -> FloatArray:
     return np.array([[math.fsum(column) / len(some) for column in some.T] for some in around])
 
 
-def smooth_predictions(predictions: Any, label_names: Sequence[str], strength: float, neighbours: int = 0) -> Any:
-    """A predictions table whose logits are mixed with the mean over their recording, or over their neighbours.
+def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, neighbours: int = 0) -> Any:
+    """A predictions table with smoothed logits.
 
     Args:
-        predictions: DataFrame with `recording_id` and `logit_<name>` for each label name, and `start_s` for neighbours.
+        table: DataFrame with `recording_id` and `logit_<name>` for each label name, and `start_s` for neighbours.
         label_names: Names of the outputs.
         strength: See `smooth_logits`.
         neighbours: See `smooth_logits`.
@@ -103,17 +135,15 @@ def smooth_predictions(predictions: Any, label_names: Sequence[str], strength: f
     """
     columns = [f"logit_{name}" for name in label_names]
     needed = ("recording_id", *(["start_s"] if neighbours else []), *columns)
-    if missing := [name for name in needed if name not in predictions.columns]:
+    if missing := [name for name in needed if name not in table.columns]:
         raise InputError(f"predictions table: no column {', '.join(missing)}, which smoothing needs; predict again")
-    known = predictions["recording_id"].notna()
-    recordings = [r if k else None for r, k in zip(predictions["recording_id"], known, strict=True)]
-    starts_s = predictions["start_s"].to_numpy(dtype=float) if neighbours else None
-    smoothed = smooth_logits(predictions[columns].to_numpy(dtype=float), recordings, strength, neighbours, starts_s)
+    known = table["recording_id"].notna()
+    recordings = [r if k else None for r, k in zip(table["recording_id"], known, strict=True)]
+    starts_s = table["start_s"].to_numpy(dtype=float) if neighbours else None
+    smoothed = smooth_logits(table[columns].to_numpy(dtype=float), recordings, strength, neighbours, starts_s)
     if not strength:
-        return predictions.copy()
-    return predictions.assign(
-        **{name: smoothed[:, k].astype(predictions[name].dtype) for k, name in enumerate(columns)}
-    )
+        return table.copy()
+    return table.assign(**{name: smoothed[:, k].astype(table[name].dtype) for k, name in enumerate(columns)})
 
 
 def choose_smoothing(
@@ -124,33 +154,28 @@ def choose_smoothing(
     strengths: Sequence[float] = STRENGTHS,
     neighbours: int = 0,
 ) -> dict[str, Any]:
-    """The strength at which validation predictions rank best.
+    """The strength with the best ranking of validation predictions.
 
     Args:
         validation: The predictions table of validation patients.
         problem_type: "multi_label" or "single_label".
         label_names: Names of the outputs.
-        strengths: What is tried; of equals the first wins.
+        strengths: The candidates; the first of equally good ones is taken.
         neighbours: See `smooth_logits`.
 
     Returns:
         {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on": {"split", "cycles",
-        "patients", "recordings"}}; values are the mean AUROC of the labels that have both answers, None (and strength
-        0) where no label has.
+        "patients", "recordings"}}; values are the mean AUROC of the labels with both classes, None (and strength 0)
+        where no label has both.
 
     Raises:
         InputError: The table is a test table, or lacks a column.
     """
-    splits = sorted({str(split) for split in validation["split"]}) if "split" in validation.columns else []
-    if any("test" in split.lower() for split in splits):
-        raise InputError(
-            f"predictions of split {', '.join(splits)}: choose the strength of smoothing on validation, never on test"
-        )
+    splits = refuse_test_split(validation, "choose the strength of smoothing")
 
     def ranking(strength: float) -> float | None:
         table = smooth_predictions(validation, label_names, strength, neighbours)
-        answers = read_predictions(table, problem_type=problem_type, label_names=label_names)
-        values = point_values(answers)
+        values = point_values(read_predictions(table, problem_type=problem_type, label_names=label_names))
         areas = [v for name, v in values.items() if name.endswith(".roc_auc") and v is not None]
         return float(np.mean(areas)) if areas else None
 
@@ -164,7 +189,7 @@ def choose_smoothing(
         "without": ranking(0.0),
         "tried": [list(pair) for pair in tried],
         "chosen_on": {
-            "split": ", ".join(splits) or None,
+            "split": splits,
             "cycles": len(validation),
             "patients": int(validation["patient_id"].nunique()) if "patient_id" in validation.columns else None,
             "recordings": int(validation["recording_id"].nunique()),
@@ -172,8 +197,29 @@ def choose_smoothing(
     }
 
 
+def fit_class_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings: Sequence[str]) -> float:
+    """The strength that best ranks abnormal rows of a classifier above normal ones.
+
+    Args:
+        codes: True classes (rows,), 0 the normal one.
+        logits: (rows, labels).
+        recordings: Recording of each row (rows,).
+
+    Returns:
+        One of `STRENGTHS`, the first of equals; 0 where all rows are normal or none is.
+    """
+    abnormal = (codes > 0).astype(int)
+    if abnormal.min(initial=1) == abnormal.max(initial=0):
+        return 0.0
+    areas = []
+    for strength in STRENGTHS:
+        mixed = smooth_logits(logits, list(recordings), strength)
+        areas.append(auroc(abnormal, np.logaddexp.reduce(mixed[:, 1:], axis=1) - mixed[:, 0]))
+    return STRENGTHS[int(np.argmax(np.round(areas, 9)))]
+
+
 def compare_smoothing(
-    predictions: Any,
+    table: Any,
     strength: float,
     *,
     problem_type: ProblemType,
@@ -182,10 +228,10 @@ def compare_smoothing(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A predictions table scored without and with smoothing, and their difference over the same draws of patients.
+    """A predictions table scored without and with smoothing, and the difference over the same draws of patients.
 
     Args:
-        predictions: The predictions table, not smoothed.
+        table: The predictions table, not smoothed.
         strength: See `smooth_logits`.
         problem_type: "multi_label" or "single_label".
         label_names: Names of the outputs.
@@ -197,31 +243,25 @@ def compare_smoothing(
         {"rule", "strength", "level", "n_draws", "seed", "recordings", "lone_cycles", "figures": {name: {"without",
         "with", "difference": {"value", "interval"}}}}, where the difference is with minus without.
     """
-    tables = (predictions, smooth_predictions(predictions, label_names, strength))
-    answers = [
-        read_predictions(table, problem_type=problem_type, label_names=label_names, thresholds=bound)
-        for table, bound in zip(tables, thresholds, strict=True)
+    sides = [
+        read_predictions(one, problem_type=problem_type, label_names=label_names, thresholds=bound)
+        for one, bound in zip((table, smooth_predictions(table, label_names, strength)), thresholds, strict=True)
     ]
-    points = [point_values(one) for one in answers]
-    _, n_patients = patient_codes(answers[0].table)
-    # equal seeds over equal patients: draw by draw the same patients on both sides
-    drawn = [bootstrap_values(one.table, answer_statistics(one), n_draws, seed) for one in answers]
-    none_drawn = np.zeros(0)
+    before, after = (point_values(one) for one in sides)
+    _, n_patients = patient_codes(sides[0].table)
+    # equal seeds over equal patients: the same patients on both sides of each draw
+    drawn = [bootstrap_values(one.table, statistics_of(one), n_draws, seed) for one in sides]
     figures: dict[str, Any] = {}
-    for name, before in points[0].items():
-        after = points[1][name]
-        values = [side.get(name, none_drawn) for side in drawn]
-        sides = [interval(side, n_patients) for side in values]
-        gain = interval(values[1] - values[0], n_patients)
+    for name in before:
+        first, second = (side.get(name, np.zeros(0)) for side in drawn)
+        a, b = before[name], after[name]
+        gain = None if a is None or b is None else b - a
         figures[name] = {
-            "without": {"value": before, "interval": None if sides[0] is None else list(sides[0])},
-            "with": {"value": after, "interval": None if sides[1] is None else list(sides[1])},
-            "difference": {
-                "value": None if before is None or after is None else after - before,
-                "interval": None if gain is None else list(gain),
-            },
+            "without": {"value": a, "interval": interval(first, n_patients)},
+            "with": {"value": b, "interval": interval(second, n_patients)},
+            "difference": {"value": gain, "interval": interval(second - first, n_patients)},
         }
-    sizes = answers[0].table["recording_id"].value_counts()
+    sizes = sides[0].table["recording_id"].value_counts()
     return {
         "rule": RULE,
         "strength": strength,
@@ -241,7 +281,7 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
         section: What `compare_smoothing` returned, with "chosen" (of `choose_smoothing`) where the strength was chosen.
     """
     strength, chosen = section["strength"], section.get("chosen")
-    how = f"{strength:g}, given by hand"
+    how = f"{strength:g}, as given"
     if chosen:
         on = chosen["chosen_on"]
         how = f"{strength:g}, chosen on {on['split'] or 'validation'}"
@@ -250,7 +290,7 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
             how += f" by mean AUROC: {chosen['without']:.4f} -> {chosen['value']:.4f}"
     lines = [
         f"smoothing over recordings ({section['rule']}), strength {how}",
-        f"{section['recordings']} recordings, {section['lone_cycles']} of one cycle, which smoothing leaves as it is; "
+        f"{section['recordings']} recordings, {section['lone_cycles']} of them with one cycle only (unchanged); "
         f"{section.get('operating_points', 'the same thresholds on both sides')}",
     ]
     if not strength:
@@ -264,7 +304,7 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
 
 
 def shown_figures(section: Mapping[str, Any]) -> list[str]:
-    """The figures of a comparison that a reader is shown; the dictionary has all."""
+    """The figures of a comparison that are printed; the dictionary has all."""
     return [name for name in section["figures"] if name in _SHOWN or name.endswith((".roc_auc", ".f1"))]
 
 

@@ -1,14 +1,15 @@
-"""SPRSound's four tasks, scored as the challenge does, and the answer files it takes.
+"""The four tasks of the SPRSound challenges: official scores of a model, and submission files.
 
-Decisions: a question that the model was trained on is answered by that head, at the leaning that validation chose,
-and where its recipe asks for it mixed with the answers to the rest of the recording, which the challenge gives whole. A
-model of crackle and wheeze alone answers events by its two bits (the commonest event of each kind stands for it), and
-recordings not at all: their annotation must not be read to answer them. Both conventions of Poor Quality are scored:
-never answered (the published comparisons), and answered where it is likeliest. Events are numbered from 0 in the order
-of the annotation file, as `<recording>_<i>.wav`.
+Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment (config key
+"leanings") and the smoothing over the recording that validation chose. A model of crackle and wheeze alone predicts
+events by its two bits (the most frequent event of each kind), and no recordings: those would need their annotation.
+Poor Quality: recordings with that truth enter neither SE nor SP, and predicting it elsewhere is an error, as in the
+official scoring; both conventions are scored: never predicted (as in published comparisons), and predicted where it
+is likeliest. Events are numbered from 0 in the order of the annotation file, as `<recording>_<i>.wav`.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,128 +20,216 @@ from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
-from laennec.evaluation.logit_adjustment import ADVENTITIOUS, answer_with
+from laennec.evaluation.metrics import (
+    POOR_QUALITY,
+    POOR_QUALITY_CONVENTION,
+    confusion_matrix,
+    exact_sensitivity,
+    none_if_nan,
+    specificity,
+    sprsound_score,
+    uar,
+)
+from laennec.evaluation.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
 from laennec.evaluation.smoothing import smooth_logits
-from laennec.evaluation.sprsound import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 from laennec.files import atomic_folder, atomic_write
 from laennec.training.auxiliary_tasks import level_tables, task_logits
 from laennec.training.recipe import Recipe
 from laennec.training.split_data import load_splits
-from laennec.training.tables import logit_thresholds
 
+SPRSOUND_TASKS: dict[str, tuple[str, ...]] = {
+    "1-1": ("Normal", ADVENTITIOUS),
+    "1-2": ("Normal", "Rhonchi", "Wheeze", "Stridor", "Coarse Crackle", "Fine Crackle", "Wheeze+Crackle"),
+    "2-1": ("Normal", ADVENTITIOUS, POOR_QUALITY),
+    "2-2": ("Normal", "CAS", "DAS", "CAS & DAS", POOR_QUALITY),
+}
+_WEIGHTS = {"1-1": 0.2, "1-2": 0.3, "2-1": 0.2, "2-2": 0.3}
+_WAYS = {"1-1": "two", "1-2": "all", "2-1": "two", "2-2": "all"}
 _OF_BITS = {
     "1-2": {(0, 0): "Normal", (1, 0): "Fine Crackle", (0, 1): "Wheeze", (1, 1): "Wheeze+Crackle"},
     "2-2": {(0, 0): "Normal", (1, 0): "DAS", (0, 1): "CAS", (1, 1): "CAS & DAS"},
 }
-_MIXED = "smoothing"  # how strongly a recording's mean was mixed in
-_WAYS = {"1-1": "two", "1-2": "all", "2-1": "two", "2-2": "all"}
+_SMOOTHING = "smoothing"
+
+
+def sprsound_task(task: str, truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float | int | str | None]:
+    """Score one SPRSound task.
+
+    In the two-class tasks (1-1, 2-1) the finer names of 1-2 and 2-2 count as Adventitious.
+
+    Args:
+        task: "1-1" and "1-2" score events, "2-1" and "2-2" recordings.
+        truth: Class names (items,).
+        predicted: Class names (items,).
+
+    Returns:
+        SE, SP, AS, HS, Score, balanced_accuracy (mean recall over all classes that occur, Poor Quality included) in
+        percent, n and, for the recording tasks, poor_quality_recall, n_poor_quality and the convention in words.
+        Undefined figures are None.
+
+    Raises:
+        InputError: A class name that the task does not have.
+        ValueError: An unknown task, or lists of different lengths.
+    """
+    if task not in SPRSOUND_TASKS:
+        raise ValueError(f"no SPRSound task {task!r}; the tasks are {', '.join(SPRSOUND_TASKS)}")
+    if len(truth) != len(predicted):
+        raise ValueError(f"{len(truth)} true classes but {len(predicted)} predicted ones")
+    names = SPRSOUND_TASKS[task]
+    everything = confusion_matrix(_class_ids(task, truth), _class_ids(task, predicted), len(names))
+    scored = everything.copy()
+    has_poor = POOR_QUALITY in names
+    if has_poor:
+        scored[names.index(POOR_QUALITY)] = 0
+    se, sp = float(exact_sensitivity(scored)), float(specificity(scored))
+    result: dict[str, float | int | str | None] = {"SE": none_if_nan(se), "SP": none_if_nan(sp)}
+    result |= {name: none_if_nan(value) for name, value in sprsound_score(se, sp).items()}
+    result |= {"balanced_accuracy": none_if_nan(uar(everything)), "n": len(truth)}
+    if has_poor:
+        poor = everything[names.index(POOR_QUALITY)]
+        result["poor_quality_recall"] = none_if_nan(100 * poor[-1] / poor.sum()) if poor.sum() else None
+        result["n_poor_quality"] = int(poor.sum())
+        result["convention"] = POOR_QUALITY_CONVENTION
+    return result
+
+
+def _class_ids(task: str, labels: Sequence[str]) -> list[int]:
+    """Positions of the labels in the task's class list; a two-class task takes finer names as Adventitious."""
+    names = SPRSOUND_TASKS[task]
+    position = {name: index for index, name in enumerate(names)}
+    if ADVENTITIOUS in position:
+        finer = SPRSOUND_TASKS["1-2" if task == "1-1" else "2-2"]
+        position |= {name: position[ADVENTITIOUS] for name in finer if name not in position}
+    if unknown := sorted({str(label) for label in labels} - set(position)):
+        raise InputError(
+            f"SPRSound task {task} has no class {', '.join(map(repr, unknown))}; it has {', '.join(names)}"
+        )
+    return [position[str(label)] for label in labels]
+
+
+def sprsound_total(scores: Mapping[str, float]) -> float:
+    """The challenge's total, 0.2 S11 + 0.3 S12 + 0.2 S21 + 0.3 S22, of the four tasks' Scores.
+
+    Args:
+        scores: Score by task name ("1-1", "1-2", "2-1", "2-2"), all four.
+
+    Raises:
+        ValueError: A task is missing.
+    """
+    if missing := [task for task in _WEIGHTS if task not in scores]:
+        raise ValueError(f"the SPRSound total needs all four tasks; missing {', '.join(missing)}")
+    return sum(weight * scores[task] for task, weight in _WEIGHTS.items())
 
 
 def official_tasks(
     model: Any, extractor: Any, recipe: Recipe, split: str, predictions: pd.DataFrame, embeddings: Any, table: Any
 ) -> dict[str, pd.DataFrame]:
-    """A model's answers to the tasks that it can answer.
+    """A model's predictions for the tasks that it has classes for.
 
     Args:
         model: The model.
         extractor: Its front end.
-        recipe: Says where the corpus lies, and at which level it is scored.
-        split: The part.
+        recipe: Location of the corpus, and the level at which it is scored.
+        split: The split.
         predictions: Its predictions table.
         embeddings: Of the same rows (rows, dim).
         table: Their cycle table.
 
     Returns:
-        {"1-1": table with name, truth and answer, ...}; recordings also "with Poor Quality", {} for another corpus.
+        {"1-1": table with name, truth and answer, ...}; recordings also "with Poor Quality"; {} for another corpus.
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     found: dict[str, pd.DataFrame] = {}
-    whole, asked = _asked(recipe)
-    head = _head_for(model, asked[1], "record" if whole else None)
+    whole, tasks = _tasks_of_level(recipe)
+    labels = list(model.config.label_names)
+    head = _head_for(model, tasks[1], "record" if whole else None)
     if head:
         logits = task_logits(model, extractor, head, table, recipe, None if whole else embeddings)
-        found |= _answers(model, head, asked, logits, table)
-    elif model.config.is_multi_label and set(model.config.label_names) == {"crackle", "wheeze"}:
-        found |= tasks_by_flags(recipe, predictions, logit_thresholds(model) or {}, table)
-    elif set(model.config.label_names) <= {*SPRSOUND_TASKS[asked[1]]}:
-        found |= _of_the_head_itself(model, asked, predictions, table)
+        found |= _task_predictions(model, head, tasks, logits, table)
+    elif model.config.is_multi_label and set(labels) == {"crackle", "wheeze"}:
+        found |= tasks_by_flags(recipe, predictions, logit_thresholds(model.config) or {}, table)
+    elif set(labels) <= {*SPRSOUND_TASKS[tasks[1]]}:  # the labels are the task's classes
+        order = sorted(labels, key=lambda name: name != "Normal")
+        logits = np.column_stack([predictions[f"logit_{name}"] for name in order])
+        found |= {
+            task: _task_table(task, table, adjusted_classes(order, logits, 0.0, _WAYS[task], True)) for task in tasks
+        }
     record = None if whole else _head_for(model, "2-2", "record")
     if record:
         rows = _recordings(recipe, split, table)
         if rows is not None and len(rows):
             logits = task_logits(model, extractor, record, rows, recipe)
-            found |= _answers(model, record, ("2-1", "2-2"), logits, rows)
+            found |= _task_predictions(model, record, ("2-1", "2-2"), logits, rows)
     return found
 
 
-def _asked(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
-    """Whether recordings are scored, and the tasks that ask about what is scored."""
+def _tasks_of_level(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
+    """Whether whole recordings are scored, and the two tasks of that level."""
     whole = (recipe.corpus.level or "event") == "record"
     return whole, ("2-1", "2-2") if whole else ("1-1", "1-2")
 
 
 def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
-    """The recordings of a part; those of the cycles' patients where the part was drawn."""
-    asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": "record"})})
+    """The recordings of a split; those of the cycles' patients where the split was drawn."""
+    of_records = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": "record"})})
     if split in ("train", "validation"):
-        _, held_out = level_tables(asked, "record", set(table["patient_id"]))
+        _, held_out = level_tables(of_records, "record", set(table["patient_id"]))
         return held_out
-    parts = load_splits(asked)
-    return parts.get(split)
+    return load_splits(of_records).get(split)
 
 
 def _head_for(model: Any, task: str, level: str | None) -> str | None:
-    """The further question whose classes are those of a task."""
+    """The task head whose classes are those of a task."""
     for name, settings in model.config.tasks.items():
         if settings.get("level") == level and set(settings["labels"]) == set(SPRSOUND_TASKS[task]):
             return str(name)
     return None
 
 
-def _names(table: Any, task: str) -> list[str]:
+def _task_table(task: str, table: Any, predicted: Any) -> pd.DataFrame:
+    """Names, truth and predictions of a task; the truth of a two-class task has two classes."""
+    recordings = column_of(table, "recording_id")
     if task.startswith("2"):
-        return [f"{recording}.wav" for recording in column_of(table, "recording_id")]
-    rows = zip(column_of(table, "recording_id"), column_of(table, "cycle_index"), strict=True)
-    return [f"{recording}_{index}.wav" for recording, index in rows]
-
-
-def _table(task: str, table: Any, answers: Any) -> pd.DataFrame:
-    """Names, truth and answers of a task; truth of a two-way task is two-way."""
+        names = [f"{recording}.wav" for recording in recordings]
+    else:
+        names = [f"{r}_{index}.wav" for r, index in zip(recordings, column_of(table, "cycle_index"), strict=True)]
     truth = [events[0] if events else None for events in column_of(table, "events")]
     if _WAYS[task] == "two":
         truth = [name if name in (None, "Normal", POOR_QUALITY) else ADVENTITIOUS for name in truth]
-    return pd.DataFrame({"name": _names(table, task), "truth": truth, "answer": list(answers)})
+    return pd.DataFrame({"name": names, "truth": truth, "answer": list(predicted)})
 
 
-def _answers(model: Any, head: str, asked: tuple[str, ...], logits: Any, table: Any) -> dict[str, pd.DataFrame]:
-    """What a head of its own answers; with Poor Quality too where it has that class."""
+def _task_predictions(
+    model: Any, head: str, tasks: tuple[str, ...], logits: Any, table: Any
+) -> dict[str, pd.DataFrame]:
+    """The predictions of a task head; with Poor Quality too where it has that class."""
     settings = model.config.tasks[head]
-    labels, leanings = settings["labels"], settings.get("logit_adjustment") or {}
+    labels, adjustments = settings["labels"], settings.get("logit_adjustment") or {}
     strength = float(settings.get("smoothing") or 0.0)
     logits = smooth_logits(logits, column_of(table, "recording_id"), strength)
     found = {}
-    for task in asked:
+    for task in tasks:
         way = _WAYS[task]
-        leaning = float(leanings.get(way, 0.0))
-        found[task] = _table(task, table, answer_with(labels, logits, leaning, way))
+        adjustment = float(adjustments.get(way, 0.0))
+        found[task] = _task_table(task, table, adjusted_classes(labels, logits, adjustment, way))
         if POOR_QUALITY in labels:
-            answers = answer_with(labels, logits, leaning, way, poor_quality=True)
-            found[f"{task} with {POOR_QUALITY}"] = _table(task, table, answers)
-    for answered in found.values():
-        answered.attrs[_MIXED] = strength
+            predicted = adjusted_classes(labels, logits, adjustment, way, poor_quality=True)
+            found[f"{task} with {POOR_QUALITY}"] = _task_table(task, table, predicted)
+    for one in found.values():
+        one.attrs[_SMOOTHING] = strength
     return found
 
 
 def tasks_by_flags(
     recipe: Recipe, predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """What crackle and wheeze alone answer.
+    """Task predictions from crackle and wheeze alone.
 
     Args:
-        recipe: Says which corpus it is, and at which level it is scored.
+        recipe: Corpus, and the level at which it is scored.
         predictions: Predictions table with the logits of both.
-        thresholds: Logits above which they are answered; 0 for those that it lacks.
+        thresholds: Logits above which they are predicted; 0 where absent.
         table: Cycle table of the same rows.
 
     Returns:
@@ -148,39 +237,29 @@ def tasks_by_flags(
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
-    two, all_ = _asked(recipe)[1]
+    two, every = _tasks_of_level(recipe)[1]
     bits = [
         (predictions[f"logit_{name}"] > thresholds.get(name, 0.0)).astype(int).tolist()
         for name in ("crackle", "wheeze")
     ]
-    named = [_OF_BITS[all_][pair] for pair in zip(*bits, strict=True)]
+    named = [_OF_BITS[every][pair] for pair in zip(*bits, strict=True)]
     either = ["Normal" if name == "Normal" else ADVENTITIOUS for name in named]
-    return {two: _table(two, table, either), all_: _table(all_, table, named)}
+    return {two: _task_table(two, table, either), every: _task_table(every, table, named)}
 
 
-def _of_the_head_itself(
-    model: Any, asked: tuple[str, ...], predictions: pd.DataFrame, table: Any
-) -> dict[str, pd.DataFrame]:
-    """What a model answers whose labels are the task's classes."""
-    labels = list(model.config.label_names)
-    order = sorted(labels, key=lambda name: name != "Normal")
-    logits = np.column_stack([predictions[f"logit_{name}"] for name in order])
-    return {task: _table(task, table, answer_with(order, logits, 0.0, _WAYS[task], True)) for task in asked}
-
-
-def official_scores(answers: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """The official figures of every task that was answered, and the total where all four were.
+def official_scores(tables: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
+    """The official figures of every predicted task, and the total where all four were predicted.
 
     Args:
-        answers: What `official_tasks` returned.
+        tables: What `official_tasks` returned.
     """
     scores: dict[str, Any] = {}
-    for task, table in answers.items():
+    for task, table in tables.items():
         known = table[table["truth"].notna()]
         if len(known):
             scores[task] = sprsound_task(task.split(" ")[0], list(known["truth"]), list(known["answer"]))
-            if strength := table.attrs.get(_MIXED):
-                scores[task][_MIXED] = strength
+            if strength := table.attrs.get(_SMOOTHING):
+                scores[task][_SMOOTHING] = strength
     plain = {task: scores[task]["Score"] for task in _WAYS if task in scores}
     if len(plain) == len(_WAYS) and None not in plain.values():
         scores["total"] = sprsound_total(plain)
@@ -188,10 +267,10 @@ def official_scores(answers: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
 
 
 def official_lines(scores: dict[str, Any] | None) -> list[str]:
-    """The figures as lines of text."""
+    """The official figures as lines of text."""
     if not scores:
         return []
-    lines = ["", "SPRSound's tasks (official Score; Poor Quality never answered unless it says so)"]
+    lines = ["", "SPRSound tasks (official Score; Poor Quality never predicted unless the line says so)"]
     for task, score in scores.items():
         if task == "total":
             lines.append(f"  {'total':<34}{score:.1f}")
@@ -200,7 +279,7 @@ def official_lines(scores: dict[str, Any] | None) -> list[str]:
         text += f"  balanced accuracy {_text(score['balanced_accuracy'])}"
         if score.get("poor_quality_recall") is not None:
             text += f"  Poor Quality recall {_text(score['poor_quality_recall'])} of {score['n_poor_quality']}"
-        text += f"  (mixed with the recording by {score[_MIXED]:g})" if score.get(_MIXED) else ""
+        text += f"  (smoothed over the recording, strength {score[_SMOOTHING]:g})" if score.get(_SMOOTHING) else ""
         lines.append(f"  {'task ' + task:<34}{text}")
     return lines
 
@@ -209,26 +288,25 @@ def _text(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.1f}"
 
 
-def write_submission(answers: dict[str, pd.DataFrame], folder: str | Path) -> Path:
-    """Write the challenge's answer files, task1_1.json to task2_2.json: {wav name: answer}.
+def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
+    """Write the challenge's submission files, task1_1.json to task2_2.json: {wav name: class}.
 
     Args:
-        answers: What `official_tasks` returned.
-        folder: Where to.
+        tables: What `official_tasks` returned.
+        folder: The folder to write.
 
     Raises:
-        InputError: The model answers none of the tasks, or the folder cannot be written.
+        InputError: The model has none of the tasks, or the folder cannot be written.
     """
-    if not answers:
+    if not tables:
         raise InputError(
-            "this model answers none of SPRSound's tasks on this corpus; --submission needs --corpus sprsound"
+            "this model has none of the SPRSound tasks on this corpus; --submission needs --corpus sprsound"
         )
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         for task in _WAYS:
-            if task in answers:
-                table = answers[task]
-                content = dict(zip(table["name"], map(str, table["answer"]), strict=True))
+            if task in tables:
+                content = dict(zip(tables[task]["name"], map(str, tables[task]["answer"]), strict=True))
                 with atomic_write(temporary / f"task{task.replace('-', '_')}.json") as file:
                     json.dump(content, file, indent=1, ensure_ascii=False)
     return folder

@@ -1,29 +1,40 @@
 """The whole evaluation of one predictions table, as a dictionary and as text.
 
-Decisions: a score never travels alone. The dictionary holds definition, interval, floors, subgroups and warnings
-beside it, is JSON as it stands (null for what is undefined), and is all that the report and the model card read.
-Warnings are made here, where the numbers are, so that no page can leave them out.
+Decisions: a score never stands alone. The dictionary holds definition, interval, baselines (key "floors"), subgroups
+and warnings beside it, is JSON (null for what is undefined), and is all that report and model card read. Warnings are
+made here, so that no page can leave them out. Subgroups are device, chest location, sex and age band (0-2, 3-11,
+12-18, 19-64, 65 and more completed years); rows with missing metadata form the subgroup "unknown".
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from laennec.errors import InputError
-from laennec.evaluation.baselines import floors
-from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, interval_note, patient_codes
+from laennec.evaluation.baselines import length_groups, shortcut_baselines
+from laennec.evaluation.bootstrap import (
+    LEVEL,
+    MIN_PATIENTS,
+    bootstrap_values,
+    interval,
+    interval_note,
+    patient_bootstrap,
+    patient_codes,
+)
 from laennec.evaluation.failures import named_errors
-from laennec.evaluation.length import length_groups
 from laennec.evaluation.metrics import Thresholds
 from laennec.evaluation.own_metrics import Metric, finite
 from laennec.evaluation.predictions import (
-    Answers,
+    Predictions,
     ProblemType,
-    answer_statistics,
     calibration_of,
     describe,
+    headline,
+    point_values,
     read_predictions,
+    statistics_of,
 )
-from laennec.evaluation.subgroups import subgroup_tables
 
 FIGURE_NAMES = {
     "icbhi.Score": "ICBHI Score",
@@ -44,17 +55,20 @@ FIGURE_NAMES = {
     "f1_macro": "F1, mean of labels",
     "f1_micro": "F1, pooled labels",
 }
-_LABEL_FIGURES = {
-    "roc_auc": "AUROC",
-    "average_precision": "AP",
-    "f1": "F1",
-    "precision": "precision",
-    "recall": "recall",
-}
+_LABEL_FIGURES = {"roc_auc": "AUROC", "average_precision": "AP", "f1": "F1"}
+AGE_BANDS = (("0-2", 0, 3), ("3-11", 3, 12), ("12-18", 12, 19), ("19-64", 19, 65), ("65+", 65, 200))
+GROUPINGS = ("device", "chest_location", "sex", "age_band")
+UNKNOWN = "unknown"
+_DIGEST = (
+    "problem_type", "label_names", "class_names", "thresholds", "temperatures", "intercepts", "counts", "definitions",
+    "headline", "bootstrap", "confusion", "warnings", "notes", "failures", "within_lengths", "duration_blind",
+    "official",
+)  # fmt: skip
+_MOST_LABELS = 4  # a card shows the metrics of this many single labels
 
 
 def evaluate_predictions(
-    predictions: Any,
+    table: Any,
     *,
     problem_type: ProblemType | None = None,
     label_names: Sequence[str] | None = None,
@@ -66,51 +80,42 @@ def evaluate_predictions(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate a predictions table: scores, intervals, floors, subgroups and warnings.
+    """Evaluate a predictions table: scores, intervals, baselines, subgroups and warnings.
 
     Args:
-        predictions: The predictions table (DataFrame); see `predictions.read_predictions`.
+        table: The predictions table (DataFrame); see `predictions.read_predictions`.
         problem_type: "multi_label" or "single_label"; None: multi_label where every output has a truth column.
         label_names: Names of the outputs; None: those of the `logit_<name>` columns, in their order.
         thresholds: In logits, fitted on validation; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, fitted on validation; calibration is measured after it.
-        intercepts: What is added to each output's logit then, by name, fitted on validation.
+        intercepts: Added to each output's logit afterwards, by name, fitted on validation.
         metrics: Own metrics, each a function (or the dotted name of one) from the table to {name: number}; see
-            `own_metrics.Metric`. They get intervals and subgroups like the built-in figures.
-        train_table: Cycle table of the training part, which the floors are fitted on; None leaves most floors out,
-            and says so.
+            `own_metrics.Metric`. They get intervals and subgroups like the built-in metrics.
+        train_table: Cycle table of the training split, to fit the shortcut baselines on; None leaves most of them out,
+            with a warning.
         n_draws: Bootstrap draws of patients.
-        seed: Seed of the draws and of the floors.
+        seed: Seed of the draws and of the baselines.
 
     Returns:
         JSON-ready: all of `predictions_metrics`, and temperatures, intercepts, failures (see `named_errors`), intervals
-        {figure: [low, high] or None}, bootstrap {n_draws, seed, level, unit, patients, note}, subgroups, floors,
-        warnings [{"level": "bad" | "caution", "text"}]; calibration with ece_before and brier_before, of raw logits.
+        {metric: [low, high] or None}, bootstrap {n_draws, seed, level, unit, patients, note}, subgroups, floors (the
+        baselines), warnings [{"level": "bad" | "caution", "text"}], own_metrics {names, draws} where there are any;
+        calibration with ece_before and brier_before, of raw logits.
 
     Raises:
-        InputError: The table lacks a column, a truth or a finite logit.
+        InputError: The table lacks a column, a truth or a finite logit, or an own metric fails.
     """
-    label_names = output_names(predictions) if label_names is None else list(label_names)
-    if problem_type is None:
-        problem_type = "multi_label" if set(label_names) <= set(predictions.columns) else "single_label"
-    answers = read_predictions(
-        predictions,
-        problem_type=problem_type,
-        label_names=label_names,
-        thresholds=thresholds,
-        temperatures=temperatures,
-        intercepts=intercepts,
-        metrics=metrics,
-    )
-    evaluation = describe(answers, problem_type, label_names)
+    names = _output_names(table) if label_names is None else list(label_names)
+    kind = problem_type or ("multi_label" if set(names) <= set(table.columns) else "single_label")
+    how: dict[str, Any] = {"problem_type": kind, "label_names": names, "thresholds": thresholds}
+    predictions = read_predictions(table, **how, temperatures=temperatures, intercepts=intercepts, metrics=metrics)
+    evaluation = describe(predictions, kind, names)
     evaluation["temperatures"] = dict(temperatures) if temperatures else None
     evaluation["intercepts"] = dict(intercepts) if intercepts else None
-    raw = read_predictions(predictions, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
-    evaluation |= errors_by_name(answers, raw, evaluation["calibration"])
-    _, n_patients = patient_codes(answers.table)
-    drawn = bootstrap_values(answers.table, answer_statistics(answers), n_draws, seed)
-    bounds = {name: interval(values, n_patients) for name, values in drawn.items()}
-    evaluation["intervals"] = {name: None if pair is None else list(pair) for name, pair in bounds.items()}
+    evaluation |= errors_and_calibration(predictions, read_predictions(table, **how))
+    _, n_patients = patient_codes(predictions.table)
+    drawn = bootstrap_values(predictions.table, statistics_of(predictions), n_draws, seed)
+    evaluation["intervals"] = {name: interval(values, n_patients) for name, values in drawn.items()}
     evaluation["bootstrap"] = {
         "n_draws": n_draws,
         "seed": seed,
@@ -119,32 +124,28 @@ def evaluate_predictions(
         "patients": n_patients,
         "note": interval_note(n_patients),
     }
-    if answers.own is not None:
-        kept = {name: finite(drawn[name]) for name in answers.own.names}
-        evaluation["own_metrics"] = {"names": list(answers.own.names), "draws": kept}
-    if "patient_id" not in answers.table.columns or answers.table["patient_id"].isna().any():
+    if predictions.own is not None:
+        kept = {name: finite(drawn[name]) for name in predictions.own.names if name in drawn}
+        evaluation["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
+    if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(
-            "patients are not all known: recordings stand in for them, so the intervals may be too narrow"
+            "some patients are unknown: their recordings take their place, so the intervals may be too narrow"
         )
-    evaluation["subgroups"] = subgroup_tables(answers, n_draws, seed)
-    lengths = length_groups(answers, n_draws=0) if len(answers.label_names) else None
+    evaluation["subgroups"] = subgroup_tables(predictions, n_draws, seed)
+    lengths = length_groups(predictions, n_draws=0) if predictions.label_names else None
     evaluation["within_lengths"] = lengths["within"]["values"] if lengths else None
     evaluation["floors"] = []
-    if answers.class_names:
-        evaluation["floors"] = floors(
-            train_table, None, class_names=answers.class_names, seed=seed, n_draws=n_draws, answers=answers
+    if classes := predictions.class_names:
+        evaluation["floors"] = shortcut_baselines(
+            train_table, None, class_names=classes, seed=seed, n_draws=n_draws, predictions=predictions
         )
     evaluation["warnings"] = _warnings(evaluation)
     return evaluation
 
 
-def output_names(predictions: Any) -> list[str]:
-    """Names of the outputs of a predictions table, in the order of its `logit_<name>` columns.
-
-    Raises:
-        InputError: There is no such column.
-    """
-    names = [str(name).removeprefix("logit_") for name in predictions.columns if str(name).startswith("logit_")]
+def _output_names(table: Any) -> list[str]:
+    """Names of the outputs of a predictions table, in the order of its `logit_<name>` columns."""
+    names = [str(name).removeprefix("logit_") for name in table.columns if str(name).startswith("logit_")]
     if not names:
         raise InputError("predictions table: no column logit_<name>; write the logit of each label into one")
     return names
@@ -155,30 +156,93 @@ def own_names(evaluation: Mapping[str, Any]) -> list[str]:
     return list((evaluation.get("own_metrics") or {}).get("names", ()))
 
 
-def errors_by_name(answers: Answers, raw: Answers, calibration: Mapping[str, Any]) -> dict[str, Any]:
+def errors_and_calibration(predictions: Predictions, raw: Predictions) -> dict[str, Any]:
     """The worst errors, and the calibration with that of the raw logits beside it.
 
     Args:
-        answers: What `read_predictions` gives with the calibration.
+        predictions: Read with temperatures and intercepts.
         raw: The same without.
-        calibration: What `calibration_of` gives for `answers`.
 
     Returns:
-        {"failures": what `named_errors` gives, "calibration": with "ece_before" and "brier_before"}.
+        {"failures": what `named_errors` returns, "calibration": with "ece_before" and "brier_before"}.
     """
     before = calibration_of(raw)
-    named = {**calibration, "ece_before": before["ece"], "brier_before": before["brier"]}
-    return {"failures": named_errors(answers), "calibration": named}
+    calibration = {**calibration_of(predictions), "ece_before": before["ece"], "brier_before": before["brier"]}
+    return {"failures": named_errors(predictions), "calibration": calibration}
+
+
+def age_band(age_years: float | None) -> str:
+    """The band of an age in years: 2.9 is in "0-2", 65 in "65+"; a missing or negative age is "unknown"."""
+    if age_years is None or not np.isfinite(age_years):
+        return UNKNOWN
+    return next((name for name, low, high in AGE_BANDS if low <= age_years < high), UNKNOWN)
+
+
+def subgroup_tables(predictions: Predictions, n_draws: int = 1000, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Score every device, chest location, sex and age band.
+
+    Args:
+        predictions: What `read_predictions` returned; its table holds the metadata columns.
+        n_draws: Bootstrap draws of patients within each subgroup.
+        seed: Seed of the draws.
+
+    Returns:
+        {"device": rows, "chest_location": rows, "sex": rows, "age_band": rows}, each row {"value", "cycles",
+        "patients", "values": {metric: number or None}, "intervals": {metric: [low, high] or None}, "note"}. A grouping
+        without any metadata is left out.
+    """
+    tables = {}
+    for grouping in GROUPINGS:
+        values = _group_values(predictions.table, grouping)
+        if values is None or set(values) == {UNKNOWN}:
+            continue
+        order = [name for name, _, _ in AGE_BANDS] if grouping == "age_band" else sorted(set(values) - {UNKNOWN})
+        present = [name for name in [*order, UNKNOWN] if (values == name).any()]
+        tables[grouping] = [_subgroup(predictions.subset(values == name), name, n_draws, seed) for name in present]
+    return tables
+
+
+def _group_values(table: Any, grouping: str) -> Any:
+    """The subgroup of each row (cycles,), as text; None where the table has no such column."""
+    column = "age_years" if grouping == "age_band" else grouping
+    if column not in table.columns:
+        return None
+    if grouping == "age_band":
+        return np.array([age_band(age) for age in table[column].to_numpy(dtype=float, na_value=np.nan)], dtype=object)
+    return table[column].astype(object).where(table[column].notna(), UNKNOWN).astype(str).to_numpy(dtype=object)
+
+
+def _subgroup(subset: Predictions, value: str, n_draws: int, seed: int) -> dict[str, Any]:
+    """One row of a subgroup table: the headline's family, AUROCs and own metrics."""
+    figures = point_values(subset)
+    main = headline(figures)
+    family = main.split(".")[0]
+    own = subset.own.names if subset.own is not None else ()
+    kept = [n for n in figures if n.split(".")[0] == family or n.endswith("roc_auc") or n in own]
+    _, n_patients = patient_codes(subset.table)
+    enough = n_patients >= MIN_PATIENTS
+    bounds = patient_bootstrap(subset.table, statistics_of(subset), n_draws, seed) if enough else {}
+    note = interval_note(n_patients)
+    if enough and bounds.get(main) is None:
+        note = "too few abnormal or normal cycles for an interval of the score"
+    return {
+        "value": value,
+        "cycles": len(subset.table),
+        "patients": n_patients,
+        "values": {name: figures[name] for name in kept},
+        "intervals": {name: bounds.get(name) for name in kept},
+        "note": note,
+    }
 
 
 def figure_name(figure: str) -> str:
-    """A figure's name for readers: "crackle.roc_auc" is "crackle AUROC"."""
+    """A metric's name for readers: "crackle.roc_auc" is "crackle AUROC"."""
     label, _, kind = figure.rpartition(".")
     return FIGURE_NAMES.get(figure) or f"{label} {_LABEL_FIGURES.get(kind, kind)}".strip()
 
 
 def figure_text(figure: str, value: float | None, bounds: Sequence[float] | None = None) -> str:
-    """A figure and its interval as text: one decimal for percent, three for shares of 1."""
+    """A value and its interval as text: one decimal for percent, three for shares of 1."""
     if value is None:
         return "undefined"
     digits = 1 if is_percent(figure) else 3
@@ -187,123 +251,116 @@ def figure_text(figure: str, value: float | None, bounds: Sequence[float] | None
 
 
 def is_percent(figure: str) -> bool:
-    """Whether a figure is in percent (scores of confusions) or a share of 1 (per-label figures)."""
+    """Whether a metric is in percent (scores of confusions) or a share of 1 (per-label metrics)."""
     return figure.split(".")[0] in ("icbhi", "any_abnormal", "sprsound", "accuracy", "uar")
 
 
 def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """What a reader must not overlook."""
-    found = _floor_warnings(evaluation)
+    """The cautions that a reader must see with the score, bad ones first."""
+    found = _baseline_warnings(evaluation)
     values, name = evaluation["values"], evaluation["headline"]
-    if evaluation["bootstrap"]["note"]:
-        found.append(
-            ("caution", evaluation["bootstrap"]["note"][0].upper() + evaluation["bootstrap"]["note"][1:] + ".")
-        )
+    if note := evaluation["bootstrap"]["note"]:
+        found.append(("caution", note[0].upper() + note[1:] + "."))
     family = name.split(".")[0]
     missed = values.get("icbhi.Se") if family == "icbhi" else values.get("sprsound.SE")
     if missed is not None and missed < 50:
-        found.append(("caution", f"{100 - missed:.0f} % of the abnormal items are not given their class."))
+        found.append(("caution", f"{100 - missed:.0f} % of the abnormal items are not predicted as their class."))
     recall = values.get(f"{family}.Sp", values.get(f"{family}.SP"))
     if recall is not None and recall < 50:
-        found.append(("caution", f"{100 - recall:.0f} % of the normal items are called abnormal."))
+        found.append(("caution", f"{100 - recall:.0f} % of the normal items are predicted abnormal."))
     for figure, area in values.items():
         bounds = evaluation["intervals"].get(figure)
         if figure.endswith(".roc_auc") and area is not None and bounds is not None and bounds[0] <= 0.5:
             said = f"{figure_name(figure)} {figure_text(figure, area, bounds)}"
-            found.append(("bad", f"{said} is no better than chance, as far as these patients tell."))
+            found.append(("bad", f"{said} is not distinguishable from chance (0.5) on these patients."))
     found += [("caution", note[0].upper() + note[1:] + ".") for note in evaluation["notes"] if "undefined" in note]
     for grouping, rows in evaluation["subgroups"].items():
         for row in rows:
             own, bounds = row["values"].get(name), row["intervals"].get(name)
             if own is not None and bounds is not None and bounds[1] < values[name]:
-                part = f"{grouping.replace('_', ' ')} {row['value']}"
-                text = f"{figure_name(name)} is lower on {part}: {figure_text(name, own, bounds)}"
-                text += f" against {figure_text(name, values[name])} overall."
-                found.append(("caution", text))
+                group = f"{grouping.replace('_', ' ')} {row['value']}"
+                text = f"{figure_name(name)} is lower for {group}: {figure_text(name, own, bounds)}"
+                found.append(("caution", f"{text}, {figure_text(name, values[name])} overall."))
     found.sort(key=lambda warning: warning[0] != "bad")
     return [{"level": level, "text": text} for level, text in found]
 
 
-def _floor_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    """Floors that the model does not clear; of several, the highest is named."""
+def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    """Baselines that the model does not exceed; of several, the highest is named."""
     found = []
     values, name = evaluation["values"], evaluation["headline"]
+    score = f"{figure_name(name)} {figure_text(name, values[name])}"
     rows = [row for row in evaluation["floors"] if row["advantage"] is not None]
     rows.sort(key=lambda row: row["advantage"]["value"])
     if rows and rows[0]["advantage"]["value"] <= 0:
-        said = f"{figure_name(name)} {figure_text(name, values[name])} does not reach above"
-        found.append(("bad", f"{said} the floor {_floor_text(rows[0], name)}."))
+        found.append(("bad", f"{score} is not above the baseline {_baseline_text(rows[0], name)}."))
     doubtful = [row for row in rows if row["advantage"]["interval"] and row["advantage"]["interval"][0] <= 0]
     doubtful = [row for row in doubtful if row["advantage"]["value"] > 0]
     if doubtful:
         low, high = doubtful[0]["advantage"]["interval"]
-        said = f"{figure_name(name)} {figure_text(name, values[name])} is not distinguishable from"
-        gain = f"{doubtful[0]['advantage']['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        found.append(("bad", f"{said} the floor {_floor_text(doubtful[0], name)}: {gain}."))
+        gain = f"difference {doubtful[0]['advantage']['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        text = f"{score} is not distinguishable from the baseline {_baseline_text(doubtful[0], name)}"
+        found.append(("bad", f"{text}: {gain}."))
     for figure in (figure for figure in values if figure.endswith(".roc_auc")):
         known = [row for row in evaluation["floors"] if row["values"].get(figure) is not None]
         highest = max(known, key=lambda row: row["values"][figure], default=None)
         own = values[figure]
         if highest is not None and own is not None and highest["values"][figure] > max(own, 0.5):
-            said = f"{figure_name(figure)} {figure_text(figure, own)} lies below"
-            found.append(("bad", f"{said} the floor {_floor_text(highest, figure)}."))
+            said = f"{figure_name(figure)} {figure_text(figure, own)} is below"
+            found.append(("bad", f"{said} the baseline {_baseline_text(highest, figure)}."))
     if any(row.get("skipped") == "no training table was given" for row in evaluation["floors"]):
-        found.append(("caution", "The shortcut floors were not computed, because no training table was given."))
+        found.append(("caution", "The shortcut baselines were not computed, because no training table was given."))
     return found
 
 
-def _floor_text(row: dict[str, Any], figure: str) -> str:
-    """A floor's name and what it reaches."""
+def _baseline_text(row: dict[str, Any], figure: str) -> str:
+    """A baseline's name and value."""
     return f"\u201c{row['name']}\u201d ({figure_text(figure, row['values'][figure])})"
 
 
 def format_summary(evaluation: dict[str, Any]) -> str:
-    """The evaluation as plain text for a terminal: counts, figures with intervals, floors, definitions, warnings.
+    """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings.
 
     Args:
         evaluation: What `evaluate_predictions` returned.
     """
-    counts, draws = evaluation["counts"], evaluation["bootstrap"]
+    counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
     lines = [f"{counts['cycles']} cycles of {draws['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
-    own = own_names(evaluation)
-    shown = [n for n in evaluation["values"] if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
-    lines += [f"  {figure_name(name):<34}{_with_interval(evaluation, name)}" for name in shown]
-    lines += [
-        f"  {label + ' ECE':<34}{figure_text('ece', value)}"
-        for label, value in evaluation["calibration"]["ece"].items()
-    ]
+    values, intervals = evaluation["values"], evaluation["intervals"]
+    shown = [n for n in values if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
+    lines += [f"  {figure_name(n):<34}{figure_text(n, values[n], intervals.get(n))}" for n in shown]
+    ece = evaluation["calibration"]["ece"]
+    lines += [f"  {label + ' ECE':<34}{figure_text('ece', value)}" for label, value in ece.items()]
     name = evaluation["headline"]
     if evaluation["floors"]:
-        lines += ["", f"floors ({figure_name(name)}, and how far above it the model lies)"]
+        lines += ["", f"baselines without the sound ({figure_name(name)}; model: difference of the model from it)"]
     for row in evaluation["floors"]:
-        gain = row["advantage"]
-        text = (
-            f"skipped: {row['skipped']}"
-            if "skipped" in row
-            else figure_text(name, row["values"].get(name), row["intervals"].get(name))
-        )
-        above = f"   model {gain['value']:+.1f}" if gain else ""
-        above += f" [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]" if gain and gain["interval"] else ""
-        lines.append(f"  {row['name']:<34}{text}{above}")
-    lines += _audit(evaluation)
+        text = figure_text(name, row["values"].get(name), row["intervals"].get(name))
+        if "skipped" in row:
+            text = f"skipped: {row['skipped']}"
+        if gain := row["advantage"]:
+            text += f"   model {gain['value']:+.1f}"
+            text += f" [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]" if gain["interval"] else ""
+        lines.append(f"  {row['name']:<34}{text}")
+    lines += _length_audit(evaluation)
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
     lines += [f"{'!!' if warning['level'] == 'bad' else '! '} {warning['text']}" for warning in evaluation["warnings"]]
     return "\n".join([*lines, "Research use only: not a medical device."])
 
 
-def _audit(evaluation: dict[str, Any]) -> list[str]:
-    """What of each label's AUROC is left where length says nothing, as lines."""
-    within, blind = evaluation.get("within_lengths"), evaluation.get("duration_blind")
-    if not within and not blind:
+def _length_audit(evaluation: dict[str, Any]) -> list[str]:
+    """Each label's AUROC with the length of cycles controlled for, as lines."""
+    within, segments = evaluation.get("within_lengths"), evaluation.get("duration_blind")
+    if not within and not segments:
         return []
     lines = ["", "length audit (AUROC)"]
     for label in within or evaluation["label_names"]:
         figure = f"{label}.roc_auc"
         found = {"all cycles": evaluation["values"].get(figure), "within like lengths": (within or {}).get(label)}
-        if blind:
-            found[f"{blind['seconds']:g} s about the middle"] = blind["values"].get(figure)
+        if segments:
+            found[f"middle {segments['seconds']:g} s"] = segments["values"].get(figure)
         alone = [row["values"].get(figure) for row in evaluation["floors"] if row["name"] == "event length"]
         found["length alone"] = alone[0] if alone else None
         known = [f"{name} {figure_text(figure, value)}" for name, value in found.items() if value is not None]
@@ -312,6 +369,39 @@ def _audit(evaluation: dict[str, Any]) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
-def _with_interval(evaluation: dict[str, Any], name: str) -> str:
-    """One figure of the evaluation with its interval."""
-    return figure_text(name, evaluation["values"][name], evaluation["intervals"].get(name))
+def digest(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an evaluation that the run record keeps, for the model card.
+
+    Args:
+        metrics: What `evaluate_predictions` returned, and what scoring added to it.
+    """
+    kept = {name: metrics.get(name) for name in _DIGEST}
+    names = card_figures(metrics)
+    kept["calibration"] = {k: v for k, v in metrics["calibration"].items() if k != "bins"}
+    kept["values"] = {name: metrics["values"][name] for name in names}
+    kept["intervals"] = {name: metrics["intervals"].get(name) for name in names}
+    own = [name for name in names if name == metrics["headline"] or name.endswith(".roc_auc")]
+    kept["floors"] = [_only(row, own) for row in metrics["floors"]]
+    kept["subgroups"] = {grouping: [_only(row, own) for row in rows] for grouping, rows in metrics["subgroups"].items()}
+    if "own_metrics" in metrics:
+        kept["own_metrics"] = {"names": own_names(metrics)}
+    return kept
+
+
+def card_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics of an evaluation that a model card shows, in its order."""
+    values, labels = metrics["values"], metrics["label_names"]
+    names = ["icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "accuracy", "uar"]
+    if "icbhi.Score" in values:
+        names = [name for name in names if name not in ("accuracy", "uar")]
+    if len(labels) <= _MOST_LABELS:
+        names += [f"{label}.{kind}" for kind in ("roc_auc", "average_precision") for label in labels]
+        names += [f"{label}.{kind}" for label in labels for kind in ("recall", "precision")]
+    else:
+        names += ["roc_auc_macro", "average_precision_macro", "f1_macro"]
+    return [name for name in [*names, *own_names(metrics)] if name in values]
+
+
+def _only(row: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """A baseline or subgroup with these metrics alone."""
+    return {**row, **{of: {n: row[of].get(n) for n in names} for of in ("values", "intervals") if row.get(of)}}

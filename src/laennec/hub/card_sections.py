@@ -11,10 +11,9 @@ from typing import Any
 
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
-from laennec.evaluation.digest import shown_figures
-from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
-from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
-from laennec.evaluation.summary import figure_name, figure_text
+from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
+from laennec.evaluation.report_sections import earlier_use, epochs_kept, seeds_of
+from laennec.evaluation.summary import card_figures, figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.card_text import Markdown, code, escaped, plain, table, without_machine_paths
 from laennec.hub.corpus_facts import ENCODERS
@@ -56,7 +55,7 @@ def scored_part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, A
     patients = metrics["bootstrap"]["patients"]
     text = ", ".join(f"{count} patient{'s' * (count > 1)} with {part}" for part, count in shared.items())
     elsewhere = evaluated["corpus"]["name"] != run["corpus"]["name"]
-    owes = None if elsewhere else heard_before(split, run.get("selection_set"))
+    owes = None if elsewhere else earlier_use(split, run.get("selection_set"))
     few = sum(shared.values()) <= _MUCH * max(patients, 1)
     return {
         **entry,
@@ -88,7 +87,7 @@ def _headline(metrics: Mapping[str, Any]) -> Markdown:
 
 def _figures(metrics: Mapping[str, Any]) -> Markdown:
     rows = []
-    for name in shown_figures(metrics):
+    for name in card_figures(metrics):
         bounds, value = metrics["intervals"].get(name), metrics["values"][name]
         interval = _interval(name, bounds) if bounds else "not defined"
         rows.append((figure_name(name), figure_text(name, value), interval))

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.evaluation import evaluate_predictions, write_report
-from laennec.evaluation.evaluate import answer_part, load_model, recipe_of
-from laennec.evaluation.shortcuts import centred, duration_blind
+from laennec.evaluation.baselines import middle_segments, segment_scores
+from laennec.evaluation.evaluate import load_model, predict_split, recipe_of
+from laennec.evaluation.operating_point import fit_operating_point
+from laennec.evaluation.report import write_report
 from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
+from laennec.evaluation.summary import evaluate_predictions
 from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.label_fractions import labelled_rows
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record, write_record
 from laennec.training.split_data import load_splits
-from laennec.training.tables import fit_operating_point
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 
@@ -58,10 +59,10 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
     with timings.measure("training"):
         model, extractor = load_model(run)
         parts = load_splits(recipe)
-        _, embedded, part = answer_part(model, extractor, parts["train"], "train", recipe)
+        _, embedded, part = predict_split(model, extractor, parts["train"], "train", recipe)
         known = _learned(recipe, part)
         answer = _fit(kind, embedded[known], part.targets.labels[known], recipe.seed)
-        predictions, embedded, _ = answer_part(model, extractor, parts["validation"], "validation", recipe)
+        predictions, embedded, _ = predict_split(model, extractor, parts["validation"], "validation", recipe)
         fitted = fit_operating_point(_with(predictions, names, answer(embedded)), names, multi_label, recipe.head)
     changes = {"name": f"{method}, {CLASSICAL[kind]}", "classical": kind, "timings": timings.seconds}
     for score in scores:
@@ -69,7 +70,7 @@ def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], 
         table = (load_splits(theirs) if score.corpus else parts)[score.split]
 
         def ask(table: Any, split: str = score.split, theirs: Recipe = theirs) -> Any:
-            predictions, embedded, _ = answer_part(model, extractor, table, split, theirs)
+            predictions, embedded, _ = predict_split(model, extractor, table, split, theirs)
             return _with(predictions, names, answer(embedded))
 
         _score(folder, run, score, theirs, table, ask, fitted, changes)
@@ -113,7 +114,7 @@ def _score(
     evaluation |= {"fitted": fitted, "geometry": None, "floors": own["floors"], "duration_blind": None}
     if own.get("duration_blind"):
         seconds = own["duration_blind"]["seconds"]
-        evaluation["duration_blind"] = duration_blind(ask(centred(table, seconds)), seconds, reading)
+        evaluation["duration_blind"] = segment_scores(ask(middle_segments(table, seconds)), seconds, reading)
     if set(names) == {"crackle", "wheeze"} and multi_label:
         evaluation["official"] = official_scores(tasks_by_flags(recipe, predictions, reading["thresholds"], table))
     record |= {"operating_points": fitted, **changes}

@@ -14,7 +14,7 @@ from laennec.errors import InputError
 from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, pool_folds
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_predictions
-from laennec.evaluation.report_facts import seeds_of
+from laennec.evaluation.report_sections import seeds_of
 from laennec.training.record import read_record, write_record
 
 _VALUES = (

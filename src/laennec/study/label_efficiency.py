@@ -28,9 +28,10 @@ from laennec.encoders.groups import GroupsEncoder
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.evaluate import check_split, load_model, provenance_lines, recipe_of
-from laennec.evaluation.label_table import format_label_table, label_table, percent
 from laennec.evaluation.metrics import ICBHI_SCORE_DEFINITION
+from laennec.evaluation.operating_point import logit_thresholds
 from laennec.files import atomic_folder, atomic_write, lock_or_refuse, refuse_other_files
+from laennec.study.label_table import format_label_table, label_table, percent
 from laennec.training.data_loading import configure_process
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.folders import RECORDS
@@ -41,7 +42,7 @@ from laennec.training.recipe import EncoderSettings, Recipe
 from laennec.training.record import Timings, count_evaluation, hardware, read_record, versions, write_record
 from laennec.training.run import fit, make_model
 from laennec.training.split_data import SplitData, load_decoded, make_extractor, make_split
-from laennec.training.tables import logit_thresholds, predictions_table, truth_table
+from laennec.training.tables import predictions_table, truth_table
 
 _WRITTEN = ("label_efficiency.*", "cells", "encoder")
 
@@ -291,7 +292,7 @@ def _run_cell(bench: _Bench, mode: str, fraction: float, draw: int, rows: Any, f
         "best_epoch": fitted.result.best_epoch,
         "best_metric": fitted.result.best_metric,
         "selection_metric": recipe.train.selection_metric,
-        "thresholds": logit_thresholds(model),
+        "thresholds": logit_thresholds(model.config),
         "timings": timings.seconds,
         "identity": bench.identity,
         "settings": bench.settings[mode],
@@ -406,8 +407,8 @@ def _summary(record: Mapping[str, Any]) -> str:
 
 def _write(folder: Path, record: dict[str, Any], corpus: str, split: str) -> None:
     """Write record, tables and picture."""
-    from laennec.evaluation.label_picture import label_efficiency_picture
-    from laennec.evaluation.pictures import save_picture
+    from laennec.evaluation.plots import save_picture
+    from laennec.study.label_table import label_efficiency_picture
 
     rows = [{k: v for k, v in row.items() if k != "values"} for row in record["rows"]]
     frame = pd.DataFrame(rows).astype(dict.fromkeys(("mean", "sd", "low", "high"), float))

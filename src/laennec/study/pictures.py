@@ -11,16 +11,16 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from laennec.evaluation.picture_style import (
+from laennec.evaluation.plots import (
     BLUE,
     INK,
     LEGEND,
     OTHER_COLOURS,
     QUIET,
     figure_png,
-    house_figure,
-    house_title,
     shown_name,
+    styled_figure,
+    styled_title,
 )
 from laennec.evaluation.summary import figure_name, is_percent
 from laennec.study.cost import cost_of_making
@@ -73,7 +73,7 @@ def _seconds(runs: Sequence[Mapping[str, Any]]) -> float | None:
 def _panels(figures: Sequence[str], height: float, width: float = 4.7) -> tuple[Any, list[Any]]:
     columns = min(_COLUMNS, len(figures))
     lines = -(-len(figures) // columns)
-    figure, panels = house_figure(width * columns, height * lines, columns, lines)
+    figure, panels = styled_figure(width * columns, height * lines, columns, lines)
     for axes in panels[len(figures) :]:
         axes.set_visible(False)
     return figure, panels
@@ -95,7 +95,7 @@ def _methods(rows: _Rows, figures: Sequence[str]) -> bytes:
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        house_title(axes, _title(name))
+        styled_title(axes, _title(name))
     return figure_png(figure)
 
 
@@ -121,7 +121,7 @@ def _along(axis: str, rows: _Rows, places: Mapping[str, Mapping[str, str]], figu
                 axes.plot([x] * len(values), values, "o", ms=4.5, color=colour, alpha=0.55, mew=0)
         axes.set_xticks(range(len(labels)), [shown_name(label, 26) for label in labels])
         axes.margins(x=0.08, y=0.1)
-        house_title(axes, _title(name))
+        styled_title(axes, _title(name))
     panels[0].legend(**LEGEND)
     return figure_png(figure)
 
@@ -148,7 +148,7 @@ def _against_cost(rows: _Rows, figures: Sequence[str]) -> bytes:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.margins(y=0.15)
         axes.set_xlabel("processor seconds of training", color=INK, fontsize=9)
-        house_title(axes, _title(name))
+        styled_title(axes, _title(name))
     return figure_png(figure)
 
 

@@ -28,9 +28,9 @@ from laennec.corpora import CycleWaveforms, cache_root
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
-from laennec.evaluation.logit_adjustment import answer_with, fit_leaning, fit_smoothing
-from laennec.evaluation.smoothing import smooth_logits
-from laennec.evaluation.sprsound import POOR_QUALITY
+from laennec.evaluation.metrics import POOR_QUALITY
+from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.smoothing import fit_class_smoothing, smooth_logits
 from laennec.training.data import CycleDataset, collate_cycles, view_seed
 from laennec.training.distributed import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
@@ -377,12 +377,14 @@ def fit_logit_adjustment(
         if task.smooth:
             recordings = column_of(table, "recording_id")
             known = np.flatnonzero(codes >= 0)
-            fitted["smoothing"] = fit_smoothing(codes[known], logits[known], [recordings[row] for row in known])
+            fitted["smoothing"] = fit_class_smoothing(codes[known], logits[known], [recordings[row] for row in known])
             logits = smooth_logits(logits, recordings, fitted["smoothing"])
-        leanings = fit_leaning(task.labels, codes[codes >= 0], logits[codes >= 0])
-        fitted["logit_adjustment"] = leanings
+        adjustments = fit_adjustments(task.labels, codes[codes >= 0], logits[codes >= 0])
+        fitted["logit_adjustment"] = adjustments
         model.config.tasks[task.name] |= fitted
-        answers = {way: answer_with(task.labels, logits, leaning, way) for way, leaning in leanings.items()}
+        answers = {
+            way: adjusted_classes(task.labels, logits, adjustment, way) for way, adjustment in adjustments.items()
+        }
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
             way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
         }}  # fmt: skip

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.evaluation import predictions_metrics
-from laennec.evaluation.calibration import fit_classes_on_validation, fit_on_validation
+from laennec.evaluation.operating_point import fit_operating_point, set_operating_point
+from laennec.evaluation.predictions import predictions_metrics
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.recipe import HeadSettings
 from laennec.training.targets import FOUR_CLASSES, class_names
@@ -148,7 +148,7 @@ def calibrate(
         fitted = fit_operating_point(predictions, model.config.label_names, model.config.is_multi_label, settings)
         for note in fitted["notes"]:
             _log.warning("%s", note)
-    place_operating_point(model, fitted)
+    set_operating_point(model.config, fitted)
     return fitted
 
 
@@ -163,59 +163,3 @@ def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) 
             f"head.threshold_rule is icbhi, which is for crackle and wheeze, but the labels are {', '.join(names)}; "
             "take youden, f1 or sensitivity"
         )
-
-
-def fit_operating_point(
-    predictions: pd.DataFrame, names: Sequence[str], multi_label: bool, settings: HeadSettings
-) -> dict[str, Any]:
-    """Fit calibration and thresholds by a head's settings; see `laennec.evaluation.calibration`."""
-    calibration: Any = settings.calibration
-    if not multi_label:
-        fitted = fit_classes_on_validation(predictions, names, calibration=calibration)
-        if settings.threshold_rule is not None:
-            fitted["notes"].append(
-                f"threshold rule {settings.threshold_rule}: not used, the likeliest class is predicted"
-            )
-        return fitted
-    rule: Any = settings.threshold_rule
-    return fit_on_validation(predictions, names, rule=rule, sensitivity=settings.sensitivity, calibration=calibration)
-
-
-def place_operating_point(model: LaennecForAudioClassification, fitted: dict[str, Any] | None) -> None:
-    """Store fitted values in a model's config, as `operating_point_of` gives them."""
-    for name, value in operating_point_of(fitted).items():
-        setattr(model.config, name, value)
-
-
-def operating_point_of(fitted: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """An operating point as a model's config stores it: the numbers, and how they were fitted."""
-    fitted = fitted or {}
-    how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
-    places = {"temperatures": "temperatures", "intercepts": "intercepts", "thresholds": "threshold_probabilities"}
-    numbers = {place: {k: float(v) for k, v in fitted.get(name, {}).items()} for place, name in places.items()}
-    return {**numbers, "operating_point": how}
-
-
-def reading_of(model: LaennecForAudioClassification) -> dict[str, Any]:
-    """Arguments of `read_predictions` and `evaluate_predictions` for a model's predictions table."""
-    config = model.config
-    return {
-        "problem_type": "multi_label" if config.is_multi_label else "single_label",
-        "label_names": config.label_names,
-        "thresholds": logit_thresholds(model),
-        "temperatures": config.temperatures,
-        "intercepts": config.intercepts,
-    }
-
-
-def logit_thresholds(model: LaennecForAudioClassification) -> dict[str, float] | None:
-    """The model's operating points in raw logits; None for a single_label model."""
-    config = model.config
-    if not config.is_multi_label:
-        return None
-    thresholds = {}
-    for name in config.label_names:
-        p = min(max(config.thresholds.get(name, 0.5), 1e-12), 1 - 1e-12)
-        calibrated = float(np.log(p / (1 - p))) - config.intercepts.get(name, 0.0)
-        thresholds[name] = calibrated * config.temperatures.get(name, 1.0)
-    return thresholds

@@ -7,9 +7,8 @@ from sklearn.metrics import roc_auc_score
 
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import draw_patients, patient_codes
-from laennec.evaluation.label_picture import label_efficiency_picture
-from laennec.evaluation.label_table import format_label_table, label_table
-from laennec.evaluation.pictures import figure_png
+from laennec.evaluation.plots import figure_png
+from laennec.study.label_table import format_label_table, label_efficiency_picture, label_table
 
 NAMES = ["crackle", "wheeze"]
 TWO = {"problem_type": "multi_label", "label_names": NAMES}

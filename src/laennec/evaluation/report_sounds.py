@@ -1,9 +1,8 @@
-"""Single cycles to look at and to listen to, small enough for a page.
+"""Sounds and spectrograms of single cycles, small enough for a page.
 
-Decisions: a cycle is resampled to a modest rate, raised to a common loudness (by how much is said) and written as
-16-bit WAV, which every browser plays. Its picture is a log-mel spectrogram with fixed settings, not the model's
-features: pictures of two models must be comparable, and what lies above half the rate no stethoscope gives. Nothing
-is filtered, whatever the model was given.
+Decisions: a cycle is resampled to 8 kHz, raised to a common peak level (by a stated gain) and written as 16-bit WAV,
+which every browser plays. Its picture is a log-mel spectrogram with fixed settings, not the model's features, so that
+pictures of two models can be compared. Nothing is filtered, whatever the model's front end does.
 """
 
 import base64
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from laennec.audio.filterbanks import log_mel
 from laennec.audio.presets import FrontEnd
 from laennec.corpora import CycleWaveforms
-from laennec.evaluation.report_sections import Sound
+from laennec.evaluation.report_details import Sound
 
 RATE_HZ = 8000
 MOST_SECONDS = 12.0
@@ -39,8 +38,8 @@ def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -
 
     Args:
         table: A cycle table (datasets.Dataset) with recordings.
-        rows: {name of the cycle (row of the answers): its row in the table}; where sounds would grow beyond
-            `MOST_BYTES`, the last ones have a picture only.
+        rows: {name of the cycle (its row in the predictions): its row in the table}; where sounds exceed `MOST_BYTES`,
+            the last ones have a picture only.
         with_audio: Whether sounds are embedded beside the pictures.
 
     Returns:
@@ -71,7 +70,7 @@ def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -
 
 
 def playing_gain_db(waveform: NDArray[np.float32]) -> float:
-    """How much louder (in dB) a cycle must play for its peak to lie at -3 dB; silence is left as it is."""
+    """The gain in dB that raises the peak of a cycle to -3 dB; 0 for silence."""
     peak = float(np.abs(waveform).max()) if waveform.size else 0.0
     return 0.0 if peak <= 0 else min(_PEAK_DB - 20 * float(np.log10(peak)), _MOST_GAIN_DB)
 
@@ -84,19 +83,19 @@ def wav_uri(waveform: NDArray[np.float32]) -> str:
 
 
 def picture_high_hz(waveforms: Sequence[NDArray[np.float32]]) -> float:
-    """Up to which frequency all pictures of a page go: 2 kHz where nearly all energy lies below, else half the rate."""
+    """The highest frequency of all pictures of a page: 2 kHz where nearly all energy lies below, else half the rate."""
     below, whole = 0.0, 0.0
     for waveform in waveforms:
         power = np.abs(np.fft.rfft(waveform)) ** 2
         total = float(power.sum())
-        if total > 0:  # every cycle counts alike, however loud
+        if total > 0:  # every cycle has the same weight, however loud
             below += float(power[: round(2 * _LUNGS_HZ / RATE_HZ * len(power))].sum()) / total
             whole += 1
     return _LUNGS_HZ if below >= _NEARLY_ALL * whole else RATE_HZ / 2
 
 
 def _front(samples: int, high_hz: float) -> FrontEnd:
-    """The front end of a picture: frames of 32 ms, so far apart that a picture has a modest width."""
+    """The front end of a picture: frames of 32 ms, with a hop that limits the width of the picture."""
     return FrontEnd(
         sampling_rate=RATE_HZ,
         num_mel_bins=64,
@@ -115,7 +114,7 @@ def _front(samples: int, high_hz: float) -> FrontEnd:
 def mel_uri(waveform: NDArray[np.float32], high_hz: float) -> str:
     """The log-mel spectrogram of a waveform as a PNG data URI, low frequencies at the bottom, 65 dB of range."""
     front = _front(len(waveform), high_hz)
-    # frames at the ends see the sound mirrored: a sudden silence would look like a click
+    # mirrored at the ends: a sudden silence would look like a click
     filled = np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant")
     filled = np.pad(filled, (0, max(0, front.min_samples - len(filled))))
     values, _ = log_mel(torch.from_numpy(filled)[None], torch.tensor([len(filled)]), front)
