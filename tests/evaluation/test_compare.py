@@ -75,7 +75,7 @@ def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
 def test_folds_together_are_one_run_over_all_their_patients():
     whole = answers(1.5, 3)
     fold = np.array([int(patient) % 5 for patient in whole.table["patient_id"]])
-    parts = [whole.part(fold == k) for k in range(5)]
+    parts = [whole.subset(fold == k) for k in range(5)]
     pooled = pool_folds(parts)
     assert len(pooled.table) == 240 and set(pooled.table["cycle_id"]) == set(whole.table["cycle_id"])
     one, many = (draw_figures(given, FIGURES, n_draws=100) for given in (whole, pooled))
@@ -86,7 +86,7 @@ def test_folds_together_are_one_run_over_all_their_patients():
     assert draw_figures(pool_folds([shifted, *parts[1:]]), FIGURES, 10).values == pytest.approx(one.values)
     with pytest.raises(ValueError, match="in two folds"):
         pool_folds([*parts, parts[2]])
-    with pytest.raises(ValueError, match="other labels"):
+    with pytest.raises(ValueError, match="different labels"):
         pool_folds([parts[0], replace(parts[1], label_names=("crackle", "rub"))])
 
 

@@ -93,7 +93,7 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
         trained["corpus_fingerprint"][:12],
         trained["split_fingerprint"][:12],
         "patient-60-20-20",
-        "part test",
+        "split test",
     ):
         assert said in out, out
     assert "selection set: validation; seed 0" in out and "scored" not in out
@@ -149,7 +149,7 @@ def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, n
 
 def test_a_part_that_does_not_exist_names_those_that_do(run, capsys):
     assert main(["evaluate", str(run), "--split", "tset"]) == 2
-    one_line(capsys, "no part 'tset'", "train, validation, test")
+    one_line(capsys, "no split 'tset'", "train, validation, test")
     assert not (run / "evaluation-tset").exists() and read(run / "run.json")["evaluations"] == []
 
 

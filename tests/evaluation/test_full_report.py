@@ -51,7 +51,7 @@ def copy(scored, tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the pictures, which take most of the time and are looked at elsewhere."""
-    monkeypatch.setattr("laennec.evaluation.report.make_pictures", lambda *_, **__: {})
+    monkeypatch.setattr("laennec.evaluation.report.evaluation_plots", lambda *_, **__: {})
 
 
 def one_line(capsys, *said):
@@ -69,14 +69,14 @@ def test_the_page_holds_the_scores_of_the_evaluation_its_map_and_its_sounds(scor
     assert full.path.name == "report.html" and full.missing == ()
     page = check_page(full.path.read_text())
     metrics = json.loads((scored / "evaluation-test" / "metrics.json").read_text())
-    assert f"{metrics['values']['icbhi.Score']:.1f}" in page.text and "Part test" in page.text
+    assert f"{metrics['values']['icbhi.Score']:.1f}" in page.text and "Split test" in page.text
     assert f"t-SNE of all {metrics['counts']['cycles']} cycles" in page.text
     assert len([a for a in page.all("use") if "x" in a]) == metrics["counts"]["cycles"]
     evaluation = read_evaluation(scored / "evaluation-test")
-    rows = [row["row"] for group in worst_errors(evaluation.answers) for row in group["rows"]]
+    rows = [row["row"] for group in worst_errors(evaluation.predictions) for row in group["rows"]]
     assert len(page.all("audio")) == len(rows) and full.sounds == len(set(rows)) > 0
-    assert f"This page carries {len(set(rows))} excerpts" in page.text and "of synthetic, part test" in page.text
-    for name in ("Intra-class clustering", "Is it only length?", "net benefit", "add_mu_pos"):
+    assert f"This page contains {len(set(rows))} excerpts" in page.text and "of synthetic, test split" in page.text
+    for name in ("Intra-class clustering", "Cycle length", "net benefit", "add_mu_pos"):
         assert name in page.text, name
 
 
@@ -85,7 +85,7 @@ def test_the_sounds_are_those_of_the_cycles(scored, full, small_corpus):
     evaluation = read_evaluation(scored / "evaluation-test")
     table = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["test"]
     ids = list(table["cycle_id"])
-    rows = [row for group in worst_errors(evaluation.answers) for row in group["rows"]]
+    rows = [row for group in worst_errors(evaluation.predictions) for row in group["rows"]]
     for row, player in zip(rows, page.all("audio"), strict=True):
         expected = CycleWaveforms(table.select([ids.index(row["cycle_id"])]), RATE_HZ)[0]
         sound, rate = heard(player["src"])
@@ -106,7 +106,7 @@ def test_no_audio_leaves_every_sound_out(scored, tmp_path, capsys, no_pictures):
     text = (tmp_path / "quiet.html").read_text()
     page = check_page(text)
     assert "data:audio" not in text and not page.all("audio")
-    assert "carries no recording" in page.text and "excerpts" not in capsys.readouterr().out
+    assert "contains no recording" in page.text and "excerpts" not in capsys.readouterr().out
     assert sum("Mel spectrogram" in a["alt"] for a in page.all("img")) > 0
 
 
@@ -148,9 +148,9 @@ def test_another_model_or_another_corpus_is_refused(copy, tmp_path, capsys, no_p
     changed = {name: value * 1.5 if value.is_floating_point() else value for name, value in load_file(weights).items()}
     save_file(changed, weights, metadata={"format": "pt"})
     assert main(["report", str(copy)]) == 0
-    assert "answers otherwise" in capsys.readouterr().out
+    assert "predictions differ" in capsys.readouterr().out
     assert main(["report", str(copy), "--model", str(copy)]) == 2
-    one_line(capsys, "answers otherwise", "evaluate again")
+    one_line(capsys, "predictions differ", "evaluate again")
     from laennec.corpora.synthetic import write_corpus
 
     other = write_corpus(tmp_path / "other", patients=16, recordings_per_patient=1, cycles_per_recording=3, seed=5,
@@ -163,7 +163,7 @@ def test_bad_folders_and_files_are_one_line(copy, tmp_path, capsys):
     cases = [
         ([str(tmp_path / "absent")], "no such folder"),
         ([str(tmp_path)], "no evaluation there"),
-        ([str(copy), "--split", "nowhere"], "no evaluation of nowhere (scored parts: test)"),
+        ([str(copy), "--split", "nowhere"], "no evaluation of nowhere (scored splits: test)"),
         ([str(copy), "--points", "3"], "--points 3"),
         ([str(copy / "evaluation-test"), "--split", "validation"], "an evaluation of test"),
     ]
@@ -172,7 +172,7 @@ def test_bad_folders_and_files_are_one_line(copy, tmp_path, capsys):
         one_line(capsys, said)
     shutil.copytree(copy / "evaluation-test", copy / "evaluation-validation")
     assert main(["report", str(copy)]) == 2
-    one_line(capsys, "several parts were scored (test, validation)")
+    one_line(capsys, "several splits were scored (test, validation)")
     shutil.rmtree(copy / "evaluation-validation")
     folder = copy / "evaluation-test"
     metrics = json.loads((folder / "metrics.json").read_text())

@@ -13,10 +13,10 @@ from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.evaluation.calibration import fit_on_validation, sigmoid
 from laennec.evaluation.evaluate import load_model
+from laennec.evaluation.operating_point import logit_thresholds
 from laennec.inference.batch import Predictor
 from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
-from laennec.training.tables import logit_thresholds
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -93,7 +93,7 @@ def test_evaluate_model_predict_and_pipeline_answer_alike(run, small_corpus, cap
     of_model = model.probabilities(torch.tensor(logits)).numpy()
     np.testing.assert_allclose(of_model, by_hand, atol=1e-6)
     assert evaluation["thresholds"] == pytest.approx(fitted["thresholds"], abs=1e-6)
-    assert logit_thresholds(model) == pytest.approx(fitted["thresholds"], abs=1e-6)
+    assert logit_thresholds(model.config) == pytest.approx(fitted["thresholds"], abs=1e-6)
     assert evaluation["intercepts"] == fitted["intercepts"]
     for k, name in enumerate(NAMES):
         truth = table[name].to_numpy(float)
@@ -204,7 +204,7 @@ def test_no_calibration_and_no_rule_fit_nothing(tiny_recipe, tmp_path):
     [
         (["--calibration", "isotonic"], "none, temperature or platt"),
         (["--threshold-rule", "best"], "youden, f1, icbhi, sensitivity, none"),
-        (["--threshold-rule", "sensitivity", "--sensitivity", "1.5"], "at most at 1"),
+        (["--threshold-rule", "sensitivity", "--sensitivity", "1.5"], "at most 1"),
         (["--sensitivity", "0.8"], "--threshold-rule sensitivity"),
     ],
 )

@@ -17,14 +17,14 @@ from laennec.evaluation import (
     decision_curve,
     evaluate_predictions,
     four_properties,
-    write_pictures,
     write_report,
 )
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.geometry import embedding_map
-from laennec.evaluation.plots import figure_png, read_evaluated
-from laennec.evaluation.report import make_page, render_report
-from laennec.evaluation.report_sections import Extras, Sound
+from laennec.evaluation.plots import figure_png
+from laennec.evaluation.predictions import read_evaluated
+from laennec.evaluation.report import make_page
+from laennec.evaluation.report_details import Extras, Sound
 from pages import Page, check_page, open_in_browser
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
@@ -81,7 +81,8 @@ def test_page_states_what_the_score_rests_on(page, evaluation):
     text = re.sub(r"<[^>]+>", " ", page.read_text().split("<body>")[1])
     low, high = evaluation["intervals"]["icbhi.Score"]
     expected = [
-        "corpus-fp-123", "split-fp-456", "official-60-40, fold 0", "LEAKY", "validation", "training 7", "exact class",
+        "corpus-fp-123", "split-fp-456", "official-60-40, fold 0",
+        "Caveat of this split: LEAKY", "validation", "training 7", "exact class",
         "patient-clustered bootstrap", "60 draws", f"{evaluation['values']['icbhi.Score']:.1f}",
         f"{low:.1f} to {high:.1f}",
         "logit &gt; 0.250", "always normal", "event length", "not a medical device", "add_mu_pos",
@@ -114,12 +115,12 @@ PICTURES = {
 }  # fmt: skip
 
 
-def test_pictures_are_files_too_and_equal_for_equal_numbers(page, table, evaluation, tmp_path):
+def test_pictures_are_files_too_and_equal_for_equal_numbers(page, table, evaluation):
     assert {path.stem for path in (page.parent / "pictures").iterdir()} == PICTURES
-    again = write_pictures(tmp_path, evaluation, table, run=RUN)
+    again = make_page(RUN, evaluation, table)[1]
     for name in ("roc", "confusion", "training"):
-        assert again[name].read_bytes() == (page.parent / "pictures" / f"{name}.png").read_bytes()
-        assert again[name].read_bytes().startswith(b"\x89PNG")
+        assert again[name] == (page.parent / "pictures" / f"{name}.png").read_bytes()
+        assert again[name].startswith(b"\x89PNG")
 
 
 def test_page_shows_the_four_properties_and_distances(page, table):
@@ -158,8 +159,8 @@ def test_page_shows_what_length_explains_and_what_acting_is_worth(page, evaluati
 
 def test_without_model_and_recordings_the_page_says_how_to_get_map_and_sounds(page):
     seen = Page(page.read_text())
-    assert "For the map of the embedding: laennec report RUN" in seen.text and not seen.all("audio")
-    assert "Crackle missed" in seen.text and "sounds and spectrograms: laennec report RUN" in seen.text
+    assert "For the map of the embedding, run laennec report RUN" in seen.text and not seen.all("audio")
+    assert "Crackle missed" in seen.text and "sounds and spectrograms, run laennec report RUN" in seen.text
 
 
 HOSTILE = "\"><img src=http://evil.test/x onerror=f()></title></svg></style><script>alert('x')</script>{{7*7}}$\\frac$'"
@@ -178,7 +179,7 @@ def hostile():
     run["config"] = {"description": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}}
     embeddings = np.random.default_rng(0).normal(size=(len(table), 8))
     sounds = {k: Sound(PIXEL, 1.5, True, [("0 Hz", 0.0), ("2 kHz", 100.0)], TONE, 12.0) for k in range(len(table))}
-    extras = Extras(embedding_map(embeddings, table["label"].tolist()), sounds, True)
+    extras = Extras(embedding_map(embeddings, table["label"].tolist()), sounds)
     geometry = class_distances(embeddings, table.label.tolist())
     return make_page(run, evaluation, table, geometry=geometry, extras=extras)[0]
 
@@ -218,7 +219,7 @@ def test_sounds_are_players_with_words_and_the_licence_is_named(hostile):
     seen = Page(hostile)
     players = seen.all("audio")
     assert len(players) == 24 and all("controls" in a and "truth" in a["aria-label"] for a in players)
-    assert "This page carries 24 excerpts" in seen.text and "--no-audio" in seen.text and "licence" in seen.text
+    assert "This page contains 24 excerpts" in seen.text and "--no-audio" in seen.text and "licence" in seen.text
 
 
 def test_pages_open_in_a_browser_without_complaint(page, hostile, tmp_path):
@@ -231,13 +232,13 @@ def test_pages_open_in_a_browser_without_complaint(page, hostile, tmp_path):
 
 
 def test_what_is_missing_is_said_not_hidden(evaluation):
-    page = render_report({}, evaluation)
+    page = make_page({}, evaluation)[0]
     assert page.count("not recorded") >= 5
-    assert "no recorded fingerprint" in page and "not recorded on which patients" in page
+    assert "no recorded fingerprint" in page and "were chosen are not recorded" in page
 
 
 def test_selection_on_test_is_shouted(evaluation):
-    page = render_report(RUN | {"selection_set": "test-as-in-the-literature"}, evaluation)
+    page = make_page(RUN | {"selection_set": "test-as-in-the-literature"}, evaluation)[0]
     assert "test-as-in-the-literature" in page.split("<section")[0] and "not on validation patients" in page
 
 

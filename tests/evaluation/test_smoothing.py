@@ -172,7 +172,7 @@ def test_the_difference_is_paired_over_patients(table):
     assert all(f["difference"] == {"value": 0.0, "interval": [0.0, 0.0]} for f in nothing["figures"].values())
     assert json.loads(json.dumps(section)) == section
     text = format_smoothing(section)
-    assert "recording-mean" in text and "0.5, given by hand" in text and "crackle AUROC" in text
+    assert "recording-mean" in text and "0.5, as given" in text and "crackle AUROC" in text
     assert "nothing is smoothed" in format_smoothing(nothing)
 
 

@@ -10,7 +10,7 @@ from docs.render import render
 import audio_twins
 from laennec.cli.main import main
 from laennec.evaluation import evaluate_predictions, format_summary, write_report
-from laennec.evaluation.baselines import floors
+from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.evaluate import score
 from laennec.study.gather import gather_results
 from laennec.training.recipe import ConfigError, Recipe
@@ -161,5 +161,5 @@ def test_the_length_floor_of_other_classes_leans_to_none():
     names = ["a", "b", "c"]
     truth = np.repeat([0, 1, 2], [60, 30, 10])
     table = pd.DataFrame({"label": [names[k] for k in truth], "start_s": 0.0, "end_s": 1.0, "patient_id": "p"})
-    row = next(r for r in floors(table, table, class_names=names) if r["name"] == "event length")
+    row = next(r for r in shortcut_baselines(table, table, class_names=names) if r["name"] == "event length")
     assert row["values"]["accuracy"] == pytest.approx(60)

@@ -179,7 +179,7 @@ def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[FloatArray, 
     """Features (cycles, used) of both tables and the names used; a category unseen in training is missing."""
     usable, train_x, test_x = [], [], []
     for name in names:
-        columns = [_lengths(table) if name == "length_s" else table.get(name) for table in (train, test)]
+        columns: list[Any] = [_lengths(table) if name == "length_s" else table.get(name) for table in (train, test)]
         if columns[0] is None or columns[1] is None:
             continue
         if name in _CATEGORIES:

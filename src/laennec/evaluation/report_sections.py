@@ -220,17 +220,17 @@ def length_section(lengths: Mapping[str, Any], evaluation: Mapping[str, Any]) ->
     seconds = f"{segments['seconds']:g}" if segments else None
     summary = []
     for name in names:
-        cells = [_cell("", lengths[k]["values"][name], lengths[k]["intervals"][name]) for k in ("overall", "within")]
+        areas = [_cell("", lengths[k]["values"][name], lengths[k]["intervals"][name]) for k in ("overall", "within")]
         if segments:
-            cells.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
-        summary.append(_row(name, *cells, _cell("", alone.get(name)) if name in alone else "not computed"))
+            areas.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
+        summary.append(_row(name, *areas, _cell("", alone.get(name)) if name in alone else "not computed"))
     middle = [f"middle {seconds} s"] if segments else []
     rows = []
     for group in lengths["groups"]:
-        cells = [f"{group['cycles']:,}", str(group["patients"])]
+        cells: list[Any] = [f"{group['cycles']:,}", str(group["patients"])]
         for name in names:
             area = _cell("", group["values"][name], group["intervals"][name])
-            cells += [str(group["positives"][name]), area]  # type: ignore[list-item]
+            cells += [str(group["positives"][name]), area]
         rows.append(_row(f"{group['low_s']:.2f}–{group['high_s']:.2f} s", *cells))
     columns = [column for name in names for column in (f"with {name}", f"{name} AUROC")]
     return {
