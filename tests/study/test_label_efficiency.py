@@ -33,7 +33,7 @@ def one_line(capsys, *said):
 @pytest.fixture
 def no_picture(monkeypatch):
     """Leave out the picture, which takes as long as a cell here; one test looks at it."""
-    monkeypatch.setattr("laennec.evaluation.pictures.save_picture", lambda *_: None)
+    monkeypatch.setattr("laennec.evaluation.plots.save_picture", lambda *_: None)
 
 
 @pytest.fixture
