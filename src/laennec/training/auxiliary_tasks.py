@@ -382,7 +382,7 @@ def fit_logit_adjustment(
         adjustments = fit_adjustments(task.labels, codes[codes >= 0], logits[codes >= 0])
         fitted["logit_adjustment"] = adjustments
         model.config.tasks[task.name] |= fitted
-        answers = {
+        answers = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
             way: adjusted_classes(task.labels, logits, adjustment, way) for way, adjustment in adjustments.items()
         }
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
