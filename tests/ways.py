@@ -78,7 +78,7 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
         "clusters of groups": {
             "features": {"preset": "song2021", "length": "repeat", "duration_s": 2.0},
             "encoder": {"type": "cnn", "config": {"channels": [4, 8]}, "group_frames": 20},
-            "loss": {"auxiliary": {"clustering": {"clusters": 3, "dim": 4}, "reconstruction": {"weight": 0.1}}},
+            "loss": {"auxiliary": {"clustering": {"clusters": 3, "dim": 4}, "cluster_similarity": {"dim": 5}}},
             "augment": {"mix": {"method": "group_mix", "domain": "features"}},
             "sampler": {"name": "length_bucketed"},
         },

@@ -63,6 +63,8 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses":  # `laennec.losses.SupConLoss()` after `import laennec`
+        return importlib.import_module("laennec.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'laennec' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"laennec.{_HOMES[name]}"), name)

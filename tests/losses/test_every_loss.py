@@ -34,7 +34,6 @@ from laennec.losses import (
     PatchMixContrastiveLoss,
     PatchMixCrossEntropy,
     PatientAlignmentLoss,
-    ReconstructionLoss,
     SupConLoss,
     TupletContrastiveLoss,
     WeightedSum,
@@ -210,12 +209,6 @@ CASES = {
         ),
         scale_free=False,
     ),
-    "reconstruction": Case(
-        ReconstructionLoss,
-        lambda loss, x, y, order: loss(x[:, :1], x[:, 1:]),
-        lambda loss, x, y, order: (x[:, 0].double() - x[:, 1].double()).square().mean().item(),
-        learns=(0,), scale_free=False,
-    ),
     "device_adversarial": Case(
         DeviceAdversarialLoss,
         lambda loss, x, y, order: loss(x[:, 0], y),
@@ -356,7 +349,7 @@ BATCHES = {
 
 
 # these take embeddings as they are, and squares of huge ones are beyond float32
-UNSCALED = ("patient", "clustering", "clustering, sum", "cluster_similarity", "reconstruction")
+UNSCALED = ("patient", "clustering", "clustering, sum", "cluster_similarity")
 
 
 @pytest.mark.parametrize(
@@ -421,7 +414,6 @@ def test_pairs_say_what_was_there(name):
         "clustering": [12],
         "clustering, sum": [12],
         "cluster_similarity": [6],
-        "reconstruction": [6],
         "device_adversarial": [6],
         "weighted sum": [both_views, same, different],
     }

@@ -35,7 +35,6 @@ AUXILIARY = {
     "device_adversarial": {"weight": 0.3},
     "clustering": {"clusters": 3, "dim": 4},
     "cluster_similarity": {"dim": 5},
-    "reconstruction": {"weight": 0.1},
 }
 ROWS = 13  # in batches of 8: the second has 5, which two processes share as 3 and 2
 LABELS = np.arange(ROWS) % 3
@@ -155,7 +154,6 @@ def groups_alone(rows, weight, objective):
     return {
         "clustering": (seen[..., :4], mask),
         "cluster_similarity": (seen.mean(1, keepdim=True) * torch.arange(1.0, 4)[:, None],),
-        "reconstruction": (seen[..., :4], tokens, mask),
     }
 
 

@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 AUXILIARY = {
     "clustering": {"clusters": 3, "dim": 5},
     "cluster_similarity": {"weight": 0.2, "dim": 7},
-    "reconstruction": {"weight": 0.1},
     "contrast": {"loss": "patch_mix", "weight": 0.5, "detach_clean": False, "on": "clusters", "projection_dim": 4},
 }
 FLAGS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
@@ -94,7 +93,7 @@ def test_the_terms_of_the_published_total_are_those_of_loops_over_cycles():
     objective, heads = make()
     model = model_in_groups()
     terms, outputs, mixture = step(model, objective, heads)
-    plain = {"clustering", "cluster_similarity", "reconstruction"}
+    plain = {"clustering", "cluster_similarity"}
     named = {f"{name}_{copy}" for name in plain for copy in ("clean", "mixed")}
     assert set(terms) == {"bce", "contrast/patch_mix"} | named
     z, mask = outputs.auxiliary["clustering"]
@@ -120,7 +119,7 @@ def test_the_terms_of_the_published_total_are_those_of_loops_over_cycles():
     torch.stack(list(terms.values())).sum().backward()
 
 
-@pytest.mark.parametrize("left_out", [(), ("contrast",), ("contrast", "cluster_similarity"), ("reconstruction",)])
+@pytest.mark.parametrize("left_out", [(), ("contrast",), ("contrast", "cluster_similarity")])
 def test_gradients_reach_every_part_that_is_there(left_out):
     objective, heads = make({k: v for k, v in AUXILIARY.items() if k not in left_out} | {"patch_mix": {}})
     model = model_in_groups()
@@ -185,7 +184,6 @@ def test_clean_and_mixed_terms_are_those_of_the_loss_twice():
         ({"clustering": {"clusters": 0}}, "clustering: .*must be positive"),
         ({"clustering": {"reduction": "max"}}, "reduction must be"),
         ({"clustering": {"groups": 4}}, "clustering: .*groups"),
-        ({"clustering": {}, "reconstruction": {"dim": 4}}, "reconstruction: .*dim"),
         ({"patch_mix": {"project_mixed": "yes"}}, "project_mixed is 'yes'; it is true or false"),
         ({"patch_mix": {"project_mixed": True, "projection_dim": 4}}, "leave out projection_dim"),
         ({"supcon": {"project_mixed": True}}, "supcon: .*project_mixed"),

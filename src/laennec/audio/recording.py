@@ -158,17 +158,11 @@ def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
         to_hz: The wanted rate in Hz.
 
     Returns:
-        float32, shape (`resampled_length(samples, from_hz, to_hz)`,).
+        float32, shape (round(samples * to_hz / from_hz),).
     """
     if from_hz == to_hz:
         return waveform
     return np.asarray(soxr.resample(waveform, from_hz, to_hz, quality="HQ"), dtype=np.float32)
-
-
-def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
-    """How many samples `resample` returns for so many."""
-    # soxr's own arithmetic, ties included
-    return samples if from_hz == to_hz else int(samples / (from_hz / to_hz) + 0.5)
 
 
 def read_recording(

@@ -4,7 +4,7 @@ from torch import nn
 
 from laennec.losses.add import AngularDistanceDistributionLoss
 from laennec.losses.base import Loss
-from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss, ReconstructionLoss
+from laennec.losses.clustering import ClusterSimilarityLoss, DeepClusteringLoss
 from laennec.losses.combine import WeightedSum, WeightSchedule
 from laennec.losses.device import DeviceAdversarialLoss, GradientReversal
 from laennec.losses.focal import FocalLoss
@@ -25,7 +25,6 @@ AUXILIARY_LOSSES: dict[str, type[nn.Module]] = {
     "device_adversarial": DeviceAdversarialLoss,
     "clustering": DeepClusteringLoss,
     "cluster_similarity": ClusterSimilarityLoss,
-    "reconstruction": ReconstructionLoss,
 }
 
 __all__ = [
@@ -42,7 +41,6 @@ __all__ = [
     "PatchMixContrastiveLoss",
     "PatchMixCrossEntropy",
     "PatientAlignmentLoss",
-    "ReconstructionLoss",
     "SupConLoss",
     "TupletContrastiveLoss",
     "WeightSchedule",

@@ -38,7 +38,6 @@ class DeepClusteringLoss(Loss):
         dim: Of the group embeddings.
         alpha: Degrees of freedom of the Student t.
         reduction: "mean" over cycles and groups, or "sum" (the authors').
-        detach_target: True treats p as a constant (as in DEC).
 
     Raises:
         ValueError: if a number is not positive or the reduction unknown.
@@ -51,9 +50,7 @@ class DeepClusteringLoss(Loss):
     labels: ClassVar[str] = "cycle"
     on: ClassVar[str] = "bottleneck"
 
-    def __init__(
-        self, clusters: int, dim: int, *, alpha: float = 1.0, reduction: str = "mean", detach_target: bool = False
-    ) -> None:
+    def __init__(self, clusters: int, dim: int, *, alpha: float = 1.0, reduction: str = "mean") -> None:
         super().__init__()
         if min(clusters, dim, alpha) <= 0:
             raise ValueError(f"clusters {clusters}, dim {dim} and alpha {alpha} must be positive")
@@ -63,8 +60,7 @@ class DeepClusteringLoss(Loss):
         self.reset_parameters()
         self.alpha = float(alpha)
         self.reduction = reduction
-        self.detach_target = detach_target
-        self.variant = f"{reduction}, target {'detached' if detach_target else 'with gradient'}"
+        self.variant = reduction
 
     def reset_parameters(self) -> None:
         """Draw new centers."""
@@ -95,69 +91,20 @@ class DeepClusteringLoss(Loss):
         Raises:
             ValueError: if the shapes do not fit.
         """
-        groups, mask, count = _masked(groups, mask)
+        check_embeddings(groups, dims=3)
+        if mask is not None and mask.shape != groups.shape[:2]:
+            raise ValueError(f"a mask of {tuple(mask.shape)} does not fit groups {tuple(groups.shape)}")
+        mask = torch.ones_like(groups[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        groups, count = groups.masked_fill(~mask[..., None], 0.0), int(mask.sum())
         self.pairs = {"clustering": count}
         if not count:
             return {"clustering": absent(groups) + absent(self.centers)}
         with full_precision(groups):
             q = self.soft_assignment(groups)
-            p = self.target(q.detach() if self.detach_target else q, mask)
+            p = self.target(q, mask)
             each = (p * (p.clamp_min(1e-30).log() - (q + 1e-10).log())).sum(dim=-1)
-            divergence = (each if mask is None else each * mask).sum()
+            divergence = (each * mask).sum()
         return {"clustering": divergence / (count if self.reduction == "mean" else 1)}
-
-
-def _masked(groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
-    """Groups with zeros where the mask is False, the mask as bool, and the number of groups that count."""
-    check_embeddings(groups, dims=3)
-    if mask is None:
-        return groups, None, groups.shape[0] * groups.shape[1]
-    if mask.shape != groups.shape[:2]:
-        raise ValueError(f"a mask of {tuple(mask.shape)} does not fit groups {tuple(groups.shape)}")
-    mask = mask.bool()
-    return groups.masked_fill(~mask[..., None], 0.0), mask, int(mask.sum())
-
-
-class ReconstructionLoss(Loss):
-    """Reconstruction error of an auto-encoder of frame groups.
-
-    Formula: mean of `(decoded - groups)^2` over groups of real frames and dimensions. The groups are detached: the
-    encoder would otherwise make them easy to reconstruct by making them equal.
-
-    Batch: the groups of each cycle and their reconstruction, any order of cycles.
-
-    Returns: `reconstruction`; `pairs` counts the groups.
-
-    Prefer: to leave it out, as CycleGuardian's published total does; add it where the bottleneck loses information.
-
-    Reference: Xie et al., Unsupervised Deep Embedding for Clustering Analysis, ICML 2016.
-    """
-
-    citation: ClassVar[str] = _CITATION
-    labels: ClassVar[str] = "cycle"
-    on: ClassVar[str] = "decoded"
-
-    def forward(self, decoded: Tensor, groups: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Return `{"reconstruction": scalar}`; `pairs` counts the groups.
-
-        Args:
-            decoded: (batch, groups, dim).
-            groups: (batch, groups, dim).
-            mask: (batch, groups) bool, True on groups of real frames; None where all are.
-
-        Raises:
-            ValueError: if the shapes do not fit.
-        """
-        if decoded.shape != groups.shape:
-            raise ValueError(f"decoded {tuple(decoded.shape)} and groups {tuple(groups.shape)} must match")
-        decoded, mask, count = _masked(decoded, mask)
-        self.pairs = {"reconstruction": count}
-        if not count or not decoded.shape[-1]:
-            return {"reconstruction": absent(decoded)}
-        with full_precision(decoded):
-            target = _masked(groups.detach(), mask)[0]
-            squares = (widened(decoded) - widened(target)).square().sum()
-            return {"reconstruction": squares / (count * decoded.shape[-1])}
 
 
 class ClusterSimilarityLoss(Loss):

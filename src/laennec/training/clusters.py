@@ -6,9 +6,8 @@ similarity and contrast move the centers too (in the published code only the div
 is the mean of its groups; the published code trains a weight for each position in the cycle, which fixes the length. A
 cluster without groups has the vector zero, as published. The head classifies from the encoder's embedding, because
 these layers are removed when training ends; the published network classifies from the clusters. The decoder of its
-auto-encoder enters no published term and exists only where a recipe lists `reconstruction`. The projections of the
-contrast are trained; the published code does not pass them to the optimiser. Clean and mixed cycles are separate terms,
-as in the published total.
+auto-encoder enters no published term and is left out. The projections of the contrast are trained; the published code
+does not pass them to the optimiser. Clean and mixed cycles are separate terms, as in the published total.
 
 Reference: Chu et al., CycleGuardian, 2025, and its public code.
 """
@@ -66,9 +65,8 @@ class ClusterView(NamedTuple):
         bottleneck: (batch, groups, narrow), of the auto-encoder.
         vectors: (batch, clusters, width), one for each cluster of each cycle.
         joint: (batch, width), one for each cycle.
-        decoded: (batch, groups, dim).
 
-    The last three are None where no loss takes them.
+    The last two are None where no loss takes them.
     """
 
     groups: Tensor
@@ -76,7 +74,6 @@ class ClusterView(NamedTuple):
     bottleneck: Tensor
     vectors: Tensor | None
     joint: Tensor | None
-    decoded: Tensor | None
 
 
 class GroupClusters(nn.Module):
@@ -87,8 +84,8 @@ class GroupClusters(nn.Module):
         narrow: Width of the auto-encoder's bottleneck.
         dim: Width of the encoder's tokens.
         width: Width of the vectors.
-        needed: Which of "vectors", "joint" and "decoded" the losses take: there is no unused layer, because DDP waits
-            for the gradient of each.
+        needed: Which of "vectors" and "joint" the losses take: there is no unused layer, because DDP waits for the
+            gradient of each.
     """
 
     def __init__(self, clusters: int, narrow: int, dim: int, width: int, needed: Set[str]) -> None:
@@ -101,15 +98,13 @@ class GroupClusters(nn.Module):
             self.describe = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.LayerNorm(width))
         if "joint" in needed:
             self.join = nn.Linear(clusters, 1)
-        self.decode = nn.Linear(narrow, dim) if "decoded" in needed else None
 
     def forward(self, groups: Tensor, mask: Tensor, loss: DeepClusteringLoss) -> ClusterView:
         """Tokens (batch, groups, dim), which of them are real (batch, groups), and the loss that holds the centers."""
         groups = groups.to(loss.centers.dtype)
         bottleneck = self.reduce(groups)
-        decoded = None if self.decode is None else self.decode(bottleneck)
         if self.describe is None:
-            return ClusterView(groups, mask, bottleneck, None, None, decoded)
+            return ClusterView(groups, mask, bottleneck, None, None)
         soft = loss.soft_assignment(bottleneck)  # (batch, groups, clusters)
         hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
         member = (hard + soft - soft.detach()) * mask[..., None]  # hard in value, soft in gradient
@@ -119,15 +114,12 @@ class GroupClusters(nn.Module):
         joint = None
         if self.join is not None and self.finish is not None:
             joint = self.finish(self.join(vectors.transpose(1, 2)).squeeze(2))
-        return ClusterView(groups, mask, bottleneck, vectors, joint, decoded)
+        return ClusterView(groups, mask, bottleneck, vectors, joint)
 
 
 def cluster_inputs(which: str, view: ClusterView) -> tuple[Tensor, ...]:
-    """What one cluster loss is called with, batch first; `which` is "bottleneck", "vectors" or "decoded"."""
+    """What one cluster loss is called with, batch first; `which` is "bottleneck" or "vectors"."""
     if which == "bottleneck":
         return view.bottleneck, view.mask
-    if which == "decoded":
-        assert view.decoded is not None
-        return view.decoded, view.groups.detach(), view.mask
     assert view.vectors is not None
     return (view.vectors,)

@@ -22,7 +22,6 @@ from laennec.losses import (
     DeviceAdversarialLoss,
     Loss,
     PatchMixContrastiveLoss,
-    ReconstructionLoss,
     TupletContrastiveLoss,
     WeightedSum,
     WeightSchedule,
@@ -34,7 +33,7 @@ from laennec.training.recipe import ConfigError
 CLASS, CYCLE = "class", "cycle"  # labels that need no column
 INPUTS = ("embedding", "projection", "clusters")
 # losses that take the frame groups of each cycle, not pairs of cycles
-CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss, ReconstructionLoss)
+CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss)
 
 
 def fact(loss: nn.Module, name: str) -> Any:

@@ -38,8 +38,8 @@ from laennec.training.recipe.settings import (
 from laennec.training.recipe.step_settings import CardSettings, EvaluationSettings, PretrainSettings, TrainSettings
 
 # auxiliary losses whose terms are those of single cycles: they need no other cycle of the batch
-_BY_CYCLE = ("device_adversarial", "clustering", "cluster_similarity", "reconstruction")
-_WITHOUT_LABELS = ("clustering", "cluster_similarity", "reconstruction")
+_BY_CYCLE = ("device_adversarial", "clustering", "cluster_similarity")
+_WITHOUT_LABELS = ("clustering", "cluster_similarity")
 
 
 class Recipe(Settings):
