@@ -383,8 +383,6 @@ def fit_logit_adjustment(
         fitted["logit_adjustment"] = adjustments
         model.config.tasks[task.name] |= fitted
         answers = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
-            way: adjusted_classes(task.labels, logits, adjustment, way) for way, adjustment in adjustments.items()
-        }
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
             way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
         }}  # fmt: skip
