@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from evaluation_tables import cycles
 
-from laennec.audio.facts import bandwidth_hz, level_db
+from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.corpora import load_corpus
 from laennec.evaluation.baselines import length_groups, middle_segments, segment_length_s
 from laennec.evaluation.predictions import read_predictions

@@ -31,6 +31,7 @@ MIN_SAMPLING_RATE_HZ = 1_000
 MAX_SAMPLING_RATE_HZ = 192_000
 _BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated because a header says so
 LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
+_SPECTRUM_FRAME, _ENERGY_SHARE, _SILENCE_DB = 2048, 0.99, -120.0
 UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream that does not state its length
 
 
@@ -412,3 +413,31 @@ def _short(error: BaseException) -> str:
     """The library's own message on one line."""
     text = str(getattr(error, "error_string", "") or error).strip().splitlines()
     return (text[0] if text else type(error).__name__).rstrip(".")
+
+
+def level_db(samples: Waveform) -> float:
+    """Root mean square in dB of full scale; silence is -120.
+
+    Args:
+        samples: Shape (samples,), full scale 1.
+    """
+    power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
+    return max(10 * float(np.log10(power)), _SILENCE_DB) if power > 0 else _SILENCE_DB
+
+
+def bandwidth_hz(samples: Waveform, sampling_rate: int) -> float:
+    """Frequency below which 99 % of the energy lies, in steps of a 2,048th of the rate; 0 of silence.
+
+    Args:
+        samples: Shape (samples,).
+        sampling_rate: In Hz.
+    """
+    frames = max(1, -(-len(samples) // _SPECTRUM_FRAME))
+    padded = np.zeros(frames * _SPECTRUM_FRAME, dtype=np.float32)
+    padded[: len(samples)] = samples
+    window = np.hanning(_SPECTRUM_FRAME).astype(np.float32)
+    spectrum = np.abs(np.fft.rfft(padded.reshape(frames, _SPECTRUM_FRAME) * window)) ** 2
+    energy = np.cumsum(spectrum.sum(0, dtype=np.float64))
+    if energy[-1] <= 0:
+        return 0.0
+    return float(np.searchsorted(energy, _ENERGY_SHARE * energy[-1]) * sampling_rate / _SPECTRUM_FRAME)

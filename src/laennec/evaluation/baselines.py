@@ -15,7 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from laennec.audio.facts import bandwidth_hz, level_db
+from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import to_arrow
 from laennec.evaluation.bootstrap import Interval, bootstrap_values, interval, patient_codes
