@@ -34,7 +34,7 @@ class Coverage:
 
 
 def coverage(
-    sampler: CounterSampler,
+    sampler: Any,
     epoch: int = 0,
     *,
     labels: Sequence[Any] | npt.NDArray[Any] | None = None,
@@ -43,8 +43,8 @@ def coverage(
     """Count the cycles of an epoch and the positive pairs of its batches.
 
     Args:
-        sampler: any of `laennec.training.samplers`; its own epoch does not change.
-        epoch: counted from 0.
+        sampler: A sampler; those of `laennec.training.samplers` keep their own epoch.
+        epoch: Counted from 0; an own sampler is counted in the epoch that it is at.
         labels: class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); the sampler's
             own where it has them.
         rows_per_batch: batch size; the sampler's own where it has one.
@@ -56,13 +56,13 @@ def coverage(
         ValueError: if labels or the batch size are known neither here nor to the sampler.
     """
     known = labels if labels is not None else getattr(sampler, "labels", None)
-    size = rows_per_batch or sampler.rows_per_batch
+    size = rows_per_batch or getattr(sampler, "rows_per_batch", None)
     if known is None or size is None:
         raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
     codes = as_codes(known)
     values = np.asarray(known)
     unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
-    order = sampler.order(epoch)
+    order = sampler.order(epoch) if isinstance(sampler, CounterSampler) else _rows_of(sampler)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     batches_known = [batch[~unknown[batch]] for batch in batches]
     pairs = [_positive_pairs(batch, codes) for batch in batches_known]
@@ -75,6 +75,11 @@ def coverage(
         batches_without_positives=pairs.count(0),
         batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in batches_known),
     )
+
+
+def _rows_of(sampler: Any) -> Rows:
+    """The rows that a sampler yields, by themselves or as (row, epoch)."""
+    return np.array([row[0] if isinstance(row, tuple) else int(row) for row in sampler], dtype=np.int64)
 
 
 def _positive_pairs(rows: Rows, codes: Rows) -> int:

@@ -54,10 +54,11 @@ def check_mixing(recipe: Recipe) -> None:
     chosen = recipe.augment.mix
     if chosen is None or chosen.domain != "tokens" or recipe.encoder.group_frames:
         return
-    if not hasattr(ENCODERS[recipe.encoder.type], "token_grid"):
+    kind = recipe.encoder_type()
+    if not hasattr(ENCODERS.get(kind, kind), "token_grid"):
         others = [domain for domain in MIX_DOMAINS[chosen.method] if domain != "tokens"]
         raise InputError(
-            f"augment.mix.domain is tokens, but {recipe.encoder.type} encoders have no patch tokens; with "
+            f"augment.mix.domain is tokens, but {recipe.encoder.class_ or recipe.encoder.type} encoders have no patch tokens; with "
             f"{chosen.method} they support {' or '.join(others)}"
             + (" (or tokens with encoder.group_frames)" if chosen.method == "group_mix" else "")
         )

@@ -66,7 +66,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         e.weights,
         names,
         recipe.target.problem_type,
-        type=e.type,
+        type=recipe.encoder_type(),
         revision=e.revision,
         encoder_config=e.config,
         trainable="frozen" if e.frozen else e.trainable,

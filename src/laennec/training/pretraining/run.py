@@ -136,7 +136,7 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
         raise InputError(
             f"{recipe.name}: the recipe has no section pretrain; add one, or give a setting, e.g. --pretrain.pairs self"
         )
-    if recipe.encoder.type == "statistics":
+    if recipe.encoder.class_ is None and recipe.encoder.type == "statistics":
         raise InputError("encoder.type is statistics, which has nothing to pre-train; choose mobilenet, cnn or ast")
     return recipe.pretrain
 
@@ -175,7 +175,7 @@ def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> Laenne
     torch.manual_seed(recipe.seed)
     e = recipe.encoder
     weights = e.weights if settings.init == "weights" else None
-    encoder = load_encoder(weights, type=e.type, revision=e.revision, **e.config)
+    encoder = load_encoder(weights, type=recipe.encoder_type(), revision=e.revision, **e.config)
     refuse_other_features(recipe, encoder)
     config = LaennecConfig(
         encoder_config=encoder.config,

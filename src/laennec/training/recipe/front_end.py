@@ -27,7 +27,8 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
         InputError: Another preset, number of mel bins, sampling rate or standardisation than the encoder's, or feature
             masks on waveforms.
     """
-    given, kind, weights = recipe.features.preset, recipe.encoder.type, recipe.encoder.weights
+    given, weights = recipe.features.preset, recipe.encoder.weights
+    kind = recipe.encoder.class_ or recipe.encoder.type
     front = PRESETS[given]
     in_folder = weights is not None and not Path(weights).is_file()
     published = published_features(str(weights), recipe.encoder.revision) if in_folder else {}
@@ -81,7 +82,7 @@ def _refuse_mel_bins(recipe: Recipe, encoder: Any) -> None:
         takes = None
     if front.is_waveform or (takes is not None and takes != front.feature_size):
         has = "a waveform" if front.is_waveform else f"{front.feature_size} mel bins"
-        kind = recipe.encoder.type
+        kind = recipe.encoder.class_ or recipe.encoder.type
         remedy = f"features.preset: {getattr(encoder, 'preset', None) or 'efficientat'}"
         if recipe.encoder.weights is None and takes is not None and not front.is_waveform:
             remedy += f", or encoder.config.num_mel_bins: {front.feature_size}"

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_validator
 
 from laennec.errors import InputError
+from laennec.extension import load_object
 from laennec.training.recipe.packaged import find_recipe
 from laennec.training.recipe.reading import (
     explained,
@@ -145,6 +146,15 @@ class Recipe(Settings):
     def folders(self) -> list[Path]:
         """Folders, beside the working directory, that dotted names are imported from."""
         return list(self._folders)
+
+    def encoder_type(self) -> Any:
+        """The type of encoder by name, or the author's class, which is imported here.
+
+        Raises:
+            InputError: The class cannot be imported.
+        """
+        dotted = self.encoder.class_
+        return self.encoder.type if dotted is None else load_object(dotted, "encoder.class", self.folders)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as plain values."""
