@@ -58,8 +58,8 @@ def check_mixing(recipe: Recipe) -> None:
     if not hasattr(ENCODERS.get(kind, kind), "token_grid"):
         others = [domain for domain in MIX_DOMAINS[chosen.method] if domain != "tokens"]
         raise InputError(
-            f"augment.mix.domain is tokens, but {recipe.encoder.class_ or recipe.encoder.type} encoders have no patch tokens; with "
-            f"{chosen.method} they support {' or '.join(others)}"
+            f"augment.mix.domain is tokens, but {recipe.encoder.class_ or recipe.encoder.type} encoders have no patch "
+            f"tokens; with {chosen.method} they support {' or '.join(others)}"
             + (" (or tokens with encoder.group_frames)" if chosen.method == "group_mix" else "")
         )
 
