@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from laennec.cli.main import main
-from laennec.corpora.exported import MARK
+from laennec.corpora.exported import MANIFEST
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -41,7 +41,7 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
     assert main(["prepare", "synthetic", "--data-dir", str(exported), *flags, "--export", str(out)]) == 0
     said = capsys.readouterr().out
     assert said.startswith(counted) and f"exported to {out}: 5 Parquet files" in said and "load_dataset" in said
-    assert (out / MARK).read_bytes() == (exported / MARK).read_bytes()
+    assert (out / MANIFEST).read_bytes() == (exported / MANIFEST).read_bytes()
     assert main(["prepare", "synthetic", "--data-dir", str(exported), "--check"]) == 0
 
 

@@ -31,7 +31,7 @@ _HOMES = {
     "Corpus": "corpora.base",
     "AnnotatedRecording": "corpora.recordings",
     "Event": "corpora.recordings",
-    "export_corpus": "corpora.exporting",
+    "export_corpus": "corpora.publish",
     "load_encoder": "encoders",
     "register_encoder": "encoders",
     "AngularDistanceDistributionLoss": "losses.add",

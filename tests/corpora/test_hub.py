@@ -116,7 +116,7 @@ def test_a_listed_file_that_is_not_there_is_named(speech_commands: Path, tmp_pat
     own = Path(shutil.copytree(speech_commands, tmp_path / "own"))
     (own / "bed" / "00000005_nohash_1.wav").unlink()
     with pytest.raises(InputError, match=r"testing_list.txt: bed/00000005_nohash_1.wav is not in the folder"):
-        Hub(own)
+        Hub(own).check_usable()
     assert len(Hub(own, allow_missing=True).table()) == 23
 
 
@@ -132,7 +132,7 @@ def test_iemocap_leaves_a_session_out(iemocap: Path) -> None:
 
 def test_what_is_left_out_is_counted(iemocap: Path) -> None:
     with pytest.warns(UserWarning, match=r"left out, other classes: fru \(10\), xxx \(10\)"):
-        Hub(iemocap, **IEMOCAP)
+        Hub(iemocap, **IEMOCAP).check_usable()
 
 
 def parquet(folder: Path, esc50: Path, **splits: int) -> Path:
@@ -233,13 +233,13 @@ def test_a_changed_class_is_another_corpus(esc50: Path, tmp_path: Path) -> None:
         ({"label_column": "category", "fold_column": "take"}, "take of .* is 'A', which ends in no number"),
         ({"label_column": "category", "audio_column": "take"}, "the columns with encoded sounds are audio"),
         ({"label_column": "category", "labels": ["dog", "bird"]}, "no sound is labelled bird; the classes are crying"),
-        ({"label_column": "category", "train": "all", "test": "none"}, "no sounds of part all or none"),
+        ({"label_column": "category", "train": "all", "test": "none"}, "no sounds of split all or none"),
         ({"label_column": "category", "layout": "parquet"}, "layout is 'parquet'; it can be datasets, table"),
     ],
 )
 def test_wrong_columns_are_named(esc50_parquet: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        Hub(esc50_parquet, **options)
+        Hub(esc50_parquet, **options).check_usable()
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_windows_of_a_recording_stay_together(published: Path) -> None:
 
 @pytest.mark.parametrize("protocol", ["patient-60-20-20", "patient-5fold"])
 def test_protocols_that_promise_patients_are_refused(published: Path, protocol: str) -> None:
-    with pytest.raises(InputError, match="have no patient_id"):
+    with pytest.raises(InputError, match="physionet2016 has no protocol"):
         load_corpus("physionet2016", published, protocol=protocol)
 
 
@@ -111,7 +111,7 @@ def test_an_absent_database_cannot_be_left_out(published: Path, fold: int, words
 def test_the_validation_folder_is_left_out_and_said_to_be_copies(published: Path) -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        PhysioNet2016(published)
+        PhysioNet2016(published).check_usable()
     assert any(
         "2 recordings, 2 of them copies of training recordings by content; left out" in str(w.message) for w in heard
     )
@@ -140,7 +140,7 @@ def test_poor_recordings_can_be_left_out(published: Path, own: Path) -> None:
     shutil.rmtree(own / "annotations")
     assert {row["signal_quality"] for row in rows(own)} == {None}
     with pytest.raises(InputError, match="no signal quality"):
-        PhysioNet2016(own, quality="good")
+        PhysioNet2016(own, quality="good").check_usable()
 
 
 def test_quality_may_stand_beside_the_recordings(own: Path) -> None:
@@ -154,7 +154,7 @@ def test_labels_that_disagree_are_named_and_the_reference_counts(own: Path) -> N
     table = own / "annotations" / "updated" / "training-a" / "REFERENCE_withSQI.csv"
     table.write_text(table.read_text().replace("a0002,1,", "a0002,-1,"))
     with pytest.warns(UserWarning, match="another label than REFERENCE.csv, which counts, for a0002"):
-        builder = PhysioNet2016(own)
+        builder = PhysioNet2016(own).check_usable()
     assert {row["recording_id"]: row["heart_sound"] for row in builder.table().to_list()}["a0002"] == 1
 
 
@@ -172,7 +172,7 @@ def test_bad_references_are_named(own: Path, line: str, words: str) -> None:
     with (own / "training-a" / "REFERENCE.csv").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match=words):
-        PhysioNet2016(own)
+        PhysioNet2016(own).check_usable()
 
 
 def test_unsure_is_null(own: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_does_not_pair_is_refused_or_left_out(own: Path) -> None:
     (own / "training-b" / "b0001.wav").unlink()
     (own / "training-b" / "b0002.wav").rename(own / "training-b" / "x.wav")
     with pytest.raises(InputError, match=r"no recording b0001 although RECORDS has it; add it.* \(2 more"):
-        PhysioNet2016(own)
+        PhysioNet2016(own).check_usable()
     assert len(rows(own, allow_missing=True)) == 18
 
 

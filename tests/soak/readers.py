@@ -244,10 +244,10 @@ def _journal(path: Path) -> object:
 
 @_file("laennec.json")
 def _mark(path: Path) -> object:
-    from laennec.corpora.exported import MARK, read_mark
+    from laennec.corpora.exported import MANIFEST, read_manifest
 
-    path.rename(path.with_name(MARK))
-    return read_mark(path.parent)
+    path.rename(path.with_name(MANIFEST))
+    return read_manifest(path.parent)
 
 
 @_file("split.txt")

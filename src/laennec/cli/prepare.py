@@ -70,10 +70,10 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from contextlib import ExitStack
 
     from laennec.corpora import cache_root
-    from laennec.corpora.exporting import export_corpus
     from laennec.corpora.load import corpus_class
+    from laennec.corpora.publish import export_corpus
     from laennec.files import explain_write_errors
-    from laennec.hub.push_corpus import check_target, push_corpus, terms_of
+    from laennec.hub.push_corpus import check_target, push_corpus
 
     if options.check:
         raise InputError("command line: --check writes nothing; leave --export and --push-to-hub out, or --check")
@@ -81,8 +81,9 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         raise InputError("command line: --public says who sees an upload; add --push-to-hub REPO, or leave it out")
     rights = {"public": options.public, "may_redistribute": options.i_have_the_right_to_redistribute}
     if options.push_to_hub:
-        if corpus_class(options.corpus).can_be_exported:
-            say(terms_of(options.corpus))
+        corpus = corpus_class(options.corpus)
+        if corpus.can_be_exported:
+            say(f"terms of {corpus.title}: {corpus.licence}\npassing it on: {corpus.redistribution}")
         check_target(options.push_to_hub, **rights)
     with ExitStack() as stack:
         folder = options.export
@@ -97,9 +98,9 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
             "progress": progress("exporting"),
         }
         made = export_corpus(options.corpus, options.data_dir, folder, **rules, **settings)
-        say(_described(options.corpus, made.parts))
+        say(_described(options.corpus, made.splits))
         if options.export:
-            size = f"{len(made.facts['files'])} Parquet files, {made.bytes / 1e6:.1f} MB"
+            size = f"{len(made.manifest['files'])} Parquet files, {made.bytes / 1e6:.1f} MB"
             say(f"exported to {made.folder}: {size}; datasets.load_dataset({str(made.folder)!r})")
         if options.push_to_hub:
             say(f"pushed to {push_corpus(made.folder, options.push_to_hub, **rights)}")

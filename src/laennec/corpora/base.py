@@ -253,6 +253,10 @@ class Corpus(ABC):
         """Files that belong to the corpus and are not read to make its table, for an export."""
         return []
 
+    def exported_name(self, path: Path) -> str:
+        """Where a file of the corpus lies in an export: where it is, or on top if it is outside of `root`."""
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
+
     @classmethod
     def locate(
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]

@@ -95,6 +95,10 @@ class Folder(Corpus):
         self._note(found, sounds)
         return found
 
+    def exported_name(self, path: Path) -> str:
+        """The table with the cycles goes on top as the only CSV, where it is found without being named."""
+        return f"{path.stem}.csv" if path in self.tables else super().exported_name(path)
+
     def _recordings(
         self, annotations: Mapping[str, Path | None], sounds: Mapping[str, Path], whole: bool = False
     ) -> list[AnnotatedRecording]:

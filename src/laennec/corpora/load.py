@@ -142,9 +142,9 @@ def locate_corpus(
         InputError: No such corpus, no folder, or an option it does not have.
     """
     kind = corpus_class(corpus)
-    valid = {field.name for field in dataclasses.fields(kind.options_class)}
-    if wrong := sorted(set(options) - valid):
-        own = sorted(valid - {field.name for field in dataclasses.fields(CorpusOptions)})
+    valid = [field.name for field in dataclasses.fields(kind.options_class)]
+    if wrong := sorted(set(options) - set(valid)):
+        own = valid[len(dataclasses.fields(CorpusOptions)) :]
         raise InputError(f"{kind.name} has no option {named(wrong)}; valid: {', '.join(own) or 'none'}")
     if data_dir is not None and kind.can_be_exported:
         data_dir = original_folder(kind.name, data_dir, cache_dir)

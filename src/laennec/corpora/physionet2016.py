@@ -131,6 +131,16 @@ class PhysioNet2016(Corpus):
             found += held_out if options.validation_folder else []
         return found
 
+    def further_files(self) -> list[Path]:
+        """There are none; an export of a part of the recordings is refused.
+
+        Raises:
+            InputError: Recordings of poor quality are left out.
+        """
+        if self.options.quality == "good":
+            raise InputError(f"{self.name}: an export holds all recordings; set quality when you load it, not here")
+        return []
+
     def _database(self, folder: Path, letter: str | None) -> Iterator[AnnotatedRecording]:
         """The recordings of one folder; in the folder validation (letter None) the name tells the database."""
         reference = folder / "REFERENCE.csv"
