@@ -1,4 +1,4 @@
-"""The synthetic corpus: layout, exact labels, and the physics that its names promise."""
+"""The synthetic corpus: layout, exact labels, determinism, and sounds that can be learned."""
 
 import errno
 import itertools
@@ -12,10 +12,8 @@ import soundfile
 
 from laennec.audio.cycles import check_annotation, read_annotation
 from laennec.audio.recording import read_recording
-from laennec.corpora import lung_sounds
 from laennec.corpora.icbhi2017 import read_demographics, read_diagnoses, read_folds, read_official_split
-from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, WHEEZE, stream
-from laennec.corpora.synthetic import draw_patient, write_corpus
+from laennec.corpora.synthetic import DEVICES, SOURCE_RATE_HZ, crackle, draw_patient, stream, wheeze, write_corpus
 from laennec.errors import InputError
 
 NAME = re.compile(r"(\d{3})_\d[bp]\d_(Al|Ar|Pl|Pr|Ll|Lr|Tc)_(mc|sc)_(AKGC417L|Meditron|Litt3200|LittC2SE)")
@@ -44,13 +42,6 @@ def recordings(folder: Path) -> list[Path]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def two_cycle_duration_s(wave: np.ndarray, rate: int) -> tuple[float, float]:
-    """(initial deflection width, two-cycle duration): the first and the fourth zero crossing, between samples."""
-    before = np.flatnonzero(np.sign(wave[1:-1]) * np.sign(wave[2:]) < 0) + 1
-    crossings = (before + wave[before] / (wave[before] - wave[before + 1])) / rate
-    return float(crossings[0]), float(crossings[3])
 
 
 class TestLayout:
@@ -88,7 +79,7 @@ class TestLayout:
 
     def test_one_patient_in_23_has_no_age_and_sex(self) -> None:
         assert draw_patient(0, 22).sex is None
-        assert np.isnan(draw_patient(0, 22).age_years)
+        assert draw_patient(0, 22).age_years is None
         assert draw_patient(0, 21).sex is not None
 
     def test_files_have_the_rate_and_format_of_their_device(self, native) -> None:
@@ -152,8 +143,8 @@ class TestLabels:
             for cycle in cycles:
                 slack = 1 / SOURCE_RATE_HZ
                 inside = mine[(mine["start_s"] >= cycle.start_s - slack) & (mine["end_s"] <= cycle.end_s + slack)]
-                assert bool(cycle.wheeze) == (inside["kind"] == WHEEZE).any()
-                assert bool(cycle.crackle) == inside["kind"].isin([FINE, COARSE]).any()
+                assert bool(cycle.wheeze) == (inside["kind"] == "wheeze").any()
+                assert bool(cycle.crackle) == inside["kind"].str.endswith("crackle").any()
                 placed += len(inside)
                 seen.add(cycle.label)
             assert placed == len(mine)  # no event outside a cycle or across two
@@ -166,67 +157,32 @@ class TestLabels:
 
     def test_patients_differ_as_patients_do(self) -> None:
         people = [draw_patient(0, index) for index in range(40)]
-        children = [one for one in people if one.age_years < 19]
-        adults = [one for one in people if one.age_years >= 19]
+        children = [one for one in people if one.age_years is not None and one.age_years < 19]
+        adults = [one for one in people if one.age_years is not None and one.age_years >= 19]
         assert 8 < len(children) < 22
         assert max(one.cycle_s for one in children) < np.mean([one.cycle_s for one in adults]) + 1
-        assert (
-            np.mean([one.beats_per_minute for one in children]) > np.mean([one.beats_per_minute for one in adults]) + 10
-        )
-        assert all(60 <= one.beats_per_minute <= 135 for one in people)
         assert {one.device for one in people} == set(DEVICES)
         assert not [one for one in children if one.diagnosis == "COPD"]
 
 
-class TestPhysics:
-    @pytest.mark.parametrize(
-        ("two_cycle_ms", "deflection_ms"), [(5, 0.7), (3.6, 0.5), (7.9, 0.9), (15, 1.25), (20, 1.4)]
-    )
-    def test_a_crackle_has_the_asked_two_cycle_duration_and_deflection(self, two_cycle_ms, deflection_ms) -> None:
-        wave = lung_sounds.crackle(two_cycle_ms / 1e3, deflection_ms / 1e3, rate=96000)
-        deflection, two_cycles = two_cycle_duration_s(wave, 96000)
-        assert deflection * 1e3 == pytest.approx(deflection_ms, rel=0.02)
-        assert two_cycles * 1e3 == pytest.approx(two_cycle_ms, rel=0.02)
-        assert np.abs(wave).max() == 1
-        assert np.abs(wave[-20:]).max() < 0.01
-
-    @pytest.mark.parametrize(("kind", "shortest_ms", "longest_ms"), [(FINE, 3.4, 10.0), (COARSE, 10.0, 22.0)])
-    def test_crackles_of_a_cycle_measure_as_fine_or_coarse(self, kind, shortest_ms, longest_ms) -> None:
-        measured = []
-        for number in range(40):
-            sound, found = lung_sounds.crackles(3.0, 0.4, kind, 0.5, stream("test", number))
-            for event in found:
-                alone = sum(other.start_s < event.end_s and other.end_s > event.start_s for other in found) == 1
-                if alone:
-                    wave = sound[round(event.start_s * SOURCE_RATE_HZ) : round(event.end_s * SOURCE_RATE_HZ)]
-                    measured.append(two_cycle_duration_s(wave, SOURCE_RATE_HZ)[1] * 1e3)
-        assert len(measured) > 50
-        assert shortest_ms < min(measured) and max(measured) < longest_ms
-        assert np.mean(measured) == pytest.approx(5 if kind == FINE else 15, rel=0.06)
-
-    def test_fine_crackles_are_late_in_inspiration_and_coarse_ones_early_or_in_expiration(self) -> None:
-        at = {
-            kind: [
-                event.start_s / 3
-                for number in range(30)
-                for event in lung_sounds.crackles(3.0, 0.4, kind, 0.5, stream(number))[1]
-            ]
-            for kind in (FINE, COARSE)
-        }
-        assert min(at[FINE]) > 0.2 and max(at[FINE]) < 0.4
-        assert all(place < 0.2 or place > 0.4 for place in at[COARSE])
-        assert len(at[FINE]) > 1.5 * len(at[COARSE])
+class TestSounds:
+    @pytest.mark.parametrize("two_cycle_s", [0.005, 0.015])
+    def test_a_crackle_is_a_short_burst_that_decays(self, two_cycle_s) -> None:
+        wave = crackle(two_cycle_s)
+        assert len(wave) == round(2 * two_cycle_s * SOURCE_RATE_HZ) and np.abs(wave).max() == 1
+        halves = np.array_split(wave**2, 2)
+        assert halves[0].sum() > 10 * halves[1].sum()
 
     def test_wheezes_are_long_and_of_100_to_1000_hz(self, events) -> None:
-        wheezes = events[events["kind"] == WHEEZE]
+        wheezes = events[events["kind"] == "wheeze"]
         assert len(wheezes) > 20
         assert (wheezes["end_s"] - wheezes["start_s"]).min() > 0.08
         assert wheezes["frequency_hz"].between(100, 1000).all()
-        assert events.loc[events["kind"] != WHEEZE, "frequency_hz"].isna().all()
+        assert events.loc[events["kind"] != "wheeze", "frequency_hz"].isna().all()
 
     def test_a_wheeze_has_its_energy_at_its_fundamental(self) -> None:
         for number, pitch in enumerate((120, 250, 400, 700, 880)):
-            wave = lung_sounds.wheeze(0.6, pitch, stream("wheeze", number))
+            wave = wheeze(0.6, pitch, stream("wheeze", number))
             power = np.abs(np.fft.rfft(wave)) ** 2
             frequency = np.fft.rfftfreq(len(wave), 1 / SOURCE_RATE_HZ)
             share = power[np.abs(frequency / pitch - 1) < 0.2].sum() / power.sum()
@@ -235,7 +191,7 @@ class TestPhysics:
     def test_wheezes_are_heard_in_the_files_at_their_pitch(self, corpus, events) -> None:
         """Against the rest of the same cycle's band, most stand out; not all, as in life."""
         gains = []
-        for row in events[events["kind"] == WHEEZE].itertuples():
+        for row in events[events["kind"] == "wheeze"].itertuples():
             waveform, rate = soundfile.read(corpus / f"{row.file}.wav")
             piece = waveform[int(row.start_s * rate) : int(row.end_s * rate)]
             power = np.abs(np.fft.rfft(piece * np.hanning(len(piece)))) ** 2
@@ -251,25 +207,6 @@ class TestPhysics:
             power = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))) ** 2
             above = power[np.fft.rfftfreq(len(waveform), 1 / 16000) > 2050].sum() / power.sum()
             assert above < 1e-9 if "Litt3200" in path.name else above > 1e-7, path.name
-
-    def test_inspiration_is_louder_and_brighter_than_expiration(self) -> None:
-        bands = {}
-        for phase, (first, last) in {"in": (0.1, 0.35), "out": (0.45, 0.8)}.items():
-            power = 0.0
-            for number in range(10):
-                sound = lung_sounds.breath(3.0, 0.4, stream("breath", number))
-                piece = sound[int(first * len(sound)) : int(last * len(sound))][:6000]
-                power += np.abs(np.fft.rfft(piece, 6000)) ** 2
-            frequency = np.fft.rfftfreq(6000, 1 / SOURCE_RATE_HZ)
-            bands[phase] = power[frequency < 300].sum(), power[(frequency > 400) & (frequency < 1200)].sum()
-        assert bands["in"][0] > 2 * bands["out"][0]
-        assert bands["in"][1] / bands["in"][0] > 1.5 * bands["out"][1] / bands["out"][0]
-
-    def test_responses_are_causal(self) -> None:
-        """A click comes out after it went in, not before: at least 99 % of its energy in the half after it."""
-        for device in DEVICES.values():
-            impulse = np.fft.irfft(device.response.at(np.arange(100001.0)), 200000)  # one second
-            assert np.sum(impulse[:100000] ** 2) > 0.99 * np.sum(impulse**2)
 
     def test_crackles_can_be_told_from_normal_by_ear_but_not_always(self, corpus) -> None:
         """A one-number detector, the peakedness of the 400 to 1500 Hz band, is well above chance and below perfect."""

@@ -1,11 +1,14 @@
 """A synthetic corpus in the file layout of ICBHI 2017, for tests, teaching and work without data.
 
-Decisions: a patient is drawn from the seed and the patient's own number alone, so that a larger corpus contains the
-smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps even small corpora
-near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Labels are exact: a cycle says crackle
-or wheeze if and only if one was put in, and events.csv tells where. An existing folder is replaced only if it is such a
-corpus, and by one process at a time. It does not stand in for patients: no score of it belongs beside one of real
-recordings.
+Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was put in, and events.csv says
+where. Every draw comes from a generator keyed by names (seed, patient, recording, cycle), so that a larger corpus
+contains the smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps small
+corpora near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Devices differ in rate, bandwidth
+and noise. The sounds are simple: scores on them say nothing about lungs.
+
+Figures: crackles are damped sinusoids with two-cycle durations about 5 ms (fine) and 15 ms (coarse); wheezes are
+harmonic tones of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., European Respiratory Review
+2000).
 """
 
 import hashlib
@@ -17,23 +20,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
+import soxr
+from scipy.signal import butter, sosfilt
 
 from laennec.audio.cycles import Cycle, flags_of, write_annotation
-from laennec.corpora import lung_sounds
 from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
-from laennec.corpora.lung_sounds import COARSE, DEVICES, FINE, SOURCE_RATE_HZ, Event, Kind, Signal, stream
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, cache_root, wait_for_lock
+from laennec.files import atomic_folder, cache_root, wait_for_lock
 from laennec.untrusted import read_json
 
+SOURCE_RATE_HZ = 8000
 FIRST_PATIENT = 101
-MOST_PATIENTS = 899
 MARK = "synthetic.json"
-
-# diagnosis: (share of adults, share of children, probability of normal, crackle, wheeze, both); from mild to severe, so
-# that neighbours in the sequence over patients are alike
+_MOST = {"patients": 899, "recordings_per_patient": 42, "cycles_per_recording": 99}
+_GOLDEN = (0.6180339887498949, 0.4142135623730951)  # irrational steps visit diseases and devices evenly
+_CLASSES = ("normal", "crackle", "wheeze", "both")
+# diagnosis: (share of adults, share of children, probability of normal, crackle, wheeze, both), from mild to severe
 _DISEASES = {
     "Healthy": (0.06, 0.40, (0.94, 0.03, 0.03, 0.00)),
     "URTI": (0.05, 0.28, (0.86, 0.07, 0.06, 0.01)),
@@ -44,110 +49,40 @@ _DISEASES = {
     "COPD": (0.62, 0.00, (0.34, 0.41, 0.14, 0.11)),
     "Bronchiectasis": (0.09, 0.06, (0.28, 0.50, 0.10, 0.12)),
 }
-_DEVICE_SHARES = {"AKGC417L": 0.40, "Meditron": 0.26, "Litt3200": 0.18, "LittC2SE": 0.16}
-_SIMULTANEOUS_PLACES = ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")
-_SEQUENTIAL_PLACES = ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")
-_CLASSES = ("normal", "crackle", "wheeze", "both")
-_LEAD_IN_S = 0.5
+
+Signal = npt.NDArray[np.float64]
 
 
-@dataclass
-class SyntheticOptions(CorpusOptions):
-    """Options of `Synthetic`; those of `write_corpus`, for a corpus that is not written yet."""
+@dataclass(frozen=True)
+class Device:
+    """A stethoscope: rate in Hz and sample format of its files, bandwidth, own noise, and the mode of its recordings.
 
-    patients: int | None = None
-    recordings_per_patient: int | None = None
-    cycles_per_recording: int | None = None
-    max_rate_hz: int | None = None
-    corpus_seed: int | None = None
+    A device of mode "mc" records several chest locations at once.
+    """
 
-
-class Synthetic(Icbhi2017):
-    """A synthetic corpus in the layout of ICBHI 2017, written if it is not there; it holds no recording of a person."""
-
-    name = "synthetic"
-    title = "Synthetic lung sounds of laennec"
-    homepage = ""
-    licence = "Apache-2.0 (made by laennec)"
-    redistribution = "free to pass on"
-    citation = ""
-    origin = "Nobody: sounds computed from a model of breathing, crackles and wheezes."
-    reference_standard = "Labels are exact, because the sounds were put in."
-    limitations = ("Its scores say nothing about lungs and do not belong beside those of real recordings.",)
-    default_protocol = "patient-60-20-20"
-    patient_ids_are_global = False
-    made_on_demand = True
-    devices = None
-    options_class = SyntheticOptions
-
-    @classmethod
-    def locate(
-        cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
-    ) -> tuple[str | Path, dict[str, Any]]:
-        """The given folder, or one in the cache; the corpus is written if it is not there.
-
-        Raises:
-            InputError: A corpus of other options is there.
-        """
-        common = {key: value for key, value in options.items() if key in CorpusOptions.__dataclass_fields__}
-        settings = {"seed" if key == "corpus_seed" else key: options[key] for key in options if key not in common}
-        if data_dir is None:
-            made_of = json.dumps([version("laennec"), {"seed": 0, **settings}], sort_keys=True)
-            folder = cache_root(cache_dir) / "synthetic" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
-            if not folder.is_dir():
-                write_corpus(folder, **settings, reuse=True)
-            return folder, common
-        if not Path(data_dir).exists():
-            write_corpus(data_dir, **settings, reuse=True)  # another process may be writing it at this moment
-        elif settings:
-            _refuse_other_options(Path(data_dir), settings)
-        return data_dir, common
-
-    def missing_recordings(self) -> tuple[int, int, str]:
-        """A synthetic corpus is complete."""
-        return 0, 0, ""
-
-    def check_complete(self) -> None:
-        """A synthetic corpus is complete."""
-
-    def further_files(self) -> list[Path]:
-        """The published split and folds, and what the corpus was written with."""
-        own = (self.root / name for name in (MARK, "events.csv"))
-        return [*super().further_files(), *(path for path in own if path.is_file())]
+    sampling_rate: int
+    subtype: str
+    share: float
+    lowpass_hz: float
+    noise: float
+    mode: str
+    locations: tuple[str, ...]
 
 
-def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse options that an existing synthetic corpus was not written with."""
-    try:
-        written = read_json(folder / MARK)["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "leave the options out, or choose another folder"
-        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
-    for key, value in wanted.items():
-        if written.get(key) != value:
-            said = f"{key} {written.get(key)!r}, not {value!r}"
-            raise InputError(f"{folder}: a synthetic corpus with {said}; choose another folder or remove this one")
+DEVICES = {
+    "AKGC417L": Device(44100, "PCM_16", 0.40, 3000, 0.03, "mc", ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")),
+    "Meditron": Device(44100, "PCM_16", 0.26, 1400, 0.02, "sc", ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")),
+    "Litt3200": Device(4000, "PCM_16", 0.18, 900, 0.01, "sc", ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")),
+    "LittC2SE": Device(44100, "PCM_24", 0.16, 1000, 0.04, "mc", ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")),
+}
 
 
 @dataclass(frozen=True)
 class Patient:
-    """A made-up patient; everything that makes one chest sound unlike another.
-
-    Attributes:
-        mix: Probability of normal, crackle, wheeze and both cycles.
-        cycle_s: Mean length of a cycle.
-        inspiration_share: Share of a cycle that is inspiration.
-        beats_per_minute: Heart rate.
-        heart_gain: Loudness of the heart, relative to breath.
-        breath_gain: Loudness of breath at the skin.
-        muffling: How much the chest wall lowers the low-pass corners; below 1 it raises them.
-        severity: 0 mild to 1 severe: number and loudness of adventitious sounds.
-        fine_share: Share of crackle cycles whose crackles are fine.
-        wheeze_hz: Usual pitch of this patient's wheezes.
-    """
+    """A synthetic patient: what the tables say, and what makes one chest sound unlike another."""
 
     number: int
-    age_years: float
+    age_years: float | None
     sex: str | None
     bmi: float | None
     weight_kg: float | None
@@ -156,31 +91,132 @@ class Patient:
     device: str
     mix: tuple[float, float, float, float]
     cycle_s: float
-    inspiration_share: float
-    beats_per_minute: float
-    heart_gain: float
-    breath_gain: float
-    muffling: float
     severity: float
     fine_share: float
     wheeze_hz: float
 
 
-@dataclass(frozen=True)
-class Session:
-    """One stretch of breathing, which one or several recordings listen to.
+def stream(*key: object) -> np.random.Generator:
+    """A counter-based generator that depends on nothing but the key."""
+    digest = hashlib.sha256("\n".join(map(str, key)).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
-    Attributes:
-        breathing: Breath and adventitious sounds before the chest wall, at the source rate.
-        heart: Heart sounds, same length.
-        cycles: What is annotated.
-        events: What was put in, in seconds from the start.
-    """
 
-    breathing: Signal
-    heart: Signal
-    cycles: list[Cycle]
-    events: list[Event]
+def draw_patient(seed: int, index: int) -> Patient:
+    """The patient of this index, a function of seed and index alone."""
+    even = (stream(seed, "corpus").random(2) + index * np.array(_GOLDEN)) % 1
+    rng = stream(seed, "patient", index)
+    kinds = [(name, child) for name in _DISEASES for child in (False, True)]
+    diagnosis, child = _pick(kinds, [_DISEASES[n][c] * (0.36 if c else 0.64) for n, c in kinds], even[0])
+    age = float(rng.uniform(0.5, 16)) if child else float(np.clip(rng.normal(66, 12), 19, 93))
+    bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
+    height = 75 + 6.3 * age * (1 + 0.05 * rng.standard_normal())
+    breaths_per_minute = rng.uniform(34, 44) - age if child else rng.uniform(15, 25)
+    unknown = index % 23 == 22  # as one patient of ICBHI
+    return Patient(
+        number=FIRST_PATIENT + index,
+        age_years=None if unknown else round(age, 2 if child else 0),
+        sex=None if unknown else str(rng.choice(["F", "M"])),
+        bmi=None if child or unknown else round(bmi, 2),
+        weight_kg=round(15.5 * (height / 100) ** 2, 1) if child and not unknown else None,
+        height_cm=float(round(height)) if child and not unknown else None,
+        diagnosis=diagnosis,
+        device=_pick(list(DEVICES), [device.share for device in DEVICES.values()], even[1]),
+        mix=_DISEASES[diagnosis][2],
+        cycle_s=60 / breaths_per_minute,
+        severity=float(rng.beta(2, 2)),
+        fine_share=float(rng.uniform(0.2, 0.8)),
+        wheeze_hz=float(np.exp(rng.uniform(np.log(150), np.log(700)))),
+    )
+
+
+def breath(samples: int, rng: np.random.Generator) -> Signal:
+    """Turbulent noise of one cycle: inspiration (40 % of it) is louder and brighter than expiration."""
+    position = np.arange(samples) / samples
+    inward = np.sin(np.pi * np.clip(position / 0.4, 0, 1)) ** 0.8
+    outward = np.sin(np.pi * np.clip((position - 0.42) / 0.5, 0, 1)) ** 0.8
+    noise = rng.standard_normal(samples)
+    return inward * _lowpass(noise, 500) * 1.6 + 0.5 * outward * _lowpass(noise, 250) * 2.2
+
+
+def crackle(two_cycle_s: float) -> Signal:
+    """One crackle: a damped sinusoid, two cycles in the given time, largest deflection 1."""
+    time = np.arange(round(2 * two_cycle_s * SOURCE_RATE_HZ)) / SOURCE_RATE_HZ
+    wave = np.sin(4 * np.pi * time / two_cycle_s) * np.exp(-1.6 * time / two_cycle_s)
+    return wave / np.abs(wave).max()
+
+
+def wheeze(duration_s: float, frequency_hz: float, rng: np.random.Generator) -> Signal:
+    """One wheeze: a fundamental that glides a little, two weaker harmonics, soft edges; root mean square about 0.7."""
+    time = np.arange(round(duration_s * SOURCE_RATE_HZ)) / SOURCE_RATE_HZ
+    glide = frequency_hz * (1 + rng.uniform(-0.1, 0.05) * (time / duration_s - 0.5))
+    phase = 2 * np.pi * np.cumsum(glide) / SOURCE_RATE_HZ
+    tone = np.sin(phase) + 0.25 * np.sin(2 * phase) + 0.08 * np.sin(3 * phase)
+    return tone * np.sin(np.pi / 2 * np.clip(np.minimum(time, duration_s - time) / 0.05, 0, 1)) ** 2
+
+
+def draw_cycle(
+    patient: Patient, label: str, length_s: float, key: tuple[object, ...]
+) -> tuple[Signal, list[tuple[float, float, str, float | None]]]:
+    """One cycle of a class at `SOURCE_RATE_HZ`, and what was put in: (start_s, end_s, kind, frequency_hz)."""
+    rng = stream(*key)
+    sound = breath(round(length_s * SOURCE_RATE_HZ), rng) * np.exp(rng.normal(0, 0.15))
+    severity = float(np.clip(patient.severity + rng.normal(0, 0.15), 0, 1))
+    has_crackle, has_wheeze = flags_of(label)
+    events: list[tuple[float, float, str, float | None]] = []
+    if has_crackle:
+        fine = rng.random() < patient.fine_share
+        for _ in range(int(rng.integers(5, 11) if fine else rng.integers(3, 7)) + round(3 * severity)):
+            place = rng.uniform(0.2, 0.38) if fine else rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.45, 0.75)])
+            wave = crackle(rng.uniform(0.004, 0.006) if fine else rng.uniform(0.012, 0.018))
+            wave = wave * (2.5 + 3 * severity) * np.exp(0.3 * rng.standard_normal())
+            kind = "fine crackle" if fine else "coarse crackle"
+            events.append((*_add(sound, wave, place * length_s), kind, None))
+    if has_wheeze:
+        duration_s = max(0.1, length_s * rng.uniform(0.2, 0.42))
+        start_s = rng.uniform(0.45 * length_s, max(0.45 * length_s, 0.9 * length_s - duration_s))
+        pitch = float(np.clip(patient.wheeze_hz * np.exp(0.07 * rng.standard_normal()), 115, 880))
+        wave = wheeze(duration_s, pitch, rng) * (0.35 + 0.6 * severity)
+        events.append((*_add(sound, wave, start_s), "wheeze", round(pitch, 1)))
+    return sound, sorted(events, key=lambda event: event[0])
+
+
+def _draw_breathing(
+    patient: Patient, key: tuple[object, ...], cycles: int
+) -> tuple[Signal, list[Cycle], list[tuple[float, float, str, float | None]]]:
+    """A stretch of breathing: cycles without gaps, with a part of an unannotated cycle before and after them."""
+    rng = stream(*key, "session")
+    count = max(1, cycles + int(rng.integers(-1, 2)))
+    lengths = np.round(patient.cycle_s * np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.07, count + 2)), 3)
+    lengths = np.maximum(lengths, 0.8)
+    lead_s = round(float(rng.uniform(0, min(0.5, lengths[0]))), 3)
+    # evenly spread quantiles in random order: a short recording has the mix of its patient
+    quantiles = (rng.random() + rng.permutation(count) * _GOLDEN[0]) % 1
+    duration_s = np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2
+    sound = np.zeros(round(duration_s * SOURCE_RATE_HZ))
+    annotated, events = [], []
+    start_s = round(lead_s - float(lengths[0]), 3)
+    for number, length_s in enumerate(lengths.tolist()):
+        inside = 1 <= number <= count
+        label = _pick(_CLASSES, patient.mix, quantiles[number - 1]) if inside else "normal"
+        piece, found = draw_cycle(patient, label, length_s, (*key, "cycle", number))
+        first = round(start_s * SOURCE_RATE_HZ)
+        _add(sound, piece[max(-first, 0) :], max(start_s, 0.0))
+        if inside:
+            annotated.append(Cycle(start_s, round(start_s + length_s, 3), *flags_of(label)))
+            offset_s = first / SOURCE_RATE_HZ
+            events += [(offset_s + start, offset_s + end, kind, pitch) for start, end, kind, pitch in found]
+        start_s = round(start_s + length_s, 3)
+    return sound, annotated, events
+
+
+def _record(breathing: Signal, device: Device, rate: int, rng: np.random.Generator) -> Signal:
+    """What a device writes: breathing and body noise within its bandwidth, its own noise, at the rate of the file."""
+    body = _lowpass(rng.standard_normal(len(breathing)), 60) * rng.uniform(0.5, 1.5)
+    heard = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * SOURCE_RATE_HZ))
+    sound = soxr.resample(heard, SOURCE_RATE_HZ, rate) if rate != SOURCE_RATE_HZ else heard
+    sound = sound + device.noise * rng.standard_normal(len(sound))
+    return np.asarray(sound * (rng.uniform(0.3, 0.9) / np.abs(sound).max()))
 
 
 def write_corpus(
@@ -204,10 +240,9 @@ def write_corpus(
         recordings_per_patient: Recordings of each.
         cycles_per_recording: Cycles of each recording, give or take one.
         seed: Seed of everything.
-        max_rate_hz: Highest sampling rate of the files, for smaller ones; None keeps the rates of the devices (44.1 kHz
-            and 4 kHz). A multiple of 100 from 4000.
-        reuse: Whether a synthetic corpus of these very arguments is left as it is (another process may have written it
-            just now) and one of others refused.
+        max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None keeps the rates of the
+            devices (44.1 kHz and 4 kHz).
+        reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
 
     Returns:
         The folder.
@@ -216,241 +251,176 @@ def write_corpus(
         InputError: A number out of range, a folder that holds something else, or a folder that cannot be written.
     """
     folder = Path(folder)
-    _refuse_impossible(patients, recordings_per_patient, cycles_per_recording, max_rate_hz)
-    options = {
+    options: dict[str, Any] = {
         "patients": patients,
         "recordings_per_patient": recordings_per_patient,
         "cycles_per_recording": cycles_per_recording,
         "seed": seed,
         "max_rate_hz": max_rate_hz,
     }
+    for name, most in _MOST.items():
+        if not 1 <= options[name] <= most:
+            raise InputError(f"{name} is {options[name]}; the synthetic corpus can have 1 to {most}")
+    if max_rate_hz is not None and (max_rate_hz < 4000 or max_rate_hz % 100):
+        raise InputError(f"max_rate_hz is {max_rate_hz}; give a multiple of 100 from 4000, or nothing for native rates")
+    manifest = {"corpus": "laennec synthetic", "version": 2, "options": options}
     with wait_for_lock(folder):
         if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
-        there = _mark_of(folder) if reuse else None
-        if there not in (None, _mark(options)):
+        there = _manifest_of(folder) if reuse else None
+        if there is not None and there.get("options") != options:
             raise InputError(
                 f"{folder}: a synthetic corpus of other arguments; choose another folder or remove this one"
             )
         if there is None:
-            _write(folder, options)
+            with atomic_folder(folder) as temporary:
+                _write(temporary, options)
+                (temporary / MARK).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
 def _write(folder: Path, options: dict[str, Any]) -> None:
-    """Make the folder; see `write_corpus`."""
-    seed = options["seed"]
-    people = [draw_patient(seed, index) for index in range(options["patients"])]
-    each = (options["recordings_per_patient"], options["cycles_per_recording"], seed, options["max_rate_hz"])
-    with atomic_folder(folder) as temporary:
-        names, rows = [], ["file,start_s,end_s,kind,frequency_hz"]
-        for patient in people:
-            for name, session in _write_recordings(temporary, patient, *each):
-                names.append(name)
-                rows += [_event_row(name, event) for event in session.events]
-        _write_tables(temporary, people, names)
-        _write_lines(temporary / "events.csv", rows)
-        _write_lines(temporary / MARK, [json.dumps(_mark(options), indent=1)])
-
-
-def _mark(options: dict[str, Any]) -> dict[str, Any]:
-    return {"corpus": "laennec synthetic", "version": 1, "options": options}
-
-
-def _mark_of(folder: Path) -> Any:
-    """What a folder says of how it was written; None where it says nothing."""
-    try:
-        return read_json(folder / MARK)
-    except (OSError, ValueError):
-        return None
-
-
-def _refuse_impossible(patients: int, recordings: int, cycles: int, max_rate_hz: int | None) -> None:
-    for name, value, most in (
-        ("patients", patients, MOST_PATIENTS),
-        ("recordings_per_patient", recordings, 42),
-        ("cycles_per_recording", cycles, 99),
-    ):
-        if not 1 <= value <= most:
-            raise InputError(f"{name} is {value}; the synthetic corpus can have 1 to {most}")
-    if max_rate_hz is not None and (max_rate_hz < 4000 or max_rate_hz % 100):
-        raise InputError(f"max_rate_hz is {max_rate_hz}; give a multiple of 100 from 4000, or nothing for native rates")
-
-
-def draw_patient(seed: int, index: int) -> Patient:
-    """The patient of this index: a function of seed and index alone.
-
-    Args:
-        seed: Seed of the corpus.
-        index: From 0.
-    """
-    # steps of an irrational share of a turn (golden ratio, root of 2) visit diseases and devices evenly
-    even = (stream(seed, "corpus").random(2) + index * np.array([0.6180339887498949, 0.4142135623730951])) % 1
-    rng = stream(seed, "patient", index)
-    kinds = [f"{name}/{age}" for name in _DISEASES for age in ("adult", "child")]
-    shares = [share for adults, children, _ in _DISEASES.values() for share in (0.64 * adults, 0.36 * children)]
-    diagnosis, age_group = _pick(kinds, shares, even[0]).split("/")
-    child = age_group == "child"
-    mix = _DISEASES[diagnosis][2]
-    age = float(rng.uniform(0.5, 16)) if child else float(np.clip(rng.normal(66, 12), 19, 93))
-    bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
-    height = 75 + 6.3 * age * (1 + 0.05 * rng.standard_normal())
-    breaths = rng.uniform(34, 44) - 1.0 * age if child else rng.uniform(15, 25)
-    obstructed = diagnosis in ("COPD", "Asthma", "Bronchiolitis")
-    unknown = index % 23 == 22  # as one patient of ICBHI, whose age and sex were not written down
-    return Patient(
-        number=FIRST_PATIENT + index,
-        age_years=float("nan") if unknown else round(age, 2 if child else 0),
-        sex=None if unknown else str(rng.choice(["F", "M"])),
-        bmi=None if child or unknown else round(bmi, 2),
-        weight_kg=round(15.5 * (height / 100) ** 2, 1) if child and not unknown else None,
-        height_cm=float(round(height)) if child and not unknown else None,
-        diagnosis=diagnosis,
-        device=_pick(tuple(_DEVICE_SHARES), tuple(_DEVICE_SHARES.values()), even[1]),
-        mix=mix,
-        cycle_s=60 / breaths,
-        inspiration_share=float(rng.uniform(0.3, 0.36) if obstructed else rng.uniform(0.38, 0.45)),
-        beats_per_minute=float(rng.uniform(95, 135) - 2 * age if child else rng.uniform(60, 100)),
-        heart_gain=float(np.exp(rng.uniform(np.log(1), np.log(6)))),
-        breath_gain=float(np.exp(rng.normal(0, 0.25))),
-        muffling=0.75 if child else float(0.85 + 0.018 * (bmi - 22)),
-        severity=float(rng.beta(2, 2)),
-        fine_share=float(
-            {"Pneumonia": 0.7, "COPD": 0.4, "Bronchiectasis": 0.15}.get(diagnosis, 0.5) + rng.uniform(-0.1, 0.1)
-        ),
-        wheeze_hz=float(np.exp(rng.uniform(np.log(150), np.log(700)))),
-    )
-
-
-def draw_session(patient: Patient, key: tuple[object, ...], cycles: int) -> Session:
-    """The breathing of one stretch: cycles that follow each other without a gap, with their sounds.
-
-    Args:
-        patient: Who breathes.
-        key: Names the stretch among all others, seed included.
-        cycles: How many are annotated, give or take one; a piece of one more is heard before and behind.
-    """
-    rng = stream(*key, "session")
-    count = max(1, cycles + int(rng.integers(-1, 2)))
-    lengths = np.round(patient.cycle_s * np.exp(rng.normal(0, 0.05) + rng.normal(0, 0.07, count + 2)), 3)
-    lengths = np.maximum(lengths, 0.8)
-    lead_s = round(float(rng.uniform(0, min(_LEAD_IN_S, lengths[0]))), 3)
-    # evenly spread quantiles in random order: a short recording has its patient's mix rather than a chance one
-    quantiles = (rng.random() + rng.permutation(count) * 0.6180339887498949) % 1
-    end_s = lead_s + float(lengths[1:-1].sum())
-    duration_s = np.ceil(end_s * 2) / 2
-    breathing = np.zeros(round(duration_s * SOURCE_RATE_HZ))
-    annotated, events = [], []
-    start_s = round(lead_s - float(lengths[0]), 3)
-    for number, length_s in enumerate(lengths.tolist()):
-        inside = 1 <= number <= count
-        label = _pick(_CLASSES, patient.mix, quantiles[number - 1]) if inside else "normal"
-        sound, found = draw_cycle(patient, label, length_s, (*key, "cycle", number))
-        _overlay(breathing, sound, start_s)
-        if inside:
-            annotated.append(Cycle(start_s, round(start_s + length_s, 3), *flags_of(label)))
-            # the sample a cycle begins with is the one its sound was put at, so that events stay exact
-            offset_s = round(start_s * SOURCE_RATE_HZ) / SOURCE_RATE_HZ
-            events += [
-                Event(offset_s + event.start_s, offset_s + event.end_s, event.kind, event.frequency_hz)
-                for event in found
-            ]
-        start_s = round(start_s + length_s, 3)
-    heart = lung_sounds.heartbeats(duration_s, patient.beats_per_minute * float(np.exp(rng.normal(0, 0.03))), rng)
-    return Session(breathing * patient.breath_gain, heart * patient.heart_gain, annotated, events)
-
-
-def draw_cycle(patient: Patient, label: str, length_s: float, key: tuple[object, ...]) -> tuple[Signal, list[Event]]:
-    """One cycle of a class, before the chest wall, with what was put in.
-
-    Args:
-        patient: Who breathes.
-        label: normal, crackle, wheeze or both.
-        length_s: Length in seconds.
-        key: Names the cycle among all others, seed included.
-    """
-    rng = stream(*key)
-    share = patient.inspiration_share * float(np.exp(rng.normal(0, 0.04)))
-    severity = float(np.clip(patient.severity + rng.normal(0, 0.15), 0, 1))
-    sound = lung_sounds.breath(length_s, share, rng) * float(np.exp(rng.normal(0, 0.12)))
-    events: list[Event] = []
-    crackle, wheeze = flags_of(label)
-    if crackle:
-        kind: Kind = FINE if rng.random() < patient.fine_share else COARSE
-        added, found = lung_sounds.crackles(length_s, share, kind, severity, rng)
-        sound, events = sound + added, events + found
-    if wheeze:
-        added, found = lung_sounds.wheezes(length_s, share, patient.wheeze_hz, severity, rng)
-        sound, events = sound + added, events + found
-    return sound, sorted(events, key=lambda event: event.start_s)
-
-
-def _write_recordings(
-    folder: Path, patient: Patient, recordings: int, cycles: int, seed: int, max_rate_hz: int | None
-) -> list[tuple[str, Session]]:
-    """Write every recording of a patient with its annotation, and give their names and what is in them."""
-    device = DEVICES[patient.device]
-    rate = min(device.sampling_rate, max_rate_hz or device.sampling_rate)
-    places = _SIMULTANEOUS_PLACES if device.simultaneous else _SEQUENTIAL_PLACES
-    mode = "mc" if device.simultaneous else "sc"
-    written: list[tuple[str, Session]] = []
-    for number in range(recordings):
-        visit, position = divmod(number, len(places))
-        place = places[(position + patient.number) % len(places)]
-        # "mc" recordings of one visit hear the same breathing; "sc" ones follow each other
-        if not (device.simultaneous and position):
-            session = draw_session(patient, (seed, "patient", patient.number, "stretch", number), cycles)
-        name = f"{patient.number}_{visit + 1}b1_{place}_{mode}_{patient.device}"
-        rng = stream(seed, "recording", name)
-        path, breath_gain, heart_gain = lung_sounds.CHEST[place]
-        path = path.muffled(patient.muffling)
-        rub = lung_sounds.friction(len(session.breathing) / SOURCE_RATE_HZ, rng)
-        sources = [(session.breathing, path, breath_gain), (session.heart, None, heart_gain), (rub, None, 1.0)]
-        soundfile.write(
-            folder / f"{name}.wav", lung_sounds.auscultate(sources, device, rate, rng), rate, subtype=device.subtype
-        )
-        write_annotation(folder / f"{name}.txt", session.cycles)
-        written.append((name, session))
-    return written
+    """Write recordings, annotations and tables."""
+    seed, people, names = options["seed"], [], []
+    rows = ["file,start_s,end_s,kind,frequency_hz"]
+    for index in range(options["patients"]):
+        patient = draw_patient(seed, index)
+        people.append(patient)
+        device = DEVICES[patient.device]
+        rate = min(device.sampling_rate, options["max_rate_hz"] or device.sampling_rate)
+        for number in range(options["recordings_per_patient"]):
+            visit, position = divmod(number, len(device.locations))
+            location = device.locations[(position + patient.number) % len(device.locations)]
+            if device.mode == "sc" or position == 0:  # "mc" recordings of one visit have the same breathing
+                key = (seed, "patient", patient.number, "stretch", number)
+                breathing, cycles, events = _draw_breathing(patient, key, options["cycles_per_recording"])
+            name = f"{patient.number}_{visit + 1}b1_{location}_{device.mode}_{patient.device}"
+            sound = _record(breathing, device, rate, stream(seed, "recording", name))
+            soundfile.write(folder / f"{name}.wav", sound, rate, subtype=device.subtype)
+            write_annotation(folder / f"{name}.txt", cycles)
+            names.append(name)
+            rows += [f"{name},{start:.6f},{end:.6f},{kind},{pitch or ''}" for start, end, kind, pitch in events]
+    _write_lines(folder / "events.csv", rows)
+    _write_tables(folder, people, names)
 
 
 def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None:
-    """The published tables, in the column order, separators and line ends of the originals."""
+    """The published tables, with the column order, separators and line ends of the originals."""
 
     def text(value: float | str | None) -> str:
-        return "NA" if value is None or value != value else f"{value:g}" if isinstance(value, float) else value
+        return "NA" if value is None else f"{value:g}" if isinstance(value, float) else value
 
     _write_lines(folder / "ICBHI_Challenge_diagnosis.txt", [f"{one.number}\t{one.diagnosis}" for one in people])
     traits = [(one.age_years, one.sex, one.bmi, one.weight_kg, one.height_cm) for one in people]
     rows = ["\t".join([str(one.number), *map(text, row)]) for one, row in zip(people, traits, strict=True)]
     _write_lines(folder / "ICBHI_Challenge_demographic_information.txt", rows, end="\r\n")
-    # patients 2 and 4 of every five are in test, so that a larger corpus keeps the split of the smaller one
-    in_test = {str(one.number) for one in people if (one.number - FIRST_PATIENT) % 5 in (1, 3)}
-    rows = [f"{name}\t{'test' if name.split('_')[0] in in_test else 'train'}" for name in names]
+    folds = {str(one.number): (one.number - FIRST_PATIENT) % 5 for one in people}
+    # whole folds are test, so that a larger corpus keeps the split of the smaller one
+    rows = [f"{name}\t{'test' if folds[name.split('_')[0]] in (1, 3) else 'train'}" for name in names]
     _write_lines(folder / "ICBHI_challenge_train_test.txt", rows, end="\r\n")
-    rows = [f"{one.number} {(one.number - FIRST_PATIENT) % 5}" for one in people]
-    _write_lines(folder / "patient_list_foldwise.txt", rows)
+    _write_lines(folder / "patient_list_foldwise.txt", [f"{number} {fold}" for number, fold in folds.items()])
 
 
 def _write_lines(path: Path, lines: list[str], end: str = "\n") -> None:
-    with atomic_write(path, "wb") as file:
-        file.write("".join(line + end for line in lines).encode())  # type: ignore[arg-type]
+    path.write_bytes("".join(line + end for line in lines).encode())
 
 
-def _event_row(name: str, event: Event) -> str:
-    pitch = "" if event.frequency_hz is None else f"{event.frequency_hz:.1f}"
-    return f"{name},{event.start_s:.6f},{event.end_s:.6f},{event.kind},{pitch}"
+def _manifest_of(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of how it was written; None where it says nothing."""
+    try:
+        return dict(read_json(folder / MARK))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
-def _overlay(sound: Signal, piece: Signal, start_s: float) -> None:
-    """Add a piece at a time; what lies before the beginning or behind the end is left off."""
-    first = round(start_s * SOURCE_RATE_HZ)
-    piece = piece[max(-first, 0) : len(sound) - first]
-    first = max(first, 0)
-    sound[first : first + len(piece)] += piece
+def _add(sound: Signal, wave: Signal, start_s: float) -> tuple[float, float]:
+    """Add a wave at a time; returns start and end to the sample. What lies beyond the end is left off."""
+    first = min(round(start_s * SOURCE_RATE_HZ), len(sound) - 1)
+    wave = wave[: len(sound) - first]
+    sound[first : first + len(wave)] += wave
+    return first / SOURCE_RATE_HZ, (first + len(wave)) / SOURCE_RATE_HZ
 
 
-def _pick(names: Sequence[str], shares: Sequence[float], position: float) -> str:
+def _lowpass(sound: Signal, corner_hz: float) -> Signal:
+    return np.asarray(sosfilt(butter(4, corner_hz, fs=SOURCE_RATE_HZ, output="sos"), sound))
+
+
+def _pick(names: Sequence[Any], shares: Sequence[float], position: float) -> Any:
     """The name in whose share of the interval from 0 to 1 the position lies."""
     edges = np.cumsum(shares) / np.sum(shares)
     return names[min(int(np.searchsorted(edges, position, side="right")), len(names) - 1)]
+
+
+@dataclass
+class SyntheticOptions(CorpusOptions):
+    """Options of `Synthetic`: those of `write_corpus`, for a corpus that is not written yet."""
+
+    patients: int | None = None
+    recordings_per_patient: int | None = None
+    cycles_per_recording: int | None = None
+    max_rate_hz: int | None = None
+    corpus_seed: int | None = None
+
+
+class Synthetic(Icbhi2017):
+    """A synthetic corpus in the layout of ICBHI 2017, written if it is not there; it holds no recording of a person."""
+
+    name = "synthetic"
+    title = "Synthetic lung sounds of laennec"
+    homepage = ""
+    licence = "Apache-2.0 (made by laennec)"
+    redistribution = "free to pass on"
+    citation = ""
+    origin = "No person: breathing, crackles and wheezes are computed."
+    reference_standard = "Labels are exact, because the sounds were put in."
+    limitations = ("Its scores say nothing about lungs and do not belong beside those of real recordings.",)
+    default_protocol = "patient-60-20-20"
+    patient_ids_are_global = False
+    made_on_demand = True
+    devices = None
+    options_class = SyntheticOptions
+
+    @classmethod
+    def locate(
+        cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
+    ) -> tuple[str | Path, dict[str, Any]]:
+        """The given folder, or one in the cache; the corpus is written if it is not there.
+
+        Raises:
+            InputError: A corpus of other options is there.
+        """
+        common = {key: value for key, value in options.items() if key in CorpusOptions.__dataclass_fields__}
+        settings = {"seed" if key == "corpus_seed" else key: options[key] for key in options if key not in common}
+        if data_dir is None:
+            made_of = json.dumps([version("laennec"), {"seed": 0, **settings}], sort_keys=True)
+            data_dir = cache_root(cache_dir) / "synthetic" / hashlib.sha256(made_of.encode()).hexdigest()[:16]
+        folder = Path(data_dir)
+        if not folder.exists():
+            write_corpus(folder, **settings, reuse=True)  # another process may be writing it at this moment
+        elif settings:
+            _refuse_other_options(folder, settings)
+        return folder, common
+
+    def missing_recordings(self) -> tuple[int, int, str]:
+        """A synthetic corpus is complete."""
+        return 0, 0, ""
+
+    def check_complete(self) -> None:
+        """A synthetic corpus is complete."""
+
+    def further_files(self) -> list[Path]:
+        """The published split and folds, and what the corpus was written with."""
+        own = (self.root / name for name in (MARK, "events.csv"))
+        return [*super().further_files(), *(path for path in own if path.is_file())]
+
+
+def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
+    """Refuse options that an existing synthetic corpus was not written with."""
+    written = (_manifest_of(folder) or {}).get("options")
+    if not isinstance(written, dict):
+        remedy = "leave the options out, or choose another folder"
+        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}")
+    for key, value in wanted.items():
+        if written.get(key) != value:
+            said = f"{key} {written.get(key)!r}, not {value!r}"
+            raise InputError(f"{folder}: a synthetic corpus with {said}; choose another folder or remove this one")
