@@ -73,7 +73,7 @@ def test_what_it_refuses_is_one_line(
 
 def test_an_export_of_another_corpus_is_named(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "icbhi2017", "--data-dir", str(exported)]) == 2
-    one_line(capsys, str(exported), "an export of corpus synthetic, not of icbhi2017; load it under its own name")
+    one_line(capsys, str(exported), "an export of corpus synthetic, not of icbhi2017; load it as that corpus")
 
 
 def test_a_recipe_trains_on_an_export_and_its_run_is_scored_there(

@@ -295,7 +295,7 @@ def test_a_sound_that_is_none_is_named(esc50: Path, tmp_path: Path) -> None:
     with (own / "meta" / "esc50.csv").open("a") as file:
         file.write(f"gone.wav,1,0,{row['category']},True,1,A\n")
     with pytest.raises(InputError, match=r"line 42: 'gone.wav' is not in the folder"):
-        Hub(own, **ESC50)
+        Hub(own, **ESC50).check_usable()
 
 
 def prepare(tmp_path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -192,7 +192,7 @@ def test_what_does_not_pair_is_refused_or_left_out(own: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"level": "event"}, "level 'event' is neither recording nor window"),
+        ({"level": "event"}, "physionet2016 has no level 'event'; valid: recording, window"),
         ({"level": "window", "window_s": 0}, "window_s is 0"),
         ({"level": "window", "window_s": "long"}, "window_s is 'long'"),
         ({"level": "window", "window_s": 1, "hop_s": 2}, "hop_s 2 is longer than window_s 1"),

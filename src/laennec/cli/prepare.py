@@ -38,7 +38,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, or read, count and decode."""
-    from laennec.corpora import UnusableRecordingsError, check_corpus, check_sounds, decode_all, load_corpus
+    from laennec.corpora import UnusableRecordingsError, check_corpus, check_duplicates, decode_all, load_corpus
 
     names = ("tables_dir", "allow_missing", "level", "fold")
     settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | _options(options.option)
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         if options.sampling_rate and error.usable is not None:
             decode_all([error.usable], options.sampling_rate, None, error.problems)
         raise
-    doubles = check_sounds(parts)
+    doubles = check_duplicates(parts)
     say(_described(options.corpus, parts))
     for line in doubles:
         say(f"warning: {line}")

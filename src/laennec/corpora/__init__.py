@@ -2,7 +2,7 @@
 
 from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions, check_cycle_table
 from laennec.corpora.check import AuditReport, check_corpus
-from laennec.corpora.duplicates import check_sounds
+from laennec.corpora.duplicates import check_duplicates
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017
@@ -35,7 +35,7 @@ __all__ = [
     "cache_root",
     "check_corpus",
     "check_cycle_table",
-    "check_sounds",
+    "check_duplicates",
     "decode_all",
     "export_corpus",
     "load_corpus",

@@ -16,7 +16,7 @@ from typing import Any
 from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora.base import Corpus
-from laennec.corpora.duplicates import same_sounds
+from laennec.corpora.duplicates import find_duplicates
 from laennec.corpora.files import hash_files
 from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event
@@ -202,6 +202,6 @@ def _hash(corpus: Corpus, report: AuditReport) -> None:
         if str(error) not in report.problems:
             report.problems.append(str(error))
         return
-    for group in same_sounds(hashes, corpus.cache_dir):
+    for group in find_duplicates(hashes, corpus.cache_dir):
         paths = ", ".join(str(path) for path in group)
         report.problems.append(f"the same sound under {len(group)} names: {paths}; keep one of them")

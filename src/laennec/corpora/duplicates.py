@@ -1,12 +1,11 @@
-"""Recordings that are the same sound under two names, whatever file holds it.
+"""Finding recordings with the same sound under two names, whatever file holds it.
 
-Decisions: two ways of listening, because copies differ in two ways. Stretches of samples that are the same to the
-bit are found by hashes of short windows, chosen by their content alone, so that another container, another header or a
-cut leaves most of them as they were. A copy in another depth or rate keeps no bit; it keeps the course of its loudness,
-which finds candidates, and what these two really are is decided by correlating them. What was heard of a file
-is kept under the file's hash, so that a corpus is listened to once. The same sound in two parts whose patients were
-promised to be others refuses the split where the cycles are the same too; a cut, or a sound under other annotations,
-cannot be told from a mix-up of files: it is said aloud and stamped on every number.
+Decisions: two methods, because copies differ in two ways. Hashes of short windows of samples, chosen by content alone,
+find copies whose samples are equal to the bit, in another container or cut. A copy of another depth or rate has no
+equal sample: its loudness envelope finds candidates, and their correlation decides. Fingerprints are cached under the
+hash of the file, so that a corpus is decoded once. The same audio in two splits that promise disjoint patients is
+refused if the cycles are the same too; a cut, or audio under other annotations, may be a mix-up of files: it is reported
+and stamped on every number.
 """
 
 import functools
@@ -23,6 +22,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from scipy.ndimage import minimum_filter1d
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
@@ -33,36 +34,36 @@ from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 
 _VERSION = 1
-_WINDOW = 64  # samples of a stretch
-_REACH = 512  # a stretch is chosen if no hash within so many samples is smaller
-_MOVES = 16  # of the samples of a stretch so many at least differ from the one before: silence is everybody's
-_BLOCKS = 64  # of the course of loudness
-_NEAR = 0.02  # distance of two courses (of length 1) whose sounds are compared
+_WINDOW = 64  # samples of a hashed window
+_REACH = 512  # a window is chosen if no hash within so many samples is smaller
+_CHANGES = 16  # at least so many samples of a window differ from the one before: silence is no evidence
+_BLOCKS = 64  # of the loudness envelope
+_NEAR = 0.02  # distance of two envelopes (of norm 1) whose audio is compared
 _NEAREST = 8  # so many of them at most
-_ALIKE, _COMPARED_HZ = 0.99, 4000
-_SHARE = 0.1  # of the fewer stretches of two sounds that have to be the same
-_KEPT = 8  # stretches that stand for a sound where not all can be kept
+_CORRELATION, _COMPARED_HZ = 0.99, 4000
+_SHARE = 0.1  # of the smaller number of windows of two recordings that has to be the same
+_KEPT = 8  # windows that represent a recording in a pre-training record
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What is kept of a sound.
+class AudioFingerprint:
+    """What two recordings with the same audio have in common.
 
     Attributes:
-        stretches: uint64, sorted hashes of stretches of its samples.
-        course: float64 (64,), loudness of as many equal pieces, of length 1; zeros where nothing is heard.
+        windows: uint64, sorted hashes of windows of samples.
+        envelope: float64 (64,), loudness of as many equal pieces, of norm 1; zeros for silence.
     """
 
-    stretches: npt.NDArray[np.uint64]
-    course: npt.NDArray[np.float64]
+    windows: npt.NDArray[np.uint64]
+    envelope: npt.NDArray[np.float64]
 
 
-def hear(waveform: Waveform) -> Heard:
-    """Stretches and course of a sound, float32 (samples,) at its own rate."""
-    return Heard(_stretches(waveform), _course(waveform))
+def fingerprint_audio(waveform: Waveform) -> AudioFingerprint:
+    """The fingerprint of a waveform, float32 (samples,) at its own rate."""
+    return AudioFingerprint(_windows(waveform), _envelope(waveform))
 
 
-def _stretches(waveform: Waveform) -> npt.NDArray[np.uint64]:
+def _windows(waveform: Waveform) -> npt.NDArray[np.uint64]:
     steps = np.diff(np.round(waveform.astype(np.float64) * 2**31).astype(np.int64))
     if len(steps) < _WINDOW:
         return np.empty(0, np.uint64)
@@ -74,105 +75,91 @@ def _stretches(waveform: Waveform) -> npt.NDArray[np.uint64]:
     sums ^= sums >> np.uint64(31)
     sums *= np.uint64(0x94D049BB133111EB)
     sums ^= sums >> np.uint64(29)
-    moves = np.cumsum(np.concatenate([[0], steps != 0]))
-    sums[moves[_WINDOW:] - moves[:-_WINDOW] < _MOVES] = np.uint64(2**64 - 1)
+    changes = np.cumsum(np.concatenate([[0], steps != 0]))
+    sums[changes[_WINDOW:] - changes[:-_WINDOW] < _CHANGES] = np.uint64(2**64 - 1)
     least = minimum_filter1d(sums, 2 * _REACH + 1, mode="nearest")
     return np.unique(sums[(sums == least) & (sums != np.uint64(2**64 - 1))])
 
 
-def _course(waveform: Waveform) -> npt.NDArray[np.float64]:
+def _envelope(waveform: Waveform) -> npt.NDArray[np.float64]:
     if len(waveform) < _BLOCKS:
         return np.zeros(_BLOCKS)
-    moving = waveform.astype(np.float64) - float(np.mean(waveform, dtype=np.float64))
-    power = np.array([float(np.mean(np.square(piece))) for piece in np.array_split(moving, _BLOCKS)])
+    centred = waveform.astype(np.float64) - float(np.mean(waveform, dtype=np.float64))
+    power = np.array([float(np.mean(np.square(piece))) for piece in np.array_split(centred, _BLOCKS)])
     total = float(power.sum())
     return np.sqrt(power / total) if total > 0 else np.zeros(_BLOCKS)
 
 
-def heard_of(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> dict[Path, Heard]:
-    """What is heard in files; those that cannot be used are left out.
+def fingerprint_files(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> dict[Path, AudioFingerprint]:
+    """Fingerprints of audio files; those that cannot be decoded are left out.
 
     Args:
         files: Each with the SHA-256 of its content.
-        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
+        cache_dir: Root of the caches; see `laennec.files.cache_root`.
     """
-    root, found = cache_root(cache_dir) / "heard", {}
-    by_hash: dict[str, Heard] = {}
+    root = cache_root(cache_dir) / "audio_fingerprints"
+    by_hash: dict[str, AudioFingerprint | None] = {}
     for path, sha256 in files.items():
         if sha256 not in by_hash:
-            store = root / sha256[:2] / f"{sha256}.{_VERSION}.safetensors"
-            heard = _stored(store)
-            if heard is None:
-                try:
-                    waveform = mono(read_frames(path)[0])
-                except (DecodeError, InputError):
-                    continue
-                if not np.isfinite(waveform).all():
-                    continue
-                heard = hear(waveform)
-                with atomic_write(store, "wb", sync=False) as file:
-                    file.write(save({"stretches": heard.stretches, "course": heard.course}))  # type: ignore[arg-type]
-            by_hash[sha256] = heard
-        found[path] = by_hash[sha256]
+            by_hash[sha256] = _fingerprint_of(path, root / sha256[:2] / f"{sha256}.{_VERSION}.safetensors")
+    return {path: found for path, sha256 in files.items() if (found := by_hash[sha256]) is not None}
+
+
+def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
+    """The fingerprint of a file, from its cache file or made anew."""
+    try:
+        tensors = load_file(store)
+        return AudioFingerprint(tensors["windows"], tensors["envelope"])
+    except (SafetensorError, OSError, KeyError):
+        pass
+    try:
+        waveform = mono(read_frames(path)[0])
+    except (DecodeError, InputError):
+        return None
+    if not np.isfinite(waveform).all():
+        return None
+    found = fingerprint_audio(waveform)
+    with atomic_write(store, "wb", sync=False) as file:
+        file.write(save({"windows": found.windows, "envelope": found.envelope}))
     return found
 
 
-def _stored(store: Path) -> Heard | None:
-    try:
-        tensors = load_file(store)
-        return Heard(tensors["stretches"], tensors["course"])
-    except (SafetensorError, OSError, KeyError):
-        return None
-
-
-def same_sounds(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> list[tuple[Path, ...]]:
-    """Groups of files that hold the same sound, or a part of it.
+def find_duplicates(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> list[tuple[Path, ...]]:
+    """Groups of files that hold the same audio, or a part of it.
 
     Args:
         files: Each with the SHA-256 of its content.
         cache_dir: Root of the caches.
 
     Returns:
-        Groups of two and more, sorted; a file without a double is in none.
+        Groups of two and more, sorted; a file without a duplicate is in none.
     """
-    heard = heard_of(files, cache_dir)
+    prints = fingerprint_files(files, cache_dir)
     paths = sorted(files)
-    place = {path: number for number, path in enumerate(paths)}
-    group = list(range(len(paths)))
-
-    def root(number: int) -> int:
-        while group[number] != number:
-            number = group[number]
-        return number
-
-    def join(one: int, other: int) -> None:
-        first, second = sorted((root(one), root(other)))
-        group[second] = first
-
-    first_of: dict[str, int] = {}
-    for path in paths:
-        join(place[path], first_of.setdefault(files[path], place[path]))
-    # of equal files one listens for all
-    single = [path for path in paths if path in heard and first_of[files[path]] == place[path]]
-    for one, other in [*_by_stretches(single, heard), *_by_course(single, heard)]:
-        join(place[one], place[other])
+    first_of: dict[str, Path] = {}
+    pairs = [(path, first_of.setdefault(files[path], path)) for path in paths]
+    single = [path for path in paths if path in prints and first_of[files[path]] == path]  # one of equal files
+    pairs += [*_by_windows(single, prints), *_by_envelope(single, prints)]
+    number = {path: row for row, path in enumerate(paths)}
+    rows, columns = ([number[pair[side]] for pair in pairs] for side in (0, 1))
+    links = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(paths), len(paths)))
     groups: dict[int, list[Path]] = {}
-    for path in paths:
-        groups.setdefault(root(place[path]), []).append(path)
+    for path, group in zip(paths, connected_components(links, directed=False)[1].tolist(), strict=True):
+        groups.setdefault(group, []).append(path)
     return sorted(tuple(members) for members in groups.values() if len(members) > 1)
 
 
-def _by_stretches(paths: Sequence[Path], heard: Mapping[Path, Heard]) -> Iterable[tuple[Path, Path]]:
-    """Pairs that share enough stretches of samples."""
-    sizes = [len(heard[path].stretches) for path in paths]
+def _by_windows(paths: Sequence[Path], prints: Mapping[Path, AudioFingerprint]) -> Iterable[tuple[Path, Path]]:
+    """Pairs that share enough windows of samples."""
+    sizes = [len(prints[path].windows) for path in paths]
     if not sum(sizes):
         return
-    stretches = np.concatenate([heard[path].stretches for path in paths])
+    windows = np.concatenate([prints[path].windows for path in paths])
     owners = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
-    order = np.argsort(stretches, kind="stable")  # of one stretch the owners stay in order
-    stretches, owners = stretches[order], owners[order]
-    # neighbours are enough: what three hold is shared by the first and the second, and by the second and the third
-    equal = np.flatnonzero(stretches[1:] == stretches[:-1])
+    order = np.argsort(windows, kind="stable")  # owners of one window stay in order
+    windows, owners = windows[order], owners[order]
+    # neighbours are enough: what three share is shared by the first and the second, and by the second and the third
+    equal = np.flatnonzero(windows[1:] == windows[:-1])
     pairs = owners[equal].astype(np.int64) * len(paths) + owners[equal + 1]
     for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
         one, other = divmod(int(pair), len(paths))
@@ -181,13 +168,12 @@ def _by_stretches(paths: Sequence[Path], heard: Mapping[Path, Heard]) -> Iterabl
             yield paths[one], paths[other]
 
 
-def _by_course(paths: Sequence[Path], heard: Mapping[Path, Heard]) -> Iterable[tuple[Path, Path]]:
-    """Pairs whose loudness goes the same way, and whose sounds are then found to be one."""
-    audible = [path for path in paths if heard[path].course.any()]
+def _by_envelope(paths: Sequence[Path], prints: Mapping[Path, AudioFingerprint]) -> Iterable[tuple[Path, Path]]:
+    """Pairs with nearly the same loudness envelope whose audio correlates."""
+    audible = [path for path in paths if prints[path].envelope.any()]
     if len(audible) < 2:
         return
-    courses = np.stack([heard[path].course for path in audible])
-    tree = cKDTree(courses)
+    envelopes = np.stack([prints[path].envelope for path in audible])
 
     @functools.lru_cache(maxsize=2)  # a corpus is larger than memory
     def waveform(path: Path) -> Waveform | None:
@@ -197,27 +183,25 @@ def _by_course(paths: Sequence[Path], heard: Mapping[Path, Heard]) -> Iterable[t
             return None
 
     # steady noise is near to all other steady noise, but nearest to its copy
-    _, near = tree.query(courses, k=min(_NEAREST + 1, len(audible)), distance_upper_bound=_NEAR)
+    nearest = min(_NEAREST + 1, len(audible))
+    _, near = cKDTree(envelopes).query(envelopes, k=nearest, distance_upper_bound=_NEAR)
     pairs = {(min(one, int(other)), max(one, int(other))) for one, row in enumerate(near) for other in row}
     for one, other in sorted(pair for pair in pairs if pair[0] < pair[1] < len(audible)):
         left, right = waveform(audible[one]), waveform(audible[other])
-        if left is not None and right is not None and _alike(left, right):
+        if left is not None and right is not None and _is_same(left, right):
             yield audible[one], audible[other]
 
 
-def _alike(one: Waveform, other: Waveform) -> bool:
-    """Whether two sounds of one rate are the same but for rounding."""
+def _is_same(one: Waveform, other: Waveform) -> bool:
+    """Whether two waveforms of one rate are the same except for rounding."""
     if abs(len(one) - len(other)) > 2:
         return False
     size = min(len(one), len(other))
     left, right = (w[:size].astype(np.float64) - float(np.mean(w[:size], dtype=np.float64)) for w in (one, other))
     powers = float(np.sum(left * left)), float(np.sum(right * right))
-    if min(powers) <= 0 or min(powers) < _ALIKE**2 * max(powers):
+    if min(powers) <= 0 or min(powers) < _CORRELATION**2 * max(powers):
         return False
-    return float(np.sum(left * right)) > _ALIKE * float(np.sqrt(powers[0] * powers[1]))
-
-
-# ---------------------------------------------------------------- in the parts of a corpus
+    return float(np.sum(left * right)) > _CORRELATION * float(np.sqrt(powers[0] * powers[1]))
 
 
 def files_of(tables: Iterable[Any]) -> dict[Path, str]:
@@ -230,58 +214,57 @@ def files_of(tables: Iterable[Any]) -> dict[Path, str]:
     return found
 
 
-def one_name_each(parts: Mapping[str, Any], cache_dir: str | Path | None = None) -> dict[str, str]:
-    """For each hash of a file whose sound is in others too the same one of their hashes."""
-    files = files_of(parts.values())
-    groups = same_sounds(files, cache_dir)
-    return {files[path]: files[group[0]] for group in groups for path in group}
+def canonical_hashes(splits: Mapping[str, Any], cache_dir: str | Path | None = None) -> dict[str, str]:
+    """Of each file with duplicates, hash -> the hash that stands for all of them."""
+    files = files_of(splits.values())
+    return {files[path]: files[group[0]] for group in find_duplicates(files, cache_dir) for path in group}
 
 
-def check_sounds(parts: datasets.DatasetDict, cache_dir: str | Path | None = None) -> list[str]:
-    """Look for sounds under two names in a split corpus, and have its record say what was found.
+def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None = None) -> list[str]:
+    """Look for audio under two names in a split corpus, and write what is found into its provenance.
 
     Args:
-        parts: What `load_corpus` returned; what is shared between parts goes into its provenance.
+        splits: What `load_corpus` returned.
         cache_dir: Root of the caches.
 
     Returns:
-        One line for each sound under several names.
+        One line for each recording under several names.
 
     Raises:
-        InputError: Two parts share a recording with all its cycles, and the protocol promises that no patient is in
-            both.
+        InputError: Two splits share a recording with all its cycles, and the protocol promises disjoint patients.
     """
-    files = files_of(parts.values())
-    lines, between, broken = [], [], []
-    spans = _spans(parts)
-    facts = _facts(parts)
+    lines, between = [], []
+    spans = _spans(splits)
+    facts = _facts(splits)
     protocol = PROTOCOLS.get(str(facts.get("protocol")))
-    for group in same_sounds(files, cache_dir):
+    for group in find_duplicates(files_of(splits.values()), cache_dir):
         members = sorted({member for path in group for member in spans[str(path)]}, key=lambda m: part_rank(m[0]))
-        owners = [f"{path} ({part})" for part, path, _ in members]
+        owners = [f"{path} ({split})" for split, path, _ in members]
         line = f"the same sound under {len(members)} names: {', '.join(owners)}"
         lines.append(line)
-        for (part, path, own), (other_part, other_path, others) in itertools.combinations(members, 2):
-            if part == other_part or protocol is None:
+        for (split, path, own), (other_split, other_path, others) in itertools.combinations(members, 2):
+            if split == other_split or protocol is None or protocol.promise(split, other_split) != "patient":
                 continue
-            if protocol.promise(part, other_part) == "patient":
-                between.append(f"{Path(path).stem} of {part} = {Path(other_path).stem} of {other_part}")
-                if own == others:
-                    broken.append(line)
-    if broken and protocol is not None:
-        raise InputError(
-            f"protocol {protocol.name!r} promises that no patient is shared, but {broken[0]}; "
-            "drop one of them, or correct the patient ids"
-        )
+            if own == others:
+                raise InputError(
+                    f"protocol {protocol.name!r} promises that no patient is shared, but {line}; "
+                    "drop one of them, or correct the patient ids"
+                )
+            between.append(f"{Path(path).stem} of {split} = {Path(other_path).stem} of {other_split}")
     if lines:
-        _write_down(parts, facts, lines, between)
+        facts = {**facts, "same_sounds": lines}
+        if between:
+            stamp = f"the same sound is in two parts whose patients should differ: {named(between)}"
+            facts["stamp"] = "; ".join(s for s in (facts.get("stamp"), stamp) if s)
+        for table in splits.values():
+            table.info.description = json.dumps({"laennec": facts}, ensure_ascii=False)
     return lines
 
 
-def _spans(parts: Mapping[str, Any]) -> dict[str, list[tuple[str, str, tuple[Any, ...]]]]:
-    """For each recording the parts it is in, and there the times of its cycles."""
+def _spans(splits: Mapping[str, Any]) -> dict[str, list[tuple[str, str, tuple[Any, ...]]]]:
+    """For each recording the splits it is in, and the times of its cycles there."""
     found: dict[tuple[str, str], list[Any]] = {}
-    for name, table in parts.items():
+    for name, table in splits.items():
         columns = (table["recording_path"], column_of(table, "start_s"), column_of(table, "end_s"))
         for path, start, end in zip(*columns, strict=True):
             found.setdefault((path, name), []).append((start, end))
@@ -291,8 +274,8 @@ def _spans(parts: Mapping[str, Any]) -> dict[str, list[tuple[str, str, tuple[Any
     return by_path
 
 
-def _facts(parts: datasets.DatasetDict) -> dict[str, Any]:
-    for table in parts.values():
+def _facts(splits: datasets.DatasetDict) -> dict[str, Any]:
+    for table in splits.values():
         try:
             return dict(json.loads(table.info.description)["laennec"])
         except (ValueError, KeyError, TypeError):
@@ -300,38 +283,25 @@ def _facts(parts: datasets.DatasetDict) -> dict[str, Any]:
     return {}
 
 
-def _write_down(parts: datasets.DatasetDict, facts: dict[str, Any], lines: list[str], between: list[str]) -> None:
-    """Put what was found into the provenance of every part, and a broken promise into the stamp of every number."""
-    facts = {**facts, "same_sounds": lines}
-    if between:
-        stamp = f"the same sound is in two parts whose patients should differ: {named(between)}"
-        facts["stamp"] = "; ".join(s for s in (facts.get("stamp"), stamp) if s)
-    for table in parts.values():
-        table.info.description = json.dumps({"laennec": facts}, ensure_ascii=False)
-
-
-# ---------------------------------------------------------------- of an encoder that was trained before
-
-
-def sounds_note(tables: Iterable[Any], cache_dir: str | Path | None = None) -> dict[str, list[str]]:
-    """What an encoder carries with it of the sounds it has heard: hashes of files and of some of their stretches."""
+def describe_audio(tables: Iterable[Any], cache_dir: str | Path | None = None) -> dict[str, list[str]]:
+    """What a pre-trained encoder records of its audio: hashes of the files and of some windows of each."""
     files = files_of(tables)
-    stretches = {
-        f"{stretch:016x}"
-        for heard in heard_of(files, cache_dir).values()
-        for stretch in heard.stretches[:_KEPT].tolist()
+    windows = {
+        f"{window:016x}"
+        for found in fingerprint_files(files, cache_dir).values()
+        for window in found.windows[:_KEPT].tolist()
     }
-    return {"files": sorted(set(files.values())), "stretches": sorted(stretches)}
+    return {"files": sorted(set(files.values())), "stretches": sorted(windows)}
 
 
-def heard_before(note: Mapping[str, Any], table: Any, cache_dir: str | Path | None = None) -> list[str]:
-    """The recordings of a cycle table whose sound is in a `sounds_note`."""
-    hashes = set(note.get("files") or [])
-    known = {int(stretch, 16) for stretch in note.get("stretches") or []}
+def find_described(described: Mapping[str, Any], table: Any, cache_dir: str | Path | None = None) -> list[str]:
+    """The recordings of a cycle table whose audio is in what `describe_audio` returned."""
+    hashes = set(described.get("files") or [])
+    known = {int(window, 16) for window in described.get("stretches") or []}
     files = files_of([table])
     found = {path for path, sha256 in files.items() if sha256 in hashes}
-    for path, heard in heard_of(files, cache_dir).items() if known else ():
-        own = heard.stretches.tolist()
-        if own and sum(stretch in known for stretch in own) >= min(3, len(own)):
+    for path, fingerprint in fingerprint_files(files, cache_dir).items() if known else ():
+        own = fingerprint.windows.tolist()
+        if own and sum(window in known for window in own) >= min(3, len(own)):
             found.add(path)
     return sorted(str(path) for path in found)

@@ -147,6 +147,8 @@ class Folder(Corpus):
 
     def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[InputError]:
         """The first problem of the recording's annotation, then its overlapping cycles."""
+        if recording.whole and duration_s is None:
+            return []
         try:
             events = self.read_events(recording, duration_s)
         except AnnotationError as error:

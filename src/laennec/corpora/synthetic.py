@@ -3,8 +3,8 @@
 Decisions: labels are exact: a cycle has the flag crackle or wheeze if and only if one was put in, and events.csv says
 where. Every draw comes from a generator keyed by names (seed, patient, recording, cycle), so that a larger corpus
 contains the smaller one. Diseases and devices come from a low-discrepancy sequence over the patients, which keeps small
-corpora near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Devices differ in rate, bandwidth
-and noise. The sounds are simple: scores on them say nothing about lungs.
+corpora near the class mix of ICBHI (53 % normal, 27 % crackle, 13 % wheeze, 7 % both). Devices differ in rate,
+bandwidth and noise. The sounds are simple: scores on them say nothing about lungs.
 
 Figures: crackles are damped sinusoids with two-cycle durations about 5 ms (fine) and 15 ms (coarse); wheezes are
 harmonic tones of 100 to 1000 Hz longer than 80 ms (CORSA guidelines, Sovijarvi et al., European Respiratory Review
@@ -106,8 +106,12 @@ def draw_patient(seed: int, index: int) -> Patient:
     """The patient of this index, a function of seed and index alone."""
     even = (stream(seed, "corpus").random(2) + index * np.array(_GOLDEN)) % 1
     rng = stream(seed, "patient", index)
-    kinds = [(name, child) for name in _DISEASES for child in (False, True)]
-    diagnosis, child = _pick(kinds, [_DISEASES[n][c] * (0.36 if c else 0.64) for n, c in kinds], even[0])
+    kinds = [
+        (name, child, share)
+        for name, (adults, children, _) in _DISEASES.items()
+        for child, share in ((False, 0.64 * adults), (True, 0.36 * children))
+    ]
+    diagnosis, child, _ = _pick(kinds, [share for *_, share in kinds], even[0])
     age = float(rng.uniform(0.5, 16)) if child else float(np.clip(rng.normal(66, 12), 19, 93))
     bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
     height = 75 + 6.3 * age * (1 + 0.05 * rng.standard_normal())
@@ -169,14 +173,14 @@ def draw_cycle(
         for _ in range(int(rng.integers(5, 11) if fine else rng.integers(3, 7)) + round(3 * severity)):
             place = rng.uniform(0.2, 0.38) if fine else rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.45, 0.75)])
             wave = crackle(rng.uniform(0.004, 0.006) if fine else rng.uniform(0.012, 0.018))
-            wave = wave * (2.5 + 3 * severity) * np.exp(0.3 * rng.standard_normal())
+            wave = wave * (0.95 + 1.5 * severity) * np.exp(0.3 * rng.standard_normal())
             kind = "fine crackle" if fine else "coarse crackle"
             events.append((*_add(sound, wave, place * length_s), kind, None))
     if has_wheeze:
         duration_s = max(0.1, length_s * rng.uniform(0.2, 0.42))
         start_s = rng.uniform(0.45 * length_s, max(0.45 * length_s, 0.9 * length_s - duration_s))
         pitch = float(np.clip(patient.wheeze_hz * np.exp(0.07 * rng.standard_normal()), 115, 880))
-        wave = wheeze(duration_s, pitch, rng) * (0.35 + 0.6 * severity)
+        wave = wheeze(duration_s, pitch, rng) * (0.09 + 0.2 * severity)
         events.append((*_add(sound, wave, start_s), "wheeze", round(pitch, 1)))
     return sound, sorted(events, key=lambda event: event[0])
 

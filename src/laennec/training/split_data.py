@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from laennec.audio.augmentation import WAVEFORM_PARTS, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
-from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_sounds, decode_all, load_corpus
+from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_duplicates, decode_all, load_corpus
 from laennec.errors import InputError
 from laennec.training.data import Concatenation, CycleDataset, refuse_short_cycles
 from laennec.training.embeddings import cycle_keys
@@ -103,7 +103,7 @@ def load_splits(recipe: Recipe) -> Any:
         level=c.level,
         **c.options,
     )
-    for line in check_sounds(parts):
+    for line in check_duplicates(parts):
         if line not in _said:
             _log.warning("%s", line)
             _said.add(line)

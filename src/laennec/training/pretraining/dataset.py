@@ -17,7 +17,7 @@ import datasets
 from laennec.audio.cycles import sliding_windows
 from laennec.corpora import provenance
 from laennec.corpora.base import column_of, to_arrow
-from laennec.corpora.duplicates import heard_before, sounds_note
+from laennec.corpora.duplicates import describe_audio, find_described
 from laennec.corpora.files import named
 from laennec.corpora.load import find_corpus
 from laennec.errors import InputError
@@ -57,7 +57,7 @@ def pretraining_set(
     Args:
         parts: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
         settings: Which splits, and how recordings without annotation are cut.
-        one_name: One hash for all files of the same sound, as `one_name_each` gives it.
+        one_name: One hash for all files of the same sound, as `canonical_hashes` gives it.
 
     Raises:
         InputError: Nothing is left.
@@ -114,7 +114,7 @@ def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> 
     """The note of a pre-trained encoder: corpus, split, patients and sounds."""
     source = provenance(parts)
     keys = ("corpus", "corpus_fingerprint", "protocol", "fold", "seed", "split_fingerprint")
-    sounds = {} if table is None else {"sounds": sounds_note([table])}
+    sounds = {} if table is None else {"sounds": describe_audio([table])}
     return {key: source.get(key) for key in keys} | {"patients": list(patients)} | sounds
 
 
@@ -151,7 +151,7 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
                 "the split of this recipe"
             )
     for name in parts if isinstance(note.get("sounds"), dict) else ():
-        if name not in _NOT_TEST and (doubles := heard_before(note["sounds"], parts[name])):
+        if name not in _NOT_TEST and (doubles := find_described(note["sounds"], parts[name])):
             raise InputError(
                 f"{weights}: was pre-trained on sounds of {name} ({named(doubles)}); run laennec pretrain without them"
             )

@@ -23,7 +23,7 @@ from transformers import PrinterCallback
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, provenance
-from laennec.corpora.duplicates import one_name_each
+from laennec.corpora.duplicates import canonical_hashes
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
@@ -148,7 +148,7 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
         InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
     """
     parts = load_splits(recipe)
-    rows_used = pretraining_set(parts, settings, one_name_each(parts))
+    rows_used = pretraining_set(parts, settings, canonical_hashes(parts))
     rows = np.arange(len(rows_used.table))
     groups = GroupTable(len(rows), metadata_of(rows_used.table, rows), recipe.metadata.age_edges_years)
     sampling = pair_sampling(settings, groups)
