@@ -4,8 +4,8 @@ Decisions: two methods, because copies differ in two ways. Hashes of short windo
 find copies whose samples are equal to the bit, in another container or cut. A copy of another depth or rate has no
 equal sample: its loudness envelope finds candidates, and their correlation decides. Fingerprints are cached under the
 hash of the file, so that a corpus is decoded once. The same audio in two splits that promise disjoint patients is
-refused if the cycles are the same too; a cut, or audio under other annotations, may be a mix-up of files: it is reported
-and stamped on every number.
+refused if the cycles are the same too. A cut, or audio under other annotations, may be a mix-up of files: it is
+reported and stamped on every number.
 """
 
 import functools
