@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForAudioClassification
 
 from laennec.cli.main import main
+from laennec.errors import InputError
 from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
 from laennec.evaluation.smoothing import fit_class_smoothing
 from laennec.evaluation.sprsound_tasks import (
@@ -23,7 +24,7 @@ from laennec.evaluation.sprsound_tasks import (
     write_submission,
 )
 from laennec.training.auxiliary_tasks import tasks_of
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe import Recipe
 from laennec.training.split_data import load_splits
 from runs import what_it_left
 
@@ -187,7 +188,7 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
     ],
 )
 def test_questions_that_cannot_be_asked(recipe, given, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(InputError, match=words):
         tasks_of(Recipe.from_yaml(recipe, **given))
 
 

@@ -13,6 +13,7 @@ from laennec.audio.augmentation import (
     WhiteNoise,
 )
 from laennec.audio.mixing import LabelUnion, lungmix_label
+from laennec.errors import InputError
 from laennec.training.data import (
     Concatenation,
     CycleDataset,
@@ -21,7 +22,7 @@ from laennec.training.data import (
     collate_embeddings,
     cycle_numbers,
 )
-from laennec.training.recipe import ConfigError, TargetSettings
+from laennec.training.recipe import TargetSettings
 from laennec.training.targets import Targets, targets_of
 
 
@@ -62,11 +63,11 @@ def test_any_column_can_be_the_answer(table):
 
 
 def test_an_answer_that_training_did_not_have_is_an_error(table):
-    with pytest.raises(ConfigError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
+    with pytest.raises(InputError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
         targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"), ["Asthma"])
-    with pytest.raises(ConfigError, match=r"target.column is 'mood'"):
+    with pytest.raises(InputError, match=r"target.column is 'mood'"):
         targets_of(table, TargetSettings(problem_type="single_label", column="mood"))
-    with pytest.raises(ConfigError, match=r"'rhonchus', which is no column"):
+    with pytest.raises(InputError, match=r"'rhonchus', which is no column"):
         targets_of(table, TargetSettings(names=["crackle", "rhonchus"]))
 
 

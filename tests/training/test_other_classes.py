@@ -9,11 +9,12 @@ from docs.render import render
 
 import audio_twins
 from laennec.cli.main import main
+from laennec.errors import InputError
 from laennec.evaluation import evaluate_predictions, format_summary, write_report
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.evaluate import score
 from laennec.study.gather import gather_results
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -123,13 +124,13 @@ def test_heart_sounds_from_training_to_the_report(tiny_recipe, some_recordings, 
 
 def test_a_recipe_that_asks_the_wrong_column_is_told_the_right_one(esc50_recipe, tmp_path):
     wrong = esc50_recipe | {"target": {"problem_type": "single_label"}}
-    with pytest.raises(ConfigError, match=r"no cycle has an answer in label; this corpus answers category"):
+    with pytest.raises(InputError, match=r"no cycle has an answer in label; this corpus answers category"):
         run(wrong, tmp_path / "run", fold=1)
 
 
 @pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
 def test_betas_are_two_numbers_below_one(tiny_recipe, betas):
-    with pytest.raises(ConfigError, match=r"train.betas is .*two numbers in \[0, 1\)"):
+    with pytest.raises(InputError, match=r"train.betas is .*two numbers in \[0, 1\)"):
         Recipe(**(tiny_recipe | {"train": {"betas": betas}}))
 
 

@@ -60,6 +60,7 @@ class AngularDistanceDistributionLoss(Loss):
     Reference: Almudévar et al., Angular Distance Distribution Loss for Audio Classification, 2024.
     """
 
+    soft_labels: ClassVar[bool] = True
     citation: ClassVar[str] = """@article{almudevar2024add,
   title={Angular Distance Distribution Loss for Audio Classification},
   author={Almud{\\'e}var, Antonio and Serizel, Romain and Ortega, Alfonso},

@@ -21,6 +21,8 @@ class Loss(nn.Module):
             "patient" or "device".
         views: How many augmented views of each cycle the loss takes.
         on: What it takes as input: "embedding", or the output of a layer that only this loss needs.
+        across_cycles: Whether a term compares cycles of a batch, so that it needs the whole batch at once.
+        soft_labels: Whether mixed cycles with soft labels can be its input.
         sampler: Name of the recommended batch sampler in `laennec.training.samplers`; None for any shuffled batch.
         citation: BibTeX of the publication.
         variant: Which of several published forms this object computes.
@@ -30,6 +32,8 @@ class Loss(nn.Module):
     labels: ClassVar[str] = "class"
     views: ClassVar[int] = 1
     on: ClassVar[str] = "embedding"
+    across_cycles: ClassVar[bool] = True
+    soft_labels: ClassVar[bool] = False
     sampler: ClassVar[str | None] = None
     citation: ClassVar[str] = ""
     variant: str = "published"

@@ -48,6 +48,8 @@ class DeepClusteringLoss(Loss):
 
     citation: ClassVar[str] = _CITATION
     labels: ClassVar[str] = "cycle"
+    across_cycles: ClassVar[bool] = False
+    soft_labels: ClassVar[bool] = True
     on: ClassVar[str] = "bottleneck"
 
     def __init__(self, clusters: int, dim: int, *, alpha: float = 1.0, reduction: str = "mean") -> None:
@@ -127,6 +129,8 @@ class ClusterSimilarityLoss(Loss):
 
     citation: ClassVar[str] = _CITATION
     labels: ClassVar[str] = "cycle"
+    across_cycles: ClassVar[bool] = False
+    soft_labels: ClassVar[bool] = True
     on: ClassVar[str] = "vectors"
 
     def __init__(self, dim: int) -> None:

@@ -99,6 +99,7 @@ class DeviceAdversarialLoss(Loss):
     """
 
     labels: ClassVar[str] = "device"
+    across_cycles: ClassVar[bool] = False
     on: ClassVar[str] = "reversed_logits"
     sampler: ClassVar[str | None] = "DeviceBalancedSampler"
     citation: ClassVar[str] = GradientReversal.citation

@@ -53,6 +53,7 @@ class PatchMixContrastiveLoss(Loss):
     Reference: Bae et al., Patch-Mix Contrastive Learning, Interspeech 2023.
     """
 
+    soft_labels: ClassVar[bool] = True
     citation: ClassVar[str] = _CITATION
 
     def __init__(self, temperature: float = 0.06, negatives: str = "all", detach_clean: bool = True) -> None:

@@ -35,7 +35,7 @@ from laennec.training.data import CycleDataset, collate_cycles, view_seed
 from laennec.training.distributed import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.objective import step_key
-from laennec.training.recipe import ConfigError, Recipe, TargetSettings
+from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.split_data import SplitData, load_splits, make_draws, make_filter, make_split
 from laennec.training.targets import Targets, targets_of
 
@@ -74,34 +74,34 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     """Read a recipe's section `tasks`.
 
     Raises:
-        ConfigError: A key or a value is wrong, or the recipe cannot train the task.
+        InputError: A key or a value is wrong, or the recipe cannot train the task.
     """
     tasks = []
     for name, given in recipe.tasks.items():
         where = f"tasks.{name}"
         if not isinstance(given, Mapping) or not given.get("labels"):
-            raise ConfigError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
+            raise InputError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
         if unknown := sorted(set(given) - _KEYS):
-            raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
+            raise InputError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
         if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
-            raise ConfigError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
+            raise InputError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
         task = Task(str(name), **{**given, "labels": tuple(map(str, given["labels"]))})
         numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
         if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
-            raise ConfigError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+            raise InputError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
         if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
-            raise ConfigError(f"{where}.smooth is true or false, and true only for tasks about cycles")
+            raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
         if task.level is not None and task.window_s is None:
             if recipe.features.duration_s is None:
-                raise ConfigError(f"{where}: give window_s, because cycles keep their own length")
+                raise InputError(f"{where}: give window_s, because cycles keep their own length")
             task = dataclasses.replace(task, window_s=recipe.features.duration_s)
         tasks.append(task)
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
-        raise ConfigError("tasks about recordings need augment.mix.domain: features")
+        raise InputError("tasks about recordings need augment.mix.domain: features")
     if tasks and (recipe.encoder.frozen or recipe.features.context_cycles):
         other = "encoder.trainable: frozen" if recipe.encoder.frozen else "features.context_cycles"
-        raise ConfigError(f"tasks are trained together with the encoder; they cannot be combined with {other}")
+        raise InputError(f"tasks are trained together with the encoder; they cannot be combined with {other}")
     return tasks
 
 
@@ -147,7 +147,7 @@ class AuxiliaryTasks(nn.Module):
         validation_patients: Patients whose recordings are not trained on.
 
     Raises:
-        ConfigError: Several processes, or a corpus without such rows.
+        InputError: Several processes, or a corpus without such rows.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class AuxiliaryTasks(nn.Module):
                 groups[f"{GROUP}{task.name}"] = codes_of(task, table)
                 continue
             if process_count() > 1:
-                raise ConfigError(f"tasks.{task.name}: tasks about recordings are trained in one process")
+                raise InputError(f"tasks.{task.name}: tasks about recordings are trained in one process")
             rows, _ = level_tables(recipe, task.level, validation_patients)
             self.recordings[task.name] = _dataset(recipe, task, rows, extractor)
         dataset.groups = groups
@@ -400,4 +400,4 @@ def refuse_unknown_level(recipe: Recipe, tasks: list[Task]) -> None:
         if task.level is not None and (len(levels) < 2 or task.level not in levels):
             raise InputError(f"tasks.{task.name}.level is {task.level!r}; {recipe.corpus.name} has no such level")
         if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
-            raise ConfigError(f"tasks.{task.name}: {POOR_QUALITY} comes last among its labels")
+            raise InputError(f"tasks.{task.name}: {POOR_QUALITY} comes last among its labels")

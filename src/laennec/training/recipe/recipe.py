@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_valid
 
 from laennec.errors import InputError
 from laennec.extension import load_object
+from laennec.losses import AUXILIARY_LOSSES, Loss
 from laennec.training.recipe.packaged import find_recipe
 from laennec.training.recipe.reading import (
     explained,
@@ -37,10 +38,6 @@ from laennec.training.recipe.settings import (
     TargetSettings,
 )
 from laennec.training.recipe.step_settings import CardSettings, EvaluationSettings, PretrainSettings, TrainSettings
-
-# auxiliary losses whose terms are those of single cycles: they need no other cycle of the batch
-_BY_CYCLE = ("device_adversarial", "clustering", "cluster_similarity")
-_WITHOUT_LABELS = ("clustering", "cluster_similarity")
 
 
 class Recipe(Settings):
@@ -227,7 +224,7 @@ class Recipe(Settings):
         own_sampler = self.sampler.class_ is not None
         if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and not own_sampler:
             raise ValueError("loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive")
-        pairs = [name for name, kind in kinds.items() if kind and kind not in _BY_CYCLE]
+        pairs = [name for name, kind in kinds.items() if kind in AUXILIARY_LOSSES and fact(kind, "across_cycles")]
         if self.train.gradient_accumulation_steps > 1 and pairs:
             raise ValueError(
                 f"loss.auxiliary.{pairs[0]} looks at pairs of a batch, and with train.gradient_accumulation_steps it "
@@ -245,13 +242,18 @@ class Recipe(Settings):
             return self
         if self.loss.task == "focal" and (not contrast or self.loss.task_views == "all"):
             raise ValueError("loss.task: focal is not defined for the soft labels of augment.mix; use ce or bce")
-        hard = [name for name, kind in kinds.items() if kind and kind not in ("add", "patch_mix", *_WITHOUT_LABELS)]
+        hard = [name for name, kind in kinds.items() if kind in AUXILIARY_LOSSES and not fact(kind, "soft_labels")]
         if hard and not contrast:
             raise ValueError(
                 f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
                 "of the auxiliary losses add accepts them"
             )
         return self
+
+
+def fact(kind: str, name: str) -> Any:
+    """A fact of a built-in loss, read from its class."""
+    return getattr(AUXILIARY_LOSSES[kind], name, getattr(Loss, name))
 
 
 def setting_keys() -> list[str]:
