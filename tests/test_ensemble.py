@@ -8,7 +8,7 @@ from transformers import AutoModelForAudioClassification
 
 from laennec import LaennecConfig, LaennecForAudioClassification
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_from_config, load_encoder
-from laennec.encoders.groups import GroupsConfig, GroupsEncoder
+from laennec.encoders.composite import GroupsConfig, GroupsEncoder
 from laennec.ensemble import join_models
 from laennec.errors import InputError
 

@@ -26,20 +26,19 @@ from transformers.utils import ModelOutput
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import (
+    adapters,
     as_encoder,
     encoder_digest,
     encoder_from_config,
     in_groups,
     is_built_in,
     load_encoder,
-    trainable,
 )
-from laennec.encoders.base import base_encoder, loading_error, quiet, refuse_untrusted_adapter, remember_base
+from laennec.encoders.base import TokenMix
+from laennec.encoders.bases import base_encoder, loading_error, quiet, refuse_untrusted_adapter, remember_base
+from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
-from laennec.encoders.output import TokenMix
 from laennec.encoders.own import contains_own
-from laennec.encoders.pretrained_audio import loaded_strictly
-from laennec.encoders.released import LOADING_ERRORS
 from laennec.errors import InputError
 from laennec.head import Head
 from laennec.untrusted import refuse_model_folder
@@ -108,7 +107,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         if given is not None:
             encoder.load_state_dict(given)
         # what FSDP may shard by itself: the layers, which run as a whole; of other parts encoders take what they need
-        self._no_split_modules = trainable.layer_classes(encoder)
+        self._no_split_modules = adapters.layer_classes(encoder)
         # set by schedules that train the head alone for a while
         self.encoder_frozen_in_stage = False
         if config.frozen_encoder:
@@ -214,23 +213,23 @@ class LaennecForAudioClassification(PreTrainedModel):
 
     def train_last_layers(self, layers: int) -> None:
         """Train the encoder's last layers from now on, and keep those before them as they are."""
-        trainable.freeze_all_but_last(self.encoder, layers)
+        adapters.freeze_all_but_last(self.encoder, layers)
         self.config.trained_layers = layers
 
     def add_adapters(self, lora: Mapping[str, Any]) -> None:
         """Put LoRA adapters (as `LaennecConfig.lora` says) into the encoder, which itself is_frozen from now on."""
         self.config.encoder_digest = encoder_digest(self.encoder)
-        trainable.add_lora(self.encoder, lora)
+        adapters.add_lora(self.encoder, lora)
         self.config.lora = dict(lora)
 
     def merge_adapters(self) -> None:
         """Add the adapters to the encoder's weights: a model like one that was trained in full."""
-        trainable.merge_lora(self.encoder)
+        adapters.merge_lora(self.encoder)
         self.config.lora = self.config.encoder_digest = None
 
     def is_frozen(self, name: str) -> bool:
         """Whether a weight, by its name in the state dict, stays what it is in the base."""
-        return name.startswith("encoder.") and trainable.is_frozen(self.config, name)
+        return name.startswith("encoder.") and adapters.is_frozen(self.config, name)
 
     def train(self, mode: bool = True) -> "LaennecForAudioClassification":
         """Switch between training and evaluation mode; frozen layers stay in evaluation mode."""
@@ -238,7 +237,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         for name, module in self.named_children():
             if name != "encoder":
                 module.train(mode)
-        trainable.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
+        adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
 
     def embed(
@@ -352,7 +351,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             self.config.encoder_config = self.encoder.config
         before, self.config.head_only = self.config.head_only, head_only
         try:
-            trainable.save_adapter(self.encoder, self.config, save_directory)
+            adapters.save_adapter(self.encoder, self.config, save_directory)
             return super().save_pretrained(save_directory, state_dict=state, **kwargs)
         finally:
             self.config.head_only = before
@@ -431,7 +430,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             raise loading_error(pretrained_model_name_or_path, error) from error
         if encoder is not None:
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
-            model.encoder = trainable.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
+            model.encoder = adapters.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
         else:
             if contains_own(model.encoder.config):
                 # built anew: transformers leaves buffers that are not saved undefined

@@ -7,7 +7,7 @@ from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_recording
 from laennec.encoders import AstEncoder, encoder_digest, encoder_from_config, load_encoder
-from laennec.encoders.output import TokenMix
+from laennec.encoders.base import TokenMix
 from laennec.errors import InputError
 
 

@@ -5,7 +5,7 @@ import torch
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import encoder_digest, encoder_from_config, in_groups, load_encoder
-from laennec.encoders.output import TokenMix
+from laennec.encoders.base import TokenMix
 from laennec.modeling import LaennecForAudioClassification
 
 

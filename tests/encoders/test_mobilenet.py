@@ -7,9 +7,13 @@ from transformers import AutoModel
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import encoder_digest, encoder_from_config, load_encoder
-from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, _released_name, load_released
-from laennec.encoders.output import MaskedBatchNorm2d, TimeMask
+from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
+from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder, _released_name
 from laennec.errors import InputError
+
+
+def load_released(path):
+    return load_encoder(path, type="mobilenet", audioset_head=True)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +210,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, shared_root: Path) -> 
     torch.save(Path("code"), tmp_path / "pickle.pt")
     with pytest.raises(InputError, match="cannot be read"):
         load_released(tmp_path / "pickle.pt")
-    with pytest.raises(InputError, match="holds dict under 'cfg'"):
+    with pytest.raises(InputError, match="holds a beats encoder, not mobilenet"):
         load_released(shared_root / "conformance/beats_tiny.pt")
     whole = (shared_root / "weights/mn04_as_mAP_432.pt").read_bytes()
     (tmp_path / "torn.pt").write_bytes(whole[: len(whole) // 2])

@@ -26,7 +26,7 @@ from transformers import (
 from transformers_models import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 
 from laennec.encoders import encoder_digest, load_encoder
-from laennec.encoders.pretrained_audio import loaded_strictly, published_features
+from laennec.encoders.checkpoints import loaded_strictly, published_features
 from laennec.errors import InputError
 
 _DECODER = {

@@ -10,7 +10,7 @@ from transformers import ASTConfig, WhisperConfig
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import BeatsConfig, encoder_digest, encoder_from_config, in_groups, load_encoder
-from laennec.encoders.trainable import add_lora, is_adapter, merge_lora, stack_of
+from laennec.encoders.adapters import add_lora, is_adapter, merge_lora, stack_of
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 

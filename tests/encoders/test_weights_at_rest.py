@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from laennec.encoders import load_encoder
+from laennec.encoders.masks import frozen_weights
 from laennec.encoders.mobilenet import ConvNorm
-from laennec.encoders.output import frozen_weights
 
 
 @pytest.fixture

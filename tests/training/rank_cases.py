@@ -12,7 +12,7 @@ from laennec.audio.augmentation import Gain, TimeShift, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
-from laennec.encoders.output import MaskedBatchNorm2d
+from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.data import CycleDataset

@@ -1,8 +1,7 @@
-"""From features to tokens, and where their weights come from.
+"""Encoders: from features to tokens, with the weights that their authors released.
 
-Decisions: one function finds an encoder from whatever a user has: nothing (random weights), a released .pt file, a
-folder or a Hub id. The digest covers what an embedding depends on: batch counters and the AudioSet classifier are
-left out.
+Decisions: `load_encoder` takes whatever a user has: nothing (random weights), a released .pt file, a folder or a Hub
+id. The digest covers what an embedding depends on: batch counters and the AudioSet classifier are left out.
 """
 
 import builtins
@@ -11,6 +10,7 @@ import hashlib
 import json
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +18,69 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import ASTConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file
 
-from laennec.encoders import beats, mobilenet, own
+from laennec.encoders import own
 from laennec.encoders.ast import AstEncoder
+from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats import BeatsEncoder
-from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig
-from laennec.encoders.cnn import CnnConfig, CnnEncoder
-from laennec.encoders.ensemble import EnsembleConfig, EnsembleEncoder
-from laennec.encoders.groups import GroupsConfig, GroupsEncoder
-from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
-from laennec.encoders.output import EncoderOutput
-from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
-from laennec.encoders.pretrained_audio import (
-    ADAPTER_CONFIGS,
-    encoder_values,
-    load_pretrained,
+from laennec.encoders.beats_layers import BeatsConfig
+from laennec.encoders.checkpoints import (
+    LOADING_ERRORS,
+    checked_state,
     loaded_strictly,
+    out_of_reach,
+    read_released,
     read_safetensors,
     read_weights,
-    settled,
+    reason,
 )
-from laennec.encoders.released import LOADING_ERRORS, checked_state, out_of_reach, read_released, reason
-from laennec.encoders.statistics import StatisticsConfig, StatisticsEncoder
-from laennec.encoders.transformers_audio import ADAPTERS, TransformersEncoder
+from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
+from laennec.encoders.composite import EnsembleConfig, EnsembleEncoder, GroupsConfig, GroupsEncoder
+from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
+from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
+from laennec.encoders.speech import (
+    Data2VecEncoder,
+    HubertEncoder,
+    UniSpeechEncoder,
+    UniSpeechSatEncoder,
+    Wav2Vec2Encoder,
+    WavLMAudioEncoder,
+)
+from laennec.encoders.transformers_audio import (
+    ClapAudioEncoder,
+    TransformersEncoder,
+    W2vBertAudioEncoder,
+    WhisperAudioEncoder,
+    encoder_values,
+)
 from laennec.errors import InputError
 from laennec.untrusted import refuse_model_folder, refuse_settings
 
-ENCODERS: dict[str, type[PreTrainedModel]] = {
-    "ast": AstEncoder,
-    "beats": BeatsEncoder,
-    "cnn": CnnEncoder,
-    "mobilenet": MobileNetEncoder,
-    "statistics": StatisticsEncoder,
-    **ADAPTERS,
-}
-_CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    "ast": ASTConfig,
-    "beats": BeatsConfig,
-    "cnn": CnnConfig,
-    "mobilenet": MobileNetConfig,
-    "statistics": StatisticsConfig,
-    **ADAPTER_CONFIGS,
-}
+_CLASSES: tuple[type[AudioEncoder], ...] = (
+    AstEncoder,
+    BeatsEncoder,
+    CnnEncoder,
+    MobileNetEncoder,
+    StatisticsEncoder,
+    WhisperAudioEncoder,
+    Wav2Vec2Encoder,
+    HubertEncoder,
+    WavLMAudioEncoder,
+    Data2VecEncoder,
+    UniSpeechEncoder,
+    UniSpeechSatEncoder,
+    W2vBertAudioEncoder,
+    ClapAudioEncoder,
+)
+ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 _NOT_IN_DIGEST = ("audioset_head.",)
-# what a released checkpoint leaves open: how it is trained on, and whether its classifier is kept
-_OPEN = {
-    "beats": (*DROPOUTS, "audioset_head"),
-    "mobilenet": ("audioset_head",),
-}
 
 __all__ = [
     "ENCODERS",
     "AstEncoder",
+    "AudioEncoder",
     "BeatsConfig",
     "BeatsEncoder",
     "CnnConfig",
@@ -85,9 +94,11 @@ __all__ = [
     "MobileNetEncoder",
     "StatisticsConfig",
     "StatisticsEncoder",
+    "TokenMix",
     "TransformersEncoder",
     "as_encoder",
     "config_from_dict",
+    "encoder_class",
     "encoder_digest",
     "encoder_from_config",
     "in_groups",
@@ -131,8 +142,6 @@ def load_encoder(
     if type is None and (values := saved_config(source, revision)).get("model_type") in own.known_types():
         return fill_own(own.build(own.config_from_dict(values)), source, revision)
     kind, config = _config_of(source, type, revision, config_overrides)
-    if kind in ADAPTERS:
-        return _adapted(kind, source, config, revision)
     return _from_pretrained(ENCODERS[kind], source, config, revision)
 
 
@@ -177,7 +186,7 @@ def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None 
 
 
 def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedModel:
-    """An encoder of the user's own size; what torch or transformers say of sizes that do not fit is one line."""
+    """An encoder of the user's own size; errors of torch and transformers become one line."""
     config = _configuration(kind, {}, overrides)
     try:
         return encoder_from_config(config).eval()
@@ -188,13 +197,20 @@ def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedMode
         raise InputError(f"{kind} encoder: {said}; correct encoder.config ({', '.join(overrides)})") from error
 
 
+def encoder_class(settings: Mapping[str, Any]) -> builtins.type[nn.Module] | None:
+    """The class of the encoder of a recipe: the user's own where `class` names one that is known, or that of `type`."""
+    if dotted := settings.get("class"):
+        return own.known_class(str(dotted).rpartition(":")[2])
+    return ENCODERS.get(str(settings.get("type")))
+
+
 def is_built_in(encoder: nn.Module) -> bool:
     """Whether an encoder is one of laennec's own, or a user's that was made one already."""
-    return isinstance(encoder, (*ENCODERS.values(), GroupsEncoder, EnsembleEncoder, own.ModuleEncoder))
+    return isinstance(encoder, AudioEncoder | own.ModuleEncoder)
 
 
 def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> PreTrainedModel:
-    """The encoder, looking at overlapping groups of frames one by one; itself where group_frames is 0."""
+    """The encoder around overlapping groups of frames; the encoder itself where group_frames is 0."""
     if not group_frames:
         return encoder
     return GroupsEncoder(GroupsConfig(encoder.config, group_frames, group_step), encoder).eval()
@@ -212,10 +228,10 @@ def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
             return wrapped
     if own.is_own(config):
         return own.build(config)
-    for kind, config_class in _CONFIGS.items():
-        if isinstance(config, config_class):
+    for kind in _CLASSES:
+        if isinstance(config, kind.config_class):
             # _from_config settles the attention implementation, which a bare constructor leaves open
-            encoder: PreTrainedModel = ENCODERS[kind]._from_config(config)
+            encoder: PreTrainedModel = kind._from_config(config)
             return encoder
     raise InputError(
         f"no encoder for a {getattr(config, 'model_type', config)!r} configuration; known: {', '.join(ENCODERS)}"
@@ -236,9 +252,10 @@ def encoder_digest(encoder: PreTrainedModel) -> str:
 
 def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
     """The configuration `values` with the user's settings in it."""
-    if kind in ADAPTERS:
-        values = settled(kind, values, overrides)
-    known = [*_CONFIGS[kind]().to_dict(), *(["time_positions"] if kind == "ast" else [])]
+    encoder, config_class = ENCODERS[kind], ENCODERS[kind].config_class
+    if issubclass(encoder, TransformersEncoder):
+        values = encoder.settled(values, overrides)
+    known = [*config_class().to_dict(), *(["time_positions"] if kind == "ast" else [])]
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -247,7 +264,7 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
             )
     refuse_settings(overrides, f"{kind} encoder: encoder.config")
     try:
-        config = _CONFIGS[kind].from_dict(values | overrides)
+        config = config_class.from_dict(values | overrides)
     except InputError:
         raise
     except (StrictDataclassError, TypeError, ValueError, LookupError) as error:
@@ -264,19 +281,19 @@ def _is_released_file(source: str | Path) -> bool:
 
 
 def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) -> PreTrainedModel:
-    if type not in (None, *_OPEN):
+    if type is not None and not ENCODERS[type].released_settings:
         raise InputError(
             f"{source}: {type} encoders are read from a folder or the Hub, not from a file; give the folder"
         )
     content = read_released(source)
-    kind = "beats" if beats.holds_beats(content) else type or "mobilenet"
-    if type not in (None, kind):
-        raise InputError(f"{source}: holds a {kind} encoder, not {type}; give another file or type={kind!r}")
-    if fixed := sorted(set(overrides) - set(_OPEN[kind])):
+    found = next(encoder for encoder in (BeatsEncoder, MobileNetEncoder) if encoder.reads(content))
+    if type not in (None, found.kind):
+        raise InputError(
+            f"{source}: holds a {found.kind} encoder, not {type}; give another file or type={found.kind!r}"
+        )
+    if fixed := sorted(set(overrides) - set(found.released_settings)):
         raise InputError(f"{source}: a released checkpoint rules its own size; leave out {', '.join(fixed)}")
-    if kind == "beats":
-        return beats.from_released(source, content, **overrides)
-    return mobilenet.from_released(source, content, bool(overrides.get("audioset_head", False)))
+    return found.from_released(source, content, **overrides)
 
 
 def _config_of(
@@ -285,8 +302,8 @@ def _config_of(
     """The type and the configuration of a saved encoder."""
     values = encoder_values(saved_config(source, revision))
     model_type = values.get("model_type")
-    for kind, config_class in _CONFIGS.items():
-        if model_type == config_class.model_type:
+    for kind, encoder in ENCODERS.items():
+        if model_type == encoder.config_class.model_type:
             if type not in (None, kind):
                 raise InputError(f"{source}: holds a {kind} encoder, not {type}; give another source or type={kind!r}")
             try:
@@ -295,7 +312,7 @@ def _config_of(
                 raise InputError(f"{source}: {error}") from error
             config._commit_hash = _commit_of(source, revision)
             return kind, config
-    known = ", ".join(str(c.model_type) for c in _CONFIGS.values())
+    known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)
     raise InputError(f"{source}: holds a {model_type!r} model, which is no encoder here; give one of {known}")
 
 
@@ -320,21 +337,13 @@ def _commit_of(source: str | Path, revision: str | None) -> str | None:
     return found[1] if found else None
 
 
-def _adapted(kind: str, source: str | Path, config: PreTrainedConfig, revision: str | None) -> PreTrainedModel:
-    try:
-        encoder: PreTrainedModel = load_pretrained(kind, source, config, revision)
-    except InputError:
-        raise
-    except LOADING_ERRORS as error:
-        raise _not_found(source, error) from error
-    return encoder
-
-
 def _from_pretrained(
-    encoder_class: type[PreTrainedModel], source: str | Path, config: PreTrainedConfig, revision: str | None
+    encoder_class: type[AudioEncoder], source: str | Path, config: PreTrainedConfig, revision: str | None
 ) -> PreTrainedModel:
     settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
     try:
+        if issubclass(encoder_class, TransformersEncoder):
+            return encoder_class.load(source, config, revision)
         encoder, _ = loaded_strictly(encoder_class.from_pretrained, source, encoder_class.__name__, **settings)
     except InputError:
         raise

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ASTConfig, ASTModel, PreTrainedModel
+from transformers import ASTConfig, ASTModel
 from transformers.masking_utils import create_bidirectional_mask
 
-from laennec.encoders.output import EncoderOutput, TokenMix, refuse_shape
+from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
+from laennec.encoders.masks import zero_beyond
 from laennec.errors import InputError
 
 TIME_POSITIONS = ("cut", "interpolate")
 
 
-class AstEncoder(PreTrainedModel):
+class AstEncoder(AudioEncoder):
     """transformers' AST for cycles of any length.
 
     `config` is transformers' `ASTConfig`; its extra setting `time_positions` is "cut" (default) or "interpolate".
@@ -32,12 +33,20 @@ class AstEncoder(PreTrainedModel):
     patches follow, frequency by frequency, each with all its time steps. The attention mask is a prefix of ones.
     """
 
+    kind = "ast"
+    title = "Audio Spectrogram Transformer, pre-trained on AudioSet"
+    licence = "BSD-3-Clause"
+    citation = """@inproceedings{gong2021ast,
+  title={AST: Audio Spectrogram Transformer},
+  author={Gong, Yuan and Chung, Yu-An and Glass, James},
+  booktitle={Interspeech},
+  year={2021}
+}"""
+    preset = "ast"
     config_class = ASTConfig
     preset = "ast"
     config: ASTConfig
     base_model_prefix = "audio_spectrogram_transformer"
-    main_input_name = "input_values"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     # the AudioSet classifier of a published checkpoint
     _keys_to_ignore_on_load_unexpected = [r"^classifier\."]  # noqa: RUF012 - transformers reads a plain list
@@ -65,35 +74,21 @@ class AstEncoder(PreTrainedModel):
         return self.audio_spectrogram_transformer.embeddings
 
     def forward(  # type: ignore[override]
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-        token_mix: TokenMix | None = None,
-    ) -> EncoderOutput | tuple[Any, ...]:
-        """Encode cycles.
+        self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`.
 
-        Args:
-            input_values: (batch, frames, mels); fewer frames than a patch has are filled with zeros.
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            return_dict: False for a plain tuple.
-            token_mix: Which patches are another cycle's; None in all but some training.
-
-        Returns:
-            Tokens (batch, 2 + bands * steps, dim), their mask, and the mean of the two special tokens (batch, dim).
-
-        Raises:
-            InputError: No frame, or features with another number of mel bins.
+        Cycles of fewer frames than a patch has are filled with zeros. Tokens are the two special ones and then
+        bands * steps patches; the embedding is the mean of the special tokens.
         """
-        refuse_shape(input_values, int(self.config.num_mel_bins), "ast", ("ast",))
+        self.check_features(input_values, int(self.config.num_mel_bins))
         patch = _patch_size(self.config)
         embeddings = self._embeddings
         values = input_values.to(embeddings.patch_embeddings.projection.weight.dtype)
         if torch.compiler.is_exporting() or values.shape[1] < patch:
             values = F.pad(values, (0, 0, 0, torch.sym_max(patch - values.shape[1], 0)))
         lengths = None if attention_mask is None else attention_mask.to(torch.int64).sum(1)
-        grid = embeddings.patch_embeddings.projection(_zero_beyond(values, lengths).transpose(1, 2).unsqueeze(1))
+        grid = embeddings.patch_embeddings.projection(zero_beyond(values, lengths).transpose(1, 2).unsqueeze(1))
         if token_mix is not None:
             grid = token_mix.mix(grid)
         bands, steps = grid.shape[2:]
@@ -114,10 +109,7 @@ class AstEncoder(PreTrainedModel):
         for layer in self.audio_spectrogram_transformer.layers:
             hidden = layer(hidden, keys)
         hidden = self.audio_spectrogram_transformer.layernorm(hidden)
-        output = EncoderOutput(
-            last_hidden_state=hidden, token_mask=mask, pooler_output=(hidden[:, 0] + hidden[:, 1]) / 2
-        )
-        return output.to_tuple() if return_dict is False else output
+        return EncoderOutput(last_hidden_state=hidden, token_mask=mask, pooler_output=(hidden[:, 0] + hidden[:, 1]) / 2)
 
     def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
         """Patches of a cycle of so many frames: frequency bands, time steps."""
@@ -156,11 +148,3 @@ class AstEncoder(PreTrainedModel):
 def _patch_size(config: ASTConfig) -> int:
     """Side of a patch in frames and mels; AST's are square."""
     return int(config.patch_size)  # type: ignore[arg-type]
-
-
-def _zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """Zeros beyond each cycle's end, which only a first patch without enough frames ever sees."""
-    if lengths is None:
-        return values
-    step = torch.arange(values.shape[1], device=values.device)
-    return values * (step[None, :] < lengths[:, None]).to(values.dtype)[:, :, None]

@@ -1,162 +1,163 @@
-"""The base that a small checkpoint was trained on, found and compared.
+"""What every encoder returns and states about itself.
 
-Decisions: a head (or adapters) on another encoder fails silently, so the base's weights are compared with the
-digest of those that were trained on. A config that names a place on this machine is not believed, because a model can
-be a stranger's; the same weights are found by their digest where a head of them was saved here, or are named by hand.
+Decisions: a fact about an encoder (its name in recipes, its front end, its stack of layers, licence, citation) stands
+once, on its class. An encoder that can exchange its patches between cycles has a method `token_grid(frames, mels) ->
+(bands, steps)`, the patches of a cycle of so many frames, and takes `token_mix` in `forward`.
 """
 
-import contextlib
-import json
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils.generic import ModelOutput
 
-from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
-from laennec.encoders.groups import GroupsConfig
-from laennec.encoders.own import build, is_own
-from laennec.encoders.released import out_of_reach, reason
-from laennec.errors import InputError, hub_reason
-from laennec.files import atomic_write, cache_root
-from laennec.untrusted import read_json
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_MOST_PLACES = 16
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+from laennec.errors import InputError
 
 
-def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrainedModel:
-    """The encoder that a head-only checkpoint was trained on, its weights checked."""
-    if isinstance(base, nn.Module):
-        encoder, source = base if isinstance(base, PreTrainedModel) else as_encoder(base), type(base).__name__
-    else:
-        source = str(base or _named_base(config))
-        local = base is not None or _is_local(source)
-        try:
-            encoder = _load(config, source, None if local else config.base_model_revision)
-        except InputError as error:
-            raise InputError(
-                f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
-            ) from error
-        if isinstance(groups := config.encoder_config, GroupsConfig):
-            encoder = in_groups(encoder, groups.group_frames, groups.group_step)
-    digest = encoder_digest(encoder)
-    if config.encoder_digest and digest != config.encoder_digest:
-        revision = config.base_model_revision
-        expected = f"{config.base_model_name_or_path!r}" + (f" at revision {revision}" if revision else "")
-        raise InputError(
-            f"{source}: not the encoder this head was trained on (weights {digest[:12]}, expected "
-            f"{config.encoder_digest[:12]}); give the base {expected}"
-            + ("" if revision else ", as it was when the head was trained: it names no revision")
-        )
-    return encoder
+@dataclass
+class EncoderOutput(ModelOutput):
+    """Tokens of a batch of cycles and one vector for each.
 
-
-def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
-    """The base at a place; that of a user's own class is built as the model's configuration says."""
-    inner = config.encoder_config
-    inner = inner.encoder_config if isinstance(inner, GroupsConfig) else inner
-    if is_own(inner):
-        return fill_own(build(inner), source, revision)
-    return load_encoder(source, revision=revision)
-
-
-def remember_base(config: Any) -> None:
-    """Take down where the base of a head lies that is saved here, by the digest of its weights.
-
-    A config's word for a place on this machine is not followed: it may be another's. What the digest finds are the
-    places that a head was trained or saved with here.
+    Attributes:
+        last_hidden_state: (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end.
+        token_mask: (batch, tokens) bool, True on special tokens and on tokens of real frames.
+        pooler_output: (batch, dim), pooled as the encoder was released with.
     """
-    named = config.base_model_name_or_path
-    if not named or not _is_local(str(named)) or not Path(named).exists():
+
+    last_hidden_state: Tensor | None = None
+    token_mask: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+class TokenMix(NamedTuple):
+    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
+
+    Attributes:
+        taken: (batch, bands, steps) bool, True on the partner's patches; only where both cycles have real frames, so
+            that masks stay those of the own cycle.
+        partner: (batch,) int64.
+    """
+
+    taken: Tensor
+    partner: Tensor
+
+    def mix(self, grid: Tensor) -> Tensor:
+        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
+
+        Raises:
+            ValueError: The patches are not those the mixture was drawn for.
+        """
+        batch, _, bands, steps = grid.shape
+        if self.taken.shape != (batch, bands, steps):
+            raise ValueError(
+                f"a mixture of {tuple(self.taken.shape)} patches does not fit a grid of {(batch, bands, steps)}"
+            )
+        return torch.where(self.taken[:, None].to(grid.device), grid[self.partner.to(grid.device)], grid)
+
+
+class AudioEncoder(PreTrainedModel):
+    """An encoder of laennec: features to tokens and one embedding a cycle.
+
+    Attributes:
+        kind: The encoder's type in recipes.
+        title: Name of the weights that its authors released.
+        licence: Of these weights.
+        citation: BibTeX of the publication.
+        preset: The front end that these weights were trained with; None for any.
+        other_presets: Front ends that some checkpoints want instead.
+        num_special_tokens: Tokens at the start that stand for no frames.
+        released_settings: Settings that a released checkpoint file leaves open.
+    """
+
+    kind: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    released_settings: ClassVar[tuple[str, ...]] = ()
+    preset: str | None = None
+    other_presets: tuple[str, ...] = ()
+    num_special_tokens = 0
+    main_input_name = "input_values"
+    supports_gradient_checkpointing = True
+    audioset_head: nn.Module | None
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor | None = None, **mixing: Any) -> EncoderOutput:
+        """Encode cycles.
+
+        Args:
+            input_values: (batch, frames, values), features of the encoder's front end.
+            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
+                padded.
+            **mixing: `token_mix`, where the encoder has a `token_grid`: the patches to exchange in training.
+
+        Returns:
+            Tokens (batch, tokens, dim), their mask (batch, tokens) and the embedding (batch, dim).
+
+        Raises:
+            InputError: No frame, or features with another number of values.
+        """
+        raise NotImplementedError
+
+    @property
+    def presets(self) -> tuple[str, ...]:
+        """The front ends that checkpoints of this encoder were trained with; none for any."""
+        return (self.preset, *self.other_presets) if self.preset else ()
+
+    def check_features(self, features: Tensor, size: int | None = None) -> None:
+        """Refuse features that are no batch of cycles, or of another front end than the encoder was made for.
+
+        Args:
+            features: What should be (batch, frames, values).
+            size: Values of a frame that the encoder takes; None for any.
+
+        Raises:
+            InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
+        """
+        check_features(features, size, self.kind or type(self).__name__, self.presets)
+
+    def audioset_logits(self, pooler_output: Tensor) -> Tensor:
+        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
+
+        Raises:
+            ValueError: The encoder has no AudioSet classifier, or was built without `audioset_head`.
+        """
+        head = getattr(self, "audioset_head", None)
+        if head is None:
+            raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")
+        logits: Tensor = head(pooler_output)
+        return logits
+
+    @classmethod
+    def reads(cls, content: dict[str, Any]) -> bool:
+        """Whether a released checkpoint file is one of this encoder."""
+        return False
+
+    @classmethod
+    def from_released(cls, path: Any, content: dict[str, Any], **settings: Any) -> "AudioEncoder":
+        """The encoder of a released checkpoint file, see `load_encoder`; `path` is what errors name."""
+        raise NotImplementedError
+
+
+def check_features(features: Tensor, size: int | None, kind: str, presets: Sequence[str]) -> None:
+    """Refuse features as `AudioEncoder.check_features` does."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return
-    places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
-    with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
-        json.dump(list(dict.fromkeys(places))[:_MOST_PLACES], file)
-
-
-def known_places(digest: str | None) -> list[str]:
-    """Where encoders of this digest lay when heads were saved here."""
-    if not digest or not _DIGEST.fullmatch(str(digest)):
-        return []
-    try:
-        places = read_json(_record_of(digest))
-    except (OSError, ValueError):
-        return []
-    return [str(place) for place in places] if isinstance(places, list) else []
-
-
-def _record_of(digest: str) -> Path:
-    return cache_root() / "bases" / f"{digest}.json"
-
-
-def _is_local(name: str) -> bool:
-    """Whether a base lies on this machine: a name of the Hub is OWNER/NAME, and nothing of that name is here."""
-    return not _HUB_ID.fullmatch(name) or Path(name).exists()
-
-
-def _named_base(config: Any) -> str:
-    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights.
-
-    Raises:
-        InputError: It names a place on this machine that no head was saved with here.
-    """
-    named = str(config.base_model_name_or_path)
-    if not _is_local(named):
-        return named
-    for place in known_places(config.encoder_digest):
-        if Path(place).exists():
-            return place
-    raise InputError(
-        f"the model is a head for a base encoder at {named!r}, a place on its author's machine, which is not followed "
-        "here; say where the base lies: base=..., or --base on the command line"
-    )
-
-
-def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
-    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base.
-
-    Raises:
-        InputError: It has.
-    """
-    if Path(name).is_dir():
-        return  # looked at with the other files of the folder
-    quietly = {
-        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
-    }
-    if cached_file(str(name), "adapter_config.json", **hub, **quietly) is not None:
+    shape = tuple(features.shape)
+    if len(shape) != 3:
         raise InputError(
-            f"{name}: has adapters beside its config.json, which can name any other model as their base; a laennec "
-            "model keeps its own in the folder adapter: export the run again"
+            f"features of shape {shape} instead of (batch, frames, values); give a batch, as a LaennecFeatureExtractor "
+            "makes it"
         )
-
-
-def loading_error(name: str | Path, error: BaseException) -> InputError:
-    """What to say where transformers cannot load a model."""
-    if not Path(name).exists() and (isinstance(error, OSError) or hub_reason(error)):
-        return out_of_reach(name, error)
-    if pickles := sorted(p.name for pattern in _PICKLES for p in Path(name).glob(pattern)):
-        return InputError(
-            f"{name}: {pickles[0]} is a pickle, which can hold code and is never run; a model's weights come as "
-            "model.safetensors"
+    if 0 in shape[:2]:
+        raise InputError(
+            f"features of shape {shape} hold no {'frame' if shape[0] else 'cycle'}; leave out cycles shorter than one "
+            "frame, or set features.length to repeat or zero with features.duration_s"
         )
-    return InputError(
-        f"{name}: cannot load a laennec model: {reason(error)}; give an exported folder or a Hub id of a laennec model"
-    )
-
-
-@contextlib.contextmanager
-def quiet(yes: bool = True) -> Iterator[None]:
-    """Keep transformers from reporting weights as missing that are left out on purpose."""
-    before = logging.get_verbosity()
-    if yes:
-        logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    if size is not None and shape[2] != size:
+        raise InputError(
+            f"features have {shape[2]} values a frame, but this {kind} encoder was made for {size}; set "
+            f"features.preset to {' or '.join(presets) or f'one with {size} mel bins'}"
+        )

@@ -1,6 +1,6 @@
 """BEATs, for cycles of any length, from the checkpoints its authors release.
 
-Decisions: layers carry our names and `load_released` translates the authors', strictly. A patch is 16 frames by 16
+Decisions: layers carry our names and `from_released` translates the authors', strictly. A patch is 16 frames by 16
 mel bins and is real where all its frames are: the frames of a last, partial patch (up to 0.15 s) are left out, as they
 are where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Tokens are ordered
 by time, then frequency. Padded tokens are zeroed before the position convolution, which looks sideways, and masked as
@@ -17,31 +17,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel
 from transformers import initialization as init
 
+from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
+from laennec.encoders.checkpoints import checked_state, named, released_error
 from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
-from laennec.encoders.output import EncoderOutput, TimeMask, TokenMix, refuse_shape
-from laennec.encoders.released import checked_state, named, read_released, released_error
+from laennec.encoders.masks import TimeMask, zero_beyond
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 
 
-class BeatsEncoder(PreTrainedModel):
+class BeatsEncoder(AudioEncoder):
     """BEATs: features of the "beats" preset to one vector a cycle.
 
     A token stands for 16 frames (0.16 s) and 16 mel bins; tokens are ordered by time, then frequency. `pooler_output`
     is the mean over real tokens, over which the authors' classifier averages. The attention mask is a prefix of ones.
     """
 
+    kind = "beats"
+    title = "BEATs, pre-trained on AudioSet"
+    licence = "MIT"
+    citation = """@inproceedings{chen2023beats,
+  title={BEATs: Audio Pre-Training with Acoustic Tokenizers},
+  author={Chen, Sanyuan and others},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2023}
+}"""
+    preset = "beats"
+    released_settings = (*DROPOUTS, "audioset_head")
     config_class = BeatsConfig
     preset = "beats"
     config: BeatsConfig
-    main_input_name = "input_values"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
-    num_special_tokens = 0
 
     def __init__(self, config: BeatsConfig) -> None:
         super().__init__(config)
@@ -84,33 +93,14 @@ class BeatsEncoder(PreTrainedModel):
                     init.xavier_normal_(layer.weight, gain=gain)
 
     def forward(  # type: ignore[override]
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
-        token_mix: TokenMix | None = None,
-    ) -> EncoderOutput | tuple[Any, ...]:
-        """Encode cycles.
+        self, input_values: Tensor, attention_mask: Tensor | None = None, token_mix: TokenMix | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`.
 
-        Args:
-            input_values: (batch, frames, mels); fewer frames than a patch has are filled with zeros.
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            return_dict: False for a plain tuple.
-            token_mix: Which patches are another cycle's; None in all but some training.
-
-        Returns:
-            Tokens (batch, frames // 16 * bands, dim), 0 on padding; their mask; and their mean (batch, dim).
-
-        Raises:
-            InputError: No frame, or features with another number of mel bins.
+        Cycles of fewer frames than a patch has are filled with zeros. There are frames // 16 * bands tokens, 0 on
+        padding, of which the embedding is the mean.
         """
-        refuse_shape(input_values, None, "beats", ())
-        if input_values.shape[-1] != self.config.num_mel_bins:
-            raise InputError(
-                f"features with {input_values.shape[-1]} mel bins, but this BEATs takes {self.config.num_mel_bins}; "
-                "set features.preset: beats"
-            )
+        self.check_features(input_values, self.config.num_mel_bins)
         lengths = TimeMask.of(attention_mask).lengths
         tokens, mask = self._patches(input_values.to(self.patch_embedding.weight.dtype), lengths, token_mix)
         hidden = self._positioned(tokens, mask)
@@ -126,8 +116,7 @@ class BeatsEncoder(PreTrainedModel):
         else:
             hidden = hidden.masked_fill(~mask[:, :, None], 0.0)
             pooled = hidden.float().sum(1) / mask.sum(1, keepdim=True)
-        output = EncoderOutput(last_hidden_state=hidden, token_mask=mask, pooler_output=pooled.to(hidden.dtype))
-        return output.to_tuple() if return_dict is False else output
+        return EncoderOutput(last_hidden_state=hidden, token_mask=mask, pooler_output=pooled.to(hidden.dtype))
 
     def token_grid(self, frames: int, mels: int) -> tuple[int, int]:
         """Patches of a cycle of so many frames: frequency bands, time steps."""
@@ -146,10 +135,7 @@ class BeatsEncoder(PreTrainedModel):
         side = self.config.patch_size
         if torch.compiler.is_exporting() or values.shape[1] < side:
             values = F.pad(values, (0, 0, 0, torch.sym_max(side - values.shape[1], 0)))
-        if lengths is not None:
-            beyond = torch.arange(values.shape[1], device=values.device)[None, :] >= lengths[:, None]
-            values = values.masked_fill(beyond[:, :, None], 0.0)
-        grid = self.patch_embedding(values.unsqueeze(1))  # (batch, patch dim, steps, bands)
+        grid = self.patch_embedding(zero_beyond(values, lengths).unsqueeze(1))  # (batch, patch dim, steps, bands)
         if token_mix is not None:
             # before positions are known, as in AST
             grid = token_mix.mix(grid.transpose(2, 3)).transpose(2, 3)
@@ -180,16 +166,6 @@ class BeatsEncoder(PreTrainedModel):
         skipped = torch.rand((), device=after.device) < self.config.layer_dropout
         return torch.where(skipped, before, after)
 
-    def audioset_logits(self, pooler_output: Tensor) -> Tensor:
-        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
-
-        Raises:
-            ValueError: The encoder was built without `audioset_head`.
-        """
-        if self.audioset_head is None:
-            raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")
-        return self.audioset_head(pooler_output)
-
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:  # type: ignore[override]
         """Save config (with a fingerprint of the outputs) and weights; `kwargs` are handed to transformers."""
         record_fingerprint(self)
@@ -200,14 +176,68 @@ class BeatsEncoder(PreTrainedModel):
         """Load as transformers does, and compare with the fingerprint that was saved.
 
         Raises:
-            InputError: The encoder answers otherwise than when it was saved.
+            InputError: The embedding of the fixed input differs from the one that was saved.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        # with weights missing or left over there are other things to say
+        # weights that are missing or left over are reported by the caller
         if not any(info[keys] for keys in ("missing_keys", "mismatched_keys", "unexpected_keys")):
             check_fingerprint(model, pretrained_model_name_or_path)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def reads(cls, content: dict[str, Any]) -> bool:
+        """Whether a released file has the form of BEATs' checkpoints."""
+        return isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)
+
+    @classmethod
+    def from_released(  # type: ignore[override]
+        cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
+    ) -> "BeatsEncoder":
+        """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet.
+
+        Args:
+            path: The .pt file, for errors.
+            content: {cfg, model}.
+            audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
+            **dropouts: Rates of `BeatsConfig` that replace the checkpoint's.
+
+        Returns:
+            The encoder in eval mode, of the size that cfg says.
+
+        Raises:
+            InputError: Settings that do not fit together, any weight missing, left over or of another shape than cfg
+                says, or no classifier where one is asked for.
+        """
+        config = _config_of(path, content["cfg"])
+        fine_tuned = config.audioset_head
+        if audioset_head and not fine_tuned:
+            raise InputError(
+                f"{path}: a pre-trained checkpoint has no AudioSet classes; leave out audioset_head, or give a "
+                "fine-tuned one (BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt and the like)"
+            )
+        state = checked_state(path, content["model"])
+        with torch.device("meta"):
+            expected = BeatsEncoder(config).state_dict()
+        names = {_released_name(name): name for name in expected}
+        copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
+        _compare_names(path, set(state), {*names, *copies})
+        for theirs, ours in names.items():
+            if state[theirs].shape != expected[ours].shape:
+                shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
+                raise released_error(path, f"{theirs} has shape {shapes}, which cfg asks for")
+        for name in copies:
+            if not torch.equal(state[name], state[_bias_name(0)]):
+                raise released_error(path, f"{name} is not that of layer 0, which all layers share")
+        config.audioset_head = audioset_head
+        config.audioset_labels = _labels(content) if audioset_head else None
+        for name, rate in dropouts.items():
+            setattr(config, name, rate)
+        encoder: BeatsEncoder = cls._from_config(config)
+        wanted = encoder.state_dict()
+        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
+        record_fingerprint(encoder)
+        return encoder.eval()
 
 
 # the authors' settings: our name and the value where a checkpoint does not say
@@ -252,69 +282,6 @@ _INNER_NAMES = (
     (".gate_linear.", ".grep_linear."),
     (".gate_scale", ".grep_a"),
 )
-
-
-def load_released(path: str | Path, audioset_head: bool = False, **dropouts: float) -> BeatsEncoder:
-    """Read a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet.
-
-    Args:
-        path: The .pt file, {cfg, model}.
-        audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
-        **dropouts: Rates of `BeatsConfig` that replace the checkpoint's: dropout, attention_dropout,
-            activation_dropout, input_dropout, layer_dropout.
-
-    Returns:
-        The encoder in eval mode, of the size that cfg says.
-
-    Raises:
-        InputError: No such file, not a BEATs checkpoint, a pickle that runs code, settings that do not fit together,
-            any weight missing, left over or of another shape than cfg says, or no classifier where one is asked for.
-    """
-    return from_released(path, read_released(path), audioset_head, **dropouts)
-
-
-def from_released(
-    path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
-) -> BeatsEncoder:
-    """`load_released` for a file whose content is at hand; `path` is what errors name."""
-    if not holds_beats(content):
-        raise released_error(path, "not a BEATs checkpoint (it has no cfg and model)")
-    config = _config_of(path, content["cfg"])
-    fine_tuned = config.audioset_head
-    if audioset_head and not fine_tuned:
-        raise InputError(
-            f"{path}: a pre-trained checkpoint has no AudioSet classes; leave out audioset_head, or give a fine-tuned "
-            "one (BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt and the like)"
-        )
-    state = checked_state(path, content["model"])
-    with torch.device("meta"):
-        expected = BeatsEncoder(config).state_dict()
-    names = {_released_name(name): name for name in expected}
-    copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
-    _compare_names(path, set(state), {*names, *copies})
-    for theirs, ours in names.items():
-        if state[theirs].shape != expected[ours].shape:
-            shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
-            raise released_error(path, f"{theirs} has shape {shapes}, which cfg asks for")
-    for name in copies:
-        if not torch.equal(state[name], state[_bias_name(0)]):
-            raise released_error(path, f"{name} is not that of layer 0, which all layers share")
-    config.audioset_head = audioset_head
-    config.audioset_labels = _labels(content) if audioset_head else None
-    for name, rate in dropouts.items():
-        if name not in DROPOUTS:
-            raise TypeError(f"{name!r} is no rate of a released checkpoint; it can be {', '.join(DROPOUTS)}")
-        setattr(config, name, rate)
-    encoder: BeatsEncoder = BeatsEncoder._from_config(config)
-    wanted = encoder.state_dict()
-    encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
-    record_fingerprint(encoder)
-    return encoder.eval()
-
-
-def holds_beats(content: dict[str, Any]) -> bool:
-    """Whether a released file has the form of BEATs' checkpoints."""
-    return isinstance(content.get("cfg"), dict) and isinstance(content.get("model"), dict)
 
 
 def _config_of(path: str | Path, cfg: dict[str, Any]) -> BeatsConfig:

@@ -1,8 +1,9 @@
-"""The small CNN of Song et al., trained from scratch.
+"""Encoders without released weights: the small CNN of Song et al., and statistics of the features.
 
-Decisions: poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
+Decisions: the CNN's poolings round up along time, so that a single frame still gives a token (at the paper's 64 x 320
 nothing changes); what lies beyond a cycle's end is 0 before every convolution, and after the ReLU a 0 never wins a
-maximum, so poolings need no mask of their own.
+maximum, so poolings need no mask of their own. The baseline of statistics is an encoder like any other, so that it
+goes through the same split, head, selection and evaluation as the networks that it is compared with.
 
 Reference: Song, Han and Jiao, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
 2021, Table 1.
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
-from laennec.encoders.output import EncoderOutput, MaskedBatchNorm2d, TimeMask, refuse_shape
+from laennec.encoders.base import AudioEncoder, EncoderOutput
+from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
 
 
 class CnnConfig(PreTrainedConfig):
@@ -58,17 +60,22 @@ class CnnBlock(nn.Module):
         return x
 
 
-class CnnEncoder(PreTrainedModel):
+class CnnEncoder(AudioEncoder):
     """Four blocks of two 3x3 convolutions (32, 64, 128, 256 channels) and global average pooling.
 
     A token stands for 8 frames, averaged over frequency; `pooler_output` is the mean of the real tokens. The
     attention mask is a prefix of ones. In training, batch statistics come from real frames only.
     """
 
+    kind = "cnn"
+    citation = """@inproceedings{song2021contrastive,
+  title={Contrastive Embedding Learning Method for Respiratory Sound Classification},
+  author={Song, Wenjie and Han, Jiqing and Song, Hongwei},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2021}
+}"""
     config_class = CnnConfig
     config: CnnConfig
-    main_input_name = "input_values"
-    num_special_tokens = 0
     layers = "blocks"
 
     def __init__(self, config: CnnConfig) -> None:
@@ -84,21 +91,11 @@ class CnnEncoder(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
-    ) -> EncoderOutput | tuple[Tensor, ...]:
-        """Encode cycles.
-
-        Args:
-            input_values: (batch, frames, mels).
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            return_dict: False for a plain tuple.
-
-        Returns:
-            Tokens (batch, ceil(frames / 8), dim), their mask, and their mean (batch, dim).
-        """
-        refuse_shape(input_values, None, "cnn", ())
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 8) tokens."""
+        self.check_features(input_values)
         mask = TimeMask.of(attention_mask)
         first: Any = self.blocks[0]
         # (batch, frames, mels) -> (batch, 1, mels, frames)
@@ -110,13 +107,59 @@ class CnnEncoder(PreTrainedModel):
             if x.device.type == "cpu":
                 # channels side by side: training is a quarter faster on a CPU
                 x = x.contiguous(memory_format=torch.channels_last)
-        output = EncoderOutput(
-            last_hidden_state=x.mean(2).transpose(1, 2),
-            token_mask=mask.tokens(x),
-            pooler_output=mask.mean(x),
+        return EncoderOutput(
+            last_hidden_state=x.mean(2).transpose(1, 2), token_mask=mask.tokens(x), pooler_output=mask.mean(x)
         )
-        return output.to_tuple() if return_dict is False else output
 
 
 AutoConfig.register(CnnConfig.model_type, CnnConfig)
 AutoModel.register(CnnConfig, CnnEncoder)
+
+
+class StatisticsConfig(PreTrainedConfig):
+    """Configuration of `StatisticsEncoder`.
+
+    Args:
+        num_mel_bins: Mel bins of the features.
+        **kwargs: Handed to transformers.
+    """
+
+    model_type = "laennec-statistics"
+
+    def __init__(self, num_mel_bins: int = 128, **kwargs: Any) -> None:
+        self.num_mel_bins = num_mel_bins
+        kwargs.pop("hidden_size", None)  # follows from the bins
+        self.hidden_size = 2 * num_mel_bins
+        super().__init__(**kwargs)
+
+
+class StatisticsEncoder(AudioEncoder):
+    """Mean and standard deviation over the real frames of each mel bin: (batch, frames, mels) -> (batch, 2 mels)."""
+
+    kind = "statistics"
+    config_class = StatisticsConfig
+    config: StatisticsConfig
+
+    def __init__(self, config: StatisticsConfig) -> None:
+        super().__init__(config)
+        # transformers asks a model for its device and dtype by its parameters
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.post_init()
+
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`; tokens are the frames, and the embedding is (batch, 2 mels)."""
+        self.check_features(input_values, self.config.num_mel_bins)
+        if attention_mask is None:
+            attention_mask = torch.ones(input_values.shape[:2], dtype=torch.bool, device=input_values.device)
+        mask = attention_mask.bool()
+        weight = mask.unsqueeze(-1).to(input_values.dtype)
+        count = weight.sum(1).clamp_min(1)
+        mean = (input_values * weight).sum(1) / count
+        variance = ((input_values - mean.unsqueeze(1)).square() * weight).sum(1) / count
+        return EncoderOutput(input_values, mask, torch.cat([mean, variance.sqrt()], dim=1))
+
+
+AutoConfig.register(StatisticsConfig.model_type, StatisticsConfig)
+AutoModel.register(StatisticsConfig, StatisticsEncoder)

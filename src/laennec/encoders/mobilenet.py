@@ -1,6 +1,6 @@
 """EfficientAT's MobileNetV3, pre-trained on AudioSet, for sounds of any length.
 
-Decisions: layers carry our names and `load_released` translates the authors' state dict, strictly: a network that
+Decisions: layers carry our names and `from_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
 is folded into the convolution: at each call, or once for many calls (`frozen_weights`). The AudioSet classifier is
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
-from laennec.encoders.output import EncoderOutput, MaskedBatchNorm2d, TimeMask, refuse_shape
-from laennec.encoders.released import checked_state, named, read_released, released_error
+from laennec.encoders.base import AudioEncoder, EncoderOutput
+from laennec.encoders.checkpoints import checked_state, named, released_error
+from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
 from laennec.errors import InputError
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride
@@ -155,7 +156,7 @@ class InvertedResidual(nn.Module):
         return (x + hidden if self.residual else hidden), after
 
 
-class MobileNetEncoder(PreTrainedModel):
+class MobileNetEncoder(AudioEncoder):
     """EfficientAT's MobileNetV3: log-mel features of the "efficientat" preset to one vector a cycle.
 
     A token stands for 32 frames (0.32 s), averaged over frequency; `pooler_output` is the mean of the real tokens,
@@ -163,11 +164,20 @@ class MobileNetEncoder(PreTrainedModel):
     statistics come from real frames only.
     """
 
+    kind = "mobilenet"
+    title = "EfficientAT MobileNetV3, pre-trained on AudioSet"
+    licence = "MIT"
+    citation = """@inproceedings{schmid2023efficient,
+  title={Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation},
+  author={Schmid, Florian and Koutini, Khaled and Widmer, Gerhard},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2023}
+}"""
+    preset = "efficientat"
+    released_settings = ("audioset_head",)
     config_class = MobileNetConfig
     preset = "efficientat"
     config: MobileNetConfig
-    main_input_name = "input_values"
-    num_special_tokens = 0
     layers = "blocks"
     layers_after = ("last",)
 
@@ -183,7 +193,7 @@ class MobileNetEncoder(PreTrainedModel):
             channels = sizes[2]
         self.blocks = nn.ModuleList(blocks)
         self.last = ConvNorm((channels, config.hidden_size), 1, nn.Hardswish)
-        self.audioset_head: nn.Sequential | None = None
+        self.audioset_head = None
         if config.audioset_head:
             hidden = _eights(_HEAD_CHANNELS * width)
             self.audioset_head = nn.Sequential(
@@ -204,24 +214,11 @@ class MobileNetEncoder(PreTrainedModel):
             init.normal_(module.weight, 0.0, 0.01)
             init.zeros_(module.bias)
 
-    def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
-    ) -> EncoderOutput | tuple[Tensor, ...]:
-        """Encode cycles.
-
-        Args:
-            input_values: (batch, frames, mels).
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            return_dict: False for a plain tuple.
-
-        Returns:
-            Tokens (batch, ceil(frames / 32), dim), their mask, and the embedding (batch, dim).
-
-        Raises:
-            InputError: No frame, or features with another number of mel bins.
-        """
-        refuse_shape(input_values, self.config.num_mel_bins, "mobilenet", ("efficientat",))
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 32) tokens."""
+        self.check_features(input_values, self.config.num_mel_bins)
         mask = TimeMask.of(attention_mask)
         # (batch, frames, mels) -> (batch, 1, mels, frames)
         x = input_values.to(self.stem.conv.weight.dtype).transpose(1, 2).unsqueeze(1)
@@ -234,72 +231,62 @@ class MobileNetEncoder(PreTrainedModel):
         for block in self.blocks:
             x, mask = block(x, mask)
         x = mask.zero_beyond(self.last(x, mask))
-        output = EncoderOutput(
-            last_hidden_state=x.mean(2).transpose(1, 2),
-            token_mask=mask.tokens(x),
-            pooler_output=mask.mean(x),
+        return EncoderOutput(
+            last_hidden_state=x.mean(2).transpose(1, 2), token_mask=mask.tokens(x), pooler_output=mask.mean(x)
         )
-        return output.to_tuple() if return_dict is False else output
 
-    def audioset_logits(self, pooler_output: Tensor) -> Tensor:
-        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
+    @classmethod
+    def reads(cls, content: dict[str, Any]) -> bool:
+        """Whether a released file holds tensors alone, as EfficientAT's do."""
+        return not isinstance(content.get("model"), dict)
+
+    @classmethod
+    def from_released(  # type: ignore[override]
+        cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False
+    ) -> "MobileNetEncoder":
+        """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...).
+
+        Args:
+            path: The .pt file, for errors.
+            content: Names to tensors.
+            audioset_head: Whether the AudioSet classifier is kept; its weights are checked in either case.
+
+        Returns:
+            The encoder in eval mode; its width follows from the shapes in the file.
 
         Raises:
-            ValueError: The encoder was built without `audioset_head`.
+            InputError: Another architecture's, or any weight missing, left over or of another shape.
         """
-        if self.audioset_head is None:
-            raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")
-        logits: Tensor = self.audioset_head(pooler_output)
-        return logits
-
-
-def load_released(path: str | Path, audioset_head: bool = True) -> MobileNetEncoder:
-    """Read a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...).
-
-    Args:
-        path: The .pt file.
-        audioset_head: Whether the AudioSet classifier is kept; its weights are checked in either case.
-
-    Returns:
-        The encoder in eval mode; its width follows from the shapes in the file.
-
-    Raises:
-        InputError: No such file, not a state dict, another architecture's, or any weight missing, left over or of
-            another shape.
-    """
-    return from_released(path, read_released(path), audioset_head)
-
-
-def from_released(path: str | Path, content: dict[str, Any], audioset_head: bool = True) -> MobileNetEncoder:
-    """`load_released` for a file whose content is at hand; `path` is what errors name."""
-    state = checked_state(path, content)
-    if "in_c.0.weight" in state and "out_c.0.weight" in state:
-        raise InputError(
-            f"{path}: a dynamic MobileNet of EfficientAT (dymn), which is not supported; give one of its plain ones "
-            "(mn04_as, mn10_as, mn20_as, mn40_as)"
-        )
-    last = state.get("classifier.5.weight")
-    hidden = state.get("classifier.2.weight")
-    if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:
-        raise released_error(path, "not an EfficientAT MobileNetV3 (no features.16.0.weight or classifier.5.weight)")
-    if not len(hidden):
-        raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
-    config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
-    with torch.device("meta"):
-        expected = MobileNetEncoder(config).state_dict()
-    names = {_released_name(name, expected): name for name in expected}
-    wrong = {"missing": set(names) - set(state), "not part of an EfficientAT MobileNetV3": set(state) - set(names)}
-    if said := "; ".join(named(which, f" is {what}") for what, which in wrong.items() if which):
-        raise released_error(path, said)
-    for theirs, ours in names.items():
-        if state[theirs].shape != expected[ours].shape:
-            shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
-            raise released_error(path, f"{theirs} has shape {shapes} (width {config.width_mult:g})")
-    config.audioset_head = audioset_head
-    encoder = MobileNetEncoder(config)
-    wanted = encoder.state_dict()
-    encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
-    return encoder.eval()
+        state = checked_state(path, content)
+        if "in_c.0.weight" in state and "out_c.0.weight" in state:
+            raise InputError(
+                f"{path}: a dynamic MobileNet of EfficientAT (dymn), which is not supported; give one of its plain "
+                "ones (mn04_as, mn10_as, mn20_as, mn40_as)"
+            )
+        last = state.get("classifier.5.weight")
+        hidden = state.get("classifier.2.weight")
+        if "features.16.0.weight" not in state or last is None or hidden is None or last.ndim != 2 or hidden.ndim != 2:
+            raise released_error(
+                path, "not an EfficientAT MobileNetV3 (no features.16.0.weight or classifier.5.weight)"
+            )
+        if not len(hidden):
+            raise released_error(path, "classifier.2.weight has no rows, which would be a width of 0")
+        config = MobileNetConfig(width_mult=hidden.shape[0] / _HEAD_CHANNELS, audioset_head=True)
+        with torch.device("meta"):
+            expected = MobileNetEncoder(config).state_dict()
+        names = {_released_name(name, expected): name for name in expected}
+        wrong = {"missing": set(names) - set(state), "not part of an EfficientAT MobileNetV3": set(state) - set(names)}
+        if said := "; ".join(named(which, f" is {what}") for what, which in wrong.items() if which):
+            raise released_error(path, said)
+        for theirs, ours in names.items():
+            if state[theirs].shape != expected[ours].shape:
+                shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
+                raise released_error(path, f"{theirs} has shape {shapes} (width {config.width_mult:g})")
+        config.audioset_head = audioset_head
+        encoder = MobileNetEncoder(config)
+        wanted = encoder.state_dict()
+        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
+        return encoder.eval()
 
 
 def _released_name(name: str, present: Container[str]) -> str:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from laennec.encoders.pretrained_audio import refuse_differences
+from laennec.audio.presets import PRESETS
+from laennec.encoders.checkpoints import refuse_differences
 from laennec.errors import InputError
 
 Class = TypeVar("Class", bound=type[nn.Module])
@@ -171,6 +172,12 @@ def config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
+def known_class(name: str) -> type[nn.Module] | None:
+    """The registered class of this name."""
+    known: list[type[nn.Module]] = [*_modules.values(), *_models.values()]
+    return next((kind for kind in known if kind.__name__ == name), None)
+
+
 def is_plain(kind: type[nn.Module]) -> bool:
     """Whether a class is a plain module's, without a configuration of transformers' kind."""
     return not issubclass(kind, PreTrainedModel)
@@ -275,8 +282,6 @@ def _construct(kind: Any, *args: Any, **settings: Any) -> Any:
 
 def _width(encoder: PreTrainedModel, name: str, mels: int | None) -> int:
     """The width of an encoder's embedding, once its output was found to have the right form."""
-    from laennec.audio.presets import PRESETS
-
     preset = PRESETS.get(str(getattr(encoder, "preset", None)))
     config = getattr(encoder.config, "arguments", None) or encoder.config.to_dict()
     size = mels or (preset.feature_size if preset else int(config.get("num_mel_bins") or _DEFAULT_MELS))

@@ -1,65 +1,74 @@
-"""Transformers' audio encoders behind one door, at the true length of every cycle.
+"""Audio encoders of transformers at the true length of every cycle.
 
-Decisions: what is learned stays in transformers' own modules; what would let padding in is done here. Whisper gets
-positions up to a cycle's own end and no 30 s of silence; beyond its table the positions go on by the formula that the
-table was made with. Its stem, the group norm of wav2vec 2.0's convolutions and data2vec's stacked positional
-convolutions look at, or count, only what is real. w2v-BERT's convolutions look back only and need no more than its own
-mask. CLAP is made for pictures of 10 s: a shorter cycle is repeated to that length, and a longer one is refused.
-Attention never sees padding. The embedding is the masked mean over tokens. transformers' own SpecAugment and adapters
-on top are switched off: laennec draws by counter, and embeddings are the encoder's.
+Decisions: all weights stay in transformers' own modules; the steps that padding would reach are computed here. Whisper
+gets positions up to the end of a cycle instead of 30 s of silence; beyond its table the positions follow the formula
+of the table. w2v-BERT's convolutions are causal and need its own mask alone. CLAP takes spectrograms of 10 s: a shorter
+cycle is repeated to that length, and a longer one is refused. Padding is masked in attention. Checkpoints of whole
+models (with a decoder, a text tower, a classifier) keep the encoder under a prefix; their other parts are left out.
+transformers' own SpecAugment and adapters on top are switched off: laennec draws by counter, and embeddings are the
+encoder's.
 
-References: Baevski et al. 2020 (wav2vec 2.0), Hsu et al. 2021 (HuBERT), Chen et al. 2022 (WavLM), Baevski et al. 2022
-(data2vec), Radford et al. 2022 (Whisper), Seamless Communication 2023 (w2v-BERT 2.0), Wu et al. 2023 (CLAP).
+References: Radford et al. 2022 (Whisper), Seamless Communication 2023 (w2v-BERT 2.0), Wu et al. 2023 (CLAP).
 """
 
 import importlib
-import warnings
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    ClapAudioConfig,
+    PreTrainedConfig,
+    Wav2Vec2BertConfig,
+    WhisperConfig,
+)
 from transformers.masking_utils import create_bidirectional_mask
 
-from laennec.encoders.output import EncoderOutput, TimeMask, refuse_shape
+from laennec.encoders.base import AudioEncoder, EncoderOutput
+from laennec.encoders.checkpoints import read_weights, refuse_differences
+from laennec.encoders.masks import TimeMask, zero_beyond
 from laennec.errors import InputError
 
-# type of a configuration -> where transformers keeps the encoder
-_MODELS = {
-    "whisper": ("whisper.modeling_whisper", "WhisperEncoder"),
-    "wav2vec2": ("wav2vec2.modeling_wav2vec2", "Wav2Vec2Model"),
-    "hubert": ("hubert.modeling_hubert", "HubertModel"),
-    "wavlm": ("wavlm.modeling_wavlm", "WavLMModel"),
-    "data2vec-audio": ("data2vec.modeling_data2vec_audio", "Data2VecAudioModel"),
-    "unispeech": ("unispeech.modeling_unispeech", "UniSpeechModel"),
-    "unispeech-sat": ("unispeech_sat.modeling_unispeech_sat", "UniSpeechSatModel"),
-    "wav2vec2-bert": ("wav2vec2_bert.modeling_wav2vec2_bert", "Wav2Vec2BertModel"),
-    "clap_audio_model": ("clap.modeling_clap", "ClapAudioModel"),
+# settings that laennec decides: it draws feature masks itself, and adapters on top mix time steps
+_FIXED: dict[str, Any] = {
+    "apply_spec_augment": False,
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "add_adapter": False,
 }
+# dropping layers leaves weights without gradient, which training on several devices does not forgive; can be asked for
+_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "encoder_layerdrop": 0.0}
+# parts of published speech models that are no encoder
+_SPEECH_HEADS = (
+    *("lm_head.", "classifier.", "projector.", "layer_weights", "tdnn.", "objective."),
+    *("quantizer.", "project_q.", "project_hid.", "speaker_proj.", "ctc_proj.", "label_embeddings_concat"),
+    *("masked_spec_embed", "adapter."),
+)
 # 10 s at CLAP's hop of 10 ms, both ends included
 _CLAP_FRAMES = 1001
 
 
-class TransformersEncoder(PreTrainedModel):
+class TransformersEncoder(AudioEncoder):
     """What transformers' audio encoders have in common here; a subclass knows how one family treats time.
 
     `input_values` and the attention mask are those of `LaennecFeatureExtractor` with one of `presets`. The mask is a
-    prefix of ones.
+    prefix of ones. Tokens are 0 beyond a cycle's end; the embedding is their mean.
     """
 
+    source: ClassVar[tuple[str, str]] = ("", "")  # module of transformers.models, and class
+    prefixes: ClassVar[tuple[str, ...]] = ()  # of the encoder's names in checkpoints of whole models
+    other_parts: ClassVar[tuple[str, ...]] = _SPEECH_HEADS  # names in such checkpoints that are no encoder's
     config: PreTrainedConfig
     base_model_prefix = "model"
-    main_input_name = "input_values"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
-    num_special_tokens = 0
     layers = "model.encoder.layers"
-    presets: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
-        module, name = _MODELS[config.model_type]
+        module, name = self.source
         # imported when needed: each family costs some tenths of a second
         self.model: Any = getattr(importlib.import_module(f"transformers.models.{module}"), name)(config)
         self._prepare()
@@ -77,44 +86,103 @@ class TransformersEncoder(PreTrainedModel):
         """(batch, frames, values) and true lengths to tokens (batch, tokens, dim) and how many are real, (batch,)."""
         raise NotImplementedError
 
-    def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, return_dict: bool | None = None
-    ) -> EncoderOutput | tuple[Any, ...]:
-        """Encode cycles.
-
-        Args:
-            input_values: (batch, frames, values).
-            attention_mask: (batch, frames), ones on a cycle's frames and zeros after them; None where nothing is
-                padded.
-            return_dict: False for a plain tuple.
-
-        Returns:
-            Tokens (batch, tokens, dim), 0 beyond a cycle's end, their mask, and their mean (batch, dim).
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`.
 
         Raises:
             InputError: Features of another front end, or a cycle longer than the encoder can take.
         """
-        refuse_shape(input_values, self.feature_size, self.config.model_type, self.presets)
+        self.check_features(input_values, self.feature_size)
         values = input_values.to(next(self.model.parameters()).dtype)
         tokens, real = self._encode(values, TimeMask.of(attention_mask).lengths)
         mask = TimeMask(real).tokens(tokens.transpose(1, 2))
         if real is not None:
             tokens = tokens.masked_fill(~mask[:, :, None], 0.0)
         number = mask.sum(1, keepdim=True).to(tokens.dtype)
-        output = EncoderOutput(last_hidden_state=tokens, token_mask=mask, pooler_output=tokens.sum(1) / number)
-        return output.to_tuple() if return_dict is False else output
+        return EncoderOutput(last_hidden_state=tokens, token_mask=mask, pooler_output=tokens.sum(1) / number)
+
+    @classmethod
+    def settled(cls, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """A published configuration with laennec's decisions in it.
+
+        Args:
+            values: From config.json.
+            overrides: What the user asks for.
+
+        Raises:
+            InputError: The user asks for something that laennec decides.
+        """
+        known = cls.config_class().to_dict()
+        for name in overrides:
+            if name in _FIXED and name in known:
+                raise InputError(
+                    f"{cls.kind} encoders have {name} = {_FIXED[name]} here; augment.spec draws feature masks"
+                )
+        return values | {k: v for k, v in (_FIXED | _DEFAULTS).items() if k in known}
+
+    @classmethod
+    def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "TransformersEncoder":
+        """An encoder with the weights of a checkpoint, float32, in eval mode.
+
+        Args:
+            source: A folder or a Hub id.
+            config: The encoder's configuration.
+            revision: Of a Hub id.
+
+        Raises:
+            InputError: Weights that are missing, left over or of another shape, a pickle that holds more than tensors.
+            OSError: No weights there, or the Hub cannot be reached.
+        """
+        state = {_present_name(name): value for name, value in read_weights(source, revision).items()}
+        encoder: TransformersEncoder = cls._from_config(config, dtype=torch.float32)
+        expected = encoder.model.state_dict()
+        prefix = max(("model.", *cls.prefixes, ""), key=lambda p: sum(p + name in state for name in expected))
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        extra = [n for n in state if not n.startswith(prefix)] + [n for n in found if n not in expected]
+        wrong = {
+            # index tables are computed, and not in every file
+            "missing": [n for n, value in expected.items() if n not in found and value.is_floating_point()],
+            "left over": [n for n in extra if not n.startswith(cls.other_parts)],
+            "of another shape": [
+                f"{n} ({_sizes(found[n])}, by config.json {_sizes(value)})"
+                for n, value in expected.items()
+                if n in found and found[n].shape != value.shape
+            ],
+        }
+        refuse_differences(source, f"{cls.kind} encoder", wrong)
+        encoder.model.load_state_dict({n: found.get(n, value) for n, value in expected.items()})
+        encoder.eval()
+        return encoder
 
 
 class WhisperAudioEncoder(TransformersEncoder):
     """Whisper's encoder; a token stands for 2 frames (20 ms)."""
 
-    presets = ("whisper",)
+    kind = "whisper"
+    title = "the encoder of Whisper, trained on speech"
+    licence = "MIT"
+    citation = """@inproceedings{radford2023robust,
+  title={Robust Speech Recognition via Large-Scale Weak Supervision},
+  author={Radford, Alec and Kim, Jong Wook and Xu, Tao and Brockman, Greg and McLeavey, Christine and Sutskever, Ilya},
+  booktitle={International Conference on Machine Learning (ICML)},
+  year={2023}
+}"""
+    config_class = WhisperConfig
+    source = ("whisper.modeling_whisper", "WhisperEncoder")
+    prefixes = (
+        "model.encoder.",
+        "encoder.",
+    )
+    other_parts = ("model.decoder.", "decoder.", "proj_out.", "projector.", "classifier.", "layer_weights")
+    preset = "whisper"
     layers = "model.layers"
     layers_after = ("model.layer_norm",)
 
     def _prepare(self) -> None:
         if self.feature_size == 128:
-            self.presets = ("whisper-128",)
+            self.preset = "whisper-128"
 
     @property
     def feature_size(self) -> int:
@@ -123,13 +191,13 @@ class WhisperAudioEncoder(TransformersEncoder):
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         model = self.model
-        hidden = F.gelu(model.conv1(_zero_beyond(values, lengths).transpose(1, 2)))
-        hidden = _zero_beyond(hidden.transpose(1, 2), lengths).transpose(1, 2)
+        hidden = F.gelu(model.conv1(zero_beyond(values, lengths).transpose(1, 2)))
+        hidden = zero_beyond(hidden.transpose(1, 2), lengths).transpose(1, 2)
         hidden = F.gelu(model.conv2(hidden)).transpose(1, 2)  # (batch, ceil(frames / 2), dim)
         real = None if lengths is None else torch.div(lengths + 1, 2, rounding_mode="floor").clamp_min(1)
         hidden = F.dropout(hidden + self._positions(hidden.shape[1]), p=model.dropout, training=self.training)
         keys = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden, attention_mask=_token_mask(hidden, real)
+            config=self.config, inputs_embeds=hidden, attention_mask=token_mask(hidden, real)
         )
         for layer in model.layers:
             if self.training and model.layerdrop and float(torch.rand([])) < model.layerdrop:
@@ -157,106 +225,19 @@ def sinusoids(positions: int, dim: int, device: torch.device | None = None) -> T
     return torch.cat([angles.sin(), angles.cos()], 1).float()
 
 
-class WaveformEncoder(TransformersEncoder):
-    """wav2vec 2.0 and what has its layout: HuBERT, data2vec, UniSpeech. A token stands for 20 ms.
-
-    A cycle shorter than the convolutions' view (25 ms) is filled up with zeros, which then count as sound.
-    """
-
-    presets = ("waveform", "waveform-raw")
-    feature_size = 1  # a frame is a sample
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        if getattr(config, "conv_pos_batch_norm", False):
-            raise InputError(
-                "conv_pos_batch_norm: true in config.json: batch normalisation before the positional convolution lets "
-                "padding into the sound, which is not supported; give a checkpoint without it"
-            )
-        super().__init__(config)
-
-    def _prepare(self) -> None:
-        positions = self.model.encoder.pos_conv_embed
-        if isinstance(getattr(positions, "layers", None), nn.ModuleList):
-            self.model.encoder.pos_conv_embed = StackedPositions(positions.layers)
-
-    @property
-    def view(self) -> int:
-        """Samples that one token looks at."""
-        view = 1
-        for kernel, stride in zip(reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True):
-            view = (view - 1) * stride + kernel
-        return int(view)
-
-    @property
-    def layers_after(self) -> tuple[str, ...]:
-        """The normalisation, where it comes after the layers."""
-        return ("model.encoder.layer_norm",) if getattr(self.config, "do_stable_layer_norm", False) else ()
-
-    def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        values = _zero_beyond(values, lengths)
-        if values.shape[1] < self.view:
-            values = F.pad(values, (0, 0, 0, self.view - values.shape[1]))
-        real = None if lengths is None else lengths.clamp_min(self.view)
-        hidden = values.transpose(1, 2)  # (batch, 1, samples)
-        for layer in self.model.feature_extractor.conv_layers:
-            if real is not None:
-                kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-                real = torch.div(real - kernel, stride, rounding_mode="floor") + 1
-            norm = getattr(layer, "layer_norm", None)
-            if real is not None and isinstance(norm, nn.GroupNorm):
-                hidden = layer.activation(_channel_norm(norm, layer.conv(hidden), real))
-            else:
-                hidden = layer(hidden)
-        projected = self.model.feature_projection(hidden.transpose(1, 2))
-        hidden = projected[0] if isinstance(projected, tuple) else projected
-        mask = _token_mask(hidden, real)
-        positions = self.model.encoder.pos_conv_embed
-        if isinstance(positions, StackedPositions):
-            positions.mask = mask
-        return self.model.encoder(hidden, attention_mask=mask).last_hidden_state, real
-
-
-class WavLMAudioEncoder(WaveformEncoder):
-    """WavLM, whose attention is computed by torch's own multi-head function."""
-
-    _supports_sdpa = False
-    # layers that torch's function takes the weights of, so that LoRA on them would have no effect
-    read_past_adapters = ("q_proj", "k_proj", "v_proj", "out_proj")
-
-    def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        with warnings.catch_warnings():
-            # transformers gives a float bias and a bool mask together, which torch announces to stop liking
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-            return super()._encode(values, lengths)
-
-
-class StackedPositions(nn.Module):
-    """data2vec's positional convolutions, one on top of the other: each sees zeros beyond a cycle's end.
-
-    Attributes:
-        mask: (batch, tokens) of the batch that comes next; None where all of it is real.
-    """
-
-    def __init__(self, layers: nn.ModuleList) -> None:
-        super().__init__()
-        self.layers = layers
-        self.mask: Tensor | None = None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(batch, tokens, dim) -> the same shape."""
-        mask, self.mask = self.mask, None
-        hidden = hidden_states.transpose(1, 2)
-        for layer in self.layers:
-            hidden = layer(hidden)
-            if mask is not None:
-                hidden = hidden.masked_fill(~mask[:, None, :], 0.0)
-        return hidden.transpose(1, 2)
-
-
 class W2vBertAudioEncoder(TransformersEncoder):
     """w2v-BERT 2.0; a token stands for two stacked frames (20 ms)."""
 
-    presets = ("w2v-bert",)
+    kind = "wav2vec2-bert"
+    citation = """@article{seamless2023,
+  title={Seamless: Multilingual Expressive and Streaming Speech Translation},
+  author={{Seamless Communication} and others},
+  year={2023}
+}"""
+    config_class = Wav2Vec2BertConfig
+    source = ("wav2vec2_bert.modeling_wav2vec2_bert", "Wav2Vec2BertModel")
+    prefixes = ("wav2vec2_bert.",)
+    preset = "w2v-bert"
 
     @property
     def feature_size(self) -> int:
@@ -265,13 +246,24 @@ class W2vBertAudioEncoder(TransformersEncoder):
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
         real = None if lengths is None else lengths.clamp_min(1)
-        return self.model(values, attention_mask=_token_mask(values, real)).last_hidden_state, real
+        return self.model(values, attention_mask=token_mask(values, real)).last_hidden_state, real
 
 
 class ClapAudioEncoder(TransformersEncoder):
     """CLAP's audio tower; its 64 tokens stand for places in a picture of 10 s, all of them real."""
 
-    presets = ("clap",)
+    kind = "clap"
+    citation = """@inproceedings{wu2023clap,
+  title={Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentation},
+  author={Wu, Yusong and others},
+  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
+  year={2023}
+}"""
+    config_class = ClapAudioConfig
+    source = ("clap.modeling_clap", "ClapAudioModel")
+    prefixes = ("audio_model.",)
+    other_parts = ("text_model.", "text_projection.", "audio_projection.", "logit_scale_")
+    preset = "clap"
     layers = "model.audio_encoder.layers"
     layers_after = ("model.audio_encoder.norm",)
     _supports_sdpa = False
@@ -283,7 +275,7 @@ class ClapAudioEncoder(TransformersEncoder):
 
     def _prepare(self) -> None:
         if self.config.enable_fusion:
-            self.presets = ("clap-fused",)
+            self.preset = "clap-fused"
 
     @property
     def feature_size(self) -> int:
@@ -312,38 +304,25 @@ class ClapAudioEncoder(TransformersEncoder):
         return grid.flatten(2).transpose(1, 2), None
 
 
-ADAPTERS: dict[str, type[TransformersEncoder]] = {
-    "whisper": WhisperAudioEncoder,
-    "wav2vec2": WaveformEncoder,
-    "hubert": WaveformEncoder,
-    "wavlm": WavLMAudioEncoder,
-    "data2vec-audio": WaveformEncoder,
-    "unispeech": WaveformEncoder,
-    "unispeech-sat": WaveformEncoder,
-    "wav2vec2-bert": W2vBertAudioEncoder,
-    "clap": ClapAudioEncoder,
-}
+def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
+    """The encoder's part of a config.json: CLAP's holds a text tower beside it."""
+    if values.get("model_type") == "clap" and isinstance(values.get("audio_config"), dict):
+        return {**values["audio_config"], "model_type": ClapAudioConfig.model_type}
+    return values
 
 
-def _zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """(batch, time, values) with zeros beyond each cycle's end."""
-    if lengths is None:
-        return values
-    inside = torch.arange(values.shape[1], device=values.device)[None, :] < lengths[:, None]
-    return values.masked_fill(~inside[:, :, None], 0.0)
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
-def _token_mask(hidden: Tensor, real: Tensor | None) -> Tensor | None:
+def _present_name(name: str) -> str:
+    """Weight norm's names of before torch 2.0, which published checkpoints have."""
+    for old, new in ((".weight_g", "original0"), (".weight_v", "original1")):
+        if name.endswith(old):
+            return f"{name.removesuffix(old)}.parametrizations.weight.{new}"
+    return name
+
+
+def token_mask(hidden: Tensor, real: Tensor | None) -> Tensor | None:
     """(batch, tokens) bool, True on real tokens; None where all are."""
     return None if real is None else torch.arange(hidden.shape[1], device=hidden.device)[None, :] < real[:, None]
-
-
-def _channel_norm(norm: nn.GroupNorm, x: Tensor, real: Tensor) -> Tensor:
-    """Group normalisation with a group for each channel, over real time alone: (batch, channels, time)."""
-    keep = (torch.arange(x.shape[2], device=x.device)[None, :] < real[:, None])[:, None, :]
-    number = real[:, None, None].to(torch.float32)
-    wide = x.float()
-    mean = (wide * keep).sum(2, keepdim=True) / number
-    variance = ((wide - mean).square() * keep).sum(2, keepdim=True) / number
-    normal = (wide - mean) * (variance + norm.eps).rsqrt()
-    return (normal * norm.weight.float()[:, None] + norm.bias.float()[:, None]).to(x.dtype)

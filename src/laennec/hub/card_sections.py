@@ -11,12 +11,12 @@ from typing import Any
 
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
+from laennec.encoders import encoder_class
 from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
 from laennec.evaluation.report_sections import earlier_use, epochs_kept, seeds_of
 from laennec.evaluation.summary import card_figures, figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.card_text import Markdown, code, escaped, plain, table, without_machine_paths
-from laennec.hub.corpus_facts import ENCODERS
 from laennec.training.recipe import CardSettings
 
 _SHARE = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
@@ -306,10 +306,11 @@ def base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
     """Terms of the weights that training began with."""
     if not encoder.get("weights"):
         return "none: training began with random weights"
-    if pretrained or encoder["type"] not in ENCODERS:
+    kind = encoder_class(encoder)
+    licence, title = getattr(kind, "licence", ""), getattr(kind, "title", "") or getattr(kind, "__name__", "")
+    if pretrained or not licence:
         return "those of the weights that training began with; see where they come from"
-    name, licence = ENCODERS[encoder["type"]]
-    return f"{licence} ({name}, as its authors released it)"
+    return f"{licence} ({title}, as its authors released it)"
 
 
 def facts_of(run: Mapping[str, Any]) -> type[Corpus] | None:

@@ -1,91 +1,21 @@
-"""What a recipe owes to whom.
+"""BibTeX entries of everything that a run used.
 
-Decisions: one table, BibTeX, and of it only what the recipe used; the losses carry their own citation. Identifiers
-(DOI, arXiv) stand only where they were looked up.
+Decisions: corpora, encoders and losses carry their own citation; the table below holds the others. Identifiers (DOI,
+arXiv) stand only where they were looked up.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from laennec.corpora.load import find_corpus
+from laennec.encoders import encoder_class
 
 _BIB: dict[str, str] = {
-    "mobilenet": """@inproceedings{schmid2023efficient,
-  title={Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation},
-  author={Schmid, Florian and Koutini, Khaled and Widmer, Gerhard},
-  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  year={2023}
-}""",
     "audioset": """@inproceedings{gemmeke2017audioset,
   title={Audio Set: An ontology and human-labeled dataset for audio events},
   author={Gemmeke, Jort F. and others},
   booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
   year={2017}
-}""",
-    "ast": """@inproceedings{gong2021ast,
-  title={AST: Audio Spectrogram Transformer},
-  author={Gong, Yuan and Chung, Yu-An and Glass, James},
-  booktitle={Interspeech},
-  year={2021}
-}""",
-    "beats": """@inproceedings{chen2023beats,
-  title={BEATs: Audio Pre-Training with Acoustic Tokenizers},
-  author={Chen, Sanyuan and others},
-  booktitle={International Conference on Machine Learning (ICML)},
-  year={2023}
-}""",
-    "whisper": """@inproceedings{radford2023robust,
-  title={Robust Speech Recognition via Large-Scale Weak Supervision},
-  author={Radford, Alec and Kim, Jong Wook and Xu, Tao and Brockman, Greg and McLeavey, Christine and Sutskever, Ilya},
-  booktitle={International Conference on Machine Learning (ICML)},
-  year={2023}
-}""",
-    "wav2vec2": """@inproceedings{baevski2020wav2vec,
-  title={wav2vec 2.0: A Framework for Self-Supervised Learning of Speech Representations},
-  author={Baevski, Alexei and Zhou, Henry and Mohamed, Abdelrahman and Auli, Michael},
-  booktitle={Advances in Neural Information Processing Systems (NeurIPS)},
-  year={2020}
-}""",
-    "hubert": """@article{hsu2021hubert,
-  title={HuBERT: Self-Supervised Speech Representation Learning by Masked Prediction of Hidden Units},
-  author={Hsu, Wei-Ning and others},
-  journal={IEEE/ACM Transactions on Audio, Speech, and Language Processing},
-  year={2021}
-}""",
-    "wavlm": """@article{chen2022wavlm,
-  title={WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing},
-  author={Chen, Sanyuan and others},
-  journal={IEEE Journal of Selected Topics in Signal Processing},
-  year={2022}
-}""",
-    "data2vec-audio": """@inproceedings{baevski2022data2vec,
-  title={data2vec: A General Framework for Self-supervised Learning in Speech, Vision and Language},
-  author={Baevski, Alexei and others},
-  booktitle={International Conference on Machine Learning (ICML)},
-  year={2022}
-}""",
-    "unispeech": """@inproceedings{wang2021unispeech,
-  title={UniSpeech: Unified Speech Representation Learning with Labeled and Unlabeled Data},
-  author={Wang, Chengyi and others},
-  booktitle={International Conference on Machine Learning (ICML)},
-  year={2021}
-}""",
-    "unispeech-sat": """@inproceedings{chen2022unispeechsat,
-  title={UniSpeech-SAT: Universal Speech Representation Learning with Speaker Aware Pre-Training},
-  author={Chen, Sanyuan and others},
-  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  year={2022}
-}""",
-    "wav2vec2-bert": """@article{seamless2023,
-  title={Seamless: Multilingual Expressive and Streaming Speech Translation},
-  author={{Seamless Communication} and others},
-  year={2023}
-}""",
-    "clap": """@inproceedings{wu2023clap,
-  title={Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentation},
-  author={Wu, Yusong and others},
-  booktitle={IEEE International Conference on Acoustics, Speech and Signal Processing (ICASSP)},
-  year={2023}
 }""",
     "lora": """@inproceedings{hu2022lora,
   title={LoRA: Low-Rank Adaptation of Large Language Models},
@@ -159,12 +89,14 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
     config = run["config"]
     encoder, augment = config["encoder"], config.get("augment") or {}
     corpus = find_corpus(config["corpus"]["name"])
-    keys = [encoder["type"]]
-    if encoder["type"] in ("mobilenet", "ast", "beats") and encoder.get("weights") and not run.get("pretraining"):
+    kind = encoder_class(encoder)
+    keys = []
+    if "AudioSet" in getattr(kind, "title", "") and encoder.get("weights") and not run.get("pretraining"):
         keys.append("audioset")
     if encoder.get("trainable") == "lora":
         keys.append("lora")
     entries = [corpus.citation] if corpus is not None and corpus.citation else []
+    entries += [kind.citation] if getattr(kind, "citation", "") else []  # type: ignore[union-attr, list-item]
     entries += [_BIB[key] for key in keys if key in _BIB] + _of_losses(config)
     mix = augment.get("mix") or {}
     keys = [mix["method"]] if mix else []
@@ -180,7 +112,7 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
 
 def _of_losses(config: Mapping[str, Any]) -> list[str]:
     """The citations that the losses carry themselves."""
-    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
+    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss
 
     loss, found = config["loss"], []
     if loss["task"] == "focal":
@@ -192,8 +124,6 @@ def _of_losses(config: Mapping[str, Any]) -> list[str]:
             found.append(_BIB["hybrid"])
         if (given or {}).get("detach_other_views"):
             found.append(_BIB["stethoscope"])
-    if config["encoder"]["type"] == "cnn":
-        found.append(TupletContrastiveLoss.citation)
     mix = (config.get("augment") or {}).get("mix") or {}
     if mix.get("method") == "patch_mix":
         found.append(PatchMixContrastiveLoss.citation)

@@ -23,8 +23,7 @@ import pandas as pd
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest, load_encoder
-from laennec.encoders.ensemble import EnsembleEncoder
-from laennec.encoders.groups import GroupsEncoder
+from laennec.encoders.composite import EnsembleEncoder, GroupsEncoder
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
 from laennec.evaluation.evaluate import check_split, load_model, provenance_lines, recipe_of

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from laennec.encoders import AstEncoder, BeatsEncoder, GroupsEncoder, TransformersEncoder
-from laennec.encoders.trainable import stack_of
+from laennec.encoders.adapters import stack_of
 from laennec.encoders.transformers_audio import ClapAudioEncoder
 from laennec.training.recipe import ConfigError
 

@@ -34,7 +34,7 @@ from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest
-from laennec.encoders.output import frozen_weights
+from laennec.encoders.masks import frozen_weights
 from laennec.errors import InputError
 from laennec.files import atomic_write, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification

@@ -20,7 +20,7 @@ from torch import Tensor
 from laennec.audio.augmentation import STREAMS
 from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, mix, mixup_lambda
 from laennec.encoders import ENCODERS
-from laennec.encoders.output import TokenMix
+from laennec.encoders.base import TokenMix
 from laennec.errors import InputError
 from laennec.training.objective import step_key
 from laennec.training.recipe import MixSettings, Recipe
@@ -164,7 +164,7 @@ class Mixer:
             mask: (batch, frames), ones on a cycle's frames and zeros after them.
             labels: As everywhere.
             context: The batch's epochs and cycle_numbers.
-            encoder: Has `token_grid`, see `laennec.encoders.output`.
+            encoder: Has `token_grid`, see `laennec.encoders.base`.
 
         Returns:
             Features and mask (twice over, clean rows in front, where clean rows are encoded too), what the encoder is

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save
 from transformers import EarlyStoppingCallback, PrinterCallback
 
-from laennec.encoders.output import MaskedBatchNorm2d
+from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.files import atomic_write
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.batch_size import BatchSetting

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.presets import PRESETS
-from laennec.encoders import CnnEncoder, TransformersEncoder
-from laennec.encoders.pretrained_audio import published_features
+from laennec.encoders import AudioEncoder, CnnEncoder, TransformersEncoder
+from laennec.encoders.checkpoints import published_features
 from laennec.errors import InputError
 from laennec.training.recipe.recipe import Recipe
 
@@ -40,7 +40,8 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
             )
     else:
         _refuse_another_preset(recipe, published.get("preset"), getattr(encoder, "preset", None))
-        _refuse_mel_bins(recipe, encoder)
+        if isinstance(encoder, AudioEncoder):
+            _refuse_mel_bins(recipe, encoder)
     if front.is_waveform and recipe.augment.spec is not None:
         raise InputError(
             f"augment.spec masks mel bins, and features.preset {given!r} has none; leave augment.spec out, or use "

@@ -1,44 +1,23 @@
-"""What every encoder returns, and the masks that keep padding out of it.
+"""Masks that keep padding out of an encoder, and layers that use them.
 
-Decisions: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its
-output has when the cycle is encoded alone, so a batch gives what single cycles give. An encoder that can exchange its
-patches between cycles has a method `token_grid(frames, mels) -> (bands, steps)`, the patches of a cycle of so many
-frames, and takes `token_mix` in `forward`; nothing else needs to know which encoder it is.
+Decisions: masks follow lengths. A convolution of stride s turns a true length n into ceil(n / s), the length its output
+has when the cycle is encoded alone, so a batch gives what single cycles give.
 """
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils.generic import ModelOutput
-
-from laennec.errors import InputError
-
-
-@dataclass
-class EncoderOutput(ModelOutput):
-    """Tokens of a batch of cycles and one vector for each.
-
-    Attributes:
-        last_hidden_state: (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end.
-        token_mask: (batch, tokens) bool, True on special tokens and on tokens of real frames.
-        pooler_output: (batch, dim), pooled as the encoder was released with.
-    """
-
-    last_hidden_state: Tensor | None = None
-    token_mask: Tensor | None = None
-    pooler_output: Tensor | None = None
 
 
 @contextlib.contextmanager
 def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Have layers keep what they make of their weights alone (`fold`), for many calls without gradients.
+    """Have layers fold their weights once (`fold`) for many calls without gradients.
 
-    Nothing may change a weight inside the block. A second block around the same model keeps nothing, and harms nothing.
+    Nothing may change a weight inside the block. Blocks may be nested.
     """
     layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "folded", layer) is None]
     with torch.no_grad():
@@ -49,64 +28,6 @@ def frozen_weights(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.folded = None
-
-
-def refuse_shape(features: Tensor, size: int | None, kind: str, presets: Sequence[str]) -> None:
-    """Refuse features that are no batch of cycles, or of another front end than an encoder was made for.
-
-    Args:
-        features: What should be (batch, frames, values).
-        size: Values of a frame that the encoder takes; None for any.
-        kind: What the encoder is called.
-        presets: Front ends that it was made for.
-
-    Raises:
-        InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
-    """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return
-    shape = tuple(features.shape)
-    if len(shape) != 3:
-        raise InputError(
-            f"features of shape {shape} instead of (batch, frames, values); give a batch, as a LaennecFeatureExtractor "
-            "makes it"
-        )
-    if 0 in shape[:2]:
-        raise InputError(
-            f"features of shape {shape} hold no {'frame' if shape[0] else 'cycle'}; leave out cycles shorter than one "
-            "frame, or set features.length to repeat or zero with features.duration_s"
-        )
-    if size is not None and shape[2] != size:
-        raise InputError(
-            f"features have {shape[2]} values a frame, but this {kind} encoder was made for {size}; set "
-            f"features.preset to {' or '.join(presets)}"
-        )
-
-
-class TokenMix(NamedTuple):
-    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
-
-    Attributes:
-        taken: (batch, bands, steps) bool, True on the partner's patches; only where both cycles have real frames, so
-            that masks stay those of the own cycle.
-        partner: (batch,) int64.
-    """
-
-    taken: Tensor
-    partner: Tensor
-
-    def mix(self, grid: Tensor) -> Tensor:
-        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
-
-        Raises:
-            ValueError: The patches are not those the mixture was drawn for.
-        """
-        batch, _, bands, steps = grid.shape
-        if self.taken.shape != (batch, bands, steps):
-            raise ValueError(
-                f"a mixture of {tuple(self.taken.shape)} patches does not fit a grid of {(batch, bands, steps)}"
-            )
-        return torch.where(self.taken[:, None].to(grid.device), grid[self.partner.to(grid.device)], grid)
 
 
 class TimeMask:
@@ -165,14 +86,18 @@ class TimeMask:
         return torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
 
 
+def zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """(batch, time, values) with zeros beyond each cycle's end."""
+    if lengths is None:
+        return values
+    inside = torch.arange(values.shape[1], device=values.device)[None, :] < lengths[:, None]
+    return values.masked_fill(~inside[:, :, None], 0.0)
+
+
 def processes() -> int:
     """How many processes train together."""
     distributed = torch.distributed
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
-def _as_it_is(values: Tensor) -> Tensor:
-    return values
 
 
 def _sum_of_all(values: Tensor) -> Tensor:
@@ -205,7 +130,7 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         if keep is None:
             out: Tensor = super().forward(x)
             return out
-        total = _sum_of_all if together else _as_it_is
+        total = _sum_of_all if together else lambda values: values
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         wide = x.float()
         count = total(keep.sum() * x.shape[2])
@@ -213,8 +138,8 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
         variance = total(((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3))) / count
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp_min(1))
-            # through .data: where an encoder runs twice in a step, autograd would take this for a change of what the
-            # other run's backward needs, and in training that looks at the batch's own statistics alone
+            # through .data: where an encoder runs twice in a step, autograd would otherwise count this as a change of
+            # a tensor that the other run's backward needs
             self.running_mean.data.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.data.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
             if self.num_batches_tracked is not None:

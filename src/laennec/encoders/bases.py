@@ -1,0 +1,162 @@
+"""The base that a small checkpoint was trained on, found and compared.
+
+Decisions: a head (or adapters) on another encoder fails silently, so the base's weights are compared with the
+digest of those that were trained on. A config that names a place on this machine is not believed, because a model can
+be a stranger's; the same weights are found by their digest where a head of them was saved here, or are named by hand.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
+from laennec.encoders.checkpoints import out_of_reach, reason
+from laennec.encoders.composite import GroupsConfig
+from laennec.encoders.own import build, is_own
+from laennec.errors import InputError, hub_reason
+from laennec.files import atomic_write, cache_root
+from laennec.untrusted import read_json
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MOST_PLACES = 16
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrainedModel:
+    """The encoder that a head-only checkpoint was trained on, its weights checked."""
+    if isinstance(base, nn.Module):
+        encoder, source = base if isinstance(base, PreTrainedModel) else as_encoder(base), type(base).__name__
+    else:
+        source = str(base or _named_base(config))
+        local = base is not None or _is_local(source)
+        try:
+            encoder = _load(config, source, None if local else config.base_model_revision)
+        except InputError as error:
+            raise InputError(
+                f"{error} (this model is a head for that base: pass base=..., or --base on the command line)"
+            ) from error
+        if isinstance(groups := config.encoder_config, GroupsConfig):
+            encoder = in_groups(encoder, groups.group_frames, groups.group_step)
+    digest = encoder_digest(encoder)
+    if config.encoder_digest and digest != config.encoder_digest:
+        revision = config.base_model_revision
+        expected = f"{config.base_model_name_or_path!r}" + (f" at revision {revision}" if revision else "")
+        raise InputError(
+            f"{source}: not the encoder this head was trained on (weights {digest[:12]}, expected "
+            f"{config.encoder_digest[:12]}); give the base {expected}"
+            + ("" if revision else ", as it was when the head was trained: it names no revision")
+        )
+    return encoder
+
+
+def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
+    """The base at a place; that of a user's own class is built as the model's configuration says."""
+    inner = config.encoder_config
+    inner = inner.encoder_config if isinstance(inner, GroupsConfig) else inner
+    if is_own(inner):
+        return fill_own(build(inner), source, revision)
+    return load_encoder(source, revision=revision)
+
+
+def remember_base(config: Any) -> None:
+    """Take down where the base of a head lies that is saved here, by the digest of its weights.
+
+    A config's word for a place on this machine is not followed: it may be another's. What the digest finds are the
+    places that a head was trained or saved with here.
+    """
+    named = config.base_model_name_or_path
+    if not named or not _is_local(str(named)) or not Path(named).exists():
+        return
+    places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
+    with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
+        json.dump(list(dict.fromkeys(places))[:_MOST_PLACES], file)
+
+
+def known_places(digest: str | None) -> list[str]:
+    """Where encoders of this digest lay when heads were saved here."""
+    if not digest or not _DIGEST.fullmatch(str(digest)):
+        return []
+    try:
+        places = read_json(_record_of(digest))
+    except (OSError, ValueError):
+        return []
+    return [str(place) for place in places] if isinstance(places, list) else []
+
+
+def _record_of(digest: str) -> Path:
+    return cache_root() / "bases" / f"{digest}.json"
+
+
+def _is_local(name: str) -> bool:
+    """Whether a base lies on this machine: a name of the Hub is OWNER/NAME, and nothing of that name is here."""
+    return not _HUB_ID.fullmatch(name) or Path(name).exists()
+
+
+def _named_base(config: Any) -> str:
+    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights.
+
+    Raises:
+        InputError: It names a place on this machine that no head was saved with here.
+    """
+    named = str(config.base_model_name_or_path)
+    if not _is_local(named):
+        return named
+    for place in known_places(config.encoder_digest):
+        if Path(place).exists():
+            return place
+    raise InputError(
+        f"the model is a head for a base encoder at {named!r}, a place on its author's machine, which is not followed "
+        "here; say where the base lies: base=..., or --base on the command line"
+    )
+
+
+def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
+    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base.
+
+    Raises:
+        InputError: It has.
+    """
+    if Path(name).is_dir():
+        return  # looked at with the other files of the folder
+    quietly = {
+        f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "gated_repo", "connection_errors")
+    }
+    if cached_file(str(name), "adapter_config.json", **hub, **quietly) is not None:
+        raise InputError(
+            f"{name}: has adapters beside its config.json, which can name any other model as their base; a laennec "
+            "model keeps its own in the folder adapter: export the run again"
+        )
+
+
+def loading_error(name: str | Path, error: BaseException) -> InputError:
+    """What to say where transformers cannot load a model."""
+    if not Path(name).exists() and (isinstance(error, OSError) or hub_reason(error)):
+        return out_of_reach(name, error)
+    if pickles := sorted(p.name for pattern in _PICKLES for p in Path(name).glob(pattern)):
+        return InputError(
+            f"{name}: {pickles[0]} is a pickle, which can hold code and is never run; a model's weights come as "
+            "model.safetensors"
+        )
+    return InputError(
+        f"{name}: cannot load a laennec model: {reason(error)}; give an exported folder or a Hub id of a laennec model"
+    )
+
+
+@contextlib.contextmanager
+def quiet(yes: bool = True) -> Iterator[None]:
+    """Keep transformers from reporting weights as missing that are left out on purpose."""
+    before = logging.get_verbosity()
+    if yes:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
