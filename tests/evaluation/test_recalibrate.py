@@ -11,9 +11,9 @@ import torch
 from forked import script
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
-from laennec.evaluation.calibration import fit_on_validation, sigmoid
+from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.evaluate import load_model
-from laennec.evaluation.operating_point import logit_thresholds
+from laennec.evaluation.operating_point import fit_on_validation, logit_thresholds
 from laennec.inference.batch import Predictor
 from laennec.training.recipe import ConfigError, Recipe
 from laennec.training.run import train
