@@ -18,7 +18,6 @@ import torch
 
 from benchmarks.device import device_name, devices, gpu, not_measured, on
 from benchmarks.row import Row, Setting, needs
-from laennec.corpora.base import column_of
 from laennec.training.trainer import LaennecTrainer
 
 # cycles of an epoch (of two, of which the second counts) and of a batch
@@ -115,10 +114,9 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
     cycles = min(CYCLES[device.type], len(table))
     part = make_split("train", table.select(range(cycles)), recipe, extractor, None, True)
     model = make_model(recipe, part.targets.names)
-    patients = column_of(part.table, "patient_id")
     truth = part.table.to_pandas()[["cycle_id"]]
     with contextlib.redirect_stdout(io.StringIO()):
-        plan = plan_phases(recipe, model, extractor, part.targets, patients, (part.dataset, part.dataset), truth)
+        plan = plan_phases(recipe, model, extractor, part.targets, part.table, (part.dataset, part.dataset), truth)
     ((phase, sampler, size),) = plan.phases
     arguments = make_arguments(recipe, phase, out, size)
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):

@@ -45,6 +45,7 @@ _HOMES = {
     "icbhi_score": "evaluation.metrics",
     "evaluate_predictions": "evaluation.summary",
     "LaennecTrainer": "training.trainer",
+    "LaennecTrainingArguments": "training.arguments",
     "Recipe": "training.recipe",
     "pretrain": "training.pretraining.run",
     "train": "training.run",

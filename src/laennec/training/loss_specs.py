@@ -8,6 +8,7 @@ by class and by device). A term keeps its weight and its name, so the objective 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,18 +126,19 @@ def specs_of(
     return _together(specs)
 
 
-def loss_specs(settings: Mapping[str, Any], negatives: int = 16) -> list[LossSpec]:
+def loss_specs(settings: Mapping[str, Any], negatives: int = 16, folders: Sequence[Path] = ()) -> list[LossSpec]:
     """The losses of a recipe's `loss.auxiliary`.
 
     Args:
         settings: Name -> {loss or class, weight, start, warm_up, labels, missing, views, on, projection_dim, and the
             loss's own arguments}.
         negatives: Negatives of each anchor of the tuplet loss.
+        folders: Folders to import own losses from, `Recipe.folders`.
 
     Raises:
         ConfigError: A loss, a key or a value is unknown, or they contradict one another.
     """
-    return _together([_of_recipe(name, given, negatives) for name, given in settings.items()])
+    return _together([_of_recipe(name, given, negatives, folders) for name, given in settings.items()])
 
 
 def weighted_sum(specs: Sequence[LossSpec]) -> WeightedSum | None:
@@ -158,14 +160,14 @@ def _together(specs: list[LossSpec]) -> list[LossSpec]:
     return specs
 
 
-def _of_recipe(name: str, given: Any, negatives: int) -> LossSpec:
+def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -> LossSpec:
     where = f"loss.auxiliary.{name}"
     if not isinstance(given, Mapping) and given is not None:
         raise ConfigError(f"{where} is a group of settings, not {given!r}")
     _check_name(name, where)
     # YAML 1.1 reads a bare `on` as true
     values = {"on" if key is True else key: value for key, value in (given or {}).items()}
-    kind = _kind(name, values, where)
+    kind = _kind(name, values, where, folders)
     cluster = issubclass(kind, CLUSTER_LOSSES)
     own: dict[str, Any] = {} if cluster else {key: values.pop(key) for key in _OWN if key in values}
     if kind is PatchMixContrastiveLoss:
@@ -197,10 +199,10 @@ def _over_clusters(name: str, loss: nn.Module, schedule: WeightSchedule, where: 
 _OWN = ("labels", "missing", "views", "on", "projection_dim")
 
 
-def _kind(name: str, values: dict[str, Any], where: str) -> type[nn.Module]:
+def _kind(name: str, values: dict[str, Any], where: str, folders: Sequence[Path]) -> type[nn.Module]:
     """The class of a recipe's loss: `class: module:Name`, `loss: name`, or the entry's own name."""
     if (dotted := values.pop("class", None)) is not None:
-        kind: type[nn.Module] = load_object(dotted, f"{where}.class")
+        kind: type[nn.Module] = load_object(dotted, f"{where}.class", folders)
         return kind
     known = values.pop("loss", name)
     if known not in AUXILIARY_LOSSES:

@@ -198,8 +198,7 @@ def fit(
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
     else:
         _standardise_on_sample(recipe, model, extractor, training)
-    patients = column_of(training.table, "patient_id")
-    plan = plan_phases(recipe, model, extractor, training.targets, patients, datasets, truth)
+    plan = plan_phases(recipe, model, extractor, training.targets, training.table, datasets, truth)
     tasks = tasks_of(recipe)
     if tasks:
         held_out = set(validation.table["patient_id"])

@@ -7,7 +7,6 @@ its epoch on validation.
 """
 
 import dataclasses
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.files import atomic_write
@@ -30,25 +29,14 @@ from laennec.training.data import CycleDataset
 from laennec.training.data_loading import device_settings, encodes_one_by_one, has_gpu, training_device
 from laennec.training.guards import check_views, coverage_line, groups_of_data, pair_lines, refuse_one_class
 from laennec.training.loss_specs import LossSpec, loss_specs
-from laennec.training.metadata_groups import GroupTable
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage, contrasts_mixtures, task_weights
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe import Recipe
+from laennec.training.recipe_sampler import sampler_of_recipe
 from laennec.training.record import read_record, write_record
-from laennec.training.samplers import (
-    AnchorPositiveSampler,
-    ClassesTimesSamplesSampler,
-    DeviceBalancedSampler,
-    EpochSampler,
-    LengthBucketSampler,
-    MetadataMatchedSampler,
-    PatientBalancedSampler,
-)
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
 from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -101,69 +89,6 @@ def phases_of(recipe: Recipe) -> list[Phase]:
     )
     alone = Stage(encoder=False)
     return [represent, Phase("head", t.epochs, t.learning_rate, stages=lambda _: alone)]
-
-
-def make_sampler(
-    name: str,
-    recipe: Recipe,
-    targets: Targets,
-    patients: list[str],
-    groups: GroupTable | None = None,
-    lengths: Any = None,
-) -> tuple[Any, int]:
-    """A sampler by name, and how many rows a batch of it has (on one process).
-
-    Args:
-        name: As in sampler.name.
-        recipe: All settings.
-        targets: Labels of the training part.
-        patients: Patient of each of its rows.
-        groups: Its groups, where they are at hand.
-        lengths: Length of each of its rows; length_bucketed needs them.
-
-    Raises:
-        ConfigError: The corpus cannot fill such batches, or a column that the sampler needs is unknown.
-    """
-    groups = groups or groups_of(recipe, targets)
-    try:
-        if name == "length_bucketed":
-            processes = int(os.environ.get("WORLD_SIZE", "1"))
-            size, seed = recipe.train.batch_size, recipe.seed
-            sampler: Any = LengthBucketSampler(lengths, size, seed, processes=processes)
-        else:
-            sampler = _sampler(name, recipe, targets, patients, groups)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"sampler.name is {name}: {error}") from error
-    return sampler, sampler.rows_per_batch or recipe.train.batch_size
-
-
-def _sampler(name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable) -> Any:
-    size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
-    if name == "anchor_positive":
-        return AnchorPositiveSampler(targets.class_ids, size, seed=seed)
-    if name == "patient_balanced":
-        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
-    if name == "classes_times_samples":
-        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
-    if name not in ("metadata_matched", "device_balanced"):
-        return EpochSampler(len(targets.class_ids), seed=seed)
-    names = s.columns if name == "metadata_matched" else ["device"]
-    where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
-    codes = groups.codes(names, s.missing, where)
-    if (codes < 0).any():
-        kept = "sampler.missing: own_group keeps them, as one group"
-        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
-    columns = [groups.column(column, where) for column in names]
-    if name == "metadata_matched":
-        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
-    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
-
-
-def groups_of(recipe: Recipe, targets: Targets) -> GroupTable:
-    """The groups of the training part."""
-    return GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
 
 
 def make_arguments(
@@ -220,7 +145,7 @@ def make_arguments(
         "disable_tqdm": True,
         **device_settings(t.workers, has_gpu()),
     }
-    return LaennecTrainingArguments(**{**values, **getattr(t, "arguments", {})})
+    return LaennecTrainingArguments(**{**values, **t.arguments})
 
 
 def _evaluated_at_once(recipe: Recipe) -> int:
@@ -251,7 +176,7 @@ def plan_phases(
     model: Any,
     extractor: Any,
     targets: Targets,
-    patients: list[str],
+    table: Any,
     datasets: tuple[Any, Any],
     validation_table: Any,
 ) -> Plan:
@@ -262,7 +187,7 @@ def plan_phases(
         model: The model.
         extractor: Its front end.
         targets: Labels of the training part.
-        patients: Patient of each row of the training part.
+        table: Cycle table of the training part.
         datasets: Training and validation datasets.
         validation_table: Predictions table of the validation part without logits.
 
@@ -271,16 +196,15 @@ def plan_phases(
     """
     refuse_one_class(targets)
     multi_label, names = recipe.target.problem_type == "multi_label", targets.names
-    specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives)
+    specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
     mix, spec_augment = recipe.augment.mix, recipe.augment.spec
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
     lengths = None
     if isinstance(datasets[0], CycleDataset):
         check_views(specs, mix is not None, bool(datasets[0].augmentation or spec_augment))
         lengths = datasets[0].waveforms.lengths
-    groups = groups_of(recipe, targets)
     phases = [
-        (phase, *make_sampler(phase.sampler, recipe, targets, patients, groups, lengths)) for phase in phases_of(recipe)
+        (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)
     ]
     held_out, validation_table = by_length(datasets[1], validation_table)
     metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
@@ -326,14 +250,13 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = 
             model.load_state_dict(load_file(finished), strict=False)
             _add_to(result, phase, _State(**read_record(folder / "finished.json")))
             continue
-        patience = recipe.train.patience if phase.selects else 0
         trainer = LaennecTrainer(
             model,
             make_arguments(recipe, phase, folder, batch_size, plan.class_weights),
             sampler=sampler,
             stages=phase.stages,
             batch_setting=_batch_setting(recipe, phase.sampler, batch_size),
-            callbacks=[EarlyStoppingCallback(patience)] if patience else None,
+            callbacks=_callbacks(recipe, phase),
             **plan.settings,
         )
         trainer.remove_callback(PrinterCallback)
@@ -370,6 +293,14 @@ def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
         return dataset, table
     order = np.argsort(-np.asarray(dataset.waveforms.lengths), kind="stable")
     return torch.utils.data.Subset(dataset, order.tolist()), table.iloc[order].reset_index(drop=True)
+
+
+def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:
+    """Early stopping where the recipe wants it, and the recipe's own callbacks."""
+    own = [one.make(f"train.callbacks[{n}]", recipe.folders) for n, one in enumerate(recipe.train.callbacks)]
+    if recipe.train.patience and phase.selects:
+        own.append(EarlyStoppingCallback(recipe.train.patience))
+    return own
 
 
 def _batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:

@@ -130,7 +130,7 @@ class LaennecTrainer(Trainer):
         self.batch_features = BatchFeatures(processing_class, self.draw_seed, spec_augment, mixer)
         rows = args.per_device_train_batch_size
         self.batch_setting = batch_setting or BatchSetting("per_device_train_batch_size", rows, rows)
-        self.objective = self._make_objective()
+        self.training_objective = self._make_objective()
         self._sealing = SealCheckpoints()
         for callback in (_StepCallback(self), self._sealing):
             self.add_callback(callback)
@@ -155,7 +155,7 @@ class LaennecTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """The batches of this process; processes that share an epoch's rows also share its short last batch."""
-        self.objective = self._make_objective()
+        self.training_objective = self._make_objective()
         loader = super().get_train_dataloader()
         if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
             shard: Any = loader.batch_sampler
@@ -299,7 +299,7 @@ class LaennecTrainer(Trainer):
         labels = inputs.pop("labels")
         if not model.training:
             outputs = model(**inputs)
-            loss = torch.stack(list(self.objective.task(outputs.logits, labels).values())).sum()
+            loss = torch.stack(list(self.training_objective.task(outputs.logits, labels).values())).sum()
             return (loss, outputs) if return_outputs else loss
         inner = self.accelerator.unwrap_model(model)
         host = self._context["host"]
@@ -319,11 +319,11 @@ class LaennecTrainer(Trainer):
         further: dict[str, Tensor] = {}
         if self.auxiliary_tasks is not None:
             outputs, further = self.auxiliary_tasks.terms(inner, outputs, self._context)
-        terms = self.objective(outputs, {"labels": labels, **self._context}, stage, progress)
+        terms = self.training_objective(outputs, {"labels": labels, **self._context}, stage, progress)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()
         check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)
-        self._sums.add(terms, self.objective.auxiliary)
+        self._sums.add(terms, self.training_objective.auxiliary)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -333,7 +333,7 @@ class LaennecTrainer(Trainer):
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
             logits = torch.from_numpy(first).to(self.args.device)
-            terms = self.objective.task(logits, torch.from_numpy(output.label_ids).to(self.args.device))
+            terms = self.training_objective.task(logits, torch.from_numpy(output.label_ids).to(self.args.device))
             key = next(name for name in output.metrics if name.endswith("_loss"))
             output.metrics[key] = float(torch.stack(list(terms.values())).sum())
         return output
