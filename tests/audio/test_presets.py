@@ -82,19 +82,6 @@ def test_whispers_dynamic_range_is_the_cycles_own(shared_data: Path) -> None:
     assert float(alone.max() - alone.min()) == pytest.approx(2.0, abs=1e-5)
 
 
-@pytest.mark.parametrize("preset", [p for p in THEIRS if "clap" not in p])
-def test_a_cycle_in_a_batch_has_the_values_it_has_alone(preset: str, shared_data: Path) -> None:
-    ours = LaennecFeatureExtractor(preset)
-    waves = [w[:n] for w, n in zip(recordings(shared_data, 16000), (16000, 16159, 723), strict=True)]
-    batch = ours(waves, sampling_rate=16000)
-    for row, wave in enumerate(waves):
-        alone = ours(wave, sampling_rate=16000).input_values[0]
-        own = int(batch.attention_mask[row].sum())
-        assert own == len(alone) == ours.frames(len(wave))
-        torch.testing.assert_close(batch.input_values[row, :own], alone, atol=1e-4, rtol=1e-5)
-        assert float(batch.input_values[row, own:].abs().sum()) == 0
-
-
 def test_the_shortest_sound() -> None:
     for preset, needed, frames in (("whisper", 400, 2), ("w2v-bert", 560, 1), ("waveform", 400, 400)):
         ours = LaennecFeatureExtractor(preset)
