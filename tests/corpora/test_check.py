@@ -1,4 +1,4 @@
-"""Stage 2: the check finds every kind of damage in one pass."""
+"""The check finds every kind of damage in one pass."""
 
 import os
 import shutil
@@ -12,8 +12,8 @@ from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.corpora.check import _too_short, check_corpus
-from laennec.corpora.files import hash_files
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import hash_files
 from laennec.errors import InputError
 
 

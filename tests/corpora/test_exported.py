@@ -1,4 +1,4 @@
-"""Stage 2: exports that were damaged, changed or made to harm, and corpora that cannot be exported: one line each."""
+"""Exports that were damaged, changed or made to harm, and corpora that cannot be exported: one line each."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from exported_corpora import Small, hashes, without_paths
 
 from laennec.corpora import check_corpus, export_corpus, load_corpus, provenance
 from laennec.corpora.exported import MANIFEST, check_export, safe_name
-from laennec.corpora.files import sha256_of
+from laennec.corpora.sources import sha256_of
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

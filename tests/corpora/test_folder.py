@@ -1,4 +1,4 @@
-"""Stage 2: anybody's folder, described by a CSV or by label files."""
+"""Anybody's folder, described by a CSV or by label files."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stage 2: any audio classification data set, as Parquet and as ESC-50, Speech Commands and IEMOCAP are published."""
+"""Any audio classification data set, as Parquet and as ESC-50, Speech Commands and IEMOCAP are published."""
 
 import hashlib
 import os

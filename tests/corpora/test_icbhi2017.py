@@ -1,4 +1,4 @@
-"""Stage 2: the ICBHI 2017 database gives every published count, and a damaged copy of it is refused by name."""
+"""The ICBHI 2017 database gives every published count, and a damaged copy of it is refused by name."""
 
 import json
 import shutil
@@ -303,7 +303,7 @@ def test_the_second_look_reads_no_file(corpus: Path, tmp_path: Path, monkeypatch
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("laennec.corpora.files.sha256_of", refuse)
+    monkeypatch.setattr("laennec.corpora.sources.sha256_of", refuse)
     assert len(build(corpus, tmp_path)) == 4
     (corpus / f"{A}.txt").write_text("0.0\t1.5\t1\t1\n")
     with pytest.raises(AssertionError, match=f"{A}.txt was read again"):

@@ -1,4 +1,4 @@
-"""Stage 2: a corpus by its name, split, with what the split is worth written into every part."""
+"""A corpus by its name, split, with its provenance written into every split."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage 2: PhysioNet/CinC 2016 in its published layout, by recordings and by windows."""
+"""PhysioNet/CinC 2016 in its published layout, by recordings and by windows."""
 
 import shutil
 import warnings
@@ -109,11 +109,11 @@ def test_an_absent_database_cannot_be_left_out(published: Path, fold: int, words
 
 
 def test_the_validation_folder_is_left_out_and_said_to_be_copies(published: Path) -> None:
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         PhysioNet2016(published).check_usable()
     assert any(
-        "2 recordings, 2 of them copies of training recordings by content; left out" in str(w.message) for w in heard
+        "2 recordings, 2 of them copies of training recordings by content; left out" in str(w.message) for w in warned
     )
 
 

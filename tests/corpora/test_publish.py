@@ -1,4 +1,4 @@
-"""Stage 2: a corpus as Parquet, plain to everybody's `datasets`, and read back as it was, bit for bit."""
+"""A corpus as Parquet, plain to everybody's `datasets`, and read back as it was, bit for bit."""
 
 import io
 import json

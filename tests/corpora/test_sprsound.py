@@ -1,4 +1,4 @@
-"""Stage 2: SPRSound in both of its layouts, at both of its levels, and what is refused."""
+"""SPRSound in both of its layouts, at both of its levels, and what is refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Stage 2: cycles come from whole recordings, once, and a broken cache is never believed."""
+"""Cycles come from whole recordings, once, and a broken cache is never believed."""
 
 from pathlib import Path
 

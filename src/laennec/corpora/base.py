@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import read_header
-from laennec.corpora.files import corpus_path, hash_files, named, unpack
 from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError
+from laennec.corpora.sources import corpus_path, hash_files, named, unpack
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root, wait_for_lock
 

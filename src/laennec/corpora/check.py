@@ -17,9 +17,9 @@ from laennec.audio.cycles import LABELS, label_of
 from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora.base import Corpus
 from laennec.corpora.duplicates import find_duplicates
-from laennec.corpora.files import hash_files
 from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import hash_files
 from laennec.errors import InputError
 
 # name in the report -> attribute of a recording

@@ -28,8 +28,8 @@ from scipy.spatial import cKDTree
 
 from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
 from laennec.corpora.base import column_of
-from laennec.corpora.files import named
 from laennec.corpora.protocols import PROTOCOLS, part_rank
+from laennec.corpora.sources import named
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 

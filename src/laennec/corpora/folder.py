@@ -1,10 +1,10 @@
-"""Anybody's recordings, described by one CSV or by label files beside them.
+"""A user's own recordings, described by one CSV or by label files beside them.
 
-Decisions: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles
-are in label files beside them (ICBHI text or Audacity labels, told apart by content). With `unlabelled` a cycle may
-lack its label, and a recording that nobody annotated is one row without flags: for self-supervision. A recording
-without a patient id counts as its own patient, and that is said, because a split by such patients may put one voice on
-both sides. Every error names its CSV line.
+Decisions: a CSV with start_s and end_s holds the cycles; one without them holds facts about recordings whose cycles are
+in label files beside them (ICBHI text or Audacity labels, told apart by content). With `unlabelled` a cycle may lack
+its label, and a recording without annotation is one row without flags, for self-supervision. A recording without a
+patient id counts as its own patient, and a note says so, because a split by such patients may have one person on both
+sides. Every error names its CSV line.
 """
 
 import csv
@@ -17,9 +17,9 @@ from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times, parse_label, read_labels
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.files import is_recording, named
 from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import is_recording, named
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 

@@ -1,10 +1,10 @@
 """Any audio classification data set, from the Hub or a local folder, by the names of its columns.
 
-Decisions: Parquet (of the Hub or local) is read by `datasets` without decoding, its sounds are kept in the cache
-under their own hash and are decoded like every other recording. Folders of sounds are read as they were published (see
-`laennec.corpora.layouts`). Code of a data set is never run. The answer is the column `category`; a listing of names,
-classes, parts, folds and groups is written to the cache and stands for the annotation, so that the corpus fingerprint
-covers the classes too and does not hang on where the data lies.
+Decisions: `datasets` reads Parquet (of the Hub or local) without decoding; the audio files are cached under their own
+hash and decoded like every other recording. Folders of audio are read in their published layouts (see
+`laennec.corpora.layouts`). Code of a data set is never run. The class is the column `category`. A listing of names,
+classes, splits, folds and groups is written to the cache as the annotation, so that the corpus fingerprint covers the
+classes and does not depend on where the data lie.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from typing import Any
 import datasets
 
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.files import named
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
 from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import named
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import is_plain, leads_outside, read_json

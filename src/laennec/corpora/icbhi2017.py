@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
 from laennec.corpora.base import Corpus
-from laennec.corpora.files import corpus_path, is_recording, named, only_folder
 from laennec.corpora.protocols import COMMON_PROTOCOLS
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import corpus_path, is_recording, named, only_folder
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 

@@ -1,9 +1,9 @@
-"""Folders of sounds with classes, laid out as data sets of general audio are published.
+"""Folders of audio files with classes, in the layouts of published data sets.
 
-Decisions: four layouts are known: class folders (Speech Commands with its two lists among them), a table with a
-column of files (ESC-50, `metadata.csv`), IEMOCAP's sessions. What a published naming rule says (the speaker of a Speech
-Commands file, the session and speaker of an IEMOCAP utterance) is read here and nowhere else, because those corpora
-state it nowhere but in their names. Nothing is decoded.
+Decisions: four layouts are known: class folders (also Speech Commands with its two lists), a table with a column of
+files (ESC-50, `metadata.csv`), and the sessions of IEMOCAP. Rules of published file names (the speaker of a Speech
+Commands file, the session and speaker of an IEMOCAP utterance) are read here, because those corpora state them nowhere
+else. Nothing is decoded.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError
-from laennec.corpora.files import is_recording
+from laennec.corpora.sources import is_recording
 from laennec.errors import InputError
 from laennec.untrusted import is_plain, parse_json, read_text
 

@@ -1,11 +1,10 @@
-"""What the parts of a split share, and the refusal where a protocol promised they do not.
+"""What the splits of a corpus share, and the refusal of what a protocol promises they do not share.
 
-Decisions: four kinds of sharing are looked for. Patients and recordings by name; simultaneous recordings (ICBHI's
-"mc": one breathing taken at several chest locations) by patient and recording index; and audio that is the same under
-two names by its content address (SPRSound has one such pair, in train and test_intra). The last two are a refusal only
-where disjoint patients were promised: a split that shares patients on purpose reports them. Identical audio refuses
-where the cycles are the same too, which makes it a recording under two names; under other cycles it is a placeholder or
-a mix-up of files, which is reported with the split.
+Decisions: four kinds of sharing are checked. Patients and recordings by name; simultaneous recordings (ICBHI's "mc":
+one stretch of breathing at several chest locations) by patient and recording index; and identical audio under two names
+by its content hash (SPRSound has one such pair, in train and test_intra). The last two are refused only where disjoint
+patients are promised. Identical audio is refused if the cycles are the same too, which makes it one recording under two
+names; with other cycles it is a placeholder or a mix-up of files, and is reported with the split.
 """
 
 import itertools

@@ -17,12 +17,12 @@ import datasets
 
 from laennec.corpora.base import TABLE_VERSION, Corpus, CorpusOptions
 from laennec.corpora.exported import original_folder
-from laennec.corpora.files import named
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.protocols import BY_RECORDING, protocol_named
+from laennec.corpora.sources import named
 from laennec.corpora.splits import SplitResult, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.synthetic import Synthetic

@@ -19,8 +19,8 @@ import datasets
 from laennec.audio.cycles import AnnotationError, sliding_windows
 from laennec.audio.recording import read_header
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.files import hash_files, is_recording, named, only_folder
 from laennec.corpora.recordings import AnnotatedRecording, Event
+from laennec.corpora.sources import hash_files, is_recording, named, only_folder
 from laennec.errors import InputError
 from laennec.untrusted import read_bytes, read_text
 

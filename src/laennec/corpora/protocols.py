@@ -1,8 +1,8 @@
 """The named ways to split, and what each promises.
 
-Decisions: a protocol promises something for every pair of its parts (the two share no patient, or at least no
-recording, or only no cycle), so that a split can be checked against its own name. The default promise is the strong
-one; a protocol lists its exceptions.
+Decisions: a protocol promises something for every pair of its splits (the two share no patient, or at least no
+recording, or only no cycle), so that a split can be checked against its name. The default promise is the strongest; a
+protocol lists its exceptions.
 """
 
 import difflib

@@ -1,9 +1,9 @@
 """Splitting by a named protocol, the validation carve-out and the split fingerprint.
 
-Decisions: `split_table` checks its own result against the protocol's promise and returns no split that breaks it.
-Validation is carved from train by whole patients who are in no test part, because choosing a model on a test patient is
-choosing on test; only random-80-20 draws cycles, as its paper does, and says so in its stamp. Draws are hashes of
-(seed, purpose, name): reordering rows or another version of a library changes nothing.
+Decisions: `split_table` checks its result against the promise of the protocol and returns no split that breaks it.
+Validation is carved from train by whole patients who are in no test split, because selecting a model on test patients
+is selecting on test; only random-80-20 draws cycles, as its paper does, and its stamp says so. Draws are hashes of
+(seed, purpose, name): the order of rows and the versions of libraries change nothing.
 """
 
 import hashlib

@@ -217,8 +217,8 @@ def _draw_breathing(
 def _record(breathing: Signal, device: Device, rate: int, rng: np.random.Generator) -> Signal:
     """What a device writes: breathing and body noise within its bandwidth, its own noise, at the rate of the file."""
     body = _lowpass(rng.standard_normal(len(breathing)), 60) * rng.uniform(0.5, 1.5)
-    heard = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * SOURCE_RATE_HZ))
-    sound = soxr.resample(heard, SOURCE_RATE_HZ, rate) if rate != SOURCE_RATE_HZ else heard
+    filtered = _lowpass(breathing + body, min(device.lowpass_hz, 0.45 * SOURCE_RATE_HZ))
+    sound = soxr.resample(filtered, SOURCE_RATE_HZ, rate) if rate != SOURCE_RATE_HZ else filtered
     sound = sound + device.noise * rng.standard_normal(len(sound))
     return np.asarray(sound * (rng.uniform(0.3, 0.9) / np.abs(sound).max()))
 

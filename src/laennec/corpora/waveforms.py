@@ -1,9 +1,9 @@
 """The waveforms of a cycle table, each recording decoded once.
 
-Decisions: a recording is resampled and filtered as a whole and then cut, so that a cycle has no edges of its own.
-The cycles of a recording are kept as raw float32 in one file, named by the hash of everything that made them: the
-sound, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size is
-torn and made again. Nothing stays open or in memory between two reads.
+Decisions: a recording is resampled and filtered as a whole and then cut, so that no filter starts at the edge of a
+cycle. The cycles of a recording are cached as raw float32 in one file, named by the hash of everything that made them:
+the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size
+is made again. Nothing stays open or in memory between two reads.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
-from laennec.corpora.files import hash_files
 from laennec.corpora.recordings import UnusableRecordingsError
+from laennec.corpora.sources import hash_files
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import read_bytes
@@ -60,7 +60,7 @@ class CycleWaveforms(Sequence[Waveform]):
         table: A cycle table, or any rows of one in any order.
         sampling_rate: Rate of the waveforms in Hz.
         filter: Applied to whole recordings at that rate.
-        cache_dir: Root of the caches; see `laennec.corpora.files.cache_root`.
+        cache_dir: Root of the caches; see `laennec.corpora.sources.cache_root`.
 
     Attributes:
         failures: recording_path -> reason, for what the last `prepare` could not use.

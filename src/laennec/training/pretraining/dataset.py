@@ -18,8 +18,8 @@ from laennec.audio.cycles import sliding_windows
 from laennec.corpora import provenance
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.duplicates import describe_audio, find_described
-from laennec.corpora.files import named
 from laennec.corpora.load import find_corpus
+from laennec.corpora.sources import named
 from laennec.errors import InputError
 from laennec.training.recipe import PretrainSettings
 from laennec.training.record import read_record

@@ -1,9 +1,9 @@
-"""The files below a corpus: where caches live, what each file's hash is, how an archive is unpacked.
+"""The files of a corpus: their hashes, and archives that are unpacked into the cache.
 
-Decisions: a file is known by its SHA-256, and the hash is remembered under (path, size, modification time), so that
-the second look at a corpus costs nothing. A file touched within the last two seconds is not remembered, because it
-could change again within the clock's grain. An archive is unpacked once, under its own hash, and only if no member
-leaves the folder; of several processes that want it at once one unpacks and the others wait for it.
+Decisions: a file is identified by its SHA-256, which is cached under (path, size, modification time), so that opening a
+corpus again reads no file. A file changed within the last two seconds is not cached, because it could change again
+within the resolution of the clock. An archive is unpacked once, under its own hash, and refused if a member leaves the
+folder; of several processes that want it at once one unpacks and the others wait.
 """
 
 import contextlib
