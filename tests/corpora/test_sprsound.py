@@ -170,7 +170,7 @@ def test_annotations_alone_do_for_events_only(corpus: Path, tmp_path: Path) -> N
         path.unlink()
     with pytest.warns(UserWarning, match="without any audio"):
         assert len(rows(corpus, tmp_path)) == 3
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="record level needs"):
+    with pytest.warns(UserWarning), pytest.raises(InputError, match="level record needs"):
         rows(corpus, tmp_path, level="record")
 
 
@@ -184,5 +184,5 @@ def test_a_recording_in_two_parts_a_bad_name_and_a_wrong_folder(corpus: Path, tm
         rows(corpus, tmp_path)
     with pytest.raises(InputError, match="no SPRSound folders"):
         rows(corpus / "train" / "wav", tmp_path)
-    with pytest.raises(InputError, match="neither event nor record"):
+    with pytest.raises(InputError, match="sprsound has no level .cycle.; valid: event, record"):
         rows(corpus, tmp_path, level="cycle")
