@@ -110,7 +110,7 @@ def test_differences_intervals_and_p_values_equal_a_naive_loop(first, tmp_path, 
     low, high = score["difference_interval"]
     assert f"{score['difference']:+.1f} [{low:+.1f}, {high:+.1f}]" in out and "baseline" in out
     assert (
-        content["corpus_fingerprint"][:12] in out and content["split_fingerprint"][:12] in out and "part train" in out
+        content["corpus_fingerprint"][:12] in out and content["split_fingerprint"][:12] in out and "split train" in out
     )
     page = check_page((tmp_path / "out" / "compare.html").read_text())
     assert f"{score['difference']:+.1f} [{low:+.1f}, {high:+.1f}]" in page.text
@@ -150,9 +150,7 @@ def test_seeds_of_a_recipe_are_one_method_where_several_recipes_are_given(first,
     assert set(json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]) == {"a-0", "a-1", "a-2"}
     compare(capsys, lone, *seeds, "--no-group-seeds", "--draws", DRAWS, "--out", tmp_path / "out")
     assert len(json.loads((tmp_path / "out" / "compare.json").read_text())["methods"]) == 4
-    assert "one method with --group-seeds" in compare(
-        capsys, *seeds, "--group-seeds", "--out", tmp_path / "out", code=2
-    )
+    assert "a single method" in compare(capsys, *seeds, "--group-seeds", "--out", tmp_path / "out", code=2)
     twin = other(first, tmp_path / "a-again", 5, name="recipe a", run_seed=2)
     said = compare(capsys, lone, *seeds, twin, "--out", tmp_path / "out", code=2)
     assert "with seed 2" in said and "--no-group-seeds" in said
@@ -183,9 +181,9 @@ def test_runs_on_other_ground_are_refused(first, tmp_path, capsys, no_pictures):
 
     cases = [
         (origin("corpus_fingerprint", "f" * 64), "on corpus ffffffffffff"),
-        (origin("split_fingerprint", "e" * 64), "on split eeeeeeeeeeee"),
+        (origin("split_fingerprint", "e" * 64), "on split fingerprint eeeeeeeeeeee"),
         (origin("protocol", "random-80-20"), "on protocol random-80-20"),
-        (part, "on part validation"),
+        (part, "on split validation"),
         (fewer, "cycles"),
         (relabelled, "another truth or patient"),
     ]

@@ -187,7 +187,7 @@ def test_a_single_label_run_has_one_temperature(tiny_recipe, tmp_path, capsys):
     temperature = next(iter(fitted["temperatures"].values()))
     assert torch.allclose(model.probabilities(logits), (logits / temperature).softmax(-1))
     assert main(["calibrate", str(run), "--calibration", "platt"]) == 2
-    one_line(capsys, "yes/no labels")
+    one_line(capsys, "binary (yes/no) labels")
     assert main(["calibrate", str(run), "--calibration", "none"]) == 0
     assert set(LaennecConfig.from_pretrained(run / "model").temperatures.values()) == {1.0}
 

@@ -48,7 +48,7 @@ def test_evaluate_shows_the_part_without_and_with(run, capsys):
     table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     after = smooth_predictions(table, NAMES, chosen["strength"])
     np.testing.assert_array_equal(table["smoothed_logit_crackle"], after["logit_crackle"])
-    assert "Smoothed over recordings" in (run / "evaluation-test" / "report.html").read_text()
+    assert "Smoothing over recordings" in (run / "evaluation-test" / "report.html").read_text()
     assert read(run / "run.json")["evaluations"][-1]["smoothing"] == chosen["strength"]
 
 
@@ -103,7 +103,7 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
 def test_a_model_without_its_run_takes_a_strength_but_chooses_none(run, small_corpus, tmp_path, capsys):
     model, recording = str(run / "model"), str(sorted(small_corpus.glob("*.wav"))[0])
     assert main(["predict", model, recording, "--out", str(tmp_path / "a"), "--smoothing", "0.5"]) == 0
-    assert "not those of smoothed answers" in capsys.readouterr().out
+    assert "not fitted on smoothed predictions" in capsys.readouterr().out
     assert main(["predict", model, recording, "--out", str(tmp_path / "b"), "--smoothing", "auto"]) == 2
     one_line(capsys, model, "predictions-validation.parquet", "--smoothing 0.5")
     assert not (tmp_path / "b").exists()

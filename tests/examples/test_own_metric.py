@@ -14,6 +14,7 @@ import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import draw_patients, patient_codes
+from laennec.training.recipe import Recipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -91,6 +92,18 @@ def test_it_appears_wherever_a_score_does(per_recording, tiny_run, tmp_path, mon
     assert compared["methods"]["b"]["figures"]["recording_recall"]["difference"] == 0.0
     assert main(["compare", *map(str, runs), "--draws", "30", "--out", str(tmp_path / "out")]) == 0
     assert "recording_recall" not in json.loads((tmp_path / "out" / "compare.json").read_text())["figures"]
+
+
+@pytest.mark.usefixtures("per_recording")
+def test_a_recipe_names_it(tiny_run, tmp_path, monkeypatch):
+    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("eval*"))
+    record = json.loads((run / "run.json").read_text())
+    config = record["config"] | {"evaluation": {"metrics": ["own_metric:per_recording"]}}
+    record["config"] = Recipe.from_record(config, "run.json").to_dict()
+    (run / "run.json").write_text(json.dumps(record))
+    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
+    values = laennec.score(run, draws=5).evaluation["values"]
+    assert {"recording_recall", "recording_precision"} <= set(values)
 
 
 def test_the_example_runs(tiny_run, tmp_path):

@@ -19,7 +19,6 @@ import pandas as pd
 from laennec.errors import InputError
 from laennec.evaluation.operating_point import (
     Calibration,
-    ThresholdRule,
     fit_operating_point,
     logit_thresholds,
     operating_point_of,
@@ -37,7 +36,7 @@ from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
 
 VALIDATION = "predictions-validation.parquet"
-RULES = (*get_args(ThresholdRule), "none")
+RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
 
 
 @dataclass(frozen=True)
