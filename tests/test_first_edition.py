@@ -3,6 +3,8 @@
 tests/golden/first_edition/make.py recorded the golden files with the functions of this file, so both ask the same.
 """
 
+import contextlib
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,15 +16,76 @@ import torch
 from safetensors.numpy import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
+import audio_twins
 import numpy_twins
-from audio_twins import write
-from laennec import Predictor, load_model
+from laennec import Predictor, evaluate_predictions, load_corpus, load_model, load_recipe, pretrain, train
 from laennec.cli import main
+from laennec.corpora import provenance
+from laennec.evaluation import class_distances, fit_on_validation, four_properties, sprsound_task, sprsound_total
+from laennec.evaluation.calibration import fit_classes_on_validation
+from laennec.evaluation.smoothing import choose_smoothing, compare_smoothing
 
 GOLDEN = Path(__file__).with_name("golden") / "first_edition"
 MODELS = GOLDEN / "models"
 BASES = {"head": MODELS / "base_ast", "lora": MODELS / "base_ast"}
+HUB = {
+    "esc50": {"label_column": "category", "fold_column": "fold", "patient_column": "src_file"},
+    "speech": {"layout": "folders", "patient_column": "speaker"},
+    "iemocap": {
+        "layout": "iemocap",
+        "fold_column": "session",
+        "patient_column": "speaker",
+        "label_map": {"exc": "hap"},
+        "labels": ["neu", "hap", "ang", "sad"],
+    },
+}
+PATIENTS = ("official", "official-strict", "patient-60-20-20", "random-80-20", "recording-80-20")
+# (corpus, folder, options); folders below data are the real ones, the others are twins
+TWINS = [
+    *(("icbhi2017", "icbhi", {"protocol": name, "allow_missing": True}) for name in PATIENTS),
+    *(("icbhi2017", "icbhi", {"protocol": name, "allow_missing": True, "seed": 7}) for name in PATIENTS),
+    *(("icbhi2017", "icbhi", {"protocol": "patient-5fold", "allow_missing": True, "fold": k}) for k in range(5)),
+    *(("icbhi2017", "icbhi", {"protocol": "device-out", "allow_missing": True, "fold": k}) for k in range(4)),
+    ("synthetic", "icbhi", {}),
+    ("synthetic", "icbhi", {"protocol": "official", "validation_fraction": 0.4}),
+    ("sprsound", "sprsound", {}),
+    ("sprsound", "sprsound", {"level": "record"}),
+    ("sprsound", "sprsound", {"protocol": "patient-5fold", "fold": 2}),
+    *(("physionet2016", "physionet", {"fold": k}) for k in (0, 1, 4)),
+    ("physionet2016", "physionet", {"level": "window", "window_s": 1.0, "protocol": "recording-80-20"}),
+    ("physionet2016", "physionet_own", {"protocol": "validation-folder", "validation_folder": True}),
+    ("hub", "esc50", {"protocol": "published-folds", "fold": 1, "validation_fraction": 0.1, **HUB["esc50"]}),
+    ("hub", "speech", {"protocol": "published-parts", **HUB["speech"]}),
+    ("hub", "iemocap", {"protocol": "published-folds", "fold": 1, "validation_fraction": 0.1, **HUB["iemocap"]}),
+    ("folder", "own", {"protocol": "patient-60-20-20"}),
+]
+REAL = [
+    *(("icbhi2017", "data/icbhi2017_annotations", {"protocol": name}) for name in PATIENTS),
+    *(("icbhi2017", "data/icbhi2017_annotations", {"protocol": "patient-5fold", "fold": k}) for k in range(5)),
+    *(("icbhi2017", "data/icbhi2017_annotations", {"protocol": "device-out", "fold": k}) for k in range(4)),
+    ("icbhi2017", "data/icbhi2017_subset", {"protocol": "patient-60-20-20", "allow_missing": True}),
+    ("sprsound", "data/sprsound", {}),
+    ("sprsound", "data/sprsound", {"level": "record"}),
+]
+OTHERS = ("accelerate", "studies", "searches")
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = {
+    f"{path.parent.name}/{path.stem}": path
+    for path in sorted((ROOT / "recipes").rglob("*.yaml"))
+    if path.parent.name not in OTHERS
+}
+PRETRAINED = [name for name, path in RECIPES.items() if "\npretrain:" in path.read_text()]
+TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
+FOUR = {"problem_type": "single_label", "label_names": ["normal", "crackle", "wheeze", "both"]}
+SPRSOUND = {
+    "1-1": ("Normal", "Adventitious"),
+    "1-2": ("Normal", "Rhonchi", "Wheeze", "Stridor", "Coarse Crackle", "Fine Crackle", "Wheeze+Crackle"),
+    "2-1": ("Normal", "Adventitious", "Poor Quality"),
+    "2-2": ("Normal", "CAS", "DAS", "CAS & DAS", "Poor Quality"),
+}
+WORDS = {"definitions", "what", "text", "note", "notes", "convention", "skipped"}  # sentences, which may be reworded
 LOADED = ("full", "head", "lora", "mobilenet", "ensemble", "tasks", "context")  # by `load_model`
 
 
@@ -36,11 +99,11 @@ def close(values, **tolerance):
 
 
 def sound_file(folder):
-    return write(folder / "sound.wav", numpy_twins.waveform(), 8000)
+    return audio_twins.write(folder / "sound.wav", numpy_twins.waveform(), 8000)
 
 
 def logits_of(model, extractor):
-    """Logits (1, labels) of the fixed sound at the model's own rate, its embedding, and the logits of each further task."""
+    """Logits (1, labels) and embedding of the fixed sound at the model's own rate, and each further task's logits."""
     sound = numpy_twins.waveform(rate_hz=extractor.sampling_rate).astype(np.float32)
     values = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
     with torch.inference_mode():
@@ -84,6 +147,62 @@ def onnx_answers():
     session = onnxruntime.InferenceSession(MODELS / "onnx" / facts["file"], providers=["CPUExecutionProvider"])
     logits, probabilities = session.run(None, {"waveforms": batch, "lengths": lengths})
     return {"labels": facts["labels"], "logits": logits.tolist(), "probabilities": probabilities.tolist()}
+
+
+def make_twins(folder):
+    """Every twin, each in its folder below this one."""
+    sounds = sorted(numpy_twins.icbhi2017(folder / "icbhi").glob("*.wav"))
+    numpy_twins.sprsound(folder / "sprsound")
+    audio_twins.physionet2016(folder / "physionet", sounds)
+    own = shutil.copytree(folder / "physionet", folder / "physionet_own") / "validation"
+    for name, sound in zip(("a0001", "e0006"), audio_twins.excerpts(sounds[::-1], 2, 3.1, 2000), strict=True):
+        audio_twins.write(own / f"{name}.wav", sound, 2000)
+    audio_twins.esc50_github(folder / "esc50", sounds)
+    audio_twins.speech_commands(folder / "speech", sounds)
+    audio_twins.iemocap(folder / "iemocap", sounds)
+    lines = ["file,start_s,end_s,label,patient,location"]
+    for number, sound in enumerate(audio_twins.excerpts(sounds, 12, 1.2, 4000)):
+        audio_twins.write(folder / "own" / f"{number}.wav", sound, 4000)
+        kinds, place = list(numpy_twins.FLAGS), ("Tc", "Al")[number % 2]
+        for k, (start, end) in enumerate(((0, 0.7), (0.5, 1.2))):
+            lines.append(f"{number},{start},{end},{kinds[(number + k) % 4]},p{number // 2},{place}")
+    (folder / "own" / "cycles.csv").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    return make_twins(tmp_path_factory.mktemp("twins"))
+
+
+def case_name(case):
+    corpus, folder, options = case
+    kept = {k: v for k, v in options.items() if k not in {"allow_missing"} and k not in HUB.get(folder, {})}
+    return " ".join([corpus, folder, *(f"{k}={v}" for k, v in kept.items())])
+
+
+def prints_of(case, root):
+    """Fingerprints of a corpus, its split and its parts, and a digest of each column of its cycle tables."""
+    corpus, folder, options = case
+    parts = load_corpus(corpus, root / folder, **options)
+    origin = provenance(parts)
+    columns = [name for name in parts["train"].column_names if name != "recording_path"]
+    values = {name: [value for part in parts.values() for value in part[name][:]] for name in columns}
+    return {
+        "corpus": origin["corpus_fingerprint"],
+        "split": origin["split_fingerprint"],
+        "parts": {name: [len(part), origin["part_fingerprints"][name]] for name, part in parts.items()},
+        "leaks": len(origin["leaks"]),
+        "stamped": bool(origin["stamp"]),
+        "columns": {name: hashlib.sha256(json.dumps(v).encode()).hexdigest()[:16] for name, v in values.items()},
+    }
+
+
+def same_prints(case, root):
+    wanted, got = golden("fingerprints")[case_name(case)], prints_of(case, root)
+    columns = wanted.pop("columns", {})
+    assert {key: got[key] for key in wanted} == wanted
+    assert {name: got["columns"].get(name) for name in columns} == columns
 
 
 @pytest.mark.parametrize("name", LOADED)
@@ -167,3 +286,180 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(study_place):
     histories = [json.loads((Path(run) / "run.json").read_text())["history"] for run in ("run", "interrupted")]
     assert histories[1][-1]["loss"] == pytest.approx(histories[0][-1]["loss"], rel=1e-5)
     assert len(histories[0]) == len(histories[1]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", TWINS, ids=case_name)
+def test_a_twin_has_the_same_fingerprints(case, twins):
+    same_prints(case, twins)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("case", REAL, ids=case_name)
+def test_a_real_corpus_has_the_same_fingerprints(case, shared_root):
+    same_prints(case, shared_root)
+
+
+def numbers(values):
+    """A result as JSON would have it, without its sentences, numbers to eight digits."""
+    if isinstance(values, dict):
+        return {str(key): numbers(value) for key, value in values.items() if key not in WORDS}
+    if isinstance(values, list | tuple | np.ndarray):
+        return [numbers(value) for value in values]
+    if isinstance(values, float | np.floating):
+        return float(f"{values:.8g}") if np.isfinite(values) else None
+    return int(values) if isinstance(values, np.integer | np.bool_) else values
+
+
+def scores():
+    """Everything that the evaluation computes from the stored predictions alone: {what: numbers}."""
+    table = pd.read_parquet(GOLDEN / "predictions.parquet")
+    train, validation, test = (table[table["split"] == part] for part in ("train", "validation", "test"))
+    draw = np.random.RandomState(4)
+    found = {}
+    tuned = {
+        "thresholds": {"crackle": 0.4, "wheeze": -0.2},
+        "temperatures": {"crackle": 1.5, "wheeze": 0.6},
+        "intercepts": {"crackle": 0.3, "wheeze": -0.1},
+    }
+    found["two labels"] = evaluate_predictions(test, **TWO, **tuned, train_table=train, n_draws=200)
+    found["four classes"] = evaluate_predictions(test, **FOUR, n_draws=50, seed=3)
+    for rule, calibration in (("youden", "temperature"), ("f1", "platt"), ("icbhi", "none"), ("sensitivity", "platt")):
+        found[f"fitted {rule}"] = fit_on_validation(
+            validation, TWO["label_names"], rule=rule, calibration=calibration, sensitivity=0.8
+        )
+    found["fitted classes"] = fit_classes_on_validation(validation, FOUR["label_names"])
+    found["smoothing chosen"] = choose_smoothing(validation, **TWO)
+    found["smoothed"] = compare_smoothing(test, 0.4, **TWO, n_draws=50)
+    found["distances"] = class_distances(draw.standard_normal((len(test), 6)), list(test["label"]), FOUR["label_names"])
+    found["four properties"] = four_properties(found["distances"])
+    for task, names in SPRSOUND.items():
+        truth, answers = (list(draw.choice(names, 40)) for _ in range(2))
+        answers = [t if k % 3 else a for k, (t, a) in enumerate(zip(truth, answers, strict=True))]
+        found[f"SPRSound {task}"] = sprsound_task(task, truth, answers)
+    total = sprsound_total({task: found[f"SPRSound {task}"]["Score"] for task in SPRSOUND})
+    return numbers(found | {"SPRSound total": {"Score": total}})
+
+
+def refuse_other(got, wanted, place):
+    """Fail where a number or a name of `wanted` is another in `got`, which may hold more."""
+    if isinstance(wanted, dict):
+        assert isinstance(got, dict) and set(wanted) <= set(got), place
+        for key, value in wanted.items():
+            refuse_other(got[key], value, f"{place}, {key}")
+    elif isinstance(wanted, list):
+        assert isinstance(got, list) and len(got) == len(wanted), place
+        for number, pair in enumerate(zip(got, wanted, strict=True)):
+            refuse_other(*pair, f"{place}, {number}")
+    elif isinstance(wanted, float):
+        assert got == pytest.approx(wanted, rel=1e-6, abs=1e-9), place
+    else:
+        assert got == wanted, place
+
+
+@pytest.fixture(scope="module")
+def scored():
+    return scores()
+
+
+@pytest.mark.parametrize("what", golden("scores") if (GOLDEN / "scores.json").exists() else ())
+def test_a_stored_table_has_the_same_scores(what, scored):
+    refuse_other(scored[what], golden("scores")[what], what)
+
+
+def stand_ins(recipe, name, twins, shared):
+    """Flags that put twins and tiny encoders in the place of corpora and downloads, for two steps."""
+    flags = {
+        "train.max_steps": 2,
+        "train.batch_size": min(recipe.train.batch_size, 8),
+        "schedule.pretrain_epochs": min(recipe.schedule.pretrain_epochs, 1),
+    }
+    folders = {"icbhi2017": "icbhi", "synthetic": "icbhi", "sprsound": "sprsound"}
+    folder = folders.get(recipe.corpus.name) or name.split("/")[1].split("_")[0]
+    flags["corpus.data_dir"] = str(twins / folder)
+    if recipe.corpus.name == "icbhi2017":
+        flags["corpus.allow_missing"] = True
+    kind = recipe.encoder.type
+    if kind == "cnn":
+        flags["encoder.config.channels"] = [4, 8]
+    elif kind == "beats":
+        flags["encoder.weights"] = str(shared / "conformance" / "beats_tiny.pt")
+    elif kind == "mobilenet" and not recipe.encoder.weights:
+        flags["encoder.config.width_mult"] = 0.05
+    elif recipe.encoder.weights:
+        flags["encoder.weights"] = str(twins / "base_mobilenet" if kind == "mobilenet" else MODELS / f"base_{kind}")
+    return flags
+
+
+class EnoughError(Exception):
+    """The steps that were asked for are taken; what would follow takes most of the time."""
+
+
+def terms_of(run, recipe, most):
+    """Loss terms of the first steps of a training, `most` at most: {term: [step 1, step 2]}, all phases in a row."""
+    steps = []
+
+    def each_step(self, args, state, control, **_):
+        control.should_log = True
+        return flow(self, args, state, control)
+
+    def collect(self, args, state, control, logs):
+        if terms := {key.removeprefix("term_"): value for key, value in logs.items() if key.startswith("term_")}:
+            steps.append(terms)
+        if len(steps) == most:
+            raise EnoughError
+        return log(self, args, state, control, logs)
+
+    flow, log = DefaultFlowCallback.on_step_end, CallbackHandler.on_log
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DefaultFlowCallback, "on_step_end", each_step)
+        patch.setattr(CallbackHandler, "on_log", collect)
+        with contextlib.suppress(EnoughError):
+            run(recipe)
+    names = sorted({name for step in steps for name in step})
+    return {name: [step[name] for step in steps if name in step] for name in names}
+
+
+def first_steps(name, twins, shared, out, pretraining=False):
+    """Loss terms of a recipe's first two steps, of pre-training or of training."""
+    flags = stand_ins(load_recipe(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
+    if pretraining:
+        flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
+        return terms_of(pretrain, load_recipe(RECIPES[name], flags), 2)
+    recipe = load_recipe(RECIPES[name], flags)
+    return terms_of(train, recipe, 2 if recipe.schedule.name == "joint" else 4)  # others have two phases
+
+
+@pytest.fixture(scope="module")
+def two_step_twins(twins):
+    return make_base(twins)
+
+
+def make_base(twins):
+    """The twins, and an encoder with weights for the recipes on mobilenet."""
+    load_model(MODELS / "mobilenet")[0].encoder.save_pretrained(twins / "base_mobilenet")
+    return twins
+
+
+def same_steps(key, got):
+    """Equal to 1e-6; second steps to 1e-5, for a first step's gradient is summed in the order a processor likes."""
+    wanted = golden("steps")[key]
+    assert set(got) == set(wanted)
+    for term, values in wanted.items():
+        assert len(got[term]) == len(values), term
+        assert got[term][0] == pytest.approx(values[0], rel=1e-6, abs=1e-9), term
+        assert got[term] == pytest.approx(values, rel=1e-5, abs=1e-8), term
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_takes_the_same_first_steps(name, two_step_twins, tmp_path, request):
+    beats = "type: beats" in RECIPES[name].read_text()
+    shared = request.getfixturevalue("shared_root") if beats else None
+    same_steps(name, first_steps(name, two_step_twins, shared, tmp_path / "run"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_recipe_pre_trains_with_the_same_first_steps(name, two_step_twins, tmp_path):
+    same_steps(f"{name} pretrain", first_steps(name, two_step_twins, None, tmp_path / "run", True))

@@ -17,6 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
+import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
 from transformers import ASTConfig  # noqa: E402
@@ -99,8 +100,13 @@ KINDS = {
 
 
 def store(name, values):
-    text = json.dumps(values, indent=1, ensure_ascii=False)
-    (HERE / f"{name}.json").write_text(text + "\n")
+    """Write JSON, an entry a line."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    (HERE / f"{name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def shared_root():
+    return Path(os.environ.get("LAENNEC_SHARED_DATA", HERE.parents[3] / "shared" / "data")).parent
 
 
 def run(*arguments):
@@ -187,11 +193,77 @@ def make_models():
     store("timeline", json.loads(Path("timeline/sound.json").read_text()))
 
 
+def make_fingerprints():
+    """Columns of each table once, for all protocols split the same rows."""
+    found, known = {}, set()
+    shared = shared_root()
+    for case, root in [*((c, Path("twins")) for c in golden.TWINS), *((c, shared) for c in golden.REAL)]:
+        prints = golden.prints_of(case, root)
+        if (table := (*case[:2], case[2].get("level"))) in known:
+            del prints["columns"]
+        known.add(table)
+        found[golden.case_name(case)] = prints
+    assert len(found) == len(golden.TWINS) + len(golden.REAL)
+    store("fingerprints", found)
+
+
+def predictions(patients=8, cycles=8):
+    """A predictions table of each part, with what the subgroups and the shortcuts look at."""
+    draw, parts = np.random.RandomState(3), []
+    for part in ("train", "validation", "test"):
+        n = patients * cycles
+        patient = np.repeat(np.arange(patients), cycles)
+        crackle, wheeze = (draw.rand(n) < 0.4).astype(int), (draw.rand(n) < 0.35).astype(int)
+        start = np.tile(np.arange(cycles) * 2.0, patients)
+        noise = np.where(patient % 3 == 0, 2.0, 1.0)[:, None] * draw.standard_normal((n, 2))
+        logits = (2.0 * np.stack([crackle, wheeze], 1) - 1.0 + noise).round(3).astype(np.float32)
+        table = pd.DataFrame(
+            {
+                "cycle_id": [f"{part}{p}#{k % cycles:02d}" for k, p in enumerate(patient)],
+                "recording_id": [f"{part}{p}_{k % 2}" for k, p in enumerate(patient)],
+                "patient_id": [f"{part}{p}" for p in patient],
+                "device": np.where(patient % 3 == 0, "Meditron", "Litt3200"),
+                "chest_location": draw.choice(["Al", "Ar", "Tc"], n),
+                "sex": np.where(patient == 1, None, np.where(patient % 2, "F", "M")),
+                "age_years": np.where(patient == 1, np.nan, 2.0 + 9 * patient),
+                "start_s": start,
+                "end_s": (start + 1 + draw.rand(n) * 0.8 + 0.3 * crackle).round(3),
+                "crackle": crackle,
+                "wheeze": wheeze,
+                "label": np.array(["normal", "crackle", "wheeze", "both"])[crackle + 2 * wheeze],
+                "split": part,
+                "logit_normal": np.float32(0.0),
+                "logit_crackle": logits[:, 0],
+                "logit_wheeze": logits[:, 1],
+                "logit_both": logits.sum(1),
+                "level_db": (draw.rand(n) * -20 - 5 * wheeze).round(2),
+                "bandwidth_hz": (1000 + 800 * draw.rand(n)).round(1),
+            }
+        )
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True)
+
+
+def make_scores():
+    predictions().to_parquet(HERE / "predictions.parquet")
+    store("scores", golden.scores())
+
+
+def make_steps():
+    twins, found = golden.make_base(Path("twins")), {}
+    for names, pretraining in ((golden.RECIPES, False), (golden.PRETRAINED, True)):
+        for name in names:
+            key = f"{name} pretrain" if pretraining else name
+            found[key] = golden.first_steps(name, twins, shared_root(), Path("runs") / key, pretraining)
+    store("steps", found)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for what in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
             os.environ["LAENNEC_CACHE"] = str(Path(place) / "cache")
-            numpy_twins.icbhi2017(Path("icbhi"))
-            numpy_twins.sprsound(Path("sprsound"))
+            golden.make_twins(Path("twins"))
+            for name in ("icbhi", "sprsound"):
+                Path(name).symlink_to(f"twins/{name}")
             globals()[f"make_{what}"]()
