@@ -20,11 +20,11 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
 import audio_twins
 import numpy_twins
-from laennec import Predictor, evaluate_predictions, load_corpus, load_model, load_recipe, pretrain, train
-from laennec.cli import main
+from laennec import Predictor, Recipe, evaluate_predictions, load_corpus, load_model, pretrain, train
+from laennec.cli.main import main
 from laennec.corpora import provenance
 from laennec.evaluation import class_distances, fit_on_validation, four_properties, sprsound_task, sprsound_total
-from laennec.evaluation.calibration import fit_classes_on_validation
+from laennec.evaluation.operating_point import fit_classes_on_validation
 from laennec.evaluation.smoothing import choose_smoothing, compare_smoothing
 
 GOLDEN = Path(__file__).with_name("golden") / "first_edition"
@@ -426,11 +426,11 @@ def terms_of(run, recipe, most):
 
 def first_steps(name, twins, shared, out, pretraining=False):
     """Loss terms of a recipe's first two steps, of pre-training or of training."""
-    flags = stand_ins(load_recipe(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
+    flags = stand_ins(Recipe.from_yaml(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
     if pretraining:
         flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
-        return terms_of(pretrain, load_recipe(RECIPES[name], flags), 2)
-    recipe = load_recipe(RECIPES[name], flags)
+        return terms_of(pretrain, Recipe.from_yaml(RECIPES[name], **flags), 2)
+    recipe = Recipe.from_yaml(RECIPES[name], **flags)
     return terms_of(train, recipe, 2 if recipe.schedule.name == "joint" else 4)  # others have two phases
 
 
