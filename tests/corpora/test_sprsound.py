@@ -184,5 +184,5 @@ def test_a_recording_in_two_parts_a_bad_name_and_a_wrong_folder(corpus: Path, tm
         rows(corpus, tmp_path)
     with pytest.raises(InputError, match="no SPRSound folders"):
         rows(corpus / "train" / "wav", tmp_path)
-    with pytest.raises(InputError, match="sprsound has no level .cycle.; valid: event, record"):
+    with pytest.raises(InputError, match="sprsound has no level 'cycle'; valid: event, record"):
         rows(corpus, tmp_path, level="cycle")
