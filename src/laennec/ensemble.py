@@ -1,8 +1,8 @@
-"""Several models of one kind as one.
+"""Ensembles: several models of one kind as one model.
 
-Decisions: the joined model answers the mean of its members' calibrated log-odds (of one class of several: of their
-log-probabilities, but for a number that all classes share), so that no member shouts the others down. That mean of
-heads is itself a head of their kind on the members' embeddings side by side, with their hidden layers side by side.
+Decisions: the ensemble predicts the mean of its members' calibrated log-odds (for single-label models: of their
+log-probabilities, up to a constant that all classes share), so that the scale of a member's logits does not weight it.
+The mean of heads is itself a head on the concatenated embeddings of the members, with their hidden layers concatenated.
 Where the members' encoders are the same, as frozen ones are, one of them is kept.
 """
 
@@ -28,14 +28,14 @@ _SHARED = {
 
 
 def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAudioClassification:
-    """One model that answers the mean of several; it is not calibrated and has no thresholds yet.
+    """One model that predicts the mean of several; it is not calibrated and has no thresholds yet.
 
     Args:
         models: Two or more that differ in their weights alone. Adapters are merged into their encoders.
 
     Returns:
         A model in evaluation mode with weights of its own. Its `logits` are the mean of the members' calibrated
-        logits; those of further tasks are the mean of the members' logits.
+        logits; those of auxiliary tasks are the mean of the members' logits.
 
     Raises:
         InputError: There are less than two, they differ in more than weights, or their heads normalise an embedding.
@@ -47,14 +47,14 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
         if model.config.lora:
             model.merge_adapters()
         if model.config.head_layer_norm:
-            raise InputError("head.layer_norm is set: it looks at one embedding as a whole, and cannot be joined")
+            raise InputError("head.layer_norm is set: it normalises one embedding as a whole, which an ensemble cannot")
         for name, setting in _SHARED.items():
             if getattr(model.config, name) != getattr(first.config, name):
-                raise InputError(f"the models differ in {setting}; only what differs in its weights can be joined")
-        if _questions(model.config) != _questions(first.config):
-            raise InputError("the models differ in tasks; only what differs in its weights can be joined")
+                raise InputError(f"the models differ in {setting}; members may differ in their weights alone")
+        if _tasks(model.config) != _tasks(first.config):
+            raise InputError("the models differ in tasks; members may differ in their weights alone")
         if _sizes(model.encoder) != _sizes(first.encoder):
-            raise InputError("the models' encoders differ in kind or size; only what differs in weights can be joined")
+            raise InputError("the models' encoders differ in kind or size; members may differ in their weights alone")
     shared = len({encoder_digest(model.encoder) for model in models}) == 1
     members = [copy.deepcopy(model.encoder).cpu() for model in models[: 1 if shared else None]]
     config = copy.deepcopy(first.config)
@@ -65,7 +65,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config.encoder_config = encoder.config
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
     config.temperatures, config.intercepts, config.thresholds = {}, {}, {}
-    config.tasks = _questions(first.config)
+    config.tasks = _tasks(first.config)
     config.head_hidden_dim = first.config.head_hidden_dim * len(models)
     joined = LaennecForAudioClassification(config, encoder)
     parts = 2 if config.concatenated_context else 1
@@ -76,8 +76,8 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     return joined.eval()
 
 
-def _questions(config: LaennecConfig) -> dict[str, Any]:
-    """Further tasks without what was fitted for them."""
+def _tasks(config: LaennecConfig) -> dict[str, Any]:
+    """Auxiliary tasks without their fitted values."""
     return {
         name: {key: value for key, value in task.items() if key not in ("logit_adjustment", "smoothing")}
         for name, task in config.tasks.items()
@@ -96,7 +96,7 @@ def _calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
 
 
 def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
-    """Make a head the mean of others; `parts` vectors of an encoder make up an embedding."""
+    """Make a head the mean of others; an embedding has `parts` vectors of the encoder."""
     count, hidden = len(heads), isinstance(into.hidden, nn.Sequential)
     inputs, biases, outputs, means = [], [], [], []
     for number, (head, calibration) in enumerate(zip(heads, calibrations, strict=True)):
@@ -104,12 +104,12 @@ def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | N
         # what the head does to an embedding that is not standardised
         weight = entrance.weight.double() / head.spread.double()
         bias = entrance.bias.double() - weight @ head.mean.double()
-        answer, offset = (last.weight.double(), last.bias.double()) if hidden else (weight, bias)
+        slope, offset = (last.weight.double(), last.bias.double()) if hidden else (weight, bias)
         if calibration is not None:
-            answer, offset = answer / calibration[0][:, None], offset / calibration[0] + calibration[1]
-        inputs.append(_placed(weight if hidden else answer, number, count, parts, into.mean.numel()))
+            slope, offset = slope / calibration[0][:, None], offset / calibration[0] + calibration[1]
+        inputs.append(_placed(weight if hidden else slope, number, count, parts, into.mean.numel()))
         biases.append(bias)
-        outputs.append(answer / count)
+        outputs.append(slope / count)
         means.append(offset / count)
     with torch.no_grad():
         if isinstance(into.hidden, nn.Sequential):
@@ -123,7 +123,7 @@ def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | N
 
 
 def _placed(weight: Tensor, number: int, count: int, parts: int, width: int) -> Tensor:
-    """What a member's head reads, where its embedding lies: (out, parts * dim) -> (out, width)."""
+    """A member's weight at the place of its embedding: (out, parts * dim) -> (out, width)."""
     if weight.shape[1] == width:  # the members share their encoder
         return weight
     whole = weight.new_zeros(len(weight), parts, count, weight.shape[1] // parts)

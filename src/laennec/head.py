@@ -1,6 +1,6 @@
 """From an embedding to the logits of the labels.
 
-Decisions: the head sees a standardised embedding (mean and spread of the training embeddings are its buffers),
+Decisions: the head takes a standardised embedding (mean and spread of the training embeddings are its buffers),
 because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve
 them all. A layer norm before that is what AST's own classifier has, and what makes a head of ours one of its kind.
 """
@@ -45,7 +45,7 @@ class Head(nn.Module):
         if self.training or torch.is_grad_enabled() or x.device.type != "cpu" or _traced():
             logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
             return logits
-        # the sums of a matrix product are rounded by its shape: row by row, what a cycle is answered is its own
+        # the rounding of a matrix product depends on its shape: row by row, a prediction does not depend on the batch
         hidden = _by_rows(self.hidden[0], x).relu() if isinstance(self.hidden, nn.Sequential) else x
         return _by_rows(self.classifier, hidden)
 

@@ -1,11 +1,14 @@
 """examples/own_encoder.py: an encoder of the user's own."""
 
+import json
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -43,3 +46,18 @@ def test_its_model_loads_where_the_class_was_imported_and_is_refused_elsewhere(m
     """
     refusal, name = python("-c", textwrap.dedent(code), EXAMPLES, made[0]).splitlines()
     assert "'ConvEncoder'" in refusal and "import it first" in refusal and name == "ConvEncoder"
+
+
+def test_a_recipe_trains_it_and_its_run_is_scored_in_another_process(tiny_recipe, tmp_path):
+    recipe = tiny_recipe | {"encoder": {"class": "own_encoder:ConvEncoder", "config": {"width": 8}}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copy(EXAMPLES / "own_encoder.py", tmp_path)
+    for command in (
+        ["train", "recipe.yaml", "--output_dir", "run"],
+        ["evaluate", "run", "--split", "validation", "--import", "own_encoder:ConvEncoder"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "laennec", *command], cwd=tmp_path, capture_output=True, text=True, timeout=600
+        )
+        assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["encoder"]["config"] == {"width": 8}

@@ -39,6 +39,7 @@ from laennec.cli import (
     train,
 )
 from laennec.errors import InputError, Terminated
+from laennec.extension import load_object
 
 COMMANDS = {
     recipes: "list the recipes that come with laennec, or copy one",
@@ -91,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), _tidily_terminated():
             if not known.debug:
                 warnings.showwarning = _note  # type: ignore[assignment]
+            for name in known.imports:
+                load_object(name, "--import")
             return int(known.run(known) or 0)
     except KeyboardInterrupt:
         print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
@@ -194,6 +197,10 @@ def make_parser() -> argparse.ArgumentParser:
         # no abbreviations: --over would mean --overwrite to us and a setting of the recipe to its reader
         made = commands.add_parser(name, help=help, description=help, epilog=epilog, allow_abbrev=False)
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        made.add_argument(
+            "--import", dest="imports", action="append", default=[], metavar="my_code:MyEncoder",
+            help="import this first, so that models with your own encoder can be loaded",
+        )  # fmt: skip
         made.set_defaults(run=module.run)
         module.flags(made)
     return parser

@@ -1,9 +1,8 @@
-"""Which part of an encoder learns: all of it, its last layers, or LoRA adapters beside it.
+"""Which part of an encoder is trained: all of it, its last layers, or LoRA adapters.
 
-Decisions: adapters are peft's, put into the encoder itself, so that everything else goes on seeing an encoder.
-They are kept in peft's format, in a folder of their own below the model's: beside a config.json, transformers would
-take an adapter_config.json for its own business. Layers that rest stay in evaluation mode, so that neither dropout nor
-batch statistics disturb what they were released with.
+Decisions: adapters are peft's, injected into the encoder, which stays an encoder. They are saved in peft's format, in a
+folder below the model's: transformers would load an adapter_config.json beside a config.json itself. Frozen layers stay
+in evaluation mode, so that neither dropout nor batch statistics change them.
 """
 
 import copy
@@ -75,7 +74,7 @@ def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
 
 
 def set_mode(encoder: PreTrainedModel, config: Any, mode: bool) -> None:
-    """Put what learns into training mode, or all into evaluation mode; `config` is a `LaennecConfig`."""
+    """Put the trained layers into training mode, or all into evaluation mode; `config` is a `LaennecConfig`."""
     if config.frozen_encoder and not encoder.training:
         return  # the Trainer asks at each step, and an encoder has many modules
     encoder.train(mode and not config.frozen_encoder and not config.trained_layers)
@@ -94,7 +93,7 @@ def is_frozen(config: Any, name: str) -> bool:
 
 
 def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
-    """Put adapters into an encoder, in place; they alone learn. Fresh adapters change no output.
+    """Inject adapters into an encoder, in place; they alone are trained. New adapters change no output.
 
     Args:
         encoder: The encoder.

@@ -1,8 +1,8 @@
-"""The base that a small checkpoint was trained on, found and compared.
+"""The base encoder of a head-only checkpoint, found and compared.
 
-Decisions: a head (or adapters) on another encoder fails silently, so the base's weights are compared with the
-digest of those that were trained on. A config that names a place on this machine is not believed, because a model can
-be a stranger's; the same weights are found by their digest where a head of them was saved here, or are named by hand.
+Decisions: a head (or adapters) on another encoder fails silently, so the weights of the base are compared with a digest
+of those it was trained on. A path in a config is not followed, because the model can come from another machine; the
+same weights are found by their digest where a head on them was saved here, or are given with base=.
 """
 
 import contextlib
@@ -67,10 +67,9 @@ def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
 
 
 def remember_base(config: Any) -> None:
-    """Take down where the base of a head lies that is saved here, by the digest of its weights.
+    """Record where the base of a head lies, by the digest of its weights.
 
-    A config's word for a place on this machine is not followed: it may be another's. What the digest finds are the
-    places that a head was trained or saved with here.
+    A path in a downloaded config is not followed; the digest finds the places that heads were saved with here.
     """
     named = config.base_model_name_or_path
     if not named or not _is_local(str(named)) or not Path(named).exists():

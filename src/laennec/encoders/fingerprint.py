@@ -1,4 +1,4 @@
-"""What an encoder answers to one fixed input, so that a wrong loading cannot stay silent.
+"""The embedding of one fixed input, which shows whether an encoder was loaded correctly.
 
 Decisions: a fingerprint is outputs, not weights. Weights that arrive unharmed under wrong settings, or in code that
 has come to mean something else, have the right digest and give the wrong embeddings. It is taken when an encoder is
@@ -52,10 +52,10 @@ def record_fingerprint(encoder: Any) -> None:
 
 
 def check_fingerprint(encoder: Any, source: str | Path) -> None:
-    """Compare an encoder that was just loaded with what it answered when it was saved.
+    """Compare the embedding of the fixed input with the one from when the encoder was saved.
 
     Raises:
-        InputError: It answers otherwise.
+        InputError: They differ.
     """
     expected = getattr(encoder.config, "fingerprint", None)
     if not expected:
@@ -70,7 +70,7 @@ def check_fingerprint(encoder: Any, source: str | Path) -> None:
         tolerance = _TOLERANCE_HALF
     if wanted.shape != got.shape or not float((got - wanted).norm()) <= tolerance * float(wanted.norm()):
         raise InputError(
-            f"{source}: the encoder loads, but answers otherwise than when it was saved (config.json's fingerprint): "
+            f"{source}: the encoder loads, but its outputs differ from when it was saved (config.json's fingerprint): "
             "weights, settings or the laennec release differ; get the checkpoint again, or install the release it was "
             "saved with"
         )
