@@ -41,6 +41,14 @@ def test_a_file_imports_only_from_floors_below(path):
         assert FLOORS[other] < FLOORS[own] or FLOORS[other] == FLOORS[own] >= 5, f"{own} imports {other}"
 
 
+def test_metrics_and_tables_of_evaluation_need_no_model():
+    """Only modules that use a run, a model or recordings import more than audio and corpora."""
+    of_runs = {"evaluate", "recalibrate", "report", "compare_runs", "evaluations", "sprsound_tasks"}
+    for path in (PACKAGE / "evaluation").glob("*.py"):
+        if path.stem not in of_runs:
+            assert set(imported_rooms(path)) <= EVERYWHERE | {"audio", "corpora", "evaluation"}, path.name
+
+
 def test_no_module_imports_itself_by_way_of_others():
     """Imports at the top of modules form no circle."""
     names = {".".join(("laennec", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in MODULES}

@@ -1,4 +1,4 @@
-"""`laennec calibrate`: fit a run's calibration and thresholds anew on its validation predictions."""
+"""`laennec calibrate`: fit a run's calibration and thresholds again on its validation predictions."""
 
 import argparse
 
@@ -12,11 +12,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold-rule", help="youden, f1, icbhi, sensitivity, or none for probability 0.5 (default: as before)"
     )
-    parser.add_argument("--sensitivity", type=float, help="what --threshold-rule sensitivity must find, 0 to 1")
+    parser.add_argument("--sensitivity", type=float, help="the sensitivity of --threshold-rule sensitivity, 0 to 1")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fit, store and say what was fitted."""
+    """Fit, store and print the operating point."""
     from laennec.evaluation.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
     )
     say(format_fitted(fitted))
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):
-        say("note: this run was scored before; those scores are of the thresholds of then")
+        say("note: this run was scored before; those scores used the earlier thresholds")
     return 0

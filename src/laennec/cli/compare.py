@@ -1,4 +1,4 @@
-"""`laennec compare`: runs against one another, paired by patients."""
+"""`laennec compare`: compare runs, paired by patients."""
 
 import argparse
 
@@ -12,7 +12,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "sources", nargs="+", metavar="RUN", help="folders of evaluated runs; the first is the baseline"
     )
     parser.add_argument("--baseline", metavar="RUN", help="folder or name of another baseline than the first")
-    parser.add_argument("--split", help="the part to compare on, where all were scored on several")
+    parser.add_argument("--split", help="the split to compare on, where all runs were scored on several")
     parser.add_argument(
         "--group-seeds",
         action=argparse.BooleanOptionalAction,
@@ -23,7 +23,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table and write it with its pictures."""
+    """Print the comparison and write it with its plots."""
     if options.draws < 1:
         raise InputError(f"--draws {options.draws}: at least one draw is needed; 1000 are usual")
     from laennec.evaluation.compare_runs import compare_runs

@@ -1,4 +1,4 @@
-"""`laennec evaluate`: score a run on its held-out part and write the report."""
+"""`laennec evaluate`: score a run on its held-out split and write the report."""
 
 import argparse
 from typing import Any
@@ -10,12 +10,12 @@ from laennec.errors import InputError
 def flags(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec evaluate`."""
     parser.add_argument("source", help="folder of a run, of an exported model, or a Hub id")
-    parser.add_argument("--split", default="test", help="the part to score (default: test)")
+    parser.add_argument("--split", default="test", help="the split to score (default: test)")
     parser.add_argument("--corpus", help="another corpus than the run's")
-    parser.add_argument("--data-dir", help="where the corpus lies, if not where the run found it")
+    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the run")
     parser.add_argument("--protocol", help="how to split another corpus")
     parser.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
-    parser.add_argument("--base", help="where the base of a head-only model lies")
+    parser.add_argument("--base", help="folder or file of the base of a head-only model")
     parser.add_argument(
         "--draws",
         type=int,
@@ -34,11 +34,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--smoothing",
         default="none",
         metavar="auto|none|W",
-        help="also score answers mixed with the mean of their recording: a strength W from 0 to 1, or auto, chosen on "
+        help="also score predictions smoothed over their recording: a strength W from 0 to 1, or auto, chosen on "
         "validation (default: none)",
     )
     parser.add_argument(
-        "--submission", metavar="DIR", help="also write SPRSound's answer files, task1_1.json to task2_2.json"
+        "--submission", metavar="DIR", help="also write SPRSound's submission files, task1_1.json to task2_2.json"
     )
     parser.add_argument(
         "--metrics",
@@ -51,7 +51,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score a held-out part, or fill the label-efficiency table."""
+    """Score a held-out split, or compute the label-efficiency table."""
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     if options.label_fraction is not None:
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     say(f"report: {scored.folder / 'report.html'}")
     say(f"predictions: {scored.folder / 'predictions.parquet'}")
     if options.submission is not None:
-        say(f"answer files: {options.submission}")
+        say(f"submission files: {options.submission}")
     return 0
 
 

@@ -9,15 +9,15 @@ from laennec.errors import InputError
 def flags(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec report`."""
     parser.add_argument("source", help="folder of a run that was evaluated, or of the evaluation")
-    parser.add_argument("--split", help="the part that was scored, where there are several")
+    parser.add_argument("--split", help="the scored split, where there are several")
     parser.add_argument("--out", metavar="FILE", help="the page (default: report.html in the evaluation's folder)")
     parser.add_argument(
         "--no-audio", action="store_true", help="leave the recordings out of the page, e.g. where it is passed on"
     )
-    parser.add_argument("--data-dir", help="where the corpus lies, if not where the run found it")
+    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the run")
     parser.add_argument("--tables-dir", help="folder with the corpus' tables, if not beside the recordings")
-    parser.add_argument("--model", help="where the model lies, if not in the run's folder")
-    parser.add_argument("--base", help="where the base of a head-only model lies")
+    parser.add_argument("--model", help="folder of the model, if not in the run's folder")
+    parser.add_argument("--base", help="folder or file of the base of a head-only model")
     parser.add_argument("--points", type=int, default=1200, help="most points of the embedding map (default: 1200)")
     parser.add_argument(
         "--allow-missing",
@@ -28,7 +28,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page, and say what is missing in it."""
+    """Write the page and print what is missing in it."""
     if options.points < 10:
         raise InputError(f"--points {options.points}: a map needs at least 10")
     from laennec.evaluation.report import report
@@ -47,6 +47,6 @@ def run(options: argparse.Namespace) -> int:
     for line in made.missing:
         say(f"note: {line}")
     if made.sounds:
-        say(f"note: the page carries {made.sounds} excerpts of recordings; --no-audio leaves them out")
+        say(f"note: the page contains {made.sounds} excerpts of recordings; --no-audio leaves them out")
     say(f"report: {made.path}")
     return 0
