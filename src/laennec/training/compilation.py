@@ -1,8 +1,8 @@
-"""What makes a step faster or smaller without changing what is learned.
+"""Compiled layers, recomputed activations and sharded weights: the same results with less time or memory.
 
 Decisions: of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and
 only where they learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation
-stays what prediction is. What cannot be compiled runs as it is and says so in one line: convolutions look at true
+stays what prediction is. A part that cannot be compiled runs uncompiled, with one warning: convolutions look at true
 lengths layer by layer, and a machine may lack a C++ compiler. Weights that FSDP has spread over processes are put
 together again when training ends, for each process goes on with the whole model.
 """

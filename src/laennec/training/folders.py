@@ -1,7 +1,7 @@
 """The folder of a run while it is being written.
 
 Decisions: an unfinished run is continued if its recipe is the same, and a finished or other one is never overwritten
-unasked; nothing of an earlier run is deleted before data and weights were found good.
+unasked; nothing of an earlier run is deleted before data and weights were checked.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 
 
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Refuse an output folder that is not ours to write in: neither new, nor an unfinished run of the very recipe.
+    """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe.
 
     Raises:
-        InputError: It is somebody else's, or a run that is finished or of another recipe.
+        InputError: It holds other files, a finished run, or a run of another recipe.
     """
     earlier = out / _SETTINGS
     others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
@@ -46,10 +46,10 @@ def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
 
 
 def finished_before(out: Path, recipe: Recipe) -> bool:
-    """Whether this very run is finished and was killed while its checkpoints were removed; the rest of them goes now.
+    """Whether this run is finished and was killed while its checkpoints were removed; the remaining ones are removed.
 
     Raises:
-        InputError: Another process is at it.
+        InputError: Another process writes to the folder.
     """
     checkpoints, earlier = out / "checkpoints", out / _SETTINGS
     alone_in_it = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes would have to agree first
@@ -66,7 +66,7 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
 
 @contextlib.contextmanager
 def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
-    """Make the output folder ours, and ours alone while the block runs.
+    """Lock the output folder for this process while the block runs.
 
     Raises:
         InputError: Another process trains into it, or has done so since `refuse_taken`.
@@ -84,13 +84,13 @@ def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[], None]]:
-    """Hold an output folder while the block runs, from the moment that the block calls what it is given.
+    """Lock an output folder while the block runs, from the moment that the block calls the function it is given.
 
-    Earlier results are not given up for an error: the block calls it when data, weights and objective were found good.
-    Of several processes only the first writes, so only it asks.
+    Earlier results are kept until then: the block calls it after data, weights and objective were checked. Of several
+    processes only the first writes, so only the first locks.
 
     Raises:
-        InputError: The folder is somebody else's, or another process trains into it.
+        InputError: The folder holds other files, or another process trains into it.
     """
     main_process = int(os.environ.get("RANK", "0")) == 0
     if main_process:
