@@ -1,6 +1,7 @@
 import datasets
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from laennec.audio.augmentation import (
@@ -12,6 +13,7 @@ from laennec.audio.augmentation import (
     WaveformAugmentation,
     WhiteNoise,
 )
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import LabelUnion, lungmix_label
 from laennec.errors import InputError
 from laennec.training.data import (
@@ -21,6 +23,7 @@ from laennec.training.data import (
     collate_cycles,
     collate_embeddings,
     cycle_numbers,
+    dataset_from_table,
 )
 from laennec.training.recipe import TargetSettings
 from laennec.training.targets import Targets, targets_of
@@ -227,3 +230,49 @@ def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
     assert len(partners) == 12
     alone = twelve(concatenation=Concatenation(1.0, np.array([2])))
     assert alone.paired_row(2, 0) is None and alone.paired_row(3, 0) == 2
+
+
+@pytest.fixture
+def labelled_audio(tmp_path):
+    """A table of three recordings with an audio column and own label columns."""
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(3):
+        paths.append(str(tmp_path / f"{number}.wav"))
+        soundfile.write(paths[-1], 0.1 * rng.standard_normal(8000), 4000)
+    columns = {"audio": paths, "stridor": [0, 1, None], "rhonchi": [1, 1, 0], "kind": ["a", "b", "a"]}
+    return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(decode=False))
+
+
+def test_any_table_with_audio_and_labels_is_a_data_set(labelled_audio):
+    extractor = LaennecFeatureExtractor("song2021")
+    data = dataset_from_table(labelled_audio, extractor, ["stridor", "rhonchi"])
+    assert data.targets.labels.tolist() == [[0, 1], [1, 1]] and len(data) == 2
+    assert data.waveforms.lengths.tolist() == [len(data[0]["waveform"])] * 2 == [32000] * 2
+    classes = dataset_from_table(labelled_audio, extractor, ["a", "b"], "single_label", column="kind")
+    assert (
+        classes.targets.labels.tolist() == [0, 1, 0] and len(collate_cycles([classes[0], classes[1]])["lengths"]) == 2
+    )
+    half = labelled_audio.add_column("start_s", [0.5] * 3).add_column("end_s", [1.5] * 3)
+    assert len(dataset_from_table(half, extractor, ["rhonchi"])[0]["waveform"]) == 16000
+
+
+def test_paths_without_times_are_whole_recordings(labelled_audio):
+    paths = [row["path"] for row in labelled_audio["audio"]]
+    table = datasets.Dataset.from_dict({"recording_path": paths, "rhonchi": [1, 1, 0]})
+    data = dataset_from_table(table, LaennecFeatureExtractor("song2021"), ["rhonchi"])
+    assert data.waveforms.lengths.tolist() == [32000] * 3
+    with pytest.raises(InputError, match="no column audio and no recording_path; it has rhonchi"):
+        dataset_from_table(table.remove_columns("recording_path"), LaennecFeatureExtractor("song2021"), ["rhonchi"])
+    with pytest.raises(InputError, match="'snore'"):
+        dataset_from_table(table, LaennecFeatureExtractor("song2021"), ["snore"])
+
+
+def test_augmentation_of_a_table_is_drawn_by_seed_epoch_and_row(labelled_audio):
+    gain = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0))
+    data = dataset_from_table(
+        labelled_audio, LaennecFeatureExtractor("song2021"), ["rhonchi"], augmentation=gain, seed=3
+    )
+    first, again, other = (data[key]["waveform"] for key in ((0, 0), (0, 0), (0, 1)))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert not np.array_equal(first, data[0]["waveform"])

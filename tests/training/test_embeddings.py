@@ -186,7 +186,7 @@ def test_a_process_that_hangs_over_a_shard_is_not_waited_for_for_ever(alone, tmp
     monkeypatch.setattr("laennec.training.embeddings._PATIENCE_S", 0.2)
     with wait_for_lock(cache.place([keys[row] for row in shard])):
         values = embed_cycles(model, extractor, dataset, keys, cache)
-    assert np.array_equal(values, alone) and "embedding them here too" in caplog.text
+    assert np.array_equal(values, alone) and "embedding its cycles here too" in caplog.text
 
 
 def test_a_set_of_cycles_that_overlaps_another_takes_what_is_there(alone, tmp_path):

@@ -243,8 +243,8 @@ def _with_times(table: Any) -> Any:
     paths = column_of(table, "recording_path")
     missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
     if "start_s" not in table.column_names:
-        frames = {path: read_header(path) for path in set(paths)}
-        missing |= {"start_s": [0.0] * len(paths), "end_s": [frames[p][0] / frames[p][1] for p in paths]}
+        headers = {path: read_header(path) for path in set(paths)}  # (rate, frames)
+        missing |= {"start_s": [0.0] * len(paths), "end_s": [headers[p][1] / headers[p][0] for p in paths]}
     for name, values in missing.items():
         if name not in table.column_names:
             kind = "float64" if name.endswith("_s") else "string"

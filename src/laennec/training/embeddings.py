@@ -1,14 +1,14 @@
-"""Run an encoder once over all cycles, and remember.
+"""Embeddings of a frozen encoder, computed once and cached.
 
-Decisions: the cache is addressed by content (audio bytes, span, filter and rate, front end, encoder weights,
-pooling, the neighbours that join in and, for augmented copies, the draw), so that it never serves an embedding of
-something else and never needs to be emptied. Shards hold some hundred cycles and are written whole, so that an
-interrupted run goes on where it stopped. On a CPU cycles are embedded one by one (`feeding` says why), so that it does
-not matter what else the cache held; a GPU gets batches of like length: padding costs as much as sound.
-Which cycles share a shard follows from the cycles alone. Processes that embed at the same time, ranks of a launch or
-not, take the next shard that nobody is at, longest cycles first, and read each other's: the load is shared whatever
-their speed, every batch is one that a single process would make, so embeddings are equal to the bit, and nothing waits
-for a process that died. A batch that does not fit into memory is halved; only a single cycle that does not fit stops.
+Decisions: the key of an embedding is its content (audio bytes, span, filter and rate, features, encoder weights,
+pooling, context cycles and, for augmented copies, the draw), so the cache never returns an embedding of something else
+and never needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run is
+continued. On a CPU cycles are embedded one by one (see `laennec.training.data_loading`), so that an embedding does not
+depend on the content of the cache; a GPU gets batches of similar length. The cycles of a shard depend on the set of
+cycles alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles
+first, and read the shards of the others: every batch is one that a single process would make, so embeddings are equal
+to the bit, and nothing waits for a process that died. A batch that does not fit into memory is halved; a single cycle
+that does not fit is an error.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 def length_batches(lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000) -> Iterator[list[int]]:
-    """Rows in batches of like length: longest first within a batch at most 15 % longer than the shortest.
+    """Batches of rows of similar length, longest first; within a batch the longest is at most 15 % longer.
 
     Args:
         lengths: Samples of each row.
@@ -81,10 +81,10 @@ def embed_waveforms(
     Args:
         model: The model (its head is not used).
         extractor: The model's front end.
-        waveforms: float32 (samples,) each, at the extractor's rate; with their neighbours where it joins context.
+        waveforms: float32 (samples,) each, at the extractor's rate; `InContext` with concatenated context.
 
     Returns:
-        float32 (waveforms, dim), in the given order. On a CPU what a waveform gets depends on it alone.
+        float32 (waveforms, dim), in the given order. On a CPU an embedding depends on its waveform alone.
 
     Raises:
         InputError: A waveform does not fit into memory by itself.
@@ -92,9 +92,9 @@ def embed_waveforms(
     was_training = model.training
     model.eval()
     result: NDArray[np.float32] | None = None
-    way = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
+    embed = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
     with frozen_weights(model):
-        for rows, values in way(model, extractor, waveforms, [_samples(w) for w in waveforms]):
+        for rows, values in embed(model, extractor, waveforms, [_samples(w) for w in waveforms]):
             if result is None:
                 result = np.empty((len(waveforms), values.shape[1]), np.float32)
             result[rows] = values
@@ -108,7 +108,7 @@ _Made = Iterator[tuple[list[int], NDArray[np.float32]]]
 
 
 def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Each cycle by itself, on one thread, so that its bits depend on nothing else; several at a time in threads."""
+    """Each cycle by itself, on one thread, so that its bits depend on nothing else; threads embed several cycles."""
 
     def embed(row: int) -> NDArray[np.float32] | str:
         return _embed_batch(model, extractor, [waveforms[row]])
@@ -120,9 +120,9 @@ def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
         pool = ThreadPoolExecutor(min(threads, 16), initializer=torch.set_num_threads, initargs=(1,))
         stack.callback(pool.shutdown, cancel_futures=True)
         run: Callable[..., Iterator[NDArray[np.float32] | str]] = map if threads == 1 else pool.map
-        for rows in length_batches(lengths, min(threads, 16)):  # no more memory at once than a batch takes
+        for rows in length_batches(lengths, min(threads, 16)):  # bounds the memory
             for row, values in zip(rows, run(embed, rows), strict=True):
-                if isinstance(values, str) and len(rows) > 1:  # beside others; perhaps it fits alone
+                if isinstance(values, str) and len(rows) > 1:  # without other threads it may fit
                     memory.release()
                     values = embed(row)
                 if isinstance(values, str):
@@ -131,8 +131,8 @@ def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
 
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Cycles of like length together, as a GPU wants them; a batch that does not fit into memory is halved."""
-    # a GPU wants more at once than a CPU's cache holds
+    """Batches of similar length, for a GPU; a batch that does not fit into memory is halved."""
+    # a GPU needs larger batches than a CPU
     most = (256, 16_000_000) if next(model.parameters()).is_cuda else ()
     batches, smallest_failed = deque(length_batches(lengths, *most)), 0
     while batches:
@@ -159,7 +159,7 @@ def _samples(waveform: NDArray[np.float32] | InContext) -> int:
 
 
 def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.float32] | str:
-    """(items, dim), or what was said where they do not fit into memory together."""
+    """(items, dim), or the error message where they do not fit into memory together."""
     parameter = next(model.parameters())
     try:
         with torch.inference_mode():
@@ -186,21 +186,21 @@ def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> 
 
 
 def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
-    """A mask, or None where it hides nothing."""
+    """A mask, or None where it is all ones."""
     return None if bool(mask.all()) else mask
 
 
 class EmbeddingCache:
-    """Embeddings by content key, in a folder for each pair of front end and encoder.
+    """Embeddings by content key, in a folder for each pair of feature extractor and encoder.
 
     Args:
         folder: The cache's root.
-        model: Whose encoder and pooling the embeddings come from.
-        extractor: The front end.
+        model: Its encoder and pooling make the embeddings.
+        extractor: The feature extractor.
     """
 
     def __init__(self, folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
-        kind = next(model.parameters()).device.type  # whose roundings differ
+        kind = next(model.parameters()).device.type  # rounding differs between devices
         identity = [_VERSION, kind, extractor.fingerprint(), encoder_digest(model.encoder), model.config.pooling]
         self.folder = folder / "embeddings" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._rows: dict[bytes, NDArray[np.float32]] = {}
@@ -208,7 +208,7 @@ class EmbeddingCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the shards that were written since the last time, by any process."""
+        """Read shards that any process has written since the last call."""
         for shard in sorted(self.folder.glob("*.safetensors")):
             with contextlib.suppress(FileNotFoundError):
                 status = shard.stat()
@@ -222,9 +222,9 @@ class EmbeddingCache:
             tensors = load_file(shard)
             keys, values = tensors["keys"], tensors["embeddings"]
         except (SafetensorError, KeyError, OSError) as error:
-            _log.warning("%s: not a whole cache shard (%s); its cycles are embedded again", shard, error)
+            _log.warning("%s: damaged cache shard (%s); its cycles are embedded again", shard, error)
             return
-        # what is here already stays: whoever made it, it is the same
+        # an embedding that is here already is equal
         for key, value in zip(keys, values, strict=True):
             self._rows.setdefault(key.tobytes(), value)
 
@@ -239,7 +239,7 @@ class EmbeddingCache:
         return self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
 
     def add(self, keys: Sequence[bytes], embeddings: NDArray[np.float32], keep: bool = True) -> None:
-        """Remember embeddings (cycles, dim) under their keys, on disk too unless they are not to be kept."""
+        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`."""
         if keep:
             table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
             with atomic_write(self.place(keys), "wb") as file:
@@ -250,8 +250,8 @@ class EmbeddingCache:
 def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: Neighbours | None = None) -> list[bytes]:
     """The content key of each cycle: audio bytes, span, rate and filter, and the draw of an augmented copy.
 
-    With neighbours their spans (and ids, for a draw) too, so that a cycle in context is never taken for one without,
-    not even where it has none.
+    With context, the spans of the context cycles too (and their ids, for a draw), so that a cycle with context, even an
+    empty one, never has the key of a cycle without.
     """
     columns = zip(
         column_of(table, "audio_sha256"),
@@ -271,11 +271,11 @@ def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: N
 
 
 def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
-    """Rows in shards of like lengths, the longest first: at most 512 cycles, and 16 shards where there are enough.
+    """Rows in shards of similar length, the longest first: at most 512 cycles, and 16 shards if there are enough.
 
     Args:
         samples: Of every row.
-        rows: Those to share out; the shards follow from them and their lengths alone.
+        rows: Rows to divide; shards depend on them and their lengths alone.
     """
     most = sum(samples[row] for row in rows) / _SHARDS
     shards: list[list[int]] = []
@@ -299,15 +299,15 @@ def embed_cycles(
     epoch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Embed the cycles of a dataset, each once in its life, together with whoever embeds them at the same time.
+    """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
 
     Args:
         model: The model.
-        extractor: Its front end.
+        extractor: Its feature extractor.
         dataset: The cycles.
         keys: Content key by row of the dataset.
-        cache: Where embeddings are kept.
-        epoch: The draw of augmentation; None for the cycles as they are.
+        cache: The cache.
+        epoch: The draw of augmentation; None for the cycles without augmentation.
         progress: Called with (cycles done, cycles in all).
 
     Returns:
@@ -320,7 +320,7 @@ def embed_cycles(
         first.setdefault(key, row)
 
     def make(shard: list[int], keep: bool = True) -> None:
-        cache.refresh()  # another process may have made it, or a part of it for another set of cycles
+        cache.refresh()  # another process may have made some of them
         if missing := [row for row in shard if keys[row] not in cache]:
             waveforms = [dataset.sound(row if epoch is None else (row, epoch)) for row in missing]
             made = dict(zip(missing, embed_waveforms(model, extractor, waveforms), strict=True))
@@ -329,16 +329,16 @@ def embed_cycles(
 
     shards = shards_of([dataset.samples(row) for row in range(len(dataset))], list(first.values()))
     with _on_accelerator(model):
-        for done in _together(shards, keys, cache, make):
+        for done in _make_shards(shards, keys, cache, make):
             if progress:
                 progress(done, len(dataset))
     return np.stack([cache[key] for key in keys])
 
 
-def _together(
+def _make_shards(
     shards: list[list[int]], keys: Sequence[bytes], cache: EmbeddingCache, make: Callable[..., None]
 ) -> Iterator[int]:
-    """Make what is missing of the shards, those that nobody is at first; yields how many rows there are so far."""
+    """Make missing shards, free ones first; yields the number of rows that are done."""
     waiting, slowest = deque[tuple[list[int], float]](), 0.0
     for shard in shards:
         place = cache.place([keys[row] for row in shard])
@@ -357,10 +357,10 @@ def _together(
         shard, since = waiting.popleft()
         patience = max(_PATIENCE_S, 10 * slowest)
         with try_lock(cache.place([keys[row] for row in shard])) as ours:
-            if ours:  # it is done, or its owner died
+            if ours:  # the other process finished or died
                 make(shard)
         if not ours and time.monotonic() - since > patience:
-            _log.warning("another process is at some cycles for %.0f s now; embedding them here too", patience)
+            _log.warning("another process has held a shard for %.0f s; embedding its cycles here too", patience)
             make(shard, keep=False)
         elif not ours:
             waiting.append((shard, since))
@@ -370,7 +370,7 @@ def _together(
 
 @contextlib.contextmanager
 def _on_accelerator(model: LaennecForAudioClassification) -> Iterator[None]:
-    """Have the model on this process's GPU, where there is one."""
+    """Move the model to this process's GPU, if there is one, within the block."""
     if not torch.cuda.is_available():
         yield
         return
