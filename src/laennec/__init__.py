@@ -58,7 +58,7 @@ _HOMES = {
     "LaennecPipeline": "inference.pipeline",
     "Predictor": "inference.batch",
     "predict": "inference.batch",
-    "serve_model": "inference.serve",
+    "serve_model": "inference.app",
 }
 __all__ = ["__version__", *_HOMES]
 

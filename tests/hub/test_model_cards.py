@@ -46,7 +46,9 @@ def test_a_card_says_what_the_results_file_says(record):
             assert f"| `{label}` | {whole:.3f} | {within:.3f} | {blind:.3f} |" in card.text
         for task, scores in (row.get("official") or {}).items():
             if task != "total":
-                mixed = f", mixed with the recording by {scores['smoothing']:g}" if "smoothing" in scores else ""
+                mixed = (
+                    f", smoothed over the recording (weight {scores['smoothing']:g})" if "smoothing" in scores else ""
+                )
                 assert (
                     f"| {task}{mixed} | {scores['Score']:.1f} | {scores['SE']:.1f} | {scores['SP']:.1f} |" in card.text
                 )

@@ -147,7 +147,7 @@ def test_windows_are_no_longer_than_what_the_model_hears(model, sound, tmp_path)
     predictor = Predictor(network, short)
     assert (predictor.window_s, predictor.hop_s) == (2.0, 1.0) and predicting.input_note(predictor) is None
     longer = Predictor(network, short, window_s=3)
-    assert predicting.input_note(longer) == "the model hears the first 2 s of each 3 s window"
+    assert predicting.input_note(longer) == "the model uses only the first 2 s of each 3 s window"
     assert (Predictor(*model).window_s, Predictor(*model).hop_s) == (3.0, 1.5)
 
 
@@ -173,7 +173,7 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
         (["--thresholds", "crackle"], "write LABEL=PROBABILITY"),
         (["--thresholds", "crackle=loud"], "write LABEL=PROBABILITY"),
         (["--thresholds", "cough=0.5"], "no label 'cough'; the labels are crackle, wheeze"),
-        (["--thresholds", "crackle=1.5"], "no probability from 0 to 1"),
+        (["--thresholds", "crackle=1.5"], "is not a probability"),
         (["--smoothing", "0.5", "--smoothing-neighbours", "-1"], "0 (the whole recording) or more"),
         (["--smoothing", "2"], "--smoothing 2"),
         (["--parameters", "absent.yaml"], "cannot read the parameters"),
@@ -240,15 +240,15 @@ def test_parameters_of_another_model_are_used_with_a_note(frozen_run, tiny_run, 
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("settings: [", "is no YAML"),
+        ("settings: [", "not valid YAML"),
         ("a: 1", "has no `settings`"),
         ("[1]", "has no `settings`"),
-        ("settings: {windows_s: 3}", "there is no setting 'windows_s'; did you mean 'window_s'?"),
-        ("settings: {window_s: wide}", "window_s is 'wide'; it must be seconds"),
-        ("settings: {smoothing_neighbours: 1.5}", "it must be a whole number"),
-        ("settings: {thresholds: [0.5]}", "it must be probabilities by label name"),
-        ("settings: {format: json}", "it must be a list of names"),
-        ("settings: {segment: {lowest_hz: 3}}", "it must be numbers by name (low_hz"),
+        ("settings: {windows_s: 3}", "unknown setting 'windows_s'; did you mean 'window_s'?"),
+        ("settings: {window_s: wide}", "window_s is 'wide': input should be a valid number"),
+        ("settings: {smoothing_neighbours: 1.5}", "input should be a valid integer"),
+        ("settings: {thresholds: [0.5]}", "thresholds is [0.5]: input should be a valid dictionary"),
+        ("settings: {format: json}", "input should be a valid list"),
+        ("settings: {segment: {lowest_hz: 3}}", "the parameters are low_hz"),
         ("settings: {segment: {low_hz: 3000}}", "low_hz 3000 must lie below"),
         ("settings: {window_s: 1, hop_s: 2}", "at most --window-s"),
     ],

@@ -134,7 +134,7 @@ def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path,
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert main([*command, str(tmp_path / "killed")]) == 2  # the bad one
-    assert "answered before" in capsys.readouterr().out
+    assert "were already finished" in capsys.readouterr().out
     assert main([*command, str(tmp_path / "whole")]) == 2
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 

@@ -10,9 +10,9 @@ from matplotlib.image import imread
 
 from laennec.audio.selections import read_spans
 from laennec.cli.main import main
-from laennec.inference.outputs import Mark, marks, write_audacity, write_csv, write_json, write_raven
+from laennec.inference.outputs import Stretch, stretches, write_audacity, write_csv, write_json, write_raven
+from laennec.inference.picture import Spectrogram, timeline_figure, write_picture
 from laennec.inference.predictor import Prediction
-from laennec.inference.timeline_picture import Spectrogram, timeline_figure, write_picture
 
 WINDOWS = {"from": "windows", "window_s": 2.0, "hop_s": 1.0}
 DECISION = {"rule": "youden", "thresholds": {"crackle": 0.5, "wheeze": 0.3}, "temperatures": {}}
@@ -36,23 +36,25 @@ BUSY = [(0.1, 0.9), (0.6, 0.4), (0.9, 0.1), (0.2, 0.1), (0.7, 0.35), (0.1, 0.31)
 
 
 def test_windows_that_touch_are_one_mark_and_cycles_a_mark_each():
-    assert marks(timeline(BUSY)) == [
-        Mark("wheeze", 0.0, 3.0, 0.9),
-        Mark("crackle", 1.0, 6.0, 0.9),
-        Mark("wheeze", 4.0, 7.0, 0.35),
+    assert stretches(timeline(BUSY)) == [
+        Stretch("wheeze", 0.0, 3.0, 0.9),
+        Stretch("crackle", 1.0, 6.0, 0.9),
+        Stretch("wheeze", 4.0, 7.0, 0.35),
     ]
     apart = [(0.0, 2.0), (2.0, 3.0), (3.0, 4.5), (5.0, 6.0), (6.0, 7.0), (7.0, 9.0), (9.0, 9.5)]
     for places in ({"from": "annotation", "file": "x"}, {"from": "segmentation"}):
-        found = marks(timeline(BUSY, apart, places))
+        found = stretches(timeline(BUSY, apart, places))
         assert (
-            len(found) == 3 + 4 and Mark("crackle", 2.0, 3.0, 0.6) in found and Mark("crackle", 3.0, 4.5, 0.9) in found
+            len(found) == 3 + 4
+            and Stretch("crackle", 2.0, 3.0, 0.6) in found
+            and Stretch("crackle", 3.0, 4.5, 0.9) in found
         )
 
 
 def test_of_one_answer_normal_is_nothing_to_mark():
     exclusive = {"rule": "most probable class", "thresholds": None, "temperatures": {}}
     rows = [(0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.2, 0.7, 0.1), (0.1, 0.1, 0.8)]
-    found = marks(timeline(rows, decision=exclusive, labels=("normal", "crackle", "wheeze")))
+    found = stretches(timeline(rows, decision=exclusive, labels=("normal", "crackle", "wheeze")))
     assert [(m.label, m.start_s, m.end_s) for m in found] == [("crackle", 1.0, 4.0), ("wheeze", 3.0, 5.0)]
 
 

@@ -134,7 +134,7 @@ def _spans(path: Path) -> object:
 @_file("a.json")
 def _sprsound(path: Path) -> object:
     from laennec.corpora.sprsound import read_events, read_record_label
-    from laennec.inference.spans import annotated_spans
+    from laennec.inference.predictor import annotated_spans
 
     _refused(lambda: annotated_spans(path, 4.0))
     _refused(lambda: read_record_label(path))
@@ -343,9 +343,9 @@ def _answers(path: Path) -> object:
 
 @_file("README.md")
 def _card(path: Path) -> object:
-    from laennec.hub.card import refuse_unfinished
+    from laennec.hub.card import check_publishable
 
-    return refuse_unfinished(path.parent)
+    return check_publishable(path.parent)
 
 
 _RUN = json.dumps({"config": {"name": "soak", "seed": 0, "train": {"epochs": 2}}, "corpus": {"name": "synthetic"},

@@ -1,4 +1,4 @@
-"""`laennec app`: a page on which a model answers sounds."""
+"""`laennec app`: serve a web page that predicts sounds."""
 
 import argparse
 import importlib.util
@@ -10,36 +10,37 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec app`."""
+    """Add the options of `laennec app`."""
     parser.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
     parser.add_argument("--max-minutes", type=float, default=5.0, help="longest recording in minutes (default: 5)")
     parser.add_argument("--max-mb", type=float, default=50.0, help="largest file in megabytes (default: 50)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as predict)")
-    parser.add_argument("--hop-s", type=float, help="from window to window in seconds (default: as predict)")
-    parser.add_argument("--base", help="where the base of a head-only model lies")
+    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as laennec predict)")
+    parser.add_argument(
+        "--hop-s", type=float, help="time from one window to the next, in seconds (default: as laennec predict)"
+    )
+    parser.add_argument("--base", help="path of the base model of a head-only model")
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve the page until interrupted."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio, which is not installed; pip install 'laennec[app]'")
-    from laennec.inference.app import Limits
-    from laennec.inference.serve import serve_model
+    from laennec.inference.app import Limits, serve_model
 
     without_library_bars()
-    open_to = "" if options.host in _LOOPBACK else "; everybody in the network can use it"
+    audience = "" if options.host in _LOOPBACK else "; everybody in the network can use it"
     serve_model(
         options.model,
         host=options.host,
         port=options.port,
-        limits=Limits(most_minutes=options.max_minutes, most_mb=options.max_mb),
+        limits=Limits(max_minutes=options.max_minutes, max_mb=options.max_mb),
         window_s=options.window_s,
         hop_s=options.hop_s,
         base=options.base,
         open_browser=options.open,
-        ready=lambda address: say(f"page: {address} (Ctrl+C ends it{open_to})"),
+        ready=lambda address: say(f"page: {address} (Ctrl+C stops it{audience})"),
     )
     return 0

@@ -1,8 +1,8 @@
-"""The YAML head that the Hub reads, and its check without the Hub.
+"""The YAML metadata of a card for the Hub, and their check without the Hub.
 
-Decisions: a result in `model-index` carries its interval, definition and fingerprints, and its name says where the
-part shares patients with training; parts and figures are those of the card. Only ids of the Hub stand as base model or
-data set, never a file's name. The check is ours because the Hub's needs the network.
+Decisions: a result in `model-index` has its interval, definition and fingerprints, and its name states patients that
+the part shares with training. Only Hub ids are given as base model or data set, never names of files. The check is
+our own because the Hub's needs the network.
 """
 
 import math
@@ -10,66 +10,39 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
+
 from laennec.errors import InputError
 from laennec.evaluation.summary import figure_name
 from laennec.training.recipe import LICENCES, CardSettings
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# what recipes here call their folders; a file's name never stands as an id
+# folders of our recipes: "weights/x" is a file, not a Hub id
 _OUR_FOLDERS = ("weights", "runs", "data", "models", "checkpoints")
 _FILES = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".onnx")
 _TASK = "audio-classification"
 
 
-def card_data(
+def card_metadata(
     run: Mapping[str, Any],
     parts: Sequence[Mapping[str, Any]],
     settings: CardSettings,
     model_name: str,
     relation: str | None,
-) -> Any:
-    """The head of a card.
+) -> ModelCardData:
+    """Build the metadata of a card.
 
     Args:
         run: The run record.
         parts: Scored parts: "evaluated", "metrics", "shares" (a remark on shared patients, or "").
         settings: The author's answers.
-        model_name: What the model is called.
-        relation: How the weights come from the base: "finetune" or "adapter".
-
-    Returns:
-        A `huggingface_hub.ModelCardData`.
+        model_name: Name of the model.
+        relation: Relation of the weights to the base model: "finetune" or "adapter".
     """
-    from huggingface_hub import EvalResult, ModelCardData
-
-    config = run["config"]
-    results = []
-    for part in parts:
-        metrics, evaluated = part["metrics"], part["evaluated"]
-        corpus, origin = evaluated["corpus"], evaluated["corpus"]["provenance"]
-        for name in _indexed(metrics):
-            results.append(
-                EvalResult(
-                    task_type=_TASK,
-                    task_name=_bare(f"{', '.join(metrics['label_names'])} in respiratory sounds")
-                    if "crackle" in metrics["label_names"]
-                    else "Audio classification",
-                    dataset_type=settings.dataset or _bare(corpus["name"]),
-                    dataset_name=_bare(corpus["name"]),
-                    dataset_config=_bare(origin.get("protocol")),
-                    dataset_split=_bare(evaluated["split"]),
-                    dataset_args={
-                        "corpus_fingerprint": str(corpus.get("fingerprint")),
-                        "split_fingerprint": str(origin.get("split_fingerprint")),
-                    },
-                    metric_type=re.sub(r"\W+", "_", name.rsplit(".", 1)[-1] if name.endswith("auc") else name).lower(),
-                    metric_name=figure_name(name) + (f" ({part['shares']})" if part["shares"] else ""),
-                    metric_value=round(float(metrics["values"][name]), 4),
-                    metric_args=_how(metrics, name),
-                )
-            )
-    weights = config["encoder"].get("weights")
+    weights = run["config"]["encoder"].get("weights")
     base = settings.base_model or (weights if is_hub_id(weights) else None)
+    results = [_result(part, name, settings) for part in parts for name in _indexed(part["metrics"])]
     return ModelCardData(
         license=settings.licence,
         license_name=settings.licence_name,
@@ -79,24 +52,45 @@ def card_data(
         base_model=base,
         base_model_relation=relation if base else None,
         datasets=[settings.dataset] if settings.dataset else None,
-        tags=[_bare(tag) for tag in _tags(run)],
-        model_name=_bare(model_name),
+        tags=[_without_tags(tag) for tag in _tags(run)],
+        model_name=_without_tags(model_name),
         eval_results=results or None,
     )
 
 
-def _bare(text: Any) -> str:
-    """A name that no page takes for a tag: whoever shows the head of a card may not escape it."""
+def _result(part: Mapping[str, Any], name: str, settings: CardSettings) -> EvalResult:
+    """A figure of a scored part, for `model-index`."""
+    metrics, evaluated = part["metrics"], part["evaluated"]
+    corpus, origin = evaluated["corpus"], evaluated["corpus"]["provenance"]
+    lung_sounds = "crackle" in metrics["label_names"]
+    task = f"{', '.join(metrics['label_names'])} in respiratory sounds" if lung_sounds else "Audio classification"
+    return EvalResult(
+        task_type=_TASK,
+        task_name=_without_tags(task),
+        dataset_type=settings.dataset or _without_tags(corpus["name"]),
+        dataset_name=_without_tags(corpus["name"]),
+        dataset_config=_without_tags(origin.get("protocol")),
+        dataset_split=_without_tags(evaluated["split"]),
+        dataset_args={
+            "corpus_fingerprint": str(corpus.get("fingerprint")),
+            "split_fingerprint": str(origin.get("split_fingerprint")),
+        },
+        metric_type=re.sub(r"\W+", "_", name.rsplit(".", 1)[-1] if name.endswith("auc") else name).lower(),
+        metric_name=figure_name(name) + (f" ({part['shares']})" if part["shares"] else ""),
+        metric_value=round(float(metrics["values"][name]), 4),
+        metric_args=_metric_args(metrics, name),
+    )
+
+
+def _without_tags(text: Any) -> str:
+    """Text without angle brackets: a page that shows the metadata may not escape them."""
     return re.sub("[<>]", "", str(text))
 
 
 def eval_result_files(parts: Sequence[Mapping[str, Any]], settings: CardSettings) -> dict[str, str]:
-    """Texts of `.eval_results/*.yaml`, one a part, for data that are on the Hub; none otherwise."""
+    """Contents of `.eval_results/*.yaml`, one file per part, if the data are on the Hub; otherwise none."""
     if settings.dataset is None:
         return {}
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    from huggingface_hub.utils import yaml_dump
-
     files = {}
     for part in parts:
         metrics, evaluated = part["metrics"], part["evaluated"]
@@ -114,28 +108,28 @@ def eval_result_files(parts: Sequence[Mapping[str, Any]], settings: CardSettings
 
 
 def check_metadata(values: Mapping[str, Any]) -> None:
-    """Refuse a head that the Hub would not take or would misread.
+    """Raise for metadata that the Hub would reject or misread.
 
     Args:
-        values: The head as plain values.
+        values: The metadata as plain values.
 
     Raises:
-        InputError: Which key, and why.
+        InputError: The first problem, with its key.
     """
-    wrong = _first_wrong(values)
-    if wrong:
-        raise InputError(f"model card: {wrong}; correct it in the recipe's section card")
+    problem = _first_problem(values)
+    if problem:
+        raise InputError(f"model card: {problem}; correct it in the recipe's section card")
 
 
-def _first_wrong(values: Mapping[str, Any]) -> str | None:
+def _first_problem(values: Mapping[str, Any]) -> str | None:
     licence = values.get("license")
     if licence is not None and licence not in LICENCES:
-        return f"license {licence!r} is no licence id of the Hub"
+        return f"license {licence!r} is not a licence id of the Hub"
     for key in ("base_model", "datasets"):
         given = values.get(key)
         for name in given if isinstance(given, list) else [given] if given is not None else []:
             if not is_hub_id(name):
-                return f"{key} {name!r} is no id of the Hub"
+                return f"{key} {name!r} is not an id of the Hub"
     tags = values.get("tags")
     if not isinstance(tags, list) or not all(isinstance(tag, str) and 0 < len(tag) <= 60 for tag in tags):
         return "tags must be a list of short texts"
@@ -144,10 +138,12 @@ def _first_wrong(values: Mapping[str, Any]) -> str | None:
         return None
     if not isinstance(index, list) or not all(isinstance(m, Mapping) and m.get("name") for m in index):
         return "model-index must be a list of models with names"
-    return next((said for model in index for result in model["results"] if (said := _wrong_result(result))), None)
+    return next(
+        (problem for model in index for result in model["results"] if (problem := _result_problem(result))), None
+    )
 
 
-def _wrong_result(result: Any) -> str | None:
+def _result_problem(result: Any) -> str | None:
     try:
         wanted = [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
         metrics = [(metric["type"], metric["value"]) for metric in result["metrics"]]
@@ -161,22 +157,22 @@ def _wrong_result(result: Any) -> str | None:
 
 
 def _indexed(metrics: Mapping[str, Any]) -> list[str]:
-    """The figures that go into model-index: the headline, and the AUROC of each label."""
+    """The figures for model-index: the headline and the AUROC of each label."""
     names = [metrics["headline"], *(n for n in metrics["values"] if n.endswith((".roc_auc", "roc_auc_macro")))]
     return [name for name in dict.fromkeys(names) if metrics["values"].get(name) is not None]
 
 
-def _how(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _metric_args(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Interval and definition of a figure."""
     bounds, draws = metrics["intervals"].get(name), metrics["bootstrap"]
-    how: dict[str, Any] = {"definition": metrics["definitions"].get(name.split(".")[0])}
+    found: dict[str, Any] = {"definition": metrics["definitions"].get(name.split(".")[0])}
     if bounds:
-        how["interval_95"] = [round(float(b), 4) for b in bounds]
-        how["interval_from"] = f"{draws['n_draws']} bootstrap draws of {draws['patients']} patients"
+        found["interval_95"] = [round(float(b), 4) for b in bounds]
+        found["interval_from"] = f"{draws['n_draws']} bootstrap draws of {draws['patients']} patients"
     label = name.rpartition(".")[0]
     if name.endswith(".roc_auc"):
-        how["label"] = label
-    return {k: v for k, v in how.items() if v is not None}
+        found["label"] = label
+    return {k: v for k, v in found.items() if v is not None}
 
 
 def _tags(run: Mapping[str, Any]) -> list[str]:
@@ -187,7 +183,7 @@ def _tags(run: Mapping[str, Any]) -> list[str]:
 
 
 def is_hub_id(name: Any) -> bool:
-    """Whether this is an id of the Hub and no file: "openai/whisper-base", not "weights/whisper_base"."""
+    """Whether a name is a Hub id ("openai/whisper-base") and not a file ("weights/whisper_base")."""
     if not isinstance(name, str) or not _HUB_ID.fullmatch(name):
         return False
     return name.split("/")[0] not in _OUR_FOLDERS and not name.lower().endswith(_FILES)

@@ -1,28 +1,40 @@
-"""A run's own record, and what of it is published.
+"""What a run's record states: its settings, its scores and what it used.
 
-Decisions: run.json is the card's only source; `laennec evaluate` writes into it what a card says of each scored
-part. What is published is the same file without the training curves and without the folders of the machine.
+Decisions: `laennec evaluate` writes everything that a card needs of a scored part into run.json. The published record
+is the same file without training curves and without the folders of the machine. Losses, encoders and corpora state
+their own citation; templates/citations.yaml has those of methods without a class.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from laennec.corpora.load import find_corpus
 from laennec.errors import InputError, in_known_form
-from laennec.hub.card_text import without_machine_paths
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, shown_evaluations, write_record
+
+_ROOT = r"(?:~|[A-Za-z]:)?[/\\]"  # the start of an absolute path
+_PATHS = re.compile(
+    rf"^(?P<whole>{_ROOT}.+)$|(?P<mark>['\"])(?P<quoted>{_ROOT}[^'\"]+)(?P=mark)"
+    rf"|(?P<before>[\s=(\[,])(?P<bare>{_ROOT}[^\s'\",;()\[\]]+)"
+)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a run.
+    """What a run's record states.
 
     Attributes:
         run: The run record.
-        evaluations: One {"evaluated", "metrics"} for each scored part, those of the model as it is now.
-        outdated: Parts that were scored with another operating point than the model has now.
+        evaluations: {"evaluated", "metrics"} of each part that was scored with the present operating point.
+        outdated: Parts that were scored with another operating point.
     """
 
     run: dict[str, Any]
@@ -31,48 +43,124 @@ class Evidence:
 
 
 def read_evidence(folder: str | Path) -> Evidence:
-    """Read the record in a run's folder, or a published one.
+    """Read the record in a run's folder, or a published record.
 
     Raises:
-        InputError: There is no run record, or it is torn.
+        InputError: There is no valid run record.
     """
     path = Path(folder) / "run.json"
     run = read_record(path)
     if "config" not in run or "corpus" not in run:
-        raise InputError(f"{path}: names no recipe and corpus; give the folder of a finished run")
-    # settings that a record of an earlier version does not name have their defaults
+        raise InputError(f"{path}: has no recipe or no corpus; give the folder of a finished run")
+    # settings that an older record lacks get their defaults
     run["config"] = Recipe.from_record(run["config"], str(path)).to_dict()
     with in_known_form(path, "train the run again, or evaluate it again"):
         run["evaluations"] = shown_evaluations(run)
-        results = {looked["folder"]: looked["result"] for looked in run["evaluations"] if looked.get("result")}
+        results = {scored["folder"]: scored["result"] for scored in run["evaluations"] if scored.get("result")}
         found = [results[place] for place in sorted(results)]
-        current = [entry for entry in found if _same(entry["metrics"], run.get("operating_points") or {})]
+        current = [entry for entry in found if _same_decision(entry["metrics"], run.get("operating_points") or {})]
         outdated = [entry["evaluated"]["split"] for entry in found if entry not in current]
     return Evidence(run, current, outdated)
 
 
 def write_evidence(evidence: Evidence, folder: str | Path) -> Path:
-    """Write the small record that is published: run.json.
+    """Write the record that is published: run.json without training curves and without paths of this machine.
 
     Args:
-        evidence: What `read_evidence` gave.
+        evidence: What `read_evidence` returned.
         folder: Gets the file.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: It cannot be written to.
+        InputError: The file cannot be written.
     """
     run = {name: value for name, value in evidence.run.items() if name != "history"}
     write_record(Path(folder) / "run.json", without_machine_paths(run))
     return Path(folder)
 
 
-def _same(metrics: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
-    """Whether thresholds and calibration are the same to rounding; what was not fitted is logit 0 and identity."""
+def _same_decision(metrics: Mapping[str, Any], fitted: Mapping[str, Any]) -> bool:
+    """Whether thresholds and calibration are equal up to rounding; a missing value is logit 0 or the identity."""
     for kind, neutral in (("thresholds", 0.0), ("temperatures", 1.0), ("intercepts", 0.0)):
         one, other = metrics.get(kind) or {}, fitted.get(kind) or {}
         if any(abs(one.get(n, neutral) - other.get(n, neutral)) > 1e-4 for n in {*one, *other}):
             return False
     return True
+
+
+def without_machine_paths(value: Any) -> Any:
+    """Plain values with the folders of absolute paths cut: "/home/me/data/sprsound" becomes ".../sprsound"."""
+    if isinstance(value, Mapping):
+        return {k: without_machine_paths(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_machine_paths(v) for v in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    return _PATHS.sub(_without_folders, value)
+
+
+def _without_folders(found: re.Match[str]) -> str:
+    path = found["whole"] or found["quoted"] or found["bare"]
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    mark = found["mark"] or ""
+    return f"{found['before'] or mark}.../{last}{mark}"
+
+
+def citations_of(run: Mapping[str, Any]) -> list[str]:
+    """BibTeX entries of what a run used, each once: corpus, encoder, losses, methods.
+
+    Args:
+        run: The run record.
+    """
+    config = run["config"]
+    encoder, augment = config["encoder"], config.get("augment") or {}
+    mix, fitted = augment.get("mix") or {}, run.get("operating_points") or {}
+    audioset = (
+        encoder["type"] in ("mobilenet", "ast", "beats") and encoder.get("weights") and not run.get("pretraining")
+    )
+    first = [encoder["type"]]
+    first += [*(["audioset"] if audioset else []), *(["lora"] if encoder.get("trainable") == "lora" else [])]
+    then = [mix.get("method"), *(["lungmix"] if mix.get("labels") == "lungmix" else [])]
+    then += [name for name, used in (
+        ("spec_augment", augment.get("spec")),
+        ("pretrain", run.get("pretraining")),
+        ("sam", config["train"].get("sam_rho") is not None),
+    ) if used]  # fmt: skip
+    then.append(fitted.get("calibration") or ("temperature" if fitted.get("temperatures") else None))
+    known = _citations()
+    corpus = find_corpus(config["corpus"]["name"])
+    entries = [corpus.citation if corpus is not None else ""]
+    entries += [known[key] for key in first if key in known] + _loss_citations(config)
+    entries += [known[key] for key in then if key in known]
+    return list(dict.fromkeys(entry.strip() for entry in entries if entry))
+
+
+@cache
+def _citations() -> dict[str, str]:
+    """BibTeX entries of methods that have no class of their own."""
+    text = resources.files("laennec").joinpath("templates/citations.yaml").read_text(encoding="utf-8")
+    entries: dict[str, str] = yaml.safe_load(text)
+    return entries
+
+
+def _loss_citations(config: Mapping[str, Any]) -> list[str]:
+    """The citations that loss classes state."""
+    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
+
+    loss, found = config["loss"], []
+    if loss["task"] == "focal":
+        found.append(FocalLoss.citation)
+    for name, given in (loss.get("auxiliary") or {}).items():
+        kind = (given or {}).get("loss", name)
+        found.append(str(getattr(AUXILIARY_LOSSES.get(kind), "citation", "") or ""))
+        if kind == "supcon" and loss.get("task_views") == "all":
+            found.append(_citations()["hybrid"])
+        if (given or {}).get("detach_other_views"):
+            found.append(_citations()["stethoscope"])
+    if config["encoder"]["type"] == "cnn":
+        found.append(TupletContrastiveLoss.citation)
+    if ((config.get("augment") or {}).get("mix") or {}).get("method") == "patch_mix":
+        found.append(PatchMixContrastiveLoss.citation)
+    return found

@@ -1,26 +1,33 @@
-"""A trained model as files that other people can load.
+"""Export a trained model as files that others can load.
 
-Decisions: nothing is said to be exported before it was read back and gave the same logits. A head-only export
-leaves the encoder out and names its base with a digest, so it needs an encoder that was never trained; so does a LoRA
-export, which adds the adapters in peft's own form. Anything else is exported in full, adapters merged into the weights
-beside which they were trained. Weights that only training needs (the projection of auxiliary losses) stay behind. A
-run's model card goes with its model.
+Decisions: an export is complete only after it was read back and gave the same logits. A head-only export leaves the
+encoder out and names its base with a digest, so it needs an encoder that was never trained; so does a LoRA export,
+which adds the adapters in peft's format. Other exports contain the full model, with adapters merged into the weights.
+Weights that only training needs (the projection of auxiliary losses) are left out. The run's model card is written
+beside the model. A Space contains the model and the source of this package, because a Space can only install
+published packages; other packages are pinned to the installed versions.
 """
 
+import importlib.metadata
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+import laennec
 from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.files import atomic_folder, refuse_other_files
+from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.hub import onnx, stock
 from laennec.hub.card import write_card
 from laennec.modeling import LaennecForAudioClassification
+from laennec.rendering import render_template
+from laennec.training.record import read_record
 
 FORMATS = ("head", "full", "lora", "stock", "onnx", "onnx-int8", "space")
 _WRITTEN = (
@@ -35,6 +42,8 @@ _WRITTEN = (
     "README.md",
     ".eval_results",
 )
+_SPACE_FILES = ("README.md", "app.py", "requirements.txt", "model", "laennec")
+_NOT_IN_SPACE = ("__pycache__", "*.pyc", "*.pyi")
 # merging adds products of small matrices in another order
 _MERGED_TOLERANCE = 1e-3
 
@@ -47,37 +56,33 @@ def export_run(
     base_name: str | None = None,
     base_revision: str | None = None,
 ) -> Path:
-    """Write a run's model in a form to share, and check what was written.
+    """Export a run's model, and check what was written.
 
     Args:
         run: The run's folder.
-        out: Where to; None: `export-<format>` in the run's folder. A folder that was exported before is replaced.
-        format: "head" (a few kB; the base is fetched by name at loading), "lora" or "adapter" (head and adapters,
-            likewise), "full", or "stock" (transformers' own AST classes, for those who have no laennec), "onnx",
-            "onnx-int8" (for onnxruntime, from the sound on), or "space" (a folder that serves the page, as a Space of
-            the Hub too).
-        base: Where the base of a head-only or LoRA run lies now.
-        base_name: The name that a head-only or LoRA export gives its base, e.g. the Hub id of a base that was trained
-            on as a local file.
-        base_revision: The commit, tag or branch of that base; None keeps the one that was trained on.
+        out: Output folder; None: `export-<format>` in the run's folder. An earlier export is replaced.
+        format: "head" (a few kB; the base is loaded by name), "lora" or "adapter" (head and adapters, likewise),
+            "full", "stock" (transformers' own AST classes, for users without laennec), "onnx" or "onnx-int8" (for
+            onnxruntime, from the waveform on), or "space" (a folder that serves the page, also as a Space on the Hub).
+        base: Path of the base model of a head-only or LoRA run.
+        base_name: Name of the base model in a head-only or LoRA export, e.g. its Hub id if training used a local file.
+        base_revision: Commit, tag or branch of the base model; None keeps the one used in training.
 
     Returns:
-        The folder.
+        The output folder.
 
     Raises:
-        InputError: No such run or format, a head-only export of a trained encoder, or a disk that cannot be written to.
+        InputError: Unknown run or format, a head-only export of a trained encoder, or a folder that cannot be written.
     """
     format = {"adapter": "lora"}.get(format, format)
     if format not in FORMATS:
-        raise InputError(f"unknown export format {format!r}; it can be {', '.join(FORMATS)} (--format)")
+        raise InputError(f"--format: unknown format {format!r}; choose from {', '.join(FORMATS)}")
     if format == "space":
-        from laennec.hub.space import write_space
-
         return write_space(run, out, base)
     model, extractor = load_model(run, base)
-    _refuse_format(run, model, format)
+    _check_format(run, model, format)
     if format == "stock":
-        stock.refuse_other_files(run, model, extractor)
+        stock.check_stock(run, model, extractor)
     out = Path(out) if out is not None else Path(run) / f"export-{format}"
     refuse_other_files(out, _WRITTEN, "choose another --out")
     model.projection = None
@@ -106,31 +111,84 @@ def export_run(
     return out
 
 
-def _refuse_format(run: str | Path, model: LaennecForAudioClassification, format: str) -> None:
-    """Refuse forms that leave out what a model needs, or name what it does not have."""
+def write_space(run: str | Path, out: str | Path | None = None, base: str | None = None) -> Path:
+    """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the source of the package.
+
+    Args:
+        run: The run's folder.
+        out: Output folder; None: `export-space` in the run's folder. An earlier export is replaced.
+        base: Path of the base model of a head-only run.
+
+    Returns:
+        The output folder.
+
+    Raises:
+        InputError: There is no such run, or the folder contains other files or cannot be written.
+    """
+    from laennec.inference.app import DISCLAIMER, threshold_origin
+
+    out = Path(out) if out is not None else Path(run) / "export-space"
+    refuse_other_files(out, _SPACE_FILES, "choose another --out")
+    model, _ = load_model(run, base)
+    record = Path(run) / "run.json"
+    name = str((read_record(record).get("name") if record.exists() else None) or Path(run).resolve().name)
+    versions = {package: importlib.metadata.version(package).split("+")[0] for package in _packages_of_the_page()}
+    with atomic_folder(out) as folder:
+        export_run(run, folder / "model", "full", base)
+        source = Path(laennec.__file__).parent
+        shutil.copytree(source, folder / "laennec", ignore=shutil.ignore_patterns(*_NOT_IN_SPACE))
+        readme = render_template(
+            "space_readme.md",
+            name=name,
+            labels=model.config.label_names,
+            origin=threshold_origin(model),
+            gradio=versions["gradio"],
+            disclaimer=DISCLAIMER,
+        )
+        texts = {
+            "README.md": readme,
+            "app.py": render_template("space_app.py.txt", name=name),
+            "requirements.txt": "".join(f"{package}=={version}\n" for package, version in versions.items()),
+        }
+        for file_name, text in texts.items():
+            with atomic_write(folder / file_name) as file:
+                file.write(text)
+    return out
+
+
+def _packages_of_the_page() -> list[str]:
+    """Names of the packages that laennec and its page require."""
+    required = [line.partition(";") for line in importlib.metadata.requires("laennec") or []]
+    names = [
+        re.split(r"[^\w.-]", name)[0]
+        for name, _, only in required
+        if "extra" not in only or "'app'" in only.replace('"', "'")
+    ]
+    return sorted(set(names))
+
+
+def _check_format(run: str | Path, model: LaennecForAudioClassification, format: str) -> None:
+    """Raise for a format that leaves out what the model needs, or that names a base it does not have."""
     named, adapters = model.config.base_model_name_or_path, bool(model.config.lora)
     if format == "lora" and not adapters:
         raise InputError(f"{run}: no LoRA export: the run has no adapters; use --format full (or head)")
     if format == "head" and not (model.config.frozen_encoder and named):
-        why = (
-            "its encoder was trained"
-            if not model.config.frozen_encoder
-            else "its encoder has random weights and no name"
-        )
+        trained = not model.config.frozen_encoder
+        reason = "its encoder was trained" if trained else "its encoder has random weights and no name"
         other = "lora or full" if adapters else "full"
-        raise InputError(f"{run}: no head-only export: {why}; use --format {other}")
+        raise InputError(f"{run}: no head-only export: {reason}; use --format {other}")
 
 
 def _merge(run: str | Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
-    """Merge the adapters, and require nearly the same logits on a fixed sound."""
-    before = _answer(model, extractor)
+    """Merge the adapters, and verify the logits of a fixed sound."""
+    before = _fixed_logits(model, extractor)
     model.merge_adapters()
-    apart = float((_answer(model, extractor) - before).abs().max())
+    apart = float((_fixed_logits(model, extractor) - before).abs().max())
     if not apart <= _MERGED_TOLERANCE * max(1.0, float(before.abs().max())):
-        raise InputError(f"{run}: merged adapters give other logits ({apart:.2e} apart); use --format lora")
+        raise InputError(f"{run}: merged adapters change the logits by {apart:.2e}; use --format lora")
 
 
-def _answer(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> torch.Tensor:
+def _fixed_logits(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> torch.Tensor:
     """The logits of a fixed sound."""
     draw = np.random.Generator(np.random.Philox(key=2))
     sound: Any = draw.standard_normal(3 * extractor.sampling_rate).astype(np.float32) * 0.1
@@ -144,12 +202,12 @@ def _answer(model: LaennecForAudioClassification, extractor: LaennecFeatureExtra
 def _compare(
     folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, base: str | None
 ) -> None:
-    """Load what was written and require the same logits on a fixed sound."""
+    """Load the export and verify the logits of a fixed sound."""
     again = LaennecForAudioClassification.from_pretrained(folder, base=base)
     front_end = LaennecFeatureExtractor.from_pretrained(folder)
-    wanted, got = _answer(model, extractor), _answer(again, front_end)
+    wanted, got = _fixed_logits(model, extractor), _fixed_logits(again, front_end)
     if not torch.equal(wanted, got):
         raise InputError(
-            f"{folder}: what was written gives other logits than the run ({(wanted - got).abs().max():.2e} apart); "
+            f"{folder}: the exported model differs from the run (logits by {(wanted - got).abs().max():.2e}); "
             "nothing was exported; check the disk and export again"
         )

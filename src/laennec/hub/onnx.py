@@ -1,13 +1,13 @@
-"""A run as one file that runs without Python's torch, from the sound to the calibrated probabilities.
+"""Export a run as one ONNX file, from the waveform to the calibrated probabilities.
 
-Decisions: the front end is part of the file, so that nobody can serve the model with other features. It takes
-waveforms at the model's rate with their lengths, in batches of any size and length, and gives logits and calibrated
-probabilities; thresholds, and the filter that recordings go through before (a recursion over the whole recording, which
-is no work for a graph), stand in onnx.json. What was written is run in onnxruntime and compared. In an int8 file
-the model's weights are bytes and its front end's are not. Dense layers compute with them; convolutions compute in
-float, and small ones keep their floats: bytes all the way through cost a frozen mobilenet 0.11 of crackle AUROC on
-SPRSound's validation patients. What an int8 file costs is measured on the run's validation cycles, never on a test
-part, and stands in onnx.json.
+Decisions: the front end is part of the file, so nobody can serve the model with other features. The file takes
+waveforms at the model's sampling rate with their lengths, in batches of any size and length, and outputs logits and
+calibrated probabilities. Thresholds and the recording filter (a recursion over the whole recording, which a graph
+cannot express) are in onnx.json. The file is run in onnxruntime and compared. In an int8 file the weights of the
+model are int8, those of the front end are not. Dense layers compute in int8; convolutions compute in float, and small
+ones keep float weights: int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's validation
+patients. The effect of int8 is measured on the run's validation cycles, never on a test part, and recorded in
+onnx.json.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ _OUTPUTS = {
     "logits": "float32 (batch, labels), before calibration",
     "probabilities": "float32 (batch, labels), calibrated: sigmoid or softmax of logit / temperature + intercept",
 }
-# kernels this small save nothing as bytes, and the first of them costs most (0.019 of crackle AUROC there)
+# smaller kernels save nothing in int8, and the first one costs most (0.019 of crackle AUROC there)
 _FEW_WEIGHTS = 4096
-_LARGEST_FILE = 1_900_000_000  # what one file of this format can hold
-# several lengths, batches and amounts of padding: (seconds of each sound)
-_TRIED: tuple[tuple[float, ...], ...] = ((0.6,), (2.7, 1.1, 0.5), (11.3, 10.0), (1.0, 1.0, 0.9, 0.4, 0.8))
+_LARGEST_FILE = 1_900_000_000  # limit of a single ONNX file
+# batches that are compared: the seconds of each sound
+_COMPARED_S: tuple[tuple[float, ...], ...] = ((0.6,), (2.7, 1.1, 0.5), (11.3, 10.0), (1.0, 1.0, 0.9, 0.4, 0.8))
 
 
 class _Whole(nn.Module):
@@ -63,11 +63,11 @@ class _Whole(nn.Module):
 
 
 class OnnxModel:
-    """An exported file, ready for sounds.
+    """An exported file in onnxruntime.
 
     Args:
         path: The .onnx file.
-        min_samples: What shorter sounds are filled up to in a batch.
+        min_samples: Length to which shorter batches are padded.
     """
 
     def __init__(self, path: str | Path, min_samples: int = 1) -> None:
@@ -95,30 +95,32 @@ def write_onnx(
     run: str | Path,
     int8: bool = False,
 ) -> dict[str, Any]:
-    """Write the file and what is to be known of it, and compare it with the model.
+    """Write the ONNX file and onnx.json, and compare the file with the model.
 
     Args:
-        folder: Where to.
-        model: The model, adapters merged; it is not used any further afterwards.
+        folder: Output folder.
+        model: The model with merged adapters; it must not be used afterwards.
         extractor: Its front end.
-        run: What errors name, and for int8 the folder of the run.
-        int8: Whether the weights become bytes.
+        run: The run's folder, for error messages and the validation cycles of int8.
+        int8: Whether to quantise the weights to int8.
 
     Returns:
-        What onnx.json says.
+        The content of onnx.json.
 
     Raises:
-        InputError: A model that joins context, an encoder that cannot be exported, packages that are missing, answers
-            that differ, or an int8 file of a run whose validation cycles are not to be had.
+        InputError: The model uses concatenated context, the encoder cannot be exported, packages are missing, the
+            logits differ, or the validation cycles for int8 are not available.
     """
     if model.config.concatenated_context:
         raise InputError(
-            f"{run}: no ONNX export: the model joins a cycle's neighbours (features.context_cycles); use --format full"
+            f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"
         )
     for name in ("onnx", "onnxscript", "onnxruntime"):
         _package(name)
     if int8 and not (Path(run) / _PREDICTIONS).is_file():
-        raise InputError(f"{run}: what int8 costs is measured on a run's validation cycles; give a finished run")
+        raise InputError(
+            f"{run}: int8 is compared on the validation cycles of a run; give the folder of a finished run"
+        )
     model = model.eval().requires_grad_(False)
     path = folder / FLOAT_FILE
     _export(model, extractor, path, run)
@@ -127,7 +129,7 @@ def write_onnx(
     if int8:
         _quantise(path, folder / INT8_FILE)
         facts["file"] = INT8_FILE
-        facts["int8"] = _loss(folder, model, extractor, Path(run))
+        facts["int8"] = _int8_effect(folder, model, extractor, Path(run))
         for part in folder.glob(f"{FLOAT_FILE}*"):
             part.unlink()
     write_record(folder / FACTS_FILE, facts)
@@ -138,14 +140,14 @@ def _export(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, path: Path, run: str | Path
 ) -> None:
     """Write the graph."""
-    # a frozen encoder turns gradients off half way, which no graph holds
+    # a frozen encoder switches gradients off inside, which a graph cannot express
     frozen, model.config.frozen_encoder = model.config.frozen_encoder, False
     rate, shortest = extractor.sampling_rate, extractor.front.min_samples
     sounds = torch.zeros(2, 3 * rate).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
     lengths = torch.tensor([3 * rate, 2 * rate])
     batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=2 * shortest)
     try:
-        # with gradients on, convolutions and their normalisations stay apart, and the exporter joins them for good
+        # with gradients on, the exporter fuses convolutions and their normalisations
         with _quiet(), torch.enable_grad():
             program: Any = torch.onnx.export(
                 _Whole(model, extractor).eval(),
@@ -157,9 +159,9 @@ def _export(
                 opset_version=OPSET,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises what it likes for an operation that it does not know
+    except Exception as error:  # the exporter raises many types for an unknown operation
         deepest: BaseException = error
-        while deepest.__cause__ is not None:  # the exporter says what to do first, and what happened last
+        while deepest.__cause__ is not None:  # the cause is the last one in the chain
             deepest = deepest.__cause__
         reason = next((line.strip() for line in str(deepest).splitlines() if line.strip()), type(deepest).__name__)
         raise InputError(
@@ -172,12 +174,12 @@ def _export(
 
 
 def _compare(path: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> float:
-    """How far the file's logits are from the model's, at most; more than the tolerance is refused."""
+    """The largest difference between the logits of file and model; raises above the tolerance."""
     runs = OnnxModel(path, 2 * extractor.front.min_samples)
     draw = np.random.Generator(np.random.Philox(key=4))
     rate = extractor.sampling_rate
     apart, largest = 0.0, 1.0
-    for seconds in _TRIED:
+    for seconds in _COMPARED_S:
         sounds = [0.1 * draw.standard_normal(round(s * rate)).astype(np.float32) for s in seconds]
         sounds = [s for s in sounds if extractor.frames(len(s)) > 0]
         with torch.inference_mode():
@@ -186,14 +188,14 @@ def _compare(path: Path, model: LaennecForAudioClassification, extractor: Laenne
         largest = max(largest, float(np.abs(wanted).max()))
     if not apart <= TOLERANCE * largest:
         raise InputError(
-            f"{path}: the ONNX file gives other logits than the run ({apart:.2e} apart); nothing was exported; use "
-            "--format full"
+            f"{path}: the ONNX file differs from the run (logits by {apart:.2e}); nothing was exported; use --format "
+            "full"
         )
     return apart
 
 
 def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, apart: float) -> dict[str, Any]:
-    """What somebody who runs the file must know."""
+    """The content of onnx.json."""
     config = model.config
     known = versions()
     return {
@@ -217,16 +219,16 @@ def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtrac
 
 
 def _quantise(source: Path, target: Path) -> None:
-    """The same graph with the model's weights as bytes; the front end keeps its own."""
+    """Quantise the weights of the model; those of the front end stay float."""
     onnx = _package("onnx")
     quantization = _package("onnxruntime.quantization")
     model = onnx.load(str(source))
-    del model.graph.value_info[:]  # the exporter's optimiser leaves shapes from before it behind
-    _convolutions_as_bytes(model.graph)
+    del model.graph.value_info[:]  # the exporter's optimiser leaves outdated shapes
+    _quantise_convolutions(model.graph)
     first = [node.name for node in model.graph.node if any(name.startswith("front.") for name in node.input)]
     logger = logging.getLogger()
     before = logger.level
-    logger.setLevel(logging.ERROR)  # it advises to pre-process, which the exporter has done
+    logger.setLevel(logging.ERROR)  # it advises pre-processing, which the exporter has done
     try:
         quantization.quantize_dynamic(
             model,
@@ -240,8 +242,8 @@ def _quantise(source: Path, target: Path) -> None:
         logger.setLevel(before)
 
 
-def _convolutions_as_bytes(graph: Any) -> None:
-    """Keep the weights of convolutions as bytes with a scale for each output channel, in place."""
+def _quantise_convolutions(graph: Any) -> None:
+    """Store the weights of convolutions as int8 with a scale per output channel, in place."""
     onnx = _package("onnx")
     kernels = {node.input[1] for node in graph.node if node.op_type == "Conv"}
     made = []
@@ -265,15 +267,15 @@ def _convolutions_as_bytes(graph: Any) -> None:
         graph.node.insert(0, node)
 
 
-def _loss(
+def _int8_effect(
     folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, run: Path
 ) -> dict[str, Any]:
-    """AUROC of each label on the run's validation cycles, in float and as bytes, and their difference."""
+    """AUROC of each label on the run's validation cycles in float and int8, and the difference."""
     sounds, predictions = _validation(run, model, extractor)
     names = model.config.label_names
     scores = {}
     for kind, file in (("float", FLOAT_FILE), ("int8", INT8_FILE)):
-        logits = _answers(OnnxModel(folder / file, 2 * extractor.front.min_samples), sounds)
+        logits = _logits_of(OnnxModel(folder / file, 2 * extractor.front.min_samples), sounds)
         table = predictions.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(names)})
         answers = read_predictions(
             table,
@@ -314,12 +316,14 @@ def _validation(
     predictions = pd.read_parquet(path).set_index("cycle_id")
     ids = column_of(part.table, "cycle_id")
     if missing := sorted(set(ids) ^ set(predictions.index)):
-        raise InputError(f"{path}: not the validation cycles of this corpus ({missing[0]}); train the run again")
+        raise InputError(
+            f"{path}: does not match the validation cycles of the corpus ({missing[0]}); train the run again"
+        )
     return [part.dataset.sound(row) for row in range(len(ids))], predictions.loc[ids].reset_index()
 
 
-def _answers(runs: OnnxModel, sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Logits (sounds, labels), in batches of like length."""
+def _logits_of(runs: OnnxModel, sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Logits (sounds, labels), in batches of similar length."""
     logits: NDArray[np.float32] | None = None
     for rows in length_batches([len(s) for s in sounds]):
         values, _ = runs([sounds[row] for row in rows])
@@ -332,7 +336,7 @@ def _answers(runs: OnnxModel, sounds: Sequence[NDArray[np.float32]]) -> NDArray[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's notes for developers to itself."""
+    """Silence the exporter's messages for its developers."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -345,7 +349,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _package(name: str) -> Any:
-    """A package of the onnx extra."""
+    """Import a package of the extra `onnx`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

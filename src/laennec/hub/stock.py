@@ -1,11 +1,11 @@
-"""A run as transformers' own ASTForAudioClassification, which loads where laennec is not installed.
+"""Export a run as transformers' own ASTForAudioClassification, which loads without laennec.
 
-Decisions: a run is exported only if the stock classes give its logits, and is compared on real lengths afterwards;
-a nearly equal model would be another model under the same name. Stock AST sees a fixed number of frames, fills up with
-frames of log-mel 0 without a mask, pools the class and distillation tokens, and classifies through a layer norm: a run
-is of its kind with `features.length: zero_frames` and `head.layer_norm: true`. The embedding's standardisation and the
-temperatures are folded into the last layer, so sigmoid (softmax) of stock's logits is the calibrated probability.
-Thresholds stand in config.json under `thresholds`, for stock classes apply none.
+Decisions: a run is exported only if the stock classes give its logits, which is verified on several lengths; a nearly
+equal model would be another model under the same name. Stock AST takes a fixed number of frames, pads with frames of
+log-mel 0 without a mask, pools the class and distillation tokens, and classifies after a layer norm; this needs
+`features.length: zero_frames` and `head.layer_norm: true`. The standardisation of the embedding and the calibration
+are folded into the last layer, so the sigmoid (or softmax) of a stock logit is the calibrated probability. Thresholds
+are in config.json under `thresholds`; stock classes do not apply them.
 """
 
 from dataclasses import asdict
@@ -22,27 +22,29 @@ from laennec.encoders.ast import AstEncoder
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 
-# stock computes its features in float64 through numpy, or in torchaudio
+# stock computes its features in float64 with numpy, or with torchaudio
 TOLERANCE = 1e-5
 _FREE = ("mean", "std", "num_mel_bins")
 _NOT_STOCK = ("time_positions", "architectures", "model_type", "transformers_version", "dtype", "torch_dtype")
 
 
 def differences(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> list[str]:
-    """What of a model stock AST cannot express, each with the setting of a recipe that would be expressible."""
+    """Properties of a model that stock AST does not have, each with the recipe setting that avoids it."""
     config = model.config
     wrong = []
     if not isinstance(model.encoder, AstEncoder):
         wrong.append(f"its encoder is {type(model.encoder).__name__} (encoder.type: ast, encoder.group_frames: 0)")
     front, stock = asdict(extractor.front), asdict(PRESETS["ast"])
     if other := [name for name in stock if name not in _FREE and front[name] != stock[name]]:
-        wrong.append(f"its features are of another kind, by {other[0]} (features.preset: ast)")
+        wrong.append(f"its features differ in {other[0]} (features.preset: ast)")
     if extractor.length != "zero_frames":
-        wrong.append(f"its cycles are fitted by {extractor.length!r} (features.length: zero_frames, duration_s: 10.24)")
+        wrong.append(
+            f"its cycles have the length rule {extractor.length!r} (features.length: zero_frames, duration_s: 10.24)"
+        )
     if extractor.recording_filter:
         wrong.append("its recordings are filtered (features.filter_kind: null)")
     if config.concatenated_context:
-        wrong.append("it joins context (features.context_cycles: 0)")
+        wrong.append("it uses concatenated context (features.context_cycles: 0)")
     if config.pooling != "encoder":
         wrong.append("it pools by the masked mean (head.pooling: encoder)")
     if not config.head_layer_norm:
@@ -52,13 +54,11 @@ def differences(model: LaennecForAudioClassification, extractor: LaennecFeatureE
     return wrong
 
 
-def refuse_other_files(
-    run: str | Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
-) -> None:
-    """Refuse a run that stock AST cannot express.
+def check_stock(run: str | Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
+    """Raise for a run that stock AST cannot express.
 
     Raises:
-        InputError: With all that stands against it, and the settings a run must be trained with.
+        InputError: Lists every difference, with the settings to train with.
     """
     if wrong := differences(model, extractor):
         raise InputError(f"{run}: no stock export: {'; '.join(wrong)}; train with these settings, or use --format full")
@@ -67,7 +67,7 @@ def refuse_other_files(
 def to_stock(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
 ) -> tuple[ASTForAudioClassification, ASTFeatureExtractor]:
-    """The same model in transformers' own classes; for a model without `differences`, adapters merged."""
+    """The same model in transformers' own classes; the model has no `differences` and merged adapters."""
     frames = extractor.frames(extractor.front.min_samples)
     front = extractor.front
     encoder, ours = model.encoder, model.config
@@ -106,7 +106,7 @@ def to_stock(
 
 
 def _calibration(model: LaennecForAudioClassification) -> tuple[Tensor, Tensor]:
-    """What a model's logits are divided by and what is added then, (labels,) float64 each."""
+    """Temperatures and intercepts of the labels, (labels,) float64 each."""
     config = model.config
     pairs = [(config.temperatures.get(name, 1.0), config.intercepts.get(name, 0.0)) for name in config.label_names]
     divisor, offset = torch.tensor(pairs, dtype=torch.float64).T
@@ -114,7 +114,7 @@ def _calibration(model: LaennecForAudioClassification) -> tuple[Tensor, Tensor]:
 
 
 def _positions(encoder: AstEncoder, frames: int, mels: int) -> Tensor:
-    """The table of positions that cycles of so many frames are given, (1, 2 + bands * steps, dim)."""
+    """The position embeddings of inputs with this number of frames, (1, 2 + bands * steps, dim)."""
     bands, steps = encoder.token_grid(frames, mels)
     known = encoder._embeddings.get_shape(encoder.config)[1]
     with torch.no_grad():
@@ -124,10 +124,10 @@ def _positions(encoder: AstEncoder, frames: int, mels: int) -> Tensor:
 def compare(
     folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, tolerance: float = TOLERANCE
 ) -> None:
-    """Load what was written and require the calibrated logits of the model, for a short and a long sound.
+    """Load the export and verify its calibrated logits for short and long sounds.
 
     Raises:
-        InputError: They are further apart than `tolerance`.
+        InputError: They differ by more than `tolerance`.
     """
     stock = ASTForAudioClassification.from_pretrained(folder).eval()
     front_end = ASTFeatureExtractor.from_pretrained(folder)
@@ -142,6 +142,6 @@ def compare(
         apart = float((got - wanted).abs().max())
         if not apart <= tolerance * max(1.0, float(wanted.abs().max())):
             raise InputError(
-                f"{folder}: the stock classes give other logits than the run ({apart:.2e} apart); nothing was "
-                "exported; use --format full"
+                f"{folder}: the stock classes differ from the run (logits by {apart:.2e}); nothing was exported; use "
+                "--format full"
             )

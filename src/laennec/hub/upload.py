@@ -1,20 +1,18 @@
-"""Stage 10, the Hub: a folder's files to a repository, whole, and compared afterwards.
+"""Upload files of a folder to the Hub in one commit, and verify what the Hub then holds.
 
-Decisions: one commit holds all files or none, so that nobody loads half a model. What fails for a reason that may
-pass (5xx, a time-out, a broken connection) is tried again after growing pauses; what was uploaded before an
-interruption is not sent again by the next call, since the Hub knows large files by their sha256. The Hub's own record
-of the files is compared with those on disk before anything counts as done, and a repository is private until then: it
-is opened, where that was asked for, as the last step. Files are named one by one: a folder's other content never
-leaves the machine.
+Decisions: one commit contains all files, so nobody loads an incomplete model. Requests that fail for a temporary reason
+(5xx, time-out, broken connection) are repeated after growing pauses; large files that were uploaded before an
+interruption are not sent again. The Hub's hashes are compared with the files on disk before the upload counts as done.
+A repository stays private until this last step. Only the named files are uploaded.
 """
 
+import glob
 import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,19 +20,19 @@ from laennec.errors import InputError, hub_reason, will_pass
 
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?")
-_LONGEST_NAME = 96
+_MAX_NAME = 96
 _log = logging.getLogger(__name__)
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """A repository that holds a folder's files.
+    """The result of an upload.
 
     Attributes:
-        url: Its address.
-        commit: The hash of the commit that holds them.
-        private: Whether it is closed to others.
+        url: Address of the repository.
+        commit: Hash of the commit with the files.
+        private: Whether the repository is private.
         files: The files, by their path in the repository.
     """
 
@@ -45,24 +43,26 @@ class Uploaded:
 
 
 def check_repo_name(repo: str) -> None:
-    """Refuse what cannot be the name of a repository.
+    """Raise for an invalid name of a repository.
 
     Raises:
-        InputError: It has no namespace, or characters that the Hub does not take.
+        InputError: The name has no owner, or characters that the Hub does not accept.
     """
     namespace, slash, name = repo.partition("/")
     if not slash:
-        raise InputError(f"{repo}: names no owner; write OWNER/{repo or 'NAME'}, where OWNER is your name on the Hub")
-    fine = all(_NAME.fullmatch(part) and "--" not in part and ".." not in part for part in (namespace, name))
-    if not fine or name.endswith(".git") or len(repo) > _LONGEST_NAME:
         raise InputError(
-            f"{repo}: no name for a repository; letters, digits, '-', '_' and '.' (not doubled, not at the ends), at "
-            f"most {_LONGEST_NAME} characters, as OWNER/NAME"
+            f"{repo}: the owner is missing; write OWNER/{repo or 'NAME'}, with your name on the Hub as OWNER"
+        )
+    valid = all(_NAME.fullmatch(part) and "--" not in part and ".." not in part for part in (namespace, name))
+    if not valid or name.endswith(".git") or len(repo) > _MAX_NAME:
+        raise InputError(
+            f"{repo}: not a valid name of a repository; write OWNER/NAME with letters, digits, '-', '_' and '.' (not "
+            f"doubled, not at the ends), at most {_MAX_NAME} characters"
         )
 
 
 def find_token(repo: str, token: str | None = None) -> str:
-    """The token to write with: the one given, HF_TOKEN or that of the login.
+    """The token to write with: the given one, HF_TOKEN, or the one of the login.
 
     Raises:
         InputError: There is none.
@@ -71,7 +71,7 @@ def find_token(repo: str, token: str | None = None) -> str:
 
     found = token or get_token()
     if found is None:
-        raise InputError(f"{repo}: no token; log in (hf auth login) or set HF_TOKEN to one with write access")
+        raise InputError(f"{repo}: no token; log in (hf auth login) or set HF_TOKEN to a token with write access")
     return found
 
 
@@ -89,42 +89,42 @@ def upload(
     timeout_s: float = 60.0,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Uploaded:
-    """Upload files of a folder in one commit, and compare what the Hub then holds.
+    """Upload files of a folder in one commit, and compare them with the Hub's hashes.
 
     Args:
-        folder: Where they are.
-        files: Their paths below it, which are those in the repository.
-        repo: OWNER/NAME; made, private, if it is not there.
+        folder: The folder.
+        files: Paths of the files below it, which become their paths in the repository.
+        repo: OWNER/NAME; created, private, if it does not exist.
         kind: "model" or "dataset".
-        revision: The branch; made from main if it is not there. None for main.
-        private: False opens the repository once it holds the files, True closes it before; None leaves one that was
-            there as it is.
-        replaces: Patterns of files in the repository that go if they are not among `files`.
-        token: None for HF_TOKEN or that of the login.
-        message: The commit's; None for a plain one.
-        timeout_s: How long a request may wait for an answer before it is tried again.
-        pauses_s: How long to wait before each further try.
+        revision: The branch; created from main if it does not exist. None for main.
+        private: False makes the repository public after the upload, True makes it private before; None keeps the
+            visibility of an existing repository.
+        replaces: Patterns of files in the repository that are deleted if they are not among `files`.
+        token: None for HF_TOKEN or the token of the login.
+        message: Commit message; None for a default.
+        timeout_s: Time limit of a request, in seconds.
+        pauses_s: Pauses before the repetitions of a request, in seconds.
 
     Returns:
-        Where the files are. Where the Hub held them already, nothing was sent.
+        Where the files are. If the Hub already has them, nothing is sent.
 
     Raises:
-        InputError: A name that cannot be, no token or a wrong one, no right to write, no network, a Hub that stays out
-            of order, or one that holds other bytes than were sent.
+        InputError: Invalid name, missing or wrong token, no write access, no network, a Hub that stays unavailable, or
+            one that holds other content than was sent.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import HfApi
     from huggingface_hub.utils import get_session
 
     check_repo_name(repo)
     folder = Path(folder)
     api = HfApi(token=find_token(repo, token))
 
-    def ask(request: Callable[[], _Answer]) -> _Answer:
-        def patiently() -> _Answer:
-            get_session().timeout = timeout_s  # the client's own is to wait for ever
+    def ask(request: Callable[[], _Result]) -> _Result:
+        def with_time_limit() -> _Result:
+            get_session().timeout = timeout_s  # the client has none by default
             return request()
 
-        return _ask(repo, patiently, pauses_s)
+        return _repeat(repo, with_time_limit, pauses_s)
 
     ask(api.whoami)
     ask(lambda: api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
@@ -132,22 +132,19 @@ def upload(
         ask(lambda: api.update_repo_settings(repo, repo_type=kind, private=True))
     if revision:
         ask(lambda: api.create_branch(repo, repo_type=kind, branch=revision, exist_ok=True))
-
-    def commit() -> Any:
-        there = api.list_repo_files(repo, repo_type=kind, revision=revision)
-        gone = [path for path in there if path not in files and any(fnmatch(path, p) for p in replaces)]
-        # made anew for each try: those of a failed one cannot be committed again
-        added = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(folder / path)) for path in files]
-        return api.create_commit(
-            repo,
-            [*added, *(CommitOperationDelete(path_in_repo=path) for path in gone)],
-            commit_message=message or f"Upload {len(files)} files with laennec",
+    done = ask(
+        lambda: api.upload_folder(
+            repo_id=repo,
             repo_type=kind,
             revision=revision,
+            folder_path=folder,
+            allow_patterns=[glob.escape(path) for path in files],
+            delete_patterns=list(replaces),
+            commit_message=message or f"Upload {len(files)} files with laennec",
         )
-
-    done = ask(commit)
-    _compare(folder, files, {f.path: f for f in ask(lambda: list(_tree(api, repo, kind, done.oid)))}, repo)
+    )
+    tree = ask(lambda: list(api.list_repo_tree(repo, repo_type=kind, recursive=True, revision=done.oid)))
+    _verify(folder, files, {file.path: file for file in tree if hasattr(file, "size")}, repo)
     if private is False:
         ask(lambda: api.update_repo_settings(repo, repo_type=kind, private=False))
     info = ask(lambda: api.repo_info(repo, repo_type=kind))
@@ -155,8 +152,8 @@ def upload(
     return Uploaded(f"{url}/tree/{revision}" if revision else url, str(done.oid), bool(info.private), sorted(files))
 
 
-def _ask(repo: str, request: Callable[[], _Answer], pauses_s: Sequence[float]) -> _Answer:
-    """The answer to a request, which is repeated while its failure may pass."""
+def _repeat(repo: str, request: Callable[[], _Result], pauses_s: Sequence[float]) -> _Result:
+    """Send a request, and repeat it while its failure may be temporary."""
     for pause in (*pauses_s, None):
         try:
             return request()
@@ -164,44 +161,39 @@ def _ask(repo: str, request: Callable[[], _Answer], pauses_s: Sequence[float]) -
             raise
         except Exception as error:
             if pause is None or not will_pass(error):
-                reason = hub_reason(error) or _own_words(error)
+                reason = hub_reason(error) or _server_message(error)
                 if reason is None:
                     raise
                 raise InputError(f"{repo}: {reason}") from error
-            trouble = str(hub_reason(error)).split(";")[0]
-            _log.warning("%s: %s; next try in %g s", repo, trouble, pause)
+            reason = str(hub_reason(error)).split(";")[0]
+            _log.warning("%s: %s; next attempt in %g s", repo, reason, pause)
         time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
-def _own_words(error: Exception) -> str | None:
-    """The Hub's own reason for a refusal, in one line; None where it was not the Hub that refused."""
+def _server_message(error: Exception) -> str | None:
+    """The Hub's reason for rejecting a request, in one line; None for other errors."""
     response = getattr(error, "response", None)
     if response is None and "metadata in README.md" not in str(error):
         return None
-    said = getattr(error, "server_message", None) or str(error)
-    return f"the Hub refuses it: {' '.join(said.split())[:300]}"
+    message = getattr(error, "server_message", None) or str(error)
+    return f"the Hub rejected the request: {' '.join(message.split())[:300]}"
 
 
-def _tree(api: Any, repo: str, kind: str, commit: str) -> Any:
-    return (f for f in api.list_repo_tree(repo, repo_type=kind, recursive=True, revision=commit) if hasattr(f, "size"))
-
-
-def _compare(folder: Path, files: Sequence[str], held: dict[str, Any], repo: str) -> None:
-    """Require that the Hub's record of each file is that of the file on disk."""
+def _verify(folder: Path, files: Sequence[str], held: dict[str, Any], repo: str) -> None:
+    """Raise unless the Hub's hash of each file is that of the file on disk."""
     for path in files:
         there = held.get(path)
         if there is None or not _is_same(folder / path, there):
-            what = "does not hold" if there is None else "holds other bytes of"
-            raise InputError(f"{repo}: the Hub {what} {path} after the upload; run the same again")
+            problem = "is missing" if there is None else "has other content"
+            raise InputError(f"{repo}: after the upload {path} {problem} on the Hub; run the same command again")
 
 
 def _is_same(path: Path, there: Any) -> bool:
-    """Whether a file is the one of a record: its sha256, or git's hash of a small one."""
+    """Whether a file has the hash on the Hub: sha256 for LFS files, otherwise git's blob hash."""
     if path.stat().st_size != there.size:
         return False
-    content = path.open("rb")
-    with content:
+    with path.open("rb") as content:
         if there.lfs is not None:
             return bool(hashlib.file_digest(content, "sha256").hexdigest() == there.lfs.sha256)
         blob = content.read()

@@ -1,379 +1,371 @@
-"""A page on which people drop a sound and see what the model hears.
+"""A web page that predicts the labels of a sound that a visitor uploads or records.
 
-Decisions: Gradio draws the page and carries the files, and everything of it that would speak to another machine is
-off (telemetry, version check, sharing, fonts, downloads by address; `gate` forbids the browser the rest). A stranger's
-file is decoded by `read_recording_sandboxed`, deleted when it is answered, and lies in a folder that ends with the
-server. One recording is answered at a time; others wait in a queue of bounded length.
+Decisions: plain Gradio. Whatever of it contacts other machines is off and the fonts are the system's, so the page
+works offline. A visitor's file is decoded in a sandboxed process. Gradio deletes uploads after ten minutes, and their
+folder is removed when the server stops. The result is one piece of HTML that contains its picture and its sound, so
+no copy of these stays on the server. One recording is processed at a time; further requests wait in a queue of
+bounded length.
 """
 
+import base64
 import contextlib
-import logging
+import io
 import os
 import tempfile
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycles import AnnotationError, Cycle, Span, read_labels
-from laennec.audio.recording import DecodeError
-from laennec.audio.sandbox import plain_file, read_recording_sandboxed
-from laennec.audio.selections import read_spans
-from laennec.errors import InputError
-from laennec.inference.answer import answer_html, facts_html, problem_html
-from laennec.inference.examples import Example, write_examples
-from laennec.inference.model_facts import ModelFacts
-from laennec.inference.predictor import Predictor
+import numpy as np
+import soundfile
 
-_log = logging.getLogger(__name__)
-ANNOTATION_SUFFIXES = (".txt",)
-WARNING = (
-    "This is research software and no medical device. What it says is no diagnosis, and nobody's care may depend on it."
+from laennec.audio.cycles import AnnotationError, read_annotation, read_labels
+from laennec.audio.recording import DecodeError, Recording, resample
+from laennec.audio.sandbox import plain_file, read_recording_sandboxed
+from laennec.corpora.synthetic import write_corpus
+from laennec.errors import InputError
+from laennec.evaluation.evaluate import load_model
+from laennec.evaluation.pictures import figure_png
+from laennec.inference.outputs import Timeline
+from laennec.inference.picture import Spectrogram, shown_labels, timeline_figure
+from laennec.inference.predictor import Predictor, annotated_spans
+from laennec.modeling import LaennecForAudioClassification
+from laennec.rendering import render_template
+
+DISCLAIMER = (
+    "Research software, not a medical device. A prediction is not a diagnosis; do not base anybody's care on it."
 )
-_MOST_SPANS = 500
-_MOST_ANNOTATION_BYTES = 1 << 20
-_WAITING = 16
-_KEPT_S = 600  # files that were sent but never answered
-_SESSIONS = 16
-_HEARD_S = 2.0  # the recorder shows what it recorded until it is told that it was answered
+_MAX_SPANS = 500
+_QUEUE_SIZE = 16
+_DELETE_EVERY_S, _DELETE_AFTER_S = 60, 540
+_PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
+_WIDE_IN, _NARROW_IN = 11.0, 5.2  # widths of the picture for a desktop and for a phone, in inches
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a visitor may ask for.
+    """The largest input that the page accepts.
 
     Attributes:
-        most_minutes: Of a recording.
-        most_mb: Of a file, in megabytes of 2^20 bytes, as Gradio counts them when it refuses one.
-        timeout_s: For decoding, in seconds.
-        memory_mb: For decoding, in MiB.
+        max_minutes: Length of a recording, in minutes.
+        max_mb: Size of a file, in MiB.
     """
 
-    most_minutes: float = 5.0
-    most_mb: float = 50.0
-    timeout_s: float = 20.0
-    memory_mb: int = 1024
+    max_minutes: float = 5.0
+    max_mb: float = 50.0
 
     def __post_init__(self) -> None:
-        for name, value in (("--max-minutes", self.most_minutes), ("--max-mb", self.most_mb)):
+        for name, value in (("--max-minutes", self.max_minutes), ("--max-mb", self.max_mb)):
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value:g}; give a number greater than 0")
 
-    @property
-    def most_bytes(self) -> int:
-        """Of a file."""
-        return int(self.most_mb * (1 << 20))
+
+def serve_model(
+    model: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    limits: Limits | None = None,
+    window_s: float | None = None,
+    hop_s: float | None = None,
+    base: str | None = None,
+    name: str | None = None,
+    open_browser: bool = False,
+    ready: Callable[[str], None] = lambda address: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve the page for a model until the process is interrupted.
+
+    Args:
+        model: Folder of a run or an exported model, or a Hub id.
+        host: Address to listen on.
+        port: Port to listen on; None for the first free one from 7860 on.
+        limits: The largest input that is accepted.
+        window_s: Length of a window, in seconds; None for the default of `Predictor`.
+        hop_s: Time from the start of one window to the start of the next, in seconds; None likewise.
+        base: Where the base of a head-only model is.
+        name: Name of the model on the page; None for the name of its folder or repository.
+        open_browser: Whether to open the page in the browser of this machine.
+        ready: Called with the address of the page once it can be opened.
+        stop: Ends the server when it is set; None to serve until Ctrl+C.
+
+    Raises:
+        InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
+    """
+    limits = limits or Limits()
+    with _gradio_settings() as folder:
+        loaded, extractor = load_model(model, base)
+        page = build_page(Predictor(loaded, extractor, window_s, hop_s), name or _name_of(model), limits, folder)
+        try:
+            _, address, _ = page.launch(
+                server_name=host, server_port=port, inbrowser=open_browser, **_launching(limits)
+            )
+        except (OSError, OverflowError, UnicodeError) as error:  # as Gradio reports a port or an address it cannot use
+            raise InputError(
+                f"--host {host}, --port {port or '7860 to 7959'}: the page cannot listen there "
+                f"({' '.join(str(error).split())[:80]}); choose another address or port"
+            ) from error
+        try:
+            ready(address.rstrip("/"))
+            with contextlib.suppress(KeyboardInterrupt):
+                (stop or threading.Event()).wait()
+        finally:
+            page.close(verbose=False)
 
 
-class Answerer:
-    """From files that somebody sent to what the page shows.
+def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) -> Any:
+    """Build the page as `gradio.Blocks`, to be launched.
 
     Args:
         predictor: The model and its windows.
-        facts: What is said of it.
-        limits: What is accepted.
-        folder: Where files lie that were sent; no other is read or deleted for a visitor.
-    """
-
-    def __init__(self, predictor: Predictor, facts: ModelFacts, limits: Limits, folder: Path) -> None:
-        self.predictor = predictor
-        self.facts = facts
-        self.limits = limits
-        self.folder = folder.resolve()
-        self._waiting: Counter[Path] = Counter()
-        self._lock = threading.Lock()
-
-    def arrived(self, paths: Iterable[str]) -> None:
-        """Note files that were sent: what two people send alike lies in one place, and is kept until both have it."""
-        with self._lock:
-            self._waiting.update(Path(path).resolve() for path in paths)
-
-    def sent(self, paths: Sequence[str | Path] | None, name: str | None = None, after_s: float = 0.0) -> str:
-        """Answer files that were sent (a recording, with its annotation or without), and delete them.
-
-        Args:
-            paths: The files.
-            name: What to call the recording; None: the file's name.
-            after_s: How long after the answer they are deleted, in seconds.
-
-        Returns:
-            HTML: the answer, or the problem in one line.
-        """
-        files = [Path(path) for path in paths or () if Path(path).resolve().is_relative_to(self.folder)]
-        try:
-            sounds = [file for file in files if file.suffix.lower() not in ANNOTATION_SUFFIXES]
-            notes = [file for file in files if file.suffix.lower() in ANNOTATION_SUFFIXES]
-            if len(sounds) != 1 or len(notes) > 1:
-                return problem_html("", _how_many(len(sounds), len(notes)))
-            return self.answer(sounds[0], notes[0] if notes else None, name)
-        finally:
-            if after_s:
-                threading.Timer(after_s, self._forget, [files]).start()
-            else:
-                self._forget(files)
-
-    def _forget(self, files: Sequence[Path]) -> None:
-        """Delete files that were sent and that nobody else waits for, and the folders that were made for them."""
-        for file in files:
-            with self._lock:
-                self._waiting.subtract([file.resolve()])
-                if self._waiting[file.resolve()] > 0:
-                    continue
-                del self._waiting[file.resolve()]
-            with contextlib.suppress(OSError):
-                file.unlink()
-            if file.parent.resolve() != self.folder:
-                with contextlib.suppress(OSError):
-                    file.parent.rmdir()
-
-    def example(self, example: Example) -> str:
-        """Answer an example sound."""
-        note = "Made by a physical model, no patient's; the annotation says what was put in."
-        return self.answer(example.recording, example.annotation, f"Example: {example.title.lower()}", note)
-
-    def answer(self, sound: Path, annotation: Path | None = None, name: str | None = None, note: str = "") -> str:
-        """Answer one recording.
-
-        Args:
-            sound: The file.
-            annotation: Times of its cycles.
-            name: What to call it; None: the file's name.
-            note: A sentence about it.
-
-        Returns:
-            HTML: the answer, or the problem in one line.
-        """
-        name = name or sound.name
-        limits = self.limits
-        try:
-            recording = read_recording_sandboxed(
-                sound, timeout_s=limits.timeout_s, memory_mb=limits.memory_mb, most_s=60 * limits.most_minutes
-            )
-            cycles = None if annotation is None else _cycles(annotation, recording.duration_s)
-            with plain_file(recording) as decoded:
-                prediction = self.predictor(decoded, annotation)
-            prediction = replace(prediction, source_sampling_rate=recording.source_sampling_rate)
-            return answer_html(name, recording, prediction, self.facts, cycles, note)
-        except DecodeError as error:
-            return problem_html(name, error.reason)
-        except AnnotationError as error:
-            where = f"line {error.line}: " if isinstance(error.line, int) else ""
-            return problem_html(annotation.name if annotation else name, f"{where}{error.reason}")
-        except InputError as error:
-            return problem_html(name, str(error).replace(str(sound), name))
-        except Exception:
-            _log.exception("a recording could not be answered")
-            return problem_html(name, "this could not be answered; the reason is in the log of the server")
-
-
-def page(answerer: Answerer, examples: Sequence[Example] = ()) -> Any:
-    """The page, as Gradio's Blocks.
-
-    Args:
-        answerer: What answers.
-        examples: Sounds to try.
+        name: Name of the model.
+        limits: The largest input that is accepted.
+        folder: Where the example sounds are written.
     """
     import gradio as gr
 
-    def left(visitor: gr.Request) -> None:
-        _end_session(blocks, visitor.session_hash)
-
-    limits, predictor = answerer.limits, answerer.predictor
-    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-    with gr.Blocks(title=_title(answerer.facts), analytics_enabled=False) as blocks:
-        gr.HTML(_intro(answerer.facts))
-        with gr.Tabs():
-            with gr.Tab("Open a file"):
-                files = gr.File(file_count="multiple", label="Recording", elem_id="la-file", height=170)
-                gr.HTML(
-                    f'<p class="la-quiet">WAV, FLAC, Ogg, MP3 or AIFF, up to {_minutes(limits.most_minutes)} and '
-                    f"{limits.most_mb:g} MB. If you have the times of the breathing cycles (.txt, as of ICBHI, "
-                    "Audacity or Raven), open both files together.</p>"
-                )
-            with gr.Tab("Record"):
-                spoken = gr.Audio(sources=["microphone"], type="filepath", label="Microphone", elem_id="la-record")
-        buttons = []
-        if examples:
-            gr.HTML('<p class="la-label">Or try a made-up sound:</p>')
-            with gr.Row(elem_classes="la-examples"):
-                buttons = [gr.Button(example.title, size="sm", min_width=120) for example in examples]
-        answer = gr.HTML(elem_id="la-answer", min_height=40)
-        gr.HTML(facts_html(answerer.facts, predictor.window_s, predictor.hop_s))
-        files.upload(lambda paths: (answerer.sent(paths), None), files, [answer, files], **quiet)
-        spoken.stop_recording(
-            lambda path: (answerer.sent([path] if path else [], "Your recording", _HEARD_S), None),
-            spoken,
-            [answer, spoken],
-            **quiet,
+    labels = predictor.model.config.label_names
+    with gr.Blocks(
+        title=f"{name}: {', '.join(labels[:4])}",
+        analytics_enabled=False,
+        delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S),
+    ) as page:
+        gr.Markdown(_introduction(labels))
+        sound = gr.Audio(
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="Recording",
+            elem_id="recording",
+            editable=False,
+            buttons=[],
         )
-        for button, example in zip(buttons, examples, strict=True):
-            button.click(lambda example=example: answerer.example(example), None, answer, **quiet)
-        blocks.unload(left)
-    for component in (files, spoken):
-        _only_from(component, answerer.folder)
-    blocks.queue(default_concurrency_limit=1, max_size=_WAITING, api_open=False)
-    blocks.state_session_capacity = _SESSIONS
-    blocks.upload_file_set = _Arrivals(answerer.arrived)
-    return blocks
+        with gr.Accordion("Times of the breathing cycles (optional)", open=False):
+            annotation = gr.File(label="Annotation", file_types=[".txt", ".json"], elem_id="annotation", height=140)
+            gr.Markdown(
+                "An ICBHI annotation, an Audacity label track or a Raven selection table (.txt), or SPRSound's "
+                ".json. The model then predicts each annotated cycle instead of windows of equal length."
+            )
+        button = gr.Button("Predict", variant="primary", elem_id="predict")
+        result = gr.HTML(elem_id="result", min_height=40)
+        if {"crackle", "wheeze"} & set(labels):
+            examples = _examples(folder)
+            gr.Examples(
+                list(examples.values()),
+                [sound, annotation],
+                label="Synthetic examples: computed sounds, not from patients",
+                example_labels=list(examples),
+                api_visibility="private",
+            )
+        with gr.Accordion("How to read the numbers", open=False):
+            gr.Markdown(_explanation(predictor, name))
+        button.click(
+            lambda sound_file, annotation_file: predict_html(predictor, sound_file, annotation_file, limits),
+            [sound, annotation],
+            result,
+            api_visibility="private",
+        )
+    page.queue(default_concurrency_limit=1, max_size=_QUEUE_SIZE, api_open=False)
+    return page
 
 
-def application(answerer: Answerer, examples: Sequence[Example] = ()) -> Any:
-    """The page as an ASGI application, closed to the outside.
+def predict_html(predictor: Predictor, sound: str | None, annotation: str | None, limits: Limits) -> str:
+    """Predict one uploaded recording.
 
     Args:
-        answerer: What answers.
-        examples: Sounds to try.
-    """
-    import gradio as gr
-    from fastapi import FastAPI
+        predictor: The model and its windows.
+        sound: The audio file; None where the visitor gave none.
+        annotation: The file with the times of its cycles, if any.
+        limits: The largest input that is accepted.
 
-    from laennec.inference.gate import Gate
+    Returns:
+        HTML of the result, or of one line that says what is wrong with the input.
+    """
+    if not sound:
+        return _problem("", "there is no recording yet; upload a sound file or record one, then press Predict")
+    name = Path(sound).name
+    try:
+        recording = read_recording_sandboxed(sound, most_s=60 * limits.max_minutes)
+        annotated = None if annotation is None else _annotated_classes(annotation, recording.duration_s)
+        spectrogram = Spectrogram()
+        with plain_file(recording) as decoded:
+            prediction = predictor(decoded, annotation, spectrogram.add)
+    except DecodeError as error:
+        return _problem(name, error.reason)
+    except AnnotationError as error:
+        where = f"line {error.line}: " if isinstance(error.line, int) else ""
+        return _problem(Path(annotation or sound).name, f"{where}{error.reason}")
+    except InputError as error:
+        return _problem(name, str(error))
+    timeline = prediction.to_dict() | {
+        "recording": name,
+        "source_sampling_rate": recording.source_sampling_rate,
+    }
+    return _result(timeline, recording, spectrogram, annotated)
+
+
+def threshold_origin(model: LaennecForAudioClassification) -> str:
+    """Say in one sentence where a model's thresholds come from."""
+    config = model.config
+    if not config.is_multi_label:
+        return "The model outputs its most probable label; there are no thresholds."
+    if not config.thresholds:
+        return "No thresholds were fitted for this model: a label counts as present above 0.5."
+    fitted: Mapping[str, Any] = config.operating_point
+    if not fitted:
+        return "The thresholds were fitted on validation patients; this model does not record by which rule."
+    on = fitted.get("fitted_on") or {}
+    patients = f" of {on['patients']} patients" if on.get("patients") else ""
+    count = f"{on['cycles']} validation cycles{patients}" if on.get("cycles") else "validation patients"
+    rule = f" by the rule {fitted['rule']}" if fitted.get("rule") else ""
+    return f"The thresholds were fitted on {count}{rule}; the test part was not used for this."
+
+
+def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, annotated: Sequence[str] | None) -> str:
+    """HTML of a prediction: summary, picture, player and table."""
+    labels = shown_labels(timeline)
+    thresholds = timeline["decision"]["thresholds"] or {}
+    rows = timeline["timeline"]
+    summary = []
+    for label in labels:
+        best = max(rows, key=lambda row: row[f"{label}_probability"])
+        summary.append(
+            {
+                "label": label,
+                "threshold": thresholds.get(label),
+                "count": sum(row[label] for row in rows),
+                "highest": best[f"{label}_probability"],
+                "start_s": best["start_s"],
+                "end_s": best["end_s"],
+            }
+        )
+    wide, narrow = (figure_png(timeline_figure(timeline, spectrogram, width)) for width in (_WIDE_IN, _NARROW_IN))
+    return render_template(
+        "app_result.html",
+        name=timeline["recording"],
+        duration_s=recording.duration_s,
+        source_khz=recording.source_sampling_rate / 1000,
+        span="cycle" if timeline["spans"]["from"] == "annotation" else "window",
+        rows=rows,
+        summary=summary,
+        hidden_labels=len(timeline["labels"]) - len(labels),
+        annotated=annotated,
+        wide=_data_uri("image/png", wide),
+        narrow=_data_uri("image/png", narrow),
+        audio=_data_uri("audio/flac", _playable(recording)),
+        disclaimer=DISCLAIMER,
+    )
+
+
+def _problem(name: str, reason: str) -> str:
+    return render_template("app_problem.html", name=name, reason=reason)
+
+
+def _annotated_classes(annotation: str, duration_s: float) -> list[str] | None:
+    """The class of each annotated span, in the order of the file; None where the file names times only."""
+    spans = annotated_spans(annotation, duration_s)
+    if len(spans) > _MAX_SPANS or sum(end_s - start_s for start_s, end_s in spans) > 4 * duration_s:
+        reason = f"more than {_MAX_SPANS} cycles, or cycles longer together than four times the recording"
+        raise AnnotationError(annotation, None, f"{reason}; give the cycles of this recording alone")
+    try:
+        cycles = read_labels(annotation, duration_s)
+    except AnnotationError:
+        return None
+    labels = {(cycle.start_s, cycle.end_s): cycle.label for cycle in cycles}
+    return [labels.get(span, "") for span in spans]
+
+
+def _playable(recording: Recording) -> bytes:
+    """The recording as a FLAC file that browsers play, at a common loudness."""
+    sound = resample(recording.waveform, recording.sampling_rate, _PLAYBACK_HZ)
+    loudness = float(np.quantile(np.abs(sound), 0.999)) or 1.0
+    file = io.BytesIO()
+    soundfile.write(file, np.clip(sound * 0.7 / loudness, -1, 1), _PLAYBACK_HZ, "PCM_16", format="FLAC")
+    return file.getvalue()
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _introduction(labels: Sequence[str]) -> str:
+    names = ", ".join(f"**{label}**" for label in labels[:6]) + (" and more" if len(labels) > 6 else "")
+    return (
+        f"# Lung sound prediction\n\nUpload or record a sound. The model predicts {names} along the recording.\n\n"
+        f"> **{DISCLAIMER}**\n\nThe computer that serves this page processes the recording, sends it nowhere else and "
+        f"deletes it within {(_DELETE_AFTER_S + _DELETE_EVERY_S) // 60} minutes."
+    )
+
+
+def _explanation(predictor: Predictor, name: str) -> str:
+    thresholds = predictor.decision["thresholds"] or {}
+    table = "".join(f"| {label} | {value:.3f} |\n" for label, value in thresholds.items())
+    return (
+        f"Model: `{name.replace('`', '')}`. It takes {predictor.window_s:g} s of sound at a time, one window every "
+        f"{predictor.hop_s:g} s, or the cycles of an annotation. Each number is the calibrated probability of a "
+        "label; a "
+        f"label counts as present above its threshold.\n\n"
+        + (f"| label | threshold |\n| --- | --- |\n{table}\n" if table else "")
+        + f"{threshold_origin(predictor.model)}\n\nProbabilities are valid for recordings like those of the training "
+        "data. Another stethoscope, another age group or a noisy room can change them."
+    )
+
+
+def _examples(folder: Path) -> dict[str, list[str]]:
+    """Write one synthetic recording with crackles and one with wheezes: title -> recording and annotation."""
+    corpus = write_corpus(
+        folder / "examples", patients=12, recordings_per_patient=1, cycles_per_recording=4, max_rate_hz=8000
+    )
+    found: dict[str, list[str]] = {}
+    for recording in sorted(corpus.glob("*.wav")):
+        annotation = recording.with_suffix(".txt")
+        classes = {cycle.label for cycle in read_annotation(annotation)} - {"normal"}
+        if len(classes) == 1:
+            found.setdefault(f"Breathing with {classes.pop()}s", [str(recording), str(annotation)])
+    return {title: found[title] for title in sorted(found) if "both" not in title}
+
+
+def _name_of(model: str | Path) -> str:
+    return Path(model).resolve().name if Path(model).exists() else str(model)
+
+
+def _launching(limits: Limits) -> dict[str, Any]:
+    """Arguments of `gradio.Blocks.launch`: limits, our style, and nothing that lists files or contacts anybody."""
+    import gradio as gr
 
     templates = resources.files("laennec") / "templates"
-    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
-    blocks = page(answerer, examples)
-    inner = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        path="/",
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=answerer.limits.most_bytes,
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
-        theme=gr.themes.Base(font=fonts, font_mono=["ui-monospace", "monospace"]),
-        css=(templates / "app.css").read_text(encoding="utf-8"),
-        head=f"<script>{(templates / 'app.js').read_text(encoding='utf-8')}</script>",
-    )
-    # of pages that it did not launch itself Gradio does not check which files of the server a visitor names
-    blocks.has_launched = blocks.is_running = True
-    # two files of the largest size cannot be sent at once, and need not be
-    return Gate(inner, answerer.limits.most_bytes + _MOST_ANNOTATION_BYTES)
+    return {
+        "prevent_thread_lock": True,
+        "quiet": True,
+        "share": False,
+        "show_error": False,
+        "allowed_paths": [],
+        "max_file_size": int(limits.max_mb * (1 << 20)),
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "pwa": False,
+        "mcp_server": False,
+        "theme": gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
+        "css": (templates / "app.css").read_text(encoding="utf-8"),
+        "app_kwargs": {"docs_url": None, "redoc_url": None, "openapi_url": None},
+    }
 
 
 @contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """A folder for what visitors send, which Gradio uses from here on and which ends with the block.
-
-    What was sent and never answered is deleted after some minutes.
-    """
-    before = {key: os.environ.get(key) for key in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
+def _gradio_settings() -> Iterator[Path]:
+    """Give Gradio a private temporary folder, no telemetry, and no proxy towards this machine, for this block."""
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
-        sent = Path(folder) / "sent"
-        sent.mkdir()
-        os.environ |= {"GRADIO_TEMP_DIR": str(sent), "GRADIO_ANALYTICS_ENABLED": "False"}
-        ended = threading.Event()
-        threading.Thread(target=_keep_clean, args=(sent, ended), daemon=True).start()
+        no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
+        wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": no_proxy}
+        before = {key: os.environ.get(key) for key in wanted}
+        os.environ.update(wanted)
         try:
-            yield sent
+            yield Path(folder)
         finally:
-            ended.set()
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
-
-
-def _keep_clean(folder: Path, ended: threading.Event, every_s: float = 60.0) -> None:
-    while not ended.wait(every_s):
-        sweep(folder, _KEPT_S)
-
-
-def sweep(folder: Path, older_than_s: float) -> None:
-    """Delete files that have lain here for long, and the folders that they leave empty.
-
-    Args:
-        folder: Where.
-        older_than_s: How long ago they were last written, in seconds.
-    """
-    latest = time.time() - older_than_s
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder before the folder
-        with contextlib.suppress(OSError):
-            if path.lstat().st_mtime < latest:
-                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
-def examples_for(facts: ModelFacts, folder: Path) -> list[Example]:
-    """Example sounds, for a model that listens for what is in them."""
-    return write_examples(folder) if {"crackle", "wheeze"} & set(facts.labels) else []
-
-
-def _title(facts: ModelFacts) -> str:
-    if set(facts.labels) <= {"normal", "crackle", "wheeze", "both"}:
-        return "Crackles and wheezes in a lung sound"
-    return "What a model hears in a sound"
-
-
-def _intro(facts: ModelFacts) -> str:
-    return (
-        f'<header class="la-intro"><h1>{_title(facts)}</h1><p>Open a recording or make one. It is answered by the '
-        "machine that serves this page, sent nowhere else, and deleted when it is answered.</p>"
-        f'<p class="la-warning" role="note"><strong>No diagnosis.</strong> {WARNING}</p></header>'
-    )
-
-
-class _Arrivals(set[str]):
-    """Where Gradio notes what was sent."""
-
-    def __init__(self, note: Callable[[Iterable[str]], None]) -> None:
-        super().__init__()
-        self.note = note
-
-    def update(self, *paths: Iterable[str]) -> None:
-        """Hand the notes on; none is kept."""
-        for some in paths:
-            self.note(some)
-
-
-def _only_from(component: Any, folder: Path) -> None:
-    """Have a component refuse web addresses, which Gradio would fetch at a visitor's bidding, and files elsewhere."""
-    import gradio as gr
-
-    moved = component.async_move_resource_to_block_cache
-
-    async def checked(path: str | Path | None) -> Any:
-        if path is None or "://" in str(path) or not Path(path).resolve().is_relative_to(folder):
-            raise gr.Error("only files that were sent can be opened", print_exception=False)
-        return await moved(path)
-
-    # on the object: for a class of its own Gradio would write a stub file beside this module
-    component.async_move_resource_to_block_cache = checked
-
-
-def _end_session(blocks: Any, session: str | None) -> None:
-    """Forget the last answer of a visitor who has left."""
-    holder = getattr(blocks, "state_holder", None)
-    if holder is not None and session is not None:
-        holder.session_data.pop(session, None)
-        holder.time_last_used.pop(session, None)
-
-
-def _minutes(number: float) -> str:
-    return f"{number:g} minute{'s' if number != 1 else ''}"
-
-
-def _how_many(sounds: int, notes: int) -> str:
-    if sounds == 0:
-        return "no recording came with it; open a sound file" if notes else "no file arrived; open it again"
-    return "open one recording at a time, with one file of cycle times at most"
-
-
-def _cycles(annotation: Path, duration_s: float) -> list[Cycle | None]:
-    """What an annotation says of each of its spans (None: no class), which are no more than can be answered at once."""
-    if annotation.stat().st_size > _MOST_ANNOTATION_BYTES:
-        raise AnnotationError(annotation, None, "larger than 1 MB, which is no list of cycles")
-    spans = read_spans(annotation, duration_s)
-    if len(spans) > _MOST_SPANS or sum(end_s - start_s for start_s, end_s in spans) > 4 * duration_s:
-        raise AnnotationError(annotation, None, f"more than {_MOST_SPANS} cycles, or four of them everywhere")
-    said: dict[Span, Cycle] = {}
-    with contextlib.suppress(AnnotationError):  # a label track of breaths, or a table, names no classes
-        for cycle in read_labels(annotation, duration_s):
-            span = (cycle.start_s, cycle.end_s)
-            other = said.get(span, cycle)  # two labels over one span are one span
-            said[span] = Cycle(*span, cycle.crackle | other.crackle, cycle.wheeze | other.wheeze)
-    return [said.get(span) for span in spans]

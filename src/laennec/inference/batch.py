@@ -1,8 +1,8 @@
-"""Many recordings -> timelines in a folder.
+"""Predict many recordings and write the results to a folder.
 
-Decisions: a recording that cannot be read is listed and skipped, the others are answered. A batch that was stopped
-goes on where it stopped, and ends with the files of one that was not. An output folder belongs to one model and one set
-of settings; its tables of all recordings are made once, at the end.
+Decisions: a recording that cannot be read is listed in failed.csv and the others are predicted. An interrupted batch
+resumes where it stopped and ends with the same files as an uninterrupted one. An output folder belongs to one model and
+one set of settings. Tables over all recordings are written once, at the end.
 """
 
 import hashlib
@@ -24,6 +24,8 @@ from laennec.inference.journal import JOURNAL, Journal, key_of, open_journal
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
     FORMATS,
+    LABELS_SUFFIX,
+    SELECTIONS_SUFFIX,
     SUFFIXES,
     WRITERS,
     Timeline,
@@ -31,40 +33,40 @@ from laennec.inference.outputs import (
     write_failures,
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
-from laennec.inference.predictor import Answer, Prediction, Predictor
-from laennec.inference.spans import annotation_of, refuse_one_for_many
-from laennec.inference.timeline_picture import Spectrogram, write_picture
+from laennec.inference.picture import Spectrogram, write_picture
+from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
 from laennec.memory import in_one_line
 
-__all__ = ["FORMATS", "Answer", "Predicted", "Prediction", "Predictor", "find_recordings", "predict"]
+__all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64", ".caf")
+ANNOTATION_SUFFIXES = (".txt", ".json", LABELS_SUFFIX, SELECTIONS_SUFFIX, ".Table.1.selections.txt")
 PREDICTIONS, FAILED = "predictions.csv", "failed.csv"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
 
 
 @dataclass
-class Predicted:
-    """What a call of `predict` did.
+class BatchResult:
+    """The outcome of a call of `predict`.
 
     Attributes:
         files: The files of this call's recordings, and the tables.
-        answered: The recordings that have a timeline now.
-        failed: The others, with their reasons.
-        resumed: How many of the answered ones an earlier call had answered.
+        predicted: The recordings that have predictions now.
+        failed: The other recordings, each with its reason.
+        resumed: How many of `predicted` an earlier call had already finished.
     """
 
     files: list[Path] = field(default_factory=list)
-    answered: list[str] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     resumed: int = 0
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files as given, folders searched for audio, each once.
+    """List the given files and the audio files in the given folders, each once.
 
     Raises:
-        InputError: There is no recording at all. A file that does not exist is found out when it is read.
+        InputError: There is no recording. A file that does not exist is reported when it is read.
     """
     found: dict[Path, None] = {}
     for item in map(Path, inputs):
@@ -78,13 +80,13 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
             found[item] = None
     if not found:
         raise InputError(
-            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that holds some"
+            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
         )
     return list(found)
 
 
 def model_fingerprint(predictor: Predictor) -> str:
-    """sha256 of the weights and the front end that answer; the same for a run and for its exports."""
+    """sha256 of weights and front end; equal for a run and its exports."""
     model, extractor = predictor.model, predictor.extractor
     weights = [encoder_digest(part) for part in (model.encoder, model.head)]  # type: ignore[arg-type]
     made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
@@ -102,39 +104,40 @@ def predict(
     overwrite: bool = False,
     settings: Settings | None = None,
     source: str | Path | None = None,
-) -> Predicted:
-    """Answer recordings and write their timelines; go on where an earlier call of the same was stopped.
+) -> BatchResult:
+    """Predict recordings and write the results; resume where an earlier call with the same settings stopped.
 
     Args:
-        predictor: Model and spans.
+        predictor: The model and the choice of spans.
         inputs: Audio files and folders.
-        out: Folder for the files of each recording (`<recording>.json`, `.labels.txt`, `.selections.txt`, `.png`), for
-            the tables of all (`predictions.csv`, `failed.csv`), for `parameters.yaml` and the journal.
+        out: Folder for the files of each recording (`<recording>.json`, `.labels.txt`, `.selections.txt`, `.png`), the
+            tables over all recordings (`predictions.csv`, `failed.csv`), `parameters.yaml` and the journal.
         formats: Any of "json", "csv", "audacity", "raven", "picture".
         annotation: The annotation file of the one recording, or a folder with one for each (`<recording>.txt` or
             `.json`); None: windows, or the predictor's segmentation.
-        progress: Called with (recordings done, with the part of the one at work; recordings in all).
-        overwrite: Replace the answers of another model or other settings that `out` holds.
-        settings: What was chosen, for `parameters.yaml`; None takes it from the predictor.
-        source: Where the model comes from, likewise.
+        progress: Called with (recordings done, including the fraction of the current one; total of recordings).
+        overwrite: Replace predictions of another model or with other settings in `out`.
+        settings: The chosen settings, for `parameters.yaml`; None takes them from the predictor.
+        source: Folder or Hub id of the model, for `parameters.yaml`.
 
     Raises:
-        InputError: Unknown format, nothing to predict, one annotation file for several recordings, `out` cannot be
-            written to, or holds the answers of another model or other settings.
+        InputError: Unknown format, no recordings, one annotation file for several recordings, or `out` cannot be
+            written to or contains predictions of another model or with other settings.
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
-        said = f"unknown format {unknown[0]!r}" if unknown else "no format"
-        raise InputError(f"{said}; it can be {', '.join(FORMATS)} (--format)")
+        problem = f"unknown format {unknown[0]!r}" if unknown else "no format"
+        raise InputError(f"--format: {problem}; choose from {', '.join(FORMATS)}")
     recordings = find_recordings(inputs)
-    refuse_one_for_many(recordings, annotation)
+    if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
+        raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
     batch = _Batch(predictor, Path(out), tuple(dict.fromkeys(formats)), annotation, _output_names(recordings))
     fingerprint = model_fingerprint(predictor)
     try:
         with explain_write_errors(batch.out):
             batch.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:  # what that has no words for
-        raise InputError(f"{out}: this folder cannot be made ({error.strerror}); choose another --out") from error
+    except OSError as error:
+        raise InputError(f"{out}: this folder cannot be created ({error.strerror}); choose another --out") from error
     identity = {"laennec": __version__, "model": fingerprint, **predictor.identity(annotation is not None)}
     with lock_or_refuse(batch.out / JOURNAL), open_journal(batch.out, identity, overwrite, batch.forget) as journal:
         batch.clean_up()
@@ -155,21 +158,21 @@ def predict(
 
 
 def _settings(predictor: Predictor, annotation: str | Path | None) -> Settings:
-    """What somebody who made a predictor by hand has chosen."""
+    """The settings of a predictor that was built in Python."""
     segmentation = predictor.segmentation
     return Settings(
-        predictor.window_s,
-        predictor.hop_s,
-        None if annotation is None else str(annotation),
-        None if segmentation is None or annotation is not None else asdict(segmentation),
-        predictor.smoothing or "none",
-        predictor.neighbours,
-        predictor.given_thresholds or None,
+        window_s=predictor.window_s,
+        hop_s=predictor.hop_s,
+        annotation=None if annotation is None else str(annotation),
+        segment=None if segmentation is None or annotation is not None else asdict(segmentation),
+        smoothing=predictor.smoothing or "none",
+        smoothing_neighbours=predictor.neighbours,
+        thresholds=predictor.given_thresholds or None,
     )
 
 
 class _Batch:
-    """The recordings of one call on the way to their files."""
+    """The recordings of one call of `predict` and their files."""
 
     def __init__(
         self,
@@ -184,44 +187,44 @@ class _Batch:
 
     def run(
         self, recordings: Sequence[Path], journal: Journal, progress: Callable[[float, int], None] | None
-    ) -> Predicted:
-        """Answer what an earlier call has not, then write the tables of all."""
-        keys = {path: key for path in recordings if (key := self._answered_before(path, journal)) is not None}
-        result = Predicted(resumed=len(keys))
+    ) -> BatchResult:
+        """Predict what is not in the journal, then write the tables."""
+        keys = {path: key for path in recordings if (key := self._finished_key(path, journal)) is not None}
+        result = BatchResult(resumed=len(keys))
         done = len(keys)
         if progress:
             progress(done, len(recordings))
         for path in recordings:
             if path not in keys:
-                told = None if progress is None else partial(_tell, progress, done, len(recordings))
+                report = None if progress is None else partial(_report, progress, done, len(recordings))
                 try:
-                    keys[path] = self._answer(path, journal, told)
+                    keys[path] = self._predict(path, journal, report)
                 except _Failed as failure:
                     result.failed.append((str(path), failure.reason))
                 done += 1
                 if progress:
                     progress(done, len(recordings))
             if path in keys:
-                result.answered.append(str(path))
+                result.predicted.append(str(path))
                 result.files += self._files(path)
         self._write_tables(result, (journal.read(key) for path in recordings if (key := keys.get(path))))
         return result
 
     def clean_up(self) -> None:
-        """Remove what a kill left of the files of this call."""
+        """Remove temporary files of this call that a killed process left behind."""
         own = {f"{name}{suffix}" for name in self.names.values() for suffix in SUFFIXES.values()}
         remove_temporary_files(self.out, own | {PREDICTIONS, FAILED, PARAMETERS})
 
     def forget(self, journal: Journal) -> None:
-        """Remove the files of the answers that are given up, so that none of them lies among the new ones."""
+        """Remove the files of predictions that are overwritten, so that none stays among the new ones."""
         for name in journal.owners:
             for suffix in SUFFIXES.values():
                 (self.out / f"{name}{suffix}").unlink(missing_ok=True)
         for table in (PREDICTIONS, FAILED):
             (self.out / table).unlink(missing_ok=True)
 
-    def _answered_before(self, path: Path, journal: Journal) -> str | None:
-        """The key of a recording that the journal has, its files made whole; None for one that is to be answered."""
+    def _finished_key(self, path: Path, journal: Journal) -> str | None:
+        """The key of a finished recording, after its missing files are restored; None for other recordings."""
         try:
             key = key_of(path, annotation_of(path, self.annotation))
         except InputError:
@@ -229,34 +232,34 @@ class _Batch:
         if key is None or key not in journal:
             return None
         name = self.names[path]
-        # another recording of this name may have been answered into this folder since
+        # another recording of this name may have been written to this folder since
         missing = [f for f in self._files(path) if journal.owners.get(name) != key or not f.exists()]
         if any(file.suffix == SUFFIXES["picture"] for file in missing):
-            return None  # pictures show the sound, which the journal has not
+            return None  # a picture needs the sound, which is not in the journal
         if missing:
             self._write(path, journal.read(key))
         return key
 
-    def _answer(self, path: Path, journal: Journal, told: Callable[[float], None] | None) -> str:
-        """Answer a recording, write its files and take it down; the key of its line."""
+    def _predict(self, path: Path, journal: Journal, report: Callable[[float], None] | None) -> str:
+        """Predict a recording, write its files, add it to the journal and return its key."""
         spectrogram = Spectrogram() if "picture" in self.formats else None
 
         def listen(stream: RecordingStream, block: Waveform) -> None:
             if spectrogram is not None:
                 spectrogram.add(stream, block)
-            if told is not None:
-                told(stream.fraction)
+            if report is not None:
+                report(stream.fraction)
 
         try:
             annotation = annotation_of(path, self.annotation)
             if annotation is not None and annotation.absolute() in {f.absolute() for f in self._files(path)}:
-                raise InputError(f"{annotation}: the answers would overwrite this annotation; choose another --out")
+                raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
             key = key_of(path, annotation)
             with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
                 timeline = self.predictor(path, annotation, listen).to_dict()
         except InputError as error:
-            said = str(error)
-            raise _Failed(said if str(path) in said else f"{path}: {said}") from error
+            reason = str(error)
+            raise _Failed(reason if str(path) in reason else f"{path}: {reason}") from error
         self._write(path, timeline)
         if spectrogram is not None:
             write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", timeline, spectrogram)
@@ -268,13 +271,13 @@ class _Batch:
         return [self.out / f"{self.names[path]}{SUFFIXES[f]}" for f in self.formats if f in SUFFIXES]
 
     def _write(self, path: Path, timeline: Timeline) -> None:
-        """Write a recording's files but its picture."""
+        """Write the files of a recording except its picture."""
         for format in self.formats:
             if format in WRITERS:
                 WRITERS[format](self.out / f"{self.names[path]}{SUFFIXES[format]}", timeline)
 
-    def _write_tables(self, result: Predicted, timelines: Iterator[Timeline]) -> None:
-        if "csv" in self.formats and result.answered:
+    def _write_tables(self, result: BatchResult, timelines: Iterator[Timeline]) -> None:
+        if "csv" in self.formats and result.predicted:
             result.files.append(write_csv(self.out / PREDICTIONS, timelines))
         if result.failed:
             result.files.append(write_failures(self.out / FAILED, result.failed))
@@ -283,19 +286,37 @@ class _Batch:
 
 
 class _Failed(Exception):  # noqa: N818 - an outcome, not an error
-    """A recording that cannot be answered."""
+    """A recording that cannot be predicted."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def _tell(progress: Callable[[float, int], None], done: int, total: int, part: float) -> None:
+def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
+    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder.
+
+    Raises:
+        InputError: The folder has two files for the recording.
+    """
+    if annotation is None:
+        return None
+    place = Path(annotation)
+    if not place.is_dir():
+        return place
+    found = [p for suffix in ANNOTATION_SUFFIXES if (p := place / f"{recording.stem}{suffix}").exists()]
+    if len(found) > 1:
+        names = " and ".join(p.name for p in found[:2])
+        raise InputError(f"{recording}: two annotations in {place} ({names}); remove one, or give the file itself")
+    return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
+
+
+def _report(progress: Callable[[float, int], None], done: int, total: int, part: float) -> None:
     progress(done + min(part, 0.99), total)
 
 
 def _output_names(recordings: Sequence[Path]) -> dict[Path, str]:
-    """The stem of each recording; its way from the common folder where two share a stem, a number where that fails."""
+    """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number."""
     stems = Counter(_shortened(p.stem) for p in recordings)
     common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
     names: dict[Path, str] = {}
@@ -315,5 +336,5 @@ def _output_names(recordings: Sequence[Path]) -> dict[Path, str]:
 
 
 def _shortened(name: str) -> str:
-    """The end of a name that would be too long for a file system with what is added to it."""
+    """The end of a name that would be too long for a file system together with its suffix."""
     return os.fsdecode(os.fsencode(name)[-_LONGEST_NAME:]) if len(os.fsencode(name)) > _LONGEST_NAME else name

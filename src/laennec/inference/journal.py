@@ -1,10 +1,9 @@
-"""Which recordings of a batch are answered already, so that it goes on where it stopped.
+"""The journal of a batch: which recordings are finished, so that an interrupted batch can resume.
 
-Decisions: an answered recording is one line that holds its whole timeline, added to a file and forced to disk once
-the recording's own files are written; the tables of all recordings are made from the lines at the end. So a kill at any
-moment costs the recording in work at most, and nothing is written twice. A line counts for the same recording (path,
-size, time of change) and annotation (content) only, and a journal for the same model and settings only: what is said to
-be one batch was answered by one rule. Failures are not kept; they are tried again.
+Decisions: a finished recording is one line with its whole timeline, appended and synced after the recording's own files
+are written; the tables over all recordings are made from these lines. So a kill at any moment costs at most the current
+recording. A line is valid only for the same recording (path, size, modification time) and annotation (content), and a
+journal only for the same model and settings. Failures are not recorded; they are tried again.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ _VERSION = 1
 
 
 def key_of(recording: str | Path, annotation: str | Path | None) -> str | None:
-    """What an answer belongs to: the recording and the annotation as they are now; None where either cannot be read."""
+    """Identify a recording and its annotation as they are now; None where either cannot be read."""
     try:
         status = os.stat(recording)
         digest = None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
@@ -34,22 +33,22 @@ def key_of(recording: str | Path, annotation: str | Path | None) -> str | None:
 
 
 class Journal:
-    """The answers of one output folder; made by `open_journal`."""
+    """The finished recordings of one output folder; created by `open_journal`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identity: dict[str, Any] | None = None
         self.size = 0  # bytes of whole lines
-        self.owners: dict[str, str] = {}  # name of the output files -> key of the recording they are of
+        self.owners: dict[str, str] = {}  # name of the output files -> key of their recording
         self._places: dict[str, tuple[int, int]] = {}
         self._add: Callable[[bytes], None] | None = None
         with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
             for line in file:
-                if not self._learn(line):
+                if not self._load(line):
                     break
 
-    def _learn(self, line: bytes) -> bool:
-        """Take in a line; False for one that is torn or damaged, after which nothing counts."""
+    def _load(self, line: bytes) -> bool:
+        """Load a line; False for a truncated or damaged one, after which the rest is ignored."""
         try:
             entry = parse_json(line) if line.endswith(b"\n") else None
         except ValueError:
@@ -81,7 +80,7 @@ class Journal:
         return key in self._places
 
     def read(self, key: str) -> dict[str, Any]:
-        """The timeline of an answered recording."""
+        """The timeline of a finished recording."""
         start, length = self._places[key]
         with open_regular(self.path) as file:
             file.seek(start)
@@ -89,7 +88,7 @@ class Journal:
         return timeline
 
     def add(self, key: str, name: str, timeline: dict[str, Any]) -> None:
-        """Take down that a recording is answered and its files are written.
+        """Record that a recording is finished and its files are written.
 
         Raises:
             InputError: The disk is full or not writable.
@@ -97,11 +96,11 @@ class Journal:
         self._place(key, name, self._write({"key": key, "name": name, "timeline": timeline}))
 
     def begin(self, identity: dict[str, Any], add: Callable[[bytes], None]) -> None:
-        """Be ready for answers: write the first line where there is none.
+        """Start writing; a new journal gets its first line.
 
         Args:
-            identity: What model and settings they are by.
-            add: What writes a line.
+            identity: Model and settings, as plain values.
+            add: Appends a line to the file.
         """
         self._add = add
         if self.identity is None:
@@ -109,7 +108,7 @@ class Journal:
             self.identity = identity
 
     def _write(self, entry: dict[str, Any]) -> int:
-        """Add a line; its length."""
+        """Append a line and return its length."""
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         assert self._add is not None, "a journal is written inside open_journal"
         self._add(line)
@@ -120,25 +119,26 @@ class Journal:
 def open_journal(
     folder: Path, identity: dict[str, Any], overwrite: bool, forget: Callable[[Journal], None]
 ) -> Iterator[Journal]:
-    """Open the journal of an output folder to go on with it, or begin one.
+    """Open the journal of an output folder, or create it.
 
     Args:
         folder: The output folder.
-        identity: What model and settings the answers are by, as plain values.
-        overwrite: Begin anew where the journal is by another model or other settings.
-        forget: Called with such a journal before it is given up.
+        identity: Model and settings, as plain values.
+        overwrite: Replace a journal of another model or other settings.
+        forget: Called with such a journal before it is replaced.
 
     Raises:
-        InputError: It is by another model or other settings, and `overwrite` is False; or it cannot be written.
+        InputError: The journal belongs to another model or other settings and `overwrite` is False, or it cannot be
+            written.
     """
     identity = json.loads(json.dumps(identity))
     journal = Journal(folder / JOURNAL)
     if journal.identity is not None and journal.identity != identity:
-        if journal.owners and not overwrite:  # where nothing was answered there is nothing to lose
+        if journal.owners and not overwrite:  # an empty journal can always be replaced
             what = _first_difference(journal.identity, identity)
             raise InputError(
-                f"{folder}: holds the answers of another run ({what}); choose another --out, or --overwrite to replace "
-                "them"
+                f"{folder}: contains predictions with another model or other settings ({what}); choose another "
+                "--out, or pass --overwrite to replace them"
             )
         forget(journal)
         journal.path.unlink()
@@ -149,7 +149,7 @@ def open_journal(
 
 
 def _first_difference(before: Any, now: Any, name: str = "") -> str:
-    """Where two identities differ first, in words."""
+    """Describe the first difference between two identities."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(k for k in before if k not in now)]:
             if before.get(key) != now.get(key):

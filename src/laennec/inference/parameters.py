@@ -1,17 +1,18 @@
-"""The settings of a run beside its answers, to be read and to be used again.
+"""The settings of a prediction, saved beside its results so that they can be read and used again.
 
-Decisions: one YAML file with two halves. `settings` are what somebody chose, and what `--parameters` takes as
-defaults; `model` and `applied` are what came of it, and are never read back, so that the thresholds of one model cannot
-become those of another. No time stamp: the same run writes the same file.
+Decisions: one YAML file. `settings` are the chosen values, which `--parameters` takes as defaults. `model` and
+`applied` record what resulted from them and are never read back, so the thresholds of one model cannot become those
+of another. There is no time stamp: the same run writes the same file.
 """
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from laennec.audio.segmentation import BreathSegmentation
 from laennec.errors import InputError
@@ -22,20 +23,21 @@ PARAMETERS = "parameters.yaml"
 _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as defaults; flags override them.\n"
 
 
-@dataclass
-class Settings:
-    """What somebody can choose about a prediction; None where nothing was.
+class Settings(BaseModel):
+    """The settings of a prediction; None for a setting that was not given.
 
     Attributes:
         window_s: Length of a window in seconds.
-        hop_s: From window to window in seconds.
-        annotation: The annotation file, or the folder of them.
+        hop_s: Time from the start of one window to the start of the next, in seconds.
+        annotation: The annotation file, or a folder of annotations.
         segment: Parameters of breath segmentation, by name; empty for its defaults.
-        smoothing: "auto", "none" or a strength.
-        smoothing_neighbours: Spans on either side that smoothing goes over; 0 for the whole recording.
+        smoothing: "auto", "none" or a weight.
+        smoothing_neighbours: Number of spans on either side in the mean; 0 for the whole recording.
         thresholds: Probabilities by label name.
         format: Names of formats.
     """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     window_s: float | None = None
     hop_s: float | None = None
@@ -47,32 +49,33 @@ class Settings:
     format: list[str] | None = None
 
     def over(self, other: "Settings") -> "Settings":
-        """These settings, and those of `other` where nothing was chosen here."""
-        chosen = {k: v for k, v in vars(self).items() if v is not None}
-        # a place to look that is given anew replaces one of another kind
+        """These settings, with those of `other` where a setting was not given here."""
+        chosen = self.model_dump(exclude_none=True)
+        # --annotation replaces an earlier --segment, and the other way round
         if chosen.keys() & {"annotation", "segment"}:
-            other = Settings(**{**vars(other), "annotation": None, "segment": None})
-        return Settings(**{**vars(other), **chosen})
+            other = other.model_copy(update={"annotation": None, "segment": None})
+        return other.model_copy(update=chosen)
 
     def segmentation(self) -> BreathSegmentation | None:
-        """The breath segmentation that was asked for.
+        """The breath segmentation of these settings.
 
         Raises:
-            InputError: Its parameters cannot be.
+            InputError: Its parameters are invalid.
         """
         if self.segment is None:
             return None
         try:
             return BreathSegmentation(**self.segment)
-        except ValueError as error:
-            raise InputError(f"segment: {error}") from error
+        except (TypeError, ValueError) as error:
+            names = ", ".join(field.name for field in fields(BreathSegmentation))
+            raise InputError(f"segment: {error}; the parameters are {names}") from error
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
-    """`crackle=0.4,wheeze=0.2` as a dictionary.
+    """Parse `crackle=0.4,wheeze=0.2`.
 
     Raises:
-        InputError: It says something else.
+        InputError: The text has another form.
     """
     found: dict[str, float] = {}
     for item in text.split(","):
@@ -87,88 +90,70 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
-    """The settings of an earlier run.
+    """Read the settings of an earlier prediction.
 
     Args:
         path: A `parameters.yaml`.
 
     Returns:
-        The settings, and the fingerprint of the model they were used with, where the file says.
+        The settings, and the fingerprint of the model they were used with if the file has one.
 
     Raises:
-        InputError: It cannot be read, holds no settings, or one that there is not.
+        InputError: The file cannot be read, has no settings, or an unknown or invalid one.
     """
     try:
         content = read_yaml(path)
     except OSError as error:
         raise InputError(f"{path}: cannot read the parameters ({error.strerror}); check the path") from error
     except (yaml.YAMLError, ValueError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is no YAML ({said}); give the {PARAMETERS} of an earlier run") from error
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: not valid YAML ({reason}); give the {PARAMETERS} of an earlier prediction"
+        ) from error
     settings = content.get("settings") if isinstance(content, dict) else None
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: has no `settings`; give the {PARAMETERS} of an earlier run")
-    known = [f.name for f in fields(Settings)]
-    for name, value in settings.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(known)}"
-            raise InputError(f"{path}: there is no setting {name!r}; {hint}")
-        if value is not None and not _fits(name, value):
-            raise InputError(f"{path}: {name} is {value!r}; it must be {_WANTED[name]}")
+        raise InputError(f"{path}: has no `settings`; give the {PARAMETERS} of an earlier prediction")
+    try:
+        chosen = Settings.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first_problem(error)}") from error
     model = content.get("model")
     fingerprint = model.get("fingerprint") if isinstance(model, dict) else None
-    return Settings(**settings), fingerprint if isinstance(fingerprint, str) else None
+    return chosen, fingerprint if isinstance(fingerprint, str) else None
 
 
-_WANTED = {
-    "window_s": "seconds",
-    "hop_s": "seconds",
-    "annotation": "a path",
-    "segment": f"numbers by name ({', '.join(f.name for f in fields(BreathSegmentation))})",
-    "smoothing": "auto, none or a strength",
-    "smoothing_neighbours": "a whole number",
-    "thresholds": "probabilities by label name",
-    "format": "a list of names",
-}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _fits(name: str, value: Any) -> bool:
-    """Whether a value that was read can be a setting's."""
-    if name in ("window_s", "hop_s"):
-        return _is_number(value)
-    if name == "annotation":
-        return isinstance(value, str)
-    if name == "smoothing":
-        return isinstance(value, str) or _is_number(value)
-    if name == "smoothing_neighbours":
-        return isinstance(value, int) and not isinstance(value, bool)
-    if name == "format":
-        return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if not isinstance(value, dict) or not all(isinstance(k, str) and _is_number(v) for k, v in value.items()):
-        return False
-    return name == "thresholds" or value.keys() <= asdict(BreathSegmentation()).keys()
+def _first_problem(error: ValidationError) -> str:
+    """The first problem of some settings, in one line."""
+    problem = error.errors()[0]
+    name, known = str(problem["loc"][0]), list(Settings.model_fields)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"unknown setting {name!r}; " + (
+            f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+        )
+    return f"{name} is {problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}; correct it"
 
 
 def write_parameters(path: Path, settings: Settings, model: Mapping[str, Any], applied: Mapping[str, Any]) -> Path:
-    """Write the parameters of a run.
+    """Write the settings of a prediction.
 
     Args:
         path: The file.
-        settings: What was chosen.
-        model: Which model answered: source, fingerprint, labels, decision.
-        applied: What came of the settings.
+        settings: The chosen settings.
+        model: The model: source, fingerprint, labels, decision.
+        applied: The spans and the smoothing that resulted.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The file cannot be written.
     """
     from laennec import __version__
 
-    content = {"settings": vars(settings), "model": dict(model), "applied": dict(applied), "laennec": __version__}
+    content = {
+        "settings": settings.model_dump(),
+        "model": dict(model),
+        "applied": dict(applied),
+        "laennec": __version__,
+    }
     with atomic_write(path) as file:
         file.write(_HEAD)  # type: ignore[call-overload]
         yaml.safe_dump(content, file, sort_keys=False, allow_unicode=True)

@@ -1,10 +1,10 @@
-"""What `pipeline("audio-classification", model=...)` of transformers makes of a laennec model.
+"""The class behind `pipeline("audio-classification", model=...)` of transformers for laennec models.
 
-Decisions: one sound in, one answer for the whole of it, with the model's own front end, filter, temperatures and
-thresholds, so that it equals `laennec predict` for the same span. Sounds are read as everywhere else (soundfile and
-soxr): transformers' own pipeline needs ffmpeg for a file and torchaudio for another sampling rate. The class below is
-registered for the task; for the models of others it makes transformers' own pipeline. It is registered whenever
-`laennec.modeling` is imported, so what prediction needs is imported when it is used.
+Decisions: one sound in, one prediction for all of it, with the model's own front end, filter, temperatures and
+thresholds, so it equals `laennec predict` for the same span. Sounds are read as everywhere in laennec (soundfile and
+soxr): transformers' own pipeline needs ffmpeg for a file and torchaudio for another sampling rate. The class is
+registered for the whole task, so for models that are not laennec's it returns transformers' own pipeline. It is
+registered whenever `laennec.modeling` is imported, so it imports what prediction needs only when it is used.
 """
 
 import os
@@ -33,21 +33,21 @@ _SOUNDS = "give a path, the bytes of a file, an array at the model's rate, or a 
 class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
     """transformers' audio classification pipeline for laennec models.
 
-    Each answer is a list of {"label", "score", "present"}, the highest score first. `score` is the calibrated
-    probability (temperatures applied); `present` says whether it passes the label's threshold
-    (`model.config.thresholds`, 0.5 where there is none), or is the most probable class of a single-label model.
+    The result is a list of {"label", "score", "present"}, the highest score first. `score` is the calibrated
+    probability; `present` states whether it is above the label's threshold (`model.config.thresholds`, 0.5 if there
+    is none), or for a single-label model whether the label is the most probable one.
 
-    A sound may be a path, a URL, the bytes of a file, an array or tensor of shape (samples,) at the extractor's rate,
-    {"array" or "raw", "sampling_rate"} at any rate, or {"bytes", "path"} as data sets keep them. `top_k` is how many
-    labels are answered; `function_to_apply` ("sigmoid", "softmax", "none") replaces the calibrated probabilities by
-    that function of the plain logits.
+    A sound may be a path, a URL, the bytes of a file, an array or tensor of shape (samples,) at the extractor's
+    sampling rate, {"array" or "raw", "sampling_rate"} at any rate, or {"bytes", "path"} as data sets store it.
+    `top_k` is the number of labels in the result; `function_to_apply` ("sigmoid", "softmax", "none") replaces the
+    calibrated probabilities by that function of the raw logits.
 
     Raises:
-        InputError: A sound that cannot be read or is too short.
+        InputError: A sound cannot be read or is too short.
     """
 
     def __new__(cls, model: Any = None, *args: Any, **settings: Any) -> Any:
-        """Ours for our models, transformers' own for all others."""
+        """This class for laennec models, transformers' own for all others."""
         if not isinstance(model, LaennecForAudioClassification):
             return AudioClassificationPipeline(model, *args, **settings)
         return super().__new__(cls)
@@ -58,11 +58,11 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         if function_to_apply not in (None, *_FUNCTIONS):
             raise ValueError(f"function_to_apply is {function_to_apply!r}; it can be {', '.join(_FUNCTIONS)}")
         labels = self.model.config.num_labels
-        answer = {"top_k": labels if top_k is None else min(top_k, labels)}
-        return {}, {}, answer | ({"function_to_apply": function_to_apply} if function_to_apply else {})
+        shown = {"top_k": labels if top_k is None else min(top_k, labels)}
+        return {}, {}, shown | ({"function_to_apply": function_to_apply} if function_to_apply else {})
 
     def preprocess(self, inputs: Any) -> dict[str, InContext]:
-        """A sound of any kind -> a waveform at the model's rate, filtered as the model's recordings were."""
+        """Read a sound of any kind and filter it as in training."""
         rate = self.feature_extractor.sampling_rate
         settings = self.feature_extractor.recording_filter
         filter = ButterworthFilter(**settings) if settings else None
@@ -95,7 +95,7 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         calibrated = self.model.probabilities(logits)[0]
         if config.is_multi_label:
             thresholds = torch.tensor([config.thresholds.get(name, 0.5) for name in config.label_names])
-            # as where they were chosen: in float64, a label is present above its threshold
+            # compared in float64, as where the thresholds were fitted
             present = calibrated.double() > thresholds.double()
         else:
             present = torch.arange(config.num_labels) == calibrated.argmax()
@@ -107,21 +107,21 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         ]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save model and front end; transformers would copy this file beside them, as code to be trusted."""
+        """Save model and front end; transformers' method would also copy this file, as remote code."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.feature_extractor.save_pretrained(save_directory, **kwargs)
 
 
 def _fetched(address: str) -> bytes:
-    """The file behind an address."""
+    """Download a file."""
     from huggingface_hub.utils import httpx
 
     try:
-        answer = httpx.get(address, follow_redirects=True)
-        answer.raise_for_status()
+        response = httpx.get(address, follow_redirects=True)
+        response.raise_for_status()
     except httpx.HTTPError as error:
-        raise InputError(f"{address}: cannot be fetched ({error}); check the address, or give a file") from error
-    content: bytes = answer.content
+        raise InputError(f"{address}: cannot be downloaded ({error}); check the address, or give a file") from error
+    content: bytes = response.content
     return content
 
 
@@ -145,7 +145,7 @@ def _samples(sound: Any, rate: int) -> tuple[NDArray[np.float32], int]:
 
 
 def _register() -> None:
-    """Make the class that of the task; transformers' warning that the task had one already is left out."""
+    """Register the class for the task, without transformers' warning that the task already has one."""
     verbosity = logging.get_verbosity()
     default = PIPELINE_REGISTRY.check_task(_TASK)[1].get("default")
     logging.set_verbosity_error()

@@ -1,10 +1,10 @@
-"""A recording's spans -> probabilities and decisions.
+"""Predict the labels of one recording, span by span.
 
-Decisions: the front end, the recording filter, the temperatures and the thresholds are the model's own; serving
-chooses only where to look (windows, the cycles of an annotation, or breaths found in the sound) and says so. A model
-that joins the neighbours of a cycle takes those of the same annotation, or what is heard right before and after a
-window. Recordings are read in blocks and answered as they go by, so that hours cost no more memory than minutes, and a
-span's answer does not depend on how long the recording is. A window is never longer than what the model hears of one.
+Decisions: front end, recording filter, temperatures and thresholds come from the model; a prediction only chooses the
+spans (windows, the cycles of an annotation, or segmented breaths) and records this choice. A model with concatenated
+context takes the neighbouring cycles of the same annotation, or the sound before and after a window. Recordings are
+read in blocks, so hours need no more memory than minutes, and the result of a span does not depend on the length of
+the recording. By default a window is not longer than the model's input.
 """
 
 from collections import deque
@@ -18,14 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from laennec.audio.context import InContext
-from laennec.audio.cycles import Span
+from laennec.audio.cycles import AnnotationError, Span
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
+from laennec.audio.selections import read_spans
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
+from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
-from laennec.inference.spans import annotated_spans
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.tables import head_logits
@@ -35,17 +36,17 @@ Listener = Callable[[RecordingStream, Waveform], None]
 
 GIVEN_RULE = "given"
 _WINDOW_S = 3.0
-# enough spans at once for full batches of like length, few enough that their sound (16 MiB) weighs little
+# enough spans for full batches of similar length; at most 16 MiB of sound
 _CHUNK_SPANS, _CHUNK_SAMPLES = 64, 1 << 22
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is answered about one span.
+class SpanPrediction:
+    """The prediction for one span.
 
     Attributes:
-        start_s: Where it begins, in seconds.
-        end_s: Where it ends, in seconds.
+        start_s: Start of the span, in seconds.
+        end_s: End of the span, in seconds.
         probabilities: (labels,), calibrated, in the order of the model's labels.
         present: (labels,), whether each label passes its threshold.
     """
@@ -58,20 +59,20 @@ class Answer:
 
 @dataclass
 class Prediction:
-    """One recording's timeline.
+    """The predictions for one recording.
 
     Attributes:
         recording: Path of the recording.
-        duration_s: Its length.
-        source_sampling_rate: Its own rate in Hz.
+        duration_s: Its length, in seconds.
+        source_sampling_rate: Sampling rate of the file, in Hz.
         spans: (start_s, end_s) of each window or cycle.
         probabilities: (spans, labels), calibrated.
         present: (spans, labels), whether each label passes its threshold.
         labels: Label names.
-        smoothing: How strongly each answer was mixed with a mean; 0 for not at all.
-        neighbours: The mean was over so many spans on either side; 0 for the whole recording.
-        places: Where the spans come from: {"from": "windows", "annotation" or "segmentation", ...}.
-        decision: How a label is decided: {"rule", "thresholds", "temperatures", "intercepts"}.
+        smoothing: Weight of the mean that each span's logits were mixed with; 0 for no smoothing.
+        neighbours: Number of spans on either side in that mean; 0 for the whole recording.
+        places: Origin of the spans: {"from": "windows", "annotation" or "segmentation", ...}.
+        decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts"}.
     """
 
     recording: str
@@ -87,7 +88,7 @@ class Prediction:
     decision: dict[str, Any] = field(default_factory=dict)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One flat row a span, numbers rounded as they are written: times to 1 ms, probabilities to 6 digits."""
+        """One row per span; times are rounded to 1 ms and probabilities to 6 digits, as in the output files."""
         for (start, end), probability, present in zip(self.spans, self.probabilities, self.present, strict=True):
             row: dict[str, Any] = {"recording": self.recording, "start_s": round(start, 3), "end_s": round(end, 3)}
             for name, p, is_present in zip(self.labels, probability, present, strict=True):
@@ -96,7 +97,7 @@ class Prediction:
             yield row
 
     def to_dict(self) -> dict[str, Any]:
-        """The timeline as plain values."""
+        """The predictions as plain values, as in the JSON output."""
         rows = [{k: v for k, v in row.items() if k != "recording"} for row in self.rows()]
         return {
             "recording": self.recording,
@@ -105,13 +106,13 @@ class Prediction:
             "labels": self.labels,
             "spans": self.places,
             "decision": self.decision,
-            **({"smoothing": smoothing_said(self.smoothing, self.neighbours)} if self.smoothing else {}),
+            **({"smoothing": smoothing_record(self.smoothing, self.neighbours)} if self.smoothing else {}),
             "timeline": rows,
         }
 
 
-def smoothing_said(strength: float, neighbours: int) -> dict[str, Any] | None:
-    """A smoothing as outputs state it."""
+def smoothing_record(strength: float, neighbours: int) -> dict[str, Any] | None:
+    """The smoothing as output files record it."""
     if not strength:
         return None
     if neighbours:
@@ -120,20 +121,20 @@ def smoothing_said(strength: float, neighbours: int) -> dict[str, Any] | None:
 
 
 class Predictor:
-    """A model with its front end, ready for recordings of any rate, depth, number of channels and length.
+    """Predicts recordings of any sampling rate, bit depth, number of channels and length.
 
     Args:
         model: The model.
-        extractor: Its front end.
-        window_s: Length of a window, in seconds; None for 3 s, or what the model hears of a cycle where that is less.
-        hop_s: From one window's start to the next, in seconds; None for half a window.
-        smoothing: How strongly each answer is mixed with a mean, 0 to 1.
-        neighbours: The mean is over so many spans on either side; 0 for the whole recording.
-        thresholds: Probabilities above which a label is present, by label name; the model's own for those left out.
-        segmentation: Answer breath cycles that are found in the sound instead of windows.
+        extractor: The front end saved with the model.
+        window_s: Length of a window, in seconds; None for 3 s, or the length of the model's input where that is less.
+        hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
+        smoothing: Weight of the mean that each span's logits are mixed with, 0 to 1.
+        neighbours: Number of spans on either side in that mean; 0 for the whole recording.
+        thresholds: Probabilities above which a label is present, by label name; missing labels keep the model's own.
+        segmentation: Predict segmented breath cycles instead of windows.
 
     Raises:
-        InputError: Windows, smoothing or thresholds that cannot be.
+        InputError: Windows, smoothing or thresholds are invalid.
     """
 
     def __init__(
@@ -148,9 +149,9 @@ class Predictor:
         thresholds: Mapping[str, float] | None = None,
         segmentation: BreathSegmentation | None = None,
     ) -> None:
-        # by every rule of length but "natural" nothing beyond duration_s is heard
-        self.heard_s = float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
-        window_s = min(_WINDOW_S, self.heard_s) if window_s is None else window_s
+        # only with length "natural" the model takes sounds longer than duration_s
+        self.input_s = float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
+        window_s = min(_WINDOW_S, self.input_s) if window_s is None else window_s
         hop_s = window_s / 2 if hop_s is None else hop_s
         if not 0 < hop_s <= window_s < float("inf"):
             raise InputError(
@@ -158,8 +159,8 @@ class Predictor:
             )
         if not 0 <= smoothing <= 1 or neighbours < 0:
             raise InputError(
-                f"smoothing of strength {smoothing:g} over {neighbours} neighbours: a strength is 0 to 1 (--smoothing),"
-                " neighbours are 0 or more (--smoothing-neighbours)"
+                f"smoothing {smoothing:g} with {neighbours} neighbours: the smoothing must be 0 to 1 (--smoothing) "
+                "and the number of neighbours 0 or more (--smoothing-neighbours)"
             )
         self.model = model.eval()
         self.extractor = extractor
@@ -174,29 +175,29 @@ class Predictor:
     def __call__(
         self, path: str | Path, annotation: str | Path | None = None, listener: Listener | None = None
     ) -> Prediction:
-        """Answer one recording: by windows, the spans of an annotation, or segmented breaths.
+        """Predict one recording: its windows, the spans of an annotation, or segmented breaths.
 
         Args:
             path: The recording.
-            annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON; its times are used.
-            listener: Called with the stream and each block of sound as the model hears it.
+            annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON; only its times are used.
+            listener: Called with the stream and each block of filtered and resampled sound.
 
         Raises:
-            DecodeError: The recording cannot be read, or a piece of it is shorter than one frame.
+            DecodeError: The recording cannot be read, or a span is shorter than one frame.
             AnnotationError: The annotation cannot be read or does not fit the recording.
         """
         spans = self._spans(path, annotation)
         places: list[int] = []
         found: list[Span] = []
-        heard: list[float] = []
+        rows: list[Probabilities] = []
         with self._opened(path, listener) as stream:
-            for place, span, row in self._heard(stream, spans, annotation):
+            for place, span, row in self._logits(stream, spans, annotation):
                 places.append(place)
                 found.append(span)
-                heard.extend(row.tolist())
-        logits = np.array(heard, np.float32).reshape(len(found), len(self.model.config.label_names))
+                rows.append(row)
+        logits = np.array(rows, np.float32).reshape(len(found), len(self.model.config.label_names))
         logits = smooth_logits(logits, [0] * len(found), self.smoothing, self.neighbours).astype(np.float32)
-        # heard in time order, told in the order of the annotation
+        # spans are computed in time order and returned in the order of the annotation
         order = np.argsort(places, kind="stable")
         probabilities = self._probabilities(logits[order])
         return Prediction(
@@ -213,47 +214,47 @@ class Predictor:
             self.decision,
         )
 
-    def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[Answer]:
-        """Answer one recording span after span in time order, while it is being read.
+    def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[SpanPrediction]:
+        """Predict one recording span after span in time order, while it is read.
 
-        Smoothing over neighbours lags behind by as many spans. What only the end of a file can tell (cut short, or an
-        annotation that goes beyond it) is raised at the end, when its beginning has been answered.
+        Smoothing over neighbours delays the results by as many spans. Problems that show only at the end of a file (a
+        truncated file, an annotation longer than the recording) are raised there, after the earlier spans.
 
         Args:
             path: The recording.
             annotation: As for a call.
 
         Raises:
-            InputError: Smoothing over whole recordings, which needs their end; or as for a call.
+            InputError: Smoothing over the whole recording is set, which needs its end; or as for a call.
         """
         if self.smoothing and not self.neighbours:
             raise InputError(
-                "smoothing over whole recordings needs their end; smooth over neighbours, or call the predictor"
+                "smoothing over the whole recording cannot be streamed; set neighbours, or call the predictor instead"
             )
         spans = self._spans(path, annotation)
         with self._opened(path, None) as stream:
-            heard = ((span, row) for _, span, row in self._heard(stream, spans, annotation))
-            for (start_s, end_s), row in self._smoothed(heard):
+            logits = ((span, row) for _, span, row in self._logits(stream, spans, annotation))
+            for (start_s, end_s), row in self._smoothed(logits):
                 probabilities = self._probabilities(row[None].astype(np.float32))
-                yield Answer(start_s, end_s, probabilities[0], self._present(probabilities)[0])
+                yield SpanPrediction(start_s, end_s, probabilities[0], self._present(probabilities)[0])
 
     def identity(self, annotated: bool) -> dict[str, Any]:
-        """Everything but the model's weights (and the annotations) that decides what is answered, as plain values."""
+        """Every setting that changes predictions, except the weights and the annotations, as plain values."""
         return {
             "spans": {"from": "annotation"} if annotated else self._places(None),
-            "smoothing": smoothing_said(self.smoothing, self.neighbours),
+            "smoothing": smoothing_record(self.smoothing, self.neighbours),
             "decision": self.decision,
             "labels": self.model.config.label_names,
         }
 
     def _spans(self, path: str | Path, annotation: str | Path | None) -> list[Span] | None:
-        """Where to look; None for windows."""
+        """The spans to predict; None for windows."""
         if annotation is not None:
             return annotated_spans(annotation)
         return None if self.segmentation is None else breath_cycles(path, self.segmentation)
 
     def _places(self, annotation: str | Path | None) -> dict[str, Any]:
-        """Where the spans come from, as outputs state it."""
+        """The origin of the spans, as output files record it."""
         if annotation is not None:
             return {"from": "annotation", "file": str(annotation)}
         if self.segmentation is not None:
@@ -263,10 +264,10 @@ class Predictor:
     def _opened(self, path: str | Path, listener: Listener | None) -> Any:
         return open_recording(path, self.extractor.sampling_rate, filter=self.filter, listener=listener)
 
-    def _heard(
+    def _logits(
         self, stream: RecordingStream, spans: list[Span] | None, annotation: str | Path | None
     ) -> Iterator[tuple[int, Span, Probabilities]]:
-        """Place, span and logits of each span in time order, embedded so many at once."""
+        """Place, span and logits of each span, in time order."""
         for chunk in _chunks(self._sounds(stream, spans, annotation)):
             logits = head_logits(
                 self.model, embed_waveforms(self.model, self.extractor, [sound for _, _, sound in chunk])
@@ -282,45 +283,45 @@ class Predictor:
             windows = passing_windows(stream, self.window_s, self.hop_s, context)
             items = ((place, span, sound) for place, (span, sound) in enumerate(windows))
         else:
-            # once the length of the recording is known, the annotation is held against it
-            check = None if annotation is None else lambda duration_s: _check(annotation, duration_s)
+            # the annotation is checked once the length of the recording is known
+            check = None if annotation is None else lambda duration_s: _check_annotation(annotation, duration_s)
             items = ((place, spans[place], sound) for place, sound in passing_cycles(stream, spans, context, check))
         for place, span, sound in items:
             self._refuse_short(stream, span, len(sound.own))
             yield place, span, sound
 
     def _refuse_short(self, stream: RecordingStream, span: Span, samples: int) -> None:
-        """Refuse a span that does not fill a frame."""
+        """Raise for a span that is shorter than one frame."""
         if self.extractor.frames(samples) < 1:
             reason = (
                 f"{span[0]:g} to {span[1]:g} s is {samples} samples, shorter than one frame "
-                f"({self.extractor.window_ms:g} ms); leave it out or correct its annotation"
+                f"({self.extractor.window_ms:g} ms); remove it from the annotation or correct its times"
             )
             raise DecodeError(stream.path, reason)
 
-    def _smoothed(self, heard: Iterator[tuple[Span, Probabilities]]) -> Iterator[tuple[Span, Any]]:
-        """Spans with their smoothed logits, as soon as their neighbours have been heard."""
+    def _smoothed(self, logits: Iterator[tuple[Span, Probabilities]]) -> Iterator[tuple[Span, Any]]:
+        """Spans with their smoothed logits, as soon as their neighbours are known."""
         if not self.smoothing:
-            yield from heard
+            yield from logits
             return
         reach = self.neighbours
         around: deque[tuple[Span, Probabilities]] = deque()
-        place = 0  # of the next span to be answered, within `around`
+        place = 0  # of the next span to be returned, within `around`
 
-        def answered() -> tuple[Span, Any]:
+        def smoothed() -> tuple[Span, Any]:
             near = [row for _, row in list(around)[max(place - reach, 0) : place + reach + 1]]
             return around[place][0], smooth_logits(near, [0] * len(near), self.smoothing, reach)[min(place, reach)]
 
-        for item in heard:
+        for item in logits:
             around.append(item)
             if len(around) > place + reach:
-                yield answered()
+                yield smoothed()
                 if place == reach:
                     around.popleft()
                 else:
                     place += 1
         while place < len(around):
-            yield answered()
+            yield smoothed()
             place += 1
 
     def _probabilities(self, logits: Probabilities) -> Probabilities:
@@ -328,7 +329,7 @@ class Predictor:
         return probabilities
 
     def _present(self, probabilities: Probabilities) -> NDArray[np.bool_]:
-        """Thresholds for labels that stand by themselves, the most probable class otherwise."""
+        """Thresholds for multi-label models, the most probable class otherwise."""
         names = self.model.config.label_names
         if self.decision["thresholds"] is not None:
             # a label is present above its threshold, as in evaluation
@@ -336,12 +337,33 @@ class Predictor:
         return np.eye(len(names), dtype=bool)[probabilities.argmax(1)]
 
 
-def _check(annotation: str | Path, duration_s: float) -> None:
+def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:
+    """Read the spans of an annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON.
+
+    Args:
+        path: The file.
+        duration_s: Length of the audio in seconds; with it, spans that end beyond it are an error.
+
+    Returns:
+        (start_s, end_s) in the order of the file.
+
+    Raises:
+        AnnotationError: The first problem of the file, or it contains no spans.
+    """
+    if Path(path).suffix.lower() != ".json":
+        return read_spans(path, duration_s)
+    spans = [(event.start_s, event.end_s) for event in read_events(path, duration_s)]
+    if not spans:
+        raise AnnotationError(path, None, "no events in this file; predict windows of this recording instead")
+    return spans
+
+
+def _check_annotation(annotation: str | Path, duration_s: float) -> None:
     annotated_spans(annotation, duration_s)
 
 
 def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple[int, Span, InContext]]]:
-    """Spans in handfuls that fill batches; which they are depends on nothing but the spans before."""
+    """Group spans into chunks that fill batches; a chunk depends only on the spans before its end."""
     chunk: list[tuple[int, Span, InContext]] = []
     samples = 0
     for item in items:
@@ -355,7 +377,7 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
 
 
 def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) -> dict[str, Any]:
-    """How a label is decided, and by whose rule."""
+    """The decision rule: thresholds, calibration, and the name of the rule that chose the thresholds."""
     config = model.config
     calibration = {
         "temperatures": {name: config.temperatures.get(name, 1.0) for name in config.label_names},
@@ -363,13 +385,15 @@ def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) 
     }
     if not config.is_multi_label:
         if given:
-            raise InputError("--thresholds: this model answers its most probable class, which no threshold decides")
+            raise InputError(
+                "--thresholds: this model outputs its most probable class and uses no thresholds; leave the option out"
+            )
         return {"rule": "most probable class", "thresholds": None, **calibration}
     for name, value in given.items():
         if name not in config.label_names:
-            raise InputError(f"--thresholds: no label {name!r}; the labels are {', '.join(config.label_names)}")
+            raise InputError(f"--thresholds: unknown label {name!r}; the labels are {', '.join(config.label_names)}")
         if not 0 <= value <= 1:
-            raise InputError(f"--thresholds: {name}={value:g} is no probability from 0 to 1")
+            raise InputError(f"--thresholds: {name}={value:g} is not a probability; give a number from 0 to 1")
     own = config.operating_point.get("rule") or ("not recorded" if config.thresholds else "probability 0.5")
     rule = GIVEN_RULE if given and set(given) == set(config.label_names) else own
     if given and rule == own:
@@ -379,8 +403,8 @@ def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) 
 
 
 def input_note(predictor: Predictor) -> str | None:
-    """What to tell somebody whose windows are longer than what the model hears of them; None where nothing is."""
-    if predictor.window_s <= predictor.heard_s or predictor.segmentation is not None:
+    """A warning for windows longer than the model's input; None where there is nothing to warn about."""
+    if predictor.window_s <= predictor.input_s or predictor.segmentation is not None:
         return None
     part = predictor.extractor.keep
-    return f"the model hears the {part} {predictor.heard_s:g} s of each {predictor.window_s:g} s window"
+    return f"the model uses only the {part} {predictor.input_s:g} s of each {predictor.window_s:g} s window"

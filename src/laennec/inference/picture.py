@@ -1,11 +1,12 @@
-"""A recording's sound and its answers in one picture.
+"""Plot one recording and its predictions: spectrogram, probabilities, and where each label is present.
 
-Decisions: above the spectrogram up to 2 kHz, where lung sounds lie, as the model hears it (filtered, resampled);
-below each label's probability with its threshold, and what is present as bars. The spectrogram is gathered while the
-recording goes by, its columns averaged in pairs whenever they become more than a picture can show, so that hours cost
-no more than minutes. Lines of breath cycles are left out where they would fill the picture.
+Decisions: the spectrogram shows the filtered and resampled sound that the model takes as input, up to 2 kHz, where
+lung sounds are. It is accumulated block by block, and its columns are averaged in pairs whenever there are more than
+a picture can show, so hours need no more memory than minutes. Edges of cycles are drawn only while they can be told
+apart.
 """
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
-from laennec.evaluation.plots import HAIR, INK, QUIET, label_colour, save_picture
-from laennec.inference.outputs import Timeline, marks
+from laennec.evaluation.picture_style import HAIR, INK, QUIET, label_colour
+from laennec.evaluation.pictures import save_picture
+from laennec.inference.outputs import Timeline, stretches
 
 _TOP_HZ = 2000.0
 _HEART_HZ = 100.0
@@ -33,7 +35,7 @@ FloatArray = NDArray[np.float32]
 
 
 class Spectrogram:
-    """The mean power of a recording in columns of equal length, gathered from its blocks.
+    """The mean power of a recording in columns of equal length, accumulated from its blocks.
 
     Attributes:
         columns: (columns, bins), mean power.
@@ -46,12 +48,12 @@ class Spectrogram:
         self.column_s = 0.0
         self.top_hz = 0.0
         self._sound: Waveform = np.zeros(0, np.float32)
-        self._frames: FloatArray = np.zeros((0, 0), np.float32)  # not yet enough of them for a column
+        self._frames: FloatArray = np.zeros((0, 0), np.float32)  # too few for a column yet
         self._per_column = 1
         self._size = 0
 
     def add(self, stream: RecordingStream, block: Waveform) -> None:
-        """Take in the next block of sound."""
+        """Add the next block of sound."""
         rate = stream.sampling_rate
         if not self._size:
             self._size = max(2 ** round(np.log2(_FRAME_S * rate)), 8)
@@ -67,11 +69,11 @@ class Spectrogram:
             windows = np.lib.stride_tricks.sliding_window_view(sound, self._size)[: frames * hop : hop]
             taper = np.hanning(self._size).astype(np.float32)
             spectrum = np.fft.rfft(windows * taper)[:, : self.columns.shape[1]]
-            self._gather((spectrum.real**2 + spectrum.imag**2).astype(np.float32))
+            self._accumulate((spectrum.real**2 + spectrum.imag**2).astype(np.float32))
             self.column_s = self._per_column * hop / rate
         self._sound = sound[frames * hop :]
 
-    def _gather(self, power: FloatArray) -> None:
+    def _accumulate(self, power: FloatArray) -> None:
         power = np.concatenate([self._frames, power])
         while True:
             columns = len(power) // self._per_column
@@ -88,11 +90,11 @@ class Spectrogram:
         self._frames = power[columns * self._per_column :]
 
     def level_db(self) -> FloatArray:
-        """Level below the loudest above 100 Hz, (bins, columns), at most so many bins as a picture shows."""
+        """Level in dB relative to the loudest above 100 Hz, (bins, columns), with the bins that a picture shows."""
         power = self.columns
         if not power.size:
             return np.zeros((1, 1), np.float32)
-        # heart and handling lie below, and would leave the lungs in the dark
+        # heart sounds and handling noise are below 100 Hz and louder than the lungs
         first = min(int(_HEART_HZ / max(self.top_hz, 1.0) * power.shape[1]), power.shape[1] - 1)
         loudest = max(float(np.percentile(power[:, first:], 99.8)), 1e-20)
         together = -(-power.shape[1] // _MOST_BINS)
@@ -106,38 +108,45 @@ def write_picture(path: Path, timeline: Timeline, spectrogram: Spectrogram) -> P
     """Write the picture of one recording as PNG.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The file cannot be written.
     """
     return save_picture(timeline_figure(timeline, spectrogram), path)
 
 
-def timeline_figure(timeline: Timeline, spectrogram: Spectrogram) -> Figure:
-    """Spectrogram, probabilities and what is present, one above the other over the same time."""
-    labels = _shown_labels(timeline)
+def timeline_figure(timeline: Timeline, spectrogram: Spectrogram, width_in: float = 12.0) -> Figure:
+    """Plot spectrogram, probabilities and present labels over a common time axis.
+
+    Args:
+        timeline: The predictions, as `Prediction.to_dict` returns them.
+        spectrogram: The spectrogram of the same recording.
+        width_in: Width of the figure, in inches.
+    """
+    labels = shown_labels(timeline)
     duration_s = timeline["duration_s"]
-    figure = Figure(figsize=(12.0, 5.0 + 0.22 * len(labels)), dpi=160, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width_in, 5.0 + 0.22 * len(labels)), dpi=160, layout="constrained", facecolor="white")
     heights = [3.0, 1.9, 0.28 * len(labels) + 0.1]
-    sound, chances, bars = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": heights})
-    for axes in (sound, chances, bars):
+    sound, probabilities, bars = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": heights})
+    for axes in (sound, probabilities, bars):
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(QUIET)
         axes.tick_params(colors=QUIET, labelsize=9, labelcolor=INK)
-    _draw_sound(figure, sound, spectrogram, duration_s)
-    _draw_chances(chances, timeline, labels)
-    _draw_bars(bars, timeline, labels)
-    _draw_cycles((sound, chances, bars), timeline)
-    step = next((s for s in _STEPS_S if duration_s / s <= 14), _STEPS_S[-1])
+    _draw_spectrogram(figure, sound, spectrogram, duration_s)
+    _draw_probabilities(probabilities, timeline, labels)
+    _draw_presence(bars, timeline, labels)
+    _draw_cycles((sound, probabilities, bars), timeline)
+    step = next((s for s in _STEPS_S if duration_s / s <= 1.2 * width_in), _STEPS_S[-1])
     ticks = np.arange(0, duration_s + 1e-9, step) if duration_s >= 1 else np.linspace(0, duration_s, 5)
     bars.set(xlim=(0, duration_s), xticks=ticks)
     bars.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _clock(s, duration_s)))
     bars.set_xlabel(f"time ({_clock_words(duration_s)})", color=INK, fontsize=9.5)
-    sound.set_title(_title(timeline), loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8, parse_math=False)
+    title = textwrap.fill(_title(timeline), round(11 * width_in))
+    sound.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8, parse_math=False)
     figure.align_ylabels()
     return figure
 
 
-def _shown_labels(timeline: Timeline) -> list[str]:
-    """All labels, or where there are too many those with the highest probabilities."""
+def shown_labels(timeline: Timeline) -> list[str]:
+    """The labels of a picture: all of them, or the six with the highest probabilities."""
     labels = list(timeline["labels"])
     if len(labels) <= _MOST_LABELS:
         return labels
@@ -146,11 +155,11 @@ def _shown_labels(timeline: Timeline) -> list[str]:
     return [label for label in labels if label in kept]
 
 
-def _draw_sound(figure: Figure, axes: Any, spectrogram: Spectrogram, duration_s: float) -> None:
+def _draw_spectrogram(figure: Figure, axes: Any, spectrogram: Spectrogram, duration_s: float) -> None:
     level = spectrogram.level_db()
     top_khz = max(spectrogram.top_hz, 1.0) / 1000
     column_s = spectrogram.column_s or duration_s
-    # what is left of the sound behind the last whole column looks like that column
+    # the rest of the sound after the last whole column is drawn like that column
     level = np.pad(level, ((0, 0), (0, max(int(np.ceil(duration_s / column_s)) - level.shape[1], 0))), mode="edge")
     end_s = level.shape[1] * column_s
     picture = axes.imshow(
@@ -166,7 +175,7 @@ def _draw_sound(figure: Figure, axes: Any, spectrogram: Spectrogram, duration_s:
     bar.outline.set_visible(False)
 
 
-def _draw_chances(axes: Any, timeline: Timeline, labels: list[str]) -> None:
+def _draw_probabilities(axes: Any, timeline: Timeline, labels: list[str]) -> None:
     rows = timeline["timeline"]
     thresholds = timeline["decision"].get("thresholds") or {}
     windows = timeline["spans"].get("from") == "windows"
@@ -190,15 +199,16 @@ def _draw_chances(axes: Any, timeline: Timeline, labels: list[str]) -> None:
     axes.set_ylabel("probability", color=INK, fontsize=9.5)
     axes.grid(axis="y", color=HAIR, lw=0.6)
     axes.set_axisbelow(True)
+    columns = min(len(labels), max(1, int(axes.figure.get_size_inches()[0] / 3)))
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(labels), fontsize=9, frameon=False, borderaxespad=0.2,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, fontsize=9, frameon=False, borderaxespad=0.2,
         handlelength=1.6,
     )  # fmt: skip
 
 
-def _draw_bars(axes: Any, timeline: Timeline, labels: list[str]) -> None:
+def _draw_presence(axes: Any, timeline: Timeline, labels: list[str]) -> None:
     for k, label in enumerate(labels):
-        pieces = [(mark.start_s, mark.end_s - mark.start_s) for mark in marks(timeline) if mark.label == label]
+        pieces = [(s.start_s, s.end_s - s.start_s) for s in stretches(timeline) if s.label == label]
         axes.broken_barh(pieces, (k - 0.36, 0.72), color=label_colour(label, k), lw=0)
     axes.set(ylim=(len(labels) - 0.4, -0.6), yticks=range(len(labels)))
     axes.set_yticklabels(labels, fontsize=9)
@@ -208,7 +218,7 @@ def _draw_bars(axes: Any, timeline: Timeline, labels: list[str]) -> None:
 
 
 def _draw_cycles(panels: tuple[Any, ...], timeline: Timeline) -> None:
-    """A line at each edge of a cycle, where there are few enough to be told apart."""
+    """Draw a line at each edge of a cycle, unless there are too many."""
     if timeline["spans"].get("from") == "windows" or len(timeline["timeline"]) > _MOST_LINES:
         return
     edges = sorted({time for row in timeline["timeline"] for time in (row["start_s"], row["end_s"])})
@@ -219,7 +229,7 @@ def _draw_cycles(panels: tuple[Any, ...], timeline: Timeline) -> None:
 
 
 def _thinned(times: Any, values: Any) -> tuple[Any, Any, Any]:
-    """Middles, lowest and highest values of neighbouring points, as many as a picture shows."""
+    """Mean time, minimum and maximum of groups of neighbouring points, as many groups as a picture shows."""
     parts = np.array_split(np.arange(len(times)), _MOST_POINTS)
     return (
         np.array([times[part].mean() for part in parts]),
@@ -229,7 +239,7 @@ def _thinned(times: Any, values: Any) -> tuple[Any, Any, Any]:
 
 
 def _title(timeline: Timeline) -> str:
-    """What was answered, and how much of it."""
+    """The title: file name, number and kind of spans, smoothing, threshold rule."""
     name = Path(timeline["recording"]).name
     name = name if len(name) <= 60 else f"{name[:28]}…{name[-28:]}"
     places, count = timeline["spans"], len(timeline["timeline"])
@@ -244,7 +254,7 @@ def _title(timeline: Timeline) -> str:
 
 
 def _clock(seconds: float, duration_s: float) -> str:
-    """A time as people read it off a clock of this length."""
+    """A time in the format that suits the length of the recording."""
     if duration_s < 1:
         return f"{seconds:.2f}"
     whole = round(seconds)

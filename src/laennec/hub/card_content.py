@@ -1,0 +1,357 @@
+"""The content of a model card: facts and table rows from a run's record.
+
+Decisions: numbers are formatted here and never computed, so a card cannot contain a number that no record has. A part
+that shares more than a tenth of its patients with training or validation gets no headline. What a record does not know
+is stated as unknown or asked of the author.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from laennec.corpora.base import Corpus
+from laennec.corpora.load import find_corpus
+from laennec.evaluation.digest import shown_figures
+from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
+from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
+from laennec.evaluation.summary import figure_name, figure_text
+from laennec.hub.card_metadata import is_hub_id
+from laennec.hub.corpus_facts import ENCODERS
+from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
+from laennec.rendering import Markdown, code, escaped, fenced, plain
+from laennec.training.recipe import CardSettings
+
+_SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
+_MAX_SHARED = 0.1  # share of a part's patients in training or validation, above which there is no headline
+_MAX_CONFUSION = 8
+_GROUPINGS = {"device": "device", "chest_location": "chest location", "sex": "sex", "age_band": "age in years"}
+_TRAINABLE = {
+    "full": "all layers",
+    "frozen": "the head only (frozen encoder)",
+    "last_n": "its last layers",
+    "lora": "low-rank adapters",
+}
+
+
+def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
+    """Values of the card's template that depend on the record.
+
+    Args:
+        evidence: The run's record.
+        settings: The author's answers.
+    """
+    run = evidence.run
+    facts, encoder = _corpus_facts(run), run["config"]["encoder"]
+    origin = run["corpus"].get("provenance") or {}
+    parts = [_part(entry, run) for entry in evidence.evaluations]
+    commands = [_shown_command(one["command"]) for one in [*(run.get("members") or []), run] if one.get("command")]
+    return {
+        "run": run,
+        "settings": settings,
+        "facts": facts,
+        "url": Markdown(f"<{facts.homepage}>") if facts and facts.homepage else None,
+        "corpus": run["corpus"],
+        "origin": origin,
+        "labels": Markdown(", ".join(code(name) for name in run.get("labels") or [])),
+        # without the examples in parentheses: they name patients
+        "shared": "; ".join(re.sub(r" \([^()]*\)", "", plain(line)) for line in origin.get("leaks") or []),
+        "parts": parts,
+        "headline": next((part for part in parts if part["is_estimate"]), None),
+        "fitted": _operating_point(run.get("operating_points")),
+        "training": [(key, escaped(value)) for key, value in _training_rows(run)],
+        "command": fenced("\n".join(commands), "bash") if commands else "",
+        "limitations": list(dict.fromkeys(map(escaped, _limitations(run, parts, evidence.outdated, settings)))),
+        "bibtex": fenced("\n\n".join(citations_of(run)), "bibtex"),
+        "base": _base_name(encoder),
+        "base_licence": _base_licence(encoder, bool(run.get("pretraining"))),
+        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
+        "hardware": _hardware(run.get("hardware") or {}),
+        "timings": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in (run.get("timings") or {}).items()),
+    }
+
+
+def _corpus_facts(run: Mapping[str, Any]) -> type[Corpus] | None:
+    """The class of a run's corpus, which states the facts about it; None where it states none."""
+    corpus = find_corpus(run["corpus"]["name"])
+    return corpus if corpus is not None and corpus.origin else None
+
+
+def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """A scored part, with the rows of its tables."""
+    metrics, evaluated = entry["metrics"], entry["evaluated"]
+    origin, split = evaluated["corpus"]["provenance"], str(evaluated["split"])
+    shared = _shared_patients(origin, split)
+    other_corpus = evaluated["corpus"]["name"] != run["corpus"]["name"]
+    used = None if other_corpus else heard_before(split, run.get("selection_set"))
+    text = ", ".join(f"{count} patient{'s' * (count > 1)} with {part}" for part, count in shared.items())
+    few = sum(shared.values()) <= _MAX_SHARED * max(metrics["bootstrap"]["patients"], 1)
+    name, values, intervals = metrics["headline"], metrics["values"], metrics["intervals"]
+    counts = metrics["counts"]["classes"] or metrics["counts"]["labels"]
+    return {
+        **entry,
+        "name": split,
+        "shares": used or (f"shares {text}" if text else ""),
+        "is_estimate": few and not used and not origin.get("stamp"),
+        "stamp": origin.get("stamp"),
+        "other_corpus": code(evaluated["corpus"]["name"]) if other_corpus else None,
+        "scored": sum(e["split"] == split for e in run.get("evaluations", [])),
+        "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
+        "figures": [
+            (figure_name(n), figure_text(n, values[n]), _interval(n, intervals.get(n))) for n in shown_figures(metrics)
+        ],
+        "confusion": _confusion(metrics.get("confusion")),
+        "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
+        "baselines": _baselines(metrics),
+        "lengths": _lengths(metrics),
+        "official": list(_sprsound_rows(metrics.get("official") or {})),
+        "poor_quality": POOR_QUALITY_CONVENTION,
+        "subgroups": _subgroups(metrics),
+        "calibration": _calibration_rows(metrics["calibration"]),
+        "failures": [
+            (
+                row["kind"] + (f" ({row['label']})" if row["label"] else ""),
+                *(code(row[key]) for key in ("cycle_id", "truth", "answer")),
+                f"{row['probability']:.3f}",
+            )
+            for row in metrics["failures"]
+        ],
+    }
+
+
+def _shared_patients(origin: Mapping[str, Any], part: str) -> dict[str, int]:
+    """How many of a part's patients are also in train or validation, from the record's sentences about leaks."""
+    found = {}
+    for line in origin.get("leaks") or []:
+        if match := _SHARED_PATIENTS.match(str(line)):
+            one, other, count = match.groups()
+            seen = other if one == part else one if other == part else None
+            if seen in ("train", "validation"):
+                found[seen] = int(count)
+    return found
+
+
+def _interval(name: str, bounds: Sequence[float] | None) -> str:
+    return " to ".join(figure_text(name, bound) for bound in bounds) if bounds else "not defined"
+
+
+def _number(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """ECE and Brier score of each label on a scored part, of the raw logits and calibrated."""
+    columns = [calibration[name] for name in ("ece_before", "ece", "brier_before", "brier")]
+    return [(code(label), *(_number(column[label]) for column in columns)) for label in calibration["brier"]]
+
+
+def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Head and rows of the confusion matrix; None where there are too many classes."""
+    if not confusion or len(confusion["classes"]) > _MAX_CONFUSION:
+        return None
+    names = [code(name) for name in confusion["classes"]]
+    rows = [(name, *counts) for name, counts in zip(names, confusion["matrix"], strict=True)]
+    return {"head": ("truth \\ prediction", *names), "rows": rows}
+
+
+def _compared_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """The headline and the AUROC of each label."""
+    return [metrics["headline"], *(n for n in metrics["values"] if n.endswith(".roc_auc"))]
+
+
+def _baselines(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Head and rows of the shortcut baselines."""
+    name, *areas = _compared_figures(metrics)
+    rows: list[tuple[Any, ...]] = []
+    for baseline in metrics["floors"]:
+        if baseline.get("skipped"):
+            rows.append((baseline["name"], f"not computed: {baseline['skipped']}", *("" for _ in areas), ""))
+            continue
+        values, gain = baseline["values"], baseline.get("advantage")
+        difference = f"{gain['value']:+.1f}" if gain else ""
+        if gain and gain.get("interval"):
+            difference += " [{:+.1f}, {:+.1f}]".format(*gain["interval"])
+        rows.append(
+            (
+                f"{baseline['name']}: {baseline['what']}",
+                figure_text(name, values.get(name), baseline["intervals"].get(name)),
+                *(figure_text(n, values.get(n)) for n in areas),
+                Markdown(difference),
+            )
+        )
+    titles = [figure_name(n) for n in (name, *areas)]
+    return {"head": ("baseline", *titles, f"{figure_name(name)}: model minus baseline"), "rows": rows}
+
+
+def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Head and rows of each label's AUROC without the length of cycles; None where it was not computed."""
+    within, fixed = metrics.get("within_lengths") or {}, metrics.get("duration_blind")
+    labels = [label for label in metrics["label_names"] if f"{label}.roc_auc" in metrics["values"]]
+    if not labels or not (within or fixed):
+        return None
+    alone = next((one["values"] for one in metrics["floors"] if one["name"] == "event length"), {})
+    rows = []
+    for label in labels:
+        name = f"{label}.roc_auc"
+        found = [metrics["values"][name], within.get(label), fixed and fixed["values"].get(name), alone.get(name)]
+        rows.append((code(label), *("not defined" if v is None else figure_text(name, v) for v in found)))
+    cut = f"the middle {fixed['seconds']:g} s of each cycle" if fixed else "equal lengths"
+    return {
+        "head": ("label", "whole cycles", "cycles of similar length", cut, "length of the cycle alone"),
+        "rows": rows,
+    }
+
+
+def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """SPRSound's own tasks."""
+    for task, score in scores.items():
+        if not isinstance(score, Mapping):
+            continue
+        figures = [score.get(name) for name in ("Score", "SE", "SP", "balanced_accuracy")]
+        recall = score.get("poor_quality_recall")
+        yield (
+            task + (f", smoothed over the recording (weight {score['smoothing']:g})" if score.get("smoothing") else ""),
+            *("not defined" if v is None else f"{v:.1f}" for v in figures),
+            f"{recall:.1f} of {score['n_poor_quality']}" if recall is not None else "",
+        )
+
+
+def _subgroups(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Head and rows of the subgroups; None where there are none."""
+    figures = _compared_figures(metrics)
+    rows: list[tuple[Any, ...]] = []
+    for grouping, groups in metrics["subgroups"].items():
+        for group in groups:
+            values, bounds = group["values"], group["intervals"]
+            cells = [
+                "not defined" if values.get(n) is None else figure_text(n, values[n], bounds.get(n)) for n in figures
+            ]
+            title = Markdown(f"{_GROUPINGS.get(grouping, grouping)} {code(group['value'])}")
+            rows.append((title, group["cycles"], group["patients"], *cells, group.get("note") or ""))
+    if not rows:
+        return None
+    width = -1 if not any(row[-1] for row in rows) else None
+    head = ("group", "cycles", "patients", *(figure_name(n) for n in figures), "note")
+    return {"head": head[:width], "rows": [row[:width] for row in rows]}
+
+
+def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Calibration and thresholds, and their effect on validation; None where nothing was fitted."""
+    if not fitted:
+        return None
+    temperatures, intercepts = fitted["temperatures"], fitted.get("intercepts") or {}
+    kinds = {"ece": "ECE", "brier": "Brier"}
+    known = [kind for kind in kinds if set(fitted.get(f"{kind}_after") or {}) == set(temperatures)]
+    head = ["label", "probability", "threshold"]
+    head += [f"{kinds[kind]}, {when}" for kind in known for when in ("raw", "calibrated")]
+    rows = []
+    for label, temperature in temperatures.items():
+        threshold, shift = (fitted.get("threshold_probabilities") or {}).get(label), intercepts.get(label, 0.0)
+        formula = f"sigmoid(logit / {temperature:.3f}" + (f" {shift:+.3f})" if shift else ")")
+        measured = [_number(fitted[f"{kind}_{side}"][label]) for kind in known for side in ("before", "after")]
+        rows.append((code(label), code(formula), "" if threshold is None else f"{threshold:.3f}", *measured))
+    multi_label = fitted.get("thresholds") is not None
+    return {
+        "head": head,
+        "rows": rows if multi_label else [],
+        "temperature": f"{next(iter(temperatures.values())):.3f}" if temperatures else None,
+        "calibration": fitted.get("calibration") or "temperature",
+        "rule": fitted.get("rule"),
+        "sensitivity": fitted.get("sensitivity"),
+        "on": fitted["fitted_on"],
+        "notes": fitted.get("notes") or [],
+    }
+
+
+def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """How the model was trained, from the recipe."""
+    config = run["config"]
+    encoder, features, loss, train, sampler = (config[k] for k in ("encoder", "features", "loss", "train", "sampler"))
+    if members := run.get("members"):
+        yield "Ensemble", f"{len(members)} runs of this recipe; their calibrated log-odds are averaged"
+    length = (
+        f"{features['duration_s']:g} s ({features['length']})" if features.get("duration_s") else "their own length"
+    )
+    text = f"the sound only; front end {features['preset']}; cycles of {length}"
+    text += f"; {features['filter_kind']} {features['filter_cutoff_hz']} Hz" if features.get("filter_kind") else ""
+    k = features.get("context_cycles")
+    yield "Input", text + (f"; concatenated with {k} cycles before and {k} after" if k else "")
+    trained = _TRAINABLE[encoder["trainable"]]
+    yield "Encoder", Markdown(f"{code(encoder['type'])}, from {_base_name(encoder)}; trained: {trained}")
+    if pretraining := run.get("pretraining"):
+        yield "Pre-training", f"without labels, on {pretraining.get('corpus')}, without test patients"
+    yield "Task loss", f"{loss['task']}; class weights {loss.get('class_weights') or 'none'}"
+    auxiliary = [f"{code(name)}: {code(settings)}" for name, settings in (run.get("losses") or {}).items()]
+    yield "Auxiliary losses", Markdown(", ".join(auxiliary) or "none")
+    yield "Batches", f"{train['batch_size']} cycles, sampler {sampler['name']}"
+    augment = config.get("augment") or {}
+    used = [name for name in ("noise", "shift", "stretch", "pitch", "gain", "spec", "mix") if augment.get(name)]
+    used += ["concatenate"] if augment.get("concatenate_probability") else []
+    yield "Augmentation", ", ".join(used) or "none"
+    yield "Optimiser", f"{train['optimizer']}, learning rate {train['learning_rate']:g}, {train['lr_scheduler_type']}"
+    best = epochs_kept(run)
+    yield "Epochs", f"{train['epochs']}" + (f"; best epoch {best}" if best is not None else "")
+    yield "Epoch selected by", f"{run.get('selection_metric')} on {run.get('selection_set')} patients"
+    yield "Seed", f"{seeds_of(run)}; split seed {config['corpus']['split_seed']}"
+
+
+def _base_name(encoder: Mapping[str, Any]) -> Markdown:
+    """Where the encoder's weights are from: a Hub id, or the name of a file without its folders."""
+    weights = encoder.get("weights")
+    if not weights:
+        return Markdown("random weights")
+    return code(weights if is_hub_id(weights) else plain(weights).rstrip("/").rsplit("/", 1)[-1])
+
+
+def _base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
+    """Licence of the weights that training started from."""
+    if not encoder.get("weights"):
+        return "none: training started from random weights"
+    if pretrained or encoder["type"] not in ENCODERS:
+        return "not known to laennec; see the source of the weights"
+    name, licence = ENCODERS[encoder["type"]]
+    return f"{licence} ({name}, as released by its authors)"
+
+
+def _limitations(
+    run: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], outdated: Sequence[str], settings: CardSettings
+) -> Iterator[Any]:
+    """What limits the use of the model and of its scores, one sentence each."""
+    if facts := _corpus_facts(run):
+        yield from facts.limitations
+    for part in parts:
+        name = code(part["name"])
+        if part["stamp"]:
+            yield Markdown(f"The split has a warning: {escaped(part['stamp'])}.")
+        if part["shares"]:
+            effect = "are slightly too high" if part["is_estimate"] else "are no estimate for new patients"
+            yield Markdown(f"Part {name} {escaped(part['shares'])}; its scores {effect}.")
+        if part["other_corpus"]:
+            yield Markdown(f"Part {name} is of another corpus ({part['other_corpus']}) than the training data.")
+        if part["scored"] > 1:
+            yield Markdown(f"Part {name} was scored {part['scored']} times with this run.")
+        for warning in part["metrics"]["warnings"]:
+            yield Markdown(f"{name}: {escaped(warning['text'])}")
+    for split in outdated:
+        reason = "was scored with another calibration or other thresholds and is not shown; score it again"
+        yield Markdown(f"Part {code(split)} {reason}.")
+    if not parts:
+        yield "No held-out part was scored with this model: its performance is unknown."
+    if any(entry.get("scored_before") for entry in run.get("calibrations") or []):
+        yield "Thresholds were fitted again after the model had been scored."
+    runs = f"{len(members)} runs with seeds" if (members := run.get("members")) else "One run with seed"
+    yield f"{runs} {seeds_of(run)}: this card does not show how much scores vary with the seed."
+    yield "Crackles and wheezes are signs, not diagnoses; the labels are judgements of listeners."
+    if settings.out_of_scope:
+        yield settings.out_of_scope
+
+
+def _hardware(hardware: Mapping[str, Any]) -> str:
+    gpus = ", ".join(hardware.get("gpus") or []) or "no GPU"
+    memory = f", at most {hardware['peak_memory_mb']} MB of memory" if hardware.get("peak_memory_mb") else ""
+    return f"{hardware.get('processor', 'unknown processor')}, {gpus}, {hardware.get('system', '')}{memory}"
+
+
+def _shown_command(command: Any) -> str:
+    """A command line without the folders of the machine it ran on."""
+    text = " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
+    return str(without_machine_paths(plain(text)))
