@@ -53,7 +53,7 @@ def test_a_hub_that_keeps_other_bytes_is_found_out(pushed_run, hub, user):
 
     repo.commit = spoilt
     said = user.types("push", pushed_run, "tester/other", "--public")
-    said.refused("tester/other", "holds other bytes of preprocessor_config.json")
+    said.refused("tester/other", "preprocessor_config.json has other content")
     assert repo.private  # never opened
 
 

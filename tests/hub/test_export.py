@@ -84,7 +84,7 @@ def test_the_default_folder_is_in_the_run_and_is_replaced_by_the_next_export(tin
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--format", "onyx"], "unknown export format 'onyx'"),
+        (["--format", "onyx"], "unknown format 'onyx'"),
         (["--format", "head"], "its encoder was trained"),
         (["--out", "FOREIGN"], "holds other files (thesis.txt)"),
         (["--out", "FOREIGN/thesis.txt"], "is a file"),
@@ -119,7 +119,7 @@ def test_an_export_that_answers_differently_is_not_kept(tiny_run, tmp_path, monk
             self.head.classifier.bias += 1e-3
 
     monkeypatch.setattr(LaennecForAudioClassification, "save_pretrained", spoilt)
-    with pytest.raises(InputError, match="other logits than the run"):
+    with pytest.raises(InputError, match="differs from the run"):
         export.export_run(tiny_run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

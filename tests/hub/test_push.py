@@ -75,7 +75,7 @@ def test_a_card_with_open_questions_is_not_pushed(frozen_run, pushed_run, hub, u
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
         shutil.copy(pushed_run / "export-full" / name, tmp_path / "bare")
-    user.types("push", tmp_path / "bare", "tester/open").refused("no model card there")
+    user.types("push", tmp_path / "bare", "tester/open").refused("no readable model card")
 
 
 def test_the_same_push_again_sends_nothing_and_opens_when_told_to(pushed_run, hub, user):
@@ -116,8 +116,8 @@ def test_wrong_use_is_one_line(pushed_run, breath, hub, user, tmp_path):
     hub.add("tester/bare", bare)
     out = ["--out", tmp_path / "p"]
     user.types("push", pushed_run, "lungs").refused("lungs", "OWNER/lungs")
-    user.types("push", pushed_run, "tester/lung sounds").refused("tester/lung sounds", "no name for a repository")
-    user.types("push", pushed_run, "tester/x", "--format", "onyx").refused("unknown export format 'onyx'", "stock")
+    user.types("push", pushed_run, "tester/lung sounds").refused("tester/lung sounds", "not a valid name")
+    user.types("push", pushed_run, "tester/x", "--format", "onyx").refused("unknown format 'onyx'", "stock")
     user.types("push", tmp_path / "nowhere", "tester/x").refused("nowhere", "no such folder")
     user.types("push", bare, "tester/x").refused("bare", "preprocessor_config.json")
     user.types("push", bare, "tester/x", "--format", "full").refused("bare", "--format")

@@ -16,7 +16,6 @@ from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
 from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
 from laennec.evaluation.summary import figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
-from laennec.hub.corpus_facts import ENCODERS
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain
 from laennec.training.recipe import CardSettings
@@ -24,6 +23,13 @@ from laennec.training.recipe import CardSettings
 _SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MAX_SHARED = 0.1  # share of a part's patients in training or validation, above which there is no headline
 _MAX_CONFUSION = 8
+# encoder type -> name and licence of the weights that its authors released
+_RELEASED_WEIGHTS = {
+    "mobilenet": ("EfficientAT MobileNetV3, pre-trained on AudioSet", "MIT"),
+    "ast": ("Audio Spectrogram Transformer, pre-trained on AudioSet", "BSD-3-Clause"),
+    "beats": ("BEATs, pre-trained on AudioSet", "MIT"),
+    "whisper": ("the encoder of Whisper, trained on speech", "MIT"),
+}
 _GROUPINGS = {"device": "device", "chest_location": "chest location", "sex": "sex", "age_band": "age in years"}
 _TRAINABLE = {
     "full": "all layers",
@@ -188,7 +194,7 @@ def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     labels = [label for label in metrics["label_names"] if f"{label}.roc_auc" in metrics["values"]]
     if not labels or not (within or fixed):
         return None
-    alone = next((one["values"] for one in metrics["floors"] if one["name"] == "event length"), {})
+    alone: Mapping[str, float] = next((one["values"] for one in metrics["floors"] if one["name"] == "event length"), {})
     rows = []
     for label in labels:
         name = f"{label}.roc_auc"
@@ -306,9 +312,9 @@ def _base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
     """Licence of the weights that training started from."""
     if not encoder.get("weights"):
         return "none: training started from random weights"
-    if pretrained or encoder["type"] not in ENCODERS:
+    if pretrained or encoder["type"] not in _RELEASED_WEIGHTS:
         return "not known to laennec; see the source of the weights"
-    name, licence = ENCODERS[encoder["type"]]
+    name, licence = _RELEASED_WEIGHTS[encoder["type"]]
     return f"{licence} ({name}, as released by its authors)"
 
 
