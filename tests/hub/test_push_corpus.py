@@ -257,9 +257,9 @@ def test_a_lost_answer_does_no_harm(hub: HubServer, prepare: Any) -> None:
 
 REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
     "no namespace": (("sounds",), {}, ("sounds: names no owner", "OWNER/sounds")),
-    "three parts": (("a/b/c",), {}, ("no name for a repository",)),
-    "an address": (("hf://datasets/a/b",), {}, ("no name for a repository",)),
-    "a name the Hub refuses": (("tester/a--b",), {}, ("no name for a repository",)),
+    "three parts": (("a/b/c",), {}, ("not a valid name",)),
+    "an address": (("hf://datasets/a/b",), {}, ("not a valid name",)),
+    "a name the Hub refuses": (("tester/a--b",), {}, ("not a valid name",)),
     "no token": (("tester/new",), {"token": ""}, ("no token", "hf auth login")),
     "a wrong token": (("tester/new",), {"token": "hf_wrong"}, ("the token is wrong or has expired",)),
     "somebody else's": (("tester/new",), {"token": OTHER_TOKEN}, ("logged in as somebody", "tester")),
