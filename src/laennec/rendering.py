@@ -23,7 +23,8 @@ def render_template(name: str, /, **values: Any) -> str:
     Values are escaped for HTML in templates whose name contains ".html", and for Markdown in those whose name contains
     ".md.jinja", where a missing value is rendered as "not recorded".
     """
-    return _environment(".md.jinja" in name).get_template(name).render(**values)
+    page = _environment(".md.jinja" in name).get_template(name).render(**values)
+    return page.encode("utf-8", "replace").decode("utf-8")  # file names can contain characters that no file can
 
 
 @cache

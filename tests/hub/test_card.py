@@ -209,7 +209,8 @@ def test_a_part_that_shares_its_patients_is_no_headline():
     assert "no headline" in summary and len(scores) == 2 and not any(f"{score:.1f}" in summary for score in scores)
     assert "shares 116 patients with train, 40 patients with validation" in summary
     assert "no estimate for new patients" in sections(body)["Limitations"]
-    why = {"test_intra": "shares 116 patients with train", "validation": "chose the epoch and the thresholds"}
+    used = "was used to choose the epoch and the thresholds"
+    why = {"test_intra": "shares 116 patients with train", "validation": used}
     results = head["model-index"][0]["results"]
     assert {r["dataset"]["split"] for r in results} == set(why)
     assert all(why[r["dataset"]["split"]] in m["name"] for r in results for m in r["metrics"])

@@ -11,10 +11,10 @@ from typing import Any
 
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
-from laennec.evaluation.digest import shown_figures
-from laennec.evaluation.report_facts import epochs_kept, heard_before, seeds_of
-from laennec.evaluation.sprsound import POOR_QUALITY_CONVENTION
-from laennec.evaluation.summary import figure_name, figure_text
+from laennec.encoders import encoder_class
+from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
+from laennec.evaluation.report_sections import earlier_use, epochs_kept, seeds_of
+from laennec.evaluation.summary import card_figures, figure_name, figure_text
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain
@@ -23,13 +23,6 @@ from laennec.training.recipe import CardSettings
 _SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MAX_SHARED = 0.1  # share of a part's patients in training or validation, above which there is no headline
 _MAX_CONFUSION = 8
-# encoder type -> name and licence of the weights that its authors released
-_RELEASED_WEIGHTS = {
-    "mobilenet": ("EfficientAT MobileNetV3, pre-trained on AudioSet", "MIT"),
-    "ast": ("Audio Spectrogram Transformer, pre-trained on AudioSet", "BSD-3-Clause"),
-    "beats": ("BEATs, pre-trained on AudioSet", "MIT"),
-    "whisper": ("the encoder of Whisper, trained on speech", "MIT"),
-}
 _GROUPINGS = {"device": "device", "chest_location": "chest location", "sex": "sex", "age_band": "age in years"}
 _TRAINABLE = {
     "full": "all layers",
@@ -88,7 +81,7 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     origin, split = evaluated["corpus"]["provenance"], str(evaluated["split"])
     shared = _shared_patients(origin, split)
     other_corpus = evaluated["corpus"]["name"] != run["corpus"]["name"]
-    used = None if other_corpus else heard_before(split, run.get("selection_set"))
+    used = None if other_corpus else earlier_use(split, run.get("selection_set"))
     text = ", ".join(f"{count} patient{'s' * (count > 1)} with {part}" for part, count in shared.items())
     few = sum(shared.values()) <= _MAX_SHARED * max(metrics["bootstrap"]["patients"], 1)
     name, values, intervals = metrics["headline"], metrics["values"], metrics["intervals"]
@@ -103,7 +96,7 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         "scored": sum(e["split"] == split for e in run.get("evaluations", [])),
         "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
         "figures": [
-            (figure_name(n), figure_text(n, values[n]), _interval(n, intervals.get(n))) for n in shown_figures(metrics)
+            (figure_name(n), figure_text(n, values[n]), _interval(n, intervals.get(n))) for n in card_figures(metrics)
         ],
         "confusion": _confusion(metrics.get("confusion")),
         "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
@@ -312,10 +305,11 @@ def _base_licence(encoder: Mapping[str, Any], pretrained: bool) -> str:
     """Licence of the weights that training started from."""
     if not encoder.get("weights"):
         return "none: training started from random weights"
-    if pretrained or encoder["type"] not in _RELEASED_WEIGHTS:
+    kind = encoder_class(encoder)
+    licence, title = getattr(kind, "licence", ""), getattr(kind, "title", "") or getattr(kind, "__name__", "")
+    if pretrained or not licence:
         return "not known to laennec; see the source of the weights"
-    name, licence = _RELEASED_WEIGHTS[encoder["type"]]
-    return f"{licence} ({name}, as released by its authors)"
+    return f"{licence} ({title}, as released by its authors)"
 
 
 def _limitations(

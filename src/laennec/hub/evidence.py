@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from laennec.corpora.load import find_corpus
+from laennec.encoders import encoder_class
 from laennec.errors import InputError, in_known_form
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, shown_evaluations, write_record
@@ -117,11 +118,9 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
     config = run["config"]
     encoder, augment = config["encoder"], config.get("augment") or {}
     mix, fitted = augment.get("mix") or {}, run.get("operating_points") or {}
-    audioset = (
-        encoder["type"] in ("mobilenet", "ast", "beats") and encoder.get("weights") and not run.get("pretraining")
-    )
-    first = [encoder["type"]]
-    first += [*(["audioset"] if audioset else []), *(["lora"] if encoder.get("trainable") == "lora" else [])]
+    corpus, kind = find_corpus(config["corpus"]["name"]), encoder_class(encoder)
+    audioset = "AudioSet" in getattr(kind, "title", "") and encoder.get("weights") and not run.get("pretraining")
+    first = [*(["audioset"] if audioset else []), *(["lora"] if encoder.get("trainable") == "lora" else [])]
     then = [mix.get("method"), *(["lungmix"] if mix.get("labels") == "lungmix" else [])]
     then += [name for name, used in (
         ("spec_augment", augment.get("spec")),
@@ -130,8 +129,7 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
     ) if used]  # fmt: skip
     then.append(fitted.get("calibration") or ("temperature" if fitted.get("temperatures") else None))
     known = _citations()
-    corpus = find_corpus(config["corpus"]["name"])
-    entries = [corpus.citation if corpus is not None else ""]
+    entries = [str(getattr(owner, "citation", "") or "") for owner in (corpus, kind)]
     entries += [known[key] for key in first if key in known] + _loss_citations(config)
     entries += [known[key] for key in then if key in known]
     return list(dict.fromkeys(entry.strip() for entry in entries if entry))
@@ -147,7 +145,7 @@ def _citations() -> dict[str, str]:
 
 def _loss_citations(config: Mapping[str, Any]) -> list[str]:
     """The citations that loss classes state."""
-    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss, TupletContrastiveLoss
+    from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss
 
     loss, found = config["loss"], []
     if loss["task"] == "focal":
@@ -159,8 +157,6 @@ def _loss_citations(config: Mapping[str, Any]) -> list[str]:
             found.append(_citations()["hybrid"])
         if (given or {}).get("detach_other_views"):
             found.append(_citations()["stethoscope"])
-    if config["encoder"]["type"] == "cnn":
-        found.append(TupletContrastiveLoss.citation)
     if ((config.get("augment") or {}).get("mix") or {}).get("method") == "patch_mix":
         found.append(PatchMixContrastiveLoss.citation)
     return found

@@ -28,7 +28,7 @@ from laennec.audio.sandbox import plain_file, read_recording_sandboxed
 from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.evaluation.picture_style import figure_png
+from laennec.evaluation.plots import figure_png
 from laennec.inference.outputs import Timeline
 from laennec.inference.picture import Spectrogram, shown_labels, timeline_figure
 from laennec.inference.predictor import Predictor, annotated_spans

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
-from laennec.evaluation.picture_style import HAIR, INK, QUIET, label_colour
-from laennec.evaluation.pictures import save_picture
+from laennec.evaluation.plots import HAIR, INK, QUIET, label_colour, save_picture
 from laennec.inference.outputs import Timeline, stretches
 
 _TOP_HZ = 2000.0
