@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     """Predict and write the results; exit code 2 if some recordings failed."""
     from laennec.errors import InputError
     from laennec.evaluation.evaluate import load_model
-    from laennec.evaluation.recalibrate import parse_smoothing, smooth_model
+    from laennec.evaluation.recalibrate import smooth_model
+    from laennec.evaluation.smoothing import parse_smoothing
     from laennec.inference.batch import Predictor, model_fingerprint, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
