@@ -5,22 +5,16 @@ import argparse
 import laennec
 
 parser = argparse.ArgumentParser()
-for flag, default in {
-    "corpus": "synthetic",
-    "data-dir": None,
-    "weights": None,
-    "out": "runs/mine",
-    "epochs": 2,
-}.items():
-    parser.add_argument(f"--{flag}", default=default, type=int if flag == "epochs" else str)
+for flag, default in {"corpus": "synthetic", "data-dir": None, "weights": None, "out": "runs/mine"}.items():
+    parser.add_argument(f"--{flag}", default=default)
+parser.add_argument("--epochs", type=int, default=2)
 given = parser.parse_args()
 
 corpus = laennec.load_corpus(given.corpus, given.data_dir, **({} if given.data_dir else {"patients": 10}))
 features = laennec.LaennecFeatureExtractor("efficientat")
-model = laennec.LaennecForAudioClassification.from_encoder(
-    given.weights, labels=["crackle", "wheeze"], type=None if given.weights else "cnn", features=features
-)
-args = laennec.LaennecTrainingArguments(given.out, num_train_epochs=2, eval_strategy="epoch")
+network = None if given.weights else "cnn"  # without released weights a small network from scratch
+model = laennec.LaennecForAudioClassification.from_encoder(given.weights, type=network, labels=["crackle", "wheeze"])
+args = laennec.LaennecTrainingArguments(given.out, num_train_epochs=given.epochs, eval_strategy="epoch")
 trainer = laennec.LaennecTrainer(
     model,
     args,
