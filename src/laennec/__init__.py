@@ -51,7 +51,6 @@ _HOMES = {
     "train": "training.run",
     "score": "evaluation.evaluate",
     "join_runs": "study.ensembles",
-    "label_efficiency": "study.label_efficiency",
     "load_model": "evaluation.evaluate",
     "export_run": "hub.export",
     "write_card": "hub.card",

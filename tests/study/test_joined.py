@@ -149,11 +149,6 @@ def test_a_finished_run_is_kept_unless_it_may_go(seeds, joined, tmp_path, capsys
     assert len(read(out / "run.json")["members"]) == 2
 
 
-def test_it_is_not_trained_any_further(joined, capsys):
-    assert main(["evaluate", str(joined), "--label-fraction", "0.5", "--draws", "1"]) == 2
-    assert "an ensemble is not trained any further; give one of the runs" in capsys.readouterr().err
-
-
 def test_other_recordings_under_the_same_names_are_refused(seeds, tmp_path, capsys):
     from laennec.corpora.synthetic import write_corpus
 

@@ -6,7 +6,7 @@ patients make a small fraction look better. Each class gives its share, at least
 a hash of (split seed, draw, cycle), so a smaller fraction of a draw is a subset of a larger one, and runs of other
 seeds and encoders use the same cycles. A small fraction repeats its cycles within an epoch, each repeat with its own
 augmentation, so that every cell has as many updates as the full set; otherwise the curve would show missing steps, not
-missing labels. Both modes train with the task loss alone, because encoders are compared, not objectives.
+missing labels.
 """
 
 import hashlib
@@ -20,45 +20,9 @@ from numpy.typing import NDArray
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.training.neighbours import cycle_numbers
-from laennec.training.recipe import EncoderSettings, Recipe, SamplerSettings, ScheduleSettings
+from laennec.training.recipe import Recipe
 from laennec.training.split_data import SplitData, make_split
 from laennec.training.targets import Targets
-
-MODES = ("linear", "finetune")
-_OVERRIDABLE = ("train", "head", "loss", "augment")
-
-
-def parse_fractions(text: str) -> list[float]:
-    """The fractions of `--label-fraction`, ascending, each once.
-
-    Raises:
-        InputError: One is no number, or not above 0 and at most 1.
-    """
-    fractions = []
-    for item in (item.strip() for item in text.split(",")):
-        try:
-            fraction = float(item)
-        except ValueError:
-            fraction = math.nan
-        if not 0 < fraction <= 1:
-            raise InputError(
-                f"--label-fraction {item!r}: a fraction of the labels is above 0 and at most 1, e.g. 0.01,0.1,0.5,1.0"
-            )
-        fractions.append(fraction)
-    return sorted(set(fractions))
-
-
-def parse_modes(text: str) -> list[str]:
-    """The modes of `--mode`, in the order of `MODES`.
-
-    Raises:
-        InputError: One is unknown.
-    """
-    given = [item.strip() for item in text.split(",")]
-    for mode in given:
-        if mode not in MODES:
-            raise InputError(f"--mode {mode!r}: it can be {', '.join(MODES)} or both")
-    return [mode for mode in MODES if mode in given]
 
 
 def labelled_rows(
@@ -87,7 +51,7 @@ def labelled_rows(
         raise InputError(
             f"label fraction {fraction:g} of {len(class_ids)} training cycles is {wanted}, too few for the "
             f"{len(classes)} classes that occur, so some label would have no example; give at least {least:g} "
-            "(--label-fraction)"
+            "(corpus.label_fraction)"
         )
     chosen: list[int] = []
     for number in classes:
@@ -112,42 +76,6 @@ def refuse_missing_labels(targets: Targets) -> None:
                 f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
                 "choose other target.names or another corpus"
             )
-
-
-def cell_recipe(recipe: Recipe, mode: str, encoder: EncoderSettings, overrides: dict[str, str]) -> Recipe:
-    """The recipe of a mode: the run's, with the given encoder and the task loss alone.
-
-    Args:
-        recipe: The run's.
-        mode: "linear" (encoder frozen, no augmentation, a linear head) or "finetune".
-        encoder: Names the first weights of the encoder.
-        overrides: Settings of train, head, loss and augment by dotted key.
-
-    Raises:
-        InputError: A setting that may not differ between the cells of one table, or does not exist.
-    """
-    for key in overrides:
-        if key.split(".")[0].replace("-", "_") not in _OVERRIDABLE or "." not in key:
-            raise InputError(
-                f"--{key}: the cells of a label-efficiency table share the run's data and encoder; settings of "
-                f"{', '.join(_OVERRIDABLE)} can be given, e.g. --train.epochs 5"
-            )
-    frozen = mode == "linear"
-    # fine-tuning trains the layers that the run trained; all of them where its encoder was frozen
-    trained = "full" if encoder.trainable == "frozen" else encoder.trainable
-    layers = 0 if frozen else encoder.train_last_layers
-    start = encoder.model_copy(update={"trainable": "frozen" if frozen else trained, "train_last_layers": layers})
-    values = recipe.to_dict()
-    plain = Recipe(encoder=start, sampler=SamplerSettings(), schedule=ScheduleSettings()).to_dict()
-    values |= {key: plain[key] for key in ("encoder", "sampler", "schedule")}
-    values["output_dir"] = None
-    values["loss"] = values["loss"] | {"auxiliary": {}, "task_views": "first"}
-    values["head"] = values["head"] | {"projection_dim": 0}
-    values["augment"] = values["augment"] | {"mix": None}
-    if mode == "linear":
-        values["augment"] = plain["augment"]
-        values["head"] = values["head"] | {"hidden_dim": 0}
-    return Recipe(**values).with_overrides(overrides)
 
 
 def labelled_split(recipe: Recipe, table: Any, extractor: Any, full: SplitData, rows: NDArray[np.int64]) -> SplitData:
