@@ -258,7 +258,10 @@ def _alone(trainer: Any) -> float:
     """Seconds of forward and backward alone over the batches of an epoch, whose features lie on the device."""
     device = trainer.args.device
     model = trainer.model.train()
-    batches = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
+    batches = []
+    for batch in trainer.get_train_dataloader():
+        features, mask = trainer.processing_class.features(batch["waveforms"].to(device), batch["lengths"])
+        batches.append({"input_values": features, "attention_mask": mask, "labels": batch["labels"].to(device)})
 
     def passes() -> None:
         for batch in batches:

@@ -52,7 +52,7 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
         (["--public"], "add --push-to-hub REPO"),
         (["--public", "--export", "x"], "add --push-to-hub REPO"),
         (["--push-to-hub", "x/y", "--public"], "--i-have-the-right-to-redistribute"),
-        (["--push-to-hub", "sounds"], "names no owner; write OWNER/sounds"),
+        (["--push-to-hub", "sounds"], "the owner is missing; write OWNER/sounds"),
         (["--export", "{taken}"], "holds other files (work.txt); choose an empty folder (--export)"),
         (["--export", "{taken}/work.txt"], "is a file, not a folder"),
         (["--export", "{taken}/work.txt/deeper"], "a part of this path is a file"),

@@ -13,7 +13,7 @@ import laennec
 from laennec.cli.main import COMMANDS, make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = documents()
+DOCUMENTS = [path for path in documents() if "templates" not in path.parts]
 TRAINS = ("train", "pretrain")
 
 

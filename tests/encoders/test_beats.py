@@ -459,7 +459,7 @@ def test_files_that_are_something_else_are_refused(
         load_encoder(tmp_path / "absent.pt", type="beats")
     with pytest.raises(InputError, match="holds a beats encoder, not mobilenet"):
         load_encoder(released, type="mobilenet")
-    with pytest.raises(InputError, match="not a BEATs checkpoint"):
+    with pytest.raises(InputError, match="holds a mobilenet encoder, not beats"):
         load_encoder(shared_root / "weights/mn04_as_mAP_432.pt", type="beats")
 
 

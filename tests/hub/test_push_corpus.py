@@ -256,7 +256,7 @@ def test_a_lost_answer_does_no_harm(hub: HubServer, prepare: Any) -> None:
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], dict[str, Any], tuple[str, ...]]] = {
-    "no namespace": (("sounds",), {}, ("sounds: names no owner", "OWNER/sounds")),
+    "no namespace": (("sounds",), {}, ("sounds: the owner is missing", "OWNER/sounds")),
     "three parts": (("a/b/c",), {}, ("not a valid name",)),
     "an address": (("hf://datasets/a/b",), {}, ("not a valid name",)),
     "a name the Hub refuses": (("tester/a--b",), {}, ("not a valid name",)),

@@ -248,7 +248,7 @@ def test_an_out_folder_that_cannot_be_is_one_line_before_anything_is_computed(ma
     (tmp_path / "file").write_text("mine")
     predictor = make()
     for out in (tmp_path / "file", tmp_path / "file" / "deeper", Path("/proc/nobody/out")):
-        with pytest.raises(InputError, match=r"is a file, not a folder; choose|cannot be made \(.*\); choose"):
+        with pytest.raises(InputError, match=r"is a file, not a folder; choose|cannot be created \(.*\); choose"):
             predict(predictor, [recordings], out)
     assert not hasattr(predictor, "computed") and (tmp_path / "file").read_text() == "mine"
 

@@ -15,8 +15,6 @@ import yaml
 
 from laennec.cli.main import main
 from laennec.files import system_error
-from laennec.training import resumable
-from runs import what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -204,38 +202,6 @@ def test_recordings_on_a_share_that_is_lost_while_they_are_answered(tiny_run, sm
     wanted = (tmp_path / "again" / "predictions.csv").read_bytes()
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == wanted
     assert not (tmp_path / "out" / "failed.csv").exists()
-
-
-def test_a_run_folder_that_is_lost_while_it_is_trained_into(tiny_recipe, disk, tmp_path, capfd, monkeypatch):
-    (tmp_path / "server").mkdir()
-    share = disk("share")
-
-    def connect():
-        subprocess.run(["mount", "--bind", str(tmp_path / "server"), str(share)], check=True)
-
-    connect()
-    settings = {**tiny_recipe, "train": {**tiny_recipe["train"], "epochs": 5}}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
-    line = ["train", str(tmp_path / "r.yaml"), "--output_dir", str(share / "run")]
-    honest, saved = resumable.rotate, []
-
-    def then_lost(*arguments, **settings):
-        honest(*arguments, **settings)
-        saved.append(1)
-        if len(saved) == 3:
-            subprocess.run(["umount", "-l", str(share)], check=True)
-
-    capfd.readouterr()
-    with monkeypatch.context() as patch:
-        patch.setattr(resumable, "rotate", then_lost)
-        assert main(line) == 2
-    one_line(capfd, share, "is gone")
-    assert list(share.iterdir()) == []  # nothing was written where the share had been
-    connect()
-    assert main(line) == 0
-    assert main([*line[:-1], str(tmp_path / "alone")]) == 0
-    assert what_it_left(tmp_path / "server" / "run") == what_it_left(tmp_path / "alone")
-    subprocess.run(["umount", "-l", str(share)], check=True)
 
 
 # ---------------------------------------------------------------- terminations

@@ -535,8 +535,8 @@ SETTINGS = {
         )),
         "aliases counted",
     ),
-    "parameters with a tag": (parameters("settings: !!python/name:os.system"), "is no YAML"),
-    "parameters whose aliases stand for a billion values": (parameters(BOMB), "is no YAML"),
+    "parameters with a tag": (parameters("settings: !!python/name:os.system"), "not valid YAML"),
+    "parameters whose aliases stand for a billion values": (parameters(BOMB), "not valid YAML"),
     "answers whose aliases stand for a billion values": (answers(BOMB), "not valid YAML"),
     "setting on the command line nested without end": (
         lambda stage: [*stage.recipe("name: x"), "--encoder.config", DEEP],

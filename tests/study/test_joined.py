@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from docs.render import render
 
 from laennec.cli.main import main
 from laennec.evaluation.calibration import calibrated_logits
+from laennec.study.gather import gather_results
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
@@ -71,16 +73,16 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
     assert "seed 0, 1, 2, split seed 0" in capsys.readouterr().out
     assert main(["export", "run", "--format", "full"]) == 0
     card = (run / "export-full" / "README.md").read_text()
-    assert "3 runs of this recipe, their calibrated log-odds averaged" in card
+    assert "3 runs of this recipe; their calibrated log-odds are averaged" in card
     trained = [one["command"] for one in read(run / "run.json")["members"]]
     assert trained[0] and all(f"{command}\n" in card for command in trained) and "laennec ensemble " in card
     assert "3 runs with seeds 0, 1, 2" in card and "One run with seed" not in card
     page = (run / "evaluation-test" / "report.html").read_text()
     epochs = ", ".join(f"{one['best_epoch']:g}" for one in read(run / "run.json")["members"])
     assert f">{epochs}<" in page
-    assert main(["results", "run/evaluation-test", "--into", "results.json"]) == 0
+    gather_results(["run/evaluation-test"], "results.json")
     (tmp_path / "page.md").write_text("<!-- laennec:scores results.json test -->\n<!-- laennec:end -->\n")
-    assert main(["results", "page.md"]) == 0
+    render(tmp_path / "page.md")
     assert "| tiny_ensemble_of_3 | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
     again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]
     again += [read(run / "run.json")["config"]["corpus"]["data_dir"], "--protocol", "patient-60-20-20"]
@@ -96,7 +98,7 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
 def test_a_part_that_the_model_owes_to_is_no_headline(joined, tmp_path, capsys, split, said):
     run = shutil.copytree(joined, tmp_path / "run")
     assert main(["evaluate", str(run), "--split", split, "--draws", "20"]) == 0
-    assert f"note: part {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
+    assert f"note: split {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
     assert f"This part {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
     assert main(["card", str(run)]) == 0
     card = (run / "README.md").read_text()

@@ -8,7 +8,7 @@ import pytest
 from laennec.study import pictures
 from laennec.study.pictures import study_pictures
 
-RECORDED = Path(__file__).resolve().parents[2] / "recipes" / "studies" / "leakage_icbhi_subset.json"
+RECORDED = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies" / "leakage_icbhi_subset.json"
 
 
 @pytest.fixture

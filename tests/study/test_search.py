@@ -82,7 +82,7 @@ def test_validation_that_may_share_patients_is_refused(files, capsys):
 @pytest.mark.parametrize(
     ("key", "setting", "words"),
     [
-        ("head.hidden_dim", {"choices": [64, None]}, "head.hidden_dim is None; it must be int"),
+        ("head.hidden_dim", {"choices": [64, None]}, "head.hidden_dim is None; it must be a valid integer"),
         ("head.dropout", {"low": 0.5, "high": 1.5}, "head.dropout is 1.5"),
     ],
 )

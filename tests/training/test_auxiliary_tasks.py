@@ -182,7 +182,7 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
         ({"tasks.event.weight": 0}, "above 0, and two labels"),
         ({"tasks.event.labels": ["Normal"]}, "two labels at least"),
         ({"tasks.event.smooth": 3}, "smooth is true or false"),
-        ({"tasks.record.smooth": True}, "only for questions about cycles"),
+        ({"tasks.record.smooth": True}, "only for tasks about cycles"),
         ({"encoder.trainable": "frozen"}, "encoder.trainable: frozen"),
         ({"features.context_cycles": 1}, "context_cycles"),
     ],
@@ -276,5 +276,5 @@ def test_tasks_without_truth_have_no_score_and_no_answers_no_files(tmp_path):
     assert json.loads((write_submission({"2-1": table}, tmp_path / "out") / "task2_1.json").read_text()) == {
         "a.wav": "Normal"
     }
-    with pytest.raises(ValueError, match="answers none"):
+    with pytest.raises(ValueError, match="none of the SPRSound tasks"):
         write_submission({}, tmp_path / "none")

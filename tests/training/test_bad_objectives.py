@@ -54,7 +54,7 @@ def test_a_corpus_of_one_class_is_refused(train, capsys):
 def test_an_answer_outside_the_names_is_refused(train, capsys):
     target = {"problem_type": "single_label", "column": "label", "names": ["normal", "crackle", "wheeze"]}
     assert train(target=target, loss={"task": "ce"}) == 2
-    one_line(capsys, "the answer 'both' of column 'label' is none of normal, crackle, wheeze", "target.names")
+    one_line(capsys, "the label 'both' of column 'label' is none of normal, crackle, wheeze", "target.names")
 
 
 def test_more_class_weights_than_classes_are_refused(train, capsys):

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from laennec.cli.common import corpus_flags, progress, say
@@ -46,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         return _export(options, settings)
     if options.check:
         settings.pop("fold", None)
+        if options.corpus == "synthetic" and options.data_dir and not Path(options.data_dir).exists():
+            raise InputError(f"{options.data_dir}: no such folder; --check writes nothing, so leave it out to make one")
         report = check_corpus(options.corpus, options.data_dir, progress=progress("checking"), **settings)
         say(report.text())
         return 2 if report.problems else 0

@@ -18,7 +18,7 @@ from laennec.cli.main import main
 from laennec.corpora import load_corpus, waveforms
 from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
-from laennec.training.pretraining.run import embedding_spread, make_objective, make_pairs, pretrain, settings_of
+from laennec.training.pretraining.run import contrastive_loss, embedding_spread, make_pairs, pretrain, settings_of
 from laennec.training.recipe import Recipe, full_key
 from laennec.training.run import train
 from laennec.training.split_data import make_extractor
@@ -256,10 +256,10 @@ def test_two_steps_on_real_recordings_from_released_weights(shared_root, shared_
 
 def test_the_loss_is_that_of_soni_or_supcon_by_age(tiny_recipe, tmp_path):
     scaled = recipe_of(tiny_recipe, tmp_path, {"temperature": 0.5, "base_temperature": 0.07})
-    (loss,) = make_objective(scaled, scaled.pretrain).auxiliary.losses.values()
+    loss = contrastive_loss(scaled.pretrain)[0].loss
     assert (loss.temperature, loss.base_temperature) == (0.5, 0.07)
     plain = recipe_of(tiny_recipe, tmp_path, {"temperature": 0.5})
-    (loss,) = make_objective(plain, plain.pretrain).auxiliary.losses.values()
+    loss = contrastive_loss(plain.pretrain)[0].loss
     assert loss.temperature == loss.base_temperature == 0.5
 
 

@@ -329,8 +329,9 @@ class MixSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _default_domain(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("method", "mixup") in MIX_DOMAINS:
-            values = {"domain": MIX_DOMAINS[values.get("method", "mixup")][0]} | values
+        method = values.get("method", "mixup") if isinstance(values, dict) else None
+        if isinstance(method, str) and method in MIX_DOMAINS:
+            values = {"domain": MIX_DOMAINS[method][0]} | values
         return values
 
     @model_validator(mode="after")
