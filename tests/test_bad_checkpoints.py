@@ -286,7 +286,7 @@ def test_a_preprocessor_config_of_another_rate_or_size_is_refused(tiny_run, smal
         assert not (tmp_path / "out").exists()
     path.unlink()
     assert predict(model, small_corpus, tmp_path / "out") == 2
-    one_line(capfd, model, "has no preprocessor_config.json")
+    one_line(capfd, model, "no preprocessor_config.json")
 
 
 def test_trained_weights_want_the_front_end_they_were_trained_with(folders, refuse, shared_root, tmp_path):
