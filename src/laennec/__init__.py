@@ -10,7 +10,7 @@ and `pipeline`.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # in the order of the flow
 _HOMES = {

@@ -132,10 +132,10 @@ def test_a_file_size_limit_is_one_line(scored_run, small_corpus, recipe, tmp_pat
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EIO, "the disk or network share does not answer"),
-        (errno.ESTALE, "the disk or network share does not answer"),
-        (errno.ENOTCONN, "the disk or network share does not answer"),
-        (errno.ETIMEDOUT, "the disk or network share does not answer"),
+        (errno.EIO, "check the disk or network share"),
+        (errno.ESTALE, "check the disk or network share"),
+        (errno.ENOTCONN, "check the disk or network share"),
+        (errno.ETIMEDOUT, "check the disk or network share"),
         (errno.ENOENT, "is gone"),
         (errno.EMFILE, "too many open files"),
         (errno.EDQUOT, "the disk quota is used up"),

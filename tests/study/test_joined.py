@@ -93,13 +93,13 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
 
 @pytest.mark.parametrize(
     ("split", "said"),
-    [("validation", "chose the epoch and the thresholds"), ("train", "is what the model was trained on")],
+    [("validation", "was used to choose the epoch and the thresholds"), ("train", "was used for training")],
 )
-def test_a_part_that_the_model_owes_to_is_no_headline(joined, tmp_path, capsys, split, said):
+def test_a_split_used_before_scoring_is_no_headline(joined, tmp_path, capsys, split, said):
     run = shutil.copytree(joined, tmp_path / "run")
     assert main(["evaluate", str(run), "--split", split, "--draws", "20"]) == 0
     assert f"note: split {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
-    assert f"This part {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
+    assert f"This split {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
     assert main(["card", str(run)]) == 0
     card = (run / "README.md").read_text()
     assert f"**no headline**: `{split}` {said}" in card and f"Part `{split}` {said}" in card

@@ -333,7 +333,7 @@ def test_short_flags_mean_the_settings_of_their_step(written):
         (["--splits", "[train, test]"], "pretrain.splits is 'test'"),
         (["--batch_size", "1000"], "pretrain.batch_size is 1000"),
         (["--match", "[height]"], "pretrain.match has 'height'"),
-        (["--corpus.protocol", "sprsound-official"], "SPRSound"),
+        (["--corpus.protocol", "sprsound-official"], "synthetic has no protocol 'sprsound-official'"),
         (["--encoder.type", "statistics"], "nothing to pre-train"),
         (["--encoder.weights", "nowhere/encoder"], "nowhere/encoder: not found"),
         (["--corpus.name", "folder", "--corpus.data_dir", "nowhere"], "nowhere"),
