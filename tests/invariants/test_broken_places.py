@@ -15,6 +15,7 @@ import yaml
 
 from laennec.cli.main import main
 from laennec.files import system_error
+from laennec.training import checkpoints
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -202,6 +203,35 @@ def test_recordings_on_a_share_that_is_lost_while_they_are_answered(tiny_run, sm
     wanted = (tmp_path / "again" / "predictions.csv").read_bytes()
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == wanted
     assert not (tmp_path / "out" / "failed.csv").exists()
+
+
+@pytest.mark.soak
+def test_a_run_folder_that_is_lost_while_it_is_trained_into(tiny_recipe, disk, tmp_path, capfd, monkeypatch):
+    (tmp_path / "server").mkdir()
+    share = disk("share")
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({**tiny_recipe, "train": {**tiny_recipe["train"], "epochs": 5}}))
+    line = ["train", str(tmp_path / "r.yaml"), "--output_dir"]
+    seal, sealed = checkpoints.seal, []
+
+    def seal_and_lose(*arguments):
+        seal(*arguments)
+        sealed.append(arguments)
+        if len(sealed) == 3:
+            subprocess.run(["umount", "-l", str(share)], check=True)
+
+    subprocess.run(["mount", "--bind", str(tmp_path / "server"), str(share)], check=True)
+    capfd.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "seal", seal_and_lose)
+        assert main([*line, str(share / "run")]) == 2
+    one_line(capfd, share, "is gone")
+    assert list(share.iterdir()) == []  # nothing was written where the share had been
+    subprocess.run(["mount", "--bind", str(tmp_path / "server"), str(share)], check=True)
+    assert main([*line, str(share / "run")]) == 0
+    assert main([*line, str(tmp_path / "alone")]) == 0
+    weights = "model/model.safetensors"
+    assert (share / "run" / weights).read_bytes() == (tmp_path / "alone" / weights).read_bytes()
+    subprocess.run(["umount", "-l", str(share)], check=True)
 
 
 # ---------------------------------------------------------------- terminations
