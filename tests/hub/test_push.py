@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from hub_process import HubUser
@@ -36,6 +37,18 @@ print(json.dumps({
     "answers": [pipe(way) for way in ways], "batch": pipe([path, path], batch_size=2),
     "first": pipe({"array": samples, "sampling_rate": rate}, top_k=1),
 }))
+"""
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TRAINS = """
+import tempfile, laennec
+corpus = laennec.load_corpus("synthetic", patients=10)
+model = laennec.LaennecForAudioClassification.from_encoder(None, type="cnn", encoder_config={"channels": [4, 8]})
+args = laennec.LaennecTrainingArguments(tempfile.mkdtemp(), max_steps=2, hub_model_id="tester/mine", report_to="none")
+features = laennec.LaennecFeatureExtractor("song2021", length="natural")
+trainer = laennec.LaennecTrainer(model, args, train_dataset=corpus["train"], processing_class=features)
+trainer.train()
+trainer.push_to_hub()
 """
 
 
@@ -211,3 +224,11 @@ def test_what_is_no_name_is_refused(name):
 def test_names_pass():
     for name in ("a/b", "my-org/lung_sounds.v2", "A1/x"):
         check_repo_name(name)
+
+
+def test_a_trainer_pushes_and_the_example_predicts_with_what_it_pushed(breath, hub, user):
+    user.runs(TRAINS).done()
+    held = set(hub.files("tester/mine"))
+    assert held >= FULL and not any("checkpoint" in name or "training_args" in name for name in held)
+    said = user.runs((EXAMPLES / "hub_model.py").read_text(), "tester/mine", breath).done().out.splitlines()
+    assert {line.split()[1] for line in said} == {"crackle", "wheeze"} and str(breath) in said[0]
