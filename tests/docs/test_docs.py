@@ -71,6 +71,12 @@ def test_links_to_files_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
+def test_a_tutorial_includes_each_example_of_an_own_object():
+    page = (ROOT / "docs" / "tutorials" / "own_loss.md").read_text()
+    included = re.findall(r'^--8<-- "(examples/.*)"$', page, re.M)
+    assert {f"examples/{path.name}" for path in (ROOT / "examples").glob("own_*.py")} <= set(included)
+
+
 def test_the_readme_is_short_and_its_training_code_is_the_example():
     readme = (ROOT / "README.md").read_text()
     assert readme.count("\n") <= 200
