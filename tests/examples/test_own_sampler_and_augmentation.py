@@ -59,7 +59,7 @@ def test_an_own_sampler_in_a_recipe_decides_the_batches(in_examples, tiny, tmp_p
     [
         ({"class": "own_sampler:Missing"}, "sampler.class: own_sampler:Missing: own_sampler has no Missing"),
         ({"class": "own_sampler:OneCyclePerPatient", "size": 3}, "unexpected keyword argument 'size'"),
-        ({"class": "nowhere:Sampler"}, "cannot import nowhere"),
+        ({"class": "no_such_module:Sampler"}, "cannot import no_such_module"),
     ],
 )
 def test_a_sampler_that_cannot_be_made_is_one_line_before_anything_is_written(in_examples, tiny, sampler, said):
