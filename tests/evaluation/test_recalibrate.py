@@ -11,11 +11,12 @@ import torch
 from forked import script
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
+from laennec.errors import InputError
 from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.operating_point import fit_on_validation, logit_thresholds
 from laennec.inference.batch import Predictor
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -232,14 +233,14 @@ def test_what_is_no_finished_run_is_one_line(run, tmp_path, capsys):
     ],
 )
 def test_recipes_with_unknown_operating_points_are_refused(tiny_recipe, head, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(InputError, match=said):
         Recipe(**(tiny_recipe | {"head": head}))
 
 
 def test_the_icbhi_rule_for_other_labels_is_refused_before_training(run, tiny_recipe, tmp_path, monkeypatch):
     from laennec.training import tables
 
-    with pytest.raises(ConfigError, match="the labels are Fine Crackle"):
+    with pytest.raises(InputError, match="the labels are Fine Crackle"):
         tables.check_rule(Recipe(**(tiny_recipe | {"head": {"threshold_rule": "icbhi"}})).head, ["Fine Crackle"], True)
 
 

@@ -27,7 +27,7 @@ from laennec.hub.card import (
 from laennec.hub.card_metadata import check_metadata, is_hub_id
 from laennec.hub.evidence import citations_of, without_machine_paths
 from laennec.rendering import code, escaped, plain
-from laennec.training.recipe import LICENCES, CardSettings, ConfigError
+from laennec.training.recipe import LICENCES, CardSettings
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -558,7 +558,7 @@ def test_only_hub_ids_are_given_as_a_base():
 
 def test_licences_are_checked_where_they_are_given(scored, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(ConfigError, match=r"apache-2\.0"):
+    with pytest.raises(InputError, match=r"apache-2\.0"):
         write_card(scored, tmp_path / "out", license="apache")
     assert list((tmp_path / "out").iterdir()) == []
     for licence in LICENCES:

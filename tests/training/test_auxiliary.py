@@ -6,12 +6,12 @@ import yaml
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
+from laennec.errors import InputError
 from laennec.losses import DeviceAdversarialLoss, SupConLoss
 from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary import Attached, AuxiliaryHeads
 from laennec.training.loss_specs import loss_specs
-from laennec.training.recipe import ConfigError
 
 
 def test_one_loss_can_be_there_twice_under_names_of_its_own():
@@ -47,7 +47,7 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
     ],
 )
 def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         loss_specs(given)
     assert "\n" not in str(caught.value)
 

@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from laennec.configuration import LaennecConfig
 from laennec.encoders import in_groups, load_encoder
+from laennec.errors import InputError
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads
-from laennec.training.clusters import CleanAndMixed, GroupClusters
-from laennec.training.loss_specs import loss_specs
+from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupClusters
+from laennec.training.loss_specs import CleanAndMixed, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage
-from laennec.training.recipe import ConfigError, LossSettings, MixSettings, Recipe
+from laennec.training.recipe import LossSettings, MixSettings, Recipe
 from laennec.training.run import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -190,15 +190,15 @@ def test_clean_and_mixed_terms_are_those_of_the_loss_twice():
     ],
 )
 def test_what_a_recipe_cannot_have_is_refused_in_one_line(auxiliary, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         loss_specs(auxiliary)
     assert "\n" not in str(caught.value)
 
 
 def test_groups_need_an_encoder_that_is_trained():
-    with pytest.raises(ConfigError, match=r"encoder.group_frames is for an encoder that is trained"):
+    with pytest.raises(InputError, match=r"encoder.group_frames is for an encoder that is trained"):
         Recipe(**{"encoder": {"group_frames": 20, "trainable": "frozen"}})
-    with pytest.raises(ConfigError, match=r"group_step is 0"):
+    with pytest.raises(InputError, match=r"group_step is 0"):
         Recipe(**{"encoder": {"group_frames": 20, "group_step": 0}})
 
 

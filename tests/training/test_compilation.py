@@ -13,7 +13,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.encoders import in_groups, load_encoder
 from laennec.modeling import LaennecConfig, LaennecForAudioClassification
-from laennec.training.compilation import compiled_layers
+from laennec.training.devices import compiled_layers
 
 AST = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,

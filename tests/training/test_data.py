@@ -23,10 +23,10 @@ from laennec.training.data import (
     collate_cycles,
     collate_embeddings,
     cycle_numbers,
-    dataset_from_table,
 )
 from laennec.training.recipe import TargetSettings
 from laennec.training.targets import Targets, targets_of
+from laennec.training.training_data import dataset_from_table
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from laennec.training.data import CycleDataset, collate_cycles
-from laennec.training.data_loading import device_settings, has_gpu, training_device
+from laennec.training.devices import device_settings, has_gpu, training_device
 from laennec.training.targets import Targets
 
 

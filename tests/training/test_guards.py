@@ -6,26 +6,25 @@ import numpy as np
 import pytest
 from torch.utils.data import SequentialSampler
 
-from laennec.training.guards import check_views, group_columns, pair_lines, refuse_one_class
-from laennec.training.loss_specs import loss_specs
-from laennec.training.metadata_groups import GroupTable
-from laennec.training.recipe import ConfigError
+from laennec.errors import InputError
+from laennec.training.coverage import pair_lines
+from laennec.training.loss_specs import check_views, group_columns, loss_specs
 from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
     MetadataMatchedSampler,
     PatientBalancedSampler,
 )
-from laennec.training.targets import Targets
+from laennec.training.targets import GroupTable, Targets, refuse_one_class
 
 CLASSES = np.arange(12) % 3
 
 
 def test_one_class_is_nothing_to_learn():
     flags = np.tile(np.float32([1, 0]), (4, 1))
-    with pytest.raises(ConfigError, match=r"all 4 training cycles have the same label \(crackle 1, wheeze 0\)"):
+    with pytest.raises(InputError, match=r"all 4 training cycles have the same label \(crackle 1, wheeze 0\)"):
         refuse_one_class(Targets(["crackle", "wheeze"], flags, np.ones(4, int), np.arange(4)))
-    with pytest.raises(ConfigError, match=r"have the same label \(COPD\)"):
+    with pytest.raises(InputError, match=r"have the same label \(COPD\)"):
         refuse_one_class(Targets(["Asthma", "COPD"], np.ones(4, int), np.ones(4, int), np.arange(4)))
     refuse_one_class(Targets(["a", "b"], CLASSES[:2], CLASSES[:2], np.arange(2)))
 
@@ -40,7 +39,7 @@ def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
         "patient drop": [0, 0, 1, 1],
     }
     assert "loss.auxiliary.x: sex is unknown for 1 of 4 cycles (q)" in caplog.text
-    with pytest.raises(ConfigError, match=r"loss.auxiliary.d.labels is 'device', which is the same for all"):
+    with pytest.raises(InputError, match=r"loss.auxiliary.d.labels is 'device', which is the same for all"):
         group_columns(loss_specs({"d": {"loss": "supcon", "labels": "device"}}), GroupTable(2, {"device": ["m", "m"]}))
 
 
@@ -48,9 +47,9 @@ def test_two_views_need_draws_and_no_mixing():
     entries = loss_specs({"supcon": {}})
     check_views(entries, mixes=False, draws=True)
     check_views(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
-    with pytest.raises(ConfigError, match="without augmentation they are equal"):
+    with pytest.raises(InputError, match="without augmentation they are equal"):
         check_views(entries, mixes=False, draws=False)
-    with pytest.raises(ConfigError, match="mixes them; drop one"):
+    with pytest.raises(InputError, match="mixes them; drop one"):
         check_views(entries, mixes=True, draws=True)
 
 
@@ -72,7 +71,7 @@ def test_two_views_need_draws_and_no_mixing():
 )
 def test_batches_without_a_pair_stop_the_run_and_name_the_sampler(given, sampler, size, message):
     groups = {"patient drop": np.arange(12) // 2, "device drop": CLASSES, "sex drop": np.arange(12) % 2}
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         pair_lines(loss_specs(given), sampler, size, CLASSES, groups)
 
 

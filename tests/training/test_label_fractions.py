@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 
 from laennec.errors import InputError
-from laennec.training.label_fractions import (
-    labelled_rows,
-    refuse_missing_labels,
-)
+from laennec.training.split_data import labelled_rows, refuse_missing_labels
 from laennec.training.targets import Targets
 
 OFFICIAL_TRAIN = (2063, 1215, 501, 363)  # of ICBHI 2017: normal, crackle, wheeze, both

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laennec.errors import InputError
-from laennec.training.metadata_groups import GroupTable, age_band, group_codes, metadata_of
+from laennec.training.targets import GroupTable, age_band, group_codes, metadata_of
 
 VALUES = st.sampled_from(["a", "b", "c", None])
 TABLES = st.integers(1, 30).flatmap(

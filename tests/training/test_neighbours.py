@@ -21,10 +21,16 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.batch_features import BatchFeatures
-from laennec.training.data import CycleDataset, collate_cycles, cycle_numbers, view_seed
+from laennec.training.data import (
+    CycleDataset,
+    Neighbours,
+    collate_cycles,
+    cycle_numbers,
+    refuse_lost_neighbours,
+    view_seed,
+)
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
-from laennec.training.neighbours import Neighbours, refuse_lost_neighbours
+from laennec.training.mixing import BatchFeatures
 from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.run import train

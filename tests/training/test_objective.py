@@ -6,10 +6,11 @@ import torch
 from objectives import make_objective
 from torch.nn import functional
 
+from laennec.errors import InputError
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
 from laennec.training.mixing import Mixture
 from laennec.training.objective import Stage, task_weights
-from laennec.training.recipe import ConfigError, LossSettings
+from laennec.training.recipe import LossSettings
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)
 
@@ -81,7 +82,7 @@ def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
         lowest.append(-torch.log(positive / (positive + others[0] + others[1])))
         highest.append(-torch.log(positive / (positive + others[-1] + others[-2])))
     assert sum(lowest) / 3 <= first <= sum(highest) / 3
-    with pytest.raises(ConfigError, match="anchor_positive"):
+    with pytest.raises(InputError, match="anchor_positive"):
         objective(outputs(5, 3), batch(labels[:5], labels[:5]), Stage(), 0)
 
 
@@ -97,12 +98,12 @@ def test_tuplets_take_the_first_half_as_anchors_and_repeat_their_draw():
     ],
 )
 def test_what_a_recipe_cannot_have_is_refused_with_its_name(auxiliary, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         make_objective(LossSettings(auxiliary=auxiliary), True, np.zeros((4, 2), np.float32), 2)
 
 
 def test_class_weights_of_the_wrong_number_are_refused():
-    with pytest.raises(ConfigError, match="has 3 numbers; there are 2 labels"):
+    with pytest.raises(InputError, match="has 3 numbers; there are 2 labels"):
         make_objective(LossSettings(class_weights=[1, 2, 3]), True, np.zeros((4, 2), np.float32), 2)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from laennec.errors import InputError
 from laennec.training.data import CycleDataset
 from laennec.training.optimization_rules import epoch_cosine
-from laennec.training.recipe import ConfigError, Recipe
+from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.tables import ValidationMetrics
 from laennec.training.trainer import LaennecTrainer
@@ -125,7 +125,7 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
     ],
 )
 def test_what_does_not_go_together_stops_before_training_in_one_line(tiny_recipe, tmp_path, changes, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         run(tiny_recipe, tmp_path / "run", **changes)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -196,7 +196,7 @@ def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
         return targets
 
     monkeypatch.setattr(parts, "targets_of", alike)
-    with pytest.raises(ConfigError, match="have the same label"):
+    with pytest.raises(InputError, match="have the same label"):
         run(tiny_recipe, tmp_path / "run")
 
 
@@ -204,7 +204,7 @@ def test_a_figure_that_validation_leaves_undefined_is_refused_before_training():
     truth = pd.DataFrame({"cycle_id": list("abcd"), "patient_id": list("ppqq"), "crackle": [0, 1, 0, 1]})
     truth = truth.assign(wheeze=0, label=["normal", "crackle", "normal", "crackle"]).astype({"crackle": "Int8"})
     metrics = ValidationMetrics(truth, "multi_label", ["crackle", "wheeze"])
-    with pytest.raises(ConfigError, match=r"auroc_macro, which is undefined for the 4 validation cycles.*: loss, or"):
+    with pytest.raises(InputError, match=r"auroc_macro, which is undefined for the 4 validation cycles.*: loss, or"):
         metrics.refuse_undefined("auroc_macro")
     metrics.refuse_undefined("icbhi_score")
     metrics.refuse_undefined("loss")

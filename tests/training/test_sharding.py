@@ -9,9 +9,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from laennec.training import samplers, sharding
-from laennec.training.coverage import coverage
-from laennec.training.guards import coverage_line
+from laennec.training import devices, samplers
+from laennec.training.coverage import coverage, coverage_line
+from laennec.training.devices import SharedLastBatch
 from laennec.training.samplers import (
     AnchorPositiveSampler,
     ClassesTimesSamplesSampler,
@@ -22,7 +22,6 @@ from laennec.training.samplers import (
     MetadataMatchedSampler,
     PatientBalancedSampler,
 )
-from laennec.training.sharding import SharedLastBatch
 
 ROW = st.tuples(
     st.integers(0, 4), st.integers(0, 6), st.sampled_from(["Meditron", "Litt3200", None]), st.sampled_from(["F", None])
@@ -189,7 +188,7 @@ def test_padding_of_processes_differs_by_a_few_per_cent_where_shuffled_batches_d
 
 KINDS = {
     thing
-    for module in (samplers, sharding)
+    for module in (samplers, devices)
     for thing in vars(module).values()
     if inspect.isclass(thing) and issubclass(thing, CounterSampler | SharedLastBatch)
 } - {CounterSampler}

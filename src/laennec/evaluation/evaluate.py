@@ -35,9 +35,9 @@ from laennec.evaluation.sprsound_tasks import official_lines, official_scores, o
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data_loading import training_device
+from laennec.training.data import refuse_lost_neighbours
+from laennec.training.devices import training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
-from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.recipe import Recipe
 from laennec.training.record import (
     Timings,

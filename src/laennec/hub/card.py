@@ -24,7 +24,7 @@ from laennec.hub.card_content import card_content
 from laennec.hub.card_metadata import card_metadata, check_metadata, eval_result_files
 from laennec.hub.evidence import Evidence, read_evidence
 from laennec.rendering import Markdown, code, fenced, render_template
-from laennec.training.recipe import CardSettings, ConfigError, Recipe
+from laennec.training.recipe import CardSettings, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.untrusted import parse_yaml, read_text, read_yaml
 
@@ -137,7 +137,7 @@ def card_settings(run: Mapping[str, Any], answers: Mapping[str, Any] | None = No
     """Combine the author's answers: the recipe's, then those kept in the run record, then `answers`.
 
     Raises:
-        ConfigError: A key is unknown or a value is wrong.
+        InputError: A key is unknown or a value is wrong.
     """
     values = {**(run["config"].get("card") or {}), **(run.get("card") or {}), **(answers or {})}
     return Recipe.from_record({"card": dict(values)}, "model card").card
@@ -169,7 +169,7 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
     given = given["card"] if set(given) == {"card"} and isinstance(given["card"], dict) else given
     try:
         card_settings(record, given)
-    except ConfigError as error:
+    except InputError as error:
         raise InputError(f"{file}: {error}") from error
     record["card"] = {**(record.get("card") or {}), **given}
     write_record(path, record)

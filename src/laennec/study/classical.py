@@ -25,10 +25,9 @@ from laennec.evaluation.sprsound_tasks import official_scores, tasks_by_flags
 from laennec.evaluation.summary import evaluate_predictions
 from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
-from laennec.training.label_fractions import labelled_rows
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record, write_record
-from laennec.training.split_data import load_splits
+from laennec.training.split_data import labelled_rows, load_splits
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 

@@ -14,11 +14,10 @@ from laennec.ensemble import join_models
 from laennec.errors import InputError
 from laennec.evaluation.compare_runs import recipe_difference
 from laennec.evaluation.evaluate import check_split, load_model
-from laennec.training.data_loading import configure_process
-from laennec.training.folders import claimed
+from laennec.training.devices import configure_process
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
-from laennec.training.run import answer_validation, write_run
+from laennec.training.run import answer_validation, claimed, write_run
 from laennec.training.split_data import load_splits, make_split
 
 

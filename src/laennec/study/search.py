@@ -23,7 +23,7 @@ from laennec.corpora.protocols import protocol_named
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import read_mapping, refuse_unknown
-from laennec.training.recipe import ConfigError, Recipe, setting_keys
+from laennec.training.recipe import Recipe, setting_keys
 from laennec.training.record import read_record, write_record
 from laennec.training.run import train
 from laennec.training.tables import SELECTION_METRICS
@@ -219,7 +219,7 @@ def _refuse_what_no_recipe_can_have(recipe: Recipe, space: Space) -> None:
         for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
             try:
                 recipe.with_overrides({key: value})
-            except ConfigError as error:
+            except InputError as error:
                 raise InputError(f"--search: space: {str(error).removeprefix('command line: ')}") from error
 
 

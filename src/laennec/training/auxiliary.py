@@ -4,17 +4,16 @@ Decisions: optimiser, checkpoints and processes must know these layers and the w
 a module of the model during training and are removed when it ends: a saved model holds none of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
 from laennec.modeling import LaennecOutput
-from laennec.training.clusters import WIDTH, CleanAndMixed, GroupClusters, cluster_inputs
-from laennec.training.loss_specs import LossSpec
+from laennec.training.loss_specs import WIDTH, CleanAndMixed, LossSpec
 
 
 class AuxiliaryHeads(nn.Module):
@@ -167,3 +166,72 @@ def _add_outputs(model: Any, _: Any, outputs: Any) -> Any:
     if not (model.training and model.auxiliary_heads.active and isinstance(outputs, LaennecOutput)):
         return outputs
     return TrainingOutput(**outputs, auxiliary=model.auxiliary_heads(outputs.embeddings))
+
+
+class ClusterView(NamedTuple):
+    """The inputs of the cluster losses and contrasts.
+
+    Attributes:
+        groups: (batch, groups, dim), the encoder's tokens.
+        mask: (batch, groups) bool, True on groups of real frames.
+        bottleneck: (batch, groups, narrow), of the auto-encoder.
+        vectors: (batch, clusters, width), one for each cluster of each cycle.
+        joint: (batch, width), one for each cycle.
+
+    The last two are None where no loss takes them.
+    """
+
+    groups: Tensor
+    mask: Tensor
+    bottleneck: Tensor
+    vectors: Tensor | None
+    joint: Tensor | None
+
+
+class GroupClusters(nn.Module):
+    """Auto-encoder, soft assignment to clusters, one vector for each cluster and one for the cycle.
+
+    Args:
+        clusters: How many.
+        narrow: Width of the auto-encoder's bottleneck.
+        dim: Width of the encoder's tokens.
+        width: Width of the vectors.
+        needed: Which of "vectors" and "joint" the losses take: there is no unused layer, because DDP waits for the
+            gradient of each.
+    """
+
+    def __init__(self, clusters: int, narrow: int, dim: int, width: int, needed: Set[str]) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Linear(dim, narrow), nn.ReLU())
+        self.describe: nn.Module | None = None
+        self.join: nn.Module | None = None
+        self.finish = nn.Sequential(nn.GELU(), nn.LayerNorm(width)) if "joint" in needed else None
+        if needed & {"vectors", "joint"}:
+            self.describe = nn.Sequential(nn.Linear(dim, width), nn.GELU(), nn.LayerNorm(width))
+        if "joint" in needed:
+            self.join = nn.Linear(clusters, 1)
+
+    def forward(self, groups: Tensor, mask: Tensor, loss: DeepClusteringLoss) -> ClusterView:
+        """Tokens (batch, groups, dim), which of them are real (batch, groups), and the loss that holds the centers."""
+        groups = groups.to(loss.centers.dtype)
+        bottleneck = self.reduce(groups)
+        if self.describe is None:
+            return ClusterView(groups, mask, bottleneck, None, None)
+        soft = loss.soft_assignment(bottleneck)  # (batch, groups, clusters)
+        hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+        member = (hard + soft - soft.detach()) * mask[..., None]  # hard in value, soft in gradient
+        members = (hard * mask[..., None]).sum(1).clamp_min(1)[..., None]  # (batch, clusters, 1)
+        # (batch, clusters, groups) x (batch, groups, dim) -> (batch, clusters, dim) -> (batch, clusters, width)
+        vectors = self.describe(member.transpose(1, 2) @ groups / members)
+        joint = None
+        if self.join is not None and self.finish is not None:
+            joint = self.finish(self.join(vectors.transpose(1, 2)).squeeze(2))
+        return ClusterView(groups, mask, bottleneck, vectors, joint)
+
+
+def cluster_inputs(which: str, view: ClusterView) -> tuple[Tensor, ...]:
+    """What one cluster loss is called with, batch first; `which` is "bottleneck" or "vectors"."""
+    if which == "bottleneck":
+        return view.bottleneck, view.mask
+    assert view.vectors is not None
+    return (view.vectors,)

@@ -32,7 +32,7 @@ from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
 from laennec.evaluation.smoothing import fit_class_smoothing, smooth_logits
 from laennec.training.data import CycleDataset, collate_cycles, view_seed
-from laennec.training.distributed import gather_with_gradient, process_count
+from laennec.training.devices import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from laennec.errors import InputError
+from laennec.training.loss_specs import CLASS, LossSpec
 from laennec.training.samplers import CounterSampler, Rows, as_codes
+from laennec.training.targets import Codes
+
+_SAMPLER_FOR = {
+    CLASS: "sampler.name: classes_times_samples",
+    "patient": "sampler.name: patient_balanced",
+    "device": "sampler.name: device_balanced",
+}
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,63 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
     same_class = int(np.square(np.unique_counts(codes[rows]).counts).sum())
     same_cycle = int(np.square(np.unique_counts(rows).counts).sum())
     return same_class - same_cycle
+
+
+def pair_lines(
+    specs: Sequence[LossSpec], sampler: Any, rows_per_batch: int, class_ids: Codes, groups: dict[str, Codes]
+) -> list[str]:
+    """How many pairs the batches of the first epoch hold for each loss over pairs, one line each.
+
+    Args:
+        specs: All auxiliary losses.
+        sampler: The sampler.
+        rows_per_batch: Rows of a batch of all processes together.
+        class_ids: Class of each cycle.
+        groups: As `group_columns` gives them.
+
+    Raises:
+        InputError: No batch holds a pair that a loss needs: names the loss and a sampler.
+    """
+    if not isinstance(sampler, CounterSampler):
+        return []
+    lines = []
+    for spec in specs:
+        if not spec.takes_pairs:
+            continue
+        labels = class_ids if spec.group_key is None else groups[spec.group_key]
+        seen = coverage(sampler, labels=labels, rows_per_batch=rows_per_batch)
+        _refuse_without_pairs(spec, seen)
+        lacking = seen.batches_without_positives
+        without = f", {lacking} batches without any" if lacking and spec.views == 1 else ""
+        lines.append(
+            f"{spec.name}: by {spec.labels}, {seen.positive_pairs_mean:.0f} positive pairs in a batch of "
+            f"{rows_per_batch} (fewest {seen.positive_pairs_min}{without}); an epoch of {seen.batches} batches sees "
+            f"{100 * seen.share_seen:.1f} % of the cycles"
+        )
+    return lines
+
+
+def coverage_line(name: str, sampler: Any, rows_per_batch: int, class_ids: Codes) -> str:
+    """Share of the training part in the first epoch, in one line.
+
+    Args:
+        name: The sampler's name in the recipe.
+        sampler: The sampler.
+        rows_per_batch: Rows of a batch of all processes together.
+        class_ids: Class of each cycle.
+    """
+    seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
+    share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
+    return f"sampler {name}: an epoch is {seen.batches} batches of {rows_per_batch} and sees {share}"
+
+
+def _refuse_without_pairs(spec: LossSpec, seen: Coverage) -> None:
+    if seen.batches_without_positives == seen.batches and spec.views == 1:
+        lacking = "two cycles"
+    elif seen.batches_without_negatives == seen.batches:
+        lacking = "cycles of two groups"
+    else:
+        return
+    right = _SAMPLER_FOR.get(spec.labels, "sampler.name: shuffle with a larger train.batch_size")
+    what = f"of one {spec.labels}" if lacking == "two cycles" else f"by {spec.labels}"
+    raise InputError(f"{spec.where}: no batch of the first epoch holds {lacking} {what}; set {right}")

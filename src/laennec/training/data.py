@@ -8,12 +8,11 @@ other cycles. Concatenation keeps the metadata of the first cycle and combines t
 both. A context cycle has the draws that it has as a cycle of its own.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,21 +22,71 @@ from laennec.audio.augmentation import (
     concatenate,
     concatenation_partner,
 )
-from laennec.audio.context import InContext, joined_rows
-from laennec.audio.cycles import cut
-from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.context import InContext, joined_rows, neighbour_rows
 from laennec.audio.mixing import LabelUnion
-from laennec.audio.recording import ButterworthFilter, read_header, read_recording
-from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.training.metadata_groups import Codes
-from laennec.training.neighbours import Neighbours, cycle_numbers
-from laennec.training.recipe import TargetSettings
-from laennec.training.targets import Targets, targets_of
+from laennec.training.targets import Codes, Targets
 
 # entries of a batch that draws need on the host
 HOST_KEYS = ("epochs", "cycle_numbers", "neighbour_epochs", "neighbour_numbers", "lengths")
+
+
+def cycle_numbers(cycle_ids: Sequence[str]) -> NDArray[np.int64]:
+    """A number for each cycle that depends on its id alone: the counter of its random draws."""
+    digests = (hashlib.sha256(c.encode()).digest()[:8] for c in cycle_ids)
+    return np.array([int.from_bytes(d, "little") >> 1 for d in digests], dtype=np.int64)
+
+
+class Neighbours:
+    """The cycles before and after each labelled cycle of a split.
+
+    Args:
+        table: The whole split, cycles without a label included.
+        waveforms: Of its rows.
+        kept: Rows that carry a label, in the order of the dataset.
+        context_cycles: Number of cycles on either side.
+
+    Attributes:
+        rows: For each labelled cycle the rows of the table before and after it, in time order.
+        numbers: Counter of each row's draws.
+    """
+
+    def __init__(self, table: Any, waveforms: Any, kept: NDArray[np.int64], context_cycles: int) -> None:
+        spans = list(zip(column_of(table, "start_s"), column_of(table, "end_s"), strict=True))
+        everywhere = neighbour_rows(column_of(table, "recording_id"), spans, context_cycles)
+        self.rows = [everywhere[int(row)] for row in kept]
+        self.waveforms = waveforms
+        self.numbers = cycle_numbers(table["cycle_id"])
+        ids = column_of(table, "cycle_id")
+        self._named = [(start, end, name) for (start, end), name in zip(spans, ids, strict=True)]
+
+    def named(self, row: int) -> list[list[tuple[float, float, str]]]:
+        """Times and ids of a labelled cycle's neighbours, before and after; its embedding depends on them."""
+        return [[self._named[other] for other in side] for side in self.rows[row]]
+
+
+def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
+    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
+
+    Raises:
+        InputError: The neighbours of some cycles are in another split, or there are none.
+    """
+    if not context_cycles:
+        return
+    seen: dict[str, str] = {}
+    for name, table in parts.items():
+        for recording in set(table["recording_id"]):
+            if seen.setdefault(recording, name) != name:
+                raise InputError(
+                    f"features.context_cycles is {context_cycles}, but protocol {protocol} puts cycles of one "
+                    f"recording ({recording}) into {seen[recording]} and {name}, so they are not neighbours; "
+                    "choose a protocol that keeps recordings whole"
+                )
+    if "train" in parts and len(set(parts["train"]["recording_id"])) == len(parts["train"]):
+        raise InputError(
+            f"features.context_cycles is {context_cycles}, but no training recording has a second cycle; leave it out"
+        )
 
 
 def view_seed(seed: int, view: int) -> int:
@@ -189,120 +238,6 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return self.augmentation(
             waveform, self.sampling_rate, seed=view_seed(self.seed, view), epoch=epoch, cycle_index=number
         )
-
-
-def dataset_from_table(
-    table: Any,
-    feature_extractor: LaennecFeatureExtractor,
-    labels: Sequence[str],
-    problem_type: str = "multi_label",
-    augmentation: Any = None,
-    seed: int = 0,
-    column: str | None = None,
-) -> CycleDataset:
-    """Make a data set of any table of recordings with labels, without a recipe.
-
-    Args:
-        table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
-            `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
-        feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
-        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `column`.
-        problem_type: "multi_label" or "single_label".
-        augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
-        seed: Of all draws.
-        column: Column of the class; None for "label".
-
-    Returns:
-        The rows that have a label.
-
-    Raises:
-        InputError: The table has no audio or no such labels, or a recording cannot be used.
-    """
-    settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
-    targets = targets_of(table, settings, list(labels))
-    table = table.select(targets.kept)
-    names, rate = table.column_names, feature_extractor.sampling_rate
-    chosen = feature_extractor.recording_filter
-    filter_ = None if chosen is None else ButterworthFilter(**chosen)
-    if "cycle_id" not in names:
-        table = table.add_column("cycle_id", [f"row {row}" for row in targets.kept.tolist()])
-    waveforms: Any
-    if "recording_path" in names:
-        waveforms = CycleWaveforms(_with_times(table), rate, filter=filter_)
-        waveforms.prepare()
-    elif "audio" in names:
-        waveforms = AudioColumn(table, rate, filter_)
-    else:
-        raise InputError(f"the table has no column audio and no recording_path; it has {', '.join(names)}")
-    refuse_short_cycles(table, waveforms, feature_extractor)
-    return CycleDataset(waveforms, targets, table["cycle_id"], rate, seed, augmentation)
-
-
-def _with_times(table: Any) -> Any:
-    """A table with the columns of a cycle table that say where a cycle is; whole recordings where they are missing."""
-    paths = column_of(table, "recording_path")
-    missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
-    if "start_s" not in table.column_names:
-        headers = {path: read_header(path) for path in set(paths)}  # (rate, frames)
-        missing |= {"start_s": [0.0] * len(paths), "end_s": [headers[p][1] / headers[p][0] for p in paths]}
-    for name, values in missing.items():
-        if name not in table.column_names:
-            kind = "float64" if name.endswith("_s") else "string"
-            table = table.add_column(name, values, feature=datasets.Value(kind))
-    return table
-
-
-class AudioColumn(Sequence[NDArray[np.float32]]):
-    """The `audio` column of a table as waveforms, decoded when a row is read.
-
-    Args:
-        table: Has `audio` (encoded bytes or paths), and `start_s` and `end_s` where rows are parts of recordings.
-        sampling_rate: Of the waveforms, in Hz.
-        filter: Applied to whole recordings at that rate.
-    """
-
-    def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
-        self.sampling_rate = sampling_rate
-        self.filter = filter
-        self._audio = table.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
-        timed = {"start_s", "end_s"} <= set(table.column_names)
-        self._spans = list(zip(table["start_s"], table["end_s"], strict=True)) if timed else None
-
-    def __len__(self) -> int:
-        return len(self._audio)
-
-    def __getitem__(self, row: int) -> NDArray[np.float32]:  # type: ignore[override]
-        audio = self._audio[row]["audio"]
-        recording = read_recording(audio["bytes"] or audio["path"], self.sampling_rate, filter=self.filter)
-        if self._spans is None:
-            return recording.waveform
-        return cut(recording.waveform, self.sampling_rate, *self._spans[row])
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        """Samples of each row (rows,); decodes every row once."""
-        return np.array([len(waveform) for waveform in self], dtype=np.int64)
-
-
-def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: their features would be padding alone.
-
-    Raises:
-        InputError: Names them.
-    """
-    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
-    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
-    if not rows:
-        return
-    columns = [c for c in ("recording_path", "start_s", "end_s") if c in table.column_names]
-    if len(columns) == 3:
-        said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
-    else:
-        said = [str(table[row]["cycle_id"]) for row in rows]
-    raise InputError(
-        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
-        "line, or set features.length to repeat or zero with features.duration_s"
-    )
 
 
 class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -3,7 +3,7 @@
 Decisions: the key of an embedding is its content (audio bytes, span, filter and rate, features, encoder weights,
 pooling, context cycles and, for augmented copies, the draw), so the cache never returns an embedding of something else
 and never needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run is
-continued. On a CPU cycles are embedded one by one (see `laennec.training.data_loading`), so that an embedding does not
+continued. On a CPU cycles are embedded one by one (see `laennec.training.devices`), so that an embedding does not
 depend on the content of the cache; a GPU gets batches of similar length. The cycles of a shard depend on the set of
 cycles alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles
 first, and read the shards of the others: every batch is one that a single process would make, so embeddings are equal
@@ -38,10 +38,9 @@ from laennec.encoders.masks import frozen_weights
 from laennec.errors import InputError
 from laennec.files import atomic_write, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.batch_size import shorter_cycles
-from laennec.training.data import CycleDataset
-from laennec.training.data_loading import encodes_one_by_one
-from laennec.training.neighbours import Neighbours
+from laennec.training.data import CycleDataset, Neighbours
+from laennec.training.devices import encodes_one_by_one
+from laennec.training.step_errors import shorter_cycles
 
 _VERSION = 2
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard

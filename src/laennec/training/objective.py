@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from laennec.errors import InputError
 from laennec.losses import (
     AngularDistanceDistributionLoss,
     ClusterSimilarityLoss,
@@ -28,9 +29,8 @@ from laennec.losses import (
 )
 from laennec.losses.tuplet import draw_negatives
 from laennec.training.arguments import argument
-from laennec.training.distributed import first_row, gather_groups, gather_with_gradient, process_count
+from laennec.training.devices import first_row, gather_groups, gather_with_gradient, process_count
 from laennec.training.loss_specs import CLASS, CYCLE, LossSpec, weighted_sum
-from laennec.training.recipe import ConfigError
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ def task_weights(
         setting: None, "balanced" or one number a label.
 
     Raises:
-        ConfigError: The number of weights is not that of the labels, or a word is unknown.
+        InputError: The number of weights is not that of the labels, or a word is unknown.
     """
     if setting is None:
         return None
     if isinstance(setting, str) and (setting != "balanced" or labels is None):
-        raise ConfigError(
+        raise InputError(
             f"loss.class_weights is {setting!r}; it can be balanced (with training labels), a list of {n_labels} "
             "numbers, or left out"
         )
     if not isinstance(setting, str):
         if len(setting) != n_labels:
-            raise ConfigError(f"loss.class_weights has {len(setting)} numbers; there are {n_labels} labels")
+            raise InputError(f"loss.class_weights has {len(setting)} numbers; there are {n_labels} labels")
         return torch.tensor(setting, dtype=torch.float32)
     assert labels is not None
     if multi_label:
@@ -110,7 +110,7 @@ class TaskLoss(nn.Module):
         views: "first" or "all": which views (or clean and mixed copies) it takes.
 
     Raises:
-        ConfigError: The loss does not fit the problem type, or the weights do not fit the labels.
+        InputError: The loss does not fit the problem type, or the weights do not fit the labels.
     """
 
     weights: Tensor | None
@@ -129,7 +129,7 @@ class TaskLoss(nn.Module):
         super().__init__()
         if kind in (("ce",) if multi_label else ("bce",)):
             right = "bce or focal" if multi_label else "ce or focal"
-            raise ConfigError(
+            raise InputError(
                 f"task_loss is {kind!r}, but a {'multi' if multi_label else 'single'}_label head needs {right}"
             )
         self.name = kind if isinstance(kind, str) else "task"
@@ -222,7 +222,7 @@ class Objective(nn.Module):
             Name of each term to its weighted value; the objective is their sum.
 
         Raises:
-            ConfigError: A loss takes projections and the model has none.
+            InputError: A loss takes projections and the model has none.
         """
         terms = self._task(outputs.logits, batch) if stage.head else {}
         if self.auxiliary is None or not (stage.auxiliary and stage.encoder):
@@ -283,7 +283,7 @@ class Objective(nn.Module):
     def _tuplets(self, spec: LossSpec, vectors: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """Song's batch: the first half anchors, the second half their positives, negatives from both."""
         if len(vectors) % 2:
-            raise ConfigError(
+            raise InputError(
                 "the tuplet loss needs batches of anchors and positives: set sampler.name: anchor_positive"
             )
 
@@ -351,7 +351,7 @@ def _vectors(spec: LossSpec, outputs: Any) -> Tensor:
         return vectors
     chosen: Tensor | None = outputs.projections if spec.on == "projection" else outputs.embeddings
     if chosen is None:
-        raise ConfigError(f"{spec.where}.on is projection, but head.projection_dim is 0")
+        raise InputError(f"{spec.where}.on is projection, but head.projection_dim is 0")
     return chosen
 
 

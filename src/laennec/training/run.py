@@ -6,11 +6,12 @@ trains the head on embeddings. An unfinished run in the output folder is continu
 never overwritten by another one unasked.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
-from laennec.files import atomic_folder, atomic_write, explain_write_errors
+from laennec.errors import InputError
+from laennec.files import atomic_folder, atomic_write, explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.auxiliary_tasks import (
     AuxiliaryTasks,
@@ -30,23 +32,31 @@ from laennec.training.auxiliary_tasks import (
     refuse_unknown_level,
     tasks_of,
 )
-from laennec.training.data import EmbeddingDataset
-from laennec.training.data_loading import configure_process, training_device
-from laennec.training.distributed import explain_lost_process
+from laennec.training.data import EmbeddingDataset, refuse_lost_neighbours
+from laennec.training.devices import configure_process, explain_lost_process, training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
-from laennec.training.folders import claimed, finished_before
-from laennec.training.label_fractions import labelled_rows, labelled_split, refuse_missing_labels
 from laennec.training.mixing import check_mixing
-from laennec.training.neighbours import refuse_lost_neighbours
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
-from laennec.training.record import Timings, hardware, training_history, versions, write_record
+from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
-from laennec.training.split_data import SplitData, load_decoded, make_extractor, make_split
+from laennec.training.split_data import (
+    SplitData,
+    labelled_rows,
+    labelled_split,
+    load_decoded,
+    make_extractor,
+    make_split,
+    refuse_missing_labels,
+)
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 
 _log = logging.getLogger(__name__)
+RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
+_SETTINGS = "recipe.json"
+# what a kill can leave of a run that had written nothing
+_PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 
 
 @dataclass
@@ -303,3 +313,86 @@ def write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions
         predictions.to_parquet(file)
     write_record(out / "run.json", record)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe.
+
+    Raises:
+        InputError: It holds other files, a finished run, or a run of another recipe.
+    """
+    earlier = out / _SETTINGS
+    others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
+    if overwrite:
+        if others and not earlier.exists():
+            raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another output folder")
+    elif any((out / record).exists() for record in RECORDS):
+        for record in RECORDS:
+            remove_stale_lock(out / record)
+        raise InputError(f"{out}: holds a finished run; choose another output folder or pass --overwrite")
+    elif earlier.exists():
+        if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+            raise InputError(
+                f"{out}: holds an unfinished run of another recipe; choose another output folder or pass --overwrite"
+            )
+    elif others:
+        raise InputError(f"{out}: holds other files; choose another output folder")
+
+
+def finished_before(out: Path, recipe: Recipe) -> bool:
+    """Whether this run is finished and was killed while its checkpoints were removed; the remaining ones are removed.
+
+    Raises:
+        InputError: Another process writes to the folder.
+    """
+    checkpoints, earlier = out / "checkpoints", out / _SETTINGS
+    alone_in_it = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes would have to agree first
+    if not (alone_in_it and checkpoints.is_dir() and earlier.exists()):
+        return False
+    if not any((out / record).exists() for record in RECORDS):
+        return False
+    if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+        return False
+    with lock_or_refuse(out / RECORDS[0]):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return True
+
+
+@contextlib.contextmanager
+def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
+    """Lock the output folder for this process while the block runs.
+
+    Raises:
+        InputError: Another process trains into it, or has done so since `refuse_taken`.
+    """
+    with lock_or_refuse(out / RECORDS[0]):
+        refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
+        # the record first, for a run without it is not taken for finished; what says that the folder is ours stays
+        kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)
+        for path in sorted(out.iterdir(), key=lambda p: p.name not in RECORDS) if overwrite else []:
+            if path not in kept:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        write_record(out / _SETTINGS, recipe.to_dict())
+        yield
+
+
+@contextlib.contextmanager
+def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[], None]]:
+    """Lock an output folder while the block runs, from the moment that the block calls the function it is given.
+
+    Earlier results are kept until then: the block calls it after data, weights and objective were checked. Of several
+    processes only the first writes, so only the first locks.
+
+    Raises:
+        InputError: The folder holds other files, or another process trains into it.
+    """
+    main_process = int(os.environ.get("RANK", "0")) == 0
+    if main_process:
+        refuse_taken(out, recipe, overwrite)
+    with contextlib.ExitStack() as ours:
+
+        def begin() -> None:
+            if main_process:
+                ours.enter_context(alone(out, recipe, overwrite))
+
+        yield begin

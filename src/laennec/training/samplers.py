@@ -5,7 +5,7 @@ Decisions: samplers yield (row, epoch), so that the data set can draw by counter
 skipping batches. Samplers that build batches give whole batches only, the last one completed by starting over, because
 a short last batch would be completed with other rows and lose its pairs. Where the number of batches is no multiple of
 the processes, accelerate completes the last round with the first batches; where every cycle comes once, the short last
-round is shared out (`laennec.training.sharding`).
+round is shared out (`SharedLastBatch`).
 
 An own sampler is a torch `Sampler` of rows or (row, epoch) pairs with `__len__`. In a recipe it is made as
 `MySampler(table, batch_size, seed, **arguments)`: `table` is the cycle table of the labelled training cycles, in the
@@ -16,7 +16,6 @@ order is made for (then it replaces train.batch_size).
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from torch.utils.data import Sampler
 
 from laennec.audio.augmentation import counter_generator
 from laennec.errors import InputError
-from laennec.extension import load_object
-from laennec.training.metadata_groups import group_codes
-from laennec.training.recipe import SamplerSettings
+from laennec.losses import TupletContrastiveLoss
+from laennec.training.data import CycleDataset, EmbeddingDataset
+from laennec.training.loss_specs import LossSpec
+from laennec.training.targets import group_codes
 
 Rows = npt.NDArray[np.int64]
 
@@ -410,38 +410,69 @@ class Dealer:
         return dealt
 
 
-def own_sampler(
-    sampler: SamplerSettings, table: Any, batch_size: int, seed: int, folders: Sequence[Path] = ()
-) -> tuple[Any, int]:
-    """Make the sampler of `sampler.class`.
-
-    Args:
-        sampler: The recipe's section.
-        table: Cycle table of the training rows.
-        batch_size: train.batch_size.
-        seed: Of the run.
-        folders: Folders to import from, `Recipe.folders`.
-
-    Returns:
-        The sampler, and the rows of a batch on one process.
-
-    Raises:
-        InputError: It is no sampler.
-    """
-    name = str(sampler.class_)
-    kind = load_object(name, "sampler.class", folders)
-    try:
-        made = kind(table, batch_size, seed, **sampler.arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"sampler.class: {name}(table, batch_size, seed, ...): {error}") from error
-    if not hasattr(made, "__len__") or not hasattr(made, "__iter__"):
-        raise InputError(f"sampler.class: {name} needs __iter__ and __len__, as torch samplers have")
-    return made, int(getattr(made, "rows_per_batch", None) or batch_size)
-
-
 def as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
     """Labels of any type as 0 .. groups - 1."""
     values = np.asarray(labels)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"labels must be a non-empty column (cycles,), not of shape {values.shape}")
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
+
+
+class RowsWithEpoch(Sampler[tuple[int, int]]):
+    """Puts the epoch beside each row of a sampler that yields plain rows.
+
+    Args:
+        sampler: Yields rows.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch the next iteration is for."""
+        self.epoch = int(epoch)
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield (row, epoch)."""
+        epoch = self.epoch
+        for row in self.sampler:
+            yield row if isinstance(row, tuple) else (int(row), epoch)
+
+    def __len__(self) -> int:
+        """Rows in an epoch."""
+        return len(self.sampler)
+
+
+def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: int, seed: int) -> Any:
+    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers.
+
+    Args:
+        given: A sampler, a function of the data set that makes one, or None.
+        data: The training data.
+        specs: The auxiliary losses; the tuplet loss needs batches of anchors and positives.
+        batch_size: Rows of a batch.
+        seed: Of the order.
+
+    Raises:
+        InputError: The sampler makes batches of another size.
+    """
+    if data is None:
+        return None
+    if given is None:
+        if any(spec.is_a(TupletContrastiveLoss) for spec in specs) and isinstance(data, CycleDataset):
+            given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed=seed)
+        elif isinstance(data, CycleDataset | EmbeddingDataset):
+            return EpochSampler(len(data), seed=seed)
+        else:
+            return None
+    elif not isinstance(given, Sampler) and callable(given):
+        given = given(data)
+    rows = getattr(given, "rows_per_batch", None)
+    if rows is not None and rows != batch_size:
+        raise InputError(
+            f"{type(given).__name__} makes batches of {rows} rows; set per_device_train_batch_size to {rows}"
+        )
+    return given if hasattr(given, "rows_per_batch") else RowsWithEpoch(given)

@@ -7,8 +7,10 @@ its epoch on validation.
 """
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +18,47 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
+from laennec.corpora.base import column_of
 from laennec.encoders.masks import MaskedBatchNorm2d
+from laennec.errors import InputError
+from laennec.extension import load_object
 from laennec.files import atomic_write
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.batch_size import BatchSetting
-from laennec.training.callbacks import EpochLines
 from laennec.training.checkpoints import SaveAndStop, stop_requests
-from laennec.training.compilation import compiled_layers, full_length_afterwards, recompute_activations
+from laennec.training.coverage import coverage_line, pair_lines
 from laennec.training.data import CycleDataset
-from laennec.training.data_loading import device_settings, encodes_one_by_one, has_gpu, training_device
-from laennec.training.guards import check_views, coverage_line, groups_of_data, pair_lines, refuse_one_class
-from laennec.training.loss_specs import LossSpec, loss_specs
+from laennec.training.devices import (
+    compiled_layers,
+    device_settings,
+    encodes_one_by_one,
+    full_length_afterwards,
+    has_gpu,
+    recompute_activations,
+    training_device,
+)
+from laennec.training.loss_specs import LossSpec, check_views, groups_of_data, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage, contrasts_mixtures, task_weights
-from laennec.training.recipe import Recipe
-from laennec.training.recipe_sampler import sampler_of_recipe
+from laennec.training.recipe import Recipe, SamplerSettings
 from laennec.training.record import read_record, write_record
+from laennec.training.samplers import (
+    AnchorPositiveSampler,
+    ClassesTimesSamplesSampler,
+    DeviceBalancedSampler,
+    EpochSampler,
+    LengthBucketSampler,
+    MetadataMatchedSampler,
+    PatientBalancedSampler,
+)
+from laennec.training.step_errors import BatchSetting
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
-from laennec.training.targets import Targets
+from laennec.training.targets import GroupTable, Targets, refuse_one_class
 from laennec.training.trainer import LaennecTrainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -192,7 +214,7 @@ def plan_phases(
         validation_table: Predictions table of the validation part without logits.
 
     Raises:
-        ConfigError: The corpus does not fit the recipe's losses and samplers.
+        InputError: The corpus does not fit the recipe's losses and samplers.
     """
     refuse_one_class(targets)
     multi_label, names = recipe.target.problem_type == "multi_label", targets.names
@@ -379,3 +401,135 @@ def _best_epoch(state: Any) -> float | None:
 def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
     """Class and settings of each auxiliary loss, for the run record."""
     return {spec.name: f"{type(spec.loss).__name__}({spec.loss.extra_repr()})" for spec in specs}
+
+
+def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, lengths: Any = None) -> tuple[Any, int]:
+    """A sampler by name, and how many rows a batch of it has (on one process).
+
+    Args:
+        name: As in sampler.name.
+        recipe: All settings.
+        targets: Labels of the training part.
+        table: Cycle table of the training part, labelled rows only.
+        lengths: Length of each of its rows; length_bucketed needs them.
+
+    Raises:
+        InputError: The corpus cannot fill such batches, or a column that the sampler needs is unknown.
+    """
+    if recipe.sampler.class_ is not None and name == recipe.sampler.name:
+        return own_sampler(recipe.sampler, table, recipe.train.batch_size, recipe.seed, recipe.folders)
+    groups = GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
+    try:
+        if name == "length_bucketed":
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            size, seed = recipe.train.batch_size, recipe.seed
+            sampler: Any = LengthBucketSampler(lengths, size, seed, processes=processes)
+        else:
+            sampler = _built_in(name, recipe, targets, column_of(table, "patient_id"), groups)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"sampler.name is {name}: {error}") from error
+    return sampler, sampler.rows_per_batch or recipe.train.batch_size
+
+
+def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str], groups: GroupTable) -> Any:
+    size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
+    if name == "anchor_positive":
+        return AnchorPositiveSampler(targets.class_ids, size, seed=seed)
+    if name == "patient_balanced":
+        return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
+    if name == "classes_times_samples":
+        return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
+    if name not in ("metadata_matched", "device_balanced"):
+        return EpochSampler(len(targets.class_ids), seed=seed)
+    names = s.columns if name == "metadata_matched" else ["device"]
+    where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
+    codes = groups.codes(names, s.missing, where)
+    if (codes < 0).any():
+        kept = "sampler.missing: own_group keeps them, as one group"
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
+    columns = [groups.column(column, where) for column in names]
+    if name == "metadata_matched":
+        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
+    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
+
+
+def own_sampler(
+    sampler: SamplerSettings, table: Any, batch_size: int, seed: int, folders: Sequence[Path] = ()
+) -> tuple[Any, int]:
+    """Make the sampler of `sampler.class`.
+
+    Args:
+        sampler: The recipe's section.
+        table: Cycle table of the training rows.
+        batch_size: train.batch_size.
+        seed: Of the run.
+        folders: Folders to import from, `Recipe.folders`.
+
+    Returns:
+        The sampler, and the rows of a batch on one process.
+
+    Raises:
+        InputError: It is no sampler.
+    """
+    name = str(sampler.class_)
+    kind = load_object(name, "sampler.class", folders)
+    try:
+        made = kind(table, batch_size, seed, **sampler.arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"sampler.class: {name}(table, batch_size, seed, ...): {error}") from error
+    if not hasattr(made, "__len__") or not hasattr(made, "__iter__"):
+        raise InputError(f"sampler.class: {name} needs __iter__ and __len__, as torch samplers have")
+    return made, int(getattr(made, "rows_per_batch", None) or batch_size)
+
+
+class EpochLines(TrainerCallback):
+    """Prints one line for each epoch, and a bar of steps on a terminal.
+
+    Args:
+        phase: Name of the phase.
+        metric: The metric that chooses the epoch; None for a training without validation.
+    """
+
+    def __init__(self, phase: str, metric: str | None = None) -> None:
+        self.phase = phase
+        self.metric = metric
+        self.bar: Any = None
+        self.losses = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.phase, unit="step", file=sys.stderr
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Keep the losses; print once the epoch's last figures are there."""
+        logs = logs or {}
+        if "loss" in logs:
+            terms = ", ".join(f"{k.removeprefix('term_')} {v:.4f}" for k, v in logs.items() if k.startswith("term_"))
+            self.losses = f"loss {logs['loss']:.4f}" + (f" ({terms})" if terms else "")
+        if ("loss" if self.metric is None else "eval_loss") not in logs or not state.is_world_process_zero:
+            return
+        shown = dict.fromkeys(("loss", self.metric, "icbhi.Score", "roc_auc_macro"))
+        figures = ", ".join(f"{k} {logs[f'eval_{k}']:.4g}" for k in shown if f"eval_{k}" in logs)
+        epoch = f"{logs.get('epoch', state.epoch or 0):g}/{args.num_train_epochs:g}"
+        self._print(f"{self.phase} epoch {epoch}: {self.losses}" + (f"; validation {figures}" if figures else ""))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _print(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stdout)
+        else:
+            print(line, flush=True)

@@ -5,7 +5,9 @@ once, and all that cannot be read are named in one error.
 """
 
 import dataclasses
+import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +20,14 @@ from laennec.audio.augmentation import WAVEFORM_PARTS, WaveformAugmentation
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_duplicates, decode_all, load_corpus
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.training.data import Concatenation, CycleDataset, refuse_short_cycles
+from laennec.training.data import Concatenation, CycleDataset, Neighbours, cycle_numbers
 from laennec.training.embeddings import cycle_keys
 from laennec.training.mixing import label_union
-from laennec.training.neighbours import Neighbours
 from laennec.training.recipe import AugmentSettings, FeatureSettings, Recipe
 from laennec.training.targets import Targets, targets_of
+from laennec.training.training_data import refuse_short_cycles
 
 _log = logging.getLogger(__name__)
 # a process reads its corpus again for auxiliary tasks and for each trial of a search; each warning is logged once
@@ -206,3 +209,75 @@ def make_draws(
         number = targets.names.index(settings.concatenate_label)
         rows = rows[targets.labels[:, number] > 0 if multi_label else targets.labels == number]
     return augmentation, Concatenation(settings.concatenate_probability, rows, union)
+
+
+def labelled_rows(
+    class_ids: NDArray[np.int64], cycle_ids: Sequence[str], fraction: float, seed: int, draw: int
+) -> NDArray[np.int64]:
+    """The rows of one draw of a fraction of the labels.
+
+    Args:
+        class_ids: Class of each cycle (cycles,).
+        cycle_ids: Its id.
+        fraction: Above 0, at most 1.
+        seed: Of the order.
+        draw: Number of the draw, from 0.
+
+    Returns:
+        Ascending rows: the share of each class, rounded, and at least one.
+
+    Raises:
+        InputError: The fraction holds fewer cycles than there are classes.
+    """
+    keys = [hashlib.sha256(f"labels {seed} {draw} {cycle_id}".encode()).digest() for cycle_id in cycle_ids]
+    classes = np.unique(class_ids)
+    wanted = math.floor(fraction * len(class_ids) + 0.5)
+    if wanted < len(classes):
+        least = math.ceil(1e4 * len(classes) / max(len(class_ids), 1)) / 1e4
+        raise InputError(
+            f"label fraction {fraction:g} of {len(class_ids)} training cycles is {wanted}, too few for the "
+            f"{len(classes)} classes that occur, so some label would have no example; give at least {least:g} "
+            "(corpus.label_fraction)"
+        )
+    chosen: list[int] = []
+    for number in classes:
+        rows = sorted(np.flatnonzero(class_ids == number).tolist(), key=lambda row: keys[row])
+        chosen += rows[: max(1, math.floor(fraction * len(rows) + 0.5))]
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def refuse_missing_labels(targets: Targets) -> None:
+    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
+
+    Raises:
+        InputError: Names the label.
+    """
+    if targets.labels.ndim != 2:
+        return
+    positives = targets.labels.sum(0)
+    for name, count in zip(targets.names, positives, strict=True):
+        if count in (0, len(targets.labels)):
+            side = "no cycle with" if count == 0 else "no cycle without"
+            raise InputError(
+                f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
+                "choose other target.names or another corpus"
+            )
+
+
+def labelled_split(recipe: Recipe, table: Any, extractor: Any, full: SplitData, rows: NDArray[np.int64]) -> SplitData:
+    """Some of the labelled training cycles as a split, repeated until an epoch is about as long as a full one.
+
+    Args:
+        recipe: Of the cell.
+        table: The cycle table of the whole training split.
+        extractor: The feature extractor.
+        full: The whole training split.
+        rows: Its cycles that keep their labels.
+    """
+    repeats = max(1, round(len(full.table) / len(rows)))
+    part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
+    # each repeat has a number of its own, and so its own draws of augmentation
+    ids = enumerate(column_of(part.table, "cycle_id"))
+    again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]
+    part.dataset.numbers = cycle_numbers(again)
+    return part

@@ -23,8 +23,6 @@ from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
 from laennec.training.arguments import LaennecTrainingArguments, argument, check_arguments
 from laennec.training.auxiliary import Attached, AuxiliaryHeads, adversarial_groups
-from laennec.training.batch_features import BatchFeatures
-from laennec.training.batch_size import BatchSetting, memory_advice
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
@@ -35,10 +33,9 @@ from laennec.training.checkpoints import (
     remove_unsealed,
     write_weights,
 )
-from laennec.training.data_loading import encodes_one_by_one
-from laennec.training.finite import BatchCycles, check_gradient, check_loss, check_weights
-from laennec.training.guards import groups_of_data
-from laennec.training.loss_specs import LossSpec, specs_of
+from laennec.training.devices import SharedLastBatch, encodes_one_by_one
+from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
+from laennec.training.mixing import BatchFeatures
 from laennec.training.objective import Objective, Stage, TermSums, task_loss_of
 from laennec.training.optimization_rules import (
     MovingAverageCallback,
@@ -47,8 +44,16 @@ from laennec.training.optimization_rules import (
     parameter_groups,
 )
 from laennec.training.record import read_record, write_record
-from laennec.training.sharding import SharedLastBatch
-from laennec.training.training_data import as_training_data, collator_of, labels_of, make_sampler
+from laennec.training.samplers import make_sampler
+from laennec.training.step_errors import (
+    BatchCycles,
+    BatchSetting,
+    check_gradient,
+    check_loss,
+    check_weights,
+    memory_advice,
+)
+from laennec.training.training_data import as_training_data, collator_of, labels_of
 
 
 class LaennecTrainer(Trainer):

@@ -4,25 +4,24 @@ Decisions: a cycle table, any table of audio and labels, and the data sets of th
 sampler that yields plain rows gets the epoch beside each row, because every draw is a function of (seed, epoch, cycle).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
-from torch.utils.data import Sampler
+from numpy.typing import NDArray
 
+from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import ButterworthFilter, read_header, read_recording
+from laennec.corpora import CycleWaveforms
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.losses import TupletContrastiveLoss
-from laennec.training.data import (
-    CycleDataset,
-    EmbeddingDataset,
-    collate_cycles,
-    collate_embeddings,
-    dataset_from_table,
-)
-from laennec.training.loss_specs import LossSpec
-from laennec.training.samplers import AnchorPositiveSampler, EpochSampler
+from laennec.training.data import CycleDataset, EmbeddingDataset, collate_cycles, collate_embeddings
+from laennec.training.recipe import TargetSettings
+from laennec.training.targets import targets_of
 
 
 def as_training_data(
@@ -63,61 +62,115 @@ def labels_of(data: Any) -> Any:
     return data.targets.labels if isinstance(data, CycleDataset) else None
 
 
-class RowsWithEpoch(Sampler[tuple[int, int]]):
-    """Puts the epoch beside each row of a sampler that yields plain rows.
+def dataset_from_table(
+    table: Any,
+    feature_extractor: LaennecFeatureExtractor,
+    labels: Sequence[str],
+    problem_type: str = "multi_label",
+    augmentation: Any = None,
+    seed: int = 0,
+    column: str | None = None,
+) -> CycleDataset:
+    """Make a data set of any table of recordings with labels, without a recipe.
 
     Args:
-        sampler: Yields rows.
-    """
+        table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
+            `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
+        feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
+        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `column`.
+        problem_type: "multi_label" or "single_label".
+        augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
+        seed: Of all draws.
+        column: Column of the class; None for "label".
 
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is for."""
-        self.epoch = int(epoch)
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield (row, epoch)."""
-        epoch = self.epoch
-        for row in self.sampler:
-            yield row if isinstance(row, tuple) else (int(row), epoch)
-
-    def __len__(self) -> int:
-        """Rows in an epoch."""
-        return len(self.sampler)
-
-
-def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: int, seed: int) -> Any:
-    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers.
-
-    Args:
-        given: A sampler, a function of the data set that makes one, or None.
-        data: The training data.
-        specs: The auxiliary losses; the tuplet loss needs batches of anchors and positives.
-        batch_size: Rows of a batch.
-        seed: Of the order.
+    Returns:
+        The rows that have a label.
 
     Raises:
-        InputError: The sampler makes batches of another size.
+        InputError: The table has no audio or no such labels, or a recording cannot be used.
     """
-    if data is None:
-        return None
-    if given is None:
-        if any(spec.is_a(TupletContrastiveLoss) for spec in specs) and isinstance(data, CycleDataset):
-            given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed=seed)
-        elif isinstance(data, CycleDataset | EmbeddingDataset):
-            return EpochSampler(len(data), seed=seed)
-        else:
-            return None
-    elif not isinstance(given, Sampler) and callable(given):
-        given = given(data)
-    rows = getattr(given, "rows_per_batch", None)
-    if rows is not None and rows != batch_size:
-        raise InputError(
-            f"{type(given).__name__} makes batches of {rows} rows; set per_device_train_batch_size to {rows}"
-        )
-    return given if hasattr(given, "rows_per_batch") else RowsWithEpoch(given)
+    settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
+    targets = targets_of(table, settings, list(labels))
+    table = table.select(targets.kept)
+    names, rate = table.column_names, feature_extractor.sampling_rate
+    chosen = feature_extractor.recording_filter
+    filter_ = None if chosen is None else ButterworthFilter(**chosen)
+    if "cycle_id" not in names:
+        table = table.add_column("cycle_id", [f"row {row}" for row in targets.kept.tolist()])
+    waveforms: Any
+    if "recording_path" in names:
+        waveforms = CycleWaveforms(_with_times(table), rate, filter=filter_)
+        waveforms.prepare()
+    elif "audio" in names:
+        waveforms = AudioColumn(table, rate, filter_)
+    else:
+        raise InputError(f"the table has no column audio and no recording_path; it has {', '.join(names)}")
+    refuse_short_cycles(table, waveforms, feature_extractor)
+    return CycleDataset(waveforms, targets, table["cycle_id"], rate, seed, augmentation)
+
+
+def _with_times(table: Any) -> Any:
+    """A table with the columns of a cycle table that say where a cycle is; whole recordings where they are missing."""
+    paths = column_of(table, "recording_path")
+    missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
+    if "start_s" not in table.column_names:
+        headers = {path: read_header(path) for path in set(paths)}  # (rate, frames)
+        missing |= {"start_s": [0.0] * len(paths), "end_s": [headers[p][1] / headers[p][0] for p in paths]}
+    for name, values in missing.items():
+        if name not in table.column_names:
+            kind = "float64" if name.endswith("_s") else "string"
+            table = table.add_column(name, values, feature=datasets.Value(kind))
+    return table
+
+
+class AudioColumn(Sequence[NDArray[np.float32]]):
+    """The `audio` column of a table as waveforms, decoded when a row is read.
+
+    Args:
+        table: Has `audio` (encoded bytes or paths), and `start_s` and `end_s` where rows are parts of recordings.
+        sampling_rate: Of the waveforms, in Hz.
+        filter: Applied to whole recordings at that rate.
+    """
+
+    def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
+        self.sampling_rate = sampling_rate
+        self.filter = filter
+        self._audio = table.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+        timed = {"start_s", "end_s"} <= set(table.column_names)
+        self._spans = list(zip(table["start_s"], table["end_s"], strict=True)) if timed else None
+
+    def __len__(self) -> int:
+        return len(self._audio)
+
+    def __getitem__(self, row: int) -> NDArray[np.float32]:  # type: ignore[override]
+        audio = self._audio[row]["audio"]
+        recording = read_recording(audio["bytes"] or audio["path"], self.sampling_rate, filter=self.filter)
+        if self._spans is None:
+            return recording.waveform
+        return cut(recording.waveform, self.sampling_rate, *self._spans[row])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each row (rows,); decodes every row once."""
+        return np.array([len(waveform) for waveform in self], dtype=np.int64)
+
+
+def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
+    """Refuse cycles that do not fill one frame: their features would be padding alone.
+
+    Raises:
+        InputError: Names them.
+    """
+    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
+    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
+    if not rows:
+        return
+    columns = [c for c in ("recording_path", "start_s", "end_s") if c in table.column_names]
+    if len(columns) == 3:
+        said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
+    else:
+        said = [str(table[row]["cycle_id"]) for row in rows]
+    raise InputError(
+        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
+        "line, or set features.length to repeat or zero with features.duration_s"
+    )

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laennec.training.pretraining.dataset import PairDataset, crop, mask_views, waveform_views
 from laennec.training.pretraining.pairs import PositivePairs
-from laennec.training.pretraining.views import PairDataset, crop, mask_views, waveform_views
 from laennec.training.recipe import PretrainSettings
 
 SOUNDS = [np.arange(1000, dtype=np.float32) + 10_000 * row for row in range(6)]

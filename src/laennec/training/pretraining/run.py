@@ -29,25 +29,29 @@ from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.batch_size import BatchSetting
-from laennec.training.callbacks import EpochLines
-from laennec.training.data import refuse_short_cycles
-from laennec.training.data_loading import configure_process, device_settings, has_gpu
-from laennec.training.distributed import explain_lost_process
+from laennec.training.devices import configure_process, device_settings, explain_lost_process, has_gpu
 from laennec.training.embeddings import embed_waveforms
-from laennec.training.folders import claimed, finished_before
 from laennec.training.loss_specs import LossSpec, loss_specs
-from laennec.training.metadata_groups import GroupTable, metadata_of
 from laennec.training.objective import Stage
-from laennec.training.pretraining.dataset import PRETRAINING, PretrainingSet, pretraining_note, pretraining_set
+from laennec.training.pretraining.dataset import (
+    PRETRAINING,
+    PairDataset,
+    PretrainingSet,
+    mask_views,
+    pretraining_note,
+    pretraining_set,
+)
 from laennec.training.pretraining.pairs import PairSampling, make_pretrain_sampler, pair_sampling
-from laennec.training.pretraining.views import PairDataset, mask_views
 from laennec.training.recipe import PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, training_history, versions, write_record
-from laennec.training.schedules import loss_descriptions, train_or_resume, trainer_end
+from laennec.training.run import claimed, finished_before
+from laennec.training.schedules import EpochLines, loss_descriptions, train_or_resume, trainer_end
 from laennec.training.split_data import load_splits, make_extractor, make_filter
+from laennec.training.step_errors import BatchSetting
+from laennec.training.targets import GroupTable, metadata_of
 from laennec.training.trainer import LaennecTrainer
+from laennec.training.training_data import refuse_short_cycles
 
 _CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
 

@@ -1,8 +1,6 @@
 """The recipe of an experiment: what can be set, how it is read, and which settings go together."""
 
-from laennec.errors import InputError
-from laennec.training.recipe.packaged import find_recipe, recipe_folder, recipe_names
-from laennec.training.recipe.reading import full_key
+from laennec.training.recipe.reading import find_recipe, full_key, recipe_folder, recipe_names
 from laennec.training.recipe.recipe import Recipe, setting_keys, settings_help
 from laennec.training.recipe.settings import (
     AugmentSettings,
@@ -27,13 +25,10 @@ from laennec.training.recipe.step_settings import (
     TrainSettings,
 )
 
-ConfigError = InputError
-
 __all__ = [
     "LICENCES",
     "AugmentSettings",
     "CardSettings",
-    "ConfigError",
     "CorpusSettings",
     "EncoderSettings",
     "EvaluationSettings",

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+import laennec
 from laennec.errors import InputError
 from laennec.untrusted import parse_yaml, read_yaml
 
@@ -31,6 +32,8 @@ OLD_KEYS = {
     "pretrain.parts": "pretrain.splits",
     "pretrain.longest_s": "pretrain.max_duration_s",
 }
+# folders of recipes/ that hold other files than recipes
+_OTHERS = ("accelerate", "searches", "studies")
 
 
 @dataclass(frozen=True)
@@ -228,3 +231,34 @@ def _key_of(model: type[BaseModel], place: tuple[int | str, ...]) -> str:
         if (key := ".".join(map(str, place[:length]))) in known:
             return key
     return ".".join(map(str, place))
+
+
+def recipe_folder() -> Path:
+    """The folder of the recipes that come with the package."""
+    return Path(laennec.__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, such as "sprsound/bce_mobilenet"."""
+    paths = (path.relative_to(recipe_folder()) for path in recipe_folder().glob("*/*.yaml"))
+    return sorted(path.with_suffix("").as_posix() for path in paths if path.parts[0] not in _OTHERS)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe.
+
+    Args:
+        name: A path, or one of `recipe_names`.
+
+    Raises:
+        InputError: Neither; names the nearest recipe.
+    """
+    path = Path(name)
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    names = recipe_names()
+    if str(name) in names:
+        return recipe_folder() / f"{name}.yaml"
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{name}: no such file, and no recipe of this name{hint} `laennec recipes` lists them")

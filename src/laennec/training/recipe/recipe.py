@@ -14,9 +14,9 @@ from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_valid
 from laennec.errors import InputError
 from laennec.extension import load_object
 from laennec.losses import AUXILIARY_LOSSES, Loss
-from laennec.training.recipe.packaged import find_recipe
 from laennec.training.recipe.reading import (
     explained,
+    find_recipe,
     full_key,
     override,
     read_values,

@@ -1,0 +1,281 @@
+"""How batches get to where the model is.
+
+Decisions: beside a GPU, worker processes read, augment and pad cycles ahead into pinned memory, the copy runs while the
+device computes, and features are computed, masked and mixed there. A frozen encoder runs there too. On a CPU cycles are
+read and predicted one by one, because the sums of a batch are rounded by its shape: the prediction for a cycle is a
+function of that cycle alone, to the last bit, whatever the batch and the number of threads.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, Sampler
+from transformers.utils.logging import disable_progress_bar
+
+from laennec.encoders import AstEncoder, BeatsEncoder, GroupsEncoder, TransformersEncoder
+from laennec.encoders.adapters import stack_of
+from laennec.encoders.transformers_audio import ClapAudioEncoder
+from laennec.errors import InputError
+from laennec.memory import ran_out
+from laennec.training.recipe import Recipe
+
+_log = logging.getLogger(__name__)
+_CANNOT = "train.compile: %s; training goes on uncompiled"
+# what the transports say of a peer that is no longer there
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore", "Broken pipe")
+
+
+def configure_process(recipe: Recipe) -> None:
+    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
+    torch.set_num_threads(recipe.train.threads)
+    disable_progress_bar()
+    # it says that file times may not be exact and that it then goes by step numbers, which are
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
+
+
+def has_gpu() -> bool:
+    """Whether training would use a GPU: one is there, and accelerate was not told to leave it alone."""
+    return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
+
+
+def training_device() -> torch.device:
+    """Where this process computes: its own GPU, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu() else torch.device("cpu")
+
+
+def encodes_one_by_one(device: torch.device) -> bool:
+    """Whether cycles are answered one by one there: on a CPU, which loses little by it."""
+    return device.type == "cpu"
+
+
+def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
+    """Transformers' settings of where to compute, and of how batches get there.
+
+    Beside a GPU processes read ahead and pinned batches are copied while it computes.
+
+    Args:
+        workers: Processes that read batches; None for none on a CPU, and up to 8 beside a GPU.
+        gpu: Whether there is one.
+    """
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(8, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)) if gpu else 0
+    return {
+        "use_cpu": not gpu,
+        "dataloader_num_workers": workers,
+        "dataloader_prefetch_factor": 4 if workers and gpu else None,
+        "dataloader_persistent_workers": bool(workers) and gpu,
+        "dataloader_pin_memory": gpu,
+        "accelerator_config": {"non_blocking": gpu},
+    }
+
+
+def recompute_activations(model: Any) -> None:
+    """Have the encoder compute its activations again in the backward pass instead of keeping them.
+
+    Raises:
+        InputError: An encoder that cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(
+            f"train.gradient_checkpointing: the encoder {model.encoder.config.model_type} cannot do it; leave it out"
+        ) from error
+
+
+@contextlib.contextmanager
+def compiled_layers(model: Any, wanted: bool = True, backend: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Run the encoder's layers compiled within the block, where they learn.
+
+    Args:
+        model: A laennec model.
+        wanted: False does nothing.
+        backend: Compiles a graph; None for torch's inductor.
+    """
+    layers = _layers(model.encoder) if wanted else []
+    if wanted and not layers:
+        _log.warning(_CANNOT, f"the encoder {model.encoder.config.model_type} has no transformer layers")
+    compiled = torch.compile(_call, dynamic=True, backend=_or_as_it_is(backend)) if layers else None
+    try:
+        for layer in layers:
+            layer._compiled_call_impl = _where_it_learns(layer, compiled)
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def _layers(encoder: Any) -> list[nn.Module]:
+    """The layers of a transformer; none of other encoders, nor CLAP's, whose windows shift with the picture."""
+    inner = encoder.encoder if isinstance(encoder, GroupsEncoder) else encoder
+    transformer = isinstance(inner, AstEncoder | BeatsEncoder | TransformersEncoder)
+    return list(stack_of(inner)[0]) if transformer and not isinstance(inner, ClapAudioEncoder) else []
+
+
+def _call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return layer._call_impl(*args, **kwargs)
+
+
+def _where_it_learns(layer: Any, compiled: Any) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        run = compiled if layer.training and torch.is_grad_enabled() else _call
+        return run(layer, *args, **kwargs)
+
+    return call
+
+
+def _or_as_it_is(backend: Callable[..., Any] | None) -> Callable[..., Any]:
+    """A backend that runs a graph as it is where compiling it fails."""
+
+    def compile_graph(graph: Any, inputs: Any) -> Any:
+        from torch._dynamo.exc import RestartAnalysis
+
+        try:
+            if backend is not None:
+                return backend(graph, inputs)
+            from torch._inductor.compile_fx import compile_fx
+
+            return compile_fx(graph, inputs)
+        except RestartAnalysis:  # no failure: dynamo is to trace again
+            raise
+        except Exception as error:
+            said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {said[:120]})")
+            return graph.forward
+
+    return compile_graph
+
+
+@contextlib.contextmanager
+def full_length_afterwards(model: Any) -> Iterator[None]:
+    """Where a launch shards weights over processes (FSDP), put the model together again when the block ends."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        yield
+        return
+    whole = copy.deepcopy(model)
+    yield
+    state = {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
+        for name, value in model.state_dict().items()
+    }
+    whole.load_state_dict(state)
+    whole.train(model.training)
+    # callers hold the model itself: its hooks and sharded weights go, those of the copy take their place
+    model.__class__, model.__dict__ = type(whole), whole.__dict__
+
+
+def process_count() -> int:
+    """How many processes train together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def first_row(rows: Tensor) -> int:
+    """Index of this process's first row among the rows of all processes."""
+    return 0 if process_count() == 1 else sum(_rows_by_rank(rows)[: torch.distributed.get_rank()])
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Rows of all processes in the order of their ranks; each process may have another number of rows.
+
+    Gradients flow back to the process that a row comes from.
+    """
+    if process_count() == 1:
+        return rows
+    import torch.distributed.nn.functional as distributed
+
+    counts = _rows_by_rank(rows)
+    longest = max(counts)
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])]).contiguous()
+    if rows.is_floating_point():
+        with warnings.catch_warnings():
+            # deprecated in favour of an interface that is still experimental
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            parts = list(distributed.all_gather(padded))
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_groups(values: Tensor) -> Tensor:
+    """(batch, groups, ...) of all processes, padded with zeros to the largest number of groups; masks become uint8."""
+    values = values.to(torch.uint8) if values.dtype == torch.bool else values
+    if process_count() == 1:
+        return values
+    missing = max(_rows_by_rank(values.transpose(0, 1))) - values.shape[1]
+    padded = torch.cat([values, values.new_zeros(values.shape[0], missing, *values.shape[2:])], dim=1)
+    return gather_with_gradient(padded)
+
+
+def _rows_by_rank(rows: Tensor) -> list[int]:
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(process_count())]
+    torch.distributed.all_gather(counts, torch.full_like(counts[0], len(rows)))
+    return [int(count) for count in counts]
+
+
+@contextlib.contextmanager
+def explain_lost_process() -> Iterator[None]:
+    """Say in one line that another process of the launch is gone.
+
+    Raises:
+        InputError: An exchange between processes failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in _LOST)
+        if process_count() == 1 or not lost or ran_out(error):
+            raise
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        raise InputError(
+            f"process {rank} of {world}: another process of this launch has ended, or cannot be reached (its own last "
+            "line gives the reason; no line: it was killed); run the same command again to continue from the last "
+            "checkpoint"
+        ) from error
+
+
+class SharedLastBatch(BatchSampler):
+    """Batches of an order for several processes; the short last round is divided nearly equally.
+
+    Guarantee: each process has the same number of batches, and a round has the rows of the batch of a single process;
+    where fewer rows are left than there are processes, the round is completed by starting over.
+
+    Args:
+        sampler: gives the order.
+        batch_size: of one process.
+        processes: how many there are; batch i is for process i modulo their number.
+    """
+
+    def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.processes = processes
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield batches, one for each process in turn."""
+        order = list(self.sampler)
+        whole = self.batch_size * self.processes
+        for start in range(0, len(order), whole):
+            rows = order[start : start + whole]
+            if len(rows) < self.processes:
+                rows += [order[place % len(order)] for place in range(self.processes - len(rows))]
+            size, larger = divmod(len(rows), self.processes)
+            ends = [(process + 1) * size + min(process + 1, larger) for process in range(self.processes)]
+            yield from (rows[first:last] for first, last in pairwise([0, *ends]))
+
+    def __len__(self) -> int:
+        """Batches of all processes."""
+        rows: Any = self.sampler
+        return math.ceil(len(rows) / (self.batch_size * self.processes)) * self.processes
