@@ -13,7 +13,7 @@ import yaml
 from laennec.cli.main import main
 from laennec.memory import asked_for, in_one_line, ran_out
 from laennec.training.recipe import Recipe
-from laennec.training.schedules import _batch_setting
+from laennec.training.schedules import batch_setting
 
 AST = {
     "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 384, "max_length": 512,
@@ -122,7 +122,7 @@ def test_a_batch_that_another_setting_makes_names_that_one(tiny_recipe):
         ({"name": "shuffle"}, "train.batch_size"),
     ):
         recipe = tiny_recipe | {"sampler": sampler, "loss": {"auxiliary": {"patient": {"weight": 0.1}}}}
-        setting = _batch_setting(Recipe(**recipe), sampler["name"], 8)
+        setting = batch_setting(Recipe(**recipe), sampler["name"], 8)
         assert setting.key == key and setting.accumulation == 0  # a loss over pairs may not accumulate
 
 

@@ -10,7 +10,7 @@ from laennec.errors import InputError
 from laennec.losses import DeviceAdversarialLoss, SupConLoss
 from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads
+from laennec.training.auxiliary import AuxiliaryHeads, attached
 from laennec.training.loss_specs import loss_specs
 
 
@@ -85,16 +85,13 @@ def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
     heads = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
     x = torch.randn(5, 6, 4)
-    inside = Attached(model, heads)
-    inside.attach()
-    if True:
+    with attached(model, heads):
         assert any(name.startswith("auxiliary_heads.") for name in model.state_dict())
         seen = model.train()(x).auxiliary
         assert {name: tuple(v.shape) for name, v in seen.items()} == {"supcon": (5, 3), "device_adversarial": (5, 2)}
         assert not hasattr(model.eval()(x), "auxiliary")
         heads.active = False
         assert not hasattr(model.train()(x), "auxiliary")
-    inside.detach()
     assert set(model.state_dict()) == before and not hasattr(model(x), "auxiliary")
     again = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0).state_dict()
     assert all(torch.equal(v, again[k]) for k, v in heads.state_dict().items())

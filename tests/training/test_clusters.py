@@ -1,6 +1,5 @@
 """CycleGuardian's layers and terms, against loops over single groups."""
 
-import contextlib
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from laennec.encoders import in_groups, load_encoder
 from laennec.errors import InputError
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, GroupClusters
+from laennec.training.auxiliary import AuxiliaryHeads, GroupClusters, attached
 from laennec.training.loss_specs import CleanAndMixed, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage
@@ -50,14 +49,6 @@ def step(model, objective, heads, lengths=(95, 50, 20, 80), contrast=True):
         outputs = model(features, mask, token_mix=token_mix)
     batch = {"labels": FLAGS, "class_ids": torch.arange(4), "mixture": mixture, **CONTEXT}
     return objective(outputs, batch, Stage(), 1.0), outputs, mixture
-
-
-@contextlib.contextmanager
-def attached(model, heads):
-    inside = Attached(model, heads)
-    inside.attach()
-    yield
-    inside.detach()
 
 
 def make(auxiliary=AUXILIARY):

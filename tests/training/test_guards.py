@@ -7,17 +7,29 @@ import pytest
 from torch.utils.data import SequentialSampler
 
 from laennec.errors import InputError
-from laennec.training.coverage import pair_lines
-from laennec.training.loss_specs import check_views, group_columns, loss_specs
+from laennec.training.coverage import coverage_lines
+from laennec.training.data import CycleDataset
+from laennec.training.loss_specs import check_views, groups_of_data, loss_specs
 from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
     MetadataMatchedSampler,
     PatientBalancedSampler,
 )
-from laennec.training.targets import GroupTable, Targets, refuse_one_class
+from laennec.training.targets import Targets, refuse_one_class
 
 CLASSES = np.arange(12) % 3
+
+
+def dataset_of(rows, metadata):
+    """Training data with these columns."""
+    ids = np.arange(rows)
+    return CycleDataset(None, Targets(["a"], ids, ids, ids, metadata), list(map(str, ids)), 8000, 0)
+
+
+def lines_of(specs, sampler, size, devices):
+    """The lines about pairs."""
+    return coverage_lines("shuffle", sampler, size, CLASSES, specs, {"device drop": devices})[1:]
 
 
 def test_one_class_is_nothing_to_learn():
@@ -33,14 +45,14 @@ def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
     entries = loss_specs({"add": {}, "x": {"loss": "supcon", "labels": "sex"}, "patient": {}})
     metadata = {"cycle_id": list("pqrs"), "sex": ["F", None, "M", "F"], "patient_id": list("aabb")}
     with caplog.at_level(logging.WARNING):
-        found = group_columns(entries, GroupTable(4, metadata))
+        found = groups_of_data(dataset_of(4, metadata), entries)
     assert {name: codes.tolist() for name, codes in found.items()} == {
         "sex drop": [0, -1, 1, 0],
         "patient drop": [0, 0, 1, 1],
     }
     assert "loss.auxiliary.x: sex is unknown for 1 of 4 cycles (q)" in caplog.text
     with pytest.raises(InputError, match=r"loss.auxiliary.d.labels is 'device', which is the same for all"):
-        group_columns(loss_specs({"d": {"loss": "supcon", "labels": "device"}}), GroupTable(2, {"device": ["m", "m"]}))
+        groups_of_data(dataset_of(2, {"device": ["m", "m"]}), loss_specs({"d": {"loss": "supcon", "labels": "device"}}))
 
 
 def test_two_views_need_draws_and_no_mixing():
@@ -72,18 +84,18 @@ def test_two_views_need_draws_and_no_mixing():
 def test_batches_without_a_pair_stop_the_run_and_name_the_sampler(given, sampler, size, message):
     groups = {"patient drop": np.arange(12) // 2, "device drop": CLASSES, "sex drop": np.arange(12) % 2}
     with pytest.raises(InputError, match=message):
-        pair_lines(loss_specs(given), sampler, size, CLASSES, groups)
+        coverage_lines("shuffle", sampler, size, CLASSES, loss_specs(given), groups)
 
 
 def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
     entries = loss_specs({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
     devices = np.array([-1] * 8 + [0, 0, 1, 1])
-    lines = pair_lines(entries, EpochSampler(12), 12, CLASSES, {"device drop": devices})
+    lines = lines_of(entries, EpochSampler(12), 12, devices)
     rest = "an epoch of 1 batches sees 100.0 % of the cycles"
     assert lines == [
         f"add: by class, 36 positive pairs in a batch of 12 (fewest 36); {rest}",
         f"d: by device, 4 positive pairs in a batch of 12 (fewest 4); {rest}",
     ]
     few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
-    assert "sees 33.3 % of the cycles" in pair_lines(entries[1:2], few, 4, CLASSES, {"device drop": devices})[0]
-    assert pair_lines(entries, SequentialSampler(range(12)), 4, CLASSES, {"device drop": devices}) == []
+    assert "sees 33.3 % of the cycles" in lines_of(entries[1:2], few, 4, devices)[0]
+    assert lines_of(entries, SequentialSampler(range(12)), 4, devices) == []

@@ -126,7 +126,6 @@ def views(n=6, dim=5):
 def test_losses_of_one_view_see_the_first_and_those_of_two_see_both():
     out, given = views()
     objective = make_objective(LossSettings(auxiliary={"supcon": {}, "add": {}}), True, given["labels"].numpy(), 2)
-    assert objective.views == 2
     terms = objective(out, given, Stage(), 0)
     first, second = out.embeddings.split(6)
     both = torch.stack([first, second], dim=1)

@@ -9,7 +9,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from laennec.training.coverage import coverage
 from laennec.training.samplers import (
@@ -52,13 +52,12 @@ def test_every_cycle_once_in_batches_of_neighbours_in_length(lengths, size, pool
 
 def test_epochs_of_length_buckets_differ_in_order_and_in_company():
     lengths = np.random.default_rng(0).integers(1, 1000, 640)
-    sampler = LengthBucketSampler(lengths, 16, seed=3, batches_per_pool=8)
+    sampler = LengthBucketSampler(lengths, 16, seed=3)
     company = [{frozenset(batch) for batch in batches(sampler, epoch).tolist()} for epoch in range(3)]
     assert len(company[0] & company[1]) == len(company[1] & company[2]) == 0
     assert not np.array_equal(batches(sampler, 0)[:, 0], np.sort(batches(sampler, 0)[:, 0]))
-    for wrong in ({"lengths": []}, {"rows_per_batch": 0}, {"batches_per_pool": 0}):
-        with pytest.raises(ValueError, match=r"no cycle|at least 1"):
-            LengthBucketSampler(**({"lengths": lengths, "rows_per_batch": 16} | wrong))
+    with pytest.raises(ValueError, match="no cycle"):
+        LengthBucketSampler([], 16)
 
 
 def test_real_cycles_by_length_leave_little_padding(shared_data):
@@ -169,7 +168,6 @@ def test_order_depends_on_seed_and_epoch_alone(make):
 
 def test_every_cycle_once_an_epoch():
     assert sorted(EpochSampler(17, 3).order(5)) == list(range(17))
-    assert EpochSampler(17, 3, shuffle=False).order(5).tolist() == list(range(17))
 
 
 class Rows(Dataset):
@@ -234,7 +232,7 @@ def test_coverage_needs_labels_and_a_batch_size(given):
 
 def test_coverage_finds_batches_of_one_class_and_gives_the_unknown_no_pairs():
     labels = np.array([0, 0, 1, 1, -1, -1])
-    apart = coverage(EpochSampler(6, shuffle=False), labels=labels, rows_per_batch=2)
+    apart = coverage(SequentialSampler(range(6)), labels=labels, rows_per_batch=2)
     assert (apart.batches_without_positives, apart.batches_without_negatives) == (1, 3)
     whole = coverage(EpochSampler(6), labels=labels, rows_per_batch=6)
     assert (whole.positive_pairs_min, whole.batches_without_negatives) == (4, 0)

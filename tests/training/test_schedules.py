@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from laennec.errors import InputError
+from laennec.training.arguments import epoch_cosine
 from laennec.training.data import CycleDataset
-from laennec.training.optimization_rules import epoch_cosine
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.tables import ValidationMetrics

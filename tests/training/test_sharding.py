@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from laennec.training import devices, samplers
-from laennec.training.coverage import coverage, coverage_line
+from laennec.training.coverage import coverage, coverage_lines
 from laennec.training.devices import SharedLastBatch
 from laennec.training.samplers import (
     AnchorPositiveSampler,
@@ -82,7 +82,7 @@ def test_length_determinism_and_coverage_hold_on_any_table(name, table, size, se
     labels = columns_of(table)[0]
     seen = coverage(made, epoch, labels=labels, rows_per_batch=whole)
     assert seen.rows == len(rows) and seen.share_seen == len({row for row, _ in rows}) / len(table)
-    line = coverage_line(name, made, whole, np.array(labels))
+    line = coverage_lines(name, made, whole, np.array(labels), [], {})[0]
     assert line.startswith(f"sampler {name}: an epoch is {seen.batches} batches of {whole} and sees ")
 
 

@@ -17,7 +17,7 @@ from laennec.evaluation.evaluate import check_split, load_model
 from laennec.training.devices import configure_process
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
-from laennec.training.run import answer_validation, claimed, write_run
+from laennec.training.run import claimed, predict_validation, write_run
 from laennec.training.split_data import load_splits, make_split
 
 
@@ -57,7 +57,7 @@ def join_runs(
     recipe.corpus.data_dir = data_dir or recipe.corpus.data_dir
     timings = Timings()
     with claimed(out, recipe, overwrite) as begin:
-        configure_process(recipe)
+        configure_process(recipe.train.threads)
         loaded = [load_model(folder) for folder in folders]
         model, extractor = join_models([model for model, _ in loaded]), loaded[0][1]
         parts = load_splits(recipe)
@@ -68,7 +68,7 @@ def join_runs(
         validation = make_split("validation", parts["validation"], recipe, extractor, first["labels"], False)
         begin()
         with timings.measure("validation predictions"):
-            predictions, points, tasks = answer_validation(model, extractor, recipe, validation)
+            predictions, points, tasks = predict_validation(model, extractor, recipe, validation)
         record = {
             **first,
             "name": recipe.name,
@@ -87,7 +87,7 @@ def join_runs(
             "evaluations": [],
             "calibrations": [],
         }
-        write_run(out, recipe, model, extractor, predictions, record)
+        write_run(out, model, extractor, predictions, record)
     return out
 
 

@@ -1,13 +1,24 @@
-"""Settings of a training beyond those of transformers.
+"""Settings of a training beyond those of transformers, and the optimisation rules that they switch on.
 
 Decisions: a plain `transformers.TrainingArguments` works too and means the defaults below. The Hub strategy is "end",
-because the other ones upload the output folder, which may hold caches and audio.
+because the other ones upload the output folder, which may hold caches and audio. The rules are those of published
+systems, for reproducing them; none is a default. The cosine moves once an epoch and starts below the full rate. The
+moving average replaces the weights that are trained, after every step, which halves each step with beta 0.5 (it is no
+average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout see
+it twice.
 """
 
+import math
+from collections.abc import Iterable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import TrainingArguments
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback, TrainingArguments
 
 from laennec.errors import InputError
 
@@ -67,3 +78,116 @@ def check_arguments(args: TrainingArguments) -> None:
     args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
     if args.save_total_limit == 1:
         args.save_total_limit = 2  # a whole checkpoint must exist while another is written
+
+
+def epoch_cosine(epoch: int, epochs: int, decay: float = 0.1) -> float:
+    """Factor of the learning rate in an epoch: floor + (1 - floor) (1 + cos(pi e / E)) / 2 with floor decay^3.
+
+    Args:
+        epoch: e, counted from 1, so the first epoch is already below the full rate.
+        epochs: E.
+        decay: Its cube is the share that is left at the end.
+    """
+    floor = decay**3
+    return floor + (1 - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def epoch_cosine_schedule(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """`epoch_cosine` as a scheduler that is stepped after every optimiser step, as Trainer does.
+
+    Steps beyond the last epoch keep its rate.
+    """
+    return LambdaLR(optimizer, lambda step: epoch_cosine(min(step // steps_per_epoch + 1, epochs), epochs))
+
+
+def parameter_groups(
+    model: nn.Module, rates: tuple[float, float], weight_decay: float, decayed: Set[str]
+) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimiser: encoder and head with a learning rate each, with and without decay.
+
+    Args:
+        model: Its parameters that require gradients are taken.
+        rates: Learning rate of the encoder, and of all other layers.
+        weight_decay: Of the parameters in `decayed`.
+        decayed: Names of the parameters with weight decay (norms and biases have none).
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {(e, d): [] for e in (True, False) for d in (True, False)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[name.startswith("encoder."), name in decayed].append(parameter)
+    return [
+        {"params": chosen, "lr": rates[0 if in_encoder else 1], "weight_decay": weight_decay if decays else 0.0}
+        for (in_encoder, decays), chosen in groups.items()
+        if chosen
+    ]
+
+
+class MovingAverageCallback(TrainerCallback):
+    """Blends the trained weights with those before the step: w <- beta w_before + (1 - beta) w_after.
+
+    The moments of the optimiser stay as they are. Nothing needs saving: the weights before a step are those of the
+    checkpoint.
+
+    Args:
+        beta: Share of the weights before the step.
+
+    Raises:
+        InputError: beta lies outside [0, 1).
+    """
+
+    def __init__(self, beta: float = 0.5) -> None:
+        if not 0 <= beta < 1:
+            raise InputError(f"moving_average must lie in [0, 1), not {beta}")
+        self.beta = float(beta)
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the weights."""
+        self._before = [(p, p.detach().clone()) for p in kwargs["model"].parameters() if p.requires_grad]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Blend them with the new ones, in place."""
+        with torch.no_grad():
+            for parameter, before in self._before:
+                parameter.lerp_(before, self.beta)
+        self._before = []
+
+
+@contextmanager
+def sharpness_aware(parameters: Iterable[nn.Parameter], rho: float, adaptive: bool = False) -> Iterator[None]:
+    """Sharpness-aware minimisation: take the gradient where the loss is worst nearby, and step from where it was.
+
+    The block runs the batch a second time::
+
+        loss(batch).backward()
+        with sharpness_aware(model.parameters(), rho=0.05):
+            loss(batch).backward()
+        optimizer.step()
+
+    Before the block, weights move by rho g / (|g| + 1e-12) and gradients are cleared; after it, weights are put back.
+
+    Args:
+        parameters: The weights.
+        rho: How far they move.
+        adaptive: Whether the move scales with the size of each weight (W^2 g over the norm of |W| g).
+
+    Reference: Foret et al., Sharpness-Aware Minimization, ICLR 2021; Kwon et al., ASAM, ICML 2021.
+    """
+
+    def gradient(parameter: nn.Parameter, power: int) -> Tensor:
+        """The gradient, times |W|^power if adaptive."""
+        assert parameter.grad is not None
+        return parameter.grad * parameter.detach().abs() ** power if adaptive else parameter.grad
+
+    moved = [(parameter, parameter.detach().clone()) for parameter in parameters if parameter.grad is not None]
+    with torch.no_grad():
+        if moved:
+            device = moved[0][0].device
+            norm = torch.stack([gradient(parameter, 1).float().norm().to(device) for parameter, _ in moved]).norm()
+        for parameter, _ in moved:
+            parameter.add_(gradient(parameter, 2) * (rho / (norm + 1e-12)).to(parameter))
+            parameter.grad = None
+    yield
+    with torch.no_grad():
+        for parameter, before in moved:
+            parameter.copy_(before)

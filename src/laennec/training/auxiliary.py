@@ -2,9 +2,20 @@
 
 Decisions: optimiser, checkpoints and processes must know these layers and the weights of losses that learn, so they are
 a module of the model during training and are removed when it ends: a saved model holds none of them.
+
+Frame groups of a cycle form clusters for CycleGuardian's losses. A group is a token of the encoder (with
+encoder.group_frames, a group of frames encoded by itself). Each group belongs to its most likely cluster, as published;
+the gradient passes through the soft assignment, so that similarity and contrast move the centers too (in the published
+code only the divergence does). The vector of a cluster is the mean of its groups, zero where it has none; the published
+code trains a weight for each position in the cycle, which fixes the length. The head classifies from the encoder's
+embedding; the published network classifies from the clusters. The decoder of its auto-encoder enters no published term
+and is left out. The projections of the contrast are trained; the published code does not pass them to the optimiser.
+
+Reference: Chu et al., CycleGuardian, 2025, and its public code.
 """
 
-from collections.abc import Mapping, Sequence, Set
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +24,7 @@ from torch import Tensor, nn
 
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
 from laennec.modeling import LaennecOutput
-from laennec.training.loss_specs import WIDTH, CleanAndMixed, LossSpec
+from laennec.training.loss_specs import CLUSTER_WIDTH, LossSpec
 
 
 class AuxiliaryHeads(nn.Module):
@@ -36,13 +47,20 @@ class AuxiliaryHeads(nn.Module):
         self.unprojected = {s.name for s in specs if s.project_mixed}
         self.on_clusters = [s.name for s in specs if s.on == "clusters"]
         self._tokens: tuple[Tensor, Tensor] | None = None
-        centers, width = _centers_of(specs), _cluster_width(specs)
+        centers: Any = next((s.inner for s in specs if s.is_a(DeepClusteringLoss)), None)
+        similarity: Any = next((s.inner for s in specs if s.is_a(ClusterSimilarityLoss)), None)
+        width = CLUSTER_WIDTH if similarity is None else len(similarity.matrix)  # of a cluster's vector
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             widths = {s.name: width if s.on == "clusters" else dim for s in specs}
             projected = {s.name: widths[s.name] if s.project_mixed else s.projection_dim for s in specs}
             projected = {name: width for name, width in projected.items() if width}
-            self.projections = nn.ModuleDict({n: _projection(widths[n], width) for n, width in projected.items()})
+            self.projections = nn.ModuleDict(
+                {
+                    name: nn.Sequential(nn.Linear(widths[name], widths[name]), nn.ReLU(), nn.Linear(widths[name], out))
+                    for name, out in projected.items()
+                }
+            )
             widths |= projected
             self.adversaries = nn.ModuleDict({name: nn.Linear(widths[name], count) for name, count in groups.items()})
             self.losses = nn.ModuleDict({s.name: s.loss for s in specs if any(True for _ in s.loss.parameters())})
@@ -55,9 +73,6 @@ class AuxiliaryHeads(nn.Module):
                 clusters, narrow = centers.centers.shape
                 self.clusters = GroupClusters(clusters, narrow, dim, width, needed)
         self._centers = (centers,)  # in a tuple: its weights are registered once, with the losses
-
-    def __len__(self) -> int:
-        return len(self.projections) + len(self.adversaries) + len(self.losses)
 
     def keep_tokens(self, encoder: Any, _: Any, output: Any) -> None:
         """Keep a cycle's own tokens, without special ones; a forward hook of the encoder.
@@ -77,7 +92,8 @@ class AuxiliaryHeads(nn.Module):
             assert self._tokens is not None, "the encoder has not run"
             tokens, self._tokens = self._tokens, None
             view = self.clusters(*tokens, *self._centers)
-            seen |= {name: cluster_inputs(which, view) for name, which in self.cluster_inputs.items()}
+            bottleneck, vectors = (view.bottleneck, view.mask), (view.vectors,)
+            seen |= {n: bottleneck if which == "bottleneck" else vectors for n, which in self.cluster_inputs.items()}
             if view.joint is not None:
                 seen |= dict.fromkeys(self.on_clusters, view.joint)
                 base |= dict.fromkeys(self.on_clusters, view.joint)
@@ -92,10 +108,6 @@ class AuxiliaryHeads(nn.Module):
         return seen
 
 
-def _projection(dim: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, width))
-
-
 def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> dict[str, int]:
     """Number of groups of each adversarial loss, by its name.
 
@@ -107,81 +119,16 @@ def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> d
     return {spec.name: int(codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
 
 
-def _cluster_width(specs: Sequence[LossSpec]) -> int:
-    """Width of a cluster's vector: that of the matrix which compares them, where there is one."""
-    found = [s.loss.loss for s in specs if s.is_a(ClusterSimilarityLoss) and isinstance(s.loss, CleanAndMixed)]
-    return len(found[0].matrix) if found else WIDTH
-
-
-def _centers_of(specs: Sequence[LossSpec]) -> DeepClusteringLoss | None:
-    """The loss that holds the centers of the clusters."""
-    found = [s.loss.loss for s in specs if s.is_a(DeepClusteringLoss) and isinstance(s.loss, CleanAndMixed)]
-    return found[0] if found else None
-
-
-class Attached:
-    """Auxiliary heads inside a model while it trains.
-
-    The model's output gains `auxiliary` in training, computed within the model's own call, as DDP requires.
-
-    Args:
-        model: Has the module `auxiliary_heads` between `attach` and `detach`.
-        heads: The layers; without any layer nothing happens.
-    """
-
-    def __init__(self, model: nn.Module, heads: AuxiliaryHeads) -> None:
-        self.model = model
-        self.heads = heads
-        self._hooks: list[Any] = []
-
-    def attach(self) -> None:
-        """Put the layers into the model."""
-        if len(self.heads):
-            model: Any = self.model
-            model.add_module("auxiliary_heads", self.heads.to(next(model.parameters()).device))
-            self._hooks.append(model.register_forward_hook(_add_outputs))
-            if self.heads.clusters is not None:
-                self._hooks.append(model.encoder.register_forward_hook(self.heads.keep_tokens))
-
-    def detach(self) -> None:
-        """Take them out again."""
-        while self._hooks:
-            self._hooks.pop().remove()
-        if hasattr(self.model, "auxiliary_heads"):
-            del self.model.auxiliary_heads
-
-
-@dataclass
-class TrainingOutput(LaennecOutput):
-    """The output of a model with auxiliary heads in training.
-
-    Attributes:
-        auxiliary: The input of each loss by its name: (batch, width), or the inputs of a cluster loss.
-    """
-
-    auxiliary: dict[str, Any] | None = None
-
-
-def _add_outputs(model: Any, _: Any, outputs: Any) -> Any:
-    if not (model.training and model.auxiliary_heads.active and isinstance(outputs, LaennecOutput)):
-        return outputs
-    return TrainingOutput(**outputs, auxiliary=model.auxiliary_heads(outputs.embeddings))
-
-
 class ClusterView(NamedTuple):
     """The inputs of the cluster losses and contrasts.
 
     Attributes:
-        groups: (batch, groups, dim), the encoder's tokens.
         mask: (batch, groups) bool, True on groups of real frames.
         bottleneck: (batch, groups, narrow), of the auto-encoder.
-        vectors: (batch, clusters, width), one for each cluster of each cycle.
-        joint: (batch, width), one for each cycle.
-
-    The last two are None where no loss takes them.
+        vectors: (batch, clusters, width), one for each cluster of each cycle; None where no loss takes them.
+        joint: (batch, width), one for each cycle; None where no loss takes it.
     """
 
-    groups: Tensor
     mask: Tensor
     bottleneck: Tensor
     vectors: Tensor | None
@@ -216,7 +163,7 @@ class GroupClusters(nn.Module):
         groups = groups.to(loss.centers.dtype)
         bottleneck = self.reduce(groups)
         if self.describe is None:
-            return ClusterView(groups, mask, bottleneck, None, None)
+            return ClusterView(mask, bottleneck, None, None)
         soft = loss.soft_assignment(bottleneck)  # (batch, groups, clusters)
         hard = nn.functional.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
         member = (hard + soft - soft.detach()) * mask[..., None]  # hard in value, soft in gradient
@@ -226,12 +173,43 @@ class GroupClusters(nn.Module):
         joint = None
         if self.join is not None and self.finish is not None:
             joint = self.finish(self.join(vectors.transpose(1, 2)).squeeze(2))
-        return ClusterView(groups, mask, bottleneck, vectors, joint)
+        return ClusterView(mask, bottleneck, vectors, joint)
 
 
-def cluster_inputs(which: str, view: ClusterView) -> tuple[Tensor, ...]:
-    """What one cluster loss is called with, batch first; `which` is "bottleneck" or "vectors"."""
-    if which == "bottleneck":
-        return view.bottleneck, view.mask
-    assert view.vectors is not None
-    return (view.vectors,)
+@dataclass
+class TrainingOutput(LaennecOutput):
+    """The output of a model with auxiliary heads in training.
+
+    Attributes:
+        auxiliary: The input of each loss by its name: (batch, width), or the inputs of a cluster loss.
+    """
+
+    auxiliary: dict[str, Any] | None = None
+
+
+@contextlib.contextmanager
+def attached(model: Any, heads: AuxiliaryHeads) -> Iterator[None]:
+    """Put auxiliary heads into a model within the block, as its module `auxiliary_heads`.
+
+    The model's output gains `auxiliary` in training, computed within the model's own call, as DDP requires. Without any
+    layer nothing happens.
+    """
+    if not (len(heads.projections) + len(heads.adversaries) + len(heads.losses)):
+        yield
+        return
+
+    def add_outputs(model: Any, _: Any, outputs: Any) -> Any:
+        if not (model.training and heads.active and isinstance(outputs, LaennecOutput)):
+            return outputs
+        return TrainingOutput(**outputs, auxiliary=model.auxiliary_heads(outputs.embeddings))
+
+    model.add_module("auxiliary_heads", heads.to(next(model.parameters()).device))
+    hooks = [model.register_forward_hook(add_outputs)]
+    if heads.clusters is not None:
+        hooks.append(model.encoder.register_forward_hook(heads.keep_tokens))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        del model.auxiliary_heads

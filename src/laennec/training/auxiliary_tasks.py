@@ -18,13 +18,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import recursively_apply
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laennec.audio.augmentation import SpecAugment
 from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import CycleWaveforms, cache_root
+from laennec.corpora import cache_root
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
@@ -36,8 +37,8 @@ from laennec.training.devices import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings
-from laennec.training.split_data import SplitData, load_splits, make_draws, make_filter, make_split
-from laennec.training.targets import Targets, targets_of
+from laennec.training.split_data import SplitData, load_splits, make_split
+from laennec.training.targets import targets_of
 
 GROUP = "task "  # before its name among the groups of a batch
 _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}
@@ -74,28 +75,9 @@ def tasks_of(recipe: Recipe) -> list[Task]:
     """Read a recipe's section `tasks`.
 
     Raises:
-        InputError: A key or a value is wrong, or the recipe cannot train the task.
+        InputError: A key or a value is wrong, the recipe cannot train the task, or the corpus has no such rows.
     """
-    tasks = []
-    for name, given in recipe.tasks.items():
-        where = f"tasks.{name}"
-        if not isinstance(given, Mapping) or not given.get("labels"):
-            raise InputError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
-        if unknown := sorted(set(given) - _KEYS):
-            raise InputError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
-        if not str(name).isidentifier() or hasattr(nn.ModuleDict, str(name)):
-            raise InputError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
-        task = Task(str(name), **{**given, "labels": tuple(map(str, given["labels"]))})
-        numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
-        if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
-            raise InputError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
-        if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
-            raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
-        if task.level is not None and task.window_s is None:
-            if recipe.features.duration_s is None:
-                raise InputError(f"{where}: give window_s, because cycles keep their own length")
-            task = dataclasses.replace(task, window_s=recipe.features.duration_s)
-        tasks.append(task)
+    tasks = [_task(f"tasks.{name}", str(name), given, recipe) for name, given in recipe.tasks.items()]
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
         raise InputError("tasks about recordings need augment.mix.domain: features")
@@ -103,6 +85,31 @@ def tasks_of(recipe: Recipe) -> list[Task]:
         other = "encoder.trainable: frozen" if recipe.encoder.frozen else "features.context_cycles"
         raise InputError(f"tasks are trained together with the encoder; they cannot be combined with {other}")
     return tasks
+
+
+def _task(where: str, name: str, given: Any, recipe: Recipe) -> Task:
+    if not isinstance(given, Mapping) or not given.get("labels"):
+        raise InputError(f"{where} must be a group of settings with its labels, e.g. labels: [Normal, Wheeze]")
+    if unknown := sorted(set(given) - _KEYS):
+        raise InputError(f"{where} has an unknown key {unknown[0]!r}; it can have {', '.join(sorted(_KEYS))}")
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise InputError(f"{where}: {name!r} cannot name a task; use letters, digits and underscores")
+    task = Task(name, **{**given, "labels": tuple(map(str, given["labels"]))})
+    numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
+    if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
+        raise InputError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+    if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
+        raise InputError(f"{where}: {POOR_QUALITY} comes last among its labels")
+    if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
+        raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
+    if task.level is None:
+        return task
+    levels = corpus_class(recipe.corpus.name, "corpus.name").levels
+    if len(levels) < 2 or task.level not in levels:
+        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has no such level")
+    if task.window_s is None and recipe.features.duration_s is None:
+        raise InputError(f"{where}: give window_s, because cycles keep their own length")
+    return dataclasses.replace(task, window_s=task.window_s or recipe.features.duration_s)
 
 
 def config_of(tasks: list[Task]) -> dict[str, Any]:
@@ -174,7 +181,9 @@ class AuxiliaryTasks(nn.Module):
             if process_count() > 1:
                 raise InputError(f"tasks.{task.name}: tasks about recordings are trained in one process")
             rows, _ = level_tables(recipe, task.level, validation_patients)
-            self.recordings[task.name] = _dataset(recipe, task, rows, extractor)
+            plain = recipe.augment.model_copy(update={"concatenate_probability": 0.0})
+            of_task = recipe.model_copy(update={"augment": plain, "target": _target(task)})
+            self.recordings[task.name] = make_split("recordings", rows, of_task, extractor, None, True).dataset
         dataset.groups = groups
 
     def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,18 +285,10 @@ class AuxiliaryTasks(nn.Module):
 
 def first_rows(outputs: Any, rows: int) -> Any:
     """A model's output for the first rows of its batch."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[:rows] if value.dim() else value
-        if isinstance(value, Mapping):
-            return {name: cut(item) for name, item in value.items()}
-        return tuple(cut(item) for item in value) if isinstance(value, tuple | list) else value
-
     made = copy.copy(outputs)
     for name in ("logits", "embeddings", "projections", "auxiliary"):
-        if getattr(outputs, name, None) is not None:
-            setattr(made, name, cut(getattr(outputs, name)))
+        if (value := getattr(outputs, name, None)) is not None:
+            setattr(made, name, recursively_apply(lambda tensor: tensor[:rows] if tensor.dim() else tensor, value))
     return made
 
 
@@ -295,20 +296,6 @@ def _mixed(rows: Tensor, mixture: Any) -> Tensor:
     """Label rows of a batch whose cycles were mixed."""
     share = torch.as_tensor(mixture.lam, dtype=rows.dtype, device=rows.device).reshape(-1, 1)
     return share * rows + (1 - share) * rows[mixture.index.to(rows.device)]
-
-
-def _dataset(recipe: Recipe, task: Task, table: Any, extractor: LaennecFeatureExtractor) -> CycleDataset:
-    """Recordings with their classes and the recipe's augmentation."""
-    targets: Targets = targets_of(table, _target(task), list(task.labels))
-    if len(targets.kept) < len(table):
-        table = table.select(targets.kept)
-    waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
-    waveforms.prepare()
-    plain = recipe.augment.model_copy(update={"concatenate_probability": 0.0})
-    augmentation, _ = make_draws(plain, targets, recipe.folders)
-    return CycleDataset(
-        waveforms, targets, column_of(table, "cycle_id"), extractor.sampling_rate, recipe.seed, augmentation
-    )
 
 
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
@@ -364,7 +351,7 @@ def fit_logit_adjustment(
 
     Returns:
         {name: {"logit_adjustment": {...}, "rows": how many, "answers": {...}}} for the run's record, "smoothing" where
-        asked.
+        the task has it.
     """
     record = {}
     for task in tasks:
@@ -387,17 +374,3 @@ def fit_logit_adjustment(
             way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
         }}  # fmt: skip
     return record
-
-
-def refuse_unknown_level(recipe: Recipe, tasks: list[Task]) -> None:
-    """Refuse a task about rows that the corpus does not have, before anything is computed.
-
-    Raises:
-        InputError: As `load_corpus`.
-    """
-    for task in tasks:
-        levels = corpus_class(recipe.corpus.name, "corpus.name").levels
-        if task.level is not None and (len(levels) < 2 or task.level not in levels):
-            raise InputError(f"tasks.{task.name}.level is {task.level!r}; {recipe.corpus.name} has no such level")
-        if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
-            raise InputError(f"tasks.{task.name}: {POOR_QUALITY} comes last among its labels")

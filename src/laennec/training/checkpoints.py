@@ -6,16 +6,13 @@ deleted when training starts again, which then continues from the checkpoint bef
 one exists while another is written. SIGTERM ends training after the running step, with a checkpoint and exit code 143.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +22,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from laennec.errors import InputError, Terminated
+from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.training.record import read_record
 
 MANIFEST, SUMS = "manifest.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
 
 
@@ -168,73 +164,3 @@ class SealCheckpoints(TrainerCallback):
             seal(self.checkpoint, {"processes": args.world_size})
         if args.world_size > 1:
             torch.distributed.barrier()
-
-
-class StopRequest:
-    """Whether this process was asked to end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, *_: Any) -> None:
-        """The signal's handler.
-
-        Raises:
-            Terminated: It is the second signal.
-        """
-        if self.asked:
-            raise Terminated("stopped")
-        self.asked = True
-
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Take SIGTERM as a request to end while the block runs."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class SaveAndStop(TrainerCallback):
-    """Writes checkpoints within epochs, and a last one when the process is asked to end.
-
-    Args:
-        request: Whether it is asked to.
-        every: Steps between checkpoints, in addition to the one of each epoch; None for no others.
-    """
-
-    def __init__(self, request: StopRequest, every: int | None = None) -> None:
-        self.request = request
-        self.every = every
-        self._stopping = False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask the Trainer for a checkpoint."""
-        self._stopping = self._agreed(args)
-        # the end of an epoch is saved after its evaluation: a checkpoint before that would lose the evaluation
-        ends = state.global_step >= state.max_steps or abs(state.epoch - round(state.epoch)) < _TOLERANCE
-        if not ends and (self._stopping or (self.every and state.global_step % self.every == 0)):
-            control.should_save = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End, now that the checkpoint is whole.
-
-        Raises:
-            Terminated: If this process was asked to end.
-        """
-        if self._stopping:
-            raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
-
-    def _agreed(self, args: Any) -> bool:
-        """Whether any process was asked; if only one stopped, the others would wait for it."""
-        if args.world_size == 1:
-            return self.request.asked
-        asked = torch.tensor([int(self.request.asked)], device=args.device)
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        return bool(asked.item())

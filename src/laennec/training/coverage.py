@@ -1,4 +1,8 @@
-"""Coverage of a sampler: the share of the cycles in an epoch, and the positive pairs of its batches."""
+"""Coverage of a sampler: the share of the cycles in an epoch, and the positive pairs of its batches.
+
+Decisions: the order of the first epoch is counted without reading sound. A loss that has no pair in any batch stops the
+training, because its term would stay 0 unnoticed; a loss that lacks pairs in some batches is reported.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +28,13 @@ class Coverage:
     """What an epoch of a sampler holds.
 
     Attributes:
-        rows: rows in the epoch.
-        batches: batches in the epoch.
-        share_seen: share of the cycles that occur in it.
-        positive_pairs_min: fewest ordered pairs of different cycles of one class in a batch.
-        positive_pairs_mean: the same, averaged over batches.
-        batches_without_positives: batches without a positive pair.
-        batches_without_negatives: batches of a single class.
+        rows: Rows in the epoch.
+        batches: Batches in the epoch.
+        share_seen: Share of the cycles that occur in it.
+        positive_pairs_min: Fewest ordered pairs of different cycles of one class in a batch.
+        positive_pairs_mean: The same, averaged over batches.
+        batches_without_positives: Batches without a positive pair.
+        batches_without_negatives: Batches of a single class.
     """
 
     rows: int
@@ -54,27 +58,26 @@ def coverage(
     Args:
         sampler: A sampler; those of `laennec.training.samplers` keep their own epoch.
         epoch: Counted from 0; an own sampler is counted in the epoch that it is at.
-        labels: class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); the sampler's
-            own where it has them.
-        rows_per_batch: batch size; the sampler's own where it has one.
-
-    Returns:
-        The report.
+        labels: Class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); None for the
+            sampler's own.
+        rows_per_batch: Batch size; None for the sampler's own.
 
     Raises:
-        ValueError: if labels or the batch size are known neither here nor to the sampler.
+        ValueError: Labels or the batch size are known neither here nor to the sampler.
     """
     known = labels if labels is not None else getattr(sampler, "labels", None)
     size = rows_per_batch or getattr(sampler, "rows_per_batch", None)
     if known is None or size is None:
         raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
-    codes = as_codes(known)
-    values = np.asarray(known)
+    codes, values = as_codes(known), np.asarray(known)
     unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
-    order = sampler.order(epoch) if isinstance(sampler, CounterSampler) else _rows_of(sampler)
+    if isinstance(sampler, CounterSampler):
+        order = sampler.order(epoch)
+    else:
+        order = np.array([row[0] if isinstance(row, tuple) else int(row) for row in sampler], dtype=np.int64)
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    batches_known = [batch[~unknown[batch]] for batch in batches]
-    pairs = [_positive_pairs(batch, codes) for batch in batches_known]
+    known_rows = [batch[~unknown[batch]] for batch in batches]
+    pairs = [_positive_pairs(batch, codes) for batch in known_rows]
     return Coverage(
         rows=len(order),
         batches=len(pairs),
@@ -82,13 +85,8 @@ def coverage(
         positive_pairs_min=min(pairs),
         positive_pairs_mean=float(np.mean(pairs)),
         batches_without_positives=pairs.count(0),
-        batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in batches_known),
+        batches_without_negatives=sum(len(np.unique(codes[batch])) < 2 for batch in known_rows),
     )
-
-
-def _rows_of(sampler: Any) -> Rows:
-    """The rows that a sampler yields, by themselves or as (row, epoch)."""
-    return np.array([row[0] if isinstance(row, tuple) else int(row) for row in sampler], dtype=np.int64)
 
 
 def _positive_pairs(rows: Rows, codes: Rows) -> int:
@@ -98,30 +96,35 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
     return same_class - same_cycle
 
 
-def pair_lines(
-    specs: Sequence[LossSpec], sampler: Any, rows_per_batch: int, class_ids: Codes, groups: dict[str, Codes]
+def coverage_lines(
+    name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
-    """How many pairs the batches of the first epoch hold for each loss over pairs, one line each.
+    """The share of the training part in the first epoch, and the pairs that its batches hold for each loss over pairs.
 
     Args:
-        specs: All auxiliary losses.
+        name: The sampler's name in the recipe.
         sampler: The sampler.
         rows_per_batch: Rows of a batch of all processes together.
         class_ids: Class of each cycle.
-        groups: As `group_columns` gives them.
+        specs: The auxiliary losses.
+        groups: As `groups_of_data` gives them.
 
     Raises:
         InputError: No batch holds a pair that a loss needs: names the loss and a sampler.
     """
-    if not isinstance(sampler, CounterSampler):
-        return []
-    lines = []
-    for spec in specs:
+    seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
+    share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
+    lines = [f"sampler {name}: an epoch is {seen.batches} batches of {rows_per_batch} and sees {share}"]
+    # an own sampler's order is not known in advance
+    for spec in specs if isinstance(sampler, CounterSampler) else ():
         if not spec.takes_pairs:
             continue
         labels = class_ids if spec.group_key is None else groups[spec.group_key]
         seen = coverage(sampler, labels=labels, rows_per_batch=rows_per_batch)
-        _refuse_without_pairs(spec, seen)
+        if seen.batches_without_positives == seen.batches and spec.views == 1:
+            _refuse(spec, f"two cycles of one {spec.labels}")
+        if seen.batches_without_negatives == seen.batches:
+            _refuse(spec, f"cycles of two groups by {spec.labels}")
         lacking = seen.batches_without_positives
         without = f", {lacking} batches without any" if lacking and spec.views == 1 else ""
         lines.append(
@@ -132,27 +135,6 @@ def pair_lines(
     return lines
 
 
-def coverage_line(name: str, sampler: Any, rows_per_batch: int, class_ids: Codes) -> str:
-    """Share of the training part in the first epoch, in one line.
-
-    Args:
-        name: The sampler's name in the recipe.
-        sampler: The sampler.
-        rows_per_batch: Rows of a batch of all processes together.
-        class_ids: Class of each cycle.
-    """
-    seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
-    share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
-    return f"sampler {name}: an epoch is {seen.batches} batches of {rows_per_batch} and sees {share}"
-
-
-def _refuse_without_pairs(spec: LossSpec, seen: Coverage) -> None:
-    if seen.batches_without_positives == seen.batches and spec.views == 1:
-        lacking = "two cycles"
-    elif seen.batches_without_negatives == seen.batches:
-        lacking = "cycles of two groups"
-    else:
-        return
+def _refuse(spec: LossSpec, lacking: str) -> None:
     right = _SAMPLER_FOR.get(spec.labels, "sampler.name: shuffle with a larger train.batch_size")
-    what = f"of one {spec.labels}" if lacking == "two cycles" else f"by {spec.labels}"
-    raise InputError(f"{spec.where}: no batch of the first epoch holds {lacking} {what}; set {right}")
+    raise InputError(f"{spec.where}: no batch of the first epoch holds {lacking}; set {right}")

@@ -1,9 +1,17 @@
-"""How batches get to where the model is.
+"""Devices and processes: where a training computes, how batches get there, and what processes exchange.
 
 Decisions: beside a GPU, worker processes read, augment and pad cycles ahead into pinned memory, the copy runs while the
 device computes, and features are computed, masked and mixed there. A frozen encoder runs there too. On a CPU cycles are
 read and predicted one by one, because the sums of a batch are rounded by its shape: the prediction for a cycle is a
 function of that cycle alone, to the last bit, whatever the batch and the number of threads.
+
+Of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and only where they
+learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation stays what
+prediction is. A part that cannot be compiled runs uncompiled, with one warning.
+
+A gather carries gradients (that of accelerate does not), because the pairs of a contrastive loss are its data: two
+processes of half the batch give the loss and the gradient of one process. When another process is lost, the first
+exchange that fails ends this one with one line.
 """
 
 import contextlib
@@ -26,19 +34,18 @@ from laennec.encoders.adapters import stack_of
 from laennec.encoders.transformers_audio import ClapAudioEncoder
 from laennec.errors import InputError
 from laennec.memory import ran_out
-from laennec.training.recipe import Recipe
 
 _log = logging.getLogger(__name__)
 _CANNOT = "train.compile: %s; training goes on uncompiled"
-# what the transports say of a peer that is no longer there
+# messages of the transports about a process that has ended
 _LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore", "Broken pipe")
 
 
-def configure_process(recipe: Recipe) -> None:
-    """Give torch the recipe's threads, and keep libraries from talking while it trains."""
-    torch.set_num_threads(recipe.train.threads)
+def configure_process(threads: int) -> None:
+    """Set torch's threads, and silence libraries while a recipe trains."""
+    torch.set_num_threads(threads)
     disable_progress_bar()
-    # it says that file times may not be exact and that it then goes by step numbers, which are
+    # it warns that file times may not be exact and that step numbers are used instead, which are exact
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
@@ -53,14 +60,22 @@ def training_device() -> torch.device:
 
 
 def encodes_one_by_one(device: torch.device) -> bool:
-    """Whether cycles are answered one by one there: on a CPU, which loses little by it."""
+    """Whether cycles are predicted one by one there: on a CPU, which loses little by it."""
     return device.type == "cpu"
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints: the first of its launch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_count_of_launch() -> int:
+    """How many processes the launch starts, before they have joined."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def device_settings(workers: int | None, gpu: bool) -> dict[str, Any]:
     """Transformers' settings of where to compute, and of how batches get there.
-
-    Beside a GPU processes read ahead and pinned batches are copied while it computes.
 
     Args:
         workers: Processes that read batches; None for none on a CPU, and up to 8 beside a GPU.
@@ -139,39 +154,38 @@ def _or_as_it_is(backend: Callable[..., Any] | None) -> Callable[..., Any]:
 
     def compile_graph(graph: Any, inputs: Any) -> Any:
         from torch._dynamo.exc import RestartAnalysis
+        from torch._inductor.compile_fx import compile_fx
 
         try:
-            if backend is not None:
-                return backend(graph, inputs)
-            from torch._inductor.compile_fx import compile_fx
-
-            return compile_fx(graph, inputs)
+            return (backend or compile_fx)(graph, inputs)
         except RestartAnalysis:  # no failure: dynamo is to trace again
             raise
         except Exception as error:
-            said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {said[:120]})")
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            _log.warning(_CANNOT, f"this machine cannot compile ({type(error).__name__}: {reason[:120]})")
             return graph.forward
 
     return compile_graph
 
 
 @contextlib.contextmanager
-def full_length_afterwards(model: Any) -> Iterator[None]:
-    """Where a launch shards weights over processes (FSDP), put the model together again when the block ends."""
+def unsharded(model: Any) -> Iterator[Any]:
+    """Give the model that has the trained weights after the block: the model itself.
+
+    Where the launch shards weights over processes (FSDP), which changes the model for good, it is a copy: it takes the
+    whole weights when the block ends.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        yield
+        yield model
         return
     whole = copy.deepcopy(model)
-    yield
+    yield whole
     state = {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).detach().cpu()
         for name, value in model.state_dict().items()
     }
     whole.load_state_dict(state)
     whole.train(model.training)
-    # callers hold the model itself: its hooks and sharded weights go, those of the copy take their place
-    model.__class__, model.__dict__ = type(whole), whole.__dict__
 
 
 def process_count() -> int:
@@ -228,7 +242,7 @@ def _rows_by_rank(rows: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def explain_lost_process() -> Iterator[None]:
-    """Say in one line that another process of the launch is gone.
+    """Explain in one line that another process of the launch has ended.
 
     Raises:
         InputError: An exchange between processes failed.
@@ -254,9 +268,9 @@ class SharedLastBatch(BatchSampler):
     where fewer rows are left than there are processes, the round is completed by starting over.
 
     Args:
-        sampler: gives the order.
-        batch_size: of one process.
-        processes: how many there are; batch i is for process i modulo their number.
+        sampler: Gives the order.
+        batch_size: Of one process.
+        processes: How many there are; batch i is for process i modulo their number.
     """
 
     def __init__(self, sampler: Sampler[Any], batch_size: int, processes: int) -> None:

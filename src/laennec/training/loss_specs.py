@@ -2,7 +2,8 @@
 
 Decisions: the facts of a loss (`labels`, `views`, `on`, `sampler`) are attributes of its class and hold unless a recipe
 says otherwise, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
-by class and by device). A term keeps its weight and its name, so the objective is the plain sum of what is logged.
+by class and by device). A term keeps its weight and its name, so the objective is the plain sum of what is logged. The
+losses over clusters take clean and mixed cycles as separate terms, as in the published total.
 """
 
 import logging
@@ -25,7 +26,6 @@ from laennec.losses import (
     Loss,
     PatchMixContrastiveLoss,
     TupletContrastiveLoss,
-    WeightedSum,
     WeightSchedule,
 )
 from laennec.training.data import CycleDataset
@@ -33,16 +33,44 @@ from laennec.training.targets import MISSING, Codes, GroupTable
 
 CLASS, CYCLE = "class", "cycle"  # labels that need no column
 INPUTS = ("embedding", "projection", "clusters")
+CLUSTERS, CLUSTER_WIDTH = 4, 128  # the published numbers
 # losses that take the frame groups of each cycle, not pairs of cycles
 CLUSTER_LOSSES = (DeepClusteringLoss, ClusterSimilarityLoss)
+# keys of a recipe's entry that are no arguments of the loss
 _OWN = ("labels", "missing", "views", "on", "projection_dim")
-CLUSTERS, WIDTH = 4, 128  # the published numbers
 _log = logging.getLogger(__name__)
 
 
-def fact(loss: nn.Module, name: str) -> Any:
-    """A fact of a loss: its attribute `labels`, `views`, `on` or `sampler`, or the default of `Loss`."""
-    return getattr(loss, name, getattr(Loss, name))
+class CleanAndMixed(nn.Module):
+    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`.
+
+    Args:
+        loss: Returns named terms.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss: Any = loss
+        self.pairs: dict[str, int] = {}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the loss."""
+        return str(self.loss.citation)
+
+    def forward(self, clean: Sequence[Tensor], mixed: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """The terms of both copies; without mixed cycles the terms keep the names of the loss."""
+        terms: dict[str, Tensor] = {}
+        self.pairs = {}
+        copies = {"": clean} if mixed is None else {"_clean": clean, "_mixed": mixed}
+        for suffix, inputs in copies.items():
+            terms |= {f"{name}{suffix}": value for name, value in self.loss(*inputs).items()}
+            self.pairs |= {f"{name}{suffix}": count for name, count in self.loss.pairs.items()}
+        return terms
+
+    def extra_repr(self) -> str:
+        """Variant and settings of the loss."""
+        return f"{type(self.loss).__name__}: {self.loss.extra_repr()}"
 
 
 @dataclass(frozen=True)
@@ -77,10 +105,14 @@ class LossSpec:
     negatives: int = 16
     where: str = ""
 
+    @property
+    def inner(self) -> nn.Module:
+        """The loss itself, where it is taken over clean and mixed cycles."""
+        return self.loss.loss if isinstance(self.loss, CleanAndMixed) else self.loss
+
     def is_a(self, *kinds: type[nn.Module]) -> bool:
         """Whether the loss is of one of these classes."""
-        inner = self.loss.loss if isinstance(self.loss, CleanAndMixed) else self.loss
-        return isinstance(inner, kinds)
+        return isinstance(self.inner, kinds)
 
     @property
     def takes_frame_groups(self) -> bool:
@@ -118,15 +150,10 @@ def specs_of(
         if isinstance(loss, LossSpec):
             specs.append(loss)
             continue
-        where = f"losses[{name!r}]"
-        _check_name(name, where)
-        if isinstance(loss, CLUSTER_LOSSES):
-            specs.append(_over_clusters(name, loss, _schedule(weights.get(name, 1.0)), where))
-            continue
-        facts = {key: fact(loss, key) for key in ("labels", "views", "on")}
-        _check(where, loss, {"missing": "drop", "projection_dim": 0, **facts})
-        specs.append(LossSpec(name, loss, _schedule(weights.get(name, 1.0)), where=where, **facts))
-    return _together(specs)
+        weight = weights.get(name, 1.0)
+        schedule = weight if isinstance(weight, WeightSchedule) else WeightSchedule(_weight(weight))
+        specs.append(_spec(name, loss, schedule, f"losses[{name!r}]"))
+    return _checked_together(specs)
 
 
 def loss_specs(settings: Mapping[str, Any], negatives: int = 16, folders: Sequence[Path] = ()) -> list[LossSpec]:
@@ -141,62 +168,35 @@ def loss_specs(settings: Mapping[str, Any], negatives: int = 16, folders: Sequen
     Raises:
         InputError: A loss, a key or a value is unknown, or they contradict one another.
     """
-    return _together([_of_recipe(name, given, negatives, folders) for name, given in settings.items()])
-
-
-def weighted_sum(specs: Sequence[LossSpec]) -> WeightedSum | None:
-    """The losses as one sum of named terms; None where there is none."""
-    if not specs:
-        return None
-    return WeightedSum({s.name: s.loss for s in specs}, {s.name: s.schedule for s in specs})
-
-
-def _together(specs: list[LossSpec]) -> list[LossSpec]:
-    """Refuse losses over clusters without the loss that makes them, or two that make them."""
-    clustering = [s for s in specs if s.is_a(DeepClusteringLoss)]
-    for spec in specs:
-        if not clustering and (spec.takes_frame_groups or spec.on == "clusters"):
-            raise InputError(f"{spec.where} needs the clusters that loss.auxiliary.clustering makes; add that loss")
-    for kind in (DeepClusteringLoss, ClusterSimilarityLoss):
-        if len(same := [s for s in specs if s.is_a(kind)]) > 1:
-            raise InputError(f"{same[1].where}: a training has one {kind.__name__}; drop it")
-    return specs
+    return _checked_together([_of_recipe(name, given, negatives, folders) for name, given in settings.items()])
 
 
 def _of_recipe(name: str, given: Any, negatives: int, folders: Sequence[Path]) -> LossSpec:
     where = f"loss.auxiliary.{name}"
     if not isinstance(given, Mapping) and given is not None:
         raise InputError(f"{where} is a group of settings, not {given!r}")
-    _check_name(name, where)
     # YAML 1.1 reads a bare `on` as true
     values = {"on" if key is True else key: value for key, value in (given or {}).items()}
     kind = _kind(name, values, where, folders)
-    cluster = issubclass(kind, CLUSTER_LOSSES)
-    own: dict[str, Any] = {} if cluster else {key: values.pop(key) for key in _OWN if key in values}
+    own: dict[str, Any] = {}
+    if not issubclass(kind, CLUSTER_LOSSES):
+        own = {"negatives": negatives} | {key: values.pop(key) for key in _OWN if key in values}
     if kind is PatchMixContrastiveLoss:
         own["project_mixed"] = values.pop("project_mixed", False)
     if isinstance(own.get("labels"), bool | int):
         own["labels"] = str(own["labels"])
+    sizes: dict[Any, Any] = {
+        DeepClusteringLoss: {"clusters": CLUSTERS, "dim": CLUSTER_WIDTH},
+        ClusterSimilarityLoss: {"dim": CLUSTER_WIDTH},
+    }
     try:
-        schedule = WeightSchedule(
-            _weight(values.pop("weight", 1.0)), values.pop("start", 0.0), values.pop("warm_up", 0.0)
-        )
-        if cluster:
-            sizes = {DeepClusteringLoss: {"clusters": CLUSTERS, "dim": WIDTH}, ClusterSimilarityLoss: {"dim": WIDTH}}
-            with torch.random.fork_rng(devices=[]):  # its weights are drawn again, by seed, in `AuxiliaryHeads`
-                return _over_clusters(name, kind(**(sizes.get(kind, {}) | values)), schedule, where)
-        loss = kind(**values)
+        weight = _weight(values.pop("weight", 1.0))
+        schedule = WeightSchedule(weight, values.pop("start", 0.0), values.pop("warm_up", 0.0))
+        with torch.random.fork_rng(devices=[]):  # `AuxiliaryHeads` draws the weights of losses over clusters, by seed
+            loss = kind(**(sizes.get(kind, {}) | values))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: {str(error).split('__init__() ')[-1]}") from error
-    facts: dict[str, Any] = {key: fact(loss, key) for key in ("labels", "views", "on")}
-    facts |= {"missing": "drop", "projection_dim": 0, **own}
-    _check(where, loss, facts)
-    return LossSpec(name, loss, schedule, negatives=negatives, where=where, **facts)
-
-
-def _over_clusters(name: str, loss: nn.Module, schedule: WeightSchedule, where: str) -> LossSpec:
-    """A loss over the frame groups of each cycle, and of its mixed copy."""
-    return LossSpec(name, CleanAndMixed(loss), schedule, CYCLE, on=fact(loss, "on"), where=where)
+    return _spec(name, loss, schedule, where, **own)
 
 
 def _kind(name: str, values: dict[str, Any], where: str, folders: Sequence[Path]) -> type[nn.Module]:
@@ -213,113 +213,73 @@ def _kind(name: str, values: dict[str, Any], where: str, folders: Sequence[Path]
     return AUXILIARY_LOSSES[known]
 
 
-def _check_name(name: str, where: str) -> None:
-    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-        raise InputError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
-
-
-def _schedule(weight: float | WeightSchedule) -> WeightSchedule:
-    return weight if isinstance(weight, WeightSchedule) else WeightSchedule(_weight(weight))
-
-
 def _weight(value: Any) -> float:
     weight = float(value)
     if not 0 <= weight < math.inf:
-        raise ValueError(
+        raise InputError(
             f"weight is {weight:g}; it must be finite and 0 or more (training would raise a loss with a negative "
             "weight without end)"
         )
     return weight
 
 
-def _check(where: str, loss: nn.Module, own: Mapping[str, Any]) -> None:
+def _spec(name: str, loss: nn.Module, schedule: WeightSchedule, where: str, **own: Any) -> LossSpec:
+    """A loss with the facts of its class, but for its own ones; a loss over clusters takes frame groups alone."""
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name):
+        raise InputError(f"{where}: {name!r} cannot name a loss; use letters, digits and underscores")
+    facts: dict[str, Any] = {key: getattr(loss, key, getattr(Loss, key)) for key in ("labels", "views", "on")}
+    if isinstance(loss, CLUSTER_LOSSES):
+        return LossSpec(name, CleanAndMixed(loss), schedule, CYCLE, on=facts["on"], where=where)
+    spec = LossSpec(name, loss, schedule, where=where, **(facts | own))
+    _check(spec, facts["views"], (*INPUTS, facts["on"]))
+    return spec
+
+
+def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
     """Refuse facts that the loss cannot follow."""
-    name, most = type(loss).__name__, fact(loss, "views")
-    if own["on"] not in (*INPUTS, fact(loss, "on")):
-        raise InputError(f"{where}.on is {own['on']!r}; it can be embedding or projection, or clusters")
-    if own["missing"] not in MISSING:
-        raise InputError(f"{where}.missing is {own['missing']!r}; it can be {' or '.join(MISSING)}")
-    dim, views = own["projection_dim"], own["views"]
-    if not isinstance(mixed := own.get("project_mixed", False), bool):
-        raise InputError(f"{where}.project_mixed is {mixed!r}; it is true or false")
-    if mixed and dim:
+    where, name, dim = spec.where, type(spec.loss).__name__, spec.projection_dim
+    if spec.on not in inputs:
+        raise InputError(f"{where}.on is {spec.on!r}; it can be embedding or projection, or clusters")
+    if spec.missing not in MISSING:
+        raise InputError(f"{where}.missing is {spec.missing!r}; it can be {' or '.join(MISSING)}")
+    if not isinstance(spec.project_mixed, bool):
+        raise InputError(f"{where}.project_mixed is {spec.project_mixed!r}; it is true or false")
+    if spec.project_mixed and dim:
         raise InputError(f"{where}: project_mixed projects to the width of the clean cycles; leave out projection_dim")
     if not isinstance(dim, int) or dim < 0:
         raise InputError(f"{where}.projection_dim is {dim!r}; it is a width, 0 for none")
-    if dim and own["on"] == "projection":
+    if dim and spec.on == "projection":
         raise InputError(f"{where}: projection_dim gives it a projection of its own; leave out on: projection")
-    if views not in (1, most):
-        raise InputError(f"{where}.views is {views!r}; {name} takes {'1 or 2' if most == 2 else most}")
-    if isinstance(loss, TupletContrastiveLoss | PatchMixContrastiveLoss) and own["labels"] != CLASS:
-        raise InputError(f"{where}.labels is {own['labels']!r}; {name} takes only class")
-    if own["labels"] == CYCLE and most < 2:
+    if spec.views not in (1, most_views):
+        raise InputError(f"{where}.views is {spec.views!r}; {name} takes {'1 or 2' if most_views == 2 else most_views}")
+    if spec.is_a(TupletContrastiveLoss, PatchMixContrastiveLoss) and spec.labels != CLASS:
+        raise InputError(f"{where}.labels is {spec.labels!r}; {name} takes only class")
+    if spec.labels == CYCLE and most_views < 2:
         raise InputError(f"{where}.labels is cycle, but {name} does not take two views of a cycle")
-    if own["labels"] == CYCLE and views < 2:
+    if spec.labels == CYCLE and spec.views < 2:
         raise InputError(f"{where}: one view of a cycle has no positive pair; set views: 2")
-    if isinstance(loss, DeviceAdversarialLoss) and own["labels"] == CLASS:
+    if spec.is_a(DeviceAdversarialLoss) and spec.labels == CLASS:
         raise InputError(f"{where}.labels is class, which the embedding should keep; name a column such as device")
-    if getattr(loss, "detach_other_views", False) and views < 2:
+    if getattr(spec.loss, "detach_other_views", False) and spec.views < 2:
         raise InputError(f"{where}: detach_other_views needs views: 2")
 
 
-class CleanAndMixed(nn.Module):
-    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`.
-
-    Args:
-        loss: Returns named terms.
-    """
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss: Any = loss
-        self.pairs: dict[str, int] = {}
-
-    @property
-    def citation(self) -> str:
-        """BibTeX of the loss."""
-        return str(self.loss.citation)
-
-    def forward(self, clean: Sequence[Tensor], mixed: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """The terms of both copies; without mixed cycles the terms keep the names of the loss."""
-        if mixed is None:
-            terms: dict[str, Tensor] = self.loss(*clean)
-            self.pairs = dict(self.loss.pairs)
-            return terms
-        terms, self.pairs = {}, {}
-        for suffix, inputs in (("clean", clean), ("mixed", mixed)):
-            terms |= {f"{name}_{suffix}": value for name, value in self.loss(*inputs).items()}
-            self.pairs |= {f"{name}_{suffix}": count for name, count in self.loss.pairs.items()}
-        return terms
-
-    def extra_repr(self) -> str:
-        """Variant and settings of the loss."""
-        return f"{type(self.loss).__name__}: {self.loss.extra_repr()}"
-
-
-def group_columns(specs: Sequence[LossSpec], groups: GroupTable) -> dict[str, Codes]:
-    """The groups that the losses take, by their name in a batch; a warning names the cycles without a group.
-
-    Raises:
-        InputError: A column does not exist, is unknown for all cycles, or has one value only.
-    """
-    found: dict[str, Codes] = {}
+def _checked_together(specs: list[LossSpec]) -> list[LossSpec]:
+    """Refuse losses over clusters without the loss that makes them, or two that make them."""
+    clustering = [s for s in specs if s.is_a(DeepClusteringLoss)]
     for spec in specs:
-        if spec.group_key is None:
-            continue
-        codes = groups.codes(spec.labels, spec.missing, f"{spec.where}.labels")
-        if codes.max() < 1:
-            raise InputError(
-                f"{spec.where}.labels is {spec.labels!r}, which is the same for all training cycles: there is "
-                "nothing to tell apart; choose another column"
-            )
-        if (codes < 0).any():
-            _log.warning("%s: %s is %s; this loss leaves them out", spec.where, spec.labels, groups.whose(codes))
-        found[spec.group_key] = codes
-    return found
+        if not clustering and (spec.takes_frame_groups or spec.on == "clusters"):
+            raise InputError(f"{spec.where} needs the clusters that loss.auxiliary.clustering makes; add that loss")
+    for kind in CLUSTER_LOSSES:
+        if len(same := [s for s in specs if s.is_a(kind)]) > 1:
+            raise InputError(f"{same[1].where}: a training has one {kind.__name__}; drop it")
+    return specs
 
 
 def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequence[float] = ()) -> dict[str, Codes]:
-    """Have a training set's items carry the views and groups that the losses take; returns the groups.
+    """Have a training set's items carry the views and groups that the losses take; returns the groups by name.
+
+    A warning names the cycles without a group.
 
     Args:
         data: The training data; groups that it has already are kept.
@@ -327,15 +287,26 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
         age_edges_years: Edges of the age bands.
 
     Raises:
-        InputError: As in `group_columns`.
+        InputError: A column does not exist, is unknown for all cycles, or has one value only.
     """
     if not isinstance(data, CycleDataset):
         return {}
-    lacking = [spec for spec in specs if spec.group_key is not None and spec.group_key not in data.groups]
     table = GroupTable(len(data.targets.class_ids), data.targets.metadata, age_edges_years)
-    data.groups = {**data.groups, **group_columns(lacking, table)}
-    data.views = max([spec.views for spec in specs], default=1)
-    return dict(data.groups)
+    groups = dict(data.groups)
+    for spec in specs:
+        if spec.group_key is None or spec.group_key in groups:
+            continue
+        codes = table.codes(spec.labels, spec.missing, f"{spec.where}.labels")
+        if codes.max() < 1:
+            raise InputError(
+                f"{spec.where}.labels is {spec.labels!r}, which is the same for all training cycles: there is "
+                "nothing to tell apart; choose another column"
+            )
+        if (codes < 0).any():
+            _log.warning("%s: %s is %s; this loss leaves them out", spec.where, spec.labels, table.whose(codes))
+        groups[spec.group_key] = codes
+    data.groups, data.views = groups, max([spec.views for spec in specs], default=1)
+    return groups
 
 
 def check_views(specs: Sequence[LossSpec], mixes: bool, draws: bool) -> None:

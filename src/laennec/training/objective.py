@@ -28,9 +28,8 @@ from laennec.losses import (
     WeightedSum,
 )
 from laennec.losses.tuplet import draw_negatives
-from laennec.training.arguments import argument
 from laennec.training.devices import first_row, gather_groups, gather_with_gradient, process_count
-from laennec.training.loss_specs import CLASS, CYCLE, LossSpec, weighted_sum
+from laennec.training.loss_specs import CLASS, CYCLE, LossSpec
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,15 @@ def task_weights(
     """
     if setting is None:
         return None
-    if isinstance(setting, str) and (setting != "balanced" or labels is None):
-        raise InputError(
-            f"loss.class_weights is {setting!r}; it can be balanced (with training labels), a list of {n_labels} "
-            "numbers, or left out"
-        )
     if not isinstance(setting, str):
         if len(setting) != n_labels:
             raise InputError(f"loss.class_weights has {len(setting)} numbers; there are {n_labels} labels")
         return torch.tensor(setting, dtype=torch.float32)
-    assert labels is not None
+    if setting != "balanced" or labels is None:
+        raise InputError(
+            f"loss.class_weights is {setting!r}; it can be balanced (with training labels), a list of {n_labels} "
+            "numbers, or left out"
+        )
     if multi_label:
         positives = labels.sum(0)
         return torch.tensor((len(labels) - positives) / np.maximum(positives, 1), dtype=torch.float32)
@@ -127,7 +125,7 @@ class TaskLoss(nn.Module):
         views: str = "first",
     ) -> None:
         super().__init__()
-        if kind in (("ce",) if multi_label else ("bce",)):
+        if kind == ("ce" if multi_label else "bce"):
             right = "bce or focal" if multi_label else "ce or focal"
             raise InputError(
                 f"task_loss is {kind!r}, but a {'multi' if multi_label else 'single'}_label head needs {right}"
@@ -168,20 +166,6 @@ class TaskLoss(nn.Module):
         return values.mean()
 
 
-def task_loss_of(args: Any, config: Any, labels: NDArray[Any] | None, own: nn.Module | None = None) -> TaskLoss:
-    """The task loss that training arguments ask for.
-
-    Args:
-        args: `LaennecTrainingArguments`, or transformers' own.
-        config: The model's configuration.
-        labels: Labels of the training part.
-        own: A user's loss instead of the one that the arguments name.
-    """
-    kind = own or argument(args, "task_loss") or ("bce" if config.is_multi_label else "ce")
-    names = ("class_weights", "focal_gamma", "task_weight", "task_views")
-    return TaskLoss(kind, config.is_multi_label, labels, config.num_labels, *(argument(args, name) for name in names))
-
-
 class Objective(nn.Module):
     """Task loss plus weighted auxiliary losses.
 
@@ -195,18 +179,11 @@ class Objective(nn.Module):
         super().__init__()
         self.task = task
         self.specs = list(specs)
-        self.auxiliary = weighted_sum(self.specs)
+        self.auxiliary: WeightedSum | None = None
+        if specs:
+            self.auxiliary = WeightedSum({s.name: s.loss for s in specs}, {s.name: s.schedule for s in specs})
+        self.contrasts_mixtures = contrasts_mixtures(specs)
         self.seed = seed
-
-    @property
-    def views(self) -> int:
-        """How many augmented views of each cycle a batch must hold."""
-        return max([spec.views for spec in self.specs], default=1)
-
-    @property
-    def contrasts_mixtures(self) -> bool:
-        """Whether clean and mixed cycles are both encoded."""
-        return contrasts_mixtures(self.specs)
 
     def forward(self, outputs: Any, batch: Mapping[str, Any], stage: Stage, progress: float) -> dict[str, Tensor]:
         """All terms of a training step.
@@ -248,9 +225,14 @@ class Objective(nn.Module):
     def _inputs(self, spec: LossSpec, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         """What one auxiliary loss is called with."""
         rows = len(batch["labels"])
+        # the output of the layer that only this loss has, the shared projection, or the embeddings
+        vectors: Any = (getattr(outputs, "auxiliary", None) or {}).get(spec.name)
         if spec.takes_frame_groups:
-            return self._groups(spec, outputs.auxiliary[spec.name], batch)
-        vectors = _vectors(spec, outputs)
+            return self._groups(spec, vectors, batch)
+        if vectors is None:
+            vectors = outputs.projections if spec.on == "projection" else outputs.embeddings
+        if vectors is None:
+            raise InputError(f"{spec.where}.on is projection, but head.projection_dim is 0")
         if spec.is_a(TupletContrastiveLoss):
             return self._tuplets(spec, vectors[:rows], batch)
         if spec.is_a(PatchMixContrastiveLoss):
@@ -341,18 +323,6 @@ class TermSums:
 def contrasts_mixtures(specs: Sequence[LossSpec]) -> bool:
     """Whether a loss takes clean and mixed cycles, so that both are encoded."""
     return any(spec.is_a(PatchMixContrastiveLoss) for spec in specs)
-
-
-def _vectors(spec: LossSpec, outputs: Any) -> Tensor:
-    """The embeddings, or the output of the layer that the loss takes: (views * batch, width)."""
-    own = getattr(outputs, "auxiliary", None)
-    if own is not None and spec.name in own:
-        vectors: Tensor = own[spec.name]
-        return vectors
-    chosen: Tensor | None = outputs.projections if spec.on == "projection" else outputs.embeddings
-    if chosen is None:
-        raise InputError(f"{spec.where}.on is projection, but head.projection_dim is 0")
-    return chosen
 
 
 def _mixtures(spec: LossSpec, vectors: Tensor, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:

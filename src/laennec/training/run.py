@@ -1,15 +1,13 @@
-"""One recipe, from corpus to the best epoch's model.
+"""One recipe, from corpus to the best epoch's model, and the folder of the run.
 
 Decisions: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored;
 `laennec evaluate` scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer
-trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same, and
-never overwritten by another one unasked.
+trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same; a finished
+or other one is never overwritten unasked, and nothing of it is deleted before data and weights were checked.
 """
 
 import contextlib
 import hashlib
-import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,19 +19,25 @@ import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import cache_root, provenance
-from laennec.corpora.base import column_of
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
-from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary_tasks import (
-    AuxiliaryTasks,
-    config_of,
-    fit_logit_adjustment,
-    refuse_unknown_level,
-    tasks_of,
+from laennec.files import (
+    atomic_folder,
+    atomic_write,
+    explain_write_errors,
+    lock_of,
+    lock_or_refuse,
+    remove_stale_lock,
 )
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_logit_adjustment, tasks_of
 from laennec.training.data import EmbeddingDataset, refuse_lost_neighbours
-from laennec.training.devices import configure_process, explain_lost_process, training_device
+from laennec.training.devices import (
+    configure_process,
+    explain_lost_process,
+    is_main_process,
+    process_count_of_launch,
+    training_device,
+)
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
 from laennec.training.mixing import check_mixing
 from laennec.training.pretraining.dataset import refuse_seen_patients
@@ -41,18 +45,9 @@ from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
-from laennec.training.split_data import (
-    SplitData,
-    labelled_rows,
-    labelled_split,
-    load_decoded,
-    make_extractor,
-    make_split,
-    refuse_missing_labels,
-)
+from laennec.training.split_data import SplitData, labelled_part, load_decoded, make_extractor, make_split
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 
-_log = logging.getLogger(__name__)
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
 # what a kill can leave of a run that had written nothing
@@ -61,7 +56,7 @@ _PASSING = (lock_of(RECORDS[0]).name, f".{_SETTINGS}.part")
 
 @dataclass
 class FitResult:
-    """What training left beside the model: log and best epoch, validation predictions, operating points."""
+    """What training left: model, log and best epoch, validation predictions, operating points."""
 
     result: Result
     predictions: Any
@@ -79,7 +74,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         type=recipe.encoder_type(),
         revision=e.revision,
         encoder_config=e.config,
-        trainable="frozen" if e.frozen else e.trainable,
+        trainable=e.trainable,
         last_layers=e.train_last_layers,
         lora=e.lora.model_dump(),
         group_frames=e.group_frames,
@@ -108,7 +103,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         watch: A TrainerCallback that sees every phase; None for none.
 
     Returns:
-        The run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
+        The run's folder: model/, predictions-validation.parquet, recipe.json, run.json.
 
     Raises:
         InputError: Anything a user can mend, from the recipe to the disk.
@@ -117,7 +112,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
     if not overwrite and finished_before(out, recipe):
         return out
     with claimed(out, recipe, overwrite) as begin:
-        configure_process(recipe)
+        configure_process(recipe.train.threads)
         _train(recipe, out, command, begin, watch)
     return out
 
@@ -128,43 +123,53 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
     with timings.measure("total"):
         extractor = make_extractor(recipe.features)
         check_mixing(recipe)
-        refuse_unknown_level(recipe, tasks_of(recipe))
+        tasks_of(recipe)
         with timings.measure("corpus"):
             parts = load_decoded(recipe, extractor.sampling_rate)
             source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            training = make_split("train", parts["train"], recipe, extractor, None, True)
-            training = _labelled(recipe, parts["train"], extractor, training)
+            training = labelled_part(recipe, parts["train"], extractor)
             names = training.targets.names
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
-    record = {
+    if not is_main_process():
+        return
+    result = fitted.result
+    record = run_facts(recipe, source) | {
         "command": command,
-        "corpus": {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source},
+        "problem_type": recipe.target.problem_type,
+        "selection_set": "validation",
+        "selection_metric": recipe.train.selection_metric,
         "labels": names,
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"])) for part in (training, validation)},
         "pretraining": pretraining,
         "timings": timings.seconds,
+        "losses": result.losses,
+        "history": training_history(result.history),
+        "best_epoch": result.best_epoch,
+        "best_metric": result.best_metric,
         "operating_points": fitted.operating_points,
         "tasks": fitted.tasks,
+        "evaluations": [],
     }
-    if int(os.environ.get("RANK", "0")) == 0:
-        write_run(out, recipe, model, extractor, fitted.predictions, _record(recipe, fitted.result) | record)
+    write_run(out, result.model, extractor, fitted.predictions, record)
 
 
-def _labelled(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor, training: SplitData) -> SplitData:
-    """The training part with as many of its labels as the recipe allows."""
-    c = recipe.corpus
-    if c.label_fraction == 1:
-        return training
-    refuse_missing_labels(training.targets)
-    ids = column_of(training.table, "cycle_id")
-    rows = labelled_rows(training.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
-    return labelled_split(recipe, table, extractor, training, rows)
+def run_facts(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
+    """What the records of training and pre-training share: name, corpus, settings, seed and machine."""
+    corpus = {"name": recipe.corpus.name, "fingerprint": source.get("corpus_fingerprint"), "provenance": source}
+    return {
+        "name": recipe.name,
+        "corpus": corpus,
+        "config": recipe.to_dict(),
+        "seeds": {"recipe": recipe.seed},
+        "versions": versions(),
+        "hardware": hardware(),
+    }
 
 
 def fit(
@@ -179,7 +184,7 @@ def fit(
     begin: Callable[[], None] = lambda: None,
     watch: Any = None,
 ) -> FitResult:
-    """Train a model in place, choose its epoch on validation, and fit its operating points there.
+    """Train a model, choose its epoch on validation, and fit its operating points there.
 
     Args:
         recipe: All settings.
@@ -190,8 +195,8 @@ def fit(
         out: Checkpoints go below it.
         timings: Gets the seconds of embedding, training and validation predictions.
         lines: Whether each epoch prints a line.
-        watch: A TrainerCallback that sees every phase; None for none.
         begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
+        watch: A TrainerCallback that sees every phase; None for none.
 
     Raises:
         InputError: As `train`.
@@ -206,11 +211,10 @@ def fit(
         with timings.measure("embedding"):
             cache = EmbeddingCache(cache_root(), model, extractor)
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
-    else:
+    elif recipe.head.standardise and recipe.encoder.weights is not None:
         _standardise_on_sample(recipe, model, extractor, training)
     plan = plan_phases(recipe, model, extractor, training.targets, training.table, datasets, truth)
-    tasks = tasks_of(recipe)
-    if tasks:
+    if tasks := tasks_of(recipe):
         held_out = set(validation.table["patient_id"])
         auxiliary_tasks = AuxiliaryTasks(recipe, tasks, training.dataset, training.table, extractor, held_out)
         plan.settings["auxiliary_tasks"] = auxiliary_tasks
@@ -218,20 +222,20 @@ def fit(
     with timings.measure("training"), explain_write_errors(out / "checkpoints"):
         result = run_phases(recipe, model, plan, out, lines, watch)
     with timings.measure("validation predictions"):
-        return FitResult(result, *answer_validation(model, extractor, recipe, validation, cache))
+        return FitResult(result, *predict_validation(result.model, extractor, recipe, validation, cache))
 
 
-def answer_validation(
+def predict_validation(
     model: LaennecForAudioClassification,
     extractor: LaennecFeatureExtractor,
     recipe: Recipe,
     validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """Answer the validation part, and fit there how the model decides, which its config then says.
+    """Predict the validation part, and fit there how the model decides, which its config then says.
 
     Returns:
-        The predictions table; the operating points; what was fitted for further tasks.
+        The predictions table; the operating points; what was fitted for auxiliary tasks.
     """
     truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
     cache = cache or EmbeddingCache(cache_root(), model, extractor)
@@ -239,25 +243,6 @@ def answer_validation(
     predictions = predictions_table(model, truth, embeddings)
     points = calibrate(model, predictions, recipe.head)
     return predictions, points, fit_logit_adjustment(model, extractor, recipe, tasks_of(recipe), validation)
-
-
-def _record(recipe: Recipe, result: Result) -> dict[str, Any]:
-    """The part of a run record that follows from recipe, training and machine."""
-    return {
-        "name": recipe.name,
-        "problem_type": recipe.target.problem_type,
-        "selection_set": "validation",
-        "selection_metric": recipe.train.selection_metric,
-        "config": recipe.to_dict(),
-        "seeds": {"recipe": recipe.seed},
-        "versions": versions(),
-        "hardware": hardware(),
-        "losses": result.losses,
-        "history": training_history(result.history),
-        "best_epoch": result.best_epoch,
-        "best_metric": result.best_metric,
-        "evaluations": [],
-    }
 
 
 def _embedded(
@@ -269,17 +254,18 @@ def _embedded(
     cache: EmbeddingCache,
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
     """Embed both parts once (training as often as the recipe asks for augmented copies)."""
-    draws = training.dataset.augmentation is not None or training.dataset.concatenation is not None
-    copies, labels = [], []
-    for copy in range(recipe.augment.copies if draws else 1):
-        draw = f"{recipe.seed} {copy} {recipe.augment} {source_of(training)}" if draws else ""
-        copies.append(
-            embed_cycles(model, extractor, training.dataset, training.keys(draw), cache, copy if draws else None)
-        )
-        rows = range(len(training.dataset))
-        labels.append(
-            np.stack([training.dataset.label_at(row, copy) for row in rows]) if draws else training.targets.labels
-        )
+    dataset = training.dataset
+    if dataset.augmentation is None and dataset.concatenation is None:
+        copies = [embed_cycles(model, extractor, dataset, training.keys(), cache)]
+        labels = [training.targets.labels]
+    else:
+        copies, labels = [], []
+        # the set of cycles that second cycles are drawn from is a part of the key
+        source = hashlib.sha256("\n".join(training.table["cycle_id"]).encode()).hexdigest()
+        for copy in range(recipe.augment.copies):
+            keys = training.keys(f"{recipe.seed} {copy} {recipe.augment} {source}")
+            copies.append(embed_cycles(model, extractor, dataset, keys, cache, copy))
+            labels.append(np.stack([dataset.label_at(row, copy) for row in range(len(dataset))]))
     held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
     if recipe.head.standardise:
         model.head.standardise(torch.from_numpy(np.concatenate(copies)))
@@ -289,22 +275,15 @@ def _embedded(
     )
 
 
-def source_of(part: SplitData) -> str:
-    """Names the set of cycles that partners are drawn from."""
-    return hashlib.sha256("\n".join(part.table["cycle_id"]).encode()).hexdigest()
-
-
 def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training: SplitData) -> None:
     """Scale the head's input by the embeddings of some training cycles before the encoder moves."""
-    if not recipe.head.standardise or recipe.encoder.weights is None:
-        return
     rows = np.random.Generator(np.random.Philox(key=recipe.seed)).permutation(len(training.dataset))[:256]
     sample = torch.from_numpy(embed_waveforms(model, extractor, [training.dataset.sound(int(r)) for r in rows]))
     for head in (model.head, *model.tasks.values()):
         head.standardise(sample)
 
 
-def write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
+def write_run(out: Path, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
     """Write model, predictions and record; the record last, because it says that the run is whole."""
     with atomic_folder(out / "model") as folder:
         model.save_pretrained(folder)
@@ -315,27 +294,32 @@ def write_run(out: Path, recipe: Recipe, model: Any, extractor: Any, predictions
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
+def _is_of(out: Path, recipe: Recipe) -> bool:
+    """Whether the run in a folder has these settings."""
+    earlier = out / _SETTINGS
+    return Recipe.from_record(read_record(earlier), str(earlier)).to_dict() == recipe.to_dict()
+
+
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:
     """Refuse an output folder unless it is new, or holds an unfinished run of the same recipe.
 
     Raises:
         InputError: It holds other files, a finished run, or a run of another recipe.
     """
-    earlier = out / _SETTINGS
+    earlier = (out / _SETTINGS).exists()
     others = out.exists() and (not out.is_dir() or any(path.name not in _PASSING for path in out.iterdir()))
     if overwrite:
-        if others and not earlier.exists():
+        if others and not earlier:
             raise InputError(f"{out}: holds no laennec run, so it is not overwritten; choose another output folder")
     elif any((out / record).exists() for record in RECORDS):
         for record in RECORDS:
             remove_stale_lock(out / record)
         raise InputError(f"{out}: holds a finished run; choose another output folder or pass --overwrite")
-    elif earlier.exists():
-        if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
-            raise InputError(
-                f"{out}: holds an unfinished run of another recipe; choose another output folder or pass --overwrite"
-            )
-    elif others:
+    elif earlier and not _is_of(out, recipe):
+        raise InputError(
+            f"{out}: holds an unfinished run of another recipe; choose another output folder or pass --overwrite"
+        )
+    elif others and not earlier:
         raise InputError(f"{out}: holds other files; choose another output folder")
 
 
@@ -345,35 +329,15 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
     Raises:
         InputError: Another process writes to the folder.
     """
-    checkpoints, earlier = out / "checkpoints", out / _SETTINGS
-    alone_in_it = int(os.environ.get("WORLD_SIZE", "1")) == 1  # several processes would have to agree first
-    if not (alone_in_it and checkpoints.is_dir() and earlier.exists()):
+    checkpoints = out / "checkpoints"
+    # several processes would have to agree first
+    if process_count_of_launch() > 1 or not checkpoints.is_dir() or not (out / _SETTINGS).exists():
         return False
-    if not any((out / record).exists() for record in RECORDS):
-        return False
-    if Recipe.from_record(read_record(earlier), str(earlier)).to_dict() != recipe.to_dict():
+    if not any((out / record).exists() for record in RECORDS) or not _is_of(out, recipe):
         return False
     with lock_or_refuse(out / RECORDS[0]):
         shutil.rmtree(checkpoints, ignore_errors=True)
     return True
-
-
-@contextlib.contextmanager
-def alone(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[None]:
-    """Lock the output folder for this process while the block runs.
-
-    Raises:
-        InputError: Another process trains into it, or has done so since `refuse_taken`.
-    """
-    with lock_or_refuse(out / RECORDS[0]):
-        refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
-        # the record first, for a run without it is not taken for finished; what says that the folder is ours stays
-        kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)
-        for path in sorted(out.iterdir(), key=lambda p: p.name not in RECORDS) if overwrite else []:
-            if path not in kept:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        write_record(out / _SETTINGS, recipe.to_dict())
-        yield
 
 
 @contextlib.contextmanager
@@ -386,13 +350,20 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[],
     Raises:
         InputError: The folder holds other files, or another process trains into it.
     """
-    main_process = int(os.environ.get("RANK", "0")) == 0
-    if main_process:
-        refuse_taken(out, recipe, overwrite)
     with contextlib.ExitStack() as ours:
 
         def begin() -> None:
-            if main_process:
-                ours.enter_context(alone(out, recipe, overwrite))
+            if not is_main_process():
+                return
+            ours.enter_context(lock_or_refuse(out / RECORDS[0]))
+            refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
+            # the record first, for a run without it is not taken for finished; what says that the folder is ours stays
+            kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)
+            for path in sorted(out.iterdir(), key=lambda p: p.name not in RECORDS) if overwrite else []:
+                if path not in kept:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            write_record(out / _SETTINGS, recipe.to_dict())
 
+        if is_main_process():
+            refuse_taken(out, recipe, overwrite)
         yield begin

@@ -1,11 +1,11 @@
 """Samplers: which cycles are in a batch together.
 
 Decisions: samplers yield (row, epoch), so that the data set can draw by counter. The order is a pure function of
-(seed, epoch) and the same on every rank (accelerate hands rank r every world-size-th batch of it), so a run resumes by
+(seed, epoch) and the same on every rank (accelerate gives rank r every world-size-th batch of it), so a run resumes by
 skipping batches. Samplers that build batches give whole batches only, the last one completed by starting over, because
 a short last batch would be completed with other rows and lose its pairs. Where the number of batches is no multiple of
-the processes, accelerate completes the last round with the first batches; where every cycle comes once, the short last
-round is shared out (`SharedLastBatch`).
+the processes, accelerate completes the last round with the first batches; where every cycle comes once, the processes
+share the short last round (`SharedLastBatch`).
 
 An own sampler is a torch `Sampler` of rows or (row, epoch) pairs with `__len__`. In a recipe it is made as
 `MySampler(table, batch_size, seed, **arguments)`: `table` is the cycle table of the labelled training cycles, in the
@@ -74,27 +74,23 @@ class EpochSampler(CounterSampler):
     batch size; several processes share it.
 
     Args:
-        rows: number of cycles.
-        seed: of the run.
-        shuffle: False gives the order of the table.
+        rows: Number of cycles.
+        seed: Of the run.
 
     Raises:
-        ValueError: if there is no cycle.
+        ValueError: There is no cycle.
     """
 
     shares_last_batch = True
 
-    def __init__(self, rows: int, seed: int = 0, shuffle: bool = True) -> None:
+    def __init__(self, rows: int, seed: int = 0) -> None:
         super().__init__(seed)
         if rows < 1:
             raise ValueError("there is no cycle to sample")
         self.rows = int(rows)
-        self.shuffle = shuffle
 
     def order(self, epoch: int) -> Rows:
         """A permutation of all rows."""
-        if not self.shuffle:
-            return np.arange(self.rows)
         return counter_generator(self.seed, epoch, 0, "order").permutation(self.rows)
 
     def __len__(self) -> int:
@@ -110,14 +106,14 @@ class LengthBucketSampler(CounterSampler):
     length, so that all of them have about as much padding.
 
     Args:
-        lengths: of each cycle, (cycles,), in any unit.
-        rows_per_batch: batch size (per device).
-        seed: of the run.
-        batches_per_pool: more of them give less padding and less random batches.
-        processes: how many there are.
+        lengths: Of each cycle, (cycles,), in any unit.
+        rows_per_batch: Batch size (per device).
+        seed: Of the run.
+        batches_per_pool: More of them give less padding and less random batches.
+        processes: How many there are.
 
     Raises:
-        ValueError: if there is no cycle, or nothing in a batch.
+        ValueError: There is no cycle.
     """
 
     rows_per_batch: int
@@ -133,12 +129,9 @@ class LengthBucketSampler(CounterSampler):
     ) -> None:
         super().__init__(seed)
         self.lengths = np.asarray(lengths)
-        if self.lengths.ndim != 1 or not len(self.lengths):
+        if not len(self.lengths):
             raise ValueError("there is no cycle to sample")
-        if rows_per_batch < 1 or batches_per_pool < 1 or processes < 1:
-            raise ValueError(f"rows {rows_per_batch}, pools {batches_per_pool}, processes {processes}: at least 1 each")
-        self.rows_per_batch = int(rows_per_batch)
-        self.batches_per_pool = int(batches_per_pool)
+        self.rows_per_batch, self.batches_per_pool = int(rows_per_batch), int(batches_per_pool)
         self.processes = int(processes)
 
     def order(self, epoch: int) -> Rows:
@@ -147,17 +140,19 @@ class LengthBucketSampler(CounterSampler):
         generator = counter_generator(self.seed, epoch, 0, "order")
         rows = generator.permutation(len(self.lengths))
         whole = len(rows) // size * size
-        batches = []
+        batches: list[Rows] = []
         for start in range(0, whole, size * self.batches_per_pool):
-            pool = rows[start : min(start + size * self.batches_per_pool, whole)]
-            batches.append(pool[np.argsort(self.lengths[pool], kind="stable")].reshape(-1, size))
+            pool = self._by_length(rows[start : min(start + size * self.batches_per_pool, whole)])
+            batches += [self._dealt(batch) for batch in pool.reshape(-1, size)]
         left = rows[whole:]
         if self.processes > 1:
-            left = self._dealt(left[np.argsort(self.lengths[left], kind="stable")])
+            left = self._dealt(self._by_length(left))
         if not batches:
             return left
-        stacked = np.concatenate([[self._dealt(batch) for batch in pool] for pool in batches])
-        return np.concatenate([stacked[generator.permutation(len(stacked))].ravel(), left])
+        return np.concatenate([*(batches[i] for i in generator.permutation(len(batches))), left])
+
+    def _by_length(self, rows: Rows) -> Rows:
+        return rows[np.argsort(self.lengths[rows], kind="stable")]
 
     def _dealt(self, rows: Rows) -> Rows:
         """Rows in order of length, distributed to the processes: those of the first, those of the second, ..."""
@@ -175,9 +170,9 @@ class AnchorPositiveSampler(CounterSampler):
     alone in its class is its own positive.
 
     Args:
-        labels: class of each cycle, (cycles,).
+        labels: Class of each cycle, (cycles,).
         anchors: M, anchors in a batch; set the batch size to 2M.
-        seed: of the run.
+        seed: Of the run.
 
     Reference: Song, Han and Song, ICASSP 2021, section 2.3.
     """
@@ -228,15 +223,13 @@ class ClassesTimesSamplesSampler(CounterSampler):
         seed: Of the run.
 
     Raises:
-        ValueError: if a batch asks for more classes than there are, or for nothing.
+        ValueError: A batch needs more classes than there are, or nothing.
     """
 
+    rows_per_batch: int
+
     def __init__(
-        self,
-        labels: Sequence[Any] | npt.NDArray[Any],
-        classes_per_batch: int,
-        samples_per_class: int,
-        seed: int = 0,
+        self, labels: Sequence[Any] | npt.NDArray[Any], classes_per_batch: int, samples_per_class: int, seed: int = 0
     ) -> None:
         super().__init__(seed)
         self.labels = as_codes(labels)
@@ -247,8 +240,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
                 f"a batch of {classes_per_batch} groups x {samples_per_class} cycles cannot be drawn from "
                 f"{len(self._packs)} groups; lower the first, raise the second to at least 1"
             )
-        self.classes_per_batch = int(classes_per_batch)
-        self.samples_per_class = int(samples_per_class)
+        self.classes_per_batch, self.samples_per_class = int(classes_per_batch), int(samples_per_class)
         self.rows_per_batch = self.classes_per_batch * self.samples_per_class
 
     def order(self, epoch: int) -> Rows:
@@ -256,18 +248,11 @@ class ClassesTimesSamplesSampler(CounterSampler):
         generator = counter_generator(self.seed, epoch, 0, "order")
         groups = Dealer(np.arange(len(self._packs)), generator)
         packs = [Dealer(pack, generator) for pack in self._packs]
-        per_batch = self.classes_per_batch * self.samples_per_class
-        return np.concatenate(
-            [
-                packs[group].deal(self.samples_per_class)
-                for _ in range(len(self) // per_batch)
-                for group in groups.deal(self.classes_per_batch)
-            ]
-        )
+        turns = [groups.deal(self.classes_per_batch) for _ in range(len(self) // self.rows_per_batch)]
+        return np.concatenate([packs[group].deal(self.samples_per_class) for turn in turns for group in turn])
 
     def __len__(self) -> int:
-        per_batch = self.classes_per_batch * self.samples_per_class
-        return math.ceil(self._rows / per_batch) * per_batch
+        return math.ceil(self._rows / self.rows_per_batch) * self.rows_per_batch
 
 
 class PatientBalancedSampler(ClassesTimesSamplesSampler):
@@ -292,10 +277,10 @@ class MetadataMatchedSampler(CounterSampler):
         rows_per_batch: Batch size.
         patient_ids: Patient of each cycle; None: cycles take turns.
         missing: "drop" | "own_group", for cycles with an unknown column.
-        seed: of the run.
+        seed: Of the run.
 
     Raises:
-        ValueError: if there is no column, no known cycle, or nothing in a batch.
+        ValueError: There is no column, no known cycle, or nothing in a batch.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
     """
@@ -364,10 +349,10 @@ class DeviceBalancedSampler(ClassesTimesSamplesSampler):
         devices_per_batch: D, no more than there are; 0 for all of them.
         cycles_per_device: K.
         missing: "drop" | "own_group", for cycles whose device is unknown.
-        seed: of the run.
+        seed: Of the run.
 
     Raises:
-        ValueError: if no device is known, a batch asks for more than there are, or for nothing.
+        ValueError: No device is known, or a batch needs more than there are, or nothing.
     """
 
     def __init__(
@@ -410,19 +395,11 @@ class Dealer:
         return dealt
 
 
-def as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
-    """Labels of any type as 0 .. groups - 1."""
-    values = np.asarray(labels)
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"labels must be a non-empty column (cycles,), not of shape {values.shape}")
-    return np.unique(values, return_inverse=True)[1].astype(np.int64)
-
-
 class RowsWithEpoch(Sampler[tuple[int, int]]):
     """Puts the epoch beside each row of a sampler that yields plain rows.
 
     Args:
-        sampler: Yields rows.
+        sampler: Yields rows, or (row, epoch) pairs, which stay as they are.
     """
 
     def __init__(self, sampler: Any) -> None:
@@ -430,7 +407,7 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration is for."""
+        """Set the epoch of the next iteration."""
         self.epoch = int(epoch)
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
@@ -442,7 +419,6 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
             yield row if isinstance(row, tuple) else (int(row), epoch)
 
     def __len__(self) -> int:
-        """Rows in an epoch."""
         return len(self.sampler)
 
 
@@ -459,15 +435,12 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
     Raises:
         InputError: The sampler makes batches of another size.
     """
-    if data is None:
+    if data is None or (given is None and not isinstance(data, CycleDataset | EmbeddingDataset)):
         return None
-    if given is None:
-        if any(spec.is_a(TupletContrastiveLoss) for spec in specs) and isinstance(data, CycleDataset):
-            given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed=seed)
-        elif isinstance(data, CycleDataset | EmbeddingDataset):
-            return EpochSampler(len(data), seed=seed)
-        else:
-            return None
+    if given is None and isinstance(data, CycleDataset) and any(spec.is_a(TupletContrastiveLoss) for spec in specs):
+        given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed=seed)
+    elif given is None:
+        given = EpochSampler(len(data), seed=seed)
     elif not isinstance(given, Sampler) and callable(given):
         given = given(data)
     rows = getattr(given, "rows_per_batch", None)
@@ -475,4 +448,12 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
         raise InputError(
             f"{type(given).__name__} makes batches of {rows} rows; set per_device_train_batch_size to {rows}"
         )
-    return given if hasattr(given, "rows_per_batch") else RowsWithEpoch(given)
+    return given if isinstance(given, CounterSampler) else RowsWithEpoch(given)
+
+
+def as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
+    """Labels of any type as 0 .. groups - 1."""
+    values = np.asarray(labels)
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"labels must be a non-empty column (cycles,), not of shape {values.shape}")
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)

@@ -211,10 +211,60 @@ def make_draws(
     return augmentation, Concatenation(settings.concatenate_probability, rows, union)
 
 
+def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor) -> SplitData:
+    """The training part, with the labels of a fraction of its cycles where the recipe has one.
+
+    The chosen cycles are repeated until an epoch is about as long as that of all labels.
+
+    Args:
+        recipe: corpus.label_fraction and label_draw; target, features and augmentation.
+        table: The cycle table of the training part.
+        extractor: The feature extractor.
+
+    Raises:
+        InputError: The fraction is too small, or all cycles, or none, have a yes/no label.
+    """
+    full = make_split("train", table, recipe, extractor, None, True)
+    c = recipe.corpus
+    if c.label_fraction == 1:
+        return full
+    refuse_missing_labels(full.targets)
+    ids = column_of(full.table, "cycle_id")
+    rows = labelled_rows(full.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
+    repeats = max(1, round(len(full.table) / len(rows)))
+    part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
+    # each repeat has a number of its own, and so its own draws of augmentation
+    names = enumerate(column_of(part.table, "cycle_id"))
+    again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in names]
+    part.dataset.numbers = cycle_numbers(again)
+    return part
+
+
+def refuse_missing_labels(targets: Targets) -> None:
+    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
+
+    Raises:
+        InputError: Names the label.
+    """
+    counts = targets.labels.sum(0) if targets.labels.ndim == 2 else ()
+    for name, count in zip(targets.names, counts, strict=False):
+        if count in (0, len(targets.labels)):
+            side = "no cycle with" if count == 0 else "no cycle without"
+            raise InputError(
+                f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
+                "choose other target.names or another corpus"
+            )
+
+
 def labelled_rows(
     class_ids: NDArray[np.int64], cycle_ids: Sequence[str], fraction: float, seed: int, draw: int
 ) -> NDArray[np.int64]:
     """The rows of one draw of a fraction of the labels.
+
+    A draw takes cycles, not patients: one percent of the patients is one or two people, who seldom have every class.
+    Each class gives its share, rounded, and at least one cycle. The order within a class is a hash of (seed, draw,
+    cycle), so a smaller fraction of a draw is a subset of a larger one, and runs of other seeds and encoders use the
+    same cycles.
 
     Args:
         class_ids: Class of each cycle (cycles,).
@@ -224,7 +274,7 @@ def labelled_rows(
         draw: Number of the draw, from 0.
 
     Returns:
-        Ascending rows: the share of each class, rounded, and at least one.
+        Ascending rows.
 
     Raises:
         InputError: The fraction holds fewer cycles than there are classes.
@@ -244,40 +294,3 @@ def labelled_rows(
         rows = sorted(np.flatnonzero(class_ids == number).tolist(), key=lambda row: keys[row])
         chosen += rows[: max(1, math.floor(fraction * len(rows) + 0.5))]
     return np.array(sorted(chosen), dtype=np.int64)
-
-
-def refuse_missing_labels(targets: Targets) -> None:
-    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
-
-    Raises:
-        InputError: Names the label.
-    """
-    if targets.labels.ndim != 2:
-        return
-    positives = targets.labels.sum(0)
-    for name, count in zip(targets.names, positives, strict=True):
-        if count in (0, len(targets.labels)):
-            side = "no cycle with" if count == 0 else "no cycle without"
-            raise InputError(
-                f"the {len(targets.labels)} training cycles have {side} {name}, so no fraction of them teaches it; "
-                "choose other target.names or another corpus"
-            )
-
-
-def labelled_split(recipe: Recipe, table: Any, extractor: Any, full: SplitData, rows: NDArray[np.int64]) -> SplitData:
-    """Some of the labelled training cycles as a split, repeated until an epoch is about as long as a full one.
-
-    Args:
-        recipe: Of the cell.
-        table: The cycle table of the whole training split.
-        extractor: The feature extractor.
-        full: The whole training split.
-        rows: Its cycles that keep their labels.
-    """
-    repeats = max(1, round(len(full.table) / len(rows)))
-    part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
-    # each repeat has a number of its own, and so its own draws of augmentation
-    ids = enumerate(column_of(part.table, "cycle_id"))
-    again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in ids]
-    part.dataset.numbers = cycle_numbers(again)
-    return part

@@ -1,10 +1,12 @@
-"""Stop at the first loss, gradient or weight that is not a finite number.
+"""One line about a step that cannot go on: numbers that are not finite, or a batch that does not fit into memory.
 
-Decisions: every later weight would be lost, so training stops within the step and names the step, the term or the
-weight, and the cycles of the batch. The checkpoint before it is kept.
+Decisions: training stops within the step and names the step, the term or the weight, and the cycles of the batch,
+because every later weight would be lost; the checkpoint before it is kept. The line about memory names the setting that
+makes the batch as large as it is, at half its value, and what else would help. Nothing is tried:
+`auto_find_batch_size` of transformers' TrainingArguments searches for a batch that fits.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,35 +17,28 @@ from laennec import memory
 from laennec.errors import InputError
 
 _ADVICE = "lower train.learning_rate, or check these recordings"
+# names the cycles of the batch, or of some of its rows
+CycleNames = Callable[[Tensor | None], str]
 
 
-class BatchCycles:
-    """The names of the cycles of a training batch, for errors.
+def cycle_names(dataset: Any, numbers: Tensor | None, rows: Tensor | None = None) -> str:
+    """The first names of the cycles in a batch, or in some rows of it; "" where they have none.
 
     Args:
         dataset: The training data; one without `cycle_ids` has no names.
         numbers: Number of each cycle of the batch, (batch,); None where they are unknown.
+        rows: Some rows of the batch; None for all.
     """
-
-    def __init__(self, dataset: Any, numbers: Tensor | None) -> None:
-        self.dataset = dataset
-        self.numbers = numbers
-
-    def names(self, rows: Tensor | None = None) -> str:
-        """The first names of the cycles in the batch, or in some rows of it; "" where they have none."""
-        if self.numbers is None or not hasattr(self.dataset, "cycle_ids"):
-            return ""
-        numbers = self.numbers.cpu()
-        meant = set((numbers if rows is None else numbers[rows % len(numbers)]).tolist())
-        pairs = zip(self.dataset.cycle_ids, self.dataset.numbers, strict=True)
-        names = [name for name, number in pairs if int(number) in meant]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-    def __str__(self) -> str:
-        return f" (batch: {names})" if (names := self.names()) else ""
+    if numbers is None or not hasattr(dataset, "cycle_ids"):
+        return ""
+    numbers = numbers.cpu()
+    wanted = set((numbers if rows is None else numbers[rows % len(numbers)]).tolist())
+    pairs = zip(dataset.cycle_ids, dataset.numbers, strict=True)
+    names = [name for name, number in pairs if int(number) in wanted]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, step: int, cycles: BatchCycles) -> None:
+def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, step: int, cycles: CycleNames) -> None:
     """Refuse a loss that is not finite.
 
     Raises:
@@ -53,12 +48,12 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, st
         return
     wrong = ", ".join(name for name, value in terms.items() if not bool(torch.isfinite(value)))
     rows = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().cpu()
-    if len(rows) and (names := cycles.names(rows)):
+    if len(rows) and (names := cycles(rows)):
         raise InputError(f"step {step}: the embedding of {names} is not finite ({wrong}); {_ADVICE}")
-    raise InputError(f"step {step}: {wrong or 'the loss'} is not a finite number{cycles}; {_ADVICE}")
+    raise InputError(f"step {step}: {wrong or 'the loss'} is not a finite number{_batch(cycles)}; {_ADVICE}")
 
 
-def check_gradient(parameters: Iterable[nn.Parameter], step: int, cycles: BatchCycles) -> None:
+def check_gradient(parameters: Iterable[nn.Parameter], step: int, cycles: CycleNames) -> None:
     """Refuse a gradient that is not finite, before the weights move by it.
 
     Raises:
@@ -66,22 +61,26 @@ def check_gradient(parameters: Iterable[nn.Parameter], step: int, cycles: BatchC
     """
     norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
-        raise InputError(f"step {step}: the gradient is not a finite number{cycles}; {_ADVICE}")
+        raise InputError(f"step {step}: the gradient is not a finite number{_batch(cycles)}; {_ADVICE}")
 
 
-def check_weights(model: nn.Module, step: int, cycles: BatchCycles) -> None:
+def check_weights(model: nn.Module, step: int, cycles: CycleNames) -> None:
     """Refuse weights that are not finite, before they are evaluated or saved.
 
     Raises:
         InputError: A weight or a running statistic is not a finite number.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a shard's own part
+        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this process's part of a sharded weight
         if own.is_floating_point() and not bool(torch.isfinite(own).all()):
             raise InputError(
-                f"step {step}: {name} holds values that are not finite{cycles}; it is not saved, the checkpoint before "
-                f"it is kept; {_ADVICE}"
+                f"step {step}: {name} holds values that are not finite{_batch(cycles)}; it is not saved, the "
+                f"checkpoint before it is kept; {_ADVICE}"
             )
+
+
+def _batch(cycles: CycleNames) -> str:
+    return f" (batch: {names})" if (names := cycles(None)) else ""
 
 
 @dataclass
@@ -102,29 +101,39 @@ class BatchSetting:
     accumulation: int = 0
     evaluation_key: str = "per_device_eval_batch_size"
 
+    def smaller(self, rows: int) -> str:
+        """The setting at which a batch of so many rows has half of them; "" where it cannot have fewer."""
+        value = self.value * (rows // 2) // max(self.rows, 1)
+        if value < 1:
+            return ""
+        steps = self.value // value * self.accumulation
+        return f"{self.key}: {value}" + (f" with train.gradient_accumulation_steps: {steps}" if steps else "")
+
 
 def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, failed: str, where: str) -> str:
-    """The line, once nothing holds the tensors of the batch any more.
+    """The line about a batch that does not fit, once nothing holds its tensors any more.
 
     Args:
         trainer: A `LaennecTrainer`.
         inputs: The batch as its collator made it.
         setting: What makes it as large as it is.
-        failed: What the failed allocation said.
+        failed: Message of the failed allocation.
         where: The step, or "evaluation".
     """
     memory.release()
     rows, extractor = len(inputs["labels"]), trainer.batch_features.extractor
-    longest, remedies = "", [_smaller_batch(setting, rows)]
+    longest, remedies = "", [setting.smaller(rows)]
     if "lengths" in inputs and extractor is not None:
         frames = extractor.frames(int(inputs["lengths"].max()))
         longest = f", the longest {frames / extractor.frames_per_second:.3g} s ({frames} frames)"
         remedies.append(shorter_cycles(extractor, frames))
-    if where != "evaluation":
-        remedies.append(_recomputing(trainer))
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    learns = any(parameter.requires_grad for parameter in model.encoder.parameters())
+    possible = learns and getattr(model.encoder, "supports_gradient_checkpointing", False)
+    if where != "evaluation" and possible and not model.is_gradient_checkpointing:
+        remedies.append("train.gradient_checkpointing: true")
     advice = ", or ".join(remedy for remedy in remedies if remedy) or "use a machine with more memory"
-    asked = memory.asked_for(failed)
-    return f"{where}: not enough memory for a batch of {rows} cycles{longest}{asked}; set {advice}"
+    return f"{where}: not enough memory for a batch of {rows} cycles{longest}{memory.asked_for(failed)}; set {advice}"
 
 
 def shorter_cycles(extractor: Any, frames: int) -> str:
@@ -133,22 +142,3 @@ def shorter_cycles(extractor: Any, frames: int) -> str:
     if extractor.length == "natural":
         return f"features.length: crop with features.duration_s: {shorter:.2g}"
     return f"features.duration_s: {shorter:.2g}"
-
-
-def _smaller_batch(setting: BatchSetting, rows: int) -> str:
-    """The setting at which a batch has half as many rows; "" where it cannot have fewer."""
-    value = setting.value * (rows // 2) // max(setting.rows, 1)
-    if value < 1:
-        return ""
-    accumulation = setting.value // value * setting.accumulation
-    return f"{setting.key}: {value}" + (
-        f" with train.gradient_accumulation_steps: {accumulation}" if accumulation else ""
-    )
-
-
-def _recomputing(trainer: Any) -> str:
-    """The setting that keeps no activations, where the encoder can do without and has not been told to."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    learns = any(parameter.requires_grad for parameter in model.encoder.parameters())
-    possible = learns and getattr(model.encoder, "supports_gradient_checkpointing", False)
-    return "train.gradient_checkpointing: true" if possible and not model.is_gradient_checkpointing else ""

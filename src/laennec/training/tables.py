@@ -5,7 +5,7 @@ Logits are raw, before temperature and threshold, so that any rule can be applie
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,24 @@ class ValidationMetrics:
         frame = self.table.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(self.names)})
         values = predictions_metrics(frame, problem_type=self.problem_type, label_names=self.names)["values"]
         return {name: value for name, value in values.items() if value is not None}
+
+
+def default_metrics(config: Any) -> Callable[[Any], dict[str, float]]:
+    """Transformers' `compute_metrics` for a model without one: the metrics of evaluation, by the labels of the batches.
+
+    Args:
+        config: The model's configuration: for crackle and wheeze the metrics hold the ICBHI Score.
+    """
+    names, problem = config.label_names, "multi_label" if config.is_multi_label else "single_label"
+
+    def compute(prediction: Any) -> dict[str, float]:
+        truth = np.asarray(prediction.label_ids)
+        columns: dict[str, Any] = {"label": [names[number] for number in truth]} if truth.ndim == 1 else {}
+        columns |= {name: truth[:, i].astype(int) for i, name in enumerate(names) if truth.ndim == 2}
+        frame = pd.DataFrame(columns)
+        return ValidationMetrics(frame, problem, names)(prediction)
+
+    return compute
 
 
 def calibrate(

@@ -7,6 +7,7 @@ gradient or weight that is not a finite number and names the step and the cycles
 lost.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +18,21 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.files import explain_write_errors
 from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
-from laennec.training.arguments import LaennecTrainingArguments, argument, check_arguments
-from laennec.training.auxiliary import Attached, AuxiliaryHeads, adversarial_groups
+from laennec.training.arguments import (
+    LaennecTrainingArguments,
+    MovingAverageCallback,
+    argument,
+    check_arguments,
+    epoch_cosine_schedule,
+    parameter_groups,
+    sharpness_aware,
+)
+from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
@@ -36,23 +46,18 @@ from laennec.training.checkpoints import (
 from laennec.training.devices import SharedLastBatch, encodes_one_by_one
 from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
 from laennec.training.mixing import BatchFeatures
-from laennec.training.objective import Objective, Stage, TermSums, task_loss_of
-from laennec.training.optimization_rules import (
-    MovingAverageCallback,
-    SharpnessAware,
-    epoch_cosine_schedule,
-    parameter_groups,
-)
+from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
 from laennec.training.step_errors import (
-    BatchCycles,
     BatchSetting,
     check_gradient,
     check_loss,
     check_weights,
+    cycle_names,
     memory_advice,
 )
+from laennec.training.tables import default_metrics
 from laennec.training.training_data import as_training_data, collator_of, labels_of
 
 
@@ -120,9 +125,13 @@ class LaennecTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.specs = specs_of(losses, loss_weights)
         self.draw_seed = args.seed if args.data_seed is None else args.data_seed
-        self.task_loss = task_loss
-        self.stages = stages
-        self.auxiliary_tasks = auxiliary_tasks
+        config: Any = self.model.config
+        if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
+            config.sampling_rate = processing_class.sampling_rate
+            config.features_fingerprint = processing_class.fingerprint()
+        if kwargs.get("compute_metrics") is None and not args.batch_eval_metrics:
+            self.compute_metrics = default_metrics(config)
+        self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
         self.train_dataset = train = self._prepared(train_dataset, augmentation)
         self.eval_dataset = (
             {name: self._prepared(part) for name, part in eval_dataset.items()}
@@ -141,8 +150,7 @@ class LaennecTrainer(Trainer):
             self.add_callback(callback)
         if (beta := argument(args, "moving_average")) is not None:
             self.add_callback(MovingAverageCallback(beta))
-        self._attached: Attached | None = None
-        self._sums = TermSums()
+        self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
 
     def _prepared(self, data: Any, augmentation: Any = None) -> Any:
@@ -151,7 +159,11 @@ class LaennecTrainer(Trainer):
 
     def _make_objective(self) -> Objective:
         """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
-        task = task_loss_of(self.args, self.model.config, labels_of(self.train_dataset), self.task_loss)
+        config: Any = self.model.config
+        kind = self.task_loss or argument(self.args, "task_loss") or ("bce" if config.is_multi_label else "ce")
+        names = ("class_weights", "focal_gamma", "task_weight", "task_views")
+        settings = (argument(self.args, name) for name in names)
+        task = TaskLoss(kind, config.is_multi_label, labels_of(self.train_dataset), config.num_labels, *settings)
         return Objective(task, self.specs, self.draw_seed).to(self.args.device)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -214,7 +226,13 @@ class LaennecTrainer(Trainer):
                 finite; the disk or the memory is too small.
         """
         folder = Path(str(self.args.output_dir))
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        checkpoint = None
+        if resume_from_checkpoint is True:
+            with self.args.main_process_first(desc="checkpoints"):
+                checkpoint = last_whole(folder, self.args.world_size)
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            check_whole(checkpoint, self.args.world_size)
         self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
         try:
             if self.model_init is None:
@@ -226,7 +244,7 @@ class LaennecTrainer(Trainer):
                 remove_unsealed(folder)
             raise
         finally:
-            self._detach()
+            self._attached.close()
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model by `model_init`, with the layers of the auxiliary losses while it trains."""
@@ -235,28 +253,12 @@ class LaennecTrainer(Trainer):
             self._attach(model)
         return model
 
-    def _checkpoint(self, asked: str | bool | None) -> Path | None:
-        """The checkpoint to resume from."""
-        if not asked:
-            return None
-        folder = Path(str(self.args.output_dir))
-        if asked is True:
-            with self.args.main_process_first(desc="checkpoints"):
-                return last_whole(folder, self.args.world_size) if folder.is_dir() else None
-        check_whole(Path(str(asked)), self.args.world_size)
-        return Path(str(asked))
-
     def _attach(self, model: Any) -> None:
         """Put the layers that only auxiliary losses need into the model."""
-        self._detach()
+        self._attached.close()
         groups = adversarial_groups(self.specs, self.group_codes)
-        self._attached = Attached(model, AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed))
-        self._attached.attach()
-
-    def _detach(self) -> None:
-        if self._attached is not None:
-            self._attached.detach()
-        self._attached = None
+        heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
+        self._attached.enter_context(attached(model, heads))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
@@ -282,13 +284,10 @@ class LaennecTrainer(Trainer):
             inputs = self.auxiliary_tasks.join(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if (rho := argument(self.args, "sam_rho")) is not None:
-            sharp = SharpnessAware(
-                (p for p in model.parameters() if p.requires_grad), rho, argument(self.args, "sam_adaptive")
-            )
+            learnt = (p for p in model.parameters() if p.requires_grad)
             logged = copy.deepcopy(self._sums)
-            sharp.climb()
-            super().training_step(model, inputs, num_items_in_batch)
-            sharp.descend()
+            with sharpness_aware(learnt, rho, argument(self.args, "sam_adaptive")):
+                super().training_step(model, inputs, num_items_in_batch)
             self._sums = logged
         return loss
 
@@ -308,9 +307,8 @@ class LaennecTrainer(Trainer):
             return (loss, outputs) if return_outputs else loss
         inner = self.accelerator.unwrap_model(model)
         host = self._context["host"]
-        stage = Stage()
-        if self.stages is not None:
-            stage = self.stages(int(host["epochs"][0]) if "epochs" in host else int(self.state.epoch or 0))
+        epoch = int(host["epochs"][0]) if "epochs" in host else int(self.state.epoch or 0)
+        stage = Stage() if self.stages is None else self.stages(epoch)
         progress = self.state.global_step / max(self.state.max_steps, 1)
         if inner.encoder_frozen_in_stage == stage.encoder:
             inner.encoder_frozen_in_stage = not stage.encoder
@@ -438,10 +436,9 @@ class LaennecTrainer(Trainer):
         """Stop before weights that are not finite are evaluated or saved."""
         check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
 
-    @property
-    def batch_cycles(self) -> BatchCycles:
-        """The cycles of the training batch, for errors."""
-        return BatchCycles(self.train_dataset, self._context.get("cycle_numbers"))
+    def batch_cycles(self, rows: Tensor | None = None) -> str:
+        """Names of the cycles of the training batch, or of some of its rows, for errors."""
+        return cycle_names(self.train_dataset, self._context.get("cycle_numbers"), rows)
 
 
 class _StepCallback(TrainerCallback):

@@ -1,14 +1,13 @@
-"""Self-supervision with metadata (Soni et al.), before any label is looked at.
+"""Self-supervised pre-training with metadata (Soni et al.), without labels.
 
 Decisions: one recipe serves both steps. `laennec pretrain` trains the recipe's encoder to tell pairs of views from
 other cycles and leaves it as an encoder folder; `laennec train` with `--encoder.weights RUN/encoder` does the rest. The
-objective, the Trainer and the samplers are those of training (the loss sees the rows of all processes); the head is
-not trained and the projection is thrown away. There is nothing to select on: the last epoch's weights are kept. Sound
+objective, the Trainer and the samplers are those of training (the loss takes the rows of all processes); the head is
+not trained and the projection is dropped. There is nothing to select on: the last epoch's weights are kept. Sound
 is decoded recording by recording into the waveform cache and read back cycle by cycle, so memory does not grow with
 the corpus.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,18 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from transformers import PrinterCallback
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, provenance
 from laennec.corpora.duplicates import canonical_hashes
-from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.devices import configure_process, device_settings, explain_lost_process, has_gpu
+from laennec.training.callbacks import EpochLines, train_or_resume
+from laennec.training.devices import configure_process, explain_lost_process, is_main_process
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.loss_specs import LossSpec, loss_specs
 from laennec.training.objective import Stage
@@ -44,16 +42,16 @@ from laennec.training.pretraining.dataset import (
 from laennec.training.pretraining.pairs import PairSampling, make_pretrain_sampler, pair_sampling
 from laennec.training.recipe import PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
-from laennec.training.record import Timings, hardware, training_history, versions, write_record
-from laennec.training.run import claimed, finished_before
-from laennec.training.schedules import EpochLines, loss_descriptions, train_or_resume, trainer_end
+from laennec.training.record import Timings, training_history, write_record
+from laennec.training.run import claimed, finished_before, run_facts
+from laennec.training.schedules import common_arguments, loss_descriptions
 from laennec.training.split_data import load_splits, make_extractor, make_filter
 from laennec.training.step_errors import BatchSetting
 from laennec.training.targets import GroupTable, metadata_of
 from laennec.training.trainer import LaennecTrainer
 from laennec.training.training_data import refuse_short_cycles
 
-_CHECKED_CYCLES = 256  # whose embeddings are looked at before and after
+_CHECKED_CYCLES = 256  # whose embeddings are compared before and after
 
 
 @dataclass
@@ -97,37 +95,53 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     if not overwrite and finished_before(out, recipe):
         return out
     with claimed(out, recipe, overwrite) as begin:
-        configure_process(recipe)
+        configure_process(recipe.train.threads)
         _pretrain(recipe, settings, out, command, begin)
     return out
 
 
 def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: str, begin: Callable[[], None]) -> None:
     """From corpus to record; `begin` is called before anything is written below `out`."""
-    main_process = int(os.environ.get("RANK", "0")) == 0
     timings = Timings()
     with timings.measure("total"):
-        # pairs are made of cycles alone; the encoder hears them joined when the recipe trains on labels
+        # pairs are made of cycles alone; context is concatenated when the recipe trains on labels
         extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         with timings.measure("corpus"):
             part = make_pairs(recipe, settings, extractor)
         model = make_contrastive_model(recipe, settings)
         begin()
-        if main_process:
-            for note in part.sampling.notes:
-                print(note, flush=True)
+        for note in part.sampling.notes if is_main_process() else ():
+            print(note, flush=True)
         before = embedding_spread(model, extractor, part.dataset)
         with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
             specs, history = _fit(recipe, settings, model, extractor, part, out)
         after = embedding_spread(model, extractor, part.dataset)
-    record = _record(recipe, settings, part, model, specs) | {
+    if not is_main_process():
+        return
+    rows, sampling = part.rows_used, part.sampling
+    record = run_facts(recipe, part.source) | {
         "command": command,
+        "selection_set": "none: the last epoch is kept",
+        "cycles": len(part.dataset),
+        "windows": rows.windows,
+        "patients": rows.patients,
+        "left_out": rows.left_out | sampling.left_out,
+        "paired_with_themselves": sampling.paired_with_themselves,
+        "pairs": settings.pairs,
+        "views": settings.views,
+        "losses": loss_descriptions(specs),
+        "initialised_from": model.config.base_model_name_or_path or "random",
+        "encoder_digest": encoder_digest(model.encoder),
         "history": training_history(history),
         "embeddings": {"before": before, "after": after},
         "timings": timings.seconds,
     }
-    if main_process:
-        _write(out, model, extractor, part, record)
+    with atomic_folder(out / "encoder") as folder:
+        model.encoder.save_pretrained(folder)
+        extractor.save_pretrained(folder)
+        write_record(folder / PRETRAINING, part.note)
+    write_record(out / "pretrain.json", record)  # last, because it says that the run is whole
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
 def settings_of(recipe: Recipe) -> PretrainSettings:
@@ -176,20 +190,18 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
 
 def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
     """The encoder (loaded or random) with SimCLR's projection: a hidden layer as wide as the embedding, then 256."""
-    torch.manual_seed(recipe.seed)
     e = recipe.encoder
-    weights = e.weights if settings.init == "weights" else None
-    encoder = load_encoder(weights, type=recipe.encoder_type(), revision=e.revision, **e.config)
-    refuse_other_features(recipe, encoder)
-    config = LaennecConfig(
-        encoder_config=encoder.config,
+    model = LaennecForAudioClassification.from_encoder(
+        e.weights if settings.init == "weights" else None,
+        ["none"],
+        type=recipe.encoder_type(),
+        revision=e.revision,
+        encoder_config=e.config,
         pooling=recipe.head.pooling,
         projection_dim=settings.projection_dim,
-        base_model_name_or_path=weights,
-        id2label={0: "none"},
-        label2id={"none": 0},
+        seed=recipe.seed,
     )
-    model = LaennecForAudioClassification(config, encoder)
+    refuse_other_features(recipe, model.encoder)
     model.head.requires_grad_(False)  # processes wait for the gradients of all that learns
     return model
 
@@ -225,40 +237,20 @@ def _fit(
         stages=lambda _: unsupervised,
         batch_setting=BatchSetting("pretrain.batch_size", settings.batch_size, settings.batch_size),
     )
-    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(EpochLines("pretrain"))
     train_or_resume(trainer, settings.save_steps)
-    history = trainer.state.log_history
-    trainer_end(trainer)
-    return specs, history
+    return specs, trainer.state.log_history
 
 
 def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> LaennecTrainingArguments:
     """Transformers' settings of pre-training."""
-    p, t = settings, recipe.train
     return LaennecTrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=p.batch_size,
-        num_train_epochs=p.epochs,
-        max_steps=p.max_steps,
-        learning_rate=p.learning_rate,
-        # Adam is AdamW without decay
-        weight_decay=0.0 if p.optimizer == "adam" else p.weight_decay,
-        lr_scheduler_type={"constant": "constant_with_warmup"}.get(p.lr_scheduler_type, p.lr_scheduler_type),
-        warmup_steps=p.warmup_ratio,
-        max_grad_norm=p.max_grad_norm,
-        seed=recipe.seed,
-        save_strategy="epoch",  # after the epoch is in the log; others are asked for by `SaveAndStop`
-        logging_strategy="epoch",
-        save_total_limit=2,
-        report_to="none",
-        label_names=["labels"],
-        # a short last batch would have fewer negatives than the others
-        dataloader_drop_last=True,
+        **common_arguments(recipe, settings, folder),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        dataloader_drop_last=True,  # a short last batch would have fewer negatives than the others
         ddp_find_unused_parameters=False,
-        bf16=t.bf16,
-        disable_tqdm=True,
-        **device_settings(t.workers, has_gpu()),
     )
 
 
@@ -282,42 +274,3 @@ def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: Pa
         "effective_rank": float(torch.special.entr(share).sum().exp()),
         "spread": float(z.std(0).mean() * z.shape[1] ** 0.5),
     }
-
-
-def _record(
-    recipe: Recipe, settings: PretrainSettings, part: PairData, model: Any, specs: list[LossSpec]
-) -> dict[str, Any]:
-    """The run record but for what happened while training."""
-    return {
-        "name": recipe.name,
-        "corpus": {
-            "name": recipe.corpus.name,
-            "fingerprint": part.source.get("corpus_fingerprint"),
-            "provenance": part.source,
-        },
-        "selection_set": "none: the last epoch is kept",
-        "cycles": len(part.dataset),
-        "windows": part.rows_used.windows,
-        "patients": part.rows_used.patients,
-        "left_out": part.rows_used.left_out | part.sampling.left_out,
-        "paired_with_themselves": part.sampling.paired_with_themselves,
-        "pairs": settings.pairs,
-        "views": settings.views,
-        "losses": loss_descriptions(specs),
-        "initialised_from": model.config.base_model_name_or_path or "random",
-        "encoder_digest": encoder_digest(model.encoder),
-        "config": recipe.to_dict(),
-        "seeds": {"recipe": recipe.seed},
-        "versions": versions(),
-        "hardware": hardware(),
-    }
-
-
-def _write(out: Path, model: Any, extractor: Any, part: PairData, record: dict[str, Any]) -> None:
-    """Write encoder and record; the record last, because it says that the run is whole."""
-    with atomic_folder(out / "encoder") as folder:
-        model.encoder.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        write_record(folder / PRETRAINING, part.note)
-    write_record(out / "pretrain.json", record)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
