@@ -15,7 +15,7 @@ from forked import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.files import atomic_folder, lock_of, lock_or_refuse, wait_for_lock
-from laennec.training.record import count_evaluation
+from laennec.training.record import counted_evaluation
 from runs import what_it_left
 
 HOLD = """
@@ -157,7 +157,12 @@ def test_every_scoring_is_counted_however_many_there_are_at_once(tiny_run, tmp_p
     record = tmp_path / "run.json"
     # other tests may have scored that run
     record.write_text(json.dumps(json.loads((tiny_run / "run.json").read_text()) | {"evaluations": []}))
-    assert together(lambda number: count_evaluation(record, {"split": f"test {number}"})) == []
+
+    def score(number):
+        with counted_evaluation(record, {"split": f"test {number}"}):
+            pass
+
+    assert together(score) == []
     counted = [entry["split"] for entry in json.loads(record.read_text())["evaluations"]]
     assert sorted(counted) == [f"test {number}" for number in range(8)]
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

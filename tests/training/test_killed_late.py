@@ -7,7 +7,7 @@ import pytest
 
 from laennec.cli.main import main
 from laennec.training.recipe import Recipe
-from laennec.training.record import count_evaluation, counted_evaluation, settled_evaluations, write_record
+from laennec.training.record import counted_evaluation, settled_evaluations, write_record
 from laennec.training.run import train
 
 LOOKED = {"split": "test", "created": "2026-01-01T00:00:00+00:00", "command": "laennec evaluate run"}
@@ -20,7 +20,8 @@ def counted(path):
 @pytest.fixture
 def record(tmp_path):
     write_record(tmp_path / "run.json", {"name": "run", "evaluations": []})
-    count_evaluation(tmp_path / "run.json", LOOKED | {"created": "earlier"})
+    with counted_evaluation(tmp_path / "run.json", LOOKED | {"created": "earlier"}):
+        pass
     return tmp_path / "run.json"
 
 

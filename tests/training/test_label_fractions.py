@@ -36,13 +36,6 @@ def test_a_smaller_fraction_lies_within_a_larger_one(official):
         assert sets[0] < sets[1] < sets[2] < sets[3]
 
 
-def test_draws_and_seeds_are_unrelated_samples(official):
-    classes, ids = official
-    samples = [set(labelled_rows(classes, ids, 0.1, *key).tolist()) for key in ((0, 0), (0, 1), (1, 0))]
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert 20 < len(samples[a] & samples[b]) < 70  # 41 of 414 by chance
-
-
 def test_a_draw_hangs_on_ids_and_not_on_the_order_of_rows(official):
     classes, ids = official
     order = np.random.default_rng(1).permutation(len(ids))

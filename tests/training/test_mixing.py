@@ -53,24 +53,6 @@ def test_a_contrast_keeps_clean_rows_in_front():
     assert both.shape == (8, 6, 4) and mask.shape == (8, 6) and torch.equal(both[:4], features)
 
 
-def test_a_draw_depends_on_seed_epoch_and_the_cycles_of_the_batch():
-    def lam(seed=0, epoch=0, first=0):
-        context = {"epochs": torch.full((4,), epoch), "cycle_numbers": torch.arange(4) + first}
-        return Mixer(MixSettings(), seed, 2).waveforms(torch.ones(4, 5), torch.full((4,), 5), FLAGS, context)[2].lam
-
-    assert lam() == lam()
-    assert len({lam(), lam(seed=1), lam(epoch=1), lam(first=1)}) == 4
-
-
-def test_probability_0_leaves_a_batch_alone():
-    settings = MixSettings(domain="features", probability=0.0)
-    features = torch.randn(4, 6, 4)
-    mixed, _, mixture = Mixer(settings, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)
-    assert mixture.lam == 1 and torch.equal(mixed, features) and torch.equal(mixture.labels, FLAGS)
-    patches = MixSettings(method="patch_mix", probability=0.0)
-    assert torch.equal(Mixer(patches, 0, 2).features(features, torch.ones(4, 6), FLAGS, CONTEXT)[0], features)
-
-
 def test_patch_mix_refuses_cycles_of_different_lengths():
     mask = torch.ones(4, 6)
     mask[1, 4:] = 0
@@ -88,24 +70,6 @@ def test_soft_cross_entropy_is_that_of_patch_mix_and_for_hard_rows_the_ordinary_
     )
     mixed = soft_cross_entropy(logits, lam * hard + (1 - lam) * hard[index], weight)
     torch.testing.assert_close(mixed, PatchMixCrossEntropy(weight)(logits, labels, labels[index], lam)["patch_mix_ce"])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"method": "cutmix"},
-        {"beta": -1},
-        {"probability": 2},
-        {"patch": [0, 4]},
-        {"domain": "tokens"},
-        {"method": "group_mix", "domain": "waveform"},
-        {"method": "group_mix", "group_frames": 0},
-        {"labels": "hard"},
-    ],
-)
-def test_bad_settings_are_refused(bad):
-    with pytest.raises(ValueError):
-        MixSettings(**bad)
 
 
 def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
@@ -139,9 +103,9 @@ def mixed_by(settings, features, context, labels=FLAGS, seed=0, names=("crackle"
     """What each cycle became, its label, share and partner, by any of the ways."""
     mixer = Mixer(settings, seed, len(names), names=names, multi_label=labels.is_floating_point())
     mask = torch.ones(features.shape[:2])
-    if mixer.on_waveforms:
+    if settings.domain == "waveform":
         values, _, mixture = mixer.waveforms(features[:, :, 0], mask.sum(1).long(), labels, context)
-    elif mixer.on_tokens:
+    elif settings.domain == "tokens":
         _, _, token_mix, mixture = mixer.tokens(features, mask, labels, context, tiny_ast())
         values = token_mix.taken.float()
     else:

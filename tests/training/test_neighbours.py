@@ -31,7 +31,6 @@ from laennec.training.data import (
 )
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
 from laennec.training.mixing import BatchFeatures
-from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.run import train
 from laennec.training.split_data import make_split
@@ -296,16 +295,6 @@ def test_a_run_in_context_selects_and_predicts_with_the_same_input(tiny_recipe, 
             assert answer.tolist() == pytest.approx([row.logit_crackle, row.logit_wheeze], abs=1e-4)
 
 
-def test_two_views_and_a_projection_see_the_doubled_embedding(tiny_recipe, tmp_path):
-    changes = {
-        "features": {"preset": "song2021", "length": "natural", "context_cycles": 1},
-        "loss": {"auxiliary": {"supcon": {"weight": 0.1, "views": 2, "projection_dim": 8}}},
-        "augment": {"gain": {"probability": 1.0}},
-    }
-    record = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())
-    assert all(math.isfinite(v) for h in record["history"] for v in h["loss_terms"].values())
-
-
 def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
     """A cycle without a label in a small fraction is context for those that have one, also for repeated ones."""
     rows = np.array([5, 2, 5])
@@ -317,22 +306,6 @@ def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
         one, other = part.dataset.sound(place), whole.dataset.sound(int(row))
         assert all(np.array_equal(a, b) for a, b in zip(one.pieces, other.pieces, strict=True))
         assert part.keys()[place] == whole.keys()[row]
-
-
-@pytest.mark.soak
-def test_label_fractions_and_pretraining_know_of_context(tiny_recipe, tmp_path):
-    """Pre-training pairs cycles alone; what it made, and fractions of labels, go on with neighbours."""
-    settings = tiny_recipe | {"features": {"preset": "song2021", "length": "natural", "context_cycles": 1}}
-    section = {"pretrain": {"epochs": 1, "batch_size": 8, "views": ["split"]}}
-    recipe = Recipe(**(settings | section | {"output_dir": str(tmp_path / "pretrained")}))
-    pretrained = pretrain(recipe)
-    encoder = {"type": "cnn", "weights": str(pretrained / "encoder")}
-    out = run(settings, tmp_path / "run", encoder=encoder)
-    corpus = settings["corpus"] | {"label_fraction": 0.3}
-    less = run(settings | {"corpus": corpus}, tmp_path / "less", encoder=encoder)
-    assert (
-        json.loads((less / "run.json").read_text())["labelled"] < json.loads((out / "run.json").read_text())["labelled"]
-    )
 
 
 def test_a_model_and_a_front_end_that_do_not_belong_together_are_named(tiny_run, tmp_path):

@@ -9,7 +9,6 @@ from transformers import Trainer, TrainingArguments
 
 from laennec.errors import InputError
 from laennec.training.arguments import MovingAverageCallback, epoch_cosine, epoch_cosine_schedule, sharpness_aware
-from laennec.training.objective import task_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training" / "training_rules.json"
 CASES = {case["id"]: case for case in json.loads(GOLDEN.read_text())["cases"]}
@@ -112,18 +111,3 @@ def test_adaptive_climb_is_scaled_by_the_weights():
             assert weight.grad is None
     assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
     assert torch.equal(frozen, torch.ones(2))
-
-
-def test_zero_gradients_do_not_climb():
-    weight = torch.nn.Parameter(torch.ones(3))
-    weight.grad = torch.zeros(3)
-    for given in (weight, torch.nn.Parameter(torch.ones(3))):  # and without a gradient at all
-        with sharpness_aware([given], rho=0.05):
-            assert torch.equal(given.detach(), torch.ones(3))
-
-
-def test_class_weights_of_the_official_training_part():
-    case = CASES["class_weights_official_train"]
-    labels = torch.repeat_interleave(torch.arange(4), torch.tensor(case["inputs"]["class_nums"])).numpy()
-    found = task_weights(labels, 4, False, "balanced")
-    assert found.tolist() == pytest.approx(case["expected"]["weights"], rel=1e-6)

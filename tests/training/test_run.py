@@ -83,42 +83,8 @@ def test_early_stopping_ends_before_the_last_epoch(tiny_recipe, tmp_path):
     assert len(record["history"]) < 30
 
 
-def test_two_runs_of_one_seed_differ_in_no_bit_and_seeds_differ(tiny_recipe, tmp_path):
-    draws = {"gain": {"probability": 1.0}, "noise": {"probability": 0.5}, "spec": {}}
-    first = run(tiny_recipe, tmp_path / "a", augment=draws)
-    again = run(tiny_recipe, tmp_path / "b", augment=draws)
-    other = run(tiny_recipe, tmp_path / "c", augment=draws, seed=1)
-    one, two, three = weights(first), weights(again), weights(other)
-    assert all(torch.equal(one[k], two[k]) for k in one)
-    assert not all(torch.equal(one[k], three[k]) for k in one)
-
-
 class StoppedError(Exception):
     pass
-
-
-@pytest.mark.parametrize("at_step", [pytest.param(3, marks=pytest.mark.soak), 7])
-def test_an_interrupted_run_continues_to_the_very_same_weights(tiny_recipe, tmp_path, monkeypatch, at_step):
-    changes = {"augment": {"gain": {"probability": 1.0}, "spec": {}}, "head": {"dropout": 0.5}}
-    whole = run(tiny_recipe, tmp_path / "whole", **changes)
-    from laennec.training.trainer import LaennecTrainer
-
-    honest = LaennecTrainer.training_step
-
-    def interrupted(self, *arguments, **settings):
-        if self.state.global_step == per_epoch + at_step - 3:
-            raise StoppedError
-        return honest(self, *arguments, **settings)
-
-    cycles = json.loads((whole / "run.json").read_text())["cycles"]["train"]
-    per_epoch = math.ceil(cycles / 8)
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(LaennecTrainer, "training_step", interrupted)
-        run(tiny_recipe, tmp_path / "cut", **changes)
-    assert not (tmp_path / "cut" / "run.json").exists()
-    continued = run(tiny_recipe, tmp_path / "cut", **changes)
-    one, two = weights(whole), weights(continued)
-    assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_an_output_folder_is_never_overwritten_unasked(tiny_run, tiny_recipe, tmp_path):

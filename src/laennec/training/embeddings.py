@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +92,8 @@ def embed_waveforms(
     result: NDArray[np.float32] | None = None
     embed = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
     with frozen_weights(model):
-        for rows, values in embed(model, extractor, waveforms, [_samples(w) for w in waveforms]):
+        lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
+        for rows, values in embed(model, extractor, waveforms, lengths):
             if result is None:
                 result = np.empty((len(waveforms), values.shape[1]), np.float32)
             result[rows] = values
@@ -153,19 +153,17 @@ def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
         yield rows, values
 
 
-def _samples(waveform: NDArray[np.float32] | InContext) -> int:
-    return sum(map(len, waveform.pieces)) if isinstance(waveform, InContext) else len(waveform)
-
-
 def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.float32] | str:
     """(items, dim), or the error message where they do not fit into memory together."""
     parameter = next(model.parameters())
     try:
         with torch.inference_mode():
             batch = extractor(items, sampling_rate=extractor.sampling_rate, device=parameter.device)
-            inputs = [batch["input_values"].to(parameter.dtype), _or_none(batch["attention_mask"])]
-            if "context_values" in batch:
-                inputs += [batch["context_values"].to(parameter.dtype), _or_none(batch["context_mask"])]
+            inputs: list[Any] = []
+            for kind in ("input_values", "context_values") if "context_values" in batch else ("input_values",):
+                mask = batch["attention_mask" if kind == "input_values" else "context_mask"]
+                # a mask of ones is left out
+                inputs += [batch[kind].to(parameter.dtype), None if bool(mask.all()) else mask]
             values: NDArray[np.float32] = model.embed(*inputs).float().cpu().numpy()
     except Exception as error:
         if not memory.ran_out(error):
@@ -182,11 +180,6 @@ def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> 
         f"{memory.asked_for(failed)}; set {shorter_cycles(extractor, frames)} in the recipe, predict shorter windows "
         "(--window-s), or use a machine with more memory"
     )
-
-
-def _or_none(mask: torch.Tensor) -> torch.Tensor | None:
-    """A mask, or None where it is all ones."""
-    return None if bool(mask.all()) else mask
 
 
 class EmbeddingCache:
@@ -209,23 +202,22 @@ class EmbeddingCache:
     def refresh(self) -> None:
         """Read shards that any process has written since the last call."""
         for shard in sorted(self.folder.glob("*.safetensors")):
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 status = shard.stat()
                 state = (status.st_ino, status.st_mtime_ns)
-                if self._seen.get(shard.name) != state:
-                    self._seen[shard.name] = state
-                    self._read(shard)
-
-    def _read(self, shard: Path) -> None:
-        try:
-            tensors = load_file(shard)
-            keys, values = tensors["keys"], tensors["embeddings"]
-        except (SafetensorError, KeyError, OSError) as error:
-            _log.warning("%s: damaged cache shard (%s); its cycles are embedded again", shard, error)
-            return
-        # an embedding that is here already is equal
-        for key, value in zip(keys, values, strict=True):
-            self._rows.setdefault(key.tobytes(), value)
+                if self._seen.get(shard.name) == state:
+                    continue
+                self._seen[shard.name] = state
+                tensors = load_file(shard)
+                keys, values = tensors["keys"], tensors["embeddings"]
+            except FileNotFoundError:
+                continue
+            except (SafetensorError, KeyError, OSError) as error:
+                _log.warning("%s: damaged cache shard (%s); its cycles are embedded again", shard, error)
+                continue
+            # an embedding that is here already is equal
+            for key, value in zip(keys, values, strict=True):
+                self._rows.setdefault(key.tobytes(), value)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
@@ -252,15 +244,9 @@ def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: N
     With context, the spans of the context cycles too (and their ids, for a draw), so that a cycle with context, even an
     empty one, never has the key of a cycle without.
     """
-    columns = zip(
-        column_of(table, "audio_sha256"),
-        column_of(table, "start_s"),
-        column_of(table, "end_s"),
-        column_of(table, "cycle_id"),
-        strict=True,
-    )
+    columns = (column_of(table, name) for name in ("audio_sha256", "start_s", "end_s", "cycle_id"))
     keys = []
-    for row, (sha, start, end, cycle_id) in enumerate(columns):
+    for row, (sha, start, end, cycle_id) in enumerate(zip(*columns, strict=True)):
         made_of = [sha, repr(start), repr(end), waveform_settings, draw and [draw, cycle_id]]
         if neighbours is not None:
             sides = neighbours.named(row)
@@ -296,18 +282,16 @@ def embed_cycles(
     keys: Sequence[bytes],
     cache: EmbeddingCache,
     epoch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
     """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
 
     Args:
-        model: The model.
+        model: The model, on the device that embeds.
         extractor: Its feature extractor.
         dataset: The cycles.
         keys: Content key by row of the dataset.
         cache: The cache.
         epoch: The draw of augmentation; None for the cycles without augmentation.
-        progress: Called with (cycles done, cycles in all).
 
     Returns:
         float32 (cycles, dim).
@@ -327,31 +311,27 @@ def embed_cycles(
             cache.add([keys[row] for row in shard], values, keep)
 
     shards = shards_of([dataset.samples(row) for row in range(len(dataset))], list(first.values()))
-    with _on_accelerator(model):
-        for done in _make_shards(shards, keys, cache, make):
-            if progress:
-                progress(done, len(dataset))
+    _make_shards(shards, keys, cache, make)
     return np.stack([cache[key] for key in keys])
 
 
 def _make_shards(
     shards: list[list[int]], keys: Sequence[bytes], cache: EmbeddingCache, make: Callable[..., None]
-) -> Iterator[int]:
-    """Make missing shards, free ones first; yields the number of rows that are done."""
+) -> None:
+    """Make missing shards, those that no other process makes first."""
     waiting, slowest = deque[tuple[list[int], float]](), 0.0
     for shard in shards:
         place = cache.place([keys[row] for row in shard])
         if all(keys[row] in cache for row in shard):
             remove_stale_lock(place)
             continue
+        start = time.monotonic()
         with try_lock(place) as ours:
             if ours:
-                start = time.monotonic()
                 make(shard)
                 slowest = max(slowest, time.monotonic() - start)
         if not ours:
-            waiting.append((shard, time.monotonic()))
-        yield sum(key in cache for key in keys)
+            waiting.append((shard, start))
     while waiting:
         shard, since = waiting.popleft()
         patience = max(_PATIENCE_S, 10 * slowest)
@@ -364,18 +344,3 @@ def _make_shards(
         elif not ours:
             waiting.append((shard, since))
             time.sleep(_POLL_S)
-        yield sum(key in cache for key in keys)
-
-
-@contextlib.contextmanager
-def _on_accelerator(model: LaennecForAudioClassification) -> Iterator[None]:
-    """Move the model to this process's GPU, if there is one, within the block."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    home = next(model.parameters()).device
-    model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()))
-    try:
-        yield
-    finally:
-        model.to(home)

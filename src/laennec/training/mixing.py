@@ -101,16 +101,6 @@ class Mixer:
         hard = settings.labels == "lungmix"
         self.union = label_union(names, multi_label, "augment.mix.labels: lungmix") if hard else None
 
-    @property
-    def on_waveforms(self) -> bool:
-        """Whether cycles are mixed before the front end."""
-        return self.settings.domain == "waveform"
-
-    @property
-    def on_tokens(self) -> bool:
-        """Whether cycles are mixed inside the encoder."""
-        return self.settings.domain == "tokens"
-
     def generator(self, context: Mapping[str, Tensor]) -> np.random.Generator:
         """The random numbers of one batch, from its `epochs` and `cycle_numbers`, in whatever order they stand."""
         order = torch.from_numpy(_order(context))
@@ -296,50 +286,42 @@ class BatchFeatures:
         if "waveforms" not in inputs:
             return inputs, context
         assert self.extractor is not None
+        waveforms, lengths = inputs.pop("waveforms"), inputs.pop("lengths")
+        labels: Any = inputs.get("labels")
+        joined = inputs.pop("joined", None)
         draws = training and bool((host["epochs"] >= 0).all())
         mixer = self.mixer if draws else None
+        domain = None if mixer is None else mixer.settings.domain
+        # what a mixture is a function of, as tensors that the host can read at once
+        keys = {name: torch.from_numpy(host[name]) for name in ("epochs", "cycle_numbers")}
         with torch.no_grad():
-            waveforms, lengths = inputs.pop("waveforms"), inputs.pop("lengths")
-            labels: Any = inputs.get("labels")
-            joined = inputs.pop("joined", None)
-            if mixer is not None and mixer.on_waveforms:
-                waveforms, lengths, context["mixture"] = mixer.waveforms(waveforms, lengths, labels, _keys(context))
+            if mixer is not None and domain == "waveform":
+                waveforms, lengths, context["mixture"] = mixer.waveforms(waveforms, lengths, labels, keys)
             features, mask = self.extractor.features(waveforms, lengths)
             if self.spec_augment is not None and draws:
                 features = self._masked(self.spec_augment, features, mask, host)
-            if mixer is not None and mixer.on_tokens:
+            if mixer is not None and domain == "tokens":
                 features, mask, context["token_mix"], context["mixture"] = mixer.tokens(
-                    features, mask, labels, _keys(context), encoder
+                    features, mask, labels, keys, encoder
                 )
-            elif mixer is not None and not mixer.on_waveforms:
-                features, mask, context["mixture"] = mixer.features(features, mask, labels, _keys(context))
+            elif mixer is not None and domain == "features":
+                features, mask, context["mixture"] = mixer.features(features, mask, labels, keys)
             if joined is None:
                 return inputs | {"input_values": features, "attention_mask": mask}, context
             return inputs | with_context(features, mask, joined), context
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor, host: Mapping[str, Any]) -> Tensor:
-        """SpecAugment of each view on its own: (views * batch, frames, mels), followed by the neighbours."""
-        drawn = _drawn_for(len(features), host)
+        """SpecAugment of each view by itself: cycles of all views, then neighbours of all views."""
+        kinds = [("epochs", "cycle_numbers")]
+        if len(host.get("neighbour_epochs", ())):
+            kinds.append(("neighbour_epochs", "neighbour_numbers"))
+        views = len(features) // sum(len(host[epochs]) for epochs, _ in kinds)
+        drawn = [(view, host[epochs], host[numbers]) for epochs, numbers in kinds for view in range(views)]
         sizes = [len(epochs) for _, epochs, _ in drawn]
-        parts = zip(drawn, features.split(sizes), mask.split(sizes), strict=True)
         masked = [
             spec_augment(part, shown, seed=view_seed(self.seed, view), epochs=epochs, cycle_indices=numbers)
-            for (view, epochs, numbers), part, shown in parts
+            for (view, epochs, numbers), part, shown in zip(
+                drawn, features.split(sizes), mask.split(sizes), strict=True
+            )
         ]
-        return masked[0] if len(masked) == 1 else torch.cat(masked)
-
-
-def _keys(context: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mixture is a function of, as tensors that the host can read at once."""
-    host = context["host"]
-    return {**context, **{name: torch.from_numpy(host[name]) for name in ("epochs", "cycle_numbers")}}
-
-
-def _drawn_for(rows: int, host: Mapping[str, Any]) -> list[tuple[int, Any, Any]]:
-    """View, epochs and cycle numbers of the parts of a batch: cycles of all views, then neighbours of all views."""
-    around = len(host.get("neighbour_epochs", ()))
-    views = rows // (len(host["epochs"]) + around)
-    drawn = [(view, host["epochs"], host["cycle_numbers"]) for view in range(views)]
-    if around:
-        drawn += [(view, host["neighbour_epochs"], host["neighbour_numbers"]) for view in range(views)]
-    return drawn
+        return torch.cat(masked)

@@ -48,27 +48,21 @@ def hardware() -> dict[str, Any]:
     """What the computation ran on: processor, cores, memory, accelerator."""
     import torch
 
-    gpus = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        processor = platform.processor() or platform.machine()
     return {
-        "processor": processor_name(),
+        "processor": processor,
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "system": f"{platform.system()} {platform.machine()}",
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
-
-
-def processor_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 class Timings:
@@ -113,16 +107,10 @@ def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write a run record as JSON; numbers that are not finite become null."""
     plain = _plain(record)
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
-    if not _is_utf8(text):  # a file name that is no text, or half a character out of another record
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character, of a file name that is no text
         text = json.dumps(plain, indent=2, allow_nan=False)
     with atomic_write(path) as file:
         file.write(text)
-
-
-def count_evaluation(path: str | Path, looked: dict[str, Any]) -> None:
-    """Add a scoring to those that a run's record counts, whoever else adds one at the same time."""
-    with counted_evaluation(path, looked):
-        pass
 
 
 @contextmanager
@@ -234,14 +222,6 @@ def read_run(path: str | Path) -> dict[str, Any]:
     if not isinstance(corpus.get("provenance"), dict):
         raise InputError(f"{path}: the run record does not say what split it was trained on; train the run again")
     return record
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _plain(value: Any) -> Any:

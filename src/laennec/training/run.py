@@ -238,6 +238,7 @@ def predict_validation(
         The predictions table; the operating points; what was fitted for auxiliary tasks.
     """
     truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
+    model.to(training_device())  # type: ignore[arg-type]
     cache = cache or EmbeddingCache(cache_root(), model, extractor)
     embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
     predictions = predictions_table(model, truth, embeddings)

@@ -22,7 +22,6 @@ from laennec.training.pretraining.run import contrastive_loss, embedding_spread,
 from laennec.training.recipe import Recipe, full_key
 from laennec.training.run import train
 from laennec.training.split_data import make_extractor
-from laennec.training.trainer import LaennecTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 QUICK = {"epochs": 2, "batch_size": 8, "views": ["split", "spec"], "learning_rate": 1e-3}
@@ -89,39 +88,6 @@ def test_every_pair_mode_trains(tiny_recipe, small_corpus, tmp_path, pairs, more
     here = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["train"]
     left_out = sum(count for what, count in record["left_out"].items() if what.startswith("cycles"))
     assert record["cycles"] + left_out == len(here)
-
-
-class StoppedError(Exception):
-    pass
-
-
-@pytest.mark.soak  # tests/invariants/test_resume.py stops one too
-@pytest.mark.parametrize(("at_step", "save_steps"), [(5, 0), (7, 3)])
-def test_an_interrupted_pre_training_continues_to_the_very_same_encoder(
-    tiny_recipe, tmp_path, monkeypatch, at_step, save_steps
-):
-    chosen = {
-        "views": ["raw", "split", "spec"], "pairs": "same_patient_same_location", "save_steps": save_steps,
-        "gain": {"probability": 1.0}, "pitch": None,
-    }  # fmt: skip
-    whole = pretrain(recipe_of(tiny_recipe, tmp_path / "whole", chosen))
-    honest = LaennecTrainer.training_step
-
-    def interrupted(self, *arguments, **settings):
-        if self.state.global_step == at_step:
-            raise StoppedError
-        return honest(self, *arguments, **settings)
-
-    with monkeypatch.context() as patch, pytest.raises(StoppedError):
-        patch.setattr(LaennecTrainer, "training_step", interrupted)
-        pretrain(recipe_of(tiny_recipe, tmp_path / "cut", chosen))
-    assert not (tmp_path / "cut" / "pretrain.json").exists()
-    assert list((tmp_path / "cut").glob("checkpoints/*/checkpoint-*"))
-    continued = pretrain(recipe_of(tiny_recipe, tmp_path / "cut", chosen))
-    one, two = weights(whole), weights(continued)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    if not save_steps:  # the log of an epoch that was interrupted is of what was left of it
-        assert record_of(whole)["history"] == record_of(continued)["history"]
 
 
 def test_two_processes_of_half_the_batch_give_the_encoder_of_one(tiny_recipe, tmp_path):

@@ -20,10 +20,10 @@ from laennec.training.samplers import CounterSampler, EpochSampler, MetadataMatc
 from laennec.training.targets import Codes, GroupTable, group_codes
 
 # mode -> (columns that both cycles of a pair share, column in which they differ)
-_SHARED: dict[str, tuple[str, str | None]] = {
-    "same_patient_same_location": ("patient+chest_location", None),
-    "same_patient_other_location": ("patient", "chest_location"),
-    "same_location_across_patients": ("chest_location", "patient"),
+_SHARED: dict[str, tuple[list[str], str | None]] = {
+    "same_patient_same_location": (["patient", "chest_location"], None),
+    "same_patient_other_location": (["patient"], "chest_location"),
+    "same_location_across_patients": (["chest_location"], "patient"),
 }
 
 
@@ -31,7 +31,7 @@ class PositivePairs:
     """Draws the second cycle of a positive pair: it shares one group and differs in another.
 
     Args:
-        shared: (cycles,) group that both share; below 0 where unknown, such cycles have no pair.
+        shared: (cycles,) group that both share.
         apart: (cycles,) group in which they differ; None: any other cycle of the shared group.
 
     Attributes:
@@ -39,19 +39,13 @@ class PositivePairs:
     """
 
     def __init__(self, shared: Codes, apart: Codes | None = None) -> None:
-        known = shared >= 0
-        if apart is not None and not (known & (apart >= 0)).all():
-            raise ValueError("leave out cycles of an unknown group first")
-        rows = np.arange(len(shared))
-        inner = rows if apart is None else apart
-        # rows in blocks of the shared group, and within them in blocks of the other group
-        self._order = np.lexsort((inner, shared))
-        by_block = np.stack([shared[self._order], inner[self._order]])
-        self._place = np.empty_like(rows)
-        self._place[self._order] = rows
-        self._outer = _blocks(by_block[:1])[:, self._place]  # (start and size, cycles)
-        self._inner = _blocks(by_block)[:, self._place]
-        self.counts: Codes = np.where(known, self._outer[1] - self._inner[1], 0)
+        apart = np.arange(len(shared)) if apart is None else apart
+        self._order = np.lexsort((apart, shared))
+        self._shared, self._apart = shared[self._order], apart[self._order]
+        self._groups = np.stack([shared, apart])
+        _, group, sizes = np.unique(shared, return_inverse=True, return_counts=True)
+        _, inner, alike = np.unique(self._groups, axis=1, return_inverse=True, return_counts=True)
+        self.counts: Codes = sizes[group] - alike[inner.reshape(-1)]
 
     def draw(self, row: int, seed: int, epoch: int, number: int) -> int | None:
         """The row that a cycle is paired with in an epoch, or None.
@@ -65,21 +59,9 @@ class PositivePairs:
         count = int(self.counts[row])
         if not count:
             return None
-        step = int(counter_generator(seed, epoch, number, "partners").integers(count))
-        place = int(self._outer[0, row]) + step
-        if place >= self._inner[0, row]:  # skip the block in which the two would not differ
-            place += int(self._inner[1, row])
-        return int(self._order[place])
-
-
-def _blocks(keys: Codes) -> Codes:
-    """Start and size of the run of equal columns that each place lies in: (keys, places) -> (2, places)."""
-    places = keys.shape[1]
-    begins = np.ones(places, dtype=bool)
-    begins[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
-    starts = np.flatnonzero(begins)
-    block = np.cumsum(begins) - 1
-    return np.stack([starts[block], np.diff(np.append(starts, places))[block]])
+        shared, apart = self._groups[:, row]
+        fitting = self._order[(self._shared == shared) & (self._apart != apart)]
+        return int(fitting[counter_generator(seed, epoch, number, "partners").integers(count)])
 
 
 @dataclass
@@ -107,6 +89,13 @@ class PairSampling:
         """Number of cycles without a second cycle, which are paired with themselves."""
         return 0 if self.positives is None else int((self.positives.counts == 0).sum())
 
+    def leave_out(self, rows: Any, reason: str, note: str) -> None:
+        """Leave out some of the kept cycles, (kept,) bool."""
+        if rows.any():
+            self.left_out[reason] = self.left_out.get(reason, 0) + int(rows.sum())
+            self.notes.append(note)
+            self.kept = self.kept[~rows]
+
 
 def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSampling:
     """Choose the cycles that a pair mode and matched batches can use.
@@ -119,34 +108,42 @@ def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSamplin
         InputError: A column does not exist or is unknown for all cycles, or fewer than two cycles are left.
     """
     sampling = PairSampling(np.arange(groups.rows))
+    shared, apart = _SHARED.get(settings.pairs, (["age_band"] if settings.pairs == "age_band" else [], None))
     # cycles with an unknown column first: they cannot be the second cycle of a pair either
-    for name in _columns(settings):
+    for name in dict.fromkeys([*shared, *([apart] if apart else []), *settings.match]):
         where = "pretrain.match" if name in settings.match else f"pretrain.pairs: {settings.pairs}"
         codes = groups.codes([name], settings.missing, where)
+        note = f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)"
+        reason = f"cycles whose {name} is unknown"
         unknown = np.flatnonzero(codes < 0)
-        if len(unknown):
-            sampling.left_out[f"cycles whose {name} is unknown"] = len(unknown)
-            sampling.notes.append(f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)")
-        sampling.kept = np.setdiff1d(sampling.kept, unknown)
+        sampling.leave_out(np.isin(sampling.kept, unknown), reason, note)
     before = -1
-    while before != len(sampling.kept):  # leaving out a cycle by one rule can change what another rule leaves out
+    while len(sampling.kept) and before != len(sampling.kept):  # one rule can change what another rule leaves out
         before = len(sampling.kept)
         if settings.match:
             _leave_out_small_groups(settings, groups, sampling)
-        if settings.pairs in _SHARED:
+        if settings.pairs in _SHARED and len(sampling.kept):
             _pair(settings, groups, sampling)
+    if len(sampling.kept) < 2:
+        listed = ", ".join(f"{count} {reason}" for reason, count in sampling.left_out.items())
+        remedy = f"left out are {listed}" if listed else "use a larger corpus"
+        raise InputError(f"pretrain: {len(sampling.kept)} cycles are left, fewer than 2; {remedy}")
     if settings.match:
-        _note_groups_of_few(settings, groups, sampling)
-        sampling.match_groups = _codes(groups, settings.match, sampling.kept)
-    if settings.pairs == "age_band" and len(sampling.kept):
+        sampling.match_groups = codes = _codes(groups, settings.match, sampling.kept)
+        patients = _codes(groups, ["patient"], sampling.kept)
+        counts = [len(np.unique(patients[codes == group])) for group in np.unique(codes)]
+        if few := sum(count < settings.batch_size for count in counts):
+            sampling.notes.append(
+                f"pretrain.match: {few} groups have fewer than {settings.batch_size} patients, so their batches hold "
+                "a patient more than once"
+            )
+    if settings.pairs == "age_band":
         sampling.age_groups = _codes(groups, ["age_band"], sampling.kept)
-        if sampling.age_groups.max(initial=-1) < 1:
+        if sampling.age_groups.max() < 1:
             raise InputError(
                 "pretrain.pairs is age_band, but all cycles are of one band, so there are no negatives; set "
                 "metadata.age_edges_years, or choose another mode"
             )
-    if len(sampling.kept) < 2:
-        raise InputError(f"pretrain: {len(sampling.kept)} cycles are left, fewer than 2; {_reasons(sampling)}")
     return sampling
 
 
@@ -166,13 +163,6 @@ def make_pretrain_sampler(
     return MetadataMatchedSampler([sampling.match_groups.tolist()], settings.batch_size, patients, seed=seed)
 
 
-def _columns(settings: PretrainSettings) -> list[str]:
-    """The columns that pair mode and matching need."""
-    shared, apart = _SHARED.get(settings.pairs, ("age_band" if settings.pairs == "age_band" else "", None))
-    names = [*shared.split("+"), apart, *settings.match]
-    return list(dict.fromkeys(name for name in names if name))
-
-
 def _codes(groups: GroupTable, names: list[str], rows: Codes) -> Codes:
     """Groups of some rows; unknown values are a group of their own."""
     columns = [groups.column(name, "pretrain") for name in names]
@@ -180,47 +170,28 @@ def _codes(groups: GroupTable, names: list[str], rows: Codes) -> Codes:
 
 
 def _leave_out_small_groups(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
-    if not len(sampling.kept):
-        return
     codes = _codes(groups, settings.match, sampling.kept)
     patients = _codes(groups, ["patient"], sampling.kept)
     small = np.zeros(len(codes), dtype=bool)
     for group in range(int(codes.max()) + 1):
         member = codes == group
-        n_patients = len(np.unique(patients[member]))
-        small |= member & (n_patients < 2 or int(member.sum()) < settings.batch_size)
+        small |= member & (len(np.unique(patients[member])) < 2 or int(member.sum()) < settings.batch_size)
     named = " + ".join(settings.match)
-    if small.any():
-        what = f"cycles of groups by {named} that fill no batch"
-        sampling.left_out[what] = sampling.left_out.get(what, 0) + int(small.sum())
-        sampling.notes.append(
-            f"pretrain.match: {len(np.unique(codes[small]))} of {int(codes.max()) + 1} groups by {named} have fewer "
-            f"than 2 patients or {settings.batch_size} cycles and are left out ({int(small.sum())} cycles)"
-        )
-    sampling.kept = sampling.kept[~small]
-
-
-def _note_groups_of_few(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
-    """Note the groups that cannot fill a batch with different patients."""
-    if not len(sampling.kept):
-        return
-    codes, patients = (_codes(groups, names, sampling.kept) for names in (settings.match, ["patient"]))
-    counts = [len(np.unique(patients[codes == group])) for group in np.unique(codes)]
-    if few := sum(count < settings.batch_size for count in counts):
-        sampling.notes.append(
-            f"pretrain.match: {few} groups have fewer than {settings.batch_size} patients, so their batches hold "
-            "a patient more than once"
-        )
+    sampling.leave_out(
+        small,
+        f"cycles of groups by {named} that fill no batch",
+        f"pretrain.match: {len(np.unique(codes[small]))} of {int(codes.max()) + 1} groups by {named} have fewer "
+        f"than 2 patients or {settings.batch_size} cycles and are left out ({int(small.sum())} cycles)",
+    )
 
 
 def _pair(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling) -> None:
-    if not len(sampling.kept):
-        return
+    """Make the pairs of the kept cycles, and leave out the cycles without one where the settings say so."""
     shared, apart = _SHARED[settings.pairs]
 
     def positives() -> PositivePairs:
         differ = None if apart is None else _codes(groups, [apart], sampling.kept)
-        return PositivePairs(_codes(groups, shared.split("+"), sampling.kept), differ)
+        return PositivePairs(_codes(groups, shared, sampling.kept), differ)
 
     sampling.positives = positives()
     alone = sampling.positives.counts == 0
@@ -229,16 +200,9 @@ def _pair(settings: PretrainSettings, groups: GroupTable, sampling: PairSampling
     share = f"{int(alone.sum())} of {len(alone)} cycles have no positive pair"
     if alone.all():
         raise InputError(f"pretrain.pairs is {settings.pairs}, but {share}; choose another mode, or pairs: self")
+    note = f"pretrain.pairs: {share} under {settings.pairs} and are"
     if settings.unpaired == "drop":
-        what = "cycles without a positive pair"
-        sampling.left_out[what] = sampling.left_out.get(what, 0) + int(alone.sum())
-        sampling.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are left out")
-        sampling.kept = sampling.kept[~alone]
+        sampling.leave_out(alone, "cycles without a positive pair", f"{note} left out")
         sampling.positives = positives()
     else:
-        sampling.notes.append(f"pretrain.pairs: {share} under {settings.pairs} and are paired with themselves")
-
-
-def _reasons(sampling: PairSampling) -> str:
-    listed = ", ".join(f"{count} {what}" for what, count in sampling.left_out.items())
-    return f"left out are {listed}" if listed else "use a larger corpus"
+        sampling.notes.append(f"{note} paired with themselves")

@@ -5,7 +5,7 @@ depends on the corpus waits for it. A setting without an effect is refused like 
 folders are given by flag, or relative to where the command runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -169,91 +169,68 @@ class Recipe(Settings):
         return named
 
     @model_validator(mode="after")
-    def _task_fits_labels(self) -> Self:
-        task, problem = self.loss.task, self.target.problem_type
-        if (task, problem) in (("bce", "single_label"), ("ce", "multi_label")):
-            right = "bce or focal" if problem == "multi_label" else "ce or focal"
-            raise ValueError(f"loss.task is {task!r}, but a {problem} head needs {right}")
-        if problem == "single_label" and self.head.calibration == "platt":
-            raise ValueError(
+    def _rules(self) -> Self:
+        for problem in (*self._problems(), *self._loss_problems()):
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong between features, encoder, head, sampler and augmentation."""
+        single, mix, augment = self.target.problem_type == "single_label", self.augment.mix, self.augment
+        if single and self.head.calibration == "platt":
+            yield (
                 "head.calibration is platt, which is for yes/no labels; set head.calibration: temperature for a "
                 "single_label head"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _frozen_encoder(self) -> Self:
-        if not self.encoder.frozen:
-            return self
-        if self.loss.auxiliary:
-            raise ValueError("loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them")
-        if self.sampler.name == "length_bucketed":
-            raise ValueError(
+        if self.encoder.frozen and self.loss.auxiliary:
+            yield "loss.auxiliary has nothing to train with encoder.trainable: frozen; change one of them"
+        if self.encoder.frozen and self.sampler.name == "length_bucketed":
+            yield (
                 "sampler.name is length_bucketed, but batches of a frozen encoder hold embeddings, which have no "
                 "length; set sampler.name: shuffle"
             )
-        if self.augment.mix is not None:
-            raise ValueError(
+        if self.encoder.frozen and mix is not None:
+            yield (
                 "augment.mix changes the encoder's input, and a frozen encoder runs once; set encoder.trainable or "
                 "leave augment.mix out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _context_of_one_recording(self) -> Self:
         key, k = "features.context_cycles", self.features.context_cycles
         if k and self.corpus.level == "record":
-            raise ValueError(
-                f"{key} is {k}, but with corpus.level: record a recording is one row; leave one of them out"
+            yield f"{key} is {k}, but with corpus.level: record a recording is one row; leave one of them out"
+        concatenates = augment.concatenate_probability > 0
+        if k and (mix is not None or concatenates):
+            name = "augment.concatenate_probability" if mix is None else "augment.mix"
+            yield (
+                f"{name} combines cycles of several recordings, and {key} needs the neighbours of one recording; "
+                "leave one of them out"
             )
-        mixes = {
-            "augment.mix": self.augment.mix is not None,
-            "augment.concatenate_probability": self.augment.concatenate_probability > 0,
-        }
-        for name, given in mixes.items():
-            if k and given:
-                raise ValueError(
-                    f"{name} combines cycles of several recordings, and {key} needs the neighbours of one recording; "
-                    "leave one of them out"
-                )
-        return self
 
-    @model_validator(mode="after")
-    def _losses_fit_batches(self) -> Self:
-        kinds = self.loss_names()
-        own_sampler = self.sampler.class_ is not None
-        if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and not own_sampler:
-            raise ValueError("loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive")
-        pairs = [name for name, kind in kinds.items() if kind in AUXILIARY_LOSSES and fact(kind, "across_cycles")]
+    def _loss_problems(self) -> Iterator[str]:
+        """What is wrong between losses, labels, batches and mixing."""
+        kinds, mix, task, problem = self.loss_names(), self.augment.mix, self.loss.task, self.target.problem_type
+        if (task, problem) in (("bce", "single_label"), ("ce", "multi_label")):
+            right = "bce or focal" if problem == "multi_label" else "ce or focal"
+            yield f"loss.task is {task!r}, but a {problem} head needs {right}"
+        if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and self.sampler.class_ is None:
+            yield "loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive"
+        facts = {name: AUXILIARY_LOSSES[kind] for name, kind in kinds.items() if kind in AUXILIARY_LOSSES}
+        pairs = [name for name, kind in facts.items() if getattr(kind, "across_cycles", Loss.across_cycles)]
         if self.train.gradient_accumulation_steps > 1 and pairs:
-            raise ValueError(
+            yield (
                 f"loss.auxiliary.{pairs[0]} looks at pairs of a batch, and with train.gradient_accumulation_steps it "
                 "would see those of each small batch only; raise train.batch_size or use more processes instead"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _losses_fit_mixing(self) -> Self:
-        kinds, mix = self.loss_names(), self.augment.mix
         contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
         if contrast and (mix is None or mix.method == "mixup"):
-            raise ValueError(f"loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix (or group_mix)")
-        if mix is None:
-            return self
-        if self.loss.task == "focal" and (not contrast or self.loss.task_views == "all"):
-            raise ValueError("loss.task: focal is not defined for the soft labels of augment.mix; use ce or bce")
-        hard = [name for name, kind in kinds.items() if kind in AUXILIARY_LOSSES and not fact(kind, "soft_labels")]
-        if hard and not contrast:
-            raise ValueError(
+            yield f"loss.auxiliary.{contrast[0]} needs augment.mix with method: patch_mix (or group_mix)"
+        if mix is not None and task == "focal" and (not contrast or self.loss.task_views == "all"):
+            yield "loss.task: focal is not defined for the soft labels of augment.mix; use ce or bce"
+        hard = [name for name, kind in facts.items() if not getattr(kind, "soft_labels", Loss.soft_labels)]
+        if mix is not None and hard and not contrast:
+            yield (
                 f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
                 "of the auxiliary losses add accepts them"
             )
-        return self
-
-
-def fact(kind: str, name: str) -> Any:
-    """A fact of a built-in loss, read from its class."""
-    return getattr(AUXILIARY_LOSSES[kind], name, getattr(Loss, name))
 
 
 def setting_keys() -> list[str]:

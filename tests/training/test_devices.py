@@ -13,7 +13,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.encoders import in_groups, load_encoder
 from laennec.modeling import LaennecConfig, LaennecForAudioClassification
-from laennec.training.devices import compiled_layers
+from laennec.training.devices import compiled_layers, device_settings, has_gpu, training_device
 
 AST = {
     "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,
@@ -135,3 +135,29 @@ def test_recomputing_what_cannot_be_is_one_line(curve, capsys):
     curve("cnn", "run", "--train.gradient_checkpointing", "true", code=2)
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "train.gradient_checkpointing" in err and "leave it out" in err
+
+
+def test_only_beside_a_gpu_batches_are_read_ahead_and_pinned():
+    alone, beside = device_settings(None, False), device_settings(None, True)
+    assert alone["use_cpu"] and not beside["use_cpu"]
+    assert (alone["dataloader_num_workers"], alone["dataloader_pin_memory"]) == (0, False)
+    assert 1 <= beside["dataloader_num_workers"] <= 8 and beside["dataloader_prefetch_factor"]
+    assert beside["dataloader_pin_memory"] and beside["accelerator_config"] == {"non_blocking": True}
+    assert (
+        device_settings(3, False)["dataloader_num_workers"] == device_settings(3, True)["dataloader_num_workers"] == 3
+    )
+
+
+def test_several_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert device_settings(None, True)["dataloader_num_workers"] == 7
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert device_settings(None, True)["dataloader_num_workers"] == 1
+
+
+def test_a_gpu_that_accelerate_is_told_to_leave_alone_is_left_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert has_gpu() and training_device() == torch.device("cuda", 1)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert not has_gpu() and training_device() == torch.device("cpu")
