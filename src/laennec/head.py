@@ -2,7 +2,7 @@
 
 Decisions: the head takes a standardised embedding (mean and spread of the training embeddings are its buffers),
 because raw embeddings of different encoders differ in scale by orders of magnitude and one learning rate should serve
-them all. A layer norm before that is what AST's own classifier has, and what makes a head of ours one of its kind.
+them all. A layer norm before that is optional; AST's own classifier has one.
 """
 
 import torch

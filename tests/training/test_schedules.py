@@ -108,6 +108,7 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
     [
         ({"loss": {"auxiliary": {"supcon": {}}}, "augment": {}}, "without augmentation they are equal"),
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
+        ({"train": {"arguments": {"report_too": "none"}}}, "no field of TrainingArguments; did you mean 'report_to'"),
         ({"loss": {"auxiliary": {"x": {"loss": "opl", "labels": "mood"}}}}, "x.labels has 'mood'"),
         ({"sampler": {"name": "metadata_matched", "columns": ["mood"]}}, "sampler.columns has 'mood'"),
         ({"sampler": {"name": "device_balanced", "devices": 9}}, "sampler.name is device_balanced: .*cannot be drawn"),

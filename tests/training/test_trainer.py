@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.data import CycleDataset
 from laennec.training.samplers import EpochSampler
+from laennec.training.tables import default_metrics
 from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
@@ -57,6 +59,19 @@ def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
     assert rates == {0.5}  # the encoder without a network has nothing to learn
     learnt = [p for g in trainer.optimizer.param_groups for p in g["params"]]
     assert {id(p) for p in learnt} == {id(p) for p in trainer.model.head.parameters()}
+
+
+def test_the_front_end_is_recorded_and_metrics_have_a_default(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    config = trainer.model.config
+    assert config.sampling_rate == 16000
+    assert config.features_fingerprint == trainer.processing_class.fingerprint()
+    values = trainer.evaluate(trainer.train_dataset)
+    assert {"eval_loss", "eval_icbhi.Score", "eval_roc_auc_macro"} <= set(values)
+    single = SimpleNamespace(label_names=["a", "b", "c"], is_multi_label=False)
+    logits, classes = np.eye(3, dtype=np.float32), np.arange(3)
+    found = default_metrics(single)(SimpleNamespace(predictions=logits, label_ids=classes))
+    assert found["accuracy"] == pytest.approx(100) and found["uar"] == pytest.approx(100)
 
 
 def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):

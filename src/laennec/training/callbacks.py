@@ -4,11 +4,9 @@ Decisions: one line an epoch, with the loss by term and the metrics that choose 
 terminal only. SIGTERM ends training after the running step, with a checkpoint and exit code 143.
 """
 
-import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -66,14 +64,19 @@ class EpochLines(TrainerCallback):
             self.bar.close()
 
 
-class StopRequest:
-    """Whether this process was asked to end."""
+class SaveAndStop(TrainerCallback):
+    """Writes checkpoints within epochs, and a last one when the process is asked to end.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        every: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
+    """
 
-    def __call__(self, *_: Any) -> None:
-        """The signal's handler.
+    def __init__(self, every: int = 0) -> None:
+        self.every = every
+        self.asked = self._stopping = False
+
+    def stop(self, *_: Any) -> None:
+        """Ask for the end, as a handler of a signal.
 
         Raises:
             Terminated: It is the second signal.
@@ -82,37 +85,13 @@ class StopRequest:
             raise Terminated("stopped")
         self.asked = True
 
-
-@contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Take SIGTERM as a request to end while the block runs."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, request)
-    try:
-        yield request
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class SaveAndStop(TrainerCallback):
-    """Writes checkpoints within epochs, and a last one when the process is asked to end.
-
-    Args:
-        request: Whether it is asked to.
-        every: Steps between checkpoints, in addition to the one of each epoch; None for no others.
-    """
-
-    def __init__(self, request: StopRequest, every: int | None = None) -> None:
-        self.request = request
-        self.every = every
-        self._stopping = False
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask the Trainer for a checkpoint."""
-        self._stopping = self._agreed(args)
+        self._stopping = self.asked
+        if args.world_size > 1:  # if only one process stopped, the others would wait for it
+            asked = torch.tensor([int(self.asked)], device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self._stopping = bool(asked.item())
         # the end of an epoch is saved after its evaluation: a checkpoint before that would lose the evaluation
         ends = state.global_step >= state.max_steps or abs(state.epoch - round(state.epoch)) < _TOLERANCE
         if not ends and (self._stopping or (self.every and state.global_step % self.every == 0)):
@@ -127,14 +106,6 @@ class SaveAndStop(TrainerCallback):
         if self._stopping:
             raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
 
-    def _agreed(self, args: Any) -> bool:
-        """Whether any process was asked; if only one stopped, the others would wait for it."""
-        if args.world_size == 1:
-            return self.request.asked
-        asked = torch.tensor([int(self.request.asked)], device=args.device)
-        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
-        return bool(asked.item())
-
 
 def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
     """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
@@ -146,9 +117,15 @@ def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
     Raises:
         Terminated: By SIGTERM, once the checkpoint is written.
     """
+    stopping = SaveAndStop(save_steps)
     trainer.remove_callback(PrinterCallback)
-    with stop_requests() as request:
-        trainer.add_callback(SaveAndStop(request, save_steps or None))
+    trainer.add_callback(stopping)
+    handles = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    before = signal.signal(signal.SIGTERM, stopping.stop) if handles else None
+    try:
         trainer.train(resume_from_checkpoint=True)
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before)
     if trainer.args.world_size > 1:  # a launch of several processes can abort at exit without it
         trainer.accelerator.wait_for_everyone()

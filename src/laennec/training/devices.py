@@ -50,7 +50,7 @@ def configure_process(threads: int) -> None:
 
 
 def has_gpu() -> bool:
-    """Whether training would use a GPU: one is there, and accelerate was not told to leave it alone."""
+    """Whether training would use a GPU: one is there, and accelerate is not set to the CPU."""
     return torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU", "").lower() not in ("1", "true", "yes")
 
 

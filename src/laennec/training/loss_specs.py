@@ -1,7 +1,7 @@
 """Which auxiliary losses a training has, and what each takes as input.
 
 Decisions: the facts of a loss (`labels`, `views`, `on`, `sampler`) are attributes of its class and hold unless a recipe
-says otherwise, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
+overrides them, so a user's own `nn.Module` needs no registration. A loss may appear twice under different names (SupCon
 by class and by device). A term keeps its weight and its name, so the objective is the plain sum of what is logged. The
 losses over clusters take clean and mixed cycles as separate terms, as in the published total.
 """

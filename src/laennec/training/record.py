@@ -1,6 +1,6 @@
 """The run record, from which report and card are rendered and nothing else.
 
-Decisions: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It says
+Decisions: one JSON file beside every result (`run.json`), plain values only, written whole or not at all. It states
 on what data, split and settings, with which seeds and versions, on which machine and in what time a result came
 about.
 """
@@ -161,9 +161,9 @@ def shown_evaluations(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def without_results(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scorings as they are counted, without what a card says of them."""
-    told = ("result", "folder")
-    return [{name: value for name, value in looked.items() if name not in told} for looked in evaluations]
+    """Scorings as they are counted, without their results."""
+    results = ("result", "folder")
+    return [{name: value for name, value in looked.items() if name not in results} for looked in evaluations]
 
 
 def _latest_results(evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -232,7 +232,7 @@ def predict_validation(
     validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """Predict the validation part, and fit there how the model decides, which its config then says.
+    """Predict the validation part, and fit there how the model decides; its config keeps that.
 
     Returns:
         The predictions table; the operating points; what was fitted for auxiliary tasks.
@@ -285,7 +285,7 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
 
 
 def write_run(out: Path, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
-    """Write model, predictions and record; the record last, because it says that the run is whole."""
+    """Write model, predictions and record; the record last, because with it the run is whole."""
     with atomic_folder(out / "model") as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
@@ -358,7 +358,7 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[],
                 return
             ours.enter_context(lock_or_refuse(out / RECORDS[0]))
             refuse_taken(out, recipe, overwrite)  # again: another one may have trained into it while data were read
-            # the record first, for a run without it is not taken for finished; what says that the folder is ours stays
+            # the record first, for a run without it is not taken for finished; the settings mark the folder as ours
             kept = (lock_of(out / RECORDS[0]), out / _SETTINGS)
             for path in sorted(out.iterdir(), key=lambda p: p.name not in RECORDS) if overwrite else []:
                 if path not in kept:

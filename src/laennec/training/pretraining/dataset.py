@@ -202,7 +202,7 @@ def crop(waveform: Waveform, samples: int, where: float) -> Waveform:
 
 
 class PairDataset(CycleDataset):
-    """Pairs of views: `dataset[(row, epoch)]` is a view of the cycle and one of its partner (or of itself).
+    """Pairs of views: `dataset[(row, epoch)]` is a view of a cycle and one of its pair (or of itself).
 
     Args:
         waveforms: Sequence of float32 (samples,) by row.
@@ -211,7 +211,7 @@ class PairDataset(CycleDataset):
         seed: Of all draws.
         settings: The views.
         least_samples: What a crop keeps at least.
-        partners: Who is paired with whom; None for two views of one cycle.
+        positives: The positive pairs; None for two views of one cycle.
     """
 
     def __init__(
@@ -222,14 +222,14 @@ class PairDataset(CycleDataset):
         seed: int,
         settings: PretrainSettings,
         least_samples: int = 1,
-        partners: PositivePairs | None = None,
+        positives: PositivePairs | None = None,
     ) -> None:
         nothing: Codes = np.zeros(len(cycle_ids), dtype=np.int64)
         targets = Targets([], nothing, nothing, np.arange(len(cycle_ids)))
         super().__init__(waveforms, targets, cycle_ids, sampling_rate, seed, waveform_views(settings))
         self.settings = settings
         self.least_samples = least_samples
-        self.positives = partners
+        self.positives = positives
         self.views = VIEWS
 
     def paired_row(self, row: int, epoch: int) -> int | None:
@@ -238,14 +238,14 @@ class PairDataset(CycleDataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         row, epoch = key if isinstance(key, tuple) else (key, 0)
-        partner = self.paired_row(row, epoch)
+        second = self.paired_row(row, epoch)
         number = int(self.numbers[row])
         own = self.waveforms[row]
-        pair = (own, own if partner is None else self.waveforms[partner])
-        first, second = (self._view(sound, number, epoch, view) for view, sound in enumerate(pair))
+        pair = (own, own if second is None else self.waveforms[second])
+        first, other = (self._view(sound, number, epoch, view) for view, sound in enumerate(pair))
         return {
             "waveform": first,
-            "other_views": [second],
+            "other_views": [other],
             "label": self.targets.labels[row],
             "class_id": 0,
             "groups": {name: int(codes[row]) for name, codes in self.groups.items()},

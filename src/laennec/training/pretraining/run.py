@@ -140,7 +140,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         model.encoder.save_pretrained(folder)
         extractor.save_pretrained(folder)
         write_record(folder / PRETRAINING, part.note)
-    write_record(out / "pretrain.json", record)  # last, because it says that the run is whole
+    write_record(out / "pretrain.json", record)  # last, because with it the run is whole
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 

@@ -187,7 +187,7 @@ class PretrainSettings(Settings):
 
 
 class CardSettings(Settings):
-    """What a model card says that no record holds; free text where nothing else is said."""
+    """What a model card states that no record holds; free text unless its description names a form."""
 
     licence: Licence | None = Field(default=None, description="of the model: a licence id of the Hub")
     licence_name: str | None = Field(default=None, description="where licence is other")
