@@ -12,6 +12,8 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,15 +21,16 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from laennec.errors import InputError
+from laennec.errors import InputError, Terminated
 from laennec.files import atomic_write
 from laennec.training.record import read_record
 
 MANIFEST, SUMS = "manifest.json", "sums.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_TOLERANCE = 1e-6  # of an epoch
 _log = logging.getLogger(__name__)
 
 
@@ -164,3 +167,70 @@ class SealCheckpoints(TrainerCallback):
             seal(self.checkpoint, {"processes": args.world_size})
         if args.world_size > 1:
             torch.distributed.barrier()
+
+
+class SaveAndStop(TrainerCallback):
+    """Writes checkpoints within epochs, and a last one when the process is asked to end.
+
+    Args:
+        every: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
+    """
+
+    def __init__(self, every: int = 0) -> None:
+        self.every = every
+        self.asked = self._stopping = False
+
+    def stop(self, *_: Any) -> None:
+        """Ask for the end, as a handler of a signal.
+
+        Raises:
+            Terminated: It is the second signal.
+        """
+        if self.asked:
+            raise Terminated("stopped")
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask the Trainer for a checkpoint."""
+        self._stopping = self.asked
+        if args.world_size > 1:  # if only one process stopped, the others would wait for it
+            asked = torch.tensor([int(self.asked)], device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self._stopping = bool(asked.item())
+        # the end of an epoch is saved after its evaluation: a checkpoint before that would lose the evaluation
+        ends = state.global_step >= state.max_steps or abs(state.epoch - round(state.epoch)) < _TOLERANCE
+        if not ends and (self._stopping or (self.every and state.global_step % self.every == 0)):
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End, now that the checkpoint is whole.
+
+        Raises:
+            Terminated: If this process was asked to end.
+        """
+        if self._stopping:
+            raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
+
+
+def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
+    """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
+
+    Args:
+        trainer: A `LaennecTrainer`.
+        save_steps: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
+
+    Raises:
+        Terminated: By SIGTERM, once the checkpoint is written.
+    """
+    stopping = SaveAndStop(save_steps)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(stopping)
+    handles = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+    before = signal.signal(signal.SIGTERM, stopping.stop) if handles else None
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before)
+    if trainer.args.world_size > 1:  # a launch of several processes can abort at exit without it
+        trainer.accelerator.wait_for_everyone()

@@ -3,11 +3,12 @@
 Decisions: each phase is a LaennecTrainer with its own rates, sampler and checkpoints; a finished phase is never run
 again after an interruption. Song's alternation is by epoch: an even epoch trains the encoder by the auxiliary loss
 alone, an odd one the head by the task loss on the frozen encoder, so that no gradient crosses. The last phase chooses
-its epoch on validation.
+its epoch on validation. The console shows one line an epoch, and a bar with the time left on a terminal only.
 """
 
 import difflib
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from laennec.corpora.base import column_of
@@ -24,7 +26,7 @@ from laennec.errors import InputError
 from laennec.extension import load_object
 from laennec.files import atomic_write
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.callbacks import EpochLines, train_or_resume
+from laennec.training.checkpoints import train_or_resume
 from laennec.training.coverage import coverage_lines
 from laennec.training.data import CycleDataset
 from laennec.training.devices import (
@@ -397,3 +399,49 @@ def batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
 def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
     """Class and settings of each auxiliary loss, for the run record."""
     return {spec.name: f"{type(spec.loss).__name__}({spec.loss.extra_repr()})" for spec in specs}
+
+
+class EpochLines(TrainerCallback):
+    """Prints one line for each epoch, and a bar of steps on a terminal.
+
+    Args:
+        phase: Name of the phase.
+        metric: The metric that chooses the epoch; None for a training without validation.
+    """
+
+    def __init__(self, phase: str, metric: str | None = None) -> None:
+        self.phase = phase
+        self.metric = metric
+        self.bar: Any = None
+        self.losses = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero and sys.stderr.isatty():
+            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
+            self.bar = tqdm(desc=self.phase, file=sys.stderr, **steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Keep the losses; print once the epoch's last figures are there."""
+        logs = logs or {}
+        if "loss" in logs:
+            terms = ", ".join(f"{k.removeprefix('term_')} {v:.4f}" for k, v in logs.items() if k.startswith("term_"))
+            self.losses = f"loss {logs['loss']:.4f}" + (f" ({terms})" if terms else "")
+        if ("loss" if self.metric is None else "eval_loss") not in logs or not state.is_world_process_zero:
+            return
+        shown = dict.fromkeys(("loss", self.metric, "icbhi.Score", "roc_auc_macro"))
+        figures = ", ".join(f"{k} {logs[f'eval_{k}']:.4g}" for k in shown if f"eval_{k}" in logs)
+        epoch = f"{logs.get('epoch', state.epoch or 0):g}/{args.num_train_epochs:g}"
+        line = f"{self.phase} epoch {epoch}: {self.losses}" + (f"; validation {figures}" if figures else "")
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()

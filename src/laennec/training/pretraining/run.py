@@ -26,7 +26,7 @@ from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.callbacks import EpochLines, train_or_resume
+from laennec.training.checkpoints import train_or_resume
 from laennec.training.devices import configure_process, explain_lost_process, is_main_process
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.loss_specs import LossSpec, loss_specs
@@ -44,7 +44,7 @@ from laennec.training.recipe import PretrainSettings, Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, training_history, write_record
 from laennec.training.run import claimed, finished_before, run_facts
-from laennec.training.schedules import common_arguments, loss_descriptions
+from laennec.training.schedules import EpochLines, common_arguments, loss_descriptions
 from laennec.training.split_data import load_splits, make_extractor, make_filter
 from laennec.training.step_errors import BatchSetting
 from laennec.training.targets import GroupTable, metadata_of
