@@ -9,22 +9,11 @@ from laennec.audio.augmentation import Gain, PitchShift, SpecAugment, TimeShift,
 from laennec.training.recipe.settings import DottedName, Missing, OwnObject, Settings
 
 
-class TrainSettings(Settings):
-    """How long, how fast, and which epoch is kept."""
+class StepSettings(Settings):
+    """The settings that training and pre-training share."""
 
-    epochs: StrictInt = Field(default=20, ge=1, description="passes over the training cycles")
     max_steps: StrictInt = Field(default=-1, description="steps after which training ends; -1: no limit")
-    batch_size: StrictInt = Field(default=32, ge=1, description="cycles in a batch of one process")
-    evaluation_batch_size: StrictInt = Field(
-        default=64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone"
-    )
-    gradient_accumulation_steps: StrictInt = Field(default=1, ge=1, description="batches whose gradients make one step")
     optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="optimizer; adam has no weight decay")
-    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
-        default=[0.9, 0.999], min_length=2, max_length=2, description="betas of the optimizer"
-    )
-    learning_rate: float = Field(default=1e-3, ge=0, description="highest learning rate")
-    weight_decay: float = Field(default=1e-2, ge=0, description="weight decay of adamw")
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="how the learning rate falls after the warm-up"
     )
@@ -32,6 +21,25 @@ class TrainSettings(Settings):
         default=0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises"
     )
     max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: never")
+    save_steps: StrictInt = Field(
+        default=0, ge=0, description="steps between checkpoints, beside one an epoch; 0: no others"
+    )
+
+
+class TrainSettings(StepSettings):
+    """How long, how fast, and which epoch is kept."""
+
+    epochs: StrictInt = Field(default=20, ge=1, description="passes over the training cycles")
+    batch_size: StrictInt = Field(default=32, ge=1, description="cycles in a batch of one process")
+    evaluation_batch_size: StrictInt = Field(
+        default=64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone"
+    )
+    gradient_accumulation_steps: StrictInt = Field(default=1, ge=1, description="batches whose gradients make one step")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.9, 0.999], min_length=2, max_length=2, description="betas of the optimizer"
+    )
+    learning_rate: float = Field(default=1e-3, ge=0, description="highest learning rate")
+    weight_decay: float = Field(default=1e-2, ge=0, description="weight decay of adamw")
     patience: StrictInt = Field(
         default=0, ge=0, description="epochs without improvement before training stops; 0: never"
     )
@@ -44,9 +52,6 @@ class TrainSettings(Settings):
     bf16: StrictBool = Field(default=False, description="activations in bfloat16 while training")
     compile: StrictBool = Field(default=False, description="compile the layers of a transformer; pays on long GPU runs")
     gradient_checkpointing: StrictBool = Field(default=False, description="less memory for about a third more time")
-    save_steps: StrictInt = Field(
-        default=0, ge=0, description="steps between checkpoints, beside one an epoch; 0: no others"
-    )
     workers: Annotated[StrictInt, Field(ge=0)] | None = Field(
         default=None, description="processes that load data; left out: none on a CPU, up to 8 on a GPU"
     )
@@ -104,7 +109,7 @@ Licence = Literal[
 LICENCES = get_args(Licence)
 
 
-class PretrainSettings(Settings):
+class PretrainSettings(StepSettings):
     """Self-supervised pre-training: labels are never read."""
 
     views: list[Literal["split", "raw", "spec", "time", "frequency"]] = Field(
@@ -159,21 +164,9 @@ class PretrainSettings(Settings):
         default=256, ge=1, description="width of the projection, which is dropped afterwards"
     )
     epochs: StrictInt = Field(default=10, ge=1, description="passes over the pre-training set")
-    max_steps: StrictInt = Field(default=-1, description="steps after which pre-training ends; -1: no limit")
     batch_size: StrictInt = Field(default=16, ge=2, description="pairs in a batch of one process")
-    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="optimizer; adam has no weight decay")
     learning_rate: float = Field(default=1e-4, ge=0, description="highest learning rate")
     weight_decay: float = Field(default=1e-6, ge=0, description="weight decay of adamw")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        default="cosine", description="how the learning rate falls after the warm-up"
-    )
-    warmup_ratio: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the steps in which the learning rate rises"
-    )
-    max_grad_norm: float = Field(default=1.0, ge=0, description="gradients are clipped to this norm; 0: never")
-    save_steps: StrictInt = Field(
-        default=0, ge=0, description="steps between checkpoints, beside one an epoch; 0: no others"
-    )
 
     @model_validator(mode="after")
     def _rules(self) -> "PretrainSettings":
