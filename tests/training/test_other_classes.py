@@ -128,12 +128,6 @@ def test_a_recipe_that_asks_the_wrong_column_is_told_the_right_one(esc50_recipe,
         run(wrong, tmp_path / "run", fold=1)
 
 
-@pytest.mark.parametrize("betas", [[0.9], [0.9, 1.0], [-0.1, 0.9]])
-def test_betas_are_two_numbers_below_one(tiny_recipe, betas):
-    with pytest.raises(InputError, match=r"train.betas is "):
-        Recipe(**(tiny_recipe | {"train": {"betas": betas}}))
-
-
 def many(n=50, rows=300, seed=0):
     """A predictions table of many classes and the training rows for its floors."""
     random = np.random.default_rng(seed)

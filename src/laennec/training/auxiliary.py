@@ -109,12 +109,7 @@ class AuxiliaryHeads(nn.Module):
 
 
 def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> dict[str, int]:
-    """Number of groups of each adversarial loss, by its name.
-
-    Args:
-        specs: All auxiliary losses.
-        codes: Group of each cycle, by the name of the groups in a batch.
-    """
+    """Number of groups of each adversarial loss, by its name."""
     adversarial = [spec for spec in specs if spec.is_a(DeviceAdversarialLoss)]
     return {spec.name: int(codes[str(spec.group_key)].max()) + 1 for spec in adversarial}
 

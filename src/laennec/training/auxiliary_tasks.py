@@ -299,16 +299,7 @@ def _mixed(rows: Tensor, mixture: Any) -> Tensor:
 
 
 def task_logits(model: Any, extractor: Any, name: str, table: Any, recipe: Recipe, embeddings: Any = None) -> Any:
-    """Logits of one of a model's auxiliary tasks: float32 (rows, labels).
-
-    Args:
-        model: The model.
-        extractor: Its feature extractor.
-        name: Name of the task.
-        table: Cycle table of the rows to classify.
-        recipe: features.filter_kind of the recordings.
-        embeddings: Of the rows, if they are known (tasks about cycles).
-    """
+    """Logits of one of a model's auxiliary tasks: float32 (rows, labels); embeddings are made where none are given."""
     if embeddings is None:
         embeddings = _embeddings(model, extractor, name, table, recipe)
     with torch.inference_mode():

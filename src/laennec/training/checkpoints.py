@@ -58,12 +58,7 @@ def write_weights(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:
-    """Sync and hash every file of a checkpoint, and write its manifest last.
-
-    Args:
-        checkpoint: The folder.
-        facts: Kept in the manifest.
-    """
+    """Sync and hash every file of a checkpoint, and write its manifest last."""
     files = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb") as file:

@@ -115,15 +115,7 @@ def phases_of(recipe: Recipe) -> list[Phase]:
 def make_arguments(
     recipe: Recipe, phase: Phase, folder: Path, batch_size: int, class_weights: list[float] | None = None
 ) -> LaennecTrainingArguments:
-    """The arguments of one phase.
-
-    Args:
-        recipe: All settings.
-        phase: The phase.
-        folder: Of its checkpoints.
-        batch_size: Rows of a batch on one process.
-        class_weights: Of the task loss, one number a label.
-    """
+    """The arguments of one phase."""
     t, loss = recipe.train, recipe.loss
     metric = SELECTION_METRICS[t.selection_metric]
     # on a CPU one cycle at a time; embeddings are there already, and the Trainer takes them in batches
@@ -157,13 +149,7 @@ def make_arguments(
 
 
 def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, Any]:
-    """The arguments that training and pre-training share.
-
-    Args:
-        recipe: All settings.
-        settings: Its section train or pretrain.
-        folder: Of the checkpoints.
-    """
+    """The arguments that training and pre-training share, by their section `train` or `pretrain`."""
     s = settings
     return {
         "output_dir": str(folder),
@@ -212,14 +198,7 @@ def plan_phases(
 ) -> Plan:
     """Check that recipe and corpus fit together, before anything is written.
 
-    Args:
-        recipe: All settings.
-        model: The model.
-        extractor: Its front end.
-        targets: Labels of the training part.
-        table: Cycle table of the training part.
-        datasets: Training and validation datasets.
-        validation_table: Predictions table of the validation part without logits.
+    `datasets` are those of training and validation; `validation_table` is the validation part without logits.
 
     Raises:
         InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
@@ -268,13 +247,7 @@ def plan_phases(
 def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True, watch: Any = None) -> Result:
     """Train a model phase by phase; the result holds it with the weights of the best epoch.
 
-    Args:
-        recipe: All settings.
-        model: The model, trained in place unless its weights are sharded over processes.
-        plan: Made for this recipe and model.
-        out: The run's folder; checkpoints go below it.
-        lines: Whether each epoch prints a line.
-        watch: A TrainerCallback that sees every phase; None for none.
+    It is trained in place unless its weights are sharded over processes. `watch` is a callback that sees every phase.
     """
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm2d):

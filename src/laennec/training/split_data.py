@@ -216,11 +216,6 @@ def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor
 
     The chosen cycles are repeated until an epoch is about as long as that of all labels.
 
-    Args:
-        recipe: corpus.label_fraction and label_draw; target, features and augmentation.
-        table: The cycle table of the training part.
-        extractor: The feature extractor.
-
     Raises:
         InputError: The fraction is too small, or all cycles, or none, have a yes/no label.
     """

@@ -111,15 +111,7 @@ class BatchSetting:
 
 
 def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, failed: str, where: str) -> str:
-    """The line about a batch that does not fit, once nothing holds its tensors any more.
-
-    Args:
-        trainer: A `LaennecTrainer`.
-        inputs: The batch as its collator made it.
-        setting: What makes it as large as it is.
-        failed: Message of the failed allocation.
-        where: The step, or "evaluation".
-    """
+    """The line about a batch that does not fit, once nothing holds its tensors any more."""
     memory.release()
     rows, extractor = len(inputs["labels"]), trainer.batch_features.extractor
     longest, remedies = "", [setting.smaller(rows)]

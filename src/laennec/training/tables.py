@@ -65,13 +65,7 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
 def predictions_table(
     model: LaennecForAudioClassification, truth: pd.DataFrame, embeddings: NDArray[np.float32]
 ) -> pd.DataFrame:
-    """Add one `logit_<name>` column for each label of the model.
-
-    Args:
-        model: Its head makes the logits.
-        truth: As `truth_table` gives it.
-        embeddings: float32 (cycles, dim), row by row.
-    """
+    """Add one `logit_<name>` column for each label of the model."""
     logits = head_logits(model, embeddings)
     return truth.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(model.config.label_names)})
 

@@ -29,13 +29,6 @@ def as_training_data(
 ) -> Any:
     """A data set whose items the collators take; anything but a `datasets.Dataset` is returned as it is.
 
-    Args:
-        data: A cycle table, a table of audio and labels, a data set of this package, or None.
-        config: The model's configuration, for its labels.
-        extractor: The model's front end.
-        augmentation: Draws on waveforms, for a table.
-        seed: Of the draws.
-
     Raises:
         InputError: A table without a front end, without audio, or without the model's labels.
     """

@@ -100,10 +100,6 @@ class PairSampling:
 def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSampling:
     """Choose the cycles that a pair mode and matched batches can use.
 
-    Args:
-        settings: Pair mode, columns to match, and the rules for unknown metadata and unpaired cycles.
-        groups: Metadata of all cycles.
-
     Raises:
         InputError: A column does not exist or is unknown for all cycles, or fewer than two cycles are left.
     """
@@ -150,14 +146,7 @@ def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSamplin
 def make_pretrain_sampler(
     settings: PretrainSettings, sampling: PairSampling, patients: Sequence[Any], seed: int
 ) -> CounterSampler:
-    """Shuffled batches, or batches of one group with as many patients as possible.
-
-    Args:
-        settings: Batch size.
-        sampling: The cycles and their groups.
-        patients: Patient of each of these cycles.
-        seed: Of the run.
-    """
+    """Shuffled batches, or batches of one group with as many patients as possible."""
     if sampling.match_groups is None:
         return EpochSampler(len(sampling.kept), seed)
     return MetadataMatchedSampler([sampling.match_groups.tolist()], settings.batch_size, patients, seed=seed)

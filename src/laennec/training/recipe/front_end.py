@@ -19,10 +19,6 @@ from laennec.training.recipe.recipe import Recipe
 def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     """Refuse features that the encoder was not trained with.
 
-    Args:
-        recipe: Its feature, encoder and augmentation settings.
-        encoder: Loaded by the recipe's settings.
-
     Raises:
         InputError: Another preset, number of mel bins, sampling rate or standardisation than the encoder's, or feature
             masks on waveforms.
