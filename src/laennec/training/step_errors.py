@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from laennec import memory
 from laennec.errors import InputError
@@ -134,3 +135,21 @@ def shorter_cycles(extractor: Any, frames: int) -> str:
     if extractor.length == "natural":
         return f"features.length: crop with features.duration_s: {shorter:.2g}"
     return f"features.duration_s: {shorter:.2g}"
+
+
+class StepCallback(TrainerCallback):
+    """Sets the epoch of the sampler of a `LaennecTrainer`, and checks each gradient."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the epoch: after a resume in mid-epoch accelerate does not, under several processes."""
+        if hasattr(self.trainer.sampler, "set_epoch"):
+            self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Check the gradient; in float16 the scaler leaves out a step whose gradient is not finite."""
+        scaler = getattr(self.trainer.accelerator, "scaler", None)
+        if scaler is None or not scaler.is_enabled():
+            check_gradient(kwargs["model"].parameters(), state.global_step + 1, self.trainer.batch_cycles)

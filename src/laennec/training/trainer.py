@@ -10,13 +10,14 @@ lost.
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
@@ -51,7 +52,7 @@ from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
 from laennec.training.step_errors import (
     BatchSetting,
-    check_gradient,
+    StepCallback,
     check_loss,
     check_weights,
     cycle_names,
@@ -91,7 +92,8 @@ class LaennecTrainer(Trainer):
         stages: What each epoch trains, as a function of the epoch; None trains everything always.
         auxiliary_tasks: The losses of the model's auxiliary tasks.
         batch_setting: The setting that out-of-memory errors name.
-        **kwargs: Passed to transformers' Trainer: callbacks, compute_metrics, optimizers, model_init, ...
+        **kwargs: Passed to transformers' Trainer: callbacks, optimizers, model_init, compute_metrics (None for the
+            metrics of evaluation, with the ICBHI Score of crackle and wheeze), ...
 
     Raises:
         InputError: Data, labels, losses or settings do not fit together.
@@ -129,7 +131,8 @@ class LaennecTrainer(Trainer):
         if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
             config.sampling_rate = processing_class.sampling_rate
             config.features_fingerprint = processing_class.fingerprint()
-        if kwargs.get("compute_metrics") is None and not args.batch_eval_metrics:
+        self.has_default_metrics = kwargs.get("compute_metrics") is None and not args.batch_eval_metrics
+        if self.has_default_metrics:
             self.compute_metrics = default_metrics(config)
         self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
         self.train_dataset = train = self._prepared(train_dataset, augmentation)
@@ -146,7 +149,7 @@ class LaennecTrainer(Trainer):
         self.batch_setting = batch_setting or BatchSetting("per_device_train_batch_size", rows, rows)
         self.training_objective = self._make_objective()
         self._sealing = SealCheckpoints()
-        for callback in (_StepCallback(self), self._sealing):
+        for callback in (StepCallback(self), self._sealing):
             self.add_callback(callback)
         if (beta := argument(args, "moving_average")) is not None:
             self.add_callback(MovingAverageCallback(beta))
@@ -245,6 +248,14 @@ class LaennecTrainer(Trainer):
             raise
         finally:
             self._attached.close()
+
+    def hyperparameter_search(
+        self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in transformers, whose objective is the loss of evaluation where no metrics are given."""
+        if compute_objective is None and self.has_default_metrics:
+            compute_objective = itemgetter("eval_loss")
+        return super().hyperparameter_search(hp_space, compute_objective, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model by `model_init`, with the layers of the auxiliary losses while it trains."""
@@ -439,21 +450,3 @@ class LaennecTrainer(Trainer):
     def batch_cycles(self, rows: Tensor | None = None) -> str:
         """Names of the cycles of the training batch, or of some of its rows, for errors."""
         return cycle_names(self.train_dataset, self._context.get("cycle_numbers"), rows)
-
-
-class _StepCallback(TrainerCallback):
-    """Tells the sampler its epoch, and checks each gradient."""
-
-    def __init__(self, trainer: LaennecTrainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Set the epoch: after a resume in mid-epoch accelerate does not, under several processes."""
-        if hasattr(self.trainer.sampler, "set_epoch"):
-            self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Check the gradient; in float16 the scaler leaves out a step whose gradient is not finite."""
-        scaler = getattr(self.trainer.accelerator, "scaler", None)
-        if scaler is None or not scaler.is_enabled():
-            check_gradient(kwargs["model"].parameters(), state.global_step + 1, self.trainer.batch_cycles)
