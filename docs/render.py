@@ -19,9 +19,9 @@ from benchmarks.cost import as_page
 
 from benchmarks import Row, as_table
 from laennec.evaluation.compare import p_text
-from laennec.evaluation.smoothing import signed
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
-from laennec.study.cost import cost_of_making
+from laennec.rendering import Markdown, table
+from laennec.study.results import training_cost
 
 ROOT = Path(__file__).resolve().parents[1]
 Content = dict[str, Any]
@@ -35,7 +35,7 @@ def render(document: Path, check: bool = False) -> bool:
     """Render the tables of a document; whether it was as it should be."""
     before = document.read_text(encoding="utf-8")
 
-    def table(match: re.Match[str]) -> str:
+    def rendered(match: re.Match[str]) -> str:
         opening, kind, file, options, closing = match.groups()
         if kind not in TABLES:
             raise SystemExit(f"{document}: unknown table laennec:{kind}; it can be {', '.join(TABLES)}")
@@ -43,7 +43,7 @@ def render(document: Path, check: bool = False) -> bool:
         split, content = _chosen(content, options.split(), document)
         return f"{opening}{TABLES[kind](content, split)}\n{closing}"
 
-    after = _MARKER.sub(table, before)
+    after = _MARKER.sub(rendered, before)
     if after != before and not check:
         document.write_text(after, encoding="utf-8")
     return after == before
@@ -69,9 +69,8 @@ def _chosen(content: Content, options: list[str], document: Path) -> tuple[str |
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join([*lines, "", note] if note else lines)
+    text = table(list(map(Markdown, heads)), [list(map(Markdown, row)) for row in rows])
+    return f"{text}\n\n{note}" if note else text
 
 
 def _by_method(content: Content) -> dict[str, list[Content]]:
@@ -102,7 +101,7 @@ def _difference(cell: Content | None) -> list[str]:
 
 def _cost(runs: list[Content]) -> list[str]:
     """Seconds and memory of what made a method's runs, as far as they were measured."""
-    costs = [made for run in runs if (made := cost_of_making(run))]
+    costs = [made for run in runs if (made := training_cost(run))]
     if not costs:
         return ["", ""]
     gpus = [run["cost"].get("gpu_seconds", 0.0) for run in runs if run.get("cost")]
@@ -180,7 +179,8 @@ def _smoothing(content: Content, split: str | None) -> str:
         cells = []
         for name in ("icbhi.Score", "roc_auc_macro"):
             before, after = (figure_text(name, section["figures"][name][side]["value"]) for side in ("without", "with"))
-            cells += [f"{before} → {after}", signed(name, section["figures"][name]["difference"])]
+            gain = section["figures"][name]["difference"]
+            cells += [f"{before} → {after}", figure_text(name, gain["value"], gain["interval"], "+")]
         rows.append([row["name"], row["seed"], f"{section['strength']:g}", *cells])
     note = (
         "Each prediction mixed with the mean of its recording, at a strength chosen on validation patients; without → "

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, holm, pool_folds
+from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures, holm, pool_folds
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import read_predictions
 
@@ -66,7 +66,7 @@ def test_mean_and_spread_are_those_of_the_seeds_and_a_run_differs_from_itself_by
 def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
     # the same draws of patients, training seeds that lie far apart
     steady = np.random.default_rng(0).normal(70, 1, 400)
-    run = [Drawn({"f": 70.0 + d}, {"f": steady + d}, frozenset("x"), 30) for d in (-10, 0, 10)]
+    run = [RunFigures({"f": 70.0 + d}, {"f": steady + d}, frozenset("x"), 30) for d in (-10, 0, 10)]
     apart = compare_methods({"m": run})["m"]["f"]["interval"]
     alike = compare_methods({"m": [run[1]] * 3})["m"]["f"]["interval"]
     assert apart[1] - apart[0] > 2 * (alike[1] - alike[0])

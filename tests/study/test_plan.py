@@ -1,4 +1,4 @@
-"""A study file becomes runs: names, settings, commands; what cannot be meant is refused before anything runs."""
+"""Study files: names, settings and commands of their runs, and errors before anything runs."""
 
 import shlex
 
@@ -49,25 +49,26 @@ def test_methods_times_axes_times_seeds_are_the_cells(written):
     assert dict(study.cells[0].places) == {"label_fractions": "label fraction 0.1", "rates": "slow"}
 
 
-def test_a_baseline_without_its_axes_is_met_at_the_places_of_each_other(written, tmp_path):
+def test_a_baseline_without_axes_stands_for_the_method_with_the_same_values_of_the_axes(written, tmp_path):
     methods = [str(tmp_path / "tiny.yaml"), {"recipe": str(tmp_path / "tiny.yaml"), "name": "other"}]
     axes = {"label_fractions": [0.1, 1.0]}
-    of_each = load_study(written(methods=methods, axes=axes, baseline="tiny")).against
+    of_each = load_study(written(methods=methods, axes=axes, baseline="tiny")).baselines
     assert of_each == {
         f"{name}, label fraction {share}": f"tiny, label fraction {share}"
         for name in ("tiny", "other")
         for share in ("0.1", "1")
     }
-    assert load_study(written(methods=methods, axes=axes, baseline="tiny, label fraction 1")).against == {}
-    assert load_study(written(methods=methods, baseline="tiny")).against == {}
+    one = load_study(written(methods=methods, axes=axes, baseline="tiny, label fraction 1")).baselines
+    assert set(one.values()) == {"tiny, label fraction 1"} and len(one) == 4
+    assert load_study(written(methods=methods)).baselines == {}
 
 
-def test_an_axis_of_one_value_is_no_part_of_a_name(written):
+def test_an_axis_with_one_value_is_not_in_the_name(written):
     study = load_study(written(axes={"train.epochs": [3]}))
     assert [cell.method for cell in study.cells] == ["tiny"] and study.cells[0].settings == {"train.epochs": 3}
 
 
-def test_commands_are_what_a_person_would_type(written, tmp_path):
+def test_commands_have_the_settings_of_their_cell(written, tmp_path):
     study = load_study(
         written(
             seeds=[2],
@@ -100,7 +101,7 @@ def test_a_pretrained_method_starts_from_its_own_encoder(written, tmp_path):
     assert train[train.index("--encoder.weights") + 1] == pretrain[pretrain.index("--output_dir") + 1] + "/encoder"
 
 
-def test_a_method_may_be_scored_on_parts_of_its_own(written, tmp_path):
+def test_a_method_may_have_its_own_splits_to_score(written, tmp_path):
     here, there = str(tmp_path / "tiny.yaml"), {"split": "all", "corpus": "sprsound", "data_dir": "d"}
     methods = [{"recipe": here}, {"recipe": here, "name": "other", "score": there}]
     study = load_study(written(methods=methods, score=["validation", "test"]))
@@ -150,28 +151,28 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
     ("study", "words"),
     [
         ({"methds": []}, "unknown key 'methds'; did you mean 'methods'"),
-        ({"methods": []}, "methods is missing"),
-        ({"methods": [{"recip": "x"}]}, "unknown key 'recip'"),
+        ({"methods": []}, "methods: .* at least 1 item"),
+        ({"methods": [{"recip": "x"}]}, r"methods.0: unknown key 'recip'"),
         ({"methods": ["nothing.yaml"]}, "cannot read the recipe"),
         ({"baseline": "tinny"}, "no method of this study; did you mean 'tiny'"),
         ({"ensembles": ["other"]}, "no method of this study"),
         ({"ensembles": ["tiny"], "folds": [0, 1]}, "'tiny' are folds: the test patients"),
-        ({"ensembles": ["tiny"], "splits": "own"}, "'tiny' have a split each"),
-        ({"ensembles": ["tiny"], "axes": {"label_fractions": [0.1]}}, "'tiny' have a draw of labels each"),
-        ({"evaluate": 3}, "must be keys and values"),
+        ({"ensembles": ["tiny"], "splits": "own"}, "'tiny' have different splits"),
+        ({"ensembles": ["tiny"], "axes": {"label_fractions": [0.1]}}, "'tiny' have different draws of labels"),
+        ({"evaluate": 3}, "evaluate: is 3; it must be keys and values"),
         ({"seeds": [0, 0]}, "two runs are called"),
-        ({"seeds": [-1]}, "whole numbers from 0"),
-        ({"splits": "none"}, "shared or own"),
-        ({"seeds": [True]}, "whole numbers from 0"),
+        ({"seeds": [-1]}, "seeds.0: is -1; it must be greater than or equal to 0"),
+        ({"splits": "none"}, "splits: is 'none'; it must be 'shared' or 'own'"),
+        ({"seeds": [True]}, "seeds.0: is True; it must be a valid integer"),
         ({"axes": {"train.epoks": [1]}}, "did you mean 'train.epochs'"),
         ({"axes": {"label_fractions": [0.0]}}, "label_fraction"),
         ({"axes": {"encoders": "mn04"}}, "must be a list of values"),
-        ({"score": [{"splt": "test"}]}, "unknown key 'splt'"),
+        ({"score": [{"splt": "test"}]}, "score.0: unknown key 'splt'"),
         ({"score": ["test", "test"]}, "the same split twice"),
-        ({"evaluate": {"smooth": 1}}, "unknown key 'smooth'"),
+        ({"evaluate": {"smooth": 1}}, "evaluate: unknown key 'smooth'"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(written, study, words, capsys):
+def test_a_study_that_cannot_run_is_refused(written, study, words, capsys):
     with pytest.raises(InputError, match=words):
         load_study(written(**study))
     assert main(["study", str(written(**study))]) == 2
@@ -196,7 +197,7 @@ def test_nested_settings_become_dotted_ones():
     }  # fmt: skip
 
 
-def test_each_seed_may_draw_a_split_of_its_own(written):
+def test_each_seed_may_draw_its_own_split(written):
     study = load_study(written(seeds=[0, 4], splits="own"))
     given = [next(iter(commands(study, cell))) for cell in study.cells]
     assert [words[words.index("--corpus.split_seed") + 1] for words in given] == ["0", "4"]

@@ -1,4 +1,4 @@
-"""Settings are searched on validation patients, trial by trial, and a killed search goes on."""
+"""A search of settings on validation patients, which continues after a kill."""
 
 import json
 import sqlite3
@@ -96,18 +96,19 @@ def test_a_value_that_no_recipe_can_have_is_refused_before_the_first_trial(files
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({}, "space is missing"),
+        ({}, "space: Field required"),
         ({"space": {"train.learning_rat": {"low": 1, "high": 2}}}, "did you mean 'train.learning_rate'"),
-        ({"space": {"train.epochs": {"low": 3, "high": 2}}}, "low < high"),
+        ({"space": {"train.epochs": {"low": 3, "high": 2}}}, "space.train.epochs: needs numbers low < high"),
         ({"space": {"train.epochs": {"low": 0, "high": 2, "log": True}}}, "low above 0"),
-        ({"space": {"train.epochs": {"choices": []}}}, "choices must be a list"),
+        ({"space": {"train.epochs": {"choices": []}}}, "space.train.epochs.choices: .*at least 1 item"),
+        ({"space": {"train.epochs": {"choices": [1], "low": 1}}}, "choices exclude low"),
         ({"space": {"train.epochs": {"hgh": 2}}}, "unknown key 'hgh'"),
         ({"space": {"corpus.split_seed": {"choices": [1, 2]}}}, "trials must share it"),
-        ({"space": {"train.epochs": {"choices": [1]}}, "trials": 0}, "from 1"),
-        ({"space": {"train.epochs": {"choices": [1]}}, "pruner": "hard"}, "median or none"),
+        ({"space": {"train.epochs": {"choices": [1]}}, "trials": 0}, "trials: is 0; it must be greater than"),
+        ({"space": {"train.epochs": {"choices": [1]}}, "pruner": "hard"}, "it must be 'median' or 'none'"),
     ],
 )
-def test_spaces_that_mean_nothing(files, space, words):
+def test_bad_spaces_are_refused(files, space, words):
     (files / "space.yaml").write_text(yaml.safe_dump(space))
     with pytest.raises(InputError, match=words):
         load_space(files / "space.yaml")

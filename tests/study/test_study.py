@@ -1,7 +1,6 @@
-"""Studies are run, stopped, gone on with and gathered; runs of a method answer together."""
+"""Studies: run, interrupted, continued and gathered; ensembles and classifiers; costs."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model, predict_split, score
 from laennec.study.classical import score_classical
-from laennec.study.cost import add_cost, call_apart
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
-from laennec.study.run import gather, run_study
+from laennec.study.results import add_costs, cost_without_scoring, read_cost, training_cost
+from laennec.study.run import gather, run_step, run_study
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 from laennec.training.run import train
@@ -54,10 +53,7 @@ def test_runs_of_a_method_answer_together_in_a_run_of_their_own(two_runs, tiny_r
         took = {"seconds": 2.0, "cpu_seconds": 1.5 + seed, "peak_memory_mb": 100 + seed, "processes": 1}
         write_record(tmp_path / "out" / "tiny" / f"{seed}.cost.json", {"train": took, "evaluate": took})
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(records[0]["config"]))
-    cells = tuple(
-        Cell("tiny", Path("tiny.yaml"), k, None, {}, {}, scores=(Score("test", {}, "test"),), evaluate={"draws": 20})
-        for k in range(2)
-    )
+    cells = tuple(Cell("tiny", Path("tiny.yaml"), k, scores=(Score(),), evaluate={"draws": 20}) for k in range(2))
     study = Study("s", "", Path("out"), Path("s.json"), None, cells, ("tiny",), ("icbhi.Score",))
     said = []
     done = run_study(study, say=said.append)
@@ -101,9 +97,9 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
     monkeypatch.setattr("laennec.study.classical.write_report", lambda *_: None)
     target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
     run = frozen(tiny_recipe, tmp_path / "run", **target)
-    made = score_classical(kind, "statistics", run, [Score("test", {}, "test")], tmp_path / "run-classical")
+    made = score_classical(kind, run, [Score()], tmp_path / "run-classical")
     record = read(made / "evaluation-test" / "run.json")
-    assert record["name"] == f"statistics, {CLASSICAL[kind]}" and record["classical"] == kind
+    assert record["name"] == f"tiny, {CLASSICAL[kind]}" and record["classical"] == kind
     own = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     theirs = pd.read_parquet(made / "evaluation-test" / "predictions.parquet")
     logits = [column for column in own if column.startswith("logit_")]
@@ -128,34 +124,31 @@ def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, m
     assert theirs["values"] != blind["values"] and set(theirs["values"]) == set(blind["values"])
 
 
-def test_what_is_called_apart_is_measured_and_added_to_what_it_rests_on(tmp_path):
+def test_costs_of_steps_are_measured_and_added_to_those_of_their_sources(tmp_path):
     run, kind = tmp_path / "run", tmp_path / "run-svc"
-    before = {"seconds": 1.0, "cpu_seconds": 50.0, "peak_memory_mb": 5, "processes": 1}  # it was interrupted once
+    before = {"seconds": 1.0, "cpu_seconds": 50.0, "peak_memory_mb": 5, "processes": 1}  # of an interrupted process
     write_record(tmp_path / "run-svc.cost.json", {"train": before})
-    line = call_apart("train", kind, os.mkdir, tmp_path / "made")
-    assert " CPU seconds, " in line and (tmp_path / "made").is_dir()
-    took = read(tmp_path / "run-svc.cost.json")["train"]
-    assert took["processes"] == 2 and took["cpu_seconds"] > 50 and took["peak_memory_mb"] > 5
+    said = []
+    assert run_step(["-m", "timeit", "-n", "1", "-r", "1"], kind, said.append) is None
+    took = read_cost(kind)["train"]
+    assert " CPU seconds, " in said[0] and took["processes"] == 2 and took["peak_memory_mb"] > 5
     write_record(tmp_path / "run.cost.json", {"train": {**took, "cpu_seconds": 9.0}, "evaluate": took})
-    write_record(tmp_path / "results.json", {"results": [{"hardware": {"gpus": ["one"]}}]})
-    add_cost(tmp_path / "results.json", kind, [run])
-    cost = read(tmp_path / "results.json")["results"][0]["cost"]
-    assert set(cost) == {"train", "gpu_seconds"} and cost["train"]["cpu_seconds"] == pytest.approx(
-        9 + took["cpu_seconds"]
-    )
-    assert cost["gpu_seconds"] == pytest.approx(2 * took["seconds"])
+    cost = add_costs(read_cost(kind), cost_without_scoring(run))
+    assert set(cost) == {"train"} and cost["train"]["seconds"] == pytest.approx(2 * took["seconds"])
+    assert training_cost({"cost": cost})[0] == pytest.approx(9 + took["cpu_seconds"]) and training_cost({}) is None
+    assert "No module named nowhere" in run_step(["-m", "nowhere"], kind)
 
 
 def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
     with pytest.raises(InputError, match=r"encoder\.trainable: frozen"):
-        score_classical("svc", "tiny", two_runs[0], [Score("test", {}, "test")], tmp_path / "out")
+        score_classical("svc", two_runs[0], [Score()], tmp_path / "out")
 
 
 @pytest.mark.parametrize(("baseline", "said"), [("tiny", "tiny"), ("later", None)])
 def test_a_baseline_that_is_still_to_come_is_no_error(two_runs, tmp_path, baseline, said):
     runs = [Path(shutil.copytree(run, tmp_path / "tiny" / run.name)) for run in two_runs]
     wanted = [("tiny", 0), ("tiny", 1), ("later", 0)]
-    cells = tuple(Cell(name, Path("-"), n, None, {}, {}, scores=(Score("test", {}, "test"),)) for name, n in wanted)
+    cells = tuple(Cell(name, Path("-"), n, scores=(Score(),)) for name, n in wanted)
     study = Study("s", "", tmp_path, tmp_path / "part.json", baseline, cells, (), ("icbhi.Score",))
     content = read(gather(study, runs))
     compared = content["methods"]["test"]

@@ -13,7 +13,7 @@ from laennec.errors import InputError
 from laennec.evaluation import evaluate_predictions, format_summary, write_report
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.evaluate import score
-from laennec.study.gather import gather_results
+from laennec.study.results import gather_results
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 

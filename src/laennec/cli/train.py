@@ -36,8 +36,7 @@ def _search(recipe: Any, options: argparse.Namespace) -> int:
     from laennec.study.search import load_space, search
 
     found = search(recipe, load_space(options.search), options.line, options.overwrite, say)
-    finished, stopped = found.trials
-    say(f"search: {found.folder} ({finished} trials finished, {stopped} stopped early)")
+    say(f"search: {found.folder} ({found.finished} trials finished, {found.stopped} stopped early)")
     say(f"best: {', '.join(f'{key} {value}' for key, value in found.best.items())} ({found.value:.4f} on validation)")
     say(f"next: laennec train {found.folder / 'best.yaml'}")
     return 0

@@ -1,10 +1,10 @@
-"""Methods compared over seeds and patients.
+"""Statistics of methods that are compared over seeds and patients.
 
-Decisions: a method is its runs with several seeds. A draw takes patients with replacement, the same ones for every
+Decisions: a method is a set of runs with different seeds. A draw takes patients with replacement, the same for every
 method, and seeds with replacement, separately for each method: the interval of a mean covers other patients and other
-random initialisations. With few seeds that says little about seeds, so the standard deviation is printed beside it.
-The folds of one seed are one run, in which every patient is held out once. Differences are paired by patients; p
-values are those of the draws, corrected by Holm over all methods compared with the baseline in one metric.
+random initialisations. Few seeds say little about other seeds, so the standard deviation is printed beside it. The
+folds of one seed are one run, in which every patient is held out once. Differences are paired by patients; p values
+are those of the draws, corrected by Holm over all methods compared with the baseline in one metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from laennec.evaluation.predictions import Predictions, statistics_of
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RunFigures:
     """The metrics of one run, as they are and in every draw of patients.
 
     Attributes:
@@ -63,7 +63,7 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
     return replace(first, table=table, unlabelled=unlabelled, logits=logits, thresholds=None, **arrays)
 
 
-def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> Drawn:
+def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> RunFigures:
     """Draw patients for one run.
 
     Args:
@@ -78,18 +78,18 @@ def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int 
     kept = [name for name in figures if name in once]
     cycles = frozenset(map(str, predictions.table["cycle_id"]))
     values = {name: float(once[name][0]) for name in kept}
-    return Drawn(values, {name: drawn[name] for name in kept}, cycles, patient_codes(predictions.table)[1])
+    return RunFigures(values, {name: drawn[name] for name in kept}, cycles, patient_codes(predictions.table)[1])
 
 
 def compare_methods(
-    methods: Mapping[str, Sequence[Drawn]], baseline: str | Mapping[str, str] | None = None, seed: int = 0
+    methods: Mapping[str, Sequence[RunFigures]], baseline: str | Mapping[str, str] | None = None, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Mean, standard deviation and interval of each method, and its difference from the baseline.
 
     Args:
         methods: The runs of each method, one per training seed.
-        baseline: The method that the others are compared with, or a mapping from methods to the one that each is
-            compared with; None compares none.
+        baseline: The method that the others are compared with, or a mapping from methods to their baselines; None
+            compares none.
         seed: Of the draws of training seeds.
 
     Returns:
@@ -100,29 +100,38 @@ def compare_methods(
     Raises:
         ValueError: Runs over different cycles, or a baseline that is not among the methods.
     """
-    against = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
-    for name in against.values():
-        if name not in methods:
-            raise ValueError(f"the baseline {name} is not among the methods {', '.join(methods)}")
+    baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
+    if unknown := set(baselines.values()) - set(methods):
+        raise ValueError(f"the baseline {unknown.pop()} is not among the methods {', '.join(methods)}")
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
         raise ValueError("the runs were not scored on the same cycles")
     n_patients = next(iter(methods.values()))[0].n_patients
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    drawn: dict[str, dict[str, FloatArray]] = {}
+    drawn: dict[tuple[str, str], FloatArray] = {}
     for number, (method, runs) in enumerate(methods.items()):
-        found[method], drawn[method] = {}, {}
+        found[method] = {}
         for figure in runs[0].values:
             values = np.array([run.values[figure] for run in runs])
             draws = _seed_means(np.stack([run.draws[figure] for run in runs]), [seed, number])
-            drawn[method][figure] = draws
+            drawn[method, figure] = draws
             found[method][figure] = {
                 "mean": float(values.mean()),
                 "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
                 "interval": interval(draws, n_patients),
                 **dict.fromkeys(("difference", "difference_interval", "p", "p_holm")),
             }
-    pairs = [(method, other) for method, other in against.items() if method in methods and method != other]
-    _compare(found, drawn, pairs, n_patients)
+    p_values: dict[str, dict[str, float]] = {}
+    for method, other in baselines.items():
+        for figure in found[method] if method != other else ():
+            if figure in found[other]:
+                cell, differences = found[method][figure], drawn[method, figure] - drawn[other, figure]
+                cell["difference"] = cell["mean"] - found[other][figure]["mean"]
+                cell["difference_interval"] = interval(differences, n_patients)
+                if cell["difference_interval"] is not None:  # too few patients for it are too few for a p value
+                    cell["p"] = p_values.setdefault(figure, {})[method] = _two_sided(differences)
+    for figure, of_methods in p_values.items():
+        for method, corrected in holm(of_methods).items():
+            found[method][figure]["p_holm"] = corrected
     return found
 
 
@@ -132,27 +141,6 @@ def _seed_means(draws: FloatArray, key: list[int]) -> FloatArray:
     chosen = np.random.default_rng(key).integers(0, runs, size=(runs, n_draws))
     means: FloatArray = np.take_along_axis(draws, chosen, axis=0).mean(axis=0)
     return means
-
-
-def _compare(
-    found: dict[str, dict[str, dict[str, Any]]],
-    drawn: dict[str, dict[str, FloatArray]],
-    pairs: Sequence[tuple[str, str]],
-    n_patients: int,
-) -> None:
-    """Fill in the differences of pairs (method, its baseline), with their p values."""
-    for figure in dict.fromkeys(figure for _, baseline in pairs for figure in found[baseline]):
-        both = [(method, other) for method, other in pairs if figure in found[method] and figure in found[other]]
-        for method, baseline in both:
-            cell = found[method][figure]
-            differences = drawn[method][figure] - drawn[baseline][figure]
-            cell["difference"] = cell["mean"] - found[baseline][figure]["mean"]
-            cell["difference_interval"] = interval(differences, n_patients)
-            # too few patients for an interval are too few for a p value
-            cell["p"] = None if cell["difference_interval"] is None else _two_sided(differences)
-        known = {method: found[method][figure]["p"] for method, _ in both if found[method][figure]["p"] is not None}
-        for method, corrected in holm(known).items():
-            found[method][figure]["p_holm"] = corrected
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -175,7 +163,7 @@ def p_text(p: float | None) -> str:
 
 
 def _two_sided(differences: FloatArray) -> float:
-    """Twice the share of draws on the rarer side of no difference, limited by the number of draws."""
+    """Twice the share of draws on the rarer side of zero, limited by the number of draws."""
     defined = differences[np.isfinite(differences)]
     below, above = (defined <= 0).sum(), (defined >= 0).sum()
     return float(min(1.0, 2 * (min(below, above) + 1) / (len(defined) + 1)))

@@ -1,9 +1,8 @@
-"""Runs compared on the split that all of them were scored on.
+"""Comparison of runs on the split that all of them were scored on.
 
 Decisions: runs are compared only where corpus, split, cycles and truth are the same by fingerprint and id, because a
-difference of splits looks like one of models. Differences are paired by patients, p values corrected by Holm over the
-comparisons in one metric. Runs of one recipe become one method where several recipes are compared, and only if
-nothing but the seed differs.
+difference of splits looks like one of models. Runs of one recipe become one method where several recipes are compared,
+and only if they differ in nothing but the seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +14,12 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation.bootstrap import interval_note
-from laennec.evaluation.compare import Drawn, compare_methods, draw_figures, p_text
+from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures, p_text
 from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_folder, read_evaluation
 from laennec.evaluation.plots import embedded_picture, figure_png
-from laennec.evaluation.plots_runs import forest_picture
+from laennec.evaluation.plots_runs import difference_plot
 from laennec.evaluation.report_sections import shown_text
-from laennec.evaluation.summary import figure_name, is_percent, own_names
+from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template
 from laennec.training.record import write_record
@@ -28,6 +27,7 @@ from laennec.training.record import write_record
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
 _OWN_TO_A_SEED = ("seed", "output_dir")
+_FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,12 @@ def compare_runs(
 def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
     """Refuse evaluations of another corpus, split, cycles or truth than the first, and one given twice."""
     first, *others = evaluations
-    seen = {first.folder.resolve()}
-    truth = _truth(first)
+    truth, folders = _truth(first), [one.folder.resolve() for one in evaluations]
     for other in others:
-        if other.folder.resolve() in seen:
+        if folders.count(other.folder.resolve()) > 1:
             raise InputError(f"{other.folder}: given twice; give each run once")
-        seen.add(other.folder.resolve())
-        for (name, here), there in zip(_scored_on(first).items(), _scored_on(other).values(), strict=True):
+        for name, key in (*_FINGERPRINTS.items(), ("split", None)):
+            here, there = (one.split if key is None else one.origin.get(key) for one in (first, other))
             if here != there:
                 raise InputError(
                     f"{other.folder}: scored on {name} {_short(there)}, but {first.folder} on {name} {_short(here)}; "
@@ -119,12 +118,6 @@ def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
                 f"{other.folder}: cycle {changed[0]} has another truth or patient than in {first.folder}; evaluate "
                 "both on the same data"
             )
-
-
-def _scored_on(evaluation: Evaluation) -> dict[str, Any]:
-    """The properties that runs must have in common, by name."""
-    named = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
-    return {name: evaluation.origin.get(key) for name, key in named.items()} | {"split": evaluation.split}
 
 
 def _short(value: Any) -> str:
@@ -238,7 +231,7 @@ def _figures(evaluations: Sequence[Evaluation], draws: int, seed: int) -> tuple[
     return defined, [name for name in shared if name not in defined]
 
 
-def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int) -> Drawn:
+def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int) -> RunFigures:
     """The metrics of one run in every draw; own metrics as the evaluation stored them, without the user's code."""
     drawn = draw_figures(evaluation.predictions, figures, draws, seed)
     stored = (evaluation.metrics.get("own_metrics") or {}).get("draws", {})
@@ -300,39 +293,27 @@ def _about(
 def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The comparison as text: for each metric one row per method, the baseline first."""
     order = sorted(content["methods"], key=lambda name: name != content["baseline"])
-    tables = []
-    for figure in content["figures"]:
-        rows = []
-        for name in order:
-            cell, runs = content["methods"][name]["figures"][figure], content["methods"][name]["runs"]
-            spread = f" ± {_number(figure, cell['sd'])}" if cell["sd"] is not None else ""
-            difference = None
-            if name != content["baseline"]:
-                bounds = cell["difference_interval"]
-                difference = _number(figure, cell["difference"], "+") + _bounds(figure, bounds)
-            rows.append(
-                {
-                    "name": name,
-                    "seeds": len(runs),
-                    "value": f"{_number(figure, cell['mean'])}{spread}",
-                    "interval": _bounds(figure, cell["interval"], "").strip(),
-                    "difference": difference,
-                    "p": p_text(cell["p"]),
-                    "p_holm": p_text(cell["p_holm"]),
-                    "significant": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
-                }
-            )
-        tables.append({"figure": figure, "name": figure_name(figure), "rows": rows})
-    return tables
+    return [
+        {"name": figure_name(f), "rows": [_comparison_row(content, name, f) for name in order]}
+        for f in content["figures"]
+    ]
 
 
-def _number(figure: str, value: float, sign: str = "") -> str:
-    digits = 1 if is_percent(figure) else 3
-    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus sign before a rounded zero
-
-
-def _bounds(figure: str, bounds: Sequence[float] | None, sign: str = "+") -> str:
-    return f" [{_number(figure, bounds[0], sign)}, {_number(figure, bounds[1], sign)}]" if bounds else ""
+def _comparison_row(content: Mapping[str, Any], name: str, figure: str) -> dict[str, Any]:
+    method = content["methods"][name]
+    cell = method["figures"][figure]
+    spread = f" ± {figure_text(figure, cell['sd'])}" if cell["sd"] is not None else ""
+    compared = name != content["baseline"]
+    return {
+        "name": name,
+        "seeds": len(method["runs"]),
+        "value": figure_text(figure, cell["mean"]) + spread,
+        "interval": bounds_text(figure, cell["interval"]) or "",
+        "difference": figure_text(figure, cell["difference"], cell["difference_interval"], "+") if compared else None,
+        "p": p_text(cell["p"]),
+        "p_holm": p_text(cell["p_holm"]),
+        "significant": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
+    }
 
 
 def format_comparison(content: Mapping[str, Any]) -> str:
@@ -367,7 +348,7 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
     pictures = []
     for name, table in zip(figures, tables, strict=True):
         text = "; ".join(f"{row['name']} {row['difference']}" for row in table["rows"] if row["difference"])
-        png = figure_png(forest_picture(compared, baseline, [name]))
+        png = figure_png(difference_plot(compared, baseline, [name]))
         pictures.append(embedded_picture(png, f"{table['name']}, difference from {baseline}: {text}"))
     names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
     titles = {"part": "Split"}
@@ -383,7 +364,7 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
     with atomic_folder(folder) as temporary:
         write_record(temporary / "compare.json", content)
         with atomic_write(temporary / "compare.png", "wb") as file:
-            file.write(figure_png(forest_picture(compared, baseline, figures)))
+            file.write(figure_png(difference_plot(compared, baseline, figures)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)
 

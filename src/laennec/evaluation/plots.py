@@ -18,10 +18,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.metrics import confusion_matrix
-from laennec.evaluation.predictions import Predictions
-from laennec.evaluation.summary import figure_name, figure_text, is_percent
+from laennec.evaluation.predictions import PREDICTED_CLASS, Predictions
+from laennec.evaluation.summary import (
+    calibration_name,
+    figure_name,
+    figure_text,
+    is_percent,
+    length_alone,
+    thresholds_in_use,
+)
 from laennec.files import atomic_write
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -67,7 +73,7 @@ def embedded_picture(png: bytes, alt: str) -> dict[str, Any]:
 def styled_figure(width: float, height: float, columns: int, lines: int = 1) -> tuple[Figure, list[Any]]:
     """A figure of a size in inches with panels in `columns` and `lines`, in the style of all plots."""
     figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
-    axes = list(np.atleast_1d(figure.subplots(lines, columns)).ravel())
+    axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.spines[["left", "bottom"]].set_color(QUIET)
@@ -75,6 +81,23 @@ def styled_figure(width: float, height: float, columns: int, lines: int = 1) -> 
         one.grid(color=HAIR, lw=0.6)
         one.set_axisbelow(True)
     return figure, axes
+
+
+def panels(n: int, width: float, height: float, columns: int = 2) -> tuple[Figure, list[Any]]:
+    """A figure with n panels of a size in inches, at most `columns` beside one another."""
+    columns = min(columns, n)
+    lines = -(-n // columns)
+    figure, axes = styled_figure(width * columns, height * lines, columns, lines)
+    for one in axes[n:]:
+        one.set_visible(False)
+    return figure, axes[:n]
+
+
+def method_name(axes: Any, place: float, name: str) -> None:
+    """The name of a method above its line in a panel."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    text = axes.text(0.0, place - 0.26, shown_name(name, 60), transform=axes.get_yaxis_transform(), va="bottom")
+    text.set(fontsize=8.5, color=INK, bbox=box, zorder=4)
 
 
 def styled_title(axes: Any, text: str) -> None:
@@ -105,8 +128,6 @@ def label_colour(name: str, k: int) -> str:
 def evaluation_plots(
     evaluation: Mapping[str, Any],
     predictions: Predictions | None = None,
-    *,
-    geometry: Mapping[str, Any] | None = None,
     lengths: Mapping[str, Any] | None = None,
     curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
@@ -114,59 +135,34 @@ def evaluation_plots(
 
     Args:
         evaluation: What `evaluate_predictions` returned.
-        predictions: The predictions it was computed on; without them there are no curves.
-        geometry: What `class_distances` returned.
+        predictions: The predictions it was computed on; None leaves out the curves.
         lengths: What `length_groups` returned.
         curves: What `decision_curves` returned.
 
     Returns:
-        Those available of "confusion", "roc", "precision_recall", "reliability", "subgroups" and "geometry", and for
-        the first, second ... label "label_confusion_1", "decision_1" and "length_1" ...
+        Those available of "confusion", "roc", "precision_recall", "reliability" and "subgroups", and for the first,
+        second ... label "label_confusion_1", "decision_1" and "length_1" ...
     """
     figures: dict[str, Figure] = {}
-    many = len(evaluation.get("label_names", ())) > MOST_LABELS  # curves of 50 classes would show nothing
-    if evaluation.get("confusion"):
-        figures["confusion"] = confusion_plot(evaluation["confusion"]["matrix"], evaluation["confusion"]["classes"])
+    many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would show nothing
+    if confusion := evaluation.get("confusion"):
+        figures["confusion"] = confusion_plot(confusion["matrix"], confusion["classes"])
     if predictions is not None and not many:
         for k in range(len(predictions.label_names)):
             figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k)
-        values, intervals = evaluation.get("values", {}), evaluation.get("intervals", {})
-        figures["roc"] = roc_plot(predictions, values, intervals)
-        figures["precision_recall"] = precision_recall_plot(predictions, values, intervals)
-    if curves and not many:
+        figures["roc"] = roc_plot(predictions, evaluation)
+        figures["precision_recall"] = precision_recall_plot(predictions, evaluation)
         in_use = thresholds_in_use(evaluation)
-        for k, (name, curve) in enumerate(curves.items()):
+        for k, (name, curve) in enumerate((curves or {}).items()):
             figures[f"decision_{k + 1}"] = decision_plot(name, curve, k, in_use.get(name))
-    if lengths is not None and not many:
         alone = length_alone(evaluation)
-        for k, (name, value) in enumerate(lengths["overall"]["values"].items()):
+        for k, (name, value) in enumerate(lengths["overall"]["values"].items() if lengths else ()):
             if value is not None:  # both classes occur
-                figures[f"length_{k + 1}"] = length_plot(lengths, name, k, alone.get(name))
-    if calibration := evaluation.get("calibration"):
-        if many:
-            kept = {kind: {k: v for k, v in of.items() if k == "answered class"} for kind, of in calibration.items()}
-            calibration = kept
-        figures["reliability"] = reliability_plot(calibration)
-    if evaluation.get("subgroups"):
+                figures[f"length_{k + 1}"] = length_plot(lengths or {}, name, k, alone.get(name))
+    figures["reliability"] = reliability_plot(evaluation["calibration"], many)
+    if evaluation["subgroups"]:
         figures["subgroups"] = subgroup_plot(evaluation)
-    if geometry and not many:
-        figures["geometry"] = geometry_plot(geometry)
     return figures
-
-
-def thresholds_in_use(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The calibrated probability above which each label is predicted; {} where an argmax decides."""
-    temperatures, intercepts = evaluation.get("temperatures") or {}, evaluation.get("intercepts") or {}
-    logits = evaluation.get("thresholds") or {}
-    return {
-        name: float(sigmoid(t / temperatures.get(name, 1.0) + intercepts.get(name, 0.0))) for name, t in logits.items()
-    }
-
-
-def length_alone(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
-    """AUROC of the event-length baseline, by label."""
-    rows = [row for row in evaluation.get("floors") or [] if row["name"] == "event length"]
-    return {label: row["values"].get(f"{label}.roc_auc") for row in rows for label in evaluation["label_names"]}
 
 
 def confusion_plot(matrix: Any, classes: Sequence[str]) -> Figure:
@@ -180,59 +176,40 @@ def confusion_plot(matrix: Any, classes: Sequence[str]) -> Figure:
 
 
 def label_confusion_plot(predictions: Predictions, k: int) -> Figure:
-    """The 2 x 2 confusion of one label."""
+    """The 2 x 2 confusion of label number k."""
     name, thresholds = predictions.label_names[k], predictions.thresholds
     figure, (axes,) = styled_figure(3.5, 2.5, 1)
-    counts = confusion_matrix(predictions.truth[:, k], predictions.decided[:, k], 2)
-    _draw_confusion(axes, counts, [f"no {name}", name])
-    rule = "by the likeliest class" if thresholds is None else f"logit > {thresholds[k]:.2f}"
+    _draw_confusion(axes, confusion_matrix(predictions.truth[:, k], predictions.decided[:, k], 2), [f"no {name}", name])
+    rule = "most probable class" if thresholds is None else f"logit > {thresholds[k]:.2f}"
     styled_title(axes, f"{name.capitalize()}, {rule}")
     return figure
 
 
 def _draw_confusion(axes: Any, counts: Any, classes: Sequence[str]) -> None:
-    """A confusion with shares of the row and counts in the cells."""
-    classes = [shown_name(name, 24) for name in classes]
+    """A heat map of a confusion, with numbers in the cells where there is room."""
     total = counts.sum(1, keepdims=True)
     shares = 100 * counts / np.where(total == 0, 1, total)
-    if len(classes) > MOST_LABELS:
-        _heat(axes, shares, classes, [], top=100.0)
-        axes.tick_params(labelsize=6, axis="both")
-        axes.tick_params(rotation=90, axis="x")
-        return
-    texts = [[f"{shares[i, j]:.0f} %\n{counts[i, j]:,}" for j in range(len(classes))] for i in range(len(classes))]
-    _heat(axes, shares, classes, texts, top=100.0)
-    axis_labels(axes, "predicted", "truth")
-
-
-def _heat(axes: Any, shade: Any, names: Sequence[str], texts: Sequence[Sequence[str]], top: float = 0.0) -> None:
-    """A labelled square heat map from 0 to `top` (0: the largest value); the text is white where the cell is dark."""
-    finite = shade[np.isfinite(shade)]
-    top = top or (max(float(finite.max()), 1e-9) if finite.size else 1.0)
-    axes.imshow(np.nan_to_num(shade), cmap=_DEPTH, vmin=0, vmax=top, aspect="equal")
-    for i, line in enumerate(texts):
-        for j, text in enumerate(line):
-            colour = "white" if np.nan_to_num(shade)[i, j] > 0.45 * top else INK
-            axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour, linespacing=1.25)
-    axes.set_xticks(range(len(names)), names)
+    axes.imshow(shares, cmap=_DEPTH, vmin=0, vmax=100, aspect="equal")
+    names, few = [shown_name(name, 24) for name in classes], len(classes) <= MOST_LABELS
+    for i, j in np.ndindex(shares.shape if few else (0, 0)):
+        colour = "white" if shares[i, j] > 45 else INK
+        text = f"{shares[i, j]:.0f} %\n{counts[i, j]:,}"
+        axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour, linespacing=1.25)
+    axes.set_xticks(range(len(names)), names, rotation=0 if few else 90)
     axes.set_yticks(range(len(names)), names)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=9 if few else 6)
+    if few:
+        axis_labels(axes, "predicted", "truth")
 
 
-def _two_sided(predictions: Predictions) -> Iterator[tuple[int, str, Any, Any]]:
-    """Position, name, truth and decision of the labels that have both classes, the only ones with curves."""
+def _labels_with_both_classes(predictions: Predictions) -> Iterator[tuple[str, Any, Any, Any, str]]:
+    """Name, truth, decision, scores and colour of the labels that have both classes; only they have curves."""
     for k, name in enumerate(predictions.label_names):
-        if 0 < predictions.truth[:, k].sum() < len(predictions.truth):
-            yield k, name, predictions.truth[:, k], predictions.decided[:, k]
-
-
-def _operating_points(scores: Any, truth: Any) -> tuple[Any, Any]:
-    """Cumulated true and false positives at every distinct score, highest first."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.r_[np.flatnonzero(np.diff(scores[order])), len(scores) - 1]
-    return np.cumsum(truth[order])[last], np.cumsum(1 - truth[order])[last]
+        truth = predictions.truth[:, k]
+        if 0 < truth.sum() < len(truth):
+            yield name, truth, predictions.decided[:, k], predictions.logits[:, k], label_colour(name, k)
 
 
 def _unit_axes(axes: Any, x: str, y: str) -> None:
@@ -241,38 +218,40 @@ def _unit_axes(axes: Any, x: str, y: str) -> None:
     axis_labels(axes, x, y)
 
 
-def roc_plot(predictions: Predictions, values: Mapping[str, Any], intervals: Mapping[str, Any]) -> Figure:
-    """ROC curves of every label, AUROC and interval in the legend, the decision in use as a dot."""
+def _legend_text(evaluation: Mapping[str, Any], label: str, kind: str, title: str) -> str:
+    name = f"{label}.{kind}"
+    value = figure_text(name, evaluation["values"].get(name), evaluation["intervals"].get(name))
+    return f"{shown_name(label)}: {title} {value}"
+
+
+def roc_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
+    """ROC curves of every label, with AUROC and interval; a dot is the decision of the scores."""
+    from sklearn.metrics import roc_curve
+
     figure, (axes,) = styled_figure(4.7, 5.0, 1)
     axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=DASHED, label="chance")
-    for k, name, truth, decided in _two_sided(predictions):
-        positives, negatives, colour = int(truth.sum()), int((1 - truth).sum()), label_colour(name, k)
-        found, false = _operating_points(predictions.logits[:, k], truth)
-        area = f"{name}.roc_auc"
-        text = f"{shown_name(name)}: AUROC {figure_text(area, values.get(area), intervals.get(area))}"
-        axes.plot(np.r_[0, false / negatives], np.r_[0, found / positives], color=colour, lw=2, label=text)
-        hits, called = int((truth * decided).sum()), int(decided.sum())
-        axes.plot((called - hits) / negatives, hits / positives, color=colour, **_DOT)
+    for name, truth, decided, scores, colour in _labels_with_both_classes(predictions):
+        x, y, _ = roc_curve(truth, scores)
+        axes.plot(x, y, color=colour, lw=2, label=_legend_text(evaluation, name, "roc_auc", "AUROC"))
+        axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), color=colour, **_DOT)
     _unit_axes(axes, "false positive rate (1 - specificity)", "true positive rate (recall)")
     styled_title(axes, f"ROC ({len(predictions.table):,} cycles; dot: threshold in use)")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 
 
-def precision_recall_plot(predictions: Predictions, values: Mapping[str, Any], intervals: Mapping[str, Any]) -> Figure:
-    """Precision-recall curves of every label, AP and interval in the legend, the decision in use as a dot."""
+def precision_recall_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
+    """Precision-recall curves of every label, with AP and interval; a dot is the decision of the scores."""
+    from sklearn.metrics import precision_recall_curve
+
     figure, (axes,) = styled_figure(4.7, 5.0, 1)
-    for k, name, truth, decided in _two_sided(predictions):
-        positives, colour = int(truth.sum()), label_colour(name, k)
-        found, false = _operating_points(predictions.logits[:, k], truth)
-        area = f"{name}.average_precision"
-        text = f"{shown_name(name)}: AP {figure_text(area, values.get(area), intervals.get(area))}"
-        recall, precision = found / positives, found / (found + false)
-        axes.plot(np.r_[0, recall], np.r_[precision[0], precision], color=colour, lw=2, label=text)
-        axes.axhline(positives / len(truth), color=colour, lw=1, ls=DASHED)
+    for name, truth, decided, scores, colour in _labels_with_both_classes(predictions):
+        precision, recall, _ = precision_recall_curve(truth, scores, drop_intermediate=True)
+        text = _legend_text(evaluation, name, "average_precision", "AP")
+        axes.plot(recall[:-1], precision[:-1], color=colour, lw=2, label=text)  # the last point is a convention
+        axes.axhline(truth.mean(), color=colour, lw=1, ls=DASHED)
         if decided.any():
-            hits = int((truth * decided).sum())
-            axes.plot(hits / positives, hits / int(decided.sum()), color=colour, **_DOT)
+            axes.plot(decided[truth == 1].mean(), truth[decided == 1].mean(), color=colour, **_DOT)
     _unit_axes(axes, "recall", "precision")
     styled_title(axes, "Precision and recall (dashed: all cycles predicted positive)")
     if axes.lines:
@@ -280,16 +259,18 @@ def precision_recall_plot(predictions: Predictions, values: Mapping[str, Any], i
     return figure
 
 
-def reliability_plot(calibration: Mapping[str, Any]) -> Figure:
+def reliability_plot(calibration: Mapping[str, Any], classes_only: bool = False) -> Figure:
     """Observed frequency against predicted probability; a dot's area grows with the cycles in its bin."""
     figure, (axes,) = styled_figure(4.7, 5.0, 1)
     axes.plot([0, 1], [0, 1], color=QUIET, lw=1, ls=DASHED, label="perfectly calibrated")
     for k, (name, bins) in enumerate(calibration["bins"].items()):
+        if classes_only and name != PREDICTED_CLASS:
+            continue
         used, colour = [entry for entry in bins if entry["count"]], label_colour(name, k)
         total = max(sum(entry["count"] for entry in used), 1)
         x, y = [entry["mean_probability"] for entry in used], [entry["observed"] for entry in used]
         ece = figure_text("ece", calibration["ece"].get(name))
-        axes.plot(x, y, color=colour, lw=1.6, alpha=0.85, label=f"{shown_name(name)}: ECE {ece}")
+        axes.plot(x, y, color=colour, lw=1.6, alpha=0.85, label=f"{shown_name(calibration_name(name))}: ECE {ece}")
         areas = [18 + 500 * entry["count"] / total for entry in used]
         axes.scatter(x, y, s=areas, color=colour, alpha=0.55, lw=0)
     _unit_axes(axes, "predicted probability", "observed frequency")
@@ -303,7 +284,7 @@ def decision_plot(name: str, curve: Mapping[str, Any], k: int = 0, in_use: float
 
     Args:
         name: The label.
-        curve: Its entry of what `decision_curves` returned.
+        curve: Its entry in what `decision_curves` returned.
         k: Its position among the labels, for its colour.
         in_use: The threshold probability of the model.
     """
@@ -397,15 +378,4 @@ def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
     axes.set_xlabel(figure_name(name))
     axes.spines["left"].set_visible(False)
     styled_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all cycles)")
-    return figure
-
-
-def geometry_plot(geometry: Mapping[str, Any]) -> Figure:
-    """Mean and coefficient of variation of the angular distance between classes."""
-    names = [shown_name(name, 24) for name in geometry["classes"]]
-    figure, panels = styled_figure(2.2 + 1.75 * len(names), 1.5 + 0.85 * len(names), 2)
-    for axes, key, title in zip(panels, ("mean", "cv"), ("mean of 1 - cos", "st. dev. / mean"), strict=True):
-        values = np.array([[np.nan if value is None else value for value in row] for row in geometry[key]], dtype=float)
-        _heat(axes, values, names, [["–" if np.isnan(v) else f"{v:.2f}" for v in row] for row in values])
-        styled_title(axes, f"Distance between classes, {title}")
     return figure

@@ -30,6 +30,7 @@ from laennec.evaluation.metrics import (
 from laennec.evaluation.own_metrics import Metric, OwnMetrics, bind_metrics
 
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
+PREDICTED_CLASS = "answered class"  # the key of stored files for the probability of the predicted class
 HEART_SOUNDS = ("normal", "abnormal")  # their (Sp + Se) / 2 is the any-abnormal Score; no SPRSound Score
 _TINY = 1e-12
 _HEADLINES = ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy", "roc_auc_macro")
@@ -436,5 +437,5 @@ def calibration_of(predictions: Predictions) -> dict[str, Any]:
         for k, name in enumerate(predictions.label_names)
     }
     if predictions.confidence is not None:
-        curves["answered class"] = (predictions.confidence, predictions.true == predictions.predicted)
+        curves[PREDICTED_CLASS] = (predictions.confidence, predictions.true == predictions.predicted)
     return calibration_summary(curves)

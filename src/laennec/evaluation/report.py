@@ -1,10 +1,10 @@
 """The report of an evaluation as one HTML page.
 
-Decisions: the page is rendered from the run record, the evaluation and its predictions; nothing is scored again. It
-is one file without scripts and without network: pictures and sounds are embedded, and a content policy forbids
-everything else. All values are escaped, because corpus metadata may hold HTML. `report` adds what needs the model and
-the recordings (the map of the embedding, the sounds of the worst errors); without them the page says what is missing
-and how to get it, but a folder that was named and does not hold the scored corpus is an error.
+Decisions: the page is rendered from the run record, the evaluation and its predictions; nothing is scored again. It is
+one file without scripts and without network: pictures and sounds are embedded, and a content policy forbids everything
+else. All values are escaped, because corpus metadata may contain HTML. `report` adds what needs the model and the
+recordings (the map of the embedding, the sounds of the worst errors); without them the page says what is missing and
+how to get it, but a named folder that does not hold the scored corpus is an error.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,11 @@ from laennec.evaluation.geometry import MOST_POINTS, embedding_map
 from laennec.evaluation.plots import MOST_LABELS, embedded_picture, evaluation_plots, figure_png
 from laennec.evaluation.plots_runs import learning_curves
 from laennec.evaluation.predictions import Predictions, read_evaluated
-from laennec.evaluation.report_details import Extras, errors_section, map_section
-from laennec.evaluation.summary import figure_name, figure_text
+from laennec.evaluation.report_details import Extras, cycle_sounds, errors_section, map_section
 from laennec.files import atomic_write
 from laennec.rendering import render_template
 
-_SAME_LOGIT = 0.05  # other machines and batch sizes round differently; another model differs by more
+_LOGIT_TOLERANCE = 0.05  # other machines and batch sizes round differently; another model differs by more
 _CAPTIONS = {
     "confusion": "Counts and row shares of the classes: rows are the truth, columns the prediction.",
     "label_confusion": "The label alone: rows are the truth, columns the prediction.",
@@ -39,7 +38,7 @@ _CAPTIONS = {
     "decision": "Net benefit of acting on the probabilities: true positives per cycle, minus false positives at the "
     "cost that the threshold probability sets. The model is useful where its line is above both others; band: 95 % "
     "interval.",
-    "length": "AUROC among cycles of like length, a tenth of the cycles in each group, with 95 % intervals.",
+    "length": "AUROC among cycles of similar length, a tenth of the cycles in each group, with 95 % intervals.",
     "subgroups": "The score of every subgroup with its interval; the band is the interval over all cycles.",
     "training": "Loss by epoch, on training cycles unless the legend says validation.",
     "validation_percent": "Scores on the validation patients by epoch.",
@@ -57,22 +56,14 @@ class Report:
     sounds: int
 
 
-def write_report(
-    folder: str | Path,
-    run: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    table: Any = None,
-    *,
-    geometry: Mapping[str, Any] | None = None,
-) -> Path:
+def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None) -> Path:
     """Write report.html and its pictures.
 
     Args:
         folder: Gets report.html and pictures/*.png.
         run: The run record (run.json); anything in it may be missing.
-        evaluation: What `evaluate_predictions` returned.
+        evaluation: What `evaluate_predictions` returned; with what `class_distances` returned under "geometry".
         table: The predictions table (DataFrame), for the curves; None leaves them out.
-        geometry: What `class_distances` returned, or evaluation["geometry"].
 
     Returns:
         The path of report.html.
@@ -81,7 +72,7 @@ def write_report(
         InputError: The folder cannot be written.
     """
     folder = Path(folder)
-    page, pictures = make_page(run, evaluation, table, geometry=geometry)
+    page, pictures = make_page(run, evaluation, table)
     for name, content in pictures.items():
         with atomic_write(folder / "pictures" / f"{name}.png", "wb") as file:
             file.write(content)
@@ -91,12 +82,7 @@ def write_report(
 
 
 def make_page(
-    run: Mapping[str, Any],
-    evaluation: Mapping[str, Any],
-    table: Any = None,
-    *,
-    geometry: Mapping[str, Any] | None = None,
-    extras: Extras | None = None,
+    run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None, extras: Extras | None = None
 ) -> tuple[str, dict[str, bytes]]:
     """The page as text, and its pictures as PNG by name.
 
@@ -104,21 +90,21 @@ def make_page(
         run: The run record.
         evaluation: What `evaluate_predictions` returned.
         table: The predictions table (DataFrame); None leaves out what needs it.
-        geometry: What `class_distances` returned, or evaluation["geometry"].
         extras: What needed the model and the recordings.
     """
-    geometry = geometry or evaluation.get("geometry")
     predictions = None if table is None else read_evaluated(table, evaluation)
     lengths: dict[str, Any] | None = None
     curves: dict[str, Any] = {}
     if predictions is not None and len(predictions.label_names) <= MOST_LABELS:
-        draws = {name: (evaluation.get("bootstrap") or {}).get(name, 0) for name in ("n_draws", "seed")}
+        draws = {name: evaluation["bootstrap"][name] for name in ("n_draws", "seed")}
         lengths, curves = length_groups(predictions, **draws), decision_curves(predictions, **draws)
-    figures = evaluation_plots(evaluation, predictions, geometry=geometry, lengths=lengths, curves=curves)
+    figures = evaluation_plots(evaluation, predictions, lengths, curves)
     if run.get("history"):
         figures |= learning_curves(run["history"], run.get("best_epoch"))
     pictures = {name: figure_png(figure) for name, figure in figures.items()}
     command = run.get("command")
+    captions = {name: _CAPTIONS[name.rstrip("_0123456789")] for name in pictures}
+    titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
     page = render_template(
         "report.html",
         title=str(run.get("name") or "Evaluation"),
@@ -127,54 +113,30 @@ def make_page(
         split=(run.get("evaluated") or {}).get("split"),
         description=(run.get("config") or {}).get("description"),
         command=" ".join(map(str, command)) if isinstance(command, list | tuple) else command,
-        warnings=[*sections.run_warnings(run), *evaluation.get("warnings", [])],
+        warnings=[*sections.run_warnings(run), *evaluation["warnings"]],
         headline=sections.headline(evaluation),
         tiles=sections.tiles(evaluation),
         facts=sections.facts(run, evaluation),
-        definitions=evaluation.get("definitions", {}),
-        notes=evaluation.get("notes", []),
+        definitions=evaluation["definitions"],
+        notes=evaluation["notes"],
         baselines=sections.baseline_table(evaluation),
         length=sections.length_section(lengths, evaluation) if lengths else None,
         smoothing=sections.smoothing_section(evaluation),
         decision=sections.decision_table(curves, evaluation),
         subgroups=sections.subgroup_sections(evaluation),
         errors=errors_section(predictions, evaluation, run, extras),
-        geometry=sections.geometry_section(geometry) if geometry else None,
+        geometry=sections.geometry_section(evaluation.get("geometry")),
         map=map_section(predictions, run, extras),
-        history=sections.loss_table(run),
         figures=sections.metric_groups(evaluation),
         counts=sections.counts_and_calibration(evaluation),
         records=sections.records(run, evaluation),
         captions=_CAPTIONS,
-        pictures=_page_pictures(pictures, evaluation),
+        pictures={
+            name: embedded_picture(png, f"{titles[name]}. {captions[name]}") | {"caption": captions[name]}
+            for name, png in pictures.items()
+        },
     )
     return page, pictures
-
-
-def _page_pictures(pictures: Mapping[str, bytes], evaluation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The pictures with a caption, embedded; their alternative text holds the main numbers."""
-    values, labels = evaluation.get("values", {}), evaluation.get("label_names", [])
-
-    def listed(kind: str) -> str:
-        names = [f"{label}.{kind}" for label in labels[:8]]
-        return "; ".join(f"{figure_name(n)} {figure_text(n, values.get(n))}" for n in names if n in values)
-
-    ece = list(((evaluation.get("calibration") or {}).get("ece") or {}).items())[:8]
-    numbers = {
-        "roc": listed("roc_auc"),
-        "precision_recall": listed("average_precision"),
-        "reliability": "; ".join(f"{name} ECE {figure_text('ece', value)}" for name, value in ece),
-    }
-    for k, label in enumerate(labels):
-        known = {kind: figure_text(kind, values.get(f"{label}.{kind}")) for kind in ("precision", "recall", "roc_auc")}
-        numbers[f"label_confusion_{k + 1}"] = f"{label}: precision {known['precision']}, recall {known['recall']}"
-        numbers[f"length_{k + 1}"] = f"{label}: AUROC of all cycles {known['roc_auc']}"
-        numbers[f"decision_{k + 1}"] = f"Label {label}."
-    found = {}
-    for name, png in pictures.items():
-        if caption := _CAPTIONS.get(name.rstrip("_0123456789")):
-            found[name] = embedded_picture(png, f"{caption} {numbers.get(name, '')}".strip()) | {"caption": caption}
-    return found
 
 
 def report(
@@ -210,14 +172,13 @@ def report(
     folder = evaluation_folder(source, split)
     evaluation = read_evaluation(folder)
     extras = _extras(evaluation, model, base, corpus or {}, audio, points)
-    page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras=extras)
+    page, _ = make_page(evaluation.run, evaluation.metrics, evaluation.table, extras)
     path = folder / "report.html" if out is None else Path(out)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     with atomic_write(path) as file:
         file.write(page)
-    played = sum(sound.audio is not None for sound in extras.sounds.values())
-    return Report(path, tuple(extras.missing), played)
+    return Report(path, tuple(extras.missing), sum(sound.audio is not None for sound in extras.sounds.values()))
 
 
 def _extras(
@@ -228,35 +189,33 @@ def _extras(
     audio: bool,
     points: int,
 ) -> Extras:
-    """Map and sounds, as far as the recordings and the model are available."""
+    """Map and sounds, where the recordings and the model are available."""
     given = {name: value for name, value in corpus.items() if value is not None}
     predictions = evaluation.predictions
     try:
         table, recipe = _scored_table(evaluation, given)
-        sounds = _sounds(predictions, table, audio)
+        places = _rows_of(predictions, table["cycle_id"])
+        rows = dict.fromkeys(row["row"] for group in worst_errors(predictions) for row in group["rows"])
+        sounds = cycle_sounds(table, {row: places[row] for row in rows}, audio) if rows else {}
     except InputError as error:
         if given:
             raise
         how = "no map of the embedding and no sounds; give the folder of the corpus: laennec report RUN --data-dir DIR"
-        return Extras(missing=[f"{_line(error)} ({how})"])
+        return Extras(missing=[f"{error} ({how})"])
     try:
         embeddings = _embeddings(evaluation, table, recipe, model, base)
     except InputError as error:
         if model is not None or base is not None:
             raise
         how = "no map of the embedding; give the folder of the model: laennec report RUN --model DIR"
-        return Extras(None, sounds, [f"{_line(error)} ({how})"])
+        return Extras(None, sounds, [f"{error} ({how})"])
     classes = [true_text(predictions, row) for row in range(len(predictions.table))]
-    places = embedding_map(embeddings, classes, most=points)
-    return Extras(places, sounds, [] if places is not None else ["Too few cycles for a map of the embedding."])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    on_map = embedding_map(embeddings, classes, most=points)
+    return Extras(on_map, sounds, [] if on_map is not None else ["Too few cycles for a map of the embedding."])
 
 
 def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The cycle table of the scored split, and the settings that it was read with."""
+    """The cycle table of the scored split, and the recipe with its corpus."""
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import recipe_of
     from laennec.training.split_data import load_splits
@@ -265,44 +224,33 @@ def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any
     scored = (run["evaluated"].get("corpus") or {}).get("name")
     wanted = dict(given)
     if scored and scored != (run.get("config") or {}).get("corpus", {}).get("name"):
-        split_of = {"protocol": "protocol", "fold": "fold", "level": "level", "seed": "split_seed"}
-        wanted |= {"name": scored, **{key: origin.get(name) for name, key in split_of.items()}}
+        keys = {"protocol": "protocol", "fold": "fold", "level": "level", "split_seed": "seed"}
+        wanted |= {"name": scored, **{key: origin.get(name) for key, name in keys.items()}}
     recipe = recipe_of(evaluation.folder, run, wanted)
     where = recipe.corpus.data_dir
-    if where is not None and not Path(where).exists():  # reading a synthetic corpus would write it there
+    if where is not None and not Path(where).exists():  # loading a synthetic corpus would write it there
         raise InputError(f"{where}: no such folder")
     splits = load_splits(recipe)
     here, there = provenance(splits).get("split_fingerprint"), origin.get("split_fingerprint")
-    if here != there:
+    if here != there or evaluation.split not in splits:
         raise InputError(
-            f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that was scored (split "
-            f"{str(here)[:12]}, scored on {str(there)[:12]}); give the same data"
+            f"{where or recipe.corpus.name}: not the corpus and split that was scored (split {str(here)[:12]}, scored "
+            f"on {str(there)[:12]}); give the same data"
         )
-    if evaluation.split not in splits:
-        raise InputError(f"{recipe.corpus.name}: no split {evaluation.split} any more; evaluate the run again")
     return splits[evaluation.split], recipe
 
 
-def _places(predictions: Predictions, cycle_ids: Any) -> list[int]:
+def _rows_of(predictions: Predictions, cycle_ids: Any) -> list[int]:
     """The row of each predicted cycle in a table."""
-    place = {str(name): row for row, name in enumerate(cycle_ids)}
+    rows = {str(name): row for row, name in enumerate(cycle_ids)}
     names = list(map(str, predictions.table.get("cycle_id", ())))
-    absent = [name for name in names if name not in place]
+    absent = [name for name in names if name not in rows]
     if absent or not names:
         raise InputError(
             f"the corpus does not hold the cycles that were scored ({(absent or ['no cycle_id'])[0]}); give the data "
             "that the evaluation used"
         )
-    return [place[name] for name in names]
-
-
-def _sounds(predictions: Predictions, table: Any, audio: bool) -> dict[int, Any]:
-    """Sounds and spectrograms of the worst errors, by row of the predictions."""
-    from laennec.evaluation.report_sounds import cycle_sounds
-
-    places = _places(predictions, table["cycle_id"])
-    rows = dict.fromkeys(row["row"] for group in worst_errors(predictions) for row in group["rows"])
-    return cycle_sounds(table, {row: places[row] for row in rows}, audio) if rows else {}
+    return [rows[name] for name in names]
 
 
 def _embeddings(evaluation: Evaluation, table: Any, recipe: Any, model: str | Path | None, base: str | None) -> Any:
@@ -318,15 +266,15 @@ def _embeddings(evaluation: Evaluation, table: Any, recipe: Any, model: str | Pa
     settings_of_model(recipe, run, loaded, extractor, table)
     again, embeddings, part = predict_split(loaded, extractor, table, evaluation.split, recipe)
     stored = evaluation.predictions
-    places = _places(stored, part.table["cycle_id"])
+    rows = _rows_of(stored, part.table["cycle_id"])
     for name in evaluation.metrics["output_names"]:
         column = f"logit_{name}"
         if column not in again.columns:
             raise InputError(f"{source}: the model has no label {name}; give the model that was scored")
-        gap = np.abs(again[column].to_numpy(float)[places] - stored.table[column].to_numpy(float))
-        if gap.size and not float(gap.max()) <= _SAME_LOGIT:
+        gap = np.abs(again[column].to_numpy(float)[rows] - stored.table[column].to_numpy(float))
+        if not float(gap.max(initial=0)) <= _LOGIT_TOLERANCE:
             raise InputError(
                 f"{source}: the predictions differ from those that were scored ({column} by up to {gap.max():.3g}); "
                 "give the model and the data that were scored, or evaluate again"
             )
-    return embeddings[places]
+    return embeddings[rows]

@@ -1,37 +1,56 @@
-"""The map and the worst errors of a report, which need the predictions, the model or the recordings.
+"""The map and the worst errors of a report, with spectrograms and sounds.
 
-Decisions: a point of the map has the shape of its true class, is open where the prediction is wrong, and has the
-colour of what the reader chooses, so nothing depends on colour alone. Colours are for the eight most frequent values
-of a column; the others share a grey. The worst errors are listed with or without their sounds, and the page states
-which recordings it contains, because to pass it on is to pass them on.
+Decisions: a point of the map has the shape of its true class and is open where the prediction is wrong; its colour is
+that of the property that the reader chooses, so nothing depends on colour alone. Colours are for the eight most
+frequent values; the others are grey. For a page a cycle is resampled to 8 kHz, raised to a common peak level (by a
+stated gain) and written as 16-bit WAV. Its spectrogram has fixed settings, not the model's features, so that two pages
+can be compared. The page states which recordings it contains, because passing it on passes them on.
 """
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from laennec.evaluation.failures import predicted_text, true_text, worst_errors
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from laennec.audio.filterbanks import log_mel
+from laennec.audio.presets import FrontEnd
+from laennec.corpora import CycleWaveforms
+from laennec.evaluation.failures import METADATA, predicted_text, true_text, worst_errors
 from laennec.evaluation.metrics import CLASSES
-from laennec.evaluation.plots import thresholds_in_use
 from laennec.evaluation.predictions import Predictions
+from laennec.evaluation.summary import thresholds_in_use
 
 WIDTH, HEIGHT, _MARGIN = 1000, 640, 24
 _SHAPES = 4
 _MOST_COLOURS = 8
 _CLASS_COLOURS = {"crackle": 0, "wheeze": 1, "normal": 2, "both": 3}
-_COLOURINGS = (("device", "device"), ("patient_id", "patient"))
+RATE_HZ = 8000
+MOST_SECONDS = 12.0
+MOST_BYTES = 9_000_000  # of sounds in a page, as they are embedded
+_PEAK_DB = -3.0
+_MOST_GAIN_DB = 60.0
+_RANGE_DB = 65.0
+_MOST_FRAMES = 700
+_TICKS_HZ = {0: "0 Hz", 250: "250 Hz", 500: "500 Hz", 1000: "1 kHz", 2000: "2 kHz", 4000: "4 kHz"}
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A cycle to look at and to listen to.
+    """Spectrogram and sound of a cycle.
 
     Attributes:
         picture: Its mel spectrogram as a data URI.
-        seconds: Length of what is shown (and played).
+        seconds: Length of the spectrogram and of the sound.
         whole: Whether that is the whole cycle.
-        ticks: Frequencies on the picture, (text, percent from below).
         audio: The sound as a data URI; None where it is left out.
         gain_db: Gain of the playback.
     """
@@ -39,7 +58,6 @@ class Sound:
     picture: str
     seconds: float
     whole: bool
-    ticks: Sequence[tuple[str, float]]
     audio: str | None = None
     gain_db: float = 0.0
 
@@ -62,38 +80,37 @@ class Extras:
 def map_section(
     predictions: Predictions | None, run: Mapping[str, Any], extras: Extras | None
 ) -> dict[str, Any] | None:
-    """The points of the map with their colours and legends; how to get it where there is none."""
+    """The points of the map with their colours and legends; without a map, how to get it."""
     if predictions is None:
         return None
     if extras is None or extras.places is None:
         return {"points": [], "missing": _missing(extras, "the map of the embedding", run)}
-    rows, places = [int(row) for row in extras.places[0]], extras.places[1]
+    rows, places = extras.places[0].tolist(), extras.places[1]
     truth = [true_text(predictions, row) for row in rows]
     predicted = [predicted_text(predictions, row) for row in rows]
     order = list(predictions.class_names) or sorted(set(truth))
-    colourings = [_class_colouring(truth)]
-    for column, title in _COLOURINGS:
-        cells = predictions.table.get(column)
-        if cells is not None and cells.notna().any():
-            cells = cells.astype(object).where(cells.notna(), None)
-            numbers, legend = colours_of([cells.iloc[row] for row in rows])
-            colourings.append({"title": title, "numbers": numbers, "legend": legend})
+    shapes = len(order) <= _SHAPES
+    colourings = [("true class", *_class_colours(truth))]
+    for column, title in (("device", "device"), ("patient_id", "patient")):
+        if column in predictions.table.columns and predictions.table[column].notna().any():
+            cells = predictions.table[column].iloc[rows].astype(object)
+            colourings.append((title, *colours_of(cells.where(cells.notna(), None).tolist())))
     points: list[dict[str, Any]] = [
         {
             "x": round(_MARGIN + (WIDTH - 2 * _MARGIN) * float(x), 1),
             "y": round(_MARGIN + (HEIGHT - 2 * _MARGIN) * float(1 - y), 1),
-            "shape": order.index(truth[k]) % _SHAPES if len(order) <= _SHAPES else 0,
-            "colours": [c["numbers"][k] for c in colourings],
+            "shape": order.index(truth[k]) if shapes else 0,
+            "colours": [numbers[k] for _, numbers, _ in colourings],
             "wrong": truth[k] != predicted[k],
-            "text": f"{truth[k]}, predicted {predicted[k]}; {_origin(predictions.table.iloc[row])}",
+            "text": f"{truth[k]}, predicted {predicted[k]}; {_about(predictions.table.iloc[row])}",
         }
         for k, (row, (x, y)) in enumerate(zip(rows, places, strict=True))
     ]
     points.sort(key=lambda point: point["wrong"])  # wrong predictions on top
     return {
         "points": points,
-        "colourings": [{"title": c["title"], "legend": c["legend"]} for c in colourings],
-        "shapes": [{"name": name, "shape": k} for k, name in enumerate(order)] if len(order) <= _SHAPES else [],
+        "colourings": [{"title": title, "legend": legend} for title, _, legend in colourings],
+        "shapes": [{"name": name, "shape": k} for k, name in enumerate(order)] if shapes else [],
         "width": WIDTH,
         "height": HEIGHT,
         "of": len(predictions.table),
@@ -101,84 +118,64 @@ def map_section(
     }
 
 
-def _class_colouring(truth: Sequence[str]) -> dict[str, Any]:
+Colours = tuple[list[int | None], list[tuple[str, int, int | None]]]
+"""Colour number of each point, and the legend: (name, points, colour number)."""
+
+
+def _class_colours(truth: Sequence[str]) -> Colours:
     """Colours by true class; crackle and wheeze have those of every plot."""
     if not set(truth) <= set(CLASSES):
-        numbers, legend = colours_of(truth)
-        return {"title": "true class", "numbers": numbers, "legend": legend}
+        return colours_of(truth)
     legend = [(name, truth.count(name), _CLASS_COLOURS[name]) for name in CLASSES if name in truth]
-    return {"title": "true class", "numbers": [_CLASS_COLOURS[name] for name in truth], "legend": legend}
+    return [_CLASS_COLOURS[name] for name in truth], cast(Any, legend)
 
 
-def colours_of(values: Sequence[Any]) -> tuple[list[int | None], list[tuple[str, int, int | None]]]:
+def colours_of(values: Sequence[Any]) -> Colours:
     """A colour number for each value, and the legend.
 
     Returns:
         Number 0..7 of each value (None: rarer, or unknown), and (name, points, number) for the most frequent values,
         then for the rest together.
     """
-    missing = [value is None or value != value for value in values]
-    known = Counter(str(value) for value, absent in zip(values, missing, strict=True) if not absent)
-    common = sorted(known, key=lambda name: (-known[name], name))[:_MOST_COLOURS]
-    number = {name: k for k, name in enumerate(common)}
-    numbers = [None if absent else number.get(str(v)) for v, absent in zip(values, missing, strict=True)]
+    names = [None if value is None or value != value else str(value) for value in values]
+    known = Counter(name for name in names if name is not None)
+    number = {name: k for k, name in enumerate(sorted(known, key=lambda name: (-known[name], name))[:_MOST_COLOURS])}
     legend: list[tuple[str, int, int | None]] = [(name, known[name], k) for name, k in number.items()]
-    if others := len(known) - len(common):
-        legend.append((f"{others} others", sum(known.values()) - sum(known[name] for name in common), None))
-    if any(missing):
-        legend.append(("unknown", sum(missing), None))
-    return numbers, legend
-
-
-def _origin(row: Any) -> str:
-    """Recording, times, patient and device of a cycle, as text."""
-    parts = []
-    if _known(row, "recording_id"):
-        parts.append(f"recording {row['recording_id']}")
-    if _known(row, "start_s") and _known(row, "end_s"):
-        parts.append(f"{row['start_s']:.2f}–{row['end_s']:.2f} s")
-    parts += [
-        f"{title} {row[name]}" for name, title in (("patient_id", "patient"), ("device", "device")) if _known(row, name)
-    ]
-    return ", ".join(parts)
-
-
-def _known(row: Any, name: str) -> bool:
-    return name in row.index and bool(row[[name]].notna().all())
+    if others := [count for name, count in known.items() if name not in number]:
+        legend.append((f"{len(others)} others", sum(others), None))
+    if None in names:
+        legend.append(("unknown", names.count(None), None))
+    return [None if name is None else number.get(name) for name in names], legend
 
 
 def errors_section(
     predictions: Predictions | None, evaluation: Mapping[str, Any], run: Mapping[str, Any], extras: Extras | None
 ) -> dict[str, Any] | None:
-    """The worst errors with their spectrograms and sounds, as far as there are any."""
+    """The worst errors with their spectrograms and sounds, where there are any."""
     if predictions is None:
         return None
     sounds = extras.sounds if extras is not None else {}
-    thresholds = None if predictions.thresholds is None else thresholds_in_use(evaluation)
+    thresholds = thresholds_in_use(evaluation)
     groups = worst_errors(predictions)
     for group in groups:
         for row in group["rows"]:
             row["name"] = row.get("recording_id") or row.get("cycle_id") or "cycle"
             row["sound"] = sounds.get(row["row"])
-            row["probability_text"] = _probability_text(row, thresholds)
+            row["probability_text"] = f"{row['label']} {_percent(row['probability'])}"
+            if row["label"] in thresholds:
+                row["probability_text"] += f", threshold {_percent(thresholds[row['label']])}"
             row["about"] = _about(row)
     listed = {row["row"]: row["sound"] for group in groups for row in group["rows"]}  # a cycle can be in two lists
     played = [sound for sound in listed.values() if sound is not None and sound.audio is not None]
-    corpus = (run.get("corpus") or {}).get("name") if isinstance(run.get("corpus"), Mapping) else None
     return {
         "groups": groups,
         "played": len(played),
         "seconds": round(sum(sound.seconds for sound in played)),
-        "corpus": corpus or "the corpus",
+        "corpus": (run.get("corpus") or {}).get("name") or "the corpus",
         "silenced": bool(sounds) and not played,
         "missing": _missing(extras, "sounds and spectrograms", run) if groups and not sounds else [],
+        "ticks": mel_ticks(),
     }
-
-
-def _probability_text(row: Mapping[str, Any], thresholds: Mapping[str, float] | None) -> str:
-    """The probability of a label, and its threshold."""
-    text = f"{row['label']} {_percent(row['probability'])}"
-    return text if thresholds is None else f"{text}, threshold {_percent(thresholds[row['label']])}"
 
 
 def _percent(share: float) -> str:
@@ -187,17 +184,16 @@ def _percent(share: float) -> str:
 
 
 def _about(row: Mapping[str, Any]) -> str:
-    """Times, patient and chest location of a cycle, as text."""
-    parts = []
-    if row.get("start_s") is not None and row.get("end_s") is not None:
-        length = row["end_s"] - row["start_s"]
-        parts.append(f"{row['start_s']:.2f}–{row['end_s']:.2f} s ({length:.2f} s long)")
-    names = (("patient_id", "patient"), ("sex", ""), ("age_years", ""), ("chest_location", "at"), ("device", ""))
-    for name, title in names:
-        if (value := row.get(name)) is not None:
-            text = f"{value:g} years" if name == "age_years" else str(value)
-            parts.append(f"{title} {text}".strip())
-    return ", ".join(parts)
+    """Recording, times, patient and device of a cycle, as far as they are known."""
+    known = {name: row[name] for name in METADATA if name in row and pd.notna(row[name])}
+    parts = [f"recording {known['recording_id']}"] if "recording_id" in known else []
+    if "start_s" in known and "end_s" in known:
+        length = known["end_s"] - known["start_s"]
+        parts.append(f"{known['start_s']:.2f}–{known['end_s']:.2f} s ({length:.2f} s long)")
+    texts = {
+        "patient_id": "patient {}", "sex": "{}", "age_years": "{:g} years", "chest_location": "at {}", "device": "{}",
+    }  # fmt: skip
+    return ", ".join([*parts, *(text.format(known[name]) for name, text in texts.items() if name in known)])
 
 
 def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[str]:
@@ -207,3 +203,80 @@ def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[s
     split = (run.get("evaluated") or {}).get("split")
     command = "laennec report RUN" + (f" --split {split}" if split else "")
     return [f"For {what}, run {command} where the corpus is available."]
+
+
+def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -> dict[int, Sound]:
+    """Sounds and spectrograms of some cycles.
+
+    Args:
+        table: A cycle table (datasets.Dataset) with recordings.
+        rows: {key of the cycle (its row in the predictions): its row in the table}; where the sounds exceed
+            `MOST_BYTES`, the last cycles have a spectrogram only.
+        with_audio: Whether sounds are embedded beside the spectrograms.
+
+    Returns:
+        {key: sound}.
+
+    Raises:
+        InputError: A recording is missing or cannot be read.
+    """
+    waveforms = CycleWaveforms(table.select(list(rows.values())), RATE_HZ)
+    waveforms.prepare()
+    found, bytes_used = {}, 0
+    for key, waveform in zip(rows, waveforms, strict=True):
+        part = np.asarray(waveform[: round(MOST_SECONDS * RATE_HZ)], dtype=np.float32)
+        gain_db = playing_gain_db(part)
+        audio = _wav_uri(part * 10 ** (gain_db / 20)) if with_audio else None
+        bytes_used += len(audio or "")
+        found[key] = Sound(
+            picture=mel_uri(part),
+            seconds=len(part) / RATE_HZ,
+            whole=len(part) == len(waveform),
+            audio=audio if bytes_used <= MOST_BYTES else None,
+            gain_db=gain_db,
+        )
+    return found
+
+
+def playing_gain_db(waveform: NDArray[np.float32]) -> float:
+    """The gain in dB that raises the peak of a cycle to -3 dB; 0 for silence."""
+    peak = float(np.abs(waveform).max(initial=0.0))
+    return 0.0 if peak <= 0 else min(_PEAK_DB - 20 * float(np.log10(peak)), _MOST_GAIN_DB)
+
+
+def _wav_uri(waveform: NDArray[np.float32]) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(waveform, -1, 1), RATE_HZ, format="WAV", subtype="PCM_16")
+    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def mel_uri(waveform: NDArray[np.float32]) -> str:
+    """The log-mel spectrogram of a waveform as a PNG data URI, low frequencies at the bottom, 65 dB of range."""
+    front = FrontEnd(
+        sampling_rate=RATE_HZ,
+        num_mel_bins=64,
+        window="hann_periodic",
+        window_samples=256,
+        hop_samples=max(40, len(waveform) // _MOST_FRAMES),
+        fft_samples=1024,
+        pre_emphasis=0.0,
+        remove_frame_mean=False,
+        low_hz=0.0,
+        high_hz=RATE_HZ / 2,
+        log_floor=1e-12,
+    )
+    # mirrored at the ends: a sudden silence would look like a click
+    filled = np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant")
+    filled = np.pad(filled, (0, max(0, front.min_samples - len(filled))))
+    values, _ = log_mel(torch.from_numpy(filled)[None], torch.tensor([len(filled)]), front)
+    decibels = values[0].numpy().T * (10 / np.log(10))
+    top = float(decibels.max())
+    buffer, unsigned = io.BytesIO(), {"Software": cast(str, None)}  # no version in the file
+    imsave(buffer, decibels, cmap="magma", vmin=top - _RANGE_DB, vmax=top, origin="lower", metadata=unsigned)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def mel_ticks() -> list[tuple[str, float]]:
+    """Frequencies beside a spectrogram: (text, percent of the height from below), on Kaldi's mel scale."""
+    top = np.log1p(RATE_HZ / 2 / 700.0)
+    return [(text, round(100 * float(np.log1p(hz / 700.0) / top), 1)) for hz, text in _TICKS_HZ.items()]

@@ -1,8 +1,8 @@
 """The content of a report: facts, scores and tables as text.
 
 Decisions: numbers become text here, with the digits of their kind; the template only lays out. What was not recorded
-is shown as "not recorded", not left out. A split that leaks or has a caveat, and a selection on anything but
-validation patients are warnings before the score. A table is {"columns", "rows": [{"cells", "class"}]}; a cell is a
+is shown as "not recorded". A split that leaks or has a caveat, and a selection on anything but validation patients are
+warnings before the score. A table is {"columns", "rows": [{"cells", "class"}]}; a cell is a
 text, or {"text", "note", "class", "bar"}.
 """
 
@@ -13,9 +13,17 @@ from typing import Any
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.plots import length_alone, thresholds_in_use
-from laennec.evaluation.smoothing import shown_figures, signed
-from laennec.evaluation.summary import figure_name, figure_text, is_percent, own_names
+from laennec.evaluation.smoothing import shown_figures
+from laennec.evaluation.summary import (
+    bounds_text,
+    calibration_name,
+    figure_name,
+    figure_text,
+    is_percent,
+    length_alone,
+    own_names,
+    thresholds_in_use,
+)
 
 NOT_RECORDED = "not recorded"
 Table = dict[str, Any]
@@ -60,8 +68,7 @@ def earlier_use(split: str, selection_set: Any) -> str | None:
 
 
 def _provenance(run: Mapping[str, Any]) -> dict[str, Any]:
-    corpus = run.get("corpus") or {}
-    return dict(corpus.get("provenance") or {}) if isinstance(corpus, Mapping) else {}
+    return (run.get("corpus") or {}).get("provenance") or {}
 
 
 def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -78,34 +85,31 @@ def run_warnings(run: Mapping[str, Any]) -> list[dict[str, str]]:
         bad.append(
             f"The model was selected on \u201c{selection}\u201d, not on validation patients: the score is too high."
         )
-    corpus, trained, evaluated = run.get("corpus") or {}, run.get("trained_on"), run.get("evaluated")
-    if isinstance(trained, Mapping) and isinstance(evaluated, Mapping) and isinstance(corpus, Mapping):
-        use = earlier_use(str(evaluated.get("split")), selection) if trained.get("name") == corpus.get("name") else None
-        if use:
-            bad.append(f"This split {use}: its scores are no estimate for new patients.")
+    corpus, trained = run.get("corpus") or {}, run.get("trained_on") or {}
+    split = (run.get("evaluated") or {}).get("split")
+    if trained.get("name") == corpus.get("name") and (use := earlier_use(str(split), selection)):
+        bad.append(f"This split {use}: its scores are no estimate for new patients.")
     found = [{"level": "bad", "text": text} for text in bad]
-    if not (isinstance(corpus, Mapping) and corpus.get("fingerprint")) or not provenance.get("split_fingerprint"):
+    if not corpus.get("fingerprint") or not provenance.get("split_fingerprint"):
         text = "The corpus or the split has no recorded fingerprint; others cannot check that they use the same data."
         found.append({"level": "caution", "text": text})
     return found
 
 
 def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What every score must name: data, split, selection, decision, intervals, seeds."""
+    """The facts that every score must name: data, split, selection, decision, intervals, seeds."""
     corpus, provenance = run.get("corpus") or {}, _provenance(run)
-    draws, counts = evaluation.get("bootstrap", {}), evaluation.get("counts", {})
+    draws, counts = evaluation["bootstrap"], evaluation["counts"]
     protocol = shown_text(provenance.get("protocol"))
     if provenance.get("fold") is not None:
         protocol += f", fold {provenance['fold']}"
-    scored = f"{counts.get('cycles', 0):,} cycles, {draws.get('patients', counts.get('patients'))} patients"
-    if counts.get("unlabelled"):
+    scored = f"{counts['cycles']:,} cycles, {draws['patients']} patients"
+    if counts["unlabelled"]:
         scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
-    interval = NOT_RECORDED
-    if draws:
-        interval = f"95 %, patient-clustered bootstrap: percentiles of {draws['n_draws']:,} draws of patients, "
-        interval += f"seed {draws['seed']}"
-    thresholds = evaluation.get("thresholds")
-    decision = "the likeliest class"
+    interval = f"95 %, patient-clustered bootstrap: percentiles of {draws['n_draws']:,} draws of patients, "
+    interval += f"seed {draws['seed']}"
+    thresholds = evaluation["thresholds"]
+    decision = "the most probable class"
     if thresholds is not None:
         texts = (f"{name} where logit > {t:.3f} (raw probability {sigmoid(t):.3f})" for name, t in thresholds.items())
         decision = "; ".join(texts)
@@ -135,8 +139,10 @@ def headline(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     parts = [f"{family}.{part}" for part in ("Se", "Sp", "SE", "SP") if f"{family}.{part}" in evaluation["values"]]
     lines = [_figure(evaluation, part) | {"name": _COMPONENTS[part.split(".")[1].lower()]} for part in parts]
     return _figure(evaluation, name) | {
-        "definition": evaluation.get("definitions", {}).get(family), "parts": lines, "note": None,
-    }  # fmt: skip
+        "definition": evaluation["definitions"].get(family),
+        "parts": lines,
+        "note": None,
+    }
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -152,7 +158,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _figure(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
     """One metric as text: name, value, interval, unit."""
-    bounds = (evaluation.get("intervals") or {}).get(name)
+    bounds = evaluation["intervals"].get(name)
     digits = 1 if is_percent(name) else 3
     return {
         "name": figure_name(name),
@@ -164,9 +170,8 @@ def _figure(evaluation: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _cell(name: str, value: float | None, bounds: Sequence[float] | None = None, sign: str = "") -> dict[str, Any]:
     """A metric's value with its interval as the note of the cell; a dash where it is undefined."""
-    digits = 1 if is_percent(name) else 3
-    note = f"[{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]" if bounds else None
-    return {"text": "–" if value is None else f"{value:{sign}.{digits}f}", "note": note}
+    text = "–" if value is None else f"{value:{sign}.{1 if is_percent(name) else 3}f}"
+    return {"text": text, "note": bounds_text(name, bounds, sign)}
 
 
 def _row(*cells: Any, kind: str = "") -> dict[str, Any]:
@@ -175,7 +180,7 @@ def _row(*cells: Any, kind: str = "") -> dict[str, Any]:
 
 def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
     """The model and its baselines as bars on one scale, with the AUROC of each label beside them."""
-    rows, name = evaluation.get("floors") or [], evaluation["headline"]
+    rows, name = evaluation["floors"], evaluation["headline"]
     if not rows:
         return None
     areas = [f"{label}.roc_auc" for label in evaluation["label_names"]][:4]
@@ -193,10 +198,10 @@ def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
         rest = [figure_text(figure, values.get(figure)) if values else "" for figure in others]
         return _row(title, cell, gain, *rest, kind=kind)
 
-    lines = [line("this model", evaluation["values"], evaluation.get("intervals") or {}, "", "model")]
+    lines = [line("this model", evaluation["values"], evaluation["intervals"], "", "model")]
     for row in rows:
         title = {"text": row["name"], "note": row["what"]}
-        lines.append(line(title, row["values"], row["intervals"], _gain(row.get("advantage")), "baseline"))
+        lines.append(line(title, row["values"], row["intervals"], _gain(row["advantage"]), "baseline"))
         if row.get("skipped"):
             lines[-1]["cells"][1] = {"text": f"not computed: {row['skipped']}", "class": "wordy"}
     columns = ["", figure_name(name), "model minus baseline", *map(figure_name, others)]
@@ -209,38 +214,23 @@ def _gain(gain: Mapping[str, Any] | None) -> dict[str, Any] | str:
         return ""
     bounds = gain["interval"]
     clear = gain["value"] > 0 and (bounds is None or bounds[0] > 0)
-    note = f"[{bounds[0]:+.1f}, {bounds[1]:+.1f}]" if bounds else None
+    note = bounds_text("icbhi.Score", bounds, "+")  # every baseline has classes, so the score is in percent
     return {"text": f"{gain['value']:+.1f}", "note": note, "class": "sure" if clear else "unsure"}
 
 
 def length_section(lengths: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """AUROC within groups of like length and on segments of one length, as tables."""
-    names, alone = list(lengths["overall"]["values"]), length_alone(evaluation)
-    segments = evaluation.get("duration_blind")
+    """AUROC over all cycles, within groups of similar length and on segments of one length."""
+    alone, segments = length_alone(evaluation), evaluation.get("duration_blind")
     seconds = f"{segments['seconds']:g}" if segments else None
-    summary = []
-    for name in names:
+    rows = []
+    for name in lengths["overall"]["values"]:
         areas = [_cell("", lengths[k]["values"][name], lengths[k]["intervals"][name]) for k in ("overall", "within")]
         if segments:
             areas.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
-        summary.append(_row(name, *areas, _cell("", alone.get(name)) if name in alone else "not computed"))
+        rows.append(_row(name, *areas, _cell("", alone.get(name)) if name in alone else "not computed"))
     middle = [f"middle {seconds} s"] if segments else []
-    rows = []
-    for group in lengths["groups"]:
-        cells: list[Any] = [f"{group['cycles']:,}", str(group["patients"])]
-        for name in names:
-            area = _cell("", group["values"][name], group["intervals"][name])
-            cells += [str(group["positives"][name]), area]
-        rows.append(_row(f"{group['low_s']:.2f}–{group['high_s']:.2f} s", *cells))
-    columns = [column for name in names for column in (f"with {name}", f"{name} AUROC")]
-    return {
-        "summary": {
-            "columns": ["label", "all cycles", "within like lengths", *middle, "event length alone"],
-            "rows": summary,
-        },
-        "groups": {"columns": ["length", "cycles", "patients", *columns], "rows": rows},
-        "seconds": seconds,
-    }
+    columns = ["label", "all cycles", "within similar lengths", *middle, "event length alone"]
+    return {"summary": {"columns": columns, "rows": rows}, "seconds": seconds}
 
 
 def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -251,13 +241,14 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = []
     for name in shown_figures(section):
         row = section["figures"][name]
+        gain = row["difference"]
         sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
-        rows.append(_row(figure_name(name), *sides, signed(name, row["difference"])))
+        rows.append(_row(figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")))
     return {
         "table": {"columns": ["", "without", "with", "difference, same draws of patients"], "rows": rows},
         "strength": section["strength"],
         "how": "chosen on validation" if section.get("chosen") else "as given",
-        "operating_points": section.get("operating_points", "the same thresholds on both sides"),
+        "operating_points": section["operating_points"],
         "recordings": section["recordings"],
         "lone_cycles": section["lone_cycles"],
     }
@@ -270,7 +261,7 @@ def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
         curves: What `decision_curves` returned.
         evaluation: What `evaluate_predictions` returned.
     """
-    in_use, ece = thresholds_in_use(evaluation), (evaluation.get("calibration") or {}).get("ece") or {}
+    in_use, ece = thresholds_in_use(evaluation), evaluation["calibration"]["ece"]
     rows = []
     for name, curve in curves.items():
         error = figure_text("ece", ece.get(name))
@@ -290,9 +281,8 @@ def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
 def subgroup_sections(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table for each grouping."""
     sections = []
-    for grouping, rows in (evaluation.get("subgroups") or {}).items():
-        columns = list(rows[0]["values"]) if rows else []
-        columns = sorted(columns, key=lambda name: (name != evaluation["headline"], name.endswith("_macro")))
+    for grouping, rows in evaluation["subgroups"].items():
+        columns = sorted(rows[0]["values"], key=lambda name: (name != evaluation["headline"], name.endswith("_macro")))
         rough = [MIN_PATIENTS <= row["patients"] < FEW_PATIENTS for row in rows]
         lines = []
         for row, few in zip(rows, rough, strict=True):
@@ -331,35 +321,17 @@ def metric_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def counts_and_calibration(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Numbers of cycles by class (or label), and calibration errors."""
-    counts = evaluation.get("counts", {})
-    rows = [(f"{name} cycles", f"{count:,}") for name, count in counts.get("classes", {}).items()]
-    rows = rows or [(f"cycles with {name}", f"{count:,}") for name, count in counts.get("labels", {}).items()]
-    names = {"answered class": "predicted class"}
-    ece = (evaluation.get("calibration") or {}).get("ece") or {}
-    return rows + [(f"{names.get(n, n)} ECE (15 bins)", figure_text("ece", value)) for n, value in ece.items()]
+    counts = evaluation["counts"]
+    rows = [(f"{name} cycles", f"{count:,}") for name, count in counts["classes"].items()]
+    rows = rows or [(f"cycles with {name}", f"{count:,}") for name, count in counts["labels"].items()]
+    ece = evaluation["calibration"]["ece"]
+    return rows + [(f"{calibration_name(n)} ECE (15 bins)", figure_text("ece", value)) for n, value in ece.items()]
 
 
-def loss_table(run: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Loss terms by epoch: the first, the kept and the last epochs, at most twelve rows."""
-    history: Sequence[Mapping[str, Any]] = run.get("history") or []
-    if not history:
-        return None
-    best = run.get("best_epoch")
-    terms = list(dict.fromkeys(name for entry in history for name in entry.get("loss_terms") or {}))
-    step = max(1, -(-len(history) // 10))
-    chosen = [e for k, e in enumerate(history) if k % step == 0 or k == len(history) - 1 or e.get("epoch") == best]
-    rows = []
-    for entry in chosen:
-        losses = entry.get("loss_terms") or {}
-        values = (entry.get("loss"), *(losses.get(term) for term in terms))
-        cells = [f"{v:.4f}" if isinstance(v, float) else shown_text(v) for v in values]
-        kept = best is not None and entry.get("epoch") == best
-        rows.append(_row(shown_text(entry.get("epoch")), *cells, kind="kept" if kept else ""))
-    return {"table": {"columns": ["epoch", "total", *terms], "rows": rows}, "epochs": len(history)}
-
-
-def geometry_section(geometry: Mapping[str, Any]) -> dict[str, Any]:
+def geometry_section(geometry: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The four properties as text, and the distances between classes as shaded cells."""
+    if not geometry:
+        return None
     properties = four_properties(geometry)
     lines = []
     for kind, key, name, what, better in _PROPERTIES:

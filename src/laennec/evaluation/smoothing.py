@@ -22,7 +22,7 @@ from laennec.evaluation.bootstrap import LEVEL, bootstrap_values, interval, pati
 from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
 from laennec.evaluation.operating_point import refuse_test_split
 from laennec.evaluation.predictions import ProblemType, point_values, read_predictions, statistics_of
-from laennec.evaluation.summary import figure_name, figure_text, is_percent
+from laennec.evaluation.summary import figure_name, figure_text
 
 RULE = "recording-mean"
 NEIGHBOUR_RULE = "neighbour-mean"
@@ -298,23 +298,14 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
     lines.append(f"  {'':<26}{'without':<24}{'with':<24}with - without, over the same draws of patients")
     for name in shown_figures(section):
         row = section["figures"][name]
+        gain = row["difference"]
         before, after = (figure_text(name, row[s]["value"], row[s]["interval"]) for s in ("without", "with"))
-        lines.append(f"  {figure_name(name):<26}{before:<24}{after:<24}{signed(name, row['difference'])}")
+        lines.append(
+            f"  {figure_name(name):<26}{before:<24}{after:<24}{figure_text(name, gain['value'], gain['interval'], '+')}"
+        )
     return "\n".join(lines)
 
 
 def shown_figures(section: Mapping[str, Any]) -> list[str]:
     """The figures of a comparison that are printed; the dictionary has all."""
     return [name for name in section["figures"] if name in _SHOWN or name.endswith((".roc_auc", ".f1"))]
-
-
-def signed(figure: str, gain: Mapping[str, Any]) -> str:
-    """A difference and its interval with their signs."""
-    if gain["value"] is None:
-        return "undefined"
-    digits = 1 if is_percent(figure) else 3
-    text = f"{gain['value']:+.{digits}f}"
-    if gain["interval"] is None:
-        return text
-    low, high = gain["interval"]
-    return f"{text} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -1,9 +1,9 @@
-"""The whole evaluation of one predictions table, as a dictionary and as text.
+"""The evaluation of one predictions table, as a dictionary and as text.
 
-Decisions: a score never stands alone. The dictionary holds definition, interval, baselines (key "floors"), subgroups
-and warnings beside it, is JSON (null for what is undefined), and is all that report and model card read. Warnings are
-made here, so that no page can leave them out. Subgroups are device, chest location, sex and age band (0-2, 3-11,
-12-18, 19-64, 65 and more completed years); rows with missing metadata form the subgroup "unknown".
+Decisions: every score has its definition, interval, baselines (key "floors"), subgroups and warnings beside it, in one
+dictionary of JSON values (null for what is undefined), which is all that report and model card read. Subgroups are
+device, chest location, sex and age band (0-2, 3-11, 12-18, 19-64, 65 and more completed years); rows with missing
+metadata form the subgroup "unknown".
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,12 @@ from laennec.evaluation.bootstrap import (
     patient_bootstrap,
     patient_codes,
 )
+from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.evaluation.failures import named_errors
 from laennec.evaluation.metrics import Thresholds
 from laennec.evaluation.own_metrics import Metric, finite
 from laennec.evaluation.predictions import (
+    PREDICTED_CLASS,
     Predictions,
     ProblemType,
     calibration_of,
@@ -112,7 +114,9 @@ def evaluate_predictions(
     evaluation = describe(predictions, kind, names)
     evaluation["temperatures"] = dict(temperatures) if temperatures else None
     evaluation["intercepts"] = dict(intercepts) if intercepts else None
-    evaluation |= errors_and_calibration(predictions, read_predictions(table, **how))
+    raw = calibration_of(read_predictions(table, **how))
+    evaluation["calibration"] |= {"ece_before": raw["ece"], "brier_before": raw["brier"]}
+    evaluation["failures"] = named_errors(predictions)
     _, n_patients = patient_codes(predictions.table)
     drawn = bootstrap_values(predictions.table, statistics_of(predictions), n_draws, seed)
     evaluation["intervals"] = {name: interval(values, n_patients) for name, values in drawn.items()}
@@ -129,7 +133,7 @@ def evaluate_predictions(
         evaluation["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
     if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(
-            "some patients are unknown: their recordings take their place, so the intervals may be too narrow"
+            "some patients are unknown; their recordings are resampled instead, so the intervals may be too narrow"
         )
     evaluation["subgroups"] = subgroup_tables(predictions, n_draws, seed)
     lengths = length_groups(predictions, n_draws=0) if predictions.label_names else None
@@ -151,24 +155,28 @@ def _output_names(table: Any) -> list[str]:
     return names
 
 
+def calibration_name(name: str) -> str:
+    """The name for readers of an entry of the calibration."""
+    return "predicted class" if name == PREDICTED_CLASS else name
+
+
+def thresholds_in_use(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The calibrated probability above which each label is predicted; {} where the most probable class is."""
+    thresholds = evaluation.get("thresholds") or {}
+    temperatures, intercepts = evaluation.get("temperatures"), evaluation.get("intercepts")
+    logits = calibrated_logits(list(thresholds.values()), list(thresholds), temperatures, intercepts)
+    return dict(zip(thresholds, sigmoid(logits).tolist(), strict=True))
+
+
+def length_alone(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """AUROC of the event-length baseline, by label."""
+    rows = [row for row in evaluation["floors"] if row["name"] == "event length"]
+    return {label: row["values"].get(f"{label}.roc_auc") for row in rows for label in evaluation["label_names"]}
+
+
 def own_names(evaluation: Mapping[str, Any]) -> list[str]:
     """Names of the user's own metrics in an evaluation."""
     return list((evaluation.get("own_metrics") or {}).get("names", ()))
-
-
-def errors_and_calibration(predictions: Predictions, raw: Predictions) -> dict[str, Any]:
-    """The worst errors, and the calibration with that of the raw logits beside it.
-
-    Args:
-        predictions: Read with temperatures and intercepts.
-        raw: The same without.
-
-    Returns:
-        {"failures": what `named_errors` returns, "calibration": with "ece_before" and "brier_before"}.
-    """
-    before = calibration_of(raw)
-    calibration = {**calibration_of(predictions), "ece_before": before["ece"], "brier_before": before["brier"]}
-    return {"failures": named_errors(predictions), "calibration": calibration}
 
 
 def age_band(age_years: float | None) -> str:
@@ -241,13 +249,20 @@ def figure_name(figure: str) -> str:
     return FIGURE_NAMES.get(figure) or f"{label} {_LABEL_FIGURES.get(kind, kind)}".strip()
 
 
-def figure_text(figure: str, value: float | None, bounds: Sequence[float] | None = None) -> str:
-    """A value and its interval as text: one decimal for percent, three for shares of 1."""
+def figure_text(figure: str, value: float | None, bounds: Sequence[float] | None = None, sign: str = "") -> str:
+    """A value and its interval as text: one decimal for percent, three for shares of 1; sign "+" for differences."""
     if value is None:
         return "undefined"
     digits = 1 if is_percent(figure) else 3
-    text = f"{value:.{digits}f}"
-    return text if bounds is None else f"{text} [{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]"
+    text = f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # no minus sign before a rounded zero
+    return " ".join(filter(None, [text, bounds_text(figure, bounds, sign)]))
+
+
+def bounds_text(figure: str, bounds: Sequence[float] | None, sign: str = "") -> str | None:
+    """An interval as text; None where there is none."""
+    if not bounds:
+        return None
+    return f"[{figure_text(figure, bounds[0], None, sign)}, {figure_text(figure, bounds[1], None, sign)}]"
 
 
 def is_percent(figure: str) -> bool:
@@ -256,7 +271,7 @@ def is_percent(figure: str) -> bool:
 
 
 def _warnings(evaluation: dict[str, Any]) -> list[dict[str, str]]:
-    """The cautions that a reader must see with the score, bad ones first."""
+    """Warnings that belong beside the score, bad ones first."""
     found = _baseline_warnings(evaluation)
     values, name = evaluation["values"], evaluation["headline"]
     if note := evaluation["bootstrap"]["note"]:
@@ -297,8 +312,7 @@ def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     doubtful = [row for row in rows if row["advantage"]["interval"] and row["advantage"]["interval"][0] <= 0]
     doubtful = [row for row in doubtful if row["advantage"]["value"] > 0]
     if doubtful:
-        low, high = doubtful[0]["advantage"]["interval"]
-        gain = f"difference {doubtful[0]['advantage']['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+        gain = f"difference {_gain_text(name, doubtful[0]['advantage'])}"
         text = f"{score} is not distinguishable from the baseline {_baseline_text(doubtful[0], name)}"
         found.append(("bad", f"{text}: {gain}."))
     for figure in (figure for figure in values if figure.endswith(".roc_auc")):
@@ -318,6 +332,10 @@ def _baseline_text(row: dict[str, Any], figure: str) -> str:
     return f"\u201c{row['name']}\u201d ({figure_text(figure, row['values'][figure])})"
 
 
+def _gain_text(figure: str, gain: Mapping[str, Any]) -> str:
+    return figure_text(figure, gain["value"], gain["interval"], "+")
+
+
 def format_summary(evaluation: dict[str, Any]) -> str:
     """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings.
 
@@ -332,7 +350,7 @@ def format_summary(evaluation: dict[str, Any]) -> str:
     shown = [n for n in values if n in FIGURE_NAMES or n in own or n.endswith(("roc_auc", ".f1"))]
     lines += [f"  {figure_name(n):<34}{figure_text(n, values[n], intervals.get(n))}" for n in shown]
     ece = evaluation["calibration"]["ece"]
-    lines += [f"  {label + ' ECE':<34}{figure_text('ece', value)}" for label, value in ece.items()]
+    lines += [f"  {calibration_name(label) + ' ECE':<34}{figure_text('ece', value)}" for label, value in ece.items()]
     name = evaluation["headline"]
     if evaluation["floors"]:
         lines += ["", f"baselines without the sound ({figure_name(name)}; model: difference of the model from it)"]
@@ -340,9 +358,8 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         text = figure_text(name, row["values"].get(name), row["intervals"].get(name))
         if "skipped" in row:
             text = f"skipped: {row['skipped']}"
-        if gain := row["advantage"]:
-            text += f"   model {gain['value']:+.1f}"
-            text += f" [{gain['interval'][0]:+.1f}, {gain['interval'][1]:+.1f}]" if gain["interval"] else ""
+        if row["advantage"]:
+            text += f"   model {_gain_text(name, row['advantage'])}"
         lines.append(f"  {row['name']:<34}{text}")
     lines += _length_audit(evaluation)
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
@@ -358,11 +375,10 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
     lines = ["", "length audit (AUROC)"]
     for label in within or evaluation["label_names"]:
         figure = f"{label}.roc_auc"
-        found = {"all cycles": evaluation["values"].get(figure), "within like lengths": (within or {}).get(label)}
+        found = {"all cycles": evaluation["values"].get(figure), "within similar lengths": (within or {}).get(label)}
         if segments:
             found[f"middle {segments['seconds']:g} s"] = segments["values"].get(figure)
-        alone = [row["values"].get(figure) for row in evaluation["floors"] if row["name"] == "event length"]
-        found["length alone"] = alone[0] if alone else None
+        found["length alone"] = length_alone(evaluation).get(label)
         known = [f"{name} {figure_text(figure, value)}" for name, value in found.items() if value is not None]
         if known:
             lines.append(f"  {label:<34}{', '.join(known)}")

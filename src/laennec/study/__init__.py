@@ -1,4 +1,4 @@
-"""Many runs with one question, planned in a file, run one after the other, told in one table."""
+"""Studies: many runs for one question, planned in a file, run one after the other, compared in one table."""
 
 from laennec.study.plan import Cell, Study, load_study
 from laennec.study.run import run_study

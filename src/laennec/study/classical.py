@@ -1,13 +1,15 @@
-"""Gradient boosting and a support vector machine on the embeddings of a frozen encoder.
+"""Classical classifiers on the embeddings of a frozen encoder: gradient boosting and a support vector machine.
 
-Decisions: they take the input of a linear head, the embeddings of a finished run with a frozen encoder, and are fitted
-on the same training cycles; with the encoder `statistics` (mean and spread of each mel bin) that is the classical
-baseline of the field. Settings are fixed, so nothing is searched; calibration and thresholds are fitted on validation
-as a head's are. Abnormal and normal cycles weigh the same in sum. They are scored in a folder like that of a run, so
-that tables and reports treat them alike; the shortcut baselines are copied from the run whose encoder they use.
+Decisions: they take the input of a linear head and are fitted on the same training cycles; with the encoder
+`statistics` (mean and spread of each mel bin) that is the classical baseline of the field. Their settings are fixed;
+calibration and thresholds are fitted on validation as a head's are. Abnormal and normal cycles have equal total weight.
+The results lie in a folder like that of a run, so that tables and reports treat them alike; the shortcut baselines are
+copied from the run. `python -m laennec.study.classical KIND RUN OUT --scores JSON` is a step of a study.
 """
 
+import argparse
 import copy
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,98 +29,98 @@ from laennec.files import atomic_folder, atomic_write
 from laennec.study.plan import CLASSICAL, Score
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, read_record, write_record
-from laennec.training.split_data import labelled_rows, load_splits
+from laennec.training.split_data import SplitData, labelled_rows, load_splits
 
 _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_nodes": 15, "early_stopping": False}
 
 
-def score_classical(kind: str, method: str, run: Path, scores: Sequence[Score], folder: Path) -> Path:
-    """Fit a classifier on a run's embeddings and score it on every split that the run was scored on.
+def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path) -> Path:
+    """Fit a classifier on a run's embeddings and score it on the splits that the run was scored on.
 
     Args:
         kind: "gradient_boosting" or "svc".
-        method: What the run is called in tables.
-        run: Its folder.
-        scores: The parts.
-        folder: Where the results go.
+        run: The run's folder.
+        scores: The splits.
+        folder: The folder of the results.
 
     Returns:
-        `folder`, with an `evaluation-<part>` for each part.
+        `folder`, with an `evaluation-<split>` for each split.
 
     Raises:
-        InputError: The run's encoder was trained with the head (what is fitted on its embeddings would be no baseline),
-            or a part is of another corpus.
+        InputError: The run's encoder was trained, or a corpus cannot be read.
     """
     record = read_record(run / "run.json")
     recipe = Recipe.from_record(record["config"], str(run / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
     if not recipe.encoder.frozen:
-        raise InputError(f"{run}: {kind} is fitted on a frozen encoder's embeddings; set encoder.trainable: frozen")
+        raise InputError(f"{run}: {kind} needs the embeddings of a frozen encoder; set encoder.trainable: frozen")
     timings = Timings()
     with timings.measure("training"):
         model, extractor = load_model(run)
-        parts = load_splits(recipe)
-        _, embedded, part = predict_split(model, extractor, parts["train"], "train", recipe)
-        known = _learned(recipe, part)
-        answer = _fit(kind, embedded[known], part.targets.labels[known], recipe.seed)
-        predictions, embedded, _ = predict_split(model, extractor, parts["validation"], "validation", recipe)
-        fitted = fit_operating_point(_with(predictions, names, answer(embedded)), names, multi_label, recipe.head)
-    changes = {"name": f"{method}, {CLASSICAL[kind]}", "classical": kind, "timings": timings.seconds}
+        splits = load_splits(recipe)
+        _, embeddings, training = predict_split(model, extractor, splits["train"], "train", recipe)
+        rows = _labelled(recipe, training)
+        decision = _fit(kind, embeddings[rows], training.targets.labels[rows], recipe.seed)
+
+        def predict(table: Any, split: str, recipe: Recipe) -> Any:
+            predictions, embeddings, _ = predict_split(model, extractor, table, split, recipe)
+            logits = decision(embeddings)
+            return predictions.assign(**{f"logit_{name}": logits[:, k] for k, name in enumerate(names)})
+
+        validation = predict(splits["validation"], "validation", recipe)
+        fitted = fit_operating_point(validation, names, multi_label, recipe.head)
+    changes = {
+        "name": f"{record['name']}, {CLASSICAL[kind]}",
+        "classical": kind,
+        "timings": timings.seconds,
+        "operating_points": fitted,
+    }
     for score in scores:
-        theirs = recipe_of(run, record, dict(score.corpus))
-        table = (load_splits(theirs) if score.corpus else parts)[score.split]
+        of_score = recipe_of(run, record, score.corpus_settings)
+        table = (load_splits(of_score) if score.corpus_settings else splits)[score.split]
 
-        def ask(table: Any, split: str = score.split, theirs: Recipe = theirs) -> Any:
-            predictions, embedded, _ = predict_split(model, extractor, table, split, theirs)
-            return _with(predictions, names, answer(embedded))
+        def of_split(table: Any, split: str = score.split, of_score: Recipe = of_score) -> Any:
+            return predict(table, split, of_score)
 
-        _score(folder, run, score, theirs, table, ask, fitted, changes)
+        _score(score.folder(run), score.folder(folder), of_score, table, of_split, changes)
     return folder
 
 
 def _score(
-    folder: Path,
-    run: Path,
-    score: Score,
-    recipe: Recipe,
-    table: Any,
-    ask: Callable[[Any], Any],
-    fitted: dict[str, Any],
-    changes: Any,
+    source: Path, folder: Path, recipe: Recipe, table: Any, predict: Callable[[Any], Any], changes: dict[str, Any]
 ) -> None:
-    """Score answers to a part as `laennec evaluate` would have, and write the folder of the results.
+    """Score a classifier on a split, and write the folder of the results as `laennec evaluate` does.
 
     Args:
-        folder: Of what is scored; the results lie in `evaluation-<part>` below it.
-        run: Folder of the run, scored on the same part.
-        score: The part.
-        recipe: That of the run, with the corpus of the part.
-        table: Its cycles.
-        ask: Cycle table to predictions table.
-        fitted: Operating points, as `fit_operating_point` gives them.
-        changes: What the record says in place of the run's own: "name", "timings", ...
+        source: The run's evaluation on the same split.
+        folder: The folder to write.
+        recipe: The run's, with the corpus of the split.
+        table: The cycles.
+        predict: From a cycle table to a predictions table.
+        changes: Entries that replace those of the run record.
     """
-    place = run / f"evaluation-{score.name}"
-    own, record = read_record(place / "metrics.json"), copy.deepcopy(read_record(place / "run.json"))
+    of_run, record = read_record(source / "metrics.json"), copy.deepcopy(read_record(source / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
-    reading: dict[str, Any] = {
+    fitted = changes["operating_points"] or {}
+    settings: dict[str, Any] = {
         "problem_type": record["problem_type"],
         "label_names": names,
-        "thresholds": _raw_thresholds(fitted, names) if multi_label else None,
+        "thresholds": fitted.get("thresholds"),
         "temperatures": fitted.get("temperatures"),
         "intercepts": fitted.get("intercepts"),
     }
-    predictions = ask(table)
-    evaluation = evaluate_predictions(predictions, **reading, n_draws=own["bootstrap"]["n_draws"])
-    evaluation |= {"fitted": fitted, "geometry": None, "floors": own["floors"], "duration_blind": None}
-    if own.get("duration_blind"):
-        seconds = own["duration_blind"]["seconds"]
-        evaluation["duration_blind"] = segment_scores(ask(middle_segments(table, seconds)), seconds, reading)
+    predictions = predict(table)
+    evaluation = evaluate_predictions(predictions, **settings, n_draws=of_run["bootstrap"]["n_draws"])
+    evaluation |= {"fitted": fitted, "geometry": None, "floors": of_run["floors"], "duration_blind": None}
+    if of_run.get("duration_blind"):
+        seconds = of_run["duration_blind"]["seconds"]
+        evaluation["duration_blind"] = segment_scores(predict(middle_segments(table, seconds)), seconds, settings)
     if set(names) == {"crackle", "wheeze"} and multi_label:
-        evaluation["official"] = official_scores(tasks_by_flags(recipe, predictions, reading["thresholds"], table))
-    record |= {"operating_points": fitted, **changes}
+        tasks = tasks_by_flags(recipe, predictions, settings["thresholds"] or {}, table)
+        evaluation["official"] = official_scores(tasks)
+    record |= changes
     record["config"] = record["config"] | {"name": record["name"]}
-    with atomic_folder(folder / f"evaluation-{score.name}") as temporary:
+    with atomic_folder(folder) as temporary:
         with atomic_write(temporary / "predictions.parquet", "wb") as file:
             predictions.to_parquet(file)
         write_record(temporary / "metrics.json", evaluation)
@@ -126,42 +128,29 @@ def _score(
         write_report(temporary, record, evaluation, predictions)
 
 
-def _raw_thresholds(fitted: dict[str, Any], names: list[str]) -> dict[str, float]:
-    """The fitted probabilities as logits before temperature and intercept."""
-    thresholds = {}
-    for name in names:
-        p = min(max(float(fitted.get("threshold_probabilities", {}).get(name, 0.5)), 1e-12), 1 - 1e-12)
-        offset, divisor = fitted.get("intercepts", {}).get(name, 0.0), fitted.get("temperatures", {}).get(name, 1.0)
-        thresholds[name] = (float(np.log(p / (1 - p))) - offset) * divisor
-    return thresholds
+def _labelled(recipe: Recipe, training: SplitData) -> NDArray[np.int64]:
+    """The training rows with labels: all, or the recipe's fraction of them."""
+    corpus, ids = recipe.corpus, column_of(training.table, "cycle_id")
+    if corpus.label_fraction == 1:
+        return np.arange(len(ids))
+    rows = labelled_rows(training.targets.class_ids, ids, corpus.label_fraction, corpus.split_seed, corpus.label_draw)
+    return np.asarray(rows, dtype=np.int64)
 
 
-def _learned(recipe: Recipe, part: Any) -> NDArray[np.int64]:
-    """The training rows with the labels that the recipe lets a head see."""
-    c, ids = recipe.corpus, column_of(part.table, "cycle_id")
-    if c.label_fraction < 1:
-        return np.asarray(
-            labelled_rows(part.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw), dtype=np.int64
-        )
-    return np.arange(len(ids))
-
-
-def _with(predictions: Any, names: Sequence[str], logits: NDArray[np.float64]) -> Any:
-    return predictions.assign(**{f"logit_{name}": logits[:, k] for k, name in enumerate(names)})
-
-
-def _fit(kind: str, embedded: NDArray[np.float32], truth: NDArray[Any], seed: int) -> Any:
+def _fit(
+    kind: str, embeddings: NDArray[np.float32], truth: NDArray[Any], seed: int
+) -> Callable[[NDArray[np.float32]], NDArray[np.float64]]:
     """A function from embeddings (cycles, dim) to logits (cycles, labels)."""
     columns = truth.T if truth.ndim == 2 else [truth]
-    fitted = [_classifier(kind, seed).fit(embedded, column.astype(int)) for column in columns]
+    fitted = [_classifier(kind, seed).fit(embeddings, column.astype(int)) for column in columns]
 
-    def answer(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+    def decision(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
         if truth.ndim == 2:
             return np.column_stack([one.decision_function(embeddings) for one in fitted])
-        values = fitted[0].decision_function(embeddings)
+        values: NDArray[np.float64] = fitted[0].decision_function(embeddings)
         return values if values.ndim == 2 else np.column_stack([-values / 2, values / 2])
 
-    return answer
+    return decision
 
 
 def _classifier(kind: str, seed: int) -> Any:
@@ -173,3 +162,17 @@ def _classifier(kind: str, seed: int) -> Any:
     if kind == "gradient_boosting":
         return HistGradientBoostingClassifier(class_weight="balanced", random_state=seed, **_BOOSTING)
     return make_pipeline(StandardScaler(), SVC(class_weight="balanced", random_state=seed))
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(description="Fit a classifier on the embeddings of a run and score it.")
+    parser.add_argument("kind", choices=CLASSICAL)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--scores", type=json.loads, required=True)
+    options = parser.parse_args()
+    score_classical(options.kind, options.run, [Score(**score) for score in options.scores], options.out)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,10 +1,11 @@
-"""The runs of a recipe joined into one run, whose model is their ensemble.
+"""Ensembles: several runs of a recipe as one run.
 
-Decisions: the result is a run like any other, so that it is scored, exported, described in a card and pushed like any
-other. Its operating points are fitted on the validation patients that the members share; a member that was trained on
-another split may have been trained on some of them, and is refused. The record names the members.
+Decisions: the result is a run, so it is scored, exported, described in a card and pushed like any other. Its operating
+point is fitted on the validation patients that the members share; a member with another split may have been trained
+on some of them, and is refused. The record names the members.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,22 +30,22 @@ def join_runs(
     overwrite: bool = False,
     name: str | None = None,
 ) -> Path:
-    """Make one run of several that differ in their seed alone.
+    """Make one run of several that differ only in their seed.
 
     Args:
         runs: Folders of finished runs.
         out: The new run's folder.
         command: The literal command, for the record.
-        data_dir: Where the corpus lies; None: where it lay when the first member was trained.
+        data_dir: Folder of the corpus; None: that of the first member.
         overwrite: Whether an earlier run in the folder may be deleted.
-        name: What tables and cards call it; None: `<recipe>_ensemble_of_<number of runs>`.
+        name: Name in tables and cards; None: `<recipe>_ensemble_of_<number of runs>`.
 
     Returns:
         The new run's folder: model/, predictions-validation.parquet, recipe.yaml, run.json.
 
     Raises:
-        InputError: There are less than two runs, one is not finished, their recipes differ in more than the seed, they
-            had other data, or their heads cannot be joined.
+        InputError: There are fewer than two runs, one is not finished, they differ in more than the seed or in their
+            data, or their heads cannot be combined.
     """
     folders, out = [Path(run) for run in runs], Path(out)
     if len(folders) < 2:
@@ -60,15 +61,15 @@ def join_runs(
         configure_process(recipe.train.threads)
         loaded = [load_model(folder) for folder in folders]
         model, extractor = join_models([model for model, _ in loaded]), loaded[0][1]
-        parts = load_splits(recipe)
-        origin = provenance(parts)
-        check_split(first, recipe, origin)
-        if "validation" not in parts:
-            raise InputError(f"{recipe.corpus.name}: no part validation, on which an ensemble's thresholds are fitted")
-        validation = make_split("validation", parts["validation"], recipe, extractor, first["labels"], False)
+        splits = load_splits(recipe)
+        check_split(first, recipe, provenance(splits))
+        validation = make_split("validation", splits["validation"], recipe, extractor, first["labels"], False)
         begin()
         with timings.measure("validation predictions"):
             predictions, points, tasks = predict_validation(model, extractor, recipe, validation)
+        spent: Counter[str] = Counter()
+        for one in (*(record["timings"] for record in records), timings.seconds):
+            spent.update(one)
         record = {
             **first,
             "name": recipe.name,
@@ -78,7 +79,7 @@ def join_runs(
             "seeds": {"recipe": [record["config"]["seed"] for record in records]},
             "versions": versions(),
             "hardware": hardware(),
-            "timings": _added_timings([record["timings"] for record in records] + [timings.seconds]),
+            "timings": {step: round(seconds, 3) for step, seconds in sorted(spent.items())},
             "operating_points": points,
             "tasks": tasks,
             "history": [],
@@ -92,16 +93,16 @@ def join_runs(
 
 
 def _refuse_different(folders: Sequence[Path], records: Sequence[dict[str, Any]]) -> None:
-    """Refuse runs that are no seeds of one recipe on one split."""
+    """Refuse runs that are not different seeds of one recipe on one split."""
     seeds: dict[int, Path] = {}
     for folder, record in zip(folders, records, strict=True):
         if record.get("members"):
-            raise InputError(f"{folder}: is an ensemble itself; give the runs it was made of")
+            raise InputError(f"{folder}: this run is an ensemble; give its members")
         if (seed := record["config"]["seed"]) in seeds:
             raise InputError(f"{folder} and {seeds[seed]} both have seed {seed}; give each seed once")
         seeds[seed] = folder
         if key := recipe_difference(_compared(records[0]["config"]), _compared(record["config"])):
-            raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe can be joined")
+            raise InputError(f"{folder} and {folders[0]} differ in {key}; only seeds of one recipe form an ensemble")
         here, there = (one["corpus"]["provenance"].get("split_fingerprint") for one in (record, records[0]))
         if here != there or record["labels"] != records[0]["labels"]:
             raise InputError(
@@ -117,11 +118,5 @@ def _compared(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _member(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
-    said = ("command", "best_epoch", "best_metric", "timings", "hardware", "versions")
-    return {"folder": str(folder), "seed": record["config"]["seed"], **{name: record.get(name) for name in said}}
-
-
-def _added_timings(timings: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Seconds of all members, by what they were spent on."""
-    keys = {key for times in timings for key in times}
-    return {key: round(sum(times.get(key, 0.0) for times in timings), 3) for key in sorted(keys)}
+    kept = ("command", "best_epoch", "best_metric", "timings", "hardware", "versions")
+    return {"folder": str(folder), "seed": record["config"]["seed"], **{name: record.get(name) for name in kept}}

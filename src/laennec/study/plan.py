@@ -1,50 +1,151 @@
-"""Which runs a study is made of.
+"""Study files: methods, axes and seeds, and the trainings that follow from them.
 
-Decisions: a study is methods times axes times seeds, all written in one file; a cell is one training of it, and its
-name says what sets it apart from the others. A method is what is compared: the runs of one name, over seeds and folds.
-Which patients a run of any seed sees is the recipe's `corpus.split_seed`, so methods can be paired; where the split
-itself is the question, `splits: own` draws one for each seed, and nothing is paired. A label fraction
-draws with the seed as its number, so that the spread over seeds holds that of the labels too.
+Decisions: a cell is one training, and its name says what sets it apart from the others. A method is what is compared:
+the cells of one name, over seeds and folds. All seeds share the split of the recipe's `corpus.split_seed`, so methods
+can be paired; with `splits: own` each seed draws its own split, and nothing is paired. A label fraction is drawn
+with the seed, so that the spread over seeds includes that of the labels.
 """
 
 import difflib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
 from laennec.errors import InputError
 from laennec.training.recipe import Recipe
 
-_KEYS = (
-    "name", "description", "output_dir", "results", "baseline", "seeds", "folds", "score", "evaluate", "methods",
-    "axes", "ensembles", "figures", "splits",
-)  # fmt: skip
-_METHOD_KEYS = ("recipe", "name", "set", "seeds", "folds", "score", "evaluate", "pretrain", "classical")
-_SCORE_KEYS = ("split", "corpus", "data_dir", "protocol", "level", "tables_dir", "allow_missing", "fold", "name")
-_EVALUATE_KEYS = ("smoothing", "draws")
-_NAMED_AXES = {"label_fractions": "corpus.label_fraction"}
-_LABELS = ("corpus.label_fraction", "corpus.label_draw")  # pre-training does not look at them
-CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> what tables call it
+_LABEL_FRACTION = "corpus.label_fraction"
+_LABELS = (_LABEL_FRACTION, "corpus.label_draw")  # pre-training does not use them
+CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> name in tables
 
 
-@dataclass(frozen=True)
-class Score:
-    """A split that every run is scored on, once.
+class Section(BaseModel):
+    """A mapping of known keys in a YAML file; an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        for key in values if isinstance(values, Mapping) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.0)[0]
+                raise ValueError(f"unknown key {key!r}; did you mean {near!r}?")
+        return values
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a YAML file.
+
+        Raises:
+            InputError: It cannot be read, or a key or a value is not allowed.
+        """
+        try:
+            return cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise InputError(f"{path}: cannot read: {error.strerror}; give the path of a YAML file") from error
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            text = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "model_type":
+                text = f"is {first['input']!r:.80}; it must be keys and values"
+            elif text.startswith("Input should be"):
+                text = f"is {first['input']!r:.80}; it must{text.removeprefix('Input should')}"
+            raise InputError(
+                ": ".join(map(str, filter(None, [path, ".".join(map(str, first["loc"])), text])))
+            ) from error
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_mapping(key: str) -> BeforeValidator:
+    """Lets a text stand for a mapping with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class Score(Section):
+    """A split that every run is scored on, once; the flags of `laennec evaluate`.
 
     Attributes:
         split: The split.
-        corpus: Settings of another corpus than the run's own ("name", "data_dir", "protocol", ...); empty for its own.
-        name: What the folder of the results is called after `evaluation-`.
+        name: The results are in `evaluation-<name>`; None: the split, after the corpus where one is given.
+        corpus: Another corpus than the run's own, with the settings below it.
     """
 
-    split: str
-    corpus: Mapping[str, Any] = field(default_factory=dict)
-    name: str = ""
+    split: str = "test"
+    name: str | None = None
+    corpus: str | None = None
+    data_dir: str | None = None
+    protocol: str | None = None
+    level: str | None = None
+    tables_dir: str | None = None
+    allow_missing: bool | None = None
+    fold: int | None = None
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Settings of the corpus by the names of flags."""
+        return self.model_dump(exclude={"split", "name"}, exclude_none=True)
+
+    @property
+    def corpus_settings(self) -> dict[str, Any]:
+        """Settings of the corpus by their names in a recipe."""
+        return {"name" if key == "corpus" else key: value for key, value in self.flags.items()}
+
+    def folder(self, run: Path) -> Path:
+        """The folder of the results below that of a run."""
+        return run / f"evaluation-{self.name or '-'.join(filter(None, (self.corpus, self.split)))}"
+
+
+class _Evaluate(Section):
+    smoothing: str | float | None = None
+    draws: int | None = None
+
+
+_Numbers = Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], BeforeValidator(_as_list), Field(min_length=1)]
+_Scores = Annotated[tuple[Annotated[Score, _as_mapping("split")], ...], BeforeValidator(_as_list)]
+_Names = Annotated[tuple[str, ...] | Literal["all"], BeforeValidator(lambda v: v if v == "all" else _as_list(v))]
+
+
+class _Method(Section):
+    recipe: str
+    name: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    seeds: _Numbers | None = None
+    folds: _Numbers | None = None
+    score: _Scores | None = None
+    evaluate: _Evaluate = _Evaluate()
+    pretrain: bool = False
+    classical: _Names = ()
+
+
+class _StudyFile(Section):
+    methods: Annotated[
+        tuple[Annotated[_Method, _as_mapping("recipe")], ...], BeforeValidator(_as_list), Field(min_length=1)
+    ]
+    name: str | None = None
+    description: str = ""
+    output_dir: Path | None = None
+    results: Path | None = None
+    baseline: str | None = None
+    seeds: _Numbers = (0,)
+    folds: _Numbers | None = None
+    score: _Scores = (Score(),)
+    evaluate: _Evaluate = _Evaluate()
+    axes: dict[str, Any] = Field(default_factory=dict)
+    ensembles: _Names = ()
+    figures: tuple[str, ...] = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")
+    splits: Literal["shared", "own"] = "shared"
 
 
 @dataclass(frozen=True)
@@ -52,26 +153,25 @@ class Cell:
     """One training of a study.
 
     Attributes:
-        method: What it is compared as; equal for all its seeds and folds.
-        title: The method's own name, equal at all places of the axes.
+        method: The name under which it is compared, equal for all its seeds and folds.
         recipe: The recipe's file.
         seed: Of the run.
         fold: Of the protocol, where the study has folds.
         settings: Dotted settings that replace the recipe's.
-        places: Value by axis, for tables and pictures.
-        pretrained_as: What the pre-training of its encoder is called, equal for all cells that share one; "" where the
-            encoder is not pre-trained first.
-        classical: Classifiers that are fitted on the run's embeddings too.
+        places: Value by axis, for tables and plots.
+        pretrained_as: Name of the pre-training of its encoder, equal for all cells that share it; "" for none.
+        classical: Classifiers that are also fitted on the run's embeddings.
         scores: The splits that the run is scored on.
-        evaluate: smoothing and draws of `laennec evaluate`.
+        title: The method's own name, equal for all values of the axes.
+        evaluate: `smoothing` and `draws` of `laennec evaluate`.
     """
 
     method: str
     recipe: Path
     seed: int
-    fold: int | None
-    settings: Mapping[str, Any]
-    places: Mapping[str, str]
+    fold: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
     pretrained_as: str = ""
     classical: tuple[str, ...] = ()
     scores: tuple[Score, ...] = ()
@@ -81,12 +181,12 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's folder below that of the study."""
-        return f"{_plain(self.method)}/{self._number}"
+        return f"{_folder_name(self.method)}/{self._number}"
 
     @property
     def pretraining_name(self) -> str:
         """The folder of its pre-training below that of the study."""
-        return f"{_plain(self.pretrained_as)}-pretraining/{self._number}"
+        return f"{_folder_name(self.pretrained_as)}-pretraining/{self._number}"
 
     @property
     def _number(self) -> str:
@@ -95,18 +195,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says.
+    """The content of a study file.
 
     Attributes:
         name: For folders and tables.
         description: One sentence.
-        output_dir: Where the runs go.
-        results: The results file that tables are rendered from.
-        baseline: The method that the others are compared with. Without its axes the name stands for the method at the
-            same place on the axes as each other one.
-        cells: The runs, in the order they are made.
-        ensembles: Methods whose runs are also joined into an ensemble.
-        figures: Names of the figures that tables show.
+        output_dir: Folder of the runs.
+        results: The results file, from which tables are rendered.
+        baseline: The method that the others are compared with. Without the axes in its name it stands for the method
+            with the same values of the axes as each other one.
+        cells: The trainings, in the order of the file.
+        ensembles: Methods whose runs also form an ensemble.
+        figures: Names of the metrics in tables.
         own_splits: Whether each seed draws its own split.
     """
 
@@ -121,15 +221,17 @@ class Study:
     own_splits: bool = False
 
     @property
-    def against(self) -> dict[str, str]:
-        """The baseline of each method, where it is another at other places of the axes; empty where it is one."""
-        if self.baseline is None or any(cell.method == self.baseline for cell in self.cells):
+    def baselines(self) -> dict[str, str]:
+        """The baseline of each method; empty for a study without baseline."""
+        if self.baseline is None:
             return {}
+        if any(cell.method == self.baseline for cell in self.cells):
+            return {cell.method: self.baseline for cell in self.cells}
         there = {tuple(cell.places.items()): cell.method for cell in self.cells if cell.title == self.baseline}
         return {cell.method: there[tuple(cell.places.items())] for cell in self.cells}
 
     def members(self, method: str) -> list[Cell]:
-        """The runs of a method."""
+        """The cells of a method."""
         return [cell for cell in self.cells if cell.method == method]
 
 
@@ -137,95 +239,47 @@ def load_study(path: str | Path) -> Study:
     """Read a study file and every recipe that it names.
 
     Raises:
-        InputError: The file or a recipe cannot be read, a key is unknown, two cells would be one, a setting does not
-            exist; nothing has been run then.
+        InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
+            not exist.
     """
     path = Path(path)
-    values = read_mapping(path, "study")
-    refuse_unknown(values, _KEYS, f"{path}")
-    methods = _list_of_mappings(values.get("methods"), f"{path}: methods")
-    if not methods:
-        raise InputError(f"{path}: methods is missing; list at least one recipe, e.g. methods: [{{recipe: FILE}}]")
-    name = str(values.get("name") or path.stem)
-    output = Path(str(values.get("output_dir") or Path("runs") / "studies" / name))
-    axes = _axes(values.get("axes") or {}, path)
-    cells = [cell for method in methods for cell in _cells(method, values, axes, path)]
-    _refuse_twins(cells, path)
-    names = list(dict.fromkeys(cell.method for cell in cells))
-    baseline = values.get("baseline")
-    titles = [cell.title for cell in cells]
-    known = [(baseline, [*names, *titles])] if baseline is not None else []
-    for asked, among in [*known, *((asked, names) for asked in _names(values.get("ensembles"), names))]:
-        if asked not in among:
-            near = difflib.get_close_matches(str(asked), among, n=1, cutoff=0.0)[0]
-            raise InputError(f"{path}: {asked!r} is no method of this study; did you mean {near!r}?")
-    if (splits := values.get("splits", "shared")) not in ("shared", "own"):
-        raise InputError(f"{path}: splits is {splits!r}; it can be shared or own")
-    own_splits = splits == "own"
-    ensembles = _ensembles(values.get("ensembles"), cells, own_splits, path)
+    content = _StudyFile.read(path)
+    name = content.name or path.stem
+    output = content.output_dir or Path("runs") / "studies" / name
+    axes = {axis: _axis(axis, values, path) for axis, values in content.axes.items()}
+    cells = [cell for method in content.methods for cell in _cells(method, content, axes, path)]
+    folders = [cell.name for cell in cells]
+    if twins := [folder for folder in folders if folders.count(folder) > 1]:
+        raise InputError(f"{path}: two runs are called {twins[0]!r}; give each method another name, and each seed once")
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    own_splits = content.splits == "own"
+    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, own_splits))}
+    ensembles = content.ensembles
+    if ensembles == "all":
+        ensembles = tuple(method for method in methods if method not in reasons)
+    if content.baseline is not None:
+        _refuse_unknown_method(content.baseline, [*methods, *(cell.title for cell in cells)], path)
+    for method in ensembles:
+        _refuse_unknown_method(method, methods, path)
+        if method in reasons:
+            raise InputError(f"{path}: ensembles: the runs of {method!r} {reasons[method]}; remove it from ensembles")
     return Study(
         name,
-        str(values.get("description") or ""),
+        content.description,
         output,
-        Path(str(values.get("results") or output / "results.json")),
-        baseline,
+        content.results or output / "results.json",
+        content.baseline,
         tuple(cells),
         ensembles,
-        tuple(values.get("figures") or ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")),
+        content.figures,
         own_splits,
     )
 
 
-def read_mapping(path: Path, what: str) -> dict[str, Any]:
-    """A YAML file that holds keys and values.
-
-    Raises:
-        InputError: It cannot be read or holds something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the {what}: {error.strerror}; give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: the {what} is not UTF-8 text; give a YAML file") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: a {what} is a mapping of keys to values, this is {type(values).__name__}")
-    return values
-
-
-def refuse_unknown(values: Any, known: tuple[str, ...], where: str) -> None:
-    """Refuse keys that mean nothing.
-
-    Raises:
-        InputError: Names the key and the nearest one.
-    """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{where}: must be keys and values, not {values!r}")
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise InputError(f"{where}: unknown key {key!r}; did you mean {near!r}?")
-
-
-def _list_of_mappings(value: Any, where: str) -> list[dict[str, Any]]:
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    made = [{"recipe": item} if isinstance(item, str) else item for item in items]
-    if not all(isinstance(item, dict) for item in made):
-        raise InputError(f"{where}: must be a list of keys and values")
-    return made
-
-
-def _ensembles(value: Any, cells: list[Cell], own_splits: bool, path: Path) -> tuple[str, ...]:
-    """Methods whose runs form an ensemble; `all` are those whose runs can."""
-    names = list(dict.fromkeys(cell.method for cell in cells))
-    reasons = {cell.method: why for cell in cells if (why := _no_ensemble(cell, own_splits))}
-    asked = _names(value, [name for name in names if name not in reasons])
-    for name in asked:
-        if name in reasons:
-            raise InputError(f"{path}: ensembles: the runs of {name!r} {reasons[name]}; remove it from ensembles")
-    return tuple(asked)
+def _refuse_unknown_method(name: str, methods: Sequence[str], path: Path) -> None:
+    if name not in methods:
+        near = difflib.get_close_matches(name, methods, n=1, cutoff=0.0)[0]
+        raise InputError(f"{path}: {name!r} is no method of this study; did you mean {near!r}?")
 
 
 def _no_ensemble(cell: Cell, own_splits: bool) -> str:
@@ -233,142 +287,78 @@ def _no_ensemble(cell: Cell, own_splits: bool) -> str:
     if cell.fold is not None:
         return "are folds: the test patients of one are training patients of another"
     if own_splits:
-        return "have a split each: the test patients of one are training patients of another"
-    if cell.settings.get("corpus.label_fraction", 1) < 1:
-        return "have a draw of labels each: together they use more labels than their fraction"
+        return "have different splits: the test patients of one are training patients of another"
+    if cell.settings.get(_LABEL_FRACTION, 1) < 1:
+        return "have different draws of labels: together they use more labels than their fraction"
     return ""
 
 
-def _names(value: Any, every: list[str]) -> list[str]:
-    """`all`, or the names that are listed."""
-    if value in (None, False):
-        return []
-    if value in (True, "all"):
-        return every
-    return [str(item) for item in (value if isinstance(value, list) else [value])]
+def _axis(name: str, values: Any, path: Path) -> dict[str, dict[str, Any]]:
+    """An axis as {label: settings}.
 
-
-def _axes(value: Any, path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """Each axis as {label: settings}.
-
-    An axis is `label_fractions: [0.1, 1.0]`, a setting with its values (`train.epochs: [2, 8]`), or a free name
+    In the file it is `label_fractions: [0.1, 1.0]`, a setting with its values (`train.epochs: [2, 8]`), or a free name
     with named groups of settings (`encoders: {mn04: {encoder.weights: ...}, ...}`).
     """
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: axes must be keys and values, not {value!r}")
-    axes = {}
-    for name, given in value.items():
-        if isinstance(given, dict) and given and all(isinstance(v, dict) for v in given.values()):
-            axes[str(name)] = {str(label): flat(settings) for label, settings in given.items()}
-        elif isinstance(given, list) and given:
-            key = _NAMED_AXES.get(str(name), str(name))
-            axes[str(name)] = {f"{_short(key)} {_text(item)}": {key: item} for item in given}
-        else:
-            raise InputError(
-                f"{path}: axes.{name} must be a list of values, or names with settings each, e.g. "
-                "{small: {encoder.config.width_mult: 0.4}}"
-            )
-    return axes
+    if isinstance(values, dict) and values and all(isinstance(settings, dict) for settings in values.values()):
+        return {str(label): flat(settings) for label, settings in values.items()}
+    if not isinstance(values, list) or not values:
+        raise InputError(
+            f"{path}: axes.{name} must be a list of values, or names with settings each, e.g. "
+            "{small: {encoder.config.width_mult: 0.4}}"
+        )
+    key = _LABEL_FRACTION if name == "label_fractions" else name
+    title = key.rpartition(".")[2].replace("_", " ")
+    return {f"{title} {item:g}" if isinstance(item, float) else f"{title} {item}": {key: item} for item in values}
 
 
 def without_labels(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as pre-training sees them."""
+    """Settings without those that pre-training does not use."""
     return {key: value for key, value in settings.items() if key not in _LABELS}
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted ones; `loss.auxiliary` and the like stay whole."""
-    made: dict[str, Any] = {}
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of settings as dotted settings; what is nested deeper stays as it is."""
+    dotted: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, dict) and not prefix and value:
-            made |= flat(value, f"{key}.")
+        if isinstance(value, dict) and value:
+            dotted |= {f"{key}.{inner}": given for inner, given in value.items()}
         else:
-            made[f"{prefix}{key}"] = value
-    return made
+            dotted[key] = value
+    return dotted
 
 
-def _plain(name: str) -> str:
+def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "_", name).strip("_")
 
 
-def _short(key: str) -> str:
-    return key.rsplit(".", 1)[-1].replace("_", " ")
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _cells(
-    method: dict[str, Any], values: Mapping[str, Any], axes: Mapping[str, Mapping[str, dict[str, Any]]], path: Path
+    method: _Method, study: _StudyFile, axes: Mapping[str, Mapping[str, dict[str, Any]]], path: Path
 ) -> list[Cell]:
-    """The trainings of one method, each of whose settings is tried on its recipe."""
-    refuse_unknown(method, _METHOD_KEYS, f"{path}: methods")
-    if "recipe" not in method:
-        raise InputError(f"{path}: a method names no recipe; write recipe: FILE")
-    recipe, own = Path(str(method["recipe"])), flat(method.get("set") or {})
-    title = str(method.get("name") or Recipe.from_yaml(recipe).name)
-    seeds = _numbers(method.get("seeds", values.get("seeds", [0])), "seeds", path)
-    folds: list[int | None] = [None]
-    if (asked := method.get("folds", values.get("folds"))) is not None:
-        folds = list(_numbers(asked, "folds", path))
-    classical = tuple(_names(method.get("classical"), list(CLASSICAL)))
-    for kind in classical:
-        if kind not in CLASSICAL:
-            raise InputError(f"{path}: classical is {kind!r}; it can be {', '.join(CLASSICAL)}")
-    scores = _scores(method.get("score", values.get("score")), path)
-    evaluate: dict[str, Any] = {}
-    for given in (values.get("evaluate") or {}, method.get("evaluate") or {}):
-        refuse_unknown(given, _EVALUATE_KEYS, f"{path}: evaluate")
-        evaluate |= given
+    """The trainings of one method; its recipe is read with the settings of each."""
+    recipe = Path(method.recipe)
+    title = method.name or Recipe.from_yaml(recipe).name
+    scores = method.score or study.score
+    if len({score.folder(Path()) for score in scores}) < len(scores):
+        raise InputError(f"{path}: score lists the same split twice; give one of them a name")
+    classical = tuple(CLASSICAL) if method.classical == "all" else method.classical
+    if unknown := [kind for kind in classical if kind not in CLASSICAL]:
+        raise InputError(f"{path}: classical is {unknown[0]!r}; it can be {', '.join(CLASSICAL)}")
+    evaluate = study.evaluate.model_dump(exclude_none=True) | method.evaluate.model_dump(exclude_none=True)
+    varied = [axis for axis in axes if len(axes[axis]) > 1]
+    # one pre-training serves all cells that differ in nothing that it uses
+    of_pretraining = [axis for axis in varied if any(set(given) - set(_LABELS) for given in axes[axis].values())]
     cells = []
     for labels in itertools.product(*axes.values()):
         places = dict(zip(axes, labels, strict=True))
-        settings = dict(own)
+        settings = flat(method.set)
         for axis, label in places.items():
             settings |= axes[axis][label]
-        shown = [axis for axis in places if len(axes[axis]) > 1]
-        name = ", ".join([title, *(places[axis] for axis in shown)])
+        name = ", ".join([title, *(places[axis] for axis in varied)])
         Recipe.from_yaml(recipe, **{**settings, "name": name})
-        # one pre-training serves all cells that differ in nothing that it looks at
-        seen = [axis for axis in shown if any(set(given) - set(_LABELS) for given in axes[axis].values())]
-        pretrained = ", ".join([title, *(places[axis] for axis in seen)]) if method.get("pretrain") else ""
+        pretrained = ", ".join([title, *(places[axis] for axis in of_pretraining)]) if method.pretrain else ""
         cells += [
             Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title, evaluate)
-            for seed in seeds
-            for fold in folds
+            for seed in method.seeds or study.seeds
+            for fold in method.folds or study.folds or (None,)
         ]
     return cells
-
-
-def _numbers(value: Any, key: str, path: Path) -> list[int]:
-    items = value if isinstance(value, list) else [value]
-    if not items or not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
-        raise InputError(f"{path}: {key} is {value!r}; it must be a list of whole numbers from 0, e.g. [0, 1, 2]")
-    return items
-
-
-def _refuse_twins(cells: list[Cell], path: Path) -> None:
-    """Two cells in one folder would be one run."""
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.name in seen:
-            raise InputError(
-                f"{path}: two runs are called {cell.name!r}; give one of the methods another name, and seeds once"
-            )
-        seen[cell.name] = cell
-
-
-def _scores(value: Any, path: Path) -> tuple[Score, ...]:
-    items = value if isinstance(value, list) else [value if value is not None else "test"]
-    scores = []
-    for item in items:
-        given = {"split": item} if isinstance(item, str) else item
-        refuse_unknown(given, _SCORE_KEYS, f"{path}: score")
-        split = str(given.get("split", "test"))
-        corpus = {("name" if key == "corpus" else key): v for key, v in given.items() if key not in ("split", "name")}
-        name = given.get("name") or (f"{corpus['name']}-{split}" if "name" in corpus else split)
-        scores.append(Score(split, corpus, str(name)))
-    if len({score.name for score in scores}) < len(scores):
-        raise InputError(f"{path}: score lists the same split twice; give one of them a name")
-    return tuple(scores)

@@ -1,4 +1,4 @@
-"""Runs of several seeds become one run, which is scored, exported and shown as any other."""
+"""Ensembles of runs, which are scored, exported and described as any other run."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from docs.render import render
 
 from laennec.cli.main import main
 from laennec.evaluation.calibration import calibrated_logits
-from laennec.study.gather import gather_results
+from laennec.study.results import gather_results
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
@@ -116,7 +116,7 @@ def test_a_split_used_before_scoring_is_no_headline(joined, tmp_path, capsys, sp
             "trained on other data or another split",
         ),
         (lambda record: record.update(labels=["crackle", "rhonchus"]), "trained on other data or another split"),
-        (lambda record: record.update(members=[{"seed": 0}]), "is an ensemble itself"),
+        (lambda record: record.update(members=[{"seed": 0}]), "this run is an ensemble"),
     ],
 )
 def test_what_is_no_other_seed_of_the_run_is_refused(seeds, tmp_path, capsys, change, said):

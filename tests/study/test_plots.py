@@ -1,12 +1,12 @@
-"""A study's results become pictures: runs, axes, cost."""
+"""Plots of a study: runs, axes, costs."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from laennec.study import pictures
-from laennec.study.pictures import study_pictures
+from laennec.study import plots
+from laennec.study.plots import study_plots
 
 RECORDED = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies" / "leakage_icbhi_subset.json"
 
@@ -17,25 +17,25 @@ def content():
 
 
 def test_a_picture_of_methods_of_cost_and_of_each_axis_and_the_same_each_time(content):
-    made = study_pictures(content)
+    made = study_plots(content)
     assert set(made) == {"test-methods.png", "test-cost.png", "test-protocols.png"}
-    assert all(png.startswith(b"\x89PNG") for png in made.values()) and study_pictures(content) == made
+    assert all(png.startswith(b"\x89PNG") for png in made.values()) and study_plots(content) == made
 
 
 def test_what_was_not_measured_has_no_picture(content):
     for row in content["results"]:
         row.pop("cost")
     content["study"]["methods"] = {name: {} for name in content["study"]["methods"]}
-    assert set(study_pictures(content)) == {"test-methods.png"}
+    assert set(study_plots(content)) == {"test-methods.png"}
     for row in content["results"]:
         row["values"] = dict.fromkeys(row["values"])
-    assert study_pictures(content) == {}
+    assert study_plots(content) == {}
 
 
 def test_every_run_is_a_dot_and_the_mean_is_theirs(content, monkeypatch):
     drawn = []
-    monkeypatch.setattr(pictures, "figure_png", lambda figure: drawn.append(figure) or b"")
-    study_pictures(content)
+    monkeypatch.setattr(plots, "figure_png", lambda figure: drawn.append(figure) or b"")
+    study_plots(content)
     panel = drawn[0].axes[0]
     lines = [line.get_xdata() for line in panel.lines]
     runs = [row["values"]["icbhi.Score"] for row in content["results"] if row["name"] == "frozen mobilenet, patients"]

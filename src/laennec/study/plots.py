@@ -1,0 +1,139 @@
+"""Plots of a study.
+
+Decisions: every run is a dot beside the mean, so that a reader sees the spread and the number of runs. Where methods
+differ along an axis (label fractions, input rates) that axis is the abscissa, with one line for each combination of
+the others. Costs have a logarithmic axis, because they differ many times.
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+from laennec.evaluation.plots import (
+    BLUE,
+    INK,
+    LEGEND,
+    OTHER_COLOURS,
+    QUIET,
+    axis_labels,
+    figure_png,
+    method_name,
+    panels,
+    shown_name,
+    styled_title,
+)
+from laennec.evaluation.summary import figure_name, is_percent
+from laennec.study.results import training_cost
+
+_MOST_PANELS = 4
+_Rows = Mapping[str, list[dict[str, Any]]]
+
+
+def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """The plots of a study's results.
+
+    Args:
+        content: The results file.
+
+    Returns:
+        {file name: PNG}: "<split>-methods.png"; "<split>-cost.png" where costs were measured; "<split>-<axis>.png" for
+        each axis on which a method has several values.
+    """
+    study, made = content["study"], {}
+    for split in dict.fromkeys(row["split"] for row in content["results"]):
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in content["results"]:
+            if row["split"] == split:
+                rows.setdefault(row["name"], []).append(row)
+        known = {name for runs in rows.values() for run in runs for name, v in run["values"].items() if v is not None}
+        figures = [name for name in study["figures"] if name in known][:_MOST_PANELS]
+        if not figures:
+            continue
+        plots = {"methods": _methods(rows, figures), "cost": _costs(rows, figures)}
+        for axis in dict.fromkeys(axis for places in study["methods"].values() for axis in places):
+            plots[axis.replace(".", "_")] = _along(axis, rows, study["methods"], figures)
+        made |= {f"{split}-{name}.png": figure_png(plot) for name, plot in plots.items() if plot is not None}
+    return made
+
+
+def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    return [run["values"][figure] for run in runs if run["values"].get(figure) is not None]
+
+
+def _methods(rows: _Rows, figures: Sequence[str]) -> Figure:
+    """A line for each method, a dot for each of its runs."""
+    figure, all_axes = panels(len(figures), 4.7, 0.9 + 0.42 * len(rows))
+    for axes, name in zip(all_axes, figures, strict=True):
+        for place, (method, runs) in enumerate(rows.items()):
+            values = _values(runs, name)
+            axes.plot(values, [place] * len(values), "o", ms=5, color=BLUE, alpha=0.55, mew=0)
+            if values:
+                mean = statistics.mean(values)
+                axes.plot([mean, mean], [place - 0.22, place + 0.22], color=INK, lw=2)
+            method_name(axes, place, method)
+        axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        styled_title(axes, _title(name))
+    return figure
+
+
+def _along(axis: str, rows: _Rows, places: Mapping[str, Mapping[str, str]], figures: Sequence[str]) -> Figure | None:
+    """Metrics along an axis; None where no method has two values on it."""
+    labels = list(dict.fromkeys(place[axis] for place in places.values() if axis in place))
+    lines: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for method, runs in rows.items():
+        if label := places.get(method, {}).get(axis):
+            others = ", ".join(part for part in method.split(", ") if part != label)
+            lines.setdefault(others, {})[labels.index(label)] = runs
+    if not any(len(line) > 1 for line in lines.values()):
+        return None
+    figure, all_axes = panels(len(figures), 4.7, 3.0)
+    for axes, name in zip(all_axes, figures, strict=True):
+        for k, (method, line) in enumerate(lines.items()):
+            colour = OTHER_COLOURS[k % len(OTHER_COLOURS)]
+            values = {x: found for x, runs in sorted(line.items()) if (found := _values(runs, name))}
+            means = [statistics.mean(found) for found in values.values()]
+            axes.plot(list(values), means, "-", color=colour, lw=1.8, label=shown_name(method, 40))
+            for x, found in values.items():
+                axes.plot([x] * len(found), found, "o", ms=4.5, color=colour, alpha=0.55, mew=0)
+        axes.set_xticks(range(len(labels)), [shown_name(label, 26) for label in labels])
+        axes.margins(x=0.08, y=0.1)
+        styled_title(axes, _title(name))
+    all_axes[0].legend(**LEGEND)
+    return figure
+
+
+def _costs(rows: _Rows, figures: Sequence[str]) -> Figure | None:
+    """Mean of each method against the CPU seconds of its training; None where fewer than two were measured."""
+    costs = {method: [cost[0] for run in runs if (cost := training_cost(run))] for method, runs in rows.items()}
+    seconds = {method: statistics.mean(measured) for method, measured in costs.items() if measured}
+    if len(seconds) < 2:
+        return None
+    low, high = min(seconds.values()), max(seconds.values())
+    figure, all_axes = panels(len(figures), 5.2, 3.4)
+    for axes, name in zip(all_axes, figures, strict=True):
+        for method, took in seconds.items():
+            if values := _values(rows[method], name):
+                mean, left = statistics.mean(values), took * took <= low * high  # text goes where there is room
+                axes.plot(took, mean, "o", ms=6, color=BLUE)
+                place = {"xytext": (6 if left else -6, 4), "ha": "left" if left else "right"}
+                text = shown_name(method, 40)
+                axes.annotate(text, (took, mean), textcoords="offset points", fontsize=7.5, color=QUIET, **place)
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.3, high * 1.3)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(y=0.15)
+        axis_labels(axes, "CPU seconds of training")
+        styled_title(axes, _title(name))
+    return figure
+
+
+def _title(name: str) -> str:
+    return figure_name(name) + (", %" if is_percent(name) else "")

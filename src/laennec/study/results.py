@@ -1,0 +1,184 @@
+"""Results files: the scores of many runs with the comparison of their methods, and what each run cost.
+
+Decisions: a results file holds only what the runs' own files hold. The tables of the documents are rendered from such
+files (`python -m docs.render`) and never typed. The cost of a row is that of its own processes and of those that made
+its inputs: the trainings of an ensemble's members, or the training whose embeddings a classifier uses, without their
+scorings. The cost file lies beside a folder, because training may replace the folder.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from laennec.errors import InputError
+from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures, pool_folds
+from laennec.evaluation.geometry import four_properties
+from laennec.evaluation.predictions import read_evaluated
+from laennec.evaluation.report_sections import seeds_of
+from laennec.training.record import read_record, write_record
+
+Cost = dict[str, Any]
+"""{step: {"seconds", "cpu_seconds", "peak_memory_mb", "processes"}}."""
+_SCORING = "evaluate"
+_VALUES = (
+    "icbhi.Score", "icbhi.Sp", "icbhi.Se", "any_abnormal.Score", "sprsound.Score", "crackle.roc_auc", "wheeze.roc_auc",
+    "crackle.average_precision", "wheeze.average_precision", "f1_macro", "accuracy", "uar",
+)  # fmt: skip
+_COMPARED = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc", "roc_auc_macro")
+
+
+def gather_results(
+    evaluations: Sequence[str | Path],
+    into: str | Path,
+    baseline: str | None = None,
+    baselines: Mapping[str, str] | None = None,
+    costs: Mapping[Path, Cost] | None = None,
+    study: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the results of evaluations into one file, and compare their methods.
+
+    Args:
+        evaluations: Folders that `laennec evaluate` wrote.
+        into: The results file.
+        baseline: The method that the others are compared with.
+        baselines: The baseline of each method, where it is not the same for all; tables call them `baseline`.
+        costs: Costs by evaluation.
+        study: What the file says about its study.
+
+    Returns:
+        The results file.
+
+    Raises:
+        InputError: A folder holds no evaluation, or the evaluations cannot be compared.
+    """
+    rows = []
+    by_split: dict[str, dict[str, dict[int, list[Path]]]] = {}  # split -> method -> seed -> one evaluation a fold
+    for folder in map(Path, evaluations):
+        row = _row(read_record(folder / "run.json"), read_record(folder / "metrics.json"))
+        if cost := (costs or {}).get(folder):
+            gpus = len(row["hardware"].get("gpus") or [])
+            row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
+        rows.append(row)
+        by_split.setdefault(row["split"], {}).setdefault(row["name"], {}).setdefault(row["seed"], []).append(folder)
+    rows.sort(key=lambda row: (row["name"], row["seed"], row["split"], row.get("fold", 0)))
+    methods = {split: _compared(split, runs, baseline, baselines) for split, runs in sorted(by_split.items())}
+    write_record(into, {"results": rows, "methods": methods} | ({"study": study} if study else {}))
+    return Path(into)
+
+
+def _compared(
+    split: str, runs: dict[str, dict[int, list[Path]]], baseline: str | None, baselines: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The comparison of the methods that were scored on one split."""
+    wanted = baselines or ({} if baseline is None else dict.fromkeys(runs, baseline))
+    pairs = {method: other for method, other in wanted.items() if {method, other} <= set(runs)}
+    if not pairs:
+        baseline = None  # a study that is not finished may not have its baseline yet
+    content: dict[str, Any] = {"baseline": baseline, "seeds": {name: sorted(runs[name]) for name in runs}}
+    try:
+        drawn = {name: [_draw(runs[name][seed]) for seed in sorted(runs[name])] for name in sorted(runs)}
+        same_cycles = len({run.cycles for of_method in drawn.values() for run in of_method}) == 1
+        compared = compare_methods(drawn, pairs) if pairs or same_cycles else {}
+    except ValueError as error:
+        raise InputError(f"results of split {split}: {error}; gather runs that were scored on the same data") from error
+    return content | {"figures": compared}
+
+
+def _draw(folds: Sequence[Path]) -> RunFigures:
+    """The main metrics of a run in every draw of patients, its folds pooled."""
+    metrics = [read_record(folder / "metrics.json") for folder in folds]
+    predictions = [
+        read_evaluated(pd.read_parquet(folder / "predictions.parquet"), one)
+        for folder, one in zip(folds, metrics, strict=True)
+    ]
+    draws = metrics[0]["bootstrap"]
+    return draw_figures(pool_folds(predictions), _COMPARED, draws["n_draws"], draws["seed"])
+
+
+def _row(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """The row of one evaluation."""
+    evaluated = run["evaluated"]
+    origin = evaluated["corpus"]["provenance"]
+    official = {
+        task: {k: v for k, v in score.items() if k != "convention"} if isinstance(score, dict) else score
+        for task, score in (metrics.get("official") or {}).items()
+    }
+    optional = {
+        "seeds": seeds_of(run) if run.get("members") else None,
+        "fold": origin.get("fold"),
+        **{name: metrics.get(name) for name in ("smoothing", "within_lengths", "duration_blind")},
+        "geometry": four_properties(metrics["geometry"]) if metrics.get("geometry") else None,
+        "official": official,
+    }
+    return {
+        "name": run["name"],
+        "description": run["config"]["description"],
+        "seed": run["config"]["seed"],
+        "split": evaluated["split"],
+        "commands": [run.get("command"), evaluated["command"]],
+        "corpus": evaluated["corpus"]["name"],
+        "corpus_fingerprint": evaluated["corpus"]["fingerprint"],
+        "protocol": origin.get("protocol"),
+        "stamp": origin.get("stamp"),
+        "split_fingerprint": origin.get("split_fingerprint"),  # None where a corpus is scored whole
+        "selection_set": run["selection_set"],
+        "best_epoch": run.get("best_epoch"),
+        "scored": sum(entry["split"] == evaluated["split"] for entry in run.get("evaluations", [])),
+        "counts": metrics["counts"],
+        **{of: {k: metrics[of].get(k) for k in _VALUES if k in metrics[of]} for of in ("values", "intervals")},
+        "floors": [
+            {"name": row["name"], "values": {k: row["values"].get(k) for k in _VALUES if k in row["values"]}}
+            for row in metrics["floors"]
+        ],
+        # a model without its run record has only what scoring recorded
+        **{name: run.get(name) or evaluated[name] for name in ("timings", "hardware", "versions")},
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def cost_file(folder: Path) -> Path:
+    """The file with the costs of a folder."""
+    return folder.parent / f"{folder.name}.cost.json"
+
+
+def read_cost(folder: Path) -> Cost:
+    """The costs of a folder by step; empty where none were measured."""
+    path = cost_file(folder)
+    return read_record(path) if path.exists() else {}
+
+
+def cost_without_scoring(folder: Path) -> Cost:
+    """The costs of making a folder."""
+    return {step: took for step, took in read_cost(folder).items() if step != _SCORING}
+
+
+def add_costs(*costs: Cost) -> Cost:
+    """Sums of seconds and processes, and the largest memory, by step."""
+    total: Cost = {}
+    for step in dict.fromkeys(step for cost in costs for step in cost):
+        took = [cost[step] for cost in costs if step in cost]
+        total[step] = {
+            "seconds": round(sum(one["seconds"] for one in took), 1),
+            "cpu_seconds": round(sum(one["cpu_seconds"] for one in took), 1),
+            "peak_memory_mb": round(max(one["peak_memory_mb"] for one in took)),
+            "processes": sum(one["processes"] for one in took),
+        }
+    return total
+
+
+def training_cost(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """CPU seconds and peak memory in MB of training, with pre-training and the members of an ensemble.
+
+    Args:
+        row: A row of a results file.
+
+    Returns:
+        None where no cost was measured.
+    """
+    cost = row.get("cost") or {}
+    steps = [took for step, took in cost.items() if step not in (_SCORING, "gpu_seconds")]
+    if "train" not in cost:
+        return None
+    return sum(took["cpu_seconds"] for took in steps), max(took["peak_memory_mb"] for took in steps)
