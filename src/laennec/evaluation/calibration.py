@@ -1,10 +1,10 @@
 """Calibration of probabilities, and decision curves.
 
 Decisions: a calibration is a divisor (temperature) and, for Platt scaling, an intercept of each logit: the
-probability is that of logit / temperature + intercept. It never reverses the order of the logits. Calibration error
-is over the probability of the label being present, in 15 equal-width bins. A decision curve acts on a cycle where its
-probability is at least the threshold t, so that t = 0 is "act on all"; a false alarm then costs t / (1 - t) found
-cycles.
+probability is that of logit / temperature + intercept. It never changes the order of the logits. Calibration error is
+that of the probability of the label being present, in 15 equal-width bins. In a decision curve a cycle is acted on
+where its probability is at least the threshold t, so that t = 0 is "act on all"; a false positive costs t / (1 - t)
+true positives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,13 +102,9 @@ def expected_calibration_error(probabilities: ArrayLike, truth: ArrayLike, n_bin
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
-    bins = reliability_bins(probabilities, truth, n_bins)
-    total = sum(int(entry["count"] or 0) for entry in bins)
-    gaps = (
-        int(entry["count"] or 0) * abs(float(entry["mean_probability"] or 0.0) - float(entry["observed"] or 0.0))
-        for entry in bins
-    )
-    return sum(gaps) / total if total else float("nan")
+    used: list[Any] = [entry for entry in reliability_bins(probabilities, truth, n_bins) if entry["count"]]
+    gaps = (entry["count"] * abs(entry["mean_probability"] - entry["observed"]) for entry in used)
+    return float(sum(gaps) / sum(entry["count"] for entry in used)) if used else float("nan")
 
 
 def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
@@ -163,16 +159,14 @@ def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = sides / np.exp(log_temperature)
-        peak = scaled.max(1)
-        normaliser = peak + np.log(np.exp(scaled - peak[:, None]).sum(1))
-        return float((normaliser - scaled[np.arange(len(scaled)), labels]).mean())
+        return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), labels]).mean())
 
     best = minimize_scalar(cross_entropy, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(best.x))
 
 
 def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
-    """Slope and intercept of Platt's sigmoid, by Newton's method.
+    """Slope and intercept of Platt's sigmoid.
 
     Targets are Platt's (N+ + 1) / (N+ + 2) and 1 / (N- + 2), not 1 and 0: they keep the slope finite where the logits
     separate the classes.
@@ -191,6 +185,8 @@ def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float,
     Reference: Platt, Probabilistic Outputs for Support Vector Machines, 1999; Lin, Lin and Weng, A Note on Platt's
         Probabilistic Outputs, Machine Learning 2007.
     """
+    from scipy.optimize import minimize
+
     values, labels = np.asarray(logits, dtype=float), np.asarray(truth, dtype=np.int64)
     if values.ndim != 1 or values.shape != labels.shape or not np.isfinite(values).all():
         raise ValueError(f"logits {values.shape} must be finite and as many as the labels {labels.shape}")
@@ -198,27 +194,21 @@ def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float,
     if positives in (0, total):
         return 1.0, 0.0
     target = np.where(labels == 1, (positives + 1) / (positives + 2), 1 / (total - positives + 2))
-    # in units of the logits' spread, so that one step size fits every scale
     middle, spread = float(values.mean()), float(values.std()) or 1.0
     design = np.column_stack([(values - middle) / spread, np.ones(total)])
 
-    def cost(weights: FloatArray) -> float:
+    def cost(weights: FloatArray) -> tuple[float, FloatArray]:
         z = design @ weights
-        return float((np.logaddexp(0, z) - target * z).sum())
+        return float((np.logaddexp(0, z) - target * z).mean()), design.T @ (sigmoid(z) - target) / total
 
-    weights = np.array([0.0, np.log((positives + 1) / (total - positives + 1))])
-    for _ in range(100):
+    def curvature(weights: FloatArray) -> FloatArray:
         p = sigmoid(design @ weights)
-        gradient = design.T @ (p - target)
-        hessian = design.T @ (design * (p * (1 - p))[:, None]) + 1e-12 * np.eye(2)
-        step, size, before = np.linalg.solve(hessian, gradient), 1.0, cost(weights)
-        while cost(weights - size * step) > before - 1e-4 * size * float(gradient @ step) and size > 1e-10:
-            size /= 2
-        weights = weights - size * step
-        if float(np.abs(size * step).max()) < 1e-10:
-            break
-    slope = float(weights[0]) / spread
-    return slope, float(weights[1]) - slope * middle
+        return np.asarray(design.T @ (design * (p * (1 - p))[:, None]) / total)
+
+    start = [0.0, np.log((positives + 1) / (total - positives + 1))]
+    best = minimize(cost, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10}).x
+    slope = float(best[0]) / spread
+    return slope, float(best[1]) - slope * middle
 
 
 def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: ArrayLike | None = None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ ANY_ABNORMAL_DEFINITION = (
 SPRSOUND_SCORE_DEFINITION = (
     "SPRSound Score = (AS + HS) / 2; AS = (SE + SP) / 2, HS = 2 SE SP / (SE + SP); always Normal scores 25"
 )
+PREDICTED_CLASS = "answered class"  # in stored files, the key of the calibration of the predicted class
 POOR_QUALITY = "Poor Quality"
 POOR_QUALITY_CONVENTION = (
     "recordings whose truth is Poor Quality enter neither SE nor SP; predicting Poor Quality for another recording is "

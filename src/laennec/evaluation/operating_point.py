@@ -1,15 +1,16 @@
 """Operating points: thresholds, calibration and logit adjustment, fitted on validation patients.
 
 Decisions: the fitting functions refuse a table of a test split. Thresholds are in raw logits and lie half-way between
-two neighbouring scores, so that rounding flips nothing; of equally good ones the one nearest to 0 is taken. A label
-with one class only is left unfitted, with a note. Logit adjustment lowers the logit of the normal class by one
+two neighbouring scores, so that rounding changes no decision; of equally good ones the one nearest to 0 is taken. A
+label with one class only is left unfitted, with a note. Logit adjustment lowers the logit of the normal class by one
 number, because scores that weigh normal and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions
-than the likeliest class gives; the two-class decision (normal or not) has an adjustment of its own. Poor Quality is
-predicted only where it is asked for, because the official score counts it only as an error.
+than the most probable class gives; the two-class decision (normal or not) has its own adjustment. Poor Quality is
+predicted only on request, because the official score counts it only as an error.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,7 @@ from laennec.evaluation.calibration import (
 )
 from laennec.evaluation.metrics import (
     POOR_QUALITY,
+    PREDICTED_CLASS,
     FloatArray,
     confusion_matrix,
     exact_sensitivity,
@@ -44,20 +46,13 @@ _GRID = 400
 _ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 
 
-class HeadRule(Protocol):
-    """How an operating point is fitted, as the recipe's head settings say it."""
+@dataclass(frozen=True)
+class FittingRule:
+    """How an operating point is fitted: a `Calibration`, a `ThresholdRule` (None: probability 0.5), its sensitivity."""
 
-    @property
-    def calibration(self) -> str:
-        """One of `Calibration`."""
-
-    @property
-    def threshold_rule(self) -> str | None:
-        """A `ThresholdRule`, or None for probability 0.5."""
-
-    @property
-    def sensitivity(self) -> float:
-        """The sensitivity of rule "sensitivity"."""
+    calibration: str
+    threshold_rule: str | None
+    sensitivity: float = 0.9
 
 
 def fit_thresholds_on_validation(
@@ -127,32 +122,27 @@ def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitiv
 
 
 def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[str, float]:
-    """Both thresholds at once: every pair of candidates is scored exactly from cumulated two-dimensional counts."""
+    """Both thresholds at once: every pair of candidates is scored from cumulated two-dimensional counts."""
     if set(names) != {"crackle", "wheeze"}:
         raise ValueError(f"rule icbhi needs the labels crackle and wheeze, not {names}")
-    c, w = names.index("crackle"), names.index("wheeze")
-    several = [0 < truth[:, k].sum() < len(truth) for k in (c, w)]
-    places = [
-        _candidates(logits[:, k], _GRID) if fits else np.zeros(1) for k, fits in zip((c, w), several, strict=True)
-    ]
-    # bin b of a score: the number of thresholds below it, so the label is predicted at threshold t exactly where t < b
-    bins = [np.searchsorted(p, logits[:, k], side="left") for p, k in zip(places, (c, w), strict=True)]
-    true = four_class(truth[:, c], truth[:, w])
-    shape = (len(places[0]) + 1, len(places[1]) + 1)
-    confusion = np.zeros((len(places[0]), len(places[1]), 4, 4))
-    for k in range(4):
-        cells = np.zeros(shape)
-        np.add.at(cells, (bins[0][true == k], bins[1][true == k]), 1)
-        low = cells.cumsum(0).cumsum(1)[:-1, :-1]  # predicted normal
-        not_crackle = cells.cumsum(0)[:-1].sum(1)[:, None]
-        not_wheeze = cells.cumsum(1)[:, :-1].sum(0)[None, :]
-        confusion[:, :, k, 0] = low
-        confusion[:, :, k, 1] = not_wheeze - low
-        confusion[:, :, k, 2] = not_crackle - low
-        confusion[:, :, k, 3] = cells.sum() - not_crackle - not_wheeze + low
-    score = specificity(confusion) + exact_sensitivity(confusion)
-    if not np.isfinite(score).all():
+    scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
+    flags = [truth[:, names.index(name)] for name in ("crackle", "wheeze")]
+    both_classes = [0 < flag.sum() < len(flag) for flag in flags]
+    places = [_candidates(s, _GRID) if fits else np.zeros(1) for s, fits in zip(scores, both_classes, strict=True)]
+    true = four_class(*flags)
+    n_normal, n_abnormal = int((true == 0).sum()), int((true > 0).sum())
+    if not n_normal or not n_abnormal:
         return dict.fromkeys(names, 0.0)
+    # bin b of a score: the number of thresholds below it, so the label is predicted at threshold t exactly where t < b
+    bins = [np.searchsorted(p, s, side="left") for p, s in zip(places, scores, strict=True)]
+    score = np.zeros((len(places[0]), len(places[1])))
+    for k in range(4):
+        right = np.zeros((len(places[0]) + 1, len(places[1]) + 1))
+        np.add.at(right, (bins[0][true == k], bins[1][true == k]), 1)
+        for axis, present in enumerate((k & 1, k >> 1)):
+            absent = np.delete(right.cumsum(axis), -1, axis)
+            right = right.sum(axis, keepdims=True) - absent if present else absent
+        score += right / (n_abnormal if k else n_normal)
     distance = np.abs(places[0])[:, None] + np.abs(places[1])[None, :]
     best = np.where(score >= score.max() - 1e-9, distance, np.inf)
     row, column = np.unravel_index(int(best.argmin()), best.shape)
@@ -203,7 +193,7 @@ def fit_on_validation(
     abnormal = truth.any(axis=1)
     if rule == "icbhi" and abnormal.all() != (~abnormal).all():
         kind = "normal" if abnormal.all() else "abnormal"
-        notes.append(f"rule icbhi: validation has no {kind} cycle, so there is no score: thresholds at logit 0")
+        notes.append(f"rule icbhi: validation has no {kind} cycle, so the score is undefined: thresholds at logit 0")
     raw, scaled = sigmoid(logits), sigmoid(calibrated_logits(logits, names, temperatures, intercepts))
     at = calibrated_logits([thresholds[name] for name in names], names, temperatures, intercepts)
     return {
@@ -223,7 +213,7 @@ def fit_on_validation(
 def fit_classes_on_validation(
     table: Any, class_names: Sequence[str], *, calibration: Calibration = "temperature"
 ) -> dict[str, Any]:
-    """Fit the one temperature of a single-label model; the likeliest class stays the prediction.
+    """Fit the one temperature of a single-label model; the most probable class stays the prediction.
 
     Args:
         table: DataFrame with `logit_<name>` for each class and `label` with class names; its `split`, where present,
@@ -249,7 +239,7 @@ def fit_classes_on_validation(
     temperature = fit_temperature_on_validation(logits, truth) if calibration == "temperature" else 1.0
     raw, scaled, one_hot = softmax(logits), softmax(logits / temperature), np.eye(len(names))[truth]
     right = (logits.argmax(1) == truth).astype(np.int64)
-    errors = _errors({"answered class": (raw.max(1), scaled.max(1), right)})
+    errors = _errors({PREDICTED_CLASS: (raw.max(1), scaled.max(1), right)})
     for side, p in (("before", raw), ("after", scaled)):
         errors[f"brier_{side}"] = {"all classes": none_if_nan(brier_score(p, one_hot))}
     unfitted = len(np.unique(truth)) < 2 and calibration != "none"
@@ -310,15 +300,21 @@ def _errors(curves: Mapping[str, tuple[Any, Any, Any]]) -> dict[str, Any]:
     }
 
 
-def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rule: HeadRule) -> dict[str, Any]:
-    """Fit what a head's settings say: `fit_on_validation`, for single-label models `fit_classes_on_validation`."""
-    calibration: Any = rule.calibration
+def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rule: Any) -> dict[str, Any]:
+    """Fit an operating point: `fit_on_validation`, for single-label models `fit_classes_on_validation`.
+
+    Args:
+        table: The validation predictions table.
+        names: Names of the outputs.
+        multi_label: Whether the labels are binary.
+        rule: A `FittingRule`, or the head settings of a recipe.
+    """
+    calibration, wanted = rule.calibration, rule.threshold_rule
     if multi_label:
-        wanted: Any = rule.threshold_rule
         return fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)
     fitted = fit_classes_on_validation(table, names, calibration=calibration)
-    if rule.threshold_rule is not None:
-        fitted["notes"].append(f"threshold rule {rule.threshold_rule}: not used, the likeliest class is predicted")
+    if wanted is not None:
+        fitted["notes"].append(f"threshold rule {wanted}: not used, the most probable class is predicted")
     return fitted
 
 

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from laennec.evaluation.metrics import confusion_matrix
-from laennec.evaluation.predictions import PREDICTED_CLASS, Predictions
+from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix
+from laennec.evaluation.predictions import Predictions
 from laennec.evaluation.summary import (
     calibration_name,
     figure_name,

@@ -21,6 +21,7 @@ from laennec.evaluation.metrics import (
     CLASSES,
     POOR_QUALITY,
     POOR_QUALITY_CONVENTION,
+    PREDICTED_CLASS,
     FloatArray,
     IntArray,
     RankedLabel,
@@ -30,7 +31,6 @@ from laennec.evaluation.metrics import (
 from laennec.evaluation.own_metrics import Metric, OwnMetrics, bind_metrics
 
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
-PREDICTED_CLASS = "answered class"  # the key of stored files for the probability of the predicted class
 HEART_SOUNDS = ("normal", "abnormal")  # their (Sp + Se) / 2 is the any-abnormal Score; no SPRSound Score
 _TINY = 1e-12
 _HEADLINES = ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy", "roc_auc_macro")

@@ -24,10 +24,9 @@ from laennec.evaluation.bootstrap import (
 )
 from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.evaluation.failures import named_errors
-from laennec.evaluation.metrics import Thresholds
+from laennec.evaluation.metrics import PREDICTED_CLASS, Thresholds
 from laennec.evaluation.own_metrics import Metric, finite
 from laennec.evaluation.predictions import (
-    PREDICTED_CLASS,
     Predictions,
     ProblemType,
     calibration_of,
