@@ -271,7 +271,7 @@ def _audit(content: Content, split: str | None) -> str:
     lengths = [f"{s:g} s" for s in sorted(seconds)]
     length = ", ".join(lengths) if len(lengths) < 4 else f"{lengths[0]} to {lengths[-1]}, by split,"
     middle = f"; the middle is {length} of every cycle" if seconds else ""
-    heads = ["method", "label", "all cycles", "within like lengths", "middle of every cycle"]
+    heads = ["method", "label", "all cycles", "within similar lengths", "middle of every cycle"]
     heads += ["length alone", "level alone", "age, sex, location alone"]
     note = (
         f"AUROC, mean over runs ± their standard deviation{middle}. The last three columns are shortcut baselines: "

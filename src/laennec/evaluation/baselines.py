@@ -1,12 +1,12 @@
-"""Baselines without the sound, and how much of a ranking is event length.
+"""Baselines without the sound, and the length audit.
 
 Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines: a
-small gradient boosting on one property that is not the content of the sound (event length, device, patient and chest
-location, level, bandwidth, database). A shortcut baseline is fitted on training rows; its abnormal classes get the
-factor with the best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly always.
-Length audit: AUROC among cycles of like length (quantile groups, equal lengths in one group, each pair within a group
-counted once), and the same model on segments of one length around the middle of each cycle: an upper bound on what
-length explains.
+small gradient boosting on one property other than the content of the sound (event length, device, patient and chest
+location, level, bandwidth, database). A shortcut baseline is fitted on training rows; its abnormal classes are weighted
+by the factor with the best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly
+always. The length audit is the AUROC among cycles of similar length (quantile groups, equal lengths in one group, each
+pair within a group counted once), and that of the same model on segments of one length around the middle of each
+cycle: an upper bound on what length explains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 
 from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.corpora import CycleWaveforms
@@ -104,19 +105,17 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
         reason = "no training table was given"
         return guesses + [(name, what, reason) for name, (what, _) in SHORTCUTS.items() if name not in _OPTIONAL]
     ids, known = _class_ids(train, classes)
-    learned = train.loc[known]
-    if not len(learned):
+    labelled = train.loc[known]
+    if not len(labelled):
         what = "predicts the most frequent class of the training split"
         return [*guesses, ("majority class", what, "no training row is labelled")]
     commonest = int(np.bincount(ids, minlength=len(classes)).argmax())
     what = f"predicts the most frequent class of the training split ({classes[commonest]}) for every cycle"
     guesses.append(("majority class", what, _constant(commonest, len(test), len(classes))))
     for name, (what, columns) in SHORTCUTS.items():
-        train_x, test_x, usable = _features(learned, test, columns)
-        if usable:
-            categorical = [column in _CATEGORIES for column in usable]
-            guess = _fit_shortcut(train_x, ids, test_x, categorical, len(classes), seed, has_normal)
-            guesses.append((name, what, guess))
+        train_x, test_x = _features(labelled, test, columns)
+        if len(train_x.columns):
+            guesses.append((name, what, _fit_shortcut(train_x, ids, test_x, len(classes), seed, has_normal)))
         elif name not in _OPTIONAL:
             guesses.append((name, what, f"this corpus does not record {' or '.join(columns)}"))
     return guesses
@@ -175,72 +174,61 @@ def _lengths(table: Any) -> FloatArray | None:
     return np.asarray((table["end_s"] - table["start_s"]).to_numpy(dtype=float, na_value=np.nan))
 
 
-def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[FloatArray, FloatArray, list[str]]:
-    """Features (cycles, used) of both tables and the names used; a category unseen in training is missing."""
-    usable, train_x, test_x = [], [], []
+def _features(train: Any, test: Any, names: Sequence[str]) -> tuple[Any, Any]:
+    """The recorded features of both tables as DataFrames; a category that training does not have is missing."""
+    train_x, test_x = pd.DataFrame(index=train.index), pd.DataFrame(index=test.index)
     for name in names:
         columns: list[Any] = [_lengths(table) if name == "length_s" else table.get(name) for table in (train, test)]
         if columns[0] is None or columns[1] is None:
             continue
         if name in _CATEGORIES:
-            levels = {level: float(k) for k, level in enumerate(sorted(columns[0].dropna().astype(str).unique()))}
-            columns = [np.array([levels.get(str(v), np.nan) for v in column]) for column in columns]
-        seen, asked = (np.asarray(column, dtype=float) for column in columns)
-        if np.isfinite(seen).any() and np.isfinite(asked).any():
-            usable.append(name)
-            train_x.append(seen)
-            test_x.append(asked)
-    if not usable:
-        return np.zeros((len(train), 0)), np.zeros((len(test), 0)), []
-    return np.column_stack(train_x), np.column_stack(test_x), usable
+            known = sorted(columns[0].dropna().astype(str).unique())
+            columns = [pd.Series(pd.Categorical(column.astype(str), categories=known)) for column in columns]
+        else:
+            columns = [pd.Series(np.asarray(column, dtype=float)) for column in columns]
+        if all(column.notna().any() for column in columns):
+            train_x[name], test_x[name] = (column.array for column in columns)
+    return train_x, test_x
 
 
 def _fit_shortcut(
-    train_x: FloatArray,
-    train_y: IntArray,
-    test_x: FloatArray,
-    categorical: list[bool],
-    n_classes: int,
-    seed: int,
-    has_normal: bool,
+    train_x: Any, train_y: IntArray, test_x: Any, n_classes: int, seed: int, has_normal: bool
 ) -> FloatArray:
     """Class probabilities (cycles, classes) on the test rows of a small gradient boosting fitted on training rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     if len(np.unique(train_y)) < 2:
         return _constant(int(train_y[0]), len(test_x), n_classes)
-    booster = HistGradientBoostingClassifier(**_BOOSTING, categorical_features=categorical, random_state=seed)
+    booster = HistGradientBoostingClassifier(**_BOOSTING, categorical_features="from_dtype", random_state=seed)
     booster.fit(train_x, train_y)
-    seen, asked = np.full((len(train_x), n_classes), 1e-9), np.full((len(test_x), n_classes), 1e-9)
-    seen[:, booster.classes_] = booster.predict_proba(train_x)
-    asked[:, booster.classes_] = booster.predict_proba(test_x)
+    on_train, on_test = np.full((len(train_x), n_classes), 1e-9), np.full((len(test_x), n_classes), 1e-9)
+    on_train[:, booster.classes_] = booster.predict_proba(train_x)
+    on_test[:, booster.classes_] = booster.predict_proba(test_x)
     if not has_normal:
-        return asked
+        return on_test
 
     def mean_recall(factor: float) -> float:
-        predicted = (seen * np.r_[1.0, np.full(n_classes - 1, factor)]).argmax(1)
+        predicted = (on_train * np.r_[1.0, np.full(n_classes - 1, factor)]).argmax(1)
         confusion = confusion_matrix(train_y, predicted, n_classes)
         return float(specificity(confusion) + exact_sensitivity(confusion))
 
-    weights = np.r_[1.0, np.full(n_classes - 1, max(_FACTORS, key=mean_recall))]
-    return np.asarray(asked * weights / (asked * weights).sum(1, keepdims=True))
+    weighted = on_test * np.r_[1.0, np.full(n_classes - 1, max(_FACTORS, key=mean_recall))]
+    return np.asarray(weighted / weighted.sum(1, keepdims=True))
 
 
 def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
-    """Level and bandwidth of each cycle as the model gets it: columns for a predictions or truth table.
+    """Level and bandwidth of each cycle: columns for a predictions or truth table.
 
     Args:
         table: Cycle table.
         sampling_rate: The front end's, in Hz.
-        filter: Filter that the model's recordings are given first; None for none.
+        filter: Filter of the model's recordings; None for none.
     """
     waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
     waveforms.prepare()
-    levels, bandwidths = [], []
-    for samples in waveforms:
-        levels.append(level_db(np.asarray(samples)))
-        bandwidths.append(bandwidth_hz(np.asarray(samples), sampling_rate))
-    return {"level_db": levels, "bandwidth_hz": bandwidths}
+    measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
+    levels, bandwidths = zip(*measured, strict=True)
+    return {"level_db": list(levels), "bandwidth_hz": list(bandwidths)}
 
 
 def segment_length_s(table: Any) -> float:
@@ -287,7 +275,7 @@ def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> d
 def length_groups(
     predictions: Predictions, n_groups: int = LENGTH_GROUPS, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, Any] | None:
-    """AUROC of every label within groups of like length.
+    """AUROC of every label within groups of similar length.
 
     Args:
         predictions: What `read_predictions` returned; its table has `start_s` and `end_s`.

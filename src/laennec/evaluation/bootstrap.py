@@ -1,15 +1,16 @@
 """Patient-clustered bootstrap intervals.
 
-Decisions: patients are drawn with replacement, never cycles, because cycles of one patient resemble each other and
-intervals over cycles are several times too narrow. A draw is a row of integer weights, so every statistic is a
-function of weights (draws, cycles): the point estimate and the draws run the same code, rankings are sorted once, and
-two scores of the same patients can be compared draw by draw. Fewer than five patients get no interval.
+Decisions: patients are drawn with replacement, not cycles, because cycles of one patient resemble each other and
+intervals over cycles are several times too narrow. A draw is a row of integer weights, and a statistic is a function
+of weights (draws, cycles): the point estimate and the draws run the same code, rankings are sorted once, and two
+scores of the same patients can be compared draw by draw. Fewer than five patients have no interval.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from laennec.evaluation.metrics import FloatArray, IntArray
 
@@ -33,17 +34,13 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
     Returns:
         Codes (cycles,) in 0..n-1 and n.
     """
+    keys = [f"p:{patient}" for patient in predictions] if not hasattr(predictions, "columns") else []
     if hasattr(predictions, "columns"):
-        n = len(predictions)
-        recordings = predictions["recording_id"] if "recording_id" in predictions.columns else range(n)
-        if "patient_id" in predictions.columns:
-            column = predictions["patient_id"]
-            rows = zip(column, column.isna(), recordings, strict=True)
-            keys = [f"r:{recording}" if missing else f"p:{patient}" for patient, missing, recording in rows]
-        else:
-            keys = [f"r:{recording}" for recording in recordings]
-    else:
-        keys = [f"p:{patient}" for patient in predictions]
+        recordings = predictions.get("recording_id", range(len(predictions)))
+        patients = predictions.get("patient_id", [None] * len(predictions))
+        known = ~pd.isna(np.asarray(patients, dtype=object))
+        rows = zip(patients, recordings, known, strict=True)
+        keys = [f"p:{patient}" if of_patient else f"r:{recording}" for patient, recording, of_patient in rows]
     names, codes = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
     return codes.astype(np.int64), len(names)
 

@@ -26,6 +26,7 @@ from laennec.training.record import write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
+_COLUMNS = ["method", "value", "95 % interval", "difference", "p", "p (Holm)"]
 _OWN_TO_A_SEED = ("seed", "output_dir")
 _FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
@@ -81,7 +82,13 @@ def compare_runs(
     drawn = {name: [_drawn(evaluations[k], figures, draws, seed) for k in runs] for name, runs in methods.items()}
     compared = compare_methods(drawn, chosen, seed)
     content = {
-        **_about(evaluations, chosen, methods, draws, seed, command),
+        **_data(evaluations),
+        "baseline": chosen,
+        "grouped": any(len(runs) > 1 for runs in methods.values()),
+        "command": command,
+        "draws": draws,
+        "seed": seed,
+        "comparisons": len(methods) - 1,
         "figures": figures,
         "left_out": left_out,
         "methods": {
@@ -243,25 +250,17 @@ def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int
 def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
     """The entry of a run in compare.json."""
     run = evaluation.run
-    times = sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or [])
     return {
         "source": str(source),
         "recipe": run.get("name"),
         "seed": _config(evaluation).get("seed"),
         "selection_set": run.get("selection_set"),
-        "scored": times or None,
+        "scored": sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or []) or None,
         "values": evaluation.metrics["values"],
     }
 
 
-def _about(
-    evaluations: Sequence[Evaluation],
-    baseline: str,
-    methods: Mapping[str, list[int]],
-    draws: int,
-    seed: int,
-    command: str,
-) -> dict[str, Any]:
+def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """The compared data, and the notes to read before the numbers."""
     first, origin = evaluations[0], evaluations[0].origin
     patients = first.metrics["bootstrap"]["patients"]
@@ -270,12 +269,7 @@ def _about(
     for one in evaluations:
         if one.run.get("selection_set") != "validation":
             notes.append(f"{_run_name(one.folder)}: selected on {one.run.get('selection_set')}")
-    if note := interval_note(patients):
-        notes.append(note)
     return {
-        "baseline": baseline,
-        "grouped": any(len(runs) > 1 for runs in methods.values()),
-        "command": command,
         "part": first.split,
         "corpus": (first.run["evaluated"].get("corpus") or {}).get("name"),
         "corpus_fingerprint": origin.get("corpus_fingerprint"),
@@ -283,37 +277,26 @@ def _about(
         "split_fingerprint": origin.get("split_fingerprint"),
         "cycles": first.metrics["counts"]["cycles"],
         "patients": patients,
-        "draws": draws,
-        "seed": seed,
-        "comparisons": len(methods) - 1,
-        "notes": notes,
+        "notes": [*notes, *filter(None, [interval_note(patients)])],
     }
 
 
-def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The comparison as text: for each metric one row per method, the baseline first."""
-    order = sorted(content["methods"], key=lambda name: name != content["baseline"])
-    return [
-        {"name": figure_name(f), "rows": [_comparison_row(content, name, f) for name in order]}
-        for f in content["figures"]
-    ]
-
-
-def _comparison_row(content: Mapping[str, Any], name: str, figure: str) -> dict[str, Any]:
-    method = content["methods"][name]
-    cell = method["figures"][figure]
-    spread = f" ± {figure_text(figure, cell['sd'])}" if cell["sd"] is not None else ""
-    compared = name != content["baseline"]
-    return {
-        "name": name,
-        "seeds": len(method["runs"]),
-        "value": figure_text(figure, cell["mean"]) + spread,
-        "interval": bounds_text(figure, cell["interval"]) or "",
-        "difference": figure_text(figure, cell["difference"], cell["difference_interval"], "+") if compared else None,
-        "p": p_text(cell["p"]),
-        "p_holm": p_text(cell["p_holm"]),
-        "significant": cell["p_holm"] is not None and cell["p_holm"] < 0.05,
-    }
+def comparison_rows(content: Mapping[str, Any], figure: str) -> list[list[str]]:
+    """One metric of the methods as text, the baseline first: name, value, interval, difference, p, corrected p."""
+    rows = []
+    for name in sorted(content["methods"], key=lambda name: name != content["baseline"]):
+        method = content["methods"][name]
+        cell = method["figures"][figure]
+        title = f"{name} ({len(method['runs'])})" if content["grouped"] else name
+        value = figure_text(figure, cell["mean"])
+        value += f" ± {figure_text(figure, cell['sd'])}" if cell["sd"] is not None else ""
+        row = [title, value, bounds_text(figure, cell["interval"]) or "–"]
+        if name == content["baseline"]:
+            rows.append([*row, "baseline", "", ""])
+        else:
+            difference = figure_text(figure, cell["difference"], cell["difference_interval"], "+")
+            rows.append([*row, difference, p_text(cell["p"]), p_text(cell["p_holm"])])
+    return rows
 
 
 def format_comparison(content: Mapping[str, Any]) -> str:
@@ -327,38 +310,46 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
-    width = max(len(name) for name in content["methods"]) + 6
-    for table in comparison_rows(content):
-        lines += ["", f"{table['name']:<{width}}  {'value':<32}{'difference':<28}{'p':>8}{'p (Holm)':>10}"]
-        for row in table["rows"]:
-            name = row["name"] + (f" ({row['seeds']})" if content["grouped"] else "")
-            line = f"  {name:<{width}}{row['value'] + ' ' + row['interval']:<32}"
-            if row["difference"] is None:
-                lines.append(f"{line}baseline")
-            else:
-                lines.append(f"{line}{row['difference']:<28}{row['p']:>8}{row['p_holm']:>10}")
-    for name in content["left_out"]:
-        lines += ["", f"{figure_name(name)}: left out, because it is undefined for some run"]
+    for figure in content["figures"]:
+        rows = [[figure_name(figure), *_COLUMNS[1:]], *comparison_rows(content, figure)]
+        widths = [max(len(row[k]) for row in rows) + 2 for k in range(len(_COLUMNS))]
+        lines += ["", *("".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)
 
 
 def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
-    figures, baseline, tables = content["figures"], content["baseline"], comparison_rows(content)
-    pictures = []
-    for name, table in zip(figures, tables, strict=True):
-        text = "; ".join(f"{row['name']} {row['difference']}" for row in table["rows"] if row["difference"])
-        png = figure_png(difference_plot(compared, baseline, [name]))
-        pictures.append(embedded_picture(png, f"{table['name']}, difference from {baseline}: {text}"))
+    figures, baseline = content["figures"], content["baseline"]
+    tables, pictures = [], []
+    for figure in figures:
+        rows = comparison_rows(content, figure)
+        text = "; ".join(f"{row[0]} {row[3]}" for row in rows[1:])
+        png = figure_png(difference_plot(compared, baseline, [figure]))
+        pictures.append(embedded_picture(png, f"{figure_name(figure)}, difference from {baseline}: {text}"))
+        cells = [{"cells": row, "class": "" if k else "kept"} for k, row in enumerate(rows)]
+        tables.append({"name": figure_name(figure), "columns": _COLUMNS, "rows": cells})
     names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
-    titles = {"part": "Split"}
+    facts = [("Split" if n == "part" else n.replace("_", " ").capitalize(), shown_text(content[n])) for n in names]
+    keys = {
+        "source": "run",
+        "recipe": "recipe",
+        "seed": "seed",
+        "selection_set": "selected on",
+        "scored": "times scored",
+    }
+    runs = [
+        {"cells": [name, *(shown_text(run[key]) for key in keys)], "class": ""}
+        for name, method in content["methods"].items()
+        for run in method["runs"]
+    ]
     page = render_template(
         "compare.html",
         content=content,
-        tables=[_page_table(table, content["grouped"]) for table in tables],
-        runs=_runs_table(content),
+        tables=tables,
+        runs={"columns": ["method", *keys.values()], "rows": runs},
         pictures=pictures,
-        facts=[(titles.get(name, name.replace("_", " ").capitalize()), shown_text(content[name])) for name in names],
+        facts=facts,
         left_out=[figure_name(name) for name in content["left_out"]],
     )
     with atomic_folder(folder) as temporary:
@@ -367,28 +358,3 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
             file.write(figure_png(difference_plot(compared, baseline, figures)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)
-
-
-def _page_table(table: Mapping[str, Any], grouped: bool) -> dict[str, Any]:
-    """One metric of `comparison_rows` as a table of the page."""
-    rows = []
-    for row in table["rows"]:
-        cells = [row["name"], *([str(row["seeds"])] if grouped else []), row["value"], row["interval"] or "–"]
-        if row["difference"] is None:
-            rows.append({"cells": [*cells, "baseline", "", ""], "class": "kept"})
-        else:
-            p_holm = {"text": row["p_holm"], "class": "sure" if row["significant"] else ""}
-            rows.append({"cells": [*cells, row["difference"], row["p"], p_holm], "class": ""})
-    seeds = ["seeds"] if grouped else []
-    columns = ["method", *seeds, "value", "95 % interval", "difference", "p", "p (Holm)"]
-    return {"name": table["name"], "columns": columns, "rows": rows}
-
-
-def _runs_table(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The compared runs as a table of the page."""
-    rows = []
-    for name, method in content["methods"].items():
-        for run in method["runs"]:
-            shown = [shown_text(run[key]) for key in ("source", "recipe", "seed", "selection_set", "scored")]
-            rows.append({"cells": [name, *shown], "class": ""})
-    return {"columns": ["method", "run", "recipe", "seed", "selected on", "times scored"], "rows": rows}

@@ -1,9 +1,9 @@
 """Evaluation of a trained model on a held-out split.
 
-Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint.
-Every scoring is counted in the run record, because a test split that is looked at often is no test split any more.
-The results are written whole or not at all. Own metrics named in a run's recipe are imported, as the recipe's author
-chose them; nothing named in a model's configuration is.
+Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint. The
+run record counts every scoring, because a test split that is scored often is no longer a test split. The results are
+written whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing
+named in a model's configuration is.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ def load_model(
         extractor = LaennecFeatureExtractor.from_pretrained(folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{folder}: no usable front end beside the model ({str(error).splitlines()[0]}); export the run again"
+            f"{folder}: no usable front end ({str(error).splitlines()[0]}); export the run again"
         ) from error
     if bool(extractor.context_cycles) != model.config.concatenated_context:
         raise InputError(
@@ -212,20 +212,20 @@ def _evaluate(
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The predictions table of a split, its evaluation, and the official tasks' tables."""
     config, filter, rate = model.config, make_filter(recipe.features), extractor.sampling_rate
-    predictions, embeddings, part = predict_split(model, extractor, splits[split], split, recipe)
-    predictions = predictions.assign(**sound_facts(part.table, rate, filter))
+    predictions, embeddings, data = predict_split(model, extractor, splits[split], split, recipe)
+    predictions = predictions.assign(**sound_facts(data.table, rate, filter))
     learned = None
     if "train" in splits:
         learned = truth_table(splits["train"], "train", recipe.target.column, config.label_names)
         learned = learned.assign(**sound_facts(splits["train"], rate, filter))
     how = decision_settings(config)
     evaluation = evaluate_predictions(predictions, **how, metrics=own, train_table=learned, n_draws=draws)
-    seconds = segment_length_s(splits.get("train", part.table))
-    segments, _, _ = predict_split(model, extractor, middle_segments(part.table, seconds), split, recipe)
+    seconds = segment_length_s(splits.get("train", data.table))
+    segments, _, _ = predict_split(model, extractor, middle_segments(data.table, seconds), split, recipe)
     evaluation["duration_blind"] = segment_scores(segments, seconds, how)
-    official = official_tasks(model, extractor, recipe, split, predictions, embeddings, part.table)
+    official = official_tasks(model, extractor, recipe, split, predictions, embeddings, data.table)
     evaluation["official"] = official_scores(official)
-    evaluation["geometry"] = _geometry(embeddings, part.table, recipe.target.column)
+    evaluation["geometry"] = _geometry(embeddings, data.table, recipe.target.column)
     return predictions, evaluation, official
 
 
@@ -262,35 +262,23 @@ def _record(
 
 
 def _heading(record: dict[str, Any], split: str) -> str:
-    """Data, selection set and seeds, printed above the numbers."""
+    """Data with fingerprints, selection set, seeds, caveats and leaks, printed above the numbers."""
     corpus, origin = record["corpus"], record["corpus"]["provenance"]
-    first, *notes = provenance_lines(corpus["name"], origin, split)
-    selection = (
-        f"selection set: {record.get('selection_set')}; seed {seeds_of(record)}, split seed {origin.get('seed')}"
-    )
-    lines = [first, selection, *notes]
+    fingerprint, splits = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
+    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
+    selection_set = record.get("selection_set")
+    lines = [
+        f"corpus {corpus['name']} {fingerprint}, protocol {origin.get('protocol')}{fold} ({splits}), split {split}",
+        f"selection set: {selection_set}; seed {seeds_of(record)}, split seed {origin.get('seed')}",
+        *([f"note: {origin['stamp']}"] if origin.get("stamp") else []),
+        *(f"leak: {line}" for line in origin.get("leaks") or []),
+    ]
     same = (record.get("trained_on") or {}).get("name") == corpus["name"]
-    if same and (use := earlier_use(split, record.get("selection_set"))):
+    if same and (use := earlier_use(split, selection_set)):
         lines.append(f"note: split {split} {use}; its scores are no estimate for new patients")
     if (times := sum(e["split"] == split for e in record.get("evaluations", []))) > 1:
         lines.append(f"note: this run was scored {times} times on {split}")
     return "\n".join(lines)
-
-
-def provenance_lines(name: str, origin: dict[str, Any], split: str) -> list[str]:
-    """Corpus, protocol and split with their fingerprints in one line; then caveats and leaks, one line each.
-
-    Args:
-        name: The corpus.
-        origin: Its provenance.
-        split: The split.
-    """
-    fingerprint, splits = (str(origin.get(key))[:12] for key in ("corpus_fingerprint", "split_fingerprint"))
-    fold = f" fold {origin['fold']}" if origin.get("protocol") in WITH_FOLDS else ""
-    lines = [f"corpus {name} {fingerprint}, protocol {origin.get('protocol')}{fold} ({splits}), split {split}"]
-    if origin.get("stamp"):
-        lines.append(f"note: {origin['stamp']}")
-    return lines + [f"leak: {line}" for line in origin.get("leaks") or []]
 
 
 def predict_split(
@@ -298,12 +286,12 @@ def predict_split(
 ) -> tuple[Any, NDArray[np.float32], SplitData]:
     """The predictions table of a split, its embeddings (cycles, dim), and its data set."""
     names = model.config.label_names
-    part = make_split(split, table, recipe, extractor, names, False)
+    data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
     cache = EmbeddingCache(cache_root(), model, extractor)
-    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
-    truth = truth_table(part.table, split, recipe.target.column, names)
-    return predictions_table(model, truth, embeddings), embeddings, part
+    embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
+    truth = truth_table(data.table, split, recipe.target.column, names)
+    return predictions_table(model, truth, embeddings), embeddings, data
 
 
 def _write(

@@ -1,8 +1,7 @@
-"""The folder of an evaluation, as `laennec evaluate` writes it: found, read and checked for report and comparison.
+"""Reading the folder of an evaluation, as `laennec evaluate` writes it.
 
-Decisions: record, metrics and predictions of an evaluation must agree: the metrics are computed again from the
-predictions, and a folder whose files belong to different evaluations is refused. Where several splits were scored,
-the split must be named.
+Decisions: the metrics are computed again from the predictions, and a folder whose files belong to different evaluations
+is refused. Where several splits were scored, the split must be named.
 """
 
 import math
@@ -19,7 +18,10 @@ from laennec.evaluation.summary import own_names
 from laennec.training.record import read_record
 
 _PREFIX = "evaluation-"
-_METRICS = ("problem_type", "output_names", "label_names", "thresholds", "values", "counts", "headline", "bootstrap")
+_METRICS = (
+    "problem_type", "output_names", "label_names", "thresholds", "values", "counts", "headline", "bootstrap",
+    "intervals", "calibration", "subgroups", "floors", "definitions", "notes", "warnings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

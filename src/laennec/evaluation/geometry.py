@@ -1,10 +1,10 @@
 """Geometry of the embedding: distances between classes, and a map.
 
-Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the standard deviation over all pairs
-(the population's: these are all pairs). Both follow from sums over the two classes' moments, so 7,000 cycles need no
-49 million distances. A pair of classes without two different cycles has no distance: nan, not 0. The map is t-SNE of
-normalised embeddings with a fixed seed, over a limited number of cycles, drawn by class in proportion but with some
-of each rare class. It shows neighbourhoods; distances between clusters of the map have no meaning.
+Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation over
+all pairs. Both follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of
+classes without two different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a
+fixed seed, over a limited number of cycles, drawn by class in proportion but with some of each rare class. It shows
+neighbourhoods; distances between clusters of the map have no meaning.
 """
 
 from collections import Counter
@@ -175,16 +175,11 @@ def _draw(classes: list[str], most: int, seed: int) -> IntArray:
     """At most `most` positions in order, by class in proportion, with at least a few of each class."""
     if len(classes) <= most:
         return np.arange(len(classes))
-    generator = np.random.default_rng(seed)
-    given = np.array(classes, dtype=object)
-    counts = Counter(classes)
+    generator, given, counts = np.random.default_rng(seed), np.array(classes, dtype=object), Counter(classes)
     least = {name: min(n, _LEAST_OF_A_CLASS, max(1, most // len(counts))) for name, n in counts.items()}
-    free = most - sum(least.values())
-    spare = {name: n - least[name] for name, n in counts.items()}
-    total = max(sum(spare.values()), 1)
+    free, spare = most - sum(least.values()), len(classes) - sum(least.values())
     chosen = []
     for name in sorted(counts):
-        members = np.flatnonzero(given == name)
-        take = min(len(members), least[name] + int(free * spare[name] / total))
-        chosen.append(generator.choice(members, size=take, replace=False))
+        take = min(counts[name], least[name] + int(free * (counts[name] - least[name]) / max(spare, 1)))
+        chosen.append(generator.choice(np.flatnonzero(given == name), size=take, replace=False))
     return np.sort(np.concatenate(chosen))

@@ -192,34 +192,6 @@ def sprsound_score(se: float, sp: float) -> dict[str, float]:
     return {"AS": arithmetic, "HS": geometric, "Score": (arithmetic + geometric) / 2}
 
 
-def binary_score(confusion: ArrayLike) -> dict[str, float]:
-    """Every figure of a normal / adventitious confusion (2, 2), as shares of 1 rather than percent.
-
-    Args:
-        confusion: Counts (2, 2), rows are the truth, normal first.
-
-    Returns:
-        accuracy, sensitivity, specificity, average_score (the ICBHI-style mean), harmonic_score, score (SPRSound),
-        macro_f1, uar.
-    """
-    counts = np.asarray(confusion, dtype=float)
-    if counts.shape != (2, 2):
-        raise ValueError(f"a binary confusion is (2, 2), not {counts.shape}")
-    se, sp = float(exact_sensitivity(counts)) / 100, float(specificity(counts)) / 100
-    scores = sprsound_score(se, sp)
-    f1 = f1_of(np.diag(counts), counts.sum(0), counts.sum(1))
-    return {
-        "accuracy": float(accuracy(counts)) / 100,
-        "sensitivity": se,
-        "specificity": sp,
-        "average_score": scores["AS"],
-        "harmonic_score": scores["HS"],
-        "score": scores["Score"],
-        "macro_f1": float(f1.mean()),
-        "uar": float(uar(counts)) / 100,
-    }
-
-
 def f1_of(hits: ArrayLike, called: ArrayLike, actual: ArrayLike) -> FloatArray:
     """F1 = 2 hits / (called + actual); 0 where the label neither occurs nor is predicted."""
     whole = np.asarray(called, dtype=float) + np.asarray(actual, dtype=float)
@@ -343,10 +315,11 @@ def multilabel_metrics(
     called = values > threshold_row(thresholds, names) if predicted is None else np.asarray(predicted).astype(bool)
     hits, n_called, n_true = (truth * called).sum(0), called.sum(0), truth.sum(0)
     precision, recall, f1 = ratio_or_zero(hits, n_called), ratio_or_zero(hits, n_true), f1_of(hits, n_called, n_true)
-    ranked = [RankedLabel(values[:, k], truth[:, k]) for k in range(len(names))]
     everything = RankedLabel(values, truth)
-    area = np.array([float(label.auroc()[0]) for label in ranked])
-    ap = np.array([float(label.average_precision()[0]) for label in ranked])
+    area, ap = (
+        np.array([float(rank(truth[:, k], values[:, k])) for k in range(len(names))])
+        for rank in (auroc, average_precision)
+    )
     specific = {
         f"label_{name}": {
             "f1_score": float(f1[k]),
@@ -369,19 +342,13 @@ def multilabel_metrics(
         "average_precision_macro": none_if_nan(ap.mean()),
         "average_precision_micro": none_if_nan(everything.average_precision()[0]),
     }
-    return {"label_specific": specific, "aggregated": aggregated, "notes": _one_class_notes(names, n_true, len(truth))}
-
-
-def _one_class_notes(names: Sequence[str], positives: IntArray, rows: int) -> list[str]:
-    """One sentence for each label whose ranking is undefined."""
-    notes = []
-    for name, count in zip(names, positives, strict=True):
-        if count in (0, rows):
-            held = "no positive" if count == 0 else "no negative"
-            notes.append(
-                f"{name}: {held} cycle among {rows}, so its AUROC is undefined (null), and so is the macro AUROC"
-            )
-    return notes
+    notes = [
+        f"{name}: no {'negative' if count else 'positive'} cycle among {len(truth)}, so its AUROC is undefined (null), "
+        "and so is the macro AUROC"
+        for name, count in zip(names, n_true, strict=True)
+        if count in (0, len(truth))
+    ]
+    return {"label_specific": specific, "aggregated": aggregated, "notes": notes}
 
 
 def none_if_nan(value: Any) -> float | None:

@@ -1,12 +1,11 @@
-"""Metrics that a user brings: plain functions of a predictions table.
+"""Own metrics: functions of a predictions table, evaluated with the built-in metrics.
 
-Decisions: a draw of patients repeats the rows of the drawn patients, so an own metric sees the same draws as the
+Decisions: a draw of patients repeats the rows of the drawn patients, so an own metric has the same draws as the
 built-in ones and needs no knowledge of the bootstrap. `ValueError` and `ZeroDivisionError` on a draw or a subgroup
-mean "undefined there" (scikit-learn raises for one class); on the whole table they are an error. Values of every draw
-are stored with the evaluation, so that `laennec compare` needs no code of the user.
+mean "undefined" (scikit-learn raises for one class); on the whole table they are an error. The values of every draw
+are stored with the evaluation, so that `laennec compare` does not need the user's code.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -138,8 +137,3 @@ def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Seque
 def _is_value(name: Any, value: Any) -> bool:
     """Whether an entry is a name with a number, or with None for what is undefined."""
     return isinstance(name, str) and (value is None or isinstance(value, int | float | np.integer | np.floating))
-
-
-def finite(values: FloatArray) -> list[float | None]:
-    """Values for JSON, with null for what is undefined."""
-    return [float(value) if math.isfinite(value) else None for value in values]

@@ -331,7 +331,7 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
                   transform=axes.get_xaxis_transform())  # fmt: skip
     for value, style, text, shade in (
         (lengths["overall"]["values"][name], (0, (5, 2)), "all cycles", colour),
-        (lengths["within"]["values"][name], "-", "within like lengths", colour),
+        (lengths["within"]["values"][name], "-", "within similar lengths", colour),
         (alone, (0, (1, 2)), "event length alone", INK),
     ):
         if value is not None:
@@ -344,7 +344,7 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
     axes.set(ylim=(low - 0.16 * (1.03 - low), 1.03), xlim=(-0.6, len(groups) - 0.4))  # room for the counts
     axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.1) if tick >= low - 0.1])
     axis_labels(axes, f"cycle length in s (grey: number of cycles with {shown_name(name)})", "AUROC")
-    styled_title(axes, f"{name.capitalize()} among cycles of like length")
+    styled_title(axes, f"{name.capitalize()} among cycles of similar length")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 

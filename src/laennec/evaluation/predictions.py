@@ -1,8 +1,8 @@
 """A predictions table as arrays, and its scores.
 
 Decisions: two labels (crackle, wheeze) map to one of four classes by their two bits; a single-label prediction is the
-argmax. Of a four-class model the crackle and wheeze scores are the log-odds of the added probabilities, so both kinds
-of model have the same per-label metrics. Rows whose truth is unknown are left out and counted. Thresholds are in raw
+argmax. The crackle and wheeze scores of a four-class model are the log-odds of the added probabilities, so both kinds
+of model have the same per-label metrics. Rows with unknown truth are left out and counted. Thresholds are in raw
 logits, before any temperature, which never changes a ranking; calibration is measured after it. Only the four ICBHI
 classes have an ICBHI Score.
 """
@@ -33,6 +33,11 @@ from laennec.evaluation.own_metrics import Metric, OwnMetrics, bind_metrics
 ProblemType: TypeAlias = Literal["multi_label", "single_label"]
 HEART_SOUNDS = ("normal", "abnormal")  # their (Sp + Se) / 2 is the any-abnormal Score; no SPRSound Score
 _TINY = 1e-12
+_DEFINITIONS = {
+    "icbhi": scores.ICBHI_SCORE_DEFINITION,
+    "any_abnormal": scores.ANY_ABNORMAL_DEFINITION,
+    "sprsound": scores.SPRSOUND_SCORE_DEFINITION,
+}
 _HEADLINES = ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy", "roc_auc_macro")
 
 
@@ -168,10 +173,7 @@ def _numbers(table: Any, column: str) -> FloatArray:
     try:
         return np.asarray(table[column].to_numpy(dtype=float, na_value=np.nan))
     except (TypeError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"predictions table: column {column} holds other than numbers ({reason}); correct it"
-        ) from error
+        raise InputError(f"predictions table: column {column} has values that are not numbers; correct it") from error
 
 
 def _flags(table: Any, names: list[str]) -> IntArray:
@@ -282,13 +284,8 @@ def class_scores(confusion: Any, class_names: Sequence[str]) -> dict[str, FloatA
     if tuple(name.lower() for name in class_names) == HEART_SOUNDS:
         return values
     mean, harmonic = (se + sp) / 2, scores.harmonic(se, sp)
-    return values | {
-        "sprsound.SE": se,
-        "sprsound.SP": sp,
-        "sprsound.AS": mean,
-        "sprsound.HS": harmonic,
-        "sprsound.Score": (mean + harmonic) / 2,
-    }
+    official = {"SE": se, "SP": sp, "AS": mean, "HS": harmonic, "Score": (mean + harmonic) / 2}
+    return values | {f"sprsound.{name}": value for name, value in official.items()}
 
 
 def statistics_of(predictions: Predictions) -> Statistic:
@@ -377,7 +374,7 @@ def describe(predictions: Predictions, problem_type: ProblemType, output_names: 
         "class_names": list(predictions.class_names),
         "thresholds": None if row is None else dict(zip(names, row.tolist(), strict=True)),
         "counts": _counts(predictions),
-        "definitions": _definitions(values),
+        "definitions": {family: text for family, text in _DEFINITIONS.items() if f"{family}.Score" in values},
         "headline": headline(values),
         "values": values,
         "scores": _nested_scores(values, confusion),
@@ -389,45 +386,36 @@ def describe(predictions: Predictions, problem_type: ProblemType, output_names: 
 
 
 def headline(values: Mapping[str, float | None]) -> str:
-    """The name of the main score of these classes."""
+    """The name of the main score."""
     return next(name for name in _HEADLINES if name in values)
 
 
 def _nested_scores(values: Mapping[str, float | None], confusion: IntArray | None) -> dict[str, Any]:
     """Scores of the classes by family: {"icbhi": {"Score", ...}, ..., "accuracy", "uar", "macro_one_vs_rest"}."""
-    nested: dict[str, Any] = {}
+    nested: dict[str, Any] = {name: values[name] for name in ("accuracy", "uar") if name in values}
     for name, value in values.items():
         family, _, figure = name.partition(".")
-        if family in ("icbhi", "any_abnormal", "sprsound"):
+        if family in _DEFINITIONS:
             nested.setdefault(family, {})[figure] = value
-        elif name in ("accuracy", "uar"):
-            nested[name] = value
     if confusion is not None:
         nested["macro_one_vs_rest"] = {k: none_if_nan(v) for k, v in scores.macro_one_vs_rest(confusion).items()}
     return nested
 
 
-def _definitions(values: Mapping[str, float | None]) -> dict[str, str]:
-    """The definition of each score that was computed."""
-    texts = {
-        "icbhi": scores.ICBHI_SCORE_DEFINITION,
-        "any_abnormal": scores.ANY_ABNORMAL_DEFINITION,
-        "sprsound": scores.SPRSOUND_SCORE_DEFINITION,
-    }
-    return {family: text for family, text in texts.items() if f"{family}.Score" in values}
-
-
 def _counts(predictions: Predictions) -> dict[str, Any]:
     """Numbers of cycles, patients, recordings, and of cycles by class and label."""
     table, classes, labels = predictions.table, predictions.class_names, predictions.label_names
-    count: dict[str, Any] = {"cycles": len(table), "unlabelled": predictions.unlabelled}
-    for name in ("patient", "recording"):
-        column = f"{name}_id"
-        count[f"{name}s"] = int(table[column].nunique()) if column in table.columns else None
     by_class: Any = np.bincount(predictions.true, minlength=len(classes)) if classes else []
-    count["classes"] = {name: int(n) for name, n in zip(classes, by_class, strict=True)}
-    count["labels"] = {name: int(n) for name, n in zip(labels, predictions.truth.sum(0), strict=True)}
-    return count
+    return {
+        "cycles": len(table),
+        "unlabelled": predictions.unlabelled,
+        **{
+            f"{name}s": int(table[f"{name}_id"].nunique()) if f"{name}_id" in table.columns else None
+            for name in ("patient", "recording")
+        },
+        "classes": {name: int(n) for name, n in zip(classes, by_class, strict=True)},
+        "labels": {name: int(n) for name, n in zip(labels, predictions.truth.sum(0), strict=True)},
+    }
 
 
 def calibration_of(predictions: Predictions) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""The operating point of a finished run: fitted again, or fitted for smoothed predictions.
+"""The operating point of a finished run, fitted again or fitted on smoothed predictions.
 
 Decisions: it is fitted on the validation predictions that training stored, never on a test split; the weights of the
-model do not change. The operating point of before stays in the run record, with the evaluations made by then, because
-a rule chosen after a look at test scores was chosen on them. Evaluations made before keep their own thresholds. A
-model without its run has no validation predictions: it takes a given strength of smoothing and keeps its own
-thresholds.
+model do not change. The run record keeps the earlier operating point with the evaluations made until then, because a
+rule chosen after a look at test scores was chosen on them. Earlier evaluations keep their own thresholds. A model
+without its run has no validation predictions: it takes a given strength of smoothing and keeps its own thresholds.
 """
 
 import datetime
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +17,7 @@ import pandas as pd
 from laennec.errors import InputError
 from laennec.evaluation.operating_point import (
     Calibration,
+    FittingRule,
     fit_operating_point,
     logit_thresholds,
     operating_point_of,
@@ -31,6 +30,7 @@ from laennec.evaluation.smoothing import (
     parse_smoothing,
     smooth_predictions,
 )
+from laennec.evaluation.summary import calibration_name
 from laennec.files import atomic_write
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
@@ -39,19 +39,10 @@ VALIDATION = "predictions-validation.parquet"
 RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
 
 
-@dataclass(frozen=True)
-class FittedRule:
-    """How an operating point was fitted: calibration, threshold rule (None: probability 0.5) and its sensitivity."""
-
-    calibration: str
-    threshold_rule: str | None
-    sensitivity: float
-
-
-def fitted_rule(run: Mapping[str, Any]) -> FittedRule:
+def fitted_rule(run: Mapping[str, Any]) -> FittingRule:
     """How a run's operating point was fitted last; the settings of its recipe where none was fitted."""
     head, fitted = run["config"]["head"], run.get("operating_points") or {}
-    return FittedRule(
+    return FittingRule(
         # records of early versions have no calibration: with a rule they had temperatures
         calibration=fitted.get("calibration") or head.get("calibration", "temperature"),
         threshold_rule=fitted["rule"] if "rule" in fitted else head.get("threshold_rule"),
@@ -105,13 +96,13 @@ def recalibrate(
 
 
 def _new_rule(
-    before: FittedRule,
+    before: FittingRule,
     names: list[str],
     multi_label: bool,
     calibration: str | None,
     rule: str | None,
     sensitivity: float | None,
-) -> FittedRule:
+) -> FittingRule:
     """The given settings, and for the rest those of before, checked against the labels."""
     if calibration is not None and calibration not in get_args(Calibration):
         raise InputError(f"--calibration {calibration}: it can be none, temperature or platt")
@@ -130,7 +121,7 @@ def _new_rule(
     if sensitivity is not None and not 0 < sensitivity <= 1:
         raise InputError(f"--sensitivity {sensitivity:g}: it must be above 0 and at most 1")
     chosen = before.sensitivity if sensitivity is None else sensitivity
-    return FittedRule(calibration or before.calibration, wanted, chosen)
+    return FittingRule(calibration or before.calibration, wanted, chosen)
 
 
 def _model_config(folder: Path) -> dict[str, Any]:
@@ -173,11 +164,12 @@ def format_fitted(fitted: Mapping[str, Any]) -> str:
         lines.append(f"  {name}: probability = sigmoid(logit / {t:.3f} {b:+.3f}), threshold {p:.3f}")
     if fitted["thresholds"] is None:
         temperature = next(iter(fitted["temperatures"].values()))
-        lines.append(f"  one temperature: {temperature:.3f}; the likeliest class is predicted")
+        lines.append(f"  one temperature: {temperature:.3f}; the most probable class is predicted")
     for figure, title in (("ece", "ECE"), ("brier", "Brier score")):
         for name, before in fitted[f"{figure}_before"].items():
             values = (before, fitted[f"{figure}_after"][name])
-            lines.append(f"  {name}, {title}: {' -> '.join('undefined' if v is None else f'{v:.4f}' for v in values)}")
+            shown = " -> ".join("undefined" if value is None else f"{value:.4f}" for value in values)
+            lines.append(f"  {calibration_name(name)}, {title}: {shown}")
     return "\n".join([*lines, *(f"note: {note}" for note in fitted["notes"])])
 
 
@@ -265,6 +257,7 @@ def smoothing_section(smoothing: Smoothing, config: Any, table: pd.DataFrame, dr
         thresholds=(own, fitted["thresholds"] if fitted else own),
         n_draws=draws,
     )
-    refitted = "thresholds of each side fitted on its own validation predictions"
-    said = refitted if fitted else "the model's own thresholds on both sides"
-    return section | {"chosen": smoothing.chosen, "fitted": fitted, "operating_points": said}
+    origin = "the model's own thresholds on both sides"
+    if fitted:
+        origin = "thresholds of each side fitted on its own validation predictions"
+    return section | {"chosen": smoothing.chosen, "fitted": fitted, "operating_points": origin}

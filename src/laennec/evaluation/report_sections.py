@@ -13,7 +13,7 @@ from typing import Any
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.smoothing import shown_figures
+from laennec.evaluation.smoothing import smoothing_rows
 from laennec.evaluation.summary import (
     bounds_text,
     calibration_name,
@@ -238,12 +238,7 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     section = evaluation.get("smoothing")
     if not section:
         return None
-    rows = []
-    for name in shown_figures(section):
-        row = section["figures"][name]
-        gain = row["difference"]
-        sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
-        rows.append(_row(figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")))
+    rows = [_row(*cells) for cells in smoothing_rows(section)]
     return {
         "table": {"columns": ["", "without", "with", "difference, same draws of patients"], "rows": rows},
         "strength": section["strength"],

@@ -1,12 +1,11 @@
 """Smoothing of a cycle's logits over its recording.
 
-Decisions: one rule with one number, `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a
-window's score with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean
-odds, and for a softmax a constant added to a row changes nothing. The mean can be over the nearest cycles instead
-(`neighbours` on either side, fewer at the edges), for recordings of minutes and hours. Strength 0 changes no bit, a
-lone cycle is its own mean, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings
-change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend on
-thresholds; thresholds and temperatures are fitted again on the smoothed validation predictions.
+Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a window's score
+with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean odds, and for a
+softmax a constant added to a row changes nothing. For long recordings the mean can be over the nearest cycles
+(`neighbours` on either side, fewer at the edges). Strength 0 changes no bit, and the mean is an exactly rounded sum, so
+neither the order of rows nor other recordings change a result. The strength is chosen on validation by the mean AUROC
+of the labels, which does not depend on thresholds.
 """
 
 import math
@@ -52,12 +51,10 @@ def parse_smoothing(text: str | float | None) -> str | float | None:
     Raises:
         InputError: Another value.
     """
-    if text is None or text == "none":
-        return None
-    if text == "auto":
-        return "auto"
+    if text in (None, "none", "auto"):
+        return None if text == "none" else text
     try:
-        strength = float(text)
+        strength = float(str(text))
     except ValueError:
         strength = -1.0
     if not 0 <= strength <= 1:
@@ -94,10 +91,8 @@ def smooth_logits(
         raise ValueError(f"logits {values.shape} must be (cycles, labels) for {len(recordings)} cycles")
     if neighbours < 0 or (starts_s is not None and len(starts_s) != len(values)):
         raise ValueError(f"neighbours is {neighbours}; it must be 0 or more, with a start for each of {len(values)}")
-    if not strength:
-        return values
     rows_of: dict[Any, list[int]] = {}
-    for row, recording in enumerate(recordings):
+    for row, recording in enumerate(recordings if strength else ()):
         if recording is not None and recording == recording:
             rows_of.setdefault(recording, []).append(row)
     for rows in rows_of.values():
@@ -137,8 +132,7 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
     needed = ("recording_id", *(["start_s"] if neighbours else []), *columns)
     if missing := [name for name in needed if name not in table.columns]:
         raise InputError(f"predictions table: no column {', '.join(missing)}, which smoothing needs; predict again")
-    known = table["recording_id"].notna()
-    recordings = [r if k else None for r, k in zip(table["recording_id"], known, strict=True)]
+    recordings = table["recording_id"].astype(object).where(table["recording_id"].notna(), None).tolist()
     starts_s = table["start_s"].to_numpy(dtype=float) if neighbours else None
     smoothed = smooth_logits(table[columns].to_numpy(dtype=float), recordings, strength, neighbours, starts_s)
     if not strength:
@@ -147,12 +141,7 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
 
 
 def choose_smoothing(
-    validation: Any,
-    *,
-    problem_type: ProblemType,
-    label_names: Sequence[str],
-    strengths: Sequence[float] = STRENGTHS,
-    neighbours: int = 0,
+    validation: Any, *, problem_type: ProblemType, label_names: Sequence[str], neighbours: int = 0
 ) -> dict[str, Any]:
     """The strength with the best ranking of validation predictions.
 
@@ -160,13 +149,12 @@ def choose_smoothing(
         validation: The predictions table of validation patients.
         problem_type: "multi_label" or "single_label".
         label_names: Names of the outputs.
-        strengths: The candidates; the first of equally good ones is taken.
         neighbours: See `smooth_logits`.
 
     Returns:
         {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on": {"split", "cycles",
         "patients", "recordings"}}; values are the mean AUROC of the labels with both classes, None (and strength 0)
-        where no label has both.
+        where no label has both. Of equally good strengths the lowest is taken.
 
     Raises:
         InputError: The table is a test table, or lacks a column.
@@ -179,15 +167,14 @@ def choose_smoothing(
         areas = [v for name, v in values.items() if name.endswith(".roc_auc") and v is not None]
         return float(np.mean(areas)) if areas else None
 
-    tried = [(float(strength), ranking(strength)) for strength in strengths]
-    defined = [(value, -place) for place, (_, value) in enumerate(tried) if value is not None]
-    best = tried[-max(defined)[1]] if defined else (0.0, None)
+    tried = {strength: ranking(strength) for strength in STRENGTHS}
+    best = max(tried, key=lambda strength: -1.0 if tried[strength] is None else float(tried[strength] or 0.0))
     return {
-        "strength": best[0],
+        "strength": best,
         "figure": "roc_auc_macro",
-        "value": best[1],
-        "without": ranking(0.0),
-        "tried": [list(pair) for pair in tried],
+        "value": tried[best],
+        "without": tried[0.0],
+        "tried": [list(pair) for pair in tried.items()],
         "chosen_on": {
             "split": splits,
             "cycles": len(validation),
@@ -206,7 +193,7 @@ def fit_class_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings
         recordings: Recording of each row (rows,).
 
     Returns:
-        One of `STRENGTHS`, the first of equals; 0 where all rows are normal or none is.
+        One of `STRENGTHS`, the lowest of equals; 0 where all rows are normal or none is.
     """
     abnormal = (codes > 0).astype(int)
     if abnormal.min(initial=1) == abnormal.max(initial=0):
@@ -274,8 +261,19 @@ def compare_smoothing(
     }
 
 
+def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
+    """The main metrics of a comparison as text: name, without, with and difference."""
+    rows = []
+    for name, row in section["figures"].items():
+        if name in _SHOWN or name.endswith((".roc_auc", ".f1")):
+            sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
+            gain = row["difference"]
+            rows.append([figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")])
+    return rows
+
+
 def format_smoothing(section: Mapping[str, Any]) -> str:
-    """Without, with and difference side by side, as plain text.
+    """Scores without and with smoothing and their differences, as plain text.
 
     Args:
         section: What `compare_smoothing` returned, with "chosen" (of `choose_smoothing`) where the strength was chosen.
@@ -286,26 +284,16 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
         on = chosen["chosen_on"]
         how = f"{strength:g}, chosen on {on['split'] or 'validation'}"
         how += f" ({on['cycles']} cycles of {on['patients']} patients)"
-        if chosen["value"] is not None and chosen["without"] is not None:
+        if chosen["value"] is not None:
             how += f" by mean AUROC: {chosen['without']:.4f} -> {chosen['value']:.4f}"
     lines = [
         f"smoothing over recordings ({section['rule']}), strength {how}",
-        f"{section['recordings']} recordings, {section['lone_cycles']} of them with one cycle only (unchanged); "
+        f"{section['recordings']} recordings, {section['lone_cycles']} of them with a single cycle (unchanged); "
         f"{section.get('operating_points', 'the same thresholds on both sides')}",
     ]
     if not strength:
         return "\n".join([*lines, "strength 0: nothing is smoothed"])
-    lines.append(f"  {'':<26}{'without':<24}{'with':<24}with - without, over the same draws of patients")
-    for name in shown_figures(section):
-        row = section["figures"][name]
-        gain = row["difference"]
-        before, after = (figure_text(name, row[s]["value"], row[s]["interval"]) for s in ("without", "with"))
-        lines.append(
-            f"  {figure_name(name):<26}{before:<24}{after:<24}{figure_text(name, gain['value'], gain['interval'], '+')}"
-        )
+    heads = ["", "without", "with", "with - without, over the same draws of patients"]
+    for name, before, after, gain in [heads, *smoothing_rows(section)]:
+        lines.append(f"  {name:<26}{before:<24}{after:<24}{gain}")
     return "\n".join(lines)
-
-
-def shown_figures(section: Mapping[str, Any]) -> list[str]:
-    """The figures of a comparison that are printed; the dictionary has all."""
-    return [name for name in section["figures"] if name in _SHOWN or name.endswith((".roc_auc", ".f1"))]

@@ -24,8 +24,8 @@ from laennec.evaluation.bootstrap import (
 )
 from laennec.evaluation.calibration import calibrated_logits, sigmoid
 from laennec.evaluation.failures import named_errors
-from laennec.evaluation.metrics import PREDICTED_CLASS, Thresholds
-from laennec.evaluation.own_metrics import Metric, finite
+from laennec.evaluation.metrics import PREDICTED_CLASS, Thresholds, none_if_nan
+from laennec.evaluation.own_metrics import Metric
 from laennec.evaluation.predictions import (
     Predictions,
     ProblemType,
@@ -128,7 +128,7 @@ def evaluate_predictions(
         "note": interval_note(n_patients),
     }
     if predictions.own is not None:
-        kept = {name: finite(drawn[name]) for name in predictions.own.names if name in drawn}
+        kept = {n: [none_if_nan(v) for v in drawn[n]] for n in predictions.own.names if n in drawn}
         evaluation["own_metrics"] = {"names": list(predictions.own.names), "draws": kept}
     if "patient_id" not in predictions.table.columns or predictions.table["patient_id"].isna().any():
         evaluation["notes"].append(

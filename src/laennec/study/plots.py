@@ -42,7 +42,8 @@ def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
         {file name: PNG}: "<split>-methods.png"; "<split>-cost.png" where costs were measured; "<split>-<axis>.png" for
         each axis on which a method has several values.
     """
-    study, made = content["study"], {}
+    study = content["study"]
+    made: dict[str, bytes] = {}
     for split in dict.fromkeys(row["split"] for row in content["results"]):
         rows: dict[str, list[dict[str, Any]]] = {}
         for row in content["results"]:

@@ -21,7 +21,7 @@ from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import Cell, Study, without_labels
 from laennec.study.plots import study_plots
-from laennec.study.results import add_costs, cost_file, cost_without_scoring, gather_results, read_cost
+from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
@@ -298,7 +298,7 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
     """
     sources = _sources(study)
     scores = list(dict.fromkeys(score for cell in study.cells for score in cell.scores))
-    costs = {}
+    costs: dict[Path, Cost] = {}
     for run in runs:
         cost = add_costs(read_cost(run), *map(cost_without_scoring, sources[run]))
         costs |= {score.folder(run): cost for score in scores if score.folder(run).exists()}
