@@ -287,16 +287,6 @@ def naive(probabilities, truth, threshold):
     return true / len(truth) - false / len(truth) * threshold / (1 - threshold)
 
 
-def test_worked_numbers():
-    # ten cycles, four with the label; at 0.5 three are found with two false alarms: 3/10 - 2/10 * 1
-    p, y = [0.9, 0.8, 0.6, 0.2, 0.7, 0.5, 0.4, 0.3, 0.1, 0.1], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
-    curve = decision_curve(p, y, [0.0, 0.2, 0.5])
-    assert curve["model"] == pytest.approx([0.4 - 0.0, 4 / 10 - 4 / 10 * 0.25, 0.1])
-    assert curve["treat_all"] == pytest.approx([0.4, 0.4 - 0.6 * 0.25, 0.4 - 0.6])
-    assert curve["treat_none"] == [0.0, 0.0, 0.0]
-    assert curve["prevalence"] == 0.4 and curve["cycles"] == 10
-
-
 def test_curve_equals_a_naive_loop_and_ties_with_a_threshold_are_acted_on():
     random = np.random.default_rng(3)
     p, y = random.integers(0, 11, 300) / 10, random.integers(0, 2, 300)  # many lie on a threshold exactly
@@ -351,8 +341,3 @@ def test_single_label_answers_have_curves_of_the_same_labels_and_one_class_has_n
 def test_what_has_no_meaning_is_refused(arguments, said):
     with pytest.raises(ValueError, match=said):
         decision_curve(*arguments)
-
-
-def test_no_cycles_have_no_benefit():
-    curve = decision_curve([], [], [0.5])
-    assert curve["model"] == [None] and curve["treat_all"] == [None] and curve["prevalence"] is None

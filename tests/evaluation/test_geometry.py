@@ -34,14 +34,6 @@ def test_moments_equal_all_pairs():
     assert got["pairs"][1][1] == n * (n - 1) // 2 and got["pairs"][0][1] == got["pairs"][1][0]
 
 
-def test_worked_example_of_three_directions():
-    got = class_distances([[1, 0], [0.6, 0.8], [0, 2], [-1, 0]], ["n", "n", "w", "w"])
-    assert got["classes"] == ["n", "w"]
-    assert got["mean"][0][0] == pytest.approx(0.4) and got["mean"][1][1] == pytest.approx(1.0)
-    assert got["mean"][0][1] == pytest.approx(np.mean([1.0, 2.0, 0.2, 1.6]))
-    assert got["cv"][0][1] == pytest.approx(np.std([1.0, 2.0, 0.2, 1.6]) / 1.2)
-
-
 def test_without_pairs_there_is_no_distance():
     got = class_distances([[1.0, 0], [0, 1], [0, 0]], [0, 1, 1], ["a", "b", "c"])
     assert got["mean"][0][0] is None and got["mean"][1][1] is None and got["mean"][2][0] is None

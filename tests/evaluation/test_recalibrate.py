@@ -133,17 +133,6 @@ def test_scores_made_before_are_named(run, capsys, monkeypatch):
     assert read(run / "run.json")["calibrations"][-1]["scored_before"] == ["test"]
 
 
-def test_smoothed_answers_are_calibrated_as_the_run_was_fitted_last(run, monkeypatch):
-    from laennec.evaluation.smoothing import smooth_predictions
-
-    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
-    assert main(["evaluate", str(run), "--draws", "0", "--smoothing", "0.5"]) == 0
-    fitted = read(run / "evaluation-test" / "metrics.json")["smoothing"]["fitted"]
-    smoothed = smooth_predictions(validation(run), NAMES, 0.5)
-    assert fitted == fit_on_validation(smoothed, NAMES, rule="f1", calibration="platt")
-
-
 def test_configs_and_records_of_before_still_work(run, capsys):
     """Without intercepts, operating_point and the recipe's new keys, all means what it meant."""
     path = run / "model" / "config.json"
@@ -222,19 +211,6 @@ def test_what_is_no_finished_run_is_one_line(run, tmp_path, capsys):
     (run / "predictions-validation.parquet").unlink()
     assert main(["calibrate", str(run)]) == 2
     one_line(capsys, "predictions-validation.parquet")
-
-
-@pytest.mark.parametrize(
-    ("head", "said"),
-    [
-        ({"calibration": "isotonic"}, "head.calibration is 'isotonic'"),
-        ({"sensitivity": 0}, "head.sensitivity is 0"),
-        ({"threshold_rule": "best"}, "head.threshold_rule is 'best'"),
-    ],
-)
-def test_recipes_with_unknown_operating_points_are_refused(tiny_recipe, head, said):
-    with pytest.raises(InputError, match=said):
-        Recipe(**(tiny_recipe | {"head": head}))
 
 
 def test_the_icbhi_rule_for_other_labels_is_refused_before_training(run, tiny_recipe, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dic
     """
     if "cycle_id" not in predictions.table.columns:
         return []
-    kinds = [(k, kind, wrong, p) for k, kind, wrong, p in _label_errors(predictions)]
+    kinds: list[Any] = list(_label_errors(predictions))
     if predictions.confidence is not None:
         kinds = [(None, "wrong class", predictions.true != predictions.predicted, predictions.confidence)]
     return [
@@ -60,7 +60,7 @@ def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dic
     ]
 
 
-def _label_errors(predictions: Predictions) -> Iterator[tuple[int | None, str, Any, Any]]:
+def _label_errors(predictions: Predictions) -> Iterator[tuple[int, str, Any, Any]]:
     """Label, kind, wrong rows (cycles,) and probabilities (cycles,) of the misses and false alarms of each label."""
     for k in range(len(predictions.label_names)):
         truth, decided, p = (getattr(predictions, name)[:, k] for name in ("truth", "decided", "probabilities"))

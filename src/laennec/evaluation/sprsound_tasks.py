@@ -32,6 +32,7 @@ from laennec.evaluation.metrics import (
 )
 from laennec.evaluation.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
 from laennec.evaluation.smoothing import smooth_logits
+from laennec.evaluation.summary import figure_text
 from laennec.files import atomic_folder, atomic_write
 from laennec.training.auxiliary_tasks import level_tables, task_logits
 from laennec.training.recipe import Recipe
@@ -124,7 +125,7 @@ def sprsound_total(scores: Mapping[str, float]) -> float:
 def official_tasks(
     model: Any, extractor: Any, recipe: Recipe, split: str, predictions: pd.DataFrame, embeddings: Any, table: Any
 ) -> dict[str, pd.DataFrame]:
-    """A model's predictions for the tasks that it has classes for.
+    """A model's predictions for the tasks whose classes it has.
 
     Args:
         model: The model.
@@ -136,7 +137,8 @@ def official_tasks(
         table: Their cycle table.
 
     Returns:
-        {"1-1": table with name, truth and answer, ...}; recordings also "with Poor Quality"; {} for another corpus.
+        {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality"; {} for
+        another corpus.
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
@@ -248,7 +250,7 @@ def tasks_by_flags(
 
 
 def official_scores(tables: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """The official figures of every predicted task, and the total where all four were predicted.
+    """The official scores of every predicted task, and the total where all four were predicted.
 
     Args:
         tables: What `official_tasks` returned.
@@ -267,7 +269,7 @@ def official_scores(tables: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
 
 
 def official_lines(scores: dict[str, Any] | None) -> list[str]:
-    """The official figures as lines of text."""
+    """The official scores as lines of text."""
     if not scores:
         return []
     lines = ["", "SPRSound tasks (official Score; Poor Quality never predicted unless the line says so)"]
@@ -275,17 +277,14 @@ def official_lines(scores: dict[str, Any] | None) -> list[str]:
         if task == "total":
             lines.append(f"  {'total':<34}{score:.1f}")
             continue
-        text = f"{_text(score['Score'])}   SE {_text(score['SE'])}  SP {_text(score['SP'])}"
-        text += f"  balanced accuracy {_text(score['balanced_accuracy'])}"
+        figures = {"": "Score", "SE ": "SE", "SP ": "SP", "balanced accuracy ": "balanced_accuracy"}
+        parts = [f"{title}{figure_text('sprsound.Score', score[name])}" for title, name in figures.items()]
         if score.get("poor_quality_recall") is not None:
-            text += f"  Poor Quality recall {_text(score['poor_quality_recall'])} of {score['n_poor_quality']}"
-        text += f"  (smoothed over the recording, strength {score[_SMOOTHING]:g})" if score.get(_SMOOTHING) else ""
-        lines.append(f"  {'task ' + task:<34}{text}")
+            parts.append(f"Poor Quality recall {score['poor_quality_recall']:.1f} of {score['n_poor_quality']}")
+        if strength := score.get(_SMOOTHING):
+            parts.append(f"(smoothed over the recording, strength {strength:g})")
+        lines.append(f"  {'task ' + task:<34}{'  '.join(parts)}")
     return lines
-
-
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.1f}"
 
 
 def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
