@@ -1,4 +1,4 @@
-"""`laennec ensemble`: make one run of several."""
+"""`laennec ensemble`: combine several runs into one."""
 
 import argparse
 
@@ -8,14 +8,14 @@ from laennec.cli.common import say
 def flags(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec ensemble`."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs that differ in their seed")
-    parser.add_argument("--out", required=True, help="folder of the run that is made")
-    parser.add_argument("--name", help="what tables and cards call it (default: RECIPE_ensemble_of_N)")
-    parser.add_argument("--data-dir", help="where the corpus lies, if not where the runs found it")
+    parser.add_argument("--out", required=True, help="folder of the new run")
+    parser.add_argument("--name", help="name in tables and cards (default: RECIPE_ensemble_of_N)")
+    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the runs")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the folder")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Join the runs, and say how the mean answers on validation."""
+    """Combine the runs and print the operating point."""
     from laennec.evaluation.recalibrate import format_fitted
     from laennec.study.ensembles import join_runs
     from laennec.training.record import read_record

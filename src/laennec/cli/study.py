@@ -1,4 +1,4 @@
-"""`laennec study`: run a study, the missing part of it."""
+"""`laennec study`: run what is missing of a study."""
 
 import argparse
 
@@ -8,13 +8,13 @@ from laennec.errors import InputError
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Those of `laennec study`."""
-    parser.add_argument("study", help="a YAML file: methods, axes, seeds and the parts to score")
-    parser.add_argument("--dry-run", action="store_true", help="only print the commands that are still missing")
-    parser.add_argument("--most", type=int, metavar="N", help="stop after N cells were trained or scored")
+    parser.add_argument("study", help="a YAML file: methods, axes, seeds and the splits to score")
+    parser.add_argument("--dry-run", action="store_true", help="only print the missing commands")
+    parser.add_argument("--most", type=int, metavar="N", help="stop after N cells")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run what is missing, and gather."""
+    """Run the missing cells and gather the results."""
     from laennec.study import load_study, run_study
 
     if options.most is not None and options.most < 1:
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
     for cell, problem in done.failed.items():
         say(f"failed: {cell}: {problem}")
     if done.left:
-        say(f"left for later: {len(done.left)} of the cells ({done.left[0]} first)")
+        say(f"not run: {len(done.left)} cells, the first is {done.left[0]}")
     return 2 if done.failed else 0
