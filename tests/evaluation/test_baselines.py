@@ -1,4 +1,4 @@
-"""Shortcut baselines and the length audit, on sounds and tables of which they are known."""
+"""Shortcut baselines and the length audit, on sounds and tables with known results."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_bandwidth_of_filtered_noise_and_of_nothing():
     assert bandwidth_hz(np.ones(3, np.float32), 16000) >= 0
 
 
-def test_stretches_are_of_one_length_about_the_middle_and_within_the_recording(tmp_path):
+def test_segments_are_of_one_length_around_the_middle_and_within_the_recording(tmp_path):
     table = load_corpus("synthetic", tmp_path / "corpus", protocol="none", cache_dir=tmp_path / "cache")["all"]
     seconds = segment_length_s(table)
     lengths = np.array(table["end_s"]) - np.array(table["start_s"])

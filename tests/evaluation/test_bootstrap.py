@@ -1,4 +1,4 @@
-"""Intervals: equal to explicit resampling, over patients, and absent where they would mean nothing."""
+"""Intervals: equal to explicit resampling over patients, and absent for few patients."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ def runs(skill, seeds=(1, 2, 3)):
     return [draw_figures(answers(skill, seed), FIGURES, n_draws=200) for seed in seeds]
 
 
-def test_a_better_method_is_told_from_the_baseline_and_an_equal_one_is_not():
+def test_a_better_method_differs_from_the_baseline_and_an_equal_one_does_not():
     compared = compare_methods({"plain": runs(1.0), "better": runs(2.5), "other": runs(1.0, (4, 5, 6))}, "plain")
     better, other, plain = (compared[m]["crackle.roc_auc"] for m in ("better", "other", "plain"))
     assert plain["difference"] is None and plain["p"] is None

@@ -1,4 +1,4 @@
-"""Runs against one another, through the command line: paired draws by hand, grouping, and what is refused."""
+"""Comparison of runs on the command line: paired draws by a naive loop, grouping, and errors."""
 
 import json
 import shutil
@@ -163,7 +163,7 @@ def test_seeds_of_a_recipe_are_one_method_where_several_recipes_are_given(first,
     assert "another train.epochs" in said
 
 
-def test_runs_on_other_ground_are_refused(first, tmp_path, capsys, no_pictures):
+def test_runs_scored_on_other_data_are_refused(first, tmp_path, capsys, no_pictures):
     def origin(key, value):
         def change(record, table):
             record["evaluated"]["corpus"]["provenance"][key] = value

@@ -1,4 +1,4 @@
-"""Scoring a run or a model on a held-out part, and what is refused."""
+"""Scoring a run or a model on a held-out split, and errors."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The worst errors: each is an error, none is worse, one of a recording."""
+"""The worst errors: lists by naive loops, at most one of a recording."""
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from laennec.evaluation.predictions import read_predictions
 LABELS = ["crackle", "wheeze"]
 
 
-def test_named_errors_are_the_surest_wrong_answers_by_a_loop():
+def test_named_errors_equal_a_naive_loop():
     table = cycles(n_patients=8, per_patient=12, skill=0.5)
     thresholds, temperatures = {"crackle": 0.3, "wheeze": -0.4}, {"crackle": 2.0, "wheeze": 0.5}
     answers = read_predictions(
@@ -52,7 +52,7 @@ def test_classes_have_one_list_and_a_table_without_names_none():
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
-def test_lists_hold_the_surest_errors_one_of_a_recording():
+def test_lists_have_the_worst_errors_one_of_a_recording():
     answers = read_predictions(cycles(), **TWO, thresholds={"crackle": 0.5, "wheeze": -0.5})
     groups = {(g["label"], g["kind"]): g for g in worst_errors(answers, per_group=4)}
     for k, name in enumerate(["crackle", "wheeze"]):

@@ -64,7 +64,7 @@ def test_worked_confusion_gives_the_written_score():
     assert [round(score[name], 4) for name in ("Sp", "Se", "Score")] == [81.6973, 34.8343, 58.2658]
 
 
-def test_always_normal_is_worth_25_under_sprsound_scoring():
+def test_always_normal_scores_25_under_sprsound_scoring():
     assert metrics.sprsound_score(0.0, 100.0) == {"AS": 50.0, "HS": 0.0, "Score": 25.0}
     assert metrics.sprsound_score(0.0, 0.0)["HS"] == 0.0
 

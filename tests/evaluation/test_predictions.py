@@ -40,7 +40,7 @@ def test_flat_values_equal_the_nested_multilabel_figures():
     assert got["thresholds"] == {"crackle": 0.3, "wheeze": -0.2}
 
 
-def test_class_logits_of_independent_labels_say_the_same_as_the_labels():
+def test_class_logits_of_independent_labels_equal_the_labels():
     table = cycles()
     two, four = predictions_metrics(table, **TWO), predictions_metrics(with_class_logits(table), **FOUR)
     assert four["class_names"] == list(metrics.CLASSES)
@@ -61,7 +61,7 @@ def test_rows_without_truth_are_left_out_and_counted():
     assert any("3 rows" in note for note in got["notes"])
 
 
-def test_one_class_labels_are_null_not_invented():
+def test_labels_with_one_class_have_no_auroc():
     table = cycles().assign(wheeze=0)
     got = predictions_metrics(table, **TWO)
     assert got["values"]["wheeze.roc_auc"] is None and got["values"]["roc_auc_macro"] is None
@@ -94,7 +94,7 @@ def test_binary_class_list_scores_its_abnormal_class():
     assert got["values"]["abnormal.roc_auc"] == pytest.approx(metrics.auroc(table.label == "abnormal", margin))
 
 
-def test_labels_that_make_no_classes_have_label_figures_only():
+def test_labels_without_classes_have_label_metrics_only():
     table = cycles().rename(columns={"wheeze": "murmur", "logit_wheeze": "logit_murmur"})
     got = predictions_metrics(table, problem_type="multi_label", label_names=["crackle", "murmur"])
     assert got["confusion"] is None and got["scores"] == {} and got["headline"] == "roc_auc_macro"

@@ -1,4 +1,4 @@
-"""Operating points through the commands: fitted on validation, in the config, the same wherever a model answers."""
+"""Operating points on the command line: fitted on validation, stored in the config, used by every predictor."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def test_what_is_not_given_stays_as_it_was(run):
     assert len(read(run / "run.json")["calibrations"]) == 3
 
 
-def test_evaluate_model_predict_and_pipeline_answer_alike(run, small_corpus, capsys):
+def test_evaluate_model_predict_and_pipeline_agree(run, small_corpus, capsys):
     assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "youden"]) == 0
     assert main(["evaluate", str(run), "--draws", "0"]) == 0
     fitted, evaluation = read(run / "run.json")["operating_points"], read(run / "evaluation-test" / "metrics.json")

@@ -78,7 +78,7 @@ def page(table, evaluation, tmp_path_factory):
     return path
 
 
-def test_page_states_what_the_score_rests_on(page, evaluation):
+def test_page_states_data_split_selection_and_intervals(page, evaluation):
     text = re.sub(r"<[^>]+>", " ", page.read_text().split("<body>")[1])
     low, high = evaluation["intervals"]["icbhi.Score"]
     expected = [
@@ -102,7 +102,7 @@ def test_page_shows_every_warning(page, evaluation):
         assert start in text
 
 
-def test_page_escapes_metadata_and_reaches_for_nothing(page):
+def test_page_escapes_metadata_and_loads_nothing(page):
     text = page.read_text()
     assert "<script" not in text and "&lt;script&gt;" in text and "run &lt;b&gt;one" in text
     assert "http://" not in text and "https://" not in text and "default-src 'none'" in text
@@ -141,7 +141,7 @@ def test_page_shows_the_four_properties_and_distances(page, table):
     assert " ".join(rows) in seen.text
 
 
-def test_page_shows_what_length_explains_and_what_acting_is_worth(page, evaluation, table):
+def test_page_shows_the_length_audit_and_net_benefit(page, evaluation, table):
     seen = Page(page.read_text()).text
     floor = next(row for row in evaluation["floors"] if row["name"] == "event length")
     answers = read_evaluated(table, evaluation)
@@ -205,7 +205,7 @@ def test_hostile_names_stay_names(hostile):
     assert hostile.count("<style>") == hostile.count("</style>") == 2 and "{{7*7}}" in hostile
 
 
-def test_the_map_says_by_shape_and_hollow_what_it_says_by_colour(hostile):
+def test_the_map_shows_class_and_error_by_shape(hostile):
     seen = Page(hostile)
     marks = [a for a in seen.all("use") if "x" in a]
     assert len(marks) == 280 and {a["href"] for a in marks} == {"#m0", "#m1", "#m2", "#m3"}
@@ -216,14 +216,14 @@ def test_the_map_says_by_shape_and_hollow_what_it_says_by_colour(hostile):
     assert all(0 <= float(a["x"]) <= 1000 and 0 <= float(a["y"]) <= 640 for a in marks)
 
 
-def test_sounds_are_players_with_words_and_the_licence_is_named(hostile):
+def test_sounds_have_players_with_labels_and_a_licence_notice(hostile):
     seen = Page(hostile)
     players = seen.all("audio")
     assert len(players) == 24 and all("controls" in a and "truth" in a["aria-label"] for a in players)
     assert "This page contains 24 excerpts" in seen.text and "--no-audio" in seen.text and "licence" in seen.text
 
 
-def test_pages_open_in_a_browser_without_complaint(page, hostile, tmp_path):
+def test_pages_open_in_a_browser_without_errors(page, hostile, tmp_path):
     (tmp_path / "hostile.html").write_text(hostile)
     for path in (page, tmp_path / "hostile.html"):
         for width, seen in open_in_browser(path).items():
@@ -232,13 +232,13 @@ def test_pages_open_in_a_browser_without_complaint(page, hostile, tmp_path):
             assert seen["images"] and set(seen["players"]) <= {""}
 
 
-def test_what_is_missing_is_said_not_hidden(evaluation):
+def test_missing_records_are_shown_as_not_recorded(evaluation):
     page = make_page({}, evaluation)[0]
     assert page.count("not recorded") >= 5
     assert "no recorded fingerprint" in page and "were chosen are not recorded" in page
 
 
-def test_selection_on_test_is_shouted(evaluation):
+def test_selection_on_test_is_the_first_warning(evaluation):
     page = make_page(RUN | {"selection_set": "test-as-in-the-literature"}, evaluation)[0]
     assert "test-as-in-the-literature" in page.split("<section")[0] and "not on validation patients" in page
 

@@ -1,4 +1,4 @@
-"""Smoothing in the commands: chosen on a run's validation cycles, shown beside what it is compared with, predicted."""
+"""Smoothing on the command line: chosen on validation, compared, and used by predict."""
 
 import json
 import shutil

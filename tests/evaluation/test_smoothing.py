@@ -1,4 +1,4 @@
-"""Answers mixed with their recording's mean: the rule by hand, what never changes, and what is chosen on what."""
+"""Smoothing: the rule by a naive loop, what it leaves unchanged, and how the strength is chosen."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_lone_cycles_and_cycles_of_no_known_recording_stay_as_they_are(table):
     pd.testing.assert_frame_equal(smooth_predictions(unknown, NAMES, 0.7), unknown, check_exact=True)
 
 
-def test_another_recording_never_reaches_over(table):
+def test_other_recordings_change_nothing(table):
     changed = table.copy()
     changed.loc[changed["recording_id"] == "r3_0", ["logit_crackle", "logit_wheeze"]] += 1e6
     rest = table["recording_id"] != "r3_0"
@@ -146,7 +146,7 @@ def test_validation_chooses_the_strength_that_ranks_best(table):
     assert choose_smoothing(validation.assign(crackle=0, wheeze=0), **TWO)["strength"] == 0
 
 
-def test_a_test_table_chooses_nothing(table):
+def test_a_test_table_is_refused(table):
     with pytest.raises(InputError, match="on validation, never on test"):
         choose_smoothing(table.assign(split="test_intra"), **TWO)
 

@@ -18,7 +18,7 @@ def test_poor_quality_truth_enters_neither_se_nor_sp_but_the_answer_is_an_error(
     assert "neither" in got["convention"]
 
 
-def test_never_answering_poor_quality_gains():
+def test_never_predicting_poor_quality_scores_higher():
     truth = ["Normal"] * 4 + ["Adventitious"] * 4 + [POOR_QUALITY] * 4
     careful = ["Normal", "Normal", "Normal", POOR_QUALITY] + ["Adventitious"] * 3 + [POOR_QUALITY] + [POOR_QUALITY] * 4
     bold = ["Normal"] * 4 + ["Adventitious"] * 4 + ["Normal"] * 4

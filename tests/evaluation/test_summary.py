@@ -1,4 +1,4 @@
-"""The whole evaluation: floors, subgroups, warnings, text, and that it is JSON."""
+"""The whole evaluation: baselines, subgroups, warnings, text and JSON."""
 
 import json
 
@@ -22,7 +22,7 @@ def by_name(rows):
     return {row["name"]: row for row in rows}
 
 
-def test_trivial_floors_have_their_known_scores(evaluation):
+def test_trivial_baselines_have_their_known_scores(evaluation):
     rows = by_name(evaluation["floors"])
     for name in ("always normal", "majority class"):
         assert rows[name]["values"]["icbhi.Score"] == 50.0 and rows[name]["values"]["sprsound.Score"] == 25.0
@@ -36,7 +36,7 @@ def test_a_shortcut_in_the_data_is_found_and_others_are_not(evaluation):
     assert rows["device"]["values"]["crackle.roc_auc"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_real_official_split_is_worth_half_without_listening(shared_data):
+def test_shortcut_baselines_of_the_official_split_score_at_most_half(shared_data):
     train, test = official_icbhi(shared_data)
     assert test.label.value_counts().to_dict() == {"normal": 1579, "crackle": 649, "wheeze": 385, "both": 143}
     rows = by_name(shortcut_baselines(train, test))
@@ -56,7 +56,7 @@ def test_advantage_is_the_paired_difference(evaluation):
     )
 
 
-def test_floors_learn_from_training_rows_only():
+def test_baselines_are_fitted_on_training_rows_only():
     train, test = cycles(seed=9), cycles(seed=4)
     flipped = test.assign(crackle=1 - test.crackle)
     first, second = shortcut_baselines(train, test), shortcut_baselines(train, flipped)
@@ -73,7 +73,7 @@ def test_level_and_bandwidth_are_used_where_they_are_measured(evaluation):
     assert rows["bandwidth"]["values"]["wheeze.roc_auc"] == 0.5
 
 
-def test_floors_without_knowledge_say_why():
+def test_baselines_that_cannot_be_fitted_say_why():
     rows = by_name(shortcut_baselines(None, cycles()))
     assert "no training table" in rows["event length"]["skipped"]
     blank = cycles().assign(device=None)
@@ -144,7 +144,7 @@ def test_one_class_and_class_models_are_evaluated_too():
     json.dumps([one, four], allow_nan=False)
 
 
-def test_summary_names_definition_interval_floors_and_warnings(evaluation):
+def test_summary_has_definition_interval_baselines_and_warnings(evaluation):
     text = format_summary(evaluation)
     line = next(line for line in text.splitlines() if line.strip().startswith("ICBHI Score"))
     low, high = evaluation["intervals"]["icbhi.Score"]

@@ -40,7 +40,7 @@ def joined(seeds, tmp_path_factory):
     return folder
 
 
-def test_it_answers_validation_with_the_mean_and_decides_by_it(seeds, joined):
+def test_it_predicts_the_mean_of_its_members_on_validation(seeds, joined):
     members = []
     for run in seeds:
         points, table = (

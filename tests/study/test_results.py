@@ -32,7 +32,7 @@ def test_results_are_what_the_evaluation_wrote(scored, tmp_path):
     assert row["values"]["icbhi.Score"] == values["icbhi.Score"] and row["split"] == "validation"
 
 
-def test_a_document_is_rendered_and_a_changed_number_is_found_out(scored, tmp_path):
+def test_a_document_is_rendered_and_a_changed_number_is_found(scored, tmp_path):
     gather_results([scored.folder], tmp_path / "results.json")
     document = tmp_path / "README.md"
     document.write_text("before\n\n<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n\nafter\n")
@@ -84,7 +84,7 @@ def test_smoothing_is_shown_beside_none(tiny_run, tmp_path):
     assert "| tiny | 0 | 1 |" in document.read_text() and f"| {before} → {after} |" in document.read_text()
 
 
-def test_a_marker_asks_for_some_methods(tiny_run, tmp_path):
+def test_a_marker_selects_methods(tiny_run, tmp_path):
     scored = score(tiny_run, split="validation", draws=20, out=tmp_path / "one")
     gather_results([scored.folder], tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text())
@@ -108,7 +108,7 @@ def test_a_marker_asks_for_some_methods(tiny_run, tmp_path):
         render(document)
 
 
-def test_an_unknown_marker_or_a_missing_file_is_named(tmp_path):
+def test_an_unknown_marker_or_a_missing_file_is_an_error(tmp_path):
     document = tmp_path / "README.md"
     document.write_text("<!-- laennec:glory results.json -->\n<!-- laennec:end -->\n")
     with pytest.raises(SystemExit, match="unknown table laennec:glory"):

@@ -45,7 +45,7 @@ def two_runs(tiny_recipe, tmp_path_factory):
     return [folder / "0", folder / "1"]
 
 
-def test_runs_of_a_method_answer_together_in_a_run_of_their_own(two_runs, tiny_recipe, tmp_path, monkeypatch):
+def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     records = [read(run / "run.json") for run in two_runs]
     for seed, run in enumerate(two_runs):
@@ -92,7 +92,7 @@ def frozen(tiny_recipe, folder, **settings):
 
 @pytest.mark.parametrize("kind", ["gradient_boosting", "svc"])
 @pytest.mark.parametrize("problem", ["multi_label", "single_label"])
-def test_classical_classifiers_hear_what_the_head_heard(tiny_recipe, tmp_path, monkeypatch, kind, problem):
+def test_classical_classifiers_use_the_embeddings_of_the_head(tiny_recipe, tmp_path, monkeypatch, kind, problem):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     monkeypatch.setattr("laennec.study.classical.write_report", lambda *_: None)
     target = {"target": {"problem_type": problem}, "loss": {"task": "bce" if problem == "multi_label" else "ce"}}
@@ -145,7 +145,7 @@ def test_a_trained_encoder_gives_no_classical_baseline(two_runs, tmp_path):
 
 
 @pytest.mark.parametrize(("baseline", "said"), [("tiny", "tiny"), ("later", None)])
-def test_a_baseline_that_is_still_to_come_is_no_error(two_runs, tmp_path, baseline, said):
+def test_an_unfinished_study_may_lack_its_baseline(two_runs, tmp_path, baseline, said):
     runs = [Path(shutil.copytree(run, tmp_path / "tiny" / run.name)) for run in two_runs]
     wanted = [("tiny", 0), ("tiny", 1), ("later", 0)]
     cells = tuple(Cell(name, Path("-"), n, scores=(Score(),)) for name, n in wanted)
@@ -157,7 +157,7 @@ def test_a_baseline_that_is_still_to_come_is_no_error(two_runs, tmp_path, baseli
 
 
 @pytest.mark.soak
-def test_a_study_is_stopped_gone_on_with_and_gathered(tiny_recipe, tmp_path, capsys):
+def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tiny_recipe | {"name": "tiny", "output_dir": None}))
     study = {
         "output_dir": str(tmp_path / "out"),
