@@ -371,7 +371,8 @@ def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
         if bounds:
             axes.plot(bounds, [place, place], color=INK, lw=1.6, solid_capstyle="round")
         if value is not None:
-            axes.plot(value, place, marker="o", ms=6, color=INK, mfc=INK if bounds else "white", ls="none")
+            fill = INK if bounds else "white"
+            axes.plot(value, place, marker="o", ms=6, color=INK, mfc=fill, ls="none", clip_on=False, zorder=3)
         note = f"{line['cycles']:,} cycles, {line['patients']} patient{'' if line['patients'] == 1 else 's'}"
         axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
     axes.set(xlim=(0, 100 if is_percent(name) else 1), ylim=(len(rows) - 1.4, -0.7), yticks=[])

@@ -102,7 +102,7 @@ def map_section(
             "shape": order.index(truth[k]) if shapes else 0,
             "colours": [numbers[k] for _, numbers, _ in colourings],
             "wrong": truth[k] != predicted[k],
-            "text": f"{truth[k]}, predicted {predicted[k]}; {_about(predictions.table.iloc[row])}",
+            "text": f"{truth[k]}, predicted {predicted[k]}; {_point_text(predictions.table.iloc[row])}",
         }
         for k, (row, (x, y)) in enumerate(zip(rows, places, strict=True))
     ]
@@ -183,10 +183,16 @@ def _percent(share: float) -> str:
     return f"{text} %".replace(" ", "\u00a0")
 
 
+def _point_text(row: Any) -> str:
+    """Recording and `_about` of a row."""
+    recording = row.get("recording_id")
+    return f"recording {recording}, {_about(row)}" if pd.notna(recording) else _about(row)
+
+
 def _about(row: Mapping[str, Any]) -> str:
-    """Recording, times, patient and device of a cycle, as far as they are known."""
+    """Times, patient, chest location and device of a cycle, as far as they are known."""
     known = {name: row[name] for name in METADATA if name in row and pd.notna(row[name])}
-    parts = [f"recording {known['recording_id']}"] if "recording_id" in known else []
+    parts = []
     if "start_s" in known and "end_s" in known:
         length = known["end_s"] - known["start_s"]
         parts.append(f"{known['start_s']:.2f}–{known['end_s']:.2f} s ({length:.2f} s long)")
