@@ -83,7 +83,7 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     assert metrics["bootstrap"]["n_draws"] == 50 and "icbhi.Score" in metrics["intervals"]
     assert any(floor["name"] == "event length" and "skipped" not in floor for floor in metrics["floors"])
     pictures = {p.stem for p in (folder / "pictures").iterdir()}
-    assert {"confusion", "roc", "reliability", "geometry", "training"} <= pictures
+    assert {"confusion", "roc", "reliability", "training"} <= pictures
     report = (folder / "report.html").read_text()
     assert "Thresholds and temperatures" in report and "Angular distance" in report
     out = capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     assert [e["split"] for e in read(run / "run.json")["evaluations"]] == ["test", "validation", "test"]
     assert read(folder / "run.json")["evaluations"] == without_results(read(run / "run.json")["evaluations"])
     validation = pd.read_parquet(run / "evaluation-validation" / "predictions.parquet")
-    own = validation.drop(columns=["level_db", "bandwidth_hz"])  # what the floors look at
+    own = validation.drop(columns=["level_db", "bandwidth_hz"])  # of the shortcut baselines
     pd.testing.assert_frame_equal(own, pd.read_parquet(run / "predictions-validation.parquet"))
     metrics = read(run / "evaluation-validation" / "metrics.json")
     assert {"level", "bandwidth"} <= {row["name"] for row in metrics["floors"]}
