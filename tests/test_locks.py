@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 
 from forked import Forked, script
-from laennec.corpora.sources import unpack
+from laennec.corpora.recordings import unpack
 from laennec.files import atomic_folder, wait_for_lock
 
 # each prints a line once it begins to make the thing, so that a test can tell who worked and who waited
 UNPACK = """
 import sys
 from pathlib import Path
-from laennec.corpora import sources
-honest = sources.shutil.copyfileobj
+from laennec.corpora import recordings
+honest = recordings.shutil.copyfileobj
 def slow(source, sink, *rest):
     print("made by me", flush=True)
     if "hang" in sys.argv:
         sink.write(source.read(10)); sink.flush()
         import time; time.sleep(600)
     honest(source, sink, *rest)
-sources.shutil.copyfileobj = slow
-folder = sources.unpack(Path(sys.argv[1]), sys.argv[2])
+recordings.shutil.copyfileobj = slow
+folder = recordings.unpack(Path(sys.argv[1]), sys.argv[2])
 print(sorted((p.name, p.stat().st_size) for p in folder.iterdir()), flush=True)
 """
 SYNTHETIC = """

@@ -12,8 +12,7 @@ from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.corpora.check import _too_short, check_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import hash_files
+from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files
 from laennec.errors import InputError
 
 

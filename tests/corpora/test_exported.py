@@ -19,7 +19,7 @@ from exported_corpora import Small, hashes, without_paths
 
 from laennec.corpora import check_corpus, export_corpus, load_corpus, provenance
 from laennec.corpora.exported import MANIFEST, check_export, safe_name
-from laennec.corpora.sources import sha256_of
+from laennec.corpora.recordings import sha256_of
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -246,7 +246,7 @@ def test_wrong_columns_are_named(esc50_parquet: Path, options: dict[str, Any], w
     ("protocol", "fold", "words"),
     [
         ("published-folds", 0, "there is no fold 0 to leave out; the folds are 1, 2, 3, 4, 5"),
-        ("published-parts", 0, "the corpus has no test part"),
+        ("published-parts", 0, "the corpus has no test split"),
     ],
 )
 def test_protocols_that_the_dataset_cannot_have(esc50: Path, protocol: str, fold: int, words: str) -> None:

@@ -15,8 +15,6 @@ import soundfile
 from laennec.audio.cycles import LABELS, AnnotationError
 from laennec.corpora.icbhi2017 import (
     Icbhi2017,
-    find_table,
-    missing_recordings,
     read_demographics,
     read_diagnoses,
     read_folds,
@@ -79,26 +77,6 @@ def test_the_official_split(cycles: pd.DataFrame, facts: dict[str, Any]) -> None
             assert counts(rows[rows["device"] == device]) == wanted
         found = recordings[recordings["split"] == part]["device"].value_counts().to_dict()
         assert found == facts["recordings_by_device"][part]
-
-
-def test_the_strict_split_the_folds_and_the_leaky_split(cycles: pd.DataFrame, facts: dict[str, Any]) -> None:
-    train = set(cycles[cycles["split"] == "train"]["patient_id"])
-    test = set(cycles[cycles["split"] == "test"]["patient_id"])
-    strict = {"train": cycles[~cycles["patient_id"].isin(test)], "test": cycles[cycles["patient_id"].isin(test)]}
-    for part, rows in strict.items():
-        assert rows["patient_id"].nunique() == facts["strict_patient_disjoint_test_wins"]["patients"][part]
-        assert counts(rows) == facts["strict_patient_disjoint_test_wins"]["cycles"][part]
-    for fold, wanted in facts["respirenet_folds"].items():
-        rows = cycles[cycles["fold"] == int(fold)]
-        assert rows["patient_id"].nunique() == wanted["patients"]
-        assert rows["recording_id"].nunique() == wanted["recordings"]
-        assert counts(rows) == wanted["cycles"]
-    leaky = facts["cycleguardian_leaky_official"]
-    in_train, in_test = cycles["patient_id"].isin(train), cycles["patient_id"].isin(test)
-    assert counts(cycles[in_train]) == leaky["train"]
-    assert counts(cycles[in_test]) == leaky["test"]
-    assert int((in_train & in_test).sum()) == leaky["cycles_in_both"]
-    assert cycles[in_train & in_test]["recording_id"].nunique() == leaky["recordings_in_both"]
 
 
 def test_places_devices_and_patients(cycles: pd.DataFrame, facts: dict[str, Any]) -> None:
@@ -253,11 +231,8 @@ def test_names_that_are_none(corpus: Path, tmp_path: Path) -> None:
     (corpus / "recording1.wav").rename(corpus / "103_1b1_Al_sc_Stethomax.wav")
     with pytest.raises(InputError, match="not a name of this corpus"):
         build(corpus, tmp_path)
-
-
-def test_two_sounds_of_one_name(corpus: Path, tmp_path: Path) -> None:
-    sound, rate = soundfile.read(corpus / f"{A}.wav")
-    soundfile.write(corpus / f"{A}.flac", sound, rate)
+    (corpus / "103_1b1_Al_sc_Stethomax.wav").unlink()
+    soundfile.write(corpus / f"{A}.flac", *soundfile.read(corpus / f"{A}.wav"))
     with pytest.raises(InputError, match="second recording of this name"):
         build(corpus, tmp_path)
 
@@ -303,25 +278,29 @@ def test_the_second_look_reads_no_file(corpus: Path, tmp_path: Path, monkeypatch
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("laennec.corpora.sources.sha256_of", refuse)
+    monkeypatch.setattr("laennec.corpora.recordings.sha256_of", refuse)
     assert len(build(corpus, tmp_path)) == 4
     (corpus / f"{A}.txt").write_text("0.0\t1.5\t1\t1\n")
     with pytest.raises(AssertionError, match=f"{A}.txt was read again"):
         build(corpus, tmp_path)
 
 
+def table_of(kind: Any, corpus: Path, tables_dir: Path | None = None) -> Path | None:
+    return Icbhi2017(corpus, tables_dir=tables_dir).find_table(kind)
+
+
 def test_tables_are_found_on_the_nearest_level(corpus: Path, tmp_path: Path) -> None:
-    assert find_table("split", corpus) == corpus.parent / "official_split.txt"
-    assert find_table("folds", corpus) is None
+    assert table_of("split", corpus) == corpus.parent / "official_split.txt"
+    assert table_of("folds", corpus) is None
     (corpus.parent / "tables").mkdir()
     (corpus.parent / "tables" / "patient_list_foldwise.txt").write_text("101 0\n102 1\n")
-    assert find_table("folds", corpus) == corpus.parent / "tables" / "patient_list_foldwise.txt"
+    assert table_of("folds", corpus) == corpus.parent / "tables" / "patient_list_foldwise.txt"
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "ICBHI_challenge_train_test.txt").write_text(f"{A}\ttest\n")
-    assert find_table("split", corpus, tmp_path / "given") == tmp_path / "given" / "ICBHI_challenge_train_test.txt"
-    assert find_table("diagnosis", corpus, tmp_path / "given") == corpus.parent / "patient_diagnosis.csv"
+    assert table_of("split", corpus, tmp_path / "given") == tmp_path / "given" / "ICBHI_challenge_train_test.txt"
+    assert table_of("diagnosis", corpus, tmp_path / "given") == corpus.parent / "patient_diagnosis.csv"
     with pytest.raises(InputError, match="no such folder"):
-        find_table("split", corpus, tmp_path / "nowhere")
+        table_of("split", corpus, tmp_path / "nowhere")
 
 
 def test_tables_at_a_relative_place_are_read(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -337,10 +316,10 @@ def test_tables_at_a_relative_place_are_read(corpus: Path, monkeypatch: pytest.M
 def test_tables_that_disagree_are_refused(corpus: Path) -> None:
     other = corpus.parent / "ICBHI_challenge_train_test.txt"
     other.write_text(f"{B} test\r\n{A} train\r\n")
-    assert find_table("split", corpus) == other
+    assert table_of("split", corpus) == other
     other.write_text(f"{B} test\r\n{A} test\r\n")
     with pytest.raises(InputError, match="two split tables disagree"):
-        find_table("split", corpus)
+        table_of("split", corpus)
 
 
 @pytest.mark.parametrize(
@@ -366,13 +345,12 @@ def test_bad_tables_are_named_by_line(read: Any, content: str, line: int | None,
     assert caught.value.line == line
 
 
-def test_missing_recordings_are_counted_and_named() -> None:
-    official = {f"r{number:03d}": "train" for number in range(920)}
-    present = set(official) - {"r007"}
-    assert missing_recordings(present, official) == (1, " (r007)")
-    assert missing_recordings(set(official), official) == (0, "")
-    assert missing_recordings(present, None) == (1, "")
-    assert missing_recordings(set(), official) == (920, " (r000, r001, r002 and 917 more)")
+def test_missing_recordings_are_counted_and_named(corpus: Path) -> None:
+    names = "".join(f"r{number:03d} train\n" for number in range(920))
+    (corpus.parent / "official_split.txt").write_text(names)
+    assert Icbhi2017(corpus).missing_recordings() == (920, 920, " (r000, r001, r002 and 917 more)")
+    (corpus.parent / "official_split.txt").unlink()
+    assert Icbhi2017(corpus).missing_recordings() == (918, 920, "")
 
 
 def test_a_torn_cache_is_made_again(corpus: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_real_subset_is_refused_where_all_are_needed(shared_data: Path, tmp_
     with pytest.warns(UserWarning) as told:
         parts = load_corpus("icbhi2017", folder, allow_missing=True, cache_dir=tmp_path)
     assert any("819 of the 920" in str(one.message) for one in told)
-    assert any("part test of protocol official has no cycles" in str(one.message) for one in told)
+    assert any("split test of protocol official has no cycles" in str(one.message) for one in told)
     assert sum(sizes(parts).values()) == 1121 and len(parts["test"]) == 0
     assert "incomplete: 101 of the 920 recordings" in provenance(parts)["stamp"]
 

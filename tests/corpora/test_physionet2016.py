@@ -130,7 +130,7 @@ def test_a_validation_folder_of_other_recordings_is_a_test_part(own: Path, some_
         audio_twins.write(own / "validation" / f"{name}.wav", sound, 2000)
     parts = load_corpus("physionet2016", own, protocol="validation-folder", validation_folder=True)
     assert sorted(parts["test"]["recording_id"]) == ["validation/a0001", "validation/e0006"]
-    with pytest.raises(InputError, match="has no test part"):
+    with pytest.raises(InputError, match="has no test split"):
         load_corpus("physionet2016", own, protocol="validation-folder")
 
 

@@ -21,7 +21,7 @@ from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import PROTOCOLS, CycleWaveforms, export_corpus, load_corpus, provenance
 from laennec.corpora.exported import CARD, MANIFEST, check_export
-from laennec.corpora.protocols import WITH_FOLDS
+from laennec.corpora.splits import WITH_FOLDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 KINDS = ("icbhi2017", "sprsound", "physionet2016", "folder", "synthetic")

@@ -2,11 +2,10 @@
 
 from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions, check_cycle_table
 from laennec.corpora.check import AuditReport, check_corpus
-from laennec.corpora.duplicates import check_duplicates
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017
-from laennec.corpora.load import load_corpus, provenance
+from laennec.corpora.load import check_duplicates, load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016
 from laennec.corpora.publish import export_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError

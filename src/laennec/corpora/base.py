@@ -21,11 +21,18 @@ from typing import Any, ClassVar, Self
 import datasets
 import pyarrow as pa
 
-from laennec.audio.cycles import LABELS, label_of
+from laennec.audio.cycles import LABELS
 from laennec.audio.recording import read_header
-from laennec.corpora.protocols import COMMON_PROTOCOLS
-from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError
-from laennec.corpora.sources import corpus_path, hash_files, named, unpack
+from laennec.corpora.recordings import (
+    AnnotatedRecording,
+    Event,
+    UnusableRecordingsError,
+    corpus_path,
+    hash_files,
+    named,
+    unpack,
+)
+from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root, wait_for_lock
 
@@ -57,6 +64,11 @@ CYCLE_FEATURES = datasets.Features(
         "audio_sha256": datasets.Value("string"),
         "part": datasets.Value("string"),
     }
+)
+# columns that are attributes of a recording
+_KNOWN = (
+    *("recording_id", "patient_id", "chest_location", "acquisition_mode", "device", "age_years", "sex", "bmi"),
+    "diagnosis",
 )
 _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
@@ -248,7 +260,7 @@ class Corpus(ABC):
         """How many recordings of the published database are missing, of how many, and which; (0, 0, "") if complete."""
         return 0, 0, ""
 
-    def check_complete(self) -> None:  # noqa: B027 (most corpora have no published list to compare with)
+    def check_complete(self) -> None:  # noqa: B027 (few corpora have a published list to compare with)
         """Add missing and extra recordings to `problems` or `notes`."""
 
     def further_files(self) -> list[Path]:
@@ -337,30 +349,24 @@ class Corpus(ABC):
             rate, frames = read_header(recording.audio_path)
             duration_s = frames / rate
             sha256 = self.manifest.sha256[recording.audio_path]
+        known = {name: getattr(recording, name) for name in _KNOWN} | {
+            "source_sampling_rate": rate,
+            "recording_path": None if recording.audio_path is None else str(recording.audio_path),
+            "audio_sha256": sha256,
+            "part": recording.split,
+            **dict(recording.extra),
+        }
         return [
             {
                 "cycle_id": f"{recording.recording_id}#{'record' if recording.whole else f'{index:02d}'}",
-                "recording_id": recording.recording_id,
-                "patient_id": recording.patient_id,
                 "cycle_index": index,
                 "start_s": event.start_s,
                 "end_s": event.end_s,
                 "crackle": event.crackle,
                 "wheeze": event.wheeze,
-                "label": _label(event),
+                "label": None if event.label is None else LABELS.index(event.label),
                 "events": None if event.names is None else list(event.names),
-                "chest_location": recording.chest_location,
-                "acquisition_mode": recording.acquisition_mode,
-                "device": recording.device,
-                "age_years": recording.age_years,
-                "sex": recording.sex,
-                "bmi": recording.bmi,
-                "diagnosis": recording.diagnosis,
-                "source_sampling_rate": rate,
-                "recording_path": None if recording.audio_path is None else str(recording.audio_path),
-                "audio_sha256": sha256,
-                "part": recording.split,
-                **dict(recording.extra),
+                **known,
             }
             for index, event in enumerate(self.read_events(recording, duration_s))
         ]
@@ -374,13 +380,12 @@ class Corpus(ABC):
         """
         self.check_usable()
         path = cache_root(self.cache_dir) / "tables" / self.name / f"{self.manifest.table_fingerprint}.arrow"
-        table = _read_arrow(path)
-        if table is None:
-            with wait_for_lock(path, _LOCK_TIMEOUT_S):
-                table = _read_arrow(path)  # another process may have made it meanwhile
-                if table is None:
-                    self._write_arrow(path)
-                    table = datasets.Dataset.from_file(str(path))
+        if (table := _read_arrow(path)) is not None:
+            return table
+        with wait_for_lock(path, _LOCK_TIMEOUT_S):
+            if (table := _read_arrow(path)) is None:  # no other process has made it meanwhile
+                self._write_arrow(path)
+                table = datasets.Dataset.from_file(str(path))
         return table
 
     def _write_arrow(self, path: Path) -> None:
@@ -443,12 +448,6 @@ def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEA
 def digest(value: Any) -> str:
     """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
-
-
-def _label(event: Event) -> int | None:
-    if event.crackle is None or event.wheeze is None:
-        return None
-    return LABELS.index(label_of(event.crackle, event.wheeze))
 
 
 def _read_arrow(path: Path) -> datasets.Dataset | None:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.cycles import LABELS, label_of
+from laennec.audio.cycles import LABELS
 from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora.base import Corpus
-from laennec.corpora.duplicates import find_duplicates
+from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import hash_files
+from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files
 from laennec.errors import InputError
 
 # name in the report -> attribute of a recording
@@ -136,8 +135,7 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         report.problems += _too_short(recording, found, duration_s)
         for event in found:
             report.cycles += 1
-            known = event.crackle is not None and event.wheeze is not None
-            labels[label_of(event.crackle, event.wheeze) if known else "unknown"] += 1  # type: ignore[arg-type]
+            labels[event.label or "unknown"] += 1
             events.update(event.names or ())
         if progress is not None:
             progress(done, len(corpus.recordings))

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laennec.corpora.sources import AUDIO_SUFFIXES, hash_files, require_room
+from laennec.corpora.recordings import AUDIO_SUFFIXES, hash_files, require_room
 from laennec.errors import InputError, hub_reason
 from laennec.files import atomic_folder, cache_root, wait_for_lock, writing_error
 from laennec.untrusted import MOST_BYTES, read_json

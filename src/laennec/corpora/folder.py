@@ -7,8 +7,6 @@ patient id counts as its own patient, and a note says so, because a split by suc
 sides. Every error names its CSV line.
 """
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,9 @@ from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times, parse_label, read_labels
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.protocols import COMMON_PROTOCOLS
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import is_recording, named
+from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, named, read_csv
+from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.untrusted import read_text
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "recording": ("recording", "file", "filename", "recording_id"),
@@ -195,38 +191,23 @@ def _csv_path(root: Path, given: str | Path | None) -> Path | None:
 
 
 def _read_csv(path: Path, unlabelled: bool = False) -> list[Row]:
-    """Numbered rows by the names of COLUMNS; the delimiter is the one the header uses most."""
-    try:
-        with io.StringIO(read_text(path), newline="") as file:
-            header = file.readline()
-            delimiter = max(",;\t", key=header.count)
-            names = [_column(word) for word in next(csv.reader([header], delimiter=delimiter), [])]
-            known = [name for name in names if name]
-            if "recording" not in known or len(known) != len(set(known)):
-                raise AnnotationError(
-                    path, 1, "the header must name each column once and have recording or file; correct it"
-                )
-            reader = csv.reader(file, delimiter=delimiter)
-            rows: list[Row] = []
-            for values in reader:
-                line = reader.line_num + 1
-                if not any(value.strip() for value in values):
-                    continue
-                if len(values) != len(names):
-                    raise AnnotationError(
-                        path, line, f"{len(values)} values under {len(names)} columns; correct the line"
-                    )
-                rows.append((line, {name: v.strip() for name, v in zip(names, values, strict=True) if name}))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({error}); save it again") from error
-    if not rows:
+    """Numbered rows by the names of COLUMNS."""
+    (_, header), *lines = read_csv(path, ",;\t") or [(1, [])]
+    names = [_column(word) for word in header]
+    known = [name for name in names if name]
+    if "recording" not in known or len(known) != len(set(known)):
+        raise AnnotationError(path, 1, "the header must name each column once and have recording or file; correct it")
+    for line, values in lines:
+        if len(values) != len(names):
+            raise AnnotationError(path, line, f"{len(values)} values under {len(names)} columns; correct the line")
+    if not lines:
         raise AnnotationError(path, None, "the table has no rows; annotate the recordings")
     if ("start_s" in known) != ("end_s" in known):
         raise AnnotationError(path, 1, "start_s and end_s go together; add the missing column")
     labelled = "label" in known or {"crackle", "wheeze"} <= set(known)
     if "start_s" in known and not labelled and not unlabelled:
         raise AnnotationError(path, 1, "cycles need a column label, or crackle and wheeze; add them")
-    return rows
+    return [(line, {name: v for name, v in zip(names, values, strict=True) if name}) for line, values in lines]
 
 
 def _column(word: str) -> str | None:

@@ -10,23 +10,23 @@ classes and does not depend on where the data lie.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.layouts import LAYOUTS, Clip, Clips, guess_layout, read_layout
-from laennec.corpora.protocols import COMMON_PROTOCOLS
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import named
+from laennec.corpora.layouts import LAYOUTS, Clip, Clips, read_layout
+from laennec.corpora.recordings import AnnotatedRecording, Event, named
+from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import is_plain, leads_outside, read_json
 
-HUB_VERSION = 1
+_LISTING_VERSION = 1
 _VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 _AUDIO_STRUCT = {"bytes", "path"}
 
@@ -44,10 +44,10 @@ class HubOptions(CorpusOptions):
         label_column: The column of the classes.
         patient_column: The column that a split keeps together: speaker, patient, source file.
         fold_column: The column of the folds: numbers, or names that end in one (Session3).
-        part_column: A column that names the part of each row, where parts are not laid out as splits.
-        train: The name of the train part.
-        validation: Of the validation part; None: validation, valid, val or dev if there, else carved out of train.
-        test: Of the test part.
+        part_column: A column that names the split of each row, where splits are not folders or files.
+        train: The name of the train split.
+        validation: Of the validation split; None: validation, valid, val or dev if there, else carved out of train.
+        test: Of the test split.
         labels: Classes to keep, in this order; None: all.
         label_map: Classes renamed, {"exc": "hap"}, before `labels` is applied.
     """
@@ -67,11 +67,11 @@ class HubOptions(CorpusOptions):
     labels: list[str] | None = None
     label_map: dict[str, str] = field(default_factory=dict)
 
-    def part_of(self, split: str | None) -> str | None:
-        """The part that a split's name stands for, or None where it is not used."""
+    @property
+    def split_names(self) -> dict[str, str]:
+        """Name of a split in the data set -> train, validation or test."""
         validation = (self.validation,) if self.validation else _VALIDATION_NAMES
-        names = {self.train: "train", self.test: "test"} | dict.fromkeys(validation, "validation")
-        return names.get(str(split))
+        return {self.train: "train", self.test: "test"} | dict.fromkeys(validation, "validation")
 
 
 class Hub(Corpus):
@@ -104,30 +104,91 @@ class Hub(Corpus):
 
     def find_recordings(self, folder: Path) -> list[AnnotatedRecording]:
         """Find the sounds, locally or on the Hub, and their columns."""
-        data_dir, options = self.data_dir, self.options
-        found = _found(data_dir, self.cache_dir, options)
-        _check_columns(data_dir, found, options)
-        rows, notes = _chosen(data_dir, found, options)
-        self.notes += notes
+        options = self.options
+        found = _found(self.data_dir, self.cache_dir, options)
+        for setting in ("label_column", "patient_column", "fold_column", "part_column"):
+            name = getattr(options, setting)
+            if name is not None and found.clips and name not in found.columns:
+                columns = ", ".join(found.columns)
+                raise InputError(f"{self.data_dir}: {setting} is {name!r}; the columns are {columns}")
+        rows = self._used(found)
         self.tables += found.tables
-        self._classes = _classes(data_dir, rows, found, options)
-        self.extra_columns = {
-            "category": datasets.ClassLabel(names=self._classes), "fold": datasets.Value("int32")
-        }  # fmt: skip
+        self._classes = self._class_names(found, {row.label for row in rows if row.label is not None})
+        self.extra_columns = {"category": datasets.ClassLabel(names=self._classes), "fold": datasets.Value("int32")}
         if not options.allow_missing:
             self.problems += found.problems
         elif found.problems:
-            self.notes.append(f"{data_dir}: left out: {named(found.problems)}")
+            self.notes.append(f"{self.data_dir}: left out: {named(found.problems)}")
         if not rows and not self.problems:
             self.problems.append(
-                f"{data_dir}: no sounds of split {options.train} or {options.test}; name the splits (train, test)"
+                f"{self.data_dir}: no sounds of split {options.train} or {options.test}; name the splits (train, test)"
             )
         if options.patient_column is None and rows:
             self.notes.append(
-                f"{data_dir}: no patient_column, so a split keeps recordings apart, not speakers or patients"
+                f"{self.data_dir}: no patient_column, so a split keeps recordings apart, not speakers or patients"
             )
         listing = _listing(rows, self.cache_dir)
         return [self._recording(row, listing) for row in rows]
+
+    def _used(self, found: Clips) -> list["_Row"]:
+        """The rows of the splits and classes that are wanted; what is left out becomes a note."""
+        options = self.options
+        rows: dict[str, _Row] = {}
+        other_splits, other_labels = Counter(found.unread), Counter[str]()
+        several = len({clip.values.get("split") for clip in found.clips}) > 1
+        for clip in found.clips:
+            written = clip.values.get(options.part_column or "split", options.train)
+            split = options.split_names.get(str(written))
+            if split is None:
+                other_splits[str(written)] += 1
+                continue
+            label = self._label(clip, found)
+            if options.labels is not None and label is not None and label not in options.labels:
+                other_labels[label] += 1
+                continue
+            name = f"{clip.values['split']}/{clip.name}" if several and clip.name in rows else clip.name
+            if name in rows:
+                raise InputError(f"{self.data_dir}: two sounds are called {name!r}; give each its own name")
+            group = clip.values.get(options.patient_column or "") if options.patient_column else None
+            rows[name] = _Row(name, label, split, self._fold(clip), None if group is None else str(group), clip.path)
+        for what, left in (("parts", other_splits), ("classes", other_labels)):
+            if left:
+                counted = ", ".join(f"{name} ({n})" for name, n in sorted(left.items()))
+                self.notes.append(f"{self.data_dir}: left out, other {what}: {counted}")
+        return list(rows.values())
+
+    def _label(self, clip: Clip, found: Clips) -> str | None:
+        """The class of a sound, by its name in `label_map`; -1 is the Hub's number for unlabelled."""
+        value = clip.values.get(self.options.label_column)
+        if found.labels is not None and isinstance(value, int):
+            value = found.labels[value] if 0 <= value < len(found.labels) else None
+        return None if value in (None, "") else self.options.label_map.get(str(value), str(value))
+
+    def _fold(self, clip: Clip) -> int | None:
+        if self.options.fold_column is None:
+            return None
+        value = str(clip.values.get(self.options.fold_column))
+        number = re.search(r"[0-9]+$", value)
+        if number is None:
+            column = self.options.fold_column
+            raise InputError(
+                f"{self.data_dir}: {column} of {clip.name} is {value!r}, which ends in no number; correct it"
+            )
+        return int(number[0])
+
+    def _class_names(self, found: Clips, there: set[str]) -> list[str]:
+        """Names of the classes: as asked for, else in the data set's own order, else sorted."""
+        wanted = self.options.labels
+        if wanted is None and found.labels is not None:
+            return list(dict.fromkeys(self.options.label_map.get(name, name) for name in found.labels))
+        if wanted is None:
+            return sorted(there, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+        if absent := [label for label in wanted if label not in there]:
+            known = sorted({label for clip in found.clips if (label := self._label(clip, found)) is not None})
+            raise InputError(
+                f"{self.data_dir}: no sound is labelled {named(absent)}; the classes are {named(known, 60)}"
+            )
+        return list(wanted)
 
     def _recording(self, row: "_Row", listing: Path) -> AnnotatedRecording:
         category = None if row.label is None else self._classes.index(row.label)
@@ -137,7 +198,7 @@ class Hub(Corpus):
             audio_path=row.path,
             annotation_path=listing,
             whole=True,
-            split=row.part,
+            split=row.split,
             extra=(("category", category), ("fold", row.fold)),
         )
 
@@ -148,23 +209,38 @@ class Hub(Corpus):
         return [Event(0.0, duration_s, names=None if category is None else (self._classes[category],))]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A sound in the words of the cycle table."""
+class _Row(NamedTuple):
+    """A sound in the terms of the cycle table."""
 
     name: str
-    path: Path
     label: str | None
-    part: str
+    split: str
     fold: int | None
     group: str | None
+    path: Path
+
+
+def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
+    """A file that holds what the data set says of its sounds, named by its content."""
+    said = [_LISTING_VERSION, sorted(list(row[:5]) for row in rows)]
+    content = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+    return _stored(content, cache_root(cache_dir) / "hub" / "listings", ".json", depth=0)
+
+
+def _stored(content: bytes, folder: Path, suffix: str, depth: int = 2) -> Path:
+    """A file of the cache that is named by its content, written if it is not there whole."""
+    digest = hashlib.sha256(content).hexdigest()
+    path = folder / digest[:depth] / f"{digest}{suffix}"
+    if not (path.is_file() and path.stat().st_size == len(content)):
+        with atomic_write(path, "wb", sync=False) as file:
+            file.write(content)
+    return path
 
 
 def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptions) -> Clips:
     """What the folder, file or Hub id holds."""
-    layouts = ("datasets", *LAYOUTS)
-    if options.layout not in (None, *layouts):
-        raise InputError(f"layout is {options.layout!r}; it can be {', '.join(layouts)}")
+    if options.layout not in (None, "datasets", *LAYOUTS):
+        raise InputError(f"layout is {options.layout!r}; it can be {', '.join(('datasets', *LAYOUTS))}")
     folder = Path(data_dir).expanduser().absolute()
     if not folder.exists():
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data_dir)) is None:
@@ -172,11 +248,7 @@ def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptio
         return _read_datasets(str(data_dir), cache_dir, options)
     if folder.is_file() or options.layout == "datasets" or (options.layout is None and any(folder.rglob("*.parquet"))):
         return _read_datasets(str(folder), cache_dir, options)
-    layout = options.layout or guess_layout(folder)
-    if layout is None:
-        raise InputError(f"{folder}: neither Parquet nor sounds in this folder; check --data-dir")
-    names = {options.train, options.test, *((options.validation,) if options.validation else _VALIDATION_NAMES)}
-    return read_layout(folder, layout, names)
+    return read_layout(folder, options.layout, options.split_names)
 
 
 def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:
@@ -189,7 +261,7 @@ def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOption
     clips: list[Clip] = []
     unread: dict[str, int] = {}
     for split, table in parts.items():
-        if options.part_column is None and options.part_of(split) is None:
+        if options.part_column is None and str(split) not in options.split_names:
             unread[str(split)] = len(table)
             continue
         clips += _extracted(origin, split, table, audio, cache_dir)
@@ -199,21 +271,21 @@ def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOption
 
 def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any:
     """The splits of a data set, nothing decoded and no code of it run."""
-    local = Path(origin).exists()
+    place = Path(origin)
     cache = str(cache_root(cache_dir) / "hub" / "datasets")
-    shown = datasets.are_progress_bars_disabled()
+    shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if Path(origin).is_file():
+        if place.is_file():
             return datasets.load_dataset("parquet", data_files=origin, cache_dir=cache)
-        if local and ((Path(origin) / "dataset_dict.json").is_file() or (Path(origin) / "state.json").is_file()):
-            _refuse_files_elsewhere(Path(origin))
+        if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+            _refuse_files_elsewhere(place)
             loaded = datasets.load_from_disk(origin)
             return loaded if isinstance(loaded, dict) else {options.train: loaded}
         return datasets.load_dataset(origin, options.config, revision=options.revision, cache_dir=cache)
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        if local:
+        if place.exists():
             remedy = "give Parquet files, or a folder of sounds with layout table or folders"
             raise InputError(f"{origin}: cannot be read as a data set ({reason}); {remedy}") from error
         if "script" in reason.lower():
@@ -225,7 +297,7 @@ def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any
             )
         raise InputError(f"{origin}: not to be had from the Hub ({reason}); {remedy}") from error
     finally:
-        if not shown:
+        if shown:
             datasets.enable_progress_bars()
 
 
@@ -276,7 +348,8 @@ def _extracted(origin: str, split: str, table: Any, audio: str, cache_dir: str |
                     f"folder ({str(path)[:120]!r}); download it with its sounds, or put them there"
                 )
         else:
-            kept = _kept(content, Path(str(path or "")).suffix, store)
+            suffix = re.fullmatch(r"[.][A-Za-z0-9]{1,5}", Path(str(path or "")).suffix)
+            kept = _stored(content, store, suffix[0] if suffix else "")
         yield Clip(name, kept, {**row, "split": split})
 
 
@@ -286,102 +359,4 @@ def _beside(origin: str, name: str) -> Path | None:
     path = folder / name
     if not name or not Path(origin).exists() or not path.is_file() or leads_outside(path, folder):
         return None
-    return path
-
-
-def _kept(content: bytes, suffix: str, store: Path) -> Path:
-    """The file of a sound in the cache, written if it is not there whole."""
-    digest = hashlib.sha256(content).hexdigest()
-    path = store / digest[:2] / f"{digest}{suffix if re.fullmatch(r'[.][A-Za-z0-9]{1,5}', suffix) else ''}"
-    if not (path.is_file() and path.stat().st_size == len(content)):
-        with atomic_write(path, "wb", sync=False) as file:
-            file.write(content)  # type: ignore[call-overload]
-    return path
-
-
-def _check_columns(data_dir: str | Path, found: Clips, options: HubOptions) -> None:
-    """Every named column must be there."""
-    for setting in ("label_column", "patient_column", "fold_column", "part_column"):
-        name = getattr(options, setting)
-        if name is not None and found.clips and name not in found.columns:
-            raise InputError(f"{data_dir}: {setting} is {name!r}; the columns are {', '.join(found.columns)}")
-
-
-def _chosen(data_dir: str | Path, found: Clips, options: HubOptions) -> tuple[list[_Row], list[str]]:
-    """The rows of the parts and classes that are wanted, and what was left out."""
-    rows: list[_Row] = []
-    other_parts = dict(found.unread)
-    other_labels: dict[str, int] = {}
-    taken: set[str] = set()
-    several = len({clip.values.get("split") for clip in found.clips}) > 1
-    for clip in found.clips:
-        split = clip.values.get(options.part_column or "split", options.train)
-        part, label = options.part_of(split), _label(clip.values.get(options.label_column), found.labels)
-        if part is None:
-            other_parts[str(split)] = other_parts.get(str(split), 0) + 1
-            continue
-        label = None if label is None else options.label_map.get(label, label)
-        if options.labels is not None and label is not None and label not in options.labels:
-            other_labels[label] = other_labels.get(label, 0) + 1
-            continue
-        name = f"{clip.values['split']}/{clip.name}" if several and clip.name in taken else clip.name
-        if name in taken:
-            raise InputError(f"{data_dir}: two sounds are called {name!r}; give each its own name")
-        taken.add(name)
-        group = clip.values.get(options.patient_column) if options.patient_column else None
-        fold = _fold(data_dir, clip, options) if options.fold_column else None
-        rows.append(_Row(name, clip.path, label, part, fold, None if group is None else str(group)))
-    notes = [
-        f"{data_dir}: left out, {what} {', '.join(f'{name} ({n})' for name, n in sorted(left.items()))}"
-        for what, left in (("other parts:", other_parts), ("other classes:", other_labels))
-        if left
-    ]
-    return rows, notes
-
-
-def _label(value: Any, names: tuple[str, ...] | None) -> str | None:
-    if value is None or value == "":
-        return None
-    if names is not None and isinstance(value, int):
-        return names[value] if 0 <= value < len(names) else None  # -1 is the Hub's word for unlabelled
-    return str(value)
-
-
-def _fold(data_dir: str | Path, clip: Clip, options: HubOptions) -> int:
-    value = str(clip.values.get(options.fold_column or ""))
-    number = re.search(r"[0-9]+$", value)
-    if number is None:
-        raise InputError(
-            f"{data_dir}: {options.fold_column} of {clip.name} is {value!r}, which ends in no number; correct it"
-        )
-    return int(number[0])
-
-
-def _classes(data_dir: str | Path, rows: list[_Row], found: Clips, options: HubOptions) -> list[str]:
-    """Names of the classes: as asked for, else in the data set's own order, else sorted."""
-    there = {row.label for row in rows if row.label is not None}
-    if options.labels is not None:
-        said = (_label(clip.values.get(options.label_column), found.labels) for clip in found.clips)
-        all_labels = {options.label_map.get(label, label) for label in said if label is not None}
-        if absent := [label for label in options.labels if label not in there]:
-            raise InputError(
-                f"{data_dir}: no sound is labelled {named(absent)}; the classes are {named(sorted(all_labels), 60)}"
-            )
-        return list(options.labels)
-    if found.labels is not None:
-        return list(dict.fromkeys(options.label_map.get(name, name) for name in found.labels))
-    return sorted(there, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-
-
-def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
-    """A file that says what the data set says of its sounds, named by its content."""
-    said = json.dumps(
-        [HUB_VERSION, sorted([row.name, row.label, row.part, row.fold, row.group] for row in rows)],
-        ensure_ascii=False,
-        separators=(",", ":"),
-    ).encode()
-    path = cache_root(cache_dir) / "hub" / "listings" / f"{hashlib.sha256(said).hexdigest()}.json"
-    if not (path.is_file() and path.stat().st_size == len(said)):
-        with atomic_write(path, "wb", sync=False) as file:
-            file.write(said)  # type: ignore[call-overload]
     return path

@@ -7,16 +7,16 @@ level are an error, because picking one silently changes a result. A folder that
 it is scored.
 """
 
+import contextlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
 from laennec.corpora.base import Corpus
-from laennec.corpora.protocols import COMMON_PROTOCOLS
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import corpus_path, is_recording, named, only_folder
+from laennec.corpora.recordings import AnnotatedRecording, Event, corpus_path, is_recording, named, only_folder
+from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.untrusted import read_text
 
@@ -81,18 +81,48 @@ class Icbhi2017(Corpus):
 
     def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:
         """Find the recordings, their annotations and their patients."""
-        self._places = [folder, corpus_path(self.data_dir)]
+        self._folder = folder
         self.root = only_folder(
             folder, _holds_recordings, "ICBHI 2017 recordings (101_1b1_Al_sc_Meditron.wav and .txt)"
         )
-        self._places.insert(0, self.root)
-        sounds, annotations, problems = _files(self.root, self.devices)
-        self.problems += problems
+        sounds, annotations = self._files()
         self._pair(sounds, annotations)
         patients = self._patients()
-        for name in sorted(annotations):
+        for name, annotation in sorted(annotations.items()):
+            match = _NAME.fullmatch(name)
+            assert match is not None  # only such names are collected
             if name in sounds or not sounds:
-                yield _recording(name, sounds.get(name), annotations[name], patients)
+                yield AnnotatedRecording(
+                    recording_id=name,
+                    patient_id=match["patient"],
+                    audio_path=sounds.get(name),
+                    annotation_path=annotation,
+                    chest_location=match["location"],
+                    acquisition_mode=match["mode"],
+                    device=match["device"],
+                    **patients.get(match["patient"], {}),
+                )
+
+    def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Recordings and annotations by name."""
+        sounds: dict[str, Path] = {}
+        annotations: dict[str, Path] = {}
+        for path in sorted(self.root.iterdir()):
+            match = _NAME.fullmatch(path.stem)
+            known = match is not None and (self.devices is None or match["device"] in self.devices)
+            if known and path.suffix.lower() == ".txt" and not path.name.startswith("."):
+                annotations[path.stem] = path
+            if not is_recording(path):
+                continue
+            if not known:
+                names = "patient_index_location_mode_device"
+                self.problems.append(f"{path}: not a name of this corpus ({names}); rename or remove it")
+            elif path.stem in sounds:
+                beside = sounds[path.stem].name
+                self.problems.append(f"{path}: a second recording of this name beside {beside}; remove one")
+            else:
+                sounds[path.stem] = path
+        return sounds, annotations
 
     def _pair(self, sounds: dict[str, Path], annotations: dict[str, Path]) -> None:
         """Note what does not pair as a problem, or with `allow_missing` as left out."""
@@ -101,10 +131,8 @@ class Icbhi2017(Corpus):
                 f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
             )
             return
-        lone = [f"annotation without audio: {path}" for name, path in sorted(annotations.items()) if name not in sounds]
-        lone += [
-            f"audio without annotation: {path}" for name, path in sorted(sounds.items()) if name not in annotations
-        ]
+        lone = [f"annotation without audio: {annotations[name]}" for name in sorted(set(annotations) - set(sounds))]
+        lone += [f"audio without annotation: {sounds[name]}" for name in sorted(set(sounds) - set(annotations))]
         self.leave_out(lone, "add the other file")
 
     def _patients(self) -> dict[str, dict[str, Any]]:
@@ -134,11 +162,40 @@ class Icbhi2017(Corpus):
         return check_annotation(recording.annotation_path, duration_s)
 
     def find_table(self, kind: TableKind) -> Path | None:
-        """One of the database's tables, wherever it lies; see the function of this name."""
-        for place in dict.fromkeys(self._places):
-            if (path := find_table(kind, place, self.options.tables_dir)) is not None:
-                return path
+        """Find one of the database's tables by its published names.
+
+        Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that
+        has one counts.
+
+        Args:
+            kind: "split", "diagnosis", "demographics" or "folds".
+
+        Raises:
+            InputError: A level holds two tables of different content, or `tables_dir` is no folder.
+        """
+        for level in self._levels():
+            found = [path for folder in level for name in TABLE_NAMES[kind] if (path := folder / name).is_file()]
+            contents = [_READERS[kind](path) for path in found]
+            if any(content != contents[0] for content in contents):
+                raise InputError(
+                    f"two {kind} tables disagree: {named(map(str, found))}; remove one, or name a --tables-dir"
+                )
+            if found:
+                return found[0]
         return None
+
+    def _levels(self) -> Iterator[list[Path]]:
+        """Folders with tables, nearest first; those of one level must agree."""
+        if self.options.tables_dir is not None:
+            given = Path(self.options.tables_dir).expanduser().absolute()  # all paths of a corpus are
+            if not given.is_dir():
+                raise InputError(f"{given}: no such folder; check --tables-dir")
+            yield [given]
+        for place in dict.fromkeys((self.root, self._folder, corpus_path(self.data_dir))):
+            yield [place]
+            yield [place.parent]
+            with contextlib.suppress(OSError):
+                yield sorted(path for path in place.parent.iterdir() if path.is_dir())
 
     def further_files(self) -> list[Path]:
         """The published split and folds."""
@@ -161,9 +218,10 @@ class Icbhi2017(Corpus):
     def missing_recordings(self) -> tuple[int, int, str]:
         """How many of the 920 recordings are missing, and the first few names if the published split is there."""
         path = self.find_table("split")
-        present = {recording.recording_id for recording in self.recordings}
-        missing, which = missing_recordings(present, read_official_split(path) if path else None)
-        return missing, OFFICIAL_RECORDINGS, which
+        if path is None:
+            return max(0, OFFICIAL_RECORDINGS - len(self.recordings)), OFFICIAL_RECORDINGS, ""
+        missing = sorted(set(read_official_split(path)) - {recording.recording_id for recording in self.recordings})
+        return len(missing), OFFICIAL_RECORDINGS, f" ({named(missing)})" if missing else ""
 
     def check_complete(self) -> None:
         """List which of the 920 recordings are missing, and recordings that are none of them."""
@@ -181,36 +239,6 @@ class Icbhi2017(Corpus):
             self.problems.append(f"{self.root}: not in the published split: {named(extra, 20)}; remove or rename them")
 
 
-def find_table(kind: TableKind, data_dir: str | Path, tables_dir: str | Path | None = None) -> Path | None:
-    """Find one of the database's tables by its published names.
-
-    Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that has
-    one counts.
-
-    Args:
-        kind: "split", "diagnosis", "demographics" or "folds".
-        data_dir: The folder or archive with the recordings.
-        tables_dir: A folder to look in first.
-
-    Returns:
-        The file, or None.
-
-    Raises:
-        InputError: A level holds two tables of different content, or `tables_dir` is no folder.
-    """
-    data = Path(data_dir).expanduser().absolute()
-    for level in _levels(data, tables_dir):
-        found = [path for folder in level for name in TABLE_NAMES[kind] if (path := folder / name).is_file()]
-        contents = [_READERS[kind](path) for path in found]
-        if any(content != contents[0] for content in contents):
-            raise InputError(
-                f"two {kind} tables disagree: {named(map(str, found))}; remove one, or name a --tables-dir"
-            )
-        if found:
-            return found[0]
-    return None
-
-
 def read_official_split(path: str | Path) -> dict[str, str]:
     """Read the published split: recording name and train or test, one a line.
 
@@ -224,12 +252,12 @@ def read_official_split(path: str | Path) -> dict[str, str]:
         AnnotationError: A line is neither, or two lines disagree.
     """
     split: dict[str, str] = {}
-    for line, (name, part) in _rows(path, 2):
-        part = part.lower()
-        if part not in ("train", "test"):
-            raise AnnotationError(path, line, f"{part!r} is neither train nor test; correct it")
+    for line, (name, word) in _rows(path, 2):
+        side = word.lower()
+        if side not in ("train", "test"):
+            raise AnnotationError(path, line, f"{side!r} is neither train nor test; correct it")
         recording = SPLIT_ALIAS.get(name, name)
-        if split.setdefault(recording, part) != part:
+        if split.setdefault(recording, side) != side:
             raise AnnotationError(path, line, f"{recording} is in train and in test; correct one of the lines")
     return split
 
@@ -278,22 +306,6 @@ def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
     return people
 
 
-def missing_recordings(present: Collection[str], official: Mapping[str, str] | None) -> tuple[int, str]:
-    """How many of the 920 recordings are not there, and which.
-
-    Args:
-        present: The names that are there.
-        official: The published split, which knows all names, or None where it was not found.
-
-    Returns:
-        The number, and the first few names in brackets, or nothing where they are not known.
-    """
-    if official is None:
-        return max(0, OFFICIAL_RECORDINGS - len(present)), ""
-    missing = sorted(set(official) - set(present))
-    return len(missing), f" ({named(missing)})" if missing else ""
-
-
 _READERS: dict[str, Callable[[str | Path], Any]] = {
     "split": read_official_split,
     "diagnosis": read_diagnoses,
@@ -320,64 +332,8 @@ def _rows(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:
         raise AnnotationError(path, None, "the table is empty; download it again")
 
 
-def _levels(data: Path, tables_dir: str | Path | None) -> Iterator[list[Path]]:
-    if tables_dir is not None:
-        given = Path(tables_dir).expanduser().absolute()  # all paths of a corpus are
-        if not given.is_dir():
-            raise InputError(f"{given}: no such folder; check --tables-dir")
-        yield [given]
-    yield [data]
-    yield [data.parent]
-    yield _subfolders(data.parent)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return []
-
-
 def _holds_recordings(folder: Path) -> bool:
     try:
         return any(_NAME.fullmatch(path.stem) for path in folder.iterdir())
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check permissions") from error
-
-
-def _files(folder: Path, devices: tuple[str, ...] | None) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    sounds: dict[str, Path] = {}
-    annotations: dict[str, Path] = {}
-    problems = []
-    for path in sorted(folder.iterdir()):
-        sound, text = is_recording(path), path.suffix.lower() == ".txt" and not path.name.startswith(".")
-        match = _NAME.fullmatch(path.stem)
-        known = match is not None and (devices is None or match["device"] in devices)
-        if sound and not known:
-            problems.append(
-                f"{path}: not a name of this corpus (patient_index_location_mode_device); rename or remove it"
-            )
-        elif sound and path.stem in sounds:
-            problems.append(f"{path}: a second recording of this name beside {sounds[path.stem].name}; remove one")
-        elif sound:
-            sounds[path.stem] = path
-        elif text and known:
-            annotations[path.stem] = path
-    return sounds, annotations, problems
-
-
-def _recording(
-    name: str, sound: Path | None, annotation: Path, patients: Mapping[str, Mapping[str, Any]]
-) -> AnnotatedRecording:
-    match = _NAME.fullmatch(name)
-    assert match is not None  # only such names are collected
-    return AnnotatedRecording(
-        recording_id=name,
-        patient_id=match["patient"],
-        audio_path=sound,
-        annotation_path=annotation,
-        chest_location=match["location"],
-        acquisition_mode=match["mode"],
-        device=match["device"],
-        **patients.get(match["patient"], {}),
-    )

@@ -1,13 +1,11 @@
 """Folders of audio files with classes, in the layouts of published data sets.
 
-Decisions: four layouts are known: class folders (also Speech Commands with its two lists), a table with a column of
+Decisions: three layouts are known: class folders (also Speech Commands with its two lists), a table with a column of
 files (ESC-50, `metadata.csv`), and the sessions of IEMOCAP. Rules of published file names (the speaker of a Speech
 Commands file, the session and speaker of an IEMOCAP utterance) are read here, because those corpora state them nowhere
 else. Nothing is decoded.
 """
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import AnnotationError
-from laennec.corpora.sources import is_recording
+from laennec.corpora.recordings import is_recording, read_csv
 from laennec.errors import InputError
 from laennec.untrusted import is_plain, parse_json, read_text
 
@@ -30,13 +28,7 @@ _UTTERANCE = re.compile(
 
 @dataclass(frozen=True)
 class Clip:
-    """A sound of a data set and what is said of it; None is unknown.
-
-    Attributes:
-        name: Its name in the data set.
-        path: Its file.
-        values: What the data set's columns say.
-    """
+    """A sound of a data set: its name there, its file, and the values of the data set's columns."""
 
     name: str
     path: Path
@@ -53,7 +45,7 @@ class Clips:
         labels: Names of the classes in the data set's own order, where it has one.
         tables: Files that were read besides the sounds.
         problems: What is wrong, a line each.
-        unread: Splits that are no part, and how many sounds each holds.
+        unread: Splits that are not used, and how many sounds each holds.
     """
 
     clips: list[Clip]
@@ -64,35 +56,28 @@ class Clips:
     unread: Mapping[str, int] = field(default_factory=dict)
 
 
-def guess_layout(root: Path) -> str | None:
-    """The layout of a folder, or None where no sound is in it."""
-    if (root / "Session1" / "dialog").is_dir():
-        return "iemocap"
-    if _tables(root):
-        return "table"
-    return "folders" if any(is_recording(path) for path in root.rglob("*")) else None
-
-
-def read_layout(root: Path, layout: str, split_names: Iterable[str]) -> Clips:
+def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> Clips:
     """Read a folder of sounds.
 
     Args:
         root: The folder.
-        layout: One of LAYOUTS.
-        split_names: Names of folders that are parts, not classes.
+        layout: One of LAYOUTS; None: told from the folder.
+        split_names: Names of folders that are splits, not classes.
 
     Raises:
         InputError: The folder is not laid out like this, or a table of it cannot be read.
     """
-    if layout == "iemocap":
+    if layout == "iemocap" or (layout is None and (root / "Session1" / "dialog").is_dir()):
         return _read_iemocap(root)
-    if layout == "table":
+    if layout == "table" or (layout is None and _tables(root)):
         return _read_tables(root, set(split_names))
+    if layout is None and not any(is_recording(path) for path in root.rglob("*")):
+        raise InputError(f"{root}: neither Parquet nor sounds in this folder; check --data-dir")
     return _read_folders(root, set(split_names))
 
 
 def _read_folders(root: Path, split_names: set[str]) -> Clips:
-    """Class folders, in folders of parts where there are some; `split`, `label` and `speaker` are the columns."""
+    """Class folders, in folders of splits where there are some; `split`, `label` and `speaker` are the columns."""
     lists = {part: root / name for part, name in _LISTS.items() if (root / name).is_file()}
     listed = {line.strip(): part for part, path in lists.items() for line in _lines(path)}
     clips = []
@@ -130,7 +115,7 @@ def _tables(root: Path) -> list[Path]:
 
 
 def _read_tables(root: Path, split_names: set[str]) -> Clips:
-    """Tables with a column of file names; a table in a folder of a part speaks of that part."""
+    """Tables with a column of file names; a table in the folder of a split is about that split."""
     tables = _tables(root)
     if not tables:
         raise InputError(f"{root}: no table that describes the sounds (metadata.csv, or one CSV file); add it")
@@ -155,7 +140,7 @@ def _read_tables(root: Path, split_names: set[str]) -> Clips:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether a file of this name is there; what can be no file's name is not."""
+    """Whether a file of this name is there; the system may refuse the name itself."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -163,17 +148,10 @@ def _is_there(path: Path) -> bool:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        with io.StringIO(read_text(path), newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = []
-            for row in reader:
-                if None in row or None in row.values():
-                    raise AnnotationError(path, reader.line_num, "not as many values as columns; correct the line")
-                rows.append((reader.line_num, {name: value or None for name, value in row.items()}))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({error}); save it again") from error
-    return rows
+    (_, header), *rows = read_csv(path) or [(1, [])]
+    if wrong := [line for line, values in rows if len(values) != len(header)]:
+        raise AnnotationError(path, wrong[0], "not as many values as columns; correct the line")
+    return [(line, dict(zip(header, (v or None for v in values), strict=True))) for line, values in rows]
 
 
 def _json_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -1,54 +1,73 @@
-"""What the splits of a corpus share, and the refusal of what a protocol promises they do not share.
+"""What the splits of a corpus share, by name and by sound, and the refusal of what a protocol promises they do not.
 
-Decisions: four kinds of sharing are checked. Patients and recordings by name; simultaneous recordings (ICBHI's "mc":
-one stretch of breathing at several chest locations) by patient and recording index; and identical audio under two names
-by its content hash (SPRSound has one such pair, in train and test_intra). The last two are refused only where disjoint
-patients are promised. Identical audio is refused if the cycles are the same too, which makes it one recording under two
-names; with other cycles it is a placeholder or a mix-up of files, and is reported with the split.
+Decisions: patients and recordings are compared by name, simultaneous recordings (ICBHI's "mc": one stretch of breathing
+at several chest locations) by patient and recording index, and audio by its content hash. The last two are refused only
+where disjoint patients are promised. Identical audio is refused if the cycles are the same too, which makes it one
+recording under two names; with other cycles it may be a mix-up of files, and is reported with the split.
+
+Copies that are not identical files are found in two ways, because they differ in two ways. Hashes of short windows of
+samples, chosen by content alone, find copies whose samples are equal to the bit, in another container or cut. A copy of
+another depth or rate has no equal sample: its loudness envelope finds candidates, and their correlation decides.
+Fingerprints are cached under the hash of the file, so that a corpus is decoded once.
 """
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+from scipy.ndimage import minimum_filter1d
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
-from laennec.corpora.protocols import Pair, Protocol, part_rank, protocol_named
+from laennec.audio.cycles import LABELS
+from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
 from laennec.errors import InputError
+from laennec.files import atomic_write, cache_root
+
+if TYPE_CHECKING:
+    from laennec.corpora.splits import Protocol
+
+Pair = tuple[str, str]
 
 _COLUMNS = (
-    "cycle_id",
-    "recording_id",
-    "patient_id",
-    "label",
-    "start_s",
-    "end_s",
-    "chest_location",
-    "acquisition_mode",
-    "device",
-    "audio_sha256",
-    "part",
-    "fold",
+    *("cycle_id", "recording_id", "patient_id", "label", "start_s", "end_s", "chest_location", "acquisition_mode"),
+    *("device", "audio_sha256", "part", "fold"),
 )
-_LABELS = ("normal", "crackle", "wheeze", "both")
+_VERSION = 1  # of the cached fingerprints
+_WINDOW = 64  # samples of a hashed window
+_REACH = 512  # a window is chosen if no hash within so many samples is smaller
+_CHANGES = 16  # at least so many samples of a window differ from the one before: silence is no evidence
+_BLOCKS = 64  # of the loudness envelope
+_NEAR = 0.02  # distance of two envelopes (of norm 1) whose audio is compared
+_NEAREST = 8  # so many of them at most
+_CORRELATION, _COMPARED_HZ = 0.99, 4000
+_SHARE = 0.1  # of the smaller number of windows of two recordings that has to be the same
+_KEPT = 8  # windows that represent a recording in a pre-training record
 
 
 @dataclass(frozen=True)
 class PairLeak:
-    """What two parts share.
+    """What two splits share.
 
     Attributes:
-        parts: The two part names.
+        splits: The two names.
         patients: Patients with cycles in both.
         recordings: Recordings with cycles in both.
-        simultaneous: Sessions ("107_2b3") taken at several chest locations at once, some in each part.
-        duplicated_audio: (recording of the first part, recording of the second), two names for identical audio.
+        simultaneous: Sessions ("107_2b3") taken at several chest locations at once, some in each split.
+        duplicated_audio: (recording of the first split, recording of the second), two names for identical audio.
         copies: Those of them whose cycles are the same too.
     """
 
-    parts: Pair
+    splits: Pair
     patients: tuple[str, ...]
     recordings: tuple[str, ...]
     simultaneous: tuple[str, ...]
@@ -57,7 +76,7 @@ class PairLeak:
 
     @property
     def clean(self) -> bool:
-        """Whether the two parts share nothing."""
+        """Whether the two splits share nothing."""
         return not (self.patients or self.recordings or self.simultaneous or self.duplicated_audio)
 
     @property
@@ -72,17 +91,17 @@ class PairLeak:
         shared = [
             f"{len(names)} {word}{'s' * (len(names) > 1)} ({some(names)})" for word, names in found.items() if names
         ]
-        return f"{self.parts[0]} and {self.parts[1]} share {', '.join(shared) or 'nothing'}"
+        return f"{self.splits[0]} and {self.splits[1]} share {', '.join(shared) or 'nothing'}"
 
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What every pair of parts shares.
+    """What every pair of splits shares.
 
     Attributes:
-        pairs: One entry for each pair of parts, in the order train, validation, test.
-        cycles_without_patient: Cycles of unknown patient, about whom nothing can be promised.
-        cycles_without_hash: Cycles whose audio has no content address, so that duplicates of it are not found.
+        pairs: One entry for each pair of splits, in the order train, validation, test.
+        cycles_without_patient: Cycles of unknown patient, for which nothing can be promised.
+        cycles_without_hash: Cycles whose audio has no content hash, so that duplicates of it are not found.
     """
 
     pairs: tuple[PairLeak, ...]
@@ -90,46 +109,21 @@ class LeakReport:
     cycles_without_hash: int
 
     @property
-    def clean(self) -> bool:
-        """Whether no two parts share anything."""
-        return all(pair.clean for pair in self.pairs)
-
-    @property
     def shared(self) -> list[str]:
-        """One line for each pair of parts that share something."""
+        """One line for each pair of splits that share something."""
         return [pair.summary for pair in self.pairs if not pair.clean]
 
-    @property
-    def lines(self) -> list[str]:
-        """One line for each pair of parts, and one for each thing that could not be checked."""
-        lines = [pair.summary for pair in self.pairs]
-        if self.cycles_without_patient:
-            lines.append(f"{self.cycles_without_patient} cycles have no patient_id: not checked for shared patients")
-        if self.cycles_without_hash:
-            lines.append(f"{self.cycles_without_hash} cycles have no audio_sha256: not checked for duplicated audio")
-        return lines
-
     def between(self, one: str, other: str) -> PairLeak:
-        """The entry of two parts, in either order.
-
-        Raises:
-            KeyError: The split has no such pair.
-        """
-        for pair in self.pairs:
-            if set(pair.parts) == {one, other}:
-                return pair
-        raise KeyError((one, other))
+        """The entry of two splits, in either order."""
+        return next(pair for pair in self.pairs if set(pair.splits) == {one, other})
 
 
-def leak_check(table: Any, parts: Mapping[str, Sequence[int] | np.ndarray[Any, Any]]) -> LeakReport:
-    """Find patients, recordings, simultaneous recordings and duplicated audio shared between parts.
+def leak_check(table: Any, splits: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]) -> LeakReport:
+    """Find patients, recordings, simultaneous recordings and duplicated audio shared between splits.
 
     Args:
         table: A cycle table, as for `laennec.corpora.splits.split_table`.
-        parts: Row numbers of each part.
-
-    Returns:
-        One entry for each pair of parts.
+        splits: Row numbers of each split.
     """
     frame = metadata_frame(table)
     frame["session"] = [
@@ -138,21 +132,20 @@ def leak_check(table: Any, parts: Mapping[str, Sequence[int] | np.ndarray[Any, A
             frame["recording_id"], frame["patient_id"], frame["acquisition_mode"], strict=True
         )
     ]
-    cut = {name: frame.iloc[np.asarray(parts[name], dtype=np.int64)] for name in sorted(parts, key=part_rank)}
+    cut = {name: frame.iloc[np.asarray(rows, dtype=np.int64)] for name, rows in splits.items()}
     pairs = tuple(_pair_leak((one, other), cut[one], cut[other]) for one, other in itertools.combinations(cut, 2))
-    used = frame.iloc[np.concatenate([np.asarray(rows, dtype=np.int64) for rows in [*parts.values(), ()]])]
-    return LeakReport(pairs, _nulls(used, "patient_id"), _nulls(used, "audio_sha256"))
+    used = pd.concat([frame.iloc[:0], *cut.values()])
+    return LeakReport(pairs, int(used["patient_id"].isna().sum()), int(used["audio_sha256"].isna().sum()))
 
 
-def refuse_leaks(report: LeakReport, protocol: Protocol | str) -> None:
-    """Raise where two parts share what the protocol promises they do not.
+def refuse_leaks(report: LeakReport, protocol: "Protocol") -> None:
+    """Raise where two splits share what the protocol promises they do not.
 
     Raises:
-        InputError: Names the parts, what they share, and what to do.
+        InputError: Names the splits, what they share, and what to do.
     """
-    protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
     for pair in report.pairs:
-        promise = protocol.promise(*pair.parts)
+        promise = protocol.promise(*pair.splits)
         shared = pair.patients or pair.recordings or pair.simultaneous or pair.copies
         if (promise == "patient" and shared) or (promise == "recording" and pair.recordings):
             raise InputError(
@@ -171,16 +164,15 @@ def metadata_frame(table: Any, class_column: str = "label") -> pd.DataFrame:
     Raises:
         InputError: A cycle or recording without a name, or a cycle id that is there twice.
     """
-    label_names: Sequence[str] = _LABELS
+    label_names: Sequence[str] = LABELS
     if hasattr(table, "select_columns"):
         wanted = dict.fromkeys((*_COLUMNS, class_column))
         frame = table.select_columns([name for name in wanted if name in table.column_names]).to_pandas()
-        label_names = getattr(table.features.get(class_column), "names", _LABELS)
+        label_names = getattr(table.features.get(class_column), "names", LABELS)
     else:
         frame = pd.DataFrame(table).reset_index(drop=True)
-    if class_column != "label" and class_column in frame:
-        frame["label"] = frame[class_column]
-    frame = frame[[name for name in _COLUMNS if name in frame]]
+    if class_column in frame:
+        frame = frame.assign(label=frame[class_column])
     for needed in ("cycle_id", "recording_id"):
         if needed not in frame or frame[needed].isna().any():
             raise InputError(f"the cycle table has rows without {needed}; every cycle needs one to be split")
@@ -203,34 +195,217 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _nulls(frame: pd.DataFrame, column: str) -> int:
-    return sum(value is None for value in frame[column].tolist())
-
-
 def _pair_leak(pair: Pair, one: pd.DataFrame, other: pd.DataFrame) -> PairLeak:
     def shared(column: str) -> list[str]:
         return sorted(set(one[column].dropna()) & set(other[column].dropna()))
 
     def twins(column: str, value: str) -> list[Pair]:
-        """Different recordings of the two parts that agree in this column."""
-        left, right = (set(part.loc[part[column] == value, "recording_id"]) for part in (one, other))
+        """Different recordings of the two splits that agree in this column."""
+        left, right = (set(split.loc[split[column] == value, "recording_id"]) for split in (one, other))
         return sorted((a, b) for a in left for b in right if a != b)
 
-    def spans(part: pd.DataFrame) -> dict[str, list[Any]]:
-        """Times of the cycles of each recording whose audio is in both parts."""
-        rows = part[part["audio_sha256"].isin(shared("audio_sha256"))]
-        return {
-            str(name): sorted(zip(cycles["start_s"].map(str), cycles["end_s"].map(str), strict=True))
-            for name, cycles in rows.groupby("recording_id")
-        }
+    def spans(split: pd.DataFrame, recording: str) -> list[Any]:
+        return sorted(split.loc[split["recording_id"] == recording, ["start_s", "end_s"]].astype(str).values.tolist())
 
     twice = sorted(itertools.chain.from_iterable(twins("audio_sha256", value) for value in shared("audio_sha256")))
-    left, right = spans(one), spans(other)
     return PairLeak(
-        parts=pair,
+        splits=pair,
         patients=tuple(shared("patient_id")),
         recordings=tuple(shared("recording_id")),
         simultaneous=tuple(session for session in shared("session") if twins("session", session)),
         duplicated_audio=tuple(twice),
-        copies=tuple((a, b) for a, b in twice if left[a] == right[b]),
+        copies=tuple((a, b) for a, b in twice if spans(one, a) == spans(other, b)),
     )
+
+
+@dataclass(frozen=True)
+class AudioFingerprint:
+    """What two recordings with the same audio have in common.
+
+    Attributes:
+        windows: uint64, sorted hashes of windows of samples.
+        envelope: float64 (64,), loudness of as many equal pieces, of norm 1; zeros for silence.
+    """
+
+    windows: npt.NDArray[np.uint64]
+    envelope: npt.NDArray[np.float64]
+
+
+def _windows(waveform: Waveform) -> npt.NDArray[np.uint64]:
+    steps = np.diff(np.round(waveform.astype(np.float64) * 2**31).astype(np.int64))
+    if len(steps) < _WINDOW:
+        return np.empty(0, np.uint64)
+    sums = steps.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    factor, length = 0xBF58476D1CE4E5B9, 1
+    while length < _WINDOW:  # the hash of two neighbours is that of what they span
+        sums = sums[:-length] * np.uint64(factor) + sums[length:]
+        factor, length = factor * factor % 2**64, 2 * length
+    sums ^= sums >> np.uint64(31)
+    sums *= np.uint64(0x94D049BB133111EB)
+    sums ^= sums >> np.uint64(29)
+    changes = np.cumsum(np.concatenate([[0], steps != 0]))
+    sums[changes[_WINDOW:] - changes[:-_WINDOW] < _CHANGES] = np.uint64(2**64 - 1)
+    least = minimum_filter1d(sums, 2 * _REACH + 1, mode="nearest")
+    return np.unique(sums[(sums == least) & (sums != np.uint64(2**64 - 1))])
+
+
+def _envelope(waveform: Waveform) -> npt.NDArray[np.float64]:
+    if len(waveform) < _BLOCKS:
+        return np.zeros(_BLOCKS)
+    centred = waveform.astype(np.float64) - float(np.mean(waveform, dtype=np.float64))
+    power = np.array([float(np.mean(np.square(piece))) for piece in np.array_split(centred, _BLOCKS)])
+    total = float(power.sum())
+    return np.sqrt(power / total) if total > 0 else np.zeros(_BLOCKS)
+
+
+def fingerprint_files(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> dict[Path, AudioFingerprint]:
+    """Fingerprints of audio files; those that cannot be decoded are left out.
+
+    Args:
+        files: Each with the SHA-256 of its content.
+        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+    """
+    root = cache_root(cache_dir) / "audio_fingerprints"
+    by_hash: dict[str, AudioFingerprint | None] = {}
+    for path, sha256 in files.items():
+        if sha256 not in by_hash:
+            by_hash[sha256] = _fingerprint_of(path, root / sha256[:2] / f"{sha256}.{_VERSION}.safetensors")
+    return {path: found for path, sha256 in files.items() if (found := by_hash[sha256]) is not None}
+
+
+def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
+    """The fingerprint of a file, from its cache file or made anew."""
+    try:
+        tensors = load_file(store)
+        return AudioFingerprint(tensors["windows"], tensors["envelope"])
+    except (SafetensorError, OSError, KeyError):
+        pass
+    try:
+        waveform = mono(read_frames(path)[0])
+    except (DecodeError, InputError):
+        return None
+    if not np.isfinite(waveform).all():
+        return None
+    found = AudioFingerprint(_windows(waveform), _envelope(waveform))
+    with atomic_write(store, "wb", sync=False) as file:
+        file.write(save({"windows": found.windows, "envelope": found.envelope}))
+    return found
+
+
+def find_duplicates(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> list[tuple[Path, ...]]:
+    """Groups of files that hold the same audio, or a part of it.
+
+    Args:
+        files: Each with the SHA-256 of its content.
+        cache_dir: Root of the caches.
+
+    Returns:
+        Groups of two and more, sorted; a file without a duplicate is in none.
+    """
+    prints = fingerprint_files(files, cache_dir)
+    paths = sorted(files)
+    first_of: dict[str, Path] = {}
+    pairs = [(path, first_of.setdefault(files[path], path)) for path in paths]
+    single = [path for path in paths if path in prints and first_of[files[path]] == path]  # one of equal files
+    pairs += [*_by_windows(single, prints), *_by_envelope(single, prints)]
+    number = {path: row for row, path in enumerate(paths)}
+    rows, columns = ([number[pair[side]] for pair in pairs] for side in (0, 1))
+    links = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(paths), len(paths)))
+    groups: dict[int, list[Path]] = {}
+    for path, group in zip(paths, connected_components(links, directed=False)[1].tolist(), strict=True):
+        groups.setdefault(group, []).append(path)
+    return sorted(tuple(members) for members in groups.values() if len(members) > 1)
+
+
+def _by_windows(paths: Sequence[Path], prints: Mapping[Path, AudioFingerprint]) -> Iterable[tuple[Path, Path]]:
+    """Pairs that share enough windows of samples."""
+    sizes = [len(prints[path].windows) for path in paths]
+    if not sum(sizes):
+        return
+    windows = np.concatenate([prints[path].windows for path in paths])
+    owners = np.repeat(np.arange(len(paths), dtype=np.int32), sizes)
+    order = np.argsort(windows, kind="stable")  # owners of one window stay in order
+    windows, owners = windows[order], owners[order]
+    # neighbours are enough: what three share is shared by the first and the second, and by the second and the third
+    equal = np.flatnonzero(windows[1:] == windows[:-1])
+    pairs = owners[equal].astype(np.int64) * len(paths) + owners[equal + 1]
+    for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
+        one, other = divmod(int(pair), len(paths))
+        fewer = min(sizes[one], sizes[other])
+        if count >= min(3, fewer) and count >= _SHARE * fewer:
+            yield paths[one], paths[other]
+
+
+def _by_envelope(paths: Sequence[Path], prints: Mapping[Path, AudioFingerprint]) -> Iterable[tuple[Path, Path]]:
+    """Pairs with nearly the same loudness envelope whose audio correlates."""
+    audible = [path for path in paths if prints[path].envelope.any()]
+    if len(audible) < 2:
+        return
+    envelopes = np.stack([prints[path].envelope for path in audible])
+
+    @functools.lru_cache(maxsize=2)  # a corpus is larger than memory
+    def waveform(path: Path) -> Waveform | None:
+        try:
+            return read_recording(path, _COMPARED_HZ).waveform
+        except InputError:
+            return None
+
+    # steady noise is near to all other steady noise, but nearest to its copy
+    nearest = min(_NEAREST + 1, len(audible))
+    _, near = cKDTree(envelopes).query(envelopes, k=nearest, distance_upper_bound=_NEAR)
+    pairs = {(min(one, int(other)), max(one, int(other))) for one, row in enumerate(near) for other in row}
+    for one, other in sorted(pair for pair in pairs if pair[0] < pair[1] < len(audible)):
+        left, right = waveform(audible[one]), waveform(audible[other])
+        if left is not None and right is not None and _is_same(left, right):
+            yield audible[one], audible[other]
+
+
+def _is_same(one: Waveform, other: Waveform) -> bool:
+    """Whether two waveforms of one rate are the same except for rounding."""
+    if abs(len(one) - len(other)) > 2:
+        return False
+    size = min(len(one), len(other))
+    left, right = (w[:size].astype(np.float64) - float(np.mean(w[:size], dtype=np.float64)) for w in (one, other))
+    powers = float(np.sum(left * left)), float(np.sum(right * right))
+    if min(powers) <= 0 or min(powers) < _CORRELATION**2 * max(powers):
+        return False
+    return float(np.sum(left * right)) > _CORRELATION * float(np.sqrt(powers[0] * powers[1]))
+
+
+def files_of(tables: Iterable[Any]) -> dict[Path, str]:
+    """The recordings of cycle tables with their hashes; those without a file or a hash are left out."""
+    found: dict[Path, str] = {}
+    for table in tables:
+        pairs = zip(table["recording_path"][:], table["audio_sha256"][:], strict=True)
+        found |= {Path(path): sha256 for path, sha256 in dict.fromkeys(pairs) if path and sha256}
+    return found
+
+
+def canonical_hashes(splits: Mapping[str, Any], cache_dir: str | Path | None = None) -> dict[str, str]:
+    """Of each file with duplicates, hash -> the hash that stands for all of them."""
+    files = files_of(splits.values())
+    return {files[path]: files[group[0]] for group in find_duplicates(files, cache_dir) for path in group}
+
+
+def describe_audio(tables: Iterable[Any], cache_dir: str | Path | None = None) -> dict[str, list[str]]:
+    """What the record of a pre-training holds of its audio: hashes of the files and of some windows of each."""
+    files = files_of(tables)
+    windows = {
+        f"{window:016x}"
+        for found in fingerprint_files(files, cache_dir).values()
+        for window in found.windows[:_KEPT].tolist()
+    }
+    return {"files": sorted(set(files.values())), "stretches": sorted(windows)}
+
+
+def find_described(described: Mapping[str, Any], table: Any, cache_dir: str | Path | None = None) -> list[str]:
+    """The recordings of a cycle table whose audio is in what `describe_audio` returned."""
+    hashes = set(described.get("files") or [])
+    known = {int(window, 16) for window in described.get("stretches") or []}
+    files = files_of([table])
+    found = {path for path, sha256 in files.items() if sha256 in hashes}
+    for path, fingerprint in fingerprint_files(files, cache_dir).items() if known else ():
+        own = fingerprint.windows.tolist()
+        if own and sum(window in known for window in own) >= min(3, len(own)):
+            found.add(path)
+    return sorted(str(path) for path in found)

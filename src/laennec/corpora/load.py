@@ -3,13 +3,17 @@
 Decisions: what is known of a split travels with it. Corpus, fingerprints, protocol, seed, validation rule, leaks and
 stamp are written into the description of every split, the only place that survives select, map and saving; `provenance`
 reads it back. A published split is refused on a folder that lacks recordings, and stamped where the user accepts that.
+The same audio in two splits that promise disjoint patients is refused if the cycles are the same too; other duplicates
+may be a mix-up of files, and are reported and stamped on every number.
 """
 
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,10 @@ from laennec.corpora.exported import original_folder
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017
+from laennec.corpora.leaks import files_of, find_duplicates
 from laennec.corpora.physionet2016 import PhysioNet2016
-from laennec.corpora.protocols import BY_RECORDING, protocol_named
-from laennec.corpora.sources import named
-from laennec.corpora.splits import SplitResult, split_table
+from laennec.corpora.recordings import named
+from laennec.corpora.splits import BY_RECORDING, PROTOCOLS, SplitResult, protocol_named, split_rank, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.synthetic import Synthetic
 from laennec.errors import InputError
@@ -54,7 +58,7 @@ def load_corpus(
         data_dir: Its folder or zip archive; or what `laennec prepare --export` made of it: that folder, or
             hf://datasets/OWNER/NAME (with @REVISION to fix its version). A synthetic corpus is written there if nothing
             is there yet; None: in the cache.
-        protocol: A name in `laennec.corpora.protocols.PROTOCOLS`, or "none" for one split called "all". None: the
+        protocol: A name in `laennec.corpora.splits.PROTOCOLS`, or "none" for one split called "all". None: the
             default protocol of the corpus.
         fold: The test fold, under a protocol with folds.
         validation_fraction: Share of train to carve out as validation.
@@ -170,15 +174,19 @@ def split_corpus(
         return datasets.DatasetDict(all=_described(table, {**facts, "stamp": missing[1]}))
     rules: dict[str, Any] = {"fold": fold, "validation_fraction": validation_fraction, "seed": seed}
     split = split_table(table, protocol, **rules, **published, class_column=corpus.class_column)
-    facts |= _split_facts(split, validation_fraction, "folds" in published, *missing)
-    if protocol == "published-parts" and any(recording.split == "validation" for recording in corpus.recordings):
-        facts["validation"] = "the validation part of the dataset itself"
-    parts = {}
-    for part, rows in split.parts.items():
-        if len(rows) == 0 and part != "validation":
-            warnings.warn(f"{corpus.name}: part {part} of protocol {protocol} has no cycles", stacklevel=3)
-        parts[part] = _described(table.select(rows), facts)
-    return datasets.DatasetDict(parts)
+    facts |= rules | {
+        "split_fingerprint": split.fingerprint,
+        "part_fingerprints": split.fingerprints,
+        "validation": _validation_rule(corpus, protocol, split, validation_fraction),
+        "published_folds": "folds" in published,
+        "leaks": split.leaks.shared,
+        "missing_recordings": missing[0],
+        "stamp": "; ".join(stamp for stamp in (split.stamp, missing[1]) if stamp) or None,
+    }
+    for name, rows in split.splits.items():
+        if len(rows) == 0 and name != "validation":
+            warnings.warn(f"{corpus.name}: split {name} of protocol {protocol} has no cycles", stacklevel=3)
+    return datasets.DatasetDict({name: _described(table.select(rows), facts) for name, rows in split.splits.items()})
 
 
 def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str | None]:
@@ -198,23 +206,73 @@ def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str |
     return missing, f"incomplete: {total - missing} of the {total} recordings"
 
 
-def provenance(parts: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
+def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
     """What a corpus and its split are, as `load_corpus` wrote it into them.
 
     Args:
-        parts: What `load_corpus` returned, or one of its parts, also after select, map, or saving and loading.
+        splits: What `load_corpus` returned, or one of its splits, also after select, map, or saving and loading.
 
     Returns:
         corpus, corpus_fingerprint, table_version, level, protocol, stamp, and for a split fold, seed,
-        split_fingerprint, part_fingerprints, validation, validation_fraction, published_folds, leaks (lines) and
-        missing_recordings. Empty for tables from elsewhere.
+        split_fingerprint, part_fingerprints (of each split alone), validation, validation_fraction, published_folds,
+        leaks (lines) and missing_recordings. Empty for tables from elsewhere.
     """
-    for part in parts.values() if isinstance(parts, dict) else [parts]:
+    for table in splits.values() if isinstance(splits, dict) else [splits]:
         try:
-            return dict(json.loads(part.info.description)[_KEY])
+            return dict(json.loads(table.info.description)[_KEY])
         except (ValueError, KeyError, TypeError):
             continue
     return {}
+
+
+def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None = None) -> list[str]:
+    """Look for audio under two names in a split corpus, and write what is found into its provenance.
+
+    Args:
+        splits: What `load_corpus` returned.
+        cache_dir: Root of the caches.
+
+    Returns:
+        One line for each recording under several names.
+
+    Raises:
+        InputError: Two splits share a recording with all its cycles, and the protocol promises disjoint patients.
+    """
+    lines, between = [], []
+    spans = _spans(splits)
+    facts = provenance(splits)
+    protocol = PROTOCOLS.get(str(facts.get("protocol")))
+    for group in find_duplicates(files_of(splits.values()), cache_dir):
+        members = sorted((m for m in spans if m[1] in map(str, group)), key=lambda m: (split_rank(m[0]), m[1]))
+        line = f"the same sound under {len(members)} names: {', '.join(f'{path} ({split})' for split, path in members)}"
+        lines.append(line)
+        for one, other in itertools.combinations(members, 2):
+            if one[0] == other[0] or protocol is None or protocol.promise(one[0], other[0]) != "patient":
+                continue
+            if spans[one] == spans[other]:
+                raise InputError(
+                    f"protocol {protocol.name!r} promises that no patient is shared, but {line}; "
+                    "drop one of them, or correct the patient ids"
+                )
+            between.append(f"{Path(one[1]).stem} of {one[0]} = {Path(other[1]).stem} of {other[0]}")
+    if lines:
+        facts["same_sounds"] = lines
+        if between:
+            stamp = f"the same sound is in two parts whose patients should differ: {named(between)}"
+            facts["stamp"] = "; ".join(s for s in (facts.get("stamp"), stamp) if s)
+        for table in splits.values():
+            _described(table, facts)
+    return lines
+
+
+def _spans(splits: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(split, path) of each recording -> the times of its cycles there, sorted."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, table in splits.items():
+        columns = (table["recording_path"][:], table["start_s"][:], table["end_s"][:])
+        for path, start_s, end_s in zip(*columns, strict=True):
+            found.setdefault((name, path), []).append((start_s, end_s))
+    return {recording: sorted(times) for recording, times in found.items()}
 
 
 def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Dataset:
@@ -222,29 +280,16 @@ def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Datas
     return table
 
 
-def _split_facts(
-    split: SplitResult, validation_fraction: float, published_folds: bool, missing: int, incomplete: str | None
-) -> dict[str, Any]:
-    unknown = split.protocol in BY_RECORDING and split.leaks.cycles_without_patient
+def _validation_rule(corpus: Corpus, protocol: str, split: SplitResult, fraction: float) -> str:
+    """How the validation split was made, in words."""
+    if protocol == "published-parts" and any(recording.split == "validation" for recording in corpus.recordings):
+        return "the validation part of the dataset itself"
+    if "validation" not in split.splits:
+        return "none"
+    if protocol == "patient-60-20-20":
+        return "20 % of the corpus, whole patients, stratified by chest location"
+    if protocol == "random-80-20":
+        return f"{fraction:.0%} of the train cycles, drawn at random"
+    unknown = protocol in BY_RECORDING and split.leaks.cycles_without_patient
     who = "recordings (patients are not known)" if unknown else "patients"
-    if "validation" not in split.parts:
-        rule = "none"
-    elif split.protocol == "patient-60-20-20":
-        rule = "20 % of the corpus, whole patients, stratified by chest location"
-    elif split.protocol == "random-80-20":
-        rule = f"{validation_fraction:.0%} of the train cycles, drawn at random"
-    else:
-        rule = f"about {validation_fraction:.0%} of the train cycles, whole {who} in no test part, stratified by label"
-    stamps = [stamp for stamp in (split.stamp, incomplete) if stamp]
-    return {
-        "fold": split.fold,
-        "seed": split.seed,
-        "split_fingerprint": split.fingerprint,
-        "part_fingerprints": split.part_fingerprints,
-        "validation": rule,
-        "validation_fraction": validation_fraction,
-        "published_folds": published_folds,
-        "leaks": split.leaks.shared,
-        "missing_recordings": missing,
-        "stamp": "; ".join(stamps) or None,
-    }
+    return f"about {fraction:.0%} of the train cycles, whole {who} in no test part, stratified by label"

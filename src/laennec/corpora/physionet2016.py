@@ -7,8 +7,6 @@ unless asked for, and its recordings then have ids of their own, so that the lea
 decides the label; a table with signal quality adds the quality alone, and is compared with it.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,9 @@ import datasets
 from laennec.audio.cycles import AnnotationError, sliding_windows
 from laennec.audio.recording import read_header
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import hash_files, is_recording, named, only_folder
+from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files, is_recording, named, only_folder, read_csv
 from laennec.errors import InputError
-from laennec.untrusted import read_bytes, read_text
+from laennec.untrusted import read_bytes
 
 CLASSES = ("normal", "abnormal")
 DATABASES = ("a", "b", "c", "d", "e", "f")
@@ -235,20 +232,13 @@ def read_reference(path: str | Path) -> Reference:
         AnnotationError: The first line that is none of these.
     """
     found: Reference = {}
-    try:
-        with io.StringIO(read_text(path), newline="") as file:
-            for line, values in enumerate(csv.reader(file), start=1):
-                words = [value.strip() for value in values]
-                if not any(words):
-                    continue
-                if len(words) not in (2, 3) or words[1] not in _LABELS or words[2:] not in ([], ["0"], ["1"]):
-                    text = ",".join(words)[:80]
-                    raise AnnotationError(path, line, f"{text!r} is not name,1|-1 or name,1|-1,0|1; correct it")
-                if words[0] in found:
-                    raise AnnotationError(path, line, f"recording {words[0]!r} is in the table twice; remove one line")
-                found[words[0]] = (_LABELS[words[1]], int(words[2]) if words[2:] else None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(path, None, f"cannot be read as a table ({error}); download it again") from error
+    for line, words in read_csv(path):
+        if len(words) not in (2, 3) or words[1] not in _LABELS or words[2:] not in ([], ["0"], ["1"]):
+            text = ",".join(words)[:80]
+            raise AnnotationError(path, line, f"{text!r} is not name,1|-1 or name,1|-1,0|1; correct it")
+        if words[0] in found:
+            raise AnnotationError(path, line, f"recording {words[0]!r} is in the table twice; remove one line")
+        found[words[0]] = (_LABELS[words[1]], int(words[2]) if words[2:] else None)
     return found
 
 

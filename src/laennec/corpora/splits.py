@@ -1,52 +1,121 @@
-"""Splitting by a named protocol, the validation carve-out and the split fingerprint.
+"""Named protocols of splitting, what each promises, the validation carve-out and the split fingerprint.
 
-Decisions: `split_table` checks its result against the promise of the protocol and returns no split that breaks it.
-Validation is carved from train by whole patients who are in no test split, because selecting a model on test patients
-is selecting on test; only random-80-20 draws cycles, as its paper does, and its stamp says so. Draws are hashes of
-(seed, purpose, name): the order of rows and the versions of libraries change nothing.
+Decisions: a protocol promises something for every pair of its splits (they share no patient, or at least no recording,
+or only no cycle). The default promise is the strongest; a protocol lists its exceptions. `split_table` checks its
+result against the promise and returns no split that breaks it. Validation is carved from train by whole patients who
+are in no test split, because selecting a model on test patients is selecting on test; only random-80-20 draws cycles,
+as its paper does, and its stamp says so. Draws are hashes of (seed, purpose, name): the order of rows and the versions
+of libraries change nothing.
 """
 
+import difflib
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from laennec.corpora.leaks import LeakReport, PairLeak, leak_check, metadata_frame, refuse_leaks, some
-from laennec.corpora.protocols import (
-    BY_RECORDING,
-    OTHER_DEVICES,
-    PROTOCOLS,
-    WITH_FOLDS,
-    Pair,
-    Protocol,
-    part_rank,
-    protocol_named,
-)
+from laennec.corpora.leaks import LeakReport, Pair, leak_check, metadata_frame, refuse_leaks, some
 from laennec.errors import InputError
 
-__all__ = [
-    "PROTOCOLS",
-    "LeakReport",
-    "PairLeak",
-    "Protocol",
-    "SplitResult",
-    "assign_groups",
-    "fingerprint",
-    "leak_check",
-    "refuse_leaks",
-    "split_table",
-]
-
+Unit = Literal["patient", "recording", "cycle"]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Names = np.ndarray[Any, np.dtype[np.object_]]
 
+SPLIT_ORDER = ("train", "validation", "test", "test_other_devices", "test_intra", "test_inter")
+OTHER_DEVICES = "test_other_devices"
 _UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to split a corpus.
+
+    Attributes:
+        name: The word that recipes, reports and cards use.
+        description: One sentence on what goes where.
+        weaker: Pairs of splits that promise less than disjoint patients, and what it is that they do not share.
+        stamp: What every number of this protocol has to carry, or None.
+    """
+
+    name: str
+    description: str
+    weaker: Mapping[Pair, Unit]
+    stamp: str | None
+
+    def promise(self, one: str, other: str) -> Unit:
+        """What the two splits never share: whole patients, whole recordings, or nothing larger than a cycle."""
+        return self.weaker.get((one, other)) or self.weaker.get((other, one)) or "patient"
+
+
+def _all_pairs(unit: Unit) -> dict[Pair, Unit]:
+    return dict.fromkeys((("train", "validation"), ("train", "test"), ("validation", "test")), unit)
+
+
+_DESCRIPTIONS = {
+    "official": "ICBHI 2017 as published, by recording (60/40); patients 156 and 218 are in train and test.",
+    "official-strict": "The published ICBHI 2017 split, with every recording of a patient found in both parts moved "
+    "to test.",
+    "patient-5fold": "Five folds of whole patients, the published ones where given; `fold` is the test fold.",
+    "patient-60-20-20": "60 % train, 20 % validation and 20 % test by whole patients, stratified by chest location.",
+    "random-80-20": "80 % train and 20 % test of randomly drawn cycles (Song et al. 2021); patients and recordings are "
+    "shared.",
+    "recording-80-20": "80 % train and 20 % test of randomly drawn recordings; patients are shared.",
+    "sprsound-official": "SPRSound as published: test_intra holds other recordings of train patients, test_inter "
+    "unseen patients.",
+    "device-out": "One stethoscope left out: device `fold`, in alphabetical order, is the test part. Recordings that "
+    "its patients have of other devices are a test part of their own, test_other_devices.",
+    "database-out": "PhysioNet/CinC 2016: database `fold` (0 is a, 5 is f) is the test part. Patients are not "
+    "published; databases come from different research groups.",
+    "validation-folder": "PhysioNet/CinC 2016: train on the training databases, test on the folder validation; refused "
+    "where that folder holds copies of training recordings.",
+    "published-parts": "A dataset's own train, validation and test parts; what groups they share is reported.",
+    "published-folds": "A dataset's own folds; `fold` is the test fold. What groups the parts share is reported.",
+}
+_WEAKER: dict[str, dict[Pair, Unit]] = {
+    "official": {("train", "test"): "recording"},
+    "random-80-20": _all_pairs("cycle"),
+    "recording-80-20": {("train", "test"): "recording", ("validation", "test"): "recording"},
+    "sprsound-official": {("train", "test_intra"): "recording", ("validation", "test_intra"): "recording"},
+    "device-out": {("test", OTHER_DEVICES): "recording"},
+    "database-out": {("train", "validation"): "recording"},
+    "validation-folder": {("train", "validation"): "recording"},
+    "published-parts": _all_pairs("recording"),
+    "published-folds": _all_pairs("recording"),
+}
+_STAMPS = {"random-80-20": "leaky: random cycles", "recording-80-20": "leaky: random recordings"}
+PROTOCOLS = {
+    name: Protocol(name, description, _WEAKER.get(name, {}), _STAMPS.get(name))
+    for name, description in _DESCRIPTIONS.items()
+}
+# protocols with a test fold, and protocols in which a recording stands in for an unknown patient
+WITH_FOLDS = ("patient-5fold", "device-out", "database-out", "published-folds")
+BY_RECORDING = ("recording-80-20", "database-out", "validation-folder", "published-parts", "published-folds")
+# what any corpus with patients can be split by
+COMMON_PROTOCOLS = (
+    *("patient-60-20-20", "patient-5fold", "random-80-20", "recording-80-20", "device-out"),
+    *("published-parts", "published-folds"),
+)
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of this name.
+
+    Raises:
+        InputError: There is none; names the nearest one.
+    """
+    if name not in PROTOCOLS:
+        nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1, cutoff=0.0)
+        raise InputError(f"no protocol is called {name!r}; did you mean {nearest[0]!r}? Valid: {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
+def split_rank(name: str) -> tuple[int, str]:
+    """Sorting key that puts splits in the order train, validation, test."""
+    return (SPLIT_ORDER.index(name) if name in SPLIT_ORDER else len(SPLIT_ORDER), name)
 
 
 @dataclass(frozen=True)
@@ -54,26 +123,18 @@ class SplitResult:
     """A split of a cycle table.
 
     Attributes:
-        parts: Sorted row numbers of the table for each part; together every row once.
-        protocol: Its name in `PROTOCOLS`.
-        fold: The test fold, where the protocol has folds, else 0.
-        seed: The seed of whatever was drawn.
-        fingerprint: SHA-256 of the cycle ids of each part, independent of the order of rows.
+        splits: Sorted row numbers of the table for each split; together every row once.
+        fingerprint: SHA-256 of the cycle ids of all splits, independent of the order of rows.
         stamp: What every number computed on this split has to carry, or None.
-        promises_disjoint_patients: For each pair of parts, whether the protocol promises that no patient is in both.
-        leaks: What the pairs do share.
-        part_fingerprints: The same for each part alone: a corpus that gained a test part still has its training part.
+        leaks: What the pairs of splits share.
+        fingerprints: The same for each split alone: a corpus that gained a test split still has its train split.
     """
 
-    parts: dict[str, Rows]
-    protocol: str
-    fold: int
-    seed: int
+    splits: dict[str, Rows]
     fingerprint: str
     stamp: str | None
-    promises_disjoint_patients: dict[Pair, bool]
     leaks: LeakReport
-    part_fingerprints: dict[str, str]
+    fingerprints: dict[str, str]
 
 
 def split_table(
@@ -101,9 +162,6 @@ def split_table(
         folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
         class_column: The column that draws are stratified by, where a corpus has classes of its own.
 
-    Returns:
-        The parts as row numbers, with fingerprint, stamp and leak report.
-
     Raises:
         InputError: Unknown protocol, missing table or column, too few patients, or a broken promise.
     """
@@ -115,67 +173,60 @@ def split_table(
             f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}"
         )
     frame = metadata_frame(table, class_column)
-    part = _assign(frame, protocol, fold, seed, official_split, folds)
-    # SPRSound's test parts alone, for scoring what was trained elsewhere
-    nothing_to_train_on = protocol == "sprsound-official" and not (part == "train").any()
-    carves = protocol != "patient-60-20-20" and "validation" not in part and not nothing_to_train_on
+    split_of = _assign(frame, protocol, fold, seed, official_split, folds)
+    # the test splits of SPRSound alone, for scoring what was trained elsewhere
+    nothing_to_train_on = protocol == "sprsound-official" and not (split_of == "train").any()
+    carves = protocol != "patient-60-20-20" and "validation" not in split_of and not nothing_to_train_on
     if validation_fraction and carves:
-        part[_validation_rows(frame, part, protocol, validation_fraction, seed)] = "validation"
+        split_of[_validation_rows(frame, split_of, chosen, validation_fraction, seed)] = "validation"
     expected = set() if protocol == "sprsound-official" else {"train", "test"}
-    names = sorted(expected | set(part), key=part_rank)
-    parts = {name: np.flatnonzero(part == name) for name in names}
-    leaks = leak_check(frame, parts)
+    splits = {name: np.flatnonzero(split_of == name) for name in sorted(expected | set(split_of), key=split_rank)}
+    leaks = leak_check(frame, splits)
     refuse_leaks(leaks, chosen)
     ids = frame["cycle_id"].to_numpy()
     return SplitResult(
-        parts=parts,
-        protocol=protocol,
-        fold=fold,
-        seed=seed,
-        fingerprint=fingerprint({name: ids[rows] for name, rows in parts.items()}),
+        splits=splits,
+        fingerprint=fingerprint({name: ids[rows] for name, rows in splits.items()}),
         stamp=_stamp(chosen, leaks),
-        promises_disjoint_patients={
-            pair: chosen.promise(*pair) == "patient" for pair in itertools.combinations(names, 2)
-        },
         leaks=leaks,
-        part_fingerprints={name: fingerprint({name: ids[rows]}) for name, rows in parts.items()},
+        fingerprints={name: fingerprint({name: ids[rows]}) for name, rows in splits.items()},
     )
 
 
-def fingerprint(parts: Mapping[str, Iterable[str]]) -> str:
-    """SHA-256 over the sorted cycle ids of every part: the order of rows and of parts does not matter."""
-    canonical = json.dumps({name: sorted(ids) for name, ids in parts.items()}, sort_keys=True, separators=(",", ":"))
+def fingerprint(splits: Mapping[str, Iterable[str]]) -> str:
+    """SHA-256 over the sorted cycle ids of every split: the order of rows and of splits does not matter."""
+    canonical = json.dumps({name: sorted(ids) for name, ids in splits.items()}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8")).hexdigest()
 
 
 def assign_groups(
     groups: Sequence[str], strata: Sequence[str], shares: Sequence[float], *, seed: int, purpose: str
 ) -> dict[str, int]:
-    """Deal whole groups into parts so that every stratum is divided as the shares ask, as nearly as groups allow.
+    """Assign whole groups to splits so that every stratum is divided as the shares ask, as nearly as groups allow.
 
-    Groups are dealt by size in powers of two, largest first, and within one power of two in the order of a seeded hash.
-    Each goes where it least increases the squared deviation from the shares, summed over strata relative to their
-    totals. No part is left empty.
+    Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a seeded
+    hash. Each goes where it least increases the squared deviation from the shares, summed over strata relative to their
+    totals. No split is left empty.
 
     Args:
         groups: The group of each row.
         strata: The stratum of each row.
-        shares: Wanted share of each part, summing to 1.
+        shares: Wanted share of each split, summing to 1.
         seed: Seed of the order.
         purpose: What the draw is for; different purposes have unrelated orders.
 
     Returns:
-        Part number of every group.
+        The number of the split of every group.
 
     Raises:
-        ValueError: Fewer groups than parts.
+        ValueError: Fewer groups than splits.
     """
     counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
     counts = counts.sort_index(axis=0).sort_index(axis=1)
     if len(counts) < len(shares):
-        raise ValueError(f"{len(counts)} groups cannot fill {len(shares)} parts")
+        raise ValueError(f"{len(counts)} groups cannot fill {len(shares)} splits")
     sizes = counts.to_numpy(dtype=np.float64)
-    # the sum over strata is one more column, so that the parts come out right in size too
+    # the sum over strata is one more column, so that the splits come out right in size too
     sizes = np.concatenate([sizes, sizes.sum(axis=1, keepdims=True)], axis=1)
     totals, share = sizes.sum(axis=0), np.asarray(shares, dtype=np.float64)[:, None]
     names = [str(name) for name in counts.index]
@@ -183,17 +234,17 @@ def assign_groups(
         range(len(names)), key=lambda row: (-int(sizes[row, -1]).bit_length(), _draw(seed, purpose, names[row]))
     )
     have = np.zeros((len(shares), sizes.shape[1]))
-    dealt: dict[str, int] = {}
+    assigned: dict[str, int] = {}
     for position, row in enumerate(order):
         increase = (2 * sizes[row] * (have / share - totals) + sizes[row] ** 2 / share) / totals
-        cost = np.round(increase.sum(axis=1), 9)  # rounded, so that ties do not hang on the order of a sum
+        cost = np.round(increase.sum(axis=1), 9)  # rounded, so that ties do not depend on the order of a sum
         empty = have[:, -1] == 0
         if empty.sum() >= len(order) - position:
             cost = np.where(empty, cost, np.inf)
-        part = int(np.argmin(cost))
-        have[part] += sizes[row]
-        dealt[names[row]] = part
-    return dealt
+        split = int(np.argmin(cost))
+        have[split] += sizes[row]
+        assigned[names[row]] = split
+    return assigned
 
 
 def _assign(
@@ -204,59 +255,49 @@ def _assign(
     official_split: Mapping[str, str] | None,
     folds: Mapping[str, int] | None,
 ) -> Names:
-    """The part of every row, before validation is carved from train."""
+    """The split of every row, before validation is carved from train."""
     if protocol in ("official", "official-strict"):
-        part = _published_parts(frame, official_split, protocol)
+        split_of = _official(frame, official_split, protocol)
         if protocol == "official-strict":
-            in_test = set(_patients(frame, protocol)[part == "test"])
-            part[frame["patient_id"].isin(in_test).to_numpy()] = "test"
-        return part
+            in_test = set(_patients(frame, protocol)[split_of == "test"])
+            split_of[frame["patient_id"].isin(in_test).to_numpy()] = "test"
+        return split_of
     if protocol == "patient-5fold":
         return np.where(_folds(frame, fold, seed, folds) == fold, "test", "train").astype(object)
     if protocol == "patient-60-20-20":
-        return _deal(frame, "chest_location", (0.6, 0.2, 0.2), ("train", "validation", "test"), seed, protocol)
+        return _stratified(frame, "chest_location", (0.6, 0.2, 0.2), ("train", "validation", "test"), seed, protocol)
     if protocol == "recording-80-20":
-        return _deal(frame, "label", (0.8, 0.2), ("train", "test"), seed, protocol, unit="recording_id")
+        return _stratified(frame, "label", (0.8, 0.2), ("train", "test"), seed, protocol, unit="recording_id")
     if protocol == "random-80-20":
-        part = np.full(len(frame), "train", dtype=object)
-        part[_draw_cycles(frame, np.arange(len(frame)), 0.2, seed, protocol)] = "test"
-        return part
+        split_of = np.full(len(frame), "train", dtype=object)
+        split_of[_draw_cycles(frame, np.arange(len(frame)), 0.2, seed, protocol)] = "test"
+        return split_of
     if protocol == "device-out":
         return _device_out(frame, fold)
     if protocol in ("database-out", "published-folds"):
         return _fold_out(frame, protocol, fold)
-    if protocol in ("published-parts", "validation-folder"):
-        return _own_parts(frame, protocol)
-    wrong = sorted({str(value) for value in frame["part"]} - {"train", "test_intra", "test_inter"})
-    if wrong:
-        raise InputError(
-            f"protocol {protocol!r} reads column 'part' (train, test_intra, test_inter), but it holds {some(wrong)}; "
-            "load an SPRSound corpus or use another protocol"
-        )
-    return frame["part"].to_numpy(dtype=object).copy()
+    return _own_splits(frame, protocol)
 
 
-def _published_parts(frame: pd.DataFrame, official_split: Mapping[str, str] | None, protocol: str) -> Names:
+def _official(frame: pd.DataFrame, official_split: Mapping[str, str] | None, protocol: str) -> Names:
     if official_split is None:
         raise InputError(
             f"protocol {protocol!r} needs the published split, and none was given; "
             "put ICBHI_challenge_train_test.txt beside the recordings or use another protocol"
         )
-    missing = sorted(set(frame["recording_id"]) - set(official_split))
-    if missing:
+    if missing := sorted(set(frame["recording_id"]) - set(official_split)):
         raise InputError(
             f"the published split does not name {len(missing)} of the recordings ({some(missing)}); "
             "correct the split table or use another protocol"
         )
-    part = frame["recording_id"].map(dict(official_split)).to_numpy(dtype=object).copy()
-    wrong = sorted({str(value) for value in part} - {"train", "test"})
-    if wrong:
+    split_of = frame["recording_id"].map(dict(official_split)).to_numpy(dtype=object).copy()
+    if wrong := sorted({str(value) for value in split_of} - {"train", "test"}):
         raise InputError(f"the published split says {some(wrong)}, but a recording is in train or in test; correct it")
-    return part
+    return split_of
 
 
 def _device_out(frame: pd.DataFrame, fold: int) -> Names:
-    """Test is what one stethoscope recorded; nothing of its patients is trained on, with whatever it was recorded."""
+    """Test is what one stethoscope recorded; no recording of its patients is in train, whatever the device."""
     if frame["device"].isna().any():
         raise InputError("protocol 'device-out' needs the device of every recording; use another protocol")
     known = sorted(set(frame["device"]))
@@ -269,7 +310,7 @@ def _device_out(frame: pd.DataFrame, fold: int) -> Names:
 
 
 def _fold_out(frame: pd.DataFrame, protocol: str, fold: int) -> Names:
-    """Test is what the table's column `fold` gives this number."""
+    """Test is what the column `fold` gives this number."""
     if frame["fold"].isna().any():
         remedy = "name the column of the folds (fold_column) or use another protocol"
         raise InputError(f"protocol {protocol!r} needs the fold of every recording, and some have none; {remedy}")
@@ -281,20 +322,22 @@ def _fold_out(frame: pd.DataFrame, protocol: str, fold: int) -> Names:
     return np.where(frame["fold"] == str(fold), "test", "train").astype(object)
 
 
-def _own_parts(frame: pd.DataFrame, protocol: str) -> Names:
-    """The parts that the corpus itself is laid out in."""
-    part = frame["part"].to_numpy(dtype=object).copy()
+def _own_splits(frame: pd.DataFrame, protocol: str) -> Names:
+    """The splits that the corpus itself is published in (column `part`)."""
+    split_of = frame["part"].to_numpy(dtype=object).copy()
     if protocol == "validation-folder":
-        part = np.where(part == "validation", "test", "train").astype(object)
-    if wrong := sorted({str(value) for value in part} - {"train", "validation", "test"}):
+        split_of = np.where(split_of == "validation", "test", "train").astype(object)
+    sprsound = protocol == "sprsound-official"
+    valid = ("train", "test_intra", "test_inter") if sprsound else ("train", "validation", "test")
+    if wrong := sorted({str(value) for value in split_of} - set(valid)):
         raise InputError(
-            f"protocol {protocol!r} knows train, validation and test, not {some(wrong)}; use another protocol"
+            f"protocol {protocol!r} reads column 'part' ({', '.join(valid)}), but it holds {some(wrong)}; "
+            "use another protocol"
         )
-    for needed in ("train", "test"):
-        if needed not in part:
-            remedy = "name it in the corpus' options, or use another protocol"
-            raise InputError(f"protocol {protocol!r}: the corpus has no {needed} part; {remedy}")
-    return part
+    if missing := [name for name in ("train", "test") if name not in split_of and not sprsound]:
+        remedy = "name it in the corpus' options, or use another protocol"
+        raise InputError(f"protocol {protocol!r}: the corpus has no {missing[0]} split; {remedy}")
+    return split_of
 
 
 def _folds(frame: pd.DataFrame, fold: int, seed: int, folds: Mapping[str, int] | None) -> Rows:
@@ -302,11 +345,10 @@ def _folds(frame: pd.DataFrame, fold: int, seed: int, folds: Mapping[str, int] |
     patients = _patients(frame, "patient-5fold")
     if folds is None:
         known = list(range(5))
-        number = _deal(frame, "label", (0.2,) * 5, known, seed, "patient-5fold").astype(np.int64)
+        number = _stratified(frame, "label", (0.2,) * 5, known, seed, "patient-5fold").astype(np.int64)
     else:
         known = sorted({int(value) for value in folds.values()})
-        missing = sorted(set(patients) - set(folds))
-        if missing:
+        if missing := sorted(set(patients) - set(folds)):
             raise InputError(
                 f"the published folds do not name {len(missing)} of the patients ({some(missing)}); "
                 "correct patient_list_foldwise.txt or give no folds"
@@ -322,7 +364,7 @@ def _folds(frame: pd.DataFrame, fold: int, seed: int, folds: Mapping[str, int] |
     return number
 
 
-def _deal(
+def _stratified(
     frame: pd.DataFrame,
     stratum: str,
     shares: Sequence[float],
@@ -331,15 +373,15 @@ def _deal(
     protocol: str,
     unit: str = "patient_id",
 ) -> Names:
-    """Name the part of every row by dealing whole patients or recordings, stratified by a column."""
+    """The split of every row: whole patients or recordings, stratified by a column."""
     groups = _patients(frame, protocol) if unit == "patient_id" else frame[unit].to_numpy(dtype=object)
     count = len(set(groups))
     if count < len(shares):
         word = unit.removesuffix("_id")
         raise InputError(f"protocol {protocol!r} needs at least {len(shares)} {word}s, but the corpus has {count}")
     strata = frame[stratum].fillna(_UNKNOWN).tolist()
-    dealt = assign_groups(groups.tolist(), strata, shares, seed=seed, purpose=protocol)
-    return np.array([names[dealt[group]] for group in groups], dtype=object)
+    assigned = assign_groups(groups.tolist(), strata, shares, seed=seed, purpose=protocol)
+    return np.array([names[assigned[group]] for group in groups], dtype=object)
 
 
 def _draw_cycles(frame: pd.DataFrame, among: Rows, share: float, seed: int, purpose: str) -> Rows:
@@ -351,69 +393,53 @@ def _draw_cycles(frame: pd.DataFrame, among: Rows, share: float, seed: int, purp
     return np.sort(np.array(ranked[:wanted], dtype=np.int64))
 
 
-def _validation_rows(frame: pd.DataFrame, part: Names, protocol: str, share: float, seed: int) -> Rows:
+def _validation_rows(frame: pd.DataFrame, split_of: Names, protocol: Protocol, share: float, seed: int) -> Rows:
     """Rows of train that become validation: whole patients, stratified by label.
 
-    Patients of a test part are left out, unless the protocol shares its patients with train by design: then leaving
-    them out would protect nothing and make validation unlike train (SPRSound's intra patients are the ill ones).
+    Patients of a test split are left out, unless the protocol shares its patients with train by design: then leaving
+    them out would protect nothing and make validation unlike train (the intra patients of SPRSound are the ill ones).
     """
-    train = part == "train"
-    if protocol == "random-80-20":
+    train = split_of == "train"
+    if protocol.name == "random-80-20":
         return _draw_cycles(frame, np.flatnonzero(train), share, seed, "validation")
-    patients = _groups(frame) if protocol in BY_RECORDING else _patients(frame, protocol)
-    published = protocol.startswith("published-")
-    apart = [
-        name
-        for name in set(part[~train])
-        if protocol_named(protocol).promise("validation", name) == "patient" or published
-    ]
-    in_test = set(patients[np.isin(part, apart)])
-    eligible = train & np.array([patient not in in_test for patient in patients], dtype=bool)
-    count = len(set(patients[eligible]))
-    if count < 2 and published:  # a dataset whose parts share all their groups: nothing is left to protect
-        eligible, count = train, len(set(patients[train]))
+    if protocol.name in BY_RECORDING:
+        groups = frame["patient_id"].where(frame["patient_id"].notna(), frame["recording_id"]).to_numpy(dtype=object)
+    else:
+        groups = _patients(frame, protocol.name)
+    published = protocol.name.startswith("published-")
+    apart = [name for name in set(split_of[~train]) if published or protocol.promise("validation", name) == "patient"]
+    eligible = train & ~np.isin(groups, groups[np.isin(split_of, apart)])
+    if len(set(groups[eligible])) < 2 and published:  # all groups are shared: nothing is left to protect
+        eligible = train
+    count = len(set(groups[eligible]))
     if count < 2:
         raise InputError(
-            f"protocol {protocol!r}: validation is carved from train patients who are in no test part, and there are "
-            f"{count}, fewer than 2; use a larger corpus or validation_fraction 0"
+            f"protocol {protocol.name!r}: validation is carved from train patients who are in no test split, and there "
+            f"are {count}, fewer than 2; use a larger corpus or validation_fraction 0"
         )
-    # a share of the whole of train, although the patients who are also in test have to stay behind in it
+    # a share of the whole of train, although the patients who are also in test have to stay in it
     wanted = share * train.sum() / eligible.sum()
     if wanted >= 1:
         return np.flatnonzero(eligible)
     strata = frame["label"].fillna(_UNKNOWN).to_numpy(dtype=object)[eligible].tolist()
-    dealt = assign_groups(patients[eligible].tolist(), strata, (1 - wanted, wanted), seed=seed, purpose="validation")
-    return np.flatnonzero(eligible & np.array([dealt.get(patient) == 1 for patient in patients], dtype=bool))
+    assigned = assign_groups(groups[eligible].tolist(), strata, (1 - wanted, wanted), seed=seed, purpose="validation")
+    return np.flatnonzero(eligible & np.array([assigned.get(group) == 1 for group in groups], dtype=bool))
 
 
 def _stamp(protocol: Protocol, leaks: LeakReport) -> str | None:
-    """The protocol's own stamp, or for the published ICBHI split who is in train and test."""
-    if protocol.name in BY_RECORDING:
-        return _stamp_by_recording(protocol, leaks)
-    both = leaks.between("train", "test").patients if protocol.name == "official" else ()
-    if not both:
-        return protocol.stamp
-    who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"
-    return f"official split: {who} are in train and test"
-
-
-def _stamp_by_recording(protocol: Protocol, leaks: LeakReport) -> str | None:
-    """What a split by parts or recordings cannot promise of people."""
+    """The protocol's own stamp, and what is known of patients on both sides."""
     stamps = [protocol.stamp] if protocol.stamp else []
-    if leaks.cycles_without_patient:
+    if protocol.name == "official" and (both := leaks.between("train", "test").patients):
+        who = f"patients {' and '.join(both)}" if len(both) == 2 else f"{len(both)} of the patients ({some(both)})"
+        stamps.append(f"official split: {who} are in train and test")
+    if protocol.name in BY_RECORDING and leaks.cycles_without_patient:
         stamps.append("patients are not known: no recording is shared, a person may be")
-    pairs = [pair for pair in leaks.pairs if "test" in pair.parts]
-    shared = sorted({group for pair in pairs for group in pair.patients})
+    shared = sorted({group for pair in leaks.pairs if "test" in pair.splits for group in pair.patients})
     if shared and protocol.name.startswith("published-"):
-        who = f"{len(shared)} groups of test ({some(shared)})" if len(shared) > 1 else f"group {shared[0]} of test"
-        verb = "are" if len(shared) > 1 else "is"
-        stamps.append(f"{protocol.name}: {who} {verb} in train or validation too")
+        who = f"{len(shared)} groups of test ({some(shared)}) are"
+        one = f"group {shared[0]} of test is"
+        stamps.append(f"{protocol.name}: {who if len(shared) > 1 else one} in train or validation too")
     return "; ".join(stamps) or None
-
-
-def _groups(frame: pd.DataFrame) -> Names:
-    """The patient of every row, or the recording where nobody knows the patient."""
-    return frame["patient_id"].where(frame["patient_id"].notna(), frame["recording_id"]).to_numpy(dtype=object)
 
 
 def _patients(frame: pd.DataFrame, protocol: str) -> Names:

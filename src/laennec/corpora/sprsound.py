@@ -14,9 +14,8 @@ from typing import Any
 
 from laennec.audio.cycles import AnnotationError, check_times
 from laennec.corpora.base import Corpus
-from laennec.corpora.protocols import COMMON_PROTOCOLS
-from laennec.corpora.recordings import AnnotatedRecording, Event
-from laennec.corpora.sources import is_recording, only_folder
+from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, only_folder
+from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.untrusted import MOST_BYTES, read_json
 

@@ -26,8 +26,7 @@ import pyarrow as pa
 
 from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
-from laennec.corpora.recordings import UnusableRecordingsError
-from laennec.corpora.sources import hash_files
+from laennec.corpora.recordings import UnusableRecordingsError, hash_files
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root
 from laennec.untrusted import read_bytes
@@ -60,7 +59,7 @@ class CycleWaveforms(Sequence[Waveform]):
         table: A cycle table, or any rows of one in any order.
         sampling_rate: Rate of the waveforms in Hz.
         filter: Applied to whole recordings at that rate.
-        cache_dir: Root of the caches; see `laennec.corpora.sources.cache_root`.
+        cache_dir: Root of the caches; see `laennec.corpora.recordings.cache_root`.
 
     Attributes:
         failures: recording_path -> reason, for what the last `prepare` could not use.

@@ -21,7 +21,7 @@ from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
 from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
-from laennec.corpora.protocols import WITH_FOLDS
+from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
 from laennec.evaluation.geometry import class_distances

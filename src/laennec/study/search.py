@@ -21,7 +21,7 @@ from pydantic import Field, StrictInt, model_validator
 from transformers import TrainerCallback
 
 from laennec.corpora.load import protocol_of
-from laennec.corpora.protocols import protocol_named
+from laennec.corpora.splits import protocol_named
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import Section

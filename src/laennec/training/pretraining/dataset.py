@@ -21,9 +21,9 @@ from laennec.audio.augmentation import SpecAugment, WaveformAugmentation, counte
 from laennec.audio.cycles import sliding_windows
 from laennec.corpora import provenance
 from laennec.corpora.base import column_of, to_arrow
-from laennec.corpora.duplicates import describe_audio, find_described
+from laennec.corpora.leaks import describe_audio, find_described
 from laennec.corpora.load import find_corpus
-from laennec.corpora.sources import named
+from laennec.corpora.recordings import named
 from laennec.errors import InputError
 from laennec.training.data import CycleDataset, view_seed
 from laennec.training.pretraining.pairs import PositivePairs

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import CycleWaveforms, provenance
-from laennec.corpora.duplicates import canonical_hashes
+from laennec.corpora.leaks import canonical_hashes
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
