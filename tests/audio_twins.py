@@ -10,6 +10,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from laennec.audio.context import InContext, beside_window
+from laennec.audio.cycles import cut
+
 ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 ESC50_CLASSES = ("dog", "rain", "crying_baby", "door_wood_knock")
 WORDS = ("backward", "bed", "cat", "zero")
@@ -138,3 +141,11 @@ def iemocap(folder: Path, recordings: Sequence[Path], rate_hz: int = 16000) -> P
         evaluation.parent.mkdir(parents=True)
         evaluation.write_text("".join(lines))
     return folder
+
+
+def windows_in_context(sound, rate, spans, k):
+    """The windows of a recording that is there as a whole."""
+    for span in spans:
+        sides = beside_window(span, len(sound) / rate, k)
+        before, after = ([cut(sound, rate, *beside) for beside in side] for side in sides)
+        yield InContext(cut(sound, rate, *span), before, after)

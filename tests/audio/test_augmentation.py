@@ -70,6 +70,7 @@ def test_the_stream_of_draws_is_frozen():
 
 
 def test_switching_one_part_off_leaves_the_others_draws_alone():
+    assert np.array_equal(augmented(WaveformAugmentation(), tone(300)), tone(300))
     fewer = WaveformAugmentation(noise=ALWAYS.noise, pitch=ALWAYS.pitch)
     every = ALWAYS.draw(seed=1, epoch=2, cycle_index=3)
     some = fewer.draw(seed=1, epoch=2, cycle_index=3)
@@ -195,13 +196,6 @@ def test_any_cycle_stays_finite_float32_and_at_most_twice_as_long(samples, kind,
         assert not changed.any()
 
 
-def test_nothing_switched_on_changes_nothing():
-    waveform = tone(300)
-    assert np.array_equal(augmented(WaveformAugmentation(), waveform), waveform)
-    assert np.array_equal(stretch_time(waveform, RATE_HZ, 1.0), waveform)
-    assert np.array_equal(shift_pitch(waveform, RATE_HZ, 0.0), waveform)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -218,7 +212,7 @@ def test_nothing_switched_on_changes_nothing():
     ],
 )
 def test_settings_out_of_range_are_refused(make):
-    with pytest.raises(ValueError, match=r"must|exceeds|one-dimensional"):
+    with pytest.raises(ValueError, match=r"must|one-dimensional"):
         make()
 
 

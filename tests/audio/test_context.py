@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from audio_twins import windows_in_context
 from laennec.audio.context import (
     InContext,
     cycles_in_context,
     neighbour_rows,
     neighbours_of,
-    windows_in_context,
     with_context,
 )
 from laennec.audio.cycles import cut, read_annotation, sliding_windows

@@ -3,6 +3,7 @@ import pickle
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,9 @@ import soundfile as sf
 import torch
 from transformers import AutoFeatureExtractor
 
-from laennec.audio.batching import TooShortError
-from laennec.audio.cycles import fit_to_length
+from laennec.audio.cycles import cut
 from laennec.audio.features import FEATURE_VERSION, PRESETS, LaennecFeatureExtractor
-from laennec.audio.filterbanks import log_mel, mel_filters, window_function
+from laennec.audio.filterbanks import TooShortError, log_mel, mel_filters, window_function
 from laennec.audio.presets import FrontEnd
 from laennec.errors import InputError
 
@@ -149,6 +149,22 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(extractor.features(waves, lengths)[0], whole, atol=1e-5, rtol=0)
 
 
+def naive_fit(wave: np.ndarray, samples: int, rule: str, fade: int, keep: str) -> np.ndarray:
+    """One waveform at its length, by numpy."""
+    if len(wave) > samples:
+        return wave[:samples] if keep == "first" else wave[-samples:]
+    if rule == "crop":
+        return wave
+    if rule == "zero":
+        before = (samples - len(wave)) // 2
+        return np.pad(wave, (before, samples - len(wave) - before))
+    whole = samples // len(wave) * len(wave) if rule == "repeat_pad" else samples
+    fitted = np.pad(np.resize(wave, whole), (0, samples - whole)).astype(np.float32)
+    if fade:
+        fitted[-fade:] *= 1 - np.linspace(0, 1, fade, dtype=np.float32)
+    return fitted
+
+
 @pytest.mark.parametrize("rule", ["repeat", "repeat_pad", "zero", "crop"])
 @pytest.mark.parametrize("keep", ["first", "last"])
 def test_batched_length_rules_equal_the_rule_for_one_waveform(rule: str, keep: str) -> None:
@@ -158,11 +174,45 @@ def test_batched_length_rules_equal_the_rule_for_one_waveform(rule: str, keep: s
     padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in waves], batch_first=True)
     fitted, lengths = extractor.fit(padded, torch.tensor([len(w) for w in waves]))
     for i, wave in enumerate(waves):
-        expected = fit_to_length(wave, target, rule, fade, keep)
+        expected = naive_fit(wave, target, rule, fade, keep)
         assert int(lengths[i]) == len(expected)
         np.testing.assert_allclose(fitted[i, : len(expected)].numpy(), expected, atol=1e-6)
     if rule != "crop":
         assert bool(extractor(waves, sampling_rate=16000).attention_mask.all())
+
+
+def fitted(wave: Any, rate: int, duration_s: float, rule: str, fade_s: float = 0.0, keep: str = "first") -> np.ndarray:
+    extractor = LaennecFeatureExtractor(
+        "waveform", sampling_rate=rate, low_hz=0.0, high_hz=rate / 2, window_samples=2, length=rule,
+        duration_s=duration_s, fade_s=fade_s, keep=keep,
+    )  # fmt: skip
+    wave = torch.tensor(np.array(wave, np.float32))[None]
+    return extractor.fit(wave, torch.tensor([wave.shape[1]]))[0][0].numpy()
+
+
+def test_lengths_by_reference(shared_root: Path) -> None:
+    cases = {
+        case["id"]: (case["inputs"], case["expected"])
+        for name in ("audio_frontend", "waveform_rules")
+        for case in json.loads((shared_root / "conformance" / f"{name}.json").read_text())["cases"]
+    }
+    for name in ("cut_pad_repeat_5", "cut_pad_zero_40"):
+        inputs, expected = cases[name]
+        fade_s = 1 / 16 if inputs["pad_types"] == "repeat" else 0.0
+        found = fitted(inputs["audio"], inputs["sample_rate"], inputs["desired_length"], inputs["pad_types"], fade_s)
+        np.testing.assert_allclose(found, expected["audio"], rtol=1e-6, atol=1e-7)
+    inputs, expected = cases["cycleguardian_align_short"]
+    found = fitted(inputs["audio"], inputs["sample_rate"], inputs["desiredLength"], "repeat", keep="last")
+    np.testing.assert_allclose(found, expected["audio"], rtol=1e-6, atol=1e-7)
+    inputs, expected = cases["patchmix_cycle_chain"]  # the authors fade the recording before they cut it
+    rate, recording = inputs["sample_rate"], np.array(inputs["recording"], np.float32)
+    ramp = np.linspace(0, 1, rate // 16, dtype=np.float32)
+    recording[: len(ramp)] *= ramp
+    recording[-len(ramp) :] *= 1 - ramp
+    for (start_s, end_s, *_), wanted in zip(inputs["annotations"], expected["cycles"], strict=True):
+        piece = cut(recording, rate, start_s, end_s)
+        found = fitted(piece, rate, inputs["desired_length"], inputs["pad_types"], 1 / 16)
+        np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_song_gives_64_by_320_whatever_the_cycle_lasts() -> None:

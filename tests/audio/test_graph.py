@@ -8,8 +8,7 @@ import soundfile
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.filterbanks import frame_mean
-from laennec.audio.graph import GraphFrontEnd
+from laennec.audio.filterbanks import GraphFrontEnd, frame_mean
 from laennec.audio.presets import PRESETS
 from laennec.audio.recording import read_recording
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from laennec.audio.cycles import AnnotationError
-from laennec.audio.selections import read_spans
+from laennec.audio.cycles import AnnotationError, read_spans
 
 RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)"
 WANTED = [(0.5, 1.75), (2.0, 4.25)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from laennec.audio.selections import read_spans
+from laennec.audio.cycles import read_spans
 from laennec.cli.main import main
 from laennec.inference.outputs import Stretch, stretches, write_audacity, write_csv, write_json, write_raven
 from laennec.inference.picture import Spectrogram, timeline_figure, write_picture

@@ -110,10 +110,9 @@ def _icbhi(path: Path) -> object:
 
 @_file("a.txt")
 def _labels(path: Path) -> object:
-    from laennec.audio.cycles import read_audacity_labels, read_labels
+    from laennec.audio.cycles import read_labels
 
-    first = _refused(lambda: read_labels(path))
-    return first or read_audacity_labels(path, 4.0)
+    return _refused(lambda: read_labels(path)) or read_labels(path, 4.0)
 
 
 def _refused(read: Callable[[], object]) -> object:
@@ -126,9 +125,9 @@ def _refused(read: Callable[[], object]) -> object:
 
 @_file("a.selections.txt")
 def _spans(path: Path) -> object:
-    from laennec.audio.selections import read_raven_spans, read_spans
+    from laennec.audio.cycles import read_spans
 
-    return _refused(lambda: read_spans(path, 4.0)) or read_raven_spans(path)
+    return _refused(lambda: read_spans(path, 4.0)) or read_spans(path)
 
 
 @_file("a.json")

@@ -8,9 +8,10 @@ smears each crackle over its window and lowers breath noise by some 3 dB, and ei
 were stretched.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 Waveform = npt.NDArray[np.float32]
+Ints = Sequence[int] | Tensor
 Transform = Callable[[Waveform, int, np.random.Generator], Waveform]
 
 # one stream of random numbers for each use; published results depend on these numbers, so they must not change
@@ -67,13 +69,16 @@ class _Part:
     """A change of some cycles by a value drawn uniformly between two bounds."""
 
     probability: float = 0.5
+    _limits: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
 
     def __post_init__(self) -> None:
         low, high = self._bounds
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"{type(self).__name__}: probability must lie in [0, 1], not {self.probability}")
-        if not low <= high:
-            raise ValueError(f"{type(self).__name__}: the lower bound {low} exceeds the upper bound {high}")
+        least, most = self._limits
+        if not (0 <= self.probability <= 1 and least <= low <= high <= most):
+            raise ValueError(
+                f"{self}: probability must lie in [0, 1], and the bounds {low} and {high} must rise within "
+                f"[{least}, {most}]"
+            )
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -105,11 +110,7 @@ class TimeShift(_Part):
     """Shift a cycle circularly by up to a fraction of its length, either way."""
 
     max_shift_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.max_shift_fraction <= 1:
-            raise ValueError(f"TimeShift: max_shift_fraction must lie in [0, 1], not {self.max_shift_fraction}")
+    _limits = (-1.0, 1.0)
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -125,11 +126,7 @@ class TimeStretch(_Part):
 
     min_rate: float = 0.9
     max_rate: float = 1.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_rate < 0.5:
-            raise ValueError(f"TimeStretch: min_rate must be at least 0.5, not {self.min_rate}")
+    _limits = (0.5, math.inf)
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -144,11 +141,7 @@ class PitchShift(_Part):
     """Make a cycle higher or lower by up to some semitones without a change of duration."""
 
     max_semitones: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.max_semitones <= 12:
-            raise ValueError(f"PitchShift: max_semitones must lie in [0, 12], not {self.max_semitones}")
+    _limits = (-12.0, 12.0)
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -348,7 +341,7 @@ class SpecAugment:
             raise ValueError(f"SpecAugment: widths and counts must not be negative, probability within [0, 1]: {self}")
 
     def __call__(
-        self, features: Tensor, attention_mask: Tensor | None, *, seed: int, epochs: Any, cycle_indices: Any
+        self, features: Tensor, attention_mask: Tensor | None, *, seed: int, epochs: Ints, cycle_indices: Ints
     ) -> Tensor:
         """Mask a batch; masked entries become 0, the mean of normalised features.
 
@@ -366,7 +359,7 @@ class SpecAugment:
             ValueError: if there is not one epoch and one index for each row.
         """
         batch, frames, mels = features.shape
-        drawn = torch.from_numpy(self._draw(batch, seed, _integers(epochs), _integers(cycle_indices)))
+        drawn = torch.from_numpy(self._draw(batch, seed, epochs, cycle_indices))
         drawn = drawn.to(features.device)  # (batch, masks, 2)
         true = torch.ones(batch, frames, device=features.device) if attention_mask is None else attention_mask
         true = true.to(torch.int64)
@@ -377,7 +370,7 @@ class SpecAugment:
         hidden = (bands[:, None, :] | spans[:, :, None]) & true.bool()[:, :, None]
         return features.masked_fill(hidden, 0.0)
 
-    def _draw(self, batch: int, seed: int, epochs: list[int], indices: list[int]) -> npt.NDArray[np.float32]:
+    def _draw(self, batch: int, seed: int, epochs: Ints, indices: Ints) -> npt.NDArray[np.float32]:
         """Numbers in [0, 1) for width and start of each mask, (batch, masks, 2); -1 where a cycle is not masked."""
         if not len(epochs) == len(indices) == batch:
             raise ValueError(
@@ -385,14 +378,10 @@ class SpecAugment:
             )
         drawn = np.full((batch, self.freq_masks + self.time_masks, 2), -1.0, np.float32)
         for row, (epoch, index) in enumerate(zip(epochs, indices, strict=True)):
-            generator = counter_generator(seed, epoch, index, "spectrum")
+            generator = counter_generator(seed, int(epoch), int(index), "spectrum")
             if generator.random() < self.probability:
                 generator.random(dtype=np.float32, out=drawn[row])
         return drawn
-
-
-def _integers(values: Any) -> list[int]:
-    return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
 
 
 def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) -> Tensor:
@@ -426,8 +415,3 @@ def concatenation_partner(
     if chance >= probability or not len(others):
         return None
     return int(others[int(place * len(others))])
-
-
-def concatenate(first: Waveform, second: Waveform) -> Waveform:
-    """Append one cycle to another of the same sampling rate, float32 (samples,) each."""
-    return np.concatenate([first, second]).astype(np.float32)

@@ -100,21 +100,6 @@ def cycles_in_context(
     ]
 
 
-def windows_in_context(
-    waveform: Waveform, sampling_rate: int, spans: Sequence[Span], context_cycles: int
-) -> list[InContext]:
-    """Cut the windows of a recording, each with its context; arguments as above."""
-    duration_s = len(waveform) / sampling_rate
-    items = []
-    for span in spans:
-        before, after = (
-            [cut(waveform, sampling_rate, *beside) for beside in side]
-            for side in beside_window(span, duration_s, context_cycles)
-        )
-        items.append(InContext(cut(waveform, sampling_rate, *span), before, after))
-    return items
-
-
 def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[list[Span], list[Span]]:
     """The stretches of a window's own length right before and right after it, in time order.
 

@@ -1,8 +1,10 @@
-"""Annotation text to respiratory cycles, and cycles to pieces of waveform.
+"""Annotation text to respiratory cycles or spans, and cycles to pieces of waveform.
 
-Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system; its
-length is fixed by a named rule that is defined for every length. Times have three decimals, so one millisecond past the
-end of the audio is rounding and more is an error. Overlapping cycles are legal in a file; only the check reports them.
+Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system. Times
+have three decimals, so one millisecond past the end of the audio is rounding and more is an error. Overlapping cycles
+are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span,
+because Raven lists a selection once for each of its views; a Raven table over several recordings is refused, because
+its times are those of the sequence.
 """
 
 import math
@@ -11,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ END_TOLERANCE_S = 0.001
 
 Waveform = npt.NDArray[np.float32]
 Span = tuple[float, float]
-LengthRule = Literal["repeat", "repeat_pad", "zero", "crop", "circular"]
+RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
 
 _COMMA = re.compile(r"(?<=\d),(?=\d+\s*$)")
 _LABEL_WORDS = {
@@ -151,35 +152,20 @@ def write_annotation(path: str | PathLike[str], cycles: Iterable[Cycle]) -> None
             file.write(f"{cycle.start_s:.3f}\t{cycle.end_s:.3f}\t{cycle.crackle}\t{cycle.wheeze}\n")  # type: ignore[call-overload]
 
 
-def read_audacity_labels(path: str | PathLike[str], duration_s: float | None = None) -> list[Cycle]:
-    """Read cycles from an Audacity label track: start, end and a label word, separated by tabs.
-
-    Labels are normal, crackle(s), wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
-
-    Args:
-        path: The exported label file.
-        duration_s: Length of the audio; with it, labels that end beyond it are refused.
-
-    Raises:
-        AnnotationError: The first problem of the file.
-    """
-    return [Cycle(*span, *parse_label(path, line, label)) for line, span, label in audacity_lines(path, duration_s)]
-
-
-def audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Span, str]]:
+def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Span, str]]:
     r"""Line number, span and label of an Audacity label track.
 
     Lines that begin with a backslash hold the frequency range of the label above and are skipped.
     """
     empty = True
-    for line, text in numbered_lines(path, stripped=False):
+    for line, text in _numbered_lines(path, stripped=False):
         if text.startswith("\\"):
             continue
         fields = text.split("\t") if "\t" in text else text.split(None, 2)
         if len(fields) < 3:
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
-        yield line, parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
+        yield line, _parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
         empty = False
     if empty:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
@@ -189,16 +175,69 @@ def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> l
     """Read an annotation of either kind: ICBHI's four columns, or an Audacity label track.
 
     Args:
-        path: The text file; its first line decides which kind it is.
+        path: The text file; its first line decides which kind it is. Labels of a track are normal, crackle(s),
+            wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
 
     Raises:
         AnnotationError: The first problem of the file.
     """
-    first = next((text for _, text in numbered_lines(path) if not text.startswith("\\")), "")
+    first = next((text for _, text in _numbered_lines(path) if not text.startswith("\\")), "")
     # start, end and a word, where an ICBHI line has four numbers
     is_audacity = re.fullmatch(r"\S+\s+\S+\s+[^\d\s].*", first)
-    return read_audacity_labels(path, duration_s) if is_audacity else read_annotation(path, duration_s)
+    if not is_audacity:
+        return read_annotation(path, duration_s)
+    return [Cycle(*span, *parse_label(path, line, label)) for line, span, label in _audacity_lines(path, duration_s)]
+
+
+def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
+    """Read the spans of an annotation: ICBHI's four columns, an Audacity label track or a Raven selection table.
+
+    Args:
+        path: The text file; its lines decide which kind it is.
+        duration_s: Length of the audio; with it, spans that end beyond it are refused.
+
+    Returns:
+        (start_s, end_s) in the order of the file.
+
+    Raises:
+        AnnotationError: The first problem of the file.
+    """
+    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    first = lines[0] if lines else ""
+    if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
+        return _raven_spans(path, duration_s)
+    # every line is start, end and a number, and not all are 0 or 1, as of ICBHI lines that lack a column
+    labels = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
+    numbered = all(labels) and not {label[1] for label in labels if label} <= {"0", "1"}
+    # start, end and a word (or none), where an ICBHI line has four numbers
+    if numbered or re.fullmatch(r"\S+\t\S+\t\s*|\s*\S+\s+\S+\s+[^\d\s].*", first):
+        return list(dict.fromkeys(span for _, span, _ in _audacity_lines(path, duration_s)))
+    return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
+
+
+def _raven_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
+    """The spans of a Raven selection table: a header with Begin Time (s) and End Time (s), tabs between columns."""
+    rows = [(line, [f.strip() for f in text.split("\t")]) for line, text in _numbered_lines(path, stripped=False)]
+    header = [field.lower() for field in rows[0][1]] if rows else []
+    for name in (RAVEN_BEGIN, RAVEN_END):
+        if name.lower() not in header:
+            reason = f"no column {name!r} in the header; export the selection table with it, tabs in between"
+            raise AnnotationError(path, rows[0][0] if rows else None, reason)
+    begin, end = header.index(RAVEN_BEGIN.lower()), header.index(RAVEN_END.lower())
+    spans: dict[Span, None] = {}
+    files: set[str] = set()
+    for line, fields in rows[1:]:
+        if len(fields) <= max(begin, end):
+            reason = f"{len(fields)} columns, too few for the header's {len(header)}; export the selection table again"
+            raise AnnotationError(path, line, reason)
+        spans[_parse_times(path, line, fields[begin], fields[end], duration_s, comma=True)] = None
+        files.update(name for key, name in zip(header, fields, strict=False) if key == "begin file" and name)
+    if len(files) > 1:
+        raise AnnotationError(path, None, f"selections of {len(files)} recordings; export a table for each of them")
+    if not spans:
+        raise AnnotationError(path, None, "no selections in this file; annotate it or leave the recording out")
+    return list(spans)
 
 
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
@@ -249,73 +288,6 @@ def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) ->
     return waveform[first:last]
 
 
-def linear_fade(waveform: Waveform, fade_in: int, fade_out: int) -> Waveform:
-    """Fade both ends by linear ramps from and to 0; overlapping ramps multiply.
-
-    Args:
-        waveform: Shape (samples,).
-        fade_in: Length of the first ramp in samples; cut where the waveform is shorter.
-        fade_out: Length of the last ramp in samples, likewise.
-
-    Returns:
-        A new array, float32, shape (samples,).
-    """
-    faded = np.array(waveform, dtype=np.float32)
-    rising, falling = min(fade_in, len(faded)), min(fade_out, len(faded))
-    if rising > 0:
-        faded[:rising] *= np.linspace(0, 1, fade_in, dtype=np.float32)[:rising]
-    if falling > 0:
-        faded[-falling:] *= (1 - np.linspace(0, 1, fade_out, dtype=np.float32))[-falling:]
-    return faded
-
-
-def fit_to_length(
-    waveform: Waveform,
-    samples: int,
-    rule: LengthRule,
-    fade_samples: int = 0,
-    keep: Literal["first", "last"] = "first",
-) -> Waveform:
-    """Give a waveform a fixed length; a longer one is cut without a fade under every rule.
-
-    Args:
-        waveform: Shape (length,).
-        samples: The wanted length.
-        rule: Applied to a waveform that is not longer. "repeat": repeated, cut, then faded out linearly over
-            `fade_samples` (also one of exactly this length); "repeat_pad": repeated as often as it fits whole, zeros
-            behind; "circular": repeated and cut, no fade; "zero": centred between zeros, the odd one behind; "crop":
-            unchanged.
-        fade_samples: For "repeat".
-        keep: Which samples of a longer waveform stay, the "first" or the "last".
-
-    Returns:
-        float32, shape (samples,), or (length,) under "crop" for a shorter waveform.
-
-    Raises:
-        ValueError: Unknown rule, a length below 1, or nothing to repeat.
-    """
-    if rule not in get_args(LengthRule) or keep not in ("first", "last"):
-        rules = ", ".join(get_args(LengthRule))
-        raise ValueError(f"rule={rule!r}, keep={keep!r}: rules are {rules}; keep is first or last")
-    if samples < 1:
-        raise ValueError(f"samples={samples}: must be at least 1")
-    length = len(waveform)
-    if length > samples:
-        return waveform[:samples] if keep == "first" else waveform[-samples:]
-    if rule == "crop":
-        return waveform
-    if rule == "zero":
-        before = (samples - length) // 2
-        return np.pad(waveform, (before, samples - length - before))
-    if length == 0:
-        raise ValueError(f"an empty waveform cannot be repeated to {samples} samples")
-    if rule == "repeat_pad":
-        whole = samples // length * length
-        return np.pad(np.resize(waveform, whole), (0, samples - whole))
-    repeated = np.resize(waveform, samples)
-    return linear_fade(repeated, 0, fade_samples) if rule == "repeat" else repeated
-
-
 def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
     """Cover a recording without annotation by windows of equal length.
 
@@ -343,7 +315,7 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
     return windows
 
 
-def numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
+def _numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
     """The lines of an annotation that are not blank, each with its number from 1.
 
     Raises:
@@ -365,7 +337,7 @@ def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tup
     """Every line of an ICBHI annotation as a cycle or as what is wrong with it."""
     empty = True
     try:
-        for line, text in numbered_lines(path):
+        for line, text in _numbered_lines(path):
             empty = False
             try:
                 yield line, _parse_line(path, line, text, duration_s)
@@ -384,13 +356,13 @@ def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: flo
         raise AnnotationError(
             path, line, f"{len(fields)} columns, not 4 (start, end, crackle, wheeze); correct the line"
         )
-    start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s)
+    start_s, end_s = _parse_times(path, line, fields[0], fields[1], duration_s)
     if fields[2] not in ("0", "1") or fields[3] not in ("0", "1"):
         raise AnnotationError(path, line, f"flags {fields[2]!r} and {fields[3]!r} must be 0 or 1; correct the line")
     return Cycle(start_s, end_s, int(fields[2]), int(fields[3]))
 
 
-def parse_times(
+def _parse_times(
     path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None, comma: bool = False
 ) -> tuple[float, float]:
     """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""

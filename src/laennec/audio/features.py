@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from laennec.audio.batching import TooShortError, padded_batch
 from laennec.audio.context import InContext, unfold, with_context
-from laennec.audio.filterbanks import log_mel, own, waveform_frames
+from laennec.audio.filterbanks import TooShortError, log_mel, own, padded_batch, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
@@ -206,7 +205,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return values, own(counts, values.shape[1]).long()
 
     def fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Bring a batch to its length by the rule; the batched form of `laennec.audio.cycles.fit_to_length`."""
+        """Bring a batch, (batch, samples) and lengths (batch,), to its length by the rule."""
         if self.length == "natural":
             return waveforms, lengths
         target = self._target_samples
@@ -220,7 +219,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         if self.length in ("repeat", "repeat_pad"):
             place = torch.where(length > target, place, step % length.clamp_min(1))
             if self.length == "repeat_pad":
-                # a number divided by a tensor cannot be exported to a graph (laennec.audio.graph)
+                # a number divided by a tensor cannot be exported to a graph
                 whole = torch.div(torch.full_like(length, target), length.clamp_min(1), rounding_mode="floor") * length
                 place = torch.where((length <= target) & (step >= whole), -1, place)
         elif self.length == "zero":

@@ -1,27 +1,106 @@
-"""Log-mel filter banks of many cycles at once, in torch.
+"""Waveforms in any usual form to one padded batch, and its log-mel filter bank, in torch.
 
-Decisions: one set of settings (`FrontEnd`) describes every published front end, Kaldi's and the STFT ones, so there is
-one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions. Mel filters follow Kaldi (1127 ln(1 + f/700),
-triangles in mel, no area normalisation) unless a front end names others, and are computed in float32 as Kaldi does,
-because the lowest filters hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's
-features depend on its own samples only: its mean, its reflection, its maximum and its statistics use its own length,
-and sums run in float64 where the device has it, or their rounding would depend on the padding.
+Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
+one channel, because the decoder averages channels. One set of settings (`FrontEnd`) describes every published front
+end, Kaldi's and the STFT ones, so there is one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions
+without a branch on a value, and computes the Fourier transform in float64: that of onnxruntime in float32 is off by
+more than the quiet bands of a real recording hold, wherever its length is no power of two. Mel filters follow Kaldi
+(1127 ln(1 + f/700), triangles in mel, no area normalisation) unless a front end names others, and are computed in
+float32 as Kaldi does, because the lowest filters hold a single FFT bin whose weight is the difference of nearly equal
+numbers. A cycle's features depend on its own samples only: its mean, its reflection, its maximum and its statistics
+use its own length, and sums run in float64 where the device has it, or their rounding would depend on the padding.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache, reduce
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from laennec.audio.presets import FrontEnd
+from laennec.errors import InputError
 
 # frames computed at once: 512 frames x 512 samples x 4 bytes = 1 MB, which stays in a core's cache
 _CHUNK_FRAMES_CPU = 512
 _CHUNK_FRAMES_DEVICE = 65536
 _VARIANCE_FLOOR = 1e-7  # what transformers adds to a variance before the square root
+
+
+class TooShortError(InputError):
+    """A waveform that is shorter than one frame.
+
+    Attributes:
+        index: Its index in the batch.
+        samples: Its number of samples.
+    """
+
+    def __init__(self, index: int, samples: int, sampling_rate: int, needed: int) -> None:
+        self.index, self.samples = index, samples
+        super().__init__(
+            f"waveform {index}: {samples} samples ({1000 * samples / sampling_rate:.1f} ms at {sampling_rate} Hz) are "
+            f"too few, one frame takes {needed} ({1000 * needed / sampling_rate:.1f} ms); leave it out, or use "
+            "length='repeat' or 'zero' with duration_s"
+        )
+
+
+def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tuple[Tensor, list[int]]:
+    """Pad waveforms to one batch.
+
+    Args:
+        waveforms: One waveform (samples,), a list of them, or a padded (batch, samples); arrays, tensors or lists of
+            floats.
+        lengths: (batch,), true numbers of samples of a padded batch; None where no row is padded.
+
+    Returns:
+        (batch, samples) float32, zeros beyond the lengths, and the lengths.
+
+    Raises:
+        InputError: No waveform, more than one channel, integers, or lengths that do not fit.
+    """
+    if isinstance(waveforms, list | tuple) and waveforms and np.ndim(waveforms[0]) == 0:
+        waveforms = np.asarray(waveforms, dtype=np.float64)
+    if isinstance(waveforms, list | tuple):
+        rows = [_as_tensor(w, f"waveform {i}") for i, w in enumerate(waveforms)]
+        for i, row in enumerate(rows):
+            if row.ndim != 1:
+                raise InputError(f"waveform {i} has shape {tuple(row.shape)}; give one channel of shape (samples,)")
+        if not rows:
+            raise InputError("there is no waveform in the batch; give at least one")
+        if lengths is not None:
+            raise TypeError(
+                "lengths needs a padded (batch, samples) array; the waveforms of a list have their own lengths"
+            )
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), [len(r) for r in rows]
+    batch = _as_tensor(waveforms, "the batch")
+    if batch.ndim == 1:
+        batch = batch[None, :]
+    if batch.ndim != 2 or not len(batch):
+        raise InputError(
+            f"the batch has shape {tuple(batch.shape)}; give (samples,) or (batch, samples), one channel each"
+        )
+    if lengths is None:
+        return batch, [batch.shape[1]] * len(batch)
+    counts = [int(n) for n in lengths]
+    if len(counts) != len(batch) or any(not 0 <= n <= batch.shape[1] for n in counts):
+        raise InputError(
+            f"lengths {counts[:8]} do not fit waveforms of shape {tuple(batch.shape)}; "
+            f"give one of 0 to {batch.shape[1]} each"
+        )
+    beyond = torch.arange(batch.shape[1])[None, :] >= torch.tensor(counts)[:, None]
+    return batch.masked_fill(beyond.to(batch.device), 0.0), counts
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, copy=None, ndmin=1))
+    if not tensor.is_floating_point():
+        raise InputError(
+            f"{name} holds {str(tensor.dtype).removeprefix('torch.')}; give floats in [-1, 1] (16-bit values / 32768)"
+        )
+    return tensor.detach().float()
 
 
 def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -253,3 +332,39 @@ def own(counts: Tensor, total: int) -> Tensor:
 
 def _wide(values: Tensor) -> torch.dtype:
     return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+class GraphFrontEnd(nn.Module):
+    """A feature extractor as one graph, for ONNX and other programs that run a model without Python.
+
+    Args:
+        extractor: A `laennec.audio.features.LaennecFeatureExtractor`.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, extractor: Any) -> None:
+        super().__init__()
+        self.extractor, self.front = extractor, extractor.front
+        if not self.front.is_waveform:
+            window, filters = constants(self.front, torch.device("cpu"))
+            self.register_buffer("window", window)
+            self.register_buffer("filters", filters)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, samples), (batch,) -> input_values (batch, frames, mels) and attention_mask (batch, frames)."""
+        front = self.front
+        waveforms, lengths = self.extractor.fit(waveforms, lengths)
+        if front.is_waveform:
+            values, counts = waveform_frames(waveforms, lengths, front)
+        else:
+            signal = prepared_signal(waveforms, lengths, front)
+            if front.drop_last_frame:
+                signal = signal[:, : signal.shape[1] - front.hop_samples]
+            framed = signal.unfold(1, front.window_samples, front.hop_samples)
+            values = log_mel_of_frames(framed, self.window, self.filters, front, torch.float64)
+            values, counts = finished(values, front.windows_of(lengths), front)
+        if self.extractor.length == "zero_frames":
+            values, counts = self.extractor.with_zero_frames(values, counts)
+        return values, own(counts, values.shape[1]).long()

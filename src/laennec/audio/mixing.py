@@ -114,21 +114,6 @@ def mix(values: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
     return share * values + (1 - share) * values[index.to(values.device)]
 
 
-def soft_labels(labels: Tensor, lam: float | Tensor, index: Tensor, classes: int) -> Tensor:
-    """Label rows of a mixed batch.
-
-    Args:
-        labels: integers (batch,) before mixing.
-        lam: one share of the own label, or one for each row.
-        index: (batch,), the row that each row is mixed with.
-        classes: how many.
-
-    Returns:
-        float32 (batch, classes), rows that sum to 1.
-    """
-    return mix(torch.nn.functional.one_hot(labels.long(), classes).float(), lam, index)
-
-
 def lungmix_label(first: str, second: str) -> str:
     """Label of two cycles added together (Lungmix): normal adds nothing, two different abnormal ones give both.
 

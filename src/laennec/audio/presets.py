@@ -139,11 +139,7 @@ class FrontEnd:
 
     def frames(self, samples: int) -> int:
         """Number of frames of a waveform; 0 where it is shorter than `min_samples`."""
-        return int(self.frames_of(torch.tensor(samples)))
-
-    def frames_of(self, lengths: Tensor) -> Tensor:
-        """`frames` for a tensor of lengths, shape (batch,)."""
-        return torch.div(self.windows_of(lengths), self.stack_frames, rounding_mode="floor")
+        return int(self.windows_of(torch.tensor(samples))) // self.stack_frames
 
     def windows_of(self, lengths: Tensor) -> Tensor:
         """Numbers of frames before any are stacked, for a tensor of lengths (batch,)."""

@@ -173,7 +173,7 @@ def passing_windows(
         stream: The recording.
         window_s: As for `laennec.audio.cycles.sliding_windows`.
         hop_s: Likewise.
-        context_cycles: The extractor's; the context is that of `laennec.audio.context.windows_in_context`.
+        context_cycles: The extractor's; the context is that of `laennec.audio.context.beside_window`.
 
     Yields:
         (start_s, end_s) and sound of every window, in time order; exactly those of the recording read whole.

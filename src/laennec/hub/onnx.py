@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.graph import GraphFrontEnd
+from laennec.audio.filterbanks import GraphFrontEnd
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.evaluation.metrics import auroc

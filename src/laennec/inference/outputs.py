@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laennec.audio.selections import RAVEN_BEGIN, RAVEN_END
+from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError
 from laennec.files import atomic_write
 

@@ -18,11 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from laennec.audio.context import InContext
-from laennec.audio.cycles import AnnotationError, Span
+from laennec.audio.cycles import AnnotationError, Span, read_spans
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
-from laennec.audio.selections import read_spans
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError

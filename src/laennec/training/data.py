@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from laennec.audio.augmentation import (
     WaveformAugmentation,
-    concatenate,
     concatenation_partner,
 )
 from laennec.audio.context import InContext, joined_rows, neighbour_rows
@@ -187,7 +186,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         if epoch is not None:
             second = self.paired_row(row, epoch)
             if second is not None:
-                waveform = concatenate(waveform, self.waveforms[second])
+                waveform = np.concatenate([waveform, self.waveforms[second]])
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum() if np.ndim(label) else label
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
