@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-import soundfile
-import soxr
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,14 +22,6 @@ from laennec.audio.augmentation import (
 
 RATE_HZ = 16000
 ALWAYS = WaveformAugmentation(WhiteNoise(1.0), TimeShift(1.0), TimeStretch(1.0), PitchShift(1.0), Gain(1.0))
-
-
-@pytest.fixture(scope="module")
-def real_cycle(shared_data):
-    """2.7 s of a real recording at 16 kHz."""
-    path = sorted((shared_data / "sprsound" / "train").rglob("*.flac"))[0]
-    sound, rate = soundfile.read(path, dtype="float32")
-    return soxr.resample(sound, rate, RATE_HZ)[16000 : 16000 + 43200]
 
 
 def tone(hz, seconds=1.0):
@@ -157,15 +147,6 @@ def test_a_crackle_keeps_its_shape():
         assert np.count_nonzero(np.abs(stretched) > 0.05 * np.abs(stretched).max()) < 200
 
 
-def test_real_cycle_keeps_its_level_and_spectrum(real_cycle):
-    for changed in (stretch_time(real_cycle, RATE_HZ, 0.9), shift_pitch(real_cycle, RATE_HZ, 0.5)):
-        assert level(changed) == pytest.approx(level(real_cycle), rel=0.02)
-    power = np.abs(np.fft.rfft(real_cycle)) ** 2
-    moved = np.abs(np.fft.rfft(stretch_time(real_cycle, RATE_HZ, 0.9))) ** 2
-    below = [power[: int(200 * 2.7)].sum() / power.sum(), moved[: int(200 * 3.0)].sum() / moved.sum()]
-    assert below[1] == pytest.approx(below[0], abs=0.05)
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     samples=st.integers(0, 3000),
@@ -254,18 +235,6 @@ def test_a_cycle_is_masked_alike_in_any_batch():
     alone = spec(features[4:5, :8], mask[4:5, :8], seed=4, epochs=[2], cycle_indices=[5])  # less padding
     assert torch.equal(together[4, :8], alone[0])
     assert not torch.equal(features, together)
-
-
-def test_true_frames_may_lie_anywhere():
-    features = torch.ones(1, 12, 4)
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0]])
-    spec = SpecAugment(0, 4, 0, 1)
-    hidden = torch.stack(
-        [spec(features, mask, seed=0, epochs=[e], cycle_indices=[0])[0, :, 0] == 0 for e in range(100)]
-    )
-    assert hidden[:, 3:7].any(dim=0).all()
-    assert not hidden[:, :3].any()
-    assert not hidden[:, 7:].any()
 
 
 def test_spec_augment_without_mask_keeps_dtype_and_input():

@@ -9,7 +9,6 @@ from laennec.audio.context import (
     InContext,
     cycles_in_context,
     neighbour_rows,
-    neighbours_of,
     with_context,
 )
 from laennec.audio.cycles import cut, read_annotation, sliding_windows
@@ -31,13 +30,6 @@ def naive_neighbours(spans, place, k):
     later = [i for i in range(len(spans)) if (spans[i], i) > (spans[place], place)]
     before = sorted(earlier, key=lambda i: (spans[i], i))[-k:] if k else []
     return before, sorted(later, key=lambda i: (spans[i], i))[:k]
-
-
-@pytest.mark.parametrize("k", [0, 1, 2, 7])
-def test_neighbours_go_by_time_not_by_the_order_of_rows(k):
-    spans = [(3.0, 4.0), (0.0, 1.0), (1.0, 1.5), (1.5, 3.0), (1.0, 1.5)]
-    assert neighbours_of(spans, k) == [naive_neighbours(spans, place, k) for place in range(5)]
-    assert neighbours_of([], k) == [] and neighbours_of([(0.0, 1.0)], k) == [([], [])]
 
 
 def test_neighbours_never_come_from_another_recording():

@@ -118,12 +118,6 @@ def test_the_check_lists_everything_at_once(text) -> None:  # type: ignore[no-un
     assert "before the cycle of line 2 ends at 3 s" in problems[4].reason
 
 
-def test_overlaps_are_read(text) -> None:  # type: ignore[no-untyped-def]
-    path = text("0\t2\t0\t0\n1\t3\t0\t0\n")
-    assert len(read_annotation(path)) == 2
-    assert len(check_annotation(path)) == 1
-
-
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     cycles = [Cycle(0.0, 1.25, 0, 1), Cycle(1.25, 3.001, 1, 1)]
     write_annotation(tmp_path / "a.txt", cycles)

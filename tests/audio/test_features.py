@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import soundfile as sf
 import torch
 from transformers import AutoFeatureExtractor
 
@@ -98,17 +97,6 @@ def test_equals_the_definition_frame_by_frame(preset: str) -> None:
         expected = naive_log_mel(wave, front)
         assert int(counts[0]) == len(expected) == front.frames(samples)
         np.testing.assert_allclose(values[0].numpy(), expected, atol=1e-4)
-
-
-def test_mel_filters_follow_kaldi() -> None:
-    front = FrontEnd()
-    filters = mel_filters(front)
-    assert filters.shape == (257, 128)
-    assert int((filters.sum(0) == 0).sum()) == 1  # the one empty filter of AST's 128
-    assert float(filters[-1].max()) == 0.0  # the Nyquist bin
-    mel = 1127 * np.log(1 + np.array([20.0, 31.25, 8000.0]) / 700)
-    step = (mel[2] - mel[0]) / 129
-    assert float(filters[1, 0]) == pytest.approx(1 - abs(mel[1] - (mel[0] + step)) / step, abs=1e-4)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -213,13 +201,6 @@ def test_lengths_by_reference(shared_root: Path) -> None:
         piece = cut(recording, rate, start_s, end_s)
         found = fitted(piece, rate, inputs["desired_length"], inputs["pad_types"], 1 / 16)
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-7)
-
-
-def test_song_gives_64_by_320_whatever_the_cycle_lasts() -> None:
-    extractor = LaennecFeatureExtractor("song2021")
-    assert extractor([noise(500), noise(200000)], sampling_rate=16000).input_values.shape == (2, 320, 64)
-    assert extractor.frames(500) == 320
-    assert int((mel_filters(extractor.front).sum(0) == 0).sum()) == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -351,15 +332,3 @@ def test_it_is_called_as_transformers_calls_it() -> None:
     together = extractor([noise(4000), noise(8000)], sampling_rate=16000)
     torch.testing.assert_close(padded["input_values"], together.input_values, atol=1e-5, rtol=0)
     assert padded["attention_mask"].tolist() == together.attention_mask.tolist()
-
-
-def test_real_recordings_give_sensible_values(shared_data: Path) -> None:
-    paths = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[:4]
-    for path in paths:
-        wave, rate = sf.read(path, dtype="float32")
-        extractor = LaennecFeatureExtractor("ast", sampling_rate=rate, high_hz=min(8000.0, rate / 2), length="natural")
-        out = extractor(wave, sampling_rate=rate)
-        assert bool(torch.isfinite(out.input_values).all())
-        assert float(out.input_values.std()) > 0.1
-        front = extractor.front
-        np.testing.assert_allclose(out.input_values[0, :20], naive_log_mel(wave, front)[:20], atol=5e-3)

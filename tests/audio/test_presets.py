@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.presets import PRESETS, FrontEnd
+from laennec.audio.presets import PRESETS
 from laennec.errors import InputError
 
 THEIRS = {
@@ -111,22 +111,6 @@ def test_fingerprints_from_before_the_later_settings_hold() -> None:
     for preset, digest in old.items():
         assert LaennecFeatureExtractor(preset).fingerprint() == digest
     assert len({LaennecFeatureExtractor(p).fingerprint() for p in PRESETS}) == len(PRESETS)
-
-
-@pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        ({"kind": "waveform", "num_mel_bins": 2}, "one"),
-        ({"kind": "waveform", "num_mel_bins": 1, "normalise": "bins"}, "bins"),
-        ({"normalise": "cycle"}, "cycle"),
-        ({"dynamic_range": -1.0}, "dynamic_range"),
-        ({"stack_frames": 0}, "stack_frames"),
-        ({"mel_scale": "bark"}, "kaldi, slaney, htk"),
-    ],
-)
-def test_settings_without_meaning_are_refused(settings: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        FrontEnd(**settings)
 
 
 def test_feature_size_counts_stacked_frames() -> None:

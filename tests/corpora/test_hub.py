@@ -88,11 +88,6 @@ def test_the_published_folds(esc50_parquet: Path, fold: int) -> None:
     assert (origin["fold"], origin["stamp"], origin["leaks"]) == (fold, None, [])
 
 
-def test_folds_that_share_groups_say_so(esc50: Path) -> None:
-    parts = load_corpus("hub", esc50, protocol="published-folds", fold=1, **(ESC50 | {"patient_column": "take"}))
-    assert provenance(parts)["stamp"] == "published-folds: 2 groups of test (A, B) are in train or validation too"
-
-
 def test_without_a_group_column_the_split_says_what_it_cannot_promise(esc50: Path) -> None:
     options = ESC50 | {"patient_column": None}
     with pytest.warns(UserWarning, match="no patient_column, so a split keeps recordings apart"):
@@ -148,14 +143,6 @@ def parquet(folder: Path, esc50: Path, **splits: int) -> Path:
         audio_twins.write_parquet(folder / f"{split}-00000-of-00001.parquet", rows, feature)
         first += count
     return folder
-
-
-def test_parts_are_told_by_the_names_of_splits(esc50: Path, tmp_path: Path) -> None:
-    folder = parquet(tmp_path / "parts", esc50, train=12, validation=4, test=6)
-    parts = load_corpus("hub", folder, patient_column="who")
-    assert {name: len(table) for name, table in parts.items()} == {"train": 12, "validation": 4, "test": 6}
-    assert parts["train"].features["category"].names == ["no", "yes", "never"]  # the data set's own order, unused too
-    assert Counter(classes(parts["test"])) == {"no": 3, "yes": 3}
 
 
 def test_validation_is_carved_by_groups_where_there_is_none(esc50: Path, tmp_path: Path) -> None:
@@ -240,25 +227,6 @@ def test_a_changed_class_is_another_corpus(esc50: Path, tmp_path: Path) -> None:
 def test_wrong_columns_are_named(esc50_parquet: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Hub(esc50_parquet, **options).check_usable()
-
-
-@pytest.mark.parametrize(
-    ("protocol", "fold", "words"),
-    [
-        ("published-folds", 0, "there is no fold 0 to leave out; the folds are 1, 2, 3, 4, 5"),
-        ("published-parts", 0, "the corpus has no test split"),
-    ],
-)
-def test_protocols_that_the_dataset_cannot_have(esc50: Path, protocol: str, fold: int, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        load_corpus("hub", esc50, protocol=protocol, fold=fold, **ESC50)
-    with pytest.raises(InputError, match="needs the fold of every recording"):
-        load_corpus("hub", esc50, protocol="published-folds", fold=1, label_column="category")
-
-
-def test_a_hub_id_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^nobody/esc50: not to be had from the Hub .*local folder.*private or gated"):
-        load_corpus("hub", repo="nobody/esc50", cache_dir=tmp_path)
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:

@@ -61,24 +61,6 @@ def test_totals(cycles: pd.DataFrame, facts: dict[str, Any]) -> None:
     assert sorted(largest.head(5)) == sorted(count for _, count in facts["largest_patients_by_cycles"])
 
 
-def test_the_official_split(cycles: pd.DataFrame, facts: dict[str, Any]) -> None:
-    recordings = cycles.drop_duplicates("recording_id")
-    assert recordings["split"].value_counts().to_dict() == facts["official_recording_split"]
-    patients = {part: set(rows["patient_id"]) for part, rows in cycles.groupby("split")}
-    both = patients["train"] & patients["test"]
-    expected = facts["official_patients"]
-    assert {part: len(found) for part, found in patients.items()} == {part: expected[part] for part in patients}
-    assert sorted(both) == expected["in_both"]
-    for part, rows in recordings[recordings["patient_id"].isin(both)].groupby("split"):
-        assert rows["patient_id"].value_counts().to_dict() == expected[f"{part}_recordings_of_both"]
-    for part, rows in cycles.groupby("split"):
-        assert counts(rows) == facts["official_cycles"][part]
-        for device, wanted in facts["official_cycles_by_device"][part].items():
-            assert counts(rows[rows["device"] == device]) == wanted
-        found = recordings[recordings["split"] == part]["device"].value_counts().to_dict()
-        assert found == facts["recordings_by_device"][part]
-
-
 def test_places_devices_and_patients(cycles: pd.DataFrame, facts: dict[str, Any]) -> None:
     recordings = cycles.drop_duplicates("recording_id")
     assert recordings["chest_location"].value_counts().to_dict() == facts["chest_location_counts"]
@@ -211,14 +193,6 @@ def test_what_does_not_pair_is_named(corpus: Path, tmp_path: Path) -> None:
     (corpus / f"{B}.wav").unlink()
     with pytest.raises(InputError, match=f"annotation without audio: .*{B}.txt"):
         build(corpus, tmp_path)
-
-
-def test_a_folder_of_annotations_alone_is_told(corpus: Path, tmp_path: Path) -> None:
-    for path in corpus.glob("*.wav"):
-        path.unlink()
-    with pytest.warns(UserWarning, match="annotations without any audio"):
-        rows = build(corpus, tmp_path)
-    assert len(rows) == 4 and rows[0]["recording_path"] is None
 
 
 def test_names_that_are_none(corpus: Path, tmp_path: Path) -> None:

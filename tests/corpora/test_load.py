@@ -34,18 +34,6 @@ def test_the_whole_database_under_the_published_split(shared_data: Path, tmp_pat
     assert (provenance(carved)["stamp"] is None) == (protocol == "official-strict")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_the_published_folds(shared_data: Path, tmp_path: Path) -> None:
-    found = []
-    for fold in range(5):
-        parts = load_corpus(
-            "icbhi2017", shared_data / "icbhi2017_annotations", protocol="patient-5fold", fold=fold, cache_dir=tmp_path
-        )
-        found.append(len(parts["test"]))
-        assert provenance(parts)["published_folds"] and provenance(parts)["fold"] == fold
-    assert found == [3455, 704, 536, 759, 1444]
-
-
 def test_the_real_subset_is_refused_where_all_are_needed(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "icbhi2017_subset"
     for protocol in ("official", "official-strict", "patient-5fold"):
@@ -70,17 +58,6 @@ def test_the_real_subset_under_other_protocols(shared_data: Path, tmp_path: Path
     assert "split_fingerprint" not in provenance(whole)
     leaky = load_corpus("icbhi2017", folder, protocol="random-80-20", cache_dir=tmp_path)
     assert provenance(leaky)["stamp"].startswith("leaky: random cycles; incomplete")
-
-
-def test_sprsound_comes_in_its_published_parts(shared_data: Path, tmp_path: Path) -> None:
-    parts = load_corpus("sprsound", shared_data / "sprsound", cache_dir=tmp_path)
-    assert list(parts) == ["train", "validation", "test_intra"]
-    assert len(parts["train"]) + len(parts["validation"]) == 6656 and len(parts["test_intra"]) == 1004
-    records = load_corpus(
-        "sprsound", shared_data / "sprsound", level="record", validation_fraction=0, cache_dir=tmp_path
-    )
-    assert sizes(records) == {"train": 1949, "test_intra": 379}
-    assert provenance(records)["level"] == "record"
 
 
 @pytest.fixture

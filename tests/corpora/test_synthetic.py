@@ -11,9 +11,8 @@ import pytest
 import soundfile
 
 from laennec.audio.cycles import check_annotation, read_annotation
-from laennec.audio.recording import read_recording
 from laennec.corpora.icbhi2017 import read_demographics, read_diagnoses, read_folds, read_official_split
-from laennec.corpora.synthetic import DEVICES, SOURCE_RATE_HZ, crackle, draw_patient, stream, wheeze, write_corpus
+from laennec.corpora.synthetic import DEVICES, SOURCE_RATE_HZ, draw_patient, write_corpus
 from laennec.errors import InputError
 
 NAME = re.compile(r"(\d{3})_\d[bp]\d_(Al|Ar|Pl|Pr|Ll|Lr|Tc)_(mc|sc)_(AKGC417L|Meditron|Litt3200|LittC2SE)")
@@ -65,22 +64,6 @@ class TestLayout:
         assert all(
             fact["age_years"] > 0 and fact["sex"] in ("F", "M") and 10 < fact["bmi"] < 50 for fact in facts.values()
         )
-
-    def test_tables_have_the_line_ends_and_separators_of_the_originals(self, corpus, shared_data) -> None:
-        for name in (
-            "ICBHI_challenge_train_test.txt",
-            "ICBHI_Challenge_diagnosis.txt",
-            "ICBHI_Challenge_demographic_information.txt",
-            "patient_list_foldwise.txt",
-        ):
-            real = (shared_data / "icbhi2017_tables" / name).read_bytes().splitlines(keepends=True)[0]
-            made = (corpus / name).read_bytes().splitlines(keepends=True)[0]
-            assert re.sub(rb"[^\t\r\n ]+", b"x", made) == re.sub(rb"[^\t\r\n ]+", b"x", real), name
-
-    def test_one_patient_in_23_has_no_age_and_sex(self) -> None:
-        assert draw_patient(0, 22).sex is None
-        assert draw_patient(0, 22).age_years is None
-        assert draw_patient(0, 21).sex is not None
 
     def test_files_have_the_rate_and_format_of_their_device(self, native) -> None:
         found = set()
@@ -155,74 +138,14 @@ class TestLabels:
         mix = np.mean([draw_patient(seed, index).mix for index in range(24)], axis=0)
         assert mix == pytest.approx([0.528, 0.270, 0.128, 0.073], abs=0.04)
 
-    def test_patients_differ_as_patients_do(self) -> None:
-        people = [draw_patient(0, index) for index in range(40)]
-        children = [one for one in people if one.age_years is not None and one.age_years < 19]
-        adults = [one for one in people if one.age_years is not None and one.age_years >= 19]
-        assert 8 < len(children) < 22
-        assert max(one.cycle_s for one in children) < np.mean([one.cycle_s for one in adults]) + 1
-        assert {one.device for one in people} == set(DEVICES)
-        assert not [one for one in children if one.diagnosis == "COPD"]
-
 
 class TestSounds:
-    @pytest.mark.parametrize("two_cycle_s", [0.005, 0.015])
-    def test_a_crackle_is_a_short_burst_that_decays(self, two_cycle_s) -> None:
-        wave = crackle(two_cycle_s)
-        assert len(wave) == round(2 * two_cycle_s * SOURCE_RATE_HZ) and np.abs(wave).max() == 1
-        halves = np.array_split(wave**2, 2)
-        assert halves[0].sum() > 10 * halves[1].sum()
-
     def test_wheezes_are_long_and_of_100_to_1000_hz(self, events) -> None:
         wheezes = events[events["kind"] == "wheeze"]
         assert len(wheezes) > 20
         assert (wheezes["end_s"] - wheezes["start_s"]).min() > 0.08
         assert wheezes["frequency_hz"].between(100, 1000).all()
         assert events.loc[events["kind"] != "wheeze", "frequency_hz"].isna().all()
-
-    def test_a_wheeze_has_its_energy_at_its_fundamental(self) -> None:
-        for number, pitch in enumerate((120, 250, 400, 700, 880)):
-            wave = wheeze(0.6, pitch, stream("wheeze", number))
-            power = np.abs(np.fft.rfft(wave)) ** 2
-            frequency = np.fft.rfftfreq(len(wave), 1 / SOURCE_RATE_HZ)
-            share = power[np.abs(frequency / pitch - 1) < 0.2].sum() / power.sum()
-            assert 0.75 < share <= 1
-
-    def test_wheezes_are_heard_in_the_files_at_their_pitch(self, corpus, events) -> None:
-        """Against the rest of the same cycle's band, most stand out; not all, as in life."""
-        gains = []
-        for row in events[events["kind"] == "wheeze"].itertuples():
-            waveform, rate = soundfile.read(corpus / f"{row.file}.wav")
-            piece = waveform[int(row.start_s * rate) : int(row.end_s * rate)]
-            power = np.abs(np.fft.rfft(piece * np.hanning(len(piece)))) ** 2
-            ratio = np.fft.rfftfreq(len(piece), 1 / rate) / row.frequency_hz
-            beside = power[((ratio > 0.6) & (ratio < 0.8)) | ((ratio > 1.2) & (ratio < 1.4))].mean()
-            gains.append(10 * np.log10(power[np.abs(ratio - 1) < 0.15].mean() / beside))
-        assert 0.6 < np.mean(np.array(gains) > 3) <= 1
-        assert np.median(gains) < 25
-
-    def test_litt3200_has_nothing_above_2_khz_and_the_others_have(self, native) -> None:
-        for path in recordings(native):
-            waveform = read_recording(path, 16000).waveform
-            power = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform)))) ** 2
-            above = power[np.fft.rfftfreq(len(waveform), 1 / 16000) > 2050].sum() / power.sum()
-            assert above < 1e-9 if "Litt3200" in path.name else above > 1e-7, path.name
-
-    def test_crackles_can_be_told_from_normal_by_ear_but_not_always(self, corpus) -> None:
-        """A one-number detector, the peakedness of the 400 to 1500 Hz band, is well above chance and below perfect."""
-        crest: dict[int, list[float]] = {0: [], 1: []}
-        for path in recordings(corpus):
-            waveform, rate = soundfile.read(path)
-            spectrum = np.fft.rfft(waveform)
-            frequency = np.fft.rfftfreq(len(waveform), 1 / rate)
-            spectrum[(frequency < 400) | (frequency > 1500)] = 0
-            band = np.abs(np.fft.irfft(spectrum, len(waveform)))
-            for cycle in read_annotation(path.with_suffix(".txt")):
-                if not cycle.wheeze:
-                    piece = band[int(cycle.start_s * rate) : int(cycle.end_s * rate)]
-                    crest[cycle.crackle].append(float(piece.max() / np.sqrt(np.mean(piece**2))))
-        auroc = np.mean(np.array(crest[1])[:, None] > np.array(crest[0])[None, :])
-        assert 0.7 < auroc < 0.995
 
 
 class TestWholeOrAbsent:

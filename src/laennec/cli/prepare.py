@@ -1,6 +1,7 @@
 """`laennec prepare`: read a corpus, count it, decode it into the cache, export it, push it to the Hub."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from laennec.cli.common import corpus_flags, progress, say
 from laennec.errors import InputError
 from laennec.untrusted import parse_yaml
+
+_WITH_FLAGS = ("protocol", "name", "data_dir", "cache_dir")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -53,17 +56,17 @@ def run(options: argparse.Namespace) -> int:
         say(report.text())
         return 2 if report.problems else 0
     try:
-        parts = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
+        splits = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
     except UnusableRecordingsError as error:
         if options.sampling_rate and error.usable is not None:
             decode_all([error.usable], options.sampling_rate, None, error.problems)
         raise
-    doubles = check_duplicates(parts)
-    say(_described(options.corpus, parts))
+    doubles = check_duplicates(splits)
+    say(_described(options.corpus, splits))
     for line in doubles:
         say(f"warning: {line}")
     if options.sampling_rate:
-        decode_all(list(parts.values()), options.sampling_rate, progress=progress("decoding"))
+        decode_all(list(splits.values()), options.sampling_rate, progress=progress("decoding"))
     return 0
 
 
@@ -114,16 +117,15 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     """`key=value` pairs; numbers, true, false and [lists] as such."""
     import yaml
 
+    options: dict[str, Any] = {}
     for pair in pairs:
-        if "=" not in pair:
+        key, sign, text = pair.partition("=")
+        if not sign:
             raise InputError(f"command line: --option {pair!r} has no value; write --option KEY=VALUE")
-    given = dict(pair.split("=", 1) for pair in pairs)
-    if own := sorted(
-        {"protocol", "name", "data_dir", "cache_dir", *(n for n in given if not n.isidentifier())} & set(given)
-    ):
-        raise InputError(f"command line: --option {own[0]} is no option of a corpus; it has a flag of its own, or none")
-    options = {}
-    for key, text in given.items():
+        if key in _WITH_FLAGS or not key.isidentifier():
+            raise InputError(
+                f"command line: --option {key} is no option of a corpus; it has a flag of its own, or none"
+            )
         try:
             value = parse_yaml(text)
         except yaml.YAMLError:
@@ -132,22 +134,22 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _described(corpus: str, parts: Any) -> str:
+def _described(corpus: str, splits: Any) -> str:
     """What a corpus and its split are, a line each."""
     from laennec.corpora import provenance
+    from laennec.corpora.load import corpus_class
 
-    origin = provenance(parts)
+    origin = provenance(splits)
     fingerprint, split = (str(origin.get(k))[:12] for k in ("corpus_fingerprint", "split_fingerprint"))
     lines = [f"corpus {corpus} {fingerprint}, protocol {origin.get('protocol')}, split {split}"]
     if origin.get("stamp"):
         lines.append(f"note: {origin['stamp']}")
-    for name, table in parts.items():
-        column = next((name for name in ("category", "heart_sound") if name in table.column_names), "label")
-        labels = [*table.features[column].names, None]
-        values = [None if v is None else labels[v] for v in table[column]]
-        counts = {"unlabelled" if label is None else label: values.count(label) for label in labels}
-        said = ", ".join(f"{n} {label}" for label, n in counts.items() if n or label != "unlabelled")
+    column = corpus_class(corpus).class_column
+    for name, table in splits.items():
+        counts = Counter(table[column][:])
+        classes = [f"{counts[code]} {label}" for code, label in enumerate(table.features[column].names)]
+        classes += [f"{counts[None]} unlabelled"] if counts[None] else []
         patients = set(table["patient_id"]) - {None}
         of = f"{len(patients)} patients" if patients else f"{len(set(table['recording_id']))} recordings"
-        lines.append(f"{name}: {len(table)} cycles of {of}; {said}")
+        lines.append(f"{name}: {len(table)} cycles of {of}; {', '.join(classes)}")
     return "\n".join(lines)

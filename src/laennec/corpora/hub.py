@@ -96,7 +96,12 @@ class Hub(Corpus):
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
     ) -> tuple[str | Path, dict[str, Any]]:
         """The local folder if one is given, else the Hub id of the option `repo`."""
-        return super().locate(data_dir or options.get("repo"), cache_dir, options)
+        if not (data_dir or options.get("repo")):
+            raise InputError(
+                f"{cls.name}: no data_dir given; name a data set of https://huggingface.co/datasets, whose page states "
+                "its licence (--option repo=OWNER/NAME), or a folder (--data-dir)"
+            )
+        return data_dir or options["repo"], options
 
     def open_folder(self, data_dir: str | Path) -> Path:
         """The folder of the data set; for a Hub id, a path that is not used."""

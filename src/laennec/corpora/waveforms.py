@@ -12,12 +12,9 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -33,7 +30,7 @@ from laennec.untrusted import read_bytes
 
 WAVEFORM_VERSION = 1
 _MAGIC = b"LAENNECW"
-_COLUMNS = ("cycle_id", "recording_id", "recording_path", "audio_sha256", "start_s", "end_s")
+_COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
 Span = tuple[float, float]
 
 
@@ -41,7 +38,6 @@ Span = tuple[float, float]
 class _Shard:
     """The cached cycles of one recording."""
 
-    recording_id: str
     recording_path: str
     audio_sha256: str
     spans: tuple[Span, ...]
@@ -59,10 +55,7 @@ class CycleWaveforms(Sequence[Waveform]):
         table: A cycle table, or any rows of one in any order.
         sampling_rate: Rate of the waveforms in Hz.
         filter: Applied to whole recordings at that rate.
-        cache_dir: Root of the caches; see `laennec.corpora.recordings.cache_root`.
-
-    Attributes:
-        failures: recording_path -> reason, for what the last `prepare` could not use.
+        cache_dir: Root of the caches; see `laennec.files.cache_root`.
 
     Raises:
         InputError: The table has rows without audio.
@@ -79,7 +72,6 @@ class CycleWaveforms(Sequence[Waveform]):
             raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
         self.sampling_rate = sampling_rate
         self.filter = filter
-        self.failures: dict[str, str] = {}
         self._folder = cache_root(cache_dir) / "waveforms"
         rows = table.select_columns(list(_COLUMNS)).with_format("arrow")[:]
         if silent := rows["recording_path"].null_count:
@@ -88,35 +80,18 @@ class CycleWaveforms(Sequence[Waveform]):
         self._shards, self._places = self._arrange(rows, cache_dir)
 
     def _arrange(self, rows: pa.Table, cache_dir: str | Path | None) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
-        """One shard for each recording, and for each row its (shard, span); in columns, for tables can be long."""
-        paths, path_of = _distinct(rows["recording_path"])
-        hashes, hash_of = _distinct(rows["audio_sha256"])
-        names, name_of = _distinct(rows["recording_id"])
-        if None in hashes:
-            files = {paths[place] for place in set(path_of[hash_of == hashes.index(None)].tolist())}
-            found = hash_files({Path(path) for path in files}, cache_dir)
-        start_s, end_s = (rows[name].to_numpy() for name in ("start_s", "end_s"))
-        keys = path_of * len(hashes) + hash_of
-        # recordings in the order in which they first come
-        _, first, recording = np.unique(keys, return_index=True, return_inverse=True)
-        rank = np.argsort(np.argsort(first))
-        recording = rank[recording]
-        order = np.lexsort((end_s, start_s, recording))  # the name of a shard must not hang on the order of rows
-        columns = [column[order] for column in (recording, start_s, end_s)]
-        new = np.ones(len(order), bool)
-        new[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
-        shards, places = [], np.empty((len(order), 2), np.int32)
-        spans = np.cumsum(new) - 1  # of the ordered rows, counted through
-        bounds = np.searchsorted(columns[0], np.arange(len(first) + 1))
-        for number, (begin, end) in enumerate(pairwise(bounds.tolist())):
-            chosen = order[begin:end]
-            own = new[begin:end]
-            ordered = tuple(zip(columns[1][begin:end][own].tolist(), columns[2][begin:end][own].tolist(), strict=True))
-            row = chosen.max()
-            path = paths[path_of[row]]
-            sha = hashes[hash_of[row]] or found[Path(path)]
-            shards.append(_Shard(names[name_of[row]], path, sha, ordered, self._shard_path(sha, ordered)))
-            places[chosen, 0], places[chosen, 1] = number, spans[begin:end] - spans[begin]
+        """One shard for each recording, and for each row its (shard, span)."""
+        paths, hashes, starts, ends = (rows[name].to_pylist() for name in _COLUMNS[1:])
+        unknown = hash_files({Path(path) for path, sha256 in zip(paths, hashes, strict=True) if not sha256}, cache_dir)
+        rows_of: dict[tuple[str, str], list[int]] = {}
+        for row, (path, sha256) in enumerate(zip(paths, hashes, strict=True)):
+            rows_of.setdefault((path, sha256 or unknown[Path(path)]), []).append(row)
+        shards, places = [], np.empty((len(paths), 2), np.int32)
+        for number, ((path, sha256), chosen) in enumerate(rows_of.items()):
+            spans = tuple(sorted({(starts[row], ends[row]) for row in chosen}))  # whatever the order of the rows
+            shards.append(_Shard(path, sha256, spans, self._shard_path(sha256, spans)))
+            place_of = {span: place for place, span in enumerate(spans)}
+            places[chosen] = [(number, place_of[starts[row], ends[row]]) for row in chosen]
         return shards, places
 
     def _shard_path(self, audio_sha256: str, spans: tuple[Span, ...]) -> Path:
@@ -162,61 +137,43 @@ class CycleWaveforms(Sequence[Waveform]):
             by_shard = [_read_lengths(shard) for shard in self._shards]
         return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
 
-    def prepare(self, workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Decode every recording whose cycles are not cached.
 
         Args:
-            workers: Threads (decoding and resampling run outside Python's lock).
             progress: Called with (recordings done, recordings to do) after each.
 
         Raises:
-            UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached, and
-                `failures` has the list.
+            UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
         """
         missing = [shard for shard in self._shards if _read_lengths(shard) is None]
-        self.failures = {}
-        for done, (shard, error) in enumerate(self._outcomes(missing, workers), start=1):
-            if error is not None:
-                self.failures[shard.recording_path] = error
+        problems: dict[str, None] = {}
+        for done, shard in enumerate(missing, start=1):
+            try:
+                self._make(shard)
+            except DecodeError as error:
+                problems[str(error)] = None
             if progress is not None:
                 progress(done, len(missing))
-        if self.failures:
-            listed = [f"{path}: {reason}" for path, reason in self.failures.items()]
-            raise UnusableRecordingsError(listed, len(self._shards))
-
-    def _outcomes(self, shards: list[_Shard], workers: int) -> Iterator[tuple[_Shard, str | None]]:
-        if workers <= 1:
-            yield from ((shard, self._try(shard)) for shard in shards)
-            return
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: list[tuple[_Shard, Future[str | None]]] = []
-            for shard in shards:
-                waiting.append((shard, pool.submit(self._try, shard)))
-                if len(waiting) >= 2 * workers:  # never more recordings in memory than that
-                    done, outcome = waiting.pop(0)
-                    yield done, outcome.result()
-            for done, outcome in waiting:
-                yield done, outcome.result()
-
-    def _try(self, shard: _Shard) -> str | None:
-        """Make a shard; None, or what is wrong with the recording."""
-        try:
-            self._make(shard)
-        except _UnusableError as error:
-            return error.reason
-        return None
+        if problems:
+            raise UnusableRecordingsError(list(problems), len(self._shards))
 
     def _make(self, shard: _Shard) -> None:
+        """Decode a recording and cache its cycles.
+
+        Raises:
+            DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
+        """
         content = _recording_bytes(shard)
         try:
             recording = read_recording(content, self.sampling_rate, filter=self.filter)
         except DecodeError as error:
-            raise _UnusableError(shard.recording_path, error.reason) from error
+            raise DecodeError(shard.recording_path, error.reason) from error
         pieces = [cut(recording.waveform, self.sampling_rate, *span) for span in shard.spans]
         empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
         if empty:
             reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {self.sampling_rate} Hz"
-            raise _UnusableError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+            raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
         header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
         with atomic_write(shard.path, "wb", sync=False) as file:
             file.write(header)  # type: ignore[call-overload,arg-type]
@@ -255,27 +212,15 @@ def decode_all(
         raise UnusableRecordingsError(found, len(problems) + len(recordings))
 
 
-def _distinct(column: pa.ChunkedArray) -> tuple[list[Any], npt.NDArray[np.int64]]:
-    """The distinct values of a column, and which of them each row has."""
-    encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-
-
-class _UnusableError(DecodeError):
-    """A recording of a table that gives no waveforms."""
-
-
 def _recording_bytes(shard: _Shard) -> bytes:
     """The encoded sound of a recording, read once and checked to be what the table was made of."""
     try:
         content = read_bytes(shard.recording_path, None)
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); load the corpus again from where it is now"
-        raise _UnusableError(shard.recording_path, reason) from error
+        raise DecodeError(shard.recording_path, reason) from error
     if hashlib.sha256(content).hexdigest() != shard.audio_sha256:
-        raise _UnusableError(shard.recording_path, "has changed since the table was made; load the corpus again")
+        raise DecodeError(shard.recording_path, "has changed since the table was made; load the corpus again")
     return content
 
 

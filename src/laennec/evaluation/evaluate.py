@@ -55,9 +55,7 @@ from laennec.training.tables import predictions_table, truth_table
 from laennec.training.targets import FOUR_CLASSES, class_names
 
 _WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
-_TRUTH_COLUMNS = (
-    "category", "heart_sound", "events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode",
-)  # fmt: skip
+_TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
 
 
 @dataclass
@@ -355,7 +353,7 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
         return None if names <= set(table.column_names) else "events"
     if names <= set(FOUR_CLASSES):
         return None
-    for column in _TRUTH_COLUMNS:
+    for column in (corpus_class(recipe.corpus.name).class_column, *_TRUTH_COLUMNS):
         if column not in table.column_names:
             continue
         if classes := class_names(table, column):
