@@ -27,7 +27,7 @@ from laennec.audio.recording import DecodeError, Waveform, read_frames
 from laennec.corpora.base import Corpus, column_of
 from laennec.corpora.exported import CARD, CONFIGS, FORMAT, MANIFEST, safe_name
 from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provenance, split_corpus
-from laennec.corpora.recordings import UnusableRecordingsError
+from laennec.corpora.recordings import UnusableRecordingsError, sha256_of
 from laennec.corpora.splits import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
 from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock
@@ -341,36 +341,23 @@ class _Writer:
         """Write rows as Parquet files, in row groups of a size that fits into memory."""
         schema = datasets.Features(dict(features)).arrow_schema
         (folder / config).mkdir(parents=True, exist_ok=True)
-        groups = _row_groups(rows, min(_GROUP_BYTES, self.shard_bytes))
-        group = next(groups, [])
-        number = 0
-        while group or number == 0:
+        left = iter(rows)
+        row, number = next(left, None), 0
+        while row is not None or number == 0:
             path = folder / config / f"{split}-{number:05d}.parquet"
             count = 0
             with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
-                while group and (count == 0 or file.tell() < self.shard_bytes):
+                while row is not None and (count == 0 or file.tell() < self.shard_bytes):
+                    group, size = [], 0
+                    while row is not None and size < min(_GROUP_BYTES, self.shard_bytes) and len(group) < _GROUP_ROWS:
+                        group.append(row)
+                        size += len(row.get("content") or row["audio"]["bytes"])
+                        row = next(left, None)
                     writer.write_table(pa.Table.from_pylist(group, schema=schema))
                     count += len(group)
-                    group = next(groups, [])
-            with path.open("rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            said = {"sha256": sha256, "bytes": path.stat().st_size, "rows": count}
+            said = {"sha256": sha256_of(path), "bytes": path.stat().st_size, "rows": count}
             self.files[path.relative_to(folder).as_posix()] = said
             number += 1
-
-
-def _row_groups(rows: Iterable[dict[str, Any]], most_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists of about so many bytes of audio."""
-    group: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        group.append(row)
-        size += len(row.get("content") or row["audio"]["bytes"])
-        if size >= most_bytes or len(group) >= _GROUP_ROWS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
 
 
 def encode_lossless(frames: Waveform, sampling_rate: int, subtype: str) -> tuple[bytes, str]:

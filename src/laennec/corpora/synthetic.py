@@ -25,7 +25,7 @@ import soundfile
 import soxr
 from scipy.signal import butter, sosfilt
 
-from laennec.audio.cycles import Cycle, flags_of, write_annotation
+from laennec.audio.cycles import LABELS, Cycle, flags_of, write_annotation
 from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
@@ -37,7 +37,6 @@ FIRST_PATIENT = 101
 MARK = "synthetic.json"
 _MOST = {"patients": 899, "recordings_per_patient": 42, "cycles_per_recording": 99}
 _GOLDEN = (0.6180339887498949, 0.4142135623730951)  # irrational steps visit diseases and devices evenly
-_CLASSES = ("normal", "crackle", "wheeze", "both")
 # diagnosis: (share of adults, share of children, probability of normal, crackle, wheeze, both), from mild to severe
 _DISEASES = {
     "Healthy": (0.06, 0.40, (0.94, 0.03, 0.03, 0.00)),
@@ -202,7 +201,7 @@ def _draw_breathing(
     start_s = round(lead_s - float(lengths[0]), 3)
     for number, length_s in enumerate(lengths.tolist()):
         inside = 1 <= number <= count
-        label = _pick(_CLASSES, patient.mix, quantiles[number - 1]) if inside else "normal"
+        label = _pick(LABELS, patient.mix, quantiles[number - 1]) if inside else "normal"
         piece, found = draw_cycle(patient, label, length_s, (*key, "cycle", number))
         first = round(start_s * SOURCE_RATE_HZ)
         _add(sound, piece[max(-first, 0) :], max(start_s, 0.0))
@@ -271,15 +270,12 @@ def write_corpus(
     with wait_for_lock(folder):
         if folder.exists() and not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists and is no synthetic corpus; choose another folder or remove it")
-        there = _manifest_of(folder) if reuse else None
-        if there is not None and there.get("options") != options:
-            raise InputError(
-                f"{folder}: a synthetic corpus of other arguments; choose another folder or remove this one"
-            )
-        if there is None:
-            with atomic_folder(folder) as temporary:
-                _write(temporary, options)
-                (temporary / MARK).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        if reuse and (folder / MARK).is_file():
+            _refuse_other_options(folder, options)
+            return folder
+        with atomic_folder(folder) as temporary:
+            _write(temporary, options)
+            (temporary / MARK).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -315,8 +311,8 @@ def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None
         return "NA" if value is None else f"{value:g}" if isinstance(value, float) else value
 
     _write_lines(folder / "ICBHI_Challenge_diagnosis.txt", [f"{one.number}\t{one.diagnosis}" for one in people])
-    traits = [(one.age_years, one.sex, one.bmi, one.weight_kg, one.height_cm) for one in people]
-    rows = ["\t".join([str(one.number), *map(text, row)]) for one, row in zip(people, traits, strict=True)]
+    traits = [(str(one.number), one.age_years, one.sex, one.bmi, one.weight_kg, one.height_cm) for one in people]
+    rows = ["\t".join(map(text, row)) for row in traits]
     _write_lines(folder / "ICBHI_Challenge_demographic_information.txt", rows, end="\r\n")
     folds = {str(one.number): (one.number - FIRST_PATIENT) % 5 for one in people}
     # whole folds are test, so that a larger corpus keeps the split of the smaller one
@@ -327,14 +323,6 @@ def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None
 
 def _write_lines(path: Path, lines: list[str], end: str = "\n") -> None:
     path.write_bytes("".join(line + end for line in lines).encode())
-
-
-def _manifest_of(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of how it was written; None where it says nothing."""
-    try:
-        return dict(read_json(folder / MARK))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def _add(sound: Signal, wave: Signal, start_s: float) -> tuple[float, float]:
@@ -420,10 +408,11 @@ class Synthetic(Icbhi2017):
 
 def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
     """Refuse options that an existing synthetic corpus was not written with."""
-    written = (_manifest_of(folder) or {}).get("options")
-    if not isinstance(written, dict):
+    try:
+        written = dict(read_json(folder / MARK)["options"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         remedy = "leave the options out, or choose another folder"
-        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}")
+        raise InputError(f"{folder}: no {MARK} that says how this corpus was written; {remedy}") from error
     for key, value in wanted.items():
         if written.get(key) != value:
             said = f"{key} {written.get(key)!r}, not {value!r}"
