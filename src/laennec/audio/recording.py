@@ -198,7 +198,15 @@ def read_recording(
     lowest, highest = checked_range(waveform, name)
     if lowest == highest and not allow_silent:
         raise silent(name, lowest)
-    rate = sampling_rate or source_rate
+    return at_rate(waveform, source_rate, sampling_rate or source_rate, filter, name)
+
+
+def at_rate(waveform: Waveform, source_rate: int, rate: int, filter: ButterworthFilter | None, name: str) -> Recording:
+    """A decoded waveform at the wanted rate, filtered there.
+
+    Raises:
+        DecodeError: Resampling leaves no sample.
+    """
     result = resample(waveform, source_rate, rate)
     if filter is not None:
         result = filter.apply(result, rate)

@@ -29,10 +29,9 @@ from laennec.audio.recording import (
     DecodeError,
     Recording,
     Waveform,
+    at_rate,
     read_header,
     read_recording,
-    resample,
-    too_few,
 )
 
 try:
@@ -82,13 +81,7 @@ def read_recording_sandboxed(
         code = _run_decoder(name, answer, timeout_s, memory_mb, most_s)
         answer.seek(0)
         waveform, source_rate = _read_answer(answer, name, code)
-    rate = sampling_rate or source_rate
-    result = resample(waveform, source_rate, rate)
-    if filter is not None:
-        result = filter.apply(result, rate)
-    if len(result) == 0:
-        raise too_few(name, len(waveform), source_rate, rate)
-    return Recording(np.ascontiguousarray(result), rate, source_rate, name)
+    return at_rate(waveform, source_rate, sampling_rate or source_rate, filter, name)
 
 
 @contextlib.contextmanager

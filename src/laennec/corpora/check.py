@@ -21,14 +21,6 @@ from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files
 from laennec.errors import InputError
 
-# name in the report -> attribute of a recording
-_COUNTED = {
-    "device": "device",
-    "chest_location": "chest_location",
-    "acquisition_mode": "acquisition_mode",
-    "part": "split",
-}
-
 
 @dataclass
 class AuditReport:
@@ -110,7 +102,10 @@ def check_corpus(
     report.recordings = len(found.recordings)
     report.patients = len({r.patient_id for r in found.recordings if r.patient_id is not None})
     _decode(found, report, progress)
-    _count_recordings(found, report)
+    for name in ("device", "chest_location", "acquisition_mode", "split"):
+        values = Counter(str(getattr(recording, name) or "unknown") for recording in found.recordings)
+        if set(values) - {"unknown"}:
+            report.counts["part" if name == "split" else name] = dict(values.most_common())
     _hash(found, report)
     return report
 
@@ -181,13 +176,6 @@ def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_
                 f"is shorter than one frame ({window_ms:g} ms); correct the annotation or delete the line"
             )
     return problems
-
-
-def _count_recordings(corpus: Corpus, report: AuditReport) -> None:
-    for name, attribute in _COUNTED.items():
-        values = Counter(str(getattr(recording, attribute) or "unknown") for recording in corpus.recordings)
-        if set(values) - {"unknown"}:
-            report.counts[name] = dict(values.most_common())
 
 
 def _hash(corpus: Corpus, report: AuditReport) -> None:
