@@ -293,16 +293,7 @@ def _best_shift(padded: Waveform, energy: npt.NDArray[np.float64], place: int, w
 
 
 def shift_pitch(waveform: Waveform, sampling_rate: int, semitones: float) -> Waveform:
-    """Change a cycle's pitch and keep its length: stretch it, then resample it back.
-
-    Args:
-        waveform: float32 (samples,).
-        sampling_rate: In Hz.
-        semitones: Above 0 is higher.
-
-    Returns:
-        float32 (samples,).
-    """
+    """Change the pitch of float32 (samples,) by semitones and keep its length: stretch it, then resample it back."""
     factor = 2 ** (semitones / 12)
     if factor == 1 or not waveform.any():
         return waveform.copy()
@@ -398,17 +389,14 @@ def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) ->
 def concatenation_partner(
     seed: int, epoch: int, cycle_index: int, candidates: npt.NDArray[np.integer[Any]], probability: float
 ) -> int | None:
-    """Choose the cycle to append to this one, for concatenation augmentation (training part only).
+    """Choose the cycle to append to this one out of the candidates, or None; for the training split only.
 
     Args:
         seed: Of the run.
         epoch: Counted from 0.
         cycle_index: The cycle itself, which is never chosen.
-        candidates: Rows to choose from, all of the training part.
+        candidates: Rows to choose from, all of the training split.
         probability: Share of cycles that are concatenated.
-
-    Returns:
-        A row out of the candidates, or None.
     """
     chance, place = counter_generator(seed, epoch, cycle_index, "concatenation").random(2)
     others = candidates[candidates != cycle_index]

@@ -47,15 +47,7 @@ class InContext:
 
 
 def neighbours_of(spans: Sequence[Span], context_cycles: int) -> list[tuple[list[int], list[int]]]:
-    """Find the context of each cycle of one recording.
-
-    Args:
-        spans: (start_s, end_s) of the cycles, in any order.
-        context_cycles: How many on either side.
-
-    Returns:
-        For each span the indices of the cycles before and of those after it, both in time order.
-    """
+    """For each span (in any order), the indices of the cycles before and of those after it, both in time order."""
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     found: list[tuple[list[int], list[int]]] = [([], [])] * len(spans)
     for rank, place in enumerate(order):
@@ -103,10 +95,7 @@ def cycles_in_context(
 def beside_window(span: Span, duration_s: float, context_cycles: int) -> tuple[list[Span], list[Span]]:
     """The stretches of a window's own length right before and right after it, in time order.
 
-    Args:
-        span: (start_s, end_s) of the window.
-        duration_s: Length of the recording; infinity where its end is not known yet and lies beyond.
-        context_cycles: How many on either side.
+    `duration_s` is infinity where the end of the recording is not known yet and lies beyond.
     """
     start_s, end_s = span
     length_s = end_s - start_s

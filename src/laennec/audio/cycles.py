@@ -117,15 +117,7 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
 
 
 def check_annotation(path: str | PathLike[str], duration_s: float | None = None) -> list[AnnotationError]:
-    """Find every problem of an ICBHI annotation, overlaps included.
-
-    Args:
-        path: The text file.
-        duration_s: Length of the audio, if known.
-
-    Returns:
-        One error a problem, by line; empty for a sound file.
-    """
+    """Every problem of an ICBHI annotation, overlaps included, by line; arguments as for `read_annotation`."""
     problems: list[AnnotationError] = []
     cycles: list[tuple[int, Cycle]] = []
     for line, item in _parsed(path, duration_s):
@@ -191,14 +183,11 @@ def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> l
 
 
 def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
-    """Read the spans of an annotation: ICBHI's four columns, an Audacity label track or a Raven selection table.
+    """Read the spans of an ICBHI annotation, an Audacity label track or a Raven selection table, whatever the labels.
 
     Args:
         path: The text file; its lines decide which kind it is.
-        duration_s: Length of the audio; with it, spans that end beyond it are refused.
-
-    Returns:
-        (start_s, end_s) in the order of the file.
+        duration_s: Length of the audio in seconds; with it, spans that end beyond it are refused.
 
     Raises:
         AnnotationError: The first problem of the file.
@@ -254,11 +243,7 @@ def parse_label(path: str | PathLike[str], line: int | str | None, text: str) ->
 def check_times(
     path: str | PathLike[str], line: int | str | None, start_s: float, end_s: float, duration_s: float | None = None
 ) -> None:
-    """Refuse times that are no span of the audio; path and line are for the error.
-
-    Raises:
-        AnnotationError: Not finite, negative, reversed or equal, or more than a millisecond past the end.
-    """
+    """Refuse times that are no span of the audio; path and line are for the AnnotationError."""
     if not (math.isfinite(start_s) and math.isfinite(end_s)):
         raise AnnotationError(path, line, f"times {start_s} and {end_s} must be finite numbers; correct them")
     if start_s < 0:

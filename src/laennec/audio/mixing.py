@@ -115,15 +115,7 @@ def mix(values: Tensor, lam: float | Tensor, index: Tensor) -> Tensor:
 
 
 def lungmix_label(first: str, second: str) -> str:
-    """Label of two cycles added together (Lungmix): normal adds nothing, two different abnormal ones give both.
-
-    Args:
-        first: normal, crackle, wheeze or both.
-        second: Likewise.
-
-    Returns:
-        One of the four.
-    """
+    """Label of two cycles added together (Lungmix): normal adds nothing, two different abnormal ones give both."""
     (crackle, wheeze), (other_crackle, other_wheeze) = flags_of(first), flags_of(second)
     return label_of(crackle | other_crackle, wheeze | other_wheeze)
 

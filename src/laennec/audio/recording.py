@@ -151,16 +151,7 @@ class ButterworthFilter:
 
 
 def resample(waveform: Waveform, from_hz: int, to_hz: int) -> Waveform:
-    """Change the sampling rate (soxr, HQ); the same rate returns the input itself.
-
-    Args:
-        waveform: Shape (samples,), float32.
-        from_hz: Its rate in Hz.
-        to_hz: The wanted rate in Hz.
-
-    Returns:
-        float32, shape (round(samples * to_hz / from_hz),).
-    """
+    """Change the sampling rate of float32 (samples,) with soxr HQ; the same rate returns the input itself."""
     if from_hz == to_hz:
         return waveform
     return np.asarray(soxr.resample(waveform, from_hz, to_hz, quality="HQ"), dtype=np.float32)
@@ -388,12 +379,7 @@ def decoded_blocks(
 
 
 def checked_range(waveform: Waveform, name: str, first: int = 0) -> tuple[float, float]:
-    """Lowest and highest sample of a waveform.
-
-    Args:
-        waveform: Shape (samples,).
-        name: Of its recording in errors.
-        first: Number of samples of the recording before it.
+    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it.
 
     Raises:
         DecodeError: A sample is NaN, infinite, or above 1e12.
@@ -424,22 +410,13 @@ def _short(error: BaseException) -> str:
 
 
 def level_db(samples: Waveform) -> float:
-    """Root mean square in dB of full scale; silence is -120.
-
-    Args:
-        samples: Shape (samples,), full scale 1.
-    """
+    """Root mean square of samples (samples,) in dB of full scale 1; silence is -120."""
     power = float(np.mean(np.square(samples, dtype=np.float64))) if len(samples) else 0.0
     return max(10 * float(np.log10(power)), _SILENCE_DB) if power > 0 else _SILENCE_DB
 
 
 def bandwidth_hz(samples: Waveform, sampling_rate: int) -> float:
-    """Frequency below which 99 % of the energy lies, in steps of a 2,048th of the rate; 0 of silence.
-
-    Args:
-        samples: Shape (samples,).
-        sampling_rate: In Hz.
-    """
+    """Frequency below which 99 % of the energy lies, in steps of a 2,048th of the rate; 0 of silence."""
     frames = max(1, -(-len(samples) // _SPECTRUM_FRAME))
     padded = np.zeros(frames * _SPECTRUM_FRAME, dtype=np.float32)
     padded[: len(samples)] = samples

@@ -86,14 +86,7 @@ def read_recording_sandboxed(
 
 @contextlib.contextmanager
 def plain_file(recording: Recording) -> Iterator[Path]:
-    """Write a decoded recording as a WAV file that is safe for any reader.
-
-    Args:
-        recording: What `read_recording_sandboxed` returned.
-
-    Yields:
-        A WAV file of the same float32 samples, deleted at the end of the block.
-    """
+    """Write a decoded recording as a float32 WAV that is safe for any reader; it is deleted at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="laennec-plain-") as folder:
         path = Path(folder) / "recording.wav"
         soundfile.write(path, recording.waveform, recording.sampling_rate, subtype="FLOAT")

@@ -43,12 +43,7 @@ def is_address(data_dir: str | Path) -> bool:
 
 
 def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
-    """The folder of a corpus: the given one, or if that is an export, the folder it was made of.
-
-    Args:
-        name: The corpus.
-        data_dir: Its folder, an archive, the folder of an export, or the address of one on the Hub.
-        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+    """The given folder of a corpus, or if that is an export or the address of one, the folder it was made of.
 
     Raises:
         InputError: The export is of another corpus, damaged, changed, or cannot be downloaded.
@@ -88,10 +83,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_export(folder: Path) -> dict[str, Any]:
-    """Check that a folder holds an export as it was written, and no other file.
-
-    Returns:
-        Its manifest.
+    """Check that a folder holds an export as it was written, and no other file; returns its manifest.
 
     Raises:
         InputError: The first difference.

@@ -167,9 +167,6 @@ class Icbhi2017(Corpus):
         Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that
         has one counts.
 
-        Args:
-            kind: "split", "diagnosis", "demographics" or "folds".
-
         Raises:
             InputError: A level holds two tables of different content, or `tables_dir` is no folder.
         """
@@ -240,13 +237,9 @@ class Icbhi2017(Corpus):
 
 
 def read_official_split(path: str | Path) -> dict[str, str]:
-    """Read the published split: recording name and train or test, one a line.
+    """Read the published split, recording name and train or test on a line: recording_id -> "train" or "test".
 
-    Args:
-        path: ICBHI_challenge_train_test.txt or official_split.txt.
-
-    Returns:
-        recording_id -> "train" or "test"; the name without audio stands for the recording it means.
+    The published name without audio stands for the recording it means.
 
     Raises:
         AnnotationError: A line is neither, or two lines disagree.

@@ -57,12 +57,7 @@ class Clips:
 
 
 def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> Clips:
-    """Read a folder of sounds.
-
-    Args:
-        root: The folder.
-        layout: One of LAYOUTS; None: told from the folder.
-        split_names: Names of folders that are splits, not classes.
+    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes.
 
     Raises:
         InputError: The folder is not laid out like this, or a table of it cannot be read.

@@ -119,12 +119,7 @@ class LeakReport:
 
 
 def leak_check(table: Any, splits: Mapping[str, Sequence[int] | npt.NDArray[np.int64]]) -> LeakReport:
-    """Find patients, recordings, simultaneous recordings and duplicated audio shared between splits.
-
-    Args:
-        table: A cycle table, as for `laennec.corpora.splits.split_table`.
-        splits: Row numbers of each split.
-    """
+    """Find patients, recordings, simultaneous recordings and duplicated audio shared between splits of a table."""
     frame = metadata_frame(table)
     frame["session"] = [
         f"{patient}_{recording.split('_')[1]}" if mode == "mc" and patient and recording.count("_") >= 2 else None
@@ -259,12 +254,7 @@ def _envelope(waveform: Waveform) -> npt.NDArray[np.float64]:
 
 
 def fingerprint_files(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> dict[Path, AudioFingerprint]:
-    """Fingerprints of audio files; those that cannot be decoded are left out.
-
-    Args:
-        files: Each with the SHA-256 of its content.
-        cache_dir: Root of the caches; see `laennec.files.cache_root`.
-    """
+    """Fingerprints of audio files, given with their SHA-256; those that cannot be decoded are left out."""
     root = cache_root(cache_dir) / "audio_fingerprints"
     by_hash: dict[str, AudioFingerprint | None] = {}
     for path, sha256 in files.items():
@@ -293,15 +283,7 @@ def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
 
 
 def find_duplicates(files: Mapping[Path, str], cache_dir: str | Path | None = None) -> list[tuple[Path, ...]]:
-    """Groups of files that hold the same audio, or a part of it.
-
-    Args:
-        files: Each with the SHA-256 of its content.
-        cache_dir: Root of the caches.
-
-    Returns:
-        Groups of two and more, sorted; a file without a duplicate is in none.
-    """
+    """Groups of files, given with their SHA-256, that hold the same audio or a part of it; sorted, of two and more."""
     prints = fingerprint_files(files, cache_dir)
     paths = sorted(files)
     first_of: dict[str, Path] = {}

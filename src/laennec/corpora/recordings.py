@@ -114,11 +114,7 @@ class UnusableRecordingsError(InputError):
 
 
 def corpus_path(data_dir: str | Path) -> Path:
-    """The folder or archive of a corpus as an absolute path.
-
-    Raises:
-        InputError: There is nothing of that name.
-    """
+    """The folder or archive of a corpus as an absolute path; an InputError if there is nothing of that name."""
     path = Path(data_dir).expanduser().absolute()
     if not path.exists():
         raise InputError(f"{path}: no such folder or archive; check --data-dir")
@@ -128,13 +124,8 @@ def corpus_path(data_dir: str | Path) -> Path:
 def only_folder(root: Path, holds: Callable[[Path], bool], what: str) -> Path:
     """The folder itself if it holds a corpus, else the only folder in it that does.
 
-    Args:
-        root: Where to look.
-        holds: Whether a folder holds the corpus.
-        what: What is looked for, for the error.
-
     Raises:
-        InputError: No folder holds it, or several do.
+        InputError: No folder holds `what`, or several do.
     """
     if holds(root):
         return root
@@ -159,11 +150,7 @@ def named(items: Iterable[str], most: int = 3) -> str:
 
 
 def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[str]]]:
-    """The rows of a CSV that are not blank, stripped, each with its line number.
-
-    Args:
-        path: The file.
-        delimiters: Those it can have; the one that is most frequent in the first line counts.
+    """The rows of a CSV that are not blank, stripped, each with its line number; the most frequent delimiter counts.
 
     Raises:
         AnnotationError: It cannot be read.
@@ -179,11 +166,7 @@ def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[st
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content.
-
-    Raises:
-        InputError: It cannot be read.
-    """
+    """SHA-256 of the content of a file; an InputError if it cannot be read."""
     try:
         with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -193,10 +176,6 @@ def sha256_of(path: Path) -> str:
 
 def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> dict[Path, str]:
     """SHA-256 of many files, reading only those that have changed since the last time.
-
-    Args:
-        paths: The files.
-        cache_dir: Root of the caches; see `cache_root`.
 
     Raises:
         InputError: One of them cannot be read.
@@ -239,14 +218,7 @@ def _read_store(store: Path) -> dict[str, list[int | str]]:
 
 
 def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
-    """Unpack the recordings, annotations and tables of a zip archive into the cache, once.
-
-    Args:
-        archive: The zip file.
-        cache_dir: Root of the caches; see `cache_root`.
-
-    Returns:
-        The folder with the content.
+    """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder.
 
     Raises:
         InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, or not
@@ -302,16 +274,7 @@ def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.Z
 
 
 def require_room(archive: Path, target: Path, needed: int) -> None:
-    """Refuse to begin what the disk has no room for.
-
-    Args:
-        archive: What is to be unpacked, for the message.
-        target: Where to; it need not exist.
-        needed: In bytes.
-
-    Raises:
-        InputError: There is less.
-    """
+    """Refuse to unpack an archive where the disk has less room than `needed` bytes; `target` need not exist."""
     place = target
     while not place.exists():
         place = place.parent

@@ -161,14 +161,11 @@ class SprSound(Corpus):
 
 
 def read_events(path: str | Path, duration_s: float | None = None) -> list[Event]:
-    """Read the events of an SPRSound annotation.
+    """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording.
 
     Args:
         path: The JSON file.
         duration_s: Length of the audio; with it, events that end beyond it are refused.
-
-    Returns:
-        The events in the order of the file, times in seconds; none for a Poor Quality recording.
 
     Raises:
         AnnotationError: The first problem, with the number of the event.
