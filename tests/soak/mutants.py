@@ -50,7 +50,6 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     },
     "splits": {
         "corpora/splits.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
-        "corpora/protocols.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
         "corpora/leaks.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
     },
 }  # fmt: skip
