@@ -155,7 +155,7 @@ def test_validation_is_carved_by_groups_where_there_is_none(esc50: Path, tmp_pat
 
 def test_parts_may_be_named(esc50: Path, tmp_path: Path) -> None:
     folder = parquet(tmp_path / "parts", esc50, train=6, validation=4, test=6)
-    with pytest.warns(UserWarning, match=r"left out, other parts: test \(6\)"):
+    with pytest.warns(UserWarning, match=r"left out, other splits: test \(6\)"):
         parts = load_corpus("hub", folder, test="validation", validation="none")
     assert len(parts["test"]) == 4 and sum(map(len, parts.values())) == 10
 

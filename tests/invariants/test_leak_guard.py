@@ -230,11 +230,11 @@ def test_a_cut_is_said_aloud_and_stamped_on_every_number(tiny_recipe, small_corp
     assert "the same sound under 2 names" in caplog.text
     origin = json.loads((out / "run.json").read_text())["corpus"]["provenance"]
     assert str(target) in origin["same_sounds"][0]
-    assert "the same sound is in two parts whose patients should differ: " in origin["stamp"]
+    assert "the same sound is in two splits whose patients should differ: " in origin["stamp"]
     assert source.stem in origin["stamp"] and target.stem in origin["stamp"]
     capsys.readouterr()
     assert main(["evaluate", str(out), "--draws", "20"]) == 0
-    assert "note: the same sound is in two parts" in capsys.readouterr().out
+    assert "note: the same sound is in two splits" in capsys.readouterr().out
 
 
 def test_an_encoder_that_heard_a_test_sound_elsewhere_is_refused(tiny_recipe, small_corpus, tmp_path, capsys, forms):

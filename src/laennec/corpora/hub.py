@@ -156,7 +156,7 @@ class Hub(Corpus):
                 raise InputError(f"{self.data_dir}: two sounds are called {name!r}; give each its own name")
             group = clip.values.get(options.patient_column or "") if options.patient_column else None
             rows[name] = _Row(name, label, split, self._fold(clip), None if group is None else str(group), clip.path)
-        for what, left in (("parts", other_splits), ("classes", other_labels)):
+        for what, left in (("splits", other_splits), ("classes", other_labels)):
             if left:
                 counted = ", ".join(f"{name} ({n})" for name, n in sorted(left.items()))
                 self.notes.append(f"{self.data_dir}: left out, other {what}: {counted}")

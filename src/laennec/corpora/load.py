@@ -258,7 +258,7 @@ def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None 
     if lines:
         facts["same_sounds"] = lines
         if between:
-            stamp = f"the same sound is in two parts whose patients should differ: {named(between)}"
+            stamp = f"the same sound is in two splits whose patients should differ: {named(between)}"
             facts["stamp"] = "; ".join(s for s in (facts.get("stamp"), stamp) if s)
         for table in splits.values():
             _described(table, facts)

@@ -57,8 +57,7 @@ def _all_pairs(unit: Unit) -> dict[Pair, Unit]:
 
 _DESCRIPTIONS = {
     "official": "ICBHI 2017 as published, by recording (60/40); patients 156 and 218 are in train and test.",
-    "official-strict": "The published ICBHI 2017 split, with every recording of a patient found in both parts moved "
-    "to test.",
+    "official-strict": "The published ICBHI 2017 split, with every recording of a patient found in both moved to test.",
     "patient-5fold": "Five folds of whole patients, the published ones where given; `fold` is the test fold.",
     "patient-60-20-20": "60 % train, 20 % validation and 20 % test by whole patients, stratified by chest location.",
     "random-80-20": "80 % train and 20 % test of randomly drawn cycles (Song et al. 2021); patients and recordings are "
@@ -66,14 +65,14 @@ _DESCRIPTIONS = {
     "recording-80-20": "80 % train and 20 % test of randomly drawn recordings; patients are shared.",
     "sprsound-official": "SPRSound as published: test_intra holds other recordings of train patients, test_inter "
     "unseen patients.",
-    "device-out": "One stethoscope left out: device `fold`, in alphabetical order, is the test part. Recordings that "
-    "its patients have of other devices are a test part of their own, test_other_devices.",
-    "database-out": "PhysioNet/CinC 2016: database `fold` (0 is a, 5 is f) is the test part. Patients are not "
+    "device-out": "One stethoscope left out: device `fold`, in alphabetical order, is the test split. Recordings that "
+    "its patients have of other devices are a test split of their own, test_other_devices.",
+    "database-out": "PhysioNet/CinC 2016: database `fold` (0 is a, 5 is f) is the test split. Patients are not "
     "published; databases come from different research groups.",
     "validation-folder": "PhysioNet/CinC 2016: train on the training databases, test on the folder validation; refused "
     "where that folder holds copies of training recordings.",
-    "published-parts": "A dataset's own train, validation and test parts; what groups they share is reported.",
-    "published-folds": "A dataset's own folds; `fold` is the test fold. What groups the parts share is reported.",
+    "published-parts": "A dataset's own train, validation and test splits; what groups they share is reported.",
+    "published-folds": "A dataset's own folds; `fold` is the test fold. What groups the splits share is reported.",
 }
 _WEAKER: dict[str, dict[Pair, Unit]] = {
     "official": {("train", "test"): "recording"},
