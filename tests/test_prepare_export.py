@@ -48,7 +48,7 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--check", "--export", "x"], "--check writes nothing"),
+        (["--check", "--export", "x"], "--check cannot be combined"),
         (["--public"], "add --push-to-hub REPO"),
         (["--public", "--export", "x"], "add --push-to-hub REPO"),
         (["--push-to-hub", "x/y", "--public"], "--i-have-the-right-to-redistribute"),

@@ -11,6 +11,7 @@ import sys
 import termios
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import yaml
@@ -240,7 +241,7 @@ def test_python_m_laennec_runs_with_exit_codes_and_no_traceback(tmp_path):
     done = run("train", absent, "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
     done = run("trian")
-    assert done.returncode == 2 and done.stderr == "laennec: there is no command 'trian'; did you mean train?\n"
+    assert done.returncode == 2 and done.stderr == "laennec: unknown command 'trian'; did you mean train?\n"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_python_m_laennec_runs_with_exit_codes_and_no_traceback(tmp_path):
     [
         (["--train.epoch", "3"], "did you mean 'train.epochs'"),
         (["--epochs"], "--epochs has no value"),
-        (["stray"], "'stray' is no setting"),
+        (["stray"], "'stray' is not a setting"),
         (["--train.epochs", "many"], "train.epochs is 'many'; it must be a valid integer"),
         (["--loss.task=cross"], "loss.task is 'cross'"),
         (["--over"], "--over has no value"),
@@ -272,6 +273,16 @@ def test_the_command_is_on_record_so_that_it_can_be_pasted(tiny_recipe, tmp_path
     assert main(["train", str(recipe), "--epochs=1", "--output_dir", str(tmp_path / "run")]) == 0
     command = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
     assert command == f"laennec train '{recipe}' --epochs=1 --output_dir {tmp_path / 'run'}"
+
+
+def test_a_note_of_the_package_is_one_line_on_standard_error(tmp_path, capsys):
+    for seed, name in enumerate("abcde"):
+        soundfile.write(tmp_path / f"{name}.wav", 0.1 * np.random.default_rng(seed).standard_normal(8000), 4000)
+    rows = "".join(f"{name}.wav,0,2,normal\n" for name in "abcde")
+    (tmp_path / "annotations.csv").write_text(f"recording,start_s,end_s,label\n{rows}")
+    assert main(["prepare", "folder", "--data-dir", str(tmp_path), "--protocol", "patient-60-20-20"]) == 0
+    noted = [line for line in said(capsys)[1].splitlines() if "have no patient_id" in line]
+    assert len(noted) == 1 and noted[0].startswith("laennec: note: ")
 
 
 def test_an_interruption_is_130(monkeypatch, capsys):

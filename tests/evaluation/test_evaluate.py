@@ -179,7 +179,7 @@ def test_results_of_others_are_never_replaced(run, tmp_path, capsys):
 def test_a_model_outside_its_run_needs_a_corpus_and_a_folder(run, small_corpus, tmp_path, capsys):
     model = str(run / "model")
     assert main(["evaluate", model]) == 2
-    one_line(capsys, "no run.json there", "--corpus NAME --data-dir DIR")
+    one_line(capsys, "no run.json in this folder", "--corpus NAME --data-dir DIR")
     assert main(["evaluate", model, "--corpus", "synthetic", "--data-dir", str(small_corpus)]) == 2
     one_line(capsys, "--out DIR")
     assert main(["evaluate", str(tmp_path / "nowhere"), "--corpus", "synthetic", "--out", str(tmp_path / "o")]) == 2

@@ -133,7 +133,7 @@ def test_a_lora_export_loads_alone_onto_its_base(lora_run, base, tmp_path, capsy
     out = tmp_path / "out"
     arguments = ["export", str(lora_run), "--format", format, "--out", str(out), "--base-name", "someone/beats"]
     assert main(arguments) == 0
-    assert "read back and verified" in capsys.readouterr().out
+    assert "verified by loading it" in capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
         "README.md",
         "config.json",

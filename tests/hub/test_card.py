@@ -173,7 +173,7 @@ def test_a_card_of_an_unscored_run_says_so_and_cannot_be_published(run, tmp_path
     (tmp_path / "out").mkdir()
     write_card(run, tmp_path / "out", license="mit")
     head, body = head_and_body((tmp_path / "out" / "README.md").read_text())
-    assert "model-index" not in head and "not scored on a held-out part" in body
+    assert "model-index" not in head and "not scored on a test split" in body
     assert {"Results", "Subgroups", "Worst errors"}.isdisjoint(sections(body))
     with pytest.raises(InputError, match=r"record\.evaluation"):
         check_publishable(tmp_path / "out")
@@ -226,7 +226,7 @@ def test_a_clean_part_is_the_headline(scored):
 def test_export_takes_the_card_along_and_its_python_lines_answer_a_recording(scored, small_corpus, capsys):
     assert main(["export", str(scored), "--out", str(scored.parent / "out")]) == 0
     out = scored.parent / "out"
-    assert "read back and verified" in capsys.readouterr().out
+    assert "verified by loading it" in capsys.readouterr().out
     text = (out / "README.md").read_text()
     write_card(scored, out, repo=str(out))
     lines = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.S).group(1)

@@ -35,7 +35,7 @@ def one_line(capsys, *said):
 def test_a_full_export_needs_nothing_else_and_answers_to_the_bit(which, request, tmp_path, capsys):
     run = request.getfixturevalue(which)
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "out")]) == 0
-    assert "read back and verified" in capsys.readouterr().out
+    assert "verified by loading it" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "out").iterdir()} == FULL
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     if which == "frozen_run":  # nothing of the base's place may be needed

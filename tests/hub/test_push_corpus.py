@@ -155,7 +155,7 @@ def one_line(found: tuple[int, str, str], *words: str) -> None:
 def pushed(hub: HubServer, prepare: Any) -> str:
     status, out, err = prepare("tester/sounds")
     assert status == 0 and "pushed to hf://datasets/tester/sounds" in out, err
-    assert "terms of Synthetic lung sounds" in out and "passing it on: free to pass on" in out
+    assert "terms of Synthetic lung sounds" in out and "redistribution: free to pass on" in out
     return "tester/sounds"
 
 

@@ -199,7 +199,7 @@ def test_what_cannot_be_answered_is_listed_and_the_others_are_answered(tiny_run,
     assert len(lines) == 3 and all(line.startswith("laennec: ") for line in lines)
     for path, line, said in zip(broken, lines, ("one frame (64 ms)", "not audio", "no such file"), strict=True):
         assert str(path) in line and said in line
-    assert captured.out == f"predictions: {tmp_path / 'out'} (2 of 5 recordings; the others failed, see failed.csv)\n"
+    assert captured.out == f"predictions: {tmp_path / 'out'} (5 recordings, 3 failed; see failed.csv)\n"
     names = {f"{p.stem}.json" for p in recordings[:2]}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"predictions.csv", "failed.csv"} | OURS
     with (tmp_path / "out" / "failed.csv").open(newline="") as file:

@@ -750,7 +750,7 @@ def test_a_record_that_names_a_place_has_nothing_written_there(stage, capfd):
     (run / "run.json").write_text(json.dumps(record))
     capfd.readouterr()
     assert main(["evaluate", str(run)]) == 2
-    assert "is not there any more" in capfd.readouterr().err
+    assert "is not at this path" in capfd.readouterr().err
     assert not (stage.victim / "new").exists()
 
 

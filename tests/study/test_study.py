@@ -171,7 +171,7 @@ def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, ca
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     command = ["study", str(tmp_path / "study.yaml")]
     assert main([*command, "--most", "1"]) == 0
-    assert "not run: 3 cells" in capsys.readouterr().out
+    assert "not yet run: 3 cells" in capsys.readouterr().out
     whole = (tmp_path / "out" / "tiny_label_fraction_1" / "0" / "run.json").stat().st_mtime_ns
     assert main(command) == 0
     assert (tmp_path / "out" / "tiny_label_fraction_1" / "0" / "run.json").stat().st_mtime_ns == whole

@@ -1,4 +1,4 @@
-"""`laennec app`: serve a web page that predicts sounds."""
+"""`laennec app`: serve a web page that predicts uploaded recordings."""
 
 import argparse
 import importlib.util
@@ -11,17 +11,19 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec app`."""
-    parser.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
+    parser.add_argument("model", help="model: folder of a run, folder of an exported model, or Hub id")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
-    parser.add_argument("--port", type=int, help="port (default: the first free one from 7860 on)")
-    parser.add_argument("--max-minutes", type=float, default=5.0, help="longest recording in minutes (default: 5)")
-    parser.add_argument("--max-mb", type=float, default=50.0, help="largest file in megabytes (default: 50)")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as laennec predict)")
+    parser.add_argument("--port", type=int, help="port (default: the first free port from 7860)")
     parser.add_argument(
-        "--hop-s", type=float, help="time from one window to the next, in seconds (default: as laennec predict)"
+        "--max-minutes", type=float, default=5.0, help="maximum duration of a recording in minutes (default: 5)"
     )
-    parser.add_argument("--base", help="path of the base model of a head-only model")
+    parser.add_argument("--max-mb", type=float, default=50.0, help="maximum size of a file in megabytes (default: 50)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
+    parser.add_argument(
+        "--hop-s", type=float, help="time from one window to the next in seconds (default: as in laennec predict)"
+    )
+    parser.add_argument("--base", help="path of the base encoder of a head-only model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -31,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.app import Limits, serve_model
 
     without_library_bars()
-    audience = "" if options.host in _LOOPBACK else "; everybody in the network can use it"
+    audience = "" if options.host in _LOOPBACK else "; everybody on the network can use it"
     serve_model(
         options.model,
         host=options.host,

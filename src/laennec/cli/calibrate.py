@@ -1,4 +1,4 @@
-"""`laennec calibrate`: fit a run's calibration and thresholds again on its validation predictions."""
+"""`laennec calibrate`: fit the calibration and thresholds of a run again on its validation predictions."""
 
 import argparse
 
@@ -6,13 +6,13 @@ from laennec.cli.common import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec calibrate`."""
+    """Add the options of `laennec calibrate`."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
-    parser.add_argument("--calibration", help="none, temperature or platt (default: as before)")
+    parser.add_argument("--calibration", help="none, temperature or platt (default: as in the run)")
     parser.add_argument(
-        "--threshold-rule", help="youden, f1, icbhi, sensitivity, or none for probability 0.5 (default: as before)"
+        "--threshold-rule", help="youden, f1, icbhi, sensitivity, or none for probability 0.5 (default: as in the run)"
     )
-    parser.add_argument("--sensitivity", type=float, help="the sensitivity of --threshold-rule sensitivity, 0 to 1")
+    parser.add_argument("--sensitivity", type=float, help="target of --threshold-rule sensitivity, 0 to 1")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,5 +25,5 @@ def run(options: argparse.Namespace) -> int:
     )
     say(format_fitted(fitted))
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):
-        say("note: this run was scored before; those scores used the earlier thresholds")
+        say("note: the existing scores of this run used the earlier thresholds; evaluate it again")
     return 0

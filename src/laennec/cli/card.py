@@ -1,4 +1,4 @@
-"""`laennec card`: render a run's model card."""
+"""`laennec card`: write the model card of a run."""
 
 import argparse
 from pathlib import Path
@@ -10,17 +10,17 @@ from laennec.errors import InputError
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec card`."""
     parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or of a published record")
-    parser.add_argument("--out", metavar="FILE", help="the card (default: README.md in the run's folder)")
+    parser.add_argument("--out", metavar="FILE", help="output file (default: README.md in the folder of the run)")
     parser.add_argument(
         "--answers",
         metavar="FILE",
-        help="YAML file with the author's answers (licence, funding, ...); kept in run.json",
+        help="YAML file with the items that the author completes (licence, funding, ...); stored in run.json",
     )
-    parser.add_argument("--check", action="store_true", help="write no card; exit with an error if questions are open")
+    parser.add_argument("--check", action="store_true", help="write no card; exit with an error if items are open")
     parser.add_argument(
         "--record",
         metavar="DIR",
-        help="write the record for publication (run.json without training curves) and no card",
+        help="write no card, but a record for publication (run.json without training curves)",
     )
 
 

@@ -1,6 +1,6 @@
-"""What several commands say, show and ask.
+"""Output, progress bars and options that several commands share.
 
-Decisions: answers go to standard output, one process alone speaks; a bar is shown on a terminal and nowhere else.
+Decisions: results go to standard output, from the first process only; progress bars appear on terminals only.
 """
 
 import argparse
@@ -12,25 +12,27 @@ from laennec.errors import InputError
 
 
 def say(text: str) -> None:
-    """Print a line of a command's answer (once, under several processes)."""
+    """Print a line of output, from the first of several processes only."""
     if int(os.environ.get("RANK", "0")) == 0:
         print(text, flush=True)
 
 
 def without_library_bars() -> None:
-    """Have transformers load and save weights without a bar of its own."""
+    """Disable the progress bars of transformers."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
 
 
 def overrides(rest: Sequence[str]) -> dict[str, str]:
-    """`--key value` and `--key=value` pairs."""
+    """Parse `--key value` and `--key=value` pairs."""
     given: dict[str, str] = {}
     items = iter(rest)
     for item in items:
         if not item.startswith("--"):
-            raise InputError(f"command line: {item!r} is no setting; write --group.key value, e.g. --train.epochs 5")
+            raise InputError(
+                f"command line: {item!r} is not a setting; write --section.key VALUE, e.g. --train.epochs 5"
+            )
         key, sign, value = item[2:].partition("=")
         if not sign:
             following = next(items, None)
@@ -42,11 +44,10 @@ def overrides(rest: Sequence[str]) -> dict[str, str]:
 
 
 def progress(title: str) -> Callable[[float, int], None] | None:
-    """A progress bar with the time left on a terminal, nothing elsewhere.
+    """Make a progress bar with the remaining time; None if standard error is no terminal.
 
     Returns:
-        What is called with (done, in all). What is done at the first call was done before, and has no say in the time
-        left.
+        A function of (done, total). Work done before the first call does not count in the remaining time.
     """
     if not sys.stderr.isatty():
         return None
@@ -68,17 +69,18 @@ def progress(title: str) -> Callable[[float, int], None] | None:
 
 
 def corpus_flags(parser: argparse.ArgumentParser) -> None:
-    """Which data to read, and how they are split."""
+    """Add the options that select the data and their split."""
     parser.add_argument(
-        "--tables-dir", help="folder with split, demographics and diagnosis tables, if not beside the recordings"
+        "--tables-dir", help="folder with the split, demographics and diagnosis tables (default: beside the recordings)"
     )
-    parser.add_argument("--fold", type=int, help="test fold, where the protocol has folds")
+    parser.add_argument("--fold", type=int, help="test fold, for protocols with folds")
     parser.add_argument(
-        "--level", help="sprsound: event (default) or record; physionet2016: recording (default) or window"
+        "--level",
+        help="what one row is; sprsound: event (default) or record; physionet2016: recording (default) or window",
     )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
         default=None,
-        help="go on where the published corpus has more recordings",
+        help="continue if recordings of the published corpus are missing",
     )

@@ -7,16 +7,16 @@ from laennec.errors import InputError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec compare`."""
+    """Add the options of `laennec compare`."""
     parser.add_argument(
         "sources", nargs="+", metavar="RUN", help="folders of evaluated runs; the first is the baseline"
     )
-    parser.add_argument("--baseline", metavar="RUN", help="folder or name of another baseline than the first")
-    parser.add_argument("--split", help="the split to compare on, where all runs were scored on several")
+    parser.add_argument("--baseline", metavar="RUN", help="folder or name of the baseline (default: the first run)")
+    parser.add_argument("--split", help="split to compare, if the runs were scored on several")
     parser.add_argument(
         "--group-seeds",
         action=argparse.BooleanOptionalAction,
-        help="whether seeds of a recipe are one method (default: where several recipes are given)",
+        help="treat the seeds of a recipe as one method (default: if the runs have several recipes)",
     )
     parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of patients (default: 1000)")
     parser.add_argument("--out", default="comparison", help="folder for the results (default: comparison)")
@@ -25,7 +25,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the comparison and write it with its plots."""
     if options.draws < 1:
-        raise InputError(f"--draws {options.draws}: at least one draw is needed; 1000 are usual")
+        raise InputError(f"--draws {options.draws}: must be at least 1; 1000 is usual")
     from laennec.evaluation.compare_runs import compare_runs
 
     made = compare_runs(

@@ -6,16 +6,18 @@ from laennec.cli.common import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec ensemble`."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs that differ in their seed")
+    """Add the options of `laennec ensemble`."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of finished runs that differ only in their seed"
+    )
     parser.add_argument("--out", required=True, help="folder of the new run")
     parser.add_argument("--name", help="name in tables and cards (default: RECIPE_ensemble_of_N)")
-    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the runs")
+    parser.add_argument("--data-dir", help="folder of the corpus (default: as in the runs)")
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the folder")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Combine the runs and print the operating point."""
+    """Combine the runs, and print the operating point of the ensemble on validation."""
     from laennec.evaluation.recalibrate import format_fitted
     from laennec.study.ensembles import join_runs
     from laennec.training.record import read_record

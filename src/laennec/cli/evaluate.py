@@ -1,4 +1,4 @@
-"""`laennec evaluate`: score a run on its held-out split and write the report."""
+"""`laennec evaluate`: score a model on a held-out split and write a report."""
 
 import argparse
 
@@ -6,21 +6,21 @@ from laennec.cli.common import corpus_flags, say, without_library_bars
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec evaluate`."""
-    parser.add_argument("source", help="folder of a run, of an exported model, or a Hub id")
+    """Add the options of `laennec evaluate`."""
+    parser.add_argument("source", help="model: folder of a run, folder of an exported model, or Hub id")
     parser.add_argument("--split", default="test", help="the split to score (default: test)")
-    parser.add_argument("--corpus", help="another corpus than the run's")
-    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the run")
-    parser.add_argument("--protocol", help="how to split another corpus")
+    parser.add_argument("--corpus", help="corpus to score (default: the corpus of the run)")
+    parser.add_argument("--data-dir", help="folder of the corpus (default: as in the run)")
+    parser.add_argument("--protocol", help="rule that splits the corpus given with --corpus")
     parser.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
-    parser.add_argument("--base", help="folder or file of the base of a head-only model")
-    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws (default: 1000)")
+    parser.add_argument("--base", help="folder or file of the base encoder of a head-only model")
+    parser.add_argument("--draws", type=int, default=1000, help="bootstrap draws of patients (default: 1000)")
     parser.add_argument(
         "--smoothing",
         default="none",
         metavar="auto|none|W",
-        help="also score predictions smoothed over their recording: a strength W from 0 to 1, or auto, chosen on "
-        "validation (default: none)",
+        help="also score predictions smoothed over each recording, with strength W from 0 to 1, or auto for the "
+        "strength chosen on validation (default: none)",
     )
     parser.add_argument(
         "--submission", metavar="DIR", help="also write SPRSound's submission files, task1_1.json to task2_2.json"
@@ -30,13 +30,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="my_code:my_metric",
-        help="an own metric, a function from the predictions table to named numbers; may be given several times",
+        help="your own metric, a function from the predictions table to named numbers; repeatable",
     )
     corpus_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Score a held-out split."""
+    """Score a held-out split and print the scores."""
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     from laennec.evaluation.evaluate import score

@@ -1,4 +1,4 @@
-"""`laennec export`: export a run's model."""
+"""`laennec export`: export the model of a run."""
 
 import argparse
 from pathlib import Path
@@ -13,18 +13,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="full",
-        help="head (a few kB; the base is loaded by name), lora (head and adapters), full (default), stock "
-        "(transformers' own AST), onnx or onnx-int8 (for onnxruntime, from the waveform on), space (a page that "
-        "serves the model)",
+        help="full (default), head (a few kB; the base encoder is loaded by name), lora (head and adapters), stock "
+        "(ASTForAudioClassification of transformers), onnx or onnx-int8 (onnxruntime, input is the waveform), space "
+        "(a web page that serves the model)",
     )
-    parser.add_argument("--out", help="folder (default: export-FORMAT in the run's folder)")
-    parser.add_argument("--base", help="path of the base model of a head-only run")
-    parser.add_argument("--base-name", help="name of the base model in a head-only export, e.g. its Hub id")
-    parser.add_argument("--base-revision", help="commit, tag or branch of the base model")
+    parser.add_argument("--out", help="output folder (default: export-FORMAT in the folder of the run)")
+    parser.add_argument("--base", help="path of the base encoder of a run that trained only the head")
+    parser.add_argument("--base-name", help="name of the base encoder in a head or lora export, e.g. its Hub id")
+    parser.add_argument("--base-revision", help="commit, tag or branch of the base encoder")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Export, and print the size."""
+    """Export the model, and print its size."""
     from laennec.hub.export import export_run
 
     without_library_bars()
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         options.run_folder, options.out, options.format, options.base, options.base_name, options.base_revision
     )
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    say(f"exported model: {out} ({size / 1000:.1f} kB, read back and verified)")
+    say(f"exported model: {out} ({size / 1000:.1f} kB, verified by loading it)")
     if (facts := int8_facts(out)) is not None:
         say(facts)
     return 0

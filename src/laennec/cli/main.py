@@ -1,7 +1,7 @@
-"""Every stage as a command.
+"""The command line: one subcommand per stage.
 
-Decisions: nothing heavy is imported before a command runs, so that help answers at once. What a user can mend is
-one line on standard error and exit code 2 (`--debug` shows the traceback); an interruption is 130, a termination 143.
+Decisions: slow imports happen only when a command runs, so that help is fast. An error that a user can fix is one line
+on standard error and exit code 2 (`--debug` shows the traceback); an interruption is 130, a termination 143.
 """
 
 import argparse
@@ -43,28 +43,28 @@ from laennec.extension import load_object
 
 COMMANDS = {
     recipes: "list the recipes that come with laennec, or copy one",
-    prepare: "check a corpus on disk, count it, decode it into the cache, export it",
-    train: "train a recipe",
-    pretrain: "pre-train the encoder of a recipe on pairs of views, without labels",
-    evaluate: "score a run on a test split and write the report",
-    calibrate: "fit calibration and thresholds of a run again on its validation predictions",
-    ensemble: "join runs of several seeds into one ensemble",
-    report: "render the report of a run again, with the map of its embedding and its worst errors",
+    prepare: "check a corpus on disk, count its cycles, decode it into the cache, or export it",
+    train: "train a model by a recipe",
+    pretrain: "pre-train the encoder of a recipe without labels",
+    evaluate: "score a model on a test split and write a report",
+    calibrate: "fit the calibration and thresholds of a run again on its validation predictions",
+    ensemble: "combine runs with different seeds into one ensemble",
+    report: "write the report of an evaluation again, with an embedding map and the worst errors",
     compare: "compare runs that were scored on the same split, paired by patients",
-    study: "run a grid of recipes, seeds and settings, and compare the methods",
-    export: "write the model of a run in a format to share, and check it",
-    card: "render the model card of a run",
-    push: "upload the model of a run to the Hub (private unless told otherwise)",
-    predict: "predict recordings: a timeline of crackle and wheeze for each",
-    app: "serve a web page that predicts the sounds people upload",
-    env: "print versions for a bug report and check that laennec works here",
+    study: "run a study (many recipes, seeds and settings) and compare its methods",
+    export: "export the model of a run in a format for sharing",
+    card: "write the model card of a run",
+    push: "upload the model of a run to the Hub (private by default)",
+    predict: "predict crackles and wheezes over time in recordings",
+    app: "serve a web page that predicts uploaded recordings",
+    env: "print versions for a bug report, and check decoding, the cache and a model",
 }
 _SOON_S = 0.02
 _AGAIN_S = 8.0  # after which a termination that nothing came of is repeated
 _TRAIN = ("train", "pretrain")
 _SETTINGS = (
-    "Any setting of the recipe can be given as --section.key value, e.g. --train.epochs 5; "
-    "`laennec recipes --settings` lists them."
+    "Any setting of the recipe is also an option, --section.key VALUE, e.g. --train.epochs 5; "
+    "`laennec recipes --settings` lists all settings."
 )
 
 
@@ -72,11 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: What stands behind `laennec`; None takes it from the process.
+        arguments: Command-line arguments after `laennec`; None reads those of the process.
 
     Returns:
-        The exit code: 0 done, 2 bad input (also where some recordings failed), 130 interrupted,
-        143 terminated.
+        The exit code: 0 success, 2 bad input or some recordings failed, 130 interrupted, 143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
@@ -165,13 +164,13 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _note(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
-    """A warning of ours as one line; those of libraries are for developers (--debug)."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
+    """Print a warning of this package as one line; warnings of libraries appear with --debug only."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
         print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Suggests the nearest command where one is mistyped."""
+    """Suggests the nearest command for a mistyped one."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
@@ -179,7 +178,7 @@ class _Parser(argparse.ArgumentParser):
             known = [module.__name__.rsplit(".", 1)[-1] for module in COMMANDS]
             near = difflib.get_close_matches(typed[1], known, n=1)
             meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}"
-            message = f"there is no command {typed[1]!r}; {meant}"
+            message = f"unknown command {typed[1]!r}; {meant}"
         self.exit(2, f"{self.prog}: {message}\n")
 
 
@@ -187,7 +186,8 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of every command, with its flags."""
     parser = _Parser(
         prog="laennec",
-        description="Lung sounds: recordings -> respiratory cycles -> a crackle/wheeze model with honest scores.",
+        description="Train, evaluate and share models that detect crackles and wheezes in lung sounds.",
+        epilog="`laennec COMMAND --help` lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -199,7 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
         made.add_argument("--debug", action="store_true", help="show the traceback of an error")
         made.add_argument(
             "--import", dest="imports", action="append", default=[], metavar="my_code:MyEncoder",
-            help="import this first, so that models with your own encoder can be loaded",
+            help="import this object first, e.g. to load a model with your own encoder; repeatable",
         )  # fmt: skip
         made.set_defaults(run=module.run)
         module.flags(made)

@@ -7,8 +7,8 @@ from laennec.cli.common import progress, say, without_library_bars
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Add the options; their defaults are applied later, so that --parameters can replace them."""
-    parser.add_argument("model", help="folder of a run, of an exported model, or a Hub id")
+    """Add the options; their defaults are set later, so that --parameters can replace them."""
+    parser.add_argument("model", help="model: folder of a run, folder of an exported model, or Hub id")
     parser.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="audio files, or folders of audio files")
     parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument(
@@ -26,41 +26,43 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--annotation",
-        help="predict the cycles of this annotation (a file, or a folder with <recording>.txt or .json) instead of "
-        "windows: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON",
+        help="predict annotated cycles instead of windows: an annotation file, or a folder with a .txt or .json per "
+        "recording (ICBHI text, Audacity labels, Raven selection table or SPRSound JSON)",
     )
     parser.add_argument(
         "--segment",
         action="store_true",
-        help="predict automatically segmented breath cycles instead of windows (approximate; see the documentation "
-        "for its accuracy)",
+        help="predict automatically detected breaths instead of windows (approximate; the documentation states the "
+        "accuracy)",
     )
     parser.add_argument(
         "--smoothing",
         metavar="auto|none|W",
-        help="mix the logits of each span with the mean of its recording: a weight W from 0 to 1, or auto (chosen "
-        "on the run's validation cycles; default: none)",
+        help="mix the logits of each span with the mean of its recording, with weight W from 0 to 1, or auto for the "
+        "weight chosen on validation (default: none)",
     )
     parser.add_argument(
         "--smoothing-neighbours",
         type=int,
         metavar="K",
-        help="smooth with the mean of K spans on either side instead (default: 0, the whole recording)",
+        help="smooth with the mean of K spans on either side (default: 0, the whole recording)",
     )
     parser.add_argument(
         "--thresholds",
         metavar="LABEL=P,...",
-        help="probabilities above which a label is present, instead of the model's own",
+        help="thresholds above which a label is present (default: those of the model)",
     )
     parser.add_argument(
         "--parameters",
         metavar="FILE",
-        help="the parameters.yaml of an earlier prediction as defaults; options override it",
+        help="use the parameters.yaml of an earlier prediction; other options override it",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace predictions of another model or with other settings in --out"
+        "--overwrite",
+        action="store_true",
+        help="replace predictions in --out that have another model or other settings",
     )
-    parser.add_argument("--base", help="path of the base model of a head-only model")
+    parser.add_argument("--base", help="path of the base encoder of a head-only model")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.predictor import input_note
 
     if options.annotation and options.segment:
-        raise InputError("--annotation and --segment exclude each other; give one of them")
+        raise InputError("--annotation and --segment cannot be combined; give one of them")
     without_library_bars()
     chosen = Settings(
         window_s=options.window_s,
@@ -132,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
     total = len(done.predicted) + len(done.failed)
     outcome = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
-        outcome = f"{len(done.predicted)} of {outcome}; the others failed, see failed.csv"
+        outcome = f"{outcome}, {len(done.failed)} failed; see failed.csv"
     if done.resumed:
         outcome += f"; {done.resumed} were already finished"
     say(f"predictions: {options.out} ({outcome})")

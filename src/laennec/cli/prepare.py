@@ -1,4 +1,4 @@
-"""`laennec prepare`: read a corpus, count it, decode it into the cache, export it, push it to the Hub."""
+"""`laennec prepare`: check, count, decode, export or upload a corpus."""
 
 import argparse
 from collections import Counter
@@ -14,34 +14,44 @@ _WITH_FLAGS = ("protocol", "name", "data_dir", "cache_dir")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec prepare`."""
+    """Add the options of `laennec prepare`."""
     parser.add_argument("corpus", help="icbhi2017, sprsound, physionet2016, folder, hub or synthetic")
-    parser.add_argument("--data-dir", help="folder (or zip) with the recordings; a synthetic corpus is written there")
-    parser.add_argument("--check", action="store_true", help="decode everything and list every problem; writes nothing")
-    parser.add_argument("--protocol", help="how to split")
     parser.add_argument(
-        "--sampling-rate", type=int, help="decode to this rate into the cache, e.g. 16000; of an export: declared rate"
+        "--data-dir", help="folder or zip file of the corpus, or the folder to which a synthetic corpus is written"
     )
-    parser.add_argument("--export", metavar="FOLDER", help="write it as Parquet that datasets.load_dataset reads")
     parser.add_argument(
-        "--push-to-hub", metavar="REPO", help="upload that to a private data set repository, OWNER/NAME"
+        "--check", action="store_true", help="decode all recordings and list every problem; writes nothing"
     )
-    parser.add_argument("--public", action="store_true", help="of --push-to-hub: make a new repository public")
+    parser.add_argument("--protocol", help="rule that splits the corpus, e.g. official or patient-60-20-20")
     parser.add_argument(
-        "--i-have-the-right-to-redistribute", action="store_true", help="you may pass the recordings on: for --public"
+        "--sampling-rate",
+        type=int,
+        help="decode to this rate in Hz into the cache, e.g. 16000; with --export, the declared rate",
+    )
+    parser.add_argument(
+        "--export", metavar="FOLDER", help="write the corpus as Parquet files that datasets.load_dataset reads"
+    )
+    parser.add_argument(
+        "--push-to-hub", metavar="REPO", help="upload the exported corpus to a private data set repository, OWNER/NAME"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push-to-hub: make a new repository public")
+    parser.add_argument(
+        "--i-have-the-right-to-redistribute",
+        action="store_true",
+        help="with --public: confirm that you may redistribute the recordings",
     )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of one corpus alone: patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; may be repeated",
+        help="option of a corpus, e.g. patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; repeatable",
     )
     corpus_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check, or read, count and decode."""
+    """Check the corpus, or read, count and decode it."""
     from laennec.corpora import UnusableRecordingsError, check_corpus, check_duplicates, decode_all, load_corpus
 
     names = ("tables_dir", "allow_missing", "level", "fold")
@@ -51,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if options.check:
         settings.pop("fold", None)
         if options.corpus == "synthetic" and options.data_dir and not Path(options.data_dir).exists():
-            raise InputError(f"{options.data_dir}: no such folder; --check writes nothing, so leave it out to make one")
+            raise InputError(f"{options.data_dir}: no such folder; leave --check out to generate a corpus there")
         report = check_corpus(options.corpus, options.data_dir, progress=progress("checking"), **settings)
         say(report.text())
         return 2 if report.problems else 0
@@ -71,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Write the corpus as Parquet, and upload it if asked to."""
+    """Write the corpus as Parquet, and upload it with --push-to-hub."""
     import tempfile
     from contextlib import ExitStack
 
@@ -82,14 +92,16 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from laennec.hub.push_corpus import check_target, push_corpus
 
     if options.check:
-        raise InputError("command line: --check writes nothing; leave --export and --push-to-hub out, or --check")
+        raise InputError(
+            "command line: --check cannot be combined with --export or --push-to-hub; leave one of them out"
+        )
     if options.public and not options.push_to_hub:
-        raise InputError("command line: --public says who sees an upload; add --push-to-hub REPO, or leave it out")
+        raise InputError("command line: --public needs --push-to-hub REPO; add it, or leave --public out")
     rights = {"public": options.public, "may_redistribute": options.i_have_the_right_to_redistribute}
     if options.push_to_hub:
         corpus = corpus_class(options.corpus)
         if corpus.can_be_exported:
-            say(f"terms of {corpus.title}: {corpus.licence}\npassing it on: {corpus.redistribution}")
+            say(f"terms of {corpus.title}: {corpus.licence}\nredistribution: {corpus.redistribution}")
         check_target(options.push_to_hub, **rights)
     with ExitStack() as stack:
         folder = options.export
@@ -124,7 +136,7 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"command line: --option {pair!r} has no value; write --option KEY=VALUE")
         if key in _WITH_FLAGS or not key.isidentifier():
             raise InputError(
-                f"command line: --option {key} is no option of a corpus; it has a flag of its own, or none"
+                f"command line: --option {key} is not an option of a corpus; use the flag of that name, if there is one"
             )
         try:
             value = parse_yaml(text)

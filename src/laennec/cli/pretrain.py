@@ -6,13 +6,15 @@ from laennec.cli.common import overrides, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec pretrain`."""
-    parser.add_argument("recipe", help="a YAML recipe with a section pretrain, or the name of one")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+    """Add the options of `laennec pretrain`."""
+    parser.add_argument(
+        "recipe", help="a recipe with a section `pretrain`: a YAML file, or a name listed by `laennec recipes`"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output folder")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Pre-train, or go on."""
+    """Pre-train, or resume a pre-training."""
     from laennec.training.recipe import Recipe, full_key
 
     given = {full_key(Recipe, key, step="pretrain"): value for key, value in overrides(options.rest).items()}

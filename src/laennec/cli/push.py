@@ -1,4 +1,4 @@
-"""`laennec push`: put a run's model on the Hub."""
+"""`laennec push`: upload the model of a run to the Hub."""
 
 import argparse
 import sys
@@ -9,14 +9,16 @@ from laennec.cli.common import say, without_library_bars
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec push`."""
     parser.add_argument("source", metavar="RUN", help="folder of a run, or of an exported model")
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the Hub; created, private, if it does not exist")
-    parser.add_argument("--format", help="head, lora, full (default), stock, onnx or onnx-int8, as for laennec export")
-    parser.add_argument("--base", help="path of the base model of a head-only run")
-    parser.add_argument("--base-name", help="Hub id of the base model, for head and lora")
-    parser.add_argument("--base-revision", help="commit, tag or branch of the base model")
+    parser.add_argument(
+        "repo", metavar="REPO", help="OWNER/NAME on the Hub; created as a private repository if it does not exist"
+    )
+    parser.add_argument("--format", help="full (default), head, lora, stock, onnx or onnx-int8, as in laennec export")
+    parser.add_argument("--base", help="path of the base encoder of a run that trained only the head")
+    parser.add_argument("--base-name", help="Hub id of the base encoder, for head and lora")
+    parser.add_argument("--base-revision", help="commit, tag or branch of the base encoder")
     parser.add_argument("--revision", "--branch", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="make the repository public after the upload")
-    parser.add_argument("--license", help="licence on the card, e.g. cc-by-4.0")
+    parser.add_argument("--license", help="licence of the model on the card, e.g. cc-by-4.0")
     parser.add_argument("--message", help="commit message")
     parser.add_argument(
         "--timeout-s", type=float, default=60.0, help="time limit of a request in seconds (default: 60)"
@@ -24,7 +26,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Push, and print the address."""
+    """Upload the model, and print its address."""
     from laennec.hub.upload import check_repo_name, find_token
 
     # check what needs no slow imports first
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if pushed.left:
         print(
-            f"laennec: note: not uploaded, because they are not files of a model: {', '.join(pushed.left)}",
+            f"laennec: note: these files are not part of the model and were not uploaded: {', '.join(pushed.left)}",
             file=sys.stderr,
         )
     state = "private; --public makes it public" if pushed.private else "public"

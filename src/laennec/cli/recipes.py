@@ -10,17 +10,22 @@ from laennec.errors import InputError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec recipes`."""
+    """Add the options of `laennec recipes`."""
     parser.add_argument(
-        "copy", nargs="*", metavar="copy NAME [DEST]", help="write a recipe to a file or folder (default: here)"
+        "copy",
+        nargs="*",
+        metavar="copy NAME [DEST]",
+        help="copy a recipe to a file or folder (default: the working directory)",
     )
     shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--settings", action="store_true", help="list every setting of a recipe")
+    shown.add_argument(
+        "--settings", action="store_true", help="list all settings of a recipe with their values and defaults"
+    )
     shown.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe")
 
 
 def run(options: argparse.Namespace) -> int:
-    """List, copy, or show what can be set."""
+    """List the recipes, copy one, or list the settings."""
     from laennec.training.recipe import Recipe, find_recipe, recipe_names, settings_help
 
     if options.schema:
@@ -30,8 +35,9 @@ def run(options: argparse.Namespace) -> int:
     elif options.copy:
         _copy(options.copy)
     else:
-        for name in recipe_names():
-            say(f"{name}: {Recipe.from_yaml(find_recipe(name)).description}")
+        names = list(recipe_names())
+        for name in names:
+            say(f"{name:<{max(map(len, names))}}  {Recipe.from_yaml(find_recipe(name)).description}")
     return 0
 
 

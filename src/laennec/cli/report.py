@@ -1,4 +1,4 @@
-"""`laennec report`: the report of an evaluation as one page, with map and sounds."""
+"""`laennec report`: write the report of an evaluation as one page, with embedding map and sounds."""
 
 import argparse
 
@@ -7,30 +7,34 @@ from laennec.errors import InputError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec report`."""
-    parser.add_argument("source", help="folder of a run that was evaluated, or of the evaluation")
-    parser.add_argument("--split", help="the scored split, where there are several")
-    parser.add_argument("--out", metavar="FILE", help="the page (default: report.html in the evaluation's folder)")
+    """Add the options of `laennec report`."""
+    parser.add_argument("source", help="folder of an evaluated run, or of an evaluation")
+    parser.add_argument("--split", help="split of the evaluation, if the run has several")
     parser.add_argument(
-        "--no-audio", action="store_true", help="leave the recordings out of the page, e.g. where it is passed on"
+        "--out", metavar="FILE", help="output file (default: report.html in the folder of the evaluation)"
     )
-    parser.add_argument("--data-dir", help="folder of the corpus, if not that of the run")
-    parser.add_argument("--tables-dir", help="folder with the corpus' tables, if not beside the recordings")
-    parser.add_argument("--model", help="folder of the model, if not in the run's folder")
-    parser.add_argument("--base", help="folder or file of the base of a head-only model")
-    parser.add_argument("--points", type=int, default=1200, help="most points of the embedding map (default: 1200)")
+    parser.add_argument(
+        "--no-audio", action="store_true", help="leave the recordings out of the page, e.g. to share it"
+    )
+    parser.add_argument("--data-dir", help="folder of the corpus (default: as in the run)")
+    parser.add_argument("--tables-dir", help="folder with the tables of the corpus (default: beside the recordings)")
+    parser.add_argument("--model", help="folder of the model (default: the folder of the run)")
+    parser.add_argument("--base", help="folder or file of the base encoder of a head-only model")
+    parser.add_argument(
+        "--points", type=int, default=1200, help="maximum number of points in the embedding map (default: 1200)"
+    )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
         default=None,
-        help="go on where the published corpus has more recordings",
+        help="continue if recordings of the published corpus are missing",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print what is missing in it."""
     if options.points < 10:
-        raise InputError(f"--points {options.points}: a map needs at least 10")
+        raise InputError(f"--points {options.points}: must be at least 10")
     from laennec.evaluation.report import report
 
     without_library_bars()

@@ -1,4 +1,4 @@
-"""`laennec study`: run what is missing of a study."""
+"""`laennec study`: run the missing cells of a study and compare its methods."""
 
 import argparse
 
@@ -7,14 +7,16 @@ from laennec.errors import InputError
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec study`."""
-    parser.add_argument("study", help="a YAML file: methods, axes, seeds and the splits to score")
-    parser.add_argument("--dry-run", action="store_true", help="only print the missing commands")
-    parser.add_argument("--most", type=int, metavar="N", help="stop after N cells")
+    """Add the options of `laennec study`."""
+    parser.add_argument("study", help="a study: a YAML file with methods, axes, seeds and the splits to score")
+    parser.add_argument("--dry-run", action="store_true", help="print the missing commands and run nothing")
+    parser.add_argument(
+        "--most", type=int, metavar="N", help="stop after N cells (one method with one seed) are trained or scored"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the missing cells and gather the results."""
+    """Run the missing cells and collect the results."""
     from laennec.study import load_study, run_study
 
     if options.most is not None and options.most < 1:
@@ -25,5 +27,5 @@ def run(options: argparse.Namespace) -> int:
     for cell, problem in done.failed.items():
         say(f"failed: {cell}: {problem}")
     if done.left:
-        say(f"not run: {len(done.left)} cells, the first is {done.left[0]}")
+        say(f"not yet run: {len(done.left)} cells, next {done.left[0]}; run the same command again to continue")
     return 2 if done.failed else 0

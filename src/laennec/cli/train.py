@@ -7,18 +7,18 @@ from laennec.cli.common import overrides, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    """Those of `laennec train`."""
-    parser.add_argument("recipe", help="a YAML recipe, or the name of one (see laennec recipes)")
+    """Add the options of `laennec train`."""
+    parser.add_argument("recipe", help="a recipe: a YAML file, or a name listed by `laennec recipes`")
     parser.add_argument(
         "--search",
         metavar="SPACE.yaml",
-        help="search settings on validation patients (Optuna) and write the best recipe",
+        help="search settings on validation patients with Optuna and write the best recipe",
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete the run that the output folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in the output folder")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, or go on training."""
+    """Train, or resume a training."""
     from laennec.training.recipe import Recipe
 
     recipe = Recipe.from_yaml(options.recipe, **overrides(options.rest))

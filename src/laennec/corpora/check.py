@@ -60,7 +60,8 @@ class AuditReport:
             lines.append(f"{name}: " + ", ".join(f"{value} {count}" for value, count in values.items()))
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
-        lines.append(f"{len(self.problems)} problems" if self.problems else "no problems")
+        count = len(self.problems)
+        lines.append(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems")
         return "\n".join(lines)
 
 

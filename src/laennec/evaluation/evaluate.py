@@ -165,7 +165,7 @@ def score(
         run["evaluations"] = without_results(settled_evaluations(run_path).get("evaluations") or [])
     recipe = recipe_of(source, run, corpus)
     if run is None and out is None:
-        raise InputError("a model outside its run needs an output folder: pass --out DIR")
+        raise InputError("an exported model has no run folder for the results; add --out DIR")
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_other_files(folder, _WRITTEN, "choose another --out")
     parse_smoothing(smoothing)
@@ -372,8 +372,8 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
     """The recipe that says which data to read: the run's, with the given corpus settings."""
     if run is None and not (corpus or {}).get("name"):
         raise InputError(
-            f"{source}: no run.json there, so this is not a run; check the folder, or for a model outside its run name "
-            "the corpus: --corpus NAME --data-dir DIR"
+            f"{source}: no run.json in this folder, so it is not a run; check the path, or for an exported model add "
+            "--corpus NAME --data-dir DIR"
         )
     recipe = Recipe.from_record(run["config"], "run.json") if run else Recipe()
     given = {k: v for k, v in (corpus or {}).items() if v is not None}
@@ -385,7 +385,7 @@ def recipe_of(source: str | Path, run: dict[str, Any] | None, corpus: dict[str, 
     made = corpus_class(recipe.corpus.name).made_on_demand
     if made and "data_dir" not in given and named and not Path(named).exists():
         # loading would write a new corpus to a folder that the user did not name
-        raise InputError(f"{named}: the run's corpus is not there any more; give its folder: --data-dir DIR")
+        raise InputError(f"{named}: the corpus of the run is not at this path; add --data-dir DIR")
     return recipe
 
 

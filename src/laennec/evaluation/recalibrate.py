@@ -197,8 +197,8 @@ def resolve_smoothing(
     if not path.exists():
         if wanted == "auto":
             raise InputError(
-                f"{source}: no {VALIDATION} there to choose the strength on; give the folder of a finished run, or a "
-                "strength: --smoothing 0.5"
+                f"{source}: no {VALIDATION} in this folder, which --smoothing auto needs; give the folder of a "
+                "finished run, or a strength: --smoothing 0.5"
             )
         return Smoothing(float(wanted))
     config = model.config

@@ -335,7 +335,7 @@ def _limitations(
         reason = "was scored with another calibration or other thresholds and is not shown; score it again"
         yield Markdown(f"Part {code(split)} {reason}.")
     if not parts:
-        yield "No held-out part was scored with this model: its performance is unknown."
+        yield "No test split was scored with this model: its performance is unknown."
     if any(entry.get("scored_before") for entry in run.get("calibrations") or []):
         yield "Thresholds were fitted again after the model had been scored."
     runs = f"{len(members)} runs with seeds" if (members := run.get("members")) else "One run with seed"

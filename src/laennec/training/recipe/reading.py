@@ -104,7 +104,9 @@ def read_values(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise InputError(f"{path}: a recipe is a mapping of keys to values, this is a {type(values).__name__}")
+        raise InputError(
+            f"{path}: not a recipe, which is a YAML file of `key: value` lines; start from `laennec recipes copy NAME`"
+        )
     return values
 
 
