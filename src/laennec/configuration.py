@@ -61,58 +61,39 @@ class LaennecConfig(PreTrainedConfig):
     model_type = "laennec"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["embeddings", "projections"]
 
-    def __init__(
-        self,
-        encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
-        problem_type: str = "multi_label",
-        pooling: str = "encoder",
-        concatenated_context: bool = False,
-        head_hidden_dim: int = 0,
-        head_dropout: float = 0.0,
-        head_layer_norm: bool = False,
-        projection_dim: int = 0,
-        frozen_encoder: bool = False,
-        trained_layers: int | None = None,
-        lora: dict[str, Any] | None = None,
-        base_model_name_or_path: str | None = None,
-        base_model_revision: str | None = None,
-        encoder_digest: str | None = None,
-        head_only: bool = False,
-        thresholds: dict[str, float] | None = None,
-        temperatures: dict[str, float] | None = None,
-        intercepts: dict[str, float] | None = None,
-        operating_point: dict[str, Any] | None = None,
-        tasks: dict[str, Any] | None = None,
-        sampling_rate: int | None = None,
-        features_fingerprint: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(encoder_config, dict):
-            encoder_config = config_from_dict(encoder_config)
-        self.encoder_config = encoder_config
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; it can be {' or '.join(POOLINGS)}")
-        self.pooling = pooling
-        self.concatenated_context = concatenated_context
-        self.head_hidden_dim = head_hidden_dim
-        self.head_dropout = head_dropout
-        self.head_layer_norm = head_layer_norm
-        self.projection_dim = projection_dim
-        self.frozen_encoder = frozen_encoder
-        self.trained_layers = trained_layers
-        self.lora = lora
-        self.base_model_name_or_path = base_model_name_or_path
-        self.base_model_revision = base_model_revision
-        self.encoder_digest = encoder_digest
-        self.head_only = head_only
-        self.thresholds = thresholds or {}
-        self.temperatures = temperatures or {}
-        self.intercepts = intercepts or {}
-        self.operating_point = operating_point or {}
-        self.tasks = tasks or {}
-        self.sampling_rate = sampling_rate
-        self.features_fingerprint = features_fingerprint
-        super().__init__(problem_type=PROBLEM_TYPES.get(problem_type, problem_type), **kwargs)
+    encoder_config: Any = None
+    problem_type: str = "multi_label"
+    pooling: str = "encoder"
+    concatenated_context: bool = False
+    head_hidden_dim: int = 0
+    head_dropout: float = 0.0
+    head_layer_norm: bool = False
+    projection_dim: int = 0
+    frozen_encoder: bool = False
+    trained_layers: int | None = None
+    lora: dict[str, Any] | None = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    encoder_digest: str | None = None
+    head_only: bool = False
+    thresholds: dict[str, float] = None  # type: ignore[assignment]
+    temperatures: dict[str, float] = None  # type: ignore[assignment]
+    intercepts: dict[str, float] = None  # type: ignore[assignment]
+    operating_point: dict[str, Any] = None  # type: ignore[assignment]
+    tasks: dict[str, Any] = None  # type: ignore[assignment]
+    sampling_rate: int | None = None
+    features_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the encoder's configuration from its dict, and fill in defaults."""
+        if isinstance(self.encoder_config, dict):
+            self.encoder_config = config_from_dict(self.encoder_config)
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {self.pooling!r}; it can be {' or '.join(POOLINGS)}")
+        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "tasks"):
+            setattr(self, name, getattr(self, name) or {})
+        self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
@@ -152,10 +133,3 @@ class LaennecConfig(PreTrainedConfig):
     def is_multi_label(self) -> bool:
         """Whether each label is decided by itself."""
         return bool(self.problem_type == PROBLEM_TYPES["multi_label"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """This configuration as plain values, the encoder's nested inside."""
-        values: dict[str, Any] = super().to_dict()
-        if isinstance(self.encoder_config, PreTrainedConfig):
-            values["encoder_config"] = self.encoder_config.to_dict()
-        return values

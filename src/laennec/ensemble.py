@@ -60,7 +60,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config = copy.deepcopy(first.config)
     encoder = members[0]
     if not shared:
-        encoder = EnsembleEncoder(EnsembleConfig(encoder.config, len(members)), members)
+        encoder = EnsembleEncoder(EnsembleConfig(encoder_config=encoder.config, members=len(members)), members)
         config.frozen_encoder, config.encoder_digest = False, None
     config.encoder_config = encoder.config
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}

@@ -7,7 +7,6 @@ pools a cycle and the joined cycles one by one, as any encoder can, and its embe
 """
 
 import builtins
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +160,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         """
         if trainable not in TRAINABLE:
             raise ValueError(f"trainable is {trainable!r}; it can be {', '.join(TRAINABLE)}")
-        if unknown := sorted(settings.keys() - inspect.signature(LaennecConfig).parameters.keys()):
+        if unknown := sorted(settings.keys() - LaennecConfig.__annotations__.keys()):
             raise ValueError(f"LaennecConfig has no setting {unknown[0]!r}; correct its name")
         torch.manual_seed(seed)
         if isinstance(encoder, nn.Module):

@@ -168,9 +168,9 @@ class TestRefused:
         [
             ("encoder_layers", 3, "layers.2.fc1.bias is missing"),
             ("encoder_layers", 1, "layers.1.fc1.bias is left over"),
-            ("d_model", 32, "conv1.bias (16, by config.json 32) is of another shape"),
-            ("max_source_positions", 1500, "embed_positions.weight (100 x 16, by config.json 1500 x 16)"),
-            ("num_mel_bins", 128, "conv1.weight (16 x 80 x 3, by config.json 16 x 128 x 3)"),
+            ("d_model", 32, "conv1.bias (16 instead of 32) is of another shape"),
+            ("max_source_positions", 1500, "embed_positions.weight (100 x 16 instead of 1500 x 16)"),
+            ("num_mel_bins", 128, "conv1.weight (16 x 80 x 3 instead of 16 x 128 x 3)"),
         ],
     )
     def test_another_depth_or_width(self, folder: Path, key: str, value: int, said: str) -> None:

@@ -136,7 +136,7 @@ def test_what_stock_cannot_express_is_one_line_with_the_settings(tiny_run, tiny_
 
 def test_a_head_with_a_layer_norm_is_standardised_behind_it(tiny_ast):
     encoder = load_encoder(tiny_ast)
-    config = LaennecConfig(encoder.config, head_layer_norm=True, id2label={0: "a"}, label2id={"a": 0})
+    config = LaennecConfig(encoder_config=encoder.config, head_layer_norm=True, id2label={0: "a"}, label2id={"a": 0})
     model = LaennecForAudioClassification(config, encoder)
     embeddings = 100.0 * torch.randn(400, 16, generator=torch.Generator().manual_seed(0)) + 7.0
     model.head.standardise(embeddings)

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 folder, out = sys.argv[1:]
 extractor = LaennecFeatureExtractor("song2021", sampling_rate=RATE, high_hz=RATE / 2, num_mel_bins=16)
-config = LaennecConfig(CnnConfig(num_mel_bins=16, channels=[2, 2]), id2label={0: "crackle", 1: "wheeze"})
+config = LaennecConfig(encoder_config=CnnConfig(num_mel_bins=16, channels=[2, 2]), id2label={0: "crackle", 1: "wheeze"})
 model = LaennecForAudioClassification(config)
 whole = Predictor(model, extractor, 20, 20, 0.5, neighbours=1)
 breaths = Predictor(model, extractor, segmentation=BreathSegmentation())

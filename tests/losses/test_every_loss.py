@@ -32,7 +32,6 @@ from laennec.losses import (
     NTXentLoss,
     OrthogonalProjectionLoss,
     PatchMixContrastiveLoss,
-    PatchMixCrossEntropy,
     PatientAlignmentLoss,
     SupConLoss,
     TupletContrastiveLoss,
@@ -48,8 +47,8 @@ def rows_of(y):
     return 0.75 * hard + 0.25 * hard.roll(1, dims=1)
 
 
-def partners(order):
-    """Who is mixed with whom: each with the one three places on, in the order before any permutation."""
+def mixed_rows(order):
+    """The row that each row is mixed with: three places on, in the order before any permutation."""
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
     return place[(order + 3) % len(order)]
@@ -162,21 +161,14 @@ CASES = {
     ),
     "patch_mix": Case(
         PatchMixContrastiveLoss,
-        lambda loss, x, y, order: loss(x[:, 1], x[:, 0], LAM, partners(order), y),
-        lambda loss, x, y, order: test_patch_mix.naive(x[:, 1], x[:, 0], LAM, partners(order), y, "all"),
+        lambda loss, x, y, order: loss(x[:, 1], x[:, 0], LAM, mixed_rows(order), y),
+        lambda loss, x, y, order: test_patch_mix.naive(x[:, 1], x[:, 0], LAM, mixed_rows(order), y, "all"),
         learns=(1,),
     ),
     "patch_mix, other labels": Case(
         lambda: PatchMixContrastiveLoss(negatives="different_label", detach_clean=False),
-        lambda loss, x, y, order: loss(x[:, 1], x[:, 0], LAM, partners(order), y),
-        lambda loss, x, y, order: test_patch_mix.naive(x[:, 1], x[:, 0], LAM, partners(order), y, "different_label"),
-    ),
-    "patch_mix_ce": Case(
-        PatchMixCrossEntropy,
-        lambda loss, x, y, order: loss(x[:, 0], y, y[partners(order)], LAM),
-        lambda loss, x, y, order: (
-            LAM * weighted_ce(x[:, 0], y, (1,) * DIM) + (1 - LAM) * weighted_ce(x[:, 0], y[partners(order)], (1,) * DIM)
-        ),
+        lambda loss, x, y, order: loss(x[:, 1], x[:, 0], LAM, mixed_rows(order), y),
+        lambda loss, x, y, order: test_patch_mix.naive(x[:, 1], x[:, 0], LAM, mixed_rows(order), y, "different_label"),
     ),
     "clustering": Case(
         lambda: DeepClusteringLoss(3, DIM),
@@ -365,7 +357,6 @@ def test_pairs_say_what_was_there(name):
         "patient": [3, 3],
         "patch_mix": [12],
         "patch_mix, other labels": [12],
-        "patch_mix_ce": [6],
         "clustering": [12],
         "clustering, sum": [12],
         "cluster_similarity": [6],
@@ -443,7 +434,7 @@ def test_a_negative_label_is_refused_and_its_row_named(name):
         CASES[name].call(loss, x, y, order)
 
 
-@pytest.mark.parametrize("name", ["focal", "patch_mix_ce", "device_adversarial"])
+@pytest.mark.parametrize("name", ["focal", "device_adversarial"])
 def test_a_label_beyond_the_classes_is_refused(name):
     loss, x, y, order = drawn(name)
     y[2] = 99
@@ -493,29 +484,19 @@ def test_weights_of_an_ntxent_mask_weigh_positives():
         (0.5, torch.arange(9)[:, None], "index must be integers"),
     ],
 )
-def test_shares_and_partners_out_of_range_are_refused(lam, index, message):
-    _, x, y, order = drawn("patch_mix")
-    index = partners(order) if index is None else index
+def test_shares_and_indices_out_of_range_are_refused(lam, index, message):
+    _, x, _, order = drawn("patch_mix")
+    index = mixed_rows(order) if index is None else index
     with pytest.raises(ValueError, match=message):
         PatchMixContrastiveLoss()(x[:, 1], x[:, 0], lam, index)
-    if "lam" in message or "lie in [0" in message:
-        with pytest.raises(ValueError, match=message):
-            PatchMixCrossEntropy()(x[:, 0], y, y, lam)
 
 
 def test_a_share_may_differ_from_row_to_row():
     _, x, y, order = drawn("patch_mix")
     shares = torch.linspace(0, 1, 9, dtype=torch.float64)
-    index, weight = partners(order), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    index = mixed_rows(order)
     mixed = PatchMixContrastiveLoss()(x[:, 1], x[:, 0], shares, index)["patch_mix"].item()
     assert mixed == pytest.approx(test_patch_mix.naive(x[:, 1], x[:, 0], shares, index, y, "all"), rel=1e-9)
-    loss = PatchMixCrossEntropy(weight)
-    logits = x[:, 0, :CLASSES]
-    expected = 0
-    for share, labels in ((shares, y), (1 - shares, y[index])):
-        each = torch.nn.functional.cross_entropy(logits, labels, weight.double(), reduction="none")
-        expected = expected + (share * each).sum() / weight[labels].sum()
-    torch.testing.assert_close(loss(logits, y, y[index], shares)["patch_mix_ce"], expected)
 
 
 @pytest.mark.parametrize(
@@ -523,7 +504,6 @@ def test_a_share_may_differ_from_row_to_row():
     [
         (lambda: AngularDistanceDistributionLoss(weights=(1, 1, 1, math.nan)), "four weights"),
         (lambda: FocalLoss(alpha=1.5), "no negative weight"),
-        (lambda: PatchMixCrossEntropy()(torch.ones(3, 4), ONES[:2], ONES[:3], 0.5), "must share"),
         (lambda: SupConLoss()(torch.ones(3, 2, 2, 2), ONES[:3]), "embeddings must be"),
         (lambda: SupConLoss()(ONES.view(3, 2), ONES[:3]), "must be floating"),
     ],

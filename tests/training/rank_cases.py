@@ -76,7 +76,7 @@ def train(folder, batch_size, kind="ast"):
     torch.set_num_threads(1)
     encoder, extractor = make_encoder(kind)
     names = dict(enumerate("abc"))
-    config = LaennecConfig(encoder.config, problem_type="single_label", pooling="mean", id2label=names)
+    config = LaennecConfig(encoder_config=encoder.config, problem_type="single_label", pooling="mean", id2label=names)
     model = LaennecForAudioClassification(config, encoder)
     noise, seconds = np.random.default_rng(0), np.arange(9000) / 16000
     tones = [np.sin(2 * np.pi * 150 * 1.3**row * seconds) for row in range(ROWS)]

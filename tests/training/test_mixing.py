@@ -1,6 +1,8 @@
 """Mixed batches: what becomes of sounds, features and labels."""
 
 import functools
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +11,11 @@ from torch.nn import functional
 from laennec.audio.mixing import lungmix_label
 from laennec.encoders import in_groups, load_encoder
 from laennec.errors import InputError
-from laennec.losses import PatchMixCrossEntropy
 from laennec.training.mixing import Mixer, check_mixing
 from laennec.training.objective import soft_cross_entropy
 from laennec.training.recipe import MixSettings, Recipe
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CONTEXT = {"epochs": torch.zeros(4).long(), "cycle_numbers": torch.arange(4)}
 FLAGS = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
 
@@ -69,7 +71,17 @@ def test_soft_cross_entropy_is_that_of_patch_mix_and_for_hard_rows_the_ordinary_
         soft_cross_entropy(logits, hard, weight), functional.cross_entropy(logits, labels, weight)
     )
     mixed = soft_cross_entropy(logits, lam * hard + (1 - lam) * hard[index], weight)
-    torch.testing.assert_close(mixed, PatchMixCrossEntropy(weight)(logits, labels, labels[index], lam)["patch_mix_ce"])
+    own, other = (functional.cross_entropy(logits, rows, weight) for rows in (labels, labels[index]))
+    torch.testing.assert_close(mixed, lam * own + (1 - lam) * other)
+
+
+def test_cross_entropy_of_mixed_cycles_is_that_of_the_authors():
+    cases = json.loads((GOLDEN / "losses" / "patchmix_groupmix.json").read_text())["cases"]
+    given = next(case for case in cases if case["id"] == "patchmix_ce")
+    logits, own, other = (torch.tensor(given["inputs"][name]) for name in ("pred", "y_a", "y_b"))
+    lam, classes = given["inputs"]["lam"], logits.shape[1]
+    rows = lam * functional.one_hot(own, classes) + (1 - lam) * functional.one_hot(other, classes)
+    assert soft_cross_entropy(logits, rows).item() == pytest.approx(given["expected"]["loss"], rel=1e-5)
 
 
 def test_every_way_of_mixing_has_its_own_place_unless_told_otherwise():
@@ -184,7 +196,7 @@ def test_a_contrast_of_tokens_encodes_clean_rows_and_leaves_them_alone():
     both, mask, token_mix, mixture = mixer.tokens(torch.randn(4, 64, 36), torch.ones(4, 64), FLAGS, CONTEXT, tiny_ast())
     assert both.shape[0] == mask.shape[0] == 8 and torch.equal(both[:4], both[4:])
     assert not token_mix.taken[:4].any() and token_mix.taken[4:].any()
-    assert torch.equal(token_mix.partner[4:], 4 + mixture.index)
+    assert torch.equal(token_mix.source[4:], 4 + mixture.index)
 
 
 CLASSES = ["normal", "crackle", "wheeze", "both"]

@@ -213,7 +213,7 @@ def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> P
     """The encoder around overlapping groups of frames; the encoder itself where group_frames is 0."""
     if not group_frames:
         return encoder
-    return GroupsEncoder(GroupsConfig(encoder.config, group_frames, group_step), encoder).eval()
+    return GroupsEncoder(GroupsConfig(encoder_config=encoder.config, group_frames=group_frames, group_step=group_step), encoder).eval()
 
 
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from laennec.encoders.checkpoints import differences, refuse_differences
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.untrusted import refuse_model_folder
@@ -190,13 +191,8 @@ def with_adapter(
     encoder = copy.deepcopy(encoder)  # the caller's own stays what it is
     add_lora(encoder, config.lora)
     wanted = {_kept_name(name): name for name in encoder.state_dict() if is_adapter(name)}
-    own = dict(encoder.state_dict())
-    wrong = sorted(set(state) ^ set(wanted)) or sorted(n for n in wanted if state[n].shape != own[wanted[n]].shape)
-    if wrong:
-        raise InputError(
-            f"{source}: the adapters are not those of its config.json ({wrong[0]} is missing, left over or of another "
-            "shape); export the run again"
-        )
+    own = encoder.state_dict()
+    refuse_differences(source, "adapters", differences(state, {kept: own[name] for kept, name in wanted.items()}))
     encoder.load_state_dict({wanted[name]: value for name, value in state.items()}, strict=False)
     return encoder
 

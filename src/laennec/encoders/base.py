@@ -5,7 +5,6 @@ once, on its class. An encoder that can exchange its patches between cycles has 
 (bands, steps)`, the patches of a cycle of so many frames, and takes `token_mix` in `forward`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -36,13 +35,13 @@ class TokenMix(NamedTuple):
     """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
 
     Attributes:
-        taken: (batch, bands, steps) bool, True on the partner's patches; only where both cycles have real frames, so
-            that masks stay those of the own cycle.
-        partner: (batch,) int64.
+        taken: (batch, bands, steps) bool, True on patches of the other cycle; only where both cycles have real frames,
+            so that masks stay those of the own cycle.
+        source: (batch,) int64, the row of the other cycle.
     """
 
     taken: Tensor
-    partner: Tensor
+    source: Tensor
 
     def mix(self, grid: Tensor) -> Tensor:
         """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
@@ -55,7 +54,7 @@ class TokenMix(NamedTuple):
             raise ValueError(
                 f"a mixture of {tuple(self.taken.shape)} patches does not fit a grid of {(batch, bands, steps)}"
             )
-        return torch.where(self.taken[:, None].to(grid.device), grid[self.partner.to(grid.device)], grid)
+        return torch.where(self.taken[:, None].to(grid.device), grid[self.source.to(grid.device)], grid)
 
 
 class AudioEncoder(PreTrainedModel):
@@ -116,7 +115,24 @@ class AudioEncoder(PreTrainedModel):
         Raises:
             InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
         """
-        check_features(features, size, self.kind or type(self).__name__, self.presets)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            return
+        shape = tuple(features.shape)
+        if len(shape) != 3:
+            raise InputError(
+                f"features of shape {shape} instead of (batch, frames, values); give a batch, as a "
+                "LaennecFeatureExtractor makes it"
+            )
+        if 0 in shape[:2]:
+            raise InputError(
+                f"features of shape {shape} hold no {'frame' if shape[0] else 'cycle'}; leave out cycles shorter than "
+                "one frame, or set features.length to repeat or zero with features.duration_s"
+            )
+        if size is not None and shape[2] != size:
+            raise InputError(
+                f"features have {shape[2]} values a frame, but this {self.kind or type(self).__name__} encoder was "
+                f"made for {size}; set features.preset to {' or '.join(self.presets) or f'one with {size} mel bins'}"
+            )
 
     def audioset_logits(self, pooler_output: Tensor) -> Tensor:
         """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
@@ -139,25 +155,3 @@ class AudioEncoder(PreTrainedModel):
     def from_released(cls, path: Any, content: dict[str, Any], **settings: Any) -> "AudioEncoder":
         """The encoder of a released checkpoint file, see `load_encoder`; `path` is what errors name."""
         raise NotImplementedError
-
-
-def check_features(features: Tensor, size: int | None, kind: str, presets: Sequence[str]) -> None:
-    """Refuse features as `AudioEncoder.check_features` does."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return
-    shape = tuple(features.shape)
-    if len(shape) != 3:
-        raise InputError(
-            f"features of shape {shape} instead of (batch, frames, values); give a batch, as a LaennecFeatureExtractor "
-            "makes it"
-        )
-    if 0 in shape[:2]:
-        raise InputError(
-            f"features of shape {shape} hold no {'frame' if shape[0] else 'cycle'}; leave out cycles shorter than one "
-            "frame, or set features.length to repeat or zero with features.duration_s"
-        )
-    if size is not None and shape[2] != size:
-        raise InputError(
-            f"features have {shape[2]} values a frame, but this {kind} encoder was made for {size}; set "
-            f"features.preset to {' or '.join(presets) or f'one with {size} mel bins'}"
-        )

@@ -22,7 +22,7 @@ from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
-from laennec.encoders.checkpoints import checked_state, named, released_error
+from laennec.encoders.checkpoints import checked_state, differences, refuse_differences, released_error
 from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
 from laennec.encoders.masks import TimeMask, zero_beyond
 from laennec.errors import InputError
@@ -48,7 +48,6 @@ class BeatsEncoder(AudioEncoder):
     preset = "beats"
     released_settings = (*DROPOUTS, "audioset_head")
     config_class = BeatsConfig
-    preset = "beats"
     config: BeatsConfig
     _supports_sdpa = True
 
@@ -148,7 +147,7 @@ class BeatsEncoder(AudioEncoder):
         return tokens, step[None, :] < real[:, None]
 
     def _positioned(self, tokens: Tensor, mask: Tensor | None) -> Tensor:
-        """Bring patches to the encoder's width and tell them where they are: -> (batch, tokens, dim)."""
+        """Project patches to the encoder's width and add positions: -> (batch, tokens, dim)."""
         hidden = tokens if self.projection is None else self.projection(tokens)
         hidden = F.dropout(hidden, self.config.input_dropout, self.training)
         if mask is not None:
@@ -159,7 +158,7 @@ class BeatsEncoder(AudioEncoder):
         return F.dropout(hidden, self.config.dropout, self.training)
 
     def _or_skipped(self, before: Tensor, after: Tensor) -> Tensor:
-        """What a block gave, or in training, now and then, what it was given."""
+        """The output of a block, or its input where training skips the block."""
         if not self.training or not self.config.layer_dropout:
             return after
         # every block takes part in the graph, as several processes require, and no device is waited for
@@ -206,8 +205,8 @@ class BeatsEncoder(AudioEncoder):
             The encoder in eval mode, of the size that cfg says.
 
         Raises:
-            InputError: Settings that do not fit together, any weight missing, left over or of another shape than cfg
-                says, or no classifier where one is asked for.
+            InputError: Settings that do not fit together, weights that do not fit them, or no classifier where one is
+                asked for.
         """
         config = _config_of(path, content["cfg"])
         fine_tuned = config.audioset_head
@@ -220,12 +219,11 @@ class BeatsEncoder(AudioEncoder):
         with torch.device("meta"):
             expected = BeatsEncoder(config).state_dict()
         names = {_released_name(name): name for name in expected}
+        wanted = {theirs: expected[ours] for theirs, ours in names.items()}
+        # all layers share one table, which checkpoints repeat
         copies = [_bias_name(i) for i in range(1, config.num_hidden_layers)] if config.relative_positions else []
-        _compare_names(path, set(state), {*names, *copies})
-        for theirs, ours in names.items():
-            if state[theirs].shape != expected[ours].shape:
-                shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
-                raise released_error(path, f"{theirs} has shape {shapes}, which cfg asks for")
+        wanted |= {name: wanted[_bias_name(0)] for name in copies}
+        refuse_differences(path, "BEATs", differences(state, wanted))
         for name in copies:
             if not torch.equal(state[name], state[_bias_name(0)]):
                 raise released_error(path, f"{name} is not that of layer 0, which all layers share")
@@ -234,8 +232,8 @@ class BeatsEncoder(AudioEncoder):
         for name, rate in dropouts.items():
             setattr(config, name, rate)
         encoder: BeatsEncoder = cls._from_config(config)
-        wanted = encoder.state_dict()
-        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in wanted})
+        kept = encoder.state_dict()
+        encoder.load_state_dict({ours: state[theirs] for theirs, ours in names.items() if ours in kept})
         record_fingerprint(encoder)
         return encoder.eval()
 
@@ -297,17 +295,6 @@ def _config_of(path: str | Path, cfg: dict[str, Any]) -> BeatsConfig:
         return BeatsConfig(**values)
     except InputError as error:
         raise released_error(path, f"cfg cannot be right: {error}") from error
-
-
-def _compare_names(path: str | Path, present: set[str], wanted: set[str]) -> None:
-    """Refuse weights that are missing or left over, and name them."""
-    said = [
-        f"{title}: {named(names)}"
-        for title, names in (("missing", wanted - present), ("left over", present - wanted))
-        if names
-    ]
-    if said:
-        raise released_error(path, f"not the weights of the BEATs that its cfg describes ({'; '.join(said)})")
 
 
 def _labels(content: dict[str, Any]) -> list[str] | None:

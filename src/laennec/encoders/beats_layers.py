@@ -70,8 +70,7 @@ class BeatsConfig(PreTrainedConfig):
         audioset_head: Whether the AudioSet classifier is kept.
         audioset_classes: Number of its classes.
         audioset_labels: Their AudioSet ids, where the checkpoint had them.
-        fingerprint: What the encoder answered to a fixed input when it was saved, see `laennec.encoders.fingerprint`.
-        **kwargs: Handed to transformers.
+        fingerprint: The embedding of a fixed input when the encoder was saved, see `laennec.encoders.fingerprint`.
 
     Raises:
         InputError: Sizes that do not fit together.
@@ -79,68 +78,40 @@ class BeatsConfig(PreTrainedConfig):
 
     model_type = "laennec-beats"
 
-    def __init__(
-        self,
-        hidden_size: int = 768,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 3072,
-        patch_dim: int = 512,
-        patch_size: int = 16,
-        patch_bias: bool = False,
-        num_mel_bins: int = 128,
-        hidden_act: str = "gelu",
-        pre_norm: bool = False,
-        deep_norm: bool = True,
-        position_kernel: int = 128,
-        position_groups: int = 16,
-        relative_positions: bool = True,
-        num_buckets: int = 320,
-        max_distance: int = 800,
-        gated_positions: bool = True,
-        dropout: float = 0.0,
-        attention_dropout: float = 0.0,
-        activation_dropout: float = 0.0,
-        input_dropout: float = 0.0,
-        layer_dropout: float = 0.0,
-        layer_norm_eps: float = 1e-5,
-        audioset_head: bool = False,
-        audioset_classes: int = 527,
-        audioset_labels: list[str] | None = None,
-        fingerprint: list[float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.patch_dim = patch_dim
-        self.patch_size = patch_size
-        self.patch_bias = patch_bias
-        self.num_mel_bins = num_mel_bins
-        self.hidden_act = hidden_act
-        self.pre_norm = pre_norm
-        self.deep_norm = deep_norm
-        self.position_kernel = position_kernel
-        self.position_groups = position_groups
-        self.relative_positions = relative_positions
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
-        self.gated_positions = gated_positions
-        self.dropout = dropout
-        self.attention_dropout = attention_dropout
-        self.activation_dropout = activation_dropout
-        self.input_dropout = input_dropout
-        self.layer_dropout = layer_dropout
-        self.layer_norm_eps = layer_norm_eps
-        self.audioset_head = audioset_head
-        self.audioset_classes = audioset_classes
-        self.audioset_labels = audioset_labels
-        self.fingerprint = fingerprint
-        self._refuse_what_does_not_fit()
-        super().__init__(**kwargs)
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    patch_dim: int = 512
+    patch_size: int = 16
+    patch_bias: bool = False
+    num_mel_bins: int = 128
+    hidden_act: str = "gelu"
+    pre_norm: bool = False
+    deep_norm: bool = True
+    position_kernel: int = 128
+    position_groups: int = 16
+    relative_positions: bool = True
+    num_buckets: int = 320
+    max_distance: int = 800
+    gated_positions: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    input_dropout: float = 0.0
+    layer_dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+    audioset_head: bool = False
+    audioset_classes: int = 527
+    audioset_labels: list[str] | None = None
+    fingerprint: list[float] | None = None
 
-    def _refuse_what_does_not_fit(self) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check that the sizes fit together."""
+        self._check()
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
         for name in _COUNTS if self.relative_positions else _COUNTS[:-2]:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -10,7 +10,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def read_released(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # readers of broken files raise whatever comes
+    except Exception as error:  # a broken file can raise any type
         raise released_error(path, f"cannot be read as a file of tensors ({reason(error)})") from error
     if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
         raise released_error(path, "holds no state dict (names to tensors)")
@@ -58,7 +58,7 @@ def checked_state(path: str | Path, state: dict[str, Any]) -> dict[str, Tensor]:
     """A state dict that holds nothing but tensors, all finite.
 
     Raises:
-        InputError: Anything else.
+        InputError: It holds anything else.
     """
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -68,7 +68,7 @@ def checked_state(path: str | Path, state: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a checkpoint could not be read, short: the code that a pickle wants to run, or the reader's first line."""
+    """Why a checkpoint cannot be read, short: the code that a pickle would run, or the reader's first line."""
     if found := _CODE.search(str(error)):
         return f"it holds code, {found[1]}, which is never run; weights come as safetensors"
     if isinstance(error, pickle.PickleError):
@@ -76,17 +76,8 @@ def reason(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
 
 
-def named(names: Iterable[str], saying: str = "") -> str:
-    """The first of many names, what is said of it, the next ones, and how many more there are."""
-    first, *more = sorted(names)
-    rest = f" and {len(more) - _NAMED + 1} more" if len(more) >= _NAMED else ""
-    if not saying:
-        return ", ".join([first, *more[: _NAMED - 1]]) + rest
-    return f"{first}{saying}" + (f" (and {', '.join(more[: _NAMED - 1])}{rest})" if more else "")
-
-
 def out_of_reach(source: str | Path, error: BaseException) -> InputError:
-    """The one-line error for what is neither a folder here nor to be had from the Hub."""
+    """The one-line error for what is neither a local folder nor available from the Hub."""
     why = hub_reason(error)
     if why and not any(said in why for said in ("be reached", "switched off")):
         return InputError(f"{source}: not found locally, and not to be had from the Hub: {why}")
@@ -97,14 +88,14 @@ def out_of_reach(source: str | Path, error: BaseException) -> InputError:
 
 
 def published_features(source: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """What a checkpoint's preprocessor_config.json says about its features; nothing where there is none.
+    """The values of a checkpoint's preprocessor_config.json; empty where there is none.
 
     Args:
         source: A folder or a Hub id.
         revision: Of a Hub id.
 
     Raises:
-        InputError: The file is there and cannot be read.
+        InputError: The file exists and cannot be read.
     """
     try:
         path = _file(source, "preprocessor_config.json", revision)
@@ -128,20 +119,20 @@ def loaded_strictly(
         load: A `from_pretrained`.
         source: A folder or a Hub id.
         what: The model it should hold.
-        *args: Handed to `load`.
-        absent: Beginnings of names that may be missing.
-        **settings: Handed to `load`.
+        *args: Passed to `load`.
+        absent: Prefixes of names that may be missing.
+        **settings: Passed to `load`.
 
     Raises:
         InputError: Weights are missing, left over, of another shape or not finite.
     """
-    # sizes that do not match are let through here only to be named in one line below
+    # without the second setting transformers raises its own error for another shape
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_loading_report():
         model, info = load(source, *args, **settings)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     missing = {*(key for key in info["missing_keys"] if not key.startswith(absent)), *mismatched}
-    wrong = {"missing or of another shape": sorted(missing), "left over": sorted(info["unexpected_keys"])}
+    wrong = {"missing or of another shape": missing, "left over": info["unexpected_keys"]}
     refuse_differences(source, what, wrong)
     for name, value in model.state_dict().items():
         # names that may be missing are filled later, and undefined until then
@@ -152,48 +143,80 @@ def loaded_strictly(
 
 @contextlib.contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Keep transformers' table of missing keys off the screen: it becomes one error."""
+    """Hide transformers' table of missing keys: it becomes one error."""
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
     logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
+    logger.addFilter(is_no_report)
     try:
         yield
     finally:
-        logger.removeFilter(_is_no_report)
+        logger.removeFilter(is_no_report)
 
 
-def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Iterable[str]]:
+    """What is wrong with a state dict ("missing", ...) -> the names of which it is true."""
+    return {
+        "missing": expected.keys() - state.keys(),
+        "left over": state.keys() - expected.keys(),
+        "of another shape": [
+            f"{name} ({_sizes(state[name])} instead of {_sizes(value)})"
+            for name, value in expected.items()
+            if name in state and state[name].shape != value.shape
+        ],
+    }
 
 
-def refuse_differences(source: str | Path, what: str, wrong: dict[str, list[str]]) -> None:
-    """Refuse a checkpoint that lacks weights, has too many, or has some in another size.
+def refuse_differences(source: str | Path, what: str, wrong: Mapping[str, Iterable[str]]) -> None:
+    """Refuse a checkpoint whose weights are missing, left over or of another shape.
 
     Args:
-        source: Where it lies.
+        source: Its place.
         what: The encoder it should hold.
-        wrong: What is wrong ("missing") -> the names of which it is true.
+        wrong: As `differences` returns it.
 
     Raises:
-        InputError: Any name was given; the line lists them.
+        InputError: There is any name; the line lists the first ones.
     """
-    said = [named(names, f" is {how}") for how, names in wrong.items() if names]
+    said = []
+    for how, names in wrong.items():
+        first, *more = [*sorted(names), ""]
+        if first:
+            more = more[:-1]
+            rest = f" and {len(more) - _NAMED + 1} more" if len(more) >= _NAMED else ""
+            said.append(f"{first} is {how}" + (f" (and {', '.join(more[: _NAMED - 1])}{rest})" if more else ""))
     if said:
         raise InputError(
-            f"{source}: the weights are not those of the {what} in config.json: {'; '.join(said)}; "
-            "give the config.json that belongs to them (its depth or width differs), or get the checkpoint again"
+            f"{source}: the weights are not those of the {what} in its configuration: {'; '.join(said)}; give the "
+            "config.json that belongs to them (its depth or width differs), or get the checkpoint again"
         )
 
 
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
 def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
-    """All tensors of a checkpoint: one file or several, safetensors where there are any."""
+    """All tensors of a checkpoint in one file or several; safetensors where there are any.
+
+    Raises:
+        InputError: A file of the index is missing, or holds other things than finite tensors.
+        FileNotFoundError: There are no weights.
+    """
     for name in _FILES:
         path = _file(source, name, revision)
         if path is None:
             continue
         if not name.endswith(".json"):
             return _read_tensors(path)
+        try:
+            shards = refuse_index(path)
+        except InputError as error:
+            raise InputError(f"{source}: {str(error).removeprefix(str(path.parent)).lstrip('/')}") from error
         state: dict[str, Tensor] = {}
-        for shard in _shards(path, source):
+        for shard in shards:
             part = _file(source, shard, revision)
             if part is None:
                 raise InputError(f"{source}: {shard} is missing, which {name} names; get the checkpoint again")
@@ -203,20 +226,12 @@ def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
 
 
 def _file(source: str | Path, name: str, revision: str | None) -> Path | None:
-    """A file of the folder or the Hub repository; None where it holds none of that name."""
+    """A file of the folder or the Hub repository; None where there is none of that name."""
     path = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return None if path is None else Path(path)
 
 
-def _shards(index: Path, source: str | Path) -> list[str]:
-    try:
-        return refuse_index(index)
-    except InputError as error:
-        raise InputError(f"{source}: {str(error).removeprefix(str(index.parent)).lstrip('/')}") from error
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, finite, on the CPU."""
     return checked_state(path, read_released(path)) if path.suffix == ".bin" else read_safetensors(path)
 
 
@@ -229,6 +244,6 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_not_finite(source: str | Path, name: str, value: Tensor) -> None:
-    """Refuse a tensor with values that are no numbers."""
+    """Refuse a tensor with NaN or infinite values."""
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise InputError(f"{source}: {name} holds values that are not finite; get the checkpoint again")

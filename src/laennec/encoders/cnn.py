@@ -28,21 +28,22 @@ class CnnConfig(PreTrainedConfig):
     Args:
         channels: Channels of each block of two 3x3 convolutions; all blocks but the last end in a 2x2 maximum.
         num_mel_bins: Mel bins of the features it is made for; others work as long as the poolings leave one.
-        **kwargs: Handed to transformers.
     """
 
     model_type = "laennec-cnn"
 
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 128, 256), num_mel_bins: int = 64, **kwargs: Any) -> None:
-        self.channels = list(channels)
+    channels: list[int] | tuple[int, ...] = (32, 64, 128, 256)
+    num_mel_bins: int = 64
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the sizes; the width of the embedding follows from them."""
+        self.channels = list(self.channels)
         if not self.channels or not all(isinstance(count, int) and count > 0 for count in self.channels):
-            raise ValueError(f"channels is {channels}; it must be a list of whole numbers above 0")
-        if not isinstance(num_mel_bins, int) or num_mel_bins < 1:
-            raise ValueError(f"num_mel_bins is {num_mel_bins!r}; it must be a whole number above 0")
-        self.num_mel_bins = num_mel_bins
-        kwargs.pop("hidden_size", None)  # follows from the channels
+            raise ValueError(f"channels is {self.channels}; it must be a list of whole numbers above 0")
+        if not isinstance(self.num_mel_bins, int) or self.num_mel_bins < 1:
+            raise ValueError(f"num_mel_bins is {self.num_mel_bins!r}; it must be a whole number above 0")
+        super().__post_init__(**kwargs)
         self.hidden_size = self.channels[-1]
-        super().__init__(**kwargs)
 
 
 class CnnBlock(nn.Module):
@@ -121,16 +122,16 @@ class StatisticsConfig(PreTrainedConfig):
 
     Args:
         num_mel_bins: Mel bins of the features.
-        **kwargs: Handed to transformers.
     """
 
     model_type = "laennec-statistics"
 
-    def __init__(self, num_mel_bins: int = 128, **kwargs: Any) -> None:
-        self.num_mel_bins = num_mel_bins
-        kwargs.pop("hidden_size", None)  # follows from the bins
-        self.hidden_size = 2 * num_mel_bins
-        super().__init__(**kwargs)
+    num_mel_bins: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """The width of the embedding follows from the bins."""
+        super().__post_init__(**kwargs)
+        self.hidden_size = 2 * self.num_mel_bins
 
 
 class StatisticsEncoder(AudioEncoder):

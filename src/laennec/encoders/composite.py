@@ -25,31 +25,16 @@ from laennec.encoders.own import config_from_dict
 
 
 class WrapperConfig(PreTrainedConfig):
-    """What is inside.
+    """A wrapper's configuration around that of the inner encoder (or its dict)."""
 
-    Args:
-        encoder_config: The inner encoder's configuration (or its dict).
-        **kwargs: Handed to transformers.
-    """
+    encoder_config: Any = None
 
-    def __init__(self, encoder_config: PreTrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if isinstance(encoder_config, dict):
-            encoder_config = config_from_dict(encoder_config)
-        self.encoder_config = encoder_config
-        kwargs.pop("hidden_size", None)
-        self.hidden_size = int(getattr(encoder_config, "hidden_size", 0)) * self.width_factor()
-        super().__init__(**kwargs)
-
-    def width_factor(self) -> int:
-        """How many times as wide as the inner encoder's the embedding is."""
-        return 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """This configuration as plain values, the inner one nested inside."""
-        values: dict[str, Any] = super().to_dict()
-        if isinstance(self.encoder_config, PreTrainedConfig):
-            values["encoder_config"] = self.encoder_config.to_dict()
-        return values
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the inner configuration; the width of the embedding follows from it."""
+        if isinstance(self.encoder_config, dict):
+            self.encoder_config = config_from_dict(self.encoder_config)
+        super().__post_init__(**kwargs)
+        self.hidden_size = int(getattr(self.encoder_config, "hidden_size", 0))
 
 
 class GroupsConfig(WrapperConfig):
@@ -59,7 +44,6 @@ class GroupsConfig(WrapperConfig):
         encoder_config: The inner encoder's configuration (or its dict).
         group_frames: Frames of a group.
         group_step: Frames from the start of a group to that of the next.
-        **kwargs: Handed to transformers.
 
     Raises:
         ValueError: A group or a step has no frame.
@@ -67,18 +51,15 @@ class GroupsConfig(WrapperConfig):
 
     model_type = "laennec-groups"
 
-    def __init__(
-        self,
-        encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
-        group_frames: int = 20,
-        group_step: int = 15,
-        **kwargs: Any,
-    ) -> None:
-        if not all(isinstance(frames, int) and frames >= 1 for frames in (group_frames, group_step)):
-            raise ValueError(f"group_frames {group_frames} and group_step {group_step} must be at least 1")
-        self.group_frames = group_frames
-        self.group_step = group_step
-        super().__init__(encoder_config, **kwargs)
+    group_frames: int = 20
+    group_step: int = 15
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the sizes."""
+        sizes = (self.group_frames, self.group_step)
+        if not all(isinstance(frames, int) and frames >= 1 for frames in sizes):
+            raise ValueError(f"group_frames {sizes[0]} and group_step {sizes[1]} must be at least 1")
+        super().__post_init__(**kwargs)
 
 
 class GroupsEncoder(AudioEncoder):
@@ -162,7 +143,6 @@ class EnsembleConfig(WrapperConfig):
         members: How many there are.
         fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.fingerprint`; None where it was
             never saved, or the members' configuration has no number of mel bins.
-        **kwargs: Handed to transformers.
 
     Raises:
         ValueError: `members` is no number of members.
@@ -170,24 +150,17 @@ class EnsembleConfig(WrapperConfig):
 
     model_type = "laennec-ensemble"
 
-    def __init__(
-        self,
-        encoder_config: PreTrainedConfig | dict[str, Any] | None = None,
-        members: int = 1,
-        fingerprint: list[float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not isinstance(members, int) or members < 1:
-            raise ValueError(f"members is {members!r}; it must be a whole number above 0")
-        self.members = members
-        kwargs.pop("num_mel_bins", None)  # the members'
-        super().__init__(encoder_config, **kwargs)
+    members: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the number; the embeddings of the members are concatenated."""
+        if not isinstance(self.members, int) or self.members < 1:
+            raise ValueError(f"members is {self.members!r}; it must be a whole number above 0")
+        fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
+        super().__post_init__(**kwargs)
+        self.hidden_size *= self.members
         if mels := getattr(self.encoder_config, "num_mel_bins", None):
             self.num_mel_bins, self.fingerprint = mels, fingerprint
-
-    def width_factor(self) -> int:
-        """The members' embeddings stand one after the other."""
-        return self.members
 
 
 class EnsembleEncoder(AudioEncoder):

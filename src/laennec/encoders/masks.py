@@ -4,30 +4,10 @@ Decisions: masks follow lengths. A convolution of stride s turns a true length n
 has when the cycle is encoded alone, so a batch gives what single cycles give.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-@contextlib.contextmanager
-def frozen_weights(model: nn.Module) -> Iterator[None]:
-    """Have layers fold their weights once (`fold`) for many calls without gradients.
-
-    Nothing may change a weight inside the block. Blocks may be nested.
-    """
-    layers: list[Any] = [layer for layer in model.modules() if getattr(layer, "folded", layer) is None]
-    with torch.no_grad():
-        for layer in layers:
-            layer.folded = layer.fold()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.folded = None
 
 
 class TimeMask:
@@ -39,7 +19,6 @@ class TimeMask:
 
     def __init__(self, lengths: Tensor | None) -> None:
         self.lengths = lengths
-        self._keep: dict[torch.dtype, Tensor] = {}
 
     @classmethod
     def of(cls, attention_mask: Tensor | None) -> "TimeMask":
@@ -47,10 +26,11 @@ class TimeMask:
         if attention_mask is None:
             return cls(None)
         lengths = attention_mask.to(torch.int64).sum(1)
-        # looking at the values is free on a CPU, would wait for the device anywhere else, and has no place in a graph
+        # reading the values is free on a CPU, waits for the device anywhere else, and cannot be part of a graph
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        looking = lengths.device.type == "cpu" and not in_graph
-        return cls(None if looking and int(lengths.min()) == attention_mask.shape[1] else lengths)
+        if lengths.device.type == "cpu" and not in_graph and int(lengths.min()) == attention_mask.shape[1]:
+            return cls(None)
+        return cls(lengths)
 
     def halved(self) -> "TimeMask":
         """After a stride of 2: ceil(n / 2) positions."""
@@ -58,12 +38,7 @@ class TimeMask:
 
     def keep(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
         """1 on real positions of x (..., time), 0 beyond, shape (batch, 1, 1, time); None where all are real."""
-        if self.lengths is None:
-            return None
-        dtype = dtype or x.dtype
-        if dtype not in self._keep:
-            self._keep[dtype] = self.tokens(x).to(dtype)[:, None, None, :]
-        return self._keep[dtype]
+        return None if self.lengths is None else self.tokens(x).to(dtype or x.dtype)[:, None, None, :]
 
     def zero_beyond(self, x: Tensor) -> Tensor:
         """(batch, channels, frequency, time) with zeros beyond each cycle's end."""

@@ -3,8 +3,7 @@
 Decisions: layers carry our names and `from_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution: at each call, or once for many calls (`frozen_weights`). The AudioSet classifier is
-kept only where `config.audioset_head` asks for it: the head of a laennec model is another one.
+is folded into the convolution. The AudioSet classifier is kept only where `config.audioset_head` asks for it.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
@@ -21,7 +20,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.checkpoints import checked_state, named, released_error
+from laennec.encoders.checkpoints import checked_state, differences, refuse_differences, released_error
 from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
 from laennec.errors import InputError
 
@@ -61,7 +60,6 @@ class MobileNetConfig(PreTrainedConfig):
         audioset_head: Whether the AudioSet classifier is kept.
         audioset_classes: Number of its classes.
         num_mel_bins: Mel bins of the features it was trained with.
-        **kwargs: Handed to transformers.
 
     Raises:
         InputError: A width that is no number, or none above 0.
@@ -69,25 +67,20 @@ class MobileNetConfig(PreTrainedConfig):
 
     model_type = "laennec-mobilenet"
 
-    def __init__(
-        self,
-        width_mult: float = 0.4,
-        audioset_head: bool = False,
-        audioset_classes: int = 527,
-        num_mel_bins: int = 128,
-        **kwargs: Any,
-    ) -> None:
-        if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0 < width_mult < _MOST_WIDTH:
+    width_mult: float = 0.4
+    audioset_head: bool = False
+    audioset_classes: int = 527
+    num_mel_bins: int = 128
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the width; that of the embedding follows from it."""
+        width = self.width_mult
+        if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < _MOST_WIDTH:
             raise InputError(
-                f"mobilenet: width_mult is {width_mult!r}; it must be a number above 0 (0.4 for mn04, 4.0 for mn40)"
+                f"mobilenet: width_mult is {width!r}; it must be a number above 0 (0.4 for mn04, 4.0 for mn40)"
             )
-        self.width_mult = width_mult
-        self.audioset_head = audioset_head
-        self.audioset_classes = audioset_classes
-        self.num_mel_bins = num_mel_bins
-        kwargs.pop("hidden_size", None)  # follows from the width
-        self.hidden_size = 6 * _eights(_LAYOUT[-1][2] * width_mult)
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
+        self.hidden_size = 6 * _eights(_LAYOUT[-1][2] * width)
 
 
 class ConvNorm(nn.Module):
@@ -101,21 +94,17 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(*channels, kernel, stride=stride, padding=padding, groups=groups, bias=False)
         self.norm = MaskedBatchNorm2d(channels[1], eps=1e-3, momentum=0.01)
         self.activation = activation()
-        self.folded: tuple[Tensor, Tensor] | None = None  # what `fold` gives, while nothing changes the weights
 
     def forward(self, x: Tensor, mask: TimeMask) -> Tensor:
         """(batch, in, frequency, time) -> (batch, out, frequency, time); `mask` is that of the output."""
         if self.training or torch.is_grad_enabled():
             return self.activation(self.norm(self.conv(x), mask))
-        conv, (weight, shift) = self.conv, self.folded or self.fold()
-        return self.activation(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
-
-    def fold(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of convolution and normalisation as one convolution: half the passes over memory."""
-        norm = self.norm
+        # convolution and normalisation as one convolution: half the passes over memory
+        conv, norm = self.conv, self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return self.conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        weight, shift = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        return self.activation(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
 
 
 class SqueezeExcitation(nn.Module):
@@ -176,7 +165,6 @@ class MobileNetEncoder(AudioEncoder):
     preset = "efficientat"
     released_settings = ("audioset_head",)
     config_class = MobileNetConfig
-    preset = "efficientat"
     config: MobileNetConfig
     layers = "blocks"
     layers_after = ("last",)
@@ -275,13 +263,8 @@ class MobileNetEncoder(AudioEncoder):
         with torch.device("meta"):
             expected = MobileNetEncoder(config).state_dict()
         names = {_released_name(name, expected): name for name in expected}
-        wrong = {"missing": set(names) - set(state), "not part of an EfficientAT MobileNetV3": set(state) - set(names)}
-        if said := "; ".join(named(which, f" is {what}") for what, which in wrong.items() if which):
-            raise released_error(path, said)
-        for theirs, ours in names.items():
-            if state[theirs].shape != expected[ours].shape:
-                shapes = f"{tuple(state[theirs].shape)} instead of {tuple(expected[ours].shape)}"
-                raise released_error(path, f"{theirs} has shape {shapes} (width {config.width_mult:g})")
+        what = f"EfficientAT MobileNetV3 of width {config.width_mult:g}"
+        refuse_differences(path, what, differences(state, {name: expected[names[name]] for name in names}))
         config.audioset_head = audioset_head
         encoder = MobileNetEncoder(config)
         wanted = encoder.state_dict()

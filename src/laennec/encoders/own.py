@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.audio.presets import PRESETS
-from laennec.encoders.checkpoints import refuse_differences
+from laennec.encoders.checkpoints import differences, refuse_differences
 from laennec.errors import InputError
 
 Class = TypeVar("Class", bound=type[nn.Module])
@@ -76,28 +76,18 @@ def _is_same(known: type, new: type) -> bool:
 
 
 class ModuleConfig(PreTrainedConfig):
-    """Configuration of a plain module.
-
-    Args:
-        encoder_class: Name of its class.
-        arguments: Arguments of its constructor.
-        hidden_size: Width of its embedding.
-        **kwargs: Handed to transformers.
-    """
+    """Configuration of a plain module: name of its class, arguments of its constructor, width of its embedding."""
 
     model_type = "laennec-module"
 
-    def __init__(
-        self,
-        encoder_class: str = "",
-        arguments: dict[str, Any] | None = None,
-        hidden_size: int = 0,
-        **kwargs: Any,
-    ) -> None:
-        self.encoder_class = encoder_class
-        self.arguments = arguments or {}
-        self.hidden_size = hidden_size
-        super().__init__(**kwargs)
+    encoder_class: str = ""
+    arguments: dict[str, Any] | None = None
+    hidden_size: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """No arguments are an empty dict."""
+        self.arguments = self.arguments or {}
+        super().__post_init__(**kwargs)
 
 
 class ModuleEncoder(PreTrainedModel):
@@ -248,7 +238,7 @@ def as_encoder(module: nn.Module, mels: int | None = None) -> PreTrainedModel:
             raise InputError(
                 f"{name}: its attribute config must be a dict of its constructor's arguments, plain values ({error})"
             ) from error
-        encoder = ModuleEncoder(ModuleConfig(name, arguments), module)
+        encoder = ModuleEncoder(ModuleConfig(encoder_class=name, arguments=arguments), module)
     encoder.config.hidden_size = _width(encoder, name, mels)
     encoder.config.architectures = [name]
     return encoder
@@ -262,13 +252,8 @@ def load_weights(encoder: PreTrainedModel, state: Mapping[str, Tensor], source: 
     """
     if isinstance(encoder, ModuleEncoder) and not any(name.startswith("module.") for name in state):
         state = {f"module.{name}": value for name, value in state.items()}
-    own = encoder.state_dict()
-    wrong = {
-        "missing": sorted(set(own) - set(state)),
-        "left over": sorted(set(state) - set(own)),
-        "of another shape": sorted(n for n in own if n in state and state[n].shape != own[n].shape),
-    }
-    refuse_differences(source, type(getattr(encoder, "module", encoder)).__name__, wrong)
+    what = type(getattr(encoder, "module", encoder)).__name__
+    refuse_differences(source, what, differences(state, encoder.state_dict()))
     encoder.load_state_dict(dict(state))
     return encoder.eval()
 

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.checkpoints import read_weights, refuse_differences
+from laennec.encoders.checkpoints import differences, read_weights, refuse_differences
 from laennec.encoders.masks import TimeMask, zero_beyond
 from laennec.errors import InputError
 
@@ -140,17 +140,11 @@ class TransformersEncoder(AudioEncoder):
         expected = encoder.model.state_dict()
         prefix = max(("model.", *cls.prefixes, ""), key=lambda p: sum(p + name in state for name in expected))
         found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        extra = [n for n in state if not n.startswith(prefix)] + [n for n in found if n not in expected]
-        wrong = {
-            # index tables are computed, and not in every file
-            "missing": [n for n, value in expected.items() if n not in found and value.is_floating_point()],
-            "left over": [n for n in extra if not n.startswith(cls.other_parts)],
-            "of another shape": [
-                f"{n} ({_sizes(found[n])}, by config.json {_sizes(value)})"
-                for n, value in expected.items()
-                if n in found and found[n].shape != value.shape
-            ],
-        }
+        wrong = differences(found, expected)
+        # index tables are computed, and not in every file
+        wrong["missing"] = [name for name in wrong["missing"] if expected[name].is_floating_point()]
+        others = [*wrong["left over"], *(name for name in state if not name.startswith(prefix))]
+        wrong["left over"] = [name for name in others if not name.startswith(cls.other_parts)]
         refuse_differences(source, f"{cls.kind} encoder", wrong)
         encoder.model.load_state_dict({n: found.get(n, value) for n, value in expected.items()})
         encoder.eval()
@@ -309,10 +303,6 @@ def encoder_values(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("model_type") == "clap" and isinstance(values.get("audio_config"), dict):
         return {**values["audio_config"], "model_type": ClapAudioConfig.model_type}
     return values
-
-
-def _sizes(value: Tensor) -> str:
-    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def _present_name(name: str) -> str:

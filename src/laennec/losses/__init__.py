@@ -9,7 +9,7 @@ from laennec.losses.combine import WeightedSum, WeightSchedule
 from laennec.losses.device import DeviceAdversarialLoss, GradientReversal
 from laennec.losses.focal import FocalLoss
 from laennec.losses.opl import OrthogonalProjectionLoss
-from laennec.losses.patch_mix import PatchMixContrastiveLoss, PatchMixCrossEntropy
+from laennec.losses.patch_mix import PatchMixContrastiveLoss
 from laennec.losses.patient import PatientAlignmentLoss
 from laennec.losses.supcon import NTXentLoss, SupConLoss
 from laennec.losses.tuplet import TupletContrastiveLoss, draw_negatives
@@ -39,7 +39,6 @@ __all__ = [
     "NTXentLoss",
     "OrthogonalProjectionLoss",
     "PatchMixContrastiveLoss",
-    "PatchMixCrossEntropy",
     "PatientAlignmentLoss",
     "SupConLoss",
     "TupletContrastiveLoss",

@@ -45,12 +45,11 @@ def add_terms(z: Tensor, labels: Tensor) -> tuple[list[Tensor], list[int]]:
     """
 
     def of_rows(rows: slice) -> Tensor:
-        """Count, mean and sum of squared deviations of each row's positive and negative pairs, (rows, 2, 3)."""
-        s = z[rows] @ z.T
-        different = labels[rows, None] != labels[None, :]
-        positive = ~different
-        positive.diagonal(rows.start).fill_(False)
-        return torch.stack([_moments((1 - s).square(), positive), _moments(s.square(), different)], dim=1)
+        """Count, mean and sum of squared deviations of each row's positive and negative pairs i < j, (rows, 2, 3)."""
+        same = labels[rows, None] == labels[None, rows.start :]
+        later = torch.ones_like(same).triu(1)
+        values = (z[rows] @ z[rows.start :].T - same.to(z.dtype)).square()  # (1 - s)^2 for equal labels, else s^2
+        return torch.stack([_moments(values, same & later), _moments(values, ~same & later)], dim=1)
 
     terms: list[Tensor] = []
     counts: list[int] = []
@@ -58,8 +57,9 @@ def add_terms(z: Tensor, labels: Tensor) -> tuple[list[Tensor], list[int]]:
         total = int(count.long().sum())
         mean = (count * means).sum() / max(1, total)
         between = (count * (means - mean).square()).sum()  # deviations of the rows' means from the mean of all
-        terms += [mean, deviation(squares.sum() + between, mean, total)]
-        counts += [total, total]
+        # the matrix is symmetric: two ordered pairs for each i < j
+        terms += [mean, deviation(2 * (squares.sum() + between), mean, 2 * total)]
+        counts += [2 * total, 2 * total]
     return terms, counts
 
 
@@ -67,5 +67,6 @@ def _moments(values: Tensor, chosen: Tensor) -> Tensor:
     """Count, mean and sum of squared deviations of the chosen values of each row: (rows, columns) -> (rows, 3)."""
     weight = chosen.to(values.dtype)
     count = weight.sum(dim=1)
-    mean = (values * weight).sum(dim=1) / count.clamp_min(1)
-    return torch.stack([count, mean, ((values - mean[:, None]).square() * weight).sum(dim=1)], dim=1)
+    mean = torch.linalg.vecdot(values, weight) / count.clamp_min(1)
+    apart = (values - mean[:, None]) * weight
+    return torch.stack([count, mean, torch.linalg.vecdot(apart, apart)], dim=1)

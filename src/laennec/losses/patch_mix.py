@@ -1,4 +1,4 @@
-"""Patch-Mix contrastive loss, and the cross entropy of mixed cycles.
+"""Patch-Mix contrastive loss.
 
 Decisions: rows are mixed cycles and columns clean ones. The clean side is detached by default, as its authors train it.
 A row mixed with itself has one positive of weight 1.
@@ -19,15 +19,6 @@ from laennec.losses.base import (
     normalise,
     widened,
 )
-
-_CITATION = """@inproceedings{bae2023patchmix,
-  title={Patch-Mix Contrastive Learning with Audio Spectrogram Transformer on Respiratory Sound Classification},
-  author={Bae, Sangmin and Kim, June-Woo and Cho, Won-Yang and Baek, Hyerim and Son, Soyoun and Lee, Byungjo and
-    Ha, Changwan and Tae, Kyongpil and Kim, Sungnyun and Yun, Se-Young},
-  booktitle={Interspeech},
-  year={2023}
-}"""
-
 
 class PatchMixContrastiveLoss(Loss):
     """Match each mixed cycle to the two clean cycles it was made of.
@@ -54,7 +45,13 @@ class PatchMixContrastiveLoss(Loss):
     """
 
     soft_labels: ClassVar[bool] = True
-    citation: ClassVar[str] = _CITATION
+    citation: ClassVar[str] = """@inproceedings{bae2023patchmix,
+  title={Patch-Mix Contrastive Learning with Audio Spectrogram Transformer on Respiratory Sound Classification},
+  author={Bae, Sangmin and Kim, June-Woo and Cho, Won-Yang and Baek, Hyerim and Son, Soyoun and Lee, Byungjo and
+    Ha, Changwan and Tae, Kyongpil and Kim, Sungnyun and Yun, Se-Young},
+  booktitle={Interspeech},
+  year={2023}
+}"""
 
     def __init__(self, temperature: float = 0.06, negatives: str = "all", detach_clean: bool = True) -> None:
         super().__init__()
@@ -104,70 +101,6 @@ class PatchMixContrastiveLoss(Loss):
             each = -(share * log_p[own, own] + (1 - share) * log_p[own, index])
         self.pairs = {"patch_mix": len(mixed) + int((index != own).sum())}
         return {"patch_mix": each.mean()}
-
-
-class PatchMixCrossEntropy(Loss):
-    """Cross entropy of mixed cycles against both of their labels, weighted by their shares.
-
-    Formula: `lam CE(logits, y_own) + (1 - lam) CE(logits, y_partner)`, each a mean weighted by class.
-
-    Batch: the logits of a batch after `laennec.audio.mixing.patch_mix`, or any mixture by one permutation.
-
-    Returns: `patch_mix_ce`; `pairs` counts the cycles.
-
-    Prefer: BCE on mixed label rows for two-label heads.
-
-    Args:
-        weight: Weight of each class, or None.
-
-    Reference: Bae et al., Patch-Mix Contrastive Learning, Interspeech 2023.
-    """
-
-    citation: ClassVar[str] = _CITATION
-    on: ClassVar[str] = "logits"
-
-    def __init__(self, weight: Tensor | None = None) -> None:
-        super().__init__()
-        self.weight: Tensor | None
-        self.register_buffer("weight", weight)
-
-    def forward(
-        self, logits: Tensor, labels_own: Tensor, labels_partner: Tensor, lam: Tensor | float
-    ) -> dict[str, Tensor]:
-        """Return `{"patch_mix_ce": scalar}`; `pairs` counts the cycles.
-
-        Args:
-            logits: (batch, classes) of the mixed cycles.
-            labels_own: Integers (batch,).
-            labels_partner: Integers (batch,).
-            lam: Share of the own cycle, one number or (batch,).
-
-        Raises:
-            ValueError: if shapes, classes or shares do not fit.
-        """
-        if logits.ndim != 2 or len(labels_own) != len(logits) or len(labels_partner) != len(logits):
-            raise ValueError(
-                f"logits {tuple(logits.shape)}, labels_own {tuple(labels_own.shape)} and labels_partner "
-                f"{tuple(labels_partner.shape)} must share (batch, ...)"
-            )
-        self.pairs = {"patch_mix_ce": len(logits)}
-        if not len(logits):
-            return {"patch_mix_ce": absent(logits)}
-        classes = logits.shape[1]
-        own, partner = (class_indices(labels, classes).long() for labels in (labels_own, labels_partner))
-        with full_precision(logits):
-            log_p = widened(logits).log_softmax(dim=1)
-            share = _checked_share(lam, log_p)
-            weight = log_p.new_ones(classes) if self.weight is None else self.weight.to(log_p)
-            value = _mean_of(share, log_p, own, weight) + _mean_of(1 - share, log_p, partner, weight)
-        return {"patch_mix_ce": value}
-
-
-def _mean_of(share: Tensor, log_p: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
-    """Mean over rows of share * cross entropy, weighted by class: log_p (batch, classes) -> scalar."""
-    each = -share * log_p.gather(1, labels[:, None]).squeeze(1)
-    each_weight = weight[labels]
-    return (each * each_weight).sum() / each_weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
 
 
 def _checked_share(lam: Tensor | float, like: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest
-from laennec.encoders.masks import frozen_weights
 from laennec.errors import InputError
 from laennec.files import atomic_write, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
@@ -91,12 +90,11 @@ def embed_waveforms(
     model.eval()
     result: NDArray[np.float32] | None = None
     embed = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
-    with frozen_weights(model):
-        lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
-        for rows, values in embed(model, extractor, waveforms, lengths):
-            if result is None:
-                result = np.empty((len(waveforms), values.shape[1]), np.float32)
-            result[rows] = values
+    lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
+    for rows, values in embed(model, extractor, waveforms, lengths):
+        if result is None:
+            result = np.empty((len(waveforms), values.shape[1]), np.float32)
+        result[rows] = values
     model.train(was_training)
     if result is None:
         result = np.empty((0, model.embedding_dim), np.float32)
