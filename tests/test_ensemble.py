@@ -157,7 +157,11 @@ def test_an_answer_does_not_depend_on_the_batch():
 
 
 def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
-    groups = GroupsEncoder(GroupsConfig(encoder_config=load_encoder(None, type="cnn", channels=[4, 8]).config, group_frames=12, group_step=6))
+    groups = GroupsEncoder(
+        GroupsConfig(
+            encoder_config=load_encoder(None, type="cnn", channels=[4, 8]).config, group_frames=12, group_step=6
+        )
+    )
     config = EnsembleConfig(encoder_config=groups.config.to_dict(), members=2)
     made = encoder_from_config(EnsembleConfig.from_dict(config.to_dict()))
     assert made.config.hidden_size == 2 * groups.config.hidden_size

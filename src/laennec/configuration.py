@@ -124,6 +124,12 @@ class LaennecConfig(PreTrainedConfig):
         config: LaennecConfig = cls.from_pretrained(name, **hub)
         return config
 
+    def per_label(self, setting: str) -> dict[str, float]:
+        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded."""
+        neutral = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0}[setting]
+        values = getattr(self, setting)
+        return {name: values.get(name, neutral) for name in self.label_names}
+
     @property
     def label_names(self) -> list[str]:
         """The labels in the order of the logits."""

@@ -69,7 +69,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config.head_hidden_dim = first.config.head_hidden_dim * len(models)
     joined = LaennecForAudioClassification(config, encoder)
     parts = 2 if config.concatenated_context else 1
-    _join([model.head for model in models], [_calibration(model.config) for model in models], joined.head, parts)
+    _join([model.head for model in models], [calibration(model.config) for model in models], joined.head, parts)
     for name in joined.tasks:
         into: Any = joined.tasks[name]
         _join([model.tasks[name] for model in models], [None] * len(models), into, parts)
@@ -88,11 +88,11 @@ def _sizes(encoder: Any) -> dict[str, Any]:
     return {"": type(encoder).__name__} | {name: value.shape for name, value in encoder.state_dict().items()}
 
 
-def _calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
-    """Divisors and intercepts of the labels, (labels,) each."""
-    names = config.label_names
-    divisors = torch.tensor([config.temperatures.get(name, 1.0) for name in names], dtype=torch.float64)
-    return divisors, torch.tensor([config.intercepts.get(name, 0.0) for name in names], dtype=torch.float64)
+def calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
+    """Temperatures and intercepts of the labels, (labels,) float64 each."""
+    settings = (config.per_label(name).values() for name in ("temperatures", "intercepts"))
+    divisors, offsets = (torch.tensor([*values], dtype=torch.float64) for values in settings)
+    return divisors, offsets
 
 
 def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:

@@ -318,11 +318,12 @@ class LaennecForAudioClassification(PreTrainedModel):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(batch, labels) logits -> calibrated probabilities of the same shape."""
-        config, names = self.config, self.config.label_names
-        divisor = torch.tensor([config.temperatures.get(n, 1.0) for n in names], device=logits.device)
-        offset = torch.tensor([config.intercepts.get(n, 0.0) for n in names], device=logits.device)
+        divisor, offset = (
+            torch.tensor([*self.config.per_label(name).values()], device=logits.device)
+            for name in ("temperatures", "intercepts")
+        )
         scaled = logits.float() / divisor + offset
-        return scaled.sigmoid() if config.is_multi_label else scaled.softmax(-1)
+        return scaled.sigmoid() if self.config.is_multi_label else scaled.softmax(-1)
 
     def save_pretrained(self, save_directory: str | Path, head_only: bool | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Save config and weights (safetensors).

@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import ASTConfig, ASTForAudioClassification, ASTModel
 
-from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import read_recording
 from laennec.encoders import AstEncoder, encoder_digest, encoder_from_config, load_encoder
 from laennec.encoders.base import TokenMix
 from laennec.errors import InputError
@@ -81,56 +79,6 @@ def test_equals_transformers_ast_with_a_table_made_for_the_length(frames: int, c
     torch.testing.assert_close(out.pooler_output, expected.pooler_output, atol=1e-5, rtol=1e-5)
 
 
-def test_real_cycles_cost_their_own_length_and_nothing_of_their_neighbours(shared_data: Path) -> None:
-    encoder = make(num_mel_bins=128, max_length=1024)
-    extractor = LaennecFeatureExtractor("ast")
-    recordings = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
-    lengths = (0.2, 2.7, 6.0)
-    waves = [
-        read_recording(path, 16000).waveform[: round(16000 * seconds)]
-        for seconds, path in zip(lengths, recordings, strict=False)
-    ]
-    with torch.no_grad():
-        together = encoder(**extractor(waves, sampling_rate=16000))
-        alone = [encoder(**extractor(wave, sampling_rate=16000)) for wave in waves]
-    # 18, 268 and 598 frames: a step of 12 bands every 10 frames, where 10.24 s would take 101
-    assert [one.last_hidden_state.shape[1] for one in alone] == [2 + 12 * steps for steps in (1, 26, 59)]
-    assert together.token_mask.sum(1).tolist() == [one.last_hidden_state.shape[1] for one in alone]
-    for i, one in enumerate(alone):
-        torch.testing.assert_close(together.pooler_output[i], one.pooler_output[0], atol=1e-5, rtol=1e-5)
-        real = together.last_hidden_state[i][together.token_mask[i]]
-        torch.testing.assert_close(real, one.last_hidden_state[0], atol=1e-5, rtol=1e-5)
-
-
-def test_kinds_of_attention_agree_under_a_mask() -> None:
-    values, mask = batch_of([40, 96])
-    results = []
-    for attention in ("eager", "sdpa"):
-        encoder = make()
-        encoder.set_attn_implementation(attention)
-        out = encoder(values, mask).pooler_output
-        out.square().sum().backward()
-        results.append((out.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("time_positions", ["cut", "interpolate"])
-def test_a_cycle_in_a_batch_has_the_tokens_it_has_alone(time_positions: str) -> None:
-    encoder = make(time_positions=time_positions)
-    lengths = [3, 16, 25, 26, 96, 140]  # the last is longer than the position table
-    values, mask = batch_of(lengths)
-    poisoned = values.masked_fill(mask[:, :, None] == 0, 7.0)
-    with torch.no_grad():
-        together = encoder(poisoned, mask)
-        for i, n in enumerate(lengths):
-            alone = encoder(values[i : i + 1, :n])
-            torch.testing.assert_close(together.pooler_output[i], alone.pooler_output[0], atol=1e-5, rtol=1e-5)
-            real = together.last_hidden_state[i][together.token_mask[i]]
-            torch.testing.assert_close(real, alone.last_hidden_state[0], atol=1e-5, rtol=1e-5)
-            steps = max(1, (n - 16) // 10 + 1)  # patches whose 16 frames are all real
-            assert len(real) == 2 + 3 * steps
-
-
 def test_positions_are_cut_and_stretched_along_time_only() -> None:
     encoder = make()
     bands, known = 3, 9
@@ -148,44 +96,6 @@ def test_positions_are_cut_and_stretched_along_time_only() -> None:
     for steps, choice in ((18, "cut"), (18, "interpolate"), (5, "interpolate")):
         expected = torch.nn.functional.interpolate(grid[:, None], size=steps, mode="linear", align_corners=False)[:, 0]
         torch.testing.assert_close(rows(steps, choice), expected)
-
-
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    values, mask = batch_of([40, 96])
-    gradients = []
-    for checkpointed in (False, True):
-        encoder = make().train()
-        if checkpointed:
-            encoder.gradient_checkpointing_enable()
-            assert encoder.is_gradient_checkpointing
-        encoder(values, mask).pooler_output.square().sum().backward()
-        gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
-    torch.testing.assert_close(gradients[0], gradients[1])
-
-
-def test_random_weights_give_moderate_gradients() -> None:
-    torch.manual_seed(0)
-    encoder = load_encoder(None, type="ast", **{k: v for k, v in tiny().to_dict().items() if k in SIZES})
-    tables = encoder.audio_spectrogram_transformer.embeddings
-    for weight in (tables.cls_token, tables.distillation_token, tables.position_embeddings):
-        assert 0.005 < float(weight.detach().std()) < 0.05
-    values, mask = batch_of([40, 96])
-    encoder(values, mask).pooler_output.square().mean().backward()
-    norm = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
-    assert 0 < float(norm) < 100
-
-
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_mel_bins", "max_length")
-
-
-def test_bfloat16_works_with_a_mask() -> None:
-    values, mask = batch_of([40, 96])
-    encoder = make()
-    with torch.no_grad():
-        full = encoder(values, mask).pooler_output
-        half = encoder.to(torch.bfloat16)(values, mask).pooler_output
-    assert half.dtype == torch.bfloat16
-    assert float(torch.cosine_similarity(full, half.float()).min()) > 0.98
 
 
 def test_a_saved_encoder_comes_back_exactly_and_as_stock_ast(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForAudioClassification
 
-from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import read_recording
 from laennec.configuration import LaennecConfig
 from laennec.encoders import BeatsConfig, BeatsEncoder, encoder_digest, encoder_from_config, load_encoder
 from laennec.encoders.base import TokenMix
@@ -181,75 +179,12 @@ def test_buckets_are_exact_near_by_and_widen_with_distance() -> None:
     assert scores[0].tolist() == [0, 161, 162, 163, 164] and scores[4].tolist() == [4, 3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_cycle_in_a_batch_has_the_tokens_it_has_alone(variant: str) -> None:
-    encoder = make(**VARIANTS[variant])
-    lengths = [3, 16, 31, 32, 96, 140]
-    values, mask = batch_of(lengths)
-    poisoned = values.masked_fill(mask[:, :, None] == 0, float("nan"))  # what lies in the padding does not matter
-    with torch.no_grad():
-        together = encoder(poisoned, mask)
-        for i, n in enumerate(lengths):
-            alone = encoder(values[i : i + 1, :n])
-            torch.testing.assert_close(together.pooler_output[i], alone.pooler_output[0], atol=1e-5, rtol=1e-5)
-            real = together.last_hidden_state[i][together.token_mask[i]]
-            torch.testing.assert_close(real, alone.last_hidden_state[0], atol=1e-5, rtol=1e-5)
-            assert len(real) == max(1, n // 16) * 8  # a patch counts where all its frames are real
-            assert float(together.last_hidden_state[i][~together.token_mask[i]].abs().sum()) == 0
-
-
-def test_real_cycles_in_a_batch_are_what_they_are_alone(released: Path, shared_data: Path) -> None:
-    encoder, extractor = load_released(released), LaennecFeatureExtractor("beats")
-    waves = []
-    recordings = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
-    for seconds, path in zip((0.2, 1.1, 2.7, 4.0), recordings, strict=False):
-        waves.append(read_recording(path, 16000).waveform[: round(16000 * seconds)])
-    with torch.no_grad():
-        together = encoder(**extractor(waves, sampling_rate=16000))
-        alone = [encoder(**extractor(wave, sampling_rate=16000)) for wave in waves]
-    assert together.token_mask.sum(1).tolist() == [8 * steps for steps in (1, 6, 16, 24)]  # 18, 108, 268, 398 frames
-    for i, one in enumerate(alone):
-        torch.testing.assert_close(together.pooler_output[i], one.pooler_output[0], atol=1e-5, rtol=1e-5)
-    assert float(torch.pdist(together.pooler_output).min()) > 1e-3
-
-
-@pytest.mark.parametrize("variant", ["released", "pre-norm", "no relative positions"])
-def test_kinds_of_attention_and_checkpointing_change_no_gradient(variant: str) -> None:
-    values, mask = batch_of([40, 96])
-    results = []
-    for attention, checkpointed in (("eager", False), ("sdpa", False), ("sdpa", True)):
-        encoder = make(**VARIANTS[variant]).train()
-        encoder.set_attn_implementation(attention)
-        if checkpointed:
-            encoder.gradient_checkpointing_enable()
-            assert encoder.is_gradient_checkpointing
-        out = encoder(values, mask).pooler_output
-        out.square().sum().backward()
-        results.append((out.detach(), {n: p.grad for n, p in encoder.named_parameters()}))
-    assert all(gradient is not None for gradient in results[0][1].values())
-    for other in results[1:]:
-        torch.testing.assert_close(results[0], other, atol=1e-5, rtol=1e-4)
-
-
 def test_padding_has_no_gradient_and_gives_none() -> None:
     encoder = make()
     values, mask = batch_of([40, 96])
     values.requires_grad_()
     encoder(values, mask).pooler_output.square().sum().backward()
     assert float(values.grad[0, 32:].abs().sum()) == 0 and float(values.grad[0, :32].abs().sum()) > 0
-
-
-def test_bfloat16_works_with_a_mask(released: Path) -> None:
-    values, mask = batch_of([60, 100])
-    encoder = load_released(released)
-    with torch.no_grad():
-        full = encoder(values, mask).pooler_output
-        with torch.autocast("cpu", torch.bfloat16):
-            mixed = encoder(values, mask).pooler_output
-        half = encoder.to(torch.bfloat16)(values, mask).pooler_output
-    assert half.dtype == torch.bfloat16
-    for other in (half, mixed):
-        assert float(torch.cosine_similarity(full, other.float()).min()) > 0.99
 
 
 def test_dropout_and_skipped_layers_are_for_training_only() -> None:
@@ -266,17 +201,6 @@ def test_dropout_and_skipped_layers_are_for_training_only() -> None:
     encoder(values, mask).pooler_output.sum().backward()
     gradient = encoder.layers[0].fc1.weight.grad
     assert gradient is not None and float(gradient.abs().sum()) == 0  # skipped, and yet known to other processes
-
-
-def test_random_weights_give_moderate_gradients() -> None:
-    torch.manual_seed(0)
-    encoder = load_encoder(None, type="beats", **SIZES)
-    values, mask = batch_of([40, 96])
-    encoder(values, mask).pooler_output.square().mean().backward()
-    norm = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
-    assert 0 < float(norm) < 100
-    weight = encoder.position_conv
-    torch.testing.assert_close(weight.weight_g.flatten(), weight.weight_v.square().sum((0, 1)).sqrt())
 
 
 def test_pinned_outputs_of_the_tiny_checkpoint(released: Path) -> None:
@@ -421,7 +345,7 @@ def test_every_weight_must_be_there_once(tmp_path: Path, checkpoint: dict[str, A
         with pytest.raises(InputError, match=f"{gone} is missing"):
             load_released(path)
     torch.save({"cfg": checkpoint["cfg"], "model": checkpoint["model"] | {"quantizer": torch.zeros(2)}}, path)
-    with pytest.raises(InputError, match="quantizer.* is left over"):
+    with pytest.raises(InputError, match=r"quantizer.* is left over"):
         load_released(path)
     shared = "encoder.layers.1.self_attn.relative_attention_bias.weight"
     torch.save({"cfg": checkpoint["cfg"], "model": checkpoint["model"] | {shared: torch.zeros(320, 4)}}, path)

@@ -84,7 +84,9 @@ def test_a_digest_tells_groups_of_another_size_apart():
 
 def test_a_saved_model_is_read_back_in_groups(tmp_path):
     encoder = make()
-    model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder).eval()
+    model = LaennecForAudioClassification(
+        LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder
+    ).eval()
     model.save_pretrained(tmp_path)
     again = LaennecForAudioClassification.from_pretrained(tmp_path).eval()
     assert torch.equal(again.encoder.geometry, torch.tensor([20, 15]))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_encoders import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 from safetensors.torch import load_file, save_file
 from transformers import (
     ClapAudioConfig,
@@ -23,7 +24,6 @@ from transformers import (
     WhisperForConditionalGeneration,
     WhisperModel,
 )
-from transformers_models import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 
 from laennec.encoders import encoder_digest, load_encoder
 from laennec.encoders.checkpoints import loaded_strictly, published_features

@@ -10,28 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_process import HubUser
 
 from hub_server import OTHER_TOKEN, TOKEN, HubServer
 from laennec.corpora import export_corpus, load_corpus, provenance
 from laennec.corpora.synthetic import write_corpus
 
-# commands in one process: each line of input is {"args": [...], "env": {...}}, each line of output what came of it
-COMMANDS = """
-import contextlib, io, json, os, sys
-from laennec.cli.main import main
-from laennec.hub.push_corpus import push_corpus
-push_corpus.__kwdefaults__["pauses_s"] = (0.1, 0.1)
-for line in sys.stdin:
-    asked = json.loads(line)
-    os.environ.update(asked["env"])
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = main(asked["args"])
-        except SystemExit as error:
-            status = error.code
-    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
-"""
 PLAIN = """
 import io, json, sys
 sys.modules["laennec"] = sys.modules["torchcodec"] = None
@@ -91,36 +75,17 @@ def few_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
 def laennec(hub: HubServer, home: Path) -> Iterator[Any]:
-    """Commands as a user of this Hub gives them: arguments and environment -> (status, output, errors)."""
-    environment = hub.environment(home, LAENNEC_CACHE=str(home / "cache"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMANDS], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-
-    def run(*arguments: Any, token: str = TOKEN, **more: str) -> tuple[int, str, str]:
-        assert process.stdin is not None and process.stdout is not None
-        asked = {"args": [str(each) for each in arguments], "env": {"HF_TOKEN": token, **more}}
-        process.stdin.write(json.dumps(asked) + "\n")
-        process.stdin.flush()
-        status, out, err = json.loads(process.stdout.readline())
-        return status, out, err
-
-    yield run
-    assert process.stdin is not None
-    process.stdin.close()
-    assert process.wait(30) == 0
+    """Commands of a user of this Hub: arguments and token -> (status, output, errors)."""
+    with HubUser(hub, home, LAENNEC_CACHE=str(home / "cache")) as someone:
+        quick = "from laennec.hub.push_corpus import push_corpus as f; f.__kwdefaults__['pauses_s'] = (0.1, 0.1)"
+        someone.runs(quick).done()
+        yield someone.types
 
 
 @pytest.fixture(scope="module")

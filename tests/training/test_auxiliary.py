@@ -79,7 +79,9 @@ def test_no_known_device_is_0_with_zero_gradient():
 def test_heads_live_in_the_model_while_it_trains_and_leave_no_trace():
     torch.manual_seed(0)
     encoder = load_encoder(None, type="statistics", num_mel_bins=4)
-    model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder)
+    model = LaennecForAudioClassification(
+        LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder
+    )
     entries = loss_specs({"supcon": {"projection_dim": 3}, "device_adversarial": {}, "add": {}})
     before, state = set(model.state_dict()), torch.get_rng_state()
     heads = AuxiliaryHeads(entries, 8, {"device_adversarial": 2}, seed=0)

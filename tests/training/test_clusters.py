@@ -148,7 +148,9 @@ def test_without_a_contrast_there_is_one_term_of_the_cycles_as_they_are():
 def test_any_encoders_tokens_are_groups_without_its_special_ones():
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
     encoder = load_encoder(None, type="ast", layer_norm_eps=1e-6, num_mel_bins=36, max_length=64, **sizes)
-    model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder).train()
+    model = LaennecForAudioClassification(
+        LaennecConfig(encoder_config=encoder.config, id2label={0: "a", 1: "b"}), encoder
+    ).train()
     heads = AuxiliaryHeads(loss_specs({"clustering": {}}), 8, {}, seed=0)
     with attached(model, heads):
         z, mask = model(torch.randn(2, 64, 36)).auxiliary["clustering"]

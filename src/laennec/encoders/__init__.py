@@ -5,12 +5,12 @@ id. The digest covers what an embedding depends on: batch counters and the Audio
 """
 
 import builtins
+import contextlib
 import difflib
 import hashlib
-import json
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None 
         InputError: They cannot be found or read, or are not those of this encoder.
     """
     path = Path(source)
-    try:
+    with _one_line_errors(source):
         if not _is_released_file(source):
             refuse_model_folder(source)
             state = read_weights(source, revision)
@@ -179,22 +179,13 @@ def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None 
         else:
             state = checked_state(path, read_released(path))
         return own.load_weights(encoder, state, source)
-    except InputError:
-        raise
-    except LOADING_ERRORS as error:
-        raise _not_found(source, error) from error
 
 
 def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedModel:
     """An encoder of the user's own size; errors of torch and transformers become one line."""
     config = _configuration(kind, {}, overrides)
-    try:
+    with _wrong_settings(kind):
         return encoder_from_config(config).eval()
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError, IndexError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise InputError(f"{kind} encoder: {said}; correct encoder.config ({', '.join(overrides)})") from error
 
 
 def encoder_class(settings: Mapping[str, Any]) -> builtins.type[nn.Module] | None:
@@ -213,7 +204,9 @@ def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> P
     """The encoder around overlapping groups of frames; the encoder itself where group_frames is 0."""
     if not group_frames:
         return encoder
-    return GroupsEncoder(GroupsConfig(encoder_config=encoder.config, group_frames=group_frames, group_step=group_step), encoder).eval()
+    return GroupsEncoder(
+        GroupsConfig(encoder_config=encoder.config, group_frames=group_frames, group_step=group_step), encoder
+    ).eval()
 
 
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
@@ -263,16 +256,23 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
                 f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     refuse_settings(overrides, f"{kind} encoder: encoder.config")
-    try:
+    with _wrong_settings(kind):
         config = config_class.from_dict(values | overrides)
-    except InputError:
-        raise
-    except (StrictDataclassError, TypeError, ValueError, LookupError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{kind} encoder: {said[:160]}; correct encoder.config or the config.json") from error
     if getattr(config, "num_hidden_layers", 1) < 1:  # transformers builds an encoder without any
         raise InputError(f"{kind} encoder: num_hidden_layers is {config.num_hidden_layers}; it must be at least 1")
     return config
+
+
+@contextlib.contextmanager
+def _wrong_settings(kind: str) -> Iterator[None]:
+    """Turn what torch and transformers raise for settings that do not fit together into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (StrictDataclassError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise InputError(f"{kind} encoder: {said}; correct encoder.config or the config.json") from error
 
 
 def _is_released_file(source: str | Path) -> bool:
@@ -317,13 +317,11 @@ def _config_of(
 
 
 def saved_config(source: str | Path, revision: str | None) -> dict[str, Any]:
-    """The values of a config.json, refused where they ask for more than a model's sizes."""
-    try:
+    """The values of a config.json, checked by `refuse_settings`."""
+    with _one_line_errors(source):
         values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
-    except (OSError, json.JSONDecodeError, ValueError) as error:
-        raise _not_found(source, error) from error
-    if not values:
-        raise _not_found(source, FileNotFoundError("its config.json is not there, or holds no settings"))
+        if not values:
+            raise FileNotFoundError("its config.json is not there, or holds no settings")
     refuse_settings(values, source)
     return dict(values)
 
@@ -341,16 +339,23 @@ def _from_pretrained(
     encoder_class: type[AudioEncoder], source: str | Path, config: PreTrainedConfig, revision: str | None
 ) -> PreTrainedModel:
     settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
-    try:
+    with _one_line_errors(source):
         if issubclass(encoder_class, TransformersEncoder):
             return encoder_class.load(source, config, revision)
         encoder, _ = loaded_strictly(encoder_class.from_pretrained, source, encoder_class.__name__, **settings)
+    ready: PreTrainedModel = encoder.eval()
+    return ready
+
+
+@contextlib.contextmanager
+def _one_line_errors(source: str | Path) -> Iterator[None]:
+    """Turn what the readers of files and the Hub raise into one line."""
+    try:
+        yield
     except InputError:
         raise
     except LOADING_ERRORS as error:
         raise _not_found(source, error) from error
-    ready: PreTrainedModel = encoder.eval()
-    return ready
 
 
 def _not_found(source: str | Path, error: BaseException) -> InputError:

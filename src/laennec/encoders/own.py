@@ -81,7 +81,7 @@ class ModuleConfig(PreTrainedConfig):
     model_type = "laennec-module"
 
     encoder_class: str = ""
-    arguments: dict[str, Any] | None = None
+    arguments: dict[str, Any] = None  # type: ignore[assignment]
     hidden_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:

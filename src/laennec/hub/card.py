@@ -23,7 +23,7 @@ from laennec.files import atomic_write
 from laennec.hub.card_content import card_content
 from laennec.hub.card_metadata import card_metadata, check_metadata, eval_result_files
 from laennec.hub.evidence import Evidence, read_evidence
-from laennec.rendering import Markdown, code, fenced, render_template
+from laennec.rendering import Markdown, code, render_template
 from laennec.training.recipe import CardSettings, Recipe
 from laennec.training.record import read_record, write_record
 from laennec.untrusted import parse_yaml, read_text, read_yaml
@@ -118,7 +118,7 @@ def render_card(
         **content,
         title=name,
         form=form,
-        usage=fenced(_usage(repo or name, form), "python"),
+        place=Markdown(json.dumps(repo or name)),
         shell=code(f"laennec predict {shlex.quote(repo or name)} recordings/ --out predictions"),
         sections=sections,
         ask=lambda key: "" if f"card.{key}" in answered else Markdown(f"_Not answered yet ({code(f'card.{key}')})._"),
@@ -275,10 +275,12 @@ def section_anchors() -> list[str]:
 def _sections(content: Mapping[str, Any]) -> list[str]:
     """Anchors of the sections of this card."""
     parts = content["parts"]
-    absent = [] if parts else ["results"]
-    absent += [] if any(part["subgroups"] for part in parts) else ["subgroups"]
-    absent += [] if any(part["failures"] for part in parts) else ["worst-errors"]
-    return [name for name in section_anchors() if name not in absent]
+    shown = {
+        "results": bool(parts),
+        "subgroups": any(part["subgroups"] for part in parts),
+        "worst-errors": any(part["failures"] for part in parts),
+    }
+    return [name for name in section_anchors() if shown.get(name, True)]
 
 
 def _export_form(folder: Path) -> str:
@@ -292,28 +294,3 @@ def _export_form(folder: Path) -> str:
     if values.get("model_type") == "audio-spectrogram-transformer":
         return "stock"
     return "head" if values.get("head_only") else "full"
-
-
-def _usage(place: str, form: str) -> str:
-    """Python lines that predict a recording."""
-    if form == "stock":
-        return (
-            "from transformers import pipeline  # laennec is not needed\n\n"
-            f'classifier = pipeline("audio-classification", model={json.dumps(place)})\n'
-            "classifier(samples)  # an array at 16 kHz -> calibrated probabilities; thresholds are in config.json"
-        )
-    if form == "onnx":
-        return (
-            "import json, onnxruntime\n\n"
-            'facts = json.load(open("onnx.json"))  # sampling rate, labels, thresholds, filter of the recordings\n'
-            'session = onnxruntime.InferenceSession(facts["file"])\n'
-            "# waveforms: float32 (batch, samples); lengths: int64 (batch,)\n"
-            'logits, probabilities = session.run(None, {"waveforms": waveforms, "lengths": lengths})'
-        )
-    return (
-        "import laennec\n\n"
-        f"model, features = laennec.load_model({json.dumps(place)})  # a folder or a Hub id\n"
-        'prediction = laennec.Predictor(model, features)("recording.wav")\n'
-        "for row in prediction.rows():\n"
-        "    print(row)  # start_s, end_s; for each label its probability and whether it is above its threshold"
-    )

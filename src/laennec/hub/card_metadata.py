@@ -5,7 +5,6 @@ the part shares with training. Only Hub ids are given as base model or data set,
 our own because the Hub's needs the network.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -110,13 +109,15 @@ def eval_result_files(parts: Sequence[Mapping[str, Any]], settings: CardSettings
 def check_metadata(values: Mapping[str, Any]) -> None:
     """Raise for metadata that the Hub would reject or misread.
 
-    Args:
-        values: The metadata as plain values.
-
     Raises:
         InputError: The first problem, with its key.
     """
     problem = _first_problem(values)
+    if problem is None:
+        try:
+            ModelCardData(**values)
+        except (ValueError, AttributeError) as error:
+            problem = f"model-index cannot be read ({' '.join(str(error).split())[:120]})"
     if problem:
         raise InputError(f"model card: {problem}; correct it in the recipe's section card")
 
@@ -133,26 +134,6 @@ def _first_problem(values: Mapping[str, Any]) -> str | None:
     tags = values.get("tags")
     if not isinstance(tags, list) or not all(isinstance(tag, str) and 0 < len(tag) <= 60 for tag in tags):
         return "tags must be a list of short texts"
-    index = values.get("model-index")
-    if index is None:
-        return None
-    if not isinstance(index, list) or not all(isinstance(m, Mapping) and m.get("name") for m in index):
-        return "model-index must be a list of models with names"
-    return next(
-        (problem for model in index for result in model["results"] if (problem := _result_problem(result))), None
-    )
-
-
-def _result_problem(result: Any) -> str | None:
-    try:
-        wanted = [result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]]
-        metrics = [(metric["type"], metric["value"]) for metric in result["metrics"]]
-    except (KeyError, TypeError) as error:
-        return f"a result of model-index lacks {error}"
-    if not all(isinstance(text, str) and text for text in [*wanted, *(kind for kind, _ in metrics)]):
-        return "a result of model-index has an empty task, dataset or metric"
-    if not metrics or not all(isinstance(v, int | float) and math.isfinite(v) for _, v in metrics):
-        return "a result of model-index has a value that is not a number"
     return None
 
 

@@ -9,7 +9,7 @@ record; a card with open questions is not pushed.
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from laennec.errors import InputError
 from laennec.hub.card import FILE as CARD
 from laennec.hub.card import HOW_TO_ANSWER, check_publishable, describe_questions, render_card, write_card
 from laennec.hub.export import FORMATS, export_run
-from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, upload
+from laennec.hub.upload import PAUSES_S, TIMEOUT_S, Uploaded, check_repo_name, find_token, upload
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record
 from laennec.untrusted import leads_outside
@@ -40,25 +40,6 @@ MODEL_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """A model on the Hub.
-
-    Attributes:
-        url: Address of the repository.
-        commit: Hash of the commit.
-        private: Whether the repository is private.
-        files: The uploaded files.
-        left: Files of the folder that were not uploaded, because they are not files of a model.
-    """
-
-    url: str
-    commit: str
-    private: bool
-    files: list[str]
-    left: list[str]
-
-
 def push(
     source: str | Path,
     repo: str,
@@ -72,9 +53,9 @@ def push(
     license: str | None = None,
     token: str | None = None,
     message: str | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = TIMEOUT_S,
     pauses_s: Sequence[float] = PAUSES_S,
-) -> Pushed:
+) -> Uploaded:
     """Push a run, or a folder that was exported from one.
 
     Args:
@@ -114,7 +95,7 @@ def push(
         timeout_s=timeout_s,
         pauses_s=pauses_s,
     )
-    return Pushed(done.url, done.commit, done.private, done.files, left)
+    return replace(done, left=tuple(left))
 
 
 def push_model(
@@ -127,7 +108,7 @@ def push_model(
     revision: str | None = None,
     message: str | None = None,
     **saving: Any,
-) -> Pushed:
+) -> Uploaded:
     """Push a model that is in memory, with its front end; called by `model.push_to_hub`.
 
     Args:
@@ -175,7 +156,7 @@ def push_model(
             token=token,
             message=message or "Push a model with laennec",
         )
-    return Pushed(done.url, done.commit, done.private, done.files, left)
+    return replace(done, left=tuple(left))
 
 
 _CARD_WITHOUT_RUN = """---
@@ -199,7 +180,8 @@ def _exported(
     """The folder to upload, and the run it comes from where that is known."""
     if format is not None and format not in (*FORMATS, "adapter"):
         raise InputError(f"--format: unknown format {format!r}; choose from {', '.join(FORMATS)}")
-    if (source / "model" / "config.json").is_file() or not _is_exported(source):
+    exported = (source / "config.json").is_file() or (source / "onnx.json").is_file()
+    if (source / "model" / "config.json").is_file() or not exported:
         if not source.is_dir():
             raise InputError(f"{source}: no such folder; give a finished run or an exported folder")
         _check_questions(source, license)
@@ -210,10 +192,6 @@ def _exported(
             "give the run instead"
         )
     return source, _run_of(source)
-
-
-def _is_exported(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or (folder / "onnx.json").is_file()
 
 
 def _run_of(folder: Path) -> Path | None:

@@ -7,18 +7,16 @@ can be refused is refused before the corpus is read.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from laennec.corpora.exported import ADDRESS, CARD, CONFIGS, MANIFEST, check_export
-from laennec.errors import InputError, hub_reason
-from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, upload
+from laennec.errors import InputError
+from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, send, upload
 
 _OWN_FILES = re.compile(
     rf"{'|'.join(map(re.escape, (MANIFEST, CARD, '.gitattributes')))}|({'|'.join(CONFIGS)})/[\w.-]+\.parquet"
 )
-_TIMEOUT_S = 60.0
 RIGHT = "--i-have-the-right-to-redistribute"
 
 
@@ -41,13 +39,13 @@ def check_target(repo: str, public: bool = False, may_redistribute: bool = False
     check_repo_name(repo)
     find_token(repo)
     api = HfApi()
-    who = _ask(repo, api.whoami)
+    who = send(repo, api.whoami)
     names = [str(each.get("name")) for each in (who, *(who.get("orgs") or ()))]
     owner = repo.split("/")[0]
     if owner.casefold() not in [name.casefold() for name in names]:
         raise InputError(f"{repo}: you are logged in as {names[0]}, not as (a member of) {owner}; change either")
     try:
-        info = _ask(repo, api.repo_info, repo, repo_type="dataset")
+        info = send(repo, lambda: api.repo_info(repo, repo_type="dataset"))
     except InputError as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             return
@@ -55,7 +53,7 @@ def check_target(repo: str, public: bool = False, may_redistribute: bool = False
     if not info.private and not public:
         remedy = f"make it private in its settings, or pass --public and {RIGHT}"
         raise InputError(f"{repo}: is public, and everybody would see the recordings; {remedy}")
-    files = _ask(repo, api.list_repo_files, repo, repo_type="dataset")
+    files = send(repo, lambda: api.list_repo_files(repo, repo_type="dataset"))
     if other := [name for name in files if not _OWN_FILES.fullmatch(name)]:
         raise InputError(f"{repo}: holds other files ({other[0]}); choose another repository")
 
@@ -97,17 +95,3 @@ def push_corpus(
         pauses_s=pauses_s,
     )
     return f"{ADDRESS}{repo}"
-
-
-def _ask(repo: str, request: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Send a request to the Hub; a failure is one line."""
-    from huggingface_hub.utils import get_session
-
-    get_session().timeout = _TIMEOUT_S  # the client's own is to wait for ever
-    try:
-        return request(*arguments, **named)
-    except Exception as error:
-        reason = hub_reason(error)
-        if reason is None:
-            raise
-        raise InputError(f"{repo}: {reason}") from error

@@ -19,6 +19,7 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.presets import PRESETS
 from laennec.encoders.ast import AstEncoder
+from laennec.ensemble import calibration
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 
@@ -80,7 +81,7 @@ def to_stock(
             "problem_type": ours.problem_type,
             "id2label": dict(ours.id2label),
             "label2id": dict(ours.label2id),
-            "thresholds": {name: ours.thresholds.get(name, 0.5) for name in ours.label_names},
+            "thresholds": ours.per_label("thresholds"),
         }
     )
     stock = ASTForAudioClassification._from_config(config).eval()
@@ -89,7 +90,7 @@ def to_stock(
     stock.audio_spectrogram_transformer.load_state_dict(state)
     head = model.head
     with torch.no_grad():
-        divisor, offset = _calibration(model)
+        divisor, offset = calibration(model.config)
         weight = head.classifier.weight.double() / head.spread.double()
         bias = head.classifier.bias.double() - weight @ head.mean.double()
         stock.classifier.dense.weight.copy_(weight / divisor[:, None])
@@ -103,14 +104,6 @@ def to_stock(
         std=front.std,
     )
     return stock, made
-
-
-def _calibration(model: LaennecForAudioClassification) -> tuple[Tensor, Tensor]:
-    """Temperatures and intercepts of the labels, (labels,) float64 each."""
-    config = model.config
-    pairs = [(config.temperatures.get(name, 1.0), config.intercepts.get(name, 0.0)) for name in config.label_names]
-    divisor, offset = torch.tensor(pairs, dtype=torch.float64).T
-    return divisor, offset
 
 
 def _positions(encoder: AstEncoder, frames: int, mels: int) -> Tensor:
@@ -131,7 +124,7 @@ def compare(
     """
     stock = ASTForAudioClassification.from_pretrained(folder).eval()
     front_end = ASTFeatureExtractor.from_pretrained(folder)
-    divisor, offset = _calibration(model)
+    divisor, offset = calibration(model.config)
     rate = extractor.sampling_rate
     draw = np.random.Generator(np.random.Philox(key=3))
     for seconds in (0.5, 2.7, 1.2 * float(extractor.duration_s or 0.0)):

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from laennec.errors import InputError, hub_reason, will_pass
 
+TIMEOUT_S = 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
 _NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?")
 _MAX_NAME = 96
@@ -27,19 +28,21 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Uploaded:
-    """The result of an upload.
+    """Files in a repository of the Hub.
 
     Attributes:
         url: Address of the repository.
         commit: Hash of the commit with the files.
         private: Whether the repository is private.
         files: The files, by their path in the repository.
+        left: Files of the folder that were not uploaded, because they are not files of a model.
     """
 
     url: str
     commit: str
     private: bool
     files: list[str]
+    left: tuple[str, ...] = ()
 
 
 def check_repo_name(repo: str) -> None:
@@ -86,7 +89,7 @@ def upload(
     replaces: Sequence[str] = (),
     token: str | None = None,
     message: str | None = None,
-    timeout_s: float = 60.0,
+    timeout_s: float = TIMEOUT_S,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> Uploaded:
     """Upload files of a folder in one commit, and compare them with the Hub's hashes.
@@ -113,18 +116,13 @@ def upload(
             one that holds other content than was sent.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import get_session
 
     check_repo_name(repo)
     folder = Path(folder)
     api = HfApi(token=find_token(repo, token))
 
     def ask(request: Callable[[], _Result]) -> _Result:
-        def with_time_limit() -> _Result:
-            get_session().timeout = timeout_s  # the client has none by default
-            return request()
-
-        return _repeat(repo, with_time_limit, pauses_s)
+        return send(repo, request, pauses_s, timeout_s)
 
     ask(api.whoami)
     ask(lambda: api.create_repo(repo, repo_type=kind, private=True, exist_ok=True))
@@ -152,10 +150,19 @@ def upload(
     return Uploaded(f"{url}/tree/{revision}" if revision else url, str(done.oid), bool(info.private), sorted(files))
 
 
-def _repeat(repo: str, request: Callable[[], _Result], pauses_s: Sequence[float]) -> _Result:
-    """Send a request, and repeat it while its failure may be temporary."""
+def send(
+    repo: str, request: Callable[[], _Result], pauses_s: Sequence[float] = (), timeout_s: float = TIMEOUT_S
+) -> _Result:
+    """Send a request to the Hub, and repeat it after pauses while its failure may be temporary.
+
+    Raises:
+        InputError: The request failed for a reason that the user can mend.
+    """
+    from huggingface_hub.utils import get_session
+
     for pause in (*pauses_s, None):
         try:
+            get_session().timeout = timeout_s  # the client has none by default
             return request()
         except InputError:
             raise

@@ -97,9 +97,9 @@ def serve_model(
         InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
     """
     limits = limits or Limits()
+    name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
     with _gradio_settings() as folder:
-        loaded, extractor = load_model(model, base)
-        page = build_page(Predictor(loaded, extractor, window_s, hop_s), name or _name_of(model), limits, folder)
+        page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits, folder)
         try:
             _, address, _ = page.launch(
                 server_name=host, server_port=port, inbrowser=open_browser, **_launching(limits)
@@ -118,23 +118,24 @@ def serve_model(
 
 
 def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) -> Any:
-    """Build the page as `gradio.Blocks`, to be launched.
-
-    Args:
-        predictor: The model and its windows.
-        name: Name of the model.
-        limits: The largest input that is accepted.
-        folder: Where the example sounds are written.
-    """
+    """Build the page as `gradio.Blocks`, to be launched; the example sounds are written to `folder`."""
     import gradio as gr
 
     labels = predictor.model.config.label_names
-    with gr.Blocks(
-        title=f"{name}: {', '.join(labels[:4])}",
-        analytics_enabled=False,
-        delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S),
-    ) as page:
-        gr.Markdown(_introduction(labels))
+    values = {
+        "name": name,
+        "labels": labels,
+        "disclaimer": DISCLAIMER,
+        "minutes": (_DELETE_AFTER_S + _DELETE_EVERY_S) // 60,
+        "window_s": predictor.window_s,
+        "hop_s": predictor.hop_s,
+        "thresholds": [(k, f"{v:.3f}") for k, v in (predictor.decision["thresholds"] or {}).items()],
+        "origin": threshold_origin(predictor.model),
+    }
+    introduction, annotations, explanation = render_template("app_page.md.jinja", **values).split("\n---\n")
+    title = f"{name}: {', '.join(labels[:4])}"
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S)) as page:
+        gr.Markdown(introduction)
         sound = gr.Audio(
             sources=["upload", "microphone"],
             type="filepath",
@@ -145,10 +146,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) ->
         )
         with gr.Accordion("Times of the breathing cycles (optional)", open=False):
             annotation = gr.File(label="Annotation", file_types=[".txt", ".json"], elem_id="annotation", height=140)
-            gr.Markdown(
-                "An ICBHI annotation, an Audacity label track or a Raven selection table (.txt), or SPRSound's "
-                ".json. The model then predicts each annotated cycle instead of windows of equal length."
-            )
+            gr.Markdown(annotations)
         button = gr.Button("Predict", variant="primary", elem_id="predict")
         result = gr.HTML(elem_id="result", min_height=40)
         if {"crackle", "wheeze"} & set(labels):
@@ -161,7 +159,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) ->
                 api_visibility="private",
             )
         with gr.Accordion("How to read the numbers", open=False):
-            gr.Markdown(_explanation(predictor, name))
+            gr.Markdown(explanation)
         button.click(
             lambda sound_file, annotation_file: predict_html(predictor, sound_file, annotation_file, limits),
             [sound, annotation],
@@ -184,27 +182,27 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
     Returns:
         HTML of the result, or of one line that says what is wrong with the input.
     """
-    if not sound:
-        return _problem("", "there is no recording yet; upload a sound file or record one, then press Predict")
-    name = Path(sound).name
+    name, reason = (
+        Path(sound or "").name,
+        "there is no recording yet; upload a sound file or record one, then press Predict",
+    )
     try:
-        recording = read_recording_sandboxed(sound, most_s=60 * limits.max_minutes)
-        annotated = None if annotation is None else _annotated_classes(annotation, recording.duration_s)
-        spectrogram = Spectrogram()
-        with plain_file(recording) as decoded:
-            prediction = predictor(decoded, annotation, spectrogram.add)
+        if sound:
+            recording = read_recording_sandboxed(sound, most_s=60 * limits.max_minutes)
+            annotated = None if annotation is None else _annotated_classes(annotation, recording.duration_s)
+            spectrogram = Spectrogram()
+            with plain_file(recording) as decoded:
+                timeline = predictor(decoded, annotation, spectrogram.add).to_dict()
+            timeline |= {"recording": name, "source_sampling_rate": recording.source_sampling_rate}
+            return _result(timeline, recording, spectrogram, annotated)
     except DecodeError as error:
-        return _problem(name, error.reason)
+        reason = error.reason
     except AnnotationError as error:
-        where = f"line {error.line}: " if isinstance(error.line, int) else ""
-        return _problem(Path(annotation or sound).name, f"{where}{error.reason}")
+        name = Path(annotation or "").name
+        reason = f"line {error.line}: {error.reason}" if isinstance(error.line, int) else error.reason
     except InputError as error:
-        return _problem(name, str(error))
-    timeline = prediction.to_dict() | {
-        "recording": name,
-        "source_sampling_rate": recording.source_sampling_rate,
-    }
-    return _result(timeline, recording, spectrogram, annotated)
+        reason = str(error)
+    return render_template("app_problem.html", name=name, reason=reason)
 
 
 def threshold_origin(model: LaennecForAudioClassification) -> str:
@@ -260,10 +258,6 @@ def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, 
     )
 
 
-def _problem(name: str, reason: str) -> str:
-    return render_template("app_problem.html", name=name, reason=reason)
-
-
 def _annotated_classes(annotation: str, duration_s: float) -> list[str] | None:
     """The class of each annotated span, in the order of the file; None where the file names times only."""
     spans = annotated_spans(annotation, duration_s)
@@ -291,29 +285,6 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _introduction(labels: Sequence[str]) -> str:
-    names = ", ".join(f"**{label}**" for label in labels[:6]) + (" and more" if len(labels) > 6 else "")
-    return (
-        f"# Lung sound prediction\n\nUpload or record a sound. The model predicts {names} along the recording.\n\n"
-        f"> **{DISCLAIMER}**\n\nThe computer that serves this page processes the recording, sends it nowhere else and "
-        f"deletes it within {(_DELETE_AFTER_S + _DELETE_EVERY_S) // 60} minutes."
-    )
-
-
-def _explanation(predictor: Predictor, name: str) -> str:
-    thresholds = predictor.decision["thresholds"] or {}
-    table = "".join(f"| {label} | {value:.3f} |\n" for label, value in thresholds.items())
-    return (
-        f"Model: `{name.replace('`', '')}`. It takes {predictor.window_s:g} s of sound at a time, one window every "
-        f"{predictor.hop_s:g} s, or the cycles of an annotation. Each number is the calibrated probability of a "
-        "label; a "
-        f"label counts as present above its threshold.\n\n"
-        + (f"| label | threshold |\n| --- | --- |\n{table}\n" if table else "")
-        + f"{threshold_origin(predictor.model)}\n\nProbabilities are valid for recordings like those of the training "
-        "data. Another stethoscope, another age group or a noisy room can change them."
-    )
-
-
 def _examples(folder: Path) -> dict[str, list[str]]:
     """Write one synthetic recording with crackles and one with wheezes: title -> recording and annotation."""
     corpus = write_corpus(
@@ -328,12 +299,8 @@ def _examples(folder: Path) -> dict[str, list[str]]:
     return {title: found[title] for title in sorted(found) if "both" not in title}
 
 
-def _name_of(model: str | Path) -> str:
-    return Path(model).resolve().name if Path(model).exists() else str(model)
-
-
 def _launching(limits: Limits) -> dict[str, Any]:
-    """Arguments of `gradio.Blocks.launch`: limits, our style, and nothing that lists files or contacts anybody."""
+    """Arguments of `gradio.Blocks.launch`: the limits, the style, and no access to files or other machines."""
     import gradio as gr
 
     templates = resources.files("laennec") / "templates"

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -154,7 +154,7 @@ def predict(
             },
             {key: identity[key] for key in ("spans", "smoothing")},
         )
-        return batch.run(recordings, journal, progress)
+        return batch.run(recordings, journal, progress or (lambda done, total: None))
 
 
 def _settings(predictor: Predictor, annotation: str | Path | None) -> Settings:
@@ -185,29 +185,39 @@ class _Batch:
         self.predictor, self.out, self.formats, self.annotation = predictor, out, formats, annotation
         self.names = names
 
-    def run(
-        self, recordings: Sequence[Path], journal: Journal, progress: Callable[[float, int], None] | None
-    ) -> BatchResult:
+    def run(self, recordings: Sequence[Path], journal: Journal, progress: Callable[[float, int], None]) -> BatchResult:
         """Predict what is not in the journal, then write the tables."""
         keys = {path: key for path in recordings if (key := self._finished_key(path, journal)) is not None}
         result = BatchResult(resumed=len(keys))
         done = len(keys)
-        if progress:
-            progress(done, len(recordings))
+        progress(done, len(recordings))
         for path in recordings:
             if path not in keys:
-                report = None if progress is None else partial(_report, progress, done, len(recordings))
                 try:
-                    keys[path] = self._predict(path, journal, report)
-                except _Failed as failure:
-                    result.failed.append((str(path), failure.reason))
+                    spectrogram = Spectrogram() if "picture" in self.formats else None
+                    report = partial(_report, progress, done, len(recordings))
+                    key, timeline = self._predict(path, spectrogram, report)
+                except InputError as error:
+                    reason = str(error)
+                    result.failed.append((str(path), reason if str(path) in reason else f"{path}: {reason}"))
+                else:
+                    keys[path] = key
+                    self._write(path, timeline)
+                    if spectrogram is not None:
+                        write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", timeline, spectrogram)
+                    journal.write(key=key, name=self.names[path], timeline=timeline)
                 done += 1
-                if progress:
-                    progress(done, len(recordings))
+                progress(done, len(recordings))
             if path in keys:
                 result.predicted.append(str(path))
                 result.files += self._files(path)
-        self._write_tables(result, (journal.read(key) for path in recordings if (key := keys.get(path))))
+        if "csv" in self.formats and result.predicted:
+            timelines = (journal.read(keys[path]) for path in recordings if path in keys)
+            result.files.append(write_csv(self.out / PREDICTIONS, timelines))
+        if result.failed:
+            result.files.append(write_failures(self.out / FAILED, result.failed))
+        else:
+            (self.out / FAILED).unlink(missing_ok=True)
         return result
 
     def clean_up(self) -> None:
@@ -217,11 +227,9 @@ class _Batch:
 
     def forget(self, journal: Journal) -> None:
         """Remove the files of predictions that are overwritten, so that none stays among the new ones."""
-        for name in journal.owners:
-            for suffix in SUFFIXES.values():
-                (self.out / f"{name}{suffix}").unlink(missing_ok=True)
-        for table in (PREDICTIONS, FAILED):
-            (self.out / table).unlink(missing_ok=True)
+        files = [f"{name}{suffix}" for name in journal.owners for suffix in SUFFIXES.values()]
+        for file in (*files, PREDICTIONS, FAILED):
+            (self.out / file).unlink(missing_ok=True)
 
     def _finished_key(self, path: Path, journal: Journal) -> str | None:
         """The key of a finished recording, after its missing files are restored; None for other recordings."""
@@ -231,41 +239,33 @@ class _Batch:
             return None
         if key is None or key not in journal:
             return None
-        name = self.names[path]
         # another recording of this name may have been written to this folder since
-        missing = [f for f in self._files(path) if journal.owners.get(name) != key or not f.exists()]
+        owned = journal.owners.get(self.names[path]) == key
+        missing = [file for file in self._files(path) if not owned or not file.exists()]
         if any(file.suffix == SUFFIXES["picture"] for file in missing):
             return None  # a picture needs the sound, which is not in the journal
         if missing:
             self._write(path, journal.read(key))
         return key
 
-    def _predict(self, path: Path, journal: Journal, report: Callable[[float], None] | None) -> str:
-        """Predict a recording, write its files, add it to the journal and return its key."""
-        spectrogram = Spectrogram() if "picture" in self.formats else None
+    def _predict(
+        self, path: Path, spectrogram: Spectrogram | None, report: Callable[[float], None]
+    ) -> tuple[str, Timeline]:
+        """The key and the predictions of a recording; an InputError is a problem of this recording alone."""
 
         def listen(stream: RecordingStream, block: Waveform) -> None:
             if spectrogram is not None:
                 spectrogram.add(stream, block)
-            if report is not None:
-                report(stream.fraction)
+            report(stream.fraction)
 
-        try:
-            annotation = annotation_of(path, self.annotation)
-            if annotation is not None and annotation.absolute() in {f.absolute() for f in self._files(path)}:
-                raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
-            key = key_of(path, annotation)
-            with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
-                timeline = self.predictor(path, annotation, listen).to_dict()
-        except InputError as error:
-            reason = str(error)
-            raise _Failed(reason if str(path) in reason else f"{path}: {reason}") from error
-        self._write(path, timeline)
-        if spectrogram is not None:
-            write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", timeline, spectrogram)
+        annotation = annotation_of(path, self.annotation)
+        if annotation is not None and annotation.absolute() in {f.absolute() for f in self._files(path)}:
+            raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
+        key = key_of(path, annotation)
+        with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
+            timeline = self.predictor(path, annotation, listen).to_dict()
         assert key is not None, "a recording that could be read has a size"
-        journal.add(key, self.names[path], timeline)
-        return key
+        return key, timeline
 
     def _files(self, path: Path) -> list[Path]:
         return [self.out / f"{self.names[path]}{SUFFIXES[f]}" for f in self.formats if f in SUFFIXES]
@@ -275,22 +275,6 @@ class _Batch:
         for format in self.formats:
             if format in WRITERS:
                 WRITERS[format](self.out / f"{self.names[path]}{SUFFIXES[format]}", timeline)
-
-    def _write_tables(self, result: BatchResult, timelines: Iterator[Timeline]) -> None:
-        if "csv" in self.formats and result.predicted:
-            result.files.append(write_csv(self.out / PREDICTIONS, timelines))
-        if result.failed:
-            result.files.append(write_failures(self.out / FAILED, result.failed))
-        else:
-            (self.out / FAILED).unlink(missing_ok=True)
-
-
-class _Failed(Exception):  # noqa: N818 - an outcome, not an error
-    """A recording that cannot be predicted."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:

@@ -33,48 +33,50 @@ def key_of(recording: str | Path, annotation: str | Path | None) -> str | None:
 
 
 class Journal:
-    """The finished recordings of one output folder; created by `open_journal`."""
+    """The finished recordings of one output folder; created by `open_journal`.
+
+    Attributes:
+        identity: Model and settings; None for a new journal.
+        size: Bytes of whole lines.
+        owners: Name of the output files -> key of their recording.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.identity: dict[str, Any] | None = None
-        self.size = 0  # bytes of whole lines
-        self.owners: dict[str, str] = {}  # name of the output files -> key of their recording
+        self.size = 0
+        self.owners: dict[str, str] = {}
+        self.append: Callable[[bytes], None] | None = None
         self._places: dict[str, tuple[int, int]] = {}
-        self._add: Callable[[bytes], None] | None = None
-        with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        # the first truncated or damaged line ends the journal
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), open_regular(path) as file:
             for line in file:
-                if not self._load(line):
-                    break
+                self._load(line)
 
-    def _load(self, line: bytes) -> bool:
-        """Load a line; False for a truncated or damaged one, after which the rest is ignored."""
-        try:
-            entry = parse_json(line) if line.endswith(b"\n") else None
-        except ValueError:
-            return False
-        if not isinstance(entry, dict):
-            return False
+    def _load(self, line: bytes) -> None:
+        """Take in one line."""
+        entry = parse_json(line)
+        if not line.endswith(b"\n"):
+            raise ValueError("truncated")
         if self.identity is None:
-            if entry.get("journal") != _VERSION or not isinstance(entry.get("identity"), dict):
-                return False
-            self.identity = entry["identity"]
-        elif (
-            isinstance(entry.get("key"), str)
-            and isinstance(entry.get("name"), str)
-            and isinstance(entry.get("timeline"), dict)
-        ):
-            self._place(entry["key"], entry["name"], len(line))
-            return True
+            if entry["journal"] != _VERSION:
+                raise ValueError("another version")
+            self.identity = dict(entry["identity"])
         else:
-            return False
+            key, name, _ = str(entry["key"]), str(entry["name"]), dict(entry["timeline"])
+            self._places[key], self.owners[name] = (self.size, len(line)), key
         self.size += len(line)
-        return True
 
-    def _place(self, key: str, name: str, length: int) -> None:
-        self._places[key] = (self.size, length)
-        self.owners[name] = key
-        self.size += length
+    def write(self, **entry: Any) -> None:
+        """Append a line: the identity first, then key, name and timeline of each finished recording.
+
+        Raises:
+            InputError: The disk is full or not writable.
+        """
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+        assert self.append is not None, "a journal is written inside open_journal"
+        self.append(line)
+        self._load(line)
 
     def __contains__(self, key: str | None) -> bool:
         return key in self._places
@@ -86,33 +88,6 @@ class Journal:
             file.seek(start)
             timeline: dict[str, Any] = json.loads(file.read(length))["timeline"]
         return timeline
-
-    def add(self, key: str, name: str, timeline: dict[str, Any]) -> None:
-        """Record that a recording is finished and its files are written.
-
-        Raises:
-            InputError: The disk is full or not writable.
-        """
-        self._place(key, name, self._write({"key": key, "name": name, "timeline": timeline}))
-
-    def begin(self, identity: dict[str, Any], add: Callable[[bytes], None]) -> None:
-        """Start writing; a new journal gets its first line.
-
-        Args:
-            identity: Model and settings, as plain values.
-            add: Appends a line to the file.
-        """
-        self._add = add
-        if self.identity is None:
-            self.size += self._write({"journal": _VERSION, "identity": identity})
-            self.identity = identity
-
-    def _write(self, entry: dict[str, Any]) -> int:
-        """Append a line and return its length."""
-        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
-        assert self._add is not None, "a journal is written inside open_journal"
-        self._add(line)
-        return len(line)
 
 
 @contextlib.contextmanager
@@ -143,8 +118,9 @@ def open_journal(
         forget(journal)
         journal.path.unlink()
         journal = Journal(journal.path)
-    with appending(journal.path, journal.size) as add:
-        journal.begin(identity, add)
+    with appending(journal.path, journal.size) as journal.append:
+        if journal.identity is None:
+            journal.write(journal=_VERSION, identity=identity)
         yield journal
 
 

@@ -94,7 +94,7 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         logits, config = model_outputs["logits"], self.model.config
         calibrated = self.model.probabilities(logits)[0]
         if config.is_multi_label:
-            thresholds = torch.tensor([config.thresholds.get(name, 0.5) for name in config.label_names])
+            thresholds = torch.tensor([*config.per_label("thresholds").values()])
             # compared in float64, as where the thresholds were fitted
             present = calibrated.double() > thresholds.double()
         else:

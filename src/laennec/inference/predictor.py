@@ -7,9 +7,11 @@ read in blocks, so hours need no more memory than minutes, and the result of a s
 the recording. By default a window is not longer than the model's input.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +285,7 @@ class Predictor:
             items = ((place, span, sound) for place, (span, sound) in enumerate(windows))
         else:
             # the annotation is checked once the length of the recording is known
-            check = None if annotation is None else lambda duration_s: _check_annotation(annotation, duration_s)
+            check = None if annotation is None else partial(annotated_spans, annotation)
             items = ((place, spans[place], sound) for place, sound in passing_cycles(stream, spans, context, check))
         for place, span, sound in items:
             self._refuse_short(stream, span, len(sound.own))
@@ -304,24 +306,15 @@ class Predictor:
             yield from logits
             return
         reach = self.neighbours
-        around: deque[tuple[Span, Probabilities]] = deque()
-        place = 0  # of the next span to be returned, within `around`
-
-        def smoothed() -> tuple[Span, Any]:
-            near = [row for _, row in list(around)[max(place - reach, 0) : place + reach + 1]]
-            return around[place][0], smooth_logits(near, [0] * len(near), self.smoothing, reach)[min(place, reach)]
-
-        for item in logits:
+        ends: list[tuple[Span, Probabilities] | None] = [None] * reach
+        around = deque(ends)
+        for item in itertools.chain(logits, ends):
             around.append(item)
-            if len(around) > place + reach:
-                yield smoothed()
-                if place == reach:
-                    around.popleft()
-                else:
-                    place += 1
-        while place < len(around):
-            yield smoothed()
-            place += 1
+            if len(around) > 2 * reach and (own := around[reach]) is not None:
+                near = [one[1] for one in around if one is not None]
+                place = sum(one is not None for one in list(around)[:reach])
+                yield own[0], smooth_logits(near, [0] * len(near), self.smoothing, reach)[place]
+                around.popleft()
 
     def _probabilities(self, logits: Probabilities) -> Probabilities:
         probabilities: Probabilities = self.model.probabilities(torch.from_numpy(logits)).cpu().numpy()
@@ -357,10 +350,6 @@ def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[S
     return spans
 
 
-def _check_annotation(annotation: str | Path, duration_s: float) -> None:
-    annotated_spans(annotation, duration_s)
-
-
 def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple[int, Span, InContext]]]:
     """Group spans into chunks that fill batches; a chunk depends only on the spans before its end."""
     chunk: list[tuple[int, Span, InContext]] = []
@@ -378,10 +367,7 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
 def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) -> dict[str, Any]:
     """The decision rule: thresholds, calibration, and the name of the rule that chose the thresholds."""
     config = model.config
-    calibration = {
-        "temperatures": {name: config.temperatures.get(name, 1.0) for name in config.label_names},
-        "intercepts": {name: config.intercepts.get(name, 0.0) for name in config.label_names},
-    }
+    calibration = {name: config.per_label(name) for name in ("temperatures", "intercepts")}
     if not config.is_multi_label:
         if given:
             raise InputError(
@@ -397,8 +383,8 @@ def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) 
     rule = GIVEN_RULE if given and set(given) == set(config.label_names) else own
     if given and rule == own:
         rule = f"{own}; {', '.join(sorted(given))} {GIVEN_RULE}"
-    thresholds = {name: float(given.get(name, config.thresholds.get(name, 0.5))) for name in config.label_names}
-    return {"rule": rule, "thresholds": thresholds, **calibration}
+    thresholds = config.per_label("thresholds") | dict(given)
+    return {"rule": rule, "thresholds": {name: float(value) for name, value in thresholds.items()}, **calibration}
 
 
 def input_note(predictor: Predictor) -> str | None:

@@ -20,6 +20,7 @@ from laennec.losses.base import (
     widened,
 )
 
+
 class PatchMixContrastiveLoss(Loss):
     """Match each mixed cycle to the two clean cycles it was made of.
 

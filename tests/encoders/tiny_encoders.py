@@ -1,4 +1,4 @@
-"""Smallest models of every family of transformers' audio encoders, random but with weights that make a difference."""
+"""The smallest encoder of every kind, random but with weights that make a difference."""
 
 import torch
 from transformers import PreTrainedModel
@@ -22,7 +22,25 @@ CLAP = {
     "patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4,
     "patch_stride": [16, 16], "patch_size": 16,
 }  # fmt: skip
-# name of the case -> type and settings
+AST = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,
+    "layer_norm_eps": 1e-6,
+}  # fmt: skip
+BEATS = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
+    "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
+}  # fmt: skip
+# name of the case -> type and settings; other families of laennec's own, then those of transformers
+OWN: dict[str, tuple[str, dict]] = {
+    "ast": ("ast", AST),
+    "ast-interpolated": ("ast", {**AST, "time_positions": "interpolate"}),
+    "beats": ("beats", BEATS),
+    "beats-pre-norm": ("beats", {**BEATS, "pre_norm": True, "deep_norm": False}),
+    "beats-no-relative": ("beats", {**BEATS, "relative_positions": False, "gated_positions": False}),
+    "cnn": ("cnn", {"channels": [4, 8]}),
+    "mobilenet": ("mobilenet", {"width_mult": 0.1}),
+    "statistics": ("statistics", {}),
+}
 TINY: dict[str, tuple[str, dict]] = {
     "whisper": ("whisper", WHISPER),
     "whisper-128": ("whisper", {**WHISPER, "num_mel_bins": 128}),
@@ -46,7 +64,7 @@ TINY: dict[str, tuple[str, dict]] = {
 def tiny(case: str, seed: int = 0) -> PreTrainedModel:
     """The model of a case in eval mode; its weights are large enough for errors to show."""
     torch.manual_seed(seed)
-    kind, settings = TINY[case]
+    kind, settings = (OWN | TINY)[case]
     encoder = load_encoder(None, type=kind, **settings)
     with torch.no_grad():
         for name, value in encoder.named_parameters():

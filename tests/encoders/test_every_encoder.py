@@ -1,0 +1,212 @@
+"""Every encoder against the same demands: padding, short cycles, precision, gradients, saving."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+import yaml
+from tiny_encoders import OWN, TINY, tiny
+from transformers import AutoModel
+
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cli.main import main
+from laennec.encoders import encoder_digest, load_encoder
+from laennec.errors import InputError
+
+CASES = {**OWN, **TINY}
+DROPOUTS = ("dropout", "activation_dropout", "attention_dropout")
+
+
+def front_end(encoder) -> LaennecFeatureExtractor:
+    preset = {"cnn": "song2021", "statistics": "efficientat"}.get(encoder.kind) or encoder.presets[0]
+    return LaennecFeatureExtractor(preset, length="natural")
+
+
+def shifted(encoder):
+    """The encoder with biases after its normalisations, so that padding would become visible."""
+    torch.manual_seed(1)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias, 0.3, 0.3)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def sounds(shared_data: Path):
+    """Real breathing of several lengths, at any rate."""
+    path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
+    wave, rate = soundfile.read(path, dtype="float32", frames=soundfile.info(path).samplerate * 4)
+
+    def cut(sampling_rate: int, seconds: tuple[float, ...]) -> list[np.ndarray]:
+        whole = soxr.resample(wave, rate, sampling_rate)
+        return [whole[int(0.3 * i * sampling_rate) :][: round(s * sampling_rate)] for i, s in enumerate(seconds)]
+
+    return cut
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_cycle_in_a_batch_has_the_tokens_it_has_alone(case, sounds) -> None:
+    encoder = shifted(tiny(case))
+    extractor = front_end(encoder)
+    rate = extractor.sampling_rate
+    waves = [*sounds(rate, (2.1, 1.1, 0.3, 0.04)), sounds(rate, (0.5,))[0][: extractor.front.min_samples]]
+    batch = extractor(waves, sampling_rate=rate)
+    # neither the values in the padding matter nor their number
+    poisoned = batch.input_values.masked_fill(batch.attention_mask[:, :, None] == 0, 7.0)
+    longer = torch.nn.functional.pad(batch.input_values, (0, 0, 0, 0 if "clap" in case else 333))
+    longer_mask = torch.nn.functional.pad(batch.attention_mask, (0, longer.shape[1] - poisoned.shape[1]))
+    with torch.no_grad():
+        together = [encoder(poisoned, batch.attention_mask), encoder(longer, longer_mask)]
+        alone = [encoder(extractor(wave, sampling_rate=rate).input_values) for wave in waves]
+    for row, one in enumerate(alone):
+        assert bool(one.token_mask.all()) and bool(torch.isfinite(one.pooler_output).all())
+        for out in together:
+            real = out.last_hidden_state[row][out.token_mask[row]]
+            torch.testing.assert_close(real, one.last_hidden_state[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(out.pooler_output[row], one.pooler_output[0], atol=1e-5, rtol=1e-5)
+    assert float(torch.pdist(torch.cat([one.pooler_output for one in alone[:3]])).min()) > 1e-3  # cycles differ
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_mask_of_ones_is_no_mask_and_bfloat16_stays_near(case) -> None:
+    encoder = shifted(tiny(case))
+    values = torch.randn(2, 90, front_end(encoder).front.feature_size, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, 90, dtype=torch.long)
+    with torch.no_grad():
+        for one, other in zip(encoder(values, mask).to_tuple(), encoder(values).to_tuple(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+        mask[1, 50:] = 0
+        full = encoder(values, mask).pooler_output
+        half = encoder.to(torch.bfloat16)(values.bfloat16(), mask).pooler_output
+    assert half.dtype == torch.bfloat16
+    assert float(torch.cosine_similarity(full, half.float()).min()) > 0.98
+
+
+@pytest.mark.parametrize("case", ["cnn", "mobilenet"])
+def test_training_statistics_ignore_padding(case) -> None:
+    values = torch.randn(2, 90, 64 if case == "cnn" else 128, generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(90)[None] < torch.tensor([40, 90])[:, None]).long()
+    short, long = shifted(tiny(case)).train(), shifted(tiny(case)).train()
+    longer = torch.nn.functional.pad(values, (0, 0, 0, 64), value=5.0)
+    short(values, mask).pooler_output.sum().backward()
+    long(longer, torch.nn.functional.pad(mask, (0, 64))).pooler_output.sum().backward()
+    torch.testing.assert_close(short.state_dict(), long.state_dict(), atol=1e-5, rtol=1e-4)
+    for (name, one), other in zip(short.named_parameters(), long.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("case", ["ast", "beats", "beats-pre-norm", "whisper", "hubert", "wav2vec2-bert"])
+def test_kinds_of_attention_and_checkpointing_change_no_gradient(case, sounds) -> None:
+    results = []
+    for attention, checkpointed in (("eager", False), ("sdpa", True)):
+        encoder = tiny(case).train()
+        if case != "wav2vec2-bert":  # which has one kind of attention
+            encoder.set_attn_implementation(attention)
+        if checkpointed:
+            encoder.gradient_checkpointing_enable()
+            assert encoder.is_gradient_checkpointing
+        for module in encoder.modules():
+            for name in ("p", *DROPOUTS):
+                if isinstance(getattr(module, name, None), float):
+                    setattr(module, name, 0.0)
+        extractor = front_end(encoder)
+        batch = extractor(sounds(extractor.sampling_rate, (0.5, 0.2)), sampling_rate=extractor.sampling_rate)
+        out = encoder(batch.input_values, batch.attention_mask).pooler_output
+        out.square().sum().backward()
+        results.append((out.detach(), {n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ast", "beats", "mobilenet"])
+def test_random_weights_give_moderate_gradients(kind) -> None:
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type=kind, **OWN[kind][1])
+    values = torch.randn(2, 96, 128, generator=torch.Generator().manual_seed(1))
+    encoder.train()(values, torch.ones(2, 96, dtype=torch.long)).pooler_output.square().mean().backward()
+    norm = torch.stack([p.grad.norm() for p in encoder.parameters() if p.grad is not None]).norm()
+    assert 0 < float(norm) < 100
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_a_saved_encoder_comes_back_exactly(case, tmp_path) -> None:
+    encoder = tiny(case)
+    encoder.save_pretrained(tmp_path)
+    again = load_encoder(tmp_path)
+    assert not again.training and again.config.hidden_size == encoder.config.hidden_size
+    torch.testing.assert_close(again.state_dict(), encoder.state_dict(), rtol=0, atol=0)
+    assert encoder_digest(again) == encoder_digest(encoder)
+    assert encoder.kind == "ast" or type(AutoModel.from_pretrained(tmp_path)) is type(encoder)
+
+
+@pytest.mark.parametrize("case", [*OWN, "whisper", "wav2vec2", "wavlm", "wav2vec2-bert"])
+def test_features_that_are_no_batch_of_frames_are_refused(case) -> None:
+    encoder = tiny(case)
+    extractor = front_end(encoder)
+    size, shortest, rate = extractor.front.feature_size, extractor.front.min_samples, extractor.sampling_rate
+    for shape, said in (((2, 0, size), "hold no frame"), ((0, 50, size), "hold no cycle"), ((50, size), "instead of")):
+        with pytest.raises(InputError, match=said) as refused:
+            encoder(input_values=torch.zeros(shape))
+        assert "\n" not in str(refused.value) and ";" in str(refused.value)
+    if case != "cnn":  # which takes any number
+        with pytest.raises(InputError, match=f"{size + 16}"):
+            encoder(input_values=torch.zeros(2, 400, size + 16))
+    sound = np.zeros(shortest, np.float32)
+    with pytest.raises(InputError, match=rf"waveform 0: {shortest - 1} samples .* one frame takes {shortest}"):
+        extractor(sound[: shortest - 1], sampling_rate=rate)
+    with pytest.raises(InputError, match=f"the waveforms have 8000 Hz but these features need {rate} Hz"):
+        extractor(sound, sampling_rate=8000)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A folder corpus of six patients whose cycles last a second, but for one that a test makes short."""
+
+    def write(seconds):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        rows = ["recording,patient,start_s,end_s,label"]
+        for number in range(12):
+            sound = np.random.default_rng(number).standard_normal(8000).astype(np.float32) * 0.1
+            soundfile.write(folder / f"r{number}.wav", sound, 4000)
+            end = seconds if number == 3 else 1.0
+            rows += [
+                f"r{number},p{number},0,{end},{('normal', 'crackle')[number % 2]}",
+                f"r{number},p{number},1,2,wheeze",
+            ]
+        (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["mobilenet", "ast", "beats", "whisper", "wav2vec2"])
+def test_training_and_prediction_on_a_cycle_shorter_than_a_patch_and_than_a_frame(kind, corpus, tmp_path, capsys):
+    settings, preset = CASES[kind][1], front_end(tiny(kind)).preset
+    window_s = LaennecFeatureExtractor(preset).window_ms / 1000
+    recipe = {
+        "name": "short",
+        "corpus": {"name": "folder", "data_dir": str(corpus(window_s + 0.005)), "protocol": "patient-60-20-20"},
+        "features": {"preset": preset},
+        "encoder": {"type": kind, "config": settings},
+        "train": {"epochs": 1, "batch_size": 8, "selection_metric": "loss"},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    command = ["train", str(tmp_path / "r.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    (tmp_path / "r3.txt").write_text(f"0\t{window_s + 0.005}\tcrackle\n")
+    answer = ["predict", str(tmp_path / "run"), str(corpus(1.0) / "r3.wav"), "--annotation", str(tmp_path / "r3.txt")]
+    assert main([*answer, "--out", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    corpus(window_s - 0.005)
+    assert main([*command[:-1], str(tmp_path / "other")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "r3.wav: cycle at 0 to" in err and "shorter than one frame" in err
+    assert not (tmp_path / "other").exists()
+    (tmp_path / "r3.txt").write_text(f"0\t{window_s - 0.005}\tcrackle\n")
+    assert main([*answer, "--out", str(tmp_path / "out2")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "r3.wav" in err and "shorter than one frame" in err
+    assert "r3.wav" in (tmp_path / "out2" / "failed.csv").read_text() and not list((tmp_path / "out2").glob("r3*"))
