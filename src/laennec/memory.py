@@ -1,8 +1,8 @@
-"""Memory that does not suffice, recognised and said in one line.
+"""Out-of-memory errors, recognised and reported in one line.
 
-Decisions: running out of memory is something a user can mend with a smaller setting, so it is never a traceback.
-torch says it in several ways (an error of its own on a GPU, plain RuntimeErrors with a sentence on a CPU), numpy and
-Python in another; what they have in common is looked for in their words, without importing any of them.
+Decisions: a user can avoid them with a smaller setting, so they are never a traceback. torch raises an error class of
+its own on a GPU and plain RuntimeErrors on a CPU, numpy and Python raise MemoryError: they are recognised by class name
+and message, so that this module imports none of them.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ _AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+ ?(?:[KMG
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice."""
+    """Whether an error is an out-of-memory error."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError | OSError) and bool(_WORDS.search(str(error)))
 
 
 def asked_for(error: BaseException | str) -> str:
-    """How much was asked for in vain, in brackets; "" where the error does not say."""
+    """The size of the failed allocation, in brackets; "" where the message has none."""
     found = _AMOUNT.search(str(error))
     if found is None:
         return ""
@@ -41,7 +41,7 @@ def asked_for(error: BaseException | str) -> str:
 
 
 def release() -> None:
-    """Give back what nothing holds any more."""
+    """Free unused memory."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -50,11 +50,7 @@ def release() -> None:
 
 @contextlib.contextmanager
 def in_one_line(what: str, remedy: str) -> Iterator[None]:
-    """Have memory that does not suffice within the block be one line: `what` it was needed for, and a `remedy`.
-
-    Raises:
-        InputError: It did not suffice.
-    """
+    """Turn an out-of-memory error in the block into an `InputError`: `what` needed the memory, and a `remedy`."""
     try:
         yield
     except InputError:

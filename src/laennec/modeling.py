@@ -2,8 +2,8 @@
 
 Decisions: a frozen encoder stays in eval mode and outside the graph. A head-only checkpoint names its base and
 carries a digest of the base's weights, because a head on another encoder fails silently otherwise. `forward` takes no
-**kwargs: transformers' Trainer would then rescale the loss under gradient accumulation. A model that joins context
-pools a cycle and the joined cycles one by one, as any encoder can, and its embedding is both side by side.
+**kwargs: transformers' Trainer would then rescale the loss under gradient accumulation. A model with
+concatenated context pools a cycle and its context separately, and its embedding is both, one after the other.
 """
 
 import builtins
@@ -34,7 +34,7 @@ from laennec.encoders import (
     load_encoder,
 )
 from laennec.encoders.base import TokenMix
-from laennec.encoders.bases import base_encoder, loading_error, quiet, refuse_untrusted_adapter, remember_base
+from laennec.encoders.bases import base_encoder, loading_error, refuse_untrusted_adapter, remember_base
 from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.own import contains_own
@@ -89,7 +89,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         dim = self.embedding_dim
         norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
         self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout, norm_eps)
-        # further questions are answered outside `forward`: who asks has rows of another kind, or wants them all at once
+        # task heads are applied outside `forward`: their rows are of another kind, or needed all at once
         self.tasks = nn.ModuleDict(
             {name: Head(dim, len(task["labels"]), 0, config.head_dropout) for name, task in config.tasks.items()}
         )
@@ -98,7 +98,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             if config.projection_dim
             else None
         )
-        # transformers gives new weights to models whose author forgot `post_init`; what was handed over is kept
+        # transformers re-initialises models without `post_init`; the weights of a given encoder are kept
         given = None
         if contains_own(config.encoder_config) and not any(value.is_meta for value in encoder.state_dict().values()):
             given = {name: value.clone() for name, value in encoder.state_dict().items()}
@@ -216,7 +216,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.config.trained_layers = layers
 
     def add_adapters(self, lora: Mapping[str, Any]) -> None:
-        """Put LoRA adapters (as `LaennecConfig.lora` says) into the encoder, which itself is_frozen from now on."""
+        """Put LoRA adapters (see `LaennecConfig.lora`) into the encoder, whose own weights are then frozen."""
         self.config.encoder_digest = encoder_digest(self.encoder)
         adapters.add_lora(self.encoder, lora)
         self.config.lora = dict(lora)
@@ -253,13 +253,13 @@ class LaennecForAudioClassification(PreTrainedModel):
             if context_values is not None:
                 raise ValueError("context_values were given to a model that joins no context; leave them out")
             return own
-        joined = own if context_values is None else self._pooled(context_values, context_mask)
-        return torch.cat([own, joined], 1)
+        context = own if context_values is None else self._pooled(context_values, context_mask)
+        return torch.cat([own, context], 1)
 
     def _pooled(self, input_values: Tensor, attention_mask: Tensor | None, token_mix: TokenMix | None = None) -> Tensor:
-        still = self.config.frozen_encoder or self.encoder_frozen_in_stage
+        frozen = self.config.frozen_encoder or self.encoder_frozen_in_stage
         mixing = {} if token_mix is None else {"token_mix": token_mix}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not still):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             out = self.encoder(input_values=input_values, attention_mask=attention_mask, **mixing)
             if self.config.pooling == "encoder":
                 pooled: Tensor = out.pooler_output
@@ -289,7 +289,7 @@ class LaennecForAudioClassification(PreTrainedModel):
                 (batch, labels) for single_label.
             embeddings: (batch, dim) instead of `input_values`, where the encoder has run already.
             return_dict: False for a plain tuple.
-            context_values: (batch, frames, mels), each cycle joined with its neighbours, for a model that joins
+            context_values: (batch, frames, mels), each cycle with its neighbours, for a model with concatenated
                 context; None where no cycle has any.
             context_mask: (batch, frames), 1 on real frames of `context_values`.
             token_mix: Patches exchanged between cycles inside the encoder, in training.
@@ -420,10 +420,9 @@ class LaennecForAudioClassification(PreTrainedModel):
             encoder = base_encoder(config, base) if config.head_only else None
             absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY
             settings = {**kwargs, "config": config, "absent": absent}
-            with quiet(config.head_only):
-                model, info = loaded_strictly(
-                    super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
-                )
+            model, info = loaded_strictly(
+                super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
+            )
         except InputError:
             raise
         except LOADING_ERRORS as error:
@@ -443,8 +442,8 @@ class LaennecForAudioClassification(PreTrainedModel):
             model.freeze_encoder()
         elif config.trained_layers:
             model.train_last_layers(config.trained_layers)
-        answer: Any = (model, info) if wants_info else model
-        return answer
+        loaded: Any = (model, info) if wants_info else model
+        return loaded
 
 
 def _register_pipeline() -> None:

@@ -1,9 +1,9 @@
 """Files that other people wrote, read with limits.
 
 Decisions: only a regular file is read (a pipe or a device never ends), up to a size that no honest file of its kind
-has. JSON and YAML are read no deeper than honest files nest, YAML without tags and with as many aliases as fit into a
-file of their own length: a few lines can otherwise stand for more than any memory holds. What is wrong is said with
-the errors that readers of files expect anyway (OSError, ValueError, yaml.YAMLError), so that each says it in its words.
+has. JSON and YAML are read to a limited depth, YAML without tags and with a limited number of values, aliases counted:
+a few lines can otherwise stand for more than any memory holds. Problems are raised as the errors that readers of files
+expect anyway (OSError, ValueError, yaml.YAMLError).
 """
 
 import errno

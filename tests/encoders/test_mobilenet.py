@@ -17,11 +17,6 @@ def load_released(path):
 
 
 @pytest.fixture(scope="module")
-def released(shared_root: Path) -> Path:
-    return shared_root / "weights/mn04_as_mAP_432.pt"
-
-
-@pytest.fixture(scope="module")
 def encoder(released: Path) -> MobileNetEncoder:
     return load_released(released)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_encoders import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 from safetensors.torch import load_file, save_file
+from tiny_encoders import BERT, CLAP, SPEECH, TINY, WHISPER, tiny
 from transformers import (
     ClapAudioConfig,
     ClapConfig,

@@ -212,7 +212,7 @@ def test_an_exported_folder_is_pushed_as_it_is(pushed_run, hub, user, tmp_path):
     user.types("push", tmp_path / "mine", "tester/folder", "--format", "head").refused("--format")
 
 
-NAMES = ("a/b/c", "a/", "/b", "a/b.git", "a/-b", "a/b--c", "a/b..c", "a/" + "b" * 95, "ä/b", "")
+NAMES = ("a/b/c", "a/", "/b", "a/b.git", "a/-b", "a/b--c", "a/b..c", "a/" + "b" * 97, "ä/b", "")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -130,7 +130,8 @@ def test_a_port_that_is_taken_is_one_line(served, tiny_run):
 def test_a_visitor_uploads_a_sound_and_sees_its_prediction(page, served, small_corpus, tmp_path):
     page.goto(served)
     page.wait_for_selector("#predict")
-    assert "not a medical device" in page.inner_text("main")
+    text = page.inner_text("main")
+    assert "not a medical device" in text and "predicts crackle, wheeze along the recording" in text
     sound = sorted(small_corpus.glob("*.wav"))[0]
     page.set_input_files("#recording input[type=file]", str(sound))
     page.wait_for_selector("#recording #waveform, #recording [data-testid=waveform-Recording]")

@@ -8,13 +8,12 @@ same weights are found by their digest where a head on them was saved here, or a
 import contextlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
 from laennec.encoders.checkpoints import out_of_reach, reason
@@ -36,7 +35,7 @@ def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrained
         encoder, source = base if isinstance(base, PreTrainedModel) else as_encoder(base), type(base).__name__
     else:
         source = str(base or _named_base(config))
-        local = base is not None or _is_local(source)
+        local = base is not None or is_local(source)
         try:
             encoder = _load(config, source, None if local else config.base_model_revision)
         except InputError as error:
@@ -58,7 +57,7 @@ def base_encoder(config: Any, base: str | Path | nn.Module | None) -> PreTrained
 
 
 def _load(config: Any, source: str, revision: str | None) -> PreTrainedModel:
-    """The base at a place; that of a user's own class is built as the model's configuration says."""
+    """The base encoder of a source; one of a user's own class is built from the model's configuration."""
     inner = config.encoder_config
     inner = inner.encoder_config if isinstance(inner, GroupsConfig) else inner
     if is_own(inner):
@@ -72,7 +71,7 @@ def remember_base(config: Any) -> None:
     A path in a downloaded config is not followed; the digest finds the places that heads were saved with here.
     """
     named = config.base_model_name_or_path
-    if not named or not _is_local(str(named)) or not Path(named).exists():
+    if not named or not is_local(str(named)) or not Path(named).exists():
         return
     places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
     with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
@@ -94,9 +93,9 @@ def _record_of(digest: str) -> Path:
     return cache_root() / "bases" / f"{digest}.json"
 
 
-def _is_local(name: str) -> bool:
-    """Whether a base lies on this machine: a name of the Hub is OWNER/NAME, and nothing of that name is here."""
-    return not _HUB_ID.fullmatch(name) or Path(name).exists()
+def is_local(name: str) -> bool:
+    """Whether a base is a file or folder of this machine; a Hub id is OWNER/NAME, and nothing of that name is here."""
+    return bool(name) and (not _HUB_ID.fullmatch(name) or Path(name).exists())
 
 
 def _named_base(config: Any) -> str:
@@ -106,14 +105,14 @@ def _named_base(config: Any) -> str:
         InputError: It names a place on this machine that no head was saved with here.
     """
     named = str(config.base_model_name_or_path)
-    if not _is_local(named):
+    if not is_local(named):
         return named
     for place in known_places(config.encoder_digest):
         if Path(place).exists():
             return place
     raise InputError(
         f"the model is a head for a base encoder at {named!r}, a place on its author's machine, which is not followed "
-        "here; say where the base lies: base=..., or --base on the command line"
+        "here; give its place: base=..., or --base on the command line"
     )
 
 
@@ -136,7 +135,7 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
 
 
 def loading_error(name: str | Path, error: BaseException) -> InputError:
-    """What to say where transformers cannot load a model."""
+    """The one-line error where transformers cannot load a model."""
     if not Path(name).exists() and (isinstance(error, OSError) or hub_reason(error)):
         return out_of_reach(name, error)
     if pickles := sorted(p.name for pattern in _PICKLES for p in Path(name).glob(pattern)):
@@ -147,15 +146,3 @@ def loading_error(name: str | Path, error: BaseException) -> InputError:
     return InputError(
         f"{name}: cannot load a laennec model: {reason(error)}; give an exported folder or a Hub id of a laennec model"
     )
-
-
-@contextlib.contextmanager
-def quiet(yes: bool = True) -> Iterator[None]:
-    """Keep transformers from reporting weights as missing that are left out on purpose."""
-    before = logging.get_verbosity()
-    if yes:
-        logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

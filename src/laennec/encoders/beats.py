@@ -202,7 +202,7 @@ class BeatsEncoder(AudioEncoder):
             **dropouts: Rates of `BeatsConfig` that replace the checkpoint's.
 
         Returns:
-            The encoder in eval mode, of the size that cfg says.
+            The encoder in eval mode, of the size in cfg.
 
         Raises:
             InputError: Settings that do not fit together, weights that do not fit them, or no classifier where one is
@@ -238,7 +238,7 @@ class BeatsEncoder(AudioEncoder):
         return encoder.eval()
 
 
-# the authors' settings: our name and the value where a checkpoint does not say
+# the authors' settings: our name, and the value where a checkpoint has none
 _SETTINGS: dict[str, tuple[str, Any]] = {
     "input_patch_size": ("patch_size", -1),
     "embed_dim": ("patch_dim", 512),

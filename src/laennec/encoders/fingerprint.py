@@ -1,8 +1,8 @@
 """The embedding of one fixed input, which shows whether an encoder was loaded correctly.
 
-Decisions: a fingerprint is outputs, not weights. Weights that arrive unharmed under wrong settings, or in code that
-has come to mean something else, have the right digest and give the wrong embeddings. It is taken when an encoder is
-saved, kept in its configuration, and taken again when it is loaded.
+Decisions: a fingerprint is outputs, not weights: the right weights under wrong settings, or in code that has changed,
+have the right digest and give the wrong embeddings. It is computed when an encoder is saved, kept in its configuration,
+and compared when it is loaded.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from laennec.errors import InputError
 
-# long enough (2.6 s) that far apart tokens have a say
+# long enough (2.6 s) that tokens far apart affect it
 _FRAMES, _NUMBERS = 256, 16
 # of the recorded numbers' norm: another processor's rounding stays well below, another bucket of distances above
 _TOLERANCE, _TOLERANCE_ON_DEVICE, _TOLERANCE_HALF = 0.002, 0.02, 0.2

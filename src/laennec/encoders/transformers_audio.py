@@ -263,7 +263,7 @@ class ClapAudioEncoder(TransformersEncoder):
     _supports_sdpa = False
 
     def __init__(self, config: PreTrainedConfig) -> None:
-        # what comes out; checkpoints may say otherwise
+        # the width of the output; published configurations differ
         config.hidden_size = config.patch_embeds_hidden_size * 2 ** (len(config.depths) - 1)
         super().__init__(config)
 

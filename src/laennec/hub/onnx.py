@@ -275,15 +275,13 @@ def _int8_effect(
     for kind, file in (("float", FLOAT_FILE), ("int8", INT8_FILE)):
         logits = _logits_of(OnnxModel(folder / file, 2 * extractor.front.min_samples), sounds)
         table = predictions.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(names)})
-        answers = read_predictions(
+        read = read_predictions(
             table,
             problem_type="multi_label" if model.config.is_multi_label else "single_label",
             label_names=names,
             temperatures=model.config.temperatures,
         )
-        scores[kind] = {
-            name: auroc(answers.truth[:, i], answers.logits[:, i]) for i, name in enumerate(answers.label_names)
-        }
+        scores[kind] = {name: auroc(read.truth[:, i], read.logits[:, i]) for i, name in enumerate(read.label_names)}
     return {
         "part": "validation",
         "cycles": len(sounds),

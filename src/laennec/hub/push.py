@@ -6,7 +6,6 @@ rejected: a head or adapters with a local base, or a folder without its front en
 record; a card with open questions is not pushed.
 """
 
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders.bases import is_local
 from laennec.errors import InputError
 from laennec.hub.card import FILE as CARD
 from laennec.hub.card import HOW_TO_ANSWER, check_publishable, describe_questions, render_card, write_card
@@ -131,7 +131,7 @@ def push_model(
     run = _run_of(Path(origin)) if origin and Path(origin).is_dir() else None
     if run is not None:
         _check_questions(run, None)
-    if "head_only" not in saving and not model.config.lora and _is_local(model.config.base_model_name_or_path):
+    if "head_only" not in saving and not model.config.lora and is_local(model.config.base_model_name_or_path or ""):
         saving["head_only"] = False  # others do not have the base
     with tempfile.TemporaryDirectory(prefix="laennec-push-") as temporary:
         folder = Path(temporary)
@@ -218,16 +218,11 @@ def _check_loadable(folder: Path) -> None:
         return
     config = read_record(folder / "config.json")
     base = config.get("base_model_name_or_path")
-    if config.get("head_only") and _is_local(base):
+    if config.get("head_only") and is_local(str(base or "")):
         raise InputError(
             f"{folder}: the base of this head is a file on this machine ({base}); give its repository (--base-name "
             "OWNER/NAME), or use --format full"
         )
-
-
-def _is_local(base: str | None) -> bool:
-    """Whether a base model is a file or folder of this machine."""
-    return bool(base) and (Path(str(base)).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(base)))
 
 
 def _check_questions(run: Path, license: str | None) -> None:

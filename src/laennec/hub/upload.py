@@ -9,7 +9,6 @@ A repository stays private until this last step. Only the named files are upload
 import glob
 import hashlib
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,6 @@ from laennec.errors import InputError, hub_reason, will_pass
 
 TIMEOUT_S = 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)
-_NAME = re.compile(r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?")
-_MAX_NAME = 96
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -51,17 +48,19 @@ def check_repo_name(repo: str) -> None:
     Raises:
         InputError: The name has no owner, or characters that the Hub does not accept.
     """
-    namespace, slash, name = repo.partition("/")
-    if not slash:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if "/" not in repo:
         raise InputError(
             f"{repo}: the owner is missing; write OWNER/{repo or 'NAME'}, with your name on the Hub as OWNER"
         )
-    valid = all(_NAME.fullmatch(part) and "--" not in part and ".." not in part for part in (namespace, name))
-    if not valid or name.endswith(".git") or len(repo) > _MAX_NAME:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
         raise InputError(
             f"{repo}: not a valid name of a repository; write OWNER/NAME with letters, digits, '-', '_' and '.' (not "
-            f"doubled, not at the ends), at most {_MAX_NAME} characters"
-        )
+            "doubled, not at the ends), at most 96 characters"
+        ) from error
 
 
 def find_token(repo: str, token: str | None = None) -> str:
