@@ -1,4 +1,4 @@
-"""What a finished run leaves behind, for comparing two to the last bit."""
+"""What commands leave behind: a finished run, for comparing two to the last bit, and one line of error."""
 
 import json
 from pathlib import Path
@@ -15,3 +15,11 @@ def what_it_left(run: Path) -> tuple:
     kept = json.dumps({k: record[k] for k in KEPT}, sort_keys=True)
     weights = {k: v.tobytes() for k, v in load_file(run / "model" / "model.safetensors").items()}
     return weights, pd.read_parquet(run / "predictions-validation.parquet").to_csv(), kept
+
+
+def one_line(capsys, *said) -> str:
+    """The error output is one line that holds all of these."""
+    err = capsys.readouterr().err
+    assert err.startswith("laennec: ") and err.count("\n") == 1, err
+    assert all(str(part) in err for part in said), err
+    return err

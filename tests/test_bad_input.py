@@ -17,6 +17,7 @@ from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
 from laennec.training.checkpoints import damage
+from runs import one_line
 
 RATE = 4000
 TONE = (0.3 * np.sin(np.arange(30 * RATE) / 7)).astype(np.float32)
@@ -62,14 +63,6 @@ def recipe(tiny_recipe, corpus, tmp_path):
 
 def train(recipe, out, *arguments):
     return main(["train", str(recipe), "--output_dir", str(out), "--train.epochs", "1", *arguments])
-
-
-def one_line(capsys, *parts):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1 and "Traceback" not in err, err
-    for part in parts:
-        assert str(part) in err, (part, err)
-    return err
 
 
 def temporary_files(*folders):

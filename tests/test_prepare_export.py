@@ -10,6 +10,7 @@ import yaml
 
 from laennec.cli.main import main
 from laennec.corpora.exported import MANIFEST
+from runs import one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -22,11 +23,6 @@ def exported(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         patch.setenv("LAENNEC_CACHE", str(out.parent / "cache"))
         assert main(["prepare", "synthetic", *flags]) == 0
     return out
-
-
-def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> None:
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1 and all(word in err for word in words), err
 
 
 def test_it_says_what_was_exported_and_prepare_reads_it(

@@ -16,6 +16,7 @@ from laennec.evaluation.evaluate import load_model
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer
+from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -59,13 +60,6 @@ def logits(model, extractor):
     sound = np.random.default_rng(0).standard_normal(2 * extractor.sampling_rate).astype(np.float32) * 0.1
     with torch.inference_mode():
         return model.eval()(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 def test_a_run_keeps_head_and_adapters_alone(lora_run, base):

@@ -28,6 +28,7 @@ from laennec.hub.card_metadata import check_metadata, is_hub_id
 from laennec.hub.evidence import citations_of, without_machine_paths
 from laennec.rendering import code, escaped, plain
 from laennec.training.recipe import LICENCES, CardSettings
+from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -76,13 +77,6 @@ def read(path):
 def head_and_body(text):
     _, head, body = text.split("---\n", 2)
     return yaml.safe_load(head), body
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 class Page(HTMLParser):

@@ -14,6 +14,7 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub import export
 from laennec.modeling import LaennecForAudioClassification
+from runs import one_line
 
 FULL = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 
@@ -22,13 +23,6 @@ def logits(model, extractor, seconds=2.0):
     sound = np.random.default_rng(0).standard_normal(int(seconds * extractor.sampling_rate)).astype(np.float32) * 0.1
     with torch.inference_mode():
         return model.eval()(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 @pytest.mark.parametrize("which", ["tiny_run", "frozen_run"])

@@ -11,7 +11,6 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +284,10 @@ class Predictor:
             items = ((place, span, sound) for place, (span, sound) in enumerate(windows))
         else:
             # the annotation is checked once the length of the recording is known
-            check = None if annotation is None else partial(annotated_spans, annotation)
+            def check(duration_s: float) -> None:
+                if annotation is not None:
+                    annotated_spans(annotation, duration_s)
+
             items = ((place, spans[place], sound) for place, sound in passing_cycles(stream, spans, context, check))
         for place, span, sound in items:
             self._refuse_short(stream, span, len(sound.own))
