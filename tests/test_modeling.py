@@ -59,7 +59,7 @@ def released(shared_root):
 
 def in_a_fresh_process(code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
