@@ -65,7 +65,7 @@ def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_pat
     length = {} if kind == "clap" else {"length": "natural"}
     labels = {"id2label": {0: "crackle", 1: "wheeze"}, "label2id": {"crackle": 0, "wheeze": 1}}
     config = LaennecConfig(
-        encoder.config,
+        encoder_config=encoder.config,
         **labels,
         pooling="encoder" if kind == "clap" else "mean",
         temperatures={"crackle": 2.0, "wheeze": 0.7},
