@@ -93,7 +93,8 @@ def test_positions_and_folded_numbers_are_those_of_the_model(tiny_ast, tmp_path,
     encoder = load_encoder(tiny_ast, time_positions=positions)
     extractor = LaennecFeatureExtractor("ast", length="zero_frames", duration_s=frames / 100, mean=-5.0, std=3.0)
     config = LaennecConfig(
-        encoder_config=encoder.config, head_layer_norm=True, id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2},
+        encoder_config=encoder.config,
+        head_layer_norm=True, id2label={0: "a", 1: "b", 2: "c"}, label2id={"a": 0, "b": 1, "c": 2},
         temperatures={"a": 1.7, "c": 0.4}, intercepts={"a": 0.9, "b": -2.0},
     )  # fmt: skip
     model = LaennecForAudioClassification(config, encoder).eval()
