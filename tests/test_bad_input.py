@@ -75,7 +75,7 @@ def temporary_files(*folders):
 # ---------------------------------------------------------------- recordings
 
 
-def test_predict_lists_each_bad_recording_and_answers_the_others(tiny_run, small_corpus, tmp_path, capsys):
+def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, small_corpus, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
     for number, (spoil, _) in enumerate(BAD.values()):
@@ -132,7 +132,7 @@ def test_training_lists_every_bad_recording_in_one_go_and_keeps_the_good_ones(
     capsys.readouterr()
 
 
-def test_prepare_lists_header_and_sound_problems_together(corpus, tmp_path, capsys):
+def test_prepare_lists_header_and_sound_problems(corpus, tmp_path, capsys):
     sounds = sorted(corpus.glob("*.wav"))
     truncated(sounds[0])
     not_a_number(sounds[5])

@@ -58,7 +58,7 @@ def calibrated(model, logits):
 @pytest.mark.parametrize("pooling", ["encoder", "mean"])
 @pytest.mark.parametrize("concatenated_context", [False, True])
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_the_answer_is_the_mean_of_calibrated_log_odds(pooling, concatenated_context, hidden):
+def test_the_output_is_the_mean_of_calibrated_log_odds(pooling, concatenated_context, hidden):
     kind = {"pooling": pooling, "concatenated_context": concatenated_context, "head_hidden_dim": hidden}
     models = [member(seed, **kind) for seed in range(3)]
     joined = join_models(models)
@@ -147,7 +147,7 @@ def test_its_weights_are_its_own():
         torch.testing.assert_close(joined(input_values=features()).logits, before, rtol=0, atol=0)
 
 
-def test_an_answer_does_not_depend_on_the_batch():
+def test_a_prediction_does_not_depend_on_the_batch():
     joined = join_models([member(seed) for seed in range(2)])
     mask = (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()
     with torch.no_grad():

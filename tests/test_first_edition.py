@@ -206,7 +206,7 @@ def same_prints(case, root):
 
 
 @pytest.mark.parametrize("name", LOADED)
-def test_an_exported_model_answers_as_it_did(name, tmp_path):
+def test_an_exported_model_predicts_as_before(name, tmp_path):
     wanted, got = golden("predictions")[name], answers_of(name, tmp_path)
     assert got["labels"] == wanted["labels"] and got["present"] == wanted["present"]
     assert set(got["tasks"]) == set(wanted["tasks"])
@@ -223,7 +223,7 @@ def test_the_auto_classes_load_it(name):
     assert logits_of(model, extractor)["logits"] == close(golden("predictions")[name]["logits"])
 
 
-def test_stock_and_onnx_files_answer_as_they_did():
+def test_stock_and_onnx_files_predict_as_before():
     wanted = golden("predictions")
     assert stock_answers()["logits"] == close(wanted["stock"]["logits"])
     got = onnx_answers()

@@ -248,7 +248,7 @@ def test_spec_augment_without_mask_keeps_dtype_and_input():
         SpecAugment()(features, None, seed=0, epochs=[0], cycle_indices=[0, 1])
 
 
-def test_partners_come_from_the_candidates_and_never_from_the_cycle_itself():
+def test_second_cycles_come_from_the_candidates_and_never_from_the_cycle_itself():
     candidates = np.array([2, 3, 5, 7])
     chosen = [concatenation_partner(0, 0, index, candidates, 0.5) for index in range(1000)]
     assert sum(partner is not None for partner in chosen) == pytest.approx(500, abs=60)

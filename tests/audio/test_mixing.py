@@ -101,7 +101,7 @@ def test_mixup_of_features_and_labels():
     assert shares.std() == pytest.approx((1 / (4 * 21)) ** 0.5, rel=0.1)
 
 
-def test_two_classes_heard_together_follow_the_lungmix_rule():
+def test_two_mixed_classes_follow_the_lungmix_rule():
     names = ["wheeze", "Normal", "both", "crackle"]
     union = LabelUnion(names, multi_label=False)
     for first, second, expected in cases("audio", "waveform_rules")["lungmix_label_rule"]["expected"]["rows"]:
@@ -112,7 +112,7 @@ def test_two_classes_heard_together_follow_the_lungmix_rule():
     assert several.tolist() == [2, 0, 3] and several.dtype == torch.int64
 
 
-def test_rows_of_labels_heard_together_hold_what_either_does():
+def test_mixed_label_rows_hold_the_labels_of_both():
     rows = torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]])
     union = LabelUnion(["crackle", "wheeze"], multi_label=True)
     for a in range(4):
@@ -122,7 +122,7 @@ def test_rows_of_labels_heard_together_hold_what_either_does():
     assert rows[0].tolist() == [0, 0]
 
 
-def test_a_label_called_normal_stays_only_where_nothing_else_is_heard():
+def test_a_label_called_normal_stays_only_without_another_label():
     union = LabelUnion(["Fine Crackle", "Normal", "Wheeze"], multi_label=True)
     normal, wheeze = torch.tensor([[0.0, 1, 0]]), torch.tensor([[0.0, 0, 1]])
     assert union(normal, wheeze).tolist() == [[0, 0, 1]]
@@ -133,7 +133,7 @@ def test_a_label_called_normal_stays_only_where_nothing_else_is_heard():
 @pytest.mark.parametrize(
     "names", [["normal", "crackle", "wheeze"], ["COPD", "Asthma"], ["normal", "Rhonchi", "both", "Stridor"]]
 )
-def test_classes_that_have_no_class_together_are_named(names):
+def test_label_combinations_without_a_class_are_named(names):
     with pytest.raises(ValueError, match="together are no class of"):
         LabelUnion(names, multi_label=False)
     assert LabelUnion(["normal", "abnormal"], False)(torch.tensor([0, 1]), torch.tensor([1, 1])).tolist() == [1, 1]

@@ -157,7 +157,7 @@ def test_what_only_the_end_tells_is_told_at_the_end(tmp_path):
     assert len(streamed(tmp_path / "silent.wav", allow_silent=True)) == 80_000
 
 
-def test_a_listener_hears_every_block_as_it_is_handed_out(real):
+def test_a_listener_gets_every_block_when_it_is_yielded(real):
     heard = []
     with open_recording(real[0][0], 4000, listener=lambda stream, block: heard.append(block)) as stream:
         for _ in passing_windows(stream, 3, 1.5):

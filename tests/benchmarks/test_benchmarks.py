@@ -175,7 +175,7 @@ def test_every_size_is_compared_with_the_smallest(monkeypatch):
 
 @pytest.mark.soak
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
-def test_two_processes_train_together(tiny):
+def test_two_processes_train_one_model(tiny):
     assert growth._rate(2) > 0
 
 

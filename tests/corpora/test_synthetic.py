@@ -82,7 +82,7 @@ class TestLayout:
             assert all(one.end_s == other.start_s for one, other in itertools.pairwise(cycles))
             assert all(0.5 < cycle.end_s - cycle.start_s < 8 for cycle in cycles)
 
-    def test_mc_recordings_hear_one_breathing_at_several_places(self, corpus) -> None:
+    def test_mc_recordings_hold_one_breathing_at_several_places(self, corpus) -> None:
         sessions: dict[str, list[Path]] = {}
         for path in recordings(corpus):
             patient, visit, _, mode, _ = path.stem.split("_")

@@ -97,7 +97,7 @@ def test_a_torn_cache_is_made_again(table: datasets.Dataset, tmp_path: Path, dam
         np.testing.assert_array_equal(waveforms[index], naive(table[index], 8000))
 
 
-def test_all_failures_are_told_together_and_the_rest_is_kept(table: datasets.Dataset, tmp_path: Path) -> None:
+def test_all_failures_are_listed_and_the_others_are_kept(table: datasets.Dataset, tmp_path: Path) -> None:
     paths = list(dict.fromkeys(table["recording_path"]))
     Path(paths[0]).unlink()
     Path(paths[2]).write_bytes(b"changed")

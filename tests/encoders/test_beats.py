@@ -244,7 +244,7 @@ def test_a_model_with_beats_comes_back_through_the_auto_classes(tmp_path: Path, 
         assert again.encoder.config._attn_implementation == "sdpa"
 
 
-def test_what_answers_otherwise_than_when_it_was_saved_is_refused(tmp_path: Path, released: Path) -> None:
+def test_a_model_that_predicts_differently_after_saving_is_refused(tmp_path: Path, released: Path) -> None:
     encoder = load_encoder(released)
     encoder.save_pretrained(tmp_path)
     config_file, weights_file = tmp_path / "config.json", tmp_path / "model.safetensors"

@@ -253,7 +253,7 @@ def test_platt_leaves_logits_that_fall_with_the_label():
         fit_on_validation(table, LABELS, calibration="isotonic")
 
 
-def test_classes_share_one_temperature_and_keep_their_answers():
+def test_classes_share_one_temperature_and_keep_their_order():
     rng = np.random.default_rng(7)
     names = ["normal", "abnormal", "noise"]
     honest = rng.normal(0, 1.5, (2000, 3))
@@ -313,7 +313,7 @@ def test_bands_are_percentiles_over_the_same_draws_of_patients():
     assert curve["intervals"][place][0] < curve["model"][place] < curve["intervals"][place][1]
 
 
-def test_single_label_answers_have_curves_of_the_same_labels_and_one_class_has_none():
+def test_single_label_predictions_have_curves_of_the_same_labels_and_one_class_has_none():
     table = cycles()
     both, single = (
         decision_curves(read_predictions(t, problem_type=k, label_names=n), n_draws=0)

@@ -72,7 +72,7 @@ def test_an_interval_over_seeds_too_is_wider_than_one_over_patients_alone():
     assert apart[1] - apart[0] > 2 * (alike[1] - alike[0])
 
 
-def test_folds_together_are_one_run_over_all_their_patients():
+def test_joined_folds_are_one_run_over_all_their_patients():
     whole = answers(1.5, 3)
     fold = np.array([int(patient) % 5 for patient in whole.table["patient_id"]])
     parts = [whole.subset(fold == k) for k in range(5)]

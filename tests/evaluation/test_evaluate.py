@@ -204,7 +204,7 @@ def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_pa
     assert alone.evaluation["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
 
 
-def test_the_filter_of_a_model_changes_what_it_hears(filtered_run, small_corpus, tmp_path, no_pages):
+def test_the_filter_of_a_model_changes_its_input(filtered_run, small_corpus, tmp_path, no_pages):
     """Without it the test above could not fail."""
     bare = shutil.copytree(filtered_run / "model", tmp_path / "bare")
     settings = read(bare / "preprocessor_config.json")

@@ -126,7 +126,7 @@ def test_what_is_no_embedding_is_refused():
         embedding_map(np.full((3, 2), np.nan), ["a"] * 3)
 
 
-def test_the_commonest_have_colours_and_the_others_are_named_together():
+def test_the_most_frequent_have_colours_and_the_others_share_one_name():
     values = [f"p{k}" for k in range(10) for _ in range(10 - k)] + [None, float("nan")]
     numbers, legend = colours_of(values)
     assert numbers[0] == 0 and numbers[-1] is None and numbers[-3] is None

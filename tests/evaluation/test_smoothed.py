@@ -52,7 +52,7 @@ def test_evaluate_shows_the_part_without_and_with(run, capsys):
     assert read(run / "run.json")["evaluations"][-1]["smoothing"] == chosen["strength"]
 
 
-def test_thresholds_of_smoothed_answers_come_from_smoothed_validation(run, no_pages, capsys):
+def test_thresholds_of_smoothed_predictions_come_from_smoothed_validation(run, no_pages, capsys):
     assert main(["evaluate", str(run), "--smoothing", "0.6", "--draws", "0"]) == 0
     evaluation = read(run / "evaluation-test" / "metrics.json")
     validation = smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), NAMES, 0.6)

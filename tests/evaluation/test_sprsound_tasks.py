@@ -6,7 +6,7 @@ from laennec.errors import InputError
 from laennec.evaluation.sprsound_tasks import POOR_QUALITY, SPRSOUND_TASKS, sprsound_task, sprsound_total
 
 
-def test_poor_quality_truth_enters_neither_se_nor_sp_but_the_answer_is_an_error():
+def test_poor_quality_truth_enters_neither_se_nor_sp_but_predicting_it_is_an_error():
     truth = ["Normal", "Normal", "CAS", "DAS", "CAS & DAS", "CAS", POOR_QUALITY, POOR_QUALITY]
     answer = ["Normal", POOR_QUALITY, "CAS", "CAS", "CAS & DAS", POOR_QUALITY, POOR_QUALITY, "Normal"]
     got = sprsound_task("2-2", truth, answer)

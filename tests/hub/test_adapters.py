@@ -115,7 +115,7 @@ def test_checkpointed_training_gives_the_same_model(settings, base, tmp_path):
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-def test_a_lora_run_is_scored_and_answers_recordings(lora_run, shared_data, tmp_path, capsys):
+def test_a_lora_run_is_scored_and_predicts_recordings(lora_run, shared_data, tmp_path, capsys):
     assert main(["evaluate", str(lora_run), "--out", str(tmp_path / "e"), "--draws", "10"]) == 0
     assert "ICBHI" in capsys.readouterr().out
     recording = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]

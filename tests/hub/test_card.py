@@ -217,7 +217,7 @@ def test_a_clean_part_is_the_headline(scored):
     assert escaped(f"ICBHI Score {value}") in sections(head_and_body(render_card(scored).text)[1])["Summary"]
 
 
-def test_export_takes_the_card_along_and_its_python_lines_answer_a_recording(scored, small_corpus, capsys):
+def test_export_includes_the_card_and_its_python_lines_predict_a_recording(scored, small_corpus, capsys):
     assert main(["export", str(scored), "--out", str(scored.parent / "out")]) == 0
     out = scored.parent / "out"
     assert "verified by loading it" in capsys.readouterr().out
@@ -304,7 +304,7 @@ def test_every_answer_of_the_author_is_needed(scored, tmp_path, key):
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )
-def test_wrong_answers_are_one_line_and_change_nothing(run, tmp_path, capsys, content, said):
+def test_wrong_card_answers_are_one_line_and_change_nothing(run, tmp_path, capsys, content, said):
     file = tmp_path / "answers.yaml"
     file.write_text(content)
     before = (run / "run.json").read_bytes()

@@ -26,7 +26,7 @@ def logits(model, extractor, seconds=2.0):
 
 
 @pytest.mark.parametrize("which", ["tiny_run", "frozen_run"])
-def test_a_full_export_needs_nothing_else_and_answers_to_the_bit(which, request, tmp_path, capsys):
+def test_a_full_export_stands_alone_and_predicts_the_same_bits(which, request, tmp_path, capsys):
     run = request.getfixturevalue(which)
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "out")]) == 0
     assert "verified by loading it" in capsys.readouterr().out
@@ -103,7 +103,7 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys, small_corpus):
         one_line(capsys, source)
 
 
-def test_an_export_that_answers_differently_is_not_kept(tiny_run, tmp_path, monkeypatch):
+def test_an_export_that_predicts_differently_is_not_kept(tiny_run, tmp_path, monkeypatch):
     """The check after writing is not for show."""
     honest = LaennecForAudioClassification.save_pretrained
 

@@ -57,7 +57,7 @@ def here(run, breath):
     return Predictor(*load_model(run), window_s=100.0, hop_s=100.0)(breath)
 
 
-def test_a_run_is_pushed_and_answers_elsewhere_as_it_does_here(pushed_run, breath, hub, user):
+def test_a_pushed_run_predicts_the_same_elsewhere(pushed_run, breath, hub, user):
     (pushed_run / "notes-about-patients.txt").write_text("stays here")
     said = user.types("push", pushed_run, "tester/lungs").done()
     assert f"pushed model: {hub.endpoint}/tester/lungs (" in said.out and "private" in said.out

@@ -210,7 +210,7 @@ def test_an_upload_that_breaks_off_leaves_no_half_of_it(hub: HubServer, prepare:
     assert prepare("tester/half")[0] == 0 and len(hub.files("tester/half", kind="dataset")) == 8
 
 
-def test_a_lost_answer_does_no_harm(hub: HubServer, prepare: Any) -> None:
+def test_a_lost_response_does_no_harm(hub: HubServer, prepare: Any) -> None:
     hub.lose("POST /api/datasets/tester/lost/commit", times=1)
     found = prepare("tester/lost")
     if found[0]:

@@ -57,7 +57,7 @@ def stock_run(small_corpus, tiny_ast, tmp_path_factory):
         return train(recipe)
 
 
-def test_a_run_answers_alike_where_laennec_is_not_installed(stock_run, shared_data, tmp_path, capsys):
+def test_a_stock_export_predicts_the_same_without_laennec(stock_run, shared_data, tmp_path, capsys):
     assert main(["export", str(stock_run), "--format", "stock", "--out", str(tmp_path / "out")]) == 0
     files = {p.name for p in (tmp_path / "out").iterdir()} - {"README.md"}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}

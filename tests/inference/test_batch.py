@@ -69,7 +69,7 @@ def models(tiny_run, frozen_run, released, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", ["run", "frozen run", "full export", "head export"])
-def test_windows_are_answered_as_the_model_answers_them_by_hand(models, form, recordings, tmp_path):
+def test_windows_are_predicted_as_by_the_model_alone(models, form, recordings, tmp_path):
     source, base = models[form]
     flags = {"base": base} if base else {}
     path = recordings[0]
@@ -120,7 +120,7 @@ def test_json_and_csv_hold_the_same_and_either_can_be_had_alone(tiny_run, record
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "audacity"])
-def test_annotated_cycles_are_answered_instead_of_windows(tiny_run, recordings, tmp_path, kind):
+def test_annotated_cycles_are_predicted_instead_of_windows(tiny_run, recordings, tmp_path, kind):
     path = recordings[0]
     annotation = path.with_suffix(".txt")
     cycles = read_annotation(annotation)
@@ -188,7 +188,7 @@ def test_a_recording_shorter_than_a_window_is_one_window(tiny_run, tmp_path):
     assert [(r["start_s"], r["end_s"]) for r in rows] == [(0.0, 0.5)]
 
 
-def test_what_cannot_be_answered_is_listed_and_the_others_are_answered(tiny_run, recordings, tmp_path, capsys):
+def test_failed_recordings_are_listed_and_the_others_are_predicted(tiny_run, recordings, tmp_path, capsys):
     tone = (0.1 * np.sin(np.arange(16000) / 5)).astype(np.float32)
     soundfile.write(tmp_path / "blink.wav", tone[:100], 16000)
     (tmp_path / "words.wav").write_text("no sound")

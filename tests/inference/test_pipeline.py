@@ -39,7 +39,7 @@ def recordings(shared_data):
             *sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))[:2]]  # fmt: skip
 
 
-def test_real_recordings_are_answered_as_predict_does(pipe, model, recordings):
+def test_real_recordings_are_predicted_as_by_predict(pipe, model, recordings):
     assert isinstance(pipe, LaennecPipeline) and model[1].recording_filter
     predictor = Predictor(*model, window_s=1000.0, hop_s=1000.0)
     many = pipe([str(p) for p in recordings], batch_size=3)
@@ -96,7 +96,7 @@ def test_one_class_of_several_is_the_most_probable(tiny_run, tmp_path):
         (np.zeros(10, np.float32), "too few"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line(pipe, sound, says):
+def test_unusable_input_is_one_line(pipe, sound, says):
     with pytest.raises(InputError, match=says):
         pipe(sound)
     with pytest.raises(ValueError, match="function_to_apply"):

@@ -79,7 +79,7 @@ def test_neighbours_matter_and_auto_classes_take_them(run, small_corpus):
     assert (logits - alone).abs().max() > 1e-3
 
 
-def test_windows_of_a_real_recording_are_answered_with_the_sound_beside_them(run, shared_data, tmp_path):
+def test_windows_of_a_real_recording_are_predicted_in_context(run, shared_data, tmp_path):
     export = run.parent / "export"
     path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
     assert main(["predict", str(export), str(path), "--out", str(tmp_path), "--window-s", "2", "--hop-s", "1.25"]) == 0

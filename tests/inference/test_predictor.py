@@ -65,7 +65,7 @@ def test_a_recordings_mean_cannot_be_streamed(model, sound):
         next(Predictor(*model, smoothing=0.5).stream(sound))
 
 
-def test_answers_come_while_the_recording_is_being_read(model, tmp_path):
+def test_predictions_come_while_the_recording_is_read(model, tmp_path):
     """A file that is cut in its middle: the first half is answered before that is noticed."""
     rate = 8000
     soundfile.write(tmp_path / "x.flac", 0.1 * np.random.default_rng(0).standard_normal(120 * rate), rate)
@@ -91,7 +91,7 @@ def test_how_many_spans_are_embedded_at_once_makes_no_difference(model, sound, m
 
 @pytest.mark.parametrize("channels", [1, 2, 6])
 @pytest.mark.parametrize(("rate", "subtype"), [(4000, "PCM_U8"), (11_025, "FLOAT"), (96_000, "PCM_24")])
-def test_any_rate_depth_and_number_of_channels_is_answered(model, tmp_path, channels, rate, subtype):
+def test_any_rate_depth_and_number_of_channels_is_predicted(model, tmp_path, channels, rate, subtype):
     noise = 0.1 * np.random.default_rng(0).standard_normal((5 * rate, channels))
     soundfile.write(tmp_path / "x.wav", noise, rate, subtype=subtype)
     made = Predictor(*model, 2, 1)(tmp_path / "x.wav")
@@ -106,7 +106,7 @@ def test_any_rate_depth_and_number_of_channels_is_answered(model, tmp_path, chan
     np.testing.assert_allclose(made.probabilities[0], wanted, atol=2e-6)
 
 
-def test_segmented_breaths_are_answered_and_stated(frozen_run, sound, tmp_path):
+def test_segmented_breaths_are_predicted_and_stated(frozen_run, sound, tmp_path):
     assert main(["predict", str(frozen_run), str(sound), "--segment", "--out", str(tmp_path)]) == 0
     made = json.loads((tmp_path / f"{sound.stem}.json").read_text())
     assert made["spans"] == {"from": "segmentation", **vars(BreathSegmentation())}
@@ -114,7 +114,7 @@ def test_segmented_breaths_are_answered_and_stated(frozen_run, sound, tmp_path):
     assert [(row["start_s"], row["end_s"]) for row in made["timeline"]] == wanted and len(wanted) > 6
 
 
-def test_sprsound_events_are_answered(frozen_run, shared_data, tmp_path):
+def test_sprsound_events_are_predicted(frozen_run, shared_data, tmp_path):
     folder = shared_data / "sprsound" / "test_intra"
     notes = {p.stem: json.loads(p.read_text()) for p in sorted((folder / "json").glob("*.json"))[:40]}
     poor = next((name for name, note in notes.items() if not note["event_annotation"]), None)
@@ -140,7 +140,7 @@ def test_two_annotations_of_one_recording_are_not_chosen_from(frozen_run, sound,
     assert main([*command, str(tmp_path / f"{sound.stem}.selections.txt")]) == 0
 
 
-def test_windows_are_no_longer_than_what_the_model_hears(model, sound, tmp_path):
+def test_windows_are_no_longer_than_the_input_of_the_model(model, sound, tmp_path):
     """A model that takes the first 2 s of a cycle is given windows of 2 s, and somebody who wants 3 is told."""
     network, extractor = model
     short = type(extractor).from_dict({**extractor.to_dict(), "length": "repeat", "duration_s": 2.0})

@@ -139,7 +139,7 @@ def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path,
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
-def test_what_is_answered_is_not_computed_again(make, recordings, tmp_path):
+def test_stored_predictions_are_not_computed_again(make, recordings, tmp_path):
     first = make()
     done = predict(first, [recordings], tmp_path, formats=FORMATS)
     assert first.computed == ["bad.wav", "r0.wav", "r1.wav", "r2.wav", "r3.wav"] and done.resumed == 0
@@ -176,7 +176,7 @@ def test_a_recording_that_changed_is_computed_again(make, recordings, tmp_path):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
 
 
-def test_an_annotation_that_changed_is_answered_again(make, small_corpus, tmp_path):
+def test_a_changed_annotation_is_predicted_again(make, small_corpus, tmp_path):
     sound = sorted(small_corpus.glob("*.wav"))[0]
     annotation = tmp_path / f"{sound.stem}.txt"
     for text, computed in (("0.1\t1.5\tx\n", 1), ("0.1\t1.5\tx\n", 0), ("0.1\t1.6\tx\n", 1)):
@@ -188,7 +188,7 @@ def test_an_annotation_that_changed_is_answered_again(make, small_corpus, tmp_pa
     assert [(row["start_s"], row["end_s"]) for row in rows] == [(0.1, 1.6)]
 
 
-def test_other_formats_are_made_of_what_is_answered(make, recordings, tmp_path):
+def test_other_formats_are_written_from_stored_predictions(make, recordings, tmp_path):
     predict(make(), [recordings], tmp_path / "out", formats=("json",))
     again = make()
     predict(again, [recordings], tmp_path / "out", formats=FORMATS)
@@ -228,7 +228,7 @@ def test_other_settings_are_refused_in_one_line_or_replace_all(make, recordings,
         other.model.head.classifier.bias.data -= 1
 
 
-def test_settings_may_change_where_nothing_was_answered(make, recordings, tmp_path):
+def test_settings_may_change_before_anything_is_predicted(make, recordings, tmp_path):
     for window_s in (2, 3):
         done = predict(make(window_s=window_s), [recordings / "bad.wav"], tmp_path)
         assert len(done.failed) == 1

@@ -51,7 +51,7 @@ def test_windows_that_touch_are_one_mark_and_cycles_a_mark_each():
         )
 
 
-def test_of_one_answer_normal_is_nothing_to_mark():
+def test_normal_of_a_single_label_model_is_not_marked():
     exclusive = {"rule": "most probable class", "thresholds": None, "temperatures": {}}
     rows = [(0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.2, 0.7, 0.1), (0.1, 0.1, 0.8)]
     found = stretches(timeline(rows, decision=exclusive, labels=("normal", "crackle", "wheeze")))
@@ -94,7 +94,7 @@ def test_names_that_are_hard_to_write_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["audacity", "raven"])
-def test_what_one_run_marked_another_answers(tiny_run, small_corpus, tmp_path, format):
+def test_marks_of_one_run_are_predicted_by_another(tiny_run, small_corpus, tmp_path, format):
     """The files of one prediction are an annotation for the next."""
     path = sorted(small_corpus.glob("*.wav"))[0]
     everything = ["--thresholds", "crackle=0,wheeze=1"]
@@ -109,7 +109,7 @@ def test_what_one_run_marked_another_answers(tiny_run, small_corpus, tmp_path, f
 
 
 @pytest.mark.parametrize("format", ["audacity", "raven", "json"])
-def test_an_annotation_is_never_overwritten_by_the_answers(tiny_run, small_corpus, tmp_path, capsys, format):
+def test_an_annotation_is_never_overwritten_by_predictions(tiny_run, small_corpus, tmp_path, capsys, format):
     import shutil
 
     path = shutil.copy(sorted(small_corpus.glob("*.wav"))[0], tmp_path / "x.wav")

@@ -142,7 +142,7 @@ def test_a_file_size_limit_is_one_line(scored_run, small_corpus, recipe, tmp_pat
         (errno.EDQUOT, "the disk quota is used up"),
     ],
 )
-def test_what_a_lost_share_says_in_the_middle_of_work_is_one_line(
+def test_an_error_of_a_lost_share_is_one_line_and_the_command_resumes(
     tiny_run, small_corpus, tmp_path, capfd, monkeypatch, number, said
 ):
     """The system's own error where a batch notes its settings: one line, and the same command goes on afterwards."""
@@ -184,7 +184,7 @@ class When:
         self.thread.join(10)
 
 
-def test_recordings_on_a_share_that_is_lost_while_they_are_answered(tiny_run, small_corpus, disk, tmp_path, capfd):
+def test_recordings_on_a_share_that_is_lost_during_prediction(tiny_run, small_corpus, disk, tmp_path, capfd):
     share = disk("share")
     sounds = shutil.copytree(small_corpus, share / "sounds")
     line = ["predict", str(tiny_run), str(sounds), "--window-s", "0.2", "--hop-s", "0.05", "--out"]

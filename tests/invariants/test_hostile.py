@@ -760,7 +760,7 @@ SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(1)>"
 
 
-def test_words_of_strangers_are_escaped_in_every_page(stage):
+def test_untrusted_words_are_escaped_in_every_page(stage):
     """Names of runs, corpora, labels and recordings in the report, the comparison, the card and the app's answer."""
     run = shutil.copytree(stage.run, stage.place / "run")
     record = json.loads((run / "run.json").read_text())

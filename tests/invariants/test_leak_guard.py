@@ -237,7 +237,7 @@ def test_a_cut_is_said_aloud_and_stamped_on_every_number(tiny_recipe, small_corp
     assert "note: the same sound is in two splits" in capsys.readouterr().out
 
 
-def test_an_encoder_that_heard_a_test_sound_elsewhere_is_refused(tiny_recipe, small_corpus, tmp_path, capsys, forms):
+def test_an_encoder_pretrained_on_a_test_sound_is_refused(tiny_recipe, small_corpus, tmp_path, capsys, forms):
     """Pre-training on somebody else's folder, which holds a test recording as FLAC under another name."""
     from laennec.corpora import load_corpus
 

@@ -170,7 +170,7 @@ SINGLE = [{name: getattr(DRAWS, name)} for name in ("noise", "shift", "stretch",
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_odd_sounds_have_finite_features_alone_and_together_and_after_every_draw(preset):
+def test_odd_sounds_have_finite_features_in_every_batch_and_augmentation(preset):
     extractor = LaennecFeatureExtractor(preset)
     rate = extractor.sampling_rate
     sounds = odd_sounds(rate)

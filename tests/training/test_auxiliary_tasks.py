@@ -110,7 +110,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(recipe, run, tmp_path, monke
     assert what_it_left(out) == what_it_left(run)
 
 
-def test_scores_are_those_of_the_answer_files(run, corpus, tmp_path, capsys):
+def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys):
     """A reader who only has the annotation and the answer files gets the printed scores."""
     assert main(["export", str(run), "--format", "full", "--out", str(tmp_path / "model")]) == 0
     # the unseen part alone, as somebody who was given nothing else has it
@@ -251,7 +251,7 @@ def test_the_fitted_smoothing_ranks_abnormal_events_best():
     assert fit_class_smoothing(np.zeros(6, int), logits[:6], recordings[:6]) == 0.0
 
 
-def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, corpus):
+def test_crackle_and_wheeze_alone_predict_the_scored_tasks(recipe, corpus):
     parts = load_splits(Recipe.from_yaml(recipe))
     table = parts["validation"]
     draws = np.random.default_rng(0).normal(size=(len(table), 2))
@@ -270,7 +270,7 @@ def test_crackle_and_wheeze_alone_answer_the_tasks_of_what_is_scored(recipe, cor
     )
 
 
-def test_tasks_without_truth_have_no_score_and_no_answers_no_files(tmp_path):
+def test_tasks_without_truth_have_no_score_and_without_predictions_no_files(tmp_path):
     table = pd.DataFrame({"name": ["a.wav"], "truth": [None], "answer": ["Normal"]})
     assert official_scores({"2-1": table}) is None and official_scores({}) is None
     assert json.loads((write_submission({"2-1": table}, tmp_path / "out") / "task2_1.json").read_text()) == {

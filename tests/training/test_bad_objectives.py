@@ -51,7 +51,7 @@ def test_a_corpus_of_one_class_is_refused(train, capsys):
     one_line(capsys, "training cycles have the same label (crackle 0, wheeze 0)", "choose another")
 
 
-def test_an_answer_outside_the_names_is_refused(train, capsys):
+def test_a_prediction_outside_the_label_names_is_refused(train, capsys):
     target = {"problem_type": "single_label", "column": "label", "names": ["normal", "crackle", "wheeze"]}
     assert train(target=target, loss={"task": "ce"}) == 2
     one_line(capsys, "the label 'both' of column 'label' is none of normal, crackle, wheeze", "target.names")
@@ -106,7 +106,7 @@ def unknown_ages(tables, copy):
     return copy
 
 
-def test_a_column_nobody_knows_is_refused(train, shared_data, tmp_path, capsys):
+def test_an_unknown_column_is_refused(train, shared_data, tmp_path, capsys):
     folder = tmp_path / "sprsound"
     for kind in ("wav", "json"):
         (folder / "train" / kind).mkdir(parents=True)

@@ -52,7 +52,7 @@ def test_two_labels_come_from_the_flags_and_rows_without_any_are_left_out(table)
     assert targets.kept.tolist() == [0, 1, 2, 3]
 
 
-def test_any_column_can_be_the_answer(table):
+def test_any_column_can_be_the_target(table):
     targets = targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"))
     assert targets.names == ["Asthma", "COPD"]
     assert targets.labels.tolist() == [1, 0, 1, 1] and targets.kept.tolist() == [0, 1, 3, 4]
@@ -61,7 +61,7 @@ def test_any_column_can_be_the_answer(table):
     assert events.labels.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]]
 
 
-def test_an_answer_that_training_did_not_have_is_an_error(table):
+def test_a_class_that_training_did_not_have_is_an_error(table):
     with pytest.raises(InputError, match=r"'COPD' of column 'diagnosis' is none of Asthma"):
         targets_of(table, TargetSettings(problem_type="single_label", column="diagnosis"), ["Asthma"])
     with pytest.raises(InputError, match=r"target.column is 'mood'"):

@@ -32,7 +32,7 @@ def test_mixup_of_waveforms_mixes_sound_length_and_labels_alike():
 
 
 @pytest.mark.parametrize("whole_columns", [False, True])
-def test_patch_mix_takes_whole_patches_of_the_partner_and_returns_the_realised_share(whole_columns):
+def test_patch_mix_takes_whole_patches_of_the_other_cycle_and_returns_the_realised_share(whole_columns):
     settings = MixSettings(method="patch_mix", beta=1.0, patch=[3, 4], whole_columns=whole_columns)
     features = torch.arange(4.0)[:, None, None].expand(4, 10, 8).contiguous()  # each cycle filled with its number
     mask = torch.ones(4, 10)
@@ -204,7 +204,7 @@ CLASSES = ["normal", "crackle", "wheeze", "both"]
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("multi_label", [True, False])
-def test_the_lungmix_rule_labels_mixtures_by_what_is_heard(name, multi_label):
+def test_the_lungmix_rule_labels_mixtures(name, multi_label):
     settings = MixSettings(**(vars(METHODS[name]) | {"labels": "lungmix"}))
     names = ["crackle", "wheeze"] if multi_label else CLASSES
     labels = FLAGS if multi_label else torch.arange(4)

@@ -234,7 +234,7 @@ def test_an_embedding_in_context_is_never_taken_for_another(icbhi):
         ({"corpus": {"name": "sprsound", "level": "record"}}, "corpus.level: record"),
     ],
 )
-def test_settings_that_make_no_sense_together_are_one_line(changes, words):
+def test_settings_that_contradict_each_other_are_one_line(changes, words):
     with pytest.raises(InputError, match=words) as error:
         Recipe(**({"features": {"context_cycles": 1}} | changes))
     assert "\n" not in str(error.value)
@@ -308,7 +308,7 @@ def test_few_labels_keep_the_neighbours_of_the_whole_part(icbhi):
         assert part.keys()[place] == whole.keys()[row]
 
 
-def test_a_model_and_a_front_end_that_do_not_belong_together_are_named(tiny_run, tmp_path):
+def test_a_model_and_a_front_end_that_do_not_match_are_named(tiny_run, tmp_path):
     shutil.copytree(tiny_run / "model", tmp_path / "model")
     path = tmp_path / "model" / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"context_cycles": 1}))

@@ -54,7 +54,7 @@ def scored(esc50_recipe, tmp_path_factory):
         return [score(run(esc50_recipe, folder / f"f{fold}", fold=fold), draws=50) for fold in (1, 2)]
 
 
-def test_a_run_answers_the_classes_of_its_corpus(scored):
+def test_a_run_predicts_the_classes_of_its_corpus(scored):
     record = json.loads((scored[0].folder / "run.json").read_text())
     assert record["labels"] == CLASSES
     assert {"accuracy", "uar", "f1_macro"} <= set(record["history"][0]["validation"])
@@ -151,7 +151,7 @@ def test_fifty_classes_are_scored_and_drawn(tmp_path):
     assert sorted(path.stem for path in (tmp_path / "pictures").iterdir()) == ["confusion", "reliability"]
 
 
-def test_the_length_floor_of_other_classes_leans_to_none():
+def test_the_length_baseline_of_other_classes_prefers_none():
     """Without a normal class the floor answers the likeliest class, as an argmax over counts does."""
     names = ["a", "b", "c"]
     truth = np.repeat([0, 1, 2], [60, 30, 10])

@@ -125,7 +125,7 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
         ({"augment": {"mix": {"method": "cut"}}}, "augment.mix.method is .cut."),
     ],
 )
-def test_what_does_not_go_together_stops_before_training_in_one_line(tiny_recipe, tmp_path, changes, message):
+def test_contradicting_settings_stop_before_training_in_one_line(tiny_recipe, tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         run(tiny_recipe, tmp_path / "run", **changes)
     assert "\n" not in str(caught.value)

@@ -11,6 +11,7 @@ import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 TIMEOUT_S = 20.0
+_WAITING = 6  # seconds of the clock for each second of the processor: a busy machine is slow for everyone
 MEMORY_MB = 1024
 MOST_S = 3600.0
 _MEGABYTE = 1 << 20
@@ -64,7 +66,7 @@ def read_recording_sandboxed(
         path: A file name.
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
-        timeout_s: Time limit of decoding, in seconds.
+        timeout_s: Time limit of decoding, in seconds of the processor; by the clock it is six times as long.
         memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its answer, in MiB.
         most_s: Longest accepted recording, in seconds.
 
@@ -101,13 +103,13 @@ def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, 
     environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     # -S: the paths are known already; -P: nothing is imported from the working directory
     command = [sys.executable, "-S", "-P", "-B", "-m", __name__, name, str(timeout_s), str(memory_mb), str(most_s)]
-    quiet = subprocess.DEVNULL
-    try:
-        ended = subprocess.run(command, stdin=quiet, stdout=answer, stderr=quiet, env=environment, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        reason = f"decoding takes longer than {timeout_s:g} s; cut it into shorter files or export it as WAV"
-        raise DecodeError(name, reason) from None
-    return ended.returncode
+    quiet, wait_s = subprocess.DEVNULL, _WAITING * timeout_s
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        ended = subprocess.run(command, stdin=quiet, stdout=answer, stderr=quiet, env=environment, timeout=wait_s)
+        if resource is None or ended.returncode != -signal.SIGXCPU:
+            return ended.returncode
+    reason = f"decoding takes longer than {timeout_s:g} s; cut it into shorter files or export it as WAV"
+    raise DecodeError(name, reason)
 
 
 def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
@@ -187,9 +189,10 @@ def _limit(timeout_s: float, memory_mb: int) -> None:
     }
     for kind, most in wanted.items():
         _, hard = resource.getrlimit(kind)
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        ceiling = most + (kind == resource.RLIMIT_CPU)  # SIGXCPU comes before SIGKILL
+        ceiling = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
         with contextlib.suppress(OSError, ValueError):  # macOS does not limit address space
-            resource.setrlimit(kind, (most, most))
+            resource.setrlimit(kind, (min(most, ceiling), ceiling))
 
 
 def _address_space() -> int:

@@ -42,7 +42,7 @@ def test_split_gives_two_crops_of_one_cycle_and_longest_s_shortens_them():
     assert len(dataset(views=["split"], crop_fraction=0.001)[(0, 0)]["waveform"]) == 20  # a frame must be left
 
 
-def test_the_second_view_is_of_the_partner():
+def test_the_second_view_is_of_the_paired_cycle():
     partners = PositivePairs(np.array([0, 0, 0, 1, 1, 2]))
     data = dataset(partners, views=["spec"])
     for row in range(6):
