@@ -43,7 +43,8 @@ def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dic
     """
     if "cycle_id" not in predictions.table.columns:
         return []
-    kinds: list[Any] = list(_label_errors(predictions))
+    # false alarms before misses, as in stored files
+    kinds: list[Any] = sorted(_label_errors(predictions), key=lambda errors: errors[:2])
     if predictions.confidence is not None:
         kinds = [(None, "wrong class", predictions.true != predictions.predicted, predictions.confidence)]
     return [
