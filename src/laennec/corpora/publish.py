@@ -348,7 +348,8 @@ class _Writer:
             count = 0
             with path.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
                 while row is not None and (count == 0 or file.tell() < self.shard_bytes):
-                    group, size = [], 0
+                    group: list[dict[str, Any]] = []
+                    size = 0
                     while row is not None and size < min(_GROUP_BYTES, self.shard_bytes) and len(group) < _GROUP_ROWS:
                         group.append(row)
                         size += len(row.get("content") or row["audio"]["bytes"])
