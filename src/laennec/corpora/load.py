@@ -180,6 +180,7 @@ def split_corpus(
         "validation": _validation_rule(corpus, protocol, split, validation_fraction),
         "published_folds": "folds" in published,
         "leaks": split.leaks.shared,
+        "shared_patients": [[*pair.splits, len(pair.patients)] for pair in split.leaks.pairs if pair.patients],
         "missing_recordings": missing[0],
         "stamp": "; ".join(stamp for stamp in (split.stamp, missing[1]) if stamp) or None,
     }
@@ -215,7 +216,8 @@ def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any
     Returns:
         corpus, corpus_fingerprint, table_version, level, protocol, stamp, and for a split fold, seed,
         split_fingerprint, part_fingerprints (of each split alone), validation, validation_fraction, published_folds,
-        leaks (lines) and missing_recordings. Empty for tables from elsewhere.
+        leaks (lines), shared_patients (a split, another one, how many) and missing_recordings. Empty for tables from
+        elsewhere.
     """
     for table in splits.values() if isinstance(splits, dict) else [splits]:
         try:

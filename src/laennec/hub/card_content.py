@@ -117,15 +117,17 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shared_patients(origin: Mapping[str, Any], part: str) -> dict[str, int]:
-    """How many of a part's patients are also in train or validation, from the record's sentences about leaks."""
+def _shared_patients(origin: Mapping[str, Any], split: str) -> dict[str, int]:
+    """How many patients of a split are also in train or validation."""
+    shared = origin.get("shared_patients")
+    if shared is None:  # a record of the first edition has sentences only
+        matches = (_SHARED_PATIENTS.match(str(line)) for line in origin.get("leaks") or [])
+        shared = [match.groups() for match in matches if match]
     found = {}
-    for line in origin.get("leaks") or []:
-        if match := _SHARED_PATIENTS.match(str(line)):
-            one, other, count = match.groups()
-            seen = other if one == part else one if other == part else None
-            if seen in ("train", "validation"):
-                found[seen] = int(count)
+    for one, other, count in shared:
+        seen = other if one == split else one if other == split else None
+        if seen in ("train", "validation"):
+            found[seen] = int(count)
     return found
 
 
