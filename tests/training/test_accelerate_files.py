@@ -74,7 +74,7 @@ def recipe(tiny_recipe, tmp_path):
     return path
 
 
-def compare(one, two, tolerance=1e-5):
+def compare(one, two, tolerance=3e-5):  # gradients of two halves are summed in another order, and Adam divides them
     """Curves, weights, best epoch and validation answers of two runs."""
     records = [json.loads((run / "run.json").read_text()) for run in (one, two)]
     for first, second in zip(*(record["history"] for record in records), strict=True):
