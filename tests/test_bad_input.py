@@ -92,7 +92,7 @@ def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, smal
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "a0.json", "a1.json", "predictions.csv", "failed.csv", "parameters.yaml", "journal.jsonl"
     }  # fmt: skip
-    assert "2 of 8 recordings" in captured.out
+    assert "8 recordings, 6 failed; see failed.csv" in captured.out
 
 
 def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run, tmp_path, capsys):

@@ -45,8 +45,8 @@ def test_it_says_what_was_exported_and_prepare_reads_it(
     ("flags", "words"),
     [
         (["--check", "--export", "x"], "--check cannot be combined"),
-        (["--public"], "add --push-to-hub REPO"),
-        (["--public", "--export", "x"], "add --push-to-hub REPO"),
+        (["--public"], "--public needs --push-to-hub REPO; add it"),
+        (["--public", "--export", "x"], "--public needs --push-to-hub REPO; add it"),
         (["--push-to-hub", "x/y", "--public"], "--i-have-the-right-to-redistribute"),
         (["--push-to-hub", "sounds"], "the owner is missing; write OWNER/sounds"),
         (["--export", "{taken}"], "holds other files (work.txt); choose an empty folder (--export)"),

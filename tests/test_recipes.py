@@ -144,8 +144,8 @@ def test_a_search_draws_what_its_recipe_can_have(path):
     """It is named like the recipe of recipes/sprsound that it is for."""
     space, recipe = load_space(path), Recipe.from_yaml(ROOT / "recipes" / "sprsound" / path.name)
     assert space.trials > 1 and path.read_text().startswith("# ")
-    for key, setting in space.settings.items():
-        for value in setting.get("choices", [setting.get("low"), setting.get("high")]):
+    for key, setting in space.space.items():
+        for value in setting.choices or [setting.low, setting.high]:
             assert recipe.with_overrides({key: value}) is not None
 
 

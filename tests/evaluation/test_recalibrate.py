@@ -129,7 +129,7 @@ def test_scores_made_before_are_named(run, capsys, monkeypatch):
     assert main(["evaluate", str(run), "--draws", "0"]) == 0
     capsys.readouterr()
     assert main(["calibrate", str(run), "--threshold-rule", "f1"]) == 0
-    assert "was scored before" in capsys.readouterr().out
+    assert "the existing scores of this run used the earlier thresholds" in capsys.readouterr().out
     assert read(run / "run.json")["calibrations"][-1]["scored_before"] == ["test"]
 
 

@@ -112,7 +112,8 @@ def check_metadata(values: Mapping[str, Any]) -> None:
     Raises:
         InputError: The first problem, with its key.
     """
-    problem = _first_problem(values)
+    problem = None if all(isinstance(key, str) for key in values) else "a key is not a text"
+    problem = problem or _first_problem(values)
     if problem is None:
         try:
             ModelCardData(**values)

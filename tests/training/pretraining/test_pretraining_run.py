@@ -3,6 +3,7 @@
 import json
 import math
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_no_sound_of_a_test_or_validation_patient_is_opened(tiny_recipe, small_c
     honest = waveforms._recording_bytes
 
     def told(shard):
-        opened.add(shard.recording_id)
+        opened.add(Path(shard.recording_path).stem)
         return honest(shard)
 
     monkeypatch.setattr(waveforms, "_recording_bytes", told)
