@@ -362,7 +362,8 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         lines.append(f"  {row['name']:<34}{text}")
     lines += _length_audit(evaluation)
     lines += ["", *(f"{text}." for text in evaluation["definitions"].values())]
-    lines += [f"{'!!' if warning['level'] == 'bad' else '! '} {warning['text']}" for warning in evaluation["warnings"]]
+    for warning in evaluation["warnings"]:
+        lines.append(f"{'warning' if warning['level'] == 'bad' else 'note'}: {warning['text']}")
     return "\n".join([*lines, "Research use only: not a medical device."])
 
 
