@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny_encoders import AST, BEATS
 
 from laennec.cli.main import main
 from laennec.encoders import load_encoder
@@ -22,14 +23,6 @@ from laennec.errors import InputError
 SPEECH = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "conv_dim": [4] * 7,
     "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
-}  # fmt: skip
-AST = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 128,
-    "layer_norm_eps": 1e-6,
-}  # fmt: skip
-BEATS = {
-    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
-    "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
 }  # fmt: skip
 WHISPER = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 # type -> front end, settings, what makes config.json that of a deeper, a shallower and a wider one

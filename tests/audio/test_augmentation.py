@@ -14,8 +14,8 @@ from laennec.audio.augmentation import (
     TimeStretch,
     WaveformAugmentation,
     WhiteNoise,
-    concatenation_partner,
     counter_generator,
+    cycle_to_concatenate,
     shift_pitch,
     stretch_time,
 )
@@ -250,13 +250,13 @@ def test_spec_augment_without_mask_keeps_dtype_and_input():
 
 def test_second_cycles_come_from_the_candidates_and_never_from_the_cycle_itself():
     candidates = np.array([2, 3, 5, 7])
-    chosen = [concatenation_partner(0, 0, index, candidates, 0.5) for index in range(1000)]
+    chosen = [cycle_to_concatenate(0, 0, index, candidates, 0.5) for index in range(1000)]
     assert sum(partner is not None for partner in chosen) == pytest.approx(500, abs=60)
     assert {partner for partner in chosen if partner is not None} == {2, 3, 5, 7}
     assert all(partner != index for index, partner in enumerate(chosen))
-    assert chosen == [concatenation_partner(0, 0, index, candidates, 0.5) for index in range(1000)]
-    assert concatenation_partner(0, 0, 2, np.array([2]), 1.0) is None
-    assert concatenation_partner(0, 0, 2, candidates, 0.0) is None
+    assert chosen == [cycle_to_concatenate(0, 0, index, candidates, 0.5) for index in range(1000)]
+    assert cycle_to_concatenate(0, 0, 2, np.array([2]), 1.0) is None
+    assert cycle_to_concatenate(0, 0, 2, candidates, 0.0) is None
 
 
 @pytest.mark.parametrize("seed", [0, 2**53, 2**63, 2**63 + 12345, 2**64 - 2])

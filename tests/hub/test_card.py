@@ -3,14 +3,12 @@
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 
 from laennec.cli.main import main
 from laennec.errors import InputError
@@ -28,6 +26,7 @@ from laennec.hub.card_metadata import check_metadata, is_hub_id
 from laennec.hub.evidence import citations_of, without_machine_paths
 from laennec.rendering import code, escaped, plain
 from laennec.training.recipe import LICENCES, CardSettings
+from markdown_page import Page
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -77,23 +76,6 @@ def read(path):
 def head_and_body(text):
     _, head, body = text.split("---\n", 2)
     return yaml.safe_load(head), body
-
-
-class Page(HTMLParser):
-    """What a browser would make of a card: its tags, links and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.links, self.text, self.handlers = [], [], "", []
-        self.feed(MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.links += [value for name, value in attributes if name in ("href", "src")]
-        self.handlers += [name for name, _ in attributes if name.startswith("on")]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def sections(body):

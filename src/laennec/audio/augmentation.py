@@ -386,7 +386,7 @@ def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) ->
     return (after & (position[:, None, :] < (start + width)[..., None])).any(dim=1)
 
 
-def concatenation_partner(
+def cycle_to_concatenate(
     seed: int, epoch: int, cycle_index: int, candidates: npt.NDArray[np.integer[Any]], probability: float
 ) -> int | None:
     """Choose the cycle to append to this one out of the candidates, or None; for the training split only.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.augmentation import (
     WaveformAugmentation,
-    concatenation_partner,
+    cycle_to_concatenate,
 )
 from laennec.audio.context import InContext, joined_rows, neighbour_rows
 from laennec.audio.mixing import LabelUnion
@@ -164,7 +164,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return None
         number = int(self.numbers[row])
         others = c.candidates[self.numbers[c.candidates] != number]
-        return concatenation_partner(self.seed, epoch, number, others, c.probability)
+        return cycle_to_concatenate(self.seed, epoch, number, others, c.probability)
 
     def label_at(self, row: int, epoch: int) -> Any:
         """A cycle's label in an epoch, combined with that of the cycle it is concatenated with."""
