@@ -102,7 +102,7 @@ class BatchSetting:
     accumulation: int = 0
     evaluation_key: str = "per_device_eval_batch_size"
 
-    def smaller(self, rows: int) -> str:
+    def halved(self, rows: int) -> str:
         """The setting at which a batch of so many rows has half of them; "" where it cannot have fewer."""
         value = self.value * (rows // 2) // max(self.rows, 1)
         if value < 1:
@@ -115,7 +115,7 @@ def memory_advice(trainer: Any, inputs: dict[str, Any], setting: BatchSetting, f
     """The line about a batch that does not fit, once nothing holds its tensors any more."""
     memory.release()
     rows, extractor = len(inputs["labels"]), trainer.batch_features.extractor
-    longest, remedies = "", [setting.smaller(rows)]
+    longest, remedies = "", [setting.halved(rows)]
     if "lengths" in inputs and extractor is not None:
         frames = extractor.frames(int(inputs["lengths"].max()))
         longest = f", the longest {frames / extractor.frames_per_second:.3g} s ({frames} frames)"
