@@ -102,7 +102,7 @@ def drop_seven(state):
 
 
 def add_six(state):
-    state.update({f"stranger.{number}": torch.zeros(1) for number in range(6)})
+    state.update({f"other.{number}": torch.zeros(1) for number in range(6)})
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -111,7 +111,7 @@ def test_missing_and_extra_keys_are_listed_shortened_and_refused(kind, folders, 
     bare = names[0].removeprefix("model.")
     refuse(kind, edited(folders / kind, tmp_path, drop_seven), bare.rsplit(".", 1)[-1], "missing", "and 3 more)")
     extra = edited(folders / kind, tmp_path, add_six)
-    refuse(kind, extra, "stranger.0 is left over (and stranger.1, stranger.2, stranger.3 and 2 more)")
+    refuse(kind, extra, "other.0 is left over (and other.1, other.2, other.3 and 2 more)")
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -220,7 +220,7 @@ def test_a_released_beats_of_another_depth_or_width(refuse, shared_root, tmp_pat
 
 MODEL_CHANGES = {
     "missing": (drop_seven, None, ("is missing", "and 3 more)")),
-    "extra": (add_six, None, ("stranger.0 is left over (and stranger.1, stranger.2, stranger.3 and 2 more)",)),
+    "extra": (add_six, None, ("other.0 is left over (and other.1, other.2, other.3 and 2 more)",)),
     "deeper": (None, {"channels": [4, 8, 8]}, ("blocks.2.convs.0.weight is missing", "more)")),
     "shallower": (None, {"channels": [4]}, ("blocks.1.convs.0.weight is left over", "head.")),
     "wider": (None, {"channels": [4, 16]}, ("of another shape",)),

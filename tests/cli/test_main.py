@@ -188,7 +188,7 @@ def test_check_of_the_real_annotations_finds_all_of_them(shared_data, capsys):
     assert main(["prepare", "icbhi2017", "--data-dir", str(shared_data / "icbhi2017_annotations"), "--check"]) == 0
     out, _ = said(capsys)
     assert "920 recordings, 126 patients, 6898 cycles" in out
-    assert "label: normal 3642, crackle 1864, wheeze 886, both 506" in out
+    assert "label: normal (3642), crackle (1864), wheeze (886), both (506)" in out
 
 
 def test_check_lists_every_problem_at_once(small_corpus, tmp_path, capsys):

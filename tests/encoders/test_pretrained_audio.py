@@ -152,11 +152,11 @@ class TestRefused:
             for name in ("model.conv1.bias", "model.layers.1.fc1.weight"):
                 del state[name]
             state["model.surprise"] = torch.zeros(1)
-            state["stranger.weight"] = torch.zeros(1)
+            state["other.weight"] = torch.zeros(1)
 
         self.edit(folder, change)
         self.refused(
-            folder, "conv1.bias is missing (and layers.1.fc1.weight)", "stranger.weight is left over (and surprise)"
+            folder, "conv1.bias is missing (and layers.1.fc1.weight)", "other.weight is left over (and surprise)"
         )
 
     def test_a_part_of_something_else_is_refused_where_it_does_not_belong(self, folder: Path) -> None:

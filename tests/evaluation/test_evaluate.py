@@ -18,6 +18,7 @@ from laennec.evaluation.evaluate import score
 from laennec.training.recipe import Recipe
 from laennec.training.record import without_results
 from laennec.training.run import train
+from runs import one_line
 
 RESULTS = {"predictions.parquet", "metrics.json", "run.json", "report.html", "pictures"}
 
@@ -57,13 +58,6 @@ def filtered_run(tiny_recipe, tmp_path_factory):
 
 def read(path):
     return json.loads(path.read_text())
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corpus, capsys, monkeypatch):

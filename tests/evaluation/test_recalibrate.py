@@ -18,6 +18,7 @@ from laennec.evaluation.operating_point import fit_on_validation, logit_threshol
 from laennec.inference.batch import Predictor
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
+from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -34,13 +35,6 @@ def run(tiny_run, tmp_path):
 
 def read(path):
     return json.loads(path.read_text())
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 def validation(run):

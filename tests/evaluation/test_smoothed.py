@@ -10,6 +10,7 @@ import pytest
 from laennec.cli.main import main
 from laennec.evaluation import fit_on_validation
 from laennec.evaluation.smoothing import choose_smoothing, smooth_predictions
+from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -28,13 +29,6 @@ def no_pages(monkeypatch):
 
 def read(path):
     return json.loads(path.read_text())
-
-
-def one_line(capsys, *said):
-    err = capsys.readouterr().err
-    assert err.startswith("laennec: ") and err.count("\n") == 1, err
-    for part in said:
-        assert str(part) in err, err
 
 
 def test_evaluate_shows_the_part_without_and_with(run, capsys):

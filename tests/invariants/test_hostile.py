@@ -1,4 +1,4 @@
-"""What strangers send: models, data and settings that want to run code, read or write elsewhere, or never end.
+"""What others send: models, data and settings that want to run code, read or write elsewhere, or never end.
 
 Each case is one attack through the command line. It is refused in one line with exit code 2, or it has no effect and
 the command does its work; in either case no code of it ran, the files of others are as they were, and it ended soon.
@@ -216,7 +216,7 @@ def base_elsewhere(name):
 
 
 def encoder(change):
-    """Weights for training that are a stranger's folder."""
+    """Weights for training that are somebody else's folder."""
 
     def make(stage):
         from laennec.encoders import load_encoder

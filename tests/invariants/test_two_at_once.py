@@ -16,7 +16,7 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.files import atomic_folder, lock_of, lock_or_refuse, wait_for_lock
 from laennec.training.record import counted_evaluation
-from runs import what_it_left
+from runs import one_line, what_it_left
 
 HOLD = """
 import sys, time
@@ -49,13 +49,6 @@ def holder():
     for process in started:
         process.kill()
         process.communicate()
-
-
-def one_line(capsys, *said):
-    err = [line for line in capsys.readouterr().err.splitlines() if ": note: " not in line]
-    assert len(err) == 1 and err[0].startswith("laennec: "), err
-    for part in said:
-        assert str(part) in err[0], err
 
 
 def test_a_folder_that_is_trained_into_is_refused_until_its_owner_is_dead(tiny_recipe, tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from laennec.cli.main import main
+from runs import one_line
 
 SMALL = {
     "features": {"preset": "song2021", "length": "natural"},
@@ -30,13 +31,6 @@ def train(tmp_path, small_corpus):
         return main(["train", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / out)])
 
     return run
-
-
-def one_line(capsys, *parts):
-    err = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("laennec: note:")]
-    assert len(err) == 1 and err[0].startswith("laennec: "), err
-    for part in parts:
-        assert part in err[0], (part, err[0])
 
 
 def without_sounds(folder):

@@ -57,7 +57,7 @@ class AuditReport:
             f"{self.recordings} recordings, {self.patients} patients, {self.cycles} cycles",
         ]
         for name, values in self.counts.items():
-            lines.append(f"{name}: " + ", ".join(f"{value} {count}" for value, count in values.items()))
+            lines.append(f"{name}: " + ", ".join(f"{value} ({count})" for value, count in values.items()))
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"problem: {problem}" for problem in self.problems]
         count = len(self.problems)
@@ -122,7 +122,7 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
             try:
                 decoded = read_recording(recording.audio_path)
                 duration_s = decoded.duration_s
-                rates[str(decoded.source_sampling_rate)] += 1
+                rates[f"{decoded.source_sampling_rate} Hz"] += 1
             except DecodeError as error:
                 report.problems.append(str(error))
         problems = corpus.check_events(recording, duration_s)

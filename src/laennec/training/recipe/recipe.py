@@ -97,9 +97,10 @@ class Recipe(Settings):
         """
         found = find_recipe(path)
         values = read_values(found)
-        for name, value in overrides.items():
-            override(cls, values, full_key(cls, name.replace("__", ".")), value)
-        recipe = cls._of(values, str(found))
+        given = {full_key(cls, name.replace("__", ".")): value for name, value in overrides.items()}
+        for key, value in given.items():
+            override(cls, values, key, value)
+        recipe = cls._of(values, f"{found} with {', '.join(given)} given" if given else str(found))
         recipe._folders = [found.absolute().parent]
         return recipe
 

@@ -255,7 +255,7 @@ class SamplerSettings(Settings):
     name: Literal[
         "shuffle", "length_bucketed", "anchor_positive", "classes_times_samples", "patient_balanced",
         "metadata_matched", "device_balanced",
-    ] = Field(default="shuffle", description="built-in sampler; length_bucketed: like lengths")  # fmt: skip
+    ] = Field(default="shuffle", description="built-in sampler; length_bucketed: cycles of similar length")  # fmt: skip
     negatives: StrictInt = Field(default=16, ge=1, description="tuplet loss: negatives for each anchor")
     classes: StrictInt = Field(default=4, ge=1, description="classes_times_samples: classes in a batch")
     patients: StrictInt = Field(default=4, ge=1, description="patient_balanced: patients in a batch")
