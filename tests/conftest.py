@@ -29,11 +29,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What stands in slow.txt is run by `make soak`."""
+    """What stands in slow.txt, with or without the parameters of a test, is run by `make soak`."""
     lines = Path(__file__).with_name("slow.txt").read_text(encoding="utf-8").splitlines()
     slow = {line for line in lines if line and not line.startswith("#")}
     for item in items:
-        if item.nodeid in slow:
+        if item.nodeid in slow or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.soak)
 
 
