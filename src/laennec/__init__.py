@@ -8,9 +8,13 @@ and `pipeline`.
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.2.0"
+
+DEFAULT_MODEL = os.path.join(os.path.dirname(__file__), "default_model")
+"""Folder of the model in the package, for predict, app and `load_model` where no other is named."""
 
 # in the order of the flow
 _HOMES = {
@@ -59,7 +63,7 @@ _HOMES = {
     "predict": "inference.batch",
     "serve_model": "inference.app",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

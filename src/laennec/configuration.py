@@ -54,6 +54,7 @@ class LaennecConfig(PreTrainedConfig):
         tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"
             (subtracted from the first class' logit) and "smoothing" (the weight of a recording's mean in the
             predictions for its cycles).
+        summary: One line for people: what the model is, on whom it was trained and what it reaches; written by export.
         sampling_rate: Of the sound that the features are made of, in Hz; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """
@@ -81,6 +82,7 @@ class LaennecConfig(PreTrainedConfig):
     intercepts: dict[str, float] = None  # type: ignore[assignment]
     operating_point: dict[str, Any] = None  # type: ignore[assignment]
     tasks: dict[str, Any] = None  # type: ignore[assignment]
+    summary: str | None = None
     sampling_rate: int | None = None
     features_fingerprint: str | None = None
 

@@ -1,14 +1,10 @@
 """The command line: corpora prepared and checked, settings, help, exit codes."""
 
-import fcntl
 import json
 import os
-import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import numpy as np
@@ -301,27 +297,3 @@ def test_a_mistake_of_ours_is_no_input_error(monkeypatch):
     monkeypatch.setattr("laennec.cli.env._version", ours)
     with pytest.raises(ZeroDivisionError):
         main(["env"])
-
-
-def test_a_bar_on_a_terminal_tells_the_time_left_and_leaves_out_what_was_done_before():
-    script = """
-import time
-from laennec.cli.common import progress
-show = progress("predicting")
-show(90, 100)
-for step in range(1, 9):
-    time.sleep(0.15)
-    show(90 + step / 2, 100)
-time.sleep(0.6)
-show(95, 100)
-"""
-    main_end, its_end = os.openpty()
-    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    subprocess.run([sys.executable, "-c", script], stderr=its_end, check=True, timeout=60)
-    os.close(its_end)
-    text = os.read(main_end, 100_000).decode()
-    os.close(main_end)
-    assert "predicting:  90%" in text and "95/100" in text and "/100 [" in text
-    # 5 in 1.8 s or more: the 5 that are left take as long; had the 90 done before a say, they would take no time
-    left = [t.split("<")[1].split("]")[0] for t in text.split("\r") if "95/100" in t]
-    assert left and re.fullmatch(r"\d\d:\d\d", left[-1]) and left[-1] != "00:00"

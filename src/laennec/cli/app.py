@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 
+from laennec import DEFAULT_MODEL
 from laennec.cli.common import say, without_library_bars
 from laennec.errors import InputError
 
@@ -11,7 +12,12 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec app`."""
-    parser.add_argument("model", help="model: folder of a run, folder of an exported model, or Hub id")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default=DEFAULT_MODEL,
+        help="model: folder of a run, folder of an exported model, or Hub id (default: the model in the package)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help="port (default: the first free port from 7860)")
     parser.add_argument(

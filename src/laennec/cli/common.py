@@ -1,12 +1,11 @@
-"""Output, progress bars and options that several commands share.
+"""Output and options that several commands share.
 
-Decisions: results go to standard output, from the first process only; progress bars appear on terminals only.
+Decisions: results go to standard output, from the first process only.
 """
 
 import argparse
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from laennec.errors import InputError
 
@@ -41,31 +40,6 @@ def overrides(rest: Sequence[str]) -> dict[str, str]:
             value = following
         given[key] = value
     return given
-
-
-def progress(title: str) -> Callable[[float, int], None] | None:
-    """Make a progress bar with the remaining time; None if standard error is no terminal.
-
-    Returns:
-        A function of (done, total). Work done before the first call does not count in the remaining time.
-    """
-    if not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
-
-    bar: tqdm | None = None
-
-    def show(done: float, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.5g}/{total} [{elapsed}<{remaining}]"
-            bar = tqdm(desc=title, file=sys.stderr, total=total, initial=done, bar_format=shape, mininterval=0.5)
-        bar.total = total
-        bar.update(max(done - bar.n, 0))
-        if done >= total:
-            bar.close()
-
-    return show
 
 
 def corpus_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,24 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from laennec.cli.common import progress, say, without_library_bars
+from laennec.cli.common import say, without_library_bars
+
+if TYPE_CHECKING:
+    from laennec.inference.predictor import Predictor
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options; their defaults are set later, so that --parameters can replace them."""
-    parser.add_argument("model", help="model: folder of a run, folder of an exported model, or Hub id")
-    parser.add_argument("inputs", nargs="+", metavar="FILE_OR_DIR", help="audio files, or folders of audio files")
-    parser.add_argument("--out", required=True, help="output folder")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
+        "then audio files or folders of audio files",
+    )
+    parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
         "--format", help="comma-separated list of json, csv, audacity, raven, picture (default: json,csv)"
     )
@@ -71,13 +80,18 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.evaluate import load_model
     from laennec.evaluation.recalibrate import smooth_model
     from laennec.evaluation.smoothing import parse_smoothing
-    from laennec.inference.batch import Predictor, model_fingerprint, predict
+    from laennec.inference.batch import Predictor, model_and_inputs, model_fingerprint, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
     from laennec.inference.predictor import input_note
+    from laennec.progress import Progress
+    from laennec.rendering import plain
 
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
+    if options.out is None and (options.format or options.overwrite):
+        raise InputError("--format and --overwrite are about files; give --out, or leave them out")
+    source, inputs = model_and_inputs(options.paths)
     without_library_bars()
     chosen = Settings(
         window_s=options.window_s,
@@ -98,8 +112,10 @@ def run(options: argparse.Namespace) -> int:
     neighbours = chosen.smoothing_neighbours or 0
     if neighbours < 0:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
-    model, extractor = load_model(options.model, options.base)
-    strength, smoothing = smooth_model(chosen.smoothing, options.model, model, neighbours)
+    model, extractor = load_model(source, options.base)
+    if model.config.summary:
+        print(f"model: {plain(model.config.summary)}", file=sys.stderr)
+    strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours)
     if smoothing:
         say(smoothing)
     predictor = Predictor(
@@ -116,18 +132,20 @@ def run(options: argparse.Namespace) -> int:
         _note(f"{options.parameters} was written for another model")
     if chosen.annotation is None and (note := input_note(predictor)):
         _note(note)
+    if options.out is None:
+        return _print_predictions(predictor, inputs, chosen.annotation)
     chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
     chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
     done = predict(
         predictor,
-        options.inputs,
+        inputs,
         options.out,
         formats=formats,
         annotation=chosen.annotation,
-        progress=progress("predicting"),
+        progress=Progress("predicting"),
         overwrite=options.overwrite,
         settings=chosen,
-        source=options.model,
+        source=source,
     )
     for _, reason in done.failed:
         print(f"laennec: {reason}", file=sys.stderr)
@@ -139,6 +157,23 @@ def run(options: argparse.Namespace) -> int:
         outcome += f"; {done.resumed} were already finished"
     say(f"predictions: {options.out} ({outcome})")
     return 2 if done.failed else 0
+
+
+def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
+    """Print the predictions for each recording; exit code 2 if some recordings failed."""
+    from laennec.errors import InputError
+    from laennec.inference.batch import annotation_of, find_recordings
+    from laennec.inference.outputs import as_text
+
+    failed = 0
+    for path in find_recordings(inputs):
+        try:
+            say(as_text(predictor(path, annotation_of(path, annotation)).to_dict()))
+        except InputError as error:
+            failed += 1
+            print(f"laennec: {error}", file=sys.stderr)
+    say("Research use only: not a medical device.")
+    return 2 if failed else 0
 
 
 def _note(text: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.cli.common import corpus_flags, progress, say
+from laennec.cli.common import corpus_flags, say
 from laennec.errors import InputError
+from laennec.progress import Progress
 from laennec.untrusted import parse_yaml
 
 _WITH_FLAGS = ("protocol", "name", "data_dir", "cache_dir")
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         settings.pop("fold", None)
         if options.corpus == "synthetic" and options.data_dir and not Path(options.data_dir).exists():
             raise InputError(f"{options.data_dir}: no such folder; leave --check out to generate a corpus there")
-        report = check_corpus(options.corpus, options.data_dir, progress=progress("checking"), **settings)
+        report = check_corpus(options.corpus, options.data_dir, progress=Progress("checking"), **settings)
         say(report.text())
         return 2 if report.problems else 0
     try:
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     for line in doubles:
         say(f"warning: {line}")
     if options.sampling_rate:
-        decode_all(list(splits.values()), options.sampling_rate, progress=progress("decoding"))
+        decode_all(list(splits.values()), options.sampling_rate, progress=Progress("decoding"))
     return 0
 
 
@@ -113,7 +114,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
         rules = {
             "protocol": options.protocol,
             "sampling_rate": options.sampling_rate,
-            "progress": progress("exporting"),
+            "progress": Progress("exporting"),
         }
         made = export_corpus(options.corpus, options.data_dir, folder, **rules, **settings)
         say(_described(options.corpus, made.splits))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from laennec.evaluation.metrics import FloatArray, IntArray
+from laennec.progress import track
 
 Statistic: TypeAlias = Callable[[FloatArray], Mapping[str, FloatArray]]
 """From row weights (draws, cycles) to named values (draws,)."""
@@ -68,7 +69,7 @@ def bootstrap_values(
     draws = draw_patients(n_patients, n_draws, seed)
     functions = [statistics] if callable(statistics) else list(statistics)
     chunks: dict[str, list[FloatArray]] = {}
-    for first in range(0, n_draws, _CHUNK):
+    for first in track(range(0, n_draws, _CHUNK), "bootstrap"):
         chunk = draws[first : first + _CHUNK]
         offsets = np.arange(len(chunk))[:, None] * n_patients
         times = np.bincount((chunk + offsets).ravel(), minlength=len(chunk) * n_patients)

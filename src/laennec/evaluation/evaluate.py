@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import laennec
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import cache_root, provenance
@@ -68,9 +69,13 @@ class Scored:
 
 
 def load_model(
-    source: str | Path, base: str | None = None
+    source: str | Path = laennec.DEFAULT_MODEL, base: str | None = None
 ) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
-    """Load a model with its front end, from a run's folder, an exported folder or the Hub.
+    """Load a model with its front end.
+
+    Args:
+        source: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
+        base: Path of the base encoder of a head-only model.
 
     Raises:
         InputError: No laennec model there, or its base is missing or a different one.

@@ -26,6 +26,7 @@ from laennec.evaluation.plots_runs import learning_curves
 from laennec.evaluation.predictions import Predictions, read_evaluated
 from laennec.evaluation.report_details import Extras, cycle_sounds, errors_section, map_section
 from laennec.files import atomic_write
+from laennec.progress import track
 from laennec.rendering import render_template
 
 _LOGIT_TOLERANCE = 0.05  # other machines and batch sizes round differently; another model differs by more
@@ -101,7 +102,7 @@ def make_page(
     figures = evaluation_plots(evaluation, predictions, lengths, curves)
     if run.get("history"):
         figures |= learning_curves(run["history"], run.get("best_epoch"))
-    pictures = {name: figure_png(figure) for name, figure in figures.items()}
+    pictures = {name: figure_png(figure) for name, figure in track(figures.items(), "drawing the report")}
     command = run.get("command")
     captions = {name: _CAPTIONS[name.rstrip("_0123456789")] for name in pictures}
     titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}

@@ -69,6 +69,21 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
     }
 
 
+def model_summary(evidence: Evidence) -> str:
+    """One line: what the model is, on whom it was trained, and what it reaches on each scored part."""
+    run, facts = evidence.run, _corpus_facts(evidence.run)
+    what = run["config"].get("description") or run.get("name") or "a laennec model"
+    patients = (run.get("patients") or {}).get("train")
+    on = f"{facts.title if facts else run['corpus']['name']}{f' ({patients} patients)' if patients else ''}"
+    scores = []
+    for metrics, evaluated in ((entry["metrics"], entry["evaluated"]) for entry in evidence.evaluations):
+        other = evaluated["corpus"]["name"]
+        part = evaluated["split"] if other == run["corpus"]["name"] else f"{other} {evaluated['split']}"
+        figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in _compared_figures(metrics))
+        scores.append(f"{part} ({metrics['bootstrap']['patients']} patients): {', '.join(figures)}")
+    return plain(". ".join([f"{what}; trained on {on}", *scores]))
+
+
 def _corpus_facts(run: Mapping[str, Any]) -> type[Corpus] | None:
     """The class of a run's corpus, which states the facts about it; None where it states none."""
     corpus = find_corpus(run["corpus"]["name"])

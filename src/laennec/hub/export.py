@@ -25,6 +25,8 @@ from laennec.evaluation.evaluate import load_model
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.hub import onnx, stock
 from laennec.hub.card import write_card
+from laennec.hub.card_content import model_summary
+from laennec.hub.evidence import read_evidence
 from laennec.modeling import LaennecForAudioClassification
 from laennec.rendering import render_template
 from laennec.training.record import read_record
@@ -94,6 +96,8 @@ def export_run(
         model.config.base_model_revision = base_revision
     if format not in ("head", "lora") and model.config.lora:
         _merge(run, model, extractor)
+    if (Path(run) / "run.json").exists():
+        model.config.summary = model_summary(read_evidence(run))
     with atomic_folder(out) as folder:
         if format.startswith("onnx"):
             onnx.write_onnx(folder, model, extractor, run, int8=format == "onnx-int8")

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+import laennec
 from laennec import __version__
 from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
@@ -83,6 +84,28 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
             f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
         )
     return list(found)
+
+
+def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the paths of `laennec predict` into the model and the recordings.
+
+    Args:
+        paths: A model and recordings, or recordings alone, which the model in the package predicts. The first path is
+            no model if it is an audio file, or a folder with audio files and without a model.
+
+    Raises:
+        InputError: There is a model and nothing to predict.
+    """
+    first, *rest = paths
+    place = Path(first)
+    is_model = (place / "config.json").exists() or (place / "model" / "config.json").exists()
+    if is_model and not rest:
+        raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
+    is_sound = place.suffix.lower() in AUDIO_SUFFIXES
+    is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
+    if not rest or (not is_model and (is_sound or is_folder)):
+        return laennec.DEFAULT_MODEL, list(paths)
+    return first, rest
 
 
 def model_fingerprint(predictor: Predictor) -> str:

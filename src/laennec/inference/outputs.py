@@ -18,6 +18,7 @@ from typing import Any
 from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError
 from laennec.files import atomic_write
+from laennec.rendering import plain
 
 FORMATS = ("json", "csv", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")
@@ -61,6 +62,18 @@ def stretches(timeline: Timeline) -> list[Stretch]:
             found.append(now)
             last = now
     return sorted(found, key=lambda stretch: (stretch.start_s, stretch.end_s, stretch.label))
+
+
+def as_text(timeline: Timeline) -> str:
+    """The predictions for one recording as lines for a terminal; a label that is present is marked with *."""
+    labels = timeline["labels"]
+    head = f"{plain(timeline['recording'])} ({timeline['duration_s']:.1f} s)"
+    lines = [head, "  ".join([f"{'from - to (s)':>17}", *(f"{plain(name):>9}" for name in labels)])]
+    for row in timeline["timeline"]:
+        found = (f"{row[f'{n}_probability']:.2f}{'*' if row[n] else ' '}".rjust(max(9, len(plain(n)))) for n in labels)
+        lines.append("  ".join([f"{row['start_s']:7.2f} - {row['end_s']:7.2f}", *found]))
+    present = [f"{plain(n)} in {sum(row[n] for row in timeline['timeline'])}" for n in labels]
+    return "\n".join([*lines, f"* above its threshold: {', '.join(present)} of {len(timeline['timeline'])} spans"])
 
 
 def write_json(path: Path, timeline: Timeline) -> Path:

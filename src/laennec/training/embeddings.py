@@ -36,6 +36,7 @@ from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import atomic_write, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
+from laennec.progress import track
 from laennec.training.data import CycleDataset, Neighbours
 from laennec.training.devices import encodes_one_by_one
 from laennec.training.step_errors import shorter_cycles
@@ -318,7 +319,7 @@ def _make_shards(
 ) -> None:
     """Make missing shards, those that no other process makes first."""
     waiting, slowest = deque[tuple[list[int], float]](), 0.0
-    for shard in shards:
+    for shard in track(shards, "embedding"):
         place = cache.place([keys[row] for row in shard])
         if all(keys[row] in cache for row in shard):
             remove_stale_lock(place)

@@ -25,6 +25,7 @@ from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.errors import InputError
 from laennec.extension import load_object
 from laennec.files import atomic_write
+from laennec.progress import Progress
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
 from laennec.training.coverage import coverage_lines
@@ -385,19 +386,16 @@ class EpochLines(TrainerCallback):
     def __init__(self, phase: str, metric: str | None = None) -> None:
         self.phase = phase
         self.metric = metric
-        self.bar: Any = None
+        self.progress = Progress(phase)
         self.losses = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the bar."""
-        if state.is_world_process_zero and sys.stderr.isatty():
-            steps = {"total": state.max_steps, "initial": state.global_step, "unit": "step"}
-            self.bar = tqdm(desc=self.phase, file=sys.stderr, **steps)
+        """Show where training begins."""
+        self.progress(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+        """Show the step."""
+        self.progress(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the losses; print once the epoch's last figures are there."""
@@ -416,5 +414,4 @@ class EpochLines(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        self.progress.close()

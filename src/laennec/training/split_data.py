@@ -22,6 +22,7 @@ from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_duplicates, decode_all, load_corpus
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
+from laennec.progress import Progress
 from laennec.training.data import Concatenation, CycleDataset, Neighbours, cycle_numbers
 from laennec.training.embeddings import cycle_keys
 from laennec.training.mixing import label_union
@@ -125,14 +126,14 @@ def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
         parts = load_splits(recipe)
     except UnusableRecordingsError as error:
         if error.usable is not None:
-            decode_all([error.usable], sampling_rate, filter_, error.problems)
+            decode_all([error.usable], sampling_rate, filter_, error.problems, Progress("decoding"))
         raise
     if absent := [name for name in ("train", "validation") if name not in parts or not len(parts[name])]:
         raise InputError(
             f"{recipe.corpus.name}: no cycles in split {absent[0]} under protocol {recipe.corpus.protocol}; "
             "choose another corpus.protocol, or give a corpus of more patients"
         )
-    decode_all([parts["train"], parts["validation"]], sampling_rate, filter_)
+    decode_all([parts["train"], parts["validation"]], sampling_rate, filter_, progress=Progress("decoding"))
     return parts
 
 
