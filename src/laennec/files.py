@@ -425,3 +425,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def find_data(path: str) -> str:
+    """A path of data or weights; one that is not here is looked for in the folder that LAENNEC_DATA names."""
+    below = os.path.join(os.environ.get("LAENNEC_DATA", ""), path)
+    return below if "LAENNEC_DATA" in os.environ and not os.path.exists(path) and os.path.exists(below) else path

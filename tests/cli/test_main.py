@@ -15,6 +15,7 @@ import yaml
 from laennec import __version__
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
+from laennec.training.recipe import Recipe
 
 
 def said(capsys):
@@ -297,3 +298,36 @@ def test_a_mistake_of_ours_is_no_input_error(monkeypatch):
     monkeypatch.setattr("laennec.cli.env._version", ours)
     with pytest.raises(ZeroDivisionError):
         main(["env"])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["predict", "runs/frist", "x.wav"], ["runs/frist", "did you mean runs/first?"]),
+        (["evaluate", "rusn/first"], ["did you mean runs/first?"]),
+        (["app", "nothing"], ["nothing: no such run or model"]),
+        (["predict", "runs/first"], ["runs/first: a model, but no recordings"]),
+        (["train", "sprsound/frozen_mobilenet"], ["data/sprsound", "--corpus.data_dir", "laennec prepare sprsound"]),
+        (["train", "sprsound/frozen_mobilenet", "--data-dir", "."], ["mn04_as_mAP_432.pt", "--encoder.weights"]),
+    ],
+)
+def test_what_is_not_there_is_said_before_the_model_code_is_imported(line, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs" / "first").mkdir(parents=True)
+    (tmp_path / "runs" / "first" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "laennec.evaluation.evaluate", None)  # importing it is an error
+    monkeypatch.setitem(sys.modules, "laennec.training.run", None)
+    monkeypatch.setitem(sys.modules, "laennec.inference.app", None)
+    assert main(line) == 2
+    one_line(capsys, *words)
+
+
+def test_relative_paths_are_looked_for_in_the_folder_of_the_data(tmp_path, monkeypatch):
+    for place in ("data/sprsound", "weights/mn04_as_mAP_432.pt"):
+        (tmp_path / place).mkdir(parents=True)
+    monkeypatch.setenv("LAENNEC_DATA", str(tmp_path))
+    recipe = Recipe.from_yaml("sprsound/frozen_mobilenet")
+    assert Path(recipe.corpus.data_dir) == tmp_path / "data" / "sprsound"
+    assert Path(recipe.encoder.weights) == tmp_path / "weights" / "mn04_as_mAP_432.pt"
+    here = Recipe.from_yaml("sprsound/frozen_mobilenet", **{"corpus.data_dir": str(tmp_path)})
+    assert here.corpus.data_dir == str(tmp_path)

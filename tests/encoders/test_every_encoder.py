@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
-from laennec.encoders import encoder_digest, load_encoder
+from laennec.encoders import ENCODERS, encoder_digest, load_encoder
 from laennec.errors import InputError
 
 CASES = {**OWN, **TINY}
@@ -212,3 +212,11 @@ def test_training_and_prediction_on_a_cycle_shorter_than_a_patch_and_than_a_fram
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "r3.wav" in err and "shorter than one frame" in err
     assert "r3.wav" in (tmp_path / "out2" / "failed.csv").read_text() and not list((tmp_path / "out2").glob("r3*"))
+
+
+def test_released_weights_have_their_address_and_licence_in_the_documents():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "how_to" / "train.md").read_text()
+    released = [kind for kind in ENCODERS.values() if kind.licence]
+    assert len(released) >= 4
+    for kind in released:
+        assert kind.homepage and f"<{kind.homepage}> | {kind.licence} |" in page, kind

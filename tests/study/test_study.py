@@ -1,6 +1,7 @@
 """Studies: run, interrupted, continued and gathered; ensembles and classifiers; costs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -189,4 +190,5 @@ def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, ca
     assert not render(document) and render(document, check=True)
     assert "| tiny, label fraction 0.5 | 2 |" in document.read_text()
     capsys.readouterr()
-    assert main([*command, "--dry-run"]) == 0 and capsys.readouterr().out == ""
+    assert main([*command, "--dry-run"]) == 0
+    assert re.fullmatch(r"(\d+) cells: \1 finished, 0 to run\n", capsys.readouterr().out)

@@ -24,6 +24,8 @@ import soxr
 from laennec.audio.containers import SoundBytes, read_declared
 from laennec.errors import InputError, one_line
 
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64", ".caf")
+
 Waveform = npt.NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO
 

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import say, without_library_bars
+from laennec.cli.common import refuse_missing_model, say, without_library_bars
 from laennec.errors import InputError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve the page until interrupted."""
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio, which is not installed; pip install 'laennec[app]'")
+    refuse_missing_model(options.model)
     from laennec.inference.app import Limits, serve_model
 
     without_library_bars()

@@ -4,8 +4,12 @@ Decisions: results go to standard output, from the first process only.
 """
 
 import argparse
+import difflib
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from laennec.errors import InputError
 
@@ -40,6 +44,45 @@ def overrides(rest: Sequence[str]) -> dict[str, str]:
             value = following
         given[key] = value
     return given
+
+
+def refuse_missing_model(name: str) -> None:
+    """Refuse a model that is neither a folder here nor a Hub id, before anything is imported.
+
+    Raises:
+        InputError: There is no such folder, or one whose name is nearly the same.
+    """
+    place = Path(name)
+    if place.exists():
+        return
+    folder = place.parent if place.parent.is_dir() else Path()
+    wanted, here = (place.name, folder) if folder == place.parent else (place.parts[0], Path())
+    near = difflib.get_close_matches(wanted, [p.name for p in here.iterdir() if p.is_dir()], n=1)
+    rest = () if folder == place.parent else place.parts[1:]
+    meant = here.joinpath(*near, *rest) if near else None
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not place.parent.is_dir()
+    if meant is not None and meant.exists():
+        raise InputError(f"{name}: no such run or model; did you mean {meant}?")
+    if not is_hub_id:
+        raise InputError(f"{name}: no such run or model; give the folder of a run or an exported model, or a Hub id")
+
+
+def refuse_missing_files(recipe: Any) -> None:
+    """Refuse a recipe whose recordings or released checkpoint are not there, before anything is imported or decoded.
+
+    Raises:
+        InputError: Names the file and the option that sets it.
+    """
+    data, name = recipe.corpus.data_dir, recipe.corpus.name
+    if data and "://" not in data and name not in ("synthetic", "hub") and not Path(data).expanduser().exists():
+        raise InputError(
+            f"{data}: no such folder or archive; set --corpus.data_dir (`laennec prepare {name}` says where to get it)"
+        )
+    weights = recipe.encoder.weights
+    if weights and Path(weights).suffix in (".pt", ".pth", ".safetensors") and not Path(weights).expanduser().exists():
+        raise InputError(
+            f"{weights}: no such file; set --encoder.weights to the released file (addresses: docs/how_to/train.md)"
+        )
 
 
 def corpus_flags(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import corpus_flags, say, without_library_bars
+from laennec.cli.common import corpus_flags, refuse_missing_model, say, without_library_bars
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score a held-out split and print the scores."""
+    refuse_missing_model(options.source)
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     from laennec.evaluation.evaluate import score

@@ -2,9 +2,12 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laennec.cli.common import say, without_library_bars
+from laennec import DEFAULT_MODEL
+from laennec.cli.common import refuse_missing_model, say, without_library_bars
 
 if TYPE_CHECKING:
     from laennec.inference.predictor import Predictor
@@ -77,21 +80,22 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict and write the results; exit code 2 if some recordings failed."""
     from laennec.errors import InputError
-    from laennec.evaluation.evaluate import load_model
-    from laennec.evaluation.recalibrate import smooth_model
-    from laennec.evaluation.smoothing import parse_smoothing
-    from laennec.inference.batch import Predictor, model_and_inputs, model_fingerprint, predict
-    from laennec.inference.outputs import DEFAULT_FORMATS
-    from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
-    from laennec.inference.predictor import input_note
-    from laennec.progress import Progress
-    from laennec.rendering import plain
 
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
     if options.out is None and (options.format or options.overwrite):
         raise InputError("--format and --overwrite are about files; give --out, or leave them out")
     source, inputs = model_and_inputs(options.paths)
+    from laennec.evaluation.evaluate import load_model
+    from laennec.evaluation.recalibrate import smooth_model
+    from laennec.evaluation.smoothing import parse_smoothing
+    from laennec.inference.batch import Predictor, model_fingerprint, predict
+    from laennec.inference.outputs import DEFAULT_FORMATS
+    from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
+    from laennec.inference.predictor import input_note
+    from laennec.progress import Progress
+    from laennec.rendering import plain
+
     without_library_bars()
     chosen = Settings(
         window_s=options.window_s,
@@ -157,6 +161,32 @@ def run(options: argparse.Namespace) -> int:
         outcome += f"; {done.resumed} were already finished"
     say(f"predictions: {options.out} ({outcome})")
     return 2 if done.failed else 0
+
+
+def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the paths of `laennec predict` into the model and the recordings.
+
+    Args:
+        paths: A model and recordings, or recordings alone, which the model in the package predicts. The first path is
+            no model if it is an audio file, or a folder with audio files and without a model.
+
+    Raises:
+        InputError: There is a model and nothing to predict.
+    """
+    from laennec.audio.recording import AUDIO_SUFFIXES
+    from laennec.errors import InputError
+
+    first, *rest = paths
+    place = Path(first)
+    is_model = (place / "config.json").exists() or (place / "model" / "config.json").exists()
+    if is_model and not rest:
+        raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
+    is_sound = place.suffix.lower() in AUDIO_SUFFIXES
+    is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
+    if not rest or (not is_model and (is_sound or is_folder)):
+        return DEFAULT_MODEL, list(paths)
+    refuse_missing_model(first)
+    return first, rest
 
 
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:

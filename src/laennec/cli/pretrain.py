@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import overrides, say
+from laennec.cli.common import overrides, refuse_missing_files, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,7 @@ def run(options: argparse.Namespace) -> int:
 
     given = {full_key(Recipe, key, step="pretrain"): value for key, value in overrides(options.rest).items()}
     recipe = Recipe.from_yaml(options.recipe, **given)
+    refuse_missing_files(recipe)
     from laennec.training.pretraining.run import pretrain
 
     out = pretrain(recipe, command=options.line, overwrite=options.overwrite)

@@ -1,6 +1,7 @@
 """`laennec study`: run the missing cells of a study and compare its methods."""
 
 import argparse
+import os
 
 from laennec.cli.common import say
 from laennec.errors import InputError
@@ -9,6 +10,10 @@ from laennec.errors import InputError
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec study`."""
     parser.add_argument("study", help="a study: a YAML file with methods, axes, seeds and the splits to score")
+    parser.add_argument(
+        "--data-dir",
+        help="folder of the recordings and weights that recipes name (default: LAENNEC_DATA)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the missing commands and run nothing")
     parser.add_argument(
         "--most", type=int, metavar="N", help="stop after N cells (one method with one seed) are trained or scored"
@@ -19,6 +24,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the missing cells and collect the results."""
     from laennec.study import load_study, run_study
 
+    if options.data_dir is not None:
+        os.environ["LAENNEC_DATA"] = options.data_dir
     if options.most is not None and options.most < 1:
         raise InputError(f"--most {options.most}: must be at least 1")
     done = run_study(load_study(options.study), say=say, most=options.most, dry=options.dry_run)

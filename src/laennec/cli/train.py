@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from laennec.cli.common import overrides, say
+from laennec.cli.common import overrides, refuse_missing_files, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.training.recipe import Recipe
 
     recipe = Recipe.from_yaml(options.recipe, **overrides(options.rest))
+    refuse_missing_files(recipe)
     if options.search is not None:
         return _search(recipe, options)
     from laennec.training.run import train

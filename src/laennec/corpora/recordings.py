@@ -26,7 +26,7 @@ import datasets
 
 from laennec.audio.cycles import AnnotationError, label_of
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, cache_root, remove_stale_lock, wait_for_lock
+from laennec.files import atomic_folder, atomic_write, cache_root, find_data, remove_stale_lock, wait_for_lock
 from laennec.untrusted import MOST_BYTES, open_regular, read_json, read_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
@@ -115,7 +115,7 @@ class UnusableRecordingsError(InputError):
 
 def corpus_path(data_dir: str | Path) -> Path:
     """The folder or archive of a corpus as an absolute path; an InputError if there is nothing of that name."""
-    path = Path(data_dir).expanduser().absolute()
+    path = Path(find_data(str(data_dir))).expanduser().absolute()
     if not path.exists():
         raise InputError(f"{path}: no such folder or archive; check --data-dir")
     return path

@@ -36,6 +36,7 @@ class AstEncoder(AudioEncoder):
     kind = "ast"
     title = "Audio Spectrogram Transformer, pre-trained on AudioSet"
     licence = "BSD-3-Clause"
+    homepage = "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593"
     citation = """@inproceedings{gong2021ast,
   title={AST: Audio Spectrogram Transformer},
   author={Gong, Yuan and Chung, Yu-An and Glass, James},

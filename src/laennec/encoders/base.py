@@ -64,6 +64,7 @@ class AudioEncoder(PreTrainedModel):
         kind: The encoder's type in recipes.
         title: Name of the weights that its authors released.
         licence: Of these weights.
+        homepage: Where these weights are released.
         citation: BibTeX of the publication.
         preset: The front end that these weights were trained with; None for any.
         other_presets: Front ends that some checkpoints want instead.
@@ -74,6 +75,7 @@ class AudioEncoder(PreTrainedModel):
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""
     licence: ClassVar[str] = ""
+    homepage: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     released_settings: ClassVar[tuple[str, ...]] = ()
     preset: str | None = None

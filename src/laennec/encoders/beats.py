@@ -39,6 +39,7 @@ class BeatsEncoder(AudioEncoder):
     kind = "beats"
     title = "BEATs, pre-trained on AudioSet"
     licence = "MIT"
+    homepage = "https://github.com/microsoft/unilm/tree/master/beats"
     citation = """@inproceedings{chen2023beats,
   title={BEATs: Audio Pre-Training with Acoustic Tokenizers},
   author={Chen, Sanyuan and others},

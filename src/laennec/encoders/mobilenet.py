@@ -156,6 +156,7 @@ class MobileNetEncoder(AudioEncoder):
     kind = "mobilenet"
     title = "EfficientAT MobileNetV3, pre-trained on AudioSet"
     licence = "MIT"
+    homepage = "https://github.com/fschmid56/EfficientAT/releases"
     citation = """@inproceedings{schmid2023efficient,
   title={Efficient Large-Scale Audio Tagging via Transformer-to-CNN Knowledge Distillation},
   author={Schmid, Florian and Koutini, Khaled and Widmer, Gerhard},

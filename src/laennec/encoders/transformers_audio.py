@@ -157,6 +157,7 @@ class WhisperAudioEncoder(TransformersEncoder):
     kind = "whisper"
     title = "the encoder of Whisper, trained on speech"
     licence = "MIT"
+    homepage = "https://huggingface.co/openai/whisper-base.en"
     citation = """@inproceedings{radford2023robust,
   title={Robust Speech Recognition via Large-Scale Weak Supervision},
   author={Radford, Alec and Kim, Jong Wook and Xu, Tao and Brockman, Greg and McLeavey, Christine and Sutskever, Ilya},

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-import laennec
 from laennec import __version__
-from laennec.audio.recording import Waveform
+from laennec.audio.recording import AUDIO_SUFFIXES, Waveform
 from laennec.audio.streaming import RecordingStream
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
@@ -40,7 +39,6 @@ from laennec.memory import in_one_line
 
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64", ".caf")
 ANNOTATION_SUFFIXES = (".txt", ".json", LABELS_SUFFIX, SELECTIONS_SUFFIX, ".Table.1.selections.txt")
 PREDICTIONS, FAILED = "predictions.csv", "failed.csv"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
@@ -84,28 +82,6 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
             f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
         )
     return list(found)
-
-
-def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the paths of `laennec predict` into the model and the recordings.
-
-    Args:
-        paths: A model and recordings, or recordings alone, which the model in the package predicts. The first path is
-            no model if it is an audio file, or a folder with audio files and without a model.
-
-    Raises:
-        InputError: There is a model and nothing to predict.
-    """
-    first, *rest = paths
-    place = Path(first)
-    is_model = (place / "config.json").exists() or (place / "model" / "config.json").exists()
-    if is_model and not rest:
-        raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
-    is_sound = place.suffix.lower() in AUDIO_SUFFIXES
-    is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
-    if not rest or (not is_model and (is_sound or is_folder)):
-        return laennec.DEFAULT_MODEL, list(paths)
-    return first, rest
 
 
 def model_fingerprint(predictor: Predictor) -> str:

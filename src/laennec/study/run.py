@@ -71,6 +71,7 @@ def run_study(
         every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
         for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training each name it
             say(line)
+        say(_outlook(study))
         return state
     study.output_dir.mkdir(parents=True, exist_ok=True)
     with try_lock(study.output_dir / "study") as alone:
@@ -222,6 +223,20 @@ def ensemble_folder(study: Study, method: str) -> Path:
     """The folder of the ensemble of a method's runs."""
     members = study.members(method)
     return study.output_dir / f"{Path(members[0].name).parent}-ensemble" / str(len(members))
+
+
+def _outlook(study: Study) -> str:
+    """How many cells are finished, and how long the others take if they take as long as those."""
+    waiting = [cell for cell in study.cells if next(commands(study, cell), None) is not None]
+    finished = [cell for cell in study.cells if cell not in waiting]
+    seconds = [sum(step["seconds"] for step in read_cost(cell_folder(study, cell)).values()) for cell in finished]
+    counts = f"{len(study.cells)} cells: {len(finished)} finished, {len(waiting)} to run"
+    if not waiting:
+        return counts
+    if not any(seconds):
+        return f"{counts}; no finished cell says how long one takes"
+    hours = len(waiting) * sum(seconds) / len(seconds) / 3600
+    return f"{counts}; about {hours:.1f} hours at the pace of the finished ones"
 
 
 def _setting_flags(given: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, StrictInt, ValidationError, model_valid
 
 from laennec.errors import InputError
 from laennec.extension import load_object
+from laennec.files import find_data
 from laennec.losses import AUXILIARY_LOSSES, Loss
 from laennec.training.recipe.reading import (
     explained,
@@ -88,7 +89,8 @@ class Recipe(Settings):
         """Read a recipe file.
 
         Args:
-            path: A YAML file, or the name of a recipe that comes with the package ("sprsound/bce_mobilenet").
+            path: A YAML file, or the name of a recipe that comes with the package ("sprsound/bce_mobilenet"). Relative
+                paths in it are looked for in the working directory, then in the folder that LAENNEC_DATA names.
             **overrides: Values that replace those of the file: `train__epochs=3`, or `**{"train.epochs": 3}`. The last
                 part alone will do where it names one setting. Text is read as YAML.
 
@@ -100,6 +102,10 @@ class Recipe(Settings):
         given = {full_key(cls, name.replace("__", ".")): value for name, value in overrides.items()}
         for key, value in given.items():
             override(cls, values, key, value)
+        for section, key in (("corpus", "data_dir"), ("corpus", "tables_dir"), ("encoder", "weights")):
+            group = values.get(section)
+            if isinstance(group, dict) and isinstance(group.get(key), str):
+                group[key] = find_data(group[key])
         recipe = cls._of(values, f"{found} with {', '.join(given)} given" if given else str(found))
         recipe._folders = [found.absolute().parent]
         return recipe
