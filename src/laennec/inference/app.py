@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from laennec.audio.cycles import AnnotationError, read_annotation, read_labels
+import laennec
+from laennec.audio.cycles import AnnotationError, read_labels
 from laennec.audio.recording import DecodeError, Recording, resample
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
-from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.plots import figure_png
@@ -65,7 +65,7 @@ class Limits:
 
 
 def serve_model(
-    model: str | Path,
+    model: str | Path = laennec.DEFAULT_MODEL,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -81,7 +81,7 @@ def serve_model(
     """Serve the page for a model until the process is interrupted.
 
     Args:
-        model: Folder of a run or an exported model, or a Hub id.
+        model: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
         host: Address to listen on.
         port: Port to listen on; None for the first free one from 7860 on.
         limits: The largest input that is accepted.
@@ -98,8 +98,8 @@ def serve_model(
     """
     limits = limits or Limits()
     name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
-    with _gradio_settings() as folder:
-        page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits, folder)
+    with _gradio_settings():
+        page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits)
         try:
             _, address, _ = page.launch(
                 server_name=host, server_port=port, inbrowser=open_browser, **_launching(limits)
@@ -117,13 +117,14 @@ def serve_model(
             page.close(verbose=False)
 
 
-def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) -> Any:
-    """Build the page as `gradio.Blocks`, to be launched; the example sounds are written to `folder`."""
+def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
+    """Build the page as `gradio.Blocks`, to be launched."""
     import gradio as gr
 
     labels = predictor.model.config.label_names
     values = {
         "name": name,
+        "summary": predictor.model.config.summary,
         "labels": labels,
         "disclaimer": DISCLAIMER,
         "minutes": (_DELETE_AFTER_S + _DELETE_EVERY_S) // 60,
@@ -149,15 +150,6 @@ def build_page(predictor: Predictor, name: str, limits: Limits, folder: Path) ->
             gr.Markdown(annotations)
         button = gr.Button("Predict", variant="primary", elem_id="predict")
         result = gr.HTML(elem_id="result", min_height=40)
-        if {"crackle", "wheeze"} & set(labels):
-            examples = _examples(folder)
-            gr.Examples(
-                list(examples.values()),
-                [sound, annotation],
-                label="Synthetic examples: computed sounds, not from patients",
-                example_labels=list(examples),
-                api_visibility="private",
-            )
         with gr.Accordion("How to read the numbers", open=False):
             gr.Markdown(explanation)
         button.click(
@@ -285,20 +277,6 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _examples(folder: Path) -> dict[str, list[str]]:
-    """Write one synthetic recording with crackles and one with wheezes: title -> recording and annotation."""
-    corpus = write_corpus(
-        folder / "examples", patients=12, recordings_per_patient=1, cycles_per_recording=4, max_rate_hz=8000
-    )
-    found: dict[str, list[str]] = {}
-    for recording in sorted(corpus.glob("*.wav")):
-        annotation = recording.with_suffix(".txt")
-        classes = {cycle.label for cycle in read_annotation(annotation)} - {"normal"}
-        if len(classes) == 1:
-            found.setdefault(f"Breathing with {classes.pop()}s", [str(recording), str(annotation)])
-    return {title: found[title] for title in sorted(found) if "both" not in title}
-
-
 def _launching(limits: Limits) -> dict[str, Any]:
     """Arguments of `gradio.Blocks.launch`: the limits, the style, and no access to files or other machines."""
     import gradio as gr
@@ -324,7 +302,7 @@ def _launching(limits: Limits) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _gradio_settings() -> Iterator[Path]:
+def _gradio_settings() -> Iterator[None]:
     """Give Gradio a private temporary folder, no telemetry, and no proxy towards this machine, for this block."""
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
         no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
@@ -332,7 +310,7 @@ def _gradio_settings() -> Iterator[Path]:
         before = {key: os.environ.get(key) for key in wanted}
         os.environ.update(wanted)
         try:
-            yield Path(folder)
+            yield
         finally:
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})
