@@ -32,6 +32,7 @@ _HOMES = {
     "SpecAugment": "audio.augmentation",
     "load_corpus": "corpora.load",
     "CycleWaveforms": "corpora.waveforms",
+    "with_audio": "corpora.waveforms",
     "Corpus": "corpora.base",
     "AnnotatedRecording": "corpora.recordings",
     "Event": "corpora.recordings",

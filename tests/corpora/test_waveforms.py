@@ -1,5 +1,6 @@
 """Cycles come from whole recordings, once, and a broken cache is never believed."""
 
+import sys
 from pathlib import Path
 
 import datasets
@@ -12,7 +13,7 @@ from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import waveforms as module
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.synthetic import Synthetic
-from laennec.corpora.waveforms import CycleWaveforms
+from laennec.corpora.waveforms import CycleWaveforms, with_audio
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -144,3 +145,12 @@ def test_nothing_stays_open(table: datasets.Dataset, tmp_path: Path) -> None:
         for index in range(9):
             waveforms[index]
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_rows_get_their_sound_when_they_are_read(table: datasets.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    rows = with_audio(table.select([4, 0, 7]), 4000)
+    for row in (rows[1], *rows):
+        assert row["audio"]["sampling_rate"] == 4000
+        np.testing.assert_array_equal(row["audio"]["array"], naive(row, 4000))
+    assert [len(sound["array"]) for sound in rows[:2]["audio"]] == [len(naive(row, 4000)) for row in list(rows)[:2]]

@@ -1,6 +1,7 @@
 """One recording: streamed answers are those of a call, spans come from where they are said to, decisions are stated."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -259,3 +260,14 @@ def test_parameters_that_cannot_be_are_one_line(frozen_run, sound, tmp_path, cap
     assert main([*command, str(tmp_path / "p.yaml")]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_prediction_shows_itself_in_a_console_and_a_notebook(tiny_run, small_corpus, tmp_path):
+    sound = shutil.copy(sorted(small_corpus.glob("*.wav"))[0], tmp_path / "a<b>.wav")
+    prediction = Predictor(*load_model(tiny_run))(sound)
+    shown = repr(prediction)
+    assert shown.startswith("Prediction(") and f"{len(prediction.spans)} spans: crackle in " in shown
+    page = prediction._repr_html_()
+    assert "data:image/png" in page and "<audio controls" in page and "a<b>" not in page and "footer" not in page
+    sound.unlink()
+    assert "no picture" in prediction._repr_html_()

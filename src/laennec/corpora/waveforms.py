@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -179,6 +180,32 @@ class CycleWaveforms(Sequence[Waveform]):
             file.write(header)  # type: ignore[call-overload,arg-type]
             for piece in pieces:
                 file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+
+
+def with_audio(
+    table: datasets.Dataset, sampling_rate: int, filter: ButterworthFilter | None = None
+) -> datasets.Dataset:
+    """The table with a column `audio` that is decoded when a row is read, by soundfile: torchcodec is not needed.
+
+    Args:
+        table: A cycle table.
+        sampling_rate: Rate of the waveforms in Hz.
+        filter: Applied to whole recordings at that rate.
+
+    Returns:
+        The same rows; `audio` is {"array": float32 (samples,), "sampling_rate": Hz}, the cycle alone.
+
+    Raises:
+        InputError: The table has rows without audio.
+    """
+    waveforms = CycleWaveforms(table, sampling_rate, filter)
+    rows = {cycle: row for row, cycle in enumerate(table["cycle_id"])}
+
+    def decoded(batch: dict[str, Any]) -> dict[str, Any]:
+        sounds = [waveforms[rows[cycle]] for cycle in batch["cycle_id"]]
+        return batch | {"audio": [{"array": sound, "sampling_rate": sampling_rate} for sound in sounds]}
+
+    return table.with_transform(decoded)
 
 
 def decode_all(

@@ -24,14 +24,15 @@ import soundfile
 
 import laennec
 from laennec.audio.cycles import AnnotationError, read_labels
-from laennec.audio.recording import DecodeError, Recording, resample
+from laennec.audio.recording import DecodeError, Recording, read_recording, resample
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
+from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.plots import figure_png
 from laennec.inference.outputs import Timeline
 from laennec.inference.picture import Spectrogram, shown_labels, timeline_figure
-from laennec.inference.predictor import Predictor, annotated_spans
+from laennec.inference.predictor import Prediction, Predictor, annotated_spans
 from laennec.modeling import LaennecForAudioClassification
 from laennec.rendering import render_template
 
@@ -195,6 +196,31 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
     except InputError as error:
         reason = str(error)
     return render_template("app_problem.html", name=name, reason=reason)
+
+
+def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
+    """HTML of a prediction for a notebook: summary, picture, player and table, with a style of its own.
+
+    Args:
+        prediction: What a `Predictor` returned; its recording is read again.
+        most_s: Duration of the longest recording that is shown, in seconds; the page would hold all of its sound.
+
+    Returns:
+        The text alone for a longer recording, or for one that cannot be read any more.
+    """
+    try:
+        if prediction.duration_s > most_s:
+            raise InputError(f"the recording is longer than {most_s:g} s")
+        recording, spectrogram = read_recording(prediction.recording), Spectrogram()
+        with open_recording(prediction.recording, listener=spectrogram.add) as stream:
+            for _ in stream.blocks():
+                pass
+    except InputError as error:
+        return render_template("app_problem.html", name=repr(prediction), reason=f"no picture: {error}")
+    style = (resources.files("laennec") / "templates" / "app.css").read_text(encoding="utf-8")
+    own = "\n".join(line for line in style.splitlines() if line.startswith("#result"))  # the others style the page
+    result = _result(prediction.to_dict(), recording, spectrogram, None)
+    return f'<style>{own}</style><div id="result">{result}</div>'
 
 
 def threshold_origin(model: LaennecForAudioClassification) -> str:

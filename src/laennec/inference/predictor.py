@@ -57,7 +57,7 @@ class SpanPrediction:
     present: NDArray[np.bool_]
 
 
-@dataclass
+@dataclass(repr=False)
 class Prediction:
     """The predictions for one recording.
 
@@ -86,6 +86,16 @@ class Prediction:
     neighbours: int = 0
     places: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
+        return f"Prediction({self.recording!r}, {self.duration_s:.1f} s, {len(self.spans)} spans: {present})"
+
+    def _repr_html_(self) -> str:
+        """Timeline, player and table in a notebook; the recording is read again."""
+        from laennec.inference.app import prediction_html
+
+        return prediction_html(self)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One row per span; times are rounded to 1 ms and probabilities to 6 digits, as in the output files."""
