@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from laennec.audio.cycles import (
     cut,
     flags_of,
     label_of,
+    prediction_windows,
     read_annotation,
     read_labels,
     sliding_windows,
@@ -177,10 +179,18 @@ def test_windows_by_hand() -> None:
     assert len(sliding_windows(0.3, 0.1, 0.1)) == 3
 
 
-@pytest.mark.parametrize("duration_s", [0.7, 5.0, 19.987, 60.0])
+def test_the_last_predicted_window_does_not_repeat_the_one_before_it() -> None:
+    assert prediction_windows(9.04, 3, 1.5) == [(0, 3), (1.5, 4.5), (3, 6), (4.5, 7.5), pytest.approx((6.04, 9.04))]
+    assert prediction_windows(9.8, 3, 1.5) == sliding_windows(9.8, 3, 1.5)
+    assert prediction_windows(9.04, 3, 3) == sliding_windows(9.04, 3, 3)  # without it a moment would be lost
+    assert prediction_windows(3.04, 3, 1.5) == sliding_windows(3.04, 3, 1.5)
+
+
+@pytest.mark.parametrize("cover", [sliding_windows, prediction_windows])
+@pytest.mark.parametrize("duration_s", [0.7, 5.0, 6.02, 19.987, 60.0])
 @pytest.mark.parametrize(("window_s", "hop_s"), [(3, 3), (3, 1.5), (2.7, 0.9), (0.1, 0.1)])
-def test_windows_cover_every_moment(duration_s: float, window_s: float, hop_s: float) -> None:
-    windows = sliding_windows(duration_s, window_s, hop_s)
+def test_windows_cover_every_moment(cover: Any, duration_s: float, window_s: float, hop_s: float) -> None:
+    windows = cover(duration_s, window_s, hop_s)
     assert windows[0][0] == 0
     assert windows[-1][1] == pytest.approx(duration_s)
     for (start, end), (following, _) in itertools.pairwise(windows):

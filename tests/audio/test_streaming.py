@@ -10,7 +10,7 @@ import soundfile
 from audio_twins import windows_in_context
 from laennec.audio import streaming
 from laennec.audio.context import cycles_in_context
-from laennec.audio.cycles import read_annotation, sliding_windows
+from laennec.audio.cycles import prediction_windows, read_annotation
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
 from laennec.audio.streaming import open_recording, passing_cycles, passing_windows
 
@@ -82,7 +82,7 @@ def test_a_wav_that_a_recorder_could_not_finish_is_read_without_a_copy_in_memory
 def test_windows_are_those_of_the_whole(real, context, window_s, hop_s):
     for path, _ in real[1:]:
         whole = read_recording(path, 8000)
-        spans = sliding_windows(whole.duration_s, window_s, hop_s)
+        spans = prediction_windows(whole.duration_s, window_s, hop_s)
         with open_recording(path, 8000) as stream:
             found = list(passing_windows(stream, window_s, hop_s, context))
         assert [span for span, _ in found] == spans

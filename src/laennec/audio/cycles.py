@@ -300,6 +300,24 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
     return windows
 
 
+def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
+    """The windows that a recording is predicted in: those of `sliding_windows`, without a last one that repeats.
+
+    Args:
+        duration_s: Length of the recording in seconds.
+        window_s: Length of a window in seconds.
+        hop_s: Distance of their starts in seconds, at most a window.
+
+    Returns:
+        (start, end) in seconds. Where the last window would begin less than half a hop after the one before it, that
+        one is left out, as long as the others still cover the recording.
+    """
+    windows = sliding_windows(duration_s, window_s, hop_s)
+    if len(windows) > 2 and windows[-1][0] - windows[-2][0] < hop_s / 2 and windows[-1][0] <= windows[-3][1]:
+        del windows[-2]
+    return windows
+
+
 def _numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
     """The lines of an annotation that are not blank, each with its number from 1.
 

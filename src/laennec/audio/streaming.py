@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 
 from laennec.audio.context import InContext, Span, beside_window, neighbours_of
-from laennec.audio.cycles import Waveform, sliding_windows
+from laennec.audio.cycles import Waveform, prediction_windows
 from laennec.audio.recording import (
     UNKNOWN_FRAMES,
     AudioSource,
@@ -171,7 +171,7 @@ def passing_windows(
 
     Args:
         stream: The recording.
-        window_s: As for `laennec.audio.cycles.sliding_windows`.
+        window_s: As for `laennec.audio.cycles.prediction_windows`.
         hop_s: Likewise.
         context_cycles: The extractor's; the context is that of `laennec.audio.context.beside_window`.
 
@@ -187,11 +187,12 @@ def passing_windows(
     for block in stream.blocks():
         # keep what the last window would need if the recording ended here
         buffer.add(block, min(done * hop_s, buffer.end_s - window_s) - reach_s - _ROUNDING_S)
-        while done * hop_s + window_s + reach_s + _ROUNDING_S <= buffer.end_s:
+        # half a hop more, because a window may be left out if the recording ended sooner
+        while done * hop_s + window_s + max(reach_s, hop_s / 2) + _ROUNDING_S <= buffer.end_s:
             span = (done * hop_s, done * hop_s + window_s)
             yield span, _window(buffer, span, math.inf, context_cycles)
             done += 1
-    for span in sliding_windows(stream.duration_s, window_s, hop_s)[done:]:
+    for span in prediction_windows(stream.duration_s, window_s, hop_s)[done:]:
         yield span, _window(buffer, span, stream.duration_s, context_cycles)
 
 
