@@ -1,16 +1,27 @@
 """transformers' pipeline for audio classification: ours for our models, its own for all others."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, pipeline
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    pipeline,
+)
 from transformers.pipelines.audio_classification import AudioClassificationPipeline
 
 from laennec import LaennecPipeline
 from laennec.audio.recording import ButterworthFilter, read_recording
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
+from laennec.inference.app import Limits, predict_html
 from laennec.inference.batch import Predictor
 from laennec.modeling import LaennecForAudioClassification
 
@@ -54,13 +65,45 @@ def test_real_recordings_are_predicted_as_by_predict(pipe, model, recordings):
     assert len({tuple(row["present"] for row in said) for said in many}) >= 1
 
 
+def test_five_ways_to_predict_a_recording_agree(frozen_run, recordings, tmp_path):
+    import onnxruntime
+
+    assert main(["export", str(frozen_run), "--format", "full", "--out", str(tmp_path / "full")]) == 0
+    assert main(["export", str(frozen_run), "--format", "onnx", "--out", str(tmp_path / "onnx")]) == 0
+    recording = recordings[2]
+    ours, extractor = load_model(tmp_path / "full")
+    predictor = Predictor(ours, extractor, window_s=1000.0, hop_s=1000.0)
+    wanted = predictor(recording).probabilities[0]
+    names = ours.config.label_names
+    # the Auto classes of transformers, with the sound as it is
+    auto = AutoModelForAudioClassification.from_pretrained(tmp_path / "full").eval()
+    features = AutoFeatureExtractor.from_pretrained(tmp_path / "full")
+    assert features.recording_filter
+    sound = read_recording(recording, features.sampling_rate).waveform
+    with torch.inference_mode():
+        logits = auto(**features(sound, sampling_rate=features.sampling_rate)).logits
+    found = {"Auto classes": auto.probabilities(logits)[0].numpy()}
+    piped = pipeline(TASK, model=str(tmp_path / "full"), device="cpu")(str(recording))
+    found["pipeline"] = np.array([next(row["score"] for row in piped if row["label"] == name) for name in names])
+    # ONNX takes the filtered sound; onnx.json names the filter
+    facts = json.loads((tmp_path / "onnx" / "onnx.json").read_text())
+    filtered = ButterworthFilter(**facts["recording_filter"]).apply(sound, facts["sampling_rate"])
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / facts["file"])
+    given = {"waveforms": filtered[None], "lengths": np.array([len(filtered)])}
+    found["ONNX"] = session.run(["probabilities"], given)[0][0]
+    for way, probabilities in found.items():
+        np.testing.assert_allclose(probabilities, wanted, atol=1e-5, err_msg=way)
+    page = predict_html(predictor, str(recording), None, Limits())
+    for probability in wanted:
+        assert f">{probability:.2f}" in page
+
+
 def test_an_array_at_the_models_rate_is_filtered_like_its_recordings(pipe, model, recordings):
     ours, extractor = model
     rate = extractor.sampling_rate
     waveform = read_recording(recordings[0], rate).waveform[: 2 * rate]
-    filtered = ButterworthFilter(**extractor.recording_filter).apply(waveform, rate)
     with torch.inference_mode():
-        logits = ours.eval()(**extractor(filtered, sampling_rate=rate)).logits
+        logits = ours.eval()(**extractor(waveform, sampling_rate=rate)).logits
     wanted = dict(zip(ours.config.label_names, ours.probabilities(logits)[0].tolist(), strict=True))
     for sound in (waveform, torch.from_numpy(waveform), waveform.astype(np.float64)):
         assert {row["label"]: row["score"] for row in pipe(sound)} == pytest.approx(wanted, abs=1e-6)

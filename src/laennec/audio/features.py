@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
@@ -22,6 +23,7 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 from laennec.audio.context import InContext, unfold, with_context
 from laennec.audio.filterbanks import TooShortError, log_mel, own, padded_batch, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
+from laennec.audio.recording import ButterworthFilter
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 
@@ -250,6 +252,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = "pt",
         lengths: Sequence[int] | Tensor | None = None,
         return_attention_mask: bool | None = None,
+        filtered: bool = False,
         **padding: Any,
     ) -> BatchFeature:
         """Features of one cycle or many.
@@ -262,6 +265,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: "pt" or "np".
             lengths: (batch,), true numbers of samples, where `raw_speech` is a padded (batch, samples).
             return_attention_mask: False omits the mask.
+            filtered: Whether the waveforms were cut from recordings that `recording_filter` was applied to, as in
+                training; others are filtered here.
             **padding: `padding`, `truncation` and `pad_to_multiple_of` as pipelines pass them; batches are always
                 padded to their longest cycle.
 
@@ -280,6 +285,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         self._check_rate(sampling_rate)
         raw_speech, joined = self._unfolded(raw_speech)
         batch, counts = padded_batch(raw_speech, lengths)
+        if self.recording_filter and not filtered:
+            batch = self._filtered(batch, counts)
         if device is not None:
             batch = batch.to(device)
         if joined is None:
@@ -296,6 +303,15 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; it can be 'pt' or 'np'")
         return BatchFeature(data)
+
+    def _filtered(self, batch: Tensor, counts: list[int]) -> Tensor:
+        """The batch (rows, samples) with the recording filter applied to the sound of each row."""
+        assert self.recording_filter is not None
+        filter, made = ButterworthFilter(**self.recording_filter), batch.clone()
+        for row, count in enumerate(counts):
+            sound = batch[row, :count].cpu().numpy().astype(np.float32)
+            made[row, :count] = torch.from_numpy(filter.apply(sound, self.sampling_rate)).to(batch)
+        return made
 
     def _unfolded(self, raw_speech: Any) -> tuple[Any, Tensor | None]:
         """Cycles and their context as one list of waveforms, and the rows of each item's context; None without any."""

@@ -157,7 +157,7 @@ def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.flo
     parameter = next(model.parameters())
     try:
         with torch.inference_mode():
-            batch = extractor(items, sampling_rate=extractor.sampling_rate, device=parameter.device)
+            batch = extractor(items, sampling_rate=extractor.sampling_rate, device=parameter.device, filtered=True)
             inputs: list[Any] = []
             for kind in ("input_values", "context_values") if "context_values" in batch else ("input_values",):
                 mask = batch["attention_mask" if kind == "input_values" else "context_mask"]
