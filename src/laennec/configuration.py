@@ -50,7 +50,10 @@ class LaennecConfig(PreTrainedConfig):
         thresholds: Operating point of each label as a probability, by label name; 0.5 where absent.
         temperatures: Divisor of each label's logit, by label name; 1 where absent.
         intercepts: What is added to it then (Platt), by label name; 0 where absent.
-        operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on".
+        operating_point: How thresholds and calibration came about: "calibration", "rule", "sensitivity", "fitted_on",
+            "notes". All four were fitted on annotated events.
+        operating_points: The same for "windows" and for "recordings" (of the highest logit of a recording's windows),
+            fitted on validation windows: {"thresholds", "temperatures", "intercepts", "window_s", "hop_s", ...}.
         tasks: Auxiliary tasks by name, each with a head: "labels", "level" (None for cycles), "logit_adjustment"
             (subtracted from the first class' logit) and "smoothing" (the weight of a recording's mean in the
             predictions for its cycles).
@@ -81,6 +84,7 @@ class LaennecConfig(PreTrainedConfig):
     temperatures: dict[str, float] = None  # type: ignore[assignment]
     intercepts: dict[str, float] = None  # type: ignore[assignment]
     operating_point: dict[str, Any] = None  # type: ignore[assignment]
+    operating_points: dict[str, dict[str, Any]] = None  # type: ignore[assignment]
     tasks: dict[str, Any] = None  # type: ignore[assignment]
     summary: str | None = None
     sampling_rate: int | None = None
@@ -92,7 +96,7 @@ class LaennecConfig(PreTrainedConfig):
             self.encoder_config = config_from_dict(self.encoder_config)
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling is {self.pooling!r}; it can be {' or '.join(POOLINGS)}")
-        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "tasks"):
+        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
             setattr(self, name, getattr(self, name) or {})
         self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
         super().__post_init__(**kwargs)
@@ -126,10 +130,15 @@ class LaennecConfig(PreTrainedConfig):
         config: LaennecConfig = cls.from_pretrained(name, **hub)
         return config
 
-    def per_label(self, setting: str) -> dict[str, float]:
-        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded."""
+    def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
+        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded.
+
+        Args:
+            setting: One of the three.
+            spans: "events", "windows" or "recordings"; where nothing was fitted on them, those of events.
+        """
         neutral = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0}[setting]
-        values = getattr(self, setting)
+        values = self.operating_points[spans][setting] if spans in self.operating_points else getattr(self, setting)
         return {name: values.get(name, neutral) for name in self.label_names}
 
     @property

@@ -64,7 +64,7 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
         config.frozen_encoder, config.encoder_digest = False, None
     config.encoder_config = encoder.config
     config.trained_layers, config.projection_dim, config.operating_point = None, 0, {}
-    config.temperatures, config.intercepts, config.thresholds = {}, {}, {}
+    config.temperatures, config.intercepts, config.thresholds, config.operating_points = {}, {}, {}, {}
     config.tasks = _tasks(first.config)
     config.head_hidden_dim = first.config.head_hidden_dim * len(models)
     joined = LaennecForAudioClassification(config, encoder)

@@ -316,10 +316,10 @@ class LaennecForAudioClassification(PreTrainedModel):
             return nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
         return nn.functional.cross_entropy(logits, labels)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """(batch, labels) logits -> calibrated probabilities of the same shape."""
+    def probabilities(self, logits: Tensor, spans: str = "events") -> Tensor:
+        """(batch, labels) logits -> probabilities of the same shape, calibrated as in `LaennecConfig.per_label`."""
         divisor, offset = (
-            torch.tensor([*self.config.per_label(name).values()], device=logits.device)
+            torch.tensor([*self.config.per_label(name, spans).values()], device=logits.device)
             for name in ("temperatures", "intercepts")
         )
         scaled = logits.float() / divisor + offset

@@ -13,6 +13,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--threshold-rule", help="youden, f1, icbhi, sensitivity, or none for probability 0.5 (default: as in the run)"
     )
     parser.add_argument("--sensitivity", type=float, help="target of --threshold-rule sensitivity, 0 to 1")
+    parser.add_argument(
+        "--spans",
+        choices=("events", "windows"),
+        default="events",
+        help="windows: predict the validation windows of a run that lacks them, and fit on them too (default: events)",
+    )
+    parser.add_argument("--data-dir", help="folder of the corpus, for --spans windows (default: as in the run)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,9 +28,16 @@ def run(options: argparse.Namespace) -> int:
     from laennec.training.record import read_record
 
     fitted = recalibrate(
-        options.run_folder, options.calibration, options.threshold_rule, options.sensitivity, options.line
+        options.run_folder,
+        options.calibration,
+        options.threshold_rule,
+        options.sensitivity,
+        options.line,
+        options.spans,
+        options.data_dir,
     )
-    say(format_fitted(fitted))
+    for spans, point in fitted.items():
+        say(format_fitted(point, spans))
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):
         say("note: the existing scores of this run used the earlier thresholds; evaluate it again")
     return 0

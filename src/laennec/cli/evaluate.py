@@ -32,6 +32,15 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="my_code:my_metric",
         help="your own metric, a function from the predictions table to named numbers; repeatable",
     )
+    parser.add_argument(
+        "--spans",
+        default="events",
+        metavar="events|windows",
+        help="windows: also score the windows that laennec predict cuts, per window, second and recording (default: "
+        "events)",
+    )
+    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
+    parser.add_argument("--hop-s", type=float, help="time between the starts of windows in seconds (default: likewise)")
     corpus_flags(parser)
 
 
@@ -54,6 +63,9 @@ def run(options: argparse.Namespace) -> int:
         smoothing=options.smoothing,
         submission=options.submission,
         metrics=options.metrics,
+        spans=options.spans,
+        window_s=options.window_s,
+        hop_s=options.hop_s,
     )
     say(scored.summary)
     say(f"report: {scored.folder / 'report.html'}")

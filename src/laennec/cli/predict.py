@@ -89,7 +89,9 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.evaluate import load_model
     from laennec.evaluation.recalibrate import smooth_model
     from laennec.evaluation.smoothing import parse_smoothing
+    from laennec.evaluation.window_points import fitting_notes, window_note
     from laennec.inference.batch import Predictor, model_fingerprint, predict
+    from laennec.inference.decisions import GIVEN_RULE
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
     from laennec.inference.predictor import input_note
@@ -134,7 +136,14 @@ def run(options: argparse.Namespace) -> int:
     )
     if fingerprint not in (None, model_fingerprint(predictor)):
         _note(f"{options.parameters} was written for another model")
-    if chosen.annotation is None and (note := input_note(predictor)):
+    spans = "events" if chosen.annotation or chosen.segmentation() else "windows"
+    notes = [] if chosen.annotation else [input_note(predictor)]
+    if spans == "windows" and predictor.decision["rule"] != GIVEN_RULE:
+        notes.append(window_note(model.config, predictor.window_s, predictor.hop_s))
+    for note in (
+        *filter(None, notes),
+        *fitting_notes(model.config, predictor.decision_for(spans == "events")["fitted_on"]),
+    ):
         _note(note)
     if options.out is None:
         return _print_predictions(predictor, inputs, chosen.annotation)

@@ -34,6 +34,8 @@ from laennec.evaluation.report_sections import earlier_use, seeds_of
 from laennec.evaluation.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary
+from laennec.evaluation.window_points import fitting_notes, window_note
+from laennec.evaluation.window_scores import format_windows, score_windows, truth_of_recordings
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import refuse_lost_neighbours
@@ -54,8 +56,17 @@ from laennec.training.record import (
 from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.tables import predictions_table, truth_table
 from laennec.training.targets import FOUR_CLASSES, class_names
+from laennec.training.windows import (
+    RULE,
+    predict_windows,
+    shared_recordings,
+    window_lengths,
+    window_table,
+    window_truth,
+)
 
-_WRITTEN = ("predictions.parquet", "metrics.json", "run.json", "report.html", "pictures")
+_WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
+SPANS = ("events", "windows")
 _TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
 
 
@@ -142,6 +153,9 @@ def score(
     smoothing: str | float | None = None,
     submission: str | Path | None = None,
     metrics: Sequence[Metric | str] = (),
+    spans: str = "events",
+    window_s: float | None = None,
+    hop_s: float | None = None,
 ) -> Scored:
     """Score a run or a model on one split of a corpus.
 
@@ -157,9 +171,13 @@ def score(
             the run's validation predictions, or None.
         submission: Folder for SPRSound's submission files; None for none.
         metrics: Own metrics (functions or dotted names) beside those of the recipe's `evaluation.metrics`.
+        spans: "windows" also scores the windows that `laennec predict` cuts, per window, second and recording; "events"
+            scores the annotated events alone.
+        window_s: Length of a window, in seconds; None for that of prediction.
+        hop_s: Time from the start of one window to that of the next, in seconds; None likewise.
 
     Returns:
-        The folder with predictions.parquet, metrics.json, run.json, pictures and report.html; the printed summary.
+        The folder with predictions.parquet, windows.parquet where windows were scored, metrics.json, run.json, pictures and report.html; the printed summary.
 
     Raises:
         InputError: The split does not exist, the corpus is not the run's, or data or model cannot be read.
@@ -174,6 +192,10 @@ def score(
     folder = Path(out) if out is not None else Path(source) / f"evaluation-{split}"
     refuse_other_files(folder, _WRITTEN, "choose another --out")
     parse_smoothing(smoothing)
+    if spans not in SPANS:
+        raise InputError(f"--spans {spans}: it can be {' or '.join(SPANS)}")
+    if spans == "events" and (window_s, hop_s) != (None, None):
+        raise InputError("--window-s and --hop-s are for --spans windows; give it too")
     own = [*load_metrics(recipe.evaluation.metrics, "evaluation.metrics"), *load_metrics(metrics)]
     timings = Timings()
     with timings.measure("evaluation"):
@@ -187,20 +209,28 @@ def score(
             listed = ", ".join(splits)
             raise InputError(f"{recipe.corpus.name}: no split {split!r}; the splits are {listed} (--split)")
         settings_of_model(recipe, run, model, extractor, splits[split])
+        lengths = window_lengths(extractor, window_s, hop_s)
+        if spans == "windows":
+            refuse_shared_recordings(splits, split, origin)
         predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
         if smooth is not None:
             evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
             after = smooth_predictions(predictions, model.config.label_names, smooth.strength)
             columns = {f"smoothed_logit_{n}": after[f"logit_{n}"] for n in model.config.label_names}
             predictions = predictions.assign(**columns)
+        windows = None
+        if spans == "windows":
+            windows, evaluation["windows"] = _windows(model, extractor, splits, split, recipe, lengths, draws)
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_point(model.config)
     record = _record(run, source, recipe, origin, split, command, timings, smooth)
-    _write(folder, record, evaluation, predictions, run_path, run)
+    _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
     if submission is not None:
         write_submission(official, submission)
     lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
     if smooth is not None:
         lines += ["", format_smoothing(evaluation["smoothing"])]
+    if windows is not None:
+        lines += ["", format_windows(evaluation["windows"])]
     return Scored(folder, "\n".join(lines), evaluation)
 
 
@@ -230,6 +260,33 @@ def _evaluate(
     evaluation["official"] = official_scores(official)
     evaluation["geometry"] = _geometry(embeddings, data.table, recipe.target.column)
     return predictions, evaluation, official
+
+
+def _windows(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    splits: Any,
+    split: str,
+    recipe: Recipe,
+    lengths: tuple[float, float],
+    draws: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The predictions table of the windows of a split, and their scores."""
+    config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
+
+    def truth(name: str, *cut: float) -> Any:
+        return window_truth(window_table(splits[name], recipe, rate, *cut), name, recipe, names)
+
+    train = None
+    if "train" in splits:
+        train = {"windows": truth("train", *lengths), "seconds": truth("train", 1.0, 1.0)}
+        train["recordings"] = truth_of_recordings(train["windows"], names)
+    table = predict_windows(model, extractor, splits[split], split, recipe, *lengths)
+    scores = score_windows(table, truth(split, 1.0, 1.0), config, train, n_draws=draws)
+    notes = [note for spans in config.operating_points for note in fitting_notes(config, spans)]
+    if note := window_note(config, *lengths):
+        notes.insert(0, note)
+    return table, {"window_s": lengths[0], "hop_s": lengths[1], "rule": RULE, "notes": notes, **scores}
 
 
 def _record(
@@ -298,15 +355,17 @@ def predict_split(
 
 
 def _write(
-    folder: Path, record: dict[str, Any], evaluation: dict[str, Any], predictions: Any, run_path: Path, run: Any
+    folder: Path, record: dict[str, Any], evaluation: dict[str, Any], tables: dict[str, Any], run_path: Path, run: Any
 ) -> None:
     """Write the results, whole or not at all, and count the scoring in the run's own record."""
     with contextlib.ExitStack() as counted, atomic_folder(folder) as temporary:
-        with atomic_write(temporary / "predictions.parquet", "wb") as file:
-            predictions.to_parquet(file)
+        for name, table in tables.items():
+            if table is not None:
+                with atomic_write(temporary / f"{name}.parquet", "wb") as file:
+                    table.to_parquet(file)
         write_record(temporary / "metrics.json", evaluation)
         write_record(temporary / "run.json", record)
-        write_report(temporary, record, evaluation, predictions)
+        write_report(temporary, record, evaluation, tables["predictions"])
         if run is not None:
             looked = run["evaluations"][-1]
             if folder.parent.resolve() == run_path.parent.resolve():  # the model card shows splits scored in the run
@@ -405,6 +464,15 @@ def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, An
             f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
             f"(split {here}, trained on {there}): training cycles could be in the scored split; give the same data and "
             "protocol"
+        )
+
+
+def refuse_shared_recordings(splits: Any, split: str, origin: dict[str, Any]) -> None:
+    """Refuse windows of recordings whose cycles are in other splits too."""
+    if shared_recordings(splits, split):
+        raise InputError(
+            f"--spans windows: protocol {origin.get('protocol')} puts cycles of one recording into {split} and another "
+            "split, whose sound its windows would hold; choose a protocol that keeps recordings whole"
         )
 
 

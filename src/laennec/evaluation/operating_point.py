@@ -328,35 +328,40 @@ def operating_point_of(fitted: Mapping[str, Any] | None) -> dict[str, dict[str, 
     """What config.json holds of an operating point: its numbers, and how they were fitted."""
     fitted = fitted or {}
     how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
+    if notes := fitted.get("notes"):
+        how["notes"] = list(notes)
     places = {"temperatures": "temperatures", "intercepts": "intercepts", "thresholds": "threshold_probabilities"}
     numbers = {place: {k: float(v) for k, v in fitted.get(name, {}).items()} for place, name in places.items()}
     return {**numbers, "operating_point": how}
 
 
-def decision_settings(config: Any) -> dict[str, Any]:
+def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
     """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`.
 
     Args:
         config: The model's configuration.
+        spans: What the rows are, as in `LaennecConfig.per_label`.
     """
+    point = config.operating_points.get(spans, {})
     return {
         "problem_type": "multi_label" if config.is_multi_label else "single_label",
         "label_names": config.label_names,
-        "thresholds": logit_thresholds(config),
-        "temperatures": config.temperatures,
-        "intercepts": config.intercepts,
+        "thresholds": logit_thresholds(config, spans),
+        "temperatures": point.get("temperatures", config.temperatures),
+        "intercepts": point.get("intercepts", config.intercepts),
     }
 
 
-def logit_thresholds(config: Any) -> dict[str, float] | None:
+def logit_thresholds(config: Any, spans: str = "events") -> dict[str, float] | None:
     """The thresholds of a model's configuration in raw logits; None for a single-label model."""
     if not config.is_multi_label:
         return None
+    names = ("thresholds", "temperatures", "intercepts")
+    probabilities, temperatures, intercepts = (config.per_label(name, spans) for name in names)
     thresholds = {}
-    for name in config.label_names:
-        p = min(max(config.thresholds.get(name, 0.5), 1e-12), 1 - 1e-12)
-        calibrated = float(np.log(p / (1 - p))) - config.intercepts.get(name, 0.0)
-        thresholds[name] = calibrated * config.temperatures.get(name, 1.0)
+    for name, p in probabilities.items():
+        p = min(max(p, 1e-12), 1 - 1e-12)
+        thresholds[name] = (float(np.log(p / (1 - p))) - intercepts[name]) * temperatures[name]
     return thresholds
 
 

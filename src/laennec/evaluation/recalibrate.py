@@ -31,11 +31,13 @@ from laennec.evaluation.smoothing import (
     smooth_predictions,
 )
 from laennec.evaluation.summary import calibration_name
+from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.files import atomic_write
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
 
 VALIDATION = "predictions-validation.parquet"
+WINDOWS = "windows-validation.parquet"
 RULES = ("youden", "f1", "icbhi", "sensitivity", "none")
 
 
@@ -56,8 +58,13 @@ def recalibrate(
     threshold_rule: str | None = None,
     sensitivity: float | None = None,
     command: str = "",
+    spans: str = "events",
+    data_dir: str | None = None,
 ) -> dict[str, Any]:
     """Fit calibration and thresholds of a run on its stored validation predictions, and store them in its model.
+
+    The operating points of windows and recordings are fitted again with those of events where the run has validation
+    windows.
 
     Args:
         run: The folder of a finished run.
@@ -65,9 +72,12 @@ def recalibrate(
         threshold_rule: "youden", "f1", "icbhi", "sensitivity", or "none" for probability 0.5; None: as before.
         sensitivity: The sensitivity of rule "sensitivity", 0 to 1; None: as before.
         command: The literal command, for the record.
+        spans: "windows" predicts the validation windows first where the run does not have them.
+        data_dir: Folder of the corpus, for that; None: as in the run.
 
     Returns:
-        The fitted operating point, as in the run record's `operating_points`.
+        The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
+        record's `operating_points` and `window_points`.
 
     Raises:
         InputError: No finished run with validation predictions, or settings that its head cannot have.
@@ -79,20 +89,52 @@ def recalibrate(
     multi_label = config.get("problem_type") == "multi_label_classification"
     rule = _new_rule(fitted_rule(record), names, multi_label, calibration, threshold_rule, sensitivity)
     fitted = fit_operating_point(predictions, names, multi_label, rule)
+    lengths = [((record.get("window_points") or {}).get("windows") or {}).get(name) for name in ("window_s", "hop_s")]
+    if None in lengths and spans == "windows":
+        lengths = predict_validation_windows(folder, record, data_dir)
+    points = None
+    if None not in lengths:
+        points = fit_windows(read_validation(folder / WINDOWS), names, multi_label, rule, *lengths)
     record.setdefault("calibrations", []).append(
         {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": command,
             "scored_before": [entry["split"] for entry in record.get("evaluations", [])],
             "before": record.get("operating_points"),
+            "windows_before": record.get("window_points"),
         }
     )
-    record["operating_points"] = fitted
+    record["operating_points"], record["window_points"] = fitted, points
     with atomic_write(folder / "model" / "config.json") as file:
-        json.dump(config | operating_point_of(fitted), file, indent=2, sort_keys=True)
+        stored = operating_point_of(fitted) | {"operating_points": window_points_of(points)}
+        json.dump(config | stored, file, indent=2, sort_keys=True)
         file.write("\n")
     write_record(folder / "run.json", record)
-    return fitted
+    return {"events": fitted, **(points or {})}
+
+
+def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> list[Any]:
+    """Predict the validation windows of a run, store them in its folder, and return their length and hop.
+
+    Raises:
+        InputError: The corpus is not that of the run, or its recordings are shared between splits.
+    """
+    from laennec.corpora import provenance
+    from laennec.evaluation.evaluate import check_split, load_model, recipe_of, refuse_shared_recordings
+    from laennec.training.split_data import load_splits
+    from laennec.training.windows import predict_windows, window_lengths
+
+    model, extractor = load_model(folder)
+    recipe = recipe_of(folder, record, {"data_dir": data_dir})
+    splits = load_splits(recipe)
+    origin = provenance(splits)
+    check_split(record, recipe, origin)
+    refuse_shared_recordings(splits, "validation", origin)
+    lengths = window_lengths(extractor)
+    table = predict_windows(model, extractor, splits["validation"], "validation", recipe, *lengths)
+    with atomic_write(folder / WINDOWS, "wb") as file:
+        table.to_parquet(file)
+    return list(lengths)
 
 
 def _new_rule(
@@ -149,15 +191,21 @@ def read_validation(path: Path) -> pd.DataFrame:
         ) from error
 
 
-def format_fitted(fitted: Mapping[str, Any]) -> str:
-    """A fitted operating point as text, one line per label."""
+def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
+    """A fitted operating point as text, one line per label.
+
+    Args:
+        fitted: What `fit_operating_point` returned.
+        spans: What it was fitted on: "events", "windows" or "recordings".
+    """
     on = fitted["fitted_on"]
     rule = fitted["rule"] or "none (probability 0.5)"
     if fitted.get("sensitivity") is not None:
         rule += f" {fitted['sensitivity']:g}"
     lines = [
-        f"calibration {fitted['calibration']}, threshold rule {rule}, fitted on {on['split'] or 'validation'}: "
-        f"{on['cycles']} cycles of {on['patients']} patients"
+        f"{spans}: calibration {fitted['calibration']}, threshold rule {rule}, fitted on "
+        f"{on['split'] or 'validation'}: {on['cycles']} {'cycles' if spans == 'events' else spans} of {on['patients']} "
+        "patients"
     ]
     for name, p in fitted["threshold_probabilities"].items():
         t, b = fitted["temperatures"][name], fitted["intercepts"][name]

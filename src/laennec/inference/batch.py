@@ -31,6 +31,7 @@ from laennec.inference.outputs import (
     Timeline,
     write_csv,
     write_failures,
+    write_recordings,
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.picture import Spectrogram, write_picture
@@ -40,7 +41,7 @@ from laennec.memory import in_one_line
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
 ANNOTATION_SUFFIXES = (".txt", ".json", LABELS_SUFFIX, SELECTIONS_SUFFIX, ".Table.1.selections.txt")
-PREDICTIONS, FAILED = "predictions.csv", "failed.csv"
+PREDICTIONS, RECORDINGS, FAILED = "predictions.csv", "recordings.csv", "failed.csv"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
 
 
@@ -110,7 +111,8 @@ def predict(
         predictor: The model and the choice of spans.
         inputs: Audio files and folders.
         out: Folder for the files of each recording (`<recording>.json`, `.labels.txt`, `.selections.txt`, `.png`), the
-            tables over all recordings (`predictions.csv`, `failed.csv`), `parameters.yaml` and the journal.
+            tables over all recordings (`predictions.csv` with a row per span, `recordings.csv` with a row per
+            recording, `failed.csv`), `parameters.yaml` and the journal.
         formats: Any of "json", "csv", "audacity", "raven", "picture".
         annotation: The annotation file of the one recording, or a folder with one for each (`<recording>.txt` or
             `.json`); None: windows, or the predictor's segmentation.
@@ -149,7 +151,7 @@ def predict(
                 "source": None if source is None else str(source),
                 "fingerprint": fingerprint,
                 "labels": predictor.model.config.label_names,
-                "decision": predictor.decision,
+                "decision": identity["decision"],
             },
             {key: identity[key] for key in ("spans", "smoothing")},
         )
@@ -211,8 +213,9 @@ class _Batch:
                 result.predicted.append(str(path))
                 result.files += self._files(path)
         if "csv" in self.formats and result.predicted:
-            timelines = (journal.read(keys[path]) for path in recordings if path in keys)
-            result.files.append(write_csv(self.out / PREDICTIONS, timelines))
+            for name, write in ((PREDICTIONS, write_csv), (RECORDINGS, write_recordings)):
+                timelines = (journal.read(keys[path]) for path in recordings if path in keys)
+                result.files.append(write(self.out / name, timelines))
         if result.failed:
             result.files.append(write_failures(self.out / FAILED, result.failed))
         else:
@@ -222,12 +225,12 @@ class _Batch:
     def clean_up(self) -> None:
         """Remove temporary files of this call that a killed process left behind."""
         own = {f"{name}{suffix}" for name in self.names.values() for suffix in SUFFIXES.values()}
-        remove_temporary_files(self.out, own | {PREDICTIONS, FAILED, PARAMETERS})
+        remove_temporary_files(self.out, own | {PREDICTIONS, RECORDINGS, FAILED, PARAMETERS})
 
     def forget(self, journal: Journal) -> None:
         """Remove the files of predictions that are overwritten, so that none stays among the new ones."""
         files = [f"{name}{suffix}" for name in journal.owners for suffix in SUFFIXES.values()]
-        for file in (*files, PREDICTIONS, FAILED):
+        for file in (*files, PREDICTIONS, RECORDINGS, FAILED):
             (self.out / file).unlink(missing_ok=True)
 
     def _finished_key(self, path: Path, journal: Journal) -> str | None:

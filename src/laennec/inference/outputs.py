@@ -134,6 +134,28 @@ def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
     return _write(path, lines())
 
 
+def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
+    """Write one row per recording: length, number of spans, and the summary of every label.
+
+    Raises:
+        InputError: The file cannot be written, or reads back differently.
+    """
+
+    def lines() -> Iterator[str]:
+        header: list[str] | None = None
+        for timeline in timelines:
+            row = {key: timeline[key] for key in ("recording", "duration_s")} | {"spans": len(timeline["timeline"])}
+            for label, summary in timeline["summary"].items():
+                row |= {label: summary["present"]}
+                row |= {f"{label}_{name}": summary[name] for name in ("probability", "highest", "share")}
+            if header is None:
+                header = list(row)
+                yield _csv_lines([header])
+            yield _csv_lines([list(row.values())])
+
+    return _write(path, lines())
+
+
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
     """Write the recordings that could not be predicted, each with its reason.
 

@@ -1,7 +1,9 @@
 """Predict the labels of one recording, span by span.
 
 Decisions: front end, recording filter, temperatures and thresholds come from the model; a prediction only chooses the
-spans (windows, the cycles of an annotation, or segmented breaths) and records this choice. A model with concatenated
+spans (windows, the cycles of an annotation, or segmented breaths) and records this choice. Windows are decided as
+fitted on validation windows, cycles as fitted on annotated events. A recording has a label where the highest logit of
+its windows passes the threshold fitted for recordings; where none was fitted or given, where any span has it. A model with concatenated
 context takes the neighbouring cycles of the same annotation, or the sound before and after a window. Recordings are
 read in blocks, so hours need no more memory than minutes, and the result of a span does not depend on the length of
 the recording. By default a window is not longer than the model's input.
@@ -27,15 +29,15 @@ from laennec.audio.streaming import RecordingStream, open_recording, passing_cyc
 from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
+from laennec.inference.decisions import decision_of, present_labels, summary_of
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.tables import head_logits
+from laennec.training.windows import input_length_s, window_lengths
 
 Probabilities = NDArray[np.float32]
 Listener = Callable[[RecordingStream, Waveform], None]
 
-GIVEN_RULE = "given"
-_WINDOW_S = 3.0
 # enough spans for full batches of similar length; at most 16 MiB of sound
 _CHUNK_SPANS, _CHUNK_SAMPLES = 64, 1 << 22
 
@@ -72,7 +74,10 @@ class Prediction:
         smoothing: Weight of the mean that each span's logits were mixed with; 0 for no smoothing.
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
         places: Origin of the spans: {"from": "windows", "annotation" or "segmentation", ...}.
-        decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts"}.
+        decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or
+            "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
+        summary: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
+            duration in spans that have the label)}.
     """
 
     recording: str
@@ -86,6 +91,7 @@ class Prediction:
     neighbours: int = 0
     places: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
@@ -117,6 +123,7 @@ class Prediction:
             "spans": self.places,
             "decision": self.decision,
             **({"smoothing": smoothing_record(self.smoothing, self.neighbours)} if self.smoothing else {}),
+            "summary": self.summary,
             "timeline": rows,
         }
 
@@ -159,14 +166,8 @@ class Predictor:
         thresholds: Mapping[str, float] | None = None,
         segmentation: BreathSegmentation | None = None,
     ) -> None:
-        # only with length "natural" the model takes sounds longer than duration_s
-        self.input_s = float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
-        window_s = min(_WINDOW_S, self.input_s) if window_s is None else window_s
-        hop_s = window_s / 2 if hop_s is None else hop_s
-        if not 0 < hop_s <= window_s < float("inf"):
-            raise InputError(
-                f"windows of {window_s:g} s every {hop_s:g} s: --hop-s must be greater than 0 and at most --window-s"
-            )
+        self.input_s = input_length_s(extractor)
+        self.window_s, self.hop_s = window_lengths(extractor, window_s, hop_s)
         if not 0 <= smoothing <= 1 or neighbours < 0:
             raise InputError(
                 f"smoothing {smoothing:g} with {neighbours} neighbours: the smoothing must be 0 to 1 (--smoothing) "
@@ -174,11 +175,10 @@ class Predictor:
             )
         self.model = model.eval()
         self.extractor = extractor
-        self.window_s, self.hop_s = float(window_s), float(hop_s)
         self.smoothing, self.neighbours = float(smoothing), neighbours if smoothing else 0
         self.segmentation = segmentation
         self.given_thresholds = dict(thresholds or {})
-        self.decision = _decision(model, self.given_thresholds)
+        self.decision = self.decision_for(annotated=False)
         settings = getattr(extractor, "recording_filter", None)
         self.filter = ButterworthFilter(**settings) if settings else None
 
@@ -209,19 +209,23 @@ class Predictor:
         logits = smooth_logits(logits, [0] * len(found), self.smoothing, self.neighbours).astype(np.float32)
         # spans are computed in time order and returned in the order of the annotation
         order = np.argsort(places, kind="stable")
-        probabilities = self._probabilities(logits[order])
+        decision = self.decision_for(annotation is not None)
+        logits, spans = logits[order], [found[row] for row in order]
+        probabilities = self._probabilities(logits, decision)
+        present = present_labels(self.model, probabilities, decision)
         return Prediction(
             str(path),
             stream.duration_s,
             stream.source_sampling_rate,
-            [found[row] for row in order],
+            spans,
             probabilities,
-            self._present(probabilities),
+            present,
             self.model.config.label_names,
             self.smoothing,
             self.neighbours,
             self._places(annotation),
-            self.decision,
+            decision,
+            summary_of(self.model, logits, probabilities, present, spans, stream.duration_s, decision),
         )
 
     def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[SpanPrediction]:
@@ -241,21 +245,28 @@ class Predictor:
             raise InputError(
                 "smoothing over the whole recording cannot be streamed; set neighbours, or call the predictor instead"
             )
-        spans = self._spans(path, annotation)
+        spans, decision = self._spans(path, annotation), self.decision_for(annotation is not None)
         with self._opened(path, None) as stream:
             logits = ((span, row) for _, span, row in self._logits(stream, spans, annotation))
             for (start_s, end_s), row in self._smoothed(logits):
-                probabilities = self._probabilities(row[None].astype(np.float32))
-                yield SpanPrediction(start_s, end_s, probabilities[0], self._present(probabilities)[0])
+                probabilities = self._probabilities(row[None].astype(np.float32), decision)
+                yield SpanPrediction(
+                    start_s, end_s, probabilities[0], present_labels(self.model, probabilities, decision)[0]
+                )
 
     def identity(self, annotated: bool) -> dict[str, Any]:
         """Every setting that changes predictions, except the weights and the annotations, as plain values."""
         return {
             "spans": {"from": "annotation"} if annotated else self._places(None),
             "smoothing": smoothing_record(self.smoothing, self.neighbours),
-            "decision": self.decision,
+            "decision": self.decision_for(annotated),
             "labels": self.model.config.label_names,
         }
+
+    def decision_for(self, annotated: bool) -> dict[str, Any]:
+        """The decision rule of annotated spans, or of the predictor's own."""
+        spans = "events" if annotated or self.segmentation is not None else "windows"
+        return decision_of(self.model, self.given_thresholds, spans)
 
     def _spans(self, path: str | Path, annotation: str | Path | None) -> list[Span] | None:
         """The spans to predict; None for windows."""
@@ -328,17 +339,10 @@ class Predictor:
                 yield own[0], smooth_logits(near, [0] * len(near), self.smoothing, reach)[place]
                 around.popleft()
 
-    def _probabilities(self, logits: Probabilities) -> Probabilities:
-        probabilities: Probabilities = self.model.probabilities(torch.from_numpy(logits)).cpu().numpy()
+    def _probabilities(self, logits: Probabilities, decision: Mapping[str, Any]) -> Probabilities:
+        values = self.model.probabilities(torch.from_numpy(logits), decision["fitted_on"])
+        probabilities: Probabilities = values.cpu().numpy()
         return probabilities
-
-    def _present(self, probabilities: Probabilities) -> NDArray[np.bool_]:
-        """Thresholds for multi-label models, the most probable class otherwise."""
-        names = self.model.config.label_names
-        if self.decision["thresholds"] is not None:
-            # a label is present above its threshold, as in evaluation
-            return probabilities > np.array([self.decision["thresholds"][name] for name in names])
-        return np.eye(len(names), dtype=bool)[probabilities.argmax(1)]
 
 
 def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:
@@ -374,29 +378,6 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
             chunk, samples = [], 0
     if chunk:
         yield chunk
-
-
-def _decision(model: LaennecForAudioClassification, given: Mapping[str, float]) -> dict[str, Any]:
-    """The decision rule: thresholds, calibration, and the name of the rule that chose the thresholds."""
-    config = model.config
-    calibration = {name: config.per_label(name) for name in ("temperatures", "intercepts")}
-    if not config.is_multi_label:
-        if given:
-            raise InputError(
-                "--thresholds: this model outputs its most probable class and uses no thresholds; leave the option out"
-            )
-        return {"rule": "most probable class", "thresholds": None, **calibration}
-    for name, value in given.items():
-        if name not in config.label_names:
-            raise InputError(f"--thresholds: unknown label {name!r}; the labels are {', '.join(config.label_names)}")
-        if not 0 <= value <= 1:
-            raise InputError(f"--thresholds: {name}={value:g} is not a probability; give a number from 0 to 1")
-    own = config.operating_point.get("rule") or ("not recorded" if config.thresholds else "probability 0.5")
-    rule = GIVEN_RULE if given and set(given) == set(config.label_names) else own
-    if given and rule == own:
-        rule = f"{own}; {', '.join(sorted(given))} {GIVEN_RULE}"
-    thresholds = config.per_label("thresholds") | dict(given)
-    return {"rule": rule, "thresholds": {name: float(value) for name, value in thresholds.items()}, **calibration}
 
 
 def input_note(predictor: Predictor) -> str | None:

@@ -20,6 +20,7 @@ from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
 from laennec.training.run import claimed, predict_validation, write_run
 from laennec.training.split_data import load_splits, make_split
+from laennec.training.windows import fit_window_points
 
 
 def join_runs(
@@ -67,6 +68,7 @@ def join_runs(
         begin()
         with timings.measure("validation predictions"):
             predictions, points, tasks = predict_validation(model, extractor, recipe, validation)
+            windows, window_points = fit_window_points(model, extractor, recipe, splits, recipe.head)
         spent: Counter[str] = Counter()
         for one in (*(record["timings"] for record in records), timings.seconds):
             spent.update(one)
@@ -81,6 +83,7 @@ def join_runs(
             "hardware": hardware(),
             "timings": {step: round(seconds, 3) for step, seconds in sorted(spent.items())},
             "operating_points": points,
+            "window_points": window_points,
             "tasks": tasks,
             "history": [],
             "best_epoch": None,
@@ -88,7 +91,7 @@ def join_runs(
             "evaluations": [],
             "calibrations": [],
         }
-        write_run(out, model, extractor, predictions, record)
+        write_run(out, model, extractor, {"predictions": predictions, "windows": windows}, record)
     return out
 
 

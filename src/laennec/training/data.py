@@ -45,15 +45,24 @@ class Neighbours:
         waveforms: Of its rows.
         kept: Rows that carry a label, in the order of the dataset.
         context_cycles: Number of cycles on either side.
+        everywhere: For each row of the table those before and after it; None for the cycles next to it in time.
 
     Attributes:
         rows: For each labelled cycle the rows of the table before and after it, in time order.
         numbers: Counter of each row's draws.
     """
 
-    def __init__(self, table: Any, waveforms: Any, kept: NDArray[np.int64], context_cycles: int) -> None:
+    def __init__(
+        self,
+        table: Any,
+        waveforms: Any,
+        kept: NDArray[np.int64],
+        context_cycles: int,
+        everywhere: Sequence[tuple[list[int], list[int]]] | None = None,
+    ) -> None:
         spans = list(zip(column_of(table, "start_s"), column_of(table, "end_s"), strict=True))
-        everywhere = neighbour_rows(column_of(table, "recording_id"), spans, context_cycles)
+        if everywhere is None:
+            everywhere = neighbour_rows(column_of(table, "recording_id"), spans, context_cycles)
         self.rows = [everywhere[int(row)] for row in kept]
         self.waveforms = waveforms
         self.numbers = cycle_numbers(table["cycle_id"])

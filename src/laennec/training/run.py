@@ -47,6 +47,7 @@ from laennec.training.record import Timings, hardware, read_record, training_his
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import SplitData, labelled_part, load_decoded, make_extractor, make_split
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
+from laennec.training.windows import fit_window_points
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
@@ -103,7 +104,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         watch: A TrainerCallback that sees every phase; None for none.
 
     Returns:
-        The run's folder: model/, predictions-validation.parquet, recipe.json, run.json.
+        The run's folder: model/, predictions-validation.parquet, windows-validation.parquet, recipe.json, run.json.
 
     Raises:
         InputError: Anything a user can mend, from the recipe to the disk.
@@ -134,6 +135,8 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         model = make_model(recipe, names)
         with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
+            with timings.measure("validation windows"):
+                windows, points = fit_window_points(fitted.result.model, extractor, recipe, parts, recipe.head)
     if not is_main_process():
         return
     result = fitted.result
@@ -153,10 +156,11 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         "best_epoch": result.best_epoch,
         "best_metric": result.best_metric,
         "operating_points": fitted.operating_points,
+        "window_points": points,
         "tasks": fitted.tasks,
         "evaluations": [],
     }
-    write_run(out, result.model, extractor, fitted.predictions, record)
+    write_run(out, result.model, extractor, {"predictions": fitted.predictions, "windows": windows}, record)
 
 
 def run_facts(recipe: Recipe, source: dict[str, Any]) -> dict[str, Any]:
@@ -284,13 +288,15 @@ def _standardise_on_sample(recipe: Recipe, model: Any, extractor: Any, training:
         head.standardise(sample)
 
 
-def write_run(out: Path, model: Any, extractor: Any, predictions: Any, record: dict[str, Any]) -> None:
-    """Write model, predictions and record; the record last, because with it the run is whole."""
+def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any], record: dict[str, Any]) -> None:
+    """Write model, tables of validation predictions and record; the record last, because with it the run is whole."""
     with atomic_folder(out / "model") as folder:
         model.save_pretrained(folder)
         extractor.save_pretrained(folder)
-    with atomic_write(out / "predictions-validation.parquet", "wb") as file:
-        predictions.to_parquet(file)
+    for name, table in validation.items():
+        if table is not None:
+            with atomic_write(out / f"{name}-validation.parquet", "wb") as file:
+                table.to_parquet(file)
     write_record(out / "run.json", record)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 

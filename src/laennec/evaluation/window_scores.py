@@ -1,0 +1,239 @@
+"""Scores of windows, of seconds of sound and of recordings: the operating point at which a model is used.
+
+Decisions: all three are scored label by label on the same predictions of windows. A second has the highest logit of the
+windows that contain its middle, as a label is shown wherever a window that has it lies; a recording has the highest
+logit of all its windows, and its label is true where any annotated span has it. Windows and seconds that are not
+annotated are left out and counted; recordings without annotated spans do not occur. The ICBHI Score is defined for
+cycles, so it is not given here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from laennec.evaluation.baselines import shortcut_baselines
+from laennec.evaluation.bootstrap import interval_note, patient_bootstrap, patient_codes
+from laennec.evaluation.calibration import calibrated_logits, expected_calibration_error, sigmoid
+from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
+from laennec.evaluation.operating_point import decision_settings
+from laennec.evaluation.predictions import read_predictions
+from laennec.evaluation.summary import figure_text
+from laennec.evaluation.window_points import highest_logits
+
+UNITS = ("windows", "seconds", "recordings")
+_TITLES = {
+    "roc_auc": "AUROC", "average_precision": "AP", "recall": "sensitivity", "specificity": "specificity",
+    "precision": "precision",
+}  # fmt: skip
+_CONSTANT = ("always normal", "majority class")
+
+
+def score_windows(
+    table: Any,
+    seconds: Any,
+    config: Any,
+    train: Mapping[str, Any] | None = None,
+    *,
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Score the predictions of windows per window, per second and per recording.
+
+    Args:
+        table: Predictions table of all windows; unknown truth is null.
+        seconds: Truth table of all seconds of the same recordings.
+        config: The model's configuration.
+        train: Truth tables of the windows, seconds and recordings of the training split, for the baselines; None for
+            none.
+        n_draws: Bootstrap draws of patients.
+        seed: Seed of the draws and of the baselines.
+
+    Returns:
+        JSON-ready {"fitted_on": {unit: what its thresholds were fitted on}, "units": {unit: {"rows", "left_out",
+        "patients", "positives", "thresholds" (probabilities), "values", "intervals", "ece", "note", "baselines":
+        {name: {figure: value}}}}}.
+    """
+    labels, logits, decided, probabilities = _by_label(table, config)
+    windows = table.assign(**_columns(labels, logits))
+    recordings = highest_logits(windows, labels)
+    covering = _covering(windows, seconds)
+    of_recording = list(windows.groupby("recording_id", sort=False).indices.values())
+    scored = {
+        "windows": windows,
+        "seconds": seconds.assign(**_columns(labels, _highest(logits, covering))),
+        "recordings": recordings,
+    }
+    outcome = {"windows": (decided, probabilities)}
+    for unit, groups in (("seconds", covering), ("recordings", of_recording)):
+        outcome[unit] = (_highest(decided, groups), _highest(probabilities, groups))
+    fitted_on = dict.fromkeys(UNITS, "windows" if "windows" in config.operating_points else "events")
+    thresholds = dict.fromkeys(UNITS, config.per_label("thresholds", "windows") if config.is_multi_label else None)
+    if "recordings" in config.operating_points:
+        fitted_on["recordings"], thresholds["recordings"] = "recordings", config.per_label("thresholds", "recordings")
+        highest, names = recordings[[*_columns(labels, logits)]].to_numpy(dtype=float), ("temperatures", "intercepts")
+        p = sigmoid(calibrated_logits(highest, labels, *(config.per_label(name, "recordings") for name in names)))
+        outcome["recordings"] = (p > np.array([thresholds["recordings"][label] for label in labels]), p)
+    units = {}
+    for name in UNITS:
+        units[name] = _unit(scored[name], labels, *outcome[name], n_draws, seed) | {"thresholds": thresholds[name]}
+        if {"crackle", "wheeze"} <= set(labels):
+            trained = None if train is None else train[name]
+            units[name]["baselines"] = _baselines(name, trained, scored[name], labels, seed)
+    return {"fitted_on": fitted_on, "units": units}
+
+
+def _by_label(table: Any, config: Any) -> tuple[list[str], FloatArray, Any, FloatArray]:
+    """Labels, and of every window their log-odds, decisions and probabilities (windows, labels)."""
+    settings = decision_settings(config, "windows")
+    names = settings["label_names"]
+    # the truth is not read here; it only has to be known
+    known = dict.fromkeys(names, 0) if config.is_multi_label else {"label": names[0]}
+    read = read_predictions(table.assign(**known), **settings)
+    return list(read.label_names), read.logits, read.decided, read.probabilities
+
+
+def _covering(windows: Any, seconds: Any) -> list[Any]:
+    """For each second the windows that contain its middle."""
+    of_recording = windows.groupby("recording_id").indices
+    starts, ends = windows["start_s"].to_numpy(dtype=float), windows["end_s"].to_numpy(dtype=float)
+    found = []
+    middles = (seconds["start_s"] + seconds["end_s"]) / 2
+    for name, middle in zip(seconds["recording_id"], middles, strict=True):
+        rows = of_recording[name]
+        found.append(rows[(starts[rows] <= middle) & (middle < ends[rows])])
+    return found
+
+
+def _highest(values: Any, groups: Sequence[Any]) -> FloatArray:
+    """The highest of each group of rows: (rows, labels) -> (groups, labels)."""
+    return np.array([values[rows].max(0) for rows in groups], dtype=float).reshape(len(groups), values.shape[1])
+
+
+def _columns(labels: Sequence[str], logits: FloatArray) -> dict[str, FloatArray]:
+    return {f"logit_{label}": logits[:, k] for k, label in enumerate(labels)}
+
+
+def _unit(
+    table: Any, labels: Sequence[str], decided: Any, probabilities: FloatArray, n_draws: int, seed: int
+) -> dict[str, Any]:
+    """Counts, values, intervals and calibration errors of one kind of row."""
+    known = table[list(labels)].notna().all(axis=1).to_numpy()
+    rows = table.loc[known].reset_index(drop=True)
+    truth = rows[list(labels)].to_numpy(dtype=np.int64)
+    decided, probabilities = np.asarray(decided)[known].astype(np.int64), probabilities[known]
+    logits = rows[[f"logit_{label}" for label in labels]].to_numpy(dtype=float)
+    statistic = _statistic(labels, truth, logits, decided)
+    once = {name: none_if_nan(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
+    _, patients = patient_codes(rows)
+    return {
+        "rows": len(rows),
+        "left_out": int((~known).sum()),
+        "patients": patients,
+        "positives": {label: int(n) for label, n in zip(labels, truth.sum(0), strict=True)},
+        "values": once,
+        "intervals": patient_bootstrap(rows, statistic, n_draws, seed),
+        "ece": {
+            label: none_if_nan(expected_calibration_error(probabilities[:, k], truth[:, k]))
+            for k, label in enumerate(labels)
+        },
+        "note": interval_note(patients),
+        "baselines": {},
+    }
+
+
+def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decided: IntArray) -> Any:
+    """Weights (draws, rows) -> every figure of every label (draws,), and those of any label."""
+    ranked = [RankedLabel(logits[:, k], truth[:, k]) for k in range(len(labels))]
+    names, true, said = [*labels], truth, decided
+    if len(labels) > 1:
+        names = [*labels, "any"]
+        true, said = (np.column_stack([flags, flags.any(1)]).astype(np.int64) for flags in (truth, decided))
+
+    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
+        def share(part: Any, whole: Any) -> FloatArray:
+            count = weights @ whole
+            return np.asarray(np.where(count > 0, (weights @ part) / np.where(count > 0, count, 1), np.nan))
+
+        figures = {
+            "recall": share(true * said, true),
+            "specificity": share((1 - true) * (1 - said), 1 - true),
+            "precision": share(true * said, said),
+        }
+        values = {f"{name}.{figure}": v[:, k] for k, name in enumerate(names) for figure, v in figures.items()}
+        for label, one in zip(labels, ranked, strict=True):
+            values |= {
+                f"{label}.roc_auc": one.auroc(weights),
+                f"{label}.average_precision": one.average_precision(weights),
+            }
+        return values
+
+    return statistic
+
+
+def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
+    """AUROC of each label of the baselines without the sound; windows and seconds have one length."""
+    known = table.loc[table[list(labels)].notna().all(axis=1).to_numpy()].reset_index(drop=True)
+    found = {}
+    for row in shortcut_baselines(train, known, seed=seed):
+        if row["name"] in _CONSTANT or "skipped" in row:
+            continue
+        name = row["name"].replace("event length", "recording length")
+        if name != "recording length" or unit == "recordings":
+            found[name] = {f"{label}.roc_auc": row["values"].get(f"{label}.roc_auc") for label in labels}
+    return found
+
+
+def truth_of_recordings(windows: Any, label_names: Sequence[str]) -> Any:
+    """The truth table of recordings out of that of their windows, for the baselines."""
+    return highest_logits(windows.assign(**{f"logit_{name}": 0.0 for name in label_names}), label_names)
+
+
+def unit_table(section: Mapping[str, Any], unit: str) -> list[list[str]]:
+    """The figures of one kind of row as text: a line of labels, then a line for each figure."""
+    found = section["units"][unit]
+    labels = [*found["positives"]]
+    if len(labels) > 1:
+        labels.append("any")
+    lines = [["", *labels]]
+    for figure, title in _TITLES.items():
+        names = [f"{label}.{figure}" for label in labels]
+        values, bounds = found["values"], found["intervals"]
+        cells = [figure_text(name, values[name], bounds.get(name)) if name in values else "" for name in names]
+        lines.append([title, *cells])
+    lines.append(
+        ["ECE", *(figure_text("ece", found["ece"][label]) if label in found["ece"] else "" for label in labels)]
+    )
+    for name, areas in found["baselines"].items():
+        cells = [
+            figure_text(figure, areas.get(figure)) for figure in (f"{label}.roc_auc" for label in found["positives"])
+        ]
+        lines.append([f"AUROC of {name} alone", *cells, *[""] * (len(labels) - len(cells))])
+    return lines
+
+
+def unit_title(section: Mapping[str, Any], unit: str) -> str:
+    """Rows, patients, positives and decision of one kind of row, as one line."""
+    found = section["units"][unit]
+    positives = ", ".join(f"{n} with {label}" for label, n in found["positives"].items())
+    left_out = f" ({found['left_out']} not annotated, left out)" if found["left_out"] else ""
+    text = f"{found['rows']} {unit} of {found['patients']} patients: {positives}{left_out}"
+    if found["thresholds"] is None:
+        return f"{text}; most probable class"
+    bounds = ", ".join(f"{label} above {p:.3f}" for label, p in found["thresholds"].items())
+    return f"{text}; {bounds} (fitted on {section['fitted_on'][unit]})"
+
+
+def format_windows(section: Mapping[str, Any]) -> str:
+    """The scores of windows, seconds and recordings as plain text."""
+    lines = [
+        f"as predicted: windows of {section['window_s']:g} s every {section['hop_s']:g} s; a label is true where "
+        f"{section['rule']}",
+    ]
+    for unit in section["units"]:
+        lines += ["", unit_title(section, unit)]
+        for first, *cells in unit_table(section, unit):
+            lines.append("".join((f"  {first:<34}", *(f"{cell:<24}" for cell in cells))).rstrip())
+        if note := section["units"][unit]["note"]:
+            lines.append(f"  note: {note}")
+    return "\n".join([*lines, *(f"note: {note}" for note in section["notes"])])

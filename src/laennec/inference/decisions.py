@@ -1,0 +1,99 @@
+"""How a model decides on spans and on whole recordings.
+
+Decisions: windows are decided as fitted on validation windows, cycles as fitted on annotated events; where nothing was
+fitted on windows, as on events, and the decision says so. A recording has a label where the highest logit of its
+windows passes the threshold that was fitted for recordings; where none was fitted, thresholds were given or the spans
+are no windows, it has a label that any span has.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laennec.audio.cycles import Span
+from laennec.errors import InputError
+from laennec.modeling import LaennecForAudioClassification
+
+GIVEN_RULE, ANY_SPAN = "given", "any span"
+_NUMBERS = ("thresholds", "temperatures", "intercepts")
+Probabilities = NDArray[np.float32]
+
+
+def decision_of(model: LaennecForAudioClassification, given: Mapping[str, float], spans: str) -> dict[str, Any]:
+    """The decision rule: thresholds, calibration, the rule that chose the thresholds, and what they were fitted on."""
+    config = model.config
+    fitted_on = spans if spans in config.operating_points else "events"
+    calibration = {name: config.per_label(name, spans) for name in ("temperatures", "intercepts")}
+    if not config.is_multi_label:
+        if given:
+            raise InputError(
+                "--thresholds: this model outputs its most probable class and uses no thresholds; leave the option out"
+            )
+        rule = {"rule": "most probable class", "thresholds": None}
+        return {**rule, **calibration, "fitted_on": fitted_on, "recording": ANY_SPAN}
+    for name, value in given.items():
+        if name not in config.label_names:
+            raise InputError(f"--thresholds: unknown label {name!r}; the labels are {', '.join(config.label_names)}")
+        if not 0 <= value <= 1:
+            raise InputError(f"--thresholds: {name}={value:g} is not a probability; give a number from 0 to 1")
+    point = config.operating_points.get(spans, config.operating_point)
+    own = point.get("rule") or ("not recorded" if config.thresholds and not point else "probability 0.5")
+    rule = GIVEN_RULE if given and set(given) == set(config.label_names) else own
+    if given and rule == own:
+        rule = f"{own}; {', '.join(sorted(given))} {GIVEN_RULE}"
+    thresholds = config.per_label("thresholds", spans) | dict(given)
+    decision = {"rule": rule, "thresholds": {name: float(value) for name, value in thresholds.items()}, **calibration}
+    recording: Any = ANY_SPAN
+    if spans == "windows" and not given and "recordings" in config.operating_points:
+        recording = {name: config.per_label(name, "recordings") for name in _NUMBERS}
+    return {**decision, "fitted_on": fitted_on, "recording": recording}
+
+
+def present_labels(
+    model: LaennecForAudioClassification, probabilities: Probabilities, decision: Mapping[str, Any]
+) -> NDArray[np.bool_]:
+    """Thresholds for multi-label models, the most probable class otherwise: (spans, labels) -> (spans, labels)."""
+    names = model.config.label_names
+    if decision["thresholds"] is not None:
+        # a label is present above its threshold, as in evaluation
+        return probabilities > np.array([decision["thresholds"][name] for name in names])
+    return np.eye(len(names), dtype=bool)[probabilities.argmax(1)]
+
+
+def summary_of(
+    model: LaennecForAudioClassification,
+    logits: Probabilities,
+    probabilities: Probabilities,
+    present: NDArray[np.bool_],
+    spans: Sequence[Span],
+    duration_s: float,
+    decision: Mapping[str, Any],
+) -> dict[str, dict[str, float]]:
+    """The recording as a whole, as `Prediction.summary` holds it."""
+    whole, has = probabilities.max(0), present.any(0)
+    if decision["recording"] != ANY_SPAN:
+        highest = torch.from_numpy(logits.max(0, keepdims=True))
+        whole = model.probabilities(highest, "recordings").cpu().numpy()[0]
+        has = present_labels(model, whole[None], decision["recording"])[0]
+    found = {}
+    for k, name in enumerate(model.config.label_names):
+        covered_s = _covered_s([span for span, is_present in zip(spans, present[:, k], strict=True) if is_present])
+        found[name] = {
+            "present": int(has[k]),
+            "probability": round(float(whole[k]), 6),
+            "highest": round(float(probabilities[:, k].max()), 6),
+            "share": round(min(covered_s / duration_s, 1.0), 6),
+        }
+    return found
+
+
+def _covered_s(spans: Sequence[Span]) -> float:
+    """Length of the union of spans, in seconds."""
+    covered, reached = 0.0, 0.0
+    for start_s, end_s in sorted(spans):
+        covered += max(end_s - max(start_s, reached), 0.0)
+        reached = max(reached, end_s)
+    return covered

@@ -1,0 +1,234 @@
+"""Recordings cut into the windows that `laennec predict` cuts: tables of windows, and their predictions.
+
+Decisions: an annotated span counts for a window where their overlap is at least half of the shorter of the two. A label
+is true for a window where it is true for any span that counts. A window without such a span is not annotated: its
+labels are unknown, so it is neither scored nor trained on, and its prediction still counts for its recording. Times,
+samples and context of a window are those of `laennec.audio.streaming.passing_windows`, so its logits are those that
+prediction gives. A second of sound is a window of 1 s in all of this.
+"""
+
+import logging
+from typing import Any
+
+import datasets
+import numpy as np
+
+from laennec.audio.context import beside_window
+from laennec.audio.cycles import sliding_windows
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_header
+from laennec.corpora import CycleWaveforms
+from laennec.corpora.base import column_of, to_arrow
+from laennec.errors import InputError
+from laennec.evaluation.window_points import fit_windows, set_window_points
+from laennec.files import cache_root
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data import CycleDataset, Neighbours
+from laennec.training.devices import training_device
+from laennec.training.embeddings import EmbeddingCache, cycle_keys, embed_cycles
+from laennec.training.recipe import Recipe
+from laennec.training.split_data import make_filter
+from laennec.training.tables import predictions_table, truth_table
+from laennec.training.targets import Targets
+from laennec.training.training_data import refuse_short_cycles
+
+_log = logging.getLogger(__name__)
+RULE = "at least half of the shorter of window and annotated span overlap"
+_OVERLAP = 0.5
+_WINDOW_S = 3.0
+
+
+def window_lengths(
+    extractor: LaennecFeatureExtractor, window_s: float | None = None, hop_s: float | None = None
+) -> tuple[float, float]:
+    """Length and hop of the windows of a model, in seconds.
+
+    Args:
+        extractor: The model's front end.
+        window_s: Length; None for 3 s, or the length of the model's input where that is less.
+        hop_s: Time from the start of one window to that of the next; None for half a window.
+
+    Raises:
+        InputError: The hop is not above 0 and at most a window.
+    """
+    window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
+    hop_s = window_s / 2 if hop_s is None else hop_s
+    if not 0 < hop_s <= window_s < float("inf"):
+        raise InputError(
+            f"windows of {window_s:g} s every {hop_s:g} s: --hop-s must be greater than 0 and at most --window-s"
+        )
+    return float(window_s), float(hop_s)
+
+
+def input_length_s(extractor: LaennecFeatureExtractor) -> float:
+    """The longest sound that the model takes, in seconds; only with length "natural" it is not limited."""
+    return float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
+
+
+def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float, hop_s: float) -> Any:
+    """The windows of every recording of a cycle table, as a cycle table.
+
+    Args:
+        table: A cycle table with all rows of its recordings.
+        recipe: Its target names the columns of the labels.
+        sampling_rate: Of the model's sound, in Hz; the samples at this rate are the length of a recording.
+        window_s: Length of a window, in seconds.
+        hop_s: Time from the start of one window to that of the next, in seconds.
+
+    Returns:
+        A row for each window, in the order of the recordings, with the columns of the table. Labels follow the rule of
+        this module and are null where the window is not annotated; other columns are those of the recording.
+
+    Raises:
+        DecodeError: A recording cannot be read.
+    """
+    truth = {"crackle", "wheeze", "label", "events", *recipe.target.names, recipe.target.column} & set(
+        table.column_names
+    )
+    flags = sorted(truth - {"label", "events", recipe.target.column})
+    recordings: dict[str, list[dict[str, Any]]] = {}
+    for row in table.with_format("arrow")[:].to_pylist():
+        recordings.setdefault(row["recording_id"], []).append(row)
+    made = []
+    for name, spans in recordings.items():
+        rate, frames = read_header(spans[0]["recording_path"])
+        duration_s = int(frames * sampling_rate / rate + 0.5) / sampling_rate
+        for index, (start_s, end_s) in enumerate(sliding_windows(duration_s, window_s, hop_s)):
+            row = {**spans[0], **dict.fromkeys(truth)}
+            if counting := _counting(spans, start_s, end_s):
+                row = counting[0] | _combined(counting, flags, truth)
+            row |= {"cycle_id": f"{name}#w{index:04d}", "cycle_index": index, "start_s": start_s, "end_s": end_s}
+            made.append(row)
+    return datasets.Dataset(to_arrow(made, table.features), info=table.info.copy())
+
+
+def _counting(spans: list[dict[str, Any]], start_s: float, end_s: float) -> list[dict[str, Any]]:
+    """The annotated spans that count for a window, the one with the largest overlap first."""
+    found = []
+    for span in spans:
+        overlap = min(span["end_s"], end_s) - max(span["start_s"], start_s)
+        # a millionth for the rounding of times
+        if overlap >= _OVERLAP * min(span["end_s"] - span["start_s"], end_s - start_s) - 1e-6:
+            found.append((overlap, span))
+    return [span for _, span in sorted(found, key=lambda item: -item[0])]
+
+
+def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any]) -> dict[str, Any]:
+    """The labels of several spans as those of one: flags and the bits of the four classes are OR-ed."""
+    known = {name: [span[name] for span in spans if span[name] is not None] for name in truth}
+    row = {name: max(known[name], default=None) for name in flags}
+    if "events" in truth:
+        row["events"] = sorted({event for events in known["events"] for event in events}) or None
+    if "label" in truth and all(isinstance(label, int) and label < 4 for label in known["label"]):
+        row["label"] = int(np.bitwise_or.reduce(known["label"])) if known["label"] else None
+    return row
+
+
+def predict_windows(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    table: Any,
+    split: str,
+    recipe: Recipe,
+    window_s: float,
+    hop_s: float,
+) -> Any:
+    """The predictions table of the windows of a split, those that are not annotated included.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        table: The cycle table of the split.
+        split: Its name.
+        recipe: Target and filter.
+        window_s: Length of a window, in seconds.
+        hop_s: Time from the start of one window to that of the next, in seconds.
+
+    Raises:
+        InputError: A recording cannot be read, or is shorter than one frame.
+    """
+    rate, names, filter_ = extractor.sampling_rate, model.config.label_names, make_filter(recipe.features)
+    windows = window_table(table, recipe, rate, window_s, hop_s)
+    everything, beside = _with_context(windows, extractor.context_cycles)
+    waveforms = CycleWaveforms(windows, rate, filter=filter_)
+    waveforms.prepare()
+    refuse_short_cycles(windows, waveforms, extractor)
+    rows = np.arange(len(windows))
+    neighbours = None
+    if extractor.context_cycles:
+        sounds = CycleWaveforms(everything, rate, filter=filter_)
+        neighbours = Neighbours(everything, sounds, rows, extractor.context_cycles, beside)
+    unused = Targets(names, np.zeros((len(rows), len(names)), np.float32), np.zeros(len(rows), np.int64), rows)
+    dataset = CycleDataset(waveforms, unused, windows["cycle_id"], rate, recipe.seed, neighbours=neighbours)
+    model.to(training_device())  # type: ignore[arg-type]
+    keys = cycle_keys(windows, f"{rate} {filter_!r}", "", neighbours)
+    embeddings = embed_cycles(model, extractor, dataset, keys, EmbeddingCache(cache_root(), model, extractor))
+    return predictions_table(model, window_truth(windows, split, recipe, names), embeddings)
+
+
+def window_truth(windows: Any, split: str, recipe: Recipe, names: list[str]) -> Any:
+    """The truth table of windows: a 0/1 column for each label, null where the window is not annotated.
+
+    Args:
+        windows: What `window_table` returned.
+        split: Name of the split.
+        recipe: Its target.
+        names: The labels of the model.
+    """
+    frame = truth_table(windows, split, recipe.target.column, names)
+    for name in names:
+        if name not in frame.columns or recipe.target.column == "events":
+            flags = (frame["label"] == name) if name not in frame.columns else frame[name]
+            frame[name] = flags.astype("Int8").where(frame["label"].notna())
+    return frame
+
+
+def _with_context(windows: Any, context_cycles: int) -> tuple[Any, list[tuple[list[int], list[int]]]]:
+    """The windows and, behind them, the stretches beside each; and the rows of those before and after each window."""
+    rows = windows.with_format("arrow")[:].to_pylist() if context_cycles else []
+    ends: dict[str, float] = {}
+    for row in rows:
+        ends[row["recording_id"]] = max(ends.get(row["recording_id"], 0.0), row["end_s"])
+    stretches: list[dict[str, Any]] = []
+    places = []
+    for row in rows:
+        sides: list[list[int]] = []
+        for spans in beside_window((row["start_s"], row["end_s"]), ends[row["recording_id"]], context_cycles):
+            sides.append([len(rows) + len(stretches) + place for place in range(len(spans))])
+            stretches += [row | {"start_s": start_s, "end_s": end_s} for start_s, end_s in spans]
+        places.append((sides[0], sides[1]))
+    return datasets.Dataset(to_arrow(rows + stretches, windows.features), info=windows.info.copy()), places
+
+
+def shared_recordings(splits: Any, split: str) -> bool:
+    """Whether other splits hold cycles of the recordings of a split, so that its windows hold their sound."""
+    own = set(column_of(splits[split], "recording_id"))
+    return any(own & set(column_of(table, "recording_id")) for name, table in splits.items() if name != split)
+
+
+def fit_window_points(
+    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, recipe: Recipe, splits: Any, rule: Any
+) -> tuple[Any, dict[str, Any] | None]:
+    """Predict the validation windows of the default length, and fit there how the model decides on windows.
+
+    Args:
+        model: The model; its config keeps what was fitted.
+        extractor: Its front end.
+        recipe: Target and filter.
+        splits: The corpus; its validation split is used.
+        rule: A `FittingRule`, or the head settings of a recipe.
+
+    Returns:
+        The predictions table of the windows, and the points by name as in the run record; None and None where the rule
+        fits nothing, or recordings are not in one split alone.
+    """
+    if shared_recordings(splits, "validation"):
+        _log.warning("recordings are shared between splits, so nothing was fitted on validation windows")
+        return None, None
+    if rule.calibration == "none" and rule.threshold_rule is None:
+        return None, None
+    window_s, hop_s = window_lengths(extractor)
+    table = predict_windows(model, extractor, splits["validation"], "validation", recipe, window_s, hop_s)
+    points = fit_windows(table, model.config.label_names, model.config.is_multi_label, rule, window_s, hop_s)
+    set_window_points(model.config, points)
+    return table, points
