@@ -53,7 +53,7 @@ def test_calibrate_fits_on_stored_validation_predictions_and_records_it(run, cap
     assert config.temperatures == wanted["temperatures"] and config.intercepts == wanted["intercepts"]
     assert config.thresholds == wanted["threshold_probabilities"]
     on = {"split": "validation", "cycles": len(validation(run)), "patients": validation(run)["patient_id"].nunique()}
-    how = {"calibration": "platt", "rule": "f1", "sensitivity": None, "fitted_on": on}
+    how = {"calibration": "platt", "rule": "f1", "sensitivity": None, "fitted_on": on, "notes": wanted["notes"]}
     assert config.operating_point == how
     entry = record["calibrations"][-1]
     assert entry["before"] == before["operating_points"] and entry["scored_before"] == []
@@ -97,6 +97,7 @@ def test_evaluate_model_predict_and_pipeline_agree(run, small_corpus, capsys):
         assert evaluation["calibration"]["brier_before"][name] == pytest.approx(((raw - truth) ** 2).mean())
     # the whole recording as one window: the command, the model and the pipeline hear the same sound
     recording = sorted(small_corpus.glob("*.wav"))[0]
+    model.config.operating_points = {}
     answered = Predictor(model, extractor, window_s=1000, hop_s=1000)(recording)
     code = """
 import sys, json, laennec
@@ -219,7 +220,7 @@ def test_training_says_in_one_line_which_label_was_left_as_it_is(run, caplog):
     from laennec.training.tables import calibrate
 
     model, _ = load_model(run)
-    table = validation(run).assign(wheeze=0)
+    table = pd.concat([validation(run)] * 3).assign(wheeze=0)
     fitted = calibrate(model, table, HeadSettings(threshold_rule="youden", calibration="temperature"))
     said = [record.getMessage() for record in caplog.records if record.name.startswith("laennec")]
     assert said == fitted["notes"] and [line.split(" has it")[0] for line in said] == ["wheeze: in validation no cycle"]

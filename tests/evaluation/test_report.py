@@ -86,7 +86,7 @@ def test_page_states_data_split_selection_and_intervals(page, evaluation):
         "Caveat of this split: LEAKY", "validation", "training 7", "exact class",
         "patient-clustered bootstrap", "60 draws", f"{evaluation['values']['icbhi.Score']:.1f}",
         f"{low:.1f} to {high:.1f}",
-        "logit &gt; 0.250", "always normal", "event length", "not a medical device",
+        "calibrated probability: ", "always normal", "event length", "not a medical device",
         "laennec train recipe.yaml",
         "loss.auxiliary", "patients 156", "age band", "SPRSound Score",
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 
 from laennec.cli.main import main
 from laennec.evaluation import fit_on_validation
+from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.smoothing import choose_smoothing, smooth_predictions
 from runs import one_line
 
@@ -66,19 +67,19 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
     recordings = sorted(small_corpus.glob("*.wav"))[:2]
     for out, flags in {"plain": [], "zero": ["--smoothing", "0"], "half": ["--smoothing", "0.5"]}.items():
         assert main(["predict", str(run), *map(str, recordings), "--out", str(tmp_path / out), *flags]) == 0
-    thresholds = fit_on_validation(
-        smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), NAMES, 0.5), NAMES, rule="youden"
-    )
-    own = read(run / "model" / "config.json")["temperatures"]
+    windows = pd.read_parquet(run / "windows-validation.parquet")
+    how = {"rule": "youden", "calibration": "platt"}
+    thresholds = fit_on_validation(smooth_predictions(windows, NAMES, 0.5), NAMES, **how)
+    own = read(run / "model" / "config.json")["operating_points"]["windows"]
     for recording in recordings:
         plain, zero, half = (read(tmp_path / n / f"{recording.stem}.json") for n in ("plain", "zero", "half"))
         assert plain["timeline"] == zero["timeline"] and "smoothing" not in plain
         assert half["smoothing"] == {"rule": "recording-mean", "strength": 0.5} and len(half["timeline"]) > 1
         for name in NAMES:
             p = np.array([row[f"{name}_probability"] for row in plain["timeline"]])
-            logits = np.log(p / (1 - p)) * own[name]
+            logits = (np.log(p / (1 - p)) - own["intercepts"][name]) * own["temperatures"][name]
             mixed = 0.5 * logits + 0.5 * logits.mean()
-            wanted = 1 / (1 + np.exp(-mixed / thresholds["temperatures"][name]))
+            wanted = sigmoid(mixed / thresholds["temperatures"][name] + thresholds["intercepts"][name])
             got = [row[f"{name}_probability"] for row in half["timeline"]]
             np.testing.assert_allclose(got, wanted, atol=1e-4)
             limit = thresholds["threshold_probabilities"][name]

@@ -327,13 +327,13 @@ def test_a_head_without_a_licence_is_refused_even_without_marks(scored, tmp_path
 def test_a_card_after_new_thresholds_shows_no_old_scores(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
-    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
+    assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "none"]) == 0
     card = render_card(run)
     head, body = head_and_body(card.text)
     assert "model-index" not in head and "record.evaluation" in card.unanswered
     assert "score it again" in sections(body)["Limitations"] and "had been scored" in sections(body)["Limitations"]
     text = sections(body)["Calibration and thresholds"]
-    assert "Platt" in text and "Threshold rule: f1" in text
+    assert "Platt" in text and "Threshold rule: none, probability 0.5" in text
     assert "platt1999" in body and "guo2017" not in body
     assert main(["evaluate", str(run), "--draws", "20"]) == 0
     body = head_and_body(render_card(run).text)[1]

@@ -98,9 +98,12 @@ def test_an_input_that_cannot_be_used_is_one_line(predictor, small_corpus, tmp_p
 
 def test_the_page_says_where_thresholds_come_from(tiny_run):
     model, _ = load_model(tiny_run)
-    fitted = model.config.operating_point["fitted_on"]
-    said = threshold_origin(model)
-    assert f"{fitted['cycles']} validation cycles of {fitted['patients']} patients" in said and "youden" in said
+    for spans in ("windows", "cycles"):
+        fitted = model.config.operating_points.get("windows", model.config.operating_point)["fitted_on"]
+        said = threshold_origin(model)
+        assert f"{fitted['cycles']} validation {spans} of {fitted['patients']} patients" in said and "youden" in said
+        assert ("not on windows" in said) == (spans == "cycles")
+        model.config.operating_points = {}
     model.config.operating_point = {}
     assert "does not record by which rule" in threshold_origin(model)
     model.config.thresholds = {}

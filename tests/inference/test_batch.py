@@ -37,19 +37,19 @@ def timeline(out, name):
     return json.loads((out / f"{name}.json").read_text())
 
 
-def by_hand(source, path, spans, base=None):
+def by_hand(source, path, spans, base=None, kind="events"):
     """Probabilities of spans, one at a time: read, filter, cut, features, model."""
     model, extractor = load_model(source, base)
     settings = extractor.recording_filter
     filter_ = ButterworthFilter(**settings) if settings else None
     recording = read_recording(path, extractor.sampling_rate, filter=filter_)
-    rows, config, names = [], model.config, model.config.label_names
+    rows, config = [], model.config
     for start, end in spans(recording.duration_s):
         sound = cut(recording.waveform, recording.sampling_rate, start, end)
         with torch.inference_mode():
             logits = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits[0]
-        scaled = [float(z) / config.temperatures.get(n, 1) for z, n in zip(logits, names, strict=True)]
-        rows.append((start, end, 1 / (1 + np.exp(-np.array(scaled)))))
+        divisors, offsets = (np.array([*config.per_label(n, kind).values()]) for n in ("temperatures", "intercepts"))
+        rows.append((start, end, 1 / (1 + np.exp(-(logits.double().numpy() / divisors + offsets)))))
     return rows, config
 
 
@@ -74,15 +74,16 @@ def test_windows_are_predicted_as_by_the_model_alone(models, form, recordings, t
     flags = {"base": base} if base else {}
     path = recordings[0]
     assert predict(source, path, out=tmp_path, window_s=2, hop_s=1, **flags) == 0
-    wanted, config = by_hand(source, path, lambda d: sliding_windows(d, 2, 1), base)
+    wanted, config = by_hand(source, path, lambda d: sliding_windows(d, 2, 1), base, "windows")
+    thresholds = config.operating_points["windows"]["thresholds"]
     got = timeline(tmp_path, path.stem)
     assert len(got["timeline"]) == len(wanted) and got["labels"] == config.label_names
     for row, (start, end, probabilities) in zip(got["timeline"], wanted, strict=True):
         assert (row["start_s"], row["end_s"]) == (round(start, 3), round(end, 3))
         for name, p in zip(config.label_names, probabilities, strict=True):
             assert row[f"{name}_probability"] == pytest.approx(p, abs=2e-6)
-            if abs(p - config.thresholds[name]) > 1e-5:
-                assert row[name] == int(p > config.thresholds[name])
+            if abs(p - thresholds[name]) > 1e-5:
+                assert row[name] == int(p > thresholds[name])
     # the last window reaches the end
     assert got["timeline"][-1]["end_s"] == got["duration_s"]
 
@@ -92,7 +93,7 @@ def test_every_form_of_a_run_gives_the_same_files(models, recordings, tmp_path):
         source, base = models[form]
         assert predict(source, *recordings[:2], out=tmp_path / form, **({"base": base} if base else {})) == 0
     files = sorted(p.name for p in (tmp_path / "frozen run").iterdir())
-    assert len(files) == 5
+    assert len(files) == 6
     stated = {}
     for form in ("frozen run", "full export", "head export"):
         for name in files:
@@ -114,7 +115,10 @@ def test_json_and_csv_hold_the_same_and_either_can_be_had_alone(tiny_run, record
         for row in timeline(tmp_path / "both", p.stem)["timeline"]
     ]
     assert rows == wanted
-    for format, names in (("csv", {"predictions.csv"}), ("json", {f"{p.stem}.json" for p in recordings})):
+    for format, names in (
+        ("csv", {"predictions.csv", "recordings.csv"}),
+        ("json", {f"{p.stem}.json" for p in recordings}),
+    ):
         assert predict(tiny_run, *recordings, out=tmp_path / format, format=format) == 0
         assert {p.name for p in (tmp_path / format).iterdir()} == names | OURS
 
@@ -199,9 +203,13 @@ def test_failed_recordings_are_listed_and_the_others_are_predicted(tiny_run, rec
     assert len(lines) == 3 and all(line.startswith("laennec: ") for line in lines)
     for path, line, said in zip(broken, lines, ("one frame (64 ms)", "not audio", "no such file"), strict=True):
         assert str(path) in line and said in line
-    assert captured.out == f"predictions: {tmp_path / 'out'} (5 recordings, 3 failed; see failed.csv)\n"
+    assert captured.out.startswith(f"predictions: {tmp_path / 'out'} (5 recordings, 3 failed; see failed.csv)\n")
     names = {f"{p.stem}.json" for p in recordings[:2]}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"predictions.csv", "failed.csv"} | OURS
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {
+        "predictions.csv",
+        "recordings.csv",
+        "failed.csv",
+    } | OURS
     with (tmp_path / "out" / "failed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["recording"] for row in rows] == [str(path) for path in broken]

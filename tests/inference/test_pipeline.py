@@ -35,6 +35,7 @@ def model(frozen_run):
     model.config.temperatures = {"crackle": 2.5, "wheeze": 0.4}
     model.config.intercepts = {"crackle": 0.5}
     model.config.thresholds = {"crackle": 0.1, "wheeze": 0.9}
+    model.config.operating_points = {}
     return model, extractor
 
 

@@ -103,7 +103,7 @@ def test_any_rate_depth_and_number_of_channels_is_predicted(model, tmp_path, cha
     )
     with torch.inference_mode():
         features = extractor(whole.waveform[: 2 * extractor.sampling_rate], sampling_rate=extractor.sampling_rate)
-        wanted = network.probabilities(network(**features).logits)[0]
+        wanted = network.probabilities(network(**features).logits, "windows")[0]
     np.testing.assert_allclose(made.probabilities[0], wanted, atol=2e-6)
 
 
@@ -154,9 +154,15 @@ def test_windows_are_no_longer_than_the_input_of_the_model(model, sound, tmp_pat
 
 def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path):
     config = model[0].config
-    assert config.thresholds and Predictor(*model).decision == {
-        "rule": "youden", "thresholds": config.thresholds, "temperatures": config.temperatures,
-        "intercepts": {"crackle": 0.0, "wheeze": 0.0} | config.intercepts,
+    names = ("thresholds", "temperatures", "intercepts")
+    windows, whole = (config.operating_points[spans] for spans in ("windows", "recordings"))
+    assert Predictor(*model).decision == {
+        "rule": "youden", **{name: windows[name] for name in names}, "fitted_on": "windows",
+        "recording": {name: whole[name] for name in names},
+    }  # fmt: skip
+    assert Predictor(*model).decision_for(annotated=True) == {
+        "rule": "youden", **{name: getattr(config, name) for name in names}, "fitted_on": "events",
+        "recording": "any span",
     }  # fmt: skip
     by_hand = Predictor(*model, thresholds={"crackle": 0.25})
     assert by_hand.decision["rule"] == "youden; crackle given" and by_hand.decision["thresholds"]["crackle"] == 0.25

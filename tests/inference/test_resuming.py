@@ -223,7 +223,7 @@ def test_other_settings_are_refused_in_one_line_or_replace_all(make, recordings,
     assert said in str(error.value) and "--overwrite" in str(error.value) and "\n" not in str(error.value)
     assert content(tmp_path) == before
     predict(other, [recordings / "r1.wav"], tmp_path, overwrite=True)
-    assert set(content(tmp_path)) == {"r1.json", "predictions.csv", "parameters.yaml", JOURNAL}
+    assert set(content(tmp_path)) == {"r1.json", "predictions.csv", "recordings.csv", "parameters.yaml", JOURNAL}
     if settings == "another model":
         other.model.head.classifier.bias.data -= 1
 

@@ -89,9 +89,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.evaluate import load_model
     from laennec.evaluation.recalibrate import smooth_model
     from laennec.evaluation.smoothing import parse_smoothing
-    from laennec.evaluation.window_points import fitting_notes, window_note
     from laennec.inference.batch import Predictor, model_fingerprint, predict
-    from laennec.inference.decisions import GIVEN_RULE
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
     from laennec.inference.predictor import input_note
@@ -121,7 +119,8 @@ def run(options: argparse.Namespace) -> int:
     model, extractor = load_model(source, options.base)
     if model.config.summary:
         print(f"model: {plain(model.config.summary)}", file=sys.stderr)
-    strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours)
+    spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
+    strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
     if smoothing:
         say(smoothing)
     predictor = Predictor(
@@ -136,17 +135,13 @@ def run(options: argparse.Namespace) -> int:
     )
     if fingerprint not in (None, model_fingerprint(predictor)):
         _note(f"{options.parameters} was written for another model")
-    spans = "events" if chosen.annotation or chosen.segmentation() else "windows"
-    notes = [] if chosen.annotation else [input_note(predictor)]
-    if spans == "windows" and predictor.decision["rule"] != GIVEN_RULE:
-        notes.append(window_note(model.config, predictor.window_s, predictor.hop_s))
-    for note in (
-        *filter(None, notes),
-        *fitting_notes(model.config, predictor.decision_for(spans == "events")["fitted_on"]),
-    ):
+    if chosen.annotation is None and (note := input_note(predictor)):
         _note(note)
     if options.out is None:
-        return _print_predictions(predictor, inputs, chosen.annotation)
+        failed = _print_predictions(predictor, inputs, chosen.annotation)
+        _say_decision(predictor, chosen.annotation is not None)
+        say("Research use only: not a medical device.")
+        return 2 if failed else 0
     chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
     chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
     done = predict(
@@ -169,7 +164,26 @@ def run(options: argparse.Namespace) -> int:
     if done.resumed:
         outcome += f"; {done.resumed} were already finished"
     say(f"predictions: {options.out} ({outcome})")
+    _say_decision(predictor, chosen.annotation is not None)
     return 2 if done.failed else 0
+
+
+def _say_decision(predictor: "Predictor", annotated: bool) -> None:
+    """Print the thresholds in use, what they were fitted on, and what was not fitted."""
+    from laennec.evaluation.window_points import fitting_notes, window_note
+    from laennec.inference.decisions import GIVEN_RULE
+
+    config, decision = predictor.model.config, predictor.decision_for(annotated)
+    given = decision["rule"] == GIVEN_RULE
+    if decision["thresholds"] is not None:
+        bounds = ", ".join(f"{name} above {p:.3f}" for name, p in decision["thresholds"].items())
+        origin = "given" if given else f"rule {decision['rule']}, fitted on {decision['fitted_on']}"
+        say(f"a label is present: {bounds} (calibrated probability; {origin})")
+    notes = fitting_notes(config, decision["fitted_on"])
+    if not (annotated or predictor.segmentation or given):
+        notes.insert(0, window_note(config, predictor.window_s, predictor.hop_s) or "")
+    for note in filter(None, notes):
+        say(f"note: {note}")
 
 
 def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
@@ -199,7 +213,7 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
-    """Print the predictions for each recording; exit code 2 if some recordings failed."""
+    """Print the predictions for each recording; the number of recordings that failed."""
     from laennec.errors import InputError
     from laennec.inference.batch import annotation_of, find_recordings
     from laennec.inference.outputs import as_text
@@ -211,8 +225,7 @@ def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: st
         except InputError as error:
             failed += 1
             print(f"laennec: {error}", file=sys.stderr)
-    say("Research use only: not a medical device.")
-    return 2 if failed else 0
+    return failed
 
 
 def _note(text: str) -> None:

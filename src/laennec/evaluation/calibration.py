@@ -1,10 +1,13 @@
 """Calibration of probabilities, and decision curves.
 
 Decisions: a calibration is a divisor (temperature) and, for Platt scaling, an intercept of each logit: the
-probability is that of logit / temperature + intercept. It never changes the order of the logits. Calibration error is
-that of the probability of the label being present, in 15 equal-width bins. In a decision curve a cycle is acted on
-where its probability is at least the threshold t, so that t = 0 is "act on all"; a false positive costs t / (1 - t)
-true positives.
+probability is that of logit / temperature + intercept. It never changes the order of the logits. Both are fitted with
+a prior towards none, because a few dozen rows are fitted best by a temperature that makes every probability .5: on
+the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and intercept^2 / (2 *
+2^2). The sum grows with the rows and the prior does not, so it vanishes for many positives. Calibration error is that
+of the probability of the label being present, in 15 equal-width bins. In a decision curve a cycle is acted on where
+its probability is at least the threshold t, so that t = 0 is "act on all"; a false positive costs t / (1 - t) true
+positives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +20,7 @@ from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_cod
 from laennec.evaluation.metrics import FloatArray, none_if_nan
 
 _LOG_TEMPERATURE = (np.log(0.05), np.log(20.0))
+_LOG_TEMPERATURE_SD, _SLOPE_SD, _INTERCEPT_SD = 0.5, 1.0, 2.0
 THRESHOLDS = tuple(round(0.01 * k, 2) for k in range(1, 100))
 
 
@@ -136,7 +140,7 @@ def calibration_summary(curves: Mapping[str, tuple[Any, Any]]) -> dict[str, dict
 
 
 def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
-    """The temperature T in 0.05..20 that minimises the cross entropy of logits / T.
+    """The temperature T in 0.05..20 that minimises the cross entropy of logits / T, with the prior of this module.
 
     Args:
         logits: (cycles,) of one binary label, or (cycles, classes) of a single-label model.
@@ -159,14 +163,15 @@ def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
 
     def cross_entropy(log_temperature: float) -> float:
         scaled = sides / np.exp(log_temperature)
-        return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), labels]).mean())
+        prior = 0.5 * (log_temperature / _LOG_TEMPERATURE_SD) ** 2
+        return float((np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(scaled)), labels]).sum() + prior)
 
     best = minimize_scalar(cross_entropy, bounds=_LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-8})
     return float(np.exp(best.x))
 
 
 def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
-    """Slope and intercept of Platt's sigmoid.
+    """Slope and intercept of Platt's sigmoid, with the prior of this module.
 
     Targets are Platt's (N+ + 1) / (N+ + 2) and 1 / (N- + 2), not 1 and 0: they keep the slope finite where the logits
     separate the classes.
@@ -197,16 +202,22 @@ def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float,
     middle, spread = float(values.mean()), float(values.std()) or 1.0
     design = np.column_stack([(values - middle) / spread, np.ones(total)])
 
+    # the prior in terms of the weights: slope and intercept are linear in them
+    linear = np.array([[1 / spread, 0.0], [-middle / spread, 1.0]])
+    precision = linear.T @ np.diag([_SLOPE_SD**-2.0, _INTERCEPT_SD**-2.0]) @ linear
+    none = np.array([spread, middle])  # slope 1, intercept 0
+
     def cost(weights: FloatArray) -> tuple[float, FloatArray]:
-        z = design @ weights
-        return float((np.logaddexp(0, z) - target * z).mean()), design.T @ (sigmoid(z) - target) / total
+        z, away = design @ weights, weights - none
+        value = (np.logaddexp(0, z) - target * z).sum() + 0.5 * away @ precision @ away
+        return float(value), design.T @ (sigmoid(z) - target) + precision @ away
 
     def curvature(weights: FloatArray) -> FloatArray:
         p = sigmoid(design @ weights)
-        return np.asarray(design.T @ (design * (p * (1 - p))[:, None]) / total)
+        return np.asarray(design.T @ (design * (p * (1 - p))[:, None]) + precision)
 
     start = [0.0, np.log((positives + 1) / (total - positives + 1))]
-    best = minimize(cost, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-10}).x
+    best = minimize(cost, start, jac=True, hess=curvature, method="trust-exact", options={"gtol": 1e-8}).x
     slope = float(best[0]) / spread
     return slope, float(best[1]) - slope * middle
 

@@ -34,8 +34,7 @@ from laennec.evaluation.report_sections import earlier_use, seeds_of
 from laennec.evaluation.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary
-from laennec.evaluation.window_points import fitting_notes, window_note
-from laennec.evaluation.window_scores import format_windows, score_windows, truth_of_recordings
+from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import refuse_lost_neighbours
@@ -56,14 +55,7 @@ from laennec.training.record import (
 from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.tables import predictions_table, truth_table
 from laennec.training.targets import FOUR_CLASSES, class_names
-from laennec.training.windows import (
-    RULE,
-    predict_windows,
-    shared_recordings,
-    window_lengths,
-    window_table,
-    window_truth,
-)
+from laennec.training.windows import refuse_shared_recordings, window_lengths
 
 _WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
 SPANS = ("events", "windows")
@@ -177,7 +169,8 @@ def score(
         hop_s: Time from the start of one window to that of the next, in seconds; None likewise.
 
     Returns:
-        The folder with predictions.parquet, windows.parquet where windows were scored, metrics.json, run.json, pictures and report.html; the printed summary.
+        The folder with predictions.parquet, windows.parquet where windows were scored, metrics.json, run.json,
+        pictures and report.html; the printed summary.
 
     Raises:
         InputError: The split does not exist, the corpus is not the run's, or data or model cannot be read.
@@ -211,7 +204,7 @@ def score(
         settings_of_model(recipe, run, model, extractor, splits[split])
         lengths = window_lengths(extractor, window_s, hop_s)
         if spans == "windows":
-            refuse_shared_recordings(splits, split, origin)
+            refuse_shared_recordings(splits, split, str(origin.get("protocol")))
         predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
         if smooth is not None:
             evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
@@ -220,7 +213,7 @@ def score(
             predictions = predictions.assign(**columns)
         windows = None
         if spans == "windows":
-            windows, evaluation["windows"] = _windows(model, extractor, splits, split, recipe, lengths, draws)
+            windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_point(model.config)
     record = _record(run, source, recipe, origin, split, command, timings, smooth)
     _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
@@ -260,33 +253,6 @@ def _evaluate(
     evaluation["official"] = official_scores(official)
     evaluation["geometry"] = _geometry(embeddings, data.table, recipe.target.column)
     return predictions, evaluation, official
-
-
-def _windows(
-    model: LaennecForAudioClassification,
-    extractor: LaennecFeatureExtractor,
-    splits: Any,
-    split: str,
-    recipe: Recipe,
-    lengths: tuple[float, float],
-    draws: int,
-) -> tuple[Any, dict[str, Any]]:
-    """The predictions table of the windows of a split, and their scores."""
-    config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
-
-    def truth(name: str, *cut: float) -> Any:
-        return window_truth(window_table(splits[name], recipe, rate, *cut), name, recipe, names)
-
-    train = None
-    if "train" in splits:
-        train = {"windows": truth("train", *lengths), "seconds": truth("train", 1.0, 1.0)}
-        train["recordings"] = truth_of_recordings(train["windows"], names)
-    table = predict_windows(model, extractor, splits[split], split, recipe, *lengths)
-    scores = score_windows(table, truth(split, 1.0, 1.0), config, train, n_draws=draws)
-    notes = [note for spans in config.operating_points for note in fitting_notes(config, spans)]
-    if note := window_note(config, *lengths):
-        notes.insert(0, note)
-    return table, {"window_s": lengths[0], "hop_s": lengths[1], "rule": RULE, "notes": notes, **scores}
 
 
 def _record(
@@ -464,15 +430,6 @@ def check_split(run: dict[str, Any] | None, recipe: Recipe, origin: dict[str, An
             f"{recipe.corpus.data_dir or recipe.corpus.name}: not the corpus and split that this run was trained on "
             f"(split {here}, trained on {there}): training cycles could be in the scored split; give the same data and "
             "protocol"
-        )
-
-
-def refuse_shared_recordings(splits: Any, split: str, origin: dict[str, Any]) -> None:
-    """Refuse windows of recordings whose cycles are in other splits too."""
-    if shared_recordings(splits, split):
-        raise InputError(
-            f"--spans windows: protocol {origin.get('protocol')} puts cycles of one recording into {split} and another "
-            "split, whose sound its windows would hold; choose a protocol that keeps recordings whole"
         )
 
 

@@ -2,10 +2,11 @@
 
 Decisions: the fitting functions refuse a table of a test split. Thresholds are in raw logits and lie half-way between
 two neighbouring scores, so that rounding changes no decision; of equally good ones the one nearest to 0 is taken. A
-label with one class only is left unfitted, with a note. Logit adjustment lowers the logit of the normal class by one
-number, because scores that weigh normal and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions
-than the most probable class gives; the two-class decision (normal or not) has its own adjustment. Poor Quality is
-predicted only on request, because the official score counts it only as an error.
+label with fewer than 10 positives or negatives is left uncalibrated, one with one class only has no threshold either;
+a note says so. Logit adjustment lowers the logit of the normal class by one number, because scores that weigh normal
+and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the
+two-class decision (normal or not) has its own adjustment. Poor Quality is predicted only on request, because the
+official score counts it only as an error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ ThresholdRule: TypeAlias = Literal["youden", "sensitivity", "f1", "icbhi"]
 ADVENTITIOUS = "Adventitious"
 WAYS = ("two", "all")  # normal or not; every class
 _GRID = 400
+MIN_EXAMPLES = 10  # positives, and negatives, that a calibration needs
 _ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
 
 
@@ -236,13 +238,13 @@ def fit_classes_on_validation(
     table = table.loc[table["label"].isin(names).to_numpy()]
     logits = np.column_stack([table[f"logit_{name}"].to_numpy(dtype=float) for name in names])
     truth = np.array([names.index(str(label)) for label in table["label"]], dtype=np.int64)
-    temperature = fit_temperature_on_validation(logits, truth) if calibration == "temperature" else 1.0
+    few = calibration != "none" and bool(np.sort(np.bincount(truth))[:-1].sum() < MIN_EXAMPLES)
+    temperature = fit_temperature_on_validation(logits, truth) if calibration == "temperature" and not few else 1.0
     raw, scaled, one_hot = softmax(logits), softmax(logits / temperature), np.eye(len(names))[truth]
     right = (logits.argmax(1) == truth).astype(np.int64)
     errors = _errors({PREDICTED_CLASS: (raw.max(1), scaled.max(1), right)})
     for side, p in (("before", raw), ("after", scaled)):
         errors[f"brier_{side}"] = {"all classes": none_if_nan(brier_score(p, one_hot))}
-    unfitted = len(np.unique(truth)) < 2 and calibration != "none"
     return {
         "calibration": calibration,
         "thresholds": None,
@@ -252,7 +254,7 @@ def fit_classes_on_validation(
         "rule": None,
         "sensitivity": None,
         **errors,
-        "notes": ["validation has cycles of one class only: left at temperature 1"] if unfitted else [],
+        "notes": [f"validation has fewer than {MIN_EXAMPLES} rows outside its largest class: left uncalibrated"] * few,
         "fitted_on": fitted_on,
     }
 
@@ -280,10 +282,14 @@ def _fit_label(name: str, logits: FloatArray, truth: Any, calibration: Calibrati
     if int(truth.sum()) in (0, len(truth)):
         found = "every cycle has it" if len(truth) and truth[0] else "no cycle has it"
         return 1.0, 0.0, f"{name}: in validation {found}, so nothing was fitted: temperature 1, threshold at logit 0"
-    if calibration == "temperature":
-        return fit_temperature_on_validation(logits, truth), 0.0, ""
     if calibration == "none":
         return 1.0, 0.0, ""
+    positives = int(truth.sum())
+    if min(positives, len(truth) - positives) < MIN_EXAMPLES:
+        counted = f"{positives} of {len(truth)} validation rows have it"
+        return 1.0, 0.0, f"{name}: {counted}, fewer than {MIN_EXAMPLES} with or without, so it was left uncalibrated"
+    if calibration == "temperature":
+        return fit_temperature_on_validation(logits, truth), 0.0, ""
     slope, intercept = fit_platt_on_validation(logits, truth)
     if slope <= 1e-6:
         return 1.0, 0.0, f"{name}: its logits do not rise with the label on validation, so they were left uncalibrated"

@@ -149,7 +149,8 @@ def evaluation_plots(
         figures["confusion"] = confusion_plot(confusion["matrix"], confusion["classes"])
     if predictions is not None and not many:
         for k in range(len(predictions.label_names)):
-            figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k)
+            in_use = thresholds_in_use(evaluation).get(predictions.label_names[k])
+            figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k, in_use)
         figures["roc"] = roc_plot(predictions, evaluation)
         figures["precision_recall"] = precision_recall_plot(predictions, evaluation)
         in_use = thresholds_in_use(evaluation)
@@ -175,12 +176,12 @@ def confusion_plot(matrix: Any, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def label_confusion_plot(predictions: Predictions, k: int) -> Figure:
-    """The 2 x 2 confusion of label number k."""
-    name, thresholds = predictions.label_names[k], predictions.thresholds
+def label_confusion_plot(predictions: Predictions, k: int, threshold: float | None) -> Figure:
+    """The 2 x 2 confusion of label number k, predicted above a calibrated probability."""
+    name = predictions.label_names[k]
     figure, (axes,) = styled_figure(3.5, 2.5, 1)
     _draw_confusion(axes, confusion_matrix(predictions.truth[:, k], predictions.decided[:, k], 2), [f"no {name}", name])
-    rule = "most probable class" if thresholds is None else f"logit > {thresholds[k]:.2f}"
+    rule = "most probable class" if threshold is None else f"above {threshold:.2f}"
     styled_title(axes, f"{name.capitalize()}, {rule}")
     return figure
 

@@ -89,11 +89,12 @@ def recalibrate(
     multi_label = config.get("problem_type") == "multi_label_classification"
     rule = _new_rule(fitted_rule(record), names, multi_label, calibration, threshold_rule, sensitivity)
     fitted = fit_operating_point(predictions, names, multi_label, rule)
-    lengths = [((record.get("window_points") or {}).get("windows") or {}).get(name) for name in ("window_s", "hop_s")]
-    if None in lengths and spans == "windows":
+    before = (record.get("window_points") or {}).get("windows")
+    lengths = (before["window_s"], before["hop_s"]) if before else None
+    if lengths is None and spans == "windows":
         lengths = predict_validation_windows(folder, record, data_dir)
     points = None
-    if None not in lengths:
+    if lengths is not None:
         points = fit_windows(read_validation(folder / WINDOWS), names, multi_label, rule, *lengths)
     record.setdefault("calibrations", []).append(
         {
@@ -113,28 +114,28 @@ def recalibrate(
     return {"events": fitted, **(points or {})}
 
 
-def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> list[Any]:
+def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> tuple[float, float]:
     """Predict the validation windows of a run, store them in its folder, and return their length and hop.
 
     Raises:
         InputError: The corpus is not that of the run, or its recordings are shared between splits.
     """
     from laennec.corpora import provenance
-    from laennec.evaluation.evaluate import check_split, load_model, recipe_of, refuse_shared_recordings
+    from laennec.evaluation.evaluate import check_split, load_model, recipe_of
     from laennec.training.split_data import load_splits
-    from laennec.training.windows import predict_windows, window_lengths
+    from laennec.training.windows import predict_windows, refuse_shared_recordings, window_lengths
 
     model, extractor = load_model(folder)
     recipe = recipe_of(folder, record, {"data_dir": data_dir})
     splits = load_splits(recipe)
     origin = provenance(splits)
     check_split(record, recipe, origin)
-    refuse_shared_recordings(splits, "validation", origin)
+    refuse_shared_recordings(splits, "validation", str(origin.get("protocol")))
     lengths = window_lengths(extractor)
     table = predict_windows(model, extractor, splits["validation"], "validation", recipe, *lengths)
     with atomic_write(folder / WINDOWS, "wb") as file:
         table.to_parquet(file)
-    return list(lengths)
+    return lengths
 
 
 def _new_rule(
@@ -222,7 +223,7 @@ def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
 
 
 def resolve_smoothing(
-    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0
+    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> Smoothing | None:
     """Strength and operating point of smoothed predictions, for a run or a model.
 
@@ -231,6 +232,7 @@ def resolve_smoothing(
         source: The folder of the run or model.
         model: The model.
         neighbours: Number of cycles on either side in the mean; 0 for the whole recording.
+        spans: "windows" takes the run's validation windows, where it has them, in place of its annotated events.
 
     Returns:
         None where nothing is to be smoothed.
@@ -241,11 +243,14 @@ def resolve_smoothing(
     wanted = parse_smoothing(wanted)
     if wanted is None:
         return None
-    path = Path(source) / VALIDATION
+    record = Path(source) / "run.json"
+    run = read_record(record) if record.exists() else {}
+    points = (run.get("window_points") or {}) if spans == "windows" else {}
+    path = Path(source) / (WINDOWS if points else VALIDATION)
     if not path.exists():
         if wanted == "auto":
             raise InputError(
-                f"{source}: no {VALIDATION} in this folder, which --smoothing auto needs; give the folder of a "
+                f"{source}: no {path.name} in this folder, which --smoothing auto needs; give the folder of a "
                 "finished run, or a strength: --smoothing 0.5"
             )
         return Smoothing(float(wanted))
@@ -256,16 +261,18 @@ def resolve_smoothing(
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
     strength = chosen["strength"] if chosen else float(wanted)
-    record = Path(source) / "run.json"
-    rule = fitted_rule(read_record(record)) if record.exists() else None
+    rule = fitted_rule(run) if run else None
     if rule is None or rule.threshold_rule is None or not config.is_multi_label:
         return Smoothing(strength, chosen)
     smoothed = smooth_predictions(validation, names, strength, neighbours)
+    if points:
+        lengths = [points["windows"][name] for name in ("window_s", "hop_s")]
+        return Smoothing(strength, chosen, fit_windows(smoothed, names, True, rule, *lengths))
     return Smoothing(strength, chosen, fit_operating_point(smoothed, names, True, rule))
 
 
 def smooth_model(
-    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0
+    wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> tuple[float, str | None]:
     """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
 
@@ -274,6 +281,7 @@ def smooth_model(
         source: The folder of the run or model.
         model: The model, changed in place.
         neighbours: See `resolve_smoothing`.
+        spans: See `resolve_smoothing`.
 
     Returns:
         The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
@@ -281,13 +289,16 @@ def smooth_model(
     Raises:
         InputError: As `resolve_smoothing`.
     """
-    smoothing = resolve_smoothing(wanted, source, model, neighbours)
+    smoothing = resolve_smoothing(wanted, source, model, neighbours, spans)
     if smoothing is None:
         return 0.0, None
     origin = "chosen on validation" if smoothing.chosen else "as given"
     thresholds = "the model's own thresholds, not fitted on smoothed predictions"
     if smoothing.fitted:
-        set_operating_point(model.config, smoothing.fitted)
+        if "windows" in smoothing.fitted:
+            model.config.operating_points = window_points_of(smoothing.fitted)
+        else:
+            set_operating_point(model.config, smoothing.fitted)
         thresholds = "thresholds fitted on smoothed validation predictions"
     over = f"{neighbours} cycle{'s' if neighbours > 1 else ''} on either side" if neighbours else "recordings"
     return smoothing.strength, f"smoothing over {over}: strength {smoothing.strength:g}, {origin}; {thresholds}"

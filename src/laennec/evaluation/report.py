@@ -123,6 +123,7 @@ def make_page(
         baselines=sections.baseline_table(evaluation),
         length=sections.length_section(lengths, evaluation) if lengths else None,
         smoothing=sections.smoothing_section(evaluation),
+        windows=sections.window_sections(evaluation),
         decision=sections.decision_table(curves, evaluation),
         subgroups=sections.subgroup_sections(evaluation),
         errors=errors_section(predictions, evaluation, run, extras),

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
-from laennec.evaluation.calibration import sigmoid
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.smoothing import smoothing_rows
 from laennec.evaluation.summary import (
@@ -24,6 +23,7 @@ from laennec.evaluation.summary import (
     own_names,
     thresholds_in_use,
 )
+from laennec.evaluation.window_scores import unit_table, unit_title
 
 NOT_RECORDED = "not recorded"
 Table = dict[str, Any]
@@ -111,8 +111,8 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     thresholds = evaluation["thresholds"]
     decision = "the most probable class"
     if thresholds is not None:
-        texts = (f"{name} where logit > {t:.3f} (raw probability {sigmoid(t):.3f})" for name, t in thresholds.items())
-        decision = "; ".join(texts)
+        texts = (f"{name} above {p:.3f}" for name, p in thresholds_in_use(evaluation).items())
+        decision = f"calibrated probability: {', '.join(texts)}"
     split = (run.get("evaluated") or {}).get("split")
     times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
     caveat = "none" if provenance and not provenance.get("stamp") else shown_text(provenance.get("stamp"))
@@ -246,6 +246,25 @@ def smoothing_section(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
         "operating_points": section["operating_points"],
         "recordings": section["recordings"],
         "lone_cycles": section["lone_cycles"],
+    }
+
+
+def window_sections(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The scores of windows, seconds and recordings; None where windows were not scored."""
+    section = evaluation.get("windows")
+    if not section:
+        return None
+    tables = []
+    for unit in section["units"]:
+        head, *rows = unit_table(section, unit)
+        table = {"columns": head, "rows": [_row(*cells) for cells in rows]}
+        tables.append({"title": unit.capitalize(), "what": unit_title(section, unit), "table": table})
+    return {
+        "window_s": section["window_s"],
+        "hop_s": section["hop_s"],
+        "rule": section["rule"],
+        "tables": tables,
+        "notes": section["notes"],
     }
 
 

@@ -54,11 +54,6 @@ def fit_windows(
     return {name: fit_operating_point(rows, label_names, multi_label, how) | cut for name, rows in tables.items()}
 
 
-def set_window_points(config: Any, points: Mapping[str, Mapping[str, Any]] | None) -> None:
-    """Store what `fit_windows` returned in a model's configuration; None removes it."""
-    config.operating_points = window_points_of(points)
-
-
 def window_points_of(points: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
     """What config.json holds under `operating_points`."""
     stored = {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.bootstrap import interval_note, patient_bootstrap, patient_codes
 from laennec.evaluation.calibration import calibrated_logits, expected_calibration_error, sigmoid
@@ -19,7 +20,10 @@ from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_i
 from laennec.evaluation.operating_point import decision_settings
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text
-from laennec.evaluation.window_points import highest_logits
+from laennec.evaluation.window_points import fitting_notes, highest_logits, window_note
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.recipe import Recipe
+from laennec.training.windows import RULE, predict_windows, window_table, window_truth
 
 UNITS = ("windows", "seconds", "recordings")
 _TITLES = {
@@ -27,6 +31,43 @@ _TITLES = {
     "precision": "precision",
 }  # fmt: skip
 _CONSTANT = ("always normal", "majority class")
+
+
+def scored_windows(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    splits: Any,
+    split: str,
+    recipe: Recipe,
+    lengths: tuple[float, float],
+    draws: int,
+) -> tuple[Any, dict[str, Any]]:
+    """The predictions table of the windows of a split, and their scores.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        splits: The corpus.
+        split: The split to score.
+        recipe: Target and filter.
+        lengths: Length and hop of the windows, in seconds.
+        draws: Bootstrap draws of patients.
+    """
+    config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
+
+    def truth(name: str, *cut: float) -> Any:
+        return window_truth(window_table(splits[name], recipe, rate, *cut), name, recipe, names)
+
+    train = None
+    if "train" in splits:
+        train = {"windows": truth("train", *lengths), "seconds": truth("train", 1.0, 1.0)}
+        train["recordings"] = truth_of_recordings(train["windows"], names)
+    table = predict_windows(model, extractor, splits[split], split, recipe, *lengths)
+    scores = score_windows(table, truth(split, 1.0, 1.0), config, train, n_draws=draws)
+    notes = [note for spans in config.operating_points for note in fitting_notes(config, spans)]
+    if note := window_note(config, *lengths):
+        notes.insert(0, note)
+    return table, {"window_s": lengths[0], "hop_s": lengths[1], "rule": RULE, "notes": notes, **scores}
 
 
 def score_windows(
@@ -70,10 +111,11 @@ def score_windows(
     fitted_on = dict.fromkeys(UNITS, "windows" if "windows" in config.operating_points else "events")
     thresholds = dict.fromkeys(UNITS, config.per_label("thresholds", "windows") if config.is_multi_label else None)
     if "recordings" in config.operating_points:
-        fitted_on["recordings"], thresholds["recordings"] = "recordings", config.per_label("thresholds", "recordings")
+        bounds = config.per_label("thresholds", "recordings")
+        fitted_on["recordings"], thresholds["recordings"] = "recordings", bounds
         highest, names = recordings[[*_columns(labels, logits)]].to_numpy(dtype=float), ("temperatures", "intercepts")
         p = sigmoid(calibrated_logits(highest, labels, *(config.per_label(name, "recordings") for name in names)))
-        outcome["recordings"] = (p > np.array([thresholds["recordings"][label] for label in labels]), p)
+        outcome["recordings"] = (p > np.array([bounds[label] for label in labels]), p)
     units = {}
     for name in UNITS:
         units[name] = _unit(scored[name], labels, *outcome[name], n_draws, seed) | {"thresholds": thresholds[name]}

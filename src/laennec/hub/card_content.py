@@ -57,6 +57,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
         "parts": parts,
         "headline": next((part for part in parts if part["is_estimate"]), None),
         "fitted": _operating_point(run.get("operating_points")),
+        "window_points": {name: _operating_point(point) for name, point in (run.get("window_points") or {}).items()},
         "training": [(key, escaped(value)) for key, value in _training_rows(run)],
         "command": fenced("\n".join(commands), "bash") if commands else "",
         "limitations": list(dict.fromkeys(map(escaped, _limitations(run, parts, evidence.outdated, settings)))),

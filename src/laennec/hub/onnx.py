@@ -210,6 +210,7 @@ def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtrac
         "pad_samples_to": 2 * extractor.front.min_samples,
         "recording_filter": extractor.recording_filter,
         **{name: config.per_label(name) for name in ("temperatures", "intercepts", "thresholds")},
+        "operating_points": config.operating_points,
         "front_end": "inside the file; its settings are in preprocessor_config.json",
         "largest_difference_of_logits": apart,
         "made_with": {name: known[name] for name in ("laennec", "torch") if name in known},

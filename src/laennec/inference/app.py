@@ -30,6 +30,7 @@ from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.plots import figure_png
+from laennec.evaluation.window_points import window_note
 from laennec.inference.outputs import Timeline
 from laennec.inference.picture import Spectrogram, shown_labels, timeline_figure
 from laennec.inference.predictor import Prediction, Predictor, annotated_spans
@@ -122,7 +123,10 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
     """Build the page as `gradio.Blocks`, to be launched."""
     import gradio as gr
 
-    labels = predictor.model.config.label_names
+    config = predictor.model.config
+    labels, origin = config.label_names, threshold_origin(predictor.model)
+    if "windows" in config.operating_points and (note := window_note(config, predictor.window_s, predictor.hop_s)):
+        origin = f"{origin} Note: {note}."
     values = {
         "name": name,
         "summary": predictor.model.config.summary,
@@ -132,7 +136,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
         "window_s": predictor.window_s,
         "hop_s": predictor.hop_s,
         "thresholds": [(k, f"{v:.3f}") for k, v in (predictor.decision["thresholds"] or {}).items()],
-        "origin": threshold_origin(predictor.model),
+        "origin": origin,
     }
     introduction, annotations, explanation = render_template("app_page.md.jinja", **values).split("\n---\n")
     title = f"{name}: {', '.join(labels[:4])}"
@@ -224,20 +228,22 @@ def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
 
 
 def threshold_origin(model: LaennecForAudioClassification) -> str:
-    """Say in one sentence where a model's thresholds come from."""
+    """Say in one sentence where a model's thresholds of windows come from."""
     config = model.config
     if not config.is_multi_label:
         return "The model outputs its most probable label; there are no thresholds."
     if not config.thresholds:
         return "No thresholds were fitted for this model: a label counts as present above 0.5."
-    fitted: Mapping[str, Any] = config.operating_point
+    spans = "windows" if "windows" in config.operating_points else "cycles"
+    fitted: Mapping[str, Any] = config.operating_points.get("windows", config.operating_point)
     if not fitted:
         return "The thresholds were fitted on validation patients; this model does not record by which rule."
     on = fitted.get("fitted_on") or {}
     patients = f" of {on['patients']} patients" if on.get("patients") else ""
-    count = f"{on['cycles']} validation cycles{patients}" if on.get("cycles") else "validation patients"
+    count = f"{on['cycles']} validation {spans}{patients}" if on.get("cycles") else "validation patients"
     rule = f" by the rule {fitted['rule']}" if fitted.get("rule") else ""
-    return f"The thresholds were fitted on {count}{rule}; the test part was not used for this."
+    others = ", not on windows" if spans == "cycles" else "; annotated cycles have thresholds of their own"
+    return f"The thresholds were fitted on {count}{rule}{others}; the test part was not used for this."
 
 
 def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, annotated: Sequence[str] | None) -> str:
@@ -256,6 +262,7 @@ def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, 
                 "highest": best[f"{label}_probability"],
                 "start_s": best["start_s"],
                 "end_s": best["end_s"],
+                "whole": timeline["overall"][label],
             }
         )
     wide, narrow = (figure_png(timeline_figure(timeline, spectrogram, width)) for width in (_WIDE_IN, _NARROW_IN))

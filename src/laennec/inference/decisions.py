@@ -32,8 +32,8 @@ def decision_of(model: LaennecForAudioClassification, given: Mapping[str, float]
             raise InputError(
                 "--thresholds: this model outputs its most probable class and uses no thresholds; leave the option out"
             )
-        rule = {"rule": "most probable class", "thresholds": None}
-        return {**rule, **calibration, "fitted_on": fitted_on, "recording": ANY_SPAN}
+        decision: dict[str, Any] = {"rule": "most probable class", "thresholds": None}
+        return {**decision, **calibration, "fitted_on": fitted_on, "recording": ANY_SPAN}
     for name, value in given.items():
         if name not in config.label_names:
             raise InputError(f"--thresholds: unknown label {name!r}; the labels are {', '.join(config.label_names)}")
@@ -63,7 +63,7 @@ def present_labels(
     return np.eye(len(names), dtype=bool)[probabilities.argmax(1)]
 
 
-def summary_of(
+def overall_of(
     model: LaennecForAudioClassification,
     logits: Probabilities,
     probabilities: Probabilities,
@@ -72,8 +72,9 @@ def summary_of(
     duration_s: float,
     decision: Mapping[str, Any],
 ) -> dict[str, dict[str, float]]:
-    """The recording as a whole, as `Prediction.summary` holds it."""
-    whole, has = probabilities.max(0), present.any(0)
+    """The recording as a whole, as `Prediction.overall` holds it."""
+    whole: Any = probabilities.max(0)
+    has: Any = present.any(0)
     if decision["recording"] != ANY_SPAN:
         highest = torch.from_numpy(logits.max(0, keepdims=True))
         whole = model.probabilities(highest, "recordings").cpu().numpy()[0]

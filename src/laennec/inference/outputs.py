@@ -73,6 +73,8 @@ def as_text(timeline: Timeline) -> str:
         found = (f"{row[f'{n}_probability']:.2f}{'*' if row[n] else ' '}".rjust(max(9, len(plain(n)))) for n in labels)
         lines.append("  ".join([f"{row['start_s']:7.2f} - {row['end_s']:7.2f}", *found]))
     present = [f"{plain(n)} in {sum(row[n] for row in timeline['timeline'])}" for n in labels]
+    overall = [f"{plain(n)} {one['probability']:.2f}{'*' * one['present']}" for n, one in timeline["overall"].items()]
+    lines.append(f"whole recording: {', '.join(overall)}")
     return "\n".join([*lines, f"* above its threshold: {', '.join(present)} of {len(timeline['timeline'])} spans"])
 
 
@@ -135,7 +137,7 @@ def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
 
 
 def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
-    """Write one row per recording: length, number of spans, and the summary of every label.
+    """Write one row per recording: length, number of spans, and what holds for each label overall.
 
     Raises:
         InputError: The file cannot be written, or reads back differently.
@@ -145,9 +147,9 @@ def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
         header: list[str] | None = None
         for timeline in timelines:
             row = {key: timeline[key] for key in ("recording", "duration_s")} | {"spans": len(timeline["timeline"])}
-            for label, summary in timeline["summary"].items():
-                row |= {label: summary["present"]}
-                row |= {f"{label}_{name}": summary[name] for name in ("probability", "highest", "share")}
+            for label, overall in timeline["overall"].items():
+                row |= {label: overall["present"]}
+                row |= {f"{label}_{name}": overall[name] for name in ("probability", "highest", "share")}
             if header is None:
                 header = list(row)
                 yield _csv_lines([header])

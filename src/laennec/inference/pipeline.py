@@ -40,7 +40,8 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
     A sound may be a path, a URL, the bytes of a file, an array or tensor of shape (samples,) at the extractor's
     sampling rate, {"array" or "raw", "sampling_rate"} at any rate, or {"bytes", "path"} as data sets store it.
     `top_k` is the number of labels in the result; `function_to_apply` ("sigmoid", "softmax", "none") replaces the
-    calibrated probabilities by that function of the raw logits.
+    calibrated probabilities by that function of the raw logits. Calibration and thresholds are those of annotated
+    events; `spans="windows"` takes those of windows, for sounds that were cut without annotation.
 
     Raises:
         InputError: A sound cannot be read or is too short.
@@ -53,12 +54,14 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         return super().__new__(cls)
 
     def _sanitize_parameters(
-        self, top_k: int | None = None, function_to_apply: str | None = None, **settings: Any
+        self, top_k: int | None = None, function_to_apply: str | None = None, spans: str = "events", **settings: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if function_to_apply not in (None, *_FUNCTIONS):
             raise ValueError(f"function_to_apply is {function_to_apply!r}; it can be {', '.join(_FUNCTIONS)}")
+        if spans not in ("events", "windows"):
+            raise ValueError(f"spans is {spans!r}; it can be events or windows")
         labels = self.model.config.num_labels
-        shown = {"top_k": labels if top_k is None else min(top_k, labels)}
+        shown: dict[str, Any] = {"top_k": labels if top_k is None else min(top_k, labels), "spans": spans}
         return {}, {}, shown | ({"function_to_apply": function_to_apply} if function_to_apply else {})
 
     def preprocess(self, inputs: Any) -> dict[str, InContext]:
@@ -88,13 +91,17 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         return {"logits": torch.from_numpy(head_logits(self.model, embeddings))}
 
     def postprocess(
-        self, model_outputs: dict[str, Tensor], top_k: int = 5, function_to_apply: str | None = None
+        self,
+        model_outputs: dict[str, Tensor],
+        top_k: int = 5,
+        function_to_apply: str | None = None,
+        spans: str = "events",
     ) -> list[dict[str, Any]]:
         """Logits (1, labels) -> the labels with their scores, the highest first."""
         logits, config = model_outputs["logits"], self.model.config
-        calibrated = self.model.probabilities(logits)[0]
+        calibrated = self.model.probabilities(logits, spans)[0]
         if config.is_multi_label:
-            thresholds = torch.tensor([*config.per_label("thresholds").values()])
+            thresholds = torch.tensor([*config.per_label("thresholds", spans).values()])
             # compared in float64, as where the thresholds were fitted
             present = calibrated.double() > thresholds.double()
         else:

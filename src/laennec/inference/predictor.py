@@ -1,9 +1,7 @@
 """Predict the labels of one recording, span by span.
 
 Decisions: front end, recording filter, temperatures and thresholds come from the model; a prediction only chooses the
-spans (windows, the cycles of an annotation, or segmented breaths) and records this choice. Windows are decided as
-fitted on validation windows, cycles as fitted on annotated events. A recording has a label where the highest logit of
-its windows passes the threshold fitted for recordings; where none was fitted or given, where any span has it. A model with concatenated
+spans (windows, the cycles of an annotation, or segmented breaths) and records this choice. A model with concatenated
 context takes the neighbouring cycles of the same annotation, or the sound before and after a window. Recordings are
 read in blocks, so hours need no more memory than minutes, and the result of a span does not depend on the length of
 the recording. By default a window is not longer than the model's input.
@@ -29,7 +27,7 @@ from laennec.audio.streaming import RecordingStream, open_recording, passing_cyc
 from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
-from laennec.inference.decisions import decision_of, present_labels, summary_of
+from laennec.inference.decisions import decision_of, present_labels, overall_of
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.tables import head_logits
@@ -76,7 +74,7 @@ class Prediction:
         places: Origin of the spans: {"from": "windows", "annotation" or "segmentation", ...}.
         decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or
             "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
-        summary: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
+        overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
             duration in spans that have the label)}.
     """
 
@@ -91,7 +89,7 @@ class Prediction:
     neighbours: int = 0
     places: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, dict[str, float]] = field(default_factory=dict)
+    overall: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
@@ -123,7 +121,7 @@ class Prediction:
             "spans": self.places,
             "decision": self.decision,
             **({"smoothing": smoothing_record(self.smoothing, self.neighbours)} if self.smoothing else {}),
-            "summary": self.summary,
+            "overall": self.overall,
             "timeline": rows,
         }
 
@@ -225,7 +223,7 @@ class Predictor:
             self.neighbours,
             self._places(annotation),
             decision,
-            summary_of(self.model, logits, probabilities, present, spans, stream.duration_s, decision),
+            overall_of(self.model, logits, probabilities, present, spans, stream.duration_s, decision),
         )
 
     def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[SpanPrediction]:

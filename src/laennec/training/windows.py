@@ -20,7 +20,7 @@ from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import column_of, to_arrow
 from laennec.errors import InputError
-from laennec.evaluation.window_points import fit_windows, set_window_points
+from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.files import cache_root
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import CycleDataset, Neighbours
@@ -82,10 +82,10 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
     Raises:
         DecodeError: A recording cannot be read.
     """
-    truth = {"crackle", "wheeze", "label", "events", *recipe.target.names, recipe.target.column} & set(
-        table.column_names
-    )
-    flags = sorted(truth - {"label", "events", recipe.target.column})
+    column = recipe.target.column
+    named = ("crackle", "wheeze", "label", "events", *recipe.target.names, column or "label")
+    truth = {name for name in named if name in table.column_names}
+    flags = sorted(truth - {"label", "events", column})
     recordings: dict[str, list[dict[str, Any]]] = {}
     for row in table.with_format("arrow")[:].to_pylist():
         recordings.setdefault(row["recording_id"], []).append(row)
@@ -200,10 +200,19 @@ def _with_context(windows: Any, context_cycles: int) -> tuple[Any, list[tuple[li
     return datasets.Dataset(to_arrow(rows + stretches, windows.features), info=windows.info.copy()), places
 
 
-def shared_recordings(splits: Any, split: str) -> bool:
-    """Whether other splits hold cycles of the recordings of a split, so that its windows hold their sound."""
+def refuse_shared_recordings(splits: Any, split: str, protocol: str) -> None:
+    """Refuse a split that shares recordings with others.
+
+    Raises:
+        InputError: Its windows would hold the sound of cycles of another split.
+    """
     own = set(column_of(splits[split], "recording_id"))
-    return any(own & set(column_of(table, "recording_id")) for name, table in splits.items() if name != split)
+    for name, table in splits.items():
+        if name != split and own & set(column_of(table, "recording_id")):
+            raise InputError(
+                f"windows of {split} would hold the sound of cycles of {name}, because protocol {protocol} splits "
+                "recordings; choose a protocol that keeps recordings whole, or leave out --spans windows"
+            )
 
 
 def fit_window_points(
@@ -222,13 +231,15 @@ def fit_window_points(
         The predictions table of the windows, and the points by name as in the run record; None and None where the rule
         fits nothing, or recordings are not in one split alone.
     """
-    if shared_recordings(splits, "validation"):
-        _log.warning("recordings are shared between splits, so nothing was fitted on validation windows")
+    try:
+        refuse_shared_recordings(splits, "validation", str(recipe.corpus.protocol))
+    except InputError as error:
+        _log.warning("nothing was fitted on validation windows: %s", error)
         return None, None
     if rule.calibration == "none" and rule.threshold_rule is None:
         return None, None
     window_s, hop_s = window_lengths(extractor)
     table = predict_windows(model, extractor, splits["validation"], "validation", recipe, window_s, hop_s)
     points = fit_windows(table, model.config.label_names, model.config.is_multi_label, rule, window_s, hop_s)
-    set_window_points(model.config, points)
+    model.config.operating_points = window_points_of(points)
     return table, points

@@ -1,0 +1,91 @@
+"""Windows of recordings: cut and predicted as by `laennec predict`, labelled by the stated rule."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import soundfile
+
+from laennec import Predictor, Recipe, load_corpus, load_model
+from laennec.audio.cycles import sliding_windows
+from laennec.corpora.base import CYCLE_FEATURES
+from laennec.errors import InputError
+from laennec.evaluation.evaluate import settings_of_model
+from laennec.training.windows import predict_windows, refuse_shared_recordings, window_table, window_truth
+
+CONTEXT = Path(__file__).parents[1] / "golden" / "first_edition" / "models" / "context"
+
+
+@pytest.fixture
+def annotated(tmp_path):
+    """A function: (start_s, end_s, crackle, wheeze) of the spans of a silent file of 10 s -> cycle table."""
+    path = tmp_path / "r.wav"
+    soundfile.write(path, np.zeros(80_000), 8000)
+
+    def table(*spans):
+        rows = [
+            dict.fromkeys(CYCLE_FEATURES) | {
+                "cycle_id": f"r#{k}", "recording_id": "r", "patient_id": "p", "cycle_index": k, "start_s": start,
+                "end_s": end, "crackle": c, "wheeze": w, "label": None if c is None else c + 2 * w, "device": "d",
+                "recording_path": str(path),
+            }
+            for k, (start, end, c, w) in enumerate(spans)
+        ]  # fmt: skip
+        return datasets.Dataset.from_list(rows, features=CYCLE_FEATURES)
+
+    return table
+
+
+def naive(spans, start, end):
+    """(crackle, wheeze) of a window: any span whose overlap is half of the shorter of the two; None where none is."""
+    found = [
+        (c, w) for a, b, c, w in spans if min(b, end) - max(a, start) >= 0.5 * min(b - a, end - start) and c is not None
+    ]
+    return tuple(max(flags) for flags in zip(*found, strict=True)) if found else (None, None)
+
+
+@pytest.mark.parametrize(("window_s", "hop_s"), [(3.0, 1.5), (2.0, 2.0), (1.0, 1.0), (4.0, 0.75), (30.0, 30.0)])
+def test_a_window_has_the_labels_of_spans_that_overlap_by_half_of_the_shorter(annotated, window_s, hop_s):
+    spans = [(0.0, 1.25, 0, 0), (1.25, 2.5, 1, 0), (2.25, 6.25, 0, 1), (7.0, 7.25, 1, 1), (9.5, 10.0, None, None)]
+    table = window_table(annotated(*spans), Recipe(), 8000, window_s, hop_s)
+    assert list(zip(table["start_s"], table["end_s"], strict=True)) == sliding_windows(10.0, window_s, hop_s)
+    for row in table:
+        wanted = naive(spans, row["start_s"], row["end_s"])
+        assert (row["crackle"], row["wheeze"]) == wanted, row
+        assert row["label"] == (None if wanted[0] is None else wanted[0] + 2 * wanted[1]) and row["device"] == "d"
+    assert len(set(table["cycle_id"])) == len(table)
+
+
+def test_what_is_not_annotated_is_neither_positive_nor_negative(annotated):
+    table = window_table(annotated((0.0, 1.0, 1, 0)), Recipe(), 8000, 2.0, 2.0)
+    assert table["crackle"][:] == [1, None, None, None, None]
+    truth = window_truth(table, "test", Recipe(), ["crackle", "wheeze"])
+    assert truth["crackle"].isna().sum() == 4 and truth["wheeze"].tolist()[0] == 0
+
+
+@pytest.mark.parametrize("source", ["tiny", "context"])
+def test_windows_have_the_logits_that_prediction_gives(source, tiny_run, small_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path))
+    model, extractor = load_model(tiny_run if source == "tiny" else CONTEXT)
+    assert bool(extractor.context_cycles) == (source == "context")
+    table = load_corpus("synthetic", small_corpus)["validation"]
+    recipe = Recipe()
+    settings_of_model(recipe, None, model, extractor, table)
+    model.config.operating_points = model.config.temperatures = model.config.intercepts = {}
+    got = predict_windows(model, extractor, table, "validation", recipe, 1.1, 0.4)
+    paths = dict(zip(table["recording_id"], table["recording_path"], strict=True))
+    assert set(got["recording_id"]) == set(paths)
+    for name, rows in list(got.groupby("recording_id", sort=False))[:2]:
+        wanted = Predictor(model, extractor, 1.1, 0.4)(paths[name])
+        assert list(zip(rows["start_s"], rows["end_s"], strict=True)) == wanted.spans and len(wanted.spans) > 3
+        logits = rows[[f"logit_{label}" for label in wanted.labels]].to_numpy(float)
+        np.testing.assert_allclose(1 / (1 + np.exp(-logits)), wanted.probabilities, atol=2e-6)
+
+
+def test_a_protocol_that_splits_recordings_is_refused(annotated):
+    table = annotated((0.0, 1.0, 1, 0), (1.0, 2.0, 0, 0))
+    splits = {"train": table.select([0]), "test": table.select([1])}
+    with pytest.raises(InputError, match="the sound of cycles of train, because protocol random-80-20"):
+        refuse_shared_recordings(splits, "test", "random-80-20")
+    refuse_shared_recordings({"test": table}, "test", "official")
