@@ -148,12 +148,11 @@ def evaluation_plots(
     if confusion := evaluation.get("confusion"):
         figures["confusion"] = confusion_plot(confusion["matrix"], confusion["classes"])
     if predictions is not None and not many:
-        for k in range(len(predictions.label_names)):
-            in_use = thresholds_in_use(evaluation).get(predictions.label_names[k])
-            figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k, in_use)
+        in_use = thresholds_in_use(evaluation)
+        for k, name in enumerate(predictions.label_names):
+            figures[f"label_confusion_{k + 1}"] = label_confusion_plot(predictions, k, in_use.get(name))
         figures["roc"] = roc_plot(predictions, evaluation)
         figures["precision_recall"] = precision_recall_plot(predictions, evaluation)
-        in_use = thresholds_in_use(evaluation)
         for k, (name, curve) in enumerate((curves or {}).items()):
             figures[f"decision_{k + 1}"] = decision_plot(name, curve, k, in_use.get(name))
         alone = length_alone(evaluation)

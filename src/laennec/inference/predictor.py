@@ -27,7 +27,7 @@ from laennec.audio.streaming import RecordingStream, open_recording, passing_cyc
 from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
-from laennec.inference.decisions import decision_of, present_labels, overall_of
+from laennec.inference.decisions import decision_of, overall_of, present_labels
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import embed_waveforms
 from laennec.training.tables import head_logits
