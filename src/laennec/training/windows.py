@@ -241,5 +241,8 @@ def fit_window_points(
     window_s, hop_s = window_lengths(extractor)
     table = predict_windows(model, extractor, splits["validation"], "validation", recipe, window_s, hop_s)
     points = fit_windows(table, model.config.label_names, model.config.is_multi_label, rule, window_s, hop_s)
+    for name, fitted in points.items():
+        for note in fitted["notes"]:
+            _log.warning("%s: %s", name, note)
     model.config.operating_points = window_points_of(points)
     return table, points
