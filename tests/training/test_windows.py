@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from laennec import Predictor, Recipe, load_corpus, load_model
-from laennec.audio.cycles import sliding_windows
+from laennec.audio.cycles import prediction_windows
 from laennec.corpora.base import CYCLE_FEATURES
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import settings_of_model
@@ -49,7 +49,7 @@ def naive(spans, start, end):
 def test_a_window_has_the_labels_of_spans_that_overlap_by_half_of_the_shorter(annotated, window_s, hop_s):
     spans = [(0.0, 1.25, 0, 0), (1.25, 2.5, 1, 0), (2.25, 6.25, 0, 1), (7.0, 7.25, 1, 1), (9.5, 10.0, None, None)]
     table = window_table(annotated(*spans), Recipe(), 8000, window_s, hop_s)
-    assert list(zip(table["start_s"], table["end_s"], strict=True)) == sliding_windows(10.0, window_s, hop_s)
+    assert list(zip(table["start_s"], table["end_s"], strict=True)) == prediction_windows(10.0, window_s, hop_s)
     for row in table:
         wanted = naive(spans, row["start_s"], row["end_s"])
         assert (row["crackle"], row["wheeze"]) == wanted, row

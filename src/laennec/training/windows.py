@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from laennec.audio.context import beside_window
-from laennec.audio.cycles import sliding_windows
+from laennec.audio.cycles import prediction_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
@@ -93,7 +93,7 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
     for name, spans in recordings.items():
         rate, frames = read_header(spans[0]["recording_path"])
         duration_s = int(frames * sampling_rate / rate + 0.5) / sampling_rate
-        for index, (start_s, end_s) in enumerate(sliding_windows(duration_s, window_s, hop_s)):
+        for index, (start_s, end_s) in enumerate(prediction_windows(duration_s, window_s, hop_s)):
             row = {**spans[0], **dict.fromkeys(truth)}
             if counting := _counting(spans, start_s, end_s):
                 row = counting[0] | _combined(counting, flags, truth)
