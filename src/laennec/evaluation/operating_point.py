@@ -40,7 +40,7 @@ from laennec.evaluation.metrics import (
 )
 
 Calibration: TypeAlias = Literal["none", "temperature", "platt"]
-ThresholdRule: TypeAlias = Literal["youden", "sensitivity", "f1", "icbhi"]
+ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "sensitivity"]
 ADVENTITIOUS = "Adventitious"
 WAYS = ("two", "all")  # normal or not; every class
 _GRID = 400
