@@ -1,5 +1,6 @@
 """Windows of recordings: cut and predicted as by `laennec predict`, labelled by the stated rule."""
 
+import json
 from pathlib import Path
 
 import datasets
@@ -7,12 +8,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec import Predictor, Recipe, load_corpus, load_model
+from laennec import Predictor, Recipe, load_corpus, load_model, train
 from laennec.audio.cycles import prediction_windows
 from laennec.corpora.base import CYCLE_FEATURES
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import settings_of_model
-from laennec.training.windows import predict_windows, refuse_shared_recordings, window_table, window_truth
+from laennec.training.split_data import labelled_part, make_extractor
+from laennec.training.windows import (
+    predict_windows,
+    refuse_shared_recordings,
+    training_examples,
+    window_table,
+    window_truth,
+)
 
 CONTEXT = Path(__file__).parents[1] / "golden" / "first_edition" / "models" / "context"
 
@@ -89,3 +97,47 @@ def test_a_protocol_that_splits_recordings_is_refused(annotated):
     with pytest.raises(InputError, match="the sound of cycles of train, because protocol random-80-20"):
         refuse_shared_recordings(splits, "test", "random-80-20")
     refuse_shared_recordings({"test": table}, "test", "official")
+
+
+def test_windows_are_training_examples_beside_events(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
+    settings = tiny_recipe["train"] | {"epochs": 1, "spans": "both"}
+    run = train(Recipe(**tiny_recipe | {"train": settings, "output_dir": str(tmp_path / "run")}))
+    record = json.loads((run / "run.json").read_text())
+    splits = load_corpus("synthetic", tiny_recipe["corpus"]["data_dir"])
+    extractor = make_extractor(Recipe(**tiny_recipe).features)
+    windows = training_examples(Recipe(**tiny_recipe | {"train": settings | {"spans": "windows"}}), splits, extractor)
+    annotated = sum(crackle is not None for crackle in windows["crackle"])
+    assert annotated > 0 and record["cycles"]["train"] == len(splits["train"]) + annotated
+    assert record["cycles"]["validation"] == len(splits["validation"]) and np.isfinite(record["history"][-1]["loss"])
+
+
+def test_the_draws_of_a_window_do_not_depend_on_the_other_examples(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
+    splits, found = load_corpus("synthetic", tiny_recipe["corpus"]["data_dir"]), {}
+    for spans in ("windows", "both"):
+        settings = {"train": tiny_recipe["train"] | {"spans": spans}, "augment": {"noise": {"probability": 1.0}}}
+        recipe = Recipe(**tiny_recipe | settings)
+        extractor = make_extractor(recipe.features)
+        part = labelled_part(recipe, training_examples(recipe, splits, extractor), extractor)
+        row = list(part.table["cycle_id"]).index(next(name for name in part.table["cycle_id"] if "#w" in name))
+        found[spans] = [part.dataset[(row, epoch)]["waveform"] for epoch in (0, 1)]
+    np.testing.assert_array_equal(found["windows"][0], found["both"][0])
+    np.testing.assert_array_equal(found["windows"][1], found["both"][1])
+    assert not np.array_equal(found["both"][0], found["both"][1])
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("features", {"context_cycles": 1}, "windows overlap"),
+        ("corpus", {"label_fraction": 0.5}, "labels that are left"),
+    ],
+)
+def test_windows_are_refused_where_they_would_mislead(tiny_recipe, section, values, said):
+    recipe = Recipe(**tiny_recipe | {"train": {"spans": "windows"}})
+    for name, value in values.items():
+        setattr(getattr(recipe, section), name, value)
+    splits = load_corpus("synthetic", tiny_recipe["corpus"]["data_dir"])
+    with pytest.raises(InputError, match=said):
+        training_examples(recipe, splits, make_extractor(recipe.features))

@@ -47,7 +47,7 @@ from laennec.training.record import Timings, hardware, read_record, training_his
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import SplitData, labelled_part, load_decoded, make_extractor, make_split
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
-from laennec.training.windows import fit_window_points
+from laennec.training.windows import fit_window_points, training_examples
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"
@@ -129,7 +129,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             parts = load_decoded(recipe, extractor.sampling_rate)
             source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            training = labelled_part(recipe, parts["train"], extractor)
+            training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
             names = training.targets.names
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)

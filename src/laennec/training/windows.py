@@ -124,6 +124,36 @@ def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any]) ->
     return row
 
 
+def training_examples(recipe: Recipe, splits: Any, extractor: LaennecFeatureExtractor) -> Any:
+    """The cycle table that a recipe trains on: annotated events, windows of the training recordings, or both.
+
+    Args:
+        recipe: `train.spans` says which.
+        splits: The corpus; its training split is used.
+        extractor: The front end; its input says how long windows are.
+
+    Raises:
+        InputError: Windows for a model with concatenated context, with a fraction of the labels, or of recordings that
+            other splits share.
+    """
+    table, spans = splits["train"], recipe.train.spans
+    if spans == "events":
+        return table
+    if extractor.context_cycles:
+        raise InputError(
+            f"train.spans is {spans}, but features.context_cycles is {extractor.context_cycles}: windows overlap, so "
+            "they are no neighbours of one another; set train.spans: events or features.context_cycles: 0"
+        )
+    if recipe.corpus.label_fraction < 1:
+        raise InputError(
+            f"train.spans is {spans}, but corpus.label_fraction is {recipe.corpus.label_fraction:g}: windows would "
+            "have the labels that are left out; set train.spans: events"
+        )
+    refuse_shared_recordings(splits, "train", str(recipe.corpus.protocol))
+    windows = window_table(table, recipe, extractor.sampling_rate, *window_lengths(extractor))
+    return windows if spans == "windows" else datasets.concatenate_datasets([table, windows])
+
+
 def predict_windows(
     model: LaennecForAudioClassification,
     extractor: LaennecFeatureExtractor,
@@ -211,7 +241,7 @@ def refuse_shared_recordings(splits: Any, split: str, protocol: str) -> None:
         if name != split and own & set(column_of(table, "recording_id")):
             raise InputError(
                 f"windows of {split} would hold the sound of cycles of {name}, because protocol {protocol} splits "
-                "recordings; choose a protocol that keeps recordings whole, or leave out --spans windows"
+                "recordings; choose a protocol that keeps recordings whole, or take events"
             )
 
 

@@ -30,6 +30,11 @@ class TrainSettings(StepSettings):
     """How long, how fast, and which epoch is kept."""
 
     epochs: StrictInt = Field(default=20, ge=1, description="passes over the training cycles")
+    spans: Literal["events", "windows", "both"] = Field(
+        default="events",
+        description="training examples: annotated events (or cycles), the windows of prediction, or both; a window has "
+        "the labels of the spans that overlap it by half",
+    )
     batch_size: StrictInt = Field(default=32, ge=1, description="cycles in a batch of one process")
     evaluation_batch_size: StrictInt = Field(
         default=64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone"
