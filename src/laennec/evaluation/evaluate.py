@@ -33,7 +33,8 @@ from laennec.evaluation.report import write_report
 from laennec.evaluation.report_sections import earlier_use, seeds_of
 from laennec.evaluation.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
-from laennec.evaluation.summary import digest, evaluate_predictions, format_summary
+from laennec.evaluation.summary import digest, evaluate_predictions, format_summary, thresholds_in_use
+from laennec.evaluation.window_points import fitting_notes
 from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
@@ -220,6 +221,10 @@ def score(
     if submission is not None:
         write_submission(official, submission)
     lines = [_heading(record, split), format_summary(evaluation), *official_lines(evaluation["official"])]
+    if bounds := thresholds_in_use(evaluation):
+        shown = ", ".join(f"{name} above {p:.3f}" for name, p in bounds.items())
+        lines.append(f"a label is predicted: {shown} (calibrated probability)")
+    lines += [f"note: {note}" for note in fitting_notes(model.config, "events")]
     if smooth is not None:
         lines += ["", format_smoothing(evaluation["smoothing"])]
     if windows is not None:
