@@ -4,6 +4,7 @@ Decisions: calibration and thresholds are part of the model, by label name, so t
 did. A file without them stands for an uncalibrated model with thresholds of 0.5.
 """
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,15 @@ PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "s
 
 # settings of the first edition, whose models are still read
 _FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
+
+
+# what a model was trained on: "cycle", "recording", or the length of windows in seconds
+Span = str | float
+
+
+def span_noun(span: Span) -> str:
+    """The word for one span: cycle, recording or window."""
+    return span if isinstance(span, str) else "window"
 
 
 def _present_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +68,8 @@ class LaennecConfig(PreTrainedConfig):
             (subtracted from the first class' logit) and "smoothing" (the weight of a recording's mean in the
             predictions for its cycles).
         summary: One line for people: what the model is, on whom it was trained and what it reaches; written by export.
+        span: What the model was trained on and predicts where nothing else is asked for: "cycle" (windows of 3 s are
+            predicted then), "recording", or the length of windows in seconds.
         sampling_rate: Of the sound that the features are made of, in Hz; None where it is not known.
         features_fingerprint: Of the feature extractor that the model was trained with; None where it is not known.
     """
@@ -87,6 +99,7 @@ class LaennecConfig(PreTrainedConfig):
     operating_points: dict[str, dict[str, Any]] = None  # type: ignore[assignment]
     tasks: dict[str, Any] = None  # type: ignore[assignment]
     summary: str | None = None
+    span: Span = "cycle"
     sampling_rate: int | None = None
     features_fingerprint: str | None = None
 
@@ -98,6 +111,9 @@ class LaennecConfig(PreTrainedConfig):
             raise ValueError(f"pooling is {self.pooling!r}; it can be {' or '.join(POOLINGS)}")
         for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
             setattr(self, name, getattr(self, name) or {})
+        seconds = isinstance(self.span, float | int) and 0 < self.span < math.inf
+        if self.span not in ("cycle", "recording") and not seconds:
+            raise ValueError(f"span is {self.span!r}; it can be cycle, recording or the seconds of a window")
         self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
         super().__post_init__(**kwargs)
 

@@ -23,7 +23,7 @@ from laennec.modeling import LaennecForAudioClassification
 _SHARED = {
     "label_names": "labels", "problem_type": "target.problem_type", "pooling": "head.pooling",
     "concatenated_context": "features.context_cycles", "features_fingerprint": "features",
-    "head_hidden_dim": "head.hidden_dim",
+    "head_hidden_dim": "head.hidden_dim", "span": "corpus.level",
 }  # fmt: skip
 
 

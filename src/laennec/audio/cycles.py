@@ -27,6 +27,7 @@ END_TOLERANCE_S = 0.001
 Waveform = npt.NDArray[np.float32]
 Span = tuple[float, float]
 RAVEN_BEGIN, RAVEN_END = "Begin Time (s)", "End Time (s)"
+_RAVEN_LABELS = ("annotation", "label")
 
 _COMMA = re.compile(r"(?<=\d),(?=\d+\s*$)")
 _LABEL_WORDS = {
@@ -108,11 +109,16 @@ def read_annotation(path: str | PathLike[str], duration_s: float | None = None) 
     Raises:
         AnnotationError: The first problem of the file; overlapping cycles are none.
     """
+    return [cycle for _, cycle in _icbhi_lines(path, duration_s)]
+
+
+def _icbhi_lines(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Cycle]]:
+    """Line number and cycle of every line; raises the first problem of the file."""
     cycles = []
-    for _, item in _parsed(path, duration_s):
+    for line, item in _parsed(path, duration_s):
         if isinstance(item, AnnotationError):
             raise item
-        cycles.append(item)
+        cycles.append((line, item))
     return cycles
 
 
@@ -157,7 +163,7 @@ def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iter
         if len(fields) < 3:
             reason = f"{len(fields)} columns, not 3 (start, end, label); export the label track again"
             raise AnnotationError(path, line, reason)
-        yield line, _parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
+        yield line, parse_times(path, line, fields[0], fields[1], duration_s, comma=True), fields[2]
         empty = False
     if empty:
         raise AnnotationError(path, None, "no labels in this file; annotate it or leave the recording out")
@@ -174,12 +180,51 @@ def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> l
     Raises:
         AnnotationError: The first problem of the file.
     """
-    first = next((text for _, text in _numbered_lines(path) if not text.startswith("\\")), "")
-    # start, end and a word, where an ICBHI line has four numbers
-    is_audacity = re.fullmatch(r"\S+\s+\S+\s+[^\d\s].*", first)
-    if not is_audacity:
-        return read_annotation(path, duration_s)
-    return [Cycle(*span, *parse_label(path, line, label)) for line, span, label in _audacity_lines(path, duration_s)]
+    return [Cycle(*span, *parse_label(path, line, text)) for line, span, text in read_labelled_spans(path, duration_s)]
+
+
+def read_labelled_spans(
+    path: str | PathLike[str], duration_s: float | None = None, column: str | None = None
+) -> list[tuple[int, Span, str]]:
+    """Read the spans of an annotation with the text of their labels, whatever it is.
+
+    Args:
+        path: ICBHI's four columns, an Audacity label track or a Raven selection table; its first line decides.
+        duration_s: Length of the audio; with it, spans that end beyond it are refused.
+        column: The column of a Raven table that holds the labels; None: Annotation or Label.
+
+    Returns:
+        Line number, (start_s, end_s) and label of each span, in the order of the file.
+
+    Raises:
+        AnnotationError: The first problem of the file.
+    """
+    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    first = lines[0] if lines else ""
+    if _is_raven(first):
+        return [
+            (line, span, row[_label_column(path, row, column)]) for line, span, row in _raven_rows(path, duration_s)
+        ]
+    # start, end and a word (or, between tabs, nothing), where an ICBHI line has four numbers
+    if re.fullmatch(r"\s*\S+\s+\S+\s+[^\d\s].*|[^\t]+\t[^\t]+\t(?!\s*[\d.]+\s*$)[^\t]*", first):
+        return [(line, span, text.strip()) for line, span, text in _audacity_lines(path, duration_s)]
+    return [(line, (cycle.start_s, cycle.end_s), cycle.label) for line, cycle in _icbhi_lines(path, duration_s)]
+
+
+def _label_column(path: str | PathLike[str], row: dict[str, str], column: str | None) -> str:
+    """The column of a Raven table that holds the labels."""
+    name = next((word for word in ([column.lower()] if column else _RAVEN_LABELS) if word in row), None)
+    if name is None:
+        wanted = f"no column {column!r}" if column else f"no column {' or '.join(_RAVEN_LABELS)}"
+        raise AnnotationError(
+            path, 1, f"{wanted} with the labels; name it with corpus.options.label_column: {', '.join(row)}"
+        )
+    return name
+
+
+def _is_raven(first: str) -> bool:
+    """Whether a file with this first line is a Raven selection table."""
+    return RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t")
 
 
 def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
@@ -194,8 +239,8 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     """
     lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
     first = lines[0] if lines else ""
-    if RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t"):
-        return _raven_spans(path, duration_s)
+    if _is_raven(first):
+        return list(dict.fromkeys(span for _, span, _ in _raven_rows(path, duration_s)))
     # every line is start, end and a number, and not all are 0 or 1, as of ICBHI lines that lack a column
     labels = [re.fullmatch(r"[^\t]+\t[^\t]+\t\s*(\d+)\s*", line) for line in lines]
     numbered = all(labels) and not {label[1] for label in labels if label} <= {"0", "1"}
@@ -205,28 +250,28 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     return [(cycle.start_s, cycle.end_s) for cycle in read_annotation(path, duration_s)]
 
 
-def _raven_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
-    """The spans of a Raven selection table: a header with Begin Time (s) and End Time (s), tabs between columns."""
-    rows = [(line, [f.strip() for f in text.split("\t")]) for line, text in _numbered_lines(path, stripped=False)]
-    header = [field.lower() for field in rows[0][1]] if rows else []
+def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Span, dict[str, str]]]:
+    """Line, span and values of a Raven table: a header with Begin Time (s) and End Time (s), tabs between columns."""
+    lines = [(line, [f.strip() for f in text.split("\t")]) for line, text in _numbered_lines(path, stripped=False)]
+    header = [field.lower() for field in lines[0][1]] if lines else []
+    begin, end = RAVEN_BEGIN.lower(), RAVEN_END.lower()
     for name in (RAVEN_BEGIN, RAVEN_END):
         if name.lower() not in header:
             reason = f"no column {name!r} in the header; export the selection table with it, tabs in between"
-            raise AnnotationError(path, rows[0][0] if rows else None, reason)
-    begin, end = header.index(RAVEN_BEGIN.lower()), header.index(RAVEN_END.lower())
-    spans: dict[Span, None] = {}
-    files: set[str] = set()
-    for line, fields in rows[1:]:
-        if len(fields) <= max(begin, end):
+            raise AnnotationError(path, lines[0][0] if lines else None, reason)
+    rows: list[tuple[int, Span, dict[str, str]]] = []
+    for line, fields in lines[1:]:
+        if len(fields) <= max(header.index(begin), header.index(end)):
             reason = f"{len(fields)} columns, too few for the header's {len(header)}; export the selection table again"
             raise AnnotationError(path, line, reason)
-        spans[_parse_times(path, line, fields[begin], fields[end], duration_s, comma=True)] = None
-        files.update(name for key, name in zip(header, fields, strict=False) if key == "begin file" and name)
+        row = dict.fromkeys(header, "") | dict(zip(header, fields, strict=False))
+        rows.append((line, parse_times(path, line, row[begin], row[end], duration_s, comma=True), row))
+    files = {row["begin file"] for _, _, row in rows if row.get("begin file")}
     if len(files) > 1:
         raise AnnotationError(path, None, f"selections of {len(files)} recordings; export a table for each of them")
-    if not spans:
+    if not rows:
         raise AnnotationError(path, None, "no selections in this file; annotate it or leave the recording out")
-    return list(spans)
+    return rows
 
 
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
@@ -359,13 +404,13 @@ def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: flo
         raise AnnotationError(
             path, line, f"{len(fields)} columns, not 4 (start, end, crackle, wheeze); correct the line"
         )
-    start_s, end_s = _parse_times(path, line, fields[0], fields[1], duration_s)
+    start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s)
     if fields[2] not in ("0", "1") or fields[3] not in ("0", "1"):
         raise AnnotationError(path, line, f"flags {fields[2]!r} and {fields[3]!r} must be 0 or 1; correct the line")
     return Cycle(start_s, end_s, int(fields[2]), int(fields[3]))
 
 
-def _parse_times(
+def parse_times(
     path: str | PathLike[str], line: int, start: str, end: str, duration_s: float | None, comma: bool = False
 ) -> tuple[float, float]:
     """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""

@@ -93,7 +93,8 @@ def corpus_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", type=int, help="test fold, for protocols with folds")
     parser.add_argument(
         "--level",
-        help="what one row is; sprsound: event (default) or record; physionet2016: recording (default) or window",
+        help="what one row is; icbhi2017, folder: event (default) or recording; sprsound: event (default) or record; "
+        "physionet2016: recording (default) or window",
     )
     parser.add_argument(
         "--allow-missing",

@@ -29,7 +29,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--window-s",
         type=float,
-        help="length of a window in seconds (default: 3, or the length of the model's input if that is shorter)",
+        help="length of a window in seconds (default: what the model was trained on: recordings or windows, or for "
+        "cycles 3 s, or the length of the model's input if that is shorter)",
     )
     parser.add_argument(
         "--hop-s",
@@ -142,7 +143,8 @@ def run(options: argparse.Namespace) -> int:
         _say_decision(predictor, chosen.annotation is not None)
         say("Research use only: not a medical device.")
         return 2 if failed else 0
-    chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
+    if not predictor.whole:
+        chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
     chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
     done = predict(
         predictor,

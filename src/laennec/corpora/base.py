@@ -37,6 +37,7 @@ from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root, wait_for_lock
 
 TABLE_VERSION = "1.0.0"
+ABNORMAL = "abnormal"
 _RECORDINGS_PER_BATCH = 64
 _LOCK_TIMEOUT_S = 3600.0
 
@@ -141,6 +142,7 @@ class Corpus(ABC):
         levels: What a row can be; the first is the default.
         label_columns: The columns that hold the labels.
         class_column: The column with one class a row; splits are stratified by it.
+        sources: For columns that need a table of their own, where to get it and where to put it.
         patient_ids_are_global: Whether a patient id means the same person in every copy of the corpus.
         can_be_exported: Whether `laennec prepare --export` applies.
         made_on_demand: Whether laennec writes the corpus if the folder is not there.
@@ -171,6 +173,7 @@ class Corpus(ABC):
     levels: ClassVar[tuple[str, ...]] = ("event",)
     label_columns: ClassVar[tuple[str, ...]] = ("crackle", "wheeze")
     class_column: ClassVar[str] = "label"
+    sources: ClassVar[Mapping[str, str]] = {}
     patient_ids_are_global: ClassVar[bool] = False
     can_be_exported: ClassVar[bool] = True
     made_on_demand: ClassVar[bool] = False
@@ -436,8 +439,23 @@ def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> No
 
 
 def column_of(table: Any, name: str) -> list[Any]:
-    """The values of a column; iterating over a `datasets` column reads it row by row, which is slow."""
+    """The values of a column; iterating over a `datasets` column reads it row by row, which is slow.
+
+    `abnormal` is 0 where the class of a row is normal and 1 where it is another, of any table with such classes.
+    """
+    if name == ABNORMAL and name not in table.column_names:
+        normal = class_names(table, "label").index("normal")
+        return [None if value is None else int(value != normal) for value in column_of(table, "label")]
     return list(table[name][:])
+
+
+def class_names(table: Any, column: str) -> list[str]:
+    """Names of the classes of a column that holds class numbers; none of any other column."""
+    features = getattr(table, "features", None) or {}
+    own = getattr(features.get(column), "names", None)
+    if column == ABNORMAL and own is None and "normal" in class_names(table, "label"):
+        return ["normal", ABNORMAL]
+    return list(own or [])
 
 
 def to_arrow(rows: list[dict[str, Any]], features: datasets.Features = CYCLE_FEATURES) -> pa.Table:

@@ -116,6 +116,8 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
     labels: Counter[str] = Counter()
     events: Counter[str] = Counter()
     rates: Counter[str] = Counter()
+    classes = corpus.features["label"].names
+    own = tuple(classes) != LABELS
     for done, recording in enumerate(corpus.recordings, start=1):
         duration_s = None
         if recording.audio_path is not None:
@@ -131,13 +133,14 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         report.problems += _too_short(recording, found, duration_s)
         for event in found:
             report.cycles += 1
-            labels[event.label or "unknown"] += 1
+            label = "+".join(event.names) or "normal" if own and event.names is not None else event.label
+            labels[label or "unknown"] += 1
             events.update(event.names or ())
         if progress is not None:
             progress(done, len(corpus.recordings))
     if corpus.class_column == "label":
         report.counts["label"] = {
-            label: labels[label] for label in (*LABELS, "unknown") if label in LABELS or labels[label]
+            label: labels[label] for label in (*classes, "unknown") if label in classes or labels[label]
         }
     if events:
         title = "event" if corpus.class_column == "label" else corpus.class_column

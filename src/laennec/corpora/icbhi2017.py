@@ -76,7 +76,13 @@ class Icbhi2017(Corpus):
     )
     protocols = ("official", "official-strict", *(p for p in COMMON_PROTOCOLS if not p.startswith("published-")))
     default_protocol = "official"
+    levels = ("event", "recording")
     patient_ids_are_global = True
+    sources: ClassVar[dict[str, str]] = {
+        "diagnosis": f"get {TABLE_NAMES['diagnosis'][0]} (or make a CSV of patient and diagnosis, "
+        f"{TABLE_NAMES['diagnosis'][1]}) from {homepage}, and put it into or beside the folder of the recordings, or "
+        "name its folder (corpus.tables_dir)"
+    }
     devices: ClassVar[tuple[str, ...] | None] = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
 
     def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:
@@ -100,6 +106,7 @@ class Icbhi2017(Corpus):
                     chest_location=match["location"],
                     acquisition_mode=match["mode"],
                     device=match["device"],
+                    whole=self.level == "recording",
                     **patients.get(match["patient"], {}),
                 )
 
@@ -127,6 +134,8 @@ class Icbhi2017(Corpus):
     def _pair(self, sounds: dict[str, Path], annotations: dict[str, Path]) -> None:
         """Note what does not pair as a problem, or with `allow_missing` as left out."""
         if not sounds:
+            if self.level == "recording":
+                self.problems.append(f"{self.root}: no audio, and level recording needs its length; add the recordings")
             self.notes.append(
                 f"{self.root}: annotations without any audio; the table can be counted and split, but not decoded"
             )
@@ -151,9 +160,12 @@ class Icbhi2017(Corpus):
         return patients
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[Event]:
-        """Read the cycles of a recording."""
+        """Read the cycles of a recording, or what occurs in any of them."""
         assert recording.annotation_path is not None  # every recording here has one
         cycles = read_annotation(recording.annotation_path, duration_s)
+        if recording.whole:
+            flags = (max(cycle.crackle for cycle in cycles), max(cycle.wheeze for cycle in cycles))
+            return [Event(0.0, duration_s or 0.0, *flags)]
         return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
 
     def check_events(self, recording: AnnotatedRecording, duration_s: float | None) -> list[AnnotationError]:

@@ -161,7 +161,9 @@ def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[st
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(delimiters, key=header.count))
         rows = [(reader.line_num, [value.strip() for value in values]) for values in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({error}); save it again") from error
+        reason = "it has another encoding" if isinstance(error, UnicodeDecodeError) else error
+        remedy = "save it as CSV UTF-8"
+        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({reason}); {remedy}") from error
     return [(line, values) for line, values in rows if any(values)]
 
 

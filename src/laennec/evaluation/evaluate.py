@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 import laennec
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import LaennecConfig
+from laennec.configuration import LaennecConfig, span_noun
 from laennec.corpora import cache_root, provenance
-from laennec.corpora.base import column_of
+from laennec.corpora.base import ABNORMAL, class_names, column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
@@ -55,7 +55,7 @@ from laennec.training.record import (
 )
 from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.tables import predictions_table, truth_table
-from laennec.training.targets import FOUR_CLASSES, class_names
+from laennec.training.targets import FOUR_CLASSES
 from laennec.training.windows import refuse_shared_recordings, window_lengths
 
 _WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
@@ -215,6 +215,8 @@ def score(
         windows = None
         if spans == "windows":
             windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
+    if (noun := span_noun(model.config.span)) != "cycle":
+        evaluation["span"] = noun
     evaluation["fitted"] = run.get("operating_points") if run else _own_operating_point(model.config)
     record = _record(run, source, recipe, origin, split, command, timings, smooth)
     _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
@@ -354,9 +356,8 @@ def _own_operating_point(config: LaennecConfig) -> dict[str, Any] | None:
 
 def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:
     """Distances between the four classes, or the corpus' own, over the cycles whose class is known."""
-    own = class_names(table, column or "label")
-    classes = FOUR_CLASSES if column in (None, "label") or not own else tuple(own)
-    labels = column_of(table, column if column and classes is not FOUR_CLASSES else "label")
+    column = column if column and class_names(table, column) else "label"
+    classes, labels = tuple(class_names(table, column)) or FOUR_CLASSES, column_of(table, column)
     known = [row for row, label in enumerate(labels) if label is not None]
     if not known:
         return None
@@ -397,6 +398,8 @@ def _truth_column(recipe: Recipe, table: Any) -> str | None:
             values = {str(v[0] if isinstance(v, list) else v) for v in column_of(table, column) if v}
         if values and values <= names:
             return column
+    if names == set(class_names(table, ABNORMAL)):
+        return ABNORMAL
     raise InputError(
         f"{recipe.corpus.name}: no column holds the truth for the labels {', '.join(sorted(names))}; "
         "evaluate on a corpus with these labels"

@@ -342,7 +342,8 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         evaluation: What `evaluate_predictions` returned.
     """
     counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
-    lines = [f"{counts['cycles']} cycles of {draws['patients']} patients"]
+    spans = f"{evaluation.get('span', 'cycle')}s"
+    lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
     values, intervals = evaluation["values"], evaluation["intervals"]
@@ -375,7 +376,10 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
     lines = ["", "length audit (AUROC)"]
     for label in within or evaluation["label_names"]:
         figure = f"{label}.roc_auc"
-        found = {"all cycles": evaluation["values"].get(figure), "within similar lengths": (within or {}).get(label)}
+        found = {
+            f"all {evaluation.get('span', 'cycle')}s": evaluation["values"].get(figure),
+            "within similar lengths": (within or {}).get(label),
+        }
         if segments:
             found[f"middle {segments['seconds']:g} s"] = segments["values"].get(figure)
         found["length alone"] = length_alone(evaluation).get(label)

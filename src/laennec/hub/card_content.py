@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from laennec.configuration import span_noun
 from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
 from laennec.encoders import encoder_class
@@ -46,6 +47,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
     commands = [_shown_command(one["command"]) for one in [*(run.get("members") or []), run] if one.get("command")]
     return {
         "run": run,
+        "noun": _noun(run),
         "settings": settings,
         "facts": facts,
         "url": Markdown(f"<{facts.homepage}>") if facts and facts.homepage else None,
@@ -85,6 +87,11 @@ def model_summary(evidence: Evidence) -> str:
     return plain(". ".join([f"{what}; trained on {on}", *scores]))
 
 
+def _noun(run: Mapping[str, Any]) -> str:
+    """The word for what the model was trained on; older records say it by the level of the corpus alone."""
+    return span_noun(run.get("span") or ("recording" if run["config"]["corpus"]["level"] == "record" else "cycle"))
+
+
 def _corpus_facts(run: Mapping[str, Any]) -> type[Corpus] | None:
     """The class of a run's corpus, which states the facts about it; None where it states none."""
     corpus = find_corpus(run["corpus"]["name"])
@@ -117,10 +124,10 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         "confusion": _confusion(metrics.get("confusion")),
         "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
         "baselines": _baselines(metrics),
-        "lengths": _lengths(metrics),
+        "lengths": _lengths(metrics, _noun(run)),
         "official": list(_sprsound_rows(metrics.get("official") or {})),
         "poor_quality": POOR_QUALITY_CONVENTION,
-        "subgroups": _subgroups(metrics),
+        "subgroups": _subgroups(metrics, _noun(run)),
         "calibration": _calibration_rows(metrics["calibration"]),
         "failures": [
             (
@@ -199,7 +206,7 @@ def _baselines(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"head": ("baseline", *titles, f"{figure_name(name)}: model minus baseline"), "rows": rows}
 
 
-def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
     """Head and rows of each label's AUROC without the length of cycles; None where it was not computed."""
     within, fixed = metrics.get("within_lengths") or {}, metrics.get("duration_blind")
     labels = [label for label in metrics["label_names"] if f"{label}.roc_auc" in metrics["values"]]
@@ -211,9 +218,9 @@ def _lengths(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         name = f"{label}.roc_auc"
         found = [metrics["values"][name], within.get(label), fixed and fixed["values"].get(name), alone.get(name)]
         rows.append((code(label), *("not defined" if v is None else figure_text(name, v) for v in found)))
-    cut = f"the middle {fixed['seconds']:g} s of each cycle" if fixed else "equal lengths"
+    cut = f"the middle {fixed['seconds']:g} s of each {noun}" if fixed else "equal lengths"
     return {
-        "head": ("label", "whole cycles", "cycles of similar length", cut, "length of the cycle alone"),
+        "head": ("label", f"whole {noun}s", f"{noun}s of similar length", cut, f"length of the {noun} alone"),
         "rows": rows,
     }
 
@@ -232,7 +239,7 @@ def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def _subgroups(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+def _subgroups(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
     """Head and rows of the subgroups; None where there are none."""
     figures = _compared_figures(metrics)
     rows: list[tuple[Any, ...]] = []
@@ -247,7 +254,7 @@ def _subgroups(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     if not rows:
         return None
     width = -1 if not any(row[-1] for row in rows) else None
-    head = ("group", "cycles", "patients", *(figure_name(n) for n in figures), "note")
+    head = ("group", f"{noun}s", "patients", *(figure_name(n) for n in figures), "note")
     return {"head": head[:width], "rows": [row[:width] for row in rows]}
 
 
@@ -288,7 +295,7 @@ def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     length = (
         f"{features['duration_s']:g} s ({features['length']})" if features.get("duration_s") else "their own length"
     )
-    text = f"the sound only; front end {features['preset']}; cycles of {length}"
+    text = f"the sound only; front end {features['preset']}; {_noun(run)}s of {length}"
     text += f"; {features['filter_kind']} {features['filter_cutoff_hz']} Hz" if features.get("filter_kind") else ""
     k = features.get("context_cycles")
     yield "Input", text + (f"; concatenated with {k} cycles before and {k} after" if k else "")
@@ -299,7 +306,7 @@ def _training_rows(run: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "Task loss", f"{loss['task']}; class weights {loss.get('class_weights') or 'none'}"
     auxiliary = [f"{code(name)}: {code(settings)}" for name, settings in (run.get("losses") or {}).items()]
     yield "Auxiliary losses", Markdown(", ".join(auxiliary) or "none")
-    yield "Batches", f"{train['batch_size']} cycles, sampler {sampler['name']}"
+    yield "Batches", f"{train['batch_size']} {_noun(run)}s, sampler {sampler['name']}"
     augment = config.get("augment") or {}
     used = [name for name in ("noise", "shift", "stretch", "pitch", "gain", "spec", "mix") if augment.get(name)]
     used += ["concatenate"] if augment.get("concatenate_probability") else []

@@ -162,8 +162,8 @@ def _settings(predictor: Predictor, annotation: str | Path | None) -> Settings:
     """The settings of a predictor that was built in Python."""
     segmentation = predictor.segmentation
     return Settings(
-        window_s=predictor.window_s,
-        hop_s=predictor.hop_s,
+        window_s=None if predictor.whole else predictor.window_s,
+        hop_s=None if predictor.whole else predictor.hop_s,
         annotation=None if annotation is None else str(annotation),
         segment=None if segmentation is None or annotation is not None else asdict(segmentation),
         smoothing=predictor.smoothing or "none",

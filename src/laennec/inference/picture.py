@@ -244,6 +244,8 @@ def _title(timeline: Timeline) -> str:
     places, count = timeline["spans"], len(timeline["timeline"])
     if places.get("from") == "windows":
         what = f"{count:,} windows of {places['window_s']:g} s every {places['hop_s']:g} s"
+    elif places.get("from") == "recording":
+        what = "the recording as a whole"
     else:
         what = f"{count:,} {'annotated' if places.get('from') == 'annotation' else 'segmented'} cycles"
     smoothing = timeline.get("smoothing")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from laennec.audio.context import InContext
 from laennec.audio.cycles import AnnotationError, Span, read_spans
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform
+from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform, read_header
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.corpora.sprsound import read_events
@@ -71,7 +71,7 @@ class Prediction:
         labels: Label names.
         smoothing: Weight of the mean that each span's logits were mixed with; 0 for no smoothing.
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
-        places: Origin of the spans: {"from": "windows", "annotation" or "segmentation", ...}.
+        places: Origin of the spans: {"from": "windows", "recording", "annotation" or "segmentation", ...}.
         decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or
             "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
         overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
@@ -141,7 +141,8 @@ class Predictor:
     Args:
         model: The model.
         extractor: The front end saved with the model.
-        window_s: Length of a window, in seconds; None for 3 s, or the length of the model's input where that is less.
+        window_s: Length of a window, in seconds; None for what the model was trained on, whole recordings or windows;
+            for a model of cycles 3 s, or the length of the model's input where that is less.
         hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
         smoothing: Weight of the mean that each span's logits are mixed with, 0 to 1.
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
@@ -164,7 +165,10 @@ class Predictor:
         thresholds: Mapping[str, float] | None = None,
         segmentation: BreathSegmentation | None = None,
     ) -> None:
-        self.input_s = input_length_s(extractor)
+        self.input_s, trained = input_length_s(extractor), model.config.span
+        self.whole = trained == "recording" and window_s is None and hop_s is None and segmentation is None
+        if window_s is None and not isinstance(trained, str):
+            window_s = min(float(trained), self.input_s)
         self.window_s, self.hop_s = window_lengths(extractor, window_s, hop_s)
         if not 0 <= smoothing <= 1 or neighbours < 0:
             raise InputError(
@@ -183,7 +187,7 @@ class Predictor:
     def __call__(
         self, path: str | Path, annotation: str | Path | None = None, listener: Listener | None = None
     ) -> Prediction:
-        """Predict one recording: its windows, the spans of an annotation, or segmented breaths.
+        """Predict one recording: its windows, all of it, the spans of an annotation, or segmented breaths.
 
         Args:
             path: The recording.
@@ -263,13 +267,16 @@ class Predictor:
 
     def decision_for(self, annotated: bool) -> dict[str, Any]:
         """The decision rule of annotated spans, or of the predictor's own."""
-        spans = "events" if annotated or self.segmentation is not None else "windows"
+        spans = "events" if annotated or self.whole or self.segmentation is not None else "windows"
         return decision_of(self.model, self.given_thresholds, spans)
 
     def _spans(self, path: str | Path, annotation: str | Path | None) -> list[Span] | None:
         """The spans to predict; None for windows."""
         if annotation is not None:
             return annotated_spans(annotation)
+        if self.whole:
+            rate, frames = read_header(path)
+            return [(0.0, frames / rate)]
         return None if self.segmentation is None else breath_cycles(path, self.segmentation)
 
     def _places(self, annotation: str | Path | None) -> dict[str, Any]:
@@ -278,6 +285,8 @@ class Predictor:
             return {"from": "annotation", "file": str(annotation)}
         if self.segmentation is not None:
             return {"from": "segmentation", **asdict(self.segmentation)}
+        if self.whole:
+            return {"from": "recording"}
         return {"from": "windows", "window_s": self.window_s, "hop_s": self.hop_s}
 
     def _opened(self, path: str | Path, listener: Listener | None) -> Any:
@@ -380,7 +389,7 @@ def _chunks(items: Iterator[tuple[int, Span, InContext]]) -> Iterator[list[tuple
 
 def input_note(predictor: Predictor) -> str | None:
     """A warning for windows longer than the model's input; None where there is nothing to warn about."""
-    if predictor.window_s <= predictor.input_s or predictor.segmentation is not None:
+    if predictor.window_s <= predictor.input_s or predictor.whole or predictor.segmentation is not None:
         return None
     part = predictor.extractor.keep
     return f"the model uses only the {part} {predictor.input_s:g} s of each {predictor.window_s:g} s window"

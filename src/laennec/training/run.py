@@ -47,6 +47,7 @@ from laennec.training.record import Timings, hardware, read_record, training_his
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import SplitData, labelled_part, load_decoded, make_extractor, make_split
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
+from laennec.training.targets import span_of, target_line, target_of
 from laennec.training.windows import fit_window_points, training_examples
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
@@ -71,7 +72,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
     model = LaennecForAudioClassification.from_encoder(
         e.weights,
         names,
-        recipe.target.problem_type,
+        recipe.target.problem_type or "multi_label",
         type=recipe.encoder_type(),
         revision=e.revision,
         encoder_config=e.config,
@@ -129,10 +130,14 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             parts = load_decoded(recipe, extractor.sampling_rate)
             source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
+            recipe = recipe.with_target(target_of(parts["train"], recipe.target))
             training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
             names = training.targets.names
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
+        model.config.span = span_of(training.table)
+        if is_main_process():
+            print(target_line(recipe.target.problem_type, names, model.config.span), flush=True)
         with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
             with timings.measure("validation windows"):
@@ -146,6 +151,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         "selection_set": "validation",
         "selection_metric": recipe.train.selection_metric,
         "labels": names,
+        "span": model.config.span,
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"])) for part in (training, validation)},
@@ -207,7 +213,7 @@ def fit(
     """
     cache = None
     names = training.targets.names
-    check_rule(recipe.head, names, recipe.target.problem_type == "multi_label")
+    check_rule(recipe.head, names, training.targets.labels.ndim == 2)
     truth = truth_table(validation.table, "validation", recipe.target.column, names)
     datasets: tuple[Any, Any] = (training.dataset, validation.dataset)
     model.to(training_device())  # type: ignore[arg-type]

@@ -209,7 +209,7 @@ def plan_phases(
         if name not in (known := LaennecTrainingArguments.__dataclass_fields__):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments; did you mean {near!r}?")
-    multi_label, names = recipe.target.problem_type == "multi_label", targets.names
+    multi_label, names = targets.labels.ndim == 2, targets.names
     specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
     mix, spec_augment = recipe.augment.mix, recipe.augment.spec
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
@@ -221,7 +221,7 @@ def plan_phases(
         (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)
     ]
     held_out, validation_table = by_length(datasets[1], validation_table)
-    metrics = ValidationMetrics(validation_table, recipe.target.problem_type, names)
+    metrics = ValidationMetrics(validation_table, "multi_label" if multi_label else "single_label", names)
     metrics.refuse_undefined(recipe.train.selection_metric)
     for phase, sampler, batch_size in phases:
         stages = [Stage()] if phase.stages is None else [phase.stages(0), phase.stages(1)]

@@ -21,6 +21,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter
 from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_duplicates, decode_all, load_corpus
 from laennec.corpora.base import column_of
+from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
 from laennec.progress import Progress
 from laennec.training.data import Concatenation, CycleDataset, Neighbours, cycle_numbers
@@ -107,6 +108,10 @@ def load_splits(recipe: Recipe) -> Any:
         level=c.level,
         **c.options,
     )
+    column, tables = recipe.target.column or "label", list(parts.values())
+    known = column not in tables[0].column_names or any(set(column_of(table, column)) - {None} for table in tables)
+    if (remedy := corpus_class(c.name).sources.get(column)) and not known:
+        raise InputError(f"target.column is {column}, which is unknown for all rows of {c.name}; {remedy}")
     for line in check_duplicates(parts):
         if line not in _said:
             _log.warning("%s", line)

@@ -13,13 +13,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from laennec.corpora.base import column_of
+from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
 from laennec.evaluation.operating_point import fit_operating_point, set_operating_point
 from laennec.evaluation.predictions import predictions_metrics
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.recipe import HeadSettings
-from laennec.training.targets import FOUR_CLASSES, class_names
+from laennec.training.targets import FOUR_CLASSES
 
 _log = logging.getLogger(__name__)
 _COPIED = (
@@ -46,15 +46,19 @@ def truth_table(table: Any, split: str, column: str | None = None, names: Sequen
         column: The column that is predicted, where that is not the four classes or the two flags.
         names: Label names, for truth that is read from event names.
     """
-    frame = pd.DataFrame({name: column_of(table, name) for name in _COPIED if name in table.column_names})
+    copied = dict.fromkeys((*_COPIED, *(names if column is None else ())))
+    frame = pd.DataFrame({name: column_of(table, name) for name in copied if name in table.column_names})
     for flag in ("crackle", "wheeze"):
         frame[flag] = frame[flag].astype("Int8")
     truth = column_of(table, column or "label")
     if column in (None, "label"):
-        frame["label"] = [None if v is None else FOUR_CLASSES[v] for v in truth]
+        classes = class_names(table, "label") or list(FOUR_CLASSES)
+        frame["label"] = [None if v is None else classes[v] for v in truth]
     elif column == "events":
         frame["label"] = [v[0] if v else None for v in truth]
-        frame = frame.assign(**{name: [int(name in (v or ())) for v in truth] for name in names if name not in frame})
+        frame = frame.assign(
+            **{name: [None if v is None else int(name in v) for v in truth] for name in names if name not in frame}
+        )
     else:
         classes = class_names(table, column)
         frame["label"] = [None if v is None else classes[v] for v in truth] if classes else truth

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from laennec.corpora.base import column_of
+from laennec.configuration import Span, span_noun
+from laennec.corpora import provenance
+from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
 from laennec.training.recipe import TargetSettings
 
@@ -71,10 +73,11 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
     Raises:
         InputError: The column does not exist, or a label occurs that training did not have.
     """
-    names = list(names or settings.names)
     column = settings.column
-    if column is not None and column not in table.column_names:
+    if column is not None and column not in table.column_names and not class_names(table, column):
         raise InputError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
+    settings = target_of(table, settings)
+    column, names = settings.column, list(names or settings.names)
     if settings.problem_type == "multi_label":
         targets = _multi_label(table, column, names)
     else:
@@ -87,18 +90,41 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
     return replace(targets, metadata=metadata_of(table, targets.kept))
 
 
-def class_names(table: Any, column: str) -> list[str]:
-    """Names of the classes of a column that holds class numbers; none of any other column."""
-    features = getattr(table, "features", None) or {}
-    return list(getattr(features.get(column), "names", None) or [])
+def target_of(table: Any, settings: TargetSettings) -> TargetSettings:
+    """The target of a table, where the settings leave it open.
+
+    Crackle and wheeze where the table has them. Else the labels of its own in the column `label`: a yes/no label each
+    where they are columns of 0 and 1 (`laennec.corpora.labels`), else one class of several. Else its only column of
+    classes.
+    """
+    column, names, problem = settings.column, list(settings.names), settings.problem_type
+    own = class_names(table, "label")
+    if column is not None:
+        several = column == "events" and any(len(names or ()) > 1 for names in column_of(table, column))
+        problem = problem or ("multi_label" if several else "single_label")
+    elif names:
+        problem = problem or ("multi_label" if set(names) & set(table.column_names) else "single_label")
+    elif own and tuple(own) != FOUR_CLASSES:
+        labels = {label for name in own for label in name.split("+")} - {"normal"}
+        flags = [name for name in table.column_names if name in labels]
+        problem = problem or ("multi_label" if len(flags) == len(labels) else "single_label")
+        if problem == "multi_label":
+            column, names = (None, flags) if flags else ("events", [name for name in own if name in labels])
+    elif problem is None:
+        classes = [name for name in table.column_names if name != "label" and class_names(table, name)]
+        known = "crackle" not in table.column_names or any(flag is not None for flag in column_of(table, "crackle"))
+        problem = "multi_label"
+        if not known and len(classes) == 1:
+            column, problem = classes[0], "single_label"
+    return TargetSettings(problem_type=problem, column=column, names=names)
 
 
 def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
     if column == "events":
-        events = [set(e or ()) for e in column_of(table, "events")]
-        names = names or sorted(set().union(*events))
-        kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
-        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
+        events = [e if e is None else set(e) for e in column_of(table, "events")]
+        names = names or sorted(set().union(*(e for e in events if e is not None)))
+        kept = np.array([i for i, e in enumerate(events) if e is not None], dtype=np.int64)
+        flags = np.array([[name in (events[i] or ()) for name in names] for i in kept], dtype=np.float32).reshape(
             -1, len(names)
         )
     else:
@@ -137,6 +163,23 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
         )
     labels = np.array([number[str(values[i])] for i in kept], dtype=np.int64)
     return Targets(names, labels, labels, kept)
+
+
+def span_of(table: Any) -> Span:
+    """What the rows of a cycle table are: "cycle" (or other events), "recording", or the seconds of a window."""
+    if "cycle_id" not in table.column_names or not len(table):
+        return "cycle"
+    if all(name.endswith("#record") for name in column_of(table, "cycle_id")):
+        return "recording"
+    if provenance(table).get("level") != "window":
+        return "cycle"
+    return float(np.max(np.array(column_of(table, "end_s")) - np.array(column_of(table, "start_s"))).round(3))
+
+
+def target_line(problem_type: str | None, names: Sequence[str], span: Span) -> str:
+    """What is predicted of what, for people."""
+    how = "each by itself" if problem_type == "multi_label" else "exactly one"
+    return f"target: {', '.join(names)} ({problem_type}: {how}) of {span_noun(span)}s"
 
 
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:

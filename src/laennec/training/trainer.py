@@ -14,6 +14,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -59,6 +60,7 @@ from laennec.training.step_errors import (
     memory_advice,
 )
 from laennec.training.tables import default_metrics
+from laennec.training.targets import span_of
 from laennec.training.training_data import as_training_data, collator_of, labels_of
 
 
@@ -131,6 +133,8 @@ class LaennecTrainer(Trainer):
         if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
             config.sampling_rate = processing_class.sampling_rate
             config.features_fingerprint = processing_class.fingerprint()
+        if isinstance(train_dataset, datasets.Dataset):
+            config.span = span_of(train_dataset)
         self.has_default_metrics = kwargs.get("compute_metrics") is None and not args.batch_eval_metrics
         if self.has_default_metrics:
             self.compute_metrics = default_metrics(config)

@@ -18,7 +18,7 @@ from laennec.audio.cycles import prediction_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
-from laennec.corpora.base import column_of, to_arrow
+from laennec.corpora.base import class_names, column_of, to_arrow
 from laennec.errors import InputError
 from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.files import cache_root
@@ -29,7 +29,7 @@ from laennec.training.embeddings import EmbeddingCache, cycle_keys, embed_cycles
 from laennec.training.recipe import Recipe
 from laennec.training.split_data import make_filter
 from laennec.training.tables import predictions_table, truth_table
-from laennec.training.targets import Targets
+from laennec.training.targets import FOUR_CLASSES, Targets
 from laennec.training.training_data import refuse_short_cycles
 
 _log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
     named = ("crackle", "wheeze", "label", "events", *recipe.target.names, column or "label")
     truth = {name for name in named if name in table.column_names}
     flags = sorted(truth - {"label", "events", column})
+    four = tuple(class_names(table, "label")) in (FOUR_CLASSES, ())
     recordings: dict[str, list[dict[str, Any]]] = {}
     for row in table.with_format("arrow")[:].to_pylist():
         recordings.setdefault(row["recording_id"], []).append(row)
@@ -96,7 +97,7 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
         for index, (start_s, end_s) in enumerate(prediction_windows(duration_s, window_s, hop_s)):
             row = {**spans[0], **dict.fromkeys(truth)}
             if counting := _counting(spans, start_s, end_s):
-                row = counting[0] | _combined(counting, flags, truth)
+                row = counting[0] | _combined(counting, flags, truth, four)
             row |= {"cycle_id": f"{name}#w{index:04d}", "cycle_index": index, "start_s": start_s, "end_s": end_s}
             made.append(row)
     return datasets.Dataset(to_arrow(made, table.features), info=table.info.copy())
@@ -113,13 +114,13 @@ def _counting(spans: list[dict[str, Any]], start_s: float, end_s: float) -> list
     return [span for _, span in sorted(found, key=lambda item: -item[0])]
 
 
-def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any]) -> dict[str, Any]:
-    """The labels of several spans as those of one: flags and the bits of the four classes are OR-ed."""
+def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any], four: bool) -> dict[str, Any]:
+    """The labels of several spans as those of one: flags are OR-ed, as are the bits of the four classes (`four`)."""
     known = {name: [span[name] for span in spans if span[name] is not None] for name in truth}
     row = {name: max(known[name], default=None) for name in flags}
     if "events" in truth:
         row["events"] = sorted({event for events in known["events"] for event in events}) or None
-    if "label" in truth and all(isinstance(label, int) and label < 4 for label in known["label"]):
+    if "label" in truth and four and all(isinstance(label, int) for label in known["label"]):
         row["label"] = int(np.bitwise_or.reduce(known["label"])) if known["label"] else None
     return row
 
@@ -266,9 +267,10 @@ def fit_window_points(
     except InputError as error:
         _log.warning("nothing was fitted on validation windows: %s", error)
         return None, None
-    if rule.calibration == "none" and rule.threshold_rule is None:
+    if model.config.span == "recording" or (rule.calibration == "none" and rule.threshold_rule is None):
         return None, None
-    window_s, hop_s = window_lengths(extractor)
+    span = model.config.span
+    window_s, hop_s = window_lengths(extractor, None if isinstance(span, str) else span)
     table = predict_windows(model, extractor, splits["validation"], "validation", recipe, window_s, hop_s)
     points = fit_windows(table, model.config.label_names, model.config.is_multi_label, rule, window_s, hop_s)
     for name, fitted in points.items():

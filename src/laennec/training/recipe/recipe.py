@@ -146,6 +146,18 @@ class Recipe(Settings):
         recipe._folders = self.folders
         return recipe
 
+    def with_target(self, target: TargetSettings) -> Self:
+        """A copy with this target, and the task loss that goes with it where none is named.
+
+        Raises:
+            InputError: The target does not go with other settings.
+        """
+        task = self.loss.task or ("ce" if target.problem_type == "single_label" else "bce")
+        recipe = self.model_copy(update={"target": target, "loss": self.loss.model_copy(update={"task": task})})
+        for problem in (*recipe._problems(), *recipe._loss_problems()):
+            raise InputError(problem)
+        return recipe
+
     @property
     def folders(self) -> list[Path]:
         """Folders, beside the working directory, that dotted names are imported from."""
@@ -202,8 +214,9 @@ class Recipe(Settings):
                 "leave augment.mix out"
             )
         key, k = "features.context_cycles", self.features.context_cycles
-        if k and self.corpus.level == "record":
-            yield f"{key} is {k}, but with corpus.level: record a recording is one row; leave one of them out"
+        if k and self.corpus.level in ("record", "recording"):
+            level = self.corpus.level
+            yield f"{key} is {k}, but with corpus.level: {level} a recording is one row; leave one of them out"
         concatenates = augment.concatenate_probability > 0
         if k and (mix is not None or concatenates):
             name = "augment.concatenate_probability" if mix is None else "augment.mix"

@@ -88,7 +88,9 @@ class CorpusSettings(Settings):
     )
     allow_missing: StrictBool = Field(default=False, description="accept a published corpus that lacks recordings")
     level: str | None = Field(
-        default=None, description="row of the table: event or record (sprsound), recording or window (physionet2016)"
+        default=None,
+        description="row of the table: event or recording (icbhi2017, folder), event or record (sprsound), recording "
+        "or window (physionet2016)",
     )
     label_fraction: float = Field(
         default=1.0, gt=0, le=1, description="share of the training cycles whose labels are used"
@@ -100,13 +102,19 @@ class CorpusSettings(Settings):
 class TargetSettings(Settings):
     """What the head predicts."""
 
-    problem_type: Literal["multi_label", "single_label"] = Field(
-        default="multi_label", description="each label by itself, or one class of several"
+    problem_type: Literal["multi_label", "single_label"] | None = Field(
+        default=None,
+        description="each label by itself, or one class of several; left out: what the corpus holds (multi_label: "
+        "crackle and wheeze, and own labels of which a row can have several; single_label: all others)",
     )
     column: str | None = Field(
-        default=None, description="single_label: the column to predict; multi_label: events, for names of events"
+        default=None,
+        description="single_label: the column to predict, such as diagnosis, or abnormal (normal or any other class); "
+        "multi_label: events, for names of events",
     )
-    names: list[str] = Field(default_factory=list, description="label names, in the order of the logits")
+    names: list[str] = Field(
+        default_factory=list, description="label names, in the order of the logits; left out: those of the corpus"
+    )
 
 
 class FeatureSettings(Settings):
@@ -220,7 +228,9 @@ class HeadSettings(Settings):
 class LossSettings(Settings):
     """The objective: a task loss and any number of auxiliary losses."""
 
-    task: Literal["bce", "ce", "focal"] = Field(default="bce", description="loss of the labels")
+    task: Literal["bce", "ce", "focal"] | None = Field(
+        default=None, description="loss of the labels; left out: bce for multi_label, ce for single_label"
+    )
     task_weight: float = Field(default=1.0, ge=0, description="weight of the task loss")
     class_weights: Literal["balanced"] | list[float] | None = Field(
         default=None, description="balanced (inverse frequency) or one number for each label"

@@ -1,0 +1,134 @@
+"""Label names of a user's own annotations: what a cell or a label track says, and the columns that it becomes.
+
+Decisions: a corpus whose labels are crackle, wheeze, both and normal has no label set; its table is that of ICBHI 2017.
+Any other name makes a label set. It has several labels a row if a row names several or if the labels are columns of 0
+and 1, else exactly one class a row. Names that differ in case alone are one label. An empty cell is a row with none of
+the labels, as "normal" is. A name that looks like a misspelt crackle or wheeze is an error, because it would otherwise
+turn a table of the two into one of three labels.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from laennec.audio.cycles import AnnotationError, parse_label
+from laennec.corpora.base import CYCLE_FEATURES
+from laennec.errors import InputError
+
+NORMAL = "normal"
+FLAGS = ("crackle", "wheeze")
+UNKNOWN = ("na", "n/a", "nan", "null", "unknown")
+_SEPARATORS = re.compile(r"[;,+|]")
+_WORDS = {
+    **{"crackle": ("crackle",), "crackles": ("crackle",), "wheeze": ("wheeze",), "wheezes": ("wheeze",)},
+    **{"both": FLAGS, NORMAL: (), "none": ()},
+}
+
+Names = tuple[str, ...]
+
+
+def is_plain(text: str) -> bool:
+    """Whether a cell is empty, unknown, or one that a table of crackles and wheezes can have."""
+    try:
+        parse_label("", None, text)
+    except AnnotationError:
+        return text.casefold() in ("", *UNKNOWN)
+    return True
+
+
+def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
+    """The labels that a cell names: none of them for an empty cell or "normal", None for an unknown label.
+
+    Args:
+        path: The annotation, for the error.
+        line: Its line.
+        text: Names separated by `;`, `,`, `+` or `|`.
+
+    Raises:
+        AnnotationError: It says normal and another label, or misspells crackle or wheeze.
+    """
+    if text.casefold() in UNKNOWN:
+        return None
+    if text and is_plain(text):
+        return tuple(name for name, flag in zip(FLAGS, parse_label(path, line, text), strict=True) if flag)
+    words = [" ".join(word.split()) for word in _SEPARATORS.split(text) if word.strip()]
+    names = tuple(dict.fromkeys(name for word in words for name in _WORDS.get(word.casefold(), (word,))))
+    if names and any(_WORDS.get(word.casefold()) == () for word in words):
+        raise AnnotationError(path, line, f"label {text!r} says normal and another label; keep one of them")
+    for word in words:
+        near = difflib.get_close_matches(word.casefold(), [w for w in _WORDS if w.startswith(FLAGS)], 1, cutoff=0.8)
+        if near and word.casefold() not in _WORDS:
+            raise AnnotationError(path, line, f"label {word!r}: did you mean {near[0]!r}? Correct it")
+    return names
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The labels of a corpus that has other labels than crackle and wheeze.
+
+    Attributes:
+        names: The labels, without normal.
+        classes: The classes of the column `label`: normal and the labels, or every combination of labels that occurs.
+        multi_label: Whether a row can have several labels; each is a column of 0 and 1 then.
+    """
+
+    names: Names
+    classes: Names
+    multi_label: bool
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The columns of the cycle table that are these labels'."""
+        flags = {name: datasets.Value("int8") for name in self.names} if self.multi_label else {}
+        return {"label": datasets.ClassLabel(names=list(self.classes)), **flags}
+
+    def values(self, events: Sequence[str] | None) -> dict[str, int | None]:
+        """The values of `columns` for a row with these labels; None for one whose labels are unknown."""
+        if events is None:
+            return dict.fromkeys(self.columns)
+        flags = {name: int(name in events) for name in self.names} if self.multi_label else {}
+        return {"label": self.classes.index("+".join(events) or NORMAL), **flags}
+
+    def spelled(self, names: Names) -> Names:
+        """The names as this set spells them, in its order."""
+        wanted = {name.casefold() for name in names}
+        found = tuple(name for name in self.names if name.casefold() in wanted)
+        return found if found or self.multi_label else (NORMAL,)
+
+
+def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequence[str] | None) -> LabelSet:
+    """The labels of annotated rows.
+
+    Args:
+        rows: The labels of each row.
+        columns: The labels that are columns of 0 and 1.
+        wanted: All labels in their order, if the user states them; None: those that occur, sorted.
+
+    Raises:
+        InputError: A row has a label that is not wanted, or a label has the name of another column.
+    """
+    known = {frozenset(name.casefold() for name in row): row for row in rows if row is not None}
+    spelling: dict[str, str] = {name.casefold(): name for name in wanted or columns if name.casefold() != NORMAL}
+    for name in sorted({name for row in known.values() for name in row}, key=lambda name: (name.casefold(), name)):
+        if wanted is not None and name.casefold() not in spelling:
+            near = difflib.get_close_matches(name, wanted, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(
+                f"label {name!r} is none of {', '.join(wanted)}{hint} Correct it, or add it to corpus.options.labels"
+            )
+        spelling.setdefault(name.casefold(), name)
+    place = {name: k for k, name in enumerate(spelling)}
+    multi_label = bool(columns) or any(len(row) > 1 for row in known)
+    if multi_label and (taken := [n for n in spelling.values() if n in CYCLE_FEATURES and n not in FLAGS]):
+        raise InputError(f"label {taken[0]!r} has the name of a column of the cycle table; rename the label")
+    combinations = sorted((sorted(place[name] for name in row) for row in known), key=lambda row: (len(row), row))
+    names = tuple(spelling.values())
+    if multi_label:
+        classes = tuple("+".join(names[k] for k in row) or NORMAL for row in combinations)
+    else:
+        classes = ((NORMAL,) if frozenset() in known else ()) + names
+    return LabelSet(names, classes, multi_label)
