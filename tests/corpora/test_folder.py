@@ -60,7 +60,8 @@ def test_labels_synonyms_and_delimiters(folder: Path, tmp_path: Path, delimiter:
         ("a,0,3,normal,P1,", r"line 3: ends at 3 s but the audio lasts 2\.000 s"),
         ("a,1,0,normal,P1,", "line 3: ends at 0 s"),
         ("a,zero,1,normal,P1,", "line 3: 'zero'"),
-        ("a,0,1,cough,P1,", "line 3: label 'cough'"),
+        ("a,0,1,crackel,P1,", "line 3: label 'crackel': did you mean 'crackle'"),
+        ("a,0,1,normal+cough,P1,", r"line 3: label 'normal\+cough' says normal and another"),
         ("a,0,1,,P1,", "line 3: no label"),
         ("a,0,1,normal,P2,", "line 3: patient_id 'P2' differs"),
         ("a,0,1,normal", "line 3: 4 values under 6 columns"),
@@ -101,8 +102,8 @@ def test_label_files_beside_the_recordings(folder: Path, tmp_path: Path) -> None
     (folder / "people.csv").write_text("recording,patient_id,age\na,P7,50\nb,P8,\n")
     found = rows(folder, tmp_path)
     assert [(row["patient_id"], row["age_years"]) for row in found] == [("P7", 50), ("P7", 50), ("P8", None)]
-    (folder / "a.txt").write_text("0.0\t1.0\tcough\n")
-    with pytest.raises(InputError, match=r"a\.txt, line 1: label 'cough'"):
+    (folder / "a.txt").write_text("0.0\t1.0\tweeze\n")
+    with pytest.raises(InputError, match=r"a\.txt, line 1: label 'weeze': did you mean 'wheeze'"):
         rows(folder, tmp_path)
 
 

@@ -1,7 +1,7 @@
 """What people train on, as tables of respiratory cycles."""
 
-from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions, check_cycle_table
-from laennec.corpora.check import AuditReport, check_corpus
+from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions
+from laennec.corpora.check import AuditReport, check_corpus, check_cycle_table
 from laennec.corpora.folder import Folder
 from laennec.corpora.hub import Hub
 from laennec.corpora.icbhi2017 import Icbhi2017

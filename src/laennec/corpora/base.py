@@ -71,7 +71,6 @@ _KNOWN = (
     *("recording_id", "patient_id", "chest_location", "acquisition_mode", "device", "age_years", "sex", "bmi"),
     "diagnosis",
 )
-_REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
 
 @dataclass
@@ -415,27 +414,6 @@ class Corpus(ABC):
                 with contextlib.suppress(InputError):
                     rows += self.rows(recording)
         return datasets.Dataset(to_arrow(rows, self.features))
-
-
-def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
-    """Check that a data set has the columns of a cycle table that training needs.
-
-    Args:
-        table: A `datasets.Dataset`, of any origin.
-        where: What the table is, for the error, e.g. "train_dataset".
-        columns: Further columns that are needed, such as the labels.
-
-    Raises:
-        InputError: Names the missing columns.
-    """
-    there = getattr(table, "column_names", None)
-    if there is None:
-        raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")
-    missing = [name for name in dict.fromkeys((*_REQUIRED_COLUMNS, *columns)) if name not in there]
-    if missing:
-        raise InputError(
-            f"{where}: the cycle table lacks the columns {named(missing, 20)}; add them, or subclass laennec.Corpus"
-        )
 
 
 def column_of(table: Any, name: str) -> list[Any]:

@@ -8,7 +8,7 @@ settings, which training would refuse.
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from laennec.audio.recording import DecodeError, read_recording
 from laennec.corpora.base import Corpus
 from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files
+from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files, named
 from laennec.errors import InputError
+
+_REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
 
 @dataclass
@@ -133,7 +135,7 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         report.problems += _too_short(recording, found, duration_s)
         for event in found:
             report.cycles += 1
-            label = "+".join(event.names) or "normal" if own and event.names is not None else event.label
+            label = "+".join(event.names) if own and event.names else event.label
             labels[label or "unknown"] += 1
             events.update(event.names or ())
         if progress is not None:
@@ -195,3 +197,24 @@ def _hash(corpus: Corpus, report: AuditReport) -> None:
     for group in find_duplicates(hashes, corpus.cache_dir):
         paths = ", ".join(str(path) for path in group)
         report.problems.append(f"the same sound under {len(group)} names: {paths}; keep one of them")
+
+
+def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
+    """Check that a data set has the columns of a cycle table that training needs.
+
+    Args:
+        table: A `datasets.Dataset`, of any origin.
+        where: What the table is, for the error, e.g. "train_dataset".
+        columns: Further columns that are needed, such as the labels.
+
+    Raises:
+        InputError: Names the missing columns.
+    """
+    there = getattr(table, "column_names", None)
+    if there is None:
+        raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")
+    missing = [name for name in dict.fromkeys((*_REQUIRED_COLUMNS, *columns)) if name not in there]
+    if missing:
+        raise InputError(
+            f"{where}: the cycle table lacks the columns {named(missing, 20)}; add them, or subclass laennec.Corpus"
+        )

@@ -91,13 +91,12 @@ class LabelSet:
         if events is None:
             return dict.fromkeys(self.columns)
         flags = {name: int(name in events) for name in self.names} if self.multi_label else {}
-        return {"label": self.classes.index("+".join(events) or NORMAL), **flags}
+        return {"label": self.classes.index("+".join(events)), **flags}
 
     def spelled(self, names: Names) -> Names:
-        """The names as this set spells them, in its order."""
+        """The names as this set spells them, in its order; normal where there are none."""
         wanted = {name.casefold() for name in names}
-        found = tuple(name for name in self.names if name.casefold() in wanted)
-        return found if found or self.multi_label else (NORMAL,)
+        return tuple(name for name in self.names if name.casefold() in wanted) or (NORMAL,)
 
 
 def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequence[str] | None) -> LabelSet:

@@ -130,7 +130,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             parts = load_decoded(recipe, extractor.sampling_rate)
             source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
             refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            recipe = recipe.with_target(target_of(parts["train"], recipe.target))
+            recipe = recipe.with_target(target_of(parts["train"], recipe.target, list(parts.values())))
             training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
             names = training.targets.names
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)

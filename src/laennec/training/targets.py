@@ -90,26 +90,29 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
     return replace(targets, metadata=metadata_of(table, targets.kept))
 
 
-def target_of(table: Any, settings: TargetSettings) -> TargetSettings:
+def target_of(table: Any, settings: TargetSettings, tables: Sequence[Any] = ()) -> TargetSettings:
     """The target of a table, where the settings leave it open.
 
     Crackle and wheeze where the table has them. Else the labels of its own in the column `label`: a yes/no label each
     where they are columns of 0 and 1 (`laennec.corpora.labels`), else one class of several. Else its only column of
-    classes.
+    classes. The classes of a column of text are those that occur in `tables`, all splits of the corpus, if given.
     """
     column, names, problem = settings.column, list(settings.names), settings.problem_type
     own = class_names(table, "label")
     if column is not None:
         several = column == "events" and any(len(names or ()) > 1 for names in column_of(table, column))
         problem = problem or ("multi_label" if several else "single_label")
+        if problem == "single_label" and column != "events" and not names and not class_names(table, column):
+            names = sorted({str(value) for one in tables for value in column_of(one, column) if value is not None})
     elif names:
         problem = problem or ("multi_label" if set(names) & set(table.column_names) else "single_label")
     elif own and tuple(own) != FOUR_CLASSES:
         labels = {label for name in own for label in name.split("+")} - {"normal"}
         flags = [name for name in table.column_names if name in labels]
-        problem = problem or ("multi_label" if len(flags) == len(labels) else "single_label")
+        several = len(flags) == len(labels)
+        problem = problem or ("multi_label" if several else "single_label")
         if problem == "multi_label":
-            column, names = (None, flags) if flags else ("events", [name for name in own if name in labels])
+            column, names = (None, flags) if several else ("events", [name for name in own if name in labels])
     elif problem is None:
         classes = [name for name in table.column_names if name != "label" and class_names(table, name)]
         known = "crackle" not in table.column_names or any(flag is not None for flag in column_of(table, "crackle"))
@@ -121,10 +124,10 @@ def target_of(table: Any, settings: TargetSettings) -> TargetSettings:
 
 def _multi_label(table: Any, column: str | None, names: list[str]) -> Targets:
     if column == "events":
-        events = [e if e is None else set(e) for e in column_of(table, "events")]
-        names = names or sorted(set().union(*(e for e in events if e is not None)))
-        kept = np.array([i for i, e in enumerate(events) if e is not None], dtype=np.int64)
-        flags = np.array([[name in (events[i] or ()) for name in names] for i in kept], dtype=np.float32).reshape(
+        events = [set(e or ()) for e in column_of(table, "events")]
+        names = names or sorted(set().union(*events))
+        kept = np.array([i for i, e in enumerate(events) if e], dtype=np.int64)
+        flags = np.array([[name in events[i] for name in names] for i in kept], dtype=np.float32).reshape(
             -1, len(names)
         )
     else:

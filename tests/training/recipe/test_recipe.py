@@ -78,7 +78,7 @@ def test_an_override_of_a_section_replaces_the_settings_that_it_names(tmp_path):
         ("- a\n- b", r"not a recipe, which is a YAML file"),
         ("a: [", r"not valid YAML"),
         ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("loss: {task: ce}", r"a multi_label head needs bce"),
+        ("target: {problem_type: multi_label}\nloss: {task: ce}", r"a multi_label head needs bce"),
         ("loss: {class_weights: some}", r"loss.class_weights is 'some'; it must be 'balanced' or a valid list"),
         ("encoder: {type: resnet}", r"encoder.type is 'resnet'; it must be 'mobilenet', "),
         ("encoder: {class: MyEncoder}", r"encoder.class: 'MyEncoder' is not a dotted name"),
