@@ -20,8 +20,9 @@ def tutorial(shared_data: Path, released: Path, tmp_path: Path, monkeypatch: pyt
     """The commands of the page, in a folder that holds what it begins with."""
     by_patient: dict[str, Path] = {}
     for path in sorted((shared_data / "icbhi2017_subset").glob("*.flac")):
-        by_patient.setdefault(path.name[:3], path)
-    few = list(by_patient.values())[4:19]
+        if path.name[:3] not in by_patient or "1\t1" in path.with_suffix(".txt").read_text():
+            by_patient[path.name[:3]] = path
+    few = [path for path in by_patient.values() if path.stat().st_size < 700_000][:10]
     diagnoses = dict(
         line.split() for line in (shared_data / "icbhi2017_tables" / "ICBHI_Challenge_diagnosis.txt").open()
     )
@@ -32,7 +33,7 @@ def tutorial(shared_data: Path, released: Path, tmp_path: Path, monkeypatch: pyt
             (tmp_path / name / path.name).symlink_to(path)
     for path in few:
         cycles = read_annotation(path.with_suffix(".txt"))
-        for cycle in [*cycles[:4], *(cycle for cycle in cycles[4:] if cycle.label != "normal")]:
+        for cycle in [*cycles[:3], *(cycle for cycle in cycles[3:] if cycle.label != "normal")][:5]:
             times = [f"{time:.3f}".replace(".", ",") for time in (cycle.start_s, cycle.end_s)]
             rows.append([path.name, *times, NAMES[cycle.label], path.name[:3]])
     with (tmp_path / "my_recordings" / "Befunde.csv").open("w", encoding="utf-8-sig", newline="") as file:
@@ -55,10 +56,10 @@ def test_the_tutorial_on_own_recordings(tutorial, tmp_path, capsys) -> None:
         quick = ["--epochs", "2"] if words[0] == "train" else []
         assert main([*words, *quick]) == 0, words
         said[" ".join(words[:2])] = capsys.readouterr().out
-    assert "15 patients" in said["prepare folder"] and "no problems" in said["prepare folder"]
+    assert "10 patients" in said["prepare folder"] and "no problems" in said["prepare folder"]
     first = said["train own_recordings/frozen_mobilenet"].splitlines()[0]
     assert first == "target: Rhonchi, stridor (multi_label: each by itself) of cycles"
-    assert "cycles of 3 patients" in said["evaluate runs/mine"] and "stridor AUROC" in said["evaluate runs/mine"]
+    assert re.search(r"^\d+ cycles of \d patients", said["evaluate runs/mine"], re.M)
     config = json.loads((tmp_path / "my_model" / "config.json").read_text())
     assert config["id2label"] == {"0": "Rhonchi", "1": "stridor"} and config["span"] == "cycle"
     assert said["train own_recordings/diagnosis"].splitlines()[0].endswith("(single_label: exactly one) of recordings")

@@ -419,6 +419,7 @@ def card_figures(metrics: Mapping[str, Any]) -> list[str]:
         names += [f"{label}.{kind}" for label in labels for kind in ("recall", "precision")]
     else:
         names += ["roc_auc_macro", "average_precision_macro", "f1_macro"]
+    names = [*([] if metrics["headline"] in names else [metrics["headline"]]), *names]
     return [name for name in [*names, *own_names(metrics)] if name in values]
 
 
