@@ -127,7 +127,7 @@ def refuse_other_run(study: Study, cell: Cell) -> None:
     earlier = cell_folder(study, cell) / "recipe.json"
     if not earlier.exists():
         return
-    there, here = Recipe.from_record(read_record(earlier), str(earlier)).to_dict(), _recipe(study, cell).to_dict()
+    there, here = Recipe.from_record(read_record(earlier), str(earlier)).identity(), _recipe(study, cell).identity()
     for key in ("output_dir", "card", "description"):
         there.pop(key, None), here.pop(key, None)
     if there != here:

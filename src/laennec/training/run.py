@@ -310,7 +310,7 @@ def write_run(out: Path, model: Any, extractor: Any, validation: dict[str, Any],
 def _is_of(out: Path, recipe: Recipe) -> bool:
     """Whether the run in a folder has these settings."""
     earlier = out / _SETTINGS
-    return Recipe.from_record(read_record(earlier), str(earlier)).to_dict() == recipe.to_dict()
+    return Recipe.from_record(read_record(earlier), str(earlier)).identity() == recipe.identity()
 
 
 def refuse_taken(out: Path, recipe: Recipe, overwrite: bool) -> None:

@@ -176,6 +176,13 @@ class Recipe(Settings):
         """All settings as plain values."""
         return self.model_dump(by_alias=True)
 
+    def identity(self) -> dict[str, Any]:
+        """All settings, to compare with those of any run: the first edition recorded what is left out today."""
+        values = self.to_dict()
+        values["target"]["problem_type"] = values["target"]["problem_type"] or "multi_label"
+        values["loss"]["task"] = values["loss"]["task"] or "bce"
+        return values
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Recipe) and self.to_dict() == other.to_dict()
 
