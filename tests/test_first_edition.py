@@ -105,7 +105,7 @@ def sound_file(folder):
 def logits_of(model, extractor):
     """Logits (1, labels) and embedding of the fixed sound at the model's own rate, and each further task's logits."""
     sound = numpy_twins.waveform(rate_hz=extractor.sampling_rate).astype(np.float32)
-    values = extractor(sound, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+    values = extractor(sound, sampling_rate=extractor.sampling_rate, filtered=True, return_tensors="pt")
     with torch.inference_mode():
         answered = model.eval()(**values)
         embeddings = getattr(answered, "embeddings", None)

@@ -47,7 +47,7 @@ def by_hand(source, path, spans, base=None, kind="events"):
     for start, end in spans(recording.duration_s):
         sound = cut(recording.waveform, recording.sampling_rate, start, end)
         with torch.inference_mode():
-            logits = model(**extractor(sound, sampling_rate=extractor.sampling_rate)).logits[0]
+            logits = model(**extractor(sound, sampling_rate=extractor.sampling_rate, filtered=True)).logits[0]
         divisors, offsets = (np.array([*config.per_label(n, kind).values()]) for n in ("temperatures", "intercepts"))
         rows.append((start, end, 1 / (1 + np.exp(-(logits.double().numpy() / divisors + offsets)))))
     return rows, config

@@ -102,7 +102,9 @@ def test_any_rate_depth_and_number_of_channels_is_predicted(model, tmp_path, cha
         tmp_path / "x.wav", extractor.sampling_rate, filter=ButterworthFilter(**extractor.recording_filter)
     )
     with torch.inference_mode():
-        features = extractor(whole.waveform[: 2 * extractor.sampling_rate], sampling_rate=extractor.sampling_rate)
+        features = extractor(
+            whole.waveform[: 2 * extractor.sampling_rate], sampling_rate=extractor.sampling_rate, filtered=True
+        )
         wanted = network.probabilities(network(**features).logits, "windows")[0]
     np.testing.assert_allclose(made.probabilities[0], wanted, atol=2e-6)
 
