@@ -79,11 +79,14 @@ def model_summary(evidence: Evidence) -> str:
     patients = (run.get("patients") or {}).get("train")
     on = f"{facts.title if facts else run['corpus']['name']}{f' ({patients} patients)' if patients else ''}"
     scores = []
-    for metrics, evaluated in ((entry["metrics"], entry["evaluated"]) for entry in evidence.evaluations):
-        other = evaluated["corpus"]["name"]
-        part = evaluated["split"] if other == run["corpus"]["name"] else f"{other} {evaluated['split']}"
+    own = run["corpus"]["name"]
+    for entry in sorted(evidence.evaluations, key=lambda entry: entry["evaluated"]["corpus"]["name"] != own):
+        metrics, corpus = entry["metrics"], entry["evaluated"]["corpus"]["name"]
+        part = _part(entry, run)
+        name = part["name"] if corpus == own else f"{corpus} {part['name']}"
+        whom = "; ".join(filter(None, [f"{metrics['bootstrap']['patients']} patients", part["shares"]]))
         figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in _compared_figures(metrics))
-        scores.append(f"{part} ({metrics['bootstrap']['patients']} patients): {', '.join(figures)}")
+        scores.append(f"{name} ({whom}): {', '.join(figures)}")
     return plain(". ".join([f"{what}; trained on {on}", *scores]))
 
 
