@@ -90,7 +90,7 @@ def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, smal
     for number, (_, reason) in enumerate(BAD.values()):
         assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "a0.json", "a1.json", "predictions.csv", "failed.csv", "parameters.yaml", "journal.jsonl"
+        "a0.json", "a1.json", "predictions.csv", "recordings.csv", "failed.csv", "parameters.yaml", "journal.jsonl"
     }  # fmt: skip
     assert "8 recordings, 6 failed; see failed.csv" in captured.out
 

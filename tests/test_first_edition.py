@@ -69,7 +69,7 @@ REAL = [
     ("sprsound", "data/sprsound", {}),
     ("sprsound", "data/sprsound", {"level": "record"}),
 ]
-OTHERS = ("accelerate", "studies", "searches")
+OTHERS = ("accelerate", "studies", "searches", "own_recordings")
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
     f"{path.parent.name}/{path.stem}": path

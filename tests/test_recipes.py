@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import audio_twins
+from laennec.audio.cycles import read_annotation
 from laennec.encoders import load_encoder
 from laennec.study import load_study
 from laennec.study.search import load_space
@@ -79,6 +80,20 @@ def general_audio(some_recordings, tmp_path_factory):
     }
 
 
+def own_recordings(corpus, folder, whole):
+    """A user's folder: the sounds of a corpus with one table of cycles, or of a diagnosis for each recording."""
+    folder.mkdir()
+    rows = ["recording,patient_id,diagnosis"] if whole else ["recording,start_s,end_s,label,patient_id"]
+    for number, sound in enumerate(sorted(corpus.glob("*.wav"))):
+        (folder / sound.name).symlink_to(sound)
+        if whole:
+            rows.append(f"{sound.name},{sound.name[:3]},{('healthy', 'asthma')[number % 2]}")
+        for cycle in [] if whole else read_annotation(sound.with_suffix(".txt")):
+            rows.append(f"{sound.name},{cycle.start_s},{cycle.end_s},{cycle.label},{sound.name[:3]}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_runs_for_two_steps(
     path, small_corpus, tiny_ast, tiny_whisper, few_recordings, general_audio, shared_root, tmp_path
@@ -88,6 +103,8 @@ def test_a_recipe_runs_for_two_steps(
         flags["corpus.data_dir"] = str(few_recordings)
     elif Recipe.from_yaml(path).corpus.name == "hub":
         flags["corpus.data_dir"] = str(general_audio[path.stem.split("_")[0]])
+    elif Recipe.from_yaml(path).corpus.name == "folder":
+        flags["corpus.data_dir"] = str(own_recordings(small_corpus, tmp_path / "own", path.stem == "diagnosis"))
     recipe = Recipe.from_yaml(path, **(flags | {"output_dir": str(tmp_path / "run")}))
     record = json.loads((train(recipe) / "run.json").read_text())
     terms = {name for row in record["history"] for name in row.get("loss_terms", {})}

@@ -147,7 +147,7 @@ def test_a_synthetic_corpus_is_written_once_and_its_options_are_held_to(tmp_path
     assert len(list(folder.glob("*.wav"))) == 5
 
 
-def test_a_recipe_with_options_of_a_synthetic_corpus_runs_again(tiny_recipe, tmp_path):
+def test_a_recipe_with_options_of_a_synthetic_corpus_runs_again(tiny_recipe, tmp_path, capsys):
     options = {"patients": 8, "recordings_per_patient": 1, "cycles_per_recording": 3, "max_rate_hz": 4000}
     corpus = {"name": "synthetic", "data_dir": str(tmp_path / "corpus"), "options": options}
     recipe = tmp_path / "recipe.yaml"
@@ -155,6 +155,9 @@ def test_a_recipe_with_options_of_a_synthetic_corpus_runs_again(tiny_recipe, tmp
     for number in "12":
         command = ["train", str(recipe), "--train.epochs", "1", "--output_dir", str(tmp_path / number)]
         assert main(command) == 0
+        *_, kept, run, following = said(capsys)[0].splitlines()
+        assert kept.startswith("kept: epoch 1 (") and run == f"run: {tmp_path / number}"
+        assert following == f"next: laennec evaluate {tmp_path / number}"
     records = [json.loads((tmp_path / n / "run.json").read_text()) for n in "12"]
     assert records[0]["corpus"] == records[1]["corpus"]
 

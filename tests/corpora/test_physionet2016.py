@@ -178,7 +178,7 @@ def test_a_reference_by_itself(tmp_path: Path) -> None:
 
 def test_the_command_line_checks_and_splits(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "physionet2016", "--data-dir", str(published), "--check"]) == 0
-    assert "heart_sound: normal 12, abnormal 8" in capsys.readouterr().out
+    assert "heart_sound: normal (12), abnormal (8)" in capsys.readouterr().out
     flags = ["--level", "window", "--option", "window_s=2.5", "--fold", "1", "--sampling-rate", "2000"]
     assert main(["prepare", "physionet2016", "--data-dir", str(published), *flags]) == 0
     assert "test: 12 cycles of 6 recordings; 8 normal, 4 abnormal" in capsys.readouterr().out

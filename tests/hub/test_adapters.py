@@ -136,7 +136,7 @@ def test_a_lora_export_loads_alone_onto_its_base(lora_run, base, tmp_path, capsy
         "adapter",
     }
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in (out / "adapter").iterdir()}
-    assert sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) < 30_000
+    assert sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) < 40_000
     assert (
         json.loads((out / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "someone/beats"
     )

@@ -25,11 +25,17 @@ def run(options: argparse.Namespace) -> int:
     refuse_missing_files(recipe)
     if options.search is not None:
         return _search(recipe, options)
+    from laennec.training.record import read_record
     from laennec.training.run import train
 
     out = train(recipe, command=options.line, overwrite=options.overwrite)
+    record = read_record(out / "run.json")
+    if record.get("best_epoch") is not None:
+        reached = f"{record['selection_metric']} on validation {record['best_metric']:.4g}"
+        say(f"kept: epoch {record['best_epoch']:g} ({reached})")
     say(f"run: {out}")
-    say(f"next: laennec evaluate {out}")
+    held_out = record.get("held_out") or ["test"]
+    say(f"next: laennec evaluate {out}" + ("" if "test" in held_out else f" --split {held_out[0]}"))
     return 0
 
 

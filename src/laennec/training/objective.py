@@ -115,7 +115,7 @@ class TaskLoss(nn.Module):
 
     def __init__(
         self,
-        kind: str | nn.Module,
+        kind: str | nn.Module | None,
         multi_label: bool,
         labels: NDArray[Any] | None,
         n_labels: int,
@@ -125,6 +125,7 @@ class TaskLoss(nn.Module):
         views: str = "first",
     ) -> None:
         super().__init__()
+        kind = kind or ("bce" if multi_label else "ce")
         if kind == ("ce" if multi_label else "bce"):
             right = "bce or focal" if multi_label else "ce or focal"
             raise InputError(

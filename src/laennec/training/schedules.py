@@ -375,6 +375,11 @@ def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
     return {spec.name: f"{type(spec.loss).__name__}({spec.loss.extra_repr()})" for spec in specs}
 
 
+def _figure(name: str, value: float) -> str:
+    """A validation figure with its unit: Scores are in percent, the others are shares of 1."""
+    return f"ICBHI Score {value:.1f} %" if name == "icbhi.Score" else f"{name} {value:.4g}"
+
+
 class EpochLines(TrainerCallback):
     """Prints one line for each epoch, and a bar of steps on a terminal.
 
@@ -406,7 +411,7 @@ class EpochLines(TrainerCallback):
         if ("loss" if self.metric is None else "eval_loss") not in logs or not state.is_world_process_zero:
             return
         shown = dict.fromkeys(("loss", self.metric, "icbhi.Score", "roc_auc_macro"))
-        figures = ", ".join(f"{k} {logs[f'eval_{k}']:.4g}" for k in shown if f"eval_{k}" in logs)
+        figures = ", ".join(_figure(k, logs[f"eval_{k}"]) for k in shown if f"eval_{k}" in logs)
         epoch = f"{logs.get('epoch', state.epoch or 0):g}/{args.num_train_epochs:g}"
         line = f"{self.phase} epoch {epoch}: {self.losses}" + (f"; validation {figures}" if figures else "")
         tqdm.write(line, file=sys.stdout)
