@@ -375,7 +375,7 @@ def loss_descriptions(specs: list[LossSpec]) -> dict[str, str]:
     return {spec.name: f"{type(spec.loss).__name__}({spec.loss.extra_repr()})" for spec in specs}
 
 
-def _figure(name: str, value: float) -> str:
+def _figure(name: str | None, value: float) -> str:
     """A validation figure with its unit: Scores are in percent, the others are shares of 1."""
     return f"ICBHI Score {value:.1f} %" if name == "icbhi.Score" else f"{name} {value:.4g}"
 
