@@ -59,6 +59,7 @@ def check_page(text):
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none';") and "script" not in policy and "http" not in policy
     assert all(a.get("alt") for a in page.all("img"))
+    assert "<section" not in text[text.find("<nav") : text.find("</nav>")]
     anchors = {a["id"] for _, a in page.tags if "id" in a}
     assert len(anchors) == sum("id" in a for _, a in page.tags)
     assert {address[1:] for address in page.addresses() if address.startswith("#")} <= anchors

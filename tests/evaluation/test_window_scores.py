@@ -15,6 +15,7 @@ from laennec.evaluation.metrics import auroc
 from laennec.evaluation.operating_point import FittingRule
 from laennec.evaluation.window_points import fit_windows, highest_logits, window_note, window_points_of
 from laennec.evaluation.window_scores import score_windows
+from pages import check_page
 
 NAMES = ["crackle", "wheeze"]
 
@@ -121,7 +122,8 @@ def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run,
     for unit, found in section["units"].items():
         assert f"{found['rows']} {unit} of {found['patients']} patients" in said
         assert "device" in found["baselines"] and ("recording length" in found["baselines"]) == (unit == "recordings")
-    assert "Windows, seconds and recordings" in (folder / "report.html").read_text()
+    page = check_page((folder / "report.html").read_text())
+    assert "#windows" in page.addresses()
     windows = pd.read_parquet(folder / "windows.parquet")
     assert windows["recording_id"].nunique() == section["units"]["recordings"]["rows"]
     for flags, problem in ((["--spans", "cycles"], "events or windows"), (["--hop-s", "1"], "--spans windows")):
