@@ -1,6 +1,7 @@
 """`laennec train`: run a recipe."""
 
 import argparse
+import os
 from typing import Any
 
 from laennec.cli.common import overrides, refuse_missing_files, say
@@ -29,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.training.run import train
 
     out = train(recipe, command=options.line, overwrite=options.overwrite)
+    if int(os.environ.get("RANK", "0")) != 0:  # the first of several processes writes the record
+        return 0
     record = read_record(out / "run.json")
     if record.get("best_epoch") is not None:
         reached = f"{record['selection_metric']} on validation {record['best_metric']:.4g}"
