@@ -10,6 +10,8 @@ from laennec import DEFAULT_MODEL
 from laennec.cli.common import refuse_missing_model, say, without_library_bars
 
 if TYPE_CHECKING:
+    from laennec.inference.batch import BatchResult
+    from laennec.inference.parameters import Settings
     from laennec.inference.predictor import Predictor
 
 
@@ -92,22 +94,13 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.smoothing import parse_smoothing
     from laennec.inference.batch import Predictor, model_fingerprint, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
-    from laennec.inference.parameters import Settings, parse_thresholds, read_parameters
+    from laennec.inference.parameters import read_parameters
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
     from laennec.rendering import plain
 
     without_library_bars()
-    chosen = Settings(
-        window_s=options.window_s,
-        hop_s=options.hop_s,
-        annotation=options.annotation,
-        segment={} if options.segment else None,
-        smoothing=options.smoothing,
-        smoothing_neighbours=options.smoothing_neighbours,
-        thresholds=None if options.thresholds is None else parse_thresholds(options.thresholds),
-        format=None if options.format is None else [f.strip() for f in options.format.split(",") if f.strip()],
-    )
+    chosen = _settings(options)
     fingerprint = None
     if options.parameters:
         earlier, fingerprint = read_parameters(options.parameters)
@@ -159,15 +152,36 @@ def run(options: argparse.Namespace) -> int:
     )
     for _, reason in done.failed:
         print(f"laennec: {reason}", file=sys.stderr)
+    say(f"predictions: {options.out} ({_outcome(done)})")
+    _say_decision(predictor, chosen.annotation is not None)
+    return 2 if done.failed else 0
+
+
+def _settings(options: argparse.Namespace) -> "Settings":
+    """The settings that the command line names."""
+    from laennec.inference.parameters import Settings, parse_thresholds
+
+    return Settings(
+        window_s=options.window_s,
+        hop_s=options.hop_s,
+        annotation=options.annotation,
+        segment={} if options.segment else None,
+        smoothing=options.smoothing,
+        smoothing_neighbours=options.smoothing_neighbours,
+        thresholds=None if options.thresholds is None else parse_thresholds(options.thresholds),
+        format=None if options.format is None else [f.strip() for f in options.format.split(",") if f.strip()],
+    )
+
+
+def _outcome(done: "BatchResult") -> str:
+    """How many recordings were predicted, failed, or finished before."""
     total = len(done.predicted) + len(done.failed)
     outcome = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
         outcome = f"{outcome}, {len(done.failed)} failed; see failed.csv"
     if done.resumed:
         outcome += f"; {done.resumed} were already finished"
-    say(f"predictions: {options.out} ({outcome})")
-    _say_decision(predictor, chosen.annotation is not None)
-    return 2 if done.failed else 0
+    return outcome
 
 
 def _say_decision(predictor: "Predictor", annotated: bool) -> None:

@@ -123,17 +123,9 @@ def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
     Raises:
         InputError: The file cannot be written, or reads back differently.
     """
-
-    def lines() -> Iterator[str]:
-        header: list[str] | None = None
-        for timeline in timelines:
-            rows = [{"recording": timeline["recording"], **row} for row in timeline["timeline"]]
-            if header is None and rows:
-                header = list(rows[0])
-                yield _csv_lines([header])
-            yield _csv_lines([list(row.values()) for row in rows])
-
-    return _write(path, lines())
+    return _write_table(
+        path, ({"recording": timeline["recording"], **row} for timeline in timelines for row in timeline["timeline"])
+    )
 
 
 def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
@@ -143,19 +135,15 @@ def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
         InputError: The file cannot be written, or reads back differently.
     """
 
-    def lines() -> Iterator[str]:
-        header: list[str] | None = None
+    def rows() -> Iterator[dict[str, Any]]:
         for timeline in timelines:
             row = {key: timeline[key] for key in ("recording", "duration_s")} | {"spans": len(timeline["timeline"])}
             for label, overall in timeline["overall"].items():
                 row |= {label: overall["present"]}
                 row |= {f"{label}_{name}": overall[name] for name in ("probability", "highest", "share")}
-            if header is None:
-                header = list(row)
-                yield _csv_lines([header])
-            yield _csv_lines([list(row.values())])
+            yield row
 
-    return _write(path, lines())
+    return _write_table(path, rows())
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
@@ -169,6 +157,16 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 WRITERS = {"json": write_json, "audacity": write_audacity, "raven": write_raven}
+
+
+def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write rows of equal names as CSV, one by one."""
+
+    def lines() -> Iterator[str]:
+        for number, row in enumerate(rows):
+            yield _csv_lines([list(row)] if number == 0 else []) + _csv_lines([list(row.values())])
+
+    return _write(path, lines())
 
 
 def _csv_lines(rows: Iterable[list[Any]]) -> str:
