@@ -14,7 +14,7 @@ corpus = laennec.load_corpus(given.corpus, given.data_dir, **({} if given.data_d
 features = laennec.LaennecFeatureExtractor("efficientat")
 network = None if given.weights else "cnn"  # without released weights a small network from scratch
 model = laennec.LaennecForAudioClassification.from_encoder(given.weights, type=network, labels=["crackle", "wheeze"])
-args = laennec.LaennecTrainingArguments(given.out, num_train_epochs=given.epochs, eval_strategy="epoch")
+args = laennec.LaennecTrainingArguments(given.out, num_train_epochs=given.epochs, learning_rate=1e-3)
 trainer = laennec.LaennecTrainer(
     model,
     args,
@@ -26,4 +26,5 @@ trainer = laennec.LaennecTrainer(
 )
 trainer.train(resume_from_checkpoint=True)
 print(trainer.evaluate())
+trainer.fit_thresholds()
 trainer.save_model(f"{given.out}/model")

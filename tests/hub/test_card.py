@@ -419,7 +419,7 @@ def test_hostile_metadata_stays_text(tmp_path, text):
     tame_head, tame_body = head_and_body(render_card(RECORD, answers={"funding": "none"}).text)
     assert "license" not in head and set(head) == set(tame_head) - {"license"}
     page, tame = Page(body), Page(tame_body)
-    assert set(page.tags) <= set(tame.tags) and page.handlers == []
+    assert set(page.tags) <= {*tame.tags, "em"} and page.handlers == []  # "em": no licence is given
     assert not [link for link in page.links if "evil" in link]
     assert re.findall(r"^## .+$", body, re.M) == re.findall(r"^## .+$", tame_body, re.M)
     for line in body.splitlines():

@@ -83,7 +83,9 @@ def test_length_determinism_and_coverage_hold_on_any_table(name, table, size, se
     seen = coverage(made, epoch, labels=labels, rows_per_batch=whole)
     assert seen.rows == len(rows) and seen.share_seen == len({row for row, _ in rows}) / len(table)
     line = coverage_lines(name, made, whole, np.array(labels), [], {})[0]
-    assert line.startswith(f"sampler {name}: an epoch is {seen.batches} batches of {whole} and sees ")
+    assert line.startswith(
+        f"sampler {name}: an epoch is {seen.batches} batch{'es' * (seen.batches != 1)} of {whole} and sees "
+    )
 
 
 def shards_of(made, size, processes):

@@ -14,6 +14,7 @@ from laennec.corpora.base import CYCLE_FEATURES
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import settings_of_model
 from laennec.training.split_data import labelled_part, make_extractor
+from laennec.training.targets import target_of
 from laennec.training.windows import (
     predict_windows,
     refuse_shared_recordings,
@@ -70,6 +71,30 @@ def test_what_is_not_annotated_is_neither_positive_nor_negative(annotated):
     assert table["crackle"][:] == [1, None, None, None, None]
     truth = window_truth(table, "test", Recipe(), ["crackle", "wheeze"])
     assert truth["crackle"].isna().sum() == 4 and truth["wheeze"].tolist()[0] == 0
+
+
+def test_background_is_what_no_span_overlaps_and_has_no_label(annotated):
+    table = window_table(annotated((0.0, 1.0, 1, 0), (4.5, 4.6, 0, 1)), Recipe(), 8000, 2.0, 2.0, background=True)
+    assert table["crackle"][:] == [1, 0, 0, 0, 0] and table["wheeze"][:] == [0, 0, 1, 0, 0]
+    assert table["label"][:] == [1, 0, 2, 0, 0]
+    table = window_table(annotated((0.0, 1.0, 1, 0), (2.0, 5.5, 0, 1)), Recipe(), 8000, 2.0, 2.0, background=True)
+    assert table["crackle"][:] == [1, 0, 0, 0, 0]
+
+
+def test_windows_of_own_labels_combine_their_columns(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(80_000), 8000)
+    (tmp_path / "labels.csv").write_text(
+        "recording,start_s,end_s,label,patient_id\na.wav,0,1,stridor,p\na.wav,1,2,rhonchi;snore,p\na.wav,4,6,,p\n"
+    )
+    table = load_corpus("folder", tmp_path, protocol="none")["all"]
+    recipe = Recipe().with_target(target_of(table, Recipe().target))
+    windows = window_table(table, recipe, 8000, 2.0, 2.0, background=True)
+    flags = {name: windows[name][:] for name in ("stridor", "rhonchi", "snore")}
+    assert flags == {"stridor": [1, 0, 0, 0, 0], "rhonchi": [1, 0, 0, 0, 0], "snore": [1, 0, 0, 0, 0]}
+    truth = window_truth(windows, "all", recipe, ["rhonchi", "snore", "stridor"])
+    assert truth["snore"].tolist() == [1, 0, 0, 0, 0]
+    without = window_table(table, recipe, 8000, 2.0, 2.0)
+    assert without["stridor"][:] == [1, None, 0, None, None]
 
 
 @pytest.mark.parametrize("source", ["tiny", "context"])
@@ -132,10 +157,12 @@ def test_the_draws_of_a_window_do_not_depend_on_the_other_examples(tiny_recipe, 
     [
         ("features", {"context_cycles": 1}, "windows overlap"),
         ("corpus", {"label_fraction": 0.5}, "labels that are left"),
+        ("train", {"spans": "events", "background": True}, "needs windows"),
+        ("target", {"column": "diagnosis"}, "no known diagnosis"),
     ],
 )
 def test_windows_are_refused_where_they_would_mislead(tiny_recipe, section, values, said):
-    recipe = Recipe(**tiny_recipe | {"train": {"spans": "windows"}})
+    recipe = Recipe(**tiny_recipe | {"train": {"spans": "windows", "background": section == "target"}})
     for name, value in values.items():
         setattr(getattr(recipe, section), name, value)
     splits = load_corpus("synthetic", tiny_recipe["corpus"]["data_dir"])

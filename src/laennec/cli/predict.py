@@ -193,10 +193,12 @@ def _say_decision(predictor: "Predictor", annotated: bool) -> None:
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:
         bounds = ", ".join(f"{name} above {p:.3f}" for name, p in decision["thresholds"].items())
-        origin = "given" if given else f"rule {decision['rule']}, fitted on {decision['fitted_on']}"
-        say(f"a label is present: {bounds} (calibrated probability; {origin})")
+        kind, origin = "calibrated probability", f"rule {decision['rule']}, fitted on {decision['fitted_on']}"
+        if not (config.thresholds or config.temperatures or config.operating_points):
+            kind, origin = "probability", "nothing was fitted"
+        say(f"a label is present: {bounds} ({kind}; {'given' if given else origin})")
     notes = fitting_notes(config, decision["fitted_on"])
-    if not (annotated or predictor.segmentation or given):
+    if not (annotated or predictor.segmentation or predictor.whole or given):
         notes.insert(0, window_note(config, predictor.window_s, predictor.hop_s) or "")
     for note in filter(None, notes):
         say(f"note: {note}")

@@ -36,6 +36,12 @@ def run(options: argparse.Namespace) -> int:
     if record.get("best_epoch") is not None:
         reached = f"{record['selection_metric']} on validation {record['best_metric']:.4g}"
         say(f"kept: epoch {record['best_epoch']:g} ({reached})")
+    own = "recordings" if record.get("span") == "recording" else "events"
+    for spans, fitted in {own: record["operating_points"], **(record.get("window_points") or {})}.items():
+        if fitted and fitted["thresholds"] is not None:
+            bounds = ", ".join(f"{name} {p:.3f}" for name, p in fitted["threshold_probabilities"].items())
+            rule = f"threshold rule {fitted['rule'] or 'none'}"
+            say(f"thresholds for {spans}: {bounds} (probability; calibration {fitted['calibration']}, {rule})")
     say(f"run: {out}")
     held_out = record.get("held_out") or ["test"]
     say(f"next: laennec evaluate {out}" + ("" if "test" in held_out else f" --split {held_out[0]}"))

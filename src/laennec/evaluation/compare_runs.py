@@ -19,7 +19,7 @@ from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_
 from laennec.evaluation.plots import embedded_picture, figure_png
 from laennec.evaluation.plots_runs import difference_plot
 from laennec.evaluation.report_sections import shown_text
-from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names
+from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, span_of
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template
 from laennec.training.record import write_record
@@ -276,6 +276,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "protocol": origin.get("protocol"),
         "split_fingerprint": origin.get("split_fingerprint"),
         "cycles": first.metrics["counts"]["cycles"],
+        "span": span_of(first.metrics),
         "patients": patients,
         "notes": [*notes, *filter(None, [interval_note(patients)])],
     }
@@ -303,16 +304,16 @@ def format_comparison(content: Mapping[str, Any]) -> str:
     """The comparison as plain text for a terminal."""
     lines = [
         f"corpus {content['corpus']} {_short(content['corpus_fingerprint'])}, protocol {content['protocol']}, split "
-        f"{content['part']} ({_short(content['split_fingerprint'])}): {content['cycles']:,} cycles of "
+        f"{content['part']} ({_short(content['split_fingerprint'])}): {content['cycles']:,} {content['span']}s of "
         f"{content['patients']} patients",
         *(f"note: {note}" for note in content["notes"]),
         f"difference from {content['baseline']}, paired: 95 % intervals and p over {content['draws']:,} draws of "
         f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
-    for figure in content["figures"]:
-        rows = [[figure_name(figure), *_COLUMNS[1:]], *comparison_rows(content, figure)]
-        widths = [max(len(row[k]) for row in rows) + 2 for k in range(len(_COLUMNS))]
+    tables = [[[figure_name(f), *_COLUMNS[1:]], *comparison_rows(content, f)] for f in content["figures"]]
+    widths = [max(len(row[k]) for rows in tables for row in rows) + 2 for k in range(len(_COLUMNS))]
+    for rows in tables:
         lines += ["", *("".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from laennec.evaluation.summary import (
     figure_text,
     is_percent,
     length_alone,
+    span_of,
     thresholds_in_use,
 )
 from laennec.files import atomic_write
@@ -235,7 +236,7 @@ def roc_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
         axes.plot(x, y, color=colour, lw=2, label=_legend_text(evaluation, name, "roc_auc", "AUROC"))
         axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), color=colour, **_DOT)
     _unit_axes(axes, "false positive rate (1 - specificity)", "true positive rate (recall)")
-    styled_title(axes, f"ROC ({len(predictions.table):,} cycles; dot: threshold in use)")
+    styled_title(axes, f"ROC ({len(predictions.table):,} {span_of(evaluation)}s; dot: threshold in use)")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 
@@ -253,7 +254,7 @@ def precision_recall_plot(predictions: Predictions, evaluation: Mapping[str, Any
         if decided.any():
             axes.plot(decided[truth == 1].mean(), truth[decided == 1].mean(), color=colour, **_DOT)
     _unit_axes(axes, "recall", "precision")
-    styled_title(axes, "Precision and recall (dashed: all cycles predicted positive)")
+    styled_title(axes, "Precision and recall (dashed: all predicted positive)")
     if axes.lines:
         figure.legend(loc="outside lower center", **LEGEND)
     return figure
@@ -274,7 +275,7 @@ def reliability_plot(calibration: Mapping[str, Any], classes_only: bool = False)
         areas = [18 + 500 * entry["count"] / total for entry in used]
         axes.scatter(x, y, s=areas, color=colour, alpha=0.55, lw=0)
     _unit_axes(axes, "predicted probability", "observed frequency")
-    styled_title(axes, "Reliability in 15 bins (dot area: cycles in the bin)")
+    styled_title(axes, "Reliability in 15 bins (dot area: number in the bin)")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 
@@ -296,14 +297,14 @@ def decision_plot(name: str, curve: Mapping[str, Any], k: int = 0, in_use: float
         x, low, high = zip(*known, strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.16, lw=0)
         top = max(top, *high)
-    axes.plot(t, curve["treat_all"], color=QUIET, lw=1.3, ls=DASHED, label="act on every cycle")
+    axes.plot(t, curve["treat_all"], color=QUIET, lw=1.3, ls=DASHED, label="act on all")
     axes.axhline(0, color=INK, lw=1.1, label="act on none")
     axes.plot(t, curve["model"], color=colour, lw=2, label="act by the model")
     if in_use is not None:
         axes.axvline(in_use, color=colour, lw=1.1, ls=(0, (1, 2)), label=f"threshold in use, {in_use:.2f}")
     axes.set(xlim=(0, 1), ylim=(-0.25 * top, 1.06 * top))
-    axis_labels(axes, "threshold probability", "net benefit, true positives per cycle")
-    styled_title(axes, f"Decision curve, {name} ({100 * curve['prevalence']:.0f} % of {curve['cycles']:,} cycles)")
+    axis_labels(axes, "threshold probability", "net benefit, share of all")
+    styled_title(axes, f"Decision curve, {name} ({100 * curve['prevalence']:.0f} % of {curve['cycles']:,})")
     figure.legend(loc="outside lower center", ncols=2, **LEGEND)
     return figure
 
@@ -330,7 +331,7 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
         axes.text(place, 0.015, f"{group['positives'][name]}", ha="center", fontsize=8, color=QUIET,
                   transform=axes.get_xaxis_transform())  # fmt: skip
     for value, style, text, shade in (
-        (lengths["overall"]["values"][name], (0, (5, 2)), "all cycles", colour),
+        (lengths["overall"]["values"][name], (0, (5, 2)), "all", colour),
         (lengths["within"]["values"][name], "-", "within similar lengths", colour),
         (alone, (0, (1, 2)), "event length alone", INK),
     ):
@@ -343,8 +344,8 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
     low = min(seen)
     axes.set(ylim=(low - 0.16 * (1.03 - low), 1.03), xlim=(-0.6, len(groups) - 0.4))  # room for the counts
     axes.set_yticks([tick for tick in np.arange(0, 1.01, 0.1) if tick >= low - 0.1])
-    axis_labels(axes, f"cycle length in s (grey: number of cycles with {shown_name(name)})", "AUROC")
-    styled_title(axes, f"{name.capitalize()} among cycles of similar length")
+    axis_labels(axes, f"length in s (grey: number with {shown_name(name)})", "AUROC")
+    styled_title(axes, f"{name.capitalize()} among similar lengths")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 
@@ -373,10 +374,11 @@ def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
         if value is not None:
             fill = INK if bounds else "white"
             axes.plot(value, place, marker="o", ms=6, color=INK, mfc=fill, ls="none", clip_on=False, zorder=3)
-        note = f"{line['cycles']:,} cycles, {line['patients']} patient{'' if line['patients'] == 1 else 's'}"
+        people = f"{line['patients']} patient{'' if line['patients'] == 1 else 's'}"
+        note = f"{line['cycles']:,} {span_of(evaluation)}s, {people}"
         axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
     axes.set(xlim=(0, 100 if is_percent(name) else 1), ylim=(len(rows) - 1.4, -0.7), yticks=[])
     axes.set_xlabel(figure_name(name))
     axes.spines["left"].set_visible(False)
-    styled_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all cycles)")
+    styled_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
     return figure

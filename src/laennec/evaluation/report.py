@@ -25,6 +25,7 @@ from laennec.evaluation.plots import MOST_LABELS, embedded_picture, evaluation_p
 from laennec.evaluation.plots_runs import learning_curves
 from laennec.evaluation.predictions import Predictions, read_evaluated
 from laennec.evaluation.report_details import Extras, cycle_sounds, errors_section, map_section
+from laennec.evaluation.summary import span_of
 from laennec.files import atomic_write
 from laennec.progress import track
 from laennec.rendering import render_template
@@ -36,12 +37,12 @@ _CAPTIONS = {
     "roc": "True positive rate against false positive rate at every threshold; dot: the threshold of the scores above.",
     "precision_recall": "Precision against recall at every threshold; dot: the threshold of the scores above.",
     "reliability": "Predicted probability against observed frequency. Below the diagonal: probabilities too high.",
-    "decision": "Net benefit of acting on the probabilities: true positives per cycle, minus false positives at the "
-    "cost that the threshold probability sets. The model is useful where its line is above both others; band: 95 % "
-    "interval.",
-    "length": "AUROC among cycles of similar length, a tenth of the cycles in each group, with 95 % intervals.",
-    "subgroups": "The score of every subgroup with its interval; the band is the interval over all cycles.",
-    "training": "Loss by epoch, on training cycles unless the legend says validation.",
+    "decision": "Net benefit of acting on the probabilities: true positives among all {noun}s, minus false "
+    "positives at the cost that the threshold probability sets. The model is useful where its line is above both "
+    "others; band: 95 % interval.",
+    "length": "AUROC among {noun}s of similar length, a tenth of them in each group, with 95 % intervals.",
+    "subgroups": "The score of every subgroup with its interval; the band is the interval over all {noun}s.",
+    "training": "Loss by epoch, on the training split unless the legend says validation.",
     "validation_percent": "Scores on the validation patients by epoch.",
     "validation_shares": "Per-label metrics on the validation patients by epoch.",
     "loss_terms": "Each term of the objective on its own scale, with its weight, as an average over the epoch.",
@@ -104,7 +105,8 @@ def make_page(
         figures |= learning_curves(run["history"], run.get("best_epoch"))
     pictures = {name: figure_png(figure) for name, figure in track(figures.items(), "drawing the report")}
     command = run.get("command")
-    captions = {name: _CAPTIONS[name.rstrip("_0123456789")] for name in pictures}
+    noun = span_of(evaluation)
+    captions = {name: _CAPTIONS[name.rstrip("_0123456789")].format(noun=noun) for name in pictures}
     titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
     page = render_template(
         "report.html",
@@ -132,7 +134,8 @@ def make_page(
         figures=sections.metric_groups(evaluation),
         counts=sections.counts_and_calibration(evaluation),
         records=sections.records(run, evaluation),
-        captions=_CAPTIONS,
+        captions={name: text.format(noun=noun) for name, text in _CAPTIONS.items()},
+        noun=noun,
         pictures={
             name: embedded_picture(png, f"{titles[name]}. {captions[name]}") | {"caption": captions[name]}
             for name, png in pictures.items()
@@ -213,7 +216,7 @@ def _extras(
         return Extras(None, sounds, [f"{error} ({how})"])
     classes = [true_text(predictions, row) for row in range(len(predictions.table))]
     on_map = embedding_map(embeddings, classes, most=points)
-    return Extras(on_map, sounds, [] if on_map is not None else ["Too few cycles for a map of the embedding."])
+    return Extras(on_map, sounds, [] if on_map is not None else ["Too few rows for a map of the embedding."])
 
 
 def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any, Any]:

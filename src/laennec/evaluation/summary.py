@@ -231,7 +231,7 @@ def _subgroup(subset: Predictions, value: str, n_draws: int, seed: int) -> dict[
     bounds = patient_bootstrap(subset.table, statistics_of(subset), n_draws, seed) if enough else {}
     note = interval_note(n_patients)
     if enough and bounds.get(main) is None:
-        note = "too few abnormal or normal cycles for an interval of the score"
+        note = "too few abnormal or normal rows for an interval of the score"
     return {
         "value": value,
         "cycles": len(subset.table),
@@ -240,6 +240,11 @@ def _subgroup(subset: Predictions, value: str, n_draws: int, seed: int) -> dict[
         "intervals": {name: bounds.get(name) for name in kept},
         "note": note,
     }
+
+
+def span_of(evaluation: Mapping[str, Any]) -> str:
+    """The word for one scored row: cycle, recording or window."""
+    return str(evaluation.get("span", "cycle"))
 
 
 def figure_name(figure: str) -> str:
@@ -342,7 +347,7 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         evaluation: What `evaluate_predictions` returned.
     """
     counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
-    spans = f"{evaluation.get('span', 'cycle')}s"
+    spans = f"{span_of(evaluation)}s"
     lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
@@ -377,7 +382,7 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
     for label in within or evaluation["label_names"]:
         figure = f"{label}.roc_auc"
         found = {
-            f"all {evaluation.get('span', 'cycle')}s": evaluation["values"].get(figure),
+            f"all {span_of(evaluation)}s": evaluation["values"].get(figure),
             "within similar lengths": (within or {}).get(label),
         }
         if segments:

@@ -80,4 +80,6 @@ def window_note(config: Any, window_s: float, hop_s: float) -> str | None:
 def fitting_notes(config: Any, spans: str) -> list[str]:
     """What was left unfitted for "events", "windows" or "recordings", one line for each label."""
     point = config.operating_point if spans == "events" else config.operating_points.get(spans, {})
+    if config.span == "recording":
+        spans = "recordings"
     return [f"{spans}: {note}" for note in point.get("notes") or []]

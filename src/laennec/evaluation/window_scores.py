@@ -55,8 +55,8 @@ def scored_windows(
     """
     config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
 
-    def truth(name: str, *cut: float) -> Any:
-        return window_truth(window_table(splits[name], recipe, rate, *cut), name, recipe, names)
+    def truth(name: str, window_s: float, hop_s: float) -> Any:
+        return window_truth(window_table(splits[name], recipe, rate, window_s, hop_s), name, recipe, names)
 
     train = None
     if "train" in splits:
@@ -93,7 +93,7 @@ def score_windows(
     Returns:
         JSON-ready {"fitted_on": {unit: what its thresholds were fitted on}, "units": {unit: {"rows", "left_out",
         "patients", "positives", "thresholds" (probabilities), "values", "intervals", "ece", "note", "baselines":
-        {name: {figure: value}}}}}.
+        {name: {"values", "intervals"}}}}}.
     """
     labels, logits, decided, probabilities = _by_label(table, config)
     windows = table.assign(**_columns(labels, logits))
@@ -121,7 +121,7 @@ def score_windows(
         units[name] = _unit(scored[name], labels, *outcome[name], n_draws, seed) | {"thresholds": thresholds[name]}
         if {"crackle", "wheeze"} <= set(labels):
             trained = None if train is None else train[name]
-            units[name]["baselines"] = _baselines(name, trained, scored[name], labels, seed)
+            units[name]["baselines"] = _baselines(name, trained, scored[name], labels, n_draws, seed)
     return {"fitted_on": fitted_on, "units": units}
 
 
@@ -213,16 +213,19 @@ def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decid
     return statistic
 
 
-def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str], seed: int) -> dict[str, dict[str, Any]]:
-    """AUROC of each label of the baselines without the sound; windows and seconds have one length."""
+def _baselines(
+    unit: str, train: Any, table: Any, labels: Sequence[str], n_draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """AUROCs, with intervals, of the baselines without the sound; windows and seconds have one length."""
     known = table.loc[table[list(labels)].notna().all(axis=1).to_numpy()].reset_index(drop=True)
     found = {}
-    for row in shortcut_baselines(train, known, seed=seed):
+    for row in shortcut_baselines(train, known, seed=seed, n_draws=n_draws):
         if row["name"] in _CONSTANT or "skipped" in row:
             continue
         name = row["name"].replace("event length", "recording length")
         if name != "recording length" or unit == "recordings":
-            found[name] = {f"{label}.roc_auc": row["values"].get(f"{label}.roc_auc") for label in labels}
+            areas = [f"{label}.roc_auc" for label in labels]
+            found[name] = {kind: {area: row[kind].get(area) for area in areas} for kind in ("values", "intervals")}
     return found
 
 
@@ -246,10 +249,9 @@ def unit_table(section: Mapping[str, Any], unit: str) -> list[list[str]]:
     lines.append(
         ["ECE", *(figure_text("ece", found["ece"][label]) if label in found["ece"] else "" for label in labels)]
     )
-    for name, areas in found["baselines"].items():
-        cells = [
-            figure_text(figure, areas.get(figure)) for figure in (f"{label}.roc_auc" for label in found["positives"])
-        ]
+    for name, row in found["baselines"].items():
+        areas = [f"{label}.roc_auc" for label in found["positives"]]
+        cells = [figure_text(area, row["values"].get(area), row["intervals"].get(area)) for area in areas]
         lines.append([f"AUROC of {name} alone", *cells, *[""] * (len(labels) - len(cells))])
     return lines
 

@@ -16,6 +16,7 @@ from laennec.encoders import encoder_class
 from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
 from laennec.evaluation.report_sections import earlier_use, epochs_kept, seeds_of
 from laennec.evaluation.summary import card_figures, figure_name, figure_text
+from laennec.evaluation.window_scores import unit_table, unit_title
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
 from laennec.rendering import Markdown, code, escaped, fenced, plain
@@ -43,7 +44,7 @@ def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
     run = evidence.run
     facts, encoder = _corpus_facts(run), run["config"]["encoder"]
     origin = run["corpus"].get("provenance") or {}
-    parts = [_part(entry, run) for entry in evidence.evaluations]
+    parts = [_part(entry, run) for entry in _own_first(evidence)]
     commands = [_shown_command(one["command"]) for one in [*(run.get("members") or []), run] if one.get("command")]
     return {
         "run": run,
@@ -79,15 +80,18 @@ def model_summary(evidence: Evidence) -> str:
     patients = (run.get("patients") or {}).get("train")
     on = f"{facts.title if facts else run['corpus']['name']}{f' ({patients} patients)' if patients else ''}"
     scores = []
-    own = run["corpus"]["name"]
-    for entry in sorted(evidence.evaluations, key=lambda entry: entry["evaluated"]["corpus"]["name"] != own):
-        metrics, corpus = entry["metrics"], entry["evaluated"]["corpus"]["name"]
-        part = _part(entry, run)
-        name = part["name"] if corpus == own else f"{corpus} {part['name']}"
+    for entry in _own_first(evidence):
+        metrics, part = entry["metrics"], _part(entry, run)
         whom = "; ".join(filter(None, [f"{metrics['bootstrap']['patients']} patients", part["shares"]]))
         figures = (f"{figure_name(n)} {figure_text(n, metrics['values'][n])}" for n in _compared_figures(metrics))
-        scores.append(f"{name} ({whom}): {', '.join(figures)}")
+        scores.append(f"{part['name']} ({whom}): {', '.join(figures)}")
     return plain(". ".join([f"{what}; trained on {on}", *scores]))
+
+
+def _own_first(evidence: Evidence) -> list[dict[str, Any]]:
+    """The scored parts, those of the training corpus first."""
+    own = evidence.run["corpus"]["name"]
+    return sorted(evidence.evaluations, key=lambda entry: entry["evaluated"]["corpus"]["name"] != own)
 
 
 def _noun(run: Mapping[str, Any]) -> str:
@@ -114,11 +118,11 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     counts = metrics["counts"]["classes"] or metrics["counts"]["labels"]
     return {
         **entry,
-        "name": split,
+        "name": f"{evaluated['corpus']['name']} {split}" if other_corpus else split,
         "shares": used or (f"shares {text}" if text else ""),
         "is_estimate": few and not used and not origin.get("stamp"),
         "stamp": origin.get("stamp"),
-        "other_corpus": code(evaluated["corpus"]["name"]) if other_corpus else None,
+        "other_corpus": other_corpus,
         "scored": sum(e["split"] == split for e in run.get("evaluations", [])),
         "headline": escaped(f"{figure_name(name)} {figure_text(name, values[name], intervals.get(name))}"),
         "figures": [
@@ -130,6 +134,7 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         "lengths": _lengths(metrics, _noun(run)),
         "official": list(_sprsound_rows(metrics.get("official") or {})),
         "poor_quality": POOR_QUALITY_CONVENTION,
+        "windows": _window_tables(metrics.get("windows")),
         "subgroups": _subgroups(metrics, _noun(run)),
         "calibration": _calibration_rows(metrics["calibration"]),
         "failures": [
@@ -240,6 +245,14 @@ def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             *("not defined" if v is None else f"{v:.1f}" for v in figures),
             f"{recall:.1f} of {score['n_poor_quality']}" if recall is not None else "",
         )
+
+
+def _window_tables(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The scores of windows, seconds and recordings; None where windows were not scored."""
+    if not section:
+        return None
+    units = [(unit_title(section, unit), unit_table(section, unit)) for unit in section["units"]]
+    return {**section, "tables": [{"title": title, "head": head, "rows": rows} for title, (head, *rows) in units]}
 
 
 def _subgroups(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
@@ -354,7 +367,7 @@ def _limitations(
             effect = "are slightly too high" if part["is_estimate"] else "are no estimate for new patients"
             yield Markdown(f"Part {name} {escaped(part['shares'])}; its scores {effect}.")
         if part["other_corpus"]:
-            yield Markdown(f"Part {name} is of another corpus ({part['other_corpus']}) than the training data.")
+            yield Markdown(f"Part {name} is of another corpus than the training data.")
         if part["scored"] > 1:
             yield Markdown(f"Part {name} was scored {part['scored']} times with this run.")
         for warning in part["metrics"]["warnings"]:

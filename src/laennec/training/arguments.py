@@ -51,6 +51,8 @@ class LaennecTrainingArguments(TrainingArguments):
     sam_rho: float | None = None
     sam_adaptive: bool = False
     hub_strategy: str = field(default="end")
+    # transformers pins memory without a GPU too, and torch then warns at every loader
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available)
 
 
 _DEFAULTS = {name: field.default for name, field in LaennecTrainingArguments.__dataclass_fields__.items()}

@@ -208,3 +208,19 @@ def attached(model: Any, heads: AuxiliaryHeads) -> Iterator[None]:
         for hook in hooks:
             hook.remove()
         del model.auxiliary_heads
+
+
+def enter_stage(model: Any, stage: Any, progress: float) -> None:
+    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model.
+
+    Args:
+        model: The model that is trained.
+        stage: What the epoch trains.
+        progress: Share of the training that is done, 0 to 1.
+    """
+    if model.encoder_frozen_in_stage == stage.encoder:
+        model.encoder_frozen_in_stage = not stage.encoder
+        model.train()  # the first batch of an epoch already runs in that epoch's mode
+    if (heads := getattr(model, "auxiliary_heads", None)) is not None:
+        heads.active = stage.encoder and stage.auxiliary
+        heads.reversal.set_progress(min(progress, 1.0))

@@ -229,3 +229,20 @@ def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
             signal.signal(signal.SIGTERM, before)
     if trainer.args.world_size > 1:  # a launch of several processes can abort at exit without it
         trainer.accelerator.wait_for_everyone()
+
+
+def check_loaded(load_result: Any, model: Any, folder: str) -> None:
+    """Refuse a checkpoint that did not fill a model.
+
+    Args:
+        load_result: The missing and unexpected keys that torch names.
+        model: The model; its frozen layers need no weights.
+        folder: Named in the error.
+
+    Raises:
+        InputError: Names a key.
+    """
+    missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
+    if missing or load_result.unexpected_keys:
+        what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
+        raise InputError(f"{folder}: a checkpoint does not fit the model ({what}); start again with --overwrite")

@@ -114,7 +114,8 @@ def coverage_lines(
     """
     seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
     share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
-    lines = [f"sampler {name}: an epoch is {seen.batches} batches of {rows_per_batch} and sees {share}"]
+    batches = f"{seen.batches} batch{'es' * (seen.batches != 1)}"
+    lines = [f"sampler {name}: an epoch is {batches} of {rows_per_batch} and sees {share}"]
     # an own sampler's order is not known in advance
     for spec in specs if isinstance(sampler, CounterSampler) else ():
         if not spec.takes_pairs:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
-from laennec.evaluation.operating_point import fit_operating_point, set_operating_point
+from laennec.evaluation.operating_point import FittingRule, fit_operating_point, set_operating_point
 from laennec.evaluation.predictions import predictions_metrics
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.recipe import HeadSettings
@@ -136,13 +136,36 @@ def default_metrics(config: Any) -> Callable[[Any], dict[str, float]]:
     names, problem = config.label_names, "multi_label" if config.is_multi_label else "single_label"
 
     def compute(prediction: Any) -> dict[str, float]:
-        truth = np.asarray(prediction.label_ids)
-        columns: dict[str, Any] = {"label": [names[number] for number in truth]} if truth.ndim == 1 else {}
-        columns |= {name: truth[:, i].astype(int) for i, name in enumerate(names) if truth.ndim == 2}
-        frame = pd.DataFrame(columns)
-        return ValidationMetrics(frame, problem, names)(prediction)
+        return ValidationMetrics(_truth_frame(prediction.label_ids, names), problem, names)(prediction)
 
     return compute
+
+
+def _truth_frame(labels: Any, names: Sequence[str]) -> pd.DataFrame:
+    """The labels of batches as the columns of a truth table."""
+    truth = np.asarray(labels)
+    if truth.ndim == 1:
+        return pd.DataFrame({"label": [names[number] for number in truth]})
+    return pd.DataFrame({name: truth[:, i].astype(int) for i, name in enumerate(names)})
+
+
+def fit_on_outputs(config: Any, prediction: Any, rule: FittingRule) -> dict[str, Any]:
+    """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config.
+
+    Args:
+        config: The model's configuration, changed in place.
+        prediction: What `Trainer.predict` returned.
+        rule: How they are fitted.
+
+    Returns:
+        As `laennec.evaluation.operating_point.fit_on_validation`.
+    """
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    columns = {f"logit_{name}": logits[:, i] for i, name in enumerate(config.label_names)}
+    table = _truth_frame(prediction.label_ids, config.label_names).assign(**columns)
+    fitted = fit_operating_point(table, config.label_names, config.is_multi_label, rule)
+    set_operating_point(config, fitted)
+    return fitted
 
 
 def calibrate(

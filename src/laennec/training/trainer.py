@@ -22,6 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
+from laennec.evaluation.operating_point import FittingRule
 from laennec.files import explain_write_errors
 from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
@@ -34,10 +35,11 @@ from laennec.training.arguments import (
     parameter_groups,
     sharpness_aware,
 )
-from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached
+from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
+    check_loaded,
     check_whole,
     damage,
     last_whole,
@@ -59,7 +61,7 @@ from laennec.training.step_errors import (
     cycle_names,
     memory_advice,
 )
-from laennec.training.tables import default_metrics
+from laennec.training.tables import default_metrics, fit_on_outputs
 from laennec.training.targets import span_of
 from laennec.training.training_data import as_training_data, collator_of, labels_of
 
@@ -325,12 +327,7 @@ class LaennecTrainer(Trainer):
         epoch = int(host["epochs"][0]) if "epochs" in host else int(self.state.epoch or 0)
         stage = Stage() if self.stages is None else self.stages(epoch)
         progress = self.state.global_step / max(self.state.max_steps, 1)
-        if inner.encoder_frozen_in_stage == stage.encoder:
-            inner.encoder_frozen_in_stage = not stage.encoder
-            inner.train()  # the first batch of an epoch already runs in that epoch's mode
-        if (heads := getattr(inner, "auxiliary_heads", None)) is not None:
-            heads.active = stage.encoder and stage.auxiliary
-            heads.reversal.set_progress(min(progress, 1.0))
+        enter_stage(inner, stage, progress)
         # a named tuple, which transformers would take apart on its way to the device
         mix = {"token_mix": self._context["token_mix"]} if "token_mix" in self._context else {}
         outputs = model(**inputs, **mix)
@@ -346,7 +343,7 @@ class LaennecTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
-        self._check_weights()
+        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
         output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
@@ -382,6 +379,21 @@ class LaennecTrainer(Trainer):
             self._sums = TermSums()
         super().log(logs, start_time)
 
+    def fit_thresholds(
+        self, dataset: Any = None, *, calibration: str = "temperature", rule: str | None = "youden", **settings: Any
+    ) -> dict[str, Any]:
+        """Fit calibration and thresholds on validation data; the model's config keeps them, and prediction uses them.
+
+        Args:
+            dataset: Validation data; None for `eval_dataset`.
+            calibration: "temperature", "platt" or "none".
+            rule: "youden", "f1", "icbhi" (crackle and wheeze), "sensitivity", or None for probability 0.5.
+            **settings: `sensitivity`, the target of that rule (0.9).
+        """
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        found = self.predict(self.eval_dataset if dataset is None else dataset)
+        return fit_on_outputs(config, found, FittingRule(calibration, rule, **settings))
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save model and feature extractor so that `from_pretrained`, pipelines and `laennec predict` load them.
 
@@ -389,7 +401,7 @@ class LaennecTrainer(Trainer):
         """
         folder = Path(output_dir or str(self.args.output_dir))
         if _internal_call:
-            self._check_weights()
+            check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
             refuse_lost_folder(Path(str(self.args.output_dir)))
         model: Any = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
@@ -415,12 +427,7 @@ class LaennecTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # private: transformers continues with a warning when a checkpoint does not fill the model
         model: Any = self.accelerator.unwrap_model(self.model)
-        missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
-        if missing or load_result.unexpected_keys:
-            what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"
-            raise InputError(
-                f"{self.args.output_dir}: a checkpoint does not fit the model ({what}); start again with --overwrite"
-            )
+        check_loaded(load_result, model, str(self.args.output_dir))
 
     def push_to_hub(
         self,
@@ -446,10 +453,6 @@ class LaennecTrainer(Trainer):
             repository, extractor=self.processing_class, commit_message=commit_message, private=closed[0],
             token=token or args.hub_token, revision=revision or args.hub_revision, **kwargs,
         )  # fmt: skip
-
-    def _check_weights(self) -> None:
-        """Stop before weights that are not finite are evaluated or saved."""
-        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
 
     def batch_cycles(self, rows: Tensor | None = None) -> str:
         """Names of the cycles of the training batch, or of some of its rows, for errors."""

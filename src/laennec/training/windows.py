@@ -18,7 +18,7 @@ from laennec.audio.cycles import prediction_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
-from laennec.corpora.base import class_names, column_of, to_arrow
+from laennec.corpora.base import ABNORMAL, class_names, column_of, to_arrow
 from laennec.errors import InputError
 from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.files import cache_root
@@ -65,7 +65,9 @@ def input_length_s(extractor: LaennecFeatureExtractor) -> float:
     return float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
 
 
-def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float, hop_s: float) -> Any:
+def window_table(
+    table: Any, recipe: Recipe, sampling_rate: int, window_s: float, hop_s: float, background: bool = False
+) -> Any:
     """The windows of every recording of a cycle table, as a cycle table.
 
     Args:
@@ -74,6 +76,7 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
         sampling_rate: Of the model's sound, in Hz; the samples at this rate are the length of a recording.
         window_s: Length of a window, in seconds.
         hop_s: Time from the start of one window to that of the next, in seconds.
+        background: Whether a window that no annotated span overlaps has no label, instead of unknown ones.
 
     Returns:
         A row for each window, in the order of the recordings, with the columns of the table. Labels follow the rule of
@@ -86,7 +89,11 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
     named = ("crackle", "wheeze", "label", "events", *recipe.target.names, column or "label")
     truth = {name for name in named if name in table.column_names}
     flags = sorted(truth - {"label", "events", column})
-    four = tuple(class_names(table, "label")) in (FOUR_CLASSES, ())
+    names = tuple(class_names(table, "label"))
+    four = names in (FOUR_CLASSES, ())
+    nothing: dict[str, Any] = dict.fromkeys(flags, 0)
+    if background and "label" in truth:
+        nothing["label"] = _normal(names)
     recordings: dict[str, list[dict[str, Any]]] = {}
     for row in table.with_format("arrow")[:].to_pylist():
         recordings.setdefault(row["recording_id"], []).append(row)
@@ -98,9 +105,26 @@ def window_table(table: Any, recipe: Recipe, sampling_rate: int, window_s: float
             row = {**spans[0], **dict.fromkeys(truth)}
             if counting := _counting(spans, start_s, end_s):
                 row = counting[0] | _combined(counting, flags, truth, four)
+            elif background and all(span["end_s"] <= start_s or span["start_s"] >= end_s for span in spans):
+                row |= nothing
             row |= {"cycle_id": f"{name}#w{index:04d}", "cycle_index": index, "start_s": start_s, "end_s": end_s}
             made.append(row)
     return datasets.Dataset(to_arrow(made, table.features), info=table.info.copy())
+
+
+def _normal(names: tuple[str, ...]) -> int:
+    """The number of the class "normal".
+
+    Raises:
+        InputError: There is none.
+    """
+    known = [name.lower() for name in names or FOUR_CLASSES]
+    if "normal" not in known:
+        raise InputError(
+            f"train.background needs a class normal, but the classes are {', '.join(names)}; set train.background: "
+            "false"
+        )
+    return known.index("normal")
 
 
 def _counting(spans: list[dict[str, Any]], start_s: float, end_s: float) -> list[dict[str, Any]]:
@@ -134,12 +158,20 @@ def training_examples(recipe: Recipe, splits: Any, extractor: LaennecFeatureExtr
         extractor: The front end; its input says how long windows are.
 
     Raises:
-        InputError: Windows for a model with concatenated context, with a fraction of the labels, or of recordings that
-            other splits share.
+        InputError: Background without windows or for a target that a window without annotated spans cannot have;
+            windows for a model with concatenated context, with a fraction of the labels, or of recordings that other
+            splits share.
     """
     table, spans = splits["train"], recipe.train.spans
     if spans == "events":
+        if recipe.train.background:
+            raise InputError("train.background needs windows: set train.spans: windows or both")
         return table
+    if recipe.train.background and recipe.target.column not in (None, "label", ABNORMAL):
+        raise InputError(
+            f"train.background: a window without annotated spans has no known {recipe.target.column}; set "
+            "train.background: false"
+        )
     if extractor.context_cycles:
         raise InputError(
             f"train.spans is {spans}, but features.context_cycles is {extractor.context_cycles}: windows overlap, so "
@@ -151,7 +183,8 @@ def training_examples(recipe: Recipe, splits: Any, extractor: LaennecFeatureExtr
             "have the labels that are left out; set train.spans: events"
         )
     refuse_shared_recordings(splits, "train", str(recipe.corpus.protocol))
-    windows = window_table(table, recipe, extractor.sampling_rate, *window_lengths(extractor))
+    lengths = window_lengths(extractor)
+    windows = window_table(table, recipe, extractor.sampling_rate, *lengths, recipe.train.background)
     return windows if spans == "windows" else datasets.concatenate_datasets([table, windows])
 
 

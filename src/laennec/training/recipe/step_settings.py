@@ -35,6 +35,10 @@ class TrainSettings(StepSettings):
         description="training examples: annotated events (or cycles), the windows of prediction, or both; a window has "
         "the labels of the spans that overlap it by half",
     )
+    background: bool = Field(
+        default=False,
+        description="with windows: those that no annotated span overlaps are training examples too, without any label",
+    )
     batch_size: StrictInt = Field(default=32, ge=1, description="cycles in a batch of one process")
     evaluation_batch_size: StrictInt = Field(
         default=64, ge=1, description="on a GPU; on a CPU each cycle is evaluated alone"
