@@ -155,7 +155,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         "held_out": [name for name in parts if name not in ("train", "validation")],
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "labelled": len(set(training.table["cycle_id"])),
-        "patients": {part.name: len(set(part.table["patient_id"])) for part in (training, validation)},
+        "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
         "pretraining": pretraining,
         "timings": timings.seconds,
         "losses": result.losses,

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import audio_twins
 from laennec.corpora import load_corpus
 from laennec.corpora.base import to_arrow
+from laennec.corpora.leaks import canonical_hashes
 from laennec.errors import InputError
 from laennec.training.pretraining.dataset import PRETRAINING, pretraining_note, pretraining_set, refuse_seen_patients
 from laennec.training.recipe import PretrainSettings
@@ -78,6 +80,32 @@ def test_a_split_by_cycles_leaves_the_patients_that_are_wholly_in_train(small_co
     shared = {"train": part([("a", "s1")]), "test": part([("a", "s2")])}
     with pytest.raises(InputError, match=r"all 1 patients of train are in test too.*choose a corpus\.protocol"):
         pretraining_set(shared, PretrainSettings())
+
+
+@pytest.mark.parametrize("level", ["recording", "window"])
+def test_a_corpus_without_patients_is_kept_apart_by_recording_and_by_sound(some_recordings, tmp_path, caplog, level):
+    folder = audio_twins.physionet2016(tmp_path / "d", some_recordings)
+    for protocol in ("database-out", "recording-80-20"):
+        parts = load_corpus("physionet2016", folder, protocol=protocol, level=level)
+        caplog.clear()
+        found = pretraining_set(parts, PretrainSettings(), canonical_hashes(parts))
+        held_out = {name for part in ("validation", "test") for name in parts[part]["recording_id"]}
+        assert set(found.table["recording_id"]) == set(parts["train"]["recording_id"]) - held_out
+        assert found.patients == [] and "have no patient: they are kept apart" in caplog.text
+        # an encoder that is trained there may be tested on this split, and on no other
+        note = pretraining_note(parts, found.patients, found.table)
+        (tmp_path / PRETRAINING).write_text(json.dumps(note))
+        assert refuse_seen_patients(tmp_path, parts)["protocol"] == protocol
+        other = load_corpus("physionet2016", folder, protocol="database-out", fold=1, level=level)
+        with pytest.raises(InputError, match="was pre-trained on sounds of test"):
+            refuse_seen_patients(tmp_path, other)
+    whole = load_corpus("physionet2016", folder, protocol="none", level=level)
+    found = pretraining_set(whole, PretrainSettings())
+    assert set(found.table["recording_id"]) == set(whole["all"]["recording_id"])
+    assert len(found.table) == (40 if level == "recording" else len(whole["all"]))
+    split = load_corpus("physionet2016", folder, protocol="random-80-20", level="window", window_s=1.0)
+    found = pretraining_set(split, PretrainSettings())
+    assert not set(found.table["recording_id"]) & set(split["test"]["recording_id"])
 
 
 def test_a_corpus_without_a_test_part_is_all_for_pre_training(small_corpus):

@@ -4,10 +4,12 @@ Decisions: a patient of any test split is left out, although a protocol may put 
 so is a recording whose sound is in a test split under another name; no setting changes that. Patients of validation are
 left out unless the recipe asks for that split, because they choose the epoch of the training. Labels are never read:
 unlabelled cycles are used, and recordings without annotation are cut into windows. The encoder keeps the list of its
-patients, so that a training on another split is refused if its test split has one of them.
+patients, so that a training on another split is refused if its test split has one of them. A cycle of unknown patient
+is kept apart from test by its recording and its sound, and a note says so.
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from laennec.training.recipe import PretrainSettings
 from laennec.training.record import read_record
 from laennec.training.targets import Codes, Targets
 
+_log = logging.getLogger(__name__)
 PRETRAINING = "pretraining.json"  # in the folder of a pre-trained encoder
 _NOT_TEST = ("train", "validation", "all")
 _WHOLE = "#record"  # end of the id of a row that is a whole recording
@@ -55,7 +58,12 @@ class PretrainingSet:
     @property
     def patients(self) -> list[str]:
         """Their patients, sorted."""
-        return sorted({str(patient) for patient in column_of(self.table, "patient_id")})
+        return sorted(_known(self.table))
+
+
+def _known(table: Any) -> set[str]:
+    """The patients of a table that are known."""
+    return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
 
 
 def pretraining_set(
@@ -73,7 +81,8 @@ def pretraining_set(
     """
     wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.splits if name in parts]
     held_out = [name for name in parts if name not in wanted]
-    patients = {patient for name in held_out for patient in parts[name]["patient_id"]}
+    patients = set().union(*(_known(parts[name]) for name in held_out))
+    recordings = {recording for name in held_out for recording in parts[name]["recording_id"]}
     alike = one_name or {}
     sounds = {alike.get(sound, sound) for name in held_out for sound in parts[name]["audio_sha256"]} - {None}
     chosen = [parts[name] for name in wanted if len(parts[name])]
@@ -81,19 +90,34 @@ def pretraining_set(
         raise InputError(f"pretrain.splits: no cycles in {' and '.join(settings.splits)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
     hashes = [alike.get(sound, sound) for sound in column_of(table, "audio_sha256")]
-    columns = list(zip(column_of(table, "patient_id"), hashes, strict=True))
-    held_out_patient = [patient in patients for patient, _ in columns]
-    copies = [sound in sounds and not there for (_, sound), there in zip(columns, held_out_patient, strict=True)]
-    kept = [row for row, out in enumerate(zip(held_out_patient, copies, strict=True)) if not any(out)]
+    people = column_of(table, "patient_id")
+    held_out_patient = [patient in patients for patient in people]
+    held_out_recording = [
+        patient is None and recording in recordings
+        for patient, recording in zip(people, column_of(table, "recording_id"), strict=True)
+    ]
+    named_out = [any(out) for out in zip(held_out_patient, held_out_recording, strict=True)]
+    copies = [sound in sounds and not out for sound, out in zip(hashes, named_out, strict=True)]
+    kept = [row for row, out in enumerate(zip(named_out, copies, strict=True)) if not any(out)]
     if not kept:
+        known = len(_known(table))
+        by, count = ("patient", known) if known else ("recording", len(set(table["recording_id"])))
         raise InputError(
-            f"pre-training: all {len(set(table['patient_id']))} patients of {' and '.join(wanted)} are in "
-            f"{' or '.join(held_out)} too, which are held out; choose a corpus.protocol that splits by patient"
+            f"pre-training: all {count} {by}s of {' and '.join(wanted)} are in {' or '.join(held_out)} too, which are "
+            f"held out; choose a corpus.protocol that splits by {by}"
         )
-    pairs = zip(columns, held_out_patient, strict=True)
+    if held_out and (unknown := people.count(None)):
+        _log.warning(
+            "%d of %d cycles have no patient: they are kept apart from %s by recording and by sound, and a person may "
+            "be in both",
+            unknown,
+            len(people),
+            " and ".join(held_out),
+        )
     left_out = {
         "cycles of patients who are in test or validation": sum(held_out_patient),
-        "patients who are in test or validation": len({p for (p, _), there in pairs if there}),
+        "patients who are in test or validation": len(patients & _known(table)),
+        "cycles of unknown patients whose recording is in test or validation": sum(held_out_recording),
         "cycles whose sound is in test or validation": sum(copies),
     }
     table, windows = _cut_whole_recordings(table.select(kept), settings.window_s, settings.hop_s)
@@ -116,7 +140,7 @@ def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[An
             times = {"start_s": row["start_s"] + start_s, "end_s": row["start_s"] + end_s}
             rows.append({**row, **times, "cycle_id": f"{stem}#window{index:03d}", "cycle_index": index})
         windows += len(spans)
-    return datasets.Dataset(to_arrow(rows), info=table.info.copy()), windows
+    return datasets.Dataset(to_arrow(rows, table.features), info=table.info.copy()), windows
 
 
 def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> dict[str, Any]:
@@ -151,7 +175,7 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
     seen = set(map(str, note.get("patients") or [])) if same else set()
     for name in parts:
-        both = sorted(seen & set(map(str, parts[name]["patient_id"]))) if name not in _NOT_TEST else []
+        both = sorted(seen & _known(parts[name])) if name not in _NOT_TEST else []
         if both:
             more = f" and {len(both) - 3} more" if len(both) > 3 else ""
             raise InputError(
