@@ -218,6 +218,17 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
     assert terms == [{"ce"}, {"tuplet"}, {"ce"}]
 
 
+def test_an_epoch_of_the_encoder_alone_is_no_candidate(tiny_recipe, tmp_path, capsys):
+    settings = SONG | {"train": {"epochs": 3, "batch_size": 8, "selection_metric": "loss"}}
+    record = json.loads((run(tiny_recipe, tmp_path / "run", **settings) / "run.json").read_text())
+    rounds = [entry for entry in record["history"] if entry["phase"] == "alternate"]
+    assert {entry["epoch"] for entry in rounds if "loss" in entry} == {1, 2, 3, 4, 5, 6}
+    evaluated = {entry["epoch"]: entry["validation"]["loss"] for entry in rounds if "validation" in entry}
+    assert set(evaluated) == {2, 4, 6} and record["best_epoch"] == min(evaluated, key=evaluated.get)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("alternate epoch")]
+    assert ["validation" in line for line in lines] == [False, True] * 3
+
+
 def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny_recipe, tmp_path, monkeypatch):
     from laennec.training.trainer import LaennecTrainer
 

@@ -5,7 +5,7 @@ nothing changes); what lies beyond a cycle's end is 0 before every convolution, 
 maximum, so poolings need no mask of their own. The baseline of statistics is an encoder like any other, so that it
 goes through the same split, head, selection and evaluation as the networks that it is compared with.
 
-Reference: Song, Han and Jiao, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
+Reference: Song, Han and Song, Contrastive Embedding Learning Method for Respiratory Sound Classification, ICASSP
 2021, Table 1.
 """
 

@@ -3,11 +3,13 @@
 Decisions: each phase is a LaennecTrainer with its own rates, sampler and checkpoints; a finished phase is never run
 again after an interruption. Song's alternation is by epoch: an even epoch trains the encoder by the auxiliary loss
 alone, an odd one the head by the task loss on the frozen encoder, so that no gradient crosses. The last phase chooses
-its epoch on validation. The console shows one line an epoch, and a bar with the time left on a terminal only.
+its epoch on validation, among those that end with a trained head: an epoch of the encoder alone is not evaluated. The
+console shows one line an epoch, and a bar with the time left on a terminal only.
 """
 
 import difflib
 import logging
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -271,7 +273,8 @@ def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = 
             callbacks=_callbacks(recipe, phase),
             **plan.settings,
         )
-        for callback in [EpochLines(phase.name, metric)] * lines + [watch] * (watch is not None):
+        evaluated = phase.stages if phase.stages is not None and phase.selects else lambda _: Stage()
+        for callback in [EpochLines(phase.name, metric, evaluated)] * lines + [watch] * (watch is not None):
             trainer.add_callback(callback)
         with unsharded(result.model) as whole, compiled_layers(result.model, recipe.train.compile):
             train_or_resume(trainer, recipe.train.save_steps)
@@ -352,11 +355,32 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
 
 
 def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:
-    """Early stopping where the recipe wants it, and the recipe's own callbacks."""
-    own = [one.make(f"train.callbacks[{n}]", recipe.folders) for n, one in enumerate(recipe.train.callbacks)]
+    """Early stopping where the recipe wants it, the epochs to evaluate, and the recipe's own callbacks."""
+    own: list[TrainerCallback] = [
+        one.make(f"train.callbacks[{n}]", recipe.folders) for n, one in enumerate(recipe.train.callbacks)
+    ]
     if recipe.train.patience and phase.selects:
         own.append(EarlyStoppingCallback(recipe.train.patience))
+    if phase.stages is not None and phase.selects:
+        own.append(EvaluateTrainedHeads(phase.stages))
     return own
+
+
+class EvaluateTrainedHeads(TrainerCallback):
+    """Leaves out the evaluation of epochs that do not train the head, which is stale after them."""
+
+    def __init__(self, stages: Callable[[int], Stage]) -> None:
+        self.stages = stages
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Decide on the evaluation that transformers has planned."""
+        if not self.stages(_epoch_of(state)).head:
+            control.should_evaluate = False
+
+
+def _epoch_of(state: Any) -> int:
+    """The number of the epoch, from 0, that has been trained last, be it in part."""
+    return max(0, math.ceil(float(state.epoch or 0) - 1e-6) - 1)
 
 
 def batch_setting(recipe: Recipe, sampler: str, rows: int) -> BatchSetting:
@@ -386,11 +410,15 @@ class EpochLines(TrainerCallback):
     Args:
         phase: Name of the phase.
         metric: The metric that chooses the epoch; None for a training without validation.
+        stages: What each epoch trains; only an epoch that trains the head is evaluated.
     """
 
-    def __init__(self, phase: str, metric: str | None = None) -> None:
+    def __init__(
+        self, phase: str, metric: str | None = None, stages: Callable[[int], Stage] = lambda _: Stage()
+    ) -> None:
         self.phase = phase
         self.metric = metric
+        self.stages = stages
         self.progress = Progress(phase)
         self.losses = ""
 
@@ -408,7 +436,8 @@ class EpochLines(TrainerCallback):
         if "loss" in logs:
             terms = ", ".join(f"{k.removeprefix('term_')} {v:.4f}" for k, v in logs.items() if k.startswith("term_"))
             self.losses = f"loss {logs['loss']:.4f}" + (f" ({terms})" if terms else "")
-        if ("loss" if self.metric is None else "eval_loss") not in logs or not state.is_world_process_zero:
+        evaluated = self.metric is not None and self.stages(_epoch_of(state)).head
+        if ("eval_loss" if evaluated else "loss") not in logs or not state.is_world_process_zero:
             return
         shown = dict.fromkeys(("loss", self.metric, "icbhi.Score", "roc_auc_macro"))
         figures = ", ".join(_figure(k, logs[f"eval_{k}"]) for k in shown if f"eval_{k}" in logs)

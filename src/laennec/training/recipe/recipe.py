@@ -196,6 +196,8 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
+        if self.head.standardise is None:  # a scaled input would change the balance of the losses of a trained encoder
+            self.head.standardise = self.encoder.frozen
         for problem in (*self._problems(), *self._loss_problems()):
             raise ValueError(problem)
         return self

@@ -210,8 +210,10 @@ class HeadSettings(Settings):
         default=0, ge=0, description="width of a shared projection for auxiliary losses; 0: none"
     )
     layer_norm: StrictBool = Field(default=False, description="layer norm of the embedding, as in AST's classifier")
-    standardise: StrictBool = Field(
-        default=True, description="scale the embedding by mean and spread of the training cycles"
+    standardise: StrictBool | None = Field(
+        default=None,
+        description="scale the embedding by mean and spread of the training cycles; where left out: if the encoder is "
+        "frozen",
     )
     calibration: Literal["none", "temperature", "platt"] = Field(
         default="temperature",
