@@ -14,12 +14,13 @@ PATIENTS, PLACES = st.sampled_from(["1", "2", "3"]), st.sampled_from(["Al", "Tc"
 ROWS = st.lists(
     st.tuples(PATIENTS, PLACES, st.sampled_from([3.0, 30.0, None]), st.sampled_from(["F", "M"])), min_size=2
 )
-MODES = ["same_patient_same_location", "same_patient_other_location", "same_location_across_patients"]
+MODES = ["same_recording", "same_patient_same_location", "same_patient_other_location", "same_location_across_patients"]
 
 
 def table(rows):
     patient, place, age, sex = (list(column) for column in zip(*rows, strict=True))
-    columns = {"patient_id": patient, "chest_location": place, "age_years": age, "sex": sex}
+    recording = [f"{a}{b}" for a, b in zip(patient, sex, strict=True)]
+    columns = {"patient_id": patient, "chest_location": place, "age_years": age, "sex": sex, "recording_id": recording}
     return GroupTable(len(rows), columns, [18.0])
 
 
@@ -27,6 +28,7 @@ def fits(mode, one, other):
     """The definition of a mode, for two different cycles (patient, location, ...)."""
     patient, place = one[0] == other[0], one[1] == other[1]
     return {
+        "same_recording": patient and one[3] == other[3],
         "same_patient_same_location": patient and place,
         "same_patient_other_location": patient and not place,
         "same_location_across_patients": place and not patient,
@@ -40,10 +42,12 @@ def fits(mode, one, other):
 )  # fmt: skip
 def test_pairs_are_those_of_a_naive_loop(rows, mode, missing, unpaired, seed):
     chosen = PretrainSettings(pairs=mode, missing=missing, unpaired=unpaired)
-    takes_part = [i for i, row in enumerate(rows) if row[1] is not None or missing == "own_group"]
+    any_place = missing == "own_group" or mode == "same_recording"
+    takes_part = [i for i, row in enumerate(rows) if row[1] is not None or any_place]
     partners = {i: [j for j in takes_part if j != i and fits(mode, rows[i], rows[j])] for i in takes_part}
     expected = [i for i in takes_part if partners[i] or unpaired == "own_views"]
-    if all(row[1] is None for row in rows) or not any(partners.values()) or len(expected) < 2:
+    unplaced = mode != "same_recording" and all(row[1] is None for row in rows)
+    if unplaced or not any(partners.values()) or len(expected) < 2:
         with pytest.raises(InputError):
             pair_sampling(chosen, table(rows))
         return

@@ -21,6 +21,7 @@ from laennec.training.targets import Codes, GroupTable, group_codes
 
 # mode -> (columns that both cycles of a pair share, column in which they differ)
 _SHARED: dict[str, tuple[list[str], str | None]] = {
+    "same_recording": (["recording"], None),
     "same_patient_same_location": (["patient", "chest_location"], None),
     "same_patient_other_location": (["patient"], "chest_location"),
     "same_location_across_patients": (["chest_location"], "patient"),

@@ -128,7 +128,12 @@ class PretrainSettings(StepSettings):
         "(masks in time and frequency), time, frequency (masks in one of them)",
     )
     pairs: Literal[
-        "self", "same_patient_same_location", "same_patient_other_location", "same_location_across_patients", "age_band"
+        "self",
+        "same_recording",
+        "same_patient_same_location",
+        "same_patient_other_location",
+        "same_location_across_patients",
+        "age_band",
     ] = Field(
         default="self",
         description="positive pairs: two views of one cycle, or of two; age_band: self, and all cycles of an age band",
