@@ -333,3 +333,16 @@ def test_it_is_called_as_transformers_calls_it() -> None:
     together = extractor([noise(4000), noise(8000)], sampling_rate=16000)
     torch.testing.assert_close(padded["input_values"], together.input_values, atol=1e-5, rtol=0)
     assert padded["attention_mask"].tolist() == together.attention_mask.tolist()
+
+
+@pytest.mark.parametrize("preset", ["whisper", "whisper-128", "clap", "clap-fused"])
+def test_filters_that_are_not_kaldis_are_librosas(preset):
+    import librosa
+
+    front = PRESETS[preset]
+    slaney = front.mel_scale == "slaney"
+    wanted = librosa.filters.mel(
+        sr=front.sampling_rate, n_fft=front.fft_samples, n_mels=front.num_mel_bins, fmin=front.low_hz,
+        fmax=front.high_hz, htk=not slaney, norm="slaney" if slaney else None, dtype=np.float64,
+    )  # fmt: skip
+    np.testing.assert_allclose(mel_filters(front).numpy(), wanted.T, atol=1e-8)

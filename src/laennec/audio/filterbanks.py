@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
 
 from laennec.audio.presets import FrontEnd
 from laennec.errors import InputError
@@ -110,7 +110,10 @@ def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
     always the floor.
     """
     if front.mel_scale != "kaldi":
-        return _filters_in_hz(front).to(dtype)
+        bins, area = front.fft_samples // 2 + 1, "slaney" if front.mel_scale == "slaney" else None
+        edges = (front.low_hz, front.high_hz, front.sampling_rate)
+        filters = mel_filter_bank(bins, front.num_mel_bins, *edges, norm=area, mel_scale=front.mel_scale)
+        return torch.from_numpy(filters).to(dtype)
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (front.low_hz, front.high_hz))
     step = (high - low) / (front.num_mel_bins + 1)
     index = torch.arange(front.num_mel_bins, dtype=dtype)[:, None]
@@ -120,36 +123,6 @@ def mel_filters(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:
     mel = 1127.0 * (1.0 + hz / 700.0).log()[None, :]  # (1, bins)
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp_min(0.0)
     return torch.nn.functional.pad(triangles, (0, 1)).T.contiguous()
-
-
-def _filters_in_hz(front: FrontEnd) -> Tensor:
-    """Triangles with straight sides over Hz: Slaney's (as librosa), divided by half their width, or HTK's."""
-    to_mel, to_hz = (_slaney_mel, _slaney_hz) if front.mel_scale == "slaney" else (_htk_mel, _htk_hz)
-    low, high = (float(to_mel(np.array([hz]))[0]) for hz in (front.low_hz, front.high_hz))
-    corners = to_hz(np.linspace(low, high, front.num_mel_bins + 2))
-    bins = np.arange(front.fft_samples // 2 + 1)[:, None] * (front.sampling_rate / front.fft_samples)
-    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
-    triangles = np.maximum(0.0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
-    if front.mel_scale == "slaney":
-        triangles = triangles * (2.0 / (right - left))
-    return torch.from_numpy(triangles)
-
-
-def _htk_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 2595.0 * np.log10(1.0 + hz / 700.0)
-
-
-def _htk_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
-
-
-def _slaney_mel(hz: NDArray[np.float64]) -> NDArray[np.float64]:
-    """15 mel a kHz up to 1 kHz, then 27 mel for every factor of 6.4."""
-    return np.where(hz < 1000.0, 0.015 * hz, 15.0 + 27.0 * np.log(np.maximum(hz, 1e-9) / 1000.0) / np.log(6.4))
-
-
-def _slaney_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(mel < 15.0, mel / 0.015, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27.0))
 
 
 def window_function(front: FrontEnd, dtype: torch.dtype = torch.float32) -> Tensor:

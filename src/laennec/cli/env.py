@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 _PACKAGES = (
-    *("torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "evaluate", "librosa"),
+    *("torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "evaluate"),
     *("soundfile", "soxr", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "safetensors", "pydantic"),
     *("gradio", "onnxruntime", "optuna", "tensorboard"),
 )
