@@ -95,6 +95,17 @@ def test_anchors_first_then_one_other_cycle_of_the_same_class_each(labels, ancho
 
 
 @settings(max_examples=60, deadline=None)
+@given(labels=LABELS, anchors=st.integers(1, 6), processes=st.integers(1, 4), seed=st.integers(0, 2**40))
+def test_processes_share_every_batch_of_anchors_the_last_one_too(labels, anchors, processes, seed):
+    whole = batches(AnchorPositiveSampler(labels, anchors * processes, seed), 2)
+    shared = batches(AnchorPositiveSampler(labels, anchors, seed, processes), 2)
+    assert len(shared) == len(whole) * processes
+    for batch, rows in enumerate(whole):
+        own = shared[batch * processes : (batch + 1) * processes]  # the batches that the processes take at once
+        assert np.array_equal(np.concatenate([own[:, :anchors].ravel(), own[:, anchors:].ravel()]), rows)
+
+
+@settings(max_examples=60, deadline=None)
 @given(labels=LABELS, data=st.data(), per_class=st.integers(1, 8), seed=st.integers(0, 2**40))
 def test_classes_times_samples(labels, data, per_class, seed):
     classes = data.draw(st.integers(1, len(set(labels))))

@@ -26,6 +26,7 @@ from laennec.audio.augmentation import counter_generator
 from laennec.errors import InputError
 from laennec.losses import TupletContrastiveLoss
 from laennec.training.data import CycleDataset, EmbeddingDataset
+from laennec.training.devices import process_count_of_launch
 from laennec.training.loss_specs import LossSpec
 from laennec.training.targets import group_codes
 
@@ -167,22 +168,26 @@ class AnchorPositiveSampler(CounterSampler):
 
     Guarantee: a batch has 2M rows, anchors first, row i + M being another cycle of row i's class. Every cycle is an
     anchor once an epoch; the anchors of the last batch are completed with the first ones of the epoch. A cycle that is
-    alone in its class is its own positive.
+    alone in its class is its own positive. The batches of several processes together are those of one with as many
+    more anchors.
 
     Args:
         labels: Class of each cycle, (cycles,).
         anchors: M, anchors in a batch; set the batch size to 2M.
         seed: Of the run.
+        processes: How many there are.
 
     Reference: Song, Han and Song, ICASSP 2021, section 2.3.
     """
 
-    def __init__(self, labels: Sequence[Any] | npt.NDArray[Any], anchors: int, seed: int = 0) -> None:
+    def __init__(
+        self, labels: Sequence[Any] | npt.NDArray[Any], anchors: int, seed: int = 0, processes: int = 1
+    ) -> None:
         super().__init__(seed)
         self.labels = as_codes(labels)
         if anchors < 1:
             raise ValueError(f"a batch needs at least one anchor, not {anchors}")
-        self.anchors = int(anchors)
+        self.anchors, self.processes = int(anchors), int(processes)
         self.rows_per_batch = 2 * self.anchors
         self._members = np.argsort(self.labels, kind="stable")  # rows, class by class
         self._size = np.bincount(self.labels)  # of each class
@@ -205,7 +210,8 @@ class AnchorPositiveSampler(CounterSampler):
         return np.concatenate([anchors.reshape(shape), positives.reshape(shape)], axis=1).ravel()
 
     def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.anchors) * 2 * self.anchors
+        rounds = math.ceil(len(self.labels) / (self.anchors * self.processes))
+        return rounds * self.processes * 2 * self.anchors
 
 
 class ClassesTimesSamplesSampler(CounterSampler):
@@ -438,7 +444,8 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
     if data is None or (given is None and not isinstance(data, CycleDataset | EmbeddingDataset)):
         return None
     if given is None and isinstance(data, CycleDataset) and any(spec.is_a(TupletContrastiveLoss) for spec in specs):
-        given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed=seed)
+        processes = process_count_of_launch()
+        given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed, processes)
     elif given is None:
         given = EpochSampler(len(data), seed=seed)
     elif not isinstance(given, Sampler) and callable(given):

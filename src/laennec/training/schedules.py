@@ -334,7 +334,7 @@ def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, l
 def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) -> Any:
     size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
     if name == "anchor_positive":
-        return AnchorPositiveSampler(targets.class_ids, size, seed=seed)
+        return AnchorPositiveSampler(targets.class_ids, size, seed, process_count_of_launch())
     if name == "patient_balanced":
         return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
     if name == "classes_times_samples":
