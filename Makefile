@@ -52,7 +52,7 @@ test: install
 # one more than there are cores, for tests that wait; a file's tests share what is made for them
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 tests: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # lines of the package that the tests run, in every process they start
 coverage: install

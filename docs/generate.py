@@ -5,6 +5,7 @@ parsers, `reference/python.md` lists the public names, whose docstrings mkdocstr
 """
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -67,9 +68,11 @@ PAGES = {"python.md": python_page, "recipe.md": recipe_page, "commands.md": comm
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the pages, and the schema that editors read."""
     for name, page in PAGES.items():
         (REFERENCE / name).write_text(page(), encoding="utf-8")
+    schema = json.dumps(Recipe.model_json_schema(), indent=2)
+    (REFERENCE.parent / "recipe.schema.json").write_text(f"{schema}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

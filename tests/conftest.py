@@ -25,6 +25,7 @@ close_the_network()  # for the whole session, and in every process that it start
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = ("tests/test_wheel.py", "tests/examples/", "tests/hub/", "tests/inference/")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid in slow or item.nodeid.partition("[")[0] in slow:
             item.add_marker(pytest.mark.soak)
+    # the files that take longest first, so that no worker waits for another one at the end
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_collection_finish() -> None:

@@ -32,21 +32,20 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "losses": {
         f"losses/{name}.py": [f"tests/losses/test_{test}.py" for test in tests] + [EVERY_LOSS]
         for name, tests in {
-            "add": ["add"], "tuplet": ["tuplet"], "supcon": ["supcon"], "hybrid": ["combine"], "opl": ["opl"],
-            "focal": ["focal"], "patch_mix": ["patch_mix"], "patient": ["patient"], "clustering": ["clustering"],
-            "device": ["device"], "pairs": ["add", "opl"], "moments": ["add"], "combine": ["combine"],
+            "add": ["add"], "tuplet": ["tuplet"], "supcon": ["supcon"], "opl": ["opl"], "focal": ["focal"],
+            "patch_mix": ["patch_mix"], "patient": ["patient"], "clustering": ["clustering"], "device": ["device"],
+            "base": ["add", "opl", "supcon"], "blocks": ["add", "supcon"], "combine": ["combine"],
         }.items()
     },
     "metrics": {
         "evaluation/metrics.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate_metric.py"],
-        "evaluation/sprsound.py": ["tests/evaluation/test_sprsound_tasks.py", "tests/evaluation/test_metrics.py"],
+        "evaluation/sprsound_tasks.py": ["tests/evaluation/test_sprsound_tasks.py", "tests/evaluation/test_metrics.py"],
         "evaluation/bootstrap.py": ["tests/evaluation/test_bootstrap.py"],
     },
     "samplers": {
-        "training/sampler.py": ["tests/training/test_sampler.py", "tests/training/test_sharding.py"],
-        "training/metadata_sampler.py": ["tests/training/test_metadata_sampler.py", "tests/training/test_sampler.py"],
-        "training/guards.py": ["tests/training/test_guards.py"],
-        "training/partners.py": ["tests/training/test_partners.py"],
+        "training/samplers.py": ["tests/training/test_samplers.py", "tests/training/test_sharding.py"],
+        "training/coverage.py": ["tests/training/test_guards.py", "tests/training/test_sharding.py"],
+        "training/pretraining/pairs.py": ["tests/training/pretraining/test_pretraining_pairs.py"],
     },
     "splits": {
         "corpora/splits.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],

@@ -213,7 +213,7 @@ def test_recipes_are_found_by_name(tmp_path, monkeypatch):
 
 def test_the_schema_in_the_documents_is_that_of_the_recipe():
     written = json.loads((ROOT / "docs" / "recipe.schema.json").read_text())
-    assert written == Recipe.model_json_schema(), "run: laennec recipes --schema > docs/recipe.schema.json"
+    assert written == Recipe.model_json_schema(), "run: python -m docs.generate"
 
 
 def test_a_wheel_holds_the_recipes(tmp_path):
