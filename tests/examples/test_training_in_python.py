@@ -95,6 +95,25 @@ def test_any_table_with_audio_and_labels_trains(tmp_path):
     )
     trainer.train()
     assert len(logged(trainer, "term_ce")) == 2 and np.isfinite(trainer.evaluate()["eval_loss"])
+    assert trainer.model.config.span == "recording"  # a row without times is a whole recording
+
+
+def test_thresholds_are_fitted_on_the_validation_data(tmp_path, corpus, small_corpus, capsys):
+    trainer = make_trainer(tmp_path / "run", corpus)
+    sound = str(next(small_corpus.glob("*.wav")))
+    trainer.save_model(str(tmp_path / "before"))
+    fitted = trainer.fit_thresholds(rule="sensitivity", sensitivity=0.8, calibration="none")
+    logits, truth, _ = trainer.predict(corpus["validation"])
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    for k, name in enumerate(("crackle", "wheeze")):
+        found = logits[truth[:, k] == 1, k] > fitted["thresholds"][name]
+        assert found.mean() >= 0.8 and fitted["fitted_on"]["cycles"] == len(corpus["validation"])
+    trainer.save_model(str(tmp_path / "after"))
+    config = AutoModelForAudioClassification.from_pretrained(tmp_path / "after").config
+    assert config.thresholds == fitted["threshold_probabilities"]
+    for name, said in (("before", "nothing was fitted"), ("after", "rule sensitivity, fitted on events")):
+        assert main(["predict", str(tmp_path / name), sound]) == 0
+        assert said in capsys.readouterr().out
 
 
 def test_a_saved_model_is_loaded_by_transformers_and_by_predict(tmp_path, corpus, small_corpus):

@@ -169,7 +169,9 @@ def _single_label(table: Any, column: str, names: list[str]) -> Targets:
 
 
 def span_of(table: Any) -> Span:
-    """What the rows of a cycle table are: "cycle" (or other events), "recording", or the seconds of a window."""
+    """What the rows of a table are: "cycle" (or other events), "recording", or the seconds of a window."""
+    if "start_s" not in table.column_names and "audio" in table.column_names:
+        return "recording"  # the sound of a row is all there is
     if "cycle_id" not in table.column_names or not len(table):
         return "cycle"
     if all(name.endswith("#record") for name in column_of(table, "cycle_id")):
