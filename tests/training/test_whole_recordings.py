@@ -56,6 +56,11 @@ def test_summary_and_card_of_a_model_of_recordings_speak_of_recordings(of_record
     assert predicts.endswith(" in recordings; exactly one label |") and "Each recording gets a probability" in card
 
 
+def test_windows_of_a_model_of_recordings_are_not_scored(of_recordings, tmp_path):
+    with pytest.raises(InputError, match="this model predicts whole recordings"):
+        score(of_recordings, out=tmp_path / "scored", spans="windows")
+
+
 def test_a_configuration_without_a_span_is_of_cycles():
     assert LaennecConfig().span == "cycle"
     with pytest.raises(ValueError, match="span is 'breath'"):

@@ -34,10 +34,10 @@ from laennec.evaluation.metrics import (
 from laennec.evaluation.predictions import Predictions, headline, point_values, read_predictions, statistics_of
 
 SHORTCUTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "event length": ("duration of the cycle", ("length_s",)),
+    "event length": ("its duration", ("length_s",)),
     "device": ("recording device", ("device",)),
     "age, sex, location": ("age and sex of the patient, chest location", ("age_years", "sex", "chest_location")),
-    "level": ("loudness of the cycle", ("level_db",)),
+    "level": ("its loudness", ("level_db",)),
     "bandwidth": ("highest frequency with energy", ("bandwidth_hz",)),
     "database": ("source database", ("database",)),
 }
@@ -100,7 +100,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
     guesses: list[tuple[str, str, FloatArray | str]] = []
     has_normal = classes[0].lower() == "normal"
     if has_normal:
-        guesses.append(("always normal", "predicts normal for every cycle", _constant(0, len(test), len(classes))))
+        guesses.append(("always normal", "predicts normal always", _constant(0, len(test), len(classes))))
     if train is None:
         reason = "no training table was given"
         return guesses + [(name, what, reason) for name, (what, _) in SHORTCUTS.items() if name not in _OPTIONAL]
@@ -110,7 +110,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
         what = "predicts the most frequent class of the training split"
         return [*guesses, ("majority class", what, "no training row is labelled")]
     commonest = int(np.bincount(ids, minlength=len(classes)).argmax())
-    what = f"predicts the most frequent class of the training split ({classes[commonest]}) for every cycle"
+    what = f"predicts the most frequent class of the training split ({classes[commonest]}) always"
     guesses.append(("majority class", what, _constant(commonest, len(test), len(classes))))
     for name, (what, columns) in SHORTCUTS.items():
         train_x, test_x = _features(labelled, test, columns)

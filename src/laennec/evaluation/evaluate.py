@@ -204,6 +204,8 @@ def score(
             raise InputError(f"{recipe.corpus.name}: no split {split!r}; the splits are {listed} (--split)")
         settings_of_model(recipe, run, model, extractor, splits[split])
         lengths = window_lengths(extractor, window_s, hop_s)
+        if spans == "windows" and model.config.span == "recording":
+            raise InputError("--spans windows: this model predicts whole recordings, and is scored on them without it")
         if spans == "windows":
             refuse_shared_recordings(splits, split, str(origin.get("protocol")))
         predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)

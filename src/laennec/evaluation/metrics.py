@@ -343,7 +343,7 @@ def multilabel_metrics(
         "average_precision_micro": none_if_nan(everything.average_precision()[0]),
     }
     notes = [
-        f"{name}: no {'negative' if count else 'positive'} cycle among {len(truth)}, so its AUROC is undefined (null), "
+        f"{name}: no {'negative' if count else 'positive'} among {len(truth)}, so its AUROC is undefined (null), "
         "and so is the macro AUROC"
         for name, count in zip(names, n_true, strict=True)
         if count in (0, len(truth))

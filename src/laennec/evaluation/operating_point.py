@@ -280,7 +280,7 @@ def refuse_test_split(table: Any, action: str) -> str | None:
 def _fit_label(name: str, logits: FloatArray, truth: Any, calibration: Calibration) -> tuple[float, float, str]:
     """Temperature and intercept of one label, and a note where it was left unfitted."""
     if int(truth.sum()) in (0, len(truth)):
-        found = "every cycle has it" if len(truth) and truth[0] else "no cycle has it"
+        found = "all rows have it" if len(truth) and truth[0] else "no row has it"
         return 1.0, 0.0, f"{name}: in validation {found}, so nothing was fitted: temperature 1, threshold at logit 0"
     if calibration == "none":
         return 1.0, 0.0, ""

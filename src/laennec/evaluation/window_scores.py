@@ -117,8 +117,10 @@ def score_windows(
         p = sigmoid(calibrated_logits(highest, labels, *(config.per_label(name, "recordings") for name in names)))
         outcome["recordings"] = (p > np.array([bounds[label] for label in labels]), p)
     units = {}
+    several = len(labels) > 1 and (config.is_multi_label or set(labels) == {"crackle", "wheeze"})
     for name in UNITS:
-        units[name] = _unit(scored[name], labels, *outcome[name], n_draws, seed) | {"thresholds": thresholds[name]}
+        found = _unit(scored[name], labels, *outcome[name], n_draws, seed, several=several)
+        units[name] = found | {"thresholds": thresholds[name]}
         if {"crackle", "wheeze"} <= set(labels):
             trained = None if train is None else train[name]
             units[name]["baselines"] = _baselines(name, trained, scored[name], labels, n_draws, seed)
@@ -157,15 +159,22 @@ def _columns(labels: Sequence[str], logits: FloatArray) -> dict[str, FloatArray]
 
 
 def _unit(
-    table: Any, labels: Sequence[str], decided: Any, probabilities: FloatArray, n_draws: int, seed: int
+    table: Any,
+    labels: Sequence[str],
+    decided: Any,
+    probabilities: FloatArray,
+    n_draws: int,
+    seed: int,
+    *,
+    several: bool,
 ) -> dict[str, Any]:
-    """Counts, values, intervals and calibration errors of one kind of row."""
+    """Counts, values, intervals and calibration errors of one kind of row, and those of any label (`several`)."""
     known = table[list(labels)].notna().all(axis=1).to_numpy()
     rows = table.loc[known].reset_index(drop=True)
     truth = rows[list(labels)].to_numpy(dtype=np.int64)
     decided, probabilities = np.asarray(decided)[known].astype(np.int64), probabilities[known]
     logits = rows[[f"logit_{label}" for label in labels]].to_numpy(dtype=float)
-    statistic = _statistic(labels, truth, logits, decided)
+    statistic = _statistic(labels, truth, logits, decided, several)
     once = {name: none_if_nan(value[0]) for name, value in statistic(np.ones((1, len(rows)))).items()}
     _, patients = patient_codes(rows)
     return {
@@ -184,11 +193,11 @@ def _unit(
     }
 
 
-def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decided: IntArray) -> Any:
-    """Weights (draws, rows) -> every figure of every label (draws,), and those of any label."""
+def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decided: IntArray, several: bool) -> Any:
+    """Weights (draws, rows) -> every figure of every label (draws,), and those of any label (`several`)."""
     ranked = [RankedLabel(logits[:, k], truth[:, k]) for k in range(len(labels))]
     names, true, said = [*labels], truth, decided
-    if len(labels) > 1:
+    if several:
         names = [*labels, "any"]
         true, said = (np.column_stack([flags, flags.any(1)]).astype(np.int64) for flags in (truth, decided))
 
@@ -238,7 +247,7 @@ def unit_table(section: Mapping[str, Any], unit: str) -> list[list[str]]:
     """The figures of one kind of row as text: a line of labels, then a line for each figure."""
     found = section["units"][unit]
     labels = [*found["positives"]]
-    if len(labels) > 1:
+    if any(name.startswith("any.") for name in found["values"]):
         labels.append("any")
     lines = [["", *labels]]
     for figure, title in _TITLES.items():
