@@ -240,7 +240,7 @@ def test_a_label_with_one_class_is_left_as_it_is_and_said(calibration, rule, val
     no_normal = rule == "icbhi" and value == 1
     assert ["rule icbhi: validation has no normal cycle" in note for note in fitted["notes"][1:]] == [True] * no_normal
     assert fitted["notes"][0].startswith("wheeze: in validation ")
-    assert ("every cycle" if value else "no cycle") in fitted["notes"][0]
+    assert ("all rows" if value else "no row") in fitted["notes"][0]
     assert (fitted["thresholds"]["crackle"] == 0.0) == no_normal
 
 
