@@ -50,6 +50,7 @@ def test_too_few_patients_have_no_interval_and_are_told(n_patients):
     answers = read_predictions(table, **TWO)
     assert set(patient_bootstrap(table, statistics_of(answers), 50).values()) == {None}
     assert "too few" in interval_note(n_patients)
+    assert interval_note(1).startswith("1 patient:") and interval_note(2).startswith("2 patients:")
     assert "rough" in interval_note(5) and "rough" in interval_note(19) and interval_note(20) is None
     drawn = np.linspace(0, 1, 41)
     assert interval(drawn, 4) is None and interval(drawn, 5) == pytest.approx((0.025, 0.975))

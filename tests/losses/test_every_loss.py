@@ -511,3 +511,21 @@ def test_a_share_may_differ_from_row_to_row():
 def test_misuse_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_each_loss_states_what_it_takes():
+    kinds = AUXILIARY_LOSSES.items()
+    assert {name for name, kind in kinds if kind.soft_labels} == {
+        "add",
+        "clustering",
+        "cluster_similarity",
+        "patch_mix",
+    }
+    alone = {name for name, kind in kinds if not kind.across_cycles}
+    assert alone == {"clustering", "cluster_similarity", "device_adversarial"}
+    assert not Loss.soft_labels and Loss.across_cycles  # an own loss that states nothing
+
+
+def test_default_weights_of_pafa_are_the_published_ones():
+    loss = PatientAlignmentLoss()
+    assert (loss.within, loss.between) == (50.0, 5e-4)
