@@ -310,6 +310,8 @@ def test_a_mistake_of_ours_is_no_input_error(monkeypatch):
         (["evaluate", "rusn/first"], ["did you mean runs/first?"]),
         (["app", "nothing"], ["nothing: no such run or model"]),
         (["predict", "runs/first"], ["runs/first: a model, but no recordings"]),
+        (["predict", "nothing.wav"], ["nothing.wav: no such file or folder"]),
+        (["predict", "runs/first", "a.wav", "b"], ["a.wav: no such file or folder"]),
         (["train", "sprsound/frozen_mobilenet"], ["data/sprsound", "--corpus.data_dir", "laennec prepare sprsound"]),
         (["train", "sprsound/frozen_mobilenet", "--data-dir", "."], ["mn04_as_mAP_432.pt", "--encoder.weights"]),
     ],

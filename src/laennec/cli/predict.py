@@ -212,7 +212,7 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
             no model if it is an audio file, or a folder with audio files and without a model.
 
     Raises:
-        InputError: There is a model and nothing to predict.
+        InputError: There is a model and nothing to predict, or none of the recordings exists.
     """
     from laennec.audio.recording import AUDIO_SUFFIXES
     from laennec.errors import InputError
@@ -224,10 +224,13 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
         raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
     is_sound = place.suffix.lower() in AUDIO_SUFFIXES
     is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
-    if not rest or (not is_model and (is_sound or is_folder)):
-        return DEFAULT_MODEL, list(paths)
-    refuse_missing_model(first)
-    return first, rest
+    alone = not rest or (not is_model and (is_sound or is_folder))
+    model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, rest)
+    if not alone:
+        refuse_missing_model(first)
+    if not any(Path(name).exists() for name in inputs):
+        raise InputError(f"{inputs[0]}: no such file or folder; check the path")
+    return model, inputs
 
 
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
