@@ -428,6 +428,18 @@ def test_hostile_metadata_stays_text(tmp_path, text):
     assert "49" not in page.text.split("\n")[0]
 
 
+def test_a_corpus_without_metadata_leaves_nothing_open_that_nobody_can_answer(tmp_path):
+    run = read(RECORD / "run.json")
+    for scored in run["evaluations"]:
+        if scored.get("result"):
+            scored["result"]["metrics"] |= {"subgroups": {}, "failures": []}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    card = render_card(tmp_path)
+    assert card.unanswered == render_card(RECORD).unanswered
+    assert "| 23b | performance in groups | not possible: the corpus records no device" in card.text
+    assert "| error analysis | no prediction was wrong |" in card.text and "## Subgroups" not in card.text
+
+
 def head_and_body_of(text):
     """By the Hub's own reading of where the head ends."""
     data = ModelCard(text)

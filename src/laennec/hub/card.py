@@ -34,6 +34,10 @@ HOW_TO_ANSWER = "answer in the recipe's section card, or in a YAML file: laennec
 _TEMPLATE = "card.md.jinja"
 _MARKER = "<!-- laennec:unanswered {} -->"
 _MARKERS = re.compile(r"^<!-- laennec:unanswered ([\w.]+) -->$", re.M)
+_NOTHING = {
+    "subgroups": "not possible: the corpus records no device, chest location, sex or age",
+    "worst-errors": "no prediction was wrong",
+}
 _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 
 
@@ -242,8 +246,9 @@ def open_questions(answered: Collection[str], sections: Collection[str]) -> dict
 def _missing(item: Mapping[str, Any], answered: Collection[str], sections: Collection[str]) -> list[str]:
     """The answers that a checklist item still needs."""
     missing = [key for key in item["needs"] if key not in answered]
-    # only sections about an evaluation can be absent
-    return missing or ([] if item["section"] in sections else ["record.evaluation"])
+    # only sections about an evaluation can be absent, and after one they are absent because there is nothing to show
+    there = item["section"] in sections or "record.evaluation" in answered
+    return missing or ([] if there else ["record.evaluation"])
 
 
 def _checklist_rows(answered: Collection[str], sections: Collection[str]) -> dict[str, list[tuple[Any, ...]]]:
@@ -252,7 +257,8 @@ def _checklist_rows(answered: Collection[str], sections: Collection[str]) -> dic
     for item in checklist()["items"]:
         missing = _missing(item, answered, sections)
         link = f"[{item['section'].replace('-', ' ')}](#{item['section']})"
-        where = Markdown(f"**open**: {', '.join(missing)}" if missing else link)
+        nothing = _NOTHING.get(item["section"]) if item["section"] not in sections else None
+        where = Markdown(f"**open**: {', '.join(missing)}" if missing else nothing or link)
         rows.setdefault(item["guideline"], []).append((item["item"], item["topic"], where))
     return rows
 
