@@ -74,7 +74,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
     f"{path.parent.name}/{path.stem}": path
     for path in sorted((ROOT / "recipes").rglob("*.yaml"))
-    if path.parent.name not in OTHERS
+    if path.parent.name not in OTHERS and path.stem != "ce_cnn"  # which the first edition had not
 }
 PRETRAINED = [name for name, path in RECIPES.items() if "\npretrain:" in path.read_text()]
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
@@ -271,7 +271,7 @@ def test_a_finished_run_is_scored_and_exported(study_place):
 
 def test_an_interrupted_run_goes_on_to_the_same_weights(study_place):
     """The recipe and the seed are those of the finished run; it was stopped after an epoch."""
-    recipe = ["train", str(GOLDEN / "run.yaml"), "--output_dir"]
+    recipe = ["train", str(GOLDEN / "run.yaml"), "--head.standardise", "true", "--output_dir"]
     checkpoint = Path("interrupted/checkpoints/train/checkpoint-5")
     assert checkpoint.is_dir() and not Path("interrupted/run.json").exists()
     steps = []
@@ -427,6 +427,8 @@ def terms_of(run, recipe, most):
 def first_steps(name, twins, shared, out, pretraining=False):
     """Loss terms of a recipe's first two steps, of pre-training or of training."""
     flags = stand_ins(Recipe.from_yaml(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
+    if "standardise:" not in RECIPES[name].read_text():
+        flags["head.standardise"] = True  # the default of the first edition
     if pretraining:
         flags |= {"pretrain.max_steps": 2, "pretrain.batch_size": 2}
         return terms_of(pretrain, Recipe.from_yaml(RECIPES[name], **flags), 2)

@@ -31,6 +31,7 @@ from laennec.training.loss_specs import LossSpec
 from laennec.training.targets import group_codes
 
 Rows = npt.NDArray[np.int64]
+Labels = Sequence[Any] | npt.NDArray[Any]
 
 
 class CounterSampler(Sampler[tuple[int, int]]):
@@ -121,12 +122,7 @@ class LengthBucketSampler(CounterSampler):
     shares_last_batch = True
 
     def __init__(
-        self,
-        lengths: Sequence[int] | npt.NDArray[Any],
-        rows_per_batch: int,
-        seed: int = 0,
-        batches_per_pool: int = 32,
-        processes: int = 1,
+        self, lengths: Labels, rows_per_batch: int, seed: int = 0, batches_per_pool: int = 32, processes: int = 1
     ) -> None:
         super().__init__(seed)
         self.lengths = np.asarray(lengths)
@@ -168,8 +164,7 @@ class AnchorPositiveSampler(CounterSampler):
 
     Guarantee: a batch has 2M rows, anchors first, row i + M being another cycle of row i's class. Every cycle is an
     anchor once an epoch; the anchors of the last batch are completed with the first ones of the epoch. A cycle that is
-    alone in its class is its own positive. The batches of several processes together are those of one with as many
-    more anchors.
+    alone in its class is its own positive. Several processes share the batches of one with as many more anchors.
 
     Args:
         labels: Class of each cycle, (cycles,).
@@ -180,9 +175,7 @@ class AnchorPositiveSampler(CounterSampler):
     Reference: Song, Han and Song, ICASSP 2021, section 2.3.
     """
 
-    def __init__(
-        self, labels: Sequence[Any] | npt.NDArray[Any], anchors: int, seed: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, labels: Labels, anchors: int, seed: int = 0, processes: int = 1) -> None:
         super().__init__(seed)
         self.labels = as_codes(labels)
         if anchors < 1:
@@ -210,8 +203,8 @@ class AnchorPositiveSampler(CounterSampler):
         return np.concatenate([anchors.reshape(shape), positives.reshape(shape)], axis=1).ravel()
 
     def __len__(self) -> int:
-        rounds = math.ceil(len(self.labels) / (self.anchors * self.processes))
-        return rounds * self.processes * 2 * self.anchors
+        whole = self.anchors * self.processes
+        return math.ceil(len(self.labels) / whole) * 2 * whole
 
 
 class ClassesTimesSamplesSampler(CounterSampler):
@@ -234,9 +227,7 @@ class ClassesTimesSamplesSampler(CounterSampler):
 
     rows_per_batch: int
 
-    def __init__(
-        self, labels: Sequence[Any] | npt.NDArray[Any], classes_per_batch: int, samples_per_class: int, seed: int = 0
-    ) -> None:
+    def __init__(self, labels: Labels, classes_per_batch: int, samples_per_class: int, seed: int = 0) -> None:
         super().__init__(seed)
         self.labels = as_codes(labels)
         self._rows = len(self.labels)
@@ -444,8 +435,8 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
     if data is None or (given is None and not isinstance(data, CycleDataset | EmbeddingDataset)):
         return None
     if given is None and isinstance(data, CycleDataset) and any(spec.is_a(TupletContrastiveLoss) for spec in specs):
-        processes = process_count_of_launch()
-        given = AnchorPositiveSampler(data.targets.class_ids, max(1, batch_size // 2), seed, processes)
+        anchors = max(1, batch_size // 2)
+        given = AnchorPositiveSampler(data.targets.class_ids, anchors, seed, process_count_of_launch())
     elif given is None:
         given = EpochSampler(len(data), seed=seed)
     elif not isinstance(given, Sampler) and callable(given):
@@ -458,7 +449,7 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
     return given if isinstance(given, CounterSampler) else RowsWithEpoch(given)
 
 
-def as_codes(labels: Sequence[Any] | npt.NDArray[Any]) -> Rows:
+def as_codes(labels: Labels) -> Rows:
     """Labels of any type as 0 .. groups - 1."""
     values = np.asarray(labels)
     if values.ndim != 1 or not len(values):
