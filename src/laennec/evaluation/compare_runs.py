@@ -19,7 +19,7 @@ from laennec.evaluation.evaluations import Evaluation, common_split, evaluation_
 from laennec.evaluation.plots import embedded_picture, figure_png
 from laennec.evaluation.plots_runs import difference_plot
 from laennec.evaluation.report_sections import shown_text
-from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, span_of
+from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.rendering import render_template
 from laennec.training.record import write_record
@@ -276,7 +276,7 @@ def _data(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "protocol": origin.get("protocol"),
         "split_fingerprint": origin.get("split_fingerprint"),
         "cycles": first.metrics["counts"]["cycles"],
-        "span": span_of(first.metrics),
+        "span": row_noun(first.metrics),
         "patients": patients,
         "notes": [*notes, *filter(None, [interval_note(patients)])],
     }

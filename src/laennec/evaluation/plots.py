@@ -26,7 +26,7 @@ from laennec.evaluation.summary import (
     figure_text,
     is_percent,
     length_alone,
-    span_of,
+    row_noun,
     thresholds_in_use,
 )
 from laennec.files import atomic_write
@@ -236,7 +236,7 @@ def roc_plot(predictions: Predictions, evaluation: Mapping[str, Any]) -> Figure:
         axes.plot(x, y, color=colour, lw=2, label=_legend_text(evaluation, name, "roc_auc", "AUROC"))
         axes.plot(decided[truth == 0].mean(), decided[truth == 1].mean(), color=colour, **_DOT)
     _unit_axes(axes, "false positive rate (1 - specificity)", "true positive rate (recall)")
-    styled_title(axes, f"ROC ({len(predictions.table):,} {span_of(evaluation)}s; dot: threshold in use)")
+    styled_title(axes, f"ROC ({len(predictions.table):,} {row_noun(evaluation)}s; dot: threshold in use)")
     figure.legend(loc="outside lower center", **LEGEND)
     return figure
 
@@ -375,7 +375,7 @@ def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
             fill = INK if bounds else "white"
             axes.plot(value, place, marker="o", ms=6, color=INK, mfc=fill, ls="none", clip_on=False, zorder=3)
         people = f"{line['patients']} patient{'' if line['patients'] == 1 else 's'}"
-        note = f"{line['cycles']:,} {span_of(evaluation)}s, {people}"
+        note = f"{line['cycles']:,} {row_noun(evaluation)}s, {people}"
         axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
     axes.set(xlim=(0, 100 if is_percent(name) else 1), ylim=(len(rows) - 1.4, -0.7), yticks=[])
     axes.set_xlabel(figure_name(name))

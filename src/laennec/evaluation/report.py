@@ -25,7 +25,7 @@ from laennec.evaluation.plots import MOST_LABELS, embedded_picture, evaluation_p
 from laennec.evaluation.plots_runs import learning_curves
 from laennec.evaluation.predictions import Predictions, read_evaluated
 from laennec.evaluation.report_details import Extras, cycle_sounds, errors_section, map_section
-from laennec.evaluation.summary import span_of
+from laennec.evaluation.summary import row_noun
 from laennec.files import atomic_write
 from laennec.progress import track
 from laennec.rendering import render_template
@@ -105,7 +105,7 @@ def make_page(
         figures |= learning_curves(run["history"], run.get("best_epoch"))
     pictures = {name: figure_png(figure) for name, figure in track(figures.items(), "drawing the report")}
     command = run.get("command")
-    noun = span_of(evaluation)
+    noun = row_noun(evaluation)
     captions = {name: _CAPTIONS[name.rstrip("_0123456789")].format(noun=noun) for name in pictures}
     titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
     page = render_template(

@@ -21,7 +21,7 @@ from laennec.evaluation.summary import (
     is_percent,
     length_alone,
     own_names,
-    span_of,
+    row_noun,
     thresholds_in_use,
 )
 from laennec.evaluation.window_scores import unit_table, unit_title
@@ -104,7 +104,7 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     protocol = shown_text(provenance.get("protocol"))
     if provenance.get("fold") is not None:
         protocol += f", fold {provenance['fold']}"
-    scored = f"{counts['cycles']:,} {span_of(evaluation)}s, {draws['patients']} patients"
+    scored = f"{counts['cycles']:,} {row_noun(evaluation)}s, {draws['patients']} patients"
     if counts["unlabelled"]:
         scored += f"; {counts['unlabelled']:,} rows without a known truth left out"
     interval = f"95 %, patient-clustered bootstrap: percentiles of {draws['n_draws']:,} draws of patients, "
@@ -152,7 +152,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     for label in evaluation["label_names"][:4]:
         share = evaluation["counts"]["labels"].get(label, 0) / max(evaluation["counts"]["cycles"], 1)
         parts = [_figure(evaluation, f"{label}.{kind}") for kind in ("average_precision", "f1")]
-        note = f"present in {100 * share:.0f} % of the {span_of(evaluation)}s"
+        note = f"present in {100 * share:.0f} % of the {row_noun(evaluation)}s"
         found.append(_figure(evaluation, f"{label}.roc_auc") | {"parts": parts, "note": note, "definition": None})
     return found
 
@@ -230,7 +230,7 @@ def length_section(lengths: Mapping[str, Any], evaluation: Mapping[str, Any]) ->
             areas.append(_cell("", segments["values"].get(f"{name}.roc_auc")))
         rows.append(_row(name, *areas, _cell("", alone.get(name)) if name in alone else "not computed"))
     middle = [f"middle {seconds} s"] if segments else []
-    columns = ["label", f"all {span_of(evaluation)}s", "within similar lengths", *middle, "length alone"]
+    columns = ["label", f"all {row_noun(evaluation)}s", "within similar lengths", *middle, "length alone"]
     return {"summary": {"columns": columns, "rows": rows}, "seconds": seconds}
 
 
@@ -306,7 +306,7 @@ def subgroup_sections(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             first = {"text": row["value"], "note": note}
             lines.append(_row(first, f"{row['cycles']:,}", f"{row['patients']}{' †' if few else ''}", *cells))
         title = grouping.replace("_", " ")
-        names = [title, f"{span_of(evaluation)}s", "patients", *map(figure_name, columns)]
+        names = [title, f"{row_noun(evaluation)}s", "patients", *map(figure_name, columns)]
         sections.append({"title": title, "rough": any(rough), "table": {"columns": names, "rows": lines}})
     return sections
 
@@ -337,8 +337,8 @@ def metric_groups(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
 def counts_and_calibration(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Numbers of spans by class (or label), and calibration errors."""
     counts = evaluation["counts"]
-    rows = [(f"{name} {span_of(evaluation)}s", f"{count:,}") for name, count in counts["classes"].items()]
-    rows = rows or [(f"{span_of(evaluation)}s with {name}", f"{count:,}") for name, count in counts["labels"].items()]
+    rows = [(f"{name} {row_noun(evaluation)}s", f"{count:,}") for name, count in counts["classes"].items()]
+    rows = rows or [(f"{row_noun(evaluation)}s with {name}", f"{count:,}") for name, count in counts["labels"].items()]
     ece = evaluation["calibration"]["ece"]
     return rows + [(f"{calibration_name(n)} ECE (15 bins)", figure_text("ece", value)) for n, value in ece.items()]
 

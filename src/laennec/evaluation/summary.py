@@ -242,7 +242,7 @@ def _subgroup(subset: Predictions, value: str, n_draws: int, seed: int) -> dict[
     }
 
 
-def span_of(evaluation: Mapping[str, Any]) -> str:
+def row_noun(evaluation: Mapping[str, Any]) -> str:
     """The word for one scored row: cycle, recording or window."""
     return str(evaluation.get("span", "cycle"))
 
@@ -347,7 +347,7 @@ def format_summary(evaluation: dict[str, Any]) -> str:
         evaluation: What `evaluate_predictions` returned.
     """
     counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
-    spans = f"{span_of(evaluation)}s"
+    spans = f"{row_noun(evaluation)}s"
     lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
     lines[0] += f" ({counts['unlabelled']} unlabelled rows left out)" if counts["unlabelled"] else ""
     lines += [f"[low, high]: 95 % interval, {draws['n_draws']} draws of patients, seed {draws['seed']}", ""]
@@ -382,7 +382,7 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
     for label in within or evaluation["label_names"]:
         figure = f"{label}.roc_auc"
         found = {
-            f"all {span_of(evaluation)}s": evaluation["values"].get(figure),
+            f"all {row_noun(evaluation)}s": evaluation["values"].get(figure),
             "within similar lengths": (within or {}).get(label),
         }
         if segments:
