@@ -285,6 +285,13 @@ class TestAssignGroups:
         got = sum(size for number, size in enumerate(sizes) if dealt[f"p{number}"] == 1)
         assert abs(got - 0.2 * sum(sizes)) <= max(sizes)
 
+    def test_no_part_is_left_empty_for_the_sake_of_its_share(self) -> None:
+        assert sorted(assign_groups(["a", "b"], ["one"] * 2, (0.98, 0.02), seed=0, purpose="test").values()) == [0, 1]
+
+    def test_a_fifth_of_four_cycles_is_one(self) -> None:
+        split = split_table(small(1, 1, 4), "random-80-20", validation_fraction=0)
+        assert {name: len(rows) for name, rows in split.splits.items()} == {"train": 3, "test": 1}
+
 
 class TestLeaks:
     def test_shared_things_are_found_by_kind(self) -> None:

@@ -50,8 +50,8 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "splits": {
         "corpora/splits.py": ["tests/corpora/test_splits.py", "tests/invariants/test_leak_guard.py"],
         "corpora/leaks.py": [
-            "tests/corpora/test_splits.py", "tests/corpora/test_check.py", "tests/invariants/test_leak_guard.py",
-            "tests/training/pretraining/test_pretraining_dataset.py",
+            "tests/corpora/test_leaks.py", "tests/corpora/test_splits.py", "tests/corpora/test_check.py",
+            "tests/invariants/test_leak_guard.py", "tests/training/pretraining/test_pretraining_dataset.py",
         ],
     },
 }  # fmt: skip
