@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,28 @@ REAL = [
     ("sprsound", "data/sprsound", {}),
     ("sprsound", "data/sprsound", {"level": "record"}),
 ]
-OTHERS = ("accelerate", "studies", "searches", "own_recordings")
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = json.loads((GOLDEN / "steps.json").read_text())
 RECIPES = {
-    f"{path.parent.name}/{path.stem}": path
+    name: path
     for path in sorted((ROOT / "recipes").rglob("*.yaml"))
-    if path.parent.name not in OTHERS and path.stem != "ce_cnn"  # which the first edition had not
+    if (name := f"{path.parent.name}/{path.stem}") in STEPS
 }
+# settings of the first edition's recipes that are not today's
+FORMER = {
+    "general_audio/*_ast": {"features.mean": None},
+    "general_audio/*_beats": {"train.optimizer": "adamw"},
+    "general_audio/speech_commands_[ac]*": {"augment.mix.each": "batch", "loss.task": "ce"},
+    "icbhi2017_official/add_beats": {
+        "train.optimizer": "adamw", "train.weight_decay": 0.0, "train.betas": [0.9, 0.999],
+    },
+    "icbhi2017_official/frozen_ast_multilabel": {"head.relu": False},
+    "icbhi2017_official/cycleguardian": {
+        "features.keep": "first", "train.epoch_cosine": False, "train.moving_average": None,
+        "train.lr_scheduler_type": "constant",
+    },
+    "icbhi2017_official/simclr_age_sex": {"pretrain.negatives": "all", "pretrain.pairs": "self"},
+}  # fmt: skip
 PRETRAINED = [name for name, path in RECIPES.items() if "\npretrain:" in path.read_text()]
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 FOUR = {"problem_type": "single_label", "label_names": ["normal", "crackle", "wheeze", "both"]}
@@ -427,6 +443,8 @@ def terms_of(run, recipe, most):
 def first_steps(name, twins, shared, out, pretraining=False):
     """Loss terms of a recipe's first two steps, of pre-training or of training."""
     flags = stand_ins(Recipe.from_yaml(RECIPES[name]), name, twins, shared) | {"output_dir": str(out)}
+    for pattern, former in FORMER.items():
+        flags |= former if fnmatch(name, pattern) else {}
     if "standardise:" not in RECIPES[name].read_text():
         flags["head.standardise"] = True  # the default of the first edition
     if pretraining:

@@ -13,6 +13,7 @@ from transformers import ASTConfig, ASTForAudioClassification, AutoFeatureExtrac
 
 from laennec import LaennecConfig, LaennecFeatureExtractor, LaennecForAudioClassification
 from laennec.encoders import load_encoder
+from laennec.ensemble import join_models
 from laennec.errors import InputError
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
@@ -205,6 +206,19 @@ def test_padding_and_company_never_change_a_cycle():
     batch, masks = torch.cat([padded, features(1, 65, seed=1)]), torch.cat([mask, torch.ones(1, 65).long()])
     with torch.inference_mode():
         assert torch.allclose(model(batch, masks).logits[0], model(alone).logits[0], atol=1e-5)
+
+
+def test_a_relu_comes_before_the_last_layer_and_is_saved(tmp_path):
+    made = LaennecForAudioClassification.from_encoder(None, type="statistics", head_relu=True, seed=1).eval()
+    embeddings = torch.randn(6, made.embedding_dim)
+    layer = made.head.classifier
+    expected = embeddings.relu() @ layer.weight.T + layer.bias
+    torch.testing.assert_close(made(embeddings=embeddings).logits, expected)
+    made.save_pretrained(tmp_path)
+    again = LaennecForAudioClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(again(embeddings=embeddings).logits, expected)
+    with pytest.raises(InputError, match=r"head\.relu"):
+        join_models([made, again])
 
 
 def test_standardising_by_training_embeddings_is_what_the_head_sees():

@@ -48,6 +48,7 @@ class LaennecConfig(PreTrainedConfig):
         head_hidden_dim: Width of a hidden layer in the head; 0 for a linear head.
         head_dropout: Dropout before the last layer, 0 to 1.
         head_layer_norm: Whether the embedding is layer-normalised first, as in AST's own classifier.
+        head_relu: Whether the (standardised) embedding goes through a ReLU.
         projection_dim: Width of the projection for auxiliary losses; 0 for none (they take the embedding).
         frozen_encoder: Whether the encoder is never trained.
         trained_layers: How many of the encoder's last layers are trained; None for all.
@@ -84,6 +85,7 @@ class LaennecConfig(PreTrainedConfig):
     head_hidden_dim: int = 0
     head_dropout: float = 0.0
     head_layer_norm: bool = False
+    head_relu: bool = False
     projection_dim: int = 0
     frozen_encoder: bool = False
     trained_layers: int | None = None

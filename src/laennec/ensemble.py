@@ -48,6 +48,8 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
             model.merge_adapters()
         if model.config.head_layer_norm:
             raise InputError("head.layer_norm is set: it normalises one embedding as a whole, which an ensemble cannot")
+        if model.config.head_relu:
+            raise InputError("head.relu is set: it cuts each member's embedding at zero, which an ensemble cannot")
         for name, setting in _SHARED.items():
             if getattr(model.config, name) != getattr(first.config, name):
                 raise InputError(f"the models differ in {setting}; members may differ in their weights alone")

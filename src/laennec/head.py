@@ -18,13 +18,17 @@ class Head(nn.Module):
         hidden_dim: Width of a hidden layer; 0 for none.
         dropout: Before the last layer.
         norm_eps: Epsilon of a layer norm that comes first of all; None for none.
+        relu: Whether a ReLU comes before the dropout.
     """
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, dim: int, labels: int, hidden_dim: int, dropout: float, norm_eps: float | None = None) -> None:
+    def __init__(
+        self, dim: int, labels: int, hidden_dim: int, dropout: float, norm_eps: float | None = None, relu: bool = False
+    ) -> None:
         super().__init__()
+        self.relu = relu
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(dim, eps=norm_eps)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("spread", torch.ones(dim))
@@ -42,6 +46,7 @@ class Head(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """(batch, dim) -> logits (batch, labels)."""
         x = (self.norm(embeddings.to(self.mean.dtype)) - self.mean) / self.spread
+        x = x.relu() if self.relu else x
         if self.training or torch.is_grad_enabled() or x.device.type != "cpu" or _traced():
             logits: Tensor = self.classifier(self.dropout(self.hidden(x)))
             return logits

@@ -88,7 +88,9 @@ class LaennecForAudioClassification(PreTrainedModel):
         self.encoder = make_contiguous(encoder)
         dim = self.embedding_dim
         norm_eps = getattr(config.encoder_config, "layer_norm_eps", 1e-12) if config.head_layer_norm else None
-        self.head = Head(dim, config.num_labels, config.head_hidden_dim, config.head_dropout, norm_eps)
+        self.head = Head(
+            dim, config.num_labels, config.head_hidden_dim, config.head_dropout, norm_eps, config.head_relu
+        )
         # task heads are applied outside `forward`: their rows are of another kind, or needed all at once
         self.tasks = nn.ModuleDict(
             {name: Head(dim, len(task["labels"]), 0, config.head_dropout) for name, task in config.tasks.items()}
@@ -152,7 +154,7 @@ class LaennecForAudioClassification(PreTrainedModel):
             base: Where the weights of an encoder that was handed over came from; a head-only export names it.
             seed: Of the head's initial weights, and of an encoder's without released ones.
             **settings: Further settings of `LaennecConfig`: pooling, head_hidden_dim, head_dropout, head_layer_norm,
-                projection_dim, concatenated_context, tasks.
+                head_relu, projection_dim, concatenated_context, tasks.
 
         Raises:
             InputError: The encoder cannot be loaded or has not the form of one, or cannot be trained that way.

@@ -140,7 +140,8 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def naive_fit(wave: np.ndarray, samples: int, rule: str, fade: int, keep: str) -> np.ndarray:
     """One waveform at its length, by numpy."""
     if len(wave) > samples:
-        return wave[:samples] if keep == "first" else wave[-samples:]
+        start = {"first": 0, "last": len(wave) - samples, "center": (len(wave) - samples) // 2}[keep]
+        return wave[start : start + samples]
     if rule == "crop":
         return wave
     if rule == "zero":
@@ -154,7 +155,7 @@ def naive_fit(wave: np.ndarray, samples: int, rule: str, fade: int, keep: str) -
 
 
 @pytest.mark.parametrize("rule", ["repeat", "repeat_pad", "zero", "crop"])
-@pytest.mark.parametrize("keep", ["first", "last"])
+@pytest.mark.parametrize("keep", ["first", "last", "center"])
 def test_batched_length_rules_equal_the_rule_for_one_waveform(rule: str, keep: str) -> None:
     target, fade = 3200, 500 if rule == "repeat" else 0
     extractor = LaennecFeatureExtractor("ast", length=rule, duration_s=0.2, fade_s=fade / 16000, keep=keep)

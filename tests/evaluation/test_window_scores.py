@@ -15,6 +15,7 @@ from laennec.evaluation.metrics import auroc
 from laennec.evaluation.operating_point import FittingRule
 from laennec.evaluation.window_points import fit_windows, highest_logits, window_note, window_points_of
 from laennec.evaluation.window_scores import score_windows
+from laennec.hub.card import write_card
 from pages import check_page
 
 NAMES = ["crackle", "wheeze"]
@@ -107,7 +108,7 @@ def run(tiny_run, tmp_path):
     return copy
 
 
-def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, capsys):
+def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys):
     assert main(["evaluate", str(run), "--draws", "10"]) == 0
     folder = run / "evaluation-test"
     events, table = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.parquet").read_bytes()
@@ -126,6 +127,10 @@ def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run,
     assert "#windows" in page.addresses()
     windows = pd.read_parquet(folder / "windows.parquet")
     assert windows["recording_id"].nunique() == section["units"]["recordings"]["rows"]
+    card = write_card(run, tmp_path / "card").read_text()
+    for unit, found in section["units"].items():
+        assert f"{found['rows']} {unit} of {found['patients']} patients" in card
+    assert "For windows, as" in card and "For recordings (the highest logit" in card
     for flags, problem in ((["--spans", "cycles"], "events or windows"), (["--hop-s", "1"], "--spans windows")):
         assert main(["evaluate", str(run), *flags]) == 2
         assert problem in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from laennec.losses import NTXentLoss, SupConLoss, blocks
 
 
-def naive(views, temperature, labels=None, mask=None, first_view_only=False):
+def naive(views, temperature, labels=None, mask=None, first_view_only=False, groups=None):
     batch, count, _ = views.shape
     rows = [(b, v) for v in range(count) for b in range(batch)]
     z = {row: views[row].double() / views[row].double().norm() for row in rows}
@@ -26,7 +26,10 @@ def naive(views, temperature, labels=None, mask=None, first_view_only=False):
             positives = [j for j in others if labels[j[0]] == labels[i[0]]]
         found += len(positives)
         if positives:
-            norm = math.log(sum(math.exp(float(z[i] @ z[j]) / temperature) for j in others))
+            counted = others
+            if groups is not None:
+                counted = [j for j in others if j in positives or groups[i[0]] < 0 or groups[j[0]] != groups[i[0]]]
+            norm = math.log(sum(math.exp(float(z[i] @ z[j]) / temperature) for j in counted))
             total -= sum(float(z[i] @ z[p]) / temperature - norm for p in positives) / len(positives)
     return total / anchors, found
 
@@ -75,10 +78,23 @@ def test_ntxent_equals_the_double_loop_times_its_factor(mode):
     x, labels = drawn(6, 2, 5, 3, 3)
     mask = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) > 0.6
     loss = NTXentLoss(0.5, 0.07, contrast_mode=mode)
-    for given in ({}, {"labels": labels}, {"mask": mask.float()}, {"mask": mask}):
+    patients = torch.tensor([0, 0, 1, -1, -1, 1])
+    for given in ({}, {"labels": labels}, {"mask": mask.float()}, {"mask": mask}, {"groups": patients}):
         expected, count = naive(x, 0.5, **given, first_view_only=mode == "one")
         assert loss(x, **given)["ntxent"].item() == pytest.approx(0.5 / 0.07 * expected, rel=1e-10)
         assert loss.pairs == {"ntxent": count}
+
+
+def test_negatives_of_other_patients_alone_leave_a_batch_of_one_patient_without_any():
+    x, _ = drawn(4, 2, 5, 2, 1)
+    x.requires_grad_()
+    value = NTXentLoss()(x, groups=torch.zeros(4).long())["ntxent"]
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-12) and x.grad.abs().max() < 1e-9
+    unknown = NTXentLoss()(x, groups=torch.full((4,), -1))["ntxent"]
+    torch.testing.assert_close(unknown, NTXentLoss()(x)["ntxent"])
+    with pytest.raises(ValueError, match="groups must be"):
+        NTXentLoss()(x, groups=torch.zeros(3).long())
 
 
 def test_golden_values_and_gradients(golden):

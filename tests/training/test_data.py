@@ -91,6 +91,21 @@ def test_two_views_are_two_draws_of_which_the_first_is_that_of_one_view():
     assert double[1]["other_views"] == []
 
 
+def test_a_random_part_is_another_one_in_each_epoch_and_view_and_prediction_sees_the_cycle():
+    dataset = make(None)
+    dataset.crop_samples, dataset.views = 3, 2
+    dataset.waveforms = [np.arange(7, dtype=np.float32)] * 4
+    whole = dataset[3]["waveform"]
+    parts = [
+        sound for epoch in range(20) for sound in (dataset[(3, epoch)]["waveform"], *dataset[(3, epoch)]["other_views"])
+    ]
+    starts = [next(k for k in range(5) if np.array_equal(part, whole[k : k + 3])) for part in parts]
+    assert set(starts) == set(range(5)) and starts[::2] != starts[1::2]
+    assert np.array_equal(dataset[(3, 4)]["waveform"], parts[8])
+    dataset.crop_samples = 9
+    assert np.array_equal(dataset[(3, 0)]["waveform"], whole)
+
+
 def test_first_views_stand_before_second_ones_and_labels_once():
     dataset = make(WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0)))
     dataset.views, dataset.groups = 2, {"device drop": np.array([0, -1, 1, 1])}

@@ -116,6 +116,20 @@ def test_single_label_tasks_use_their_weights(task):
     assert plain.task(out.logits, labels)[task] != weighted.task(out.logits, labels)[task]
 
 
+def test_bce_of_classes_takes_each_class_as_a_yes_no_label_also_of_mixtures():
+    labels = torch.tensor([0, 1, 2, 3] * 2)
+    made = make_objective(LossSettings(task="bce"), False, labels.numpy(), 4)
+    logits = outputs(8, 4).logits
+    mixed = torch.rand(8, 4)
+    for given, rows in ((labels, torch.eye(4)[labels]), (mixed, mixed)):
+        p = logits.sigmoid()
+        expected = -(rows * p.log() + (1 - rows) * (1 - p).log()).mean()
+        torch.testing.assert_close(made.task(logits, given)["bce"], expected)
+    weighted = make_objective(LossSettings(task="bce", class_weights=[1.0, 2, 3, 4]), False, labels.numpy(), 4)
+    each = -(torch.eye(4)[labels] * p.log() + (1 - torch.eye(4)[labels]) * (1 - p).log())
+    torch.testing.assert_close(weighted.task(logits, labels)["bce"], (each * torch.tensor([1.0, 2, 3, 4])).mean())
+
+
 def views(n=6, dim=5):
     """Outputs for two views of n cycles, first views first."""
     out = outputs(2 * n, 2, dim)

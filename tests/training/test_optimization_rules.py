@@ -8,7 +8,15 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from laennec.errors import InputError
-from laennec.training.arguments import MovingAverageCallback, epoch_cosine, epoch_cosine_schedule, sharpness_aware
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.arguments import (
+    LaennecTrainingArguments,
+    MovingAverageCallback,
+    epoch_cosine,
+    epoch_cosine_schedule,
+    sharpness_aware,
+)
+from laennec.training.trainer import LaennecTrainer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "training" / "training_rules.json"
 CASES = {case["id"]: case for case in json.loads(GOLDEN.read_text())["cases"]}
@@ -74,6 +82,25 @@ def test_moving_average_in_trainer_halves_each_step(tmp_path, accumulation):
     for _ in range(3):
         weight -= 0.5 * 0.1 * 2 * (weight - 1)
     assert model.weight.item() == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize("adam_l2", [False, True])
+def test_weight_decay_is_taken_off_the_weights_or_added_to_the_gradient(tmp_path, adam_l2):
+    arguments = LaennecTrainingArguments(
+        output_dir=str(tmp_path), learning_rate=0.1, weight_decay=0.5, adam_beta1=0.95, adam_l2=adam_l2, use_cpu=True
+    )
+    model = LaennecForAudioClassification.from_encoder(None, type="statistics")
+    optimizer = LaennecTrainer(model, arguments).create_optimizer()
+    assert type(optimizer) is (torch.optim.Adam if adam_l2 else torch.optim.AdamW)
+    weight = model.head.classifier.weight
+    twin = torch.nn.Parameter(weight.detach().clone())
+    settings = {"lr": 0.1, "betas": (0.95, 0.999), "eps": 1e-8, "weight_decay": 0.5}
+    plain = (torch.optim.Adam if adam_l2 else torch.optim.AdamW)([twin], **settings)
+    for seed in range(3):
+        gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        weight.grad, twin.grad = gradient.clone(), gradient.clone()
+        optimizer.step(), plain.step()
+    torch.testing.assert_close(weight, twin)
 
 
 def test_sharpness_aware_step():

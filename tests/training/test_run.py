@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
+from laennec.training.split_data import labelled_part, load_splits, make_extractor
 
 
 def run(settings, out, **changes):
@@ -249,6 +251,24 @@ def test_a_run_interrupted_between_phases_keeps_the_log_of_the_finished_one(tiny
     records = [json.loads((folder / "run.json").read_text()) for folder in (whole, continued)]
     assert [h["phase"] for h in records[0]["history"]] == ["pretrain", "alternate", "alternate"]
     assert records[0]["history"] == records[1]["history"]
+
+
+def test_mean_and_std_of_the_training_features_are_stored_with_the_model(tiny_recipe, tmp_path):
+    changed = {"features": tiny_recipe["features"] | {"mean": "train"}}
+    out = run(tiny_recipe, tmp_path / "run", **changed)
+    extractor = LaennecFeatureExtractor.from_pretrained(out / "model")
+    settings = json.loads((out / "run.json").read_text())["config"]["features"]
+    assert settings["mean"] == extractor.mean and settings["std"] == extractor.std
+    recipe = Recipe(**tiny_recipe)
+    part = labelled_part(recipe, load_splits(recipe)["train"], make_extractor(recipe.features))
+    every = []
+    for row in range(len(part.dataset)):
+        seen = extractor(part.dataset.waveforms[row], extractor.sampling_rate)
+        every.append(seen["input_values"][seen["attention_mask"].bool()].ravel())
+    values = torch.cat(every)
+    assert values.mean().item() == pytest.approx(0, abs=1e-4) and values.std().item() == pytest.approx(0.5, abs=1e-4)
+    with pytest.raises(InputError, match="normalises each cycle by itself"):
+        run(tiny_recipe, tmp_path / "no", features={"preset": "waveform", "mean": "train"})
 
 
 def test_a_recipe_refused_before_training_costs_no_earlier_run_and_leaves_no_folder(tiny_recipe, tmp_path):

@@ -61,7 +61,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             None for the preset's rule.
         duration_s: The length in seconds for every rule but "natural".
         fade_s: Length of the linear fade-out at the end of repeated cycles, in seconds.
-        keep: Which part of a long cycle stays, the "first" or the "last" `duration_s`.
+        keep: Which part of a long cycle stays, the "first", "last" or "center" `duration_s`.
         recording_filter: Fields of the `laennec.audio.recording.ButterworthFilter` that whole recordings were filtered
             with in training. Saved here so that prediction filters recordings before it cuts cycles; the extractor
             itself does not apply it.
@@ -128,8 +128,8 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
     def _check_length(self) -> None:
         if self.length not in LENGTH_RULES:
             raise ValueError(f"length is {self.length!r}; it can be {', '.join(LENGTH_RULES)}")
-        if self.keep not in ("first", "last"):
-            raise ValueError(f"keep is {self.keep!r}; it can be first or last")
+        if self.keep not in ("first", "last", "center"):
+            raise ValueError(f"keep is {self.keep!r}; it can be first, last or center")
         if self.length == "natural":
             if self.duration_s is not None:
                 raise ValueError(
@@ -216,8 +216,9 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
             return waveforms[:, :target], lengths.clamp_max(target)
         length = lengths[:, None]
         step = torch.arange(target, device=waveforms.device)[None, :]
-        skipped = (length - target).clamp_min(0) if self.keep == "last" else torch.zeros_like(length)
-        place = step + skipped
+        beyond = (length - target).clamp_min(0)
+        skipped = {"first": torch.zeros_like(length), "last": beyond, "center": beyond.bitwise_right_shift(1)}
+        place = step + skipped[self.keep]
         if self.length in ("repeat", "repeat_pad"):
             place = torch.where(length > target, place, step % length.clamp_min(1))
             if self.length == "repeat_pad":

@@ -65,6 +65,7 @@ _DIGEST = (
     "headline", "bootstrap", "confusion", "warnings", "notes", "failures", "within_lengths", "duration_blind",
     "official",
 )  # fmt: skip
+WINDOWS = "windows."  # before the name of a metric of windows, in results of studies
 _MOST_LABELS = 4  # a card shows the metrics of this many single labels
 
 
@@ -249,6 +250,8 @@ def row_noun(evaluation: Mapping[str, Any]) -> str:
 
 def figure_name(figure: str) -> str:
     """A metric's name for readers: "crackle.roc_auc" is "crackle AUROC"."""
+    if figure.startswith(WINDOWS):
+        return f"{figure_name(figure.removeprefix(WINDOWS))} of windows"
     label, _, kind = figure.rpartition(".")
     return FIGURE_NAMES.get(figure) or f"{label} {_LABEL_FIGURES.get(kind, kind)}".strip()
 
@@ -408,6 +411,8 @@ def digest(metrics: Mapping[str, Any]) -> dict[str, Any]:
     own = [name for name in names if name == metrics["headline"] or name.endswith(".roc_auc")]
     kept["floors"] = [_only(row, own) for row in metrics["floors"]]
     kept["subgroups"] = {grouping: [_only(row, own) for row in rows] for grouping, rows in metrics["subgroups"].items()}
+    if metrics.get("windows"):
+        kept["windows"] = metrics["windows"]
     if "own_metrics" in metrics:
         kept["own_metrics"] = {"names": own_names(metrics)}
     return kept

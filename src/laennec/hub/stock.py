@@ -50,6 +50,8 @@ def differences(model: LaennecForAudioClassification, extractor: LaennecFeatureE
         wrong.append("it pools by the masked mean (head.pooling: encoder)")
     if not config.head_layer_norm:
         wrong.append("its head has no layer norm (head.layer_norm: true)")
+    if config.head_relu:
+        wrong.append("its head has a ReLU (head.relu: false)")
     if config.head_hidden_dim:
         wrong.append("its head has a hidden layer (head.hidden_dim: 0)")
     return wrong

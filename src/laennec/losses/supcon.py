@@ -28,6 +28,7 @@ def _contrast(
     labels: Tensor | None,
     mask: Tensor | None = None,
     anchor_views: int | None = None,
+    groups: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """The loss and the number of ordered positive pairs.
 
@@ -37,6 +38,7 @@ def _contrast(
         labels: (batch,); None where the views of one cycle alone are positives.
         mask: (batch, batch), weights of positives, instead of labels.
         anchor_views: How many of the views are anchors; None for all.
+        groups: (batch,), negatives come from other groups only; -1 is nobody's group. None: from all other cycles.
     """
     batch, count, _ = views.shape
     anchors = batch * (count if anchor_views is None else min(anchor_views, count))
@@ -45,6 +47,7 @@ def _contrast(
     z = normalise(views).transpose(0, 1).flatten(0, 1)  # (batch, views, dim) -> (rows, dim), first views first
     cycle = torch.arange(batch, device=z.device).repeat(count)  # of each row
     label = cycle if labels is None else labels[cycle]
+    group = None if groups is None else groups.to(z.device)[cycle]
 
     def of_anchors(rows: slice) -> Tensor:
         """Loss of each anchor and number of its positives, (rows, 2)."""
@@ -53,7 +56,10 @@ def _contrast(
         itself.diagonal(rows.start).fill_(True)
         positive = positive.masked_fill(itself, 0.0)
         logits = (z[rows] @ z.T / temperature).masked_fill(itself, -torch.inf)
-        log_p = logits.log_softmax(dim=1).masked_fill(itself, 0.0)  # over all other rows
+        if group is not None:
+            alike = (group[rows, None] == group) & (group >= 0)
+            logits = logits.masked_fill(alike & (positive == 0), -torch.inf)
+        log_p = logits.log_softmax(dim=1).masked_fill(logits == -torch.inf, 0.0)  # over the rows that count
         weight = positive.sum(dim=1)
         each = -(positive * log_p).sum(dim=1) / torch.where(weight > 0, weight, 1.0)
         return torch.stack([each, (positive > 0).sum(dim=1).to(z)], dim=1)
@@ -176,7 +182,9 @@ class NTXentLoss(Loss):
         self.contrast_mode = contrast_mode
         self.variant = f"anchors: {contrast_mode}"
 
-    def forward(self, views: Tensor, labels: Tensor | None = None, mask: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, views: Tensor, labels: Tensor | None = None, mask: Tensor | None = None, groups: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return `{"ntxent": scalar}`; `pairs` counts the ordered positive pairs.
 
         Args:
@@ -184,6 +192,8 @@ class NTXentLoss(Loss):
             labels: Integers (batch,) whose equality makes positives; None for the views of one cycle.
             mask: (batch, batch), 1 (or any weight above 0) where two cycles are positives of one another (instead of
                 labels); the diagonal says whether the views of one cycle are.
+            groups: Integers (batch,), such as patients: negatives come from other groups only; -1 is unknown, and
+                nobody's. None: all cycles that are not positives are negatives.
 
         Raises:
             ValueError: if the shapes do not fit, a label or a weight is negative, or labels and mask are both given.
@@ -193,10 +203,12 @@ class NTXentLoss(Loss):
         views, labels = _checked(views, labels)
         if mask is not None and mask.shape != (len(views), len(views)):
             raise ValueError(f"mask must be {(len(views), len(views))}, not {tuple(mask.shape)}")
+        if groups is not None and groups.shape != (len(views),):
+            raise ValueError(f"groups must be {(len(views),)}, not {tuple(groups.shape)}")
         if mask is not None and not bool((mask >= 0).all()):
             raise ValueError("mask must hold 0, 1 or weights above 0; a value in it is negative or NaN")
         with full_precision(views):
             anchor_views = 1 if self.contrast_mode == "one" else None
-            value, pairs = _contrast(views, self.temperature, labels, mask, anchor_views)
+            value, pairs = _contrast(views, self.temperature, labels, mask, anchor_views, groups)
         self.pairs = {"ntxent": pairs}
         return {"ntxent": self.temperature / self.base_temperature * value}

@@ -21,7 +21,11 @@ from laennec.errors import InputError
 from laennec.training.recipe import Recipe
 
 _LABEL_FRACTION = "corpus.label_fraction"
-_LABELS = (_LABEL_FRACTION, "corpus.label_draw")  # pre-training does not use them
+# sections and settings that pre-training uses; cells that differ in others alone share one
+_PRETRAINING = ("seed", "corpus", "features", "encoder", "metadata", "pretrain", "head.pooling", "train.threads")
+_NOT_PRETRAINING = (
+    *(_LABEL_FRACTION, "corpus.label_draw", "encoder.trainable", "encoder.train_last_layers", "encoder.lora"),
+)
 CLASSICAL = {"gradient_boosting": "gradient boosting", "svc": "SVC"}  # kind -> name in tables
 
 
@@ -110,6 +114,41 @@ class Score(Section):
 class _Evaluate(Section):
     smoothing: str | float | None = None
     draws: int | None = None
+    spans: Literal["events", "windows"] | None = None
+
+
+class Data(Section):
+    """What is known of a corpus before it is here.
+
+    Attributes:
+        cycles: Number of its cycles.
+        seconds: Their mean length.
+        source: Address where it can be obtained; None for that of the corpus' class.
+        licence: Its licence.
+    """
+
+    cycles: int | None = None
+    seconds: float | None = None
+    source: str | None = None
+    licence: str | None = None
+
+
+class Published(Section):
+    """The numbers of a publication.
+
+    Attributes:
+        source: The publication, and which table or figure of it.
+        split: What its numbers were scored on.
+        selection: What its epochs were chosen on, or that it does not say.
+        values: {method: {metric: the number as printed}}; a method may have its own split and selection.
+        note: A sentence below the table.
+    """
+
+    source: str
+    split: str
+    selection: str
+    values: dict[str, dict[str, str]] = Field(default_factory=dict)
+    note: str = ""
 
 
 _Numbers = Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], BeforeValidator(_as_list), Field(min_length=1)]
@@ -146,6 +185,8 @@ class _StudyFile(Section):
     ensembles: _Names = ()
     figures: tuple[str, ...] = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")
     splits: Literal["shared", "own"] = "shared"
+    published: Published | None = None
+    data: dict[str, Data] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,6 +249,8 @@ class Study:
         ensembles: Methods whose runs also form an ensemble.
         figures: Names of the metrics in tables.
         own_splits: Whether each seed draws its own split.
+        published: Published numbers, for the table beside ours.
+        data: What is known of the corpora, by repository or by the last part of corpus.data_dir.
     """
 
     name: str
@@ -219,6 +262,8 @@ class Study:
     ensembles: tuple[str, ...]
     figures: tuple[str, ...]
     own_splits: bool = False
+    published: Published | None = None
+    data: Mapping[str, Data] = field(default_factory=dict)
 
     @property
     def baselines(self) -> dict[str, str]:
@@ -263,6 +308,8 @@ def load_study(path: str | Path) -> Study:
         _refuse_unknown_method(method, methods, path)
         if method in reasons:
             raise InputError(f"{path}: ensembles: the runs of {method!r} {reasons[method]}; remove it from ensembles")
+    for method in content.published.values if content.published else ():
+        _refuse_unknown_method(method, methods, path)
     return Study(
         name,
         content.description,
@@ -273,6 +320,8 @@ def load_study(path: str | Path) -> Study:
         ensembles,
         content.figures,
         own_splits,
+        content.published,
+        content.data,
     )
 
 
@@ -311,9 +360,10 @@ def _axis(name: str, values: Any, path: Path) -> dict[str, dict[str, Any]]:
     return {f"{title} {item:g}" if isinstance(item, float) else f"{title} {item}": {key: item} for item in values}
 
 
-def without_labels(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that pre-training does not use."""
-    return {key: value for key, value in settings.items() if key not in _LABELS}
+def of_pretraining(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of dotted settings that pre-training uses."""
+    used = {key: value for key, value in settings.items() if key in _PRETRAINING or key.split(".")[0] in _PRETRAINING}
+    return {key: value for key, value in used.items() if not key.startswith(_NOT_PRETRAINING)}
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,7 +396,7 @@ def _cells(
     evaluate = study.evaluate.model_dump(exclude_none=True) | method.evaluate.model_dump(exclude_none=True)
     varied = [axis for axis in axes if len(axes[axis]) > 1]
     # one pre-training serves all cells that differ in nothing that it uses
-    of_pretraining = [axis for axis in varied if any(set(given) - set(_LABELS) for given in axes[axis].values())]
+    matter = [axis for axis in varied if any(of_pretraining(given) for given in axes[axis].values())]
     cells = []
     for labels in itertools.product(*axes.values()):
         places = dict(zip(axes, labels, strict=True))
@@ -355,7 +405,7 @@ def _cells(
             settings |= axes[axis][label]
         name = ", ".join([title, *(places[axis] for axis in varied)])
         Recipe.from_yaml(recipe, **{**settings, "name": name})
-        pretrained = ", ".join([title, *(places[axis] for axis in of_pretraining)]) if method.pretrain else ""
+        pretrained = ", ".join([title, *(places[axis] for axis in matter)]) if method.pretrain else ""
         cells += [
             Cell(name, recipe, seed, fold, settings, places, pretrained, classical, scores, title, evaluate)
             for seed in method.seeds or study.seeds

@@ -17,6 +17,7 @@ from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated
 from laennec.evaluation.report_sections import seeds_of
+from laennec.evaluation.summary import WINDOWS
 from laennec.training.record import read_record, write_record
 
 Cost = dict[str, Any]
@@ -56,7 +57,9 @@ def gather_results(
     rows = []
     by_split: dict[str, dict[str, dict[int, list[Path]]]] = {}  # split -> method -> seed -> one evaluation a fold
     for folder in map(Path, evaluations):
-        row = _row(read_record(folder / "run.json"), read_record(folder / "metrics.json"))
+        row = _row(
+            read_record(folder / "run.json"), read_record(folder / "metrics.json"), (study or {}).get("figures") or ()
+        )
         if cost := (costs or {}).get(folder):
             gpus = len(row["hardware"].get("gpus") or [])
             row["cost"] = cost | {"gpu_seconds": round(gpus * sum(step["seconds"] for step in cost.values()), 1)}
@@ -97,9 +100,13 @@ def _draw(folds: Sequence[Path]) -> RunFigures:
     return draw_figures(pool_folds(predictions), _COMPARED, draws["n_draws"], draws["seed"])
 
 
-def _row(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
-    """The row of one evaluation."""
+def _row(run: dict[str, Any], metrics: dict[str, Any], figures: Sequence[str] = ()) -> dict[str, Any]:
+    """The row of one evaluation, with the figures that every row has and those of its study."""
     evaluated = run["evaluated"]
+    if windows := (metrics.get("windows") or {}).get("units"):
+        for of in ("values", "intervals"):
+            metrics[of] |= {f"{WINDOWS}{name}": value for name, value in windows["windows"][of].items()}
+    wanted = dict.fromkeys((*_VALUES, *figures))
     origin = evaluated["corpus"]["provenance"]
     official = {
         task: {k: v for k, v in score.items() if k != "convention"} if isinstance(score, dict) else score
@@ -127,7 +134,7 @@ def _row(run: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
         "best_epoch": run.get("best_epoch"),
         "scored": sum(entry["split"] == evaluated["split"] for entry in run.get("evaluations", [])),
         "counts": metrics["counts"],
-        **{of: {k: metrics[of].get(k) for k in _VALUES if k in metrics[of]} for of in ("values", "intervals")},
+        **{of: {k: metrics[of].get(k) for k in wanted if k in metrics[of]} for of in ("values", "intervals")},
         "floors": [
             {"name": row["name"], "values": {k: row["values"].get(k) for k in _VALUES if k in row["values"]}}
             for row in metrics["floors"]

@@ -19,8 +19,9 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
-from laennec.study.plan import Cell, Study, without_labels
+from laennec.study.plan import Cell, Study, of_pretraining
 from laennec.study.plots import study_plots
+from laennec.study.published import published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
@@ -71,7 +72,11 @@ def run_study(
         every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
         for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training each name it
             say(line)
+        from laennec.study.outlook import missing  # imports torch
+
         say(_outlook(study))
+        for what in missing(study):
+            say(f"missing: {what}")
         return state
     study.output_dir.mkdir(parents=True, exist_ok=True)
     with try_lock(study.output_dir / "study") as alone:
@@ -170,7 +175,7 @@ def commands(study: Study, cell: Cell) -> Iterator[Command]:
     given, untrained = _overrides(study, cell), not (folder / "run.json").exists()
     if cell.pretrained_as:
         if untrained and not (before / "pretrain.json").exists():
-            used = without_labels(given) | {"name": cell.pretrained_as}
+            used = of_pretraining(given) | {"name": cell.pretrained_as}
             yield ["pretrain", str(cell.recipe), *_setting_flags(used), "--output_dir", str(before)]
         given["encoder.weights"] = str(before / "encoder")
     if untrained:
@@ -234,9 +239,17 @@ def _outlook(study: Study) -> str:
     if not waiting:
         return counts
     if not any(seconds):
-        return f"{counts}; no finished cell says how long one takes"
-    hours = len(waiting) * sum(seconds) / len(seconds) / 3600
-    return f"{counts}; about {hours:.1f} hours at the pace of the finished ones"
+        from laennec.study.outlook import GPU, GPU_SHARE, hours
+
+        if (needed := hours(study)) is None:
+            return f"{counts}; no finished cell says how long one takes"
+        return (
+            f"{counts}; about {needed.cpu:.1f} hours for all on one thread of this processor (three forward passes of "
+            f"an average cycle for each training step), {needed.gpu:.1f} hours on an {GPU} that reaches "
+            f"{100 * GPU_SHARE:.0f} % of its peak"
+        )
+    left = len(waiting) * sum(seconds) / len(seconds) / 3600
+    return f"{counts}; about {left:.1f} hours at the pace of the finished ones"
 
 
 def _setting_flags(given: Mapping[str, Any]) -> Iterator[str]:
@@ -323,11 +336,15 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
         "baseline": study.baseline,
         "figures": list(study.figures),
         "methods": {cell.method: dict(cell.places) for cell in study.cells},
+        **({"published": study.published.model_dump()} if study.published else {}),
     }
     path = gather_results(list(costs), study.results, study.baseline, study.baselines, costs, about)
     for name, png in study_plots(read_record(path)).items():
         with atomic_write(study.output_dir / "pictures" / name, "wb") as file:
             file.write(png)
+    if study.published:
+        with atomic_write(study.output_dir / "published.md") as page:
+            page.write(published_table(read_record(path)) + "\n")
     return path
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.augmentation import (
     WaveformAugmentation,
+    counter_generator,
     cycle_to_concatenate,
 )
 from laennec.audio.context import InContext, joined_rows, neighbour_rows
@@ -129,6 +130,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         augmentation: Draws on the waveform; None for none.
         concatenation: Concatenation with a second cycle; None for none.
         neighbours: The cycles around each one, for concatenated context; None for none.
+        crop_samples: Length of the random part that is drawn of longer cycles in training; 0 for the whole cycle.
 
     Attributes:
         views: Number of independent draws of each cycle in a training item.
@@ -145,6 +147,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         augmentation: WaveformAugmentation | None = None,
         concatenation: Concatenation | None = None,
         neighbours: Neighbours | None = None,
+        crop_samples: int = 0,
     ) -> None:
         if concatenation is not None and neighbours is not None:
             raise ValueError("a cycle concatenated with one of another recording has no context")
@@ -157,6 +160,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.augmentation = augmentation
         self.concatenation = concatenation
         self.neighbours = neighbours
+        self.crop_samples = crop_samples
         self.views = 1
         self.groups: Mapping[str, Codes] = {}
 
@@ -199,6 +203,8 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
                 label = self.label_at(row, epoch)
                 class_id = (label.astype(np.int64) << np.arange(len(label))).sum() if np.ndim(label) else label
             views = [self._augmented(waveform, number, epoch, view) for view in range(self.views)]
+            if self.crop_samples:
+                views = [self._cropped(sound, number, epoch, view) for view, sound in enumerate(views)]
         item = {
             "waveform": views[0],
             "other_views": views[1:],
@@ -239,6 +245,14 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
             return own
         before, after = self.neighbours.rows[row]
         return own + sum(int(self.neighbours.waveforms.lengths[other]) for other in (*before, *after))
+
+    def _cropped(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
+        """A random part of a cycle that is longer than the model takes."""
+        spare = len(waveform) - self.crop_samples
+        if spare <= 0:
+            return waveform
+        start = int(counter_generator(view_seed(self.seed, view), epoch, number, "crops").integers(spare + 1))
+        return waveform[start : start + self.crop_samples]
 
     def _augmented(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
         if not self.augmentation:

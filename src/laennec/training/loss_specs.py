@@ -90,6 +90,7 @@ class LossSpec:
         projection_dim: Width of a projection of its own; 0 for none.
         project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
         negatives: Negatives of each anchor of the tuplet loss.
+        apart: Name of groups of the batch that negatives come from others of, such as patients; "" for all negatives.
         where: The setting, for errors.
     """
 
@@ -103,6 +104,7 @@ class LossSpec:
     projection_dim: int = 0
     project_mixed: bool = False
     negatives: int = 16
+    apart: str = ""
     where: str = ""
 
     @property

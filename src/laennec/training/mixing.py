@@ -111,11 +111,11 @@ class Mixer:
         self, waveforms: Tensor, lengths: Tensor, labels: Tensor, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Mixture]:
         """Mix waveforms (batch, samples) with true lengths (batch,); a mixture is as long as the longer of the two."""
-        generator = self.generator(context)
-        lam = self._lam(generator)
-        index = _rows(torch.from_numpy(generator.permutation(len(waveforms))), context).to(waveforms.device)
-        if lam < 1:
-            waveforms, lengths = mix(waveforms, lam, index), torch.maximum(lengths, lengths[index])
+        lam, index = self._shares(self.generator(context), len(waveforms), context)
+        index, mixed = index.to(waveforms.device), torch.as_tensor(lam) < 1
+        if bool(mixed.any()):
+            waveforms = mix(waveforms, lam, index)
+            lengths = torch.where(mixed.to(lengths.device), torch.maximum(lengths, lengths[index]), lengths)
         return waveforms, lengths, self._mixture(lam, index, labels)
 
     def features(
@@ -139,9 +139,9 @@ class Mixer:
             taken = draw.mask.view(features.shape[1:]).to(features.device)  # (frames, mels)
             mixed, mixed_mask = torch.where(taken, features[index], features), mask
         else:
-            lam = self._lam(generator)
-            index = _rows(torch.from_numpy(generator.permutation(len(features))), context).to(features.device)
-            mixed, mixed_mask = mix(features, lam, index), torch.maximum(mask, mask[index])
+            lam, index = self._shares(generator, len(features), context)
+            index, changed = index.to(features.device), (torch.as_tensor(lam) < 1).to(mask.device)[..., None]
+            mixed, mixed_mask = mix(features, lam, index), torch.where(changed, torch.maximum(mask, mask[index]), mask)
         mixture = self._mixture(lam, index, labels)
         if self.contrast:
             return torch.cat([features, mixed]), torch.cat([mask, mixed_mask]), mixture
@@ -186,8 +186,19 @@ class Mixer:
             index = torch.cat([torch.arange(batch), batch + index])
         return features, mask, TokenMix(taken.to(features.device), index.to(features.device)), mixture
 
+    def _shares(
+        self, generator: np.random.Generator, batch: int, context: Mapping[str, Tensor]
+    ) -> tuple[float | Tensor, Tensor]:
+        """Share of the own cycle, 1 where nothing is mixed, and the row that each row is mixed with, (batch,)."""
+        if self.settings.each == "batch":
+            lam = self._lam(generator)
+            return lam, _rows(torch.from_numpy(generator.permutation(batch)), context)
+        shares = torch.empty(batch)
+        shares[torch.from_numpy(_order(context))] = torch.tensor([self._lam(generator) for _ in range(batch)])
+        return shares, _rows(torch.from_numpy(generator.integers(batch, size=batch)), context)
+
     def _lam(self, generator: np.random.Generator) -> float:
-        """Share of the own cycle; 1 for a batch that is not mixed."""
+        """A share of the own cycle; 1 where nothing is mixed."""
         happens = generator.random() < self.settings.probability
         lam = mixup_lambda(generator, self.settings.beta)
         return lam if happens else 1.0

@@ -97,8 +97,8 @@ class TaskLoss(nn.Module):
     """The loss of the head's logits.
 
     Args:
-        kind: "bce" (multi-label), "ce" (single-label) or "focal" (either); or a module `forward(logits, labels)` ->
-            scalar.
+        kind: "bce" (each label, or class, by itself), "ce" (single-label) or "focal" (either); or a module
+            `forward(logits, labels)` -> scalar.
         multi_label: Whether the head decides each label by itself.
         labels: Labels of the training part, (cycles,) or (cycles, labels), for "balanced" weights; None without it.
         n_labels: Number of logits.
@@ -126,13 +126,11 @@ class TaskLoss(nn.Module):
     ) -> None:
         super().__init__()
         kind = kind or ("bce" if multi_label else "ce")
-        if kind == ("ce" if multi_label else "bce"):
-            right = "bce or focal" if multi_label else "ce or focal"
-            raise InputError(
-                f"task_loss is {kind!r}, but a {'multi' if multi_label else 'single'}_label head needs {right}"
-            )
+        if kind == "ce" and multi_label:
+            raise InputError("task_loss is 'ce', but a multi_label head needs bce or focal")
         self.name = kind if isinstance(kind, str) else "task"
         self.own = kind if isinstance(kind, nn.Module) else None
+        self.each = kind == "bce"
         self.multi_label, self.weight, self.views = multi_label, weight, views
         self.register_buffer("weights", task_weights(labels, n_labels, multi_label, class_weights))
         self.focal: FocalLoss | None = None
@@ -147,8 +145,10 @@ class TaskLoss(nn.Module):
             value: Tensor = self.own(logits, labels)
         elif self.focal is not None:
             value = self._focal(self.focal, logits, labels)
-        elif self.multi_label:
-            value = nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), pos_weight=self.weights)
+        elif self.each:
+            rows = labels if labels.ndim > 1 else nn.functional.one_hot(labels, logits.shape[1])
+            weight, positive = (None, self.weights) if self.multi_label else (self.weights, None)
+            value = nn.functional.binary_cross_entropy_with_logits(logits, rows.float(), weight, pos_weight=positive)
         elif labels.is_floating_point():
             value = soft_cross_entropy(logits, labels, self.weights)
         else:
@@ -241,6 +241,8 @@ class Objective(nn.Module):
         # (views * batch, dim) -> (batch, views, dim), or (batch, dim) of the first view
         seen = torch.stack(vectors.split(rows)[: spec.views], dim=1) if spec.views > 1 else vectors[:rows]
         vectors = gather_with_gradient(seen)
+        if spec.apart:
+            return vectors, None, None, gather_with_gradient(batch["group_ids"][spec.apart])
         if spec.labels == CYCLE:
             return (vectors,)
         if spec.labels == CLASS:

@@ -45,7 +45,14 @@ from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
-from laennec.training.split_data import SplitData, labelled_part, load_decoded, make_extractor, make_split
+from laennec.training.split_data import (
+    SplitData,
+    labelled_part,
+    load_decoded,
+    make_extractor,
+    make_split,
+    with_train_statistics,
+)
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
 from laennec.training.targets import span_of, target_line, target_of
 from laennec.training.windows import fit_window_points, training_examples
@@ -85,6 +92,7 @@ def make_model(recipe: Recipe, names: list[str]) -> LaennecForAudioClassificatio
         head_hidden_dim=h.hidden_dim,
         head_dropout=h.dropout,
         head_layer_norm=h.layer_norm,
+        head_relu=h.relu,
         projection_dim=h.projection_dim,
         concatenated_context=recipe.features.context_cycles > 0,
         tasks=config_of(tasks_of(recipe)),
@@ -133,6 +141,8 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
             recipe = recipe.with_target(target_of(parts["train"], recipe.target, list(parts.values())))
             training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
             names = training.targets.names
+            recipe = with_train_statistics(recipe, training.dataset.waveforms)
+            extractor = make_extractor(recipe.features)
             validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         model.config.span = span_of(training.table)

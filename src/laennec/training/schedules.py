@@ -158,6 +158,7 @@ def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, A
         "output_dir": str(folder),
         "max_steps": s.max_steps,
         "weight_decay": 0.0 if s.optimizer == "adam" else s.weight_decay,  # Adam is AdamW without decay
+        "adam_l2": s.optimizer == "adam_l2",
         "lr_scheduler_type": {"constant": "constant_with_warmup"}.get(s.lr_scheduler_type, s.lr_scheduler_type),
         "warmup_steps": s.warmup_ratio,
         "max_grad_norm": s.max_grad_norm,

@@ -23,7 +23,7 @@ from laennec.corpora import CycleWaveforms, UnusableRecordingsError, check_dupli
 from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
-from laennec.progress import Progress
+from laennec.progress import Progress, track
 from laennec.training.data import Concatenation, CycleDataset, Neighbours, cycle_numbers
 from laennec.training.embeddings import cycle_keys
 from laennec.training.mixing import label_union
@@ -68,8 +68,10 @@ def make_extractor(settings: FeatureSettings) -> LaennecFeatureExtractor:
             length=settings.length,
             duration_s=settings.duration_s,
             fade_s=settings.fade_s,
+            keep="center" if settings.keep == "random" else settings.keep,
             recording_filter=None if filter_ is None else dataclasses.asdict(filter_),
             context_cycles=settings.context_cycles,
+            **({"mean": settings.mean, "std": settings.std} if isinstance(settings.mean, float) else {}),
         )
     except ValueError as error:
         raise InputError(f"features: {error}") from error
@@ -87,6 +89,35 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
         return ButterworthFilter(settings.filter_kind, cutoff, settings.filter_order)  # type: ignore[arg-type]
     except ValueError as error:
         raise InputError(f"features: {error}") from error
+
+
+def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
+    """The recipe with mean and std of the training features, where features.mean is train.
+
+    Args:
+        recipe: All settings.
+        waveforms: Sequence of float32 (samples,), the training cycles without augmentation.
+
+    Raises:
+        InputError: The front end has no fixed mean and std.
+    """
+    if recipe.features.mean != "train":
+        return recipe
+    plain = make_extractor(recipe.features.model_copy(update={"mean": 0.0, "std": 0.5, "context_cycles": 0}))
+    if plain.front.is_waveform or plain.front.normalise != "fixed":
+        raise InputError(
+            f"features.mean is train, but preset {recipe.features.preset} normalises each cycle by itself; leave it out"
+        )
+    count, total, squares = 0, 0.0, 0.0
+    for row in track(range(len(waveforms)), "mean and std of the features"):
+        features = plain(waveforms[row], plain.sampling_rate)
+        real = features["input_values"][features["attention_mask"].bool()].double()
+        count, total, squares = count + real.numel(), total + float(real.sum()), squares + float(real.square().sum())
+    mean = total / count
+    std = math.sqrt(max(squares / count - mean**2, 0.0))
+    if not std:
+        raise InputError("features.mean is train, but all training features are equal; check the recordings")
+    return recipe.model_copy(update={"features": recipe.features.model_copy(update={"mean": mean, "std": std})})
 
 
 def load_splits(recipe: Recipe) -> Any:
@@ -190,6 +221,9 @@ def make_split(
         augmentation,
         concatenation,
         neighbours,
+        round((extractor.duration_s or 0) * extractor.sampling_rate)
+        if train and recipe.features.keep == "random"
+        else 0,
     )
     return SplitData(name, table, targets, dataset, f"{extractor.sampling_rate} {filter_!r}")
 

@@ -205,6 +205,7 @@ class LaennecTrainer(Trainer):
         rates = (self.args.learning_rate, argument(self.args, "head_learning_rate") or self.args.learning_rate)
         groups = parameter_groups(model, rates, self.args.weight_decay, set(self.get_decay_parameter_names(model)))
         kind, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        kind = torch.optim.Adam if argument(self.args, "adam_l2") else kind
         settings = {k: v for k, v in settings.items() if k not in ("params", "lr", "weight_decay")}
         self.optimizer: Any = kind(groups, lr=self.args.learning_rate, **settings)
         return self.optimizer

@@ -74,6 +74,7 @@ def test_the_loss_goes_down_and_the_embedding_does_not_collapse(tiny_recipe, tmp
         ("same_recording", {"match": ["sex"]}),
         ("same_patient_same_location", {}), ("same_patient_other_location", {"unpaired": "own_views"}),
         ("same_location_across_patients", {"missing": "own_group"}), ("age_band", {}), ("self", {"match": ["sex"]}),
+        ("same_recording", {"negatives": "other_patients"}),
         ("self", {"init": "random", "optimizer": "adam", "base_temperature": 0.5, "save_steps": 1}),
     ],
 )  # fmt: skip

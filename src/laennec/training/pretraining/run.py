@@ -8,6 +8,7 @@ is decoded recording by recording into the waveform cache and read back cycle by
 the corpus.
 """
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,12 +46,13 @@ from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, training_history, write_record
 from laennec.training.run import claimed, finished_before, run_facts
 from laennec.training.schedules import EpochLines, common_arguments, loss_descriptions
-from laennec.training.split_data import load_splits, make_extractor, make_filter
+from laennec.training.split_data import load_splits, make_extractor, make_filter, with_train_statistics
 from laennec.training.step_errors import BatchSetting
-from laennec.training.targets import GroupTable, metadata_of
+from laennec.training.targets import GroupTable, group_codes, metadata_of
 from laennec.training.trainer import LaennecTrainer
 from laennec.training.training_data import refuse_short_cycles
 
+PATIENTS = "patients"
 _CHECKED_CYCLES = 256  # whose embeddings are compared before and after
 
 
@@ -108,6 +110,8 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         with timings.measure("corpus"):
             part = make_pairs(recipe, settings, extractor)
+            recipe = with_train_statistics(recipe, part.dataset.waveforms)
+            extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         model = make_contrastive_model(recipe, settings)
         begin()
         for note in part.sampling.notes if is_main_process() else ():
@@ -214,7 +218,8 @@ def contrastive_loss(settings: PretrainSettings) -> list[LossSpec]:
         entry |= {"loss": "supcon", "labels": "age_band", "missing": "own_group", "weight": scale}
     else:
         entry |= {"loss": "ntxent", "base_temperature": settings.base_temperature or settings.temperature}
-    return loss_specs({"supcon" if settings.pairs == "age_band" else "ntxent": entry})
+    (spec,) = loss_specs({"supcon" if settings.pairs == "age_band" else "ntxent": entry})
+    return [dataclasses.replace(spec, apart=PATIENTS if settings.negatives == "other_patients" else "")]
 
 
 def _fit(
@@ -222,8 +227,11 @@ def _fit(
 ) -> tuple[list[LossSpec], list[dict[str, Any]]]:
     """Train the model in place; an interrupted pre-training continues from its last checkpoint."""
     specs = contrastive_loss(settings)
+    patients = part.rows_used.table["patient_id"]
     if part.sampling.age_groups is not None:
         part.dataset.groups = {str(specs[0].group_key): part.sampling.age_groups}
+    elif settings.negatives == "other_patients":
+        part.dataset.groups = {PATIENTS: group_codes([patients], "drop")}
     folder = out / "checkpoints" / "self-supervision"
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
@@ -233,7 +241,7 @@ def _fit(
         processing_class=extractor,
         losses={spec.name: spec for spec in specs},
         spec_augment=mask_views(settings),
-        sampler=make_pretrain_sampler(settings, part.sampling, part.rows_used.table["patient_id"], recipe.seed),
+        sampler=make_pretrain_sampler(settings, part.sampling, patients, recipe.seed),
         stages=lambda _: unsupervised,
         batch_setting=BatchSetting("pretrain.batch_size", settings.batch_size, settings.batch_size),
     )

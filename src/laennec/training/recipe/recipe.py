@@ -237,9 +237,8 @@ class Recipe(Settings):
     def _loss_problems(self) -> Iterator[str]:
         """What is wrong between losses, labels, batches and mixing."""
         kinds, mix, task, problem = self.loss_names(), self.augment.mix, self.loss.task, self.target.problem_type
-        if (task, problem) in (("bce", "single_label"), ("ce", "multi_label")):
-            right = "bce or focal" if problem == "multi_label" else "ce or focal"
-            yield f"loss.task is {task!r}, but a {problem} head needs {right}"
+        if (task, problem) == ("ce", "multi_label"):
+            yield "loss.task is 'ce', but a multi_label head needs bce or focal"
         if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and self.sampler.class_ is None:
             yield "loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive"
         facts = {name: AUXILIARY_LOSSES[kind] for name, kind in kinds.items() if kind in AUXILIARY_LOSSES}

@@ -131,6 +131,16 @@ class FeatureSettings(Settings):
         default=None, description="length in seconds that cycles are repeated, padded or cut to"
     )
     fade_s: float = Field(default=0.0, description="fade between repetitions, in seconds")
+    keep: Literal["first", "last", "center", "random"] = Field(
+        default="first",
+        description="part of a long cycle that stays; random: another one in each epoch, the center in prediction",
+    )
+    mean: float | Literal["train"] | None = Field(
+        default=None,
+        description="features are (x - mean) / (2 std): a number; train: mean and std of the training cycles, stored "
+        "with the model; the preset's own where left out",
+    )
+    std: float | None = Field(default=None, gt=0, description="the std of that rule; comes with mean")
     filter_kind: Literal["lowpass", "highpass", "bandpass"] | None = Field(
         default=None, description="Butterworth filter of the recording"
     )
@@ -143,6 +153,14 @@ class FeatureSettings(Settings):
         ge=0,
         description="concatenated context: cycles before and after, from the same recording; not labelled",
     )
+
+    @model_validator(mode="after")
+    def _rules(self) -> "FeatureSettings":
+        if isinstance(self.mean, float) != (self.std is not None):
+            raise ValueError("features.mean and features.std come together, as numbers; or features.mean is train")
+        if self.keep == "random" and self.duration_s is None:
+            raise ValueError("features.keep is random; give features.duration_s, in seconds")
+        return self
 
 
 class LoraSettings(Settings):
@@ -210,6 +228,7 @@ class HeadSettings(Settings):
         default=0, ge=0, description="width of a shared projection for auxiliary losses; 0: none"
     )
     layer_norm: StrictBool = Field(default=False, description="layer norm of the embedding, as in AST's classifier")
+    relu: StrictBool = Field(default=False, description="ReLU of the embedding, before the dropout")
     standardise: StrictBool | None = Field(
         default=None,
         description="scale the embedding by mean and spread of the training cycles; where left out: if the encoder is "
@@ -231,7 +250,9 @@ class LossSettings(Settings):
     """The objective: a task loss and any number of auxiliary losses."""
 
     task: Literal["bce", "ce", "focal"] | None = Field(
-        default=None, description="loss of the labels; left out: bce for multi_label, ce for single_label"
+        default=None,
+        description="loss of the labels; left out: bce for multi_label, ce for single_label. bce of a single_label "
+        "head takes each class as a yes/no label",
     )
     task_weight: float = Field(default=1.0, ge=0, description="weight of the task loss")
     class_weights: Literal["balanced"] | list[float] | None = Field(
@@ -328,7 +349,10 @@ class MixSettings(Settings):
         default="soft", description="soft: by share; lungmix: normal + x = x, two different abnormal classes = both"
     )
     beta: float = Field(default=10.0, ge=0, description="the share of the own cycle is drawn from Beta(beta, beta)")
-    probability: float = Field(default=1.0, ge=0, le=1, description="share of batches that are mixed")
+    probability: float = Field(default=1.0, ge=0, le=1, description="share of batches (or cycles) that are mixed")
+    each: Literal["batch", "cycle"] = Field(
+        default="batch", description="mixup: one draw and one share for the batch, or for each cycle its own"
+    )
     patch: list[Annotated[StrictInt, Field(ge=1)]] = Field(
         default=[16, 16],
         min_length=2,
@@ -351,6 +375,8 @@ class MixSettings(Settings):
         if self.domain not in MIX_DOMAINS[self.method]:
             possible = " or ".join(MIX_DOMAINS[self.method])
             raise ValueError(f"augment.mix.domain is {self.domain!r}; {self.method} mixes {possible}")
+        if self.each == "cycle" and self.method != "mixup":
+            raise ValueError(f"augment.mix.each is cycle; {self.method} has one draw for the batch")
         return self
 
 

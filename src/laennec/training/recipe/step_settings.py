@@ -13,7 +13,9 @@ class StepSettings(Settings):
     """The settings that training and pre-training share."""
 
     max_steps: StrictInt = Field(default=-1, description="steps after which training ends; -1: no limit")
-    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="optimizer; adam has no weight decay")
+    optimizer: Literal["adamw", "adam", "adam_l2"] = Field(
+        default="adamw", description="optimizer; adam has no weight decay, adam_l2 adds it to the gradient (L2)"
+    )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="how the learning rate falls after the warm-up"
     )
@@ -48,7 +50,7 @@ class TrainSettings(StepSettings):
         default=[0.9, 0.999], min_length=2, max_length=2, description="betas of the optimizer"
     )
     learning_rate: float = Field(default=1e-3, ge=0, description="highest learning rate")
-    weight_decay: float = Field(default=1e-2, ge=0, description="weight decay of adamw")
+    weight_decay: float = Field(default=1e-2, ge=0, description="weight decay of adamw and adam_l2")
     patience: StrictInt = Field(
         default=0, ge=0, description="epochs without improvement before training stops; 0: never"
     )
@@ -142,6 +144,9 @@ class PretrainSettings(StepSettings):
         default="own_views",
         description="cycles without a second cycle for their pair: paired with themselves, or left out",
     )
+    negatives: Literal["all", "other_patients"] = Field(
+        default="all", description="all other cycles of the batch, or those of other patients only"
+    )
     match: list[str] = Field(
         default_factory=list, description="columns equal within a batch (hard negatives), e.g. [age_band, sex]"
     )
@@ -180,7 +185,7 @@ class PretrainSettings(StepSettings):
     epochs: StrictInt = Field(default=10, ge=1, description="passes over the pre-training set")
     batch_size: StrictInt = Field(default=16, ge=2, description="pairs in a batch of one process")
     learning_rate: float = Field(default=1e-4, ge=0, description="highest learning rate")
-    weight_decay: float = Field(default=1e-6, ge=0, description="weight decay of adamw")
+    weight_decay: float = Field(default=1e-6, ge=0, description="weight decay of adamw and adam_l2")
 
     @model_validator(mode="after")
     def _rules(self) -> "PretrainSettings":
@@ -190,6 +195,8 @@ class PretrainSettings(StepSettings):
             raise ValueError("pretrain.views is raw alone; set one of gain, pitch, shift and stretch")
         if self.pairs == "age_band" and "age_band" in self.match:
             raise ValueError("pretrain.pairs is age_band, so batches of one age band have no negatives; change match")
+        if self.pairs == "age_band" and self.negatives != "all":
+            raise ValueError("pretrain.pairs is age_band, whose negatives are other age bands; leave out negatives")
         return self
 
 
