@@ -29,6 +29,7 @@ def write(path: Path, waveform: np.ndarray, rate: int = 4000) -> tuple[Path, str
         (NOISE + 0.01 * RNG.standard_normal(16000), True),
         (NOISE[::-1], False),
         (-NOISE, False),
+        (0.5 * NOISE + 0.866 * NOISE[::-1], False),
         (np.zeros(16000), False),
     ],
 )

@@ -9,7 +9,11 @@ from laennec.errors import InputError
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec study`."""
-    parser.add_argument("study", help="a study: a YAML file with methods, axes, seeds and the splits to score")
+    parser.add_argument(
+        "study",
+        help="a YAML file with methods, axes, seeds and the splits to score, or the name of a study that comes with the "
+        "package, such as paper_song2021_table2",
+    )
     parser.add_argument(
         "--data-dir",
         help="folder of the recordings and weights that recipes name (default: LAENNEC_DATA)",

@@ -67,7 +67,7 @@ def _missing_weights(recipe: Recipe, cell: Cell) -> Iterator[str]:
     if weights is None or os.path.exists(weights) or cell.pretrained_as:
         return
     encoder = ENCODERS.get(recipe.encoder.type)
-    if Path(weights).suffix:
+    if Path(weights).suffix in (".pt", ".pth", ".bin", ".safetensors"):
         known = f": get it from {encoder.homepage} (licence: {encoder.licence})" if encoder and encoder.homepage else ""
         yield f"weights: {weights}{known}"
         return

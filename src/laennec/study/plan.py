@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
 from laennec.errors import InputError
-from laennec.training.recipe import Recipe
+from laennec.training.recipe import Recipe, recipe_folder
 
 _LABEL_FRACTION = "corpus.label_fraction"
 # sections and settings that pre-training uses; cells that differ in others alone share one
@@ -280,14 +280,31 @@ class Study:
         return [cell for cell in self.cells if cell.method == method]
 
 
+def find_study(name: str | Path) -> Path:
+    """The file of a study: a path, or the name of one that comes with the package.
+
+    Raises:
+        InputError: Neither; names the nearest study.
+    """
+    path, folder = Path(name), recipe_folder() / "studies"
+    if path.exists() or path.suffix in (".yaml", ".yml"):
+        return path
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    if str(name) not in names:
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{name}: no such file, and no study of this name{hint}")
+    return folder / f"{name}.yaml"
+
+
 def load_study(path: str | Path) -> Study:
-    """Read a study file and every recipe that it names.
+    """Read a study file (or a study that comes with the package, by its name) and every recipe that it names.
 
     Raises:
         InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
             not exist.
     """
-    path = Path(path)
+    path = find_study(path)
     content = _StudyFile.read(path)
     name = content.name or path.stem
     output = content.output_dir or Path("runs") / "studies" / name

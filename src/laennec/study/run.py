@@ -244,8 +244,8 @@ def _outlook(study: Study) -> str:
         if (needed := hours(study)) is None:
             return f"{counts}; no finished cell says how long one takes"
         return (
-            f"{counts}; about {needed.cpu:.1f} hours for all on one thread of this processor (three forward passes of "
-            f"an average cycle for each training step), {needed.gpu:.1f} hours on an {GPU} that reaches "
+            f"{counts}; about {needed.cpu:.3g} hours for all on one thread of this processor (three forward passes of "
+            f"an average cycle for each training step), {needed.gpu:.2g} hours on an {GPU} that reaches "
             f"{100 * GPU_SHARE:.0f} % of its peak"
         )
     left = len(waiting) * sum(seconds) / len(seconds) / 3600
