@@ -40,6 +40,7 @@ from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, Statis
 from laennec.encoders.composite import EnsembleConfig, EnsembleEncoder, GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
+from laennec.encoders.resnet import ResNetAudioEncoder
 from laennec.encoders.speech import (
     Data2VecEncoder,
     HubertEncoder,
@@ -73,6 +74,7 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
     UniSpeechSatEncoder,
     W2vBertAudioEncoder,
     ClapAudioEncoder,
+    ResNetAudioEncoder,
 )
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 _NOT_IN_DIGEST = ("audioset_head.",)
@@ -92,6 +94,7 @@ __all__ = [
     "GroupsEncoder",
     "MobileNetConfig",
     "MobileNetEncoder",
+    "ResNetAudioEncoder",
     "StatisticsConfig",
     "StatisticsEncoder",
     "TokenMix",
