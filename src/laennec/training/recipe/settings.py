@@ -162,7 +162,7 @@ class EncoderSettings(Settings):
     )
     type: Literal[
         "mobilenet", "cnn", "ast", "beats", "statistics", "whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio",
-        "unispeech", "unispeech-sat", "wav2vec2-bert", "clap", "resnet",
+        "unispeech", "unispeech-sat", "wav2vec2-bert", "clap", "audiomae", "resnet",
     ] = Field(
         default="mobilenet",
         description="architecture; statistics: mean and spread of mel bins; resnet takes cycles of one length",
