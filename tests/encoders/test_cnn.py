@@ -90,7 +90,7 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs its type"):
         load_encoder(None)
     with pytest.raises(ValueError, match="it can be ast, beats, cnn, mobilenet"):
-        load_encoder(None, type="resnet")
+        load_encoder(None, type="vgg")
 
 
 def test_an_encoder_can_run_twice_in_a_step_padded_or_not():

@@ -100,7 +100,7 @@ def test_training_statistics_ignore_padding(case) -> None:
         torch.testing.assert_close(one.grad, other.grad, atol=1e-3, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("case", ["ast", "beats", "beats-pre-norm", "whisper", "hubert", "wav2vec2-bert"])
+@pytest.mark.parametrize("case", ["ast", "audiomae", "beats", "beats-pre-norm", "whisper", "hubert", "wav2vec2-bert"])
 def test_kinds_of_attention_and_checkpointing_change_no_gradient(case, sounds) -> None:
     results = []
     for attention, checkpointed in (("eager", False), ("sdpa", True)):
@@ -122,7 +122,7 @@ def test_kinds_of_attention_and_checkpointing_change_no_gradient(case, sounds) -
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["ast", "beats", "mobilenet"])
+@pytest.mark.parametrize("kind", ["ast", "audiomae", "beats", "mobilenet"])
 def test_random_weights_give_moderate_gradients(kind) -> None:
     torch.manual_seed(0)
     encoder = load_encoder(None, type=kind, **OWN[kind][1])
@@ -184,7 +184,7 @@ def corpus(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("kind", ["mobilenet", "ast", "beats", "whisper", "wav2vec2"])
+@pytest.mark.parametrize("kind", ["mobilenet", "ast", "audiomae", "beats", "whisper", "wav2vec2"])
 def test_training_and_prediction_on_a_cycle_shorter_than_a_patch_and_than_a_frame(kind, corpus, tmp_path, capsys):
     settings, preset = CASES[kind][1], front_end(tiny(kind)).preset
     window_s = LaennecFeatureExtractor(preset).window_ms / 1000

@@ -9,13 +9,13 @@ from torch import Tensor
 from transformers import ASTConfig, WhisperConfig
 
 from laennec.configuration import LaennecConfig
-from laennec.encoders import BeatsConfig, encoder_digest, encoder_from_config, in_groups, load_encoder
+from laennec.encoders import AudioMaeConfig, BeatsConfig, encoder_digest, encoder_from_config, in_groups, load_encoder
 from laennec.encoders.adapters import add_lora, is_adapter, merge_lora, stack_of
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 
 LORA: dict[str, Any] = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
-KINDS = ("ast", "beats", "whisper")
+KINDS = ("ast", "audiomae", "beats", "whisper")
 
 
 def make_encoder(kind: str) -> Any:
@@ -30,6 +30,8 @@ def make_encoder(kind: str) -> Any:
             hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16, patch_dim=8,
             position_kernel=5, position_groups=2, dropout=0.1,
         )  # fmt: skip
+    elif kind == "audiomae":
+        config = AudioMaeConfig(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=16)
     elif kind == "whisper":
         config = WhisperConfig(
             d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=16, num_mel_bins=128,

@@ -30,10 +30,13 @@ BEATS = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 32, "patch_dim": 12,
     "position_kernel": 9, "position_groups": 2, "num_buckets": 16, "max_distance": 20,
 }  # fmt: skip
+AUDIOMAE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 # name of the case -> type and settings; other families of laennec's own, then those of transformers
 OWN: dict[str, tuple[str, dict]] = {
     "ast": ("ast", AST),
     "ast-interpolated": ("ast", {**AST, "time_positions": "interpolate"}),
+    "audiomae": ("audiomae", AUDIOMAE),
+    "audiomae-fc-norm": ("audiomae", {**AUDIOMAE, "fc_norm": True}),
     "beats": ("beats", BEATS),
     "beats-pre-norm": ("beats", {**BEATS, "pre_norm": True, "deep_norm": False}),
     "beats-no-relative": ("beats", {**BEATS, "relative_positions": False, "gated_positions": False}),

@@ -53,16 +53,25 @@ def encoder_of(kind, shared_root):
     if kind == "clap":
         sizes = {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": [2, 2], "window_size": 4}
         return load_encoder(None, type="clap", patch_stride=[16, 16], patch_size=16, **sizes), "clap"
+    if kind == "audiomae":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        return load_encoder(None, type="audiomae", **sizes), "ast"
+    if kind == "resnet":
+        return load_encoder(None, type="resnet", embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]), "efficientat"
     if kind == "beats":
         return load_encoder(shared_root / "conformance" / "beats_tiny.pt"), "beats"
     return load_encoder(None, type="cnn", channels=[4, 8]), "song2021"
 
 
-@pytest.mark.parametrize("kind", ["ast", "beats", "clap", "cnn", "whisper"])
+@pytest.mark.parametrize("kind", ["ast", "audiomae", "beats", "clap", "cnn", "resnet", "whisper"])
 def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_path):
     torch.manual_seed(0)
     encoder, preset = encoder_of(kind, shared_root)
-    length = {} if kind == "clap" else {"length": "natural"}
+    length = {
+        "clap": {},
+        "audiomae": {"length": "crop", "duration_s": 10.24},
+        "resnet": {"length": "repeat", "duration_s": 2.0},
+    }.get(kind, {"length": "natural"})
     labels = {"id2label": {0: "crackle", 1: "wheeze"}, "label2id": {"crackle": 0, "wheeze": 1}}
     config = LaennecConfig(
         encoder_config=encoder.config,

@@ -23,6 +23,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from laennec.encoders import own
 from laennec.encoders.ast import AstEncoder
+from laennec.encoders.audiomae import AudioMaeConfig, AudioMaeEncoder
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import BeatsConfig
@@ -35,11 +36,13 @@ from laennec.encoders.checkpoints import (
     read_safetensors,
     read_weights,
     reason,
+    released_error,
 )
 from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
 from laennec.encoders.composite import EnsembleConfig, EnsembleEncoder, GroupsConfig, GroupsEncoder
 from laennec.encoders.mobilenet import MobileNetConfig, MobileNetEncoder
 from laennec.encoders.own import as_encoder, config_from_dict, register_encoder
+from laennec.encoders.resnet import ResNetAudioEncoder
 from laennec.encoders.speech import (
     Data2VecEncoder,
     HubertEncoder,
@@ -73,6 +76,8 @@ _CLASSES: tuple[type[AudioEncoder], ...] = (
     UniSpeechSatEncoder,
     W2vBertAudioEncoder,
     ClapAudioEncoder,
+    AudioMaeEncoder,
+    ResNetAudioEncoder,
 )
 ENCODERS: dict[str, type[AudioEncoder]] = {encoder.kind: encoder for encoder in _CLASSES}
 _NOT_IN_DIGEST = ("audioset_head.",)
@@ -81,6 +86,8 @@ __all__ = [
     "ENCODERS",
     "AstEncoder",
     "AudioEncoder",
+    "AudioMaeConfig",
+    "AudioMaeEncoder",
     "BeatsConfig",
     "BeatsEncoder",
     "CnnConfig",
@@ -92,6 +99,7 @@ __all__ = [
     "GroupsEncoder",
     "MobileNetConfig",
     "MobileNetEncoder",
+    "ResNetAudioEncoder",
     "StatisticsConfig",
     "StatisticsEncoder",
     "TokenMix",
@@ -286,7 +294,10 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
             f"{source}: {type} encoders are read from a folder or the Hub, not from a file; give the folder"
         )
     content = read_released(source)
-    found = next(encoder for encoder in (BeatsEncoder, MobileNetEncoder) if encoder.reads(content))
+    known = (BeatsEncoder, AudioMaeEncoder, MobileNetEncoder)
+    found = next((encoder for encoder in known if encoder.reads(content)), None)
+    if found is None:
+        raise released_error(source, "holds the weights of no encoder that is released as a file")
     if type not in (None, found.kind):
         raise InputError(
             f"{source}: holds a {found.kind} encoder, not {type}; give another file or type={found.kind!r}"

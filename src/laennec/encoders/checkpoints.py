@@ -5,6 +5,7 @@ over or of another shape is refused: an encoder that loads partly is a random on
 a broken file become one line that names the file. Nothing is downloaded but the configuration and the weights.
 """
 
+import argparse
 import contextlib
 import logging
 import pickle
@@ -44,7 +45,12 @@ def read_released(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of a released checkpoint (.pt)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if Path(path).suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            # training scripts keep their arguments beside the weights; a Namespace runs no code
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a broken file can raise any type

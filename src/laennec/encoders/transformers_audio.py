@@ -78,8 +78,8 @@ class TransformersEncoder(AudioEncoder):
         """Put what this family needs into `model`, before weights are loaded."""
 
     @property
-    def feature_size(self) -> int:
-        """Values of a frame that the encoder was made for."""
+    def feature_size(self) -> int | None:
+        """Values of a frame that the encoder was made for; None for any."""
         raise NotImplementedError
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, Sampler
 from transformers.utils.logging import disable_progress_bar
 
-from laennec.encoders import AstEncoder, BeatsEncoder, GroupsEncoder, TransformersEncoder
+from laennec.encoders import AstEncoder, BeatsEncoder, GroupsEncoder, ResNetAudioEncoder, TransformersEncoder
 from laennec.encoders.adapters import stack_of
 from laennec.encoders.transformers_audio import ClapAudioEncoder
 from laennec.errors import InputError
@@ -134,7 +134,8 @@ def _layers(encoder: Any) -> list[nn.Module]:
     """The layers of a transformer; none of other encoders, nor CLAP's, whose windows shift with the picture."""
     inner = encoder.encoder if isinstance(encoder, GroupsEncoder) else encoder
     transformer = isinstance(inner, AstEncoder | BeatsEncoder | TransformersEncoder)
-    return list(stack_of(inner)[0]) if transformer and not isinstance(inner, ClapAudioEncoder) else []
+    transformer &= not isinstance(inner, ClapAudioEncoder | ResNetAudioEncoder)
+    return list(stack_of(inner)[0]) if transformer else []
 
 
 def _call(layer: Any, *args: Any, **kwargs: Any) -> Any:

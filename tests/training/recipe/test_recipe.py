@@ -80,7 +80,7 @@ def test_an_override_of_a_section_replaces_the_settings_that_it_names(tmp_path):
         ("name: !!python/object/apply:os.system ['true']", "not valid YAML"),
         ("target: {problem_type: multi_label}\nloss: {task: ce}", r"a multi_label head needs bce"),
         ("loss: {class_weights: some}", r"loss.class_weights is 'some'; it must be 'balanced' or a valid list"),
-        ("encoder: {type: resnet}", r"encoder.type is 'resnet'; it must be 'mobilenet', "),
+        ("encoder: {type: vgg}", r"encoder.type is 'vgg'; it must be 'mobilenet', "),
         ("encoder: {class: MyEncoder}", r"encoder.class: 'MyEncoder' is not a dotted name"),
         ("encoder: {trainable: frozen}\nloss: {auxiliary: {add: {}}}", r"nothing to train with encoder.trainable: fro"),
         ("encoder: {trainable: half}", r"encoder.trainable is 'half'; it must be 'full', 'frozen', 'last_n' or 'lora'"),

@@ -28,7 +28,7 @@ def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
     front = PRESETS[given]
     in_folder = weights is not None and not Path(weights).is_file()
     published = published_features(str(weights), recipe.encoder.revision) if in_folder else {}
-    if isinstance(encoder, TransformersEncoder):
+    if isinstance(encoder, TransformersEncoder) and encoder.presets:
         if given not in encoder.presets:
             raise InputError(
                 f"features.preset is {given!r}, but this {kind} encoder was made for {' or '.join(encoder.presets)}; "

@@ -180,8 +180,11 @@ class EncoderSettings(Settings):
     )
     type: Literal[
         "mobilenet", "cnn", "ast", "beats", "statistics", "whisper", "wav2vec2", "hubert", "wavlm", "data2vec-audio",
-        "unispeech", "unispeech-sat", "wav2vec2-bert", "clap",
-    ] = Field(default="mobilenet", description="architecture; statistics: mean and spread of mel bins")  # fmt: skip
+        "unispeech", "unispeech-sat", "wav2vec2-bert", "clap", "audiomae", "resnet",
+    ] = Field(
+        default="mobilenet",
+        description="architecture; statistics: mean and spread of mel bins; resnet takes cycles of one length",
+    )  # fmt: skip
     weights: str | None = Field(
         default=None, description="a released file, a folder or a Hub id; random weights if left out"
     )

@@ -1,0 +1,226 @@
+"""AudioMAE, the masked autoencoder of spectrograms, from its authors' checkpoints, for cycles of up to 10.24 s.
+
+Decisions: the layers are transformers' ViT, and `from_released` translates the authors' names (those of timm),
+strictly. Time is the first axis of the grid of patches: the position table holds 64 steps of 8 bands, one step after
+the other, and a cycle uses the first of them. Frames that do not fill a last patch are filled with zeros, as frames
+beyond a cycle's end are; the authors fill every clip to 10.24 s with frames of log-mel 0, which features.length:
+zero_frames does. Padded patches are masked as attention keys. The embedding is the mean of the patches without the
+class token, as in the authors' fine-tuning. A fine-tuned checkpoint normalises that mean (fc_norm). A pre-trained one
+normalises each patch (norm), because its decoder took them so; the authors' fine-tuning drops that norm for a new one.
+
+Reference: Huang et al., Masked Autoencoders that Listen, NeurIPS 2022.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTConfig
+from transformers.masking_utils import create_bidirectional_mask
+
+from laennec.encoders.base import EncoderOutput
+from laennec.encoders.checkpoints import (
+    checked_state,
+    differences,
+    loaded_strictly,
+    refuse_differences,
+    released_error,
+)
+from laennec.encoders.masks import zero_beyond
+from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
+from laennec.errors import InputError
+
+_HEAD_DIM = 64  # of all released sizes; no weight shows it
+# what a released file holds beside the encoder
+_OTHER_PARTS = ("decoder_", "mask_token", "head.")
+
+
+class AudioMaeConfig(ViTConfig):
+    """Size of an AudioMAE encoder, beside the settings of `ViTConfig`.
+
+    Args:
+        max_length: Frames of the longest cycle, which the position table is made for.
+        num_mel_bins: Mel bins of the features.
+        fc_norm: Whether the mean of the patches is normalised, as in fine-tuned checkpoints, rather than each patch.
+
+    Raises:
+        InputError: Frames or mel bins that are no whole number of patches.
+    """
+
+    model_type = "laennec-audiomae"
+
+    layer_norm_eps: float = 1e-6
+    max_length: int = 1024
+    num_mel_bins: int = 128
+    fc_norm: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Check the sizes; the image that ViT sees follows from them."""
+        side = self.patch_size
+        if not isinstance(side, int) or any(n < side or n % side for n in (self.max_length, self.num_mel_bins)):
+            raise InputError(
+                f"audiomae: max_length {self.max_length} and num_mel_bins {self.num_mel_bins} must be multiples of "
+                f"patch_size {side}"
+            )
+        self.image_size, self.num_channels = [self.max_length, self.num_mel_bins], 1
+        super().__post_init__(**kwargs)
+
+
+class AudioMaeEncoder(TransformersEncoder):
+    """AudioMAE's encoder; a token stands for 16 frames (0.16 s) and 16 mel bins, ordered by time, then frequency.
+
+    The class token is no token of the output. `pooler_output` is the mean of the real patches; where `config.fc_norm`
+    is set that mean is normalised, otherwise each patch was.
+    """
+
+    kind = "audiomae"
+    title = "AudioMAE, pre-trained on AudioSet"
+    licence = "CC-BY-NC-4.0"
+    homepage = "https://github.com/facebookresearch/AudioMAE"
+    citation = """@inproceedings{huang2022masked,
+  title={Masked Autoencoders that Listen},
+  author={Huang, Po-Yao and Xu, Hu and Li, Juncheng and Baevski, Alexei and Auli, Michael and Galuba, Wojciech and
+          Metze, Florian and Feichtenhofer, Christoph},
+  booktitle={Advances in Neural Information Processing Systems (NeurIPS)},
+  year={2022}
+}"""
+    preset = "ast"
+    released_settings = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    config_class = AudioMaeConfig
+    config: AudioMaeConfig
+    source = ("vit.modeling_vit", "ViTModel")
+    layers = "model.layers"
+    layers_after = ("model.layernorm",)
+
+    def _prepare(self) -> None:
+        self.model.pooler = None  # AudioMAE has none
+
+    @property
+    def feature_size(self) -> int:
+        """Mel bins."""
+        return self.config.num_mel_bins
+
+    def forward(  # type: ignore[override]
+        self, input_values: Tensor, attention_mask: Tensor | None = None
+    ) -> EncoderOutput:
+        """Encode cycles, see `AudioEncoder.forward`; there are ceil(frames / 16) * bands tokens."""
+        output = super().forward(input_values, attention_mask)
+        if self.config.fc_norm:
+            output.pooler_output = self.model.layernorm(output.pooler_output)
+        return output
+
+    def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        model, side, longest, frames = self.model, int(self.config.patch_size), self.config.max_length, values.shape[1]
+        if frames > longest:
+            raise InputError(
+                f"a cycle has {frames} frames, but this AudioMAE takes {longest} at most; set features.length: crop "
+                f"with features.duration_s: {longest / 100:g}"
+            )
+        values = F.pad(zero_beyond(values, lengths), (0, 0, 0, -frames % side))
+        patches = model.embeddings.patch_embeddings(values.unsqueeze(1))  # (batch, steps * bands, dim)
+        hidden = torch.cat([model.embeddings.cls_token.expand(patches.shape[0], -1, -1), patches], 1)
+        hidden = model.embeddings.dropout(hidden + model.embeddings.position_embeddings[:, : hidden.shape[1]])
+        real = keys = None
+        if lengths is not None:
+            bands = self.config.num_mel_bins // side
+            real = torch.div(lengths + side - 1, side, rounding_mode="floor").clamp_min(1) * bands
+            keys = create_bidirectional_mask(
+                config=self.config, inputs_embeds=hidden, attention_mask=token_mask(hidden, real + 1)
+            )
+        for layer in model.layers:
+            hidden = layer(hidden, keys)
+        return (hidden if self.config.fc_norm else model.layernorm(hidden))[:, 1:], real
+
+    @classmethod
+    def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "AudioMaeEncoder":
+        """See `TransformersEncoder.load`; transformers saves ViT by earlier names, which its own loader translates."""
+        settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
+        encoder, _ = loaded_strictly(cls.from_pretrained, source, cls.__name__, **settings)
+        ready: AudioMaeEncoder = encoder.eval()
+        return ready
+
+    @classmethod
+    def reads(cls, content: dict[str, Any]) -> bool:
+        """Whether a released file holds a vision transformer by timm's names, alone or under "model"."""
+        return "patch_embed.proj.weight" in _weights_of(content)
+
+    @classmethod
+    def from_released(  # type: ignore[override]
+        cls, path: str | Path, content: dict[str, Any], **dropouts: float
+    ) -> "AudioMaeEncoder":
+        """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned.
+
+        Args:
+            path: The file, for errors.
+            content: {model: names to tensors}, or names to tensors.
+            **dropouts: Rates of `AudioMaeConfig`.
+
+        Returns:
+            The encoder in eval mode; its size follows from the shapes in the file.
+
+        Raises:
+            InputError: Another architecture's, or any weight missing, left over or of another shape.
+        """
+        state = checked_state(path, _weights_of(content))
+        state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
+        config = _config_of(path, state)
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        names: dict[str, list[str]] = {}  # the authors make one weight of queries, keys and values, in this order
+        for name in expected:
+            names.setdefault(_released_name(name, config), []).append(name)
+        wanted = {theirs: torch.cat([expected[name] for name in ours]) for theirs, ours in names.items()}
+        refuse_differences(path, "AudioMAE", differences(state, wanted))
+        for name, rate in dropouts.items():
+            setattr(config, name, rate)
+        encoder: AudioMaeEncoder = cls._from_config(config)
+        parts = ((ours, state[theirs].chunk(len(ours))) for theirs, ours in names.items())
+        encoder.load_state_dict({n: value for ours, values in parts for n, value in zip(ours, values, strict=True)})
+        return encoder.eval()
+
+
+def _weights_of(content: dict[str, Any]) -> dict[str, Any]:
+    weights = content.get("model")
+    return weights if isinstance(weights, dict) else content
+
+
+def _config_of(path: str | Path, state: dict[str, Tensor]) -> AudioMaeConfig:
+    """The configuration that the shapes of a released file tell."""
+    shapes = [state[n].shape for n in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight") if n in state]
+    if [len(shape) for shape in shapes] != [4, 3, 2]:
+        raise released_error(path, "not an AudioMAE (no patch_embed.proj.weight, pos_embed or blocks.0.mlp.fc1.weight)")
+    (dim, *_), (_, positions, _), (wide, _) = shapes
+    default = AudioMaeConfig()
+    side = int(default.patch_size)
+    return AudioMaeConfig(
+        hidden_size=dim,
+        num_hidden_layers=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
+        num_attention_heads=max(1, dim // _HEAD_DIM),
+        intermediate_size=wide,
+        max_length=(positions - 1) // (default.num_mel_bins // side) * side,
+        fc_norm="fc_norm.weight" in state,
+    )
+
+
+def _released_name(name: str, config: AudioMaeConfig) -> str:
+    """The authors' name of one of our weights."""
+    for ours, theirs in (
+        ("model.", ""),
+        ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.cls_token", "cls_token"),
+        ("layers.", "blocks."),
+        *((f".attention.{which}_proj.", ".attn.qkv.") for which in "qkv"),
+        (".attention.o_proj.", ".attn.proj."),
+        (".layernorm_before.", ".norm1."),
+        (".layernorm_after.", ".norm2."),
+        ("layernorm.", "fc_norm." if config.fc_norm else "norm."),
+    ):
+        name = name.replace(ours, theirs)
+    return name
+
+
+AutoConfig.register(AudioMaeConfig.model_type, AudioMaeConfig)
+AutoModel.register(AudioMaeConfig, AudioMaeEncoder)
