@@ -51,6 +51,9 @@ def stand_ins(recipe, corpora, tiny_ast, shared_root):
         flags["encoder.config"] = {"channels": [4, 8]}
     elif recipe.encoder.type == "resnet":
         flags["encoder.config"] = {"hidden_sizes": [4, 8, 8, 8], "embedding_size": 4, "depths": [1, 1, 1, 1]}
+    elif recipe.encoder.type == "audiomae":
+        sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}
+        flags |= {"encoder.weights": None, "encoder.config": sizes}
     elif recipe.encoder.type == "ast":
         flags["encoder.weights"] = str(tiny_ast)
     elif recipe.encoder.type == "beats":
@@ -64,7 +67,8 @@ def small(study, corpora, tiny_ast, shared_root, place):
     cells, kinds = [], set()
     for cell in sorted(study.cells, key=lambda cell: cell.method not in published):
         recipe = Recipe.from_yaml(cell.recipe, **cell.settings)
-        kind = (cell.recipe if published else recipe.encoder.trainable, recipe.corpus.name, bool(cell.pretrained_as))
+        what = cell.recipe if published else recipe.encoder.trainable
+        kind = (what, recipe.encoder.type, recipe.corpus.name, bool(cell.pretrained_as))
         if kind in kinds or len(kinds) == 4:
             continue
         kinds.add(kind)

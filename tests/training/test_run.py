@@ -4,9 +4,12 @@ import math
 import pandas as pd
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from forked import ranks
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
@@ -293,3 +296,20 @@ def test_overwriting_makes_a_folder_that_is_not_there_replaces_a_run_and_leaves_
     with pytest.raises(InputError, match="holds no laennec run"):
         train(Recipe(**(short | {"output_dir": str(tmp_path / "other")})), overwrite=True)
     assert (tmp_path / "other" / "thesis.tex").read_text() == "years of work"
+
+
+def test_songs_schedule_on_two_processes_is_that_of_one(tiny_recipe, tmp_path):
+    """Half the anchors each, batch statistics over both: every phase has the losses of one process."""
+    settings = SONG | {"train": {"epochs": 1, "batch_size": 8, "sync_batch_norm": True, "selection_metric": "loss"}}
+    one = run(tiny_recipe, tmp_path / "one", **settings)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tiny_recipe | settings))
+    command = ["train", str(tmp_path / "recipe.yaml"), "--train.batch_size", "4", "--output_dir", str(tmp_path / "two")]
+    done = ranks(2, lambda: main(command))
+    assert done.returncode == 0, done.stderr[-3000:]
+    histories = [json.loads((out / "run.json").read_text())["history"] for out in (one, tmp_path / "two")]
+    losses = [[row["loss_terms"] for row in history if "loss_terms" in row] for history in histories]
+    assert [set(terms) for terms in losses[0]] == [{"ce"}, {"tuplet"}, {"ce"}]
+    for alone, shared in zip(*losses, strict=True):
+        assert shared == pytest.approx(alone, rel=1e-5)
+    validation = [[row["validation"]["loss"] for row in history if "validation" in row] for history in histories]
+    assert len(validation[0]) == 2 and validation[1] == pytest.approx(validation[0], rel=1e-4)

@@ -246,7 +246,7 @@ def _outlook(study: Study) -> str:
         return (
             f"{counts}; about {needed.cpu:.3g} hours for all on one thread of this processor (three forward passes of "
             f"an average cycle for each training step), {needed.gpu:.2g} hours on an {GPU} that reaches "
-            f"{100 * GPU_SHARE:.0f} % of its peak"
+            f"{100 * GPU_SHARE:.0f} % of its peak, reading of data not counted"
         )
     left = len(waiting) * sum(seconds) / len(seconds) / 3600
     return f"{counts}; about {left:.1f} hours at the pace of the finished ones"
