@@ -43,6 +43,7 @@ from laennec.training.devices import (
     training_device,
     unsharded,
 )
+from laennec.training.gradients import check_balance
 from laennec.training.loss_specs import LossSpec, check_views, groups_of_data, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage, contrasts_mixtures, task_weights
@@ -142,6 +143,8 @@ def make_arguments(
         "task_views": loss.task_views,
         "focal_gamma": loss.focal_gamma,
         "class_weights": class_weights,
+        "log_gradients": loss.log_gradients,
+        "balance": loss.balance,
         "eval_strategy": "epoch",
         "load_best_model_at_end": phase.selects,
         "metric_for_best_model": f"eval_{metric}",
@@ -213,6 +216,7 @@ def plan_phases(
             raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments; did you mean {near!r}?")
     multi_label, names = targets.labels.ndim == 2, targets.names
     specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
+    check_balance(recipe.loss.balance, specs, recipe.loss.task_weight)
     mix, spec_augment = recipe.augment.mix, recipe.augment.spec
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
     lengths = None
