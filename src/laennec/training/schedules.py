@@ -44,7 +44,7 @@ from laennec.training.devices import (
     unsharded,
 )
 from laennec.training.gradients import check_balance
-from laennec.training.loss_specs import LossSpec, check_views, groups_of_data, loss_specs
+from laennec.training.loss_specs import LossSpec, check_draws, groups_of_data, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage, contrasts_mixtures, task_weights
 from laennec.training.recipe import Recipe
@@ -221,7 +221,8 @@ def plan_phases(
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
     lengths = None
     if isinstance(datasets[0], CycleDataset):
-        check_views(specs, mix is not None, bool(datasets[0].augmentation or spec_augment))
+        draws, concatenates = bool(datasets[0].augmentation or spec_augment), datasets[0].concatenation is not None
+        check_draws(specs, mix is not None, draws, concatenates)
         lengths = datasets[0].waveforms.lengths
     phases = [
         (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)
