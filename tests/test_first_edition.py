@@ -71,10 +71,12 @@ REAL = [
 ]
 OTHERS = ("accelerate", "studies", "searches", "own_recordings")
 ROOT = Path(__file__).resolve().parents[1]
+# which the first edition had not
+NEW = ("ce_cnn", "add_alternating_mobilenet", "add_patient_mobilenet", "heart_to_lung_cnn")
 RECIPES = {
     f"{path.parent.name}/{path.stem}": path
     for path in sorted((ROOT / "recipes").rglob("*.yaml"))
-    if path.parent.name not in OTHERS and path.stem != "ce_cnn"  # which the first edition had not
+    if path.parent.name not in OTHERS and path.stem not in NEW
 }
 PRETRAINED = [name for name, path in RECIPES.items() if "\npretrain:" in path.read_text()]
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}

@@ -194,7 +194,8 @@ SONG = {
 }
 
 
-def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("loss", ["tuplet", "add"])
+def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch, loss):
     from laennec.training.trainer import LaennecTrainer
 
     moved = []
@@ -209,14 +210,16 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
         return loss
 
     monkeypatch.setattr(LaennecTrainer, "training_step", watched)
-    out = run(tiny_recipe, tmp_path / "run", **SONG)
+    # ADD takes any shuffled batch
+    other = {"loss": {"task": "ce", "auxiliary": {"add": {}}}, "sampler": {}} if loss == "add" else {}
+    out = run(tiny_recipe, tmp_path / "run", **SONG | other)
     kinds = [parts for _, parts, _ in moved]
     third = kinds.index(frozenset({"encoder"}))
     assert set(kinds[:third]) == {frozenset({"encoder", "head"})}
     assert set(kinds[third:]) == {frozenset({"encoder"}), frozenset({"head"})}
     history = json.loads((out / "run.json").read_text())["history"]
-    terms = [set(h["loss_terms"]) for h in history if "loss_terms" in h]
-    assert terms == [{"ce"}, {"tuplet"}, {"ce"}]
+    terms = [{name.split("_")[0] for name in h["loss_terms"]} for h in history if "loss_terms" in h]
+    assert terms == [{"ce"}, {loss}, {"ce"}]
 
 
 @pytest.mark.parametrize("labels", ["class+patient_id", "wheeze+patient_id"])
