@@ -56,6 +56,14 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
             "loss": {"auxiliary": {"add": {"weight": 0.2}}},
             "augment": NOISE,
         },
+        "balance and warm-up": {
+            "loss": {
+                "auxiliary": {"add": {"weight": 0.2, "warm_up": 0.5}, "supcon": {"views": 1, "on": "projection"}},
+                "balance": 0.5,
+            },
+            "augment": NOISE,
+            **PROJECTION,
+        },
         "two stages": {
             "schedule": {"name": "two_stage", "pretrain_epochs": 2},
             "loss": {"task": "ce", "class_weights": "balanced", "auxiliary": {"supcon": {"views": 1}}},

@@ -20,7 +20,7 @@ from ways import settings_of, ways
 
 EVERY_STEP = ("draws and mixing",)
 # now in the middle of an epoch, now at its end; `make soak` stops after every step of all ways
-SOME_STEPS = ("alternation", "accumulated, weighted, impatient")
+SOME_STEPS = ("alternation", "balance and warm-up", "accumulated, weighted, impatient")
 NAMES = list(ways("ast"))
 
 

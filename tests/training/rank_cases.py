@@ -71,7 +71,7 @@ class WeightsAtEnd(TrainerCallback):
 
 
 def train(folder, batch_size, kind="ast"):
-    """Loss of two steps (a whole epoch) and the weights after them."""
+    """Losses and ratios of gradients of two steps (a whole epoch), and the weights after them."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     encoder, extractor = make_encoder(kind)
@@ -92,6 +92,7 @@ def train(folder, batch_size, kind="ast"):
         save_strategy="no", learning_rate=0.01, max_grad_norm=0.0,
         lr_scheduler_type="constant", disable_tqdm=True, optim="sgd", weight_decay=0.0, logging_steps=1,
         dataloader_pin_memory=False, seed=0, class_weights=[1.0, 5.0, 0.2], task_views="all",
+        log_gradients=True,
     )  # fmt: skip
     trainer = LaennecTrainer(
         model, arguments, train_dataset=dataset, processing_class=extractor, sampler=EpochSampler(ROWS, seed=0),
@@ -100,7 +101,8 @@ def train(folder, batch_size, kind="ast"):
     weights = {}
     trainer.add_callback(WeightsAtEnd(model, weights))
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    logs = [entry.items() for entry in trainer.state.log_history if "loss" in entry]
+    losses = {f"{n} {k}": v for n, log in enumerate(logs) for k, v in log if k == "loss" or k.startswith("grad_ratio_")}
     trainer.accelerator.wait_for_everyone()
     return losses, weights
 

@@ -41,6 +41,7 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         ({"opl": {"labels": "cycle"}}, r"opl.labels is cycle, but OrthogonalProjectionLoss does not take two views"),
         ({"tuplet": {"labels": "device"}}, r"TupletContrastiveLoss takes only class"),
         ({"device_adversarial": {"labels": "class"}}, r"labels is class, which the embedding should keep"),
+        ({"device_adversarial": {"labels": "device+class"}}, r"labels is device\+class, which the"),
         ({"device_adversarial": {"temperature": 1}}, r"device_adversarial: .*temperature"),
         ({"supcon": {"temperature": 0}}, r"loss.auxiliary.supcon: .*temperature"),
         ({"supcon": {"start": 2}}, r"loss.auxiliary.supcon: .*start"),

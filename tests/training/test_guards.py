@@ -9,7 +9,7 @@ from torch.utils.data import SequentialSampler
 from laennec.errors import InputError
 from laennec.training.coverage import coverage_lines
 from laennec.training.data import CycleDataset
-from laennec.training.loss_specs import check_views, groups_of_data, loss_specs
+from laennec.training.loss_specs import check_draws, groups_of_data, loss_specs
 from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
@@ -57,12 +57,21 @@ def test_groups_are_those_the_entries_name_and_unknown_cycles_are_said(caplog):
 
 def test_two_views_need_draws_and_no_mixing():
     entries = loss_specs({"supcon": {}})
-    check_views(entries, mixes=False, draws=True)
-    check_views(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
+    check_draws(entries, mixes=False, draws=True)
+    check_draws(loss_specs({"supcon": {"views": 1}}), mixes=True, draws=False)
     with pytest.raises(InputError, match="without augmentation they are equal"):
-        check_views(entries, mixes=False, draws=False)
+        check_draws(entries, mixes=False, draws=False)
     with pytest.raises(InputError, match="mixes them; drop one"):
-        check_views(entries, mixes=True, draws=True)
+        check_draws(entries, mixes=True, draws=True)
+
+
+def test_groups_by_a_label_need_labels_that_stay():
+    entries = loss_specs({"add": {"labels": "class + patient"}})
+    check_draws(entries, mixes=False, draws=True)
+    for name, draws in (("mix", {"mixes": True}), ("concatenate_probability", {"mixes": False, "concatenates": True})):
+        with pytest.raises(InputError, match=rf"groups by the label of a cycle, and augment.{name} changes it"):
+            check_draws(entries, draws=True, **draws)
+    check_draws(loss_specs({"add": {"labels": "patient"}}), mixes=True, draws=True)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laennec.errors import InputError
-from laennec.training.targets import GroupTable, age_band, group_codes, metadata_of
+from laennec.training.recipe import TargetSettings
+from laennec.training.targets import GroupTable, age_band, group_codes, metadata_of, targets_of
 
 VALUES = st.sampled_from(["a", "b", "c", None])
 TABLES = st.integers(1, 30).flatmap(
@@ -51,6 +52,40 @@ def test_columns_come_from_the_table_by_their_recipe_names():
     assert groups.codes("age_band+sex", "drop", "here").tolist() == [0, -1, 1]
     assert groups.codes(["age_band", "sex"], "own_group", "here").tolist() == [0, 2, 1]
     assert groups.whose(np.array([0, -1, 1])) == "unknown for 1 of 3 cycles (r)"
+
+
+def test_the_class_and_its_flags_are_columns_like_others():
+    crackle, wheeze = [0, 1, 0, 0, 1, 0, None], [0, 0, 1, 0, 0, 1, 1]
+    patient = ["p", "p", "p", "p", "q", None, "q"]
+    ids = [f"{row}" for row in range(7)]
+    table = datasets.Dataset.from_dict({"cycle_id": ids, "crackle": crackle, "wheeze": wheeze, "patient_id": patient})
+    targets = targets_of(table, TargetSettings(problem_type="multi_label"))
+    kept = targets.kept.tolist()
+    assert kept == [0, 1, 2, 3, 4, 5]  # the last one has no class
+    groups = GroupTable(len(kept), targets.metadata)
+    keys = {
+        "class+patient_id": [None if patient[r] is None else (crackle[r], wheeze[r], patient[r]) for r in kept],
+        "wheeze+patient_id": [None if patient[r] is None else (wheeze[r], patient[r]) for r in kept],
+        "crackle": [crackle[r] for r in kept],
+    }
+    for labels, wanted in keys.items():
+        codes = groups.codes(labels, "drop", "here")
+        assert [code < 0 for code in codes] == [key is None for key in wanted]
+        for i, first in enumerate(wanted):
+            assert all((codes[i] == codes[j]) == (first == second) for j, second in enumerate(wanted))
+    assert groups.codes("class+patient", "drop", "here").tolist() == [0, 1, 3, 0, 2, -1]
+    assert np.array_equal(groups.codes("class", "drop", "here"), np.unique(targets.class_ids, return_inverse=True)[1])
+    # half of the cycles, in another order
+    rows = np.array([4, 0, 3])
+    assert GroupTable(3, targets.take(rows).metadata).codes("class+patient", "drop", "here").tolist() == [1, 0, 0]
+
+
+def test_pre_training_cannot_group_by_labels():
+    table = datasets.Dataset.from_dict({"cycle_id": ["p", "q"], "crackle": [0, 1], "class": [0, 1], "sex": ["F", "M"]})
+    metadata = metadata_of(table, np.arange(2))
+    assert set(metadata) == {"cycle_id", "sex"}
+    with pytest.raises(InputError, match="crackle is unknown for all 2"):
+        GroupTable(2, metadata).codes("crackle", "drop", "pretrain.match")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -198,7 +199,8 @@ SONG = {
 }
 
 
-def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("loss", ["tuplet", "add"])
+def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recipe, tmp_path, monkeypatch, loss):
     from laennec.training.trainer import LaennecTrainer
 
     moved = []
@@ -213,14 +215,35 @@ def test_song_alternates_encoder_and_head_without_a_crossing_gradient(tiny_recip
         return loss
 
     monkeypatch.setattr(LaennecTrainer, "training_step", watched)
-    out = run(tiny_recipe, tmp_path / "run", **SONG)
+    # ADD takes any shuffled batch
+    other = {"loss": {"task": "ce", "auxiliary": {"add": {}}}, "sampler": {}} if loss == "add" else {}
+    out = run(tiny_recipe, tmp_path / "run", **SONG | other)
     kinds = [parts for _, parts, _ in moved]
     third = kinds.index(frozenset({"encoder"}))
     assert set(kinds[:third]) == {frozenset({"encoder", "head"})}
     assert set(kinds[third:]) == {frozenset({"encoder"}), frozenset({"head"})}
     history = json.loads((out / "run.json").read_text())["history"]
-    terms = [set(h["loss_terms"]) for h in history if "loss_terms" in h]
-    assert terms == [{"ce"}, {"tuplet"}, {"ce"}]
+    terms = [{name.split("_")[0] for name in h["loss_terms"]} for h in history if "loss_terms" in h]
+    assert terms == [{"ce"}, {loss}, {"ce"}]
+
+
+@pytest.mark.parametrize("labels", ["class+patient_id", "wheeze+patient_id"])
+def test_add_pulls_together_cycles_of_one_label_and_one_patient(tiny_recipe, tmp_path, monkeypatch, labels):
+    from laennec.losses import AngularDistanceDistributionLoss
+
+    counted, honest = [], AngularDistanceDistributionLoss.forward
+
+    def watched(self, embeddings, ids):
+        terms = honest(self, embeddings, ids)
+        counted.append((int((ids[:, None] == ids).sum()) - len(ids), self.pairs["add_mu_pos"]))
+        return terms
+
+    monkeypatch.setattr(AngularDistanceDistributionLoss, "forward", watched)
+    settings = {"loss": {"auxiliary": {"add": {"labels": labels}}}, "sampler": {"name": "patient_balanced"}}
+    settings["sampler"] |= {"patients": 2, "samples": 4}
+    run(tiny_recipe, tmp_path / "run", **settings)
+    # of two patients with all their four cycles fewer than 2 x 4 x 3 pairs: not all have the same label
+    assert all(pairs == wanted for wanted, pairs in counted) and 0 < np.mean(counted) < 24
 
 
 def test_an_epoch_of_the_encoder_alone_is_no_candidate(tiny_recipe, tmp_path, capsys):

@@ -82,7 +82,8 @@ def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):
     # an epoch of 13 cycles: a batch of 8, and a last one of 5 that the two share as 3 and 2
     for kind in ("ast", "cnn"):
         losses, weights = rank_cases.train(tmp_path / "one", 8, kind)
-        assert found["train"][kind] == pytest.approx(losses, abs=1e-5) and len(losses) == 2
+        assert found["train"][kind] == pytest.approx(losses, rel=1e-4, abs=1e-5)
+        assert {"0 loss", "1 loss", "1 grad_ratio_add", "1 grad_ratio_device_adversarial"} <= set(losses)
         for name, weight in weights.items():
             torch.testing.assert_close(tensors[f"{kind}.{name}"], weight, rtol=1e-5, atol=1e-5, msg=name)
         assert any(name.startswith("auxiliary_heads.adversaries") for name in weights)

@@ -11,7 +11,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec study`."""
     parser.add_argument(
         "study",
-        help="a YAML file with methods, axes, seeds and the splits to score, or the name of a study that comes with the "
+        help="a YAML file with methods, axes, seeds and the splits to score, or the name of a study of the "
         "package, such as paper_song2021_table2",
     )
     parser.add_argument(

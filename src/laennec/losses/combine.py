@@ -57,7 +57,7 @@ class WeightedSum(nn.Module):
 
     Batch: what each of its losses needs.
 
-    Returns: every term of every loss, weighted; `pairs` counts those of each.
+    Returns: every term of every loss, weighted; `pairs` counts those of each, `terms` names the terms of each loss.
 
     Prefer: a single loss where it suffices: each weight is one more number to choose on validation.
 
@@ -83,6 +83,7 @@ class WeightedSum(nn.Module):
         self.schedules = {name: _schedule(weights.get(name, 1.0)) for name in losses}
         self.progress = 0.0
         self.pairs: dict[str, int] = {}
+        self.terms: dict[str, list[str]] = {}
 
     def set_progress(self, progress: float) -> None:
         """Set the progress of training, in [0, 1], on which the weights depend.
@@ -119,7 +120,8 @@ class WeightedSum(nn.Module):
             loss, given = self.losses[name], inputs[name]
             found = loss(**given) if isinstance(given, Mapping) else loss(*given)
             found = {name: found} if isinstance(found, Tensor) else found
-            terms |= {_visible(name, term): weight * value for term, value in found.items()}
+            self.terms[name] = [_visible(name, term) for term in found]
+            terms |= dict(zip(self.terms[name], (weight * value for value in found.values()), strict=True))
             pairs |= {_visible(name, term): count for term, count in getattr(loss, "pairs", {}).items()}
         self.pairs = pairs
         return terms

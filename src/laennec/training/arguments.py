@@ -34,6 +34,9 @@ class LaennecTrainingArguments(TrainingArguments):
         task_views: "first" | "all": which augmented views (or clean and mixed copies) the task loss takes.
         class_weights: None, "balanced" (inverse frequency in the training part) or one number a label.
         focal_gamma: Exponent of the focal loss.
+        log_gradients: Whether the norm of each auxiliary loss's gradient at the embedding, divided by that of the task
+            loss, is logged as `grad_ratio_<loss>`.
+        balance: The ratio to hold, by rescaling the auxiliary losses while they train; None for constant weights.
         epoch_cosine: Whether the learning rate falls once an epoch along a cosine, as in some published systems.
         moving_average: beta: after each step, weights <- beta * before + (1 - beta) * after; None for none.
         sam_rho: Radius of sharpness-aware minimisation, which runs every batch twice; None for ordinary steps.
@@ -47,6 +50,8 @@ class LaennecTrainingArguments(TrainingArguments):
     task_views: str = "first"
     class_weights: list[float] | str | None = None
     focal_gamma: float = 2.0
+    log_gradients: bool = False
+    balance: float | None = None
     epoch_cosine: bool = False
     moving_average: float | None = None
     sam_rho: float | None = None

@@ -124,6 +124,25 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
     return None
 
 
+def checkpoint_to_resume(args: Any, resume: str | bool | None) -> Path | None:
+    """The checkpoint that a training continues from; None for a new training.
+
+    Args:
+        args: TrainingArguments.
+        resume: A checkpoint's folder, or True for the newest whole one in the output folder.
+
+    Raises:
+        InputError: It is damaged, or was written by another number of processes.
+    """
+    if resume is True:
+        with args.main_process_first(desc="checkpoints"):
+            return last_whole(Path(str(args.output_dir)), args.world_size)
+    if not resume:
+        return None
+    check_whole(Path(resume), args.world_size)
+    return Path(resume)
+
+
 def remove_unsealed(folder: Path) -> None:
     """Remove the checkpoints that an error left without a manifest."""
     for checkpoint in folder.glob("checkpoint-*"):

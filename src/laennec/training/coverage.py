@@ -137,5 +137,6 @@ def coverage_lines(
 
 
 def _refuse(spec: LossSpec, lacking: str) -> None:
-    right = _SAMPLER_FOR.get(spec.labels, "sampler.name: shuffle with a larger train.batch_size")
+    rare = [sampler for name, sampler in _SAMPLER_FOR.items() if name in spec.labels]
+    right = rare[-1] if rare else "sampler.name: shuffle with a larger train.batch_size"
     raise InputError(f"{spec.where}: no batch of the first epoch holds {lacking}; set {right}")

@@ -29,7 +29,7 @@ from laennec.losses import (
     WeightSchedule,
 )
 from laennec.training.data import CycleDataset
-from laennec.training.targets import MISSING, Codes, GroupTable
+from laennec.training.targets import LABEL_COLUMNS, MISSING, Codes, GroupTable
 
 CLASS, CYCLE = "class", "cycle"  # labels that need no column
 INPUTS = ("embedding", "projection", "clusters")
@@ -82,7 +82,7 @@ class LossSpec:
         loss: `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
         schedule: Its weight.
         labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle
-            table; several columns are joined by +.
+            table; several columns, the class or a label's flag among them, are joined by +.
         missing: What happens to cycles whose column is unknown: "drop" | "own_group".
         views: How many augmented views of each cycle it takes.
         on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or
@@ -130,6 +130,11 @@ class LossSpec:
     def group_key(self) -> str | None:
         """Name of its groups in a batch; None where class or cycle say what belongs together."""
         return None if self.labels in (CLASS, CYCLE) else f"{self.labels} {self.missing}"
+
+    @property
+    def groups_by_label(self) -> bool:
+        """Whether the label of a cycle, or one of its flags, is among the columns of its groups."""
+        return self.group_key is not None and bool({n.strip() for n in self.labels.split("+")} & set(LABEL_COLUMNS))
 
 
 def specs_of(
@@ -260,8 +265,10 @@ def _check(spec: LossSpec, most_views: int, inputs: Sequence[str]) -> None:
         raise InputError(f"{where}.labels is cycle, but {name} does not take two views of a cycle")
     if spec.labels == CYCLE and spec.views < 2:
         raise InputError(f"{where}: one view of a cycle has no positive pair; set views: 2")
-    if spec.is_a(DeviceAdversarialLoss) and spec.labels == CLASS:
-        raise InputError(f"{where}.labels is class, which the embedding should keep; name a column such as device")
+    if spec.is_a(DeviceAdversarialLoss) and (spec.labels == CLASS or spec.groups_by_label):
+        raise InputError(
+            f"{where}.labels is {spec.labels}, which the embedding should keep; name a column such as device"
+        )
     if getattr(spec.loss, "detach_other_views", False) and spec.views < 2:
         raise InputError(f"{where}: detach_other_views needs views: 2")
 
@@ -311,18 +318,25 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     return groups
 
 
-def check_views(specs: Sequence[LossSpec], mixes: bool, draws: bool) -> None:
-    """Refuse two views that would be equal, or that would be mixed.
+def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False) -> None:
+    """Refuse two views that would be equal, or that would be mixed, and groups by a label that changes.
 
     Args:
         specs: All auxiliary losses.
         mixes: Whether cycles of a batch are mixed.
         draws: Whether anything is drawn on waveforms or features.
+        concatenates: Whether a cycle is concatenated with another one, and their labels combined.
 
     Raises:
-        InputError: A loss cannot have two views.
+        InputError: A loss cannot have two views, or such groups.
     """
     for spec in specs:
+        if (mixes or concatenates) and spec.groups_by_label:
+            name = "augment.mix" if mixes else "augment.concatenate_probability"
+            raise InputError(
+                f"{spec.where}.labels is {spec.labels}, which groups by the label of a cycle, and {name} changes it; "
+                "drop one"
+            )
         if spec.views > 1 and mixes:
             raise InputError(f"{spec.where} takes two views of a cycle, and augment.mix mixes them; drop one")
         if spec.views > 1 and not draws:

@@ -285,15 +285,26 @@ class Objective(nn.Module):
 
 
 class TermSums:
-    """Sums of the terms and of their pairs over the steps since the last log."""
+    """Sums of the terms, of their pairs and of what was measured over the steps since the last log.
 
-    def __init__(self) -> None:
+    Args:
+        running: Decayed sums of the ratios of gradients, which go on after a log.
+    """
+
+    def __init__(self, running: Mapping[str, Sequence[float]] | None = None) -> None:
         self.terms: dict[str, Tensor | float] = {}
         self.pairs: dict[str, int] = {}
+        self.measured: dict[str, tuple[float, int]] = {}  # sum, and the steps that it was measured in
+        self.running = {name: (total, steps) for name, (total, steps) in (running or {}).items()}
         self.steps = 0
 
-    def add(self, terms: Mapping[str, Tensor], auxiliary: WeightedSum | None) -> None:
-        """Add the terms of a step, and the pairs that its auxiliary losses had."""
+    def add(
+        self, terms: Mapping[str, Tensor], auxiliary: WeightedSum | None, measured: Mapping[str, float] | None = None
+    ) -> None:
+        """Add the terms of a step, the pairs that its auxiliary losses had, and what was measured in it."""
+        for name, number in (measured or {}).items():
+            total, steps = self.measured.get(name, (0.0, 0))
+            self.measured[name] = total + number, steps + 1
         for name, value in terms.items():
             self.terms[name] = value.detach().float() + self.terms.get(name, 0.0)
         if auxiliary is not None and set(auxiliary.pairs) <= set(terms):  # counted in this very step
@@ -302,21 +313,24 @@ class TermSums:
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """The mean loss, `term_<name>` and `count_<name>` of a step."""
+        """The mean loss, `term_<name>` and `count_<name>` of a step, and what was measured in some of them."""
         logs = {f"term_{name}": float(value) / self.steps for name, value in self.terms.items()}
         # transformers forgets the steps before an interruption; terms are those of all processes on each of them
         logs["loss"] = sum(float(value) for value in self.terms.values()) / self.steps
-        return logs | {f"count_{name}": count / self.steps for name, count in self.pairs.items()}
+        logs |= {f"count_{name}": count / self.steps for name, count in self.pairs.items()}
+        return logs | {name: total / steps for name, (total, steps) in self.measured.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
         terms = {name: float(value) for name, value in self.terms.items()}
-        return {"terms": terms, "counts": dict(self.pairs), "steps": self.steps}
+        gradients = {"measured": self.measured, "running": self.running}
+        return {"terms": terms, "counts": dict(self.pairs), "steps": self.steps, **gradients}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TermSums":
         """Continue the sums of a checkpoint, so that a resumed epoch logs the same means."""
-        sums = cls()
+        sums = cls(values.get("running"))
+        sums.measured = {name: (total, steps) for name, (total, steps) in values.get("measured", {}).items()}
         # in float32 as before the interruption
         sums.terms = {name: torch.tensor(value) for name, value in values["terms"].items()}
         sums.pairs, sums.steps = dict(values["counts"]), int(values["steps"])

@@ -96,6 +96,9 @@ def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
             row["loss_terms"] = {k.removeprefix("term_"): v for k, v in entry.items() if k.startswith("term_")}
             # how many pairs (or groups of frames, or rows) each term had in a step
             row["loss_counts"] = {k.removeprefix("count_"): v for k, v in entry.items() if k.startswith("count_")}
+            for name, prefix in (("grad_ratios", "grad_ratio_"), ("balance", "balance_")):
+                if found := {k.removeprefix(prefix): v for k, v in entry.items() if k.startswith(prefix)}:
+                    row[name] = found
         validation = {k.removeprefix("eval_"): v for k, v in entry.items() if k.startswith("eval_")}
         if validation:
             row["validation"] = {k: v for k, v in validation.items() if not k.endswith(("runtime", "per_second"))}

@@ -43,7 +43,8 @@ from laennec.training.devices import (
     training_device,
     unsharded,
 )
-from laennec.training.loss_specs import LossSpec, check_views, groups_of_data, loss_specs
+from laennec.training.gradients import check_balance
+from laennec.training.loss_specs import LossSpec, check_draws, groups_of_data, loss_specs
 from laennec.training.mixing import Mixer
 from laennec.training.objective import Stage, contrasts_mixtures, task_weights
 from laennec.training.recipe import Recipe
@@ -142,6 +143,8 @@ def make_arguments(
         "task_views": loss.task_views,
         "focal_gamma": loss.focal_gamma,
         "class_weights": class_weights,
+        "log_gradients": loss.log_gradients,
+        "balance": loss.balance,
         "eval_strategy": "epoch",
         "load_best_model_at_end": phase.selects,
         "metric_for_best_model": f"eval_{metric}",
@@ -214,11 +217,13 @@ def plan_phases(
             raise InputError(f"train.arguments has {name!r}, no field of TrainingArguments; did you mean {near!r}?")
     multi_label, names = targets.labels.ndim == 2, targets.names
     specs = loss_specs(recipe.loss.auxiliary, recipe.sampler.negatives, recipe.folders)
+    check_balance(recipe.loss.balance, specs, recipe.loss.task_weight)
     mix, spec_augment = recipe.augment.mix, recipe.augment.spec
     codes = groups_of_data(datasets[0], specs, recipe.metadata.age_edges_years)
     lengths = None
     if isinstance(datasets[0], CycleDataset):
-        check_views(specs, mix is not None, bool(datasets[0].augmentation or spec_augment))
+        draws, concatenates = bool(datasets[0].augmentation or spec_augment), datasets[0].concatenation is not None
+        check_draws(specs, mix is not None, draws, concatenates)
         lengths = datasets[0].waveforms.lengths
     phases = [
         (phase, *sampler_of_recipe(phase.sampler, recipe, targets, table, lengths)) for phase in phases_of(recipe)

@@ -21,6 +21,8 @@ from laennec.training.recipe import TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
+# the label of a cycle, and its flags: groups of training, which pre-training cannot see
+LABEL_COLUMNS = ("class", *TWO_LABELS)
 # what a recipe calls a column -> where it is in the cycle table
 COLUMNS = {
     "patient": "patient_id",
@@ -31,6 +33,7 @@ COLUMNS = {
     "acquisition_mode": "acquisition_mode",
     "diagnosis": "diagnosis",
     "age_band": "age_years",
+    **{name: name for name in LABEL_COLUMNS},
 }
 MISSING = ("drop", "own_group")
 Codes = NDArray[np.int64]
@@ -45,7 +48,7 @@ class Targets:
         labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
         class_ids: int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them.
         kept: int64 rows of the table these belong to (rows without a label are left out).
-        metadata: Columns of the table that groups can be made of, for the kept rows.
+        metadata: Columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids.
     """
 
     names: list[str]
@@ -87,7 +90,9 @@ def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None
         hint = f"this corpus has labels in {', '.join(own)}" if own else "choose another column"
         asked = column or ("label" if settings.problem_type == "single_label" else ", ".join(targets.names))
         raise InputError(f"no cycle has a label in {asked}; {hint} (target.column)")
-    return replace(targets, metadata=metadata_of(table, targets.kept))
+    flags = {name: _shared(column_of(table, name), targets.kept) for name in TWO_LABELS if name in table.column_names}
+    metadata = metadata_of(table, targets.kept) | flags | {"class": targets.class_ids.tolist()}
+    return replace(targets, metadata=metadata)
 
 
 def target_of(table: Any, settings: TargetSettings, tables: Sequence[Any] = ()) -> TargetSettings:
@@ -188,8 +193,8 @@ def target_line(problem_type: str | None, names: Sequence[str], span: Span) -> s
 
 
 def metadata_of(table: Any, rows: Codes) -> dict[str, list[Any]]:
-    """`cycle_id` and the columns that can be groups, for some rows of a cycle table."""
-    names = [name for name in ("cycle_id", *COLUMNS.values()) if name in table.column_names]
+    """`cycle_id` and the columns that can be groups but labels, for some rows of a cycle table."""
+    names = [n for n in ("cycle_id", *COLUMNS.values()) if n in table.column_names and n not in LABEL_COLUMNS]
     return {name: _shared(column_of(table, name), rows) for name in names}
 
 
@@ -252,17 +257,18 @@ class GroupTable:
         self.edges = edges
 
     def column(self, name: str, where: str) -> Sequence[Any]:
-        """The values of a column by its recipe name.
+        """The values of a column by its name in a recipe, or in the cycle table.
 
         Raises:
             InputError: There is no such column, or it is unknown for every cycle.
         """
-        if name not in COLUMNS:
+        column = COLUMNS.get(name, name)
+        if column not in COLUMNS.values():
             raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
-        values = self.metadata.get(COLUMNS[name])
+        values = self.metadata.get(column)
         if values is None or all(v is None for v in values):
             raise InputError(
-                f"{where} is {name!r}, but {COLUMNS[name]} is unknown for all {self.rows} training cycles; "
+                f"{where} is {name!r}, but {column} is unknown for all {self.rows} training cycles; "
                 "choose another column"
             )
         return [age_band(v, self.edges) for v in values] if name == "age_band" else values

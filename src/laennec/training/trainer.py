@@ -40,14 +40,14 @@ from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
     check_loaded,
-    check_whole,
+    checkpoint_to_resume,
     damage,
-    last_whole,
     refuse_lost_folder,
     remove_unsealed,
     write_weights,
 )
 from laennec.training.devices import SharedLastBatch, encodes_one_by_one
+from laennec.training.gradients import check_balance, head_inputs, weigh
 from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
 from laennec.training.mixing import BatchFeatures
 from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
@@ -132,6 +132,7 @@ class LaennecTrainer(Trainer):
         self.specs = specs_of(losses, loss_weights)
         self.draw_seed = args.seed if args.data_seed is None else args.data_seed
         config: Any = self.model.config
+        check_balance(argument(args, "balance"), self.specs, argument(args, "task_weight"), config.frozen_encoder)
         if isinstance(processing_class, LaennecFeatureExtractor) and config.features_fingerprint is None:
             config.sampling_rate = processing_class.sampling_rate
             config.features_fingerprint = processing_class.fingerprint()
@@ -236,13 +237,7 @@ class LaennecTrainer(Trainer):
                 finite; the disk or the memory is too small.
         """
         folder = Path(str(self.args.output_dir))
-        checkpoint = None
-        if resume_from_checkpoint is True:
-            with self.args.main_process_first(desc="checkpoints"):
-                checkpoint = last_whole(folder, self.args.world_size)
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-            check_whole(checkpoint, self.args.world_size)
+        checkpoint = checkpoint_to_resume(self.args, resume_from_checkpoint)
         self._sums = TermSums() if checkpoint is None else TermSums.from_dict(read_record(checkpoint / SUMS))
         try:
             if self.model_init is None:
@@ -331,15 +326,19 @@ class LaennecTrainer(Trainer):
         enter_stage(inner, stage, progress)
         # a named tuple, which transformers would take apart on its way to the device
         mix = {"token_mix": self._context["token_mix"]} if "token_mix" in self._context else {}
-        outputs = model(**inputs, **mix)
+        balance = argument(self.args, "balance")
+        measures = stage == Stage() and (balance is not None or argument(self.args, "log_gradients"))
+        with head_inputs(inner, measures) as embeddings:
+            outputs = model(**inputs, **mix)
         further: dict[str, Tensor] = {}
         if self.auxiliary_tasks is not None:
             outputs, further = self.auxiliary_tasks.terms(inner, outputs, self._context)
         terms = self.training_objective(outputs, {"labels": labels, **self._context}, stage, progress)
+        terms, measured = weigh(terms, embeddings, self.training_objective, balance, self._sums.running)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()
         check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)
-        self._sums.add(terms, self.training_objective.auxiliary)
+        self._sums.add(terms, self.training_objective.auxiliary, measured)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -377,7 +376,7 @@ class LaennecTrainer(Trainer):
         """Add the mean of each term since the last log, and of its pairs, groups or rows in a step."""
         if "loss" in logs and self._sums.steps:
             logs.update(self._sums.means())
-            self._sums = TermSums()
+            self._sums = TermSums(self._sums.running)
         super().log(logs, start_time)
 
     def fit_thresholds(

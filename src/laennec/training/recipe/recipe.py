@@ -241,6 +241,8 @@ class Recipe(Settings):
             yield "loss.task is 'ce', but a multi_label head needs bce or focal"
         if "tuplet" in kinds.values() and self.sampler.name != "anchor_positive" and self.sampler.class_ is None:
             yield "loss.auxiliary: the tuplet loss needs sampler.name: anchor_positive"
+        if self.loss.balance is not None:
+            yield from self._balance_problems()
         facts = {name: AUXILIARY_LOSSES[kind] for name, kind in kinds.items() if kind in AUXILIARY_LOSSES}
         pairs = [name for name, kind in facts.items() if getattr(kind, "across_cycles", Loss.across_cycles)]
         if self.train.gradient_accumulation_steps > 1 and pairs:
@@ -259,6 +261,21 @@ class Recipe(Settings):
                 f"loss.auxiliary.{hard[0]} needs one class or group for each cycle, and augment.mix gives soft labels; "
                 "of the auxiliary losses add accepts them"
             )
+
+    def _balance_problems(self) -> Iterator[str]:
+        """Why no step has the gradient of an auxiliary loss and that of the task loss at one embedding."""
+        if not self.loss.auxiliary:
+            lacks = "loss.auxiliary is empty"
+        elif not self.loss.task_weight:
+            lacks = "loss.task_weight is 0"
+        elif self.schedule.name != "joint":
+            lacks = f"schedule.name: {self.schedule.name} trains the encoder without the task loss"
+        else:
+            return
+        yield (
+            f"loss.balance is {self.loss.balance:g}, a ratio of the gradients of an auxiliary loss and the task loss, "
+            f"but {lacks}; change one of them"
+        )
 
 
 def setting_keys() -> list[str]:

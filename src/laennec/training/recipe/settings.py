@@ -270,6 +270,16 @@ class LossSettings(Settings):
         description="name: {loss (or class: package.module:Name), weight, start, warm_up, on, projection_dim, labels, "
         "missing, views, and the loss's own arguments}",
     )
+    log_gradients: StrictBool = Field(
+        default=False,
+        description="log the norm of each auxiliary loss's gradient at the embedding, divided by that of the task loss",
+    )
+    balance: float | None = Field(
+        default=None,
+        gt=0,
+        description="hold that ratio, by rescaling the auxiliary losses while they train; several keep their relative "
+        "weights, and the one of the largest weight has this ratio",
+    )
 
 
 class MetadataSettings(Settings):
