@@ -55,7 +55,7 @@ def test_a_ratio_is_that_of_two_backward_passes():
     auxiliary = {"add": {"weight": 0.3}, "supcon": {"views": 1}, "opl": {"weight": 0.0}}
     settings = LossSettings(task="ce", task_weight=0.5, auxiliary=auxiliary)
     objective, terms, embeddings = step(settings)
-    kept, logged = weigh(terms, embeddings, objective, None, {})
+    kept, logged = weigh(terms, [embeddings], objective, None, {})
     assert all(kept[name] is value for name, value in terms.items()) and embeddings.grad is None
     task = gradient(terms["ce"], embeddings)
     add = gradient(sum(value for name, value in terms.items() if name.startswith("add")), embeddings)
@@ -70,7 +70,7 @@ def test_no_ratio_without_two_gradients():
     assert gradient_ratios(loss, losses, embeddings) == {"real": 1.0}
     assert gradient_ratios(0 * loss, losses, embeddings) == gradient_ratios(elsewhere, losses, embeddings) == {}
     objective, terms, frozen = step(LossSettings(task="ce", auxiliary={"add": {}}))
-    assert weigh(terms, frozen.detach(), objective, 0.5, {}) == (terms, {})
+    assert weigh(terms, [frozen.detach()], objective, 0.5, {}) == (terms, {})
 
 
 def test_the_factor_is_the_balance_over_the_moving_average_at_the_largest_weight():
@@ -78,8 +78,8 @@ def test_the_factor_is_the_balance_over_the_moving_average_at_the_largest_weight
     running, seen = {}, {"add": [], "supcon": []}
     for number in range(4):
         objective, terms, embeddings = step(LossSettings(task="ce", auxiliary=auxiliary), 0.25, seed=number)
-        ratios = weigh(terms, embeddings, objective, None, {})[1]
-        balanced, logged = weigh(terms, embeddings, objective, 0.5, running)
+        ratios = weigh(terms, [embeddings], objective, None, {})[1]
+        balanced, logged = weigh(terms, [embeddings], objective, 0.5, running)
         for name, share in (("add", 1.0), ("supcon", 0.5 / 2 / 2)):  # a quarter of the weight, half warmed up
             seen[name].append(ratios[f"grad_ratio_{name}"] / share)
             decays = DECAY ** np.arange(number, -1, -1)
@@ -213,7 +213,7 @@ def test_two_processes_measure_the_ratio_of_the_whole_batch():
         settings = LossSettings(task="ce", auxiliary={"add": {"weight": 0.5}, "supcon": {"temperature": 0.5}})
         objective = make_objective(settings, False, rank_cases.LABELS, 3)
         outputs = type("", (), {"logits": vectors[:, :3], "embeddings": vectors, "projections": None})
-        return weigh(objective(outputs, batch, Stage(), 1.0), vectors, objective, 0.5, {})[1]
+        return weigh(objective(outputs, batch, Stage(), 1.0), [vectors], objective, 0.5, {})[1]
 
     def one_of_two():
         torch.distributed.init_process_group("gloo")
