@@ -38,7 +38,7 @@ RUN = {
         "name": "icbhi2017",
         "fingerprint": "corpus-fp-123",
         "provenance": {
-            "protocol": "official-60-40", "fold": 0, "split_fingerprint": "split-fp-456", "stamp": "LEAKY",
+            "protocol": "patient-5fold", "fold": 0, "split_fingerprint": "split-fp-456", "stamp": "LEAKY",
             "leaks": {"patients": ["156"]},
         },
     },
@@ -82,7 +82,7 @@ def test_page_states_data_split_selection_and_intervals(page, evaluation):
     text = re.sub(r"<[^>]+>", " ", page.read_text().split("<body>")[1])
     low, high = evaluation["intervals"]["icbhi.Score"]
     expected = [
-        "corpus-fp-123", "split-fp-456", "official-60-40, fold 0",
+        "corpus-fp-123", "split-fp-456", "patient-5fold, fold 0", "shared data, see above",
         "Caveat of this split: LEAKY", "validation", "training 7", "exact class",
         "patient-clustered bootstrap", "60 draws", f"{evaluation['values']['icbhi.Score']:.1f}",
         f"{low:.1f} to {high:.1f}",

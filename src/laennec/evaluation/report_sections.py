@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laennec.corpora.splits import WITH_FOLDS
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.smoothing import smoothing_rows
@@ -102,7 +103,7 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
     corpus, provenance = run.get("corpus") or {}, _provenance(run)
     draws, counts = evaluation["bootstrap"], evaluation["counts"]
     protocol = shown_text(provenance.get("protocol"))
-    if provenance.get("fold") is not None:
+    if provenance.get("fold") is not None and provenance.get("protocol") in WITH_FOLDS:
         protocol += f", fold {provenance['fold']}"
     scored = f"{counts['cycles']:,} {row_noun(evaluation)}s, {draws['patients']} patients"
     if counts["unlabelled"]:
@@ -116,7 +117,8 @@ def facts(run: Mapping[str, Any], evaluation: Mapping[str, Any]) -> list[tuple[s
         decision = f"calibrated probability: {', '.join(texts)}"
     split = (run.get("evaluated") or {}).get("split")
     times = sum(entry.get("split") == split for entry in run.get("evaluations") or [])
-    caveat = "none" if provenance and not provenance.get("stamp") else shown_text(provenance.get("stamp"))
+    caveats = [provenance.get("stamp"), "shared data, see above" if provenance.get("leaks") else None]
+    caveat = "; ".join(filter(None, caveats)) or ("none" if provenance else shown_text(None))
     return [
         ("Corpus", shown_text(corpus.get("name"))),
         ("Corpus fingerprint", shown_text(corpus.get("fingerprint"))),
