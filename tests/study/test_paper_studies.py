@@ -123,3 +123,12 @@ def test_a_dry_run_says_what_is_missing_and_how_long_it_takes(name, tmp_path, mo
     if name == "paper_soni2021":
         lines = [line for line in said.splitlines() if line.startswith("laennec pretrain")]
         assert len(lines) == 14
+
+
+def test_a_study_of_the_package_runs_by_its_name_and_leaves_its_results_with_its_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "paper_song2021_table2", "--dry-run"]) == 0
+    assert "laennec train icbhi2017_official/song2021" in capsys.readouterr().out
+    assert str(load_study("paper_song2021_table2").results) == "runs/studies/paper_song2021_table2/results.json"
+    assert main(["study", "paper_song2021_tabel2"]) == 2
+    assert "did you mean 'paper_song2021_table2'?" in capsys.readouterr().err

@@ -26,15 +26,18 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the missing cells and collect the results."""
-    from laennec.study import load_study, run_study
+    from laennec.study import PUBLISHED, load_study, run_study
 
     if options.data_dir is not None:
         os.environ["LAENNEC_DATA"] = options.data_dir
     if options.most is not None and options.most < 1:
         raise InputError(f"--most {options.most}: must be at least 1")
-    done = run_study(load_study(options.study), say=say, most=options.most, dry=options.dry_run)
+    study = load_study(options.study)
+    done = run_study(study, say=say, most=options.most, dry=options.dry_run)
     if done.results is not None:
         say(f"results: {done.results}")
+        if study.published is not None:
+            say(f"published numbers beside ours: {study.output_dir / PUBLISHED}")
     for cell, problem in done.failed.items():
         say(f"failed: {cell}: {problem}")
     if done.left:

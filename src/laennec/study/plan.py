@@ -304,7 +304,7 @@ def load_study(path: str | Path) -> Study:
         InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
             not exist.
     """
-    path = find_study(path)
+    named, path = Path(path), find_study(path)
     content = _StudyFile.read(path)
     name = content.name or path.stem
     output = content.output_dir or Path("runs") / "studies" / name
@@ -331,7 +331,8 @@ def load_study(path: str | Path) -> Study:
         name,
         content.description,
         output,
-        content.results or output / "results.json",
+        # a study of the package leaves its results with its runs, wherever it is called
+        (path == named and content.results) or output / "results.json",
         content.baseline,
         tuple(cells),
         ensembles,

@@ -26,6 +26,7 @@ from laennec.study.results import Cost, add_costs, cost_file, cost_without_scori
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
+PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
 Command = list[str]
 """The words after `laennec`; those of a classifier begin with `-m`."""
 
@@ -343,7 +344,7 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
         with atomic_write(study.output_dir / "pictures" / name, "wb") as file:
             file.write(png)
     if study.published:
-        with atomic_write(study.output_dir / "published.md") as page:
+        with atomic_write(study.output_dir / PUBLISHED) as page:
             page.write(published_table(read_record(path)) + "\n")
     return path
 
