@@ -233,6 +233,24 @@ def _study(content: Content, split: str | None) -> str:
     return _markdown([*heads, *_COST_HEADS], rows, f"{note}.")
 
 
+def _leakage(content: Content, split: str | None) -> str:
+    """What a split of random cycles adds to each method, in points."""
+    study, runs = content["study"], _by_method(content)
+    figures, rows = study["figures"], []
+    for name, places in study["methods"].items():
+        honest = name.replace(places["splits"], "patients")
+        if places["splits"] == "patients" or name not in runs or honest not in runs:
+            continue
+        cells = []
+        for figure in figures:
+            digits, by = (1 if is_percent(figure) else 3), [runs[which] for which in (name, honest)]
+            leaky, fair = (statistics.mean(run["values"][figure] for run in of) for of in by)
+            cells.append(f"{leaky:.{digits}f} - {fair:.{digits}f} = **{leaky - fair:+.{digits}f}**")
+        rows.append([name.removesuffix(f", {places['splits']}"), len(runs[name]), *cells])
+    note = "Split by random cycles minus split by patient; the model and the cycles are the same, the test cycles are not."
+    return _markdown(["method", "runs", *(figure_name(figure) for figure in figures)], rows, note)
+
+
 def _official(content: Content, split: str | None) -> str:
     columns = [*((task, "Score") for task in ("1-1", "1-2", "2-1", "2-2")), ("total", ""), (f"2-1 {_POOR}", "Score")]
     columns += [(f"2-1 {_POOR}", "poor_quality_recall"), (f"2-2 {_POOR}", "Score")]
@@ -326,6 +344,7 @@ TABLES: dict[str, Callable[[Content, str | None], str]] = {
     "baselines": _baselines,
     "runs": _runs,
     "study": _study,
+    "leakage": _leakage,
     "official": _official,
     "audit": _audit,
     "geometry": _geometry,

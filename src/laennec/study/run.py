@@ -73,10 +73,10 @@ def run_study(
         every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
         for line in dict.fromkeys(map(_line, every)):  # cells that share a pre-training each name it
             say(line)
-        from laennec.study.outlook import missing  # imports torch
+        from laennec.study import outlook  # imports torch
 
         say(_outlook(study))
-        for what in missing(study):
+        for what in outlook.missing(study):
             say(f"missing: {what}")
         return state
     study.output_dir.mkdir(parents=True, exist_ok=True)

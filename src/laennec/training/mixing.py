@@ -135,7 +135,8 @@ class Mixer:
                     "features.duration_s"
                 )
             draw = self._patches(features, generator)
-            lam, index = draw.lam, _rows(draw.index, context).to(features.device)
+            lam: float | Tensor = draw.lam
+            index = _rows(draw.index, context).to(features.device)
             taken = draw.mask.view(features.shape[1:]).to(features.device)  # (frames, mels)
             mixed, mixed_mask = torch.where(taken, features[index], features), mask
         else:
