@@ -21,6 +21,7 @@ from benchmarks import Row, as_table
 from laennec.evaluation.compare import p_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import Markdown, table
+from laennec.study.published import geometry_table
 from laennec.study.results import training_cost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,7 +248,9 @@ def _leakage(content: Content, split: str | None) -> str:
             leaky, fair = (statistics.mean(run["values"][figure] for run in of) for of in by)
             cells.append(f"{leaky:.{digits}f} - {fair:.{digits}f} = **{leaky - fair:+.{digits}f}**")
         rows.append([name.removesuffix(f", {places['splits']}"), len(runs[name]), *cells])
-    note = "Split by random cycles minus split by patient; the model and the cycles are the same, the test cycles are not."
+    note = (
+        "Split by random cycles minus split by patient; the model and the cycles are the same, the test cycles are not."
+    )
     return _markdown(["method", "runs", *(figure_name(figure) for figure in figures)], rows, note)
 
 
@@ -299,19 +302,7 @@ def _audit(content: Content, split: str | None) -> str:
 
 
 def _geometry(content: Content, split: str | None) -> str:
-    rows = []
-    for name, runs in _by_method(content).items():
-        if not (known := [run["geometry"] for run in runs if run.get("geometry")]):
-            continue
-        cells = [_mean((g[kind][key] for g in known), 3) for kind in ("intra", "inter") for key in ("mean", "cv")]
-        ratios = [(g["inter"]["mean"], g["intra"]["mean"]) for g in known]
-        rows.append([name, len(runs), *cells, _mean((b / w if b and w else None for b, w in ratios), 2)])
-    heads = ["method", "runs", "within classes: mean", "variation", "between classes: mean", "variation"]
-    note = (
-        "Angular distance 1 - cos over all pairs of cycles of the four classes; variation is standard deviation / "
-        "mean. Mean over runs ± their standard deviation."
-    )
-    return _markdown([*heads, "between / within"], rows, note)
+    return geometry_table(content)
 
 
 def _bench(content: Content, split: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Published numbers beside those of a study, with what each was scored and selected on.
+"""Published numbers beside those of a study, with what each was scored and selected on; the geometry of its embeddings.
 
 Decisions: the study file holds the published numbers as its paper prints them (text, so that no digit is invented),
 with the split and the data on which the epoch was chosen, where the paper says so. Ours come from the results file.
@@ -41,13 +41,39 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
     return f"{table(heads, rows)}\n\n{note}"
 
 
+def geometry_table(content: Mapping[str, Any]) -> str:
+    """Distances of the embeddings within and between classes by method, as Markdown; empty where none were computed."""
+    rows = []
+    for method in dict.fromkeys(run["name"] for run in content["results"]):
+        own = [run["geometry"] for run in content["results"] if run["name"] == method and run.get("geometry")]
+        if not own:
+            continue
+        cells = [_spread([of[kind][key] for of in own], 3) for kind in ("intra", "inter") for key in ("mean", "cv")]
+        pairs = [(of["inter"]["mean"], of["intra"]["mean"]) for of in own]
+        rows.append([method, len(own), *cells, _spread([b / w for b, w in pairs if b and w], 2)])
+    if not rows:
+        return ""
+    heads = ["method", "runs", "within classes: mean", "variation", "between classes: mean", "variation"]
+    note = (
+        "Angular distance 1 - cos over all pairs of cycles; variation is standard deviation / mean. Mean over runs ± "
+        "their standard deviation."
+    )
+    return f"{table([*heads, 'between / within'], [list(map(Markdown, map(str, row))) for row in rows])}\n\n{note}"
+
+
 def _mean(figure: str, values: list[float | None]) -> str:
+    count = sum(value is not None for value in values)
+    text = _spread(values, 1 if is_percent(figure) else 3) or "not run"
+    return f"{text} ({count})" if count > 1 else text
+
+
+def _spread(values: list[float | None], digits: int) -> str:
+    """The mean ± standard deviation of what is known; empty where nothing is."""
     known = [value for value in values if value is not None]
     if not known:
-        return "not run"
-    digits = 1 if is_percent(figure) else 3
+        return ""
     text = f"{statistics.mean(known):.{digits}f}"
-    return text + (f" ± {statistics.stdev(known):.{digits}f} ({len(known)})" if len(known) > 1 else "")
+    return text + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
 def _conditions(runs: list[Mapping[str, Any]]) -> str:

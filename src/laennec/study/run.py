@@ -21,7 +21,7 @@ from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
 from laennec.study.plan import Cell, Study, of_pretraining
 from laennec.study.plots import study_plots
-from laennec.study.published import published_table
+from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
@@ -345,7 +345,8 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
             file.write(png)
     if study.published:
         with atomic_write(study.output_dir / PUBLISHED) as page:
-            page.write(published_table(read_record(path)) + "\n")
+            content = read_record(path)
+            page.write("\n\n".join(filter(None, [published_table(content), geometry_table(content)])) + "\n")
     return path
 
 
