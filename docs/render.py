@@ -248,9 +248,7 @@ def _leakage(content: Content, split: str | None) -> str:
             leaky, fair = (statistics.mean(run["values"][figure] for run in of) for of in by)
             cells.append(f"{leaky:.{digits}f} - {fair:.{digits}f} = **{leaky - fair:+.{digits}f}**")
         rows.append([name.removesuffix(f", {places['splits']}"), len(runs[name]), *cells])
-    note = (
-        "Split by random cycles minus split by patient; the model and the cycles are the same, the test cycles are not."
-    )
+    note = "Split by random cycles minus split by patient: same recipe, same corpus, other test cycles."
     return _markdown(["method", "runs", *(figure_name(figure) for figure in figures)], rows, note)
 
 

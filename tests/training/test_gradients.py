@@ -146,7 +146,7 @@ def test_a_balanced_loss_warms_up(tiny_recipe, tmp_path):
 
 def test_the_trainer_takes_a_balance_too(tmp_path):
     losses = {"add": AngularDistanceDistributionLoss()}
-    with pytest.raises(InputError, match=r"loss.balance is 0.5, which needs an encoder that is trained, by"):
+    with pytest.raises(InputError, match=r"loss.balance is 0.5, which needs a trained encoder, and an auxiliary"):
         make_trainer(tmp_path, 8, 1, balance=0.5)
     for wrong in ({"balance": 0.0}, {"balance": 0.5, "task_weight": 0.0}):
         with pytest.raises(InputError, match="above 0"):
@@ -156,7 +156,7 @@ def test_the_trainer_takes_a_balance_too(tmp_path):
         make_trainer(tmp_path, 8, 1, losses={"clustering": clusters}, balance=0.5)
     frozen = make_trainer(tmp_path, 8, 1, losses=losses)
     frozen.model.freeze_encoder()
-    with pytest.raises(InputError, match=r"loss.balance is 0.5, which needs an encoder that is trained"):
+    with pytest.raises(InputError, match=r"loss.balance is 0.5, which needs a trained encoder"):
         LaennecTrainer(
             frozen.model, make_trainer(tmp_path, 8, 1, losses=losses, balance=0.5).args,
             train_dataset=frozen.train_dataset, losses=losses, processing_class=frozen.processing_class,

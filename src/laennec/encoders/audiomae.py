@@ -1,12 +1,12 @@
 """AudioMAE, the masked autoencoder of spectrograms, from its authors' checkpoints, for cycles of up to 10.24 s.
 
 Decisions: the layers are transformers' ViT, and `from_released` translates the authors' names (those of timm),
-strictly. Time is the first axis of the grid of patches: the position table holds 64 steps of 8 bands, one step after
-the other, and a cycle uses the first of them. Frames that do not fill a last patch are filled with zeros, as frames
-beyond a cycle's end are; the authors fill every clip to 10.24 s with frames of log-mel 0, which features.length:
-zero_frames does. Padded patches are masked as attention keys. The embedding is the mean of the patches without the
-class token, as in the authors' fine-tuning. A fine-tuned checkpoint normalises that mean (fc_norm). A pre-trained one
-normalises each patch (norm), because its decoder took them so; the authors' fine-tuning drops that norm for a new one.
+strictly. Time is the first axis of the grid of patches: the position table holds 64 steps of 8 bands, step by step, and
+a shorter cycle uses the first steps. A last patch that is not full is padded with zeros, as frames beyond a cycle's end
+are. The authors pad every clip to 10.24 s with frames of log-mel 0, as features.length: zero_frames does. Padded
+patches are masked as attention keys. The embedding is the mean of the patches without the class token, as in the
+authors' fine-tuning. Fine-tuned checkpoints apply a layer norm to that mean (fc_norm). Pre-trained ones apply it to
+each patch (norm), as for their decoder; the authors' fine-tuning replaces that norm by a new one.
 
 Reference: Huang et al., Masked Autoencoders that Listen, NeurIPS 2022.
 """
@@ -33,7 +33,7 @@ from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
 from laennec.errors import InputError
 
 _HEAD_DIM = 64  # of all released sizes; no weight shows it
-# what a released file holds beside the encoder
+# not of the encoder
 _OTHER_PARTS = ("decoder_", "mask_token", "head.")
 
 
@@ -41,12 +41,12 @@ class AudioMaeConfig(ViTConfig):
     """Size of an AudioMAE encoder, beside the settings of `ViTConfig`.
 
     Args:
-        max_length: Frames of the longest cycle, which the position table is made for.
+        max_length: Frames of the longest cycle, for which the position table is made.
         num_mel_bins: Mel bins of the features.
-        fc_norm: Whether the mean of the patches is normalised, as in fine-tuned checkpoints, rather than each patch.
+        fc_norm: Whether the layer norm is of the mean of the patches (fine-tuned checkpoints) or of each patch.
 
     Raises:
-        InputError: Frames or mel bins that are no whole number of patches.
+        InputError: Frames or mel bins are no multiple of the patch size.
     """
 
     model_type = "laennec-audiomae"
@@ -57,7 +57,7 @@ class AudioMaeConfig(ViTConfig):
     fc_norm: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Check the sizes; the image that ViT sees follows from them."""
+        """Check the sizes and derive ViT's image size from them."""
         side = self.patch_size
         if not isinstance(side, int) or any(n < side or n % side for n in (self.max_length, self.num_mel_bins)):
             raise InputError(
@@ -71,8 +71,8 @@ class AudioMaeConfig(ViTConfig):
 class AudioMaeEncoder(TransformersEncoder):
     """AudioMAE's encoder; a token stands for 16 frames (0.16 s) and 16 mel bins, ordered by time, then frequency.
 
-    The class token is no token of the output. `pooler_output` is the mean of the real patches; where `config.fc_norm`
-    is set that mean is normalised, otherwise each patch was.
+    The output has no class token. `pooler_output` is the mean of the real patches, after a layer norm of that mean
+    (`config.fc_norm`) or of each patch.
     """
 
     kind = "audiomae"
@@ -161,14 +161,14 @@ class AudioMaeEncoder(TransformersEncoder):
             The encoder in eval mode; its size follows from the shapes in the file.
 
         Raises:
-            InputError: Another architecture's, or any weight missing, left over or of another shape.
+            InputError: Another architecture, or a weight that is missing, left over or of another shape.
         """
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
         config = _config_of(path, state)
         with torch.device("meta"):
             expected = cls(config).state_dict()
-        names: dict[str, list[str]] = {}  # the authors make one weight of queries, keys and values, in this order
+        names: dict[str, list[str]] = {}  # the authors store queries, keys and values as one weight, in this order
         for name in expected:
             names.setdefault(_released_name(name, config), []).append(name)
         wanted = {theirs: torch.cat([expected[name] for name in ours]) for theirs, ours in names.items()}
@@ -187,7 +187,7 @@ def _weights_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_of(path: str | Path, state: dict[str, Tensor]) -> AudioMaeConfig:
-    """The configuration that the shapes of a released file tell."""
+    """The configuration that follows from the shapes in a released file."""
     shapes = [state[n].shape for n in ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight") if n in state]
     if [len(shape) for shape in shapes] != [4, 3, 2]:
         raise released_error(path, "not an AudioMAE (no patch_embed.proj.weight, pos_embed or blocks.0.mlp.fc1.weight)")

@@ -1,9 +1,9 @@
 """ResNet on spectrograms, with the layers and checkpoints of transformers.
 
 Decisions: features are an image of one channel, frequency by time; a checkpoint for photographs gets that channel three
-times. The batch normalisation of transformers knows no mask, so a cycle with padding behind it would not have the
-embedding that it has alone: such batches are refused rather than encoded almost correctly. For the same reason several
-processes each keep their own batch statistics (train.sync_batch_norm has no effect here).
+times. Batch normalisation and convolutions of transformers know no mask, so padding would change the embedding of a
+cycle: batches with padding are refused. With several processes, each keeps its own batch statistics
+(train.sync_batch_norm has no effect here).
 
 References: He et al., Deep Residual Learning for Image Recognition, CVPR 2016; on lung sounds Soni et al., Contrastive
 Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
@@ -59,11 +59,11 @@ class ResNetAudioEncoder(TransformersEncoder):
 
     @classmethod
     def settled(cls, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """See `TransformersEncoder.settled`; random weights are those of a ResNet-18 of one channel."""
+        """See `TransformersEncoder.settled`; without a checkpoint, a ResNet-18 with one channel."""
         return super().settled(values or _RESNET_18, overrides)
 
     def _encode(self, values: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        in_graph = torch.compiler.is_exporting()  # a graph cannot look at lengths
+        in_graph = torch.compiler.is_exporting()  # an exported graph cannot compare lengths
         if lengths is not None and not in_graph and int(lengths.min()) < values.shape[1]:
             raise InputError(
                 f"a batch has cycles of {int(lengths.min())} to {values.shape[1]} frames, but ResNet takes cycles of "

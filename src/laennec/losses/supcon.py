@@ -38,7 +38,7 @@ def _contrast(
         labels: (batch,); None where the views of one cycle alone are positives.
         mask: (batch, batch), weights of positives, instead of labels.
         anchor_views: How many of the views are anchors; None for all.
-        groups: (batch,), negatives come from other groups only; -1 is nobody's group. None: from all other cycles.
+        groups: (batch,), negatives come from other groups only; -1 is in no group. None: from all other cycles.
     """
     batch, count, _ = views.shape
     anchors = batch * (count if anchor_views is None else min(anchor_views, count))
@@ -59,7 +59,7 @@ def _contrast(
         if group is not None:
             alike = (group[rows, None] == group) & (group >= 0)
             logits = logits.masked_fill(alike & (positive == 0), -torch.inf)
-        log_p = logits.log_softmax(dim=1).masked_fill(logits == -torch.inf, 0.0)  # over the rows that count
+        log_p = logits.log_softmax(dim=1).masked_fill(logits == -torch.inf, 0.0)  # over positives and allowed negatives
         weight = positive.sum(dim=1)
         each = -(positive * log_p).sum(dim=1) / torch.where(weight > 0, weight, 1.0)
         return torch.stack([each, (positive > 0).sum(dim=1).to(z)], dim=1)
@@ -192,8 +192,8 @@ class NTXentLoss(Loss):
             labels: Integers (batch,) whose equality makes positives; None for the views of one cycle.
             mask: (batch, batch), 1 (or any weight above 0) where two cycles are positives of one another (instead of
                 labels); the diagonal says whether the views of one cycle are.
-            groups: Integers (batch,), such as patients: negatives come from other groups only; -1 is unknown, and
-                nobody's. None: all cycles that are not positives are negatives.
+            groups: Integers (batch,), such as patients: negatives come from other groups only. -1 is unknown: such
+                a cycle is a negative of all. None: all cycles that are not positives are negatives.
 
         Raises:
             ValueError: if the shapes do not fit, a label or a weight is negative, or labels and mask are both given.

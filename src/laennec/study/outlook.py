@@ -1,9 +1,9 @@
 """What a study still needs, and about how long it takes: `laennec study --dry-run`.
 
-Decisions: nothing is downloaded to find out. The time of a training is counted, not guessed by its name: the
-floating-point operations of a forward pass on one average cycle, three times that for a training step, times cycles and
-epochs. A processor is measured by running that pass; a graphics card is assumed to reach a stated share of its peak.
-A study file gives number and length of the cycles of each corpus (`data`), because the corpus may not be here yet.
+Decisions: nothing is downloaded to find out. The estimate is one forward pass on a cycle of average length, times three
+for a training step, times cycles and epochs. The CPU is timed on that pass, one cycle at a time; for a GPU its
+floating-point operations are counted, at an assumed share of the peak. A study file states the number and mean length
+of the cycles of each corpus (`data`), because the corpus may not be here yet; cycles of all splits count.
 """
 
 import os
@@ -23,20 +23,20 @@ from laennec.study.plan import Cell, Data, Study
 from laennec.training.recipe import Recipe
 from laennec.training.split_data import make_extractor
 
-GPU, GPU_FLOPS, GPU_SHARE = "NVIDIA H100", 989e12, 0.2  # bf16 peak of the SXM card, and the share that is assumed
-_STEP = 3  # a training step is a forward pass and a backward pass of twice its operations
+GPU, GPU_FLOPS, GPU_SHARE = "NVIDIA H100", 989e12, 0.2  # dense bf16 peak (SXM), FLOP/s, and the assumed share of it
+_STEP = 3  # a forward pass, and a backward pass of twice its operations
 
 
 @dataclass(frozen=True)
 class Hours:
-    """How long the trainings of a study take on one thread of this processor and on a graphics card."""
+    """Hours that the trainings of a study take on one thread of this CPU, and on the GPU."""
 
     cpu: float
     gpu: float
 
 
 def missing(study: Study) -> list[str]:
-    """One line for each corpus and each checkpoint that is not here, with its address and licence."""
+    """One line for each missing corpus or checkpoint, with its address and licence."""
     lines = []
     for cell in study.cells:
         recipe = recipe_of(cell)
@@ -74,11 +74,11 @@ def _missing_weights(recipe: Recipe, cell: Cell) -> Iterator[str]:
     try:
         cached_file(weights, CONFIG_NAME, revision=recipe.encoder.revision, local_files_only=True)
     except OSError:
-        yield f"weights: {weights}: downloaded from https://huggingface.co/{weights} when they are first needed"
+        yield f"weights: {weights}: will be downloaded from https://huggingface.co/{weights}"
 
 
 def hours(study: Study) -> Hours | None:
-    """How long all trainings of a study take; None where the study does not say how large its corpora are."""
+    """Hours of all trainings of a study; None where its file does not state the size of a corpus."""
     cpu = gpu = 0.0
     measured: dict[str, tuple[float, float]] = {}
     pretrained: set[tuple[str, int]] = set()
@@ -100,12 +100,12 @@ def hours(study: Study) -> Hours | None:
 
 
 def _data_key(recipe: Recipe) -> str:
-    """The name under which a study file states the size of a recipe's corpus."""
+    """The key of a recipe's corpus in `data` of a study file."""
     return str(recipe.corpus.options.get("repo") or Path(recipe.corpus.data_dir or recipe.corpus.name).name)
 
 
 def _passes(recipe: Recipe) -> float:
-    """Forward passes for each cycle of the corpus that a training costs."""
+    """Cost of a training, in forward passes of each cycle of the corpus."""
     t, s, mix = recipe.train, recipe.schedule, recipe.augment.mix
     if recipe.encoder.frozen:
         return float(recipe.augment.copies)
@@ -118,11 +118,11 @@ def _passes(recipe: Recipe) -> float:
 
 
 def _forward_pass(recipe: Recipe, seconds: float) -> tuple[float, float]:
-    """Seconds and floating-point operations of a recipe's encoder on one cycle, with random weights of its size."""
+    """CPU seconds and floating-point operations of a recipe's encoder on one cycle, random weights if none are here."""
     e = recipe.encoder
     weights = e.weights if e.weights and os.path.exists(e.weights) else None
     if e.class_ is not None:
-        raise InputError(f"encoder.class is {e.class_}: only built-in encoders are estimated; leave --dry-run out")
+        raise InputError(f"encoder.class is {e.class_}: no hours are estimated for own encoders; leave --dry-run out")
     encoder = in_groups(load_encoder(weights, type=e.type, **e.config), e.group_frames, e.group_step).eval()
     extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0, "mean": None, "std": None}))
     noise = torch.randn(max(int(seconds * extractor.sampling_rate), extractor.front.min_samples)).mul_(0.1).numpy()

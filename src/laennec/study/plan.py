@@ -21,7 +21,7 @@ from laennec.errors import InputError
 from laennec.training.recipe import Recipe, recipe_folder
 
 _LABEL_FRACTION = "corpus.label_fraction"
-# sections and settings that pre-training uses; cells that differ in others alone share one
+# sections and settings that pre-training uses; cells that differ only in others share one pre-training
 _PRETRAINING = ("seed", "corpus", "features", "encoder", "metadata", "pretrain", "head.pooling", "train.threads")
 _NOT_PRETRAINING = (
     *(_LABEL_FRACTION, "corpus.label_draw", "encoder.trainable", "encoder.train_last_layers", "encoder.lora"),
@@ -118,12 +118,12 @@ class _Evaluate(Section):
 
 
 class Data(Section):
-    """What is known of a corpus before it is here.
+    """Size and source of a corpus, for a dry run without it.
 
     Attributes:
-        cycles: Number of its cycles.
+        cycles: Number of its cycles, all splits together.
         seconds: Their mean length.
-        source: Address where it can be obtained; None for that of the corpus' class.
+        source: Where to get it; None for the address and the licence of the corpus' class.
         licence: Its licence.
     """
 
@@ -137,9 +137,9 @@ class Published(Section):
     """The numbers of a publication.
 
     Attributes:
-        source: The publication, and which table or figure of it.
-        split: What its numbers were scored on.
-        selection: What its epochs were chosen on, or that it does not say.
+        source: The publication, and its table or figure.
+        split: The split of its numbers.
+        selection: The data on which its epochs were chosen, or "not stated".
         values: {method: {metric: the number as printed}}; a method may have its own split and selection.
         note: A sentence below the table.
     """
@@ -250,7 +250,7 @@ class Study:
         figures: Names of the metrics in tables.
         own_splits: Whether each seed draws its own split.
         published: Published numbers, for the table beside ours.
-        data: What is known of the corpora, by repository or by the last part of corpus.data_dir.
+        data: Size and source of corpora, by Hub repository or last folder of corpus.data_dir.
     """
 
     name: str
@@ -281,10 +281,10 @@ class Study:
 
 
 def find_study(name: str | Path) -> Path:
-    """The file of a study: a path, or the name of one that comes with the package.
+    """The file of a study, from its path or from the name of a study of the package.
 
     Raises:
-        InputError: Neither; names the nearest study.
+        InputError: There is neither; names the nearest study.
     """
     path, folder = Path(name), recipe_folder() / "studies"
     if path.exists() or path.suffix in (".yaml", ".yml"):
@@ -298,7 +298,7 @@ def find_study(name: str | Path) -> Path:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study file (or a study that comes with the package, by its name) and every recipe that it names.
+    """Read a study, by its path or its name in the package, and every recipe that it names.
 
     Raises:
         InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
@@ -379,7 +379,7 @@ def _axis(name: str, values: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def of_pretraining(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of dotted settings that pre-training uses."""
+    """The dotted settings that pre-training uses."""
     used = {key: value for key, value in settings.items() if key in _PRETRAINING or key.split(".")[0] in _PRETRAINING}
     return {key: value for key, value in used.items() if not key.startswith(_NOT_PRETRAINING)}
 

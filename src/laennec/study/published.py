@@ -1,7 +1,7 @@
-"""Published numbers beside those of a study, with what each was scored and selected on; the geometry of its embeddings.
+"""Published numbers beside those of a study, with split and selection of each; the geometry of its embeddings.
 
-Decisions: the study file holds the published numbers as its paper prints them (text, so that no digit is invented),
-with the split and the data on which the epoch was chosen, where the paper says so. Ours come from the results file.
+Decisions: the study file holds the published numbers as printed, as text, so that their digits stay. Ours come from the
+results file.
 """
 
 import statistics
@@ -34,7 +34,7 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
             _conditions(own),
         ]
         rows.append(cells)
-    note = f"Published: {published['source']}. Ours: mean over runs ± their standard deviation."
+    note = f"Published: {published['source']}. Ours: mean over runs (every seed and fold) ± their standard deviation."
     if published.get("note"):
         note += f" {published['note']}"
     heads = [*head, "published: split; selected on", "ours: split; selected on"]
@@ -77,7 +77,7 @@ def _spread(values: list[float | None], digits: int) -> str:
 
 
 def _conditions(runs: list[Mapping[str, Any]]) -> str:
-    """Corpus, protocol and stamp of our runs, and what their epoch was chosen on."""
+    """Corpus, protocol, split and stamp of our runs, and the data on which their epoch was chosen."""
     found = {
         f"{run['corpus']}, {run['protocol']}, {run['split']}"
         + (f" ({run['stamp']})" if run.get("stamp") else "")

@@ -245,9 +245,9 @@ def _outlook(study: Study) -> str:
         if (needed := hours(study)) is None:
             return f"{counts}; no finished cell says how long one takes"
         return (
-            f"{counts}; about {needed.cpu:.3g} hours for all on one thread of this processor (three forward passes of "
-            f"an average cycle for each training step), {needed.gpu:.2g} hours on an {GPU} that reaches "
-            f"{100 * GPU_SHARE:.0f} % of its peak, reading of data not counted"
+            f"{counts}; about {needed.cpu:.3g} hours for all on one thread of this processor (a forward pass on a "
+            f"cycle of average length was timed), {needed.gpu:.2g} hours on an {GPU} at {100 * GPU_SHARE:.0f} % of its "
+            "peak; loading of data and evaluation not included"
         )
     left = len(waiting) * sum(seconds) / len(seconds) / 3600
     return f"{counts}; about {left:.1f} hours at the pace of the finished ones"

@@ -130,7 +130,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         augmentation: Draws on the waveform; None for none.
         concatenation: Concatenation with a second cycle; None for none.
         neighbours: The cycles around each one, for concatenated context; None for none.
-        crop_samples: Length of the random part that is drawn of longer cycles in training; 0 for the whole cycle.
+        crop_samples: Samples of the random crop of longer cycles in training; 0 for no crop.
 
     Attributes:
         views: Number of independent draws of each cycle in a training item.
@@ -247,7 +247,7 @@ class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return own + sum(int(self.neighbours.waveforms.lengths[other]) for other in (*before, *after))
 
     def _cropped(self, waveform: NDArray[np.float32], number: int, epoch: int, view: int) -> NDArray[np.float32]:
-        """A random part of a cycle that is longer than the model takes."""
+        """A random crop of a cycle longer than `crop_samples`; shorter ones as they are."""
         spare = len(waveform) - self.crop_samples
         if spare <= 0:
             return waveform

@@ -1,16 +1,15 @@
-"""The gradient of each auxiliary loss beside that of the task loss, and the rule that holds their ratio.
+"""Gradient norms of auxiliary losses relative to the task loss, and the rule that holds the ratio.
 
-Decisions: gradients are taken at the embedding, which both losses share, so nothing passes through the encoder again. A
-ratio is |gradient of the weighted auxiliary loss| / |gradient of the weighted task loss|, each norm over the embeddings
-of all views and rows. Each process takes the gradient at its own rows, and the squares are added up: the ratio is that
-of the whole batch, and a factor is the same on every process. Every step that trains encoder and head together is
-measured: on a CPU it takes 2 ms, 0.1 to 0.3 % of a step of the CNN or mn04 with 32 cycles, and the rule needs it. A
-step in which either gradient is zero does not count.
+Decisions: gradients are taken at the embedding, which both losses share, so nothing passes through the encoder again.
+The ratio is |gradient of the weighted auxiliary loss| / |gradient of the weighted task loss|, each norm over the
+embeddings of all rows and views. Each process takes the gradient at its own rows, and the squares are summed over
+processes: ratio and factor are those of the whole batch. Every step that trains encoder and head together is measured,
+because the rule needs it; on a CPU this takes 2 ms, 0.1 to 0.3 % of a step of the CNN or mn04 with 32 cycles. A step in
+which either gradient is zero does not count.
 
-The rule multiplies a loss by `balance` over the moving average of its ratio, this step's included. The ratio in the
-average is the one that the loss would have at the largest weight of all losses: so a warm-up stays one, several losses
-keep their relative weights, and the loss of the largest weight has the ratio `balance`. The averages are all the state;
-a checkpoint holds them.
+The rule multiplies a loss by `balance` / (moving average of its ratio, this step's included). In that average, each
+ratio is scaled to the largest weight of all losses: so warm-ups still rise, several losses keep their relative weights,
+and the loss with the largest weight has the ratio `balance`. The averages are the only state; checkpoints hold them.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ from laennec.training.devices import process_count
 from laennec.training.loss_specs import LossSpec
 from laennec.training.objective import Objective
 
-DECAY = 0.9  # weight of a step in the moving average, relative to the step after it: some ten steps count
+DECAY = 0.9  # of the moving averages: about the last ten steps count
 
 Running = dict[str, tuple[float, float]]  # decayed sum of a loss's ratios, and decayed number of them
 
@@ -36,7 +35,7 @@ def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight:
     """Refuse losses whose gradients cannot be balanced.
 
     Raises:
-        InputError: There is no gradient to compare, or a loss has none at the embedding, or one that training varies.
+        InputError: There are no two gradients, or a loss has none at the embedding, or one that a schedule reverses.
     """
     if balance is None:
         return
@@ -45,8 +44,7 @@ def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight:
         raise InputError(f"{what}; it must be above 0, or be left out")
     if frozen or not task_weight or not any(spec.schedule.weight for spec in specs):
         raise InputError(
-            f"{what}, which needs an encoder that is trained, by an auxiliary loss and a task loss, each with a weight "
-            "above 0"
+            f"{what}, which needs a trained encoder, and an auxiliary loss and a task loss with weights above 0"
         )
     for spec in specs:
         if spec.takes_frame_groups or spec.on == "clusters" or spec.is_a(DeviceAdversarialLoss):
@@ -58,7 +56,7 @@ def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight:
 
 @contextlib.contextmanager
 def head_inputs(model: Any, wanted: bool = True) -> Iterator[list[Tensor]]:
-    """The embeddings (rows, dim) that the head takes in each call of the model within the block; none if not wanted.
+    """Collect the embeddings (rows, dim) that enter the head in each call of the model; nothing if not wanted.
 
     The logits come from these; the embeddings that a model returns can be copies (DDP, bfloat16).
     """
@@ -74,7 +72,7 @@ def head_inputs(model: Any, wanted: bool = True) -> Iterator[list[Tensor]]:
 def gradient_ratios(task: Tensor, losses: Mapping[str, Tensor], embeddings: Tensor) -> dict[str, float]:
     """Norm of the gradient of each loss at the embeddings (rows, dim), divided by that of the task loss.
 
-    A loss without a gradient there, such as one without any pair, is left out; all are where the task loss has none.
+    A loss with a zero gradient, such as one without any pair, is left out; so are all if the task loss has none.
     """
     squares = torch.stack([_squared_gradient(loss, embeddings) for loss in (task, *losses.values())])
     if process_count() > 1:
@@ -102,11 +100,11 @@ def weigh(
     """Measure the gradients of a step, and balance its terms.
 
     Args:
-        terms: Of the objective, for a step that trains encoder and head.
-        inputs: What `head_inputs` took of the step's call, (rows, dim); empty where nothing is measured.
-        objective: Its auxiliary losses and their weights.
+        terms: Those of a step that trains encoder and head.
+        inputs: What `head_inputs` collected in that step; empty where nothing is measured.
+        objective: The objective, with its auxiliary losses and their weights.
         balance: The ratio to hold; None only measures.
-        running: Moving averages by loss, which are updated.
+        running: Moving average of each loss, updated in place.
 
     Returns:
         The terms, and what is logged: `grad_ratio_<loss>` and, with a balance, its factor `balance_<loss>`.

@@ -82,7 +82,7 @@ class LossSpec:
         loss: `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
         schedule: Its weight.
         labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle
-            table; several columns, the class or a label's flag among them, are joined by +.
+            table; several are joined by +, also with class, crackle and wheeze.
         missing: What happens to cycles whose column is unknown: "drop" | "own_group".
         views: How many augmented views of each cycle it takes.
         on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or
@@ -90,7 +90,8 @@ class LossSpec:
         projection_dim: Width of a projection of its own; 0 for none.
         project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
         negatives: Negatives of each anchor of the tuplet loss.
-        apart: Name of groups of the batch that negatives come from others of, such as patients; "" for all negatives.
+        negative_groups: Groups in the batch, such as patients: negatives come from other groups than the anchor's; ""
+            for all other cycles.
         where: The setting, for errors.
     """
 
@@ -104,7 +105,7 @@ class LossSpec:
     projection_dim: int = 0
     project_mixed: bool = False
     negatives: int = 16
-    apart: str = ""
+    negative_groups: str = ""
     where: str = ""
 
     @property
@@ -133,7 +134,7 @@ class LossSpec:
 
     @property
     def groups_by_label(self) -> bool:
-        """Whether the label of a cycle, or one of its flags, is among the columns of its groups."""
+        """Whether class, crackle or wheeze is among the columns of its groups."""
         return self.group_key is not None and bool({n.strip() for n in self.labels.split("+")} & set(LABEL_COLUMNS))
 
 
@@ -319,16 +320,16 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
 
 
 def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False) -> None:
-    """Refuse two views that would be equal, or that would be mixed, and groups by a label that changes.
+    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes.
 
     Args:
         specs: All auxiliary losses.
         mixes: Whether cycles of a batch are mixed.
-        draws: Whether anything is drawn on waveforms or features.
-        concatenates: Whether a cycle is concatenated with another one, and their labels combined.
+        draws: Whether waveforms or features are augmented at random.
+        concatenates: Whether cycles are concatenated and their labels combined.
 
     Raises:
-        InputError: A loss cannot have two views, or such groups.
+        InputError: A loss cannot have its two views or its groups.
     """
     for spec in specs:
         if (mixes or concatenates) and spec.groups_by_label:

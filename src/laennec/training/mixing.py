@@ -190,7 +190,7 @@ class Mixer:
     def _shares(
         self, generator: np.random.Generator, batch: int, context: Mapping[str, Tensor]
     ) -> tuple[float | Tensor, Tensor]:
-        """Share of the own cycle, 1 where nothing is mixed, and the row that each row is mixed with, (batch,)."""
+        """Shares of the own cycle, (batch,) or one for all, 1 for no mixing; and the row to mix each with, (batch,)."""
         if self.settings.each == "batch":
             lam = self._lam(generator)
             return lam, _rows(torch.from_numpy(generator.permutation(batch)), context)
@@ -199,7 +199,7 @@ class Mixer:
         return shares, _rows(torch.from_numpy(generator.integers(batch, size=batch)), context)
 
     def _lam(self, generator: np.random.Generator) -> float:
-        """A share of the own cycle; 1 where nothing is mixed."""
+        """Draw the share of the own cycle; 1 for no mixing."""
         happens = generator.random() < self.settings.probability
         lam = mixup_lambda(generator, self.settings.beta)
         return lam if happens else 1.0

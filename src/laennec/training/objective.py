@@ -241,8 +241,8 @@ class Objective(nn.Module):
         # (views * batch, dim) -> (batch, views, dim), or (batch, dim) of the first view
         seen = torch.stack(vectors.split(rows)[: spec.views], dim=1) if spec.views > 1 else vectors[:rows]
         vectors = gather_with_gradient(seen)
-        if spec.apart:
-            return vectors, None, None, gather_with_gradient(batch["group_ids"][spec.apart])
+        if spec.negative_groups:
+            return vectors, None, None, gather_with_gradient(batch["group_ids"][spec.negative_groups])
         if spec.labels == CYCLE:
             return (vectors,)
         if spec.labels == CLASS:

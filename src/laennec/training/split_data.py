@@ -92,14 +92,14 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
 
 
 def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
-    """The recipe with mean and std of the training features, where features.mean is train.
+    """The recipe with the mean and std of the training features in place of features.mean: train.
 
     Args:
         recipe: All settings.
-        waveforms: Sequence of float32 (samples,), the training cycles without augmentation.
+        waveforms: The training cycles without augmentation, a sequence of float32 (samples,).
 
     Raises:
-        InputError: The front end has no fixed mean and std.
+        InputError: The front end does not normalise by a fixed mean and std, or all features are equal.
     """
     if recipe.features.mean != "train":
         return recipe

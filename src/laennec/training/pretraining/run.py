@@ -219,7 +219,7 @@ def contrastive_loss(settings: PretrainSettings) -> list[LossSpec]:
     else:
         entry |= {"loss": "ntxent", "base_temperature": settings.base_temperature or settings.temperature}
     (spec,) = loss_specs({"supcon" if settings.pairs == "age_band" else "ntxent": entry})
-    return [dataclasses.replace(spec, apart=PATIENTS if settings.negatives == "other_patients" else "")]
+    return [dataclasses.replace(spec, negative_groups=PATIENTS if settings.negatives == "other_patients" else "")]
 
 
 def _fit(

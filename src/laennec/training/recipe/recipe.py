@@ -263,7 +263,7 @@ class Recipe(Settings):
             )
 
     def _balance_problems(self) -> Iterator[str]:
-        """Why no step has the gradient of an auxiliary loss and that of the task loss at one embedding."""
+        """Why there are no two gradients to compare: an auxiliary loss and the task loss in one step."""
         if not self.loss.auxiliary:
             lacks = "loss.auxiliary is empty"
         elif not self.loss.task_weight:
@@ -273,8 +273,8 @@ class Recipe(Settings):
         else:
             return
         yield (
-            f"loss.balance is {self.loss.balance:g}, a ratio of the gradients of an auxiliary loss and the task loss, "
-            f"but {lacks}; change one of them"
+            f"loss.balance is {self.loss.balance:g}, the ratio of an auxiliary loss's gradient to that of the task "
+            f"loss, but {lacks}; change one of them"
         )
 
 

@@ -133,14 +133,15 @@ class FeatureSettings(Settings):
     fade_s: float = Field(default=0.0, description="fade between repetitions, in seconds")
     keep: Literal["first", "last", "center", "random"] = Field(
         default="first",
-        description="part of a long cycle that stays; random: another one in each epoch, the center in prediction",
+        description="part that is kept of cycles longer than duration_s; random: drawn in each epoch, the center in "
+        "prediction",
     )
     mean: float | Literal["train"] | None = Field(
         default=None,
-        description="features are (x - mean) / (2 std): a number; train: mean and std of the training cycles, stored "
-        "with the model; the preset's own where left out",
+        description="mean in (x - mean) / (2 std), which normalises the features: a number, or train: mean and std of "
+        "the training cycles, stored with the model; the preset's own where left out",
     )
-    std: float | None = Field(default=None, gt=0, description="the std of that rule; comes with mean")
+    std: float | None = Field(default=None, gt=0, description="std in that formula; needed where mean is a number")
     filter_kind: Literal["lowpass", "highpass", "bandpass"] | None = Field(
         default=None, description="Butterworth filter of the recording"
     )
@@ -157,7 +158,7 @@ class FeatureSettings(Settings):
     @model_validator(mode="after")
     def _rules(self) -> "FeatureSettings":
         if isinstance(self.mean, float) != (self.std is not None):
-            raise ValueError("features.mean and features.std come together, as numbers; or features.mean is train")
+            raise ValueError("give features.mean and features.std as two numbers, or features.mean: train alone")
         if self.keep == "random" and self.duration_s is None:
             raise ValueError("features.keep is random; give features.duration_s, in seconds")
         return self
@@ -183,7 +184,7 @@ class EncoderSettings(Settings):
         "unispeech", "unispeech-sat", "wav2vec2-bert", "clap", "audiomae", "resnet",
     ] = Field(
         default="mobilenet",
-        description="architecture; statistics: mean and spread of mel bins; resnet takes cycles of one length",
+        description="architecture; statistics: mean and spread of mel bins; resnet: for cycles of one length",
     )  # fmt: skip
     weights: str | None = Field(
         default=None, description="a released file, a folder or a Hub id; random weights if left out"
@@ -231,7 +232,7 @@ class HeadSettings(Settings):
         default=0, ge=0, description="width of a shared projection for auxiliary losses; 0: none"
     )
     layer_norm: StrictBool = Field(default=False, description="layer norm of the embedding, as in AST's classifier")
-    relu: StrictBool = Field(default=False, description="ReLU of the embedding, before the dropout")
+    relu: StrictBool = Field(default=False, description="apply a ReLU to the embedding, before the dropout")
     standardise: StrictBool | None = Field(
         default=None,
         description="scale the embedding by mean and spread of the training cycles; where left out: if the encoder is "
@@ -254,8 +255,8 @@ class LossSettings(Settings):
 
     task: Literal["bce", "ce", "focal"] | None = Field(
         default=None,
-        description="loss of the labels; left out: bce for multi_label, ce for single_label. bce of a single_label "
-        "head takes each class as a yes/no label",
+        description="loss of the labels; left out: bce for multi_label, ce for single_label; bce with single_label: "
+        "a binary cross entropy for each class",
     )
     task_weight: float = Field(default=1.0, ge=0, description="weight of the task loss")
     class_weights: Literal["balanced"] | list[float] | None = Field(
@@ -277,8 +278,8 @@ class LossSettings(Settings):
     balance: float | None = Field(
         default=None,
         gt=0,
-        description="hold that ratio, by rescaling the auxiliary losses while they train; several keep their relative "
-        "weights, and the one of the largest weight has this ratio",
+        description="hold the ratio of log_gradients at this value by rescaling the auxiliary losses during training; "
+        "several losses keep their relative weights, and the one with the largest weight has this ratio",
     )
 
 
@@ -362,9 +363,11 @@ class MixSettings(Settings):
         default="soft", description="soft: by share; lungmix: normal + x = x, two different abnormal classes = both"
     )
     beta: float = Field(default=10.0, ge=0, description="the share of the own cycle is drawn from Beta(beta, beta)")
-    probability: float = Field(default=1.0, ge=0, le=1, description="share of batches (or cycles) that are mixed")
+    probability: float = Field(
+        default=1.0, ge=0, le=1, description="share of batches that are mixed; with each: cycle, share of cycles"
+    )
     each: Literal["batch", "cycle"] = Field(
-        default="batch", description="mixup: one draw and one share for the batch, or for each cycle its own"
+        default="batch", description="mixup: draw whether and how much to mix once for the batch, or for each cycle"
     )
     patch: list[Annotated[StrictInt, Field(ge=1)]] = Field(
         default=[16, 16],
@@ -389,7 +392,7 @@ class MixSettings(Settings):
             possible = " or ".join(MIX_DOMAINS[self.method])
             raise ValueError(f"augment.mix.domain is {self.domain!r}; {self.method} mixes {possible}")
         if self.each == "cycle" and self.method != "mixup":
-            raise ValueError(f"augment.mix.each is cycle; {self.method} has one draw for the batch")
+            raise ValueError(f"augment.mix.each is cycle, which only mixup can do; {self.method} needs each: batch")
         return self
 
 

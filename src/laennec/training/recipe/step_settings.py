@@ -14,7 +14,7 @@ class StepSettings(Settings):
 
     max_steps: StrictInt = Field(default=-1, description="steps after which training ends; -1: no limit")
     optimizer: Literal["adamw", "adam", "adam_l2"] = Field(
-        default="adamw", description="optimizer; adam has no weight decay, adam_l2 adds it to the gradient (L2)"
+        default="adamw", description="adamw: decoupled weight decay; adam: none; adam_l2: added to the gradient (L2)"
     )
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="how the learning rate falls after the warm-up"
@@ -145,7 +145,7 @@ class PretrainSettings(StepSettings):
         description="cycles without a second cycle for their pair: paired with themselves, or left out",
     )
     negatives: Literal["all", "other_patients"] = Field(
-        default="all", description="all other cycles of the batch, or those of other patients only"
+        default="all", description="negatives of a cycle: all others in the batch, or only those of other patients"
     )
     match: list[str] = Field(
         default_factory=list, description="columns equal within a batch (hard negatives), e.g. [age_band, sex]"
@@ -196,7 +196,7 @@ class PretrainSettings(StepSettings):
         if self.pairs == "age_band" and "age_band" in self.match:
             raise ValueError("pretrain.pairs is age_band, so batches of one age band have no negatives; change match")
         if self.pairs == "age_band" and self.negatives != "all":
-            raise ValueError("pretrain.pairs is age_band, whose negatives are other age bands; leave out negatives")
+            raise ValueError("pretrain.pairs is age_band, whose negatives are other age bands; drop pretrain.negatives")
         return self
 
 
