@@ -28,13 +28,13 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
         own = [run for run in runs if run["name"] == method and split in (None, run["split"])]
         cells: list[Any] = [Markdown(escaped(method))]
         for name in figures:
-            cells += [theirs.get(name, ""), _mean(name, [run["values"].get(name) for run in own])]
+            cells += [theirs.get(name, ""), _mean(name, own)]
         cells += [
             f"{theirs.get('split', published['split'])}; {theirs.get('selection', published['selection'])}",
             _conditions(own),
         ]
         rows.append(cells)
-    note = f"Published: {published['source']}. Ours: mean over runs (every seed and fold) ± their standard deviation."
+    note = f"Published: {published['source']}. Ours: mean ± standard deviation over seeds (how many), each the mean of its folds."
     if published.get("note"):
         note += f" {published['note']}"
     heads = [*head, "published: split; selected on", "ours: split; selected on"]
@@ -61,10 +61,14 @@ def geometry_table(content: Mapping[str, Any]) -> str:
     return f"{table([*heads, 'between / within'], [list(map(Markdown, map(str, row))) for row in rows])}\n\n{note}"
 
 
-def _mean(figure: str, values: list[float | None]) -> str:
-    count = sum(value is not None for value in values)
-    text = _spread(values, 1 if is_percent(figure) else 3) or "not run"
-    return f"{text} ({count})" if count > 1 else text
+def _mean(figure: str, runs: list[Mapping[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, each the mean of its folds."""
+    seeds: dict[int, list[float]] = {}
+    for run in runs:
+        if (value := run["values"].get(figure)) is not None:
+            seeds.setdefault(run["seed"], []).append(value)
+    text = _spread([statistics.mean(folds) for folds in seeds.values()], 1 if is_percent(figure) else 3) or "not run"
+    return f"{text} ({len(seeds)})" if len(seeds) > 1 else text
 
 
 def _spread(values: list[float | None], digits: int) -> str:
