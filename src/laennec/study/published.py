@@ -34,7 +34,7 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
             _conditions(own),
         ]
         rows.append(cells)
-    note = f"Published: {published['source']}. Ours: mean ± standard deviation over seeds (how many), each the mean of its folds."
+    note = f"Published: {published['source']}. Ours: mean ± standard deviation over seeds (each the mean of its folds)."
     if published.get("note"):
         note += f" {published['note']}"
     heads = [*head, "published: split; selected on", "ours: split; selected on"]
