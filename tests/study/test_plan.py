@@ -1,5 +1,6 @@
 """Study files: names, settings and commands of their runs, and errors before anything runs."""
 
+import json
 import shlex
 
 import pytest
@@ -203,3 +204,13 @@ def test_each_seed_may_draw_its_own_split(written):
     given = [next(iter(commands(study, cell))) for cell in study.cells]
     assert [words[words.index("--corpus.split_seed") + 1] for words in given] == ["0", "4"]
     assert all("--corpus.split_seed" not in words for words in commands(load_study(written()), study.cells[0]))
+
+
+def test_a_record_of_a_loss_on_clusters_is_that_of_its_recipe():
+    """YAML reads a bare `on` as true, and a record keeps it as text: a study would refuse its own finished runs."""
+    recipe = Recipe.from_yaml("sprsound/cycleguardian_mobilenet")
+    assert recipe.loss.auxiliary["group_mix"]["on"] == "clusters"
+    again = Recipe.from_record(json.loads(json.dumps(recipe.to_dict())))
+    assert again.identity() == recipe.identity()
+    old = json.loads(json.dumps(recipe.to_dict()).replace('"on": "clusters"', '"True": "clusters"'))
+    assert Recipe.from_record(old).identity() == recipe.identity()

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from laennec.audio.augmentation import Gain, PitchShift, SpecAugment, TimeShift, TimeStretch, WhiteNoise
@@ -281,6 +290,20 @@ class LossSettings(Settings):
         description="hold the ratio of log_gradients at this value by rescaling the auxiliary losses during training; "
         "several losses keep their relative weights, and the one with the largest weight has this ratio",
     )
+
+    @field_validator("auxiliary", mode="before")
+    @classmethod
+    def _named_on(cls, given: Any) -> Any:
+        """YAML 1.1 reads a bare `on` as true, which JSON then writes as "true" or "True"."""
+        if not isinstance(given, dict):
+            return given
+        words = (True, "true", "True")
+        return {
+            name: {"on" if key in words else key: value for key, value in entry.items()}
+            if isinstance(entry, dict)
+            else entry
+            for name, entry in given.items()
+        }
 
 
 class MetadataSettings(Settings):
