@@ -21,7 +21,7 @@ from benchmarks import Row, as_table
 from laennec.evaluation.compare import p_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import Markdown, table
-from laennec.study.published import geometry_table
+from laennec.study.published import geometry_table, spread
 from laennec.study.results import training_cost
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,14 +79,6 @@ def _by_method(content: Content) -> dict[str, list[Content]]:
     for row in content["results"]:
         found.setdefault(row["name"], []).append(row)
     return found
-
-
-def _mean(values: Iterable[float | None], digits: int) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    text = f"{statistics.mean(known):.{digits}f}"
-    return text + (f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
 
 
 def _bounds(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:
@@ -166,7 +158,7 @@ def _classes(content: Content, split: str | None) -> str:
         cells = []
         for figure in ("accuracy", "uar"):
             by_seed = [[row["values"].get(figure) for row in runs if row["seed"] == seed] for seed in seeds]
-            cells.append(_mean([statistics.mean(v) for v in by_seed if v and None not in v], 1) or "not defined")
+            cells.append(spread([statistics.mean(v) for v in by_seed if v and None not in v], 1) or "not defined")
         rows.append([name, ", ".join(map(str, seeds)), ", ".join(map(str, folds)), *cells])
     note = "Mean over the folds of each seed; of these the mean and the standard deviation over seeds."
     return _markdown(["recipe", "seeds", "folds", "accuracy", "unweighted average recall"], rows, note)
@@ -224,7 +216,7 @@ def _study(content: Content, split: str | None) -> str:
     heads += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
     rows = []
     for name, own in runs.items():
-        cells = [_mean((run["values"].get(f) for run in own), 1 if is_percent(f) else 3) for f in figures]
+        cells = [spread((run["values"].get(f) for run in own), 1 if is_percent(f) else 3) for f in figures]
         cells += _difference(compared["figures"].get(name, {}).get("roc_auc_macro")) if baseline else []
         rows.append([name, len(own), *cells, *_cost(own)])
     note = "Mean over runs ± their standard deviation"
@@ -258,7 +250,7 @@ def _official(content: Content, split: str | None) -> str:
     rows = []
     for name, runs in _by_method(content).items():
         scored = [run["official"] for run in runs if run.get("official")]
-        cells = [_mean([s.get(t) if t == "total" else (s.get(t) or {}).get(f) for s in scored], 1) for t, f in columns]
+        cells = [spread([s.get(t) if t == "total" else (s.get(t) or {}).get(f) for s in scored], 1) for t, f in columns]
         rows += [[name, len(runs), *cells]] if scored else []
     heads = ["method", "runs", "1-1", "1-2", "2-1", "2-2", "total"]
     heads += ["2-1, Poor Quality predicted", "its recall", "2-2, predicted"]
@@ -278,9 +270,9 @@ def _audit(content: Content, split: str | None) -> str:
             blind = [run["duration_blind"] for run in runs if run.get("duration_blind")]
             seconds |= {entry["seconds"] for entry in blind}
             cells = [
-                _mean((run["values"].get(figure) for run in runs), 3),
-                _mean((run["within_lengths"].get(label) for run in runs if run.get("within_lengths")), 3),
-                _mean((entry["values"].get(figure) for entry in blind), 3),
+                spread((run["values"].get(figure) for run in runs), 3),
+                spread((run["within_lengths"].get(label) for run in runs if run.get("within_lengths")), 3),
+                spread((entry["values"].get(figure) for entry in blind), 3),
             ]
             for baseline in ("event length", "level", "age, sex, location"):
                 found = {b["values"].get(figure) for run in runs for b in run["floors"] if b["name"] == baseline}

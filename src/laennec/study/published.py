@@ -5,7 +5,7 @@ results file.
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from laennec.evaluation.summary import figure_name, is_percent
@@ -48,9 +48,9 @@ def geometry_table(content: Mapping[str, Any]) -> str:
         own = [run["geometry"] for run in content["results"] if run["name"] == method and run.get("geometry")]
         if not own:
             continue
-        cells = [_spread([of[kind][key] for of in own], 3) for kind in ("intra", "inter") for key in ("mean", "cv")]
+        cells = [spread([of[kind][key] for of in own], 3) for kind in ("intra", "inter") for key in ("mean", "cv")]
         pairs = [(of["inter"]["mean"], of["intra"]["mean"]) for of in own]
-        rows.append([method, len(own), *cells, _spread([b / w for b, w in pairs if b and w], 2)])
+        rows.append([method, len(own), *cells, spread([b / w for b, w in pairs if b and w], 2)])
     if not rows:
         return ""
     heads = ["method", "runs", "within classes: mean", "variation", "between classes: mean", "variation"]
@@ -67,11 +67,11 @@ def _mean(figure: str, runs: list[Mapping[str, Any]]) -> str:
     for run in runs:
         if (value := run["values"].get(figure)) is not None:
             seeds.setdefault(run["seed"], []).append(value)
-    text = _spread([statistics.mean(folds) for folds in seeds.values()], 1 if is_percent(figure) else 3) or "not run"
+    text = spread([statistics.mean(folds) for folds in seeds.values()], 1 if is_percent(figure) else 3) or "not run"
     return f"{text} ({len(seeds)})" if len(seeds) > 1 else text
 
 
-def _spread(values: list[float | None], digits: int) -> str:
+def spread(values: Iterable[float | None], digits: int) -> str:
     """The mean ± standard deviation of what is known; empty where nothing is."""
     known = [value for value in values if value is not None]
     if not known:
