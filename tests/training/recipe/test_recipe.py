@@ -239,3 +239,9 @@ def copy_of_sources(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     return copy
+
+
+@pytest.mark.parametrize("config", [None, [], "text", 3])
+def test_a_record_without_settings_is_one_line(config):
+    with pytest.raises(InputError, match=r"run\.json: its settings are .*, no mapping"):
+        Recipe.from_record(config)

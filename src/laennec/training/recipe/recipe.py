@@ -121,6 +121,8 @@ class Recipe(Settings):
         Raises:
             InputError: As for the class.
         """
+        if not isinstance(config, Mapping):
+            raise InputError(f"{where}: its settings are {config!r:.40}, no mapping; give the record of a run")
         return cls._of(renewed(config), where)
 
     @classmethod
