@@ -9,15 +9,15 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from laennec.errors import InputError
 
 
-def say(text: str) -> None:
-    """Print a line of output, from the first of several processes only."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Print a line of output, or on a file, from the first of several processes only."""
     if int(os.environ.get("RANK", "0")) == 0:
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 def without_library_bars() -> None:
@@ -101,4 +101,15 @@ def corpus_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="continue if recordings of the published corpus are missing",
+    )
+
+
+def jobs_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --jobs."""
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="work in N processes (default: 1); the results are the same for any N",
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import refuse_missing_model, say, without_library_bars
+from laennec.cli.common import jobs_flag, refuse_missing_model, say, without_library_bars
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -26,7 +26,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
-        "--format", help="comma-separated list of json, csv, audacity, raven, picture (default: json,csv)"
+        "--format",
+        help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)",
     )
     parser.add_argument(
         "--window-s",
@@ -78,6 +79,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="replace predictions in --out that have another model or other settings",
     )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
+    jobs_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,8 +88,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
-    if options.out is None and (options.format or options.overwrite):
-        raise InputError("--format and --overwrite are about files; give --out, or leave them out")
+    if options.out is None and (options.format or options.overwrite or options.jobs != 1):
+        raise InputError("--format, --overwrite and --jobs are about files; give --out, or leave them out")
     source, inputs = model_and_inputs(options.paths)
     from laennec.evaluation.evaluate import load_model
     from laennec.evaluation.recalibrate import smooth_model
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
     model, extractor = load_model(source, options.base)
     if model.config.summary:
-        print(f"model: {plain(model.config.summary)}", file=sys.stderr)
+        say(f"model: {plain(model.config.summary)}", sys.stderr)
     spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
     strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
     if smoothing:
@@ -147,12 +149,12 @@ def run(options: argparse.Namespace) -> int:
         annotation=chosen.annotation,
         progress=Progress("predicting"),
         overwrite=options.overwrite,
+        jobs=options.jobs,
         settings=chosen,
         source=source,
     )
-    for _, reason in done.failed:
-        print(f"laennec: {reason}", file=sys.stderr)
-    say(f"predictions: {options.out} ({_outcome(done)})")
+    say_failed(done.failed)
+    say(f"predictions: {options.out} ({outcome(done)})")
     _say_decision(predictor, chosen.annotation is not None)
     return 2 if done.failed else 0
 
@@ -173,15 +175,21 @@ def _settings(options: argparse.Namespace) -> "Settings":
     )
 
 
-def _outcome(done: "BatchResult") -> str:
-    """How many recordings were predicted, failed, or finished before."""
+def say_failed(failed: Sequence[tuple[str, str]]) -> None:
+    """Print why recordings failed."""
+    for _, reason in failed:
+        print(f"laennec: {reason}", file=sys.stderr)
+
+
+def outcome(done: "BatchResult") -> str:
+    """How many recordings were finished now or before, or failed."""
     total = len(done.predicted) + len(done.failed)
-    outcome = f"{total} recording{'s' if total != 1 else ''}"
+    text = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
-        outcome = f"{outcome}, {len(done.failed)} failed; see failed.csv"
+        text = f"{text}, {len(done.failed)} failed; see failed.csv"
     if done.resumed:
-        outcome += f"; {done.resumed} were already finished"
-    return outcome
+        text += f"; {done.resumed} were already finished"
+    return text
 
 
 def _say_decision(predictor: "Predictor", annotated: bool) -> None:
@@ -236,8 +244,8 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
     """Print the predictions for each recording; the number of recordings that failed."""
     from laennec.errors import InputError
-    from laennec.inference.batch import annotation_of, find_recordings
     from laennec.inference.outputs import as_text
+    from laennec.inference.recordings import annotation_of, find_recordings
 
     failed = 0
     for path in find_recordings(inputs):
@@ -250,4 +258,4 @@ def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: st
 
 
 def _note(text: str) -> None:
-    print(f"laennec: note: {text}", file=sys.stderr)
+    say(f"laennec: note: {text}", sys.stderr)

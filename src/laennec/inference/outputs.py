@@ -11,20 +11,25 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.rendering import plain
 
-FORMATS = ("json", "csv", "audacity", "raven", "picture")
+FORMATS = ("json", "csv", "parquet", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")
 LABELS_SUFFIX, SELECTIONS_SUFFIX = ".labels.txt", ".selections.txt"
 # formats with one file per recording
 SUFFIXES = {"json": ".json", "audacity": LABELS_SUFFIX, "raven": SELECTIONS_SUFFIX, "picture": ".png"}
+_ROW_GROUP = 8192
 _RAVEN_HEADER = (
     "Selection", "View", "Channel", RAVEN_BEGIN, RAVEN_END, "Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "Label",
     "Probability",
@@ -126,6 +131,58 @@ def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
     return _write_table(
         path, ({"recording": timeline["recording"], **row} for timeline in timelines for row in timeline["timeline"])
     )
+
+
+def write_parquet(path: Path, timelines: Iterable[Timeline], provenance: dict[str, Any]) -> Path:
+    """Write the rows of `write_csv` as Parquet.
+
+    Args:
+        path: The file.
+        timelines: Of many recordings; consumed one by one.
+        provenance: Model and settings, for the schema's metadata, as JSON under the name "laennec".
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+
+    def tables() -> Iterator[pa.Table]:
+        for timeline in timelines:
+            kinds = {f"{name}_probability": pa.float64() for name in timeline["labels"]}
+            kinds |= dict.fromkeys(timeline["labels"], pa.int8())
+            rows = [{"recording": timeline["recording"], **row} for row in timeline["timeline"]]
+            found = [
+                pa.field(name, kinds.get(name, pa.string() if name == "recording" else pa.float64()))
+                for name in rows[0]
+            ]
+            yield pa.Table.from_pylist(rows, pa.schema(found, with_provenance(provenance)))
+
+    return write_row_groups(path, tables())
+
+
+def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
+    """Metadata of a Parquet schema."""
+    return {"laennec": json.dumps(provenance, ensure_ascii=False)}
+
+
+def write_row_groups(path: Path, tables: Iterable[pa.Table]) -> Path:
+    """Write tables of one schema, at least one, as one Parquet file, in row groups of some thousand rows.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    waiting: list[pa.Table] = []
+    with atomic_write(path, "wb") as file, ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for table in tables:
+            if writer is None:
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema))
+            waiting.append(table)
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        if writer is not None and waiting:
+            writer.write_table(pa.concat_tables(waiting))
+    return path
 
 
 def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:

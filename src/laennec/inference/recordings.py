@@ -1,0 +1,343 @@
+"""Work on many recordings and keep the results in a folder.
+
+Decisions: a recording that cannot be read is listed in failed.csv and the others are finished. An interrupted batch
+resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes. An
+output folder belongs to one model and one set of settings. One process writes the tables over all recordings, once, at
+the end; workers (`--jobs`) only compute, and ranks of a launch write the files of the recordings they have claimed.
+"""
+
+import contextlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from laennec.audio.recording import AUDIO_SUFFIXES
+from laennec.errors import InputError
+from laennec.files import explain_write_errors, lock_or_refuse, remove_temporary_files
+from laennec.inference.jobs import CLAIMS, Ranks
+from laennec.inference.journal import JOURNAL, Journal, open_journal
+from laennec.inference.outputs import LABELS_SUFFIX, SELECTIONS_SUFFIX, write_failures
+from laennec.memory import in_one_line
+from laennec.processes import DIED, Died, in_processes
+
+ANNOTATION_SUFFIXES = (".txt", ".json", LABELS_SUFFIX, SELECTIONS_SUFFIX, ".Table.1.selections.txt")
+FAILED = "failed.csv"
+_LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
+_POLL_S = 0.2  # for what other ranks have in hand
+
+Task = tuple[Path, Any]
+"""A recording, and what else is needed to work on it."""
+Report = Callable[[float], None]
+Worker = Callable[[Path, Any, Report], Any]
+Progress = Callable[[float, int], None]
+
+
+@dataclass
+class BatchResult:
+    """The outcome of one call.
+
+    Attributes:
+        files: The files of this call's recordings, and the tables.
+        predicted: The recordings that have results now.
+        failed: The other recordings, each with its reason.
+        resumed: How many of `predicted` an earlier call had already finished.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    predicted: list[str] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    resumed: int = 0
+
+
+def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
+    """List the given files and the audio files in the given folders, each once.
+
+    Raises:
+        InputError: There is no recording. A file that does not exist is reported when it is read.
+    """
+    found: dict[Path, None] = {}
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found.update(
+                (p, None)
+                for p in sorted(item.rglob("*"))
+                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+            )
+        else:
+            found[item] = None
+    if not found:
+        raise InputError(
+            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
+        )
+    return list(found)
+
+
+class Batch(ABC):
+    """The recordings of one call and their files.
+
+    Args:
+        out: The output folder.
+        recordings: All recordings of this call.
+        formats: Names of formats, some of which have a file for each recording.
+    """
+
+    suffixes: ClassVar[dict[str, str]]
+    """Formats with one file per recording."""
+    tables: ClassVar[tuple[str, ...]]
+    """Files over all recordings, failed.csv aside."""
+
+    def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
+        self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
+        self.names = output_names(recordings)
+
+    @abstractmethod
+    def key(self, path: Path) -> str | None:
+        """What a recording and its spans are now; None where they cannot be read.
+
+        Raises:
+            InputError: A problem of this recording alone.
+        """
+
+    @abstractmethod
+    def task(self, path: Path) -> Any:
+        """What a worker needs beside the path; errors as for `key`."""
+
+    @abstractmethod
+    def worker(self) -> Worker:
+        """What works on a recording in this process; it returns the entry of the journal, and what else is written."""
+
+    @abstractmethod
+    def make_worker(self) -> Callable[[], Worker]:
+        """What makes a worker in another process; can be pickled."""
+
+    @abstractmethod
+    def write(self, path: Path, entry: dict[str, Any], rest: Any) -> None:
+        """Write the files of a recording."""
+
+    @abstractmethod
+    def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
+        """Write missing files of a finished recording again; False where it must be computed again."""
+
+    @abstractmethod
+    def write_tables(self, journal: Journal, keys: dict[Path, str]) -> list[Path]:
+        """Write the tables over all finished recordings."""
+
+    def run(
+        self, identity: dict[str, Any], *, overwrite: bool, progress: Progress | None, jobs: int = 1
+    ) -> "BatchResult":
+        """Compute what is not in the journal, then write the tables.
+
+        Args:
+            identity: Model and settings, as plain values.
+            overwrite: Replace what `out` has of another model or other settings.
+            progress: Called with (recordings done, including the fraction of the current one; total of recordings).
+            jobs: Number of processes.
+
+        Raises:
+            InputError: `out` cannot be written to, or contains results of another model or with other settings.
+        """
+        try:
+            with explain_write_errors(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: this folder cannot be created ({error.strerror}); choose another --out"
+            ) from error
+        ranks = Ranks(self.out)
+        with contextlib.ExitStack() as stack:
+            if not ranks.rank:
+                stack.enter_context(lock_or_refuse(self.out / JOURNAL))
+            stack.callback(ranks.close)
+            with open_journal(self.out, identity, overwrite, self._forget, ranks.rank) as journal:
+                if ranks.size == 1:
+                    self._clean_up()
+                if not ranks.rank:
+                    self.begin(identity)
+                result = BatchResult()
+                keys, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
+            ranks.close()
+            if not ranks.rank:
+                self._finish(journal, keys, failed, result)
+        return result
+
+    def begin(self, identity: dict[str, Any]) -> None:  # noqa: B027
+        """Write what is known before anything is computed."""
+
+    def _compute(
+        self, journal: Journal, ranks: Ranks, progress: Progress, jobs: int, result: "BatchResult"
+    ) -> tuple[dict[Path, str], dict[Path, str]]:
+        """The keys of finished recordings and the reasons of failed ones; work goes on until there is nothing left."""
+        keys = {path: key for path in self.recordings if (key := self._finished_key(path, journal)) is not None}
+        result.resumed = len(keys)
+        failed: dict[Path, str] = {}
+        begun: dict[Path, str | None] = {}
+        total = len(self.recordings)
+        first = ranks.rank * total // ranks.size
+
+        def tasks() -> Iterator[Task]:
+            for path in (*self.recordings[first:], *self.recordings[:first]):
+                if path in keys or path in failed or not ranks.claim(self.names[path]):
+                    continue
+                if ranks.size > 1:
+                    journal.refresh()
+                    if (key := self._finished_key(path, journal)) is not None:
+                        keys[path] = key
+                        ranks.release(self.names[path])
+                        continue
+                try:
+                    begun[path], task = self.key(path), self.task(path)
+                except InputError as error:
+                    failed[path] = _reason(path, error)
+                    continue
+                yield path, task
+
+        def report(part: float) -> None:
+            progress(len(keys) + len(failed) + min(part, 0.99), total)
+
+        progress(len(keys), total)
+        while True:
+            with contextlib.closing(self._outcomes(tasks(), jobs, report)) as outcomes:
+                for path, outcome in outcomes:
+                    if isinstance(outcome, str):
+                        failed[path] = outcome
+                    else:
+                        key = begun[path]
+                        assert key is not None, "a recording that could be read has a size"
+                        self.write(path, *outcome)
+                        journal.write(key=key, name=self.names[path], timeline=outcome[0])
+                        keys[path] = key
+                        ranks.release(self.names[path])
+                    progress(len(keys) + len(failed), total)
+            if ranks.rank or len(keys) + len(failed) == total:
+                return keys, failed
+            time.sleep(_POLL_S)
+
+    def _outcomes(self, tasks: Iterator[Task], jobs: int, report: Report) -> Generator[tuple[Path, Any]]:
+        """Recordings as they are finished, each with its result or the reason why there is none."""
+        if jobs == 1:
+            worker = self.worker()
+            for path, task in tasks:
+                yield path, _guarded(worker, report, (path, task))
+            return
+        with contextlib.closing(in_processes(partial(_guarded_worker, self.make_worker()), tasks, jobs)) as results:
+            for (path, _), outcome in results:
+                yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
+
+    def _finish(self, journal: Journal, keys: dict[Path, str], failed: dict[Path, str], result: "BatchResult") -> None:
+        """One journal in the order of the recordings, the tables, and the list of what failed."""
+        journal.join([keys[path] for path in self.recordings if path in keys])
+        with contextlib.suppress(OSError):
+            (self.out / CLAIMS).rmdir()
+        for path in self.recordings:
+            if path in keys:
+                result.predicted.append(str(path))
+                result.files += self.files(path)
+            else:
+                result.failed.append((str(path), failed[path]))
+        if result.predicted:
+            result.files += self.write_tables(journal, {path: keys[path] for path in self.recordings if path in keys})
+        if result.failed:
+            result.files.append(write_failures(self.out / FAILED, result.failed))
+        else:
+            (self.out / FAILED).unlink(missing_ok=True)
+
+    def _clean_up(self) -> None:
+        """Remove temporary files of this call that a killed process left behind."""
+        own = {f"{name}{suffix}" for name in self.names.values() for suffix in self.suffixes.values()}
+        remove_temporary_files(self.out, own | {*self.tables, FAILED})
+
+    def _forget(self, journal: Journal) -> None:
+        """Remove the files of results that are overwritten, so that none stays among the new ones."""
+        files = [f"{name}{suffix}" for name in journal.owners for suffix in self.suffixes.values()]
+        for file in (*files, *self.tables, FAILED):
+            (self.out / file).unlink(missing_ok=True)
+
+    def _finished_key(self, path: Path, journal: Journal) -> str | None:
+        """The key of a finished recording, after its missing files are restored; None for other recordings."""
+        try:
+            key = self.key(path)
+        except InputError:
+            return None
+        if key is None or key not in journal:
+            return None
+        # another recording of this name may have been written to this folder since
+        owned = journal.owners.get(self.names[path]) == key
+        missing = [file for file in self.files(path) if not owned or not file.exists()]
+        return key if not missing or self.restore(path, missing, journal, key) else None
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of a recording."""
+        return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
+
+
+def _guarded_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
+    """A worker of another process, which reports nothing."""
+    return partial(_guarded, make(), _silent)
+
+
+def _guarded(worker: Worker, report: Report, task: Task) -> Any:
+    """The result for a recording, or the reason why there is none: a problem of this recording alone."""
+    path, rest = task
+    try:
+        with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
+            return worker(path, rest, report)
+    except InputError as error:
+        return _reason(path, error)
+
+
+def _silent(part: float) -> None:
+    pass
+
+
+def _reason(path: Path, error: InputError) -> str:
+    reason = str(error)
+    return reason if str(path) in reason else f"{path}: {reason}"
+
+
+def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
+    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder.
+
+    Raises:
+        InputError: The folder has two files for the recording.
+    """
+    if annotation is None:
+        return None
+    place = Path(annotation)
+    if not place.is_dir():
+        return place
+    found = [p for suffix in ANNOTATION_SUFFIXES if (p := place / f"{recording.stem}{suffix}").exists()]
+    if len(found) > 1:
+        names = " and ".join(p.name for p in found[:2])
+        raise InputError(f"{recording}: two annotations in {place} ({names}); remove one, or give the file itself")
+    return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
+
+
+def output_names(recordings: Sequence[Path]) -> dict[Path, str]:
+    """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number."""
+    stems = Counter(_shortened(p.stem) for p in recordings)
+    common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    # unique stems first, so that they keep their names
+    for path in sorted(recordings, key=lambda p: stems[_shortened(p.stem)] > 1):
+        stem = _shortened(path.stem)
+        way = path.absolute().relative_to(common).parts
+        name = wanted = stem if stems[stem] == 1 else _shortened("_".join(way))
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        names[path] = name
+        taken.add(name)
+    return names
+
+
+def _shortened(name: str) -> str:
+    """The end of a name that would be too long for a file system together with its suffix."""
+    return os.fsdecode(os.fsencode(name)[-_LONGEST_NAME:]) if len(os.fsencode(name)) > _LONGEST_NAME else name

@@ -1,0 +1,143 @@
+"""Work divided among processes of this machine.
+
+Decisions: processes are spawned, not forked, because torch's threads do not survive a fork. A few items are in hand at
+a time, so memory does not grow with the number of items. A process that dies takes the others of its pool with it; the
+items in hand are then tried again one at a time in a process of their own, so an item that kills its process costs
+that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from laennec.errors import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Work = Callable[[Any], Any]
+DIED = "the process that worked on it was killed, twice (not enough memory, or a crash of the decoder); check this file"
+_IN_HAND = 2  # items for each process, so that none waits for the parent
+_work: Work | None = None
+
+
+class Died:
+    """The result of an item whose process died, and died again."""
+
+
+def check_jobs(jobs: int) -> int:
+    """The number of processes.
+
+    Raises:
+        InputError: It is less than 1.
+    """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: the number of processes must be 1 or more")
+    return jobs
+
+
+def in_processes(
+    make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], jobs: int
+) -> Generator[tuple[Item, Result | Died]]:
+    """Do some work on each item in several processes.
+
+    Args:
+        make: Called once in each process; returns the work. It is pickled, so it is a function of a module or a partial
+            of one. What the work raises is raised here.
+        items: Taken one by one, as processes become free.
+        jobs: Number of processes.
+
+    Yields:
+        Each item with its result, in the order in which they are finished.
+
+    Raises:
+        InputError: The processes do not start.
+    """
+    left = iter(items)
+    for first in left:
+        left = itertools.chain([first], left)
+        break
+    else:
+        return
+    in_hand: dict[Future[Result], Item] = {}
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(_pool(make, jobs))
+        while True:
+            lost: list[Item] = []
+            for item in itertools.islice(left, max(_IN_HAND * jobs - len(in_hand), 0)):
+                try:
+                    in_hand[pool.submit(_do, item)] = item
+                except BrokenProcessPool:
+                    lost.append(item)
+            if not in_hand and not lost:
+                return
+            done = wait(in_hand, return_when=FIRST_COMPLETED).done
+            if lost or any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                done = wait(in_hand).done  # all that were in hand end with it
+            for future in done:
+                item = in_hand.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool):
+                    lost.append(item)
+                else:
+                    yield item, future.result()
+            if lost:
+                yield from _one_by_one(make, lost)
+                pool = stack.enter_context(_pool(make, jobs))
+
+
+def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
+    """Items that were in hand when a process died, each in a process that works on nothing else."""
+    for item in items:
+        with _pool(make, 1) as pool:
+            try:
+                result = pool.submit(_do, item).result()
+            except BrokenProcessPool:
+                result = Died()
+        yield item, result
+
+
+@contextlib.contextmanager
+def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this block at the latest."""
+    context = multiprocessing.get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, _start, (watched, make))
+    try:
+        try:
+            pool.submit(os.getpid).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "the processes of --jobs do not start; in a script, put the call below `if __name__ == '__main__':`, "
+                "or leave --jobs out"
+            ) from error
+        yield pool
+        pool.shutdown()
+    finally:
+        held.close()  # ends what still works
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(watched: Connection, make: Callable[[], Work]) -> None:
+    """Prepare a process for its work."""
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    _work = make()
+
+
+def _end_with(watched: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        watched.recv()
+    os._exit(1)
+
+
+def _do(item: Any) -> Any:
+    assert _work is not None, "a process is prepared before it works"
+    return _work(item)
