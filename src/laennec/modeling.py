@@ -271,6 +271,44 @@ class LaennecForAudioClassification(PreTrainedModel):
             # (batch, tokens, dim) -> (batch, dim), over tokens of real frames
             return (out.last_hidden_state[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
 
+    def encode(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        annotation: str | Path | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        layer: int | None = None,
+        backend: str = "auto",
+        jobs: int = 1,
+        extractor: LaennecFeatureExtractor | None = None,
+    ) -> Any:
+        """Embed recordings: their windows, or the spans of annotations.
+
+        Args:
+            paths: Audio files and folders.
+            annotation: The annotation file of the one recording, or a folder with one for each.
+            window_s: Length of a window in seconds; None as in prediction.
+            hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
+            layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
+            backend: "torch", "onnx" or "auto".
+            jobs: Number of processes.
+            extractor: The front end; None for the one in the folder or repository that the model was loaded from.
+
+        Returns:
+            pandas.DataFrame of float32 with a row for each span, indexed by recording, start_s and end_s;
+            `numpy.asarray` makes it (spans, dim). A recording that cannot be read is left out with a warning.
+
+        Raises:
+            InputError: No recording can be read, or a setting is invalid.
+        """
+        from laennec.hub.push import front_end_of
+        from laennec.inference.embed import Embedder, encode
+        from laennec.inference.predictor import Predictor
+
+        predictor = Predictor(self, extractor or front_end_of(self.name_or_path), window_s, hop_s)
+        return encode(Embedder(predictor, backend, layer), paths, annotation, jobs)
+
     def forward(
         self,
         input_values: Tensor | None = None,

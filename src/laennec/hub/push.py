@@ -127,7 +127,7 @@ def push_model(
     check_repo_name(repo)
     origin = str(model.name_or_path or "")
     if extractor is None:
-        extractor = _front_end_of(origin)
+        extractor = front_end_of(origin)
     run = _run_of(Path(origin)) if origin and Path(origin).is_dir() else None
     if run is not None:
         _check_questions(run, None)
@@ -199,7 +199,7 @@ def _run_of(folder: Path) -> Path | None:
     return folder.parent if (folder.parent / "run.json").is_file() else None
 
 
-def _front_end_of(origin: str) -> LaennecFeatureExtractor:
+def front_end_of(origin: str) -> LaennecFeatureExtractor:
     if not origin:
         raise InputError(
             "the model was not loaded from a folder or the Hub, so its front end is not known; pass extractor="

@@ -223,9 +223,9 @@ class Batch(ABC):
         if jobs == 1:
             worker = self.worker()
             for path, task in tasks:
-                yield path, _guarded(worker, report, (path, task))
+                yield path, guarded(worker, report, (path, task))
             return
-        with contextlib.closing(in_processes(partial(_guarded_worker, self.make_worker()), tasks, jobs)) as results:
+        with contextlib.closing(in_processes(partial(guarded_worker, self.make_worker()), tasks, jobs)) as results:
             for (path, _), outcome in results:
                 yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
 
@@ -276,12 +276,12 @@ class Batch(ABC):
         return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
 
 
-def _guarded_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
+def guarded_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
     """A worker of another process, which reports nothing."""
-    return partial(_guarded, make(), _silent)
+    return partial(guarded, make(), silent)
 
 
-def _guarded(worker: Worker, report: Report, task: Task) -> Any:
+def guarded(worker: Worker, report: Report, task: Task) -> Any:
     """The result for a recording, or the reason why there is none: a problem of this recording alone."""
     path, rest = task
     try:
@@ -291,7 +291,7 @@ def _guarded(worker: Worker, report: Report, task: Task) -> Any:
         return _reason(path, error)
 
 
-def _silent(part: float) -> None:
+def silent(part: float) -> None:
     pass
 
 

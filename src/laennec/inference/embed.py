@@ -1,0 +1,397 @@
+"""Embed the spans of many recordings and keep the embeddings in a folder.
+
+Decisions: spans are those of prediction (windows, an annotation, breaths) or the cycles of a corpus. A row of a table is
+a span. The embeddings of a recording are in a file of its own; the journal only says that it is there, so that nothing
+is stored twice. `embeddings.parquet` is made from these files. A layer is counted from 1 as transformers counts hidden
+states, or from -1 at the end; its embedding is the mean over the tokens of real sound.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from laennec import __version__
+from laennec.audio.cycles import Span
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.encoders.adapters import stack_of
+from laennec.encoders.masks import TimeMask
+from laennec.errors import InputError
+from laennec.files import atomic_write
+from laennec.inference.batch import model_fingerprint, predictor_settings, refuse_shared_annotation
+from laennec.inference.jobs import PackedModel
+from laennec.inference.journal import Journal, key_of
+from laennec.inference.outputs import with_provenance, write_row_groups
+from laennec.inference.predictor import Predictor, _chunks
+from laennec.inference.recordings import (
+    Batch,
+    BatchResult,
+    Progress,
+    Report,
+    Worker,
+    annotation_of,
+    find_recordings,
+    guarded,
+    guarded_worker,
+    silent,
+)
+from laennec.modeling import LaennecForAudioClassification
+from laennec.processes import DIED, Died, check_jobs, in_processes
+from laennec.training.embeddings import embed_waveforms
+from laennec.untrusted import read_bytes
+
+EMBEDDINGS = "embeddings.parquet"
+EMBEDDING_FORMATS = ("parquet", "npz")
+BACKENDS = ("auto", "torch", "onnx")
+_KNOWN = ("recording_id", "patient_id", "cycle_id", "split")
+Embeddings = NDArray[np.float32]
+Rows = tuple[tuple[Any, ...], ...]
+"""The cycles of a recording: start_s, end_s, then the columns of `_KNOWN`."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of one recording.
+
+    Attributes:
+        spans: (start_s, end_s) of each.
+        values: (spans, dim).
+    """
+
+    spans: list[Span]
+    values: Embeddings
+
+
+class Embedder:
+    """Embeds the spans of a recording.
+
+    Args:
+        predictor: The model and the choice of spans.
+        backend: "torch", "onnx" or "auto".
+        layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
+
+    Raises:
+        InputError: The encoder has no such layer, or the backend does not fit.
+    """
+
+    def __init__(self, predictor: Predictor, backend: str = "auto", layer: int | None = None) -> None:
+        if backend not in BACKENDS:
+            raise InputError(f"--backend {backend}: choose from {', '.join(BACKENDS)}")
+        if backend == "onnx" and layer is not None:
+            raise InputError("--backend onnx: an ONNX model has no layers to take out; leave --layer or --backend out")
+        self.predictor, self.backend, self.layer = predictor, backend, layer
+        self._embed = _embedding_function(predictor.model, predictor.extractor, backend, layer)
+
+    def __call__(
+        self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
+    ) -> Embedded:
+        """Embed one recording: the given spans, those of an annotation, or those of the predictor.
+
+        Raises:
+            InputError: As for a call of the predictor.
+        """
+        predictor, listener = self.predictor, None if report is None else lambda stream, _: report(stream.fraction)
+        if spans is None:
+            spans = predictor._spans(path, annotation)
+        places: list[int] = []
+        found: list[Span] = []
+        values: list[Embeddings] = []
+        with predictor._opened(path, listener) as stream:
+            for chunk in _chunks(predictor._sounds(stream, spans, annotation)):
+                places += [place for place, _, _ in chunk]
+                found += [span for _, span, _ in chunk]
+                values.append(self._embed([sound for _, _, sound in chunk]))
+        order = np.argsort(places, kind="stable")
+        return Embedded([found[row] for row in order], np.concatenate(values)[order])
+
+    def provenance(self, spans: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that embeddings depend on, recordings aside, as plain values."""
+        predictor = self.predictor
+        return {
+            "laennec": __version__,
+            "model": model_fingerprint(predictor),
+            "extractor": predictor.extractor.fingerprint(),
+            "layer": self.layer,
+            "backend": "torch",
+            "spans": dict(spans),
+        }
+
+
+def _embedding_function(
+    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, backend: str, layer: int | None
+) -> Callable[[Sequence[Any]], Embeddings]:
+    """What embeds waveforms or `InContext`s: (n,) -> float32 (n, dim)."""
+    if backend == "onnx":
+        raise InputError("--backend onnx: embeddings are made with torch; leave --backend out")
+    return partial(embed_waveforms, model if layer is None else _AtLayer(model, layer), extractor)
+
+
+class _AtLayer(nn.Module):
+    """A model whose embedding is that of a layer of its encoder."""
+
+    def __init__(self, model: LaennecForAudioClassification, layer: int) -> None:
+        super().__init__()
+        self.model = model
+        try:
+            layers = stack_of(model.encoder)[0]
+        except InputError as error:
+            raise InputError(f"--layer {layer}: this encoder has no stack of layers; leave --layer out") from error
+        if layer == 0 or not -len(layers) <= layer <= len(layers):
+            raise InputError(f"--layer {layer}: the encoder has {len(layers)} layers: give 1 to {len(layers)}, or -1")
+        self.at = layers[layer - 1 if layer > 0 else layer]
+        self.embedding_dim = model.embedding_dim
+
+    def embed(
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        context_values: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(batch, frames, mels), (batch, frames) -> (batch, dim), with context (batch, 2 dim)."""
+        own = self._pooled(input_values, attention_mask)
+        if not self.model.config.concatenated_context:
+            return own
+        return torch.cat([own, own if context_values is None else self._pooled(context_values, context_mask)], 1)
+
+    def _pooled(self, values: Tensor, mask: Tensor | None) -> Tensor:
+        taken: list[Any] = []
+        hook = self.at.register_forward_hook(lambda module, inputs, output: taken.append(output))
+        try:
+            out = self.model.encoder(input_values=values, attention_mask=mask)
+        finally:
+            hook.remove()
+        states = taken[0] if len(taken) == 1 else None
+        inside = states[1] if isinstance(states, tuple) and isinstance(states[-1], TimeMask) else TimeMask(None)
+        hidden = states[0] if isinstance(states, tuple) else getattr(states, "last_hidden_state", states)
+        if isinstance(hidden, Tensor) and hidden.ndim == 4:
+            return inside.mean(hidden)
+        if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
+            special = int(getattr(self.model.encoder, "num_special_tokens", 0))
+            weight = out.token_mask[:, special:].to(hidden.dtype).unsqueeze(-1)
+            return (hidden[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+        raise InputError("--layer: the layers of this encoder are not one state for each token; leave --layer out")
+
+
+def embed(
+    embedder: Embedder,
+    inputs: Sequence[str | Path] | Mapping[Path, Rows],
+    out: str | Path,
+    *,
+    formats: Sequence[str] = ("parquet",),
+    annotation: str | Path | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    jobs: int = 1,
+) -> BatchResult:
+    """Embed recordings and write the results; resume where an earlier call with the same settings stopped.
+
+    The ranks of a launch (`accelerate launch`, RANK and WORLD_SIZE) share the recordings and the folder.
+
+    Args:
+        embedder: The model and the choice of spans.
+        inputs: Audio files and folders, or the cycles of a corpus by recording (`cycles_of`).
+        out: Folder for a file of each recording (`<recording>.parquet`, `.npz`), `embeddings.parquet` with all rows,
+            `failed.csv` and the journal.
+        formats: Any of "parquet", "npz", for the files of each recording.
+        annotation: As for `laennec.predict`.
+        progress: Called with (recordings done, including the fraction of the current one; total of recordings).
+        overwrite: Replace results of another model or with other settings in `out`.
+        jobs: Number of processes; results do not depend on it.
+
+    Raises:
+        InputError: As for `laennec.predict`.
+    """
+    unknown = [f for f in formats if f not in EMBEDDING_FORMATS]
+    if unknown or not formats:
+        problem = f"unknown format {unknown[0]!r}" if unknown else "no format"
+        raise InputError(f"--format: {problem}; choose from {', '.join(EMBEDDING_FORMATS)}")
+    rows = inputs if isinstance(inputs, Mapping) else {}
+    recordings = list(rows) if isinstance(inputs, Mapping) else find_recordings(inputs)
+    refuse_shared_annotation(annotation, recordings)
+    batch = _EmbeddingsOf(Path(out), recordings, formats)
+    batch.embedder, batch.annotation, batch.rows = embedder, annotation, rows
+    places = {"from": "corpus"} if rows else embedder.predictor.identity(annotation is not None)["spans"]
+    batch.provenance = embedder.provenance(places)
+    return batch.run(batch.provenance, overwrite=overwrite, progress=progress, jobs=check_jobs(jobs))
+
+
+class _EmbeddingsOf(Batch):
+    """The recordings of one call of `embed` and their files."""
+
+    suffixes = {"parquet": ".parquet", "npz": ".npz"}
+    tables = (EMBEDDINGS,)
+    embedder: Embedder
+    annotation: str | Path | None
+    rows: Mapping[Path, Rows]
+    provenance: dict[str, Any]
+
+    def key(self, path: Path) -> str | None:
+        key = key_of(path, None if self.rows else annotation_of(path, self.annotation))
+        if key is None or not self.rows:
+            return key
+        return json.dumps([*json.loads(key), hashlib.sha256(json.dumps(self.rows[path]).encode()).hexdigest()])
+
+    def task(self, path: Path) -> tuple[Path | None, Rows | None]:
+        return (None, self.rows[path]) if self.rows else (annotation_of(path, self.annotation), None)
+
+    def worker(self) -> Worker:
+        return partial(_embedded, self.embedder)
+
+    def make_worker(self) -> Callable[[], Worker]:
+        return _worker_maker(self.embedder)
+
+    def write(self, path: Path, entry: dict[str, Any], rest: Embedded) -> None:
+        table = _table(path, rest, self.rows.get(path), self.provenance)
+        for file in self.files(path):
+            with atomic_write(file, "wb") as opened:
+                if file.suffix == ".npz":
+                    opened.write(_npz(table))  # type: ignore[call-overload]
+                else:
+                    pq.write_table(table, opened)
+
+    def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
+        return False
+
+    def write_tables(self, journal: Journal, keys: dict[Path, str]) -> list[Path]:
+        tables = (_read_table(self.files(path)[0], self.provenance) for path in keys)
+        return [write_row_groups(self.out / EMBEDDINGS, tables)]
+
+
+def _worker_maker(embedder: Embedder) -> Callable[[], Worker]:
+    packed = PackedModel.of(embedder.predictor.model, embedder.predictor.extractor)
+    return partial(_make_worker, packed, predictor_settings(embedder.predictor), embedder.backend, embedder.layer)
+
+
+def _make_worker(packed: PackedModel, settings: dict[str, Any], backend: str, layer: int | None) -> Worker:
+    """A worker of another process."""
+    torch.set_num_threads(1)
+    return partial(_embedded, Embedder(Predictor(*packed.unpack(), **settings), backend, layer))
+
+
+def _embedded(
+    embedder: Embedder, path: Path, task: tuple[Path | None, Rows | None], report: Report
+) -> tuple[dict[str, Any], Embedded]:
+    """What the journal holds of a recording, and its embeddings."""
+    annotation, rows = task
+    spans = None if rows is None else [(row[0], row[1]) for row in rows]
+    result = embedder(path, annotation, spans, report)
+    return {"recording": str(path), "spans": len(result.spans)}, result
+
+
+def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
+    """The cycles of a corpus by recording.
+
+    Args:
+        splits: What `laennec.load_corpus` returned.
+
+    Raises:
+        InputError: Cycles have no sound.
+    """
+    found: dict[Path, list[tuple[Any, ...]]] = {}
+    for split, table in splits.items():
+        names = ("start_s", "end_s", *_KNOWN[:3])
+        columns = table.select_columns(["recording_path", *names]).with_format("arrow")[:].to_pydict()
+        for path, *row in zip(*(columns[name] for name in ("recording_path", *names)), strict=True):
+            if path is None:
+                raise InputError(f"{row[4]}: has no audio; load the corpus with its recordings")
+            found.setdefault(Path(path), []).append((*row, split))
+    return {path: tuple(rows) for path, rows in found.items()}
+
+
+def _table(path: Path, embedded: Embedded, rows: Rows | None, provenance: dict[str, Any]) -> pa.Table:
+    """One row for each span."""
+    values = np.ascontiguousarray(embedded.values, np.float32)
+    known = zip(*(row[2:] for row in rows), strict=True) if rows else [[None] * len(values)] * len(_KNOWN)
+    columns = [
+        ("recording", pa.array([os.fsencode(path).decode(errors="replace")] * len(values), pa.string())),
+        *((name, pa.array(column, pa.string())) for name, column in zip(_KNOWN, known, strict=True)),
+        *(
+            (name, pa.array([span[k] for span in embedded.spans], pa.float64()))
+            for k, name in enumerate(("start_s", "end_s"))
+        ),
+        ("embedding", pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])),
+    ]
+    fields = [pa.field(name, column.type) for name, column in columns]
+    return pa.Table.from_arrays(
+        [column for _, column in columns], schema=pa.schema(fields, with_provenance(provenance))
+    )
+
+
+def _npz(table: pa.Table) -> bytes:
+    """The columns of a table as a NumPy archive; null is an empty string."""
+    columns = {
+        name: np.array([value or "" for value in table[name].to_pylist()], str) for name in ("recording", *_KNOWN)
+    }
+    columns |= {name: table[name].to_numpy() for name in ("start_s", "end_s")}
+    file = io.BytesIO()
+    np.savez(file, embedding=_matrix(table), provenance=np.array(table.schema.metadata[b"laennec"].decode()), **columns)
+    return file.getvalue()
+
+
+def _matrix(table: pa.Table) -> Embeddings:
+    """The embeddings of a table, float32 (rows, dim)."""
+    column = table["embedding"].combine_chunks()
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), -1)
+
+
+def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
+    """The file of a recording, as it was written.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        content = io.BytesIO(read_bytes(file, None))
+        if file.suffix == ".parquet":
+            return pq.read_table(content)
+        with np.load(content, allow_pickle=False) as archive:
+            spans = list(zip(archive["start_s"].tolist(), archive["end_s"].tolist(), strict=True))
+            rows = [[None if text == "" else text for text in archive[name].tolist()] for name in _KNOWN]
+            known = tuple((None, None, *row) for row in zip(*rows, strict=True))
+            path = Path(str(archive["recording"][0]))
+            return _table(path, Embedded(spans, archive["embedding"]), known, provenance)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"{file}: damaged ({' '.join(str(error).split())[:80]}); remove it and run again") from error
+
+
+def encode(
+    embedder: Embedder, paths: str | Path | Sequence[str | Path], annotation: str | Path | None = None, jobs: int = 1
+) -> pd.DataFrame:
+    """Embed recordings; see `laennec.LaennecForAudioClassification.encode`."""
+    recordings = find_recordings([paths] if isinstance(paths, str | Path) else paths)
+    refuse_shared_annotation(annotation, recordings)
+    tasks = [(path, (annotation_of(path, annotation), None)) for path in recordings]
+    found: dict[Path, Any] = {}
+    if check_jobs(jobs) == 1:
+        found = {task[0]: guarded(partial(_embedded, embedder), silent, task) for task in tasks}
+    else:
+        for (path, _), outcome in in_processes(partial(guarded_worker, _worker_maker(embedder)), tasks, jobs):
+            found[path] = f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
+    results = [(path, found[path][1]) for path in recordings if not isinstance(found[path], str)]
+    failed = [found[path] for path in recordings if isinstance(found[path], str)]
+    if not results:
+        raise InputError(failed[0])
+    for reason in failed:
+        warnings.warn(reason, stacklevel=3)
+    index = [(str(path), *span) for path, one in results for span in one.spans]
+    frame = pd.DataFrame(
+        np.concatenate([one.values for _, one in results]),
+        pd.MultiIndex.from_tuples(index, names=["recording", "start_s", "end_s"]),
+    )
+    frame.attrs["provenance"] = embedder.provenance(embedder.predictor.identity(annotation is not None)["spans"])
+    return frame
