@@ -5,8 +5,28 @@ because raw embeddings of different encoders differ in scale by orders of magnit
 them all. A layer norm before that is optional; AST's own classifier has one.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class LaennecOutput(ModelOutput):
+    """What the model returns.
+
+    Attributes:
+        loss: Mean BCE or cross entropy; only where labels were given.
+        logits: (batch, labels), before temperatures.
+        embeddings: (batch, dim), pooled, not standardised.
+        projections: (batch, projection_dim), or None where the model has no projection.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    projections: Tensor | None = None
 
 
 class Head(nn.Module):

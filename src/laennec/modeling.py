@@ -8,7 +8,6 @@ concatenated context pools a cycle and its context separately, and its embedding
 
 import builtins
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from transformers import (
     AutoModelForAudioClassification,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
@@ -39,30 +37,13 @@ from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.own import contains_own
 from laennec.errors import InputError
-from laennec.head import Head
+from laennec.head import Head, LaennecOutput
 from laennec.untrusted import refuse_model_folder
 
 LORA_DEFAULTS: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}
 TRAINABLE = ("full", "frozen", "last_n", "lora")
 # tensors that only training needs: the projection feeds auxiliary losses
 _TRAINING_ONLY = ("projection.",)
-
-
-@dataclass
-class LaennecOutput(ModelOutput):
-    """What the model returns.
-
-    Attributes:
-        loss: Mean BCE or cross entropy; only where labels were given.
-        logits: (batch, labels), before temperatures.
-        embeddings: (batch, dim), pooled, not standardised.
-        projections: (batch, projection_dim), or None where the model has no projection.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    embeddings: Tensor | None = None
-    projections: Tensor | None = None
 
 
 class LaennecForAudioClassification(PreTrainedModel):
@@ -271,43 +252,23 @@ class LaennecForAudioClassification(PreTrainedModel):
             # (batch, tokens, dim) -> (batch, dim), over tokens of real frames
             return (out.last_hidden_state[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
 
-    def encode(
-        self,
-        paths: str | Path | Sequence[str | Path],
-        *,
-        annotation: str | Path | None = None,
-        window_s: float | None = None,
-        hop_s: float | None = None,
-        layer: int | None = None,
-        backend: str = "auto",
-        jobs: int = 1,
-        extractor: LaennecFeatureExtractor | None = None,
-    ) -> Any:
-        """Embed recordings: their windows, or the spans of annotations.
+    def encode(self, paths: Any, jobs: int = 1, backend: str = "auto", layer: int | None = None, **spans: Any) -> Any:
+        """Embed the windows of recordings (`laennec embed`).
 
         Args:
             paths: Audio files and folders.
-            annotation: The annotation file of the one recording, or a folder with one for each.
-            window_s: Length of a window in seconds; None as in prediction.
-            hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
-            layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
-            backend: "torch", "onnx" or "auto".
             jobs: Number of processes.
-            extractor: The front end; None for the one in the folder or repository that the model was loaded from.
+            backend: "torch", "onnx" or "auto".
+            layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
+            **spans: window_s, hop_s, annotation (a file or a folder); extractor, for a model of no folder or Hub id.
 
         Returns:
-            pandas.DataFrame of float32 with a row for each span, indexed by recording, start_s and end_s;
-            `numpy.asarray` makes it (spans, dim). A recording that cannot be read is left out with a warning.
-
-        Raises:
-            InputError: No recording can be read, or a setting is invalid.
+            pandas.DataFrame of float32, a row for each span, indexed by recording, start_s and end_s; `numpy.asarray`
+            makes it (spans, dim). A recording that cannot be read is left out with a warning; if none can, an error.
         """
-        from laennec.hub.push import front_end_of
-        from laennec.inference.embed import Embedder, encode
-        from laennec.inference.predictor import Predictor
+        from laennec.inference.embed import encode
 
-        predictor = Predictor(self, extractor or front_end_of(self.name_or_path), window_s, hop_s)
-        return encode(Embedder(predictor, backend, layer), paths, annotation, jobs)
+        return encode(self, paths, jobs=jobs, backend=backend, layer=layer, **spans)
 
     def forward(
         self,

@@ -25,6 +25,7 @@ from laennec.cli import (
     calibrate,
     card,
     compare,
+    embed,
     ensemble,
     env,
     evaluate,
@@ -56,6 +57,7 @@ COMMANDS = {
     card: "write the model card of a run",
     push: "upload the model of a run to the Hub (private by default)",
     predict: "predict crackles and wheezes over time in recordings",
+    embed: "embed recordings, or the cycles of a corpus, into Parquet",
     app: "serve a web page that predicts uploaded recordings",
     env: "print versions for a bug report, and check decoding, the cache and a model",
 }

@@ -41,6 +41,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --public: confirm that you may redistribute the recordings",
     )
+    option_flag(parser)
+    corpus_flags(parser)
+
+
+def option_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --option."""
     parser.add_argument(
         "--option",
         action="append",
@@ -48,7 +54,6 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="option of a corpus, e.g. patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; repeatable",
     )
-    corpus_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     from laennec.corpora import UnusableRecordingsError, check_corpus, check_duplicates, decode_all, load_corpus
 
     names = ("tables_dir", "allow_missing", "level", "fold")
-    settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | _options(options.option)
+    settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | options_of(options.option)
     if options.export or options.push_to_hub or options.public:
         return _export(options, settings)
     if options.check:
@@ -126,8 +131,8 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     return 0
 
 
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` pairs; numbers, true, false and [lists] as such."""
+def options_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """The options of a corpus in `key=value` pairs; numbers, true, false and [lists] as such."""
     import yaml
 
     options: dict[str, Any] = {}

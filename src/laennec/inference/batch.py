@@ -4,22 +4,17 @@ Decisions: what `laennec.inference.recordings` says of every batch holds here. T
 over all are made from its timeline in the journal.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from laennec import __version__
 from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
-from laennec.encoders import encoder_digest
 from laennec.errors import InputError
-from laennec.inference.jobs import PackedModel
+from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import Journal, key_of
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
@@ -32,22 +27,16 @@ from laennec.inference.outputs import (
     write_recordings,
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
-from laennec.inference.picture import Spectrogram, write_picture
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
 from laennec.inference.recordings import Batch, BatchResult, Report, Worker, annotation_of, find_recordings
 from laennec.processes import check_jobs
 
+if TYPE_CHECKING:
+    from laennec.inference.picture import Spectrogram
+
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
 PREDICTIONS, RECORDINGS, PREDICTIONS_PARQUET = "predictions.csv", "recordings.csv", "predictions.parquet"
-
-
-def model_fingerprint(predictor: Predictor) -> str:
-    """sha256 of weights and front end; equal for a run and its exports."""
-    model, extractor = predictor.model, predictor.extractor
-    weights = [encoder_digest(part) for part in (model.encoder, model.head)]  # type: ignore[arg-type]
-    made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def predict(
@@ -94,7 +83,7 @@ def predict(
     refuse_shared_annotation(annotation, recordings)
     identity = {
         "laennec": __version__,
-        "model": model_fingerprint(predictor),
+        "model": predictor.fingerprint(),
         **predictor.identity(annotation is not None),
     }
     batch = _Predictions(Path(out), recordings, formats)
@@ -167,14 +156,15 @@ class _Predictions(Batch):
         return partial(_predicted, self.predictor, "picture" in self.formats)
 
     def make_worker(self) -> Callable[[], Worker]:
-        packed = PackedModel.of(self.predictor.model, self.predictor.extractor)
-        return partial(_make_worker, packed, predictor_settings(self.predictor), "picture" in self.formats)
+        return partial(_make_worker, PackedPredictor.of(self.predictor), "picture" in self.formats)
 
-    def write(self, path: Path, entry: Timeline, rest: Spectrogram | None) -> None:
+    def write(self, path: Path, entry: Timeline, rest: "Spectrogram | None") -> None:
         for format in self.formats:
             if format in WRITERS:
                 WRITERS[format](self.out / f"{self.names[path]}{SUFFIXES[format]}", entry)
         if rest is not None:
+            from laennec.inference.picture import write_picture
+
             write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", entry, rest)
 
     def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
@@ -197,29 +187,20 @@ class _Predictions(Batch):
         return made
 
 
-def predictor_settings(predictor: Predictor) -> dict[str, Any]:
-    """The arguments that a predictor was made with, model and front end aside."""
-    return {
-        "window_s": None if predictor.whole else predictor.window_s,
-        "hop_s": None if predictor.whole else predictor.hop_s,
-        "smoothing": predictor.smoothing,
-        "neighbours": predictor.neighbours,
-        "thresholds": predictor.given_thresholds,
-        "segmentation": predictor.segmentation,
-    }
-
-
-def _make_worker(packed: PackedModel, settings: dict[str, Any], picture: bool) -> Worker:
+def _make_worker(packed: PackedPredictor, picture: bool) -> Worker:
     """A worker of another process."""
-    torch.set_num_threads(1)
-    return partial(_predicted, Predictor(*packed.unpack(), **settings), picture)
+    return partial(_predicted, packed.unpack(), picture)
 
 
 def _predicted(
     predictor: Predictor, picture: bool, path: Path, annotation: Path | None, report: Report
-) -> tuple[Timeline, Spectrogram | None]:
+) -> tuple[Timeline, "Spectrogram | None"]:
     """The timeline of a recording, and its spectrogram for a picture."""
-    spectrogram = Spectrogram() if picture else None
+    spectrogram: Any = None
+    if picture:
+        from laennec.inference.picture import Spectrogram  # matplotlib, a second that other formats do not need
+
+        spectrogram = Spectrogram()
 
     def listen(stream: RecordingStream, block: Waveform) -> None:
         if spectrogram is not None:

@@ -1,9 +1,8 @@
 """Embed the spans of many recordings and keep the embeddings in a folder.
 
-Decisions: spans are those of prediction (windows, an annotation, breaths) or the cycles of a corpus. A row of a table is
-a span. The embeddings of a recording are in a file of its own; the journal only says that it is there, so that nothing
-is stored twice. `embeddings.parquet` is made from these files. A layer is counted from 1 as transformers counts hidden
-states, or from -1 at the end; its embedding is the mean over the tokens of real sound.
+Decisions: spans are those of prediction (windows, an annotation, breaths) or the cycles of a corpus. A row of a table
+is a span. The embeddings of a recording are in a file of its own; the journal only says that it is there, so that
+nothing is stored twice. `embeddings.parquet` is made from these files.
 """
 
 import hashlib
@@ -15,25 +14,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from laennec import __version__
 from laennec.audio.cycles import Span
-from laennec.audio.features import LaennecFeatureExtractor
-from laennec.encoders.adapters import stack_of
-from laennec.encoders.masks import TimeMask
 from laennec.errors import InputError
 from laennec.files import atomic_write
-from laennec.inference.batch import model_fingerprint, predictor_settings, refuse_shared_annotation
-from laennec.inference.jobs import PackedModel
+from laennec.inference.batch import refuse_shared_annotation
+from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import Journal, key_of
 from laennec.inference.outputs import with_provenance, write_row_groups
 from laennec.inference.predictor import Predictor, _chunks
@@ -49,14 +43,11 @@ from laennec.inference.recordings import (
     guarded_worker,
     silent,
 )
-from laennec.modeling import LaennecForAudioClassification
 from laennec.processes import DIED, Died, check_jobs, in_processes
-from laennec.training.embeddings import embed_waveforms
 from laennec.untrusted import read_bytes
 
 EMBEDDINGS = "embeddings.parquet"
 EMBEDDING_FORMATS = ("parquet", "npz")
-BACKENDS = ("auto", "torch", "onnx")
 _KNOWN = ("recording_id", "patient_id", "cycle_id", "split")
 Embeddings = NDArray[np.float32]
 Rows = tuple[tuple[Any, ...], ...]
@@ -81,20 +72,21 @@ class Embedder:
 
     Args:
         predictor: The model and the choice of spans.
-        backend: "torch", "onnx" or "auto".
         layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
 
     Raises:
-        InputError: The encoder has no such layer, or the backend does not fit.
+        InputError: The encoder has no such layer, or the model is an ONNX file.
     """
 
-    def __init__(self, predictor: Predictor, backend: str = "auto", layer: int | None = None) -> None:
-        if backend not in BACKENDS:
-            raise InputError(f"--backend {backend}: choose from {', '.join(BACKENDS)}")
-        if backend == "onnx" and layer is not None:
-            raise InputError("--backend onnx: an ONNX model has no layers to take out; leave --layer or --backend out")
-        self.predictor, self.backend, self.layer = predictor, backend, layer
-        self._embed = _embedding_function(predictor.model, predictor.extractor, backend, layer)
+    def __init__(self, predictor: Predictor, layer: int | None = None) -> None:
+        self.predictor, self.layer = predictor, layer
+        self._embed: Callable[[Sequence[Any]], Embeddings] = predictor.backend.embed
+        if layer is not None:
+            if predictor.backend.name == "onnx":
+                raise InputError(f"--layer {layer}: an ONNX file has no layers to take out; choose --backend torch")
+            from laennec.inference.layers import layer_embedder
+
+            self._embed = layer_embedder(predictor.model, predictor.extractor, layer)
 
     def __call__(
         self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
@@ -121,70 +113,15 @@ class Embedder:
     def provenance(self, spans: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that embeddings depend on, recordings aside, as plain values."""
         predictor = self.predictor
+        front_end = getattr(predictor.extractor, "fingerprint", None)  # that of an ONNX file is a part of its model
         return {
             "laennec": __version__,
-            "model": model_fingerprint(predictor),
-            "extractor": predictor.extractor.fingerprint(),
+            "model": predictor.fingerprint(),
+            "extractor": front_end and front_end(),
             "layer": self.layer,
-            "backend": "torch",
+            "backend": predictor.backend.name,
             "spans": dict(spans),
         }
-
-
-def _embedding_function(
-    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, backend: str, layer: int | None
-) -> Callable[[Sequence[Any]], Embeddings]:
-    """What embeds waveforms or `InContext`s: (n,) -> float32 (n, dim)."""
-    if backend == "onnx":
-        raise InputError("--backend onnx: embeddings are made with torch; leave --backend out")
-    return partial(embed_waveforms, model if layer is None else _AtLayer(model, layer), extractor)
-
-
-class _AtLayer(nn.Module):
-    """A model whose embedding is that of a layer of its encoder."""
-
-    def __init__(self, model: LaennecForAudioClassification, layer: int) -> None:
-        super().__init__()
-        self.model = model
-        try:
-            layers = stack_of(model.encoder)[0]
-        except InputError as error:
-            raise InputError(f"--layer {layer}: this encoder has no stack of layers; leave --layer out") from error
-        if layer == 0 or not -len(layers) <= layer <= len(layers):
-            raise InputError(f"--layer {layer}: the encoder has {len(layers)} layers: give 1 to {len(layers)}, or -1")
-        self.at = layers[layer - 1 if layer > 0 else layer]
-        self.embedding_dim = model.embedding_dim
-
-    def embed(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        context_values: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """(batch, frames, mels), (batch, frames) -> (batch, dim), with context (batch, 2 dim)."""
-        own = self._pooled(input_values, attention_mask)
-        if not self.model.config.concatenated_context:
-            return own
-        return torch.cat([own, own if context_values is None else self._pooled(context_values, context_mask)], 1)
-
-    def _pooled(self, values: Tensor, mask: Tensor | None) -> Tensor:
-        taken: list[Any] = []
-        hook = self.at.register_forward_hook(lambda module, inputs, output: taken.append(output))
-        try:
-            out = self.model.encoder(input_values=values, attention_mask=mask)
-        finally:
-            hook.remove()
-        states = taken[0] if len(taken) == 1 else None
-        inside = states[1] if isinstance(states, tuple) and isinstance(states[-1], TimeMask) else TimeMask(None)
-        hidden = states[0] if isinstance(states, tuple) else getattr(states, "last_hidden_state", states)
-        if isinstance(hidden, Tensor) and hidden.ndim == 4:
-            return inside.mean(hidden)
-        if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
-            special = int(getattr(self.model.encoder, "num_special_tokens", 0))
-            weight = out.token_mask[:, special:].to(hidden.dtype).unsqueeze(-1)
-            return (hidden[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
-        raise InputError("--layer: the layers of this encoder are not one state for each token; leave --layer out")
 
 
 def embed(
@@ -233,7 +170,7 @@ def embed(
 class _EmbeddingsOf(Batch):
     """The recordings of one call of `embed` and their files."""
 
-    suffixes = {"parquet": ".parquet", "npz": ".npz"}
+    suffixes: ClassVar[dict[str, str]] = {"parquet": ".parquet", "npz": ".npz"}
     tables = (EMBEDDINGS,)
     embedder: Embedder
     annotation: str | Path | None
@@ -273,14 +210,12 @@ class _EmbeddingsOf(Batch):
 
 
 def _worker_maker(embedder: Embedder) -> Callable[[], Worker]:
-    packed = PackedModel.of(embedder.predictor.model, embedder.predictor.extractor)
-    return partial(_make_worker, packed, predictor_settings(embedder.predictor), embedder.backend, embedder.layer)
+    return partial(_make_worker, PackedPredictor.of(embedder.predictor), embedder.layer)
 
 
-def _make_worker(packed: PackedModel, settings: dict[str, Any], backend: str, layer: int | None) -> Worker:
+def _make_worker(packed: PackedPredictor, layer: int | None) -> Worker:
     """A worker of another process."""
-    torch.set_num_threads(1)
-    return partial(_embedded, Embedder(Predictor(*packed.unpack(), **settings), backend, layer))
+    return partial(_embedded, Embedder(packed.unpack(), layer))
 
 
 def _embedded(
@@ -317,19 +252,13 @@ def _table(path: Path, embedded: Embedded, rows: Rows | None, provenance: dict[s
     """One row for each span."""
     values = np.ascontiguousarray(embedded.values, np.float32)
     known = zip(*(row[2:] for row in rows), strict=True) if rows else [[None] * len(values)] * len(_KNOWN)
-    columns = [
-        ("recording", pa.array([os.fsencode(path).decode(errors="replace")] * len(values), pa.string())),
-        *((name, pa.array(column, pa.string())) for name, column in zip(_KNOWN, known, strict=True)),
-        *(
-            (name, pa.array([span[k] for span in embedded.spans], pa.float64()))
-            for k, name in enumerate(("start_s", "end_s"))
-        ),
-        ("embedding", pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])),
-    ]
-    fields = [pa.field(name, column.type) for name, column in columns]
-    return pa.Table.from_arrays(
-        [column for _, column in columns], schema=pa.schema(fields, with_provenance(provenance))
-    )
+    columns = {"recording": pa.array([os.fsencode(path).decode(errors="replace")] * len(values), pa.string())}
+    columns |= {name: pa.array(column, pa.string()) for name, column in zip(_KNOWN, known, strict=True)}
+    for name, column in zip(("start_s", "end_s"), zip(*embedded.spans, strict=True), strict=True):
+        columns[name] = pa.array(column, pa.float64())
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    schema = pa.schema([(name, column.type) for name, column in columns.items()], with_provenance(provenance))
+    return pa.Table.from_arrays(list(columns.values()), schema=schema)
 
 
 def _npz(table: pa.Table) -> bytes:
@@ -338,8 +267,10 @@ def _npz(table: pa.Table) -> bytes:
         name: np.array([value or "" for value in table[name].to_pylist()], str) for name in ("recording", *_KNOWN)
     }
     columns |= {name: table[name].to_numpy() for name in ("start_s", "end_s")}
+    columns["embedding"] = _matrix(table)
+    columns["provenance"] = np.array(table.schema.metadata[b"laennec"].decode())
     file = io.BytesIO()
-    np.savez(file, embedding=_matrix(table), provenance=np.array(table.schema.metadata[b"laennec"].decode()), **columns)
+    np.savez(file, **columns)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -370,9 +301,22 @@ def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
 
 
 def encode(
-    embedder: Embedder, paths: str | Path | Sequence[str | Path], annotation: str | Path | None = None, jobs: int = 1
+    model: Any,
+    paths: str | Path | Sequence[str | Path],
+    *,
+    annotation: str | Path | None = None,
+    jobs: int = 1,
+    backend: str = "auto",
+    layer: int | None = None,
+    extractor: Any = None,
+    **spans: Any,
 ) -> pd.DataFrame:
     """Embed recordings; see `laennec.LaennecForAudioClassification.encode`."""
+    if extractor is None and hasattr(model, "encoder"):
+        from laennec.hub.push import front_end_of
+
+        extractor = front_end_of(str(model.name_or_path or ""))
+    embedder = Embedder(Predictor(model, extractor, backend=backend, **spans), layer)
     recordings = find_recordings([paths] if isinstance(paths, str | Path) else paths)
     refuse_shared_annotation(annotation, recordings)
     tasks = [(path, (annotation_of(path, annotation), None)) for path in recordings]

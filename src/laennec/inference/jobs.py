@@ -14,24 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load, save
-
-from laennec.audio.features import LaennecFeatureExtractor
-from laennec.configuration import LaennecConfig
-from laennec.encoders import adapters, encoder_digest
-from laennec.encoders.own import contains_own
 from laennec.errors import InputError
 from laennec.files import try_lock
-from laennec.modeling import LaennecForAudioClassification
+from laennec.inference.onnx_model import OnnxModel
+from laennec.inference.predictor import Predictor
 
 CLAIMS = ".claims"
-Model = LaennecForAudioClassification
 
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model and its front end as plain values and bytes.
+    """A model in torch and its front end as plain values and bytes.
 
     Attributes:
         config: The model's configuration.
@@ -40,7 +33,7 @@ class PackedModel:
         device: Where it computes.
         front_end: The front end's configuration.
         modules: Modules that define encoder classes of the user, which are imported first.
-        digest: Of the encoder's weights.
+        name: Where the model came from.
     """
 
     config: dict[str, Any]
@@ -49,11 +42,15 @@ class PackedModel:
     device: str
     front_end: dict[str, Any]
     modules: tuple[str, ...]
-    digest: str
+    name: str
 
     @classmethod
-    def of(cls, model: Model, extractor: LaennecFeatureExtractor) -> "PackedModel":
+    def of(cls, model: Any, extractor: Any) -> "PackedModel":
         """Pack a model."""
+        from safetensors.torch import save
+
+        from laennec.encoders.own import contains_own
+
         parameter = next(model.parameters())
         state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
         own = contains_own(model.encoder.config)
@@ -65,28 +62,75 @@ class PackedModel:
             str(parameter.device),
             extractor.to_dict(),
             tuple(sorted(name for name in classes if name.split(".")[0] not in ("torch", "laennec", "transformers"))),
-            encoder_digest(model.encoder),
+            str(model.name_or_path or ""),
         )
 
-    def unpack(self) -> tuple[Model, LaennecFeatureExtractor]:
-        """Make the model again, in evaluation mode.
+    def unpack(self) -> tuple[Any, Any]:
+        """Make the model and its front end again."""
+        import torch
+        from safetensors.torch import load
 
-        Raises:
-            InputError: It is not the same model.
-        """
+        from laennec.audio.features import LaennecFeatureExtractor
+        from laennec.configuration import LaennecConfig
+        from laennec.encoders import adapters
+        from laennec.modeling import LaennecForAudioClassification
+
+        torch.set_num_threads(1)
         for name in self.modules:
             if name not in sys.modules and name != "__main__":
                 importlib.import_module(name)
         config = LaennecConfig.from_dict(self.config)
-        model = Model(config)
+        model = LaennecForAudioClassification(config)
         if config.lora:
             adapters.add_lora(model.encoder, config.lora)
         model.to(getattr(torch, self.kind))
         model.load_state_dict(load(self.weights))
-        if encoder_digest(model.encoder) != self.digest:
+        model.name_or_path = self.name
+        return model.to(self.device), LaennecFeatureExtractor.from_dict(self.front_end)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PackedPredictor:
+    """A predictor that can be pickled.
+
+    Attributes:
+        model: The model; the folder of one that was exported to ONNX.
+        settings: The other arguments of the predictor.
+        fingerprint: Of the model.
+    """
+
+    model: PackedModel | Path
+    settings: dict[str, Any]
+    fingerprint: str
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> "PackedPredictor":
+        """Pack a predictor."""
+        model = predictor.model
+        exported = isinstance(model, OnnxModel)
+        settings = {
+            "window_s": None if predictor.whole else predictor.window_s,
+            "hop_s": None if predictor.whole else predictor.hop_s,
+            "smoothing": predictor.smoothing,
+            "neighbours": predictor.neighbours,
+            "thresholds": predictor.given_thresholds,
+            "segmentation": predictor.segmentation,
+            "backend": predictor.backend.name,
+        }
+        packed = Path(model.path).parent if exported else PackedModel.of(model, predictor.extractor)
+        return cls(packed, settings, predictor.fingerprint())
+
+    def unpack(self) -> Predictor:
+        """Make the predictor again; it computes on one thread.
+
+        Raises:
+            InputError: Its model is not the same.
+        """
+        parts = (OnnxModel(self.model), None) if isinstance(self.model, Path) else self.model.unpack()
+        predictor = Predictor(*parts, **self.settings)
+        if predictor.fingerprint() != self.fingerprint:
             raise InputError("this model cannot be handed to other processes; leave --jobs and --engine out")
-        model.to(self.device).eval()  # type: ignore[arg-type]
-        return model, LaennecFeatureExtractor.from_dict(self.front_end)
+        return predictor
 
 
 class Ranks:

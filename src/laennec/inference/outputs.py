@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.rendering import plain
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS = ("json", "csv", "parquet", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")
@@ -144,8 +144,9 @@ def write_parquet(path: Path, timelines: Iterable[Timeline], provenance: dict[st
     Raises:
         InputError: The file cannot be written.
     """
+    import pyarrow as pa
 
-    def tables() -> Iterator[pa.Table]:
+    def tables() -> "Iterator[pa.Table]":
         for timeline in timelines:
             kinds = {f"{name}_probability": pa.float64() for name in timeline["labels"]}
             kinds |= dict.fromkeys(timeline["labels"], pa.int8())
@@ -164,12 +165,15 @@ def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
     return {"laennec": json.dumps(provenance, ensure_ascii=False)}
 
 
-def write_row_groups(path: Path, tables: Iterable[pa.Table]) -> Path:
+def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
     """Write tables of one schema, at least one, as one Parquet file, in row groups of some thousand rows.
 
     Raises:
         InputError: The file cannot be written.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     waiting: list[pa.Table] = []
     with atomic_write(path, "wb") as file, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None

@@ -292,7 +292,7 @@ def guarded(worker: Worker, report: Report, task: Task) -> Any:
 
 
 def silent(part: float) -> None:
-    pass
+    """Report nothing."""
 
 
 def _reason(path: Path, error: InputError) -> str:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from laennec.head import LaennecOutput
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, DeviceAdversarialLoss, GradientReversal
-from laennec.modeling import LaennecOutput
 from laennec.training.loss_specs import CLUSTER_WIDTH, LossSpec
 
 

@@ -1,0 +1,132 @@
+"""`laennec embed`: embed the spans of recordings, or the cycles of a corpus."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model, say, without_library_bars
+from laennec.cli.predict import model_and_inputs, outcome, say_failed
+from laennec.cli.prepare import option_flag, options_of
+
+if TYPE_CHECKING:
+    from laennec.inference.embed import Rows
+
+_CORPUS = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing", "option")
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `laennec embed`."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
+        "then audio files or folders of audio files; or the name of a corpus or a recipe, for its cycles",
+    )
+    parser.add_argument("--out", required=True, help="output folder")
+    parser.add_argument(
+        "--format", default="parquet", help="files of each recording: parquet, npz or both (default: parquet)"
+    )
+    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
+    parser.add_argument("--hop-s", type=float, help="time between the starts of windows in seconds (default: likewise)")
+    parser.add_argument(
+        "--annotation", help="embed annotated cycles instead of windows: a file, or a folder, as for laennec predict"
+    )
+    parser.add_argument(
+        "--layer",
+        type=int,
+        help="layer of the encoder, from 1 or from -1 backwards; the mean over its tokens (default: the embedding that "
+        "the head takes)",
+    )
+    parser.add_argument(
+        "--backend", default="auto", help="what runs the network: torch, onnx or auto, as for laennec predict"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace embeddings in --out that have another model or other settings",
+    )
+    parser.add_argument("--base", help="path of the base encoder of a head-only model")
+    jobs_flag(parser)
+    parser.add_argument("--data-dir", help="of a corpus: its folder or zip file")
+    parser.add_argument("--protocol", help="of a corpus: the rule that splits it, for the column split")
+    option_flag(parser)
+    corpus_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Embed and write the results; exit code 2 if some recordings failed."""
+    from laennec.errors import InputError
+
+    source, inputs, rows = _source_and_inputs(options)
+    if rows is not None and (options.annotation, options.window_s, options.hop_s) != (None, None, None):
+        raise InputError("--annotation, --window-s and --hop-s are for recordings; a corpus has its own cycles")
+    from laennec.inference.backends import load_for_prediction
+    from laennec.inference.embed import Embedder, embed
+    from laennec.inference.predictor import Predictor
+    from laennec.progress import Progress
+
+    without_library_bars()
+    backend = "torch" if options.backend == "auto" and options.layer is not None else options.backend
+    model, extractor = load_for_prediction(source, options.base, backend)
+    predictor = Predictor(model, extractor, options.window_s, options.hop_s, backend=backend)
+    done = embed(
+        Embedder(predictor, options.layer),
+        inputs if rows is None else rows,
+        options.out,
+        formats=[f.strip() for f in options.format.split(",") if f.strip()],
+        annotation=options.annotation,
+        progress=Progress("embedding"),
+        overwrite=options.overwrite,
+        jobs=options.jobs,
+    )
+    say_failed(done.failed)
+    say(f"embeddings: {options.out} ({outcome(done)})")
+    return 2 if done.failed else 0
+
+
+def _source_and_inputs(options: argparse.Namespace) -> "tuple[str, list[str], dict[Any, Rows] | None]":
+    """The model, and the recordings or the cycles of a corpus."""
+    from laennec import DEFAULT_MODEL
+    from laennec.errors import InputError
+
+    *first, last = options.paths
+    table = _corpus_of(last)
+    if table is None:
+        if unused := [name for name in _CORPUS if getattr(options, name)]:
+            raise InputError(f"--{unused[0].replace('_', '-')} is for a corpus; name one, or leave it out")
+        return (*model_and_inputs(options.paths), None)
+    if len(first) > 1:
+        raise InputError(f"{first[1]}: recordings and a corpus cannot be embedded together; give one of them")
+    source = first[0] if first else DEFAULT_MODEL
+    if first:
+        refuse_missing_model(source)
+    from laennec.corpora import load_corpus
+    from laennec.inference.embed import cycles_of
+
+    given = {name: getattr(options, name) for name in _CORPUS[:-1] if getattr(options, name) is not None}
+    return source, [], cycles_of(load_corpus(**(table | given | options_of(options.option))))
+
+
+def _corpus_of(name: str) -> dict[str, Any] | None:
+    """The arguments of `load_corpus` for a corpus or a recipe; None where the name is neither."""
+    from pathlib import Path
+
+    from laennec.corpora.load import CORPORA
+    from laennec.errors import InputError
+    from laennec.extension import is_dotted_name
+    from laennec.training.recipe import Recipe
+    from laennec.training.recipe.reading import find_recipe
+
+    if Path(name).is_dir() or (Path(name).exists() and Path(name).suffix != ".yaml"):
+        return None
+    if name in CORPORA or is_dotted_name(name):
+        return {"corpus": name}
+    try:
+        recipe = Recipe.from_yaml(find_recipe(name))
+    except InputError:
+        if Path(name).suffix == ".yaml":
+            raise
+        return None
+    c = recipe.corpus
+    names = ("data_dir", "protocol", "fold", "validation_fraction", "tables_dir", "allow_missing", "level")
+    return {"corpus": c.name, "seed": c.split_seed, **{k: getattr(c, k) for k in names}, **c.options}
