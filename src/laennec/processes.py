@@ -111,7 +111,7 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(jobs, context, _start, (watched, make))
     try:
         try:
-            pool.submit(os.getpid).result()
+            [pool.submit(os.getpid) for _ in range(jobs)][0].result()  # all of them start at once
         except BrokenProcessPool as error:
             raise InputError(
                 "the processes of --jobs do not start; in a script, put the call below `if __name__ == '__main__':`, "

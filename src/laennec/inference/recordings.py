@@ -11,7 +11,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ class Batch(ABC):
 
     def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
         self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
-        self.names = output_names(recordings)
+        self.names = output_names(recordings, {Path(table).stem for table in self.tables})
 
     @abstractmethod
     def key(self, path: Path) -> str | None:
@@ -202,7 +202,8 @@ class Batch(ABC):
 
         progress(len(keys), total)
         while True:
-            with contextlib.closing(self._outcomes(tasks(), jobs, report)) as outcomes:
+            left = total - len(keys) - len(failed)
+            with contextlib.closing(self._outcomes(tasks(), min(jobs, max(left, 1)), report)) as outcomes:
                 for path, outcome in outcomes:
                     if isinstance(outcome, str):
                         failed[path] = outcome
@@ -318,12 +319,12 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
     return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
 
 
-def output_names(recordings: Sequence[Path]) -> dict[Path, str]:
+def output_names(recordings: Sequence[Path], reserved: Collection[str] = ()) -> dict[Path, str]:
     """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number."""
     stems = Counter(_shortened(p.stem) for p in recordings)
     common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
     names: dict[Path, str] = {}
-    taken: set[str] = set()
+    taken = set(reserved)
     # unique stems first, so that they keep their names
     for path in sorted(recordings, key=lambda p: stems[_shortened(p.stem)] > 1):
         stem = _shortened(path.stem)

@@ -1,0 +1,150 @@
+"""Recordings shared among processes and ranks: the same files, whatever dies on the way."""
+
+import os
+import shutil
+import signal
+import time
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from forked import Forked
+from laennec.cli.main import main
+from laennec.evaluation.evaluate import load_model
+from laennec.inference.batch import Predictor, predict
+from laennec.inference.jobs import PackedPredictor
+from laennec.inference.journal import JOURNAL
+
+FORMATS = ("json", "csv", "parquet", "audacity")
+
+
+@pytest.fixture(scope="module")
+def recordings(small_corpus, tmp_path_factory):
+    """Six recordings, a damaged one in the middle."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:6]):
+        shutil.copy(sound, folder / f"r{number}.wav")
+    (folder / "r2_bad.wav").write_text("no sound")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return Predictor(*load_model(tiny_run), 2, 1)
+
+
+@pytest.fixture(scope="module")
+def alone(predictor, recordings, tmp_path_factory):
+    """What a single process leaves."""
+    out = tmp_path_factory.mktemp("alone")
+    predict(predictor, [recordings], out, formats=FORMATS)
+    return content(out)
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+class Dying(Predictor):
+    """Kills its process at its third recording."""
+
+    calls = 0
+
+    def __call__(self, path, annotation=None, listener=None):
+        self.calls += 1
+        if self.calls == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)  # so that the other rank has its share
+        return super().__call__(path, annotation, listener)
+
+
+def rank(number, made, recordings, out):
+    environment = {"RANK": str(number), "WORLD_SIZE": "2"}
+    return Forked(lambda: bool(predict(made, [recordings], out, formats=FORMATS)) - 1, **environment)
+
+
+def dying(predictor):
+    return Dying(predictor.model, predictor.extractor, 2, 1)
+
+
+def test_two_processes_leave_the_files_of_one(tiny_run, alone, recordings, tmp_path, capfd):
+    command = ["predict", str(tiny_run), str(recordings), "--window-s", "2", "--hop-s", "1", "--jobs", "2"]
+    assert main([*command, "--format", ",".join(FORMATS), "--out", str(tmp_path / "out")]) == 2
+    assert "r2_bad.wav" in capfd.readouterr().err
+    here = content(tmp_path / "out")
+    assert here.keys() == alone.keys()
+    # these two name the model's folder, which `predict` in Python does not know
+    assert {name for name in here if here[name] != alone[name]} <= {"parameters.yaml", "predictions.parquet"}
+    assert main([*command, "--out", str(tmp_path / "out"), "--format", "json"]) == 2
+    assert "were already finished" in capfd.readouterr().out
+
+
+def test_a_predictor_is_the_same_on_the_other_side(predictor, frozen_run, recordings):
+    for made in (predictor, Predictor(*load_model(frozen_run), smoothing=0.5, thresholds={"crackle": 0.3})):
+        again = PackedPredictor.of(made).unpack()
+        assert again.fingerprint() == made.fingerprint() and again.identity(False) == made.identity(False)
+        path = recordings / "r0.wav"
+        assert again(path).to_dict() == made(path).to_dict()
+
+
+def test_ranks_share_the_recordings_and_leave_the_files_of_one(predictor, alone, recordings, tmp_path):
+    ranks = [rank(number, predictor, recordings, tmp_path) for number in (0, 1)]
+    assert [one.done().returncode for one in ranks] == [0, 0]
+    assert content(tmp_path) == alone
+
+
+def test_the_first_rank_takes_over_from_one_that_dies(predictor, alone, recordings, tmp_path):
+    second = rank(1, dying(predictor), recordings, tmp_path)
+    assert second.done().returncode == -signal.SIGKILL
+    part = (tmp_path / "journal.1.jsonl").read_bytes()
+    assert part.count(b"\n") == 2  # the identity and a recording; another one was the damaged one
+    assert rank(0, predictor, recordings, tmp_path).done().returncode == 0
+    assert content(tmp_path) == alone
+
+
+@pytest.mark.parametrize("again", ["ranks", "one process"])
+def test_the_same_command_goes_on_where_the_first_rank_died(predictor, alone, recordings, tmp_path, again):
+    ranks = [rank(0, dying(predictor), recordings, tmp_path), rank(1, predictor, recordings, tmp_path)]
+    assert [one.done().returncode for one in ranks] == [-signal.SIGKILL, 0]
+    assert not (tmp_path / "predictions.csv").exists()
+    if again == "ranks":
+        ranks = [rank(number, predictor, recordings, tmp_path) for number in (1, 0)]
+        assert [one.done().returncode for one in ranks] == [0, 0]
+    else:
+        counted = dying(predictor)
+        counted.calls = -100
+        predict(counted, [recordings], tmp_path, formats=FORMATS)
+        assert counted.calls < -100 + 4  # the others were finished
+    assert content(tmp_path) == alone
+
+
+def test_a_rank_waits_for_the_first_one_to_replace_other_settings(predictor, alone, recordings, tmp_path):
+    predict(Predictor(predictor.model, predictor.extractor, 3, 1), [recordings], tmp_path, formats=FORMATS)
+    refused = rank(1, predictor, recordings, tmp_path).done()
+    assert refused.returncode and "another model or other settings" in refused.stderr
+    environment = {"WORLD_SIZE": "2"}
+
+    def work():
+        predict(predictor, [recordings], tmp_path, formats=FORMATS, overwrite=True)
+
+    second = Forked(work, RANK="1", **environment)
+    first = Forked(work, RANK="0", **environment)
+    assert [first.done().returncode, second.done().returncode] == [0, 0]
+    assert content(tmp_path) == alone
+
+
+def test_the_rows_as_parquet_are_those_as_csv(alone, tmp_path, predictor):
+    (tmp_path / "rows").write_bytes(alone["predictions.parquet"])
+    (tmp_path / "csv").write_bytes(alone["predictions.csv"])
+    table = pq.read_table(tmp_path / "rows")
+    pd.testing.assert_frame_equal(table.to_pandas(), pd.read_csv(tmp_path / "csv"), check_dtype=False)
+    assert predictor.fingerprint().encode() in table.schema.metadata[b"laennec"]
+
+
+def test_a_number_of_processes_is_1_or_more_and_is_about_files(tiny_run, recordings, tmp_path, capsys):
+    assert main(["predict", str(tiny_run), str(recordings), "--jobs", "0", "--out", str(tmp_path / "out")]) == 2
+    assert "must be 1 or more" in capsys.readouterr().err
+    assert main(["predict", str(tiny_run), str(recordings), "--jobs", "2"]) == 2
+    assert "give --out" in capsys.readouterr().err
+    assert not (tmp_path / "out" / JOURNAL).exists()

@@ -1,0 +1,69 @@
+"""Work in several processes: nothing is lost with one that dies, and none is left behind."""
+
+import os
+import time
+from functools import partial
+
+import pytest
+
+from forked import Forked
+from laennec.errors import InputError
+from laennec.processes import Died, check_jobs, in_processes
+from work_units import dier, doubler, failer, sleeper
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "State:\tZ" not in open(f"/proc/{pid}/status").read()
+
+
+def wait_until(true):
+    for _ in range(3000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def test_every_item_has_its_result_and_few_are_taken_ahead():
+    taken = []
+
+    def items():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    found = {}
+    for item, result in in_processes(doubler, items(), 2):
+        found[item] = result
+        assert len(taken) <= len(found) + 4 + 1
+    assert found == {number: 2 * number for number in range(20)}
+    assert not list(in_processes(doubler, [], 2))
+
+
+def test_a_process_that_dies_costs_only_an_item_that_kills_it_again(tmp_path):
+    items = [1, -2, 3, -4.5, *range(5, 12)]
+    found = dict(in_processes(partial(dier, str(tmp_path)), items, 2))
+    assert isinstance(found.pop(-2), Died)
+    assert found == {item: 2 * item for item in items if item != -2}
+
+
+def test_what_the_work_raises_is_raised_and_ends_all():
+    with pytest.raises(ZeroDivisionError):
+        list(in_processes(failer, [1, 2], 2))
+    with pytest.raises(InputError, match="1 or more"):
+        check_jobs(0)
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "killed"])
+def test_workers_end_with_their_parent(tmp_path, ending):
+    parent = Forked(lambda: list(in_processes(partial(sleeper, str(tmp_path)), range(4), 2)))
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert all(map(is_alive, workers))
+    parent.send_signal(2 if ending == "interrupted" else 9)
+    assert parent.done(30).returncode != 0
+    wait_until(lambda: not any(map(is_alive, workers)))
