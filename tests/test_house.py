@@ -43,7 +43,16 @@ def test_a_file_imports_only_from_floors_below(path):
 
 def test_metrics_and_tables_of_evaluation_need_no_model():
     """Only modules that use a run, a model or recordings import more than audio and corpora."""
-    of_runs = {"evaluate", "recalibrate", "report", "compare_runs", "evaluations", "sprsound_tasks", "window_scores"}
+    of_runs = {
+        "evaluate",
+        "recalibrate",
+        "report",
+        "compare_runs",
+        "evaluations",
+        "sprsound_tasks",
+        "window_scores",
+        "sharing",
+    }
     for path in (PACKAGE / "evaluation").glob("*.py"):
         if path.stem not in of_runs:
             assert set(imported_rooms(path)) <= EVERYWHERE | {"audio", "corpora", "evaluation"}, path.name

@@ -8,10 +8,12 @@ that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -104,6 +106,37 @@ def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tup
 
 
 @contextlib.contextmanager
+def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
+    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter.
+
+    Args:
+        work: Can be pickled.
+        number: How many processes; 0 for none.
+    """
+    context = multiprocessing.get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    started = [context.Process(target=_help, args=(watched, work), daemon=True) for _ in range(number)]
+    try:
+        for process in started:
+            process.start()
+        watched.close()
+        yield
+    finally:
+        held.close()
+        for process in started:
+            process.join()
+
+
+def _help(watched: Connection, work: Callable[[], Any]) -> None:
+    os.environ["RANK"] = "1"  # only the first process shows progress
+    logging.disable(logging.CRITICAL)
+    _start(watched, lambda: lambda item: None)
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work()
+
+
+@contextlib.contextmanager
 def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this block at the latest."""
     context = multiprocessing.get_context("spawn")
@@ -111,7 +144,8 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(jobs, context, _start, (watched, make))
     try:
         try:
-            [pool.submit(os.getpid) for _ in range(jobs)][0].result()  # all of them start at once
+            first, *_ = [pool.submit(os.getpid) for _ in range(jobs)]  # all of them start at once
+            first.result()
         except BrokenProcessPool as error:
             raise InputError(
                 "the processes of --jobs do not start; in a script, put the call below `if __name__ == '__main__':`, "

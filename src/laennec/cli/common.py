@@ -113,3 +113,14 @@ def jobs_flag(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="work in N processes (default: 1); the results are the same for any N",
     )
+
+
+def engine_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="ray: work on a Ray cluster (RAY_ADDRESS, or one on this machine) with --jobs actors; recordings and --out "
+        "may be addresses (s3://, gs://, hf://) (default: processes)",
+    )

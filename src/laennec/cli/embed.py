@@ -3,8 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model, say, without_library_bars
-from laennec.cli.predict import model_and_inputs, outcome, say_failed
+from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_missing_model, say, without_library_bars
+from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import option_flag, options_of
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
     jobs_flag(parser)
+    engine_flag(parser)
     parser.add_argument("--data-dir", help="of a corpus: its folder or zip file")
     parser.add_argument("--protocol", help="of a corpus: the rule that splits it, for the column split")
     option_flag(parser)
@@ -69,8 +70,17 @@ def run(options: argparse.Namespace) -> int:
     backend = "torch" if options.backend == "auto" and options.layer is not None else options.backend
     model, extractor = load_for_prediction(source, options.base, backend)
     predictor = Predictor(model, extractor, options.window_s, options.hop_s, backend=backend)
+    embedder = Embedder(predictor, options.layer)
+    if options.engine == "ray":
+        if rows is not None or options.format != "parquet":
+            raise InputError("--engine ray embeds recordings, into Parquet; leave --format and the corpus out")
+        from laennec.inference.ray_engine import RayWork
+
+        places = predictor.identity(options.annotation is not None)["spans"]
+        work = RayWork.of(predictor, embedder.provenance(places), options.annotation, embed=True, layer=options.layer)
+        return run_ray(options, work, inputs)
     done = embed(
-        Embedder(predictor, options.layer),
+        embedder,
         inputs if rows is None else rows,
         options.out,
         formats=[f.strip() for f in options.format.split(",") if f.strip()],

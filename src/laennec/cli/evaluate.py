@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import corpus_flags, refuse_missing_model, say, without_library_bars
+from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model, say, without_library_bars
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
     parser.add_argument("--hop-s", type=float, help="time between the starts of windows in seconds (default: likewise)")
     corpus_flags(parser)
+    jobs_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         spans=options.spans,
         window_s=options.window_s,
         hop_s=options.hop_s,
+        jobs=options.jobs,
     )
     say(scored.summary)
     say(f"report: {scored.folder / 'report.html'}")

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from laennec import DEFAULT_MODEL
-from laennec.cli.common import jobs_flag, refuse_missing_model, say, without_library_bars
+from laennec import DEFAULT_MODEL, __version__
+from laennec.cli.common import engine_flag, jobs_flag, refuse_missing_model, say, without_library_bars
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
     from laennec.inference.parameters import Settings
     from laennec.inference.predictor import Predictor
+    from laennec.inference.ray_engine import RayWork
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
     jobs_flag(parser)
+    engine_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,8 +96,11 @@ def run(options: argparse.Namespace) -> int:
 
     if options.annotation and options.segment:
         raise InputError("--annotation and --segment cannot be combined; give one of them")
-    if options.out is None and (options.format or options.overwrite or options.jobs != 1):
-        raise InputError("--format, --overwrite and --jobs are about files; give --out, or leave them out")
+    on_ray = options.engine == "ray"
+    if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
+        raise InputError("--format, --overwrite, --jobs and --engine are about files; give --out, or leave them out")
+    if on_ray and (options.format or options.segment or options.parameters):
+        raise InputError("--format, --segment and --parameters are not for --engine ray; leave them out")
     source, inputs = model_and_inputs(options.paths)
     from laennec.evaluation.smoothing import parse_smoothing
     from laennec.inference.backends import load_for_prediction
@@ -149,6 +154,11 @@ def run(options: argparse.Namespace) -> int:
         _say_decision(predictor, chosen.annotation is not None)
         say("Research use only: not a medical device.")
         return 2 if failed else 0
+    if on_ray:
+        from laennec.inference.ray_engine import RayWork
+
+        identity = {**predictor.identity(chosen.annotation is not None), "model": predictor.fingerprint()}
+        return run_ray(options, RayWork.of(predictor, {"laennec": __version__, **identity}, chosen.annotation), inputs)
     if not predictor.whole:
         chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
     chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
@@ -167,6 +177,18 @@ def run(options: argparse.Namespace) -> int:
     say_failed(done.failed)
     say(f"predictions: {options.out} ({outcome(done)})")
     _say_decision(predictor, chosen.annotation is not None)
+    return 2 if done.failed else 0
+
+
+def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str]) -> int:
+    """Predict or embed on a Ray cluster; exit code 2 if some recordings failed."""
+    from laennec.inference.ray_engine import run_on_ray
+    from laennec.progress import Progress
+
+    progress = Progress("embedding" if work.embed else "predicting")
+    done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
+    say_failed(done.failed)
+    say(f"{work.table}: {options.out} ({outcome(done)})")
     return 2 if done.failed else 0
 
 
@@ -243,11 +265,11 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
         raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
     is_sound = place.suffix.lower() in AUDIO_SUFFIXES
     is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
-    alone = not rest or (not is_model and (is_sound or is_folder))
+    alone = not rest or (not is_model and (is_sound or is_folder or "://" in first))
     model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, rest)
     if not alone:
         refuse_missing_model(first)
-    if not any(Path(name).exists() for name in inputs):
+    if not any(Path(name).exists() or "://" in name for name in inputs):
         raise InputError(f"{inputs[0]}: no such file or folder; check the path")
     return model, inputs
 

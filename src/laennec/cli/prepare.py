@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.cli.common import corpus_flags, say
+from laennec.cli.common import corpus_flags, jobs_flag, say
 from laennec.errors import InputError
+from laennec.processes import check_jobs
 from laennec.progress import Progress
 from laennec.untrusted import parse_yaml
 
@@ -43,6 +44,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     option_flag(parser)
     corpus_flags(parser)
+    jobs_flag(parser)
 
 
 def option_flag(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     """Check the corpus, or read, count and decode it."""
     from laennec.corpora import UnusableRecordingsError, check_corpus, check_duplicates, decode_all, load_corpus
 
+    if check_jobs(options.jobs) > 1 and (options.check or options.export or not options.sampling_rate):
+        raise InputError("--jobs is for decoding into the cache; add --sampling-rate RATE, or leave it out")
     names = ("tables_dir", "allow_missing", "level", "fold")
     settings = {k: getattr(options, k) for k in names if getattr(options, k) is not None} | options_of(options.option)
     if options.export or options.push_to_hub or options.public:
@@ -75,14 +79,15 @@ def run(options: argparse.Namespace) -> int:
         splits = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
     except UnusableRecordingsError as error:
         if options.sampling_rate and error.usable is not None:
-            decode_all([error.usable], options.sampling_rate, None, error.problems)
+            decode_all([error.usable], options.sampling_rate, None, error.problems, jobs=options.jobs)
         raise
     doubles = check_duplicates(splits)
     say(_described(options.corpus, splits))
     for line in doubles:
         say(f"warning: {line}")
     if options.sampling_rate:
-        decode_all(list(splits.values()), options.sampling_rate, progress=Progress("decoding"))
+        progress = Progress("decoding")
+        decode_all(list(splits.values()), options.sampling_rate, progress=progress, jobs=options.jobs)
     return 0
 
 

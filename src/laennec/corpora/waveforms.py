@@ -12,8 +12,9 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
 from laennec.corpora.recordings import UnusableRecordingsError, hash_files
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root
+from laennec.files import atomic_write, cache_root, try_lock, wait_for_lock
+from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import read_bytes
 
 WAVEFORM_VERSION = 1
@@ -120,7 +122,7 @@ class CycleWaveforms(Sequence[Waveform]):
         chosen = self._shards[shard]
         waveform = _read_cycle(chosen, span)
         if waveform is None:
-            self._make(chosen)
+            _make(chosen, self.sampling_rate, self.filter)
             waveform = _read_cycle(chosen, span)
         if waveform is None:
             raise InputError(f"{chosen.path}: the cache cannot be read back; check the disk, or choose another cache")
@@ -138,48 +140,82 @@ class CycleWaveforms(Sequence[Waveform]):
             by_shard = [_read_lengths(shard) for shard in self._shards]
         return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Decode every recording whose cycles are not cached.
+    def prepare(self, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
+        """Decode every recording whose cycles are not cached, together with other processes that do.
 
         Args:
             progress: Called with (recordings done, recordings to do) after each.
+            jobs: Number of processes to start.
 
         Raises:
             UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
         """
         missing = [shard for shard in self._shards if _read_lengths(shard) is None]
         problems: dict[str, None] = {}
-        for done, shard in enumerate(missing, start=1):
-            try:
-                self._make(shard)
-            except DecodeError as error:
-                problems[str(error)] = None
+        for done, problem in enumerate(self._made(missing, jobs), start=1):
+            if problem is not None:
+                problems[problem] = None
             if progress is not None:
                 progress(done, len(missing))
         if problems:
             raise UnusableRecordingsError(list(problems), len(self._shards))
 
-    def _make(self, shard: _Shard) -> None:
-        """Decode a recording and cache its cycles.
+    def _made(self, missing: list[_Shard], jobs: int) -> Iterator[str | None]:
+        """Make shards; yields for each what is wrong with its recording, or None."""
+        if min(jobs, len(missing)) > 1:
+            make = partial(_maker, self.sampling_rate, self.filter)
+            with closing(in_processes(make, missing, min(jobs, len(missing)))) as results:
+                for shard, problem in results:
+                    yield f"{shard.recording_path}: {DIED}" if isinstance(problem, Died) else problem
+            return
+        waiting = []
+        for shard in missing:
+            with try_lock(shard.path) as ours:
+                if ours:
+                    yield _problem(shard, self.sampling_rate, self.filter)
+            if not ours:
+                waiting.append(shard)
+        for shard in waiting:
+            with wait_for_lock(shard.path):
+                yield _problem(shard, self.sampling_rate, self.filter)
 
-        Raises:
-            DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
-        """
-        content = _recording_bytes(shard)
-        try:
-            recording = read_recording(content, self.sampling_rate, filter=self.filter)
-        except DecodeError as error:
-            raise DecodeError(shard.recording_path, error.reason) from error
-        pieces = [cut(recording.waveform, self.sampling_rate, *span) for span in shard.spans]
-        empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
-        if empty:
-            reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {self.sampling_rate} Hz"
-            raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-        header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
-        with atomic_write(shard.path, "wb", sync=False) as file:
-            file.write(header)  # type: ignore[call-overload,arg-type]
-            for piece in pieces:
-                file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+
+def _maker(sampling_rate: int, filter: ButterworthFilter | None) -> Callable[[_Shard], str | None]:
+    """What makes a shard in another process."""
+    return partial(_problem, sampling_rate=sampling_rate, filter=filter)
+
+
+def _problem(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> str | None:
+    """What is wrong with a recording; None once its cycles are cached."""
+    try:
+        if _read_lengths(shard) is None:
+            _make(shard, sampling_rate, filter)
+    except DecodeError as error:
+        return str(error)
+    return None
+
+
+def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> None:
+    """Decode a recording and cache its cycles.
+
+    Raises:
+        DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
+    """
+    content = _recording_bytes(shard)
+    try:
+        recording = read_recording(content, sampling_rate, filter=filter)
+    except DecodeError as error:
+        raise DecodeError(shard.recording_path, error.reason) from error
+    pieces = [cut(recording.waveform, sampling_rate, *span) for span in shard.spans]
+    empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
+    if empty:
+        reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {sampling_rate} Hz"
+        raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+    header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
+    with atomic_write(shard.path, "wb", sync=False) as file:
+        file.write(header)  # type: ignore[call-overload,arg-type]
+        for piece in pieces:
+            file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
 
 
 def with_audio(
@@ -214,6 +250,7 @@ def decode_all(
     filter: ButterworthFilter | None = None,
     problems: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    jobs: int = 1,
 ) -> None:
     """Decode several cycle tables into the cache, all of them although recordings of one cannot be used.
 
@@ -223,6 +260,7 @@ def decode_all(
         filter: Applied to whole recordings at that rate.
         problems: What is known to be wrong already; it is listed with what is found here.
         progress: Called with (recordings done, recordings to do) after each, for each table anew.
+        jobs: Number of processes.
 
     Raises:
         UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
@@ -232,7 +270,7 @@ def decode_all(
         waveforms = CycleWaveforms(table, sampling_rate, filter)
         recordings |= {shard.recording_path for shard in waveforms._shards}
         try:
-            waveforms.prepare(progress=progress)
+            waveforms.prepare(progress=progress, jobs=jobs)
         except UnusableRecordingsError as error:
             found += [problem for problem in error.problems if problem not in found]
     if found:

@@ -27,11 +27,12 @@ from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
 from laennec.evaluation.geometry import class_distances
-from laennec.evaluation.operating_point import decision_settings
+from laennec.evaluation.operating_point import decision_settings, own_operating_point
 from laennec.evaluation.own_metrics import Metric, load_metrics
 from laennec.evaluation.recalibrate import resolve_smoothing, smoothing_section
 from laennec.evaluation.report import write_report
 from laennec.evaluation.report_sections import earlier_use, seeds_of
+from laennec.evaluation.sharing import embed_for_scoring, helpers
 from laennec.evaluation.smoothing import Smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.smoothing_choice import format_smoothing
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
@@ -40,8 +41,9 @@ from laennec.evaluation.window_points import fitting_notes
 from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
+from laennec.processes import check_jobs
 from laennec.training.data import refuse_lost_neighbours
-from laennec.training.devices import training_device
+from laennec.training.devices import is_main_process, training_device
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe
 from laennec.training.record import (
@@ -151,6 +153,7 @@ def score(
     spans: str = "events",
     window_s: float | None = None,
     hop_s: float | None = None,
+    jobs: int = 1,
 ) -> Scored:
     """Score a run or a model on one split of a corpus.
 
@@ -170,6 +173,7 @@ def score(
             scores the annotated events alone.
         window_s: Length of a window, in seconds; None for that of prediction.
         hop_s: Time from the start of one window to that of the next, in seconds; None likewise.
+        jobs: Number of processes; the ranks of a launch (`accelerate launch`) share the work too.
 
     Returns:
         The folder with predictions.parquet, windows.parquet where windows were scored, metrics.json, run.json,
@@ -210,18 +214,23 @@ def score(
             raise InputError("--spans windows: this model predicts whole recordings, and is scored on them without it")
         if spans == "windows":
             refuse_shared_recordings(splits, split, str(origin.get("protocol")))
-        predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
-        if smooth is not None:
-            evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
-            after = smooth_predictions(predictions, model.config.label_names, smooth.strength)
-            columns = {f"smoothed_logit_{n}": after[f"logit_{n}"] for n in model.config.label_names}
-            predictions = predictions.assign(**columns)
-        windows = None
-        if spans == "windows":
-            windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
+        scored = (splits, split, recipe, lengths if spans == "windows" else None)
+        if not is_main_process():
+            embed_for_scoring(model, extractor, *scored)
+            return Scored(folder, "", {})
+        with helpers(check_jobs(jobs), model, extractor, *scored):
+            predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
+            if smooth is not None:
+                evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
+                after = smooth_predictions(predictions, model.config.label_names, smooth.strength)
+                columns = {f"smoothed_logit_{n}": after[f"logit_{n}"] for n in model.config.label_names}
+                predictions = predictions.assign(**columns)
+            windows = None
+            if spans == "windows":
+                windows, evaluation["windows"] = scored_windows(model, extractor, splits, split, recipe, lengths, draws)
     if (noun := span_noun(model.config.span)) != "cycle":
         evaluation["span"] = noun
-    evaluation["fitted"] = run.get("operating_points") if run else _own_operating_point(model.config)
+    evaluation["fitted"] = run.get("operating_points") if run else own_operating_point(model.config)
     record = _record(run, source, recipe, origin, split, command, timings, smooth)
     _write(folder, record, evaluation, {"predictions": predictions, "windows": windows}, run_path, run)
     if submission is not None:
@@ -349,13 +358,6 @@ def _write(
                 evaluated = {k: record["evaluated"][k] for k in ("split", "created", "command", "corpus", "timings")}
                 looked |= {"folder": folder.name, "result": {"evaluated": evaluated, "metrics": digest(evaluation)}}
             counted.enter_context(counted_evaluation(run_path, looked, folder.absolute()))
-
-
-def _own_operating_point(config: LaennecConfig) -> dict[str, Any] | None:
-    """The operating point in a model's configuration."""
-    numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
-    found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
-    return {name: values for name, values in found.items() if values} or None
 
 
 def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -> dict[str, Any] | None:

@@ -341,6 +341,13 @@ def operating_point_of(fitted: Mapping[str, Any] | None) -> dict[str, dict[str, 
     return {**numbers, "operating_point": how}
 
 
+def own_operating_point(config: Any) -> dict[str, Any] | None:
+    """The operating point in a model's configuration."""
+    numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
+    found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
+    return {name: values for name, values in found.items() if values} or None
+
+
 def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
     """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`.
 

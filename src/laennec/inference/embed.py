@@ -193,7 +193,7 @@ class _EmbeddingsOf(Batch):
         return _worker_maker(self.embedder)
 
     def write(self, path: Path, entry: dict[str, Any], rest: Embedded) -> None:
-        table = _table(path, rest, self.rows.get(path), self.provenance)
+        table = embedding_table(path, rest, self.rows.get(path), self.provenance)
         for file in self.files(path):
             with atomic_write(file, "wb") as opened:
                 if file.suffix == ".npz":
@@ -248,7 +248,7 @@ def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
     return {path: tuple(rows) for path, rows in found.items()}
 
 
-def _table(path: Path, embedded: Embedded, rows: Rows | None, provenance: dict[str, Any]) -> pa.Table:
+def embedding_table(path: Path, embedded: Embedded, rows: Rows | None, provenance: dict[str, Any]) -> pa.Table:
     """One row for each span."""
     values = np.ascontiguousarray(embedded.values, np.float32)
     known = zip(*(row[2:] for row in rows), strict=True) if rows else [[None] * len(values)] * len(_KNOWN)
@@ -295,7 +295,7 @@ def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
             rows = [[None if text == "" else text for text in archive[name].tolist()] for name in _KNOWN]
             known = tuple((None, None, *row) for row in zip(*rows, strict=True))
             path = Path(str(archive["recording"][0]))
-            return _table(path, Embedded(spans, archive["embedding"]), known, provenance)
+            return embedding_table(path, Embedded(spans, archive["embedding"]), known, provenance)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"{file}: damaged ({' '.join(str(error).split())[:80]}); remove it and run again") from error
 

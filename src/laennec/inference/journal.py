@@ -186,7 +186,7 @@ def open_journal(
     journal = Journal(folder / JOURNAL)
     if journal.identity is not None and journal.identity != identity:
         if journal.owners and not overwrite:  # an empty journal can always be replaced
-            what = _first_difference(journal.identity, identity)
+            what = first_difference(journal.identity, identity)
             raise InputError(
                 f"{folder}: contains predictions with another model or other settings ({what}); choose another "
                 "--out, or pass --overwrite to replace them"
@@ -219,12 +219,12 @@ def _wait_for(path: Path, identity: dict[str, Any]) -> None:
         time.sleep(0.1)
 
 
-def _first_difference(before: Any, now: Any, name: str = "") -> str:
+def first_difference(before: Any, now: Any, name: str = "") -> str:
     """Describe the first difference between two identities."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in [*now, *(k for k in before if k not in now)]:
             if before.get(key) != now.get(key):
-                return _first_difference(before.get(key), now.get(key), f"{name} {key}".strip())
+                return first_difference(before.get(key), now.get(key), f"{name} {key}".strip())
     shown = [json.dumps(value, ensure_ascii=False) for value in (before, now)]
     short = [text if len(text) <= 40 else f"{text[:37]}..." for text in shown]
     return f"{name} was {short[0]}, now {short[1]}"

@@ -144,20 +144,17 @@ def write_parquet(path: Path, timelines: Iterable[Timeline], provenance: dict[st
     Raises:
         InputError: The file cannot be written.
     """
+    return write_row_groups(path, (prediction_table(timeline, provenance) for timeline in timelines))
+
+
+def prediction_table(timeline: Timeline, provenance: dict[str, Any]) -> "pa.Table":
+    """The rows of a recording, see `write_parquet`."""
     import pyarrow as pa
 
-    def tables() -> "Iterator[pa.Table]":
-        for timeline in timelines:
-            kinds = {f"{name}_probability": pa.float64() for name in timeline["labels"]}
-            kinds |= dict.fromkeys(timeline["labels"], pa.int8())
-            rows = [{"recording": timeline["recording"], **row} for row in timeline["timeline"]]
-            found = [
-                pa.field(name, kinds.get(name, pa.string() if name == "recording" else pa.float64()))
-                for name in rows[0]
-            ]
-            yield pa.Table.from_pylist(rows, pa.schema(found, with_provenance(provenance)))
-
-    return write_row_groups(path, tables())
+    kinds = {"recording": pa.string()} | dict.fromkeys(timeline["labels"], pa.int8())
+    rows = [{"recording": timeline["recording"], **row} for row in timeline["timeline"]]
+    fields = [pa.field(name, kinds.get(name, pa.float64())) for name in rows[0]]
+    return pa.Table.from_pylist(rows, pa.schema(fields, with_provenance(provenance)))
 
 
 def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
@@ -213,7 +210,12 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
     Raises:
         InputError: The file cannot be written, or reads back differently.
     """
-    return _write(path, [_csv_lines([["recording", "reason"], *map(list, failures)])])
+    return _write(path, [failures_text(failures)])
+
+
+def failures_text(failures: Iterable[tuple[str, str]]) -> str:
+    """The lines of failed.csv."""
+    return _csv_lines([["recording", "reason"], *map(list, failures)])
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -1,0 +1,371 @@
+"""Prediction and embedding on a Ray cluster, for more recordings than one machine can take.
+
+Decisions: recordings are read through fsspec, so they may lie in an object store. Tasks download and decode them, and
+actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
+cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
+whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
+recordings are finished. A block whose worker dies is tried again on another one; what never succeeds is listed.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from laennec.audio.recording import AUDIO_SUFFIXES, read_header
+from laennec.audio.streaming import open_recording
+from laennec.errors import InputError
+from laennec.files import atomic_write
+from laennec.inference.jobs import PackedPredictor
+from laennec.inference.journal import first_difference
+from laennec.inference.outputs import failures_text, prediction_table
+from laennec.inference.predictor import Predictor, wave_file
+from laennec.inference.recordings import FAILED, BatchResult, Progress, annotation_of, output_names
+
+IDENTITY = "laennec.json"
+_BLOCK = 8  # recordings of a task
+_LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
+_TRIES = 3
+_DIED = "its worker died again and again (not enough memory, or a crash of the decoder); check this file, or run again"
+
+
+@dataclass(frozen=True)
+class RayWork:
+    """What is done with each recording.
+
+    Attributes:
+        packed: The predictor.
+        provenance: Model and settings, as plain values.
+        embed: Whether spans are embedded instead of predicted.
+        layer: The layer that embeds; None for the embedding that the head takes.
+        sampling_rate: Of the model's sound, in Hz.
+        annotation: The annotation, or a folder of annotations, on a path that every machine has; None for windows.
+    """
+
+    packed: PackedPredictor
+    provenance: dict[str, Any]
+    sampling_rate: int
+    embed: bool = False
+    layer: int | None = None
+    annotation: str | None = None
+
+    @classmethod
+    def of(
+        cls, predictor: Predictor, provenance: dict[str, Any], annotation: str | None = None, **kind: Any
+    ) -> "RayWork":
+        """The work of a predictor; `kind` is embed and layer."""
+        rate = int(predictor.extractor.sampling_rate)
+        return cls(PackedPredictor.of(predictor), provenance, rate, annotation=annotation, **kind)
+
+    @property
+    def table(self) -> str:
+        """The folder of the Parquet files."""
+        return "embeddings" if self.embed else "predictions"
+
+    def begun(self) -> Callable[[Any, int, Path | None], tuple[dict[str, Any] | None, pa.Table]]:
+        """What makes the timeline (of a prediction) and the rows of a recording: a file, or sound at some rate."""
+        predictor = self.packed.unpack()
+        if self.embed:
+            from laennec.inference.embed import Embedder, embedding_table
+
+            embedder = Embedder(predictor, self.layer)
+
+            def embedded(sound: Any, rate: int, annotation: Path | None) -> tuple[None, pa.Table]:
+                source: Any = sound if isinstance(sound, Path) else wave_file(sound, rate)
+                return None, embedding_table(Path(), embedder(source, annotation), None, self.provenance)
+
+            return embedded
+
+        def predicted(sound: Any, rate: int, annotation: Path | None) -> tuple[dict[str, Any], pa.Table]:
+            timeline = predictor(sound, annotation, sampling_rate=rate or None).to_dict()
+            return timeline, prediction_table(timeline, self.provenance)
+
+        return predicted
+
+
+class _Worker:
+    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor.
+
+    Args:
+        work: What is done.
+        out: The output folder.
+    """
+
+    def __init__(self, work: RayWork, out: str) -> None:
+        self.work, self.out, self.run = work, out, work.begun()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
+        told, tables = [], []
+        for row in block.to_pylist():
+            reason = row["reason"]
+            if reason is None:
+                try:
+                    tables.append(self._finish(row))
+                except InputError as error:
+                    reason = str(error).replace("<bytes>", row["recording"])
+            told.append({"recording": row["recording"], "reason": reason})
+        if tables:
+            names = [table["recording"][0].as_py() for table in tables]
+            part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
+            file = io.BytesIO()
+            pq.write_table(pa.concat_tables(tables), file)
+            put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
+        return pa.Table.from_pylist(told, _TOLD)
+
+    def _finish(self, row: dict[str, Any]) -> pa.Table:
+        """The rows of a recording, once its timeline is written."""
+        place = self.work.annotation
+        annotation = annotation_of(Path(row["recording"]), place)
+        if row["sound"] is None:
+            with _here(row["recording"]) as path:
+                timeline, table = self.run(path, 0, annotation)
+        else:
+            timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
+        if timeline is not None:
+            timeline |= {"recording": row["recording"], "source_sampling_rate": row["source_rate"]}
+            text = json.dumps(timeline, indent=1, ensure_ascii=False)
+            put(f"{self.out}/timelines/{row['name']}.json", text.encode(errors="backslashreplace"))
+        named = pa.array([row["recording"]] * len(table), pa.string())
+        return table.set_column(0, table.schema.field(0), named)
+
+
+_TOLD = pa.schema([("recording", pa.string()), ("reason", pa.string())])
+_DECODED = pa.schema(
+    [
+        *_TOLD,
+        ("name", pa.string()),
+        ("rate", pa.int64()),
+        ("source_rate", pa.int64()),
+        ("sound", pa.large_binary()),
+    ]
+)
+
+
+def _decoded(block: pa.Table, rate: int) -> pa.Table:
+    """Download and decode the recordings of a block; runs in a task."""
+    rows = []
+    for row in block.to_pylist():
+        row |= {"reason": None, "rate": rate, "source_rate": None, "sound": None}
+        try:
+            with _here(row["recording"]) as path:
+                row["source_rate"], frames = read_header(path)
+                if frames <= _LONGEST_S * row["source_rate"]:
+                    with open_recording(path, rate) as stream:
+                        row["sound"] = np.concatenate(list(stream.blocks())).tobytes()
+        except InputError as error:
+            row["reason"] = str(error).replace(str(path), row["recording"])
+        except Exception as error:  # what an object store's client raises
+            row["reason"] = f"{row['recording']}: cannot be read ({' '.join(str(error).split())[:200]})"
+        rows.append(row)
+    return pa.Table.from_pylist(rows, _DECODED)
+
+
+@contextmanager
+def _here(recording: str) -> Iterator[Path]:
+    """A recording as a file of this machine; one from elsewhere is there for this block alone."""
+    if "://" not in recording:
+        yield Path(recording)
+        return
+    files, place = url_to_fs(recording)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / place.rsplit("/", 1)[-1]
+        files.get_file(place, str(path))
+        yield path
+
+
+def find_uris(inputs: Sequence[str]) -> list[str]:
+    """List the given files and the audio files in the given folders, each once; paths, or addresses of fsspec.
+
+    Raises:
+        InputError: There is no recording, or no client for this kind of address is installed.
+    """
+    found: dict[str, None] = {}
+    for item in inputs:
+        files, place = _files_of(item)
+        if not files.isdir(place):
+            found[item] = None
+            continue
+        for name in sorted(files.find(place)):
+            shown = name if "://" not in item else files.unstrip_protocol(name)
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not Path(name).name.startswith("."):
+                found[shown] = None
+    if not found:
+        raise InputError(f"no recordings in {', '.join(inputs)}; give audio files or a folder that contains some")
+    return list(found)
+
+
+def _files_of(address: str) -> tuple[Any, str]:
+    """The file system and the path of an address.
+
+    Raises:
+        InputError: There is no client for it.
+    """
+    try:
+        files, place = url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{address}: cannot be reached ({' '.join(str(error).split())[:200]})") from error
+    return files, place
+
+
+def put(address: str, content: bytes) -> None:
+    """Write a whole file, at a path or an address."""
+    files, place = _files_of(address)
+    if isinstance(files, LocalFileSystem):
+        with atomic_write(place, "wb") as file:
+            file.write(content)
+    else:
+        files.pipe_file(place, content)
+
+
+def run_on_ray(
+    work: RayWork,
+    inputs: Sequence[str],
+    out: str,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BatchResult:
+    """Predict or embed recordings on a Ray cluster; resume where an earlier call with the same settings stopped.
+
+    Args:
+        work: What is done.
+        inputs: Files and folders, as paths or addresses of fsspec (s3://, gs://, hf://).
+        out: Folder for `predictions/*.parquet` or `embeddings/*.parquet`, `timelines/*.json` of predictions,
+            `failed.csv` and `laennec.json` with model and settings; a path that all machines share, or an address.
+        workers: Number of actors with the model.
+        overwrite: Replace results of another model or with other settings in `out`.
+        progress: Called with (recordings done, total of recordings).
+
+    Raises:
+        InputError: Ray is not installed, there are no recordings, or `out` has results of another model or settings.
+    """
+    ray = _ray()
+    out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
+    uris = find_uris(inputs)
+    _claim_folder(out, work, overwrite)
+    finished = _finished(out, work)
+    names = output_names([Path(uri) for uri in uris])
+    todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
+    result = BatchResult(resumed=len(uris) - len(todo))
+    failed: dict[str, str] = {}
+    done, progress = result.resumed, progress or (lambda done, total: None)
+    progress(done, len(uris))
+    if todo:
+        for told in _blocks(ray, work, todo, out, workers):
+            failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
+            done += len(told)
+            progress(done, len(uris))
+    finished = _finished(out, work)
+    for uri in uris:
+        if uri in finished:
+            result.predicted.append(uri)
+        else:
+            result.failed.append((uri, failed.get(uri) or f"{uri}: {_DIED}"))
+    files, place = _files_of(f"{out}/{FAILED}")
+    if result.failed:
+        put(f"{out}/{FAILED}", failures_text(result.failed).encode(errors="backslashreplace"))
+    elif files.exists(place):
+        files.rm_file(place)
+    return result
+
+
+def _blocks(ray: Any, work: RayWork, todo: list[Any], out: str, workers: int) -> Iterator[list[dict[str, Any]]]:
+    """Run the pipeline; yields the recordings of each block as it is finished."""
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
+    context.enable_progress_bars = False
+    plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / _BLOCK))
+    plan = plan.map_batches(
+        partial(_decoded, rate=work.sampling_rate), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    )
+    plan = plan.map_batches(
+        _Worker,
+        fn_constructor_args=(work, out),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.5,
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+        max_restarts=-1,
+        max_task_retries=_TRIES,
+    )
+    for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
+        yield block.to_pylist()
+
+
+def _ray() -> Any:
+    """Ray, joined to the cluster that RAY_ADDRESS names, or started here.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    return ray
+
+
+def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
+    """Make the output folder that of this model and these settings.
+
+    Raises:
+        InputError: It has results of others.
+    """
+    identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
+    files, place = _files_of(f"{out}/{IDENTITY}")
+    if files.exists(place):
+        try:
+            before = json.loads(files.cat_file(place))
+        except ValueError:
+            before = None
+        if before == identity:
+            return
+        if not overwrite:
+            what = first_difference(before, identity)
+            raise InputError(
+                f"{out}: contains results with another model or other settings ({what}); choose another --out, or pass "
+                "--overwrite to replace them"
+            )
+        for folder in (work.table, "timelines"):
+            if files.exists(f"{place.rsplit('/', 1)[0]}/{folder}"):
+                files.rm(f"{place.rsplit('/', 1)[0]}/{folder}", recursive=True)
+    put(f"{out}/{IDENTITY}", json.dumps(identity, ensure_ascii=False, indent=1).encode())
+
+
+def _finished(out: str, work: RayWork) -> set[str]:
+    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too."""
+    files, place = _files_of(f"{out}/{work.table}")
+    found: set[str] = set()
+    for part in sorted(files.glob(f"{place}/part-*.parquet")):
+        try:
+            with files.open(part, "rb") as file:
+                names = set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
+        except (pa.ArrowException, OSError):
+            names = found  # nothing of it can be used
+        if names & found or not names:
+            files.rm_file(part)
+            found -= names - found
+        else:
+            found |= names
+    return found
