@@ -39,3 +39,25 @@ def failer():
         raise ZeroDivisionError(number)
 
     return work
+
+
+class KillingPredictor:
+    """A packed predictor that kills its process on sound of one length, each time or the first time only."""
+
+    def __init__(self, packed, samples, mark=None):
+        self.packed, self.samples, self.mark = packed, samples, mark
+
+    def unpack(self):
+        predictor, killer = self.packed.unpack(), self
+
+        class Killing(type(predictor)):
+            def __call__(self, sound, *arguments, **settings):
+                first = killer.mark is None or not Path(killer.mark).exists()
+                if len(sound) == killer.samples and first:
+                    if killer.mark:
+                        Path(killer.mark).touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().__call__(sound, *arguments, **settings)
+
+        predictor.__class__ = Killing
+        return predictor

@@ -121,6 +121,6 @@ def engine_flag(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("processes", "ray"),
         default="processes",
-        help="ray: work on a Ray cluster (RAY_ADDRESS, or one on this machine) with --jobs actors; recordings and --out "
-        "may be addresses (s3://, gs://, hf://) (default: processes)",
+        help="ray: work on a Ray cluster (RAY_ADDRESS, or one started here) with --jobs actors; recordings and --out "
+        "can be addresses (s3://, gs://, hf://) (default: processes)",
     )

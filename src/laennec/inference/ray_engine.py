@@ -256,23 +256,24 @@ def run_on_ray(
     Raises:
         InputError: Ray is not installed, there are no recordings, or `out` has results of another model or settings.
     """
-    ray = _ray()
     out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
     uris = find_uris(inputs)
     _claim_folder(out, work, overwrite)
     finished = _finished(out, work)
+    ray = _ray()
     names = output_names([Path(uri) for uri in uris])
     todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
     result = BatchResult(resumed=len(uris) - len(todo))
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
     progress(done, len(uris))
-    if todo:
-        for told in _blocks(ray, work, todo, out, workers):
+    for size in (_BLOCK, 1):  # what is in a block with a recording that kills its workers is tried alone
+        todo = [item for item in todo if item["recording"] not in finished | failed.keys()]
+        for told in _blocks(ray, work, todo, out, workers, size):
             failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
             done += len(told)
             progress(done, len(uris))
-    finished = _finished(out, work)
+        finished = _finished(out, work)
     for uri in uris:
         if uri in finished:
             result.predicted.append(uri)
@@ -286,12 +287,16 @@ def run_on_ray(
     return result
 
 
-def _blocks(ray: Any, work: RayWork, todo: list[Any], out: str, workers: int) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline; yields the recordings of each block as it is finished."""
+def _blocks(
+    ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
+    if not todo:
+        return
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
     context.enable_progress_bars = False
-    plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / _BLOCK))
+    plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / size))
     plan = plan.map_batches(
         partial(_decoded, rate=work.sampling_rate), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
@@ -302,11 +307,15 @@ def _blocks(ray: Any, work: RayWork, todo: list[Any], out: str, workers: int) ->
         batch_format="pyarrow",
         num_cpus=0.5,
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        max_restarts=-1,
-        max_task_retries=_TRIES,
+        ray_remote_args_fn=_retries,
     )
     for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield block.to_pylist()
+
+
+def _retries() -> dict[str, Any]:
+    """Ray's own default is to try for ever."""
+    return {"max_restarts": -1, "max_task_retries": _TRIES}
 
 
 def _ray() -> Any:
@@ -323,6 +332,7 @@ def _ray() -> Any:
         raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 
