@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -300,15 +301,17 @@ def _blocks(
     plan = plan.map_batches(
         partial(_decoded, rate=work.sampling_rate), batch_size=None, batch_format="pyarrow", num_cpus=0.5
     )
-    plan = plan.map_batches(
-        _Worker,
-        fn_constructor_args=(work, out),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=0.5,
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-        ray_remote_args_fn=_retries,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 will have another way to say how often a task is tried
+        plan = plan.map_batches(
+            _Worker,
+            fn_constructor_args=(work, out),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            ray_remote_args_fn=_retries,
+        )
     for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
         yield block.to_pylist()
 
