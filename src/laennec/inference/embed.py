@@ -256,7 +256,8 @@ def embedding_table(path: Path, embedded: Embedded, rows: Rows | None, provenanc
     columns |= {name: pa.array(column, pa.string()) for name, column in zip(_KNOWN, known, strict=True)}
     for name, column in zip(("start_s", "end_s"), zip(*embedded.spans, strict=True), strict=True):
         columns[name] = pa.array(column, pa.float64())
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    kind = pa.list_(pa.field("element", pa.float32()), values.shape[1])  # as Parquet calls it when it is read back
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), type=kind)
     schema = pa.schema([(name, column.type) for name, column in columns.items()], with_provenance(provenance))
     return pa.Table.from_arrays(list(columns.values()), schema=schema)
 
