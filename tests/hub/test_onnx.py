@@ -18,6 +18,7 @@ from laennec.encoders.ast import AstEncoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub import onnx
+from laennec.inference.onnx_model import OnnxSession
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
@@ -94,7 +95,7 @@ def test_an_encoder_gives_the_logits_of_torch(kind, shared_root, sounds, tmp_pat
 
 def compare(path, model, extractor, sounds):
     """The file's answers against the model's, each batch and each sound alone."""
-    runs = onnx.OnnxModel(path, 2 * extractor.front.min_samples)
+    runs = OnnxSession(path)
     for batch in sounds(extractor.sampling_rate):
         with torch.inference_mode():
             wanted = model(**extractor(batch, sampling_rate=extractor.sampling_rate, filtered=True)).logits
