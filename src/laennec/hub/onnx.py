@@ -93,7 +93,7 @@ def write_onnx(
         raise InputError(
             f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"
         )
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    for name in ("onnx", "onnxscript"):
         _package(name)
     if int8 and not (Path(run) / _PREDICTIONS).is_file():
         raise InputError(
