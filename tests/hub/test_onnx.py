@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -134,6 +135,7 @@ def test_a_run_is_exported_and_its_file_says_what_one_must_know(which, request, 
     assert int8["cycles"] == len(table)
     for name, value in int8["auroc_float"].items():
         assert value == pytest.approx(auroc(table[name].to_numpy(), table[f"logit_{name}"].to_numpy()), abs=1e-3)
+    assert str(Path(onnx.__file__).parent).encode() not in (out / facts["file"]).read_bytes()
     # a plain user of onnxruntime, by what the file itself says
     session = onnxruntime.InferenceSession(str(out / facts["file"]), providers=["CPUExecutionProvider"])
     assert [i.name for i in session.get_inputs()] == list(facts["inputs"])

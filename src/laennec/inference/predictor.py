@@ -397,8 +397,8 @@ def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
     import soundfile
 
     samples = np.asarray(waveform)
-    if sampling_rate is None:
-        raise InputError("a waveform needs its sampling rate: predictor(waveform, sampling_rate=...)")
+    if sampling_rate is None or sampling_rate < 1:
+        raise InputError("a waveform needs its sampling rate in Hz: predictor(waveform, sampling_rate=16000)")
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise InputError(
             f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
