@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_missing_model, say, without_library_bars
+from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_missing_model, say
 from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import option_flag, options_of
 
@@ -66,7 +66,6 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.predictor import Predictor
     from laennec.progress import Progress
 
-    without_library_bars()
     backend = "torch" if options.backend == "auto" and options.layer is not None else options.backend
     model, extractor = load_for_prediction(source, options.base, backend)
     predictor = Predictor(model, extractor, options.window_s, options.hop_s, backend=backend)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
-from laennec.cli.common import engine_flag, jobs_flag, refuse_missing_model, say, without_library_bars
+from laennec.cli.common import engine_flag, jobs_flag, refuse_missing_model, say
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -111,7 +111,6 @@ def run(options: argparse.Namespace) -> int:
     from laennec.progress import Progress
     from laennec.rendering import plain
 
-    without_library_bars()
     chosen = _settings(options)
     fingerprint = None
     if options.parameters:
@@ -144,7 +143,6 @@ def run(options: argparse.Namespace) -> int:
         segmentation=None if chosen.annotation else chosen.segmentation(),
         backend=options.backend,
     )
-    say(f"backend: {predictor.backend.name}", sys.stderr)
     if fingerprint not in (None, predictor.fingerprint()):
         _note(f"{options.parameters} was written for another model")
     if chosen.annotation is None and (note := input_note(predictor)):
@@ -226,10 +224,11 @@ def outcome(done: "BatchResult") -> str:
 
 
 def _say_decision(predictor: "Predictor", annotated: bool) -> None:
-    """Print the thresholds in use, what they were fitted on, and what was not fitted."""
+    """Print what ran the network, the thresholds in use, what they were fitted on, and what was not fitted."""
     from laennec.evaluation.window_points import fitting_notes, window_note
     from laennec.inference.decisions import GIVEN_RULE
 
+    say(f"backend: {predictor.backend.name}")
     config, decision = predictor.model.config, predictor.decision_for(annotated)
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:

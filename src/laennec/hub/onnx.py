@@ -93,7 +93,7 @@ def write_onnx(
         raise InputError(
             f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"
         )
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    for name in ("onnx", "onnxscript"):
         _package(name)
     if int8 and not (Path(run) / _PREDICTIONS).is_file():
         raise InputError(
@@ -148,7 +148,10 @@ def _one_sound(model: LaennecForAudioClassification, extractor: LaennecFeatureEx
         ) from error
     finally:
         model.config.frozen_encoder = frozen
-    return program.model_proto
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        del part.metadata_props[:]  # they say where on this machine each operation was written
+    return proto
 
 
 def _in_batches(one: Any, extractor: LaennecFeatureExtractor) -> Any:

@@ -1,11 +1,10 @@
 """What runs the network of a prediction: torch, or onnxruntime.
 
-Decisions: "auto" takes the ONNX file that lies in the folder of the model, where onnxruntime is installed and the
-machine has no GPU, and torch otherwise; it never exports one, and what a cache holds does not change its choice. Both
-give the same logits within 1e-4, not to the bit, so results name the backend.
+Decisions: "auto" takes the ONNX file that lies in the folder of the model where the machine has no GPU, and torch
+otherwise; it never exports one, and what a cache holds does not change its choice. Both give the same logits within
+1e-4, not to the bit, so results name the backend.
 """
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from hashlib import sha256
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from laennec.audio.context import InContext
 from laennec.audio.recording import Waveform
 from laennec.errors import InputError
-from laennec.inference.onnx_model import FACTS, OnnxModel, OnnxSession, is_current
+from laennec.inference.onnx_model import FACTS, SOURCES, OnnxModel, OnnxSession, is_current, read_facts
 
 if TYPE_CHECKING:
     from laennec.audio.features import LaennecFeatureExtractor
@@ -126,9 +125,11 @@ def load_for_prediction(source: str | Path, base: str | None = None, backend: st
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: it can be {', '.join(BACKENDS)}")
     folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else Path(source)
+    wanted = base is None and (backend == "onnx" or (backend == "auto" and not _has_gpu()))
+    if wanted and not folder.exists():
+        folder = _from_hub(str(source)) or folder
     alone = (folder / FACTS).is_file() and not (folder / "config.json").exists()
-    wanted = backend == "onnx" or (backend == "auto" and (alone or (_has_onnxruntime() and not _has_gpu())))
-    if wanted and base is None and is_current(folder):
+    if (wanted or (alone and backend == "auto")) and is_current(folder):
         model = OnnxModel(folder)
         return model, model.extractor
     if alone:
@@ -138,8 +139,20 @@ def load_for_prediction(source: str | Path, base: str | None = None, backend: st
     return load_model(source, base)
 
 
-def _has_onnxruntime() -> bool:
-    return importlib.util.find_spec("onnxruntime") is not None
+def _from_hub(name: str) -> Path | None:
+    """The folder of the ONNX file of a Hub repository, downloaded without the weights; None where it has none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    small = [FACTS, *(source for source in SOURCES if source.endswith(".json"))]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=small))
+        if not (folder / FACTS).is_file():
+            return None
+        file = read_facts(folder).file
+        return Path(snapshot_download(name, allow_patterns=[*small, file, f"{file}.data"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None  # loading with torch says in one line what is wrong
 
 
 def _has_gpu() -> bool:

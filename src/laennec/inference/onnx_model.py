@@ -108,20 +108,14 @@ class OnnxSession:
         path: The .onnx file.
 
     Raises:
-        InputError: onnxruntime is not installed, or cannot load the file.
+        InputError: onnxruntime cannot load the file.
     """
 
     name = "onnx"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        try:
-            onnxruntime: Any = importlib.import_module("onnxruntime")
-        except ImportError as error:
-            raise InputError(
-                "backend onnx needs the package onnxruntime, which is not installed; pip install 'laennec[onnx]', or "
-                "choose --backend torch"
-            ) from error
+        onnxruntime: Any = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         options.log_severity_level = 4

@@ -57,7 +57,7 @@ class Prediction:
     """The predictions for one recording.
 
     Attributes:
-        recording: Path of the recording.
+        recording: Path of the recording; "waveform" for one that was given as an array.
         duration_s: Its length, in seconds.
         source_sampling_rate: Sampling rate of the file, in Hz.
         spans: (start_s, end_s) of each window or cycle.
@@ -71,6 +71,7 @@ class Prediction:
             "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
         overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
             duration in spans that have the label)}.
+        sound: A waveform that was given as an array, as the bytes of a WAV file.
     """
 
     recording: str
@@ -85,6 +86,7 @@ class Prediction:
     places: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
     overall: dict[str, dict[str, float]] = field(default_factory=dict)
+    sound: bytes | None = None
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
@@ -246,7 +248,7 @@ class Predictor:
         probabilities = self._probabilities(logits, decision)
         present = present_labels(self.model.config, probabilities, decision)
         return Prediction(
-            stream.path,
+            "waveform" if isinstance(path, bytes) else stream.path,
             stream.duration_s,
             stream.source_sampling_rate,
             spans,
@@ -258,6 +260,7 @@ class Predictor:
             self._places(annotation),
             decision,
             overall_of(self.model.config, logits, probabilities, present, spans, stream.duration_s, decision),
+            path if isinstance(path, bytes) else None,
         )
 
     def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[SpanPrediction]:
@@ -394,8 +397,8 @@ def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
     import soundfile
 
     samples = np.asarray(waveform)
-    if sampling_rate is None:
-        raise InputError("a waveform needs its sampling rate: predictor(waveform, sampling_rate=...)")
+    if sampling_rate is None or sampling_rate < 1:
+        raise InputError("a waveform needs its sampling rate in Hz: predictor(waveform, sampling_rate=16000)")
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise InputError(
             f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
