@@ -97,11 +97,11 @@ def in_processes(
 def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
     """Items that were in hand when a process died, each in a process that works on nothing else."""
     for item in items:
-        with _pool(make, 1) as pool:
-            try:
+        result: Any = Died()
+        for _ in range(2):  # perhaps it was only waiting when the first one died
+            with _pool(make, 1) as pool, contextlib.suppress(BrokenProcessPool):
                 result = pool.submit(_do, item).result()
-            except BrokenProcessPool:
-                result = Died()
+                break
         yield item, result
 
 
