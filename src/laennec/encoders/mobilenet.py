@@ -109,14 +109,11 @@ class ConvNorm(nn.Module):
         if self.training or torch.is_grad_enabled():
             return self.activation(self.norm(self.conv(x), mask))
         conv = self.conv
-        if in_graph():
-            weight, shift = self._fold()
-        else:
-            weight, shift = self._folded()
-            if x.device.type == "cpu" and conv.kernel_size == (1, 1):
-                # (batch, in, frequency, time) -> (batch, positions, in) -> (batch, out, frequency, time)
-                rows = rows_times(x.permute(0, 2, 3, 1).flatten(1, 2), weight[:, :, 0, 0], shift)
-                return self._activated(rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
+        weight, shift = self._fold() if in_graph() else self._folded()
+        if x.device.type == "cpu" and conv.kernel_size == (1, 1) and not in_graph():
+            # (batch, in, frequency, time) -> (batch, positions, in) -> (batch, out, frequency, time)
+            rows = rows_times(x.permute(0, 2, 3, 1).flatten(1, 2), weight.flatten(1), shift)
+            return self._activated(rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
         return self._activated(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
 
     def _activated(self, x: Tensor) -> Tensor:
