@@ -109,5 +109,5 @@ default-model: install
 	$(BIN)/laennec evaluate $(DEFAULT) --corpus icbhi2017 --data-dir $(ICBHI) --protocol none --split all --allow-missing \
 		--spans windows --out $(DEFAULT)/evaluation-icbhi2017-all
 	$(BIN)/laennec card $(DEFAULT) --answers model_cards/answers.yaml
-	$(BIN)/laennec export $(DEFAULT) --format full --base-name mn04_as_mAP_432.pt --out src/laennec/default_model
+	$(BIN)/laennec export $(DEFAULT) --format full-onnx --base-name mn04_as_mAP_432.pt --out src/laennec/default_model
 	$(BIN)/python tests/test_default_model.py $(DEFAULT)

@@ -12,7 +12,7 @@ FLOORS = {
     "audio": 0, "corpora": 1, "encoders": 1, "losses": 1, "head": 1, "configuration": 2, "modeling": 3, "ensemble": 4,
     "training": 5, "evaluation": 5, "hub": 6, "inference": 6, "study": 7, "cli": 8,
 }  # fmt: skip
-EVERYWHERE = {"errors", "extension", "files", "progress", "rendering", "untrusted", "memory"}
+EVERYWHERE = {"errors", "extension", "files", "progress", "rendering", "untrusted", "memory", "decision_settings"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

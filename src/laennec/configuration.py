@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from laennec.decision_settings import PROBLEM_TYPES, DecisionSettings
 from laennec.encoders import config_from_dict
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 
 POOLINGS = ("encoder", "mean")
-PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
 
 
 # settings of the first edition, whose models are still read
@@ -35,7 +35,7 @@ def _present_names(values: dict[str, Any]) -> dict[str, Any]:
     return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
-class LaennecConfig(PreTrainedConfig):
+class LaennecConfig(DecisionSettings, PreTrainedConfig):
     """What a laennec model is made of.
 
     Args:
@@ -148,23 +148,7 @@ class LaennecConfig(PreTrainedConfig):
         config: LaennecConfig = cls.from_pretrained(name, **hub)
         return config
 
-    def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
-        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded.
-
-        Args:
-            setting: One of the three.
-            spans: "events", "windows" or "recordings"; where nothing was fitted on them, those of events.
-        """
-        neutral = {"thresholds": 0.5, "temperatures": 1.0, "intercepts": 0.0}[setting]
-        values = self.operating_points[spans][setting] if spans in self.operating_points else getattr(self, setting)
-        return {name: values.get(name, neutral) for name in self.label_names}
-
     @property
-    def label_names(self) -> list[str]:
+    def label_names(self) -> list[str]:  # type: ignore[override]
         """The labels in the order of the logits."""
         return [self.id2label[i] for i in range(self.num_labels)]
-
-    @property
-    def is_multi_label(self) -> bool:
-        """Whether each label is decided by itself."""
-        return bool(self.problem_type == PROBLEM_TYPES["multi_label"])

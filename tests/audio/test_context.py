@@ -5,12 +5,8 @@ import pytest
 import torch
 
 from audio_twins import windows_in_context
-from laennec.audio.context import (
-    InContext,
-    cycles_in_context,
-    neighbour_rows,
-    with_context,
-)
+from laennec.audio.context import InContext, cycles_in_context, neighbour_rows
+from laennec.audio.context_features import with_context
 from laennec.audio.cycles import cut, read_annotation, sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_recording

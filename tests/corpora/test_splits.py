@@ -433,3 +433,26 @@ def test_a_left_out_device_is_alone_in_test_and_its_patients_are_nowhere_else() 
         split_table(table, "device-out", fold=3)
     with pytest.raises(InputError, match="needs the device"):
         split_table(table.assign(device=None), "device-out")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shares"),
+    [
+        ("patient-60-20-20", {"train": 0.6, "validation": 0.2, "test": 0.2}),
+        ("recording-80-20", {"train": 0.64, "validation": 0.16, "test": 0.2}),
+    ],
+)
+def test_splits_have_the_shares_that_their_protocol_names(protocol: str, shares: dict[str, float]) -> None:
+    table = small(people=60)
+    split = split_table(table, protocol, seed=1)
+    for name, rows in split.splits.items():
+        assert len(rows) / len(table) == pytest.approx(shares[name], abs=0.04), name
+
+
+def test_three_patients_on_both_sides_are_counted(icbhi: pd.DataFrame, official: dict[str, str]) -> None:
+    trained = sorted(name for name, part in official.items() if part == "train" and name[:3] not in ("156", "218"))
+    moved = next(b for a, b in itertools.pairwise(trained) if a[:3] == b[:3])
+    stamp = split_table(icbhi, "official", official_split=official | {moved: "test"}).stamp
+    assert stamp is not None
+    both = ", ".join(sorted({moved[:3], "156", "218"}))
+    assert stamp.startswith(f"official split: 3 of the patients ({both}) are in train and test")

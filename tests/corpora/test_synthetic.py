@@ -12,8 +12,9 @@ import soundfile
 
 from laennec.audio.cycles import check_annotation, read_annotation
 from laennec.corpora.icbhi2017 import read_demographics, read_diagnoses, read_folds, read_official_split
-from laennec.corpora.synthetic import DEVICES, SOURCE_RATE_HZ, draw_patient, write_corpus
+from laennec.corpora.synthetic import DEVICES, SOURCE_RATE_HZ, Synthetic, draw_patient, write_corpus
 from laennec.errors import InputError
+from laennec.files import lock_of
 
 NAME = re.compile(r"(\d{3})_\d[bp]\d_(Al|Ar|Pl|Pr|Ll|Lr|Tc)_(mc|sc)_(AKGC417L|Meditron|Litt3200|LittC2SE)")
 
@@ -157,6 +158,13 @@ class TestWholeOrAbsent:
         with pytest.raises(InputError, match="the disk is full"):
             write_corpus(tmp_path / "corpus", patients=1)
         assert list(tmp_path.iterdir()) == []
+
+    def test_the_lock_of_a_killed_writer_does_not_stay(self, tmp_path) -> None:
+        folder = tmp_path / "corpus"
+        write_corpus(folder, patients=1, recordings_per_patient=1, cycles_per_recording=1, max_rate_hz=4000)
+        lock_of(folder).touch()
+        assert Synthetic.locate(folder, None, {}) == (folder, {})
+        assert list(tmp_path.iterdir()) == [folder]
 
     def test_a_synthetic_corpus_is_replaced_and_anything_else_is_not(self, tmp_path) -> None:
         options = {"patients": 1, "recordings_per_patient": 1, "cycles_per_recording": 1, "max_rate_hz": 4000}

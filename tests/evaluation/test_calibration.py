@@ -318,6 +318,7 @@ def test_curve_equals_a_naive_loop_and_ties_with_a_threshold_are_acted_on():
     everyone = decision_curve(np.ones(300), y)
     assert everyone["model"] == pytest.approx(everyone["treat_all"])
     assert decision_curve(np.zeros(300), y)["model"] == [0.0] * 99
+    assert decision_curve(np.ones(1), np.ones(1))["model"] == [1.0] * 99
 
 
 def test_bands_are_percentiles_over_the_same_draws_of_patients():

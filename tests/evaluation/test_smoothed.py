@@ -10,7 +10,8 @@ import pytest
 from laennec.cli.main import main
 from laennec.evaluation import fit_on_validation
 from laennec.evaluation.calibration import sigmoid
-from laennec.evaluation.smoothing import choose_smoothing, smooth_predictions
+from laennec.evaluation.smoothing import smooth_predictions
+from laennec.evaluation.smoothing_choice import choose_smoothing
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")

@@ -72,6 +72,7 @@ def test_similarity_equals_the_loop_and_the_golden_value(golden):
     assert found == pytest.approx(case["expected"]["loss"], rel=1e-5)
     assert found == pytest.approx(naive_similarity(vectors.double(), matrix.double()), rel=1e-5)
     assert loss.pairs == {"cluster_similarity": 6 * 3}
+    assert loss(vectors[:1])["cluster_similarity"].item() == 0 and loss.pairs == {"cluster_similarity": 0}
 
 
 def test_golden_total_is_a_weighted_sum(golden):

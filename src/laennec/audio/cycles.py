@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from laennec.untrusted import read_text
 
 LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001
+_WINDOW_S = 3.0
 
 Waveform = npt.NDArray[np.float32]
 Span = tuple[float, float]
@@ -343,6 +345,31 @@ def sliding_windows(duration_s: float, window_s: float, hop_s: float) -> list[tu
     if duration_s - windows[-1][1] > 1e-9:
         windows.append((duration_s - window_s, duration_s))
     return windows
+
+
+def window_lengths(extractor: Any, window_s: float | None = None, hop_s: float | None = None) -> tuple[float, float]:
+    """Length and hop of the windows of a model, in seconds.
+
+    Args:
+        extractor: The model's front end.
+        window_s: Length; None for 3 s, or the length of the model's input where that is less.
+        hop_s: Time from the start of one window to that of the next; None for half a window.
+
+    Raises:
+        InputError: The hop is not above 0 and at most a window.
+    """
+    window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
+    hop_s = window_s / 2 if hop_s is None else hop_s
+    if not 0 < hop_s <= window_s < float("inf"):
+        raise InputError(
+            f"windows of {window_s:g} s every {hop_s:g} s: --hop-s must be greater than 0 and at most --window-s"
+        )
+    return float(window_s), float(hop_s)
+
+
+def input_length_s(extractor: Any) -> float:
+    """The longest sound that the model takes, in seconds; only with length "natural" it is not limited."""
+    return float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
 
 
 def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from laennec.audio.context import InContext, unfold, with_context
+from laennec.audio.context import InContext
+from laennec.audio.context_features import unfold, with_context
 from laennec.audio.filterbanks import TooShortError, log_mel, own, padded_batch, waveform_frames
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
 from laennec.audio.recording import ButterworthFilter
@@ -213,7 +214,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         target = self._target_samples
         waveforms = waveforms.float()
         if self.length in ("crop", "zero_frames") and self.keep == "first":
-            return waveforms[:, :target], lengths.clamp_max(target)
+            return self.cropped(waveforms), lengths.clamp_max(target)
         length = lengths[:, None]
         step = torch.arange(target, device=waveforms.device)[None, :]
         beyond = (length - target).clamp_min(0)
@@ -237,6 +238,12 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         if self.length == "crop":
             return fitted, lengths.clamp_max(target)
         return fitted, torch.where(lengths > 0, target, 0)
+
+    def cropped(self, waveforms: Tensor) -> Tensor:
+        """The part of waveforms without padding that `keep` names: (batch, samples) -> (batch, at most duration_s)."""
+        beyond = torch.sym_max(waveforms.shape[1] - self._target_samples, 0)
+        skipped = {"first": 0, "last": beyond, "center": beyond // 2}[self.keep]
+        return waveforms[:, skipped : skipped + self._target_samples]
 
     def with_zero_frames(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of log-mel 0, normalised as all others, after a cycle's own: (batch, n, mels) -> (batch, m, mels)."""

@@ -3,16 +3,16 @@
 Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
 one channel, because the decoder averages channels. One set of settings (`FrontEnd`) describes every published front
 end, Kaldi's and the STFT ones, so there is one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions
-without a branch on a value, and computes the Fourier transform in float64: that of onnxruntime in float32 is off by
-more than the quiet bands of a real recording hold, wherever its length is no power of two. Mel filters follow Kaldi
-(1127 ln(1 + f/700), triangles in mel, no area normalisation) unless a front end names others, and are computed in
-float32 as Kaldi does, because the lowest filters hold a single FFT bin whose weight is the difference of nearly equal
-numbers. A cycle's features depend on its own samples only: its mean, its reflection, its maximum and its statistics
-use its own length, and sums run in float64 where the device has it, or their rounding would depend on the padding.
+without a branch on a value, and computes the Fourier transform as products with constant matrices. Mel filters follow
+Kaldi (1127 ln(1 + f/700), triangles in mel, no area normalisation) unless a front end names others, and are computed
+in float32 as Kaldi does, because the lowest filters hold a single FFT bin whose weight is the difference of nearly
+equal numbers. A cycle's features depend on its own samples only: its mean, its reflection, its maximum and its
+statistics use its own length, and sums run in float64 where the device has it, or their rounding would depend on the
+padding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -212,7 +212,7 @@ def frame_mean(framed: Tensor) -> Tensor:
 
 
 def log_mel_of_frames(
-    framed: Tensor, window: Tensor, filters: Tensor, front: FrontEnd, transform: torch.dtype | None = None
+    framed: Tensor, window: Tensor, filters: Tensor, front: FrontEnd, power_of: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """Window, power spectrum, filters, log and fixed normalisation: (..., window) -> (..., mels) float32.
 
@@ -224,7 +224,7 @@ def log_mel_of_frames(
         window: See `constants`.
         filters: See `constants`.
         front: The settings.
-        transform: Precision of the Fourier transform; None for the window's.
+        power_of: Power spectra of windowed frames, in the order of the filters; None for torch's own transform.
     """
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
@@ -232,9 +232,12 @@ def log_mel_of_frames(
     if front.pre_emphasis and front.pre_emphasis_on == "frame":
         previous = torch.cat([framed[..., :1], framed[..., :-1]], -1)
         framed = framed - front.pre_emphasis * previous
-    framed = (framed * window).to(transform or window.dtype)
-    real, imaginary = torch.view_as_real(torch.fft.rfft(framed, n=front.fft_samples)).unbind(-1)
-    power = real.square().addcmul(imaginary, imaginary).to(filters.dtype)  # (..., bins)
+    framed = framed * window
+    if power_of is None:
+        real, imaginary = torch.view_as_real(torch.fft.rfft(framed, n=front.fft_samples)).unbind(-1)
+        power = real.square().addcmul(imaginary, imaginary)  # (..., bins)
+    else:
+        power = power_of(framed)
     energy = power @ filters
     floored = energy.clamp_min(front.log_floor) if front.log_floor_rule == "max" else energy + front.log_floor
     return (floored.log().float() - front.mean) * (0.5 / front.std)
@@ -308,7 +311,7 @@ def _wide(values: Tensor) -> torch.dtype:
 
 
 class GraphFrontEnd(nn.Module):
-    """A feature extractor as one graph, for ONNX and other programs that run a model without Python.
+    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python.
 
     Args:
         extractor: A `laennec.audio.features.LaennecFeatureExtractor`.
@@ -321,23 +324,98 @@ class GraphFrontEnd(nn.Module):
         super().__init__()
         self.extractor, self.front = extractor, extractor.front
         if not self.front.is_waveform:
+            self.power = MatrixPower(self.front)
             window, filters = constants(self.front, torch.device("cpu"))
             self.register_buffer("window", window)
-            self.register_buffer("filters", filters)
+            self.register_buffer("filters", self.power.reordered(filters))
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, samples), (batch,) -> input_values (batch, frames, mels) and attention_mask (batch, frames)."""
-        front = self.front
-        waveforms, lengths = self.extractor.fit(waveforms, lengths)
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(1, samples) -> input_values (1, frames, mels), every frame of them of sound."""
+        front, extractor = self.front, self.extractor
+        if extractor.length in ("crop", "zero_frames"):
+            waveform = extractor.cropped(waveform)
+        elif extractor.length != "natural":
+            waveform, _ = extractor.fit(waveform, _whole(waveform))
         if front.is_waveform:
-            values, counts = waveform_frames(waveforms, lengths, front)
-        else:
-            signal = prepared_signal(waveforms, lengths, front)
-            if front.drop_last_frame:
-                signal = signal[:, : signal.shape[1] - front.hop_samples]
-            framed = signal.unfold(1, front.window_samples, front.hop_samples)
-            values = log_mel_of_frames(framed, self.window, self.filters, front, torch.float64)
-            values, counts = finished(values, front.windows_of(lengths), front)
-        if self.extractor.length == "zero_frames":
-            values, counts = self.extractor.with_zero_frames(values, counts)
-        return values, own(counts, values.shape[1]).long()
+            return waveform_frames(waveform, _whole(waveform), front)[0]
+        signal = prepared_signal(waveform, _whole(waveform), front)
+        if front.drop_last_frame:
+            signal = signal[:, : signal.shape[1] - front.hop_samples]
+        values = log_mel_of_frames(_framed(signal, front), self.window, self.filters, front, self.power)
+        values, counts = finished(values, _whole(values), front)
+        if extractor.length == "zero_frames":
+            values, _ = extractor.with_zero_frames(values, counts)
+        return values
+
+
+def _whole(values: Tensor) -> Tensor:
+    """The length of a batch without padding, (batch,)."""
+    return torch.full((values.shape[0],), values.shape[1])
+
+
+def _framed(signal: Tensor, front: FrontEnd) -> Tensor:
+    """Overlapping frames without a gather: (batch, samples) -> (batch, frames, window_samples)."""
+    hop, window = front.hop_samples, front.window_samples
+    frames = (signal.shape[1] - window) // hop + 1
+    pieces = -(-window // hop)
+    rows = torch.nn.functional.pad(signal, (0, pieces * hop))[:, : (frames + pieces - 1) * hop].unflatten(1, (-1, hop))
+    beside = [rows[:, piece : piece + frames, : window - piece * hop] for piece in range(pieces)]
+    return torch.cat(beside, 2)
+
+
+class MatrixPower(nn.Module):
+    """The power spectrum of frames by two products with constant matrices (Cooley and Tukey's factors).
+
+    With N = rows x columns, n = columns n1 + n2 and k = k1 + rows k2, the transform is
+
+        X[k] = sum over n2 of exp(-2 pi i n2 k / N) * (sum over n1 of x[n] exp(-2 pi i n1 k1 / rows)).
+
+    onnxruntime multiplies matrices at the speed of the processor; its own DFT is many times slower, and in float32 less
+    exact wherever N is no power of two.
+
+    Args:
+        front: N is its `fft_samples`; the precision is that of its window.
+    """
+
+    first: Tensor
+    of_real: Tensor
+    of_imaginary: Tensor
+
+    def __init__(self, front: FrontEnd) -> None:
+        super().__init__()
+        n = front.fft_samples
+        self.columns = next(size for size in range(math.isqrt(n), 0, -1) if n % size == 0)
+        self.rows = n // self.columns
+        self.bins = self.columns // 2 + 1  # of k2: more than half of the spectrum
+        self.used = -(-front.window_samples // self.columns)  # the rows behind them are zeros
+        self.missing = self.used * self.columns - front.window_samples
+        dtype = torch.float64 if front.wide else torch.float32
+        n1, k1 = torch.arange(self.used, dtype=torch.float64), torch.arange(self.rows, dtype=torch.float64)
+        n2, k2 = torch.arange(self.columns, dtype=torch.float64), torch.arange(self.bins, dtype=torch.float64)
+        inner = _turned(k1[:, None] * n1 / self.rows)  # (k1, n1)
+        self.register_buffer("first", torch.cat([inner.real, inner.imag]).to(dtype))
+        outer = _turned((k1[:, None, None] + self.rows * k2) * n2[:, None] / n)  # (k1, n2, k2)
+        self.register_buffer("of_real", torch.cat([outer.real, outer.imag], 2).to(dtype))
+        self.register_buffer("of_imaginary", torch.cat([-outer.imag, outer.real], 2).to(dtype))
+
+    def forward(self, framed: Tensor) -> Tensor:
+        """(batch, frames, window_samples) -> power (batch, frames, rows x bins); bin k at (k % rows, k // rows)."""
+        batch, frames = framed.shape[:2]
+        parts = torch.nn.functional.pad(framed, (0, self.missing)).reshape(-1, self.used, self.columns)
+        inner = self.first @ parts.transpose(0, 1).reshape(self.used, -1)
+        inner = inner.reshape(2, self.rows, batch * frames, self.columns)
+        outer = inner[0] @ self.of_real + inner[1] @ self.of_imaginary  # (rows, batch * frames, 2 bins)
+        real, imaginary = outer.split(self.bins, 2)
+        power = real * real + imaginary * imaginary
+        return power.transpose(0, 1).reshape(batch, frames, self.rows * self.bins)
+
+    def reordered(self, filters: Tensor) -> Tensor:
+        """Mel filters (fft_samples // 2 + 1, mels) in the order of these bins; 0 for those of the other half."""
+        k = (torch.arange(self.rows)[:, None] + self.rows * torch.arange(self.bins)).flatten()
+        inside = k < len(filters)
+        return torch.where(inside[:, None], filters[k.clamp_max(len(filters) - 1)], 0.0)
+
+
+def _turned(turns: Tensor) -> Tensor:
+    """exp(-2 pi i turns), with whole turns left out first."""
+    return torch.polar(torch.ones_like(turns), -2 * math.pi * (turns % 1))

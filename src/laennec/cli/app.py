@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import refuse_missing_model, say, without_library_bars
+from laennec.cli.common import refuse_missing_model, say
 from laennec.errors import InputError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -39,7 +39,6 @@ def run(options: argparse.Namespace) -> int:
     refuse_missing_model(options.model)
     from laennec.inference.app import Limits, serve_model
 
-    without_library_bars()
     audience = "" if options.host in _LOOPBACK else "; everybody on the network can use it"
     serve_model(
         options.model,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 _PACKAGES = (
     *("torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "evaluate"),
     *("soundfile", "soxr", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow", "safetensors", "pydantic"),
-    *("gradio", "onnxruntime", "optuna", "tensorboard"),
+    *("onnxruntime", "gradio", "onnx", "optuna", "tensorboard"),
 )
 _RATE_HZ = 8000
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import corpus_flags, refuse_missing_model, say, without_library_bars
+from laennec.cli.common import corpus_flags, refuse_missing_model, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,6 @@ def run(options: argparse.Namespace) -> int:
     corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
     from laennec.evaluation.evaluate import score
 
-    without_library_bars()
     scored = score(
         options.source,
         split=options.split,

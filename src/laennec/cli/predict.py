@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import refuse_missing_model, say, without_library_bars
+from laennec.cli.common import refuse_missing_model, say
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -77,6 +77,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace predictions in --out that have another model or other settings",
     )
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        help="what runs the network: torch, onnx (onnxruntime; a model without an ONNX file is exported once), or auto "
+        "(default): the ONNX file in the model's folder where there is one and no GPU, torch otherwise",
+    )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
 
 
@@ -89,17 +95,15 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None and (options.format or options.overwrite):
         raise InputError("--format and --overwrite are about files; give --out, or leave them out")
     source, inputs = model_and_inputs(options.paths)
-    from laennec.evaluation.evaluate import load_model
-    from laennec.evaluation.recalibrate import smooth_model
     from laennec.evaluation.smoothing import parse_smoothing
-    from laennec.inference.batch import Predictor, model_fingerprint, predict
+    from laennec.inference.backends import load_for_prediction
+    from laennec.inference.batch import Predictor, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
     from laennec.inference.parameters import read_parameters
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
     from laennec.rendering import plain
 
-    without_library_bars()
     chosen = _settings(options)
     fingerprint = None
     if options.parameters:
@@ -110,13 +114,17 @@ def run(options: argparse.Namespace) -> int:
     neighbours = chosen.smoothing_neighbours or 0
     if neighbours < 0:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
-    model, extractor = load_model(source, options.base)
+    model, extractor = load_for_prediction(source, options.base, options.backend)
     if model.config.summary:
         print(f"model: {plain(model.config.summary)}", file=sys.stderr)
     spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
-    strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
-    if smoothing:
-        say(smoothing)
+    strength = 0.0
+    if chosen.smoothing not in (None, "none"):
+        from laennec.evaluation.recalibrate import smooth_model
+
+        strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
+        if smoothing:
+            say(smoothing)
     predictor = Predictor(
         model,
         extractor,
@@ -126,8 +134,9 @@ def run(options: argparse.Namespace) -> int:
         neighbours=neighbours,
         thresholds=chosen.thresholds,
         segmentation=None if chosen.annotation else chosen.segmentation(),
+        backend=options.backend,
     )
-    if fingerprint not in (None, model_fingerprint(predictor)):
+    if fingerprint not in (None, predictor.fingerprint()):
         _note(f"{options.parameters} was written for another model")
     if chosen.annotation is None and (note := input_note(predictor)):
         _note(note)
@@ -185,10 +194,11 @@ def _outcome(done: "BatchResult") -> str:
 
 
 def _say_decision(predictor: "Predictor", annotated: bool) -> None:
-    """Print the thresholds in use, what they were fitted on, and what was not fitted."""
+    """Print what ran the network, the thresholds in use, what they were fitted on, and what was not fitted."""
     from laennec.evaluation.window_points import fitting_notes, window_note
     from laennec.inference.decisions import GIVEN_RULE
 
+    say(f"backend: {predictor.backend.name}")
     config, decision = predictor.model.config, predictor.decision_for(annotated)
     given = decision["rule"] == GIVEN_RULE
     if decision["thresholds"] is not None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import say, without_library_bars
+from laennec.cli.common import say
 from laennec.errors import InputError
 
 
@@ -37,7 +37,6 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--points {options.points}: must be at least 10")
     from laennec.evaluation.report import report
 
-    without_library_bars()
     made = report(
         options.source,
         split=options.split,

@@ -29,7 +29,7 @@ from laennec.audio.cycles import LABELS, Cycle, flags_of, write_annotation
 from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
-from laennec.files import atomic_folder, cache_root, wait_for_lock
+from laennec.files import atomic_folder, cache_root, remove_stale_lock, wait_for_lock
 from laennec.untrusted import read_json
 
 SOURCE_RATE_HZ = 8000
@@ -389,8 +389,10 @@ class Synthetic(Icbhi2017):
         folder = Path(data_dir)
         if not folder.exists():
             write_corpus(folder, **settings, reuse=True)  # another process may be writing it at this moment
-        elif settings:
-            _refuse_other_options(folder, settings)
+        else:
+            remove_stale_lock(folder)
+            if settings:
+                _refuse_other_options(folder, settings)
         return folder, common
 
     def missing_recordings(self) -> tuple[int, int, str]:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from laennec.errors import InputError, hub_reason
@@ -149,17 +150,21 @@ def loaded_strictly(
 
 @contextlib.contextmanager
 def _without_loading_report() -> Iterator[None]:
-    """Hide transformers' table of missing keys: it becomes one error."""
+    """Hide transformers' progress bar, and its table of missing keys: it becomes one error."""
 
     def is_no_report(record: logging.LogRecord) -> bool:
         return "LOAD REPORT" not in record.getMessage()
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(is_no_report)
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         logger.removeFilter(is_no_report)
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Iterable[str]]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
-import pandas as pd
 
 from laennec.evaluation.metrics import FloatArray, IntArray
 from laennec.progress import track
@@ -37,6 +36,8 @@ def patient_codes(predictions: Any) -> tuple[IntArray, int]:
     """
     keys = [f"p:{patient}" for patient in predictions] if not hasattr(predictions, "columns") else []
     if hasattr(predictions, "columns"):
+        import pandas as pd  # half a second, which predicting does without
+
         recordings = predictions.get("recording_id", range(len(predictions)))
         patients = predictions.get("patient_id", [None] * len(predictions))
         known = ~pd.isna(np.asarray(patients, dtype=object))

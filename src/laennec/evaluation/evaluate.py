@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import laennec
+from laennec.audio.cycles import window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig, span_noun
 from laennec.corpora import cache_root, provenance
@@ -31,7 +32,8 @@ from laennec.evaluation.own_metrics import Metric, load_metrics
 from laennec.evaluation.recalibrate import resolve_smoothing, smoothing_section
 from laennec.evaluation.report import write_report
 from laennec.evaluation.report_sections import earlier_use, seeds_of
-from laennec.evaluation.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
+from laennec.evaluation.smoothing import Smoothing, parse_smoothing, smooth_predictions
+from laennec.evaluation.smoothing_choice import format_smoothing
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary, thresholds_in_use
 from laennec.evaluation.window_points import fitting_notes
@@ -56,7 +58,7 @@ from laennec.training.record import (
 from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.tables import predictions_table, truth_table
 from laennec.training.targets import FOUR_CLASSES
-from laennec.training.windows import refuse_shared_recordings, window_lengths
+from laennec.training.windows import refuse_shared_recordings
 
 _WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
 SPANS = ("events", "windows")

@@ -23,13 +23,8 @@ from laennec.evaluation.operating_point import (
     operating_point_of,
     set_operating_point,
 )
-from laennec.evaluation.smoothing import (
-    Smoothing,
-    choose_smoothing,
-    compare_smoothing,
-    parse_smoothing,
-    smooth_predictions,
-)
+from laennec.evaluation.smoothing import Smoothing, parse_smoothing, smooth_predictions
+from laennec.evaluation.smoothing_choice import choose_smoothing, compare_smoothing
 from laennec.evaluation.summary import calibration_name
 from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.files import atomic_write
@@ -120,10 +115,11 @@ def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: s
     Raises:
         InputError: The corpus is not that of the run, or its recordings are shared between splits.
     """
+    from laennec.audio.cycles import window_lengths
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import check_split, load_model, recipe_of
     from laennec.training.split_data import load_splits
-    from laennec.training.windows import predict_windows, refuse_shared_recordings, window_lengths
+    from laennec.training.windows import predict_windows, refuse_shared_recordings
 
     model, extractor = load_model(folder)
     recipe = recipe_of(folder, record, {"data_dir": data_dir})

@@ -13,7 +13,7 @@ from typing import Any
 from laennec.corpora.splits import WITH_FOLDS
 from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.geometry import four_properties
-from laennec.evaluation.smoothing import smoothing_rows
+from laennec.evaluation.smoothing_choice import smoothing_rows
 from laennec.evaluation.summary import (
     bounds_text,
     calibration_name,

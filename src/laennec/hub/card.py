@@ -291,7 +291,7 @@ def _sections(content: Mapping[str, Any]) -> list[str]:
 
 def _export_form(folder: Path) -> str:
     """The export format of the model in a folder."""
-    if list(folder.glob("*.onnx")):
+    if list(folder.glob("*.onnx")) and not (folder / "config.json").exists():
         return "onnx"
     if (folder / "adapter").is_dir():
         return "lora"

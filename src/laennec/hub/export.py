@@ -31,7 +31,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.rendering import render_template
 from laennec.training.record import read_record
 
-FORMATS = ("head", "full", "lora", "stock", "onnx", "onnx-int8", "space")
+FORMATS = ("head", "full", "full-onnx", "lora", "stock", "onnx", "onnx-int8", "space")
 _WRITTEN = (
     "config.json",
     "preprocessor_config.json",
@@ -64,8 +64,9 @@ def export_run(
         run: The run's folder.
         out: Output folder; None: `export-<format>` in the run's folder. An earlier export is replaced.
         format: "head" (a few kB; the base is loaded by name), "lora" or "adapter" (head and adapters, likewise),
-            "full", "stock" (transformers' own AST classes, for users without laennec), "onnx" or "onnx-int8" (for
-            onnxruntime, from the waveform on), or "space" (a folder that serves the page, also as a Space on the Hub).
+            "full", "full-onnx" (the ONNX file beside the weights, with which prediction starts in a second), "stock"
+            (transformers' own AST classes, for users without laennec), "onnx" or "onnx-int8" (for onnxruntime, from the
+            waveform on), or "space" (a folder that serves the page, also as a Space on the Hub).
         base: Path of the base model of a head-only or LoRA run.
         base_name: Name of the base model in a head-only or LoRA export, e.g. its Hub id if training used a local file.
         base_revision: Commit, tag or branch of the base model; None keeps the one used in training.
@@ -107,9 +108,12 @@ def export_run(
                 part.save_pretrained(folder)
             stock.compare(folder, model, extractor)
         else:
-            model.save_pretrained(folder, head_only=format != "full")
+            full = format in ("full", "full-onnx")
+            model.save_pretrained(folder, head_only=not full)
             extractor.save_pretrained(folder)
-            _compare(folder, model, extractor, here if format != "full" else None)
+            _compare(folder, model, extractor, None if full else here)
+            if format == "full-onnx":
+                onnx.write_onnx(folder, model, extractor, run)
         if (Path(run) / "run.json").exists():
             write_card(run, folder)
     return out

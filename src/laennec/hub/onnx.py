@@ -1,20 +1,22 @@
 """Export a run as one ONNX file, from the waveform to the calibrated probabilities.
 
 Decisions: the front end is part of the file, so nobody can serve the model with other features. The file takes
-waveforms at the model's sampling rate with their lengths, in batches of any size and length, and outputs logits and
-calibrated probabilities. Thresholds and the recording filter (a recursion over the whole recording, which a graph
-cannot express) are in onnx.json. The file is run in onnxruntime and compared. In an int8 file the weights of the
-model are int8, those of the front end are not. Dense layers compute in int8; convolutions compute in float, and small
-ones keep float weights: int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's validation
-patients. The effect of int8 is measured on the run's validation cycles, never on a test part, and recorded in
-onnx.json.
+waveforms at the model's sampling rate with their lengths, in batches of any size and length, and outputs logits,
+calibrated probabilities and embeddings. Inside, the sounds of a batch go through the network one after the other,
+without padding: masks took four fifths of the time of a small network, and so the output for a sound never depends on
+the others. Thresholds and the recording filter (a recursion over the whole recording, which a graph cannot express) are
+in onnx.json. The file is run in onnxruntime and compared. In an int8 file the weights of the model are int8, those of
+the front end are not. Dense layers compute in int8; convolutions compute in float, and small ones keep float weights:
+int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's validation patients. The effect of int8 is
+measured on the run's validation cycles, never on a test part, and recorded in onnx.json.
 """
 
 import contextlib
+import copy
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,20 @@ from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
+from laennec.inference.backends import fingerprint_of
+from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digest
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.embeddings import length_batches
 from laennec.training.record import read_record, versions, write_record
 
 OPSET = 18
 TOLERANCE = 1e-4
-FLOAT_FILE, INT8_FILE, FACTS_FILE = "model.onnx", "model_int8.onnx", "onnx.json"
+FLOAT_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
 _PREDICTIONS = "predictions-validation.parquet"
 _INPUTS = {"waveforms": "float32 (batch, samples), at sampling_rate", "lengths": "int64 (batch,), samples of each"}
 _OUTPUTS = {
     "logits": "float32 (batch, labels), before calibration",
     "probabilities": "float32 (batch, labels), calibrated: sigmoid or softmax of logit / temperature + intercept",
+    "embeddings": "float32 (batch, dim), input of the head",
 }
 # smaller kernels save nothing in int8, and the first one costs most (0.019 of crackle AUROC there)
 _FEW_WEIGHTS = 4096
@@ -56,36 +60,10 @@ class _Whole(nn.Module):
         super().__init__()
         self.front, self.model = GraphFrontEnd(extractor), model
 
-    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        values, mask = self.front(waveforms, lengths)
-        logits = self.model.head(self.model.embed(values, mask))
-        return logits, self.model.probabilities(logits)
-
-
-class OnnxModel:
-    """An exported file in onnxruntime.
-
-    Args:
-        path: The .onnx file.
-        min_samples: Length to which shorter batches are padded.
-    """
-
-    def __init__(self, path: str | Path, min_samples: int = 1) -> None:
-        onnxruntime = _package("onnxruntime")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._min_samples = min_samples
-
-    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits and probabilities, (sounds, labels) each, of one batch of waveforms (samples,)."""
-        lengths = np.array([len(w) for w in waveforms], np.int64)
-        batch = np.zeros((len(waveforms), max(int(lengths.max()), self._min_samples)), np.float32)
-        for row, waveform in zip(batch, waveforms, strict=True):
-            row[: len(waveform)] = waveform
-        logits, probabilities = self._session.run(None, {"waveforms": batch, "lengths": lengths})
-        return logits, probabilities
+    def forward(self, waveform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedding = self.model.embed(self.front(waveform))
+        logits = self.model.head(embedding)
+        return logits, self.model.probabilities(logits), embedding
 
 
 def write_onnx(
@@ -115,7 +93,7 @@ def write_onnx(
         raise InputError(
             f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"
         )
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    for name in ("onnx", "onnxscript"):
         _package(name)
     if int8 and not (Path(run) / _PREDICTIONS).is_file():
         raise InputError(
@@ -123,38 +101,39 @@ def write_onnx(
         )
     model = model.eval().requires_grad_(False)
     path = folder / FLOAT_FILE
-    _export(model, extractor, path, run)
+    graph = _one_sound(model, extractor, run)
+    _save(_in_batches(graph, extractor), path)
     apart = _compare(path, model, extractor)
     facts = _facts(model, extractor, apart)
+    # predict refuses a file beside weights or settings that it was not made from
+    facts["sources"] = {name: file_digest(folder / name) for name in SOURCES if (folder / name).is_file()}
     if int8:
-        _quantise(path, folder / INT8_FILE)
+        facts["fingerprint"] = None  # of float weights
+        _save(_in_batches(_quantised(graph, folder), extractor), folder / INT8_FILE)
         facts["file"] = INT8_FILE
         facts["int8"] = _int8_effect(folder, model, extractor, Path(run))
         for part in folder.glob(f"{FLOAT_FILE}*"):
             part.unlink()
-    write_record(folder / FACTS_FILE, facts)
+    write_record(folder / FACTS, facts)
     return facts
 
 
-def _export(
-    model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, path: Path, run: str | Path
-) -> None:
-    """Write the graph."""
+def _one_sound(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, run: str | Path) -> Any:
+    """The graph of one waveform (1, samples), as an ONNX model."""
     # a frozen encoder switches gradients off inside, which a graph cannot express
     frozen, model.config.frozen_encoder = model.config.frozen_encoder, False
-    rate, shortest = extractor.sampling_rate, extractor.front.min_samples
-    sounds = torch.zeros(2, 3 * rate).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
-    lengths = torch.tensor([3 * rate, 2 * rate])
-    batch, samples = torch.export.Dim("batch", min=1), torch.export.Dim("samples", min=2 * shortest)
+    sound = torch.zeros(1, 3 * extractor.sampling_rate)
+    sound.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+    samples = torch.export.Dim("samples", min=2 * extractor.front.min_samples)
     try:
         # with gradients on, the exporter fuses convolutions and their normalisations
         with _quiet(), torch.enable_grad():
             program: Any = torch.onnx.export(
                 _Whole(model, extractor).eval(),
-                (sounds, lengths),
+                (sound,),
                 dynamo=True,
-                dynamic_shapes={"waveforms": {0: batch, 1: samples}, "lengths": {0: batch}},
-                input_names=list(_INPUTS),
+                dynamic_shapes={"waveform": {1: samples}},
+                input_names=["waveform"],
                 output_names=list(_OUTPUTS),
                 opset_version=OPSET,
                 verbose=False,
@@ -169,13 +148,58 @@ def _export(
         ) from error
     finally:
         model.config.frozen_encoder = frozen
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
-    program.save(str(path), external_data=size > _LARGEST_FILE)
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        del part.metadata_props[:]  # they say where on this machine each operation was written
+    return proto
+
+
+def _in_batches(one: Any, extractor: LaennecFeatureExtractor) -> Any:
+    """The graph of a batch: a loop of the graph of one sound over the rows, each cut to its own length."""
+    onnx = _package("onnx")
+    helper, graph = onnx.helper, one.graph
+    (waveform,) = (value.name for value in graph.input)
+    widths = {value.name: value.type.tensor_type.shape.dim[1].dim_value for value in graph.output}
+    integer, truth, real = (onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT)
+    node, typed = helper.make_node, helper.make_tensor_value_info
+    cut = [
+        node("Unsqueeze", ["row", "axis_0"], ["place"]),
+        node("Gather", ["waveforms", "place"], ["padded"]),
+        node("Gather", ["lengths", "place"], ["length"]),
+        node("Max", ["length", "least"], ["end"]),
+        node("Slice", ["padded", "axis_0", "end", "axis_1"], [waveform]),
+    ]
+    squeezed = [node("Squeeze", [name, "axis_0"], [f"{name}_of_row"]) for name in widths]
+    body = helper.make_graph(
+        [*cut, *graph.node, *squeezed, node("Identity", ["go_on"], ["still"])],
+        "one_sound",
+        [typed("row", integer, []), typed("go_on", truth, [])],
+        [typed("still", truth, []), *(typed(f"{name}_of_row", real, [width]) for name, width in widths.items())],
+        initializer=graph.initializer,
+    )
+    numbers = {"axis_0": [0], "axis_1": [1], "least": [extractor.front.min_samples], "always": True}
+    batch = helper.make_graph(
+        [
+            node("Shape", ["lengths"], ["rows"]),
+            node("Squeeze", ["rows", "axis_0"], ["count"]),
+            node("Loop", ["count", "always"], list(widths), body=body),
+        ],
+        "laennec",
+        [typed("waveforms", real, ["batch", "samples"]), typed("lengths", integer, ["batch"])],
+        [typed(name, real, ["batch", width]) for name, width in widths.items()],
+        initializer=[onnx.numpy_helper.from_array(np.array(value), name) for name, value in numbers.items()],
+    )
+    return helper.make_model(batch, opset_imports=one.opset_import, ir_version=one.ir_version, functions=one.functions)
+
+
+def _save(model: Any, path: Path) -> None:
+    large = model.ByteSize() > _LARGEST_FILE
+    _package("onnx").save_model(model, str(path), save_as_external_data=large, location=f"{path.name}.data")
 
 
 def _compare(path: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> float:
     """The largest difference between the logits of file and model; raises above the tolerance."""
-    runs = OnnxModel(path, 2 * extractor.front.min_samples)
+    runs = OnnxSession(path)
     draw = np.random.Generator(np.random.Philox(key=4))
     rate = extractor.sampling_rate
     apart, largest = 0.0, 1.0
@@ -207,21 +231,24 @@ def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtrac
         "problem_type": config.problem_type,
         "sampling_rate": extractor.sampling_rate,
         "min_samples": extractor.front.min_samples,
-        "pad_samples_to": 2 * extractor.front.min_samples,
         "recording_filter": extractor.recording_filter,
         **{name: config.per_label(name) for name in ("temperatures", "intercepts", "thresholds")},
+        "operating_point": config.operating_point,
         "operating_points": config.operating_points,
+        "span": config.span,
+        "summary": config.summary,
+        "fingerprint": fingerprint_of(model, extractor),
         "front_end": "inside the file; its settings are in preprocessor_config.json",
         "largest_difference_of_logits": apart,
         "made_with": {name: known[name] for name in ("laennec", "torch") if name in known},
     }
 
 
-def _quantise(source: Path, target: Path) -> None:
-    """Quantise the weights of the model; those of the front end stay float."""
+def _quantised(graph: Any, folder: Path) -> Any:
+    """The graph with int8 weights of the model; those of the front end stay float."""
     onnx = _package("onnx")
     quantization = _package("onnxruntime.quantization")
-    model = onnx.load(str(source))
+    model, target = copy.deepcopy(graph), folder / "quantised.onnx"
     del model.graph.value_info[:]  # the exporter's optimiser leaves outdated shapes
     _quantise_convolutions(model.graph)
     first = [node.name for node in model.graph.node if any(name.startswith("front.") for name in node.input)]
@@ -239,6 +266,9 @@ def _quantise(source: Path, target: Path) -> None:
         )
     finally:
         logger.setLevel(before)
+    quantised = onnx.load(str(target))
+    target.unlink()
+    return quantised
 
 
 def _quantise_convolutions(graph: Any) -> None:
@@ -274,7 +304,7 @@ def _int8_effect(
     names = model.config.label_names
     scores = {}
     for kind, file in (("float", FLOAT_FILE), ("int8", INT8_FILE)):
-        logits = _logits_of(OnnxModel(folder / file, 2 * extractor.front.min_samples), sounds)
+        logits = OnnxSession(folder / file).logits(sounds)
         table = predictions.assign(**{f"logit_{name}": logits[:, i] for i, name in enumerate(names)})
         read = read_predictions(
             table,
@@ -317,18 +347,6 @@ def _validation(
             f"{path}: does not match the validation cycles of the corpus ({missing[0]}); train the run again"
         )
     return [part.dataset.sound(row) for row in range(len(ids))], predictions.loc[ids].reset_index()
-
-
-def _logits_of(runs: OnnxModel, sounds: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Logits (sounds, labels), in batches of similar length."""
-    logits: NDArray[np.float32] | None = None
-    for rows in length_batches([len(s) for s in sounds]):
-        values, _ = runs([sounds[row] for row in rows])
-        if logits is None:
-            logits = np.empty((len(sounds), values.shape[1]), np.float32)
-        logits[rows] = values
-    assert logits is not None  # a run has validation cycles
-    return logits
 
 
 @contextlib.contextmanager

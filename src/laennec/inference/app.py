@@ -216,8 +216,9 @@ def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
     try:
         if prediction.duration_s > most_s:
             raise InputError(f"the recording is longer than {most_s:g} s")
-        recording, spectrogram = read_recording(prediction.recording), Spectrogram()
-        with open_recording(prediction.recording, listener=spectrogram.add) as stream:
+        sound = prediction.sound or prediction.recording
+        recording, spectrogram = read_recording(sound), Spectrogram()
+        with open_recording(sound, listener=spectrogram.add) as stream:
             for _ in stream.blocks():
                 pass
     except InputError as error:

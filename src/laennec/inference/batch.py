@@ -5,19 +5,17 @@ resumes where it stopped and ends with the same files as an uninterrupted one. A
 one set of settings. Tables over all recordings are written once, at the end.
 """
 
-import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from laennec import __version__
 from laennec.audio.recording import AUDIO_SUFFIXES, Waveform
 from laennec.audio.streaming import RecordingStream
-from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import explain_write_errors, lock_or_refuse, remove_temporary_files
 from laennec.inference.journal import JOURNAL, Journal, key_of, open_journal
@@ -34,9 +32,11 @@ from laennec.inference.outputs import (
     write_recordings,
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
-from laennec.inference.picture import Spectrogram, write_picture
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
 from laennec.memory import in_one_line
+
+if TYPE_CHECKING:
+    from laennec.inference.picture import Spectrogram
 
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
@@ -85,14 +85,6 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found)
 
 
-def model_fingerprint(predictor: Predictor) -> str:
-    """sha256 of weights and front end; equal for a run and its exports."""
-    model, extractor = predictor.model, predictor.extractor
-    weights = [encoder_digest(part) for part in (model.encoder, model.head)]  # type: ignore[arg-type]
-    made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-
-
 def predict(
     predictor: Predictor,
     inputs: Sequence[str | Path],
@@ -133,7 +125,7 @@ def predict(
     if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
     batch = _Batch(predictor, Path(out), tuple(dict.fromkeys(formats)), annotation, _output_names(recordings))
-    fingerprint = model_fingerprint(predictor)
+    fingerprint = predictor.fingerprint()
     try:
         with explain_write_errors(batch.out):
             batch.out.mkdir(parents=True, exist_ok=True)
@@ -195,7 +187,7 @@ class _Batch:
         for path in recordings:
             if path not in keys:
                 try:
-                    spectrogram = Spectrogram() if "picture" in self.formats else None
+                    spectrogram = self._spectrogram()
                     report = partial(_report, progress, done, len(recordings))
                     key, timeline = self._predict(path, spectrogram, report)
                 except InputError as error:
@@ -205,6 +197,8 @@ class _Batch:
                     keys[path] = key
                     self._write(path, timeline)
                     if spectrogram is not None:
+                        from laennec.inference.picture import write_picture
+
                         write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", timeline, spectrogram)
                     journal.write(key=key, name=self.names[path], timeline=timeline)
                 done += 1
@@ -221,6 +215,13 @@ class _Batch:
         else:
             (self.out / FAILED).unlink(missing_ok=True)
         return result
+
+    def _spectrogram(self) -> "Spectrogram | None":
+        if "picture" not in self.formats:
+            return None
+        from laennec.inference.picture import Spectrogram  # matplotlib, a second that other formats do not need
+
+        return Spectrogram()
 
     def clean_up(self) -> None:
         """Remove temporary files of this call that a killed process left behind."""
@@ -251,7 +252,7 @@ class _Batch:
         return key
 
     def _predict(
-        self, path: Path, spectrogram: Spectrogram | None, report: Callable[[float], None]
+        self, path: Path, spectrogram: "Spectrogram | None", report: Callable[[float], None]
     ) -> tuple[str, Timeline]:
         """The key and the predictions of a recording; an InputError is a problem of this recording alone."""
 

@@ -10,21 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
-from laennec.modeling import LaennecForAudioClassification
+from laennec.evaluation.calibration import calibrated_logits, sigmoid, softmax
 
 GIVEN_RULE, ANY_SPAN = "given", "any span"
 _NUMBERS = ("thresholds", "temperatures", "intercepts")
 Probabilities = NDArray[np.float32]
 
 
-def decision_of(model: LaennecForAudioClassification, given: Mapping[str, float], spans: str) -> dict[str, Any]:
+def decision_of(config: Any, given: Mapping[str, float], spans: str) -> dict[str, Any]:
     """The decision rule: thresholds, calibration, the rule that chose the thresholds, and what they were fitted on."""
-    config = model.config
     fitted_on = spans if spans in config.operating_points else "events"
     calibration = {name: config.per_label(name, spans) for name in ("temperatures", "intercepts")}
     if not config.is_multi_label:
@@ -52,11 +50,16 @@ def decision_of(model: LaennecForAudioClassification, given: Mapping[str, float]
     return {**decision, "fitted_on": fitted_on, "recording": recording}
 
 
-def present_labels(
-    model: LaennecForAudioClassification, probabilities: Probabilities, decision: Mapping[str, Any]
-) -> NDArray[np.bool_]:
+def probabilities_of(config: Any, logits: Probabilities, spans: str) -> Probabilities:
+    """Calibrated as the configuration says for "events", "windows" or "recordings": (spans, labels) -> the same."""
+    calibration = {name: config.per_label(name, spans) for name in ("temperatures", "intercepts")}
+    values = calibrated_logits(logits, config.label_names, **calibration)
+    return (sigmoid if config.is_multi_label else softmax)(values).astype(np.float32)
+
+
+def present_labels(config: Any, probabilities: Probabilities, decision: Mapping[str, Any]) -> NDArray[np.bool_]:
     """Thresholds for multi-label models, the most probable class otherwise: (spans, labels) -> (spans, labels)."""
-    names = model.config.label_names
+    names = config.label_names
     if decision["thresholds"] is not None:
         # a label is present above its threshold, as in evaluation
         return probabilities > np.array([decision["thresholds"][name] for name in names])
@@ -64,7 +67,7 @@ def present_labels(
 
 
 def overall_of(
-    model: LaennecForAudioClassification,
+    config: Any,
     logits: Probabilities,
     probabilities: Probabilities,
     present: NDArray[np.bool_],
@@ -76,11 +79,10 @@ def overall_of(
     whole: Any = probabilities.max(0)
     has: Any = present.any(0)
     if decision["recording"] != ANY_SPAN:
-        highest = torch.from_numpy(logits.max(0, keepdims=True))
-        whole = model.probabilities(highest, "recordings").cpu().numpy()[0]
-        has = present_labels(model, whole[None], decision["recording"])[0]
+        whole = probabilities_of(config, logits.max(0, keepdims=True), "recordings")[0]
+        has = present_labels(config, whole[None], decision["recording"])[0]
     found = {}
-    for k, name in enumerate(model.config.label_names):
+    for k, name in enumerate(config.label_names):
         covered_s = _covered_s([span for span, is_present in zip(spans, present[:, k], strict=True) if is_present])
         found[name] = {
             "present": int(has[k]),

@@ -15,23 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+import laennec
 from laennec.audio.context import InContext
-from laennec.audio.cycles import AnnotationError, Span, read_spans
-from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.cycles import AnnotationError, Span, input_length_s, read_spans, window_lengths
 from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform, read_header
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
-from laennec.corpora.sprsound import read_events
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
-from laennec.inference.decisions import decision_of, overall_of, present_labels
-from laennec.modeling import LaennecForAudioClassification
-from laennec.training.embeddings import embed_waveforms
-from laennec.training.tables import head_logits
-from laennec.training.windows import input_length_s, window_lengths
+from laennec.inference.backends import fingerprint_of, load_for_prediction, make_backend
+from laennec.inference.decisions import decision_of, overall_of, present_labels, probabilities_of
 
 Probabilities = NDArray[np.float32]
 Listener = Callable[[RecordingStream, Waveform], None]
@@ -62,7 +57,7 @@ class Prediction:
     """The predictions for one recording.
 
     Attributes:
-        recording: Path of the recording.
+        recording: Path of the recording; "waveform" for one that was given as an array.
         duration_s: Its length, in seconds.
         source_sampling_rate: Sampling rate of the file, in Hz.
         spans: (start_s, end_s) of each window or cycle.
@@ -76,6 +71,7 @@ class Prediction:
             "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
         overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
             duration in spans that have the label)}.
+        sound: A waveform that was given as an array, as the bytes of a WAV file.
     """
 
     recording: str
@@ -90,6 +86,7 @@ class Prediction:
     places: dict[str, Any] = field(default_factory=dict)
     decision: dict[str, Any] = field(default_factory=dict)
     overall: dict[str, dict[str, float]] = field(default_factory=dict)
+    sound: bytes | None = None
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
@@ -139,8 +136,8 @@ class Predictor:
     """Predicts recordings of any sampling rate, bit depth, number of channels and length.
 
     Args:
-        model: The model.
-        extractor: The front end saved with the model.
+        model: The model, or an exported `laennec.inference.onnx_model.OnnxModel`.
+        extractor: The front end saved with the model; None for that of an ONNX model.
         window_s: Length of a window, in seconds; None for what the model was trained on, whole recordings or windows;
             for a model of cycles 3 s, or the length of the model's input where that is less.
         hop_s: Time from the start of one window to the start of the next, in seconds; None for half a window.
@@ -148,15 +145,17 @@ class Predictor:
         neighbours: Number of spans on either side in that mean; 0 for the whole recording.
         thresholds: Probabilities above which a label is present, by label name; missing labels keep the model's own.
         segmentation: Predict segmented breath cycles instead of windows.
+        backend: "torch", "onnx" (a model in torch is exported once, and kept in the cache), or "auto": what the model
+            is. See `from_pretrained`.
 
     Raises:
-        InputError: Windows, smoothing or thresholds are invalid.
+        InputError: Windows, smoothing, thresholds or backend are invalid.
     """
 
     def __init__(
         self,
-        model: LaennecForAudioClassification,
-        extractor: LaennecFeatureExtractor,
+        model: Any,
+        extractor: Any = None,
         window_s: float | None = None,
         hop_s: float | None = None,
         smoothing: float = 0.0,
@@ -164,7 +163,9 @@ class Predictor:
         neighbours: int = 0,
         thresholds: Mapping[str, float] | None = None,
         segmentation: BreathSegmentation | None = None,
+        backend: str = "auto",
     ) -> None:
+        extractor = model.extractor if extractor is None else extractor
         self.input_s, trained = input_length_s(extractor), model.config.span
         self.whole = trained == "recording" and window_s is None and hop_s is None and segmentation is None
         if window_s is None and not isinstance(trained, str):
@@ -175,8 +176,8 @@ class Predictor:
                 f"smoothing {smoothing:g} with {neighbours} neighbours: the smoothing must be 0 to 1 (--smoothing) "
                 "and the number of neighbours 0 or more (--smoothing-neighbours)"
             )
-        self.model = model.eval()
-        self.extractor = extractor
+        self.backend = make_backend(model, extractor, backend)
+        self.model, self.extractor = model, extractor
         self.smoothing, self.neighbours = float(smoothing), neighbours if smoothing else 0
         self.segmentation = segmentation
         self.given_thresholds = dict(thresholds or {})
@@ -184,20 +185,51 @@ class Predictor:
         settings = getattr(extractor, "recording_filter", None)
         self.filter = ButterworthFilter(**settings) if settings else None
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = laennec.DEFAULT_MODEL,
+        *,
+        base: str | None = None,
+        backend: str = "auto",
+        **settings: Any,
+    ) -> "Predictor":
+        """The predictor of a folder or Hub id.
+
+        Args:
+            source: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
+            base: Path of the base encoder of a head-only model.
+            backend: "torch", "onnx", or "auto": the ONNX file in the model's folder where there is one and no GPU,
+                which needs no import of torch.
+            **settings: As for the class.
+
+        Raises:
+            InputError: No model there, or none that this backend can run.
+        """
+        return cls(*load_for_prediction(source, base, backend), backend=backend, **settings)
+
     def __call__(
-        self, path: str | Path, annotation: str | Path | None = None, listener: Listener | None = None
+        self,
+        recording: str | Path | ArrayLike,
+        annotation: str | Path | None = None,
+        listener: Listener | None = None,
+        *,
+        sampling_rate: int | None = None,
     ) -> Prediction:
         """Predict one recording: its windows, all of it, the spans of an annotation, or segmented breaths.
 
         Args:
-            path: The recording.
+            recording: A file, or a waveform (samples,) in [-1, 1].
             annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON; only its times are used.
             listener: Called with the stream and each block of filtered and resampled sound.
+            sampling_rate: Of a waveform, in Hz.
 
         Raises:
             DecodeError: The recording cannot be read, or a span is shorter than one frame.
             AnnotationError: The annotation cannot be read or does not fit the recording.
+            InputError: A waveform without its sampling rate, or not of shape (samples,).
         """
+        path = recording if isinstance(recording, str | Path) else wave_file(recording, sampling_rate)
         spans = self._spans(path, annotation)
         places: list[int] = []
         found: list[Span] = []
@@ -214,9 +246,9 @@ class Predictor:
         decision = self.decision_for(annotation is not None)
         logits, spans = logits[order], [found[row] for row in order]
         probabilities = self._probabilities(logits, decision)
-        present = present_labels(self.model, probabilities, decision)
+        present = present_labels(self.model.config, probabilities, decision)
         return Prediction(
-            str(path),
+            "waveform" if isinstance(path, bytes) else stream.path,
             stream.duration_s,
             stream.source_sampling_rate,
             spans,
@@ -227,7 +259,8 @@ class Predictor:
             self.neighbours,
             self._places(annotation),
             decision,
-            overall_of(self.model, logits, probabilities, present, spans, stream.duration_s, decision),
+            overall_of(self.model.config, logits, probabilities, present, spans, stream.duration_s, decision),
+            path if isinstance(path, bytes) else None,
         )
 
     def stream(self, path: str | Path, annotation: str | Path | None = None) -> Iterator[SpanPrediction]:
@@ -253,7 +286,7 @@ class Predictor:
             for (start_s, end_s), row in self._smoothed(logits):
                 probabilities = self._probabilities(row[None].astype(np.float32), decision)
                 yield SpanPrediction(
-                    start_s, end_s, probabilities[0], present_labels(self.model, probabilities, decision)[0]
+                    start_s, end_s, probabilities[0], present_labels(self.model.config, probabilities, decision)[0]
                 )
 
     def identity(self, annotated: bool) -> dict[str, Any]:
@@ -263,14 +296,19 @@ class Predictor:
             "smoothing": smoothing_record(self.smoothing, self.neighbours),
             "decision": self.decision_for(annotated),
             "labels": self.model.config.label_names,
+            "backend": self.backend.name,
         }
+
+    def fingerprint(self) -> str:
+        """sha256 of weights and front end; equal for a run and its exports."""
+        return fingerprint_of(self.model, self.extractor)
 
     def decision_for(self, annotated: bool) -> dict[str, Any]:
         """The decision rule of annotated spans, or of the predictor's own."""
         spans = "events" if annotated or self.whole or self.segmentation is not None else "windows"
-        return decision_of(self.model, self.given_thresholds, spans)
+        return decision_of(self.model.config, self.given_thresholds, spans)
 
-    def _spans(self, path: str | Path, annotation: str | Path | None) -> list[Span] | None:
+    def _spans(self, path: str | Path | bytes, annotation: str | Path | None) -> list[Span] | None:
         """The spans to predict; None for windows."""
         if annotation is not None:
             return annotated_spans(annotation)
@@ -289,7 +327,7 @@ class Predictor:
             return {"from": "recording"}
         return {"from": "windows", "window_s": self.window_s, "hop_s": self.hop_s}
 
-    def _opened(self, path: str | Path, listener: Listener | None) -> Any:
+    def _opened(self, path: str | Path | bytes, listener: Listener | None) -> Any:
         return open_recording(path, self.extractor.sampling_rate, filter=self.filter, listener=listener)
 
     def _logits(
@@ -297,9 +335,7 @@ class Predictor:
     ) -> Iterator[tuple[int, Span, Probabilities]]:
         """Place, span and logits of each span, in time order."""
         for chunk in _chunks(self._sounds(stream, spans, annotation)):
-            logits = head_logits(
-                self.model, embed_waveforms(self.model, self.extractor, [sound for _, _, sound in chunk])
-            )
+            logits = self.backend.logits([sound for _, _, sound in chunk])
             yield from ((place, span, row) for (place, span, _), row in zip(chunk, logits, strict=True))
 
     def _sounds(
@@ -347,9 +383,30 @@ class Predictor:
                 around.popleft()
 
     def _probabilities(self, logits: Probabilities, decision: Mapping[str, Any]) -> Probabilities:
-        values = self.model.probabilities(torch.from_numpy(logits), decision["fitted_on"])
-        probabilities: Probabilities = values.cpu().numpy()
-        return probabilities
+        return probabilities_of(self.model.config, logits, decision["fitted_on"])
+
+
+def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
+    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is.
+
+    Raises:
+        InputError: No sampling rate, another shape than (samples,), or no floats.
+    """
+    import io
+
+    import soundfile
+
+    samples = np.asarray(waveform)
+    if sampling_rate is None or sampling_rate < 1:
+        raise InputError("a waveform needs its sampling rate in Hz: predictor(waveform, sampling_rate=16000)")
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise InputError(
+            f"the waveform has shape {samples.shape} and type {samples.dtype}; give floats in [-1, 1], one channel of "
+            "shape (samples,)"
+        )
+    file = io.BytesIO()
+    soundfile.write(file, samples.astype(np.float32), int(sampling_rate), format="WAV", subtype="FLOAT")
+    return file.getvalue()
 
 
 def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:
@@ -367,6 +424,8 @@ def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[S
     """
     if Path(path).suffix.lower() != ".json":
         return read_spans(path, duration_s)
+    from laennec.corpora.sprsound import read_events
+
     spans = [(event.start_s, event.end_s) for event in read_events(path, duration_s)]
     if not spans:
         raise AnnotationError(path, None, "no events in this file; predict windows of this recording instead")

@@ -31,7 +31,8 @@ from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
 from laennec.evaluation.metrics import POOR_QUALITY
 from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
-from laennec.evaluation.smoothing import fit_class_smoothing, smooth_logits
+from laennec.evaluation.smoothing import smooth_logits
+from laennec.evaluation.smoothing_choice import fit_class_smoothing
 from laennec.training.data import CycleDataset, collate_cycles, view_seed
 from laennec.training.devices import gather_with_gradient, process_count
 from laennec.training.embeddings import EmbeddingCache, embed_cycles

@@ -22,7 +22,8 @@ from laennec.audio.augmentation import (
     counter_generator,
     cycle_to_concatenate,
 )
-from laennec.audio.context import InContext, joined_rows, neighbour_rows
+from laennec.audio.context import InContext, neighbour_rows
+from laennec.audio.context_features import joined_rows
 from laennec.audio.mixing import LabelUnion
 from laennec.corpora.base import column_of
 from laennec.errors import InputError

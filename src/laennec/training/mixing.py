@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from laennec.audio.augmentation import STREAMS, SpecAugment
-from laennec.audio.context import with_context
+from laennec.audio.context_features import with_context
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, mix, mixup_lambda
 from laennec.encoders import ENCODERS

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from laennec.audio.context import beside_window
-from laennec.audio.cycles import prediction_windows
+from laennec.audio.cycles import prediction_windows, window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
@@ -35,34 +35,6 @@ from laennec.training.training_data import refuse_short_cycles
 _log = logging.getLogger(__name__)
 RULE = "at least half of the shorter of window and annotated span overlap"
 _OVERLAP = 0.5
-_WINDOW_S = 3.0
-
-
-def window_lengths(
-    extractor: LaennecFeatureExtractor, window_s: float | None = None, hop_s: float | None = None
-) -> tuple[float, float]:
-    """Length and hop of the windows of a model, in seconds.
-
-    Args:
-        extractor: The model's front end.
-        window_s: Length; None for 3 s, or the length of the model's input where that is less.
-        hop_s: Time from the start of one window to that of the next; None for half a window.
-
-    Raises:
-        InputError: The hop is not above 0 and at most a window.
-    """
-    window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
-    hop_s = window_s / 2 if hop_s is None else hop_s
-    if not 0 < hop_s <= window_s < float("inf"):
-        raise InputError(
-            f"windows of {window_s:g} s every {hop_s:g} s: --hop-s must be greater than 0 and at most --window-s"
-        )
-    return float(window_s), float(hop_s)
-
-
-def input_length_s(extractor: LaennecFeatureExtractor) -> float:
-    """The longest sound that the model takes, in seconds; only with length "natural" it is not limited."""
-    return float("inf") if extractor.length == "natural" else float(extractor.duration_s or 0)
 
 
 def window_table(

@@ -1,0 +1,160 @@
+"""What runs the network of a prediction: torch, or onnxruntime.
+
+Decisions: "auto" takes the ONNX file that lies in the folder of the model where the machine has no GPU, and torch
+otherwise; it never exports one, and what a cache holds does not change its choice. Both give the same logits within
+1e-4, not to the bit, so results name the backend.
+"""
+
+import json
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laennec.audio.context import InContext
+from laennec.audio.recording import Waveform
+from laennec.errors import InputError
+from laennec.inference.onnx_model import FACTS, SOURCES, OnnxModel, OnnxSession, is_current, read_facts
+
+if TYPE_CHECKING:
+    from laennec.audio.features import LaennecFeatureExtractor
+    from laennec.modeling import LaennecForAudioClassification
+
+BACKENDS = ("auto", "torch", "onnx")
+
+
+class Backend(Protocol):
+    """Runs a network on sounds at the model's sampling rate; an output depends on its own sound alone."""
+
+    name: str
+
+    def embed(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Embeddings (sounds, dim)."""
+
+    def logits(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Logits (sounds, labels)."""
+
+
+class TorchBackend:
+    """The model in torch.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+    """
+
+    name = "torch"
+
+    def __init__(self, model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> None:
+        self.model, self.extractor = model.eval(), extractor
+
+    def embed(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Embeddings (sounds, dim)."""
+        from laennec.training.embeddings import embed_waveforms
+
+        return embed_waveforms(self.model, self.extractor, waveforms)
+
+    def logits(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Logits (sounds, labels)."""
+        from laennec.training.tables import head_logits
+
+        return head_logits(self.model, self.embed(waveforms))
+
+
+def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backend:
+    """The backend of a loaded model.
+
+    Args:
+        model: A `LaennecForAudioClassification`, or an `OnnxModel`, which is its own backend.
+        extractor: The front end of the former.
+        name: "onnx" exports the former once and keeps the file in the cache; "auto" is what the model is.
+
+    Raises:
+        InputError: An unknown name, torch for an ONNX file, or a model that cannot be exported.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r}: it can be {', '.join(BACKENDS)}")
+    if isinstance(model, OnnxModel):
+        if name == "torch":
+            raise InputError(f"{model.path}: an ONNX file, which torch does not run; choose backend auto or onnx")
+        return model
+    return OnnxSession(_exported(model, extractor)) if name == "onnx" else TorchBackend(model, extractor)
+
+
+def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> Path:
+    """The ONNX file of a model, from the cache or made now."""
+    import copy
+
+    from laennec.files import atomic_folder, cache_root
+    from laennec.hub.onnx import write_onnx
+
+    folder = cache_root() / "onnx" / fingerprint_of(model, extractor)[:32]
+    if not (folder / FACTS).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as made:
+            write_onnx(made, copy.deepcopy(model), extractor, model.name_or_path or "this model")
+            extractor.save_pretrained(made)
+    return OnnxModel(folder).path
+
+
+def fingerprint_of(model: Any, extractor: Any = None) -> str:
+    """sha256 of weights and front end; equal for a run and its exports."""
+    if isinstance(model, OnnxModel):
+        return model.fingerprint()
+    from laennec.encoders import encoder_digest
+
+    weights = [encoder_digest(part) for part in (model.encoder, model.head)]
+    made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
+    return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def load_for_prediction(source: str | Path, base: str | None = None, backend: str = "auto") -> tuple[Any, Any]:
+    """The model and front end of a folder or Hub id: an `OnnxModel` where the backend is its ONNX file.
+
+    Args:
+        source: Folder of a run or an exported model, or a Hub id.
+        base: Path of the base encoder of a head-only model, which only torch runs.
+        backend: "auto", "torch" or "onnx".
+
+    Raises:
+        InputError: No model there, or none that this backend can run.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"--backend {backend}: it can be {', '.join(BACKENDS)}")
+    folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else Path(source)
+    wanted = base is None and (backend == "onnx" or (backend == "auto" and not _has_gpu()))
+    if wanted and not folder.exists():
+        folder = _from_hub(str(source)) or folder
+    alone = (folder / FACTS).is_file() and not (folder / "config.json").exists()
+    if (wanted or (alone and backend == "auto")) and is_current(folder):
+        model = OnnxModel(folder)
+        return model, model.extractor
+    if alone:
+        raise InputError(f"{folder}: an ONNX export, which torch does not run; choose --backend onnx")
+    from laennec.evaluation.evaluate import load_model
+
+    return load_model(source, base)
+
+
+def _from_hub(name: str) -> Path | None:
+    """The folder of the ONNX file of a Hub repository, downloaded without the weights; None where it has none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    small = [FACTS, *(source for source in SOURCES if source.endswith(".json"))]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=small))
+        if not (folder / FACTS).is_file():
+            return None
+        file = read_facts(folder).file
+        return Path(snapshot_download(name, allow_patterns=[*small, file, f"{file}.data"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None  # loading with torch says in one line what is wrong
+
+
+def _has_gpu() -> bool:
+    """Whether an NVIDIA GPU is there, as far as can be said without torch."""
+    return Path("/proc/driver/nvidia/version").exists()

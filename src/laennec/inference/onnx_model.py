@@ -1,0 +1,227 @@
+"""Models exported to ONNX, run by onnxruntime without torch.
+
+Decisions: a command that predicts with such a model starts in about a second, because it imports neither torch nor
+transformers. Sounds go through the network one by one, so an output depends on its sound alone. The settings of a file
+are checked like those of any model: they may come from anybody.
+"""
+
+import hashlib
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, ValidationError, field_validator
+
+from laennec.audio.context import InContext
+from laennec.audio.recording import Waveform
+from laennec.decision_settings import NEUTRAL, DecisionSettings
+from laennec.errors import InputError
+from laennec.untrusted import read_json, refuse_model_folder
+
+FACTS = "onnx.json"
+SOURCES = ("config.json", "model.safetensors", "preprocessor_config.json")
+_FRONT_END = "preprocessor_config.json"
+_FILLED = ("repeat", "repeat_pad", "zero")
+
+_Probabilities = dict[str, Annotated[float, Field(ge=0, le=1)]]
+_Temperatures = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+_Finite = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+
+
+class _Point(BaseModel, extra="allow"):
+    thresholds: _Probabilities = {}
+    temperatures: _Temperatures = {}
+    intercepts: _Finite = {}
+
+
+class OnnxFacts(BaseModel, DecisionSettings):  # type: ignore[misc]
+    """The content of onnx.json: what a program must know to run the file and to decide as its authors did."""
+
+    file: Annotated[str, Field(pattern=r"^[\w.-]+\.onnx$")]
+    label_names: Annotated[list[str], Field(alias="labels", min_length=1, max_length=10_000)]
+    problem_type: Literal["multi_label_classification", "single_label_classification"]
+    sampling_rate: Annotated[int, Field(ge=100, le=1_000_000)]
+    min_samples: Annotated[int, Field(ge=1, le=10_000_000)]
+    recording_filter: dict[str, Any] | None = None
+    thresholds: _Probabilities = {}
+    temperatures: _Temperatures = {}
+    intercepts: _Finite = {}
+    operating_point: dict[str, Any] = {}
+    operating_points: dict[str, _Point] = {}
+    span: Literal["cycle", "recording"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "cycle"
+    summary: str | None = None
+    fingerprint: str | None = None
+    sources: dict[str, str] = {}
+
+    @field_validator("label_names")
+    @classmethod
+    def _distinct(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names) or not all(name.isprintable() and name for name in names):
+            raise ValueError("labels must be distinct, of printable characters")
+        return names
+
+    def model_post_init(self, context: Any) -> None:
+        """Plain values for the operating points, as a configuration has them, and none where nothing was fitted."""
+        for setting, neutral in NEUTRAL.items():
+            if set(getattr(self, setting).values()) == {neutral}:
+                setattr(self, setting, {})
+        self.operating_points = {name: point.model_dump() for name, point in self.operating_points.items()}  # type: ignore[misc]
+
+
+class OnnxFrontEnd:
+    """What a prediction must know of the front end that lies inside an ONNX file.
+
+    Attributes:
+        sampling_rate: In Hz.
+        recording_filter: Filter of whole recordings, which is not in the file; or None.
+        context_cycles: 0.
+        length: Length rule.
+        duration_s: Length in seconds that the rule brings a sound to; None for natural length.
+        keep: Which part of longer sounds stays.
+        window_ms: Length of a frame in milliseconds, the shortest sound that can be predicted.
+    """
+
+    context_cycles = 0
+
+    def __init__(self, facts: OnnxFacts, settings: dict[str, Any]) -> None:
+        self.sampling_rate, self.recording_filter = facts.sampling_rate, facts.recording_filter
+        self.length = str(settings.get("length", "natural"))
+        duration_s = settings.get("duration_s")
+        self.duration_s = float(duration_s) if isinstance(duration_s, int | float) else None
+        self.keep = str(settings.get("keep", "first"))
+        self._min_samples = facts.min_samples
+        self.window_ms = 1000 * facts.min_samples / facts.sampling_rate
+
+    def frames(self, samples: int) -> int:
+        """1 where a sound of so many samples can be predicted, 0 otherwise."""
+        return int(samples >= (1 if self.length in _FILLED else self._min_samples))
+
+
+class OnnxSession:
+    """An exported file in onnxruntime, on the CPU.
+
+    Args:
+        path: The .onnx file.
+
+    Raises:
+        InputError: onnxruntime cannot load the file.
+    """
+
+    name = "onnx"
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has an exception class for each kind of damage
+            reason = str(error).splitlines()[0][:160]
+            raise InputError(f"{path}: onnxruntime cannot load this file ({reason}); export it again") from error
+
+    def __call__(self, waveforms: Sequence[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits and probabilities, (sounds, labels) each, of waveforms (samples,) run as one batch."""
+        sounds = [np.asarray(w.own if isinstance(w, InContext) else w, np.float32) for w in waveforms]
+        lengths = np.array([len(sound) for sound in sounds], np.int64)
+        batch = np.zeros((len(sounds), int(lengths.max())), np.float32)
+        for row, sound in zip(batch, sounds, strict=True):
+            row[: len(sound)] = sound
+        logits, probabilities = self._session.run(["logits", "probabilities"], {"waveforms": batch, "lengths": lengths})
+        return logits, probabilities
+
+    def logits(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Logits (sounds, labels) of waveforms (samples,) at the model's rate."""
+        return self._outputs("logits", waveforms)
+
+    def embed(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
+        """Embeddings (sounds, dim) of waveforms (samples,) at the model's rate.
+
+        Raises:
+            InputError: The file was exported by a laennec before 0.2, which did not write embeddings.
+        """
+        if "embeddings" not in {output.name for output in self._session.get_outputs()}:
+            raise InputError(f"{self.path}: has no output for embeddings; export the run again")
+        return self._outputs("embeddings", waveforms)
+
+    def _outputs(self, name: str, waveforms: Sequence[Any]) -> NDArray[np.float32]:
+        rows = []
+        for item in waveforms:
+            sound = np.asarray(item.own if isinstance(item, InContext) else item, np.float32)
+            feed = {"waveforms": sound[None], "lengths": np.array([len(sound)], np.int64)}
+            rows.append(self._session.run([name], feed)[0])
+        return np.concatenate(rows)
+
+
+class OnnxModel(OnnxSession):
+    """An exported ONNX model with its settings.
+
+    Args:
+        folder: A folder with onnx.json, the file that it names and preprocessor_config.json.
+
+    Attributes:
+        config: Labels, calibration, thresholds.
+        extractor: The front end.
+
+    Raises:
+        InputError: Settings that are none, or a file that cannot be loaded.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        refuse_model_folder(folder)
+        self.config = read_facts(folder)
+        self.extractor = OnnxFrontEnd(self.config, _settings(folder / _FRONT_END))
+        super().__init__(folder / self.config.file)
+
+    def fingerprint(self) -> str:
+        """sha256 of weights and front end, as of the run that it was exported from; of an older file, of its bytes."""
+        return self.config.fingerprint or file_digest(self.path)
+
+
+def read_facts(folder: Path) -> OnnxFacts:
+    """The checked content of a folder's onnx.json.
+
+    Raises:
+        InputError: It is none, or holds a value that cannot be.
+    """
+    try:
+        return OnnxFacts.model_validate(_settings(folder / FACTS))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise InputError(f"{folder / FACTS}: {place}: {problem['msg']}; export the run again") from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(getattr(error, "strerror", None) or error)[:80]
+        raise InputError(f"{path}: cannot be read ({reason}); export the run again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no settings; export the run again")
+    return content
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a folder has an ONNX file, made from the weights and settings that lie beside it, if any do."""
+    if not (folder / FACTS).is_file():
+        return False
+    facts = read_facts(folder)
+    beside = {name: folder / name for name in facts.sources if name in SOURCES and (folder / name).is_file()}
+    return (folder / facts.file).is_file() and all(
+        file_digest(path) == facts.sources[name] for name, path in beside.items()
+    )
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
