@@ -69,18 +69,65 @@ def test_real_sound_gives_embeddings_that_differ(encoder: MobileNetEncoder, shar
     assert float(torch.pdist(out).min()) > 1e-2
 
 
-def test_masked_batch_norm_equals_plain_batch_norm_on_the_real_frames_alone() -> None:
+def by_plain_operations(norm: torch.nn.BatchNorm2d, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Batch normalisation by the statistics of real frames, as one would write it."""
+    keep = (torch.arange(x.shape[3]) < lengths[:, None])[:, None, None].to(x.dtype)
+    count = keep.sum() * x.shape[2]
+    mean = (x * keep).sum((0, 2, 3), keepdim=True) / count
+    variance = ((x - mean).square() * keep).sum((0, 2, 3), keepdim=True) / count
+    normal = (x - mean) / (variance + norm.eps).sqrt()
+    return (normal * norm.weight[:, None, None] + norm.bias[:, None, None]) * keep
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masked_batch_norm_is_that_of_the_real_frames_alone(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    ours, plain = MaskedBatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    x = torch.randn(2, 3, 4, 6, dtype=torch.float32, requires_grad=True)
-    lengths = torch.tensor([2, 6])
-    out = ours(x, TimeMask(lengths))
-    # the same values as one long row of real columns
-    columns = torch.cat([x[0, :, :, :2], x[1]], -1)[None]
-    expected = plain(columns)
-    torch.testing.assert_close(out[0, :, :, :2], expected[0, :, :, :2])
-    torch.testing.assert_close(out[1], expected[0, :, :, 2:])
-    torch.testing.assert_close(ours.state_dict(), plain.state_dict())
+    norm, plain = MaskedBatchNorm2d(3).to(dtype), torch.nn.BatchNorm2d(3).to(dtype)
+    for values in (norm.weight, norm.bias):
+        torch.nn.init.normal_(values)
+    x = (3 * torch.randn(4, 3, 4, 6, dtype=dtype) + 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    lengths, weights = torch.tensor([2, 6, 5, 1]), torch.randn(4, 3, 4, 6, dtype=dtype)
+    found = []
+    for out in (norm(x.clone(), TimeMask(lengths)), by_plain_operations(norm, x, lengths)):
+        gradients = torch.autograd.grad((out * weights).sum(), (x, norm.weight, norm.bias))
+        found.append([out, *gradients])
+    close = {"rtol": 1e-6, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(*found, **close)
+    plain(torch.cat([row[:, :, :length] for row, length in zip(x, lengths, strict=True)], -1)[None])
+    torch.testing.assert_close(norm.running_mean, plain.running_mean, **close)
+    torch.testing.assert_close(norm.running_var, plain.running_var, **close)
+
+
+def test_the_gradient_of_masked_batch_norm_is_that_of_differences() -> None:
+    torch.manual_seed(0)
+    norm, mask = MaskedBatchNorm2d(2).double(), TimeMask(torch.tensor([2, 4, 3]))
+    x = torch.randn(3, 2, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda values: norm(values.clone(), mask), x)
+
+
+def test_folded_weights_never_outlive_a_change() -> None:
+    encoder, other = small(), small()
+    for value in other.state_dict().values():
+        value.mul_(1.1) if value.is_floating_point() else None
+    values, mask = batch_of([40, 64])
+
+    def changed(change: object) -> bool:
+        """Whether, after a change, the folded network is the one that learns."""
+        with torch.no_grad():
+            before = encoder(values, mask).pooler_output
+            change()  # type: ignore[operator]
+            after = encoder(values, mask).pooler_output
+        torch.testing.assert_close(after, encoder(values, mask).pooler_output.detach(), rtol=1e-4, atol=1e-5)
+        return not torch.equal(before, after)
+
+    stem, last = encoder.stem, encoder.last
+    assert not changed(lambda: None)
+    assert changed(lambda: encoder.load_state_dict(other.state_dict()))
+    assert changed(lambda: stem.conv.weight.mul_(2.0))
+    assert changed(lambda: last.norm.bias.add_(1.0))
+    assert changed(lambda: setattr(last.conv, "weight", torch.nn.Parameter(last.conv.weight.flip(0))))
+    assert changed(lambda: setattr(stem.norm.weight, "data", stem.norm.weight.data * 1.5))
+    assert changed(lambda: [encoder.train(), encoder(values, mask), encoder.eval()])  # statistics
 
 
 def test_a_saved_encoder_comes_back_exactly(tmp_path: Path, released: Path) -> None:

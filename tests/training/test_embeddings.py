@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forked import Forked
+from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
@@ -76,6 +77,30 @@ def test_an_embedding_does_not_depend_on_its_neighbours(model, extractor):
         torch.set_num_threads(1)
     assert np.abs(embedded_together(model, extractor, waveforms) - alone).max() < 1e-5
     assert embed_waveforms(model, extractor, []).shape == (0, 8)
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_cycles_that_share_a_batch_have_the_bits_that_they_have_alone(context):
+    torch.manual_seed(0)
+    extractor = LaennecFeatureExtractor("efficientat", context_cycles=context)
+    encoder = load_encoder(None, type="mobilenet", width_mult=0.2)
+    config = LaennecConfig(encoder_config=encoder.config, num_labels=2, concatenated_context=context > 0)
+    model = LaennecForAudioClassification(config, encoder).eval()
+    draw = np.random.default_rng(0)
+    # 0.1 to 0.9 s: batches of 1 to 16 cycles, some of which fill their width
+    cycles = [draw.standard_normal(n).astype(np.float32) for n in [*draw.integers(3200, 28800, 40), *[16 * 320] * 3]]
+    if context:
+        cycles = [InContext(own, cycles[row : row + 1], []) for row, own in enumerate(cycles[1:])]
+    alone = np.concatenate([embed_waveforms(model, extractor, [cycle]) for cycle in cycles])
+    for seed, rows in enumerate((len(cycles), len(cycles), 17, 5)):
+        order = np.random.default_rng(seed).permutation(len(cycles))[:rows]
+        assert np.array_equal(embed_waveforms(model, extractor, [cycles[row] for row in order]), alone[order])
+    torch.set_num_threads(3)
+    try:
+        assert np.array_equal(embed_waveforms(model, extractor, cycles), alone)
+    finally:
+        torch.set_num_threads(1)
+    assert np.abs(embedded_together(model, extractor, cycles) - alone).max() < 1e-5
 
 
 def test_the_cache_is_addressed_by_what_makes_an_embedding(model, extractor, tmp_path):
@@ -205,6 +230,7 @@ import resource, sys
 import numpy as np, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
+from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders import load_encoder
 from laennec.configuration import LaennecConfig

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from laennec.encoders.masks import in_graph
 from laennec.errors import InputError
 
 
@@ -70,6 +71,8 @@ class AudioEncoder(PreTrainedModel):
         other_presets: Front ends that some checkpoints want instead.
         num_special_tokens: Tokens at the start that stand for no frames.
         released_settings: Settings that a released checkpoint file leaves open.
+        batched_frames: On a CPU, cycles that are padded to the same multiple of so many frames share a batch, because
+            none of them changes the bits of another; 0 where cycles are encoded one by one.
     """
 
     kind: ClassVar[str] = ""
@@ -81,6 +84,7 @@ class AudioEncoder(PreTrainedModel):
     preset: str | None = None
     other_presets: tuple[str, ...] = ()
     num_special_tokens = 0
+    batched_frames = 0
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
     audioset_head: nn.Module | None
@@ -117,7 +121,7 @@ class AudioEncoder(PreTrainedModel):
         Raises:
             InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
         """
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+        if in_graph():
             return
         shape = tuple(features.shape)
         if len(shape) != 3:

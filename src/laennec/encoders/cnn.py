@@ -57,7 +57,9 @@ class CnnBlock(nn.Module):
     def forward(self, x: Tensor, mask: TimeMask) -> Tensor:
         """(batch, before, frequency, time) -> (batch, after, frequency, time), 0 beyond each cycle's end."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = mask.zero_beyond(norm(conv(x), mask).relu())
+            x = norm(conv(x), mask).relu()
+            if not self.training:  # where it learns, batch normalisation leaves zeros
+                x = mask.zero_beyond(x)
         return x
 
 
@@ -100,7 +102,8 @@ class CnnEncoder(AudioEncoder):
         mask = TimeMask.of(attention_mask)
         first: Any = self.blocks[0]
         # (batch, frames, mels) -> (batch, 1, mels, frames)
-        x = mask.zero_beyond(input_values.to(first.convs[0].weight.dtype).transpose(1, 2).unsqueeze(1))
+        x = input_values.to(first.convs[0].weight.dtype).transpose(1, 2).unsqueeze(1)
+        x = mask.zero_beyond(x.clone(memory_format=torch.contiguous_format))
         for number, block in enumerate(self.blocks):
             if number:
                 x, mask = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 2), mask.halved()  # rounds up

@@ -184,6 +184,7 @@ class EnsembleEncoder(AudioEncoder):
             members = [encoder_from_config(config.encoder_config) for _ in range(config.members)]
         self.members = nn.ModuleList(members)
         self.num_special_tokens = int(getattr(members[0], "num_special_tokens", 0))
+        self.batched_frames = int(getattr(members[0], "batched_frames", 0))
         self.post_init()
 
     def _init_weights(self, module: Any) -> None:

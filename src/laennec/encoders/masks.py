@@ -4,14 +4,19 @@ Decisions: masks follow lengths. A convolution of stride s turns a true length n
 has when the cycle is encoded alone, so a batch gives what single cycles give.
 """
 
-import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
+def in_graph() -> bool:
+    """Whether torch records what is computed, so that no value may be read and no result kept."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-any-return]
+
+
 class TimeMask:
-    """True lengths of a batch along time; None inside where all cycles fill the batch.
+    """True lengths of a batch along time, of tensors of one width; None inside where all cycles fill the batch.
 
     Args:
         lengths: (batch,) true lengths, or None where nothing is padded.
@@ -19,6 +24,10 @@ class TimeMask:
 
     def __init__(self, lengths: Tensor | None) -> None:
         self.lengths = lengths
+        self._tokens: Tensor | None = None  # these and what follows are made where they are asked for
+        self._keep: Tensor | None = None
+        self._number: Tensor | None = None
+        self._first: int | None = None
 
     @classmethod
     def of(cls, attention_mask: Tensor | None) -> "TimeMask":
@@ -27,8 +36,7 @@ class TimeMask:
             return cls(None)
         lengths = attention_mask.to(torch.int64).sum(1)
         # reading the values is free on a CPU, waits for the device anywhere else, and cannot be part of a graph
-        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        if lengths.device.type == "cpu" and not in_graph and int(lengths.min()) == attention_mask.shape[1]:
+        if lengths.device.type == "cpu" and not in_graph() and int(lengths.min()) == attention_mask.shape[1]:
             return cls(None)
         return cls(lengths)
 
@@ -36,29 +44,61 @@ class TimeMask:
         """After a stride of 2: ceil(n / 2) positions."""
         return TimeMask(None if self.lengths is None else (self.lengths + 1) // 2)
 
-    def keep(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-        """1 on real positions of x (..., time), 0 beyond, shape (batch, 1, 1, time); None where all are real."""
-        return None if self.lengths is None else self.tokens(x).to(dtype or x.dtype)[:, None, None, :]
+    def number(self, x: Tensor) -> Tensor:
+        """How many positions in time of x (batch, ..., time) are real, ()."""
+        if self.lengths is None:
+            return x.new_tensor(len(x) * x.shape[-1])
+        if self._number is None:
+            self._number = self.lengths.sum().to(x.dtype)
+        return self._number
 
     def zero_beyond(self, x: Tensor) -> Tensor:
-        """(batch, channels, frequency, time) with zeros beyond each cycle's end."""
-        keep = self.keep(x)
-        return x if keep is None else x * keep
+        """(batch, channels, frequency, time) with zeros beyond each cycle's end; in place where nothing learns."""
+        if self.lengths is None:
+            return x
+        if torch.is_grad_enabled() or in_graph():
+            return x * self.tokens(x).to(x.dtype)[:, None, None, :]
+        self.zero_ends(x)
+        return x
+
+    def zero_ends(self, x: Tensor) -> None:
+        """`zero_beyond`, in place."""
+        if self.lengths is not None:
+            last, keep = self._ends(x)
+            last.mul_(keep)
+
+    def sum_beyond(self, x: Tensor) -> Tensor:
+        """Sum of each channel over what lies beyond the cycles' ends: (channels,)."""
+        if self.lengths is None:
+            return x.new_zeros(x.shape[1])
+        last, keep = self._ends(x)
+        return (last * (1 - keep)).sum((0, 2, 3))
+
+    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last frames of x, from the shortest cycle's end, and 1 on the real ones of them, 0 beyond."""
+        if self._first is None:
+            # elsewhere than on a CPU the host would wait for the device
+            self._first = int(self.lengths.min()) if self.lengths is not None and x.device.type == "cpu" else 0
+        if self._keep is None or self._keep.dtype != x.dtype:
+            self._keep = self.tokens(x).to(x.dtype)[:, None, None, self._first :]
+        return x[..., self._first :], self._keep
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over frequency and real time: (batch, channels, frequency, time) -> (batch, channels)."""
-        keep = self.keep(x, torch.float32)
-        if self.lengths is None or keep is None:
-            return x.mean((2, 3))
         # (batch, channels, frequency, time) -> (batch, channels, time) -> (batch, channels)
-        total = (x.float().mean(2) * keep[:, 0]).sum(2)
-        return (total / self.lengths.clamp_min(1)[:, None]).to(x.dtype)
+        steps = x.float().mean(2)
+        if self.lengths is None:
+            return (steps.sum(2) / steps.shape[2]).to(x.dtype)
+        keep = self.tokens(x)[:, None].to(steps.dtype)
+        return ((steps * keep).sum(2) / self.lengths.clamp_min(1)[:, None]).to(x.dtype)
 
     def tokens(self, x: Tensor) -> Tensor:
         """(batch, time) bool for x (batch, ..., time), True on real positions."""
         if self.lengths is None:
             return torch.ones(x.shape[0], x.shape[-1], dtype=torch.bool, device=x.device)
-        return torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
+        if self._tokens is None:
+            self._tokens = torch.arange(x.shape[-1], device=x.device)[None, :] < self.lengths[:, None]
+        return self._tokens
 
 
 def zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
@@ -75,15 +115,61 @@ def processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _sum_of_all(values: Tensor) -> Tensor:
-    """The sum over processes, with gradients back to each."""
-    import torch.distributed.nn.functional as distributed
+class _MaskedBatchNorm(torch.autograd.Function):
+    """Batch normalisation by the statistics of real frames, with a gradient by hand: plain operations take 3 x as long.
 
-    with warnings.catch_warnings():
-        # deprecated in favour of an interface that is still experimental
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        summed: Tensor = distributed.all_reduce(values)
+    Frames beyond a cycle's end become 0, so that torch's own kernels, which know no mask, find the sums of the real
+    ones; what these zeros add to a variance is taken off again.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mask: TimeMask, eps: float, together: bool
+    ) -> tuple[Tensor, ...]:
+        """(batch, channels, frequency, time) -> the same shape; mean and variance (channels,); their number ()."""
+        x, rows = x.detach(), x.numel() // x.shape[1]
+        mask.zero_ends(x)
+        own = mask.number(x) * x.shape[2]
+        centre, spread = torch.batch_norm_update_stats(x, None, None, 0.0)
+        count = own
+        mean = centre * (rows / own)
+        if together:
+            total = _sum_of_all(torch.cat([centre * rows, own[None]]))
+            mean, count = total[:-1] / total[-1], total[-1]
+        squares = (spread + (centre - mean).square()) * rows - mean.square() * (rows - own)
+        variance = (_sum_of_all(squares) if together else squares) / count
+        out = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        mask.zero_ends(out)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.mask, ctx.eps, ctx.together = mask, eps, together
+        ctx.mark_non_differentiable(mean, variance, count)
+        return out, mean, variance, count
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradients of x, weight and bias."""
+        x, weight, mean, variance, count = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+        )
+        beyond = ctx.mask.sum_beyond(grad)
+        of_weight, of_bias = of_weight + beyond * mean * inverse, of_bias - beyond
+        sums = torch.stack([of_weight, of_bias])
+        by_weight, by_bias = (_sum_of_all(sums) if ctx.together else sums) / count
+        scale = weight * inverse
+        slope = -scale * inverse * by_weight
+        offset = -scale * by_bias - slope * mean
+        of_x = torch.addcmul(offset[:, None, None], x, slope[:, None, None]).addcmul_(grad, scale[:, None, None])
+        ctx.mask.zero_ends(of_x)
+        return of_x, of_weight, of_bias, None, None, None
+
+
+def _sum_of_all(values: Tensor) -> Tensor:
+    """The sum over processes that train together."""
+    summed = values.clone()
+    torch.distributed.all_reduce(summed)
     return summed
 
 
@@ -97,20 +183,20 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
     synchronised = False
 
     def forward(self, x: Tensor, mask: TimeMask | None = None) -> Tensor:  # type: ignore[override]
-        """(batch, channels, frequency, time) -> the same shape; values beyond a cycle's end are not meaningful."""
+        """(batch, channels, frequency, time) -> the same shape.
+
+        In training values beyond a cycle's end become 0, and those of `x` are lost; else they are not meaningful.
+        """
         together = self.synchronised and self.training and processes() > 1
-        keep = mask.keep(x, torch.float32) if mask is not None and self.training else None
-        if keep is None and together:
-            keep = x.new_ones(len(x), 1, 1, x.shape[3], dtype=torch.float32)
-        if keep is None:
+        if not self.training or not (together or (mask is not None and mask.lengths is not None)):
             out: Tensor = super().forward(x)
             return out
-        total = _sum_of_all if together else lambda values: values
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        wide = x.float()
-        count = total(keep.sum() * x.shape[2])
-        mean = total((wide * keep).sum((0, 2, 3))) / count
-        variance = total(((wide - mean[:, None, None]).square() * keep).sum((0, 2, 3))) / count
+        wide = x if x.dtype == torch.float64 else x.float()
+        settings = (mask or TimeMask(None), self.eps, together)
+        out, mean, variance, count = _MaskedBatchNorm.apply(  # type: ignore[no-untyped-call]
+            wide, self.weight.to(wide.dtype), self.bias.to(wide.dtype), *settings
+        )
         with torch.no_grad():
             unbiased = variance * (count / (count - 1).clamp_min(1))
             # through .data: where an encoder runs twice in a step, autograd would otherwise count this as a change of
@@ -119,6 +205,4 @@ class MaskedBatchNorm2d(nn.BatchNorm2d):
             self.running_var.data.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
-        scale = self.weight.float() * (variance + self.eps).rsqrt()
-        shift = self.bias.float() - mean * scale
-        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+        return out.to(x.dtype)

@@ -3,7 +3,9 @@
 Decisions: layers carry our names and `from_released` translates the authors' state dict, strictly: a network that
 loads "almost" is a random one. Padding is zeroed before every convolution that looks sideways and is left out of
 squeeze-excitation and pooling, so a cycle's embedding is the one it has alone. Without gradients, batch normalisation
-is folded into the convolution. The AudioSet classifier is kept only where `config.audioset_head` asks for it.
+is folded into the convolution, once for the same weights. On a CPU the bits of a cycle do not change with the cycles
+beside it that are padded to as many frames: its matrices are multiplied by themselves, in an order that depends on its
+own shape. The AudioSet classifier is kept only where `config.audioset_head` asks for it.
 
 References: Howard et al., Searching for MobileNetV3, ICCV 2019; Schmid, Koutini and Widmer, Efficient Large-Scale Audio
 Tagging via Transformer-to-CNN Knowledge Distillation, ICASSP 2023.
@@ -21,7 +23,7 @@ from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
 from laennec.encoders.checkpoints import checked_state, differences, refuse_differences, released_error
-from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
+from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask, in_graph
 from laennec.errors import InputError
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride
@@ -43,6 +45,7 @@ _LAYOUT: tuple[tuple[int, int, int, bool, type[nn.Module], int], ...] = (
     (5, 960, 160, True, nn.Hardswish, 1),
 )
 _STEM_CHANNELS, _HEAD_CHANNELS = 16, 1280
+_VECTOR = 32  # floats that torch computes at once, on the widest CPU
 _MOST_WIDTH = 100.0  # the largest published one has 4
 
 
@@ -94,17 +97,59 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(*channels, kernel, stride=stride, padding=padding, groups=groups, bias=False)
         self.norm = MaskedBatchNorm2d(channels[1], eps=1e-3, momentum=0.01)
         self.activation = activation()
+        self._kept: tuple[list[Any], list[Tensor], Tensor, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> "ConvNorm":
+        """As in torch; statistics change in training without a trace in their version."""
+        self._kept = None
+        return super().train(mode)
 
     def forward(self, x: Tensor, mask: TimeMask) -> Tensor:
         """(batch, in, frequency, time) -> (batch, out, frequency, time); `mask` is that of the output."""
         if self.training or torch.is_grad_enabled():
             return self.activation(self.norm(self.conv(x), mask))
-        # convolution and normalisation as one convolution: half the passes over memory
+        conv = self.conv
+        weight, shift = self._fold() if in_graph() else self._folded()
+        if x.device.type == "cpu" and conv.kernel_size == (1, 1) and not in_graph():
+            # (batch, in, frequency, time) -> (batch, positions, in) -> (batch, out, frequency, time)
+            rows = rows_times(x.permute(0, 2, 3, 1).flatten(1, 2), weight.flatten(1), shift)
+            return self._activated(rows.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2))
+        return self._activated(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """The activation, in place: nothing else needs what goes in."""
+        if isinstance(self.activation, nn.Identity):
+            return x
+        return F.relu_(x) if isinstance(self.activation, nn.ReLU) else F.hardswish(x, inplace=True)
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """As `_fold`, computed again where a weight was changed or replaced."""
+        norm = self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        sources = [self.conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        if any(value.is_inference() for value in sources):  # these do not count their changes
+            return self._fold()
+        state = [(value.data_ptr(), value._version) for value in sources]
+        kept = self._kept
+        if kept is None or kept[0] != state:
+            # a tensor that is held cannot give its address to another one
+            kept = self._kept = state, [value.detach() for value in sources], *self._fold()
+        return kept[2], kept[3]
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of one convolution in place of convolution and normalisation: half the passes over memory."""
         conv, norm = self.conv, self.norm
         assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        weight, shift = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
-        return self.activation(F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups))
+        return conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+def rows_times(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer for each row by itself: (batch, positions, in) -> (batch, positions, out).
+
+    In one product of all rows, the order of a sum, and so its last bit, depends on their number.
+    """
+    return torch.baddbmm(bias, x, weight.t().expand(len(x), -1, -1))
 
 
 class SqueezeExcitation(nn.Module):
@@ -117,8 +162,19 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor, mask: TimeMask) -> Tensor:
         """(batch, channels, frequency, time) -> the same shape."""
-        scale = self.expand(self.reduce(mask.mean(x)).relu()).sigmoid()
-        return x * scale[:, :, None, None]
+        mean = mask.mean(x)
+        if torch.is_grad_enabled() or x.device.type != "cpu" or in_graph():
+            return x * self.expand(self.reduce(mean).relu()).sigmoid()[:, :, None, None]
+        # filled up to whole vectors: torch computes what is left of the last one with another exponential
+        scale = self._by_rows(self.expand, self._by_rows(self.reduce, mean[:, None]).relu_())[:, 0]
+        scale = F.pad(scale, (0, -scale.shape[1] % _VECTOR)).sigmoid()[:, : scale.shape[1]]
+        return x.mul_(scale[:, :, None, None])
+
+    def _by_rows(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """As `rows_times`, of a layer that may hold an adapter."""
+        if type(layer) is nn.Linear:
+            return rows_times(x, layer.weight, layer.bias)
+        return torch.cat([layer(row[None]) for row in x])
 
 
 class InvertedResidual(nn.Module):
@@ -138,7 +194,9 @@ class InvertedResidual(nn.Module):
         """(batch, before, frequency, time) -> (batch, after, frequency / stride, time / stride) and its mask."""
         hidden = x if self.expand is None else self.expand(x, mask)
         after = mask.halved() if self.stride == 2 else mask
-        hidden = self.depthwise(mask.zero_beyond(hidden), after)
+        if self.expand is None or not self.training:  # where it learns, batch normalisation leaves zeros
+            hidden = mask.zero_beyond(hidden)
+        hidden = self.depthwise(hidden, after)
         if self.squeeze is not None:
             hidden = self.squeeze(hidden, after)
         hidden = self.project(hidden, after)
@@ -169,6 +227,7 @@ class MobileNetEncoder(AudioEncoder):
     config: MobileNetConfig
     layers = "blocks"
     layers_after = ("last",)
+    batched_frames = 16  # few lengths, because each one makes kernels of its own
 
     def __init__(self, config: MobileNetConfig) -> None:
         super().__init__(config)
@@ -211,7 +270,8 @@ class MobileNetEncoder(AudioEncoder):
         mask = TimeMask.of(attention_mask)
         # (batch, frames, mels) -> (batch, 1, mels, frames)
         x = input_values.to(self.stem.conv.weight.dtype).transpose(1, 2).unsqueeze(1)
-        x = mask.zero_beyond(x)
+        # contiguous: of other strides torch guesses the layout, by the number of rows among others
+        x = mask.zero_beyond(x.clone(memory_format=torch.contiguous_format))
         mask = mask.halved()
         x = self.stem(x, mask)
         if x.device.type == "cpu":

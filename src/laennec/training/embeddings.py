@@ -3,8 +3,9 @@
 Decisions: the key of an embedding is its content (audio bytes, span, filter and rate, features, encoder weights,
 pooling, context cycles and, for augmented copies, the draw), so the cache never returns an embedding of something else
 and never needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run is
-continued. On a CPU cycles are embedded one by one (see `laennec.training.devices`), so that an embedding does not
-depend on the content of the cache; a GPU gets batches of similar length. The cycles of a shard depend on the set of
+continued. On a CPU an embedding does not depend on the content of the cache: cycles are embedded one by one (see
+`laennec.training.devices`) or, where the encoder says that this changes no bit (`batched_frames`), with others that
+are padded to as many frames; a GPU gets batches of similar length. The cycles of a shard depend on the set of
 cycles alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles
 first, and read the shards of the others: every batch is one that a single process would make, so embeddings are equal
 to the bit, and nothing waits for a process that died. A batch that does not fit into memory is halved; a single cycle
@@ -17,8 +18,9 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
+from torch import Tensor
+from torch.nn import functional as F
 
 from laennec import memory
 from laennec.audio.context import InContext
@@ -41,26 +45,35 @@ from laennec.training.data import CycleDataset, Neighbours
 from laennec.training.devices import encodes_one_by_one
 from laennec.training.step_errors import shorter_cycles
 
-_VERSION = 2
+_VERSION = 3
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
 _SHARDS = 16  # at least, where there are enough cycles: work for several processes
 _POLL_S, _PATIENCE_S = 0.1, 600.0  # for another process's shard, before it is made once more
 _log = logging.getLogger(__name__)
 
 
-def length_batches(lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000) -> Iterator[list[int]]:
+def length_batches(
+    lengths: Sequence[int],
+    max_cycles: int = 16,
+    max_samples: int = 1_000_000,
+    shapes: Sequence[Hashable] | None = None,
+) -> Iterator[list[int]]:
     """Batches of rows of similar length, longest first; within a batch the longest is at most 15 % longer.
 
     Args:
         lengths: Samples of each row.
         max_cycles: Most rows of a batch.
         max_samples: Most samples of a batch, padding included (one row may exceed it).
+        shapes: Rows share a batch only where these are equal; None for no such rule.
     """
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda r: (-lengths[r], r)):
         longest = lengths[batch[0]] if batch else 0
         if batch and (
-            len(batch) >= max_cycles or (len(batch) + 1) * longest > max_samples or lengths[row] < 0.85 * longest
+            len(batch) >= max_cycles
+            or (len(batch) + 1) * longest > max_samples
+            or lengths[row] < 0.85 * longest
+            or (shapes is not None and shapes[row] != shapes[batch[0]])
         ):
             yield batch
             batch = []
@@ -88,15 +101,17 @@ def embed_waveforms(
         InputError: A waveform does not fit into memory by itself.
     """
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     result: NDArray[np.float32] | None = None
-    embed = _one_by_one if encodes_one_by_one(next(model.parameters()).device) else _in_batches
+    embed = _by_themselves if encodes_one_by_one(next(model.parameters()).device) else _in_batches
     lengths = [sum(map(len, w.pieces)) if isinstance(w, InContext) else len(w) for w in waveforms]
     for rows, values in embed(model, extractor, waveforms, lengths):
         if result is None:
             result = np.empty((len(waveforms), values.shape[1]), np.float32)
         result[rows] = values
-    model.train(was_training)
+    if was_training:
+        model.train()
     if result is None:
         result = np.empty((0, model.embedding_dim), np.float32)
     return result
@@ -105,12 +120,16 @@ def embed_waveforms(
 _Made = Iterator[tuple[list[int], NDArray[np.float32]]]
 
 
-def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
-    """Each cycle by itself, on one thread, so that its bits depend on nothing else; threads embed several cycles."""
+def _by_themselves(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
+    """Each cycle as if it were alone, on one thread, so that its bits depend on nothing else; threads share them."""
 
-    def embed(row: int) -> NDArray[np.float32] | str:
-        return _embed_batch(model, extractor, [waveforms[row]])
+    def embed(rows: list[int]) -> NDArray[np.float32] | str:
+        return _embed_batch(model, extractor, [waveforms[row] for row in rows], step or 1)
 
+    step = batched_frames(model)
+    shapes: Sequence[Hashable] = range(len(waveforms))
+    if step:
+        shapes = [_widths(waveform, extractor, step) for waveform in waveforms]
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
@@ -118,14 +137,31 @@ def _one_by_one(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
         pool = ThreadPoolExecutor(min(threads, 16), initializer=torch.set_num_threads, initargs=(1,))
         stack.callback(pool.shutdown, cancel_futures=True)
         run: Callable[..., Iterator[NDArray[np.float32] | str]] = map if threads == 1 else pool.map
-        for rows in length_batches(lengths, min(threads, 16)):  # bounds the memory
-            for row, values in zip(rows, run(embed, rows), strict=True):
-                if isinstance(values, str) and len(rows) > 1:  # without other threads it may fit
+        batches = length_batches(lengths, max_samples=1_000_000 // threads, shapes=shapes)
+        while some := list(islice(batches, min(threads, 16))):  # bounds the memory
+            for rows, values in zip(some, run(embed, some), strict=True):
+                if not isinstance(values, str):
+                    yield rows, values
+                    continue
+                for row in rows:  # alone it may fit
                     memory.release()
-                    values = embed(row)
-                if isinstance(values, str):
-                    raise InputError(_too_long(lengths[row], extractor, values))
-                yield [row], values
+                    values = embed([row])
+                    if isinstance(values, str):
+                        raise InputError(_too_long(lengths[row], extractor, values))
+                    yield [row], values
+
+
+def batched_frames(model: Any) -> int:
+    """The encoder's `batched_frames`; a user's own encoder may have none."""
+    return int(getattr(model.encoder, "batched_frames", 0))
+
+
+def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Hashable:
+    """The frames that a cycle, alone and with the cycles around it, is padded to."""
+    pieces = waveform.pieces if isinstance(waveform, InContext) else [waveform]
+    own = waveform.own if isinstance(waveform, InContext) else waveform
+    frames = (extractor.frames(len(own)), sum(extractor.frames(len(piece)) for piece in pieces))
+    return tuple(-(-count // step) for count in frames)
 
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
@@ -152,12 +188,22 @@ def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
         yield rows, values
 
 
-def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.float32] | str:
-    """(items, dim), or the error message where they do not fit into memory together."""
+def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) -> NDArray[np.float32] | str:
+    """(items, dim), or the error message where they do not fit into memory together.
+
+    Args:
+        model: The model.
+        extractor: Its front end.
+        items: Waveforms.
+        step: The features of each item are computed by themselves, and padded to a multiple of so many frames; 0
+            computes them together.
+    """
     parameter = next(model.parameters())
+    settings = {"sampling_rate": extractor.sampling_rate, "device": parameter.device, "filtered": True}
     try:
         with torch.inference_mode():
-            batch = extractor(items, sampling_rate=extractor.sampling_rate, device=parameter.device, filtered=True)
+            made = [extractor(part, **settings) for part in ([[item] for item in items] if step else [items])]
+            batch = {name: padded([part[name] for part in made], step or 1) for name in made[0]}
             inputs: list[Any] = []
             for kind in ("input_values", "context_values") if "context_values" in batch else ("input_values",):
                 mask = batch["attention_mask" if kind == "input_values" else "context_mask"]
@@ -169,6 +215,12 @@ def _embed_batch(model: Any, extractor: Any, items: list[Any]) -> NDArray[np.flo
             raise
         return str(error)
     return values
+
+
+def padded(parts: list[Tensor], step: int) -> Tensor:
+    """(rows, frames, ...) each, to one batch with zeros up to the next multiple of `step` frames."""
+    width = -(-max(part.shape[1] for part in parts) // step) * step
+    return torch.cat([F.pad(part, (0, 0) * (part.ndim - 2) + (0, width - part.shape[1])) for part in parts])
 
 
 def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> str:
