@@ -24,9 +24,7 @@ class TimeMask:
 
     def __init__(self, lengths: Tensor | None) -> None:
         self.lengths = lengths
-        self._tokens: Tensor | None = None  # these and what follows are made where they are asked for
-        self._keep: Tensor | None = None
-        self._number: Tensor | None = None
+        self._tokens: Tensor | None = None
         self._first: int | None = None
 
     @classmethod
@@ -45,12 +43,8 @@ class TimeMask:
         return TimeMask(None if self.lengths is None else (self.lengths + 1) // 2)
 
     def number(self, x: Tensor) -> Tensor:
-        """How many positions in time of x (batch, ..., time) are real, ()."""
-        if self.lengths is None:
-            return x.new_tensor(len(x) * x.shape[-1])
-        if self._number is None:
-            self._number = self.lengths.sum().to(x.dtype)
-        return self._number
+        """How many positions of x (batch, ..., time) are real, () int64."""
+        return torch.tensor(len(x) * x.shape[-1], device=x.device) if self.lengths is None else self.lengths.sum()
 
     def zero_beyond(self, x: Tensor) -> Tensor:
         """(batch, channels, frequency, time) with zeros beyond each cycle's end; in place where nothing learns."""
@@ -58,30 +52,32 @@ class TimeMask:
             return x
         if torch.is_grad_enabled() or in_graph():
             return x * self.tokens(x).to(x.dtype)[:, None, None, :]
-        self.zero_ends(x)
+        self.fill_beyond(x, 0.0)
         return x
 
-    def zero_ends(self, x: Tensor) -> None:
-        """`zero_beyond`, in place."""
-        if self.lengths is not None:
-            last, keep = self._ends(x)
-            last.mul_(keep)
+    def fill_beyond(self, x: Tensor, value: Tensor | float) -> None:
+        """Overwrite what lies beyond each cycle's end, by a number or by one for each channel (channels,)."""
+        if self.lengths is None:
+            return
+        last, beyond = self._beyond(x)
+        if isinstance(value, Tensor):
+            last.copy_(torch.where(beyond, value[:, None, None], last))
+        else:
+            last.masked_fill_(beyond, value)
 
     def sum_beyond(self, x: Tensor) -> Tensor:
         """Sum of each channel over what lies beyond the cycles' ends: (channels,)."""
         if self.lengths is None:
             return x.new_zeros(x.shape[1])
-        last, keep = self._ends(x)
-        return (last * (1 - keep)).sum((0, 2, 3))
+        last, beyond = self._beyond(x)
+        return (last * beyond).sum((0, 2, 3))
 
-    def _ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last frames of x, from the shortest cycle's end, and 1 on the real ones of them, 0 beyond."""
+    def _beyond(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The last frames of x, from the shortest cycle's end, and which of them lie beyond their cycle's end."""
         if self._first is None:
             # elsewhere than on a CPU the host would wait for the device
             self._first = int(self.lengths.min()) if self.lengths is not None and x.device.type == "cpu" else 0
-        if self._keep is None or self._keep.dtype != x.dtype:
-            self._keep = self.tokens(x).to(x.dtype)[:, None, None, self._first :]
-        return x[..., self._first :], self._keep
+        return x[..., self._first :], ~self.tokens(x)[:, None, None, self._first :]
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over frequency and real time: (batch, channels, frequency, time) -> (batch, channels)."""
@@ -116,10 +112,10 @@ def processes() -> int:
 
 
 class _MaskedBatchNorm(torch.autograd.Function):
-    """Batch normalisation by the statistics of real frames, with a gradient by hand: plain operations take 3 x as long.
+    """Batch normalisation by the statistics of real frames, with a gradient by hand: plain operations take 5 x as long.
 
-    Frames beyond a cycle's end become 0, so that torch's own kernels, which know no mask, find the sums of the real
-    ones; what these zeros add to a variance is taken off again.
+    Frames beyond a cycle's end are overwritten: with the mean of the real ones, torch's own kernels, which know no
+    mask, find the sums of the real ones.
     """
 
     @staticmethod
@@ -128,22 +124,20 @@ class _MaskedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """(batch, channels, frequency, time) -> the same shape; mean and variance (channels,); their number ()."""
         x, rows = x.detach(), x.numel() // x.shape[1]
-        mask.zero_ends(x)
-        own = mask.number(x) * x.shape[2]
-        centre, spread = torch.batch_norm_update_stats(x, None, None, 0.0)
-        count = own
-        mean = centre * (rows / own)
-        if together:
-            total = _sum_of_all(torch.cat([centre * rows, own[None]]))
-            mean, count = total[:-1] / total[-1], total[-1]
-        squares = (spread + (centre - mean).square()) * rows - mean.square() * (rows - own)
-        variance = (_sum_of_all(squares) if together else squares) / count
+        mask.fill_beyond(x, 0.0)
+        count = mask.number(x) * x.shape[2]
+        total = torch.cat([x.sum((0, 2, 3)), count.to(x.dtype)[None]])
+        total = _sum_of_all(total, together)
+        mean = total[:-1] / total[-1]
+        mask.fill_beyond(x, mean)
+        ours, spread = torch.batch_norm_update_stats(x, None, None, 0.0)
+        variance = _sum_of_all(rows * (spread + (ours - mean).square()), together) / total[-1]
         out = nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-        mask.zero_ends(out)
-        ctx.save_for_backward(x, weight, mean, variance, count)
+        mask.fill_beyond(out, 0.0)
+        ctx.save_for_backward(x, weight, mean, variance, total[-1])
         ctx.mask, ctx.eps, ctx.together = mask, eps, together
         ctx.mark_non_differentiable(mean, variance, count)
-        return out, mean, variance, count
+        return out, mean, variance, total[-1]
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -154,23 +148,22 @@ class _MaskedBatchNorm(torch.autograd.Function):
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, None, None, mean, inverse, True, ctx.eps, [False, True, True]
         )
-        beyond = ctx.mask.sum_beyond(grad)
-        of_weight, of_bias = of_weight + beyond * mean * inverse, of_bias - beyond
-        sums = torch.stack([of_weight, of_bias])
-        by_weight, by_bias = (_sum_of_all(sums) if ctx.together else sums) / count
+        # beyond a cycle's end x is the mean, which adds nothing to the gradient of the weight
+        of_bias = of_bias - ctx.mask.sum_beyond(grad)
+        sums = _sum_of_all(torch.stack([of_weight, of_bias]), ctx.together) / count
         scale = weight * inverse
-        slope = -scale * inverse * by_weight
-        offset = -scale * by_bias - slope * mean
+        slope = -scale * inverse * sums[0]
+        offset = -scale * sums[1] - slope * mean
         of_x = torch.addcmul(offset[:, None, None], x, slope[:, None, None]).addcmul_(grad, scale[:, None, None])
-        ctx.mask.zero_ends(of_x)
+        ctx.mask.fill_beyond(of_x, 0.0)
         return of_x, of_weight, of_bias, None, None, None
 
 
-def _sum_of_all(values: Tensor) -> Tensor:
+def _sum_of_all(values: Tensor, together: bool) -> Tensor:
     """The sum over processes that train together."""
-    summed = values.clone()
-    torch.distributed.all_reduce(summed)
-    return summed
+    if together:
+        torch.distributed.all_reduce(values)
+    return values
 
 
 class MaskedBatchNorm2d(nn.BatchNorm2d):
