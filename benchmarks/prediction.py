@@ -5,7 +5,11 @@ windows of 3 s every 1.5 s, features, network. The other side decodes the same r
 AST the same windows.
 """
 
+import subprocess
+import sys
+import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +27,55 @@ def whole_recordings(setting: Setting) -> list[Row]:
     """Predictor on one thread: EfficientAT's mn04, and AST-base against transformers'."""
     torch.set_num_threads(1)
     found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
-    return [_mobilenet(setting, found), _ast(setting, found)]
+    return [_mobilenet(setting, found), *_in_the_package(setting, found), _ast(setting, found)]
+
+
+def _in_the_package(setting: Setting, found: list[Path]) -> list[Row]:
+    """The model in the package, in onnxruntime against torch: recordings, their windows alone, and the command."""
+    from laennec.audio.cycles import cut, sliding_windows
+    from laennec.audio.recording import read_recording
+    from laennec.inference.predictor import Predictor
+
+    chosen, seconds = _some(found, "mobilenet")
+    onnx, torch_ = (Predictor.from_pretrained(backend=name) for name in ("onnx", "torch"))
+    own, other = fastest(
+        *(lambda p=p: [p(path) for path in chosen] for p in (onnx, torch_)),  # type: ignore[misc]
+        repeats=setting.repeats,
+    )
+    note = f"{len(chosen)} recordings of {seconds:.0f} s in all, windows of 2 s every second; theirs: --backend torch"
+    rows = [Row("whole recordings, ONNX", seconds / own, seconds / other, "x real time", other / own, ">= 300", note)]
+    rate, windows = onnx.extractor.sampling_rate, []
+    for path in chosen:
+        recording = read_recording(path, rate)
+        spans = sliding_windows(recording.duration_s, 2, 1)
+        windows += [cut(recording.waveform, rate, *span) for span in spans]
+    heard = sum(map(len, windows)) / rate
+    own, other = fastest(
+        *(lambda p=p: p.backend.logits(windows) for p in (onnx, torch_)),  # type: ignore[misc]
+        repeats=setting.repeats,
+    )
+    note = f"{len(windows)} windows of 2 s, from the waveform to logits; theirs: --backend torch"
+    rows.append(Row("sound to logits, ONNX", heard / own, heard / other, "x real time", other / own, ">= 400", note))
+    own, other = fastest(*(partial(_command, chosen[0], name) for name in ("onnx", "torch")), repeats=setting.repeats)
+    note = "laennec predict RECORDING, a new process; theirs: --backend torch"
+    rows.append(Row("command to answer", own, other, "s", own / other, "<= 1.5 s", note))
+    with tempfile.TemporaryDirectory() as out:
+        own, other = (fastest(partial(_batch, found, jobs, out), repeats=1)[0] for jobs in (2, 1))
+    note = f"laennec predict on {len(found)} recordings with --jobs 2; theirs: one process"
+    return [*rows, Row("two processes that predict", own, other, "s", other / own, ">= 1.8", note)]
+
+
+def _command(recording: Path, backend: str) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "laennec", "predict", str(recording), "--backend", backend],
+        check=True,
+        capture_output=True,
+    )
+
+
+def _batch(recordings: list[Path], jobs: int, out: str) -> None:
+    words = [*map(str, recordings), "--jobs", str(jobs), "--out", f"{out}/{jobs}"]
+    subprocess.run([sys.executable, "-m", "laennec", "predict", *words], check=True, capture_output=True)
 
 
 def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:

@@ -22,7 +22,7 @@ from benchmarks.pipeline import waiting_for_data
 from benchmarks.prediction import whole_recordings
 from benchmarks.row import Row, Setting, fastest
 from benchmarks.sound import augmentation, filter_bank, memory, reading
-from benchmarks.training import encoding_again, frozen_experiment, trainer_step
+from benchmarks.training import encoding_again, frozen_experiment, padded_step, trainer_step, validation
 from benchmarks.transformer import encoder_forward, fine_tuning
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
@@ -55,6 +55,8 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "frozen": frozen_experiment,
     "again": encoding_again,
     "step": trainer_step,
+    "padded": padded_step,
+    "validation": validation,
     "losses": large_batches,
     "natural": natural_length,
     "encoder": encoder_forward,

@@ -80,6 +80,61 @@ def _embedding(model: Any, extractor: Any, part: Any) -> float:
 SUBSET, EPOCHS = 512, 20
 
 
+def validation(setting: Setting) -> list[Row]:
+    """Embedding events as validation and prediction do, against one by one."""
+    import torch
+
+    from laennec.audio.features import LaennecFeatureExtractor
+    from laennec.corpora import CycleWaveforms, load_corpus
+    from laennec.encoders import load_encoder
+    from laennec.modeling import LaennecForAudioClassification
+    from laennec.training.embeddings import embed_waveforms
+
+    torch.set_num_threads(1)
+    table = load_corpus("sprsound", needs(setting, "sprsound"), protocol="none")["all"]
+    kept = [row for row, part in enumerate(table["part"]) if part == "train"]
+    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
+    encoder = load_encoder(setting.weights, type="mobilenet", **size)
+    model, extractor = LaennecForAudioClassification.from_encoder(encoder), LaennecFeatureExtractor("efficientat")
+    sounds = list(CycleWaveforms(table.select(kept[:: max(1, len(kept) // SUBSET)]), extractor.sampling_rate))
+    seconds = sum(map(len, sounds)) / extractor.sampling_rate
+
+    @torch.inference_mode()
+    def alone() -> None:
+        for sound in sounds:
+            model(**extractor([sound], sampling_rate=extractor.sampling_rate, filtered=True))
+
+    own, other = fastest(lambda: embed_waveforms(model, extractor, sounds), alone, repeats=setting.repeats)
+    note = f"{len(sounds)} events of {seconds:.0f} s in all, mn04, one thread, features included; theirs: one by one"
+    own, other = (1e3 * took / len(sounds) for took in (own, other))
+    return [Row("validation", own, other, "ms/event", own / other, "<= 2.5 ms", note)]
+
+
+def padded_step(setting: Setting) -> list[Row]:
+    """A training step of cycles of their own length against one of as many equal ones: what masks cost."""
+    import torch
+
+    from laennec.encoders import load_encoder
+    from laennec.modeling import LaennecForAudioClassification
+
+    torch.set_num_threads(1)
+    encoder = load_encoder(setting.weights, type="mobilenet", **({} if setting.weights else {"width_mult": 0.4}))
+    model = LaennecForAudioClassification.from_encoder(encoder).to(memory_format=torch.channels_last).train()
+    values = torch.randn(32, 200, 128, generator=torch.Generator().manual_seed(0))
+    equal = torch.ones(32, 200, dtype=torch.int64)
+    padded = equal.clone()
+    padded[0, -1] = 0
+    labels = torch.randint(0, 2, (32, 2), generator=torch.Generator().manual_seed(1)).float()
+
+    def step(mask: torch.Tensor) -> None:
+        model(values, mask, labels=labels).loss.backward()
+        model.zero_grad()
+
+    own, other = fastest(lambda: step(padded), lambda: step(equal), repeats=setting.repeats)
+    note = "forward and backward of mn04, 32 x 2 s, one of them a frame shorter; theirs: none shorter"
+    return [Row("training step on natural lengths", 1e3 * own, 1e3 * other, "ms", own / other, "<= 1.15", note)]
+
+
 def encoding_again(setting: Setting) -> list[Row]:
     """A frozen mobilenet and a head for 20 epochs: encode once, against encoding again every epoch; both in full."""
     import torch
