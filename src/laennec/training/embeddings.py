@@ -155,7 +155,7 @@ def _by_themselves(model: Any, extractor: Any, waveforms: Sequence[Any], lengths
 
 def batched_frames(model: Any) -> int:
     """The encoder's `batched_frames`; a user's own encoder may have none."""
-    return int(getattr(model.encoder, "batched_frames", 0))
+    return int(getattr(getattr(model, "encoder", None), "batched_frames", 0))
 
 
 def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Hashable:
