@@ -88,7 +88,7 @@ def test_no_more_is_read_than_is_trained_on(model, parquet, tmp_path):
     features = datasets.Features({**table.features, "audio": stored})
     stream = datasets.IterableDataset.from_generator(rows, features=features)
     trainer_of(model, tmp_path, stream).train()
-    assert 8 <= len(read) <= 64 < len(table)
+    assert 8 <= len(read) <= 32 < len(table)
 
 
 def test_what_a_stream_cannot_give_is_said(model, parquet, tmp_path):
