@@ -471,8 +471,8 @@ def same_steps(key, got):
     assert set(got) == set(wanted)
     for term, values in wanted.items():
         assert len(got[term]) == len(values), term
-        assert got[term][0] == pytest.approx(values[0], rel=1e-6, abs=3e-7), term
-        assert got[term] == pytest.approx(values, rel=1e-5, abs=1e-7), term
+        assert got[term][0] == pytest.approx(values[0], rel=1e-6, abs=1e-6), term
+        assert got[term] == pytest.approx(values, rel=1e-5, abs=1e-6), term
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

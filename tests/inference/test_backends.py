@@ -6,14 +6,18 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from laennec.audio.recording import read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
+from laennec.evaluation.evaluate import score
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.onnx_model import OnnxModel
 from laennec.inference.predictor import Predictor
+from laennec.training.recipe import Recipe
+from laennec.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,21 @@ def test_a_file_alone_is_a_model(copied, some_recordings, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["predict", str(copied), str(some_recordings[0]), "--backend", "jax"]) == 2
     assert "auto, torch, onnx" in capsys.readouterr().err
+
+
+def test_a_frozen_encoder_is_run_by_onnxruntime_where_the_recipe_says_so(frozen_run, tmp_path, monkeypatch):
+    settings = json.loads((frozen_run / "recipe.json").read_text())
+    settings["encoder"]["backend"], settings["output_dir"] = "onnx", str(tmp_path / "run")
+    run = train(Recipe(**settings))
+    tables = [pd.read_parquet(folder / "predictions-validation.parquet") for folder in (run, frozen_run)]
+    logits = [table.filter(like="logit_").to_numpy() for table in tables]
+    assert not np.array_equal(*logits)  # it was another backend
+    np.testing.assert_allclose(*logits, atol=1e-2)  # after an epoch on embeddings that differ by 1e-4
+    monkeypatch.setattr("laennec.hub.onnx.write_onnx", lambda *_, **__: pytest.fail("exported again"))
+    assert score(run, draws=0, out=tmp_path / "scored").folder == tmp_path / "scored"
+    settings["encoder"]["trainable"] = "full"
+    with pytest.raises(InputError, match="onnx runs a frozen encoder"):
+        Recipe(**settings)
 
 
 @pytest.mark.parametrize(

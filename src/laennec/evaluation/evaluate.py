@@ -20,7 +20,7 @@ import laennec
 from laennec.audio.cycles import window_lengths
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig, span_noun
-from laennec.corpora import cache_root, provenance
+from laennec.corpora import provenance
 from laennec.corpora.base import ABNORMAL, class_names, column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.splits import WITH_FOLDS
@@ -44,7 +44,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.processes import check_jobs
 from laennec.training.data import refuse_lost_neighbours
 from laennec.training.devices import is_main_process, training_device
-from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.embeddings import embed_cycles, embedding_cache
 from laennec.training.recipe import Recipe
 from laennec.training.record import (
     Timings,
@@ -334,7 +334,7 @@ def predict_split(
     names = model.config.label_names
     data = make_split(split, table, recipe, extractor, names, False)
     model.to(training_device())  # type: ignore[arg-type]
-    cache = EmbeddingCache(cache_root(), model, extractor)
+    cache = embedding_cache(recipe, model, extractor)
     embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
     truth = truth_table(data.table, split, recipe.target.column, names)
     return predictions_table(model, truth, embeddings), embeddings, data

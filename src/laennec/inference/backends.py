@@ -81,17 +81,28 @@ def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backe
         if name == "torch":
             raise InputError(f"{model.path}: an ONNX file, which torch does not run; choose backend auto or onnx")
         return model
-    return OnnxSession(_exported(model, extractor)) if name == "onnx" else TorchBackend(model, extractor)
+    if name == "onnx":
+        return OnnxSession(_exported(model, extractor, fingerprint_of(model, extractor)))
+    return TorchBackend(model, extractor)
 
 
-def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> Path:
-    """The ONNX file of a model, from the cache or made now."""
+def encoder_session(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> OnnxSession:
+    """The encoder of a model in onnxruntime, whatever its head; exported once, and kept in the cache.
+
+    Raises:
+        InputError: The encoder cannot be exported.
+    """
+    return OnnxSession(_exported(model, extractor, _digest([model.encoder], model, extractor)))
+
+
+def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor", fingerprint: str) -> Path:
+    """An ONNX file of this fingerprint, from the cache or made now."""
     import copy
 
     from laennec.files import atomic_folder, cache_root
     from laennec.hub.onnx import write_onnx
 
-    folder = cache_root() / "onnx" / fingerprint_of(model, extractor)[:32]
+    folder = cache_root() / "onnx" / fingerprint[:32]
     if not (folder / FACTS).is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder) as made:
@@ -104,9 +115,13 @@ def fingerprint_of(model: Any, extractor: Any = None) -> str:
     """sha256 of weights and front end; equal for a run and its exports."""
     if isinstance(model, OnnxModel):
         return model.fingerprint()
+    return _digest([model.encoder, model.head], model, extractor)
+
+
+def _digest(parts: Sequence[Any], model: Any, extractor: Any) -> str:
     from laennec.encoders import encoder_digest
 
-    weights = [encoder_digest(part) for part in (model.encoder, model.head)]
+    weights = [encoder_digest(part) for part in parts]
     made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
     return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 

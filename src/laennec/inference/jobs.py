@@ -6,6 +6,7 @@ owner: what a dead rank had in hand is free again. A rank keeps the claim of a r
 one tries it in vain; the first rank does once the others have ended, to give the reason.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.files import try_lock
+from laennec.files import remove_stale_lock, try_lock
 from laennec.inference.onnx_model import OnnxModel
 from laennec.inference.predictor import Predictor
 
@@ -162,6 +163,10 @@ class Ranks:
             self._held.pop(name).close()
 
     def close(self) -> None:
-        """Release all."""
+        """Release all, and remove what dead ranks left of their claims."""
         for name in list(self._held):
             self.release(name)
+        with contextlib.suppress(OSError):  # another rank has claims
+            for left in self._folder.glob(".*.lock"):
+                remove_stale_lock(self._folder / left.name[1:].removesuffix(".lock"))
+            self._folder.rmdir()

@@ -57,7 +57,7 @@ class Prediction:
     """The predictions for one recording.
 
     Attributes:
-        recording: Path of the recording; "waveform" for one that was given as an array.
+        recording: Path of the recording; "waveform" for sound in memory.
         duration_s: Its length, in seconds.
         source_sampling_rate: Sampling rate of the file, in Hz.
         spans: (start_s, end_s) of each window or cycle.
@@ -71,7 +71,7 @@ class Prediction:
             "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
         overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
             duration in spans that have the label)}.
-        sound: A waveform that was given as an array, as the bytes of a WAV file.
+        sound: Sound in memory, as the content of a file.
     """
 
     recording: str
@@ -210,7 +210,7 @@ class Predictor:
 
     def __call__(
         self,
-        recording: str | Path | ArrayLike,
+        recording: str | Path | bytes | ArrayLike,
         annotation: str | Path | None = None,
         listener: Listener | None = None,
         *,
@@ -219,7 +219,7 @@ class Predictor:
         """Predict one recording: its windows, all of it, the spans of an annotation, or segmented breaths.
 
         Args:
-            recording: A file, or a waveform (samples,) in [-1, 1].
+            recording: A file, the content of one, or a waveform (samples,) in [-1, 1].
             annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON; only its times are used.
             listener: Called with the stream and each block of filtered and resampled sound.
             sampling_rate: Of a waveform, in Hz.
@@ -229,7 +229,7 @@ class Predictor:
             AnnotationError: The annotation cannot be read or does not fit the recording.
             InputError: A waveform without its sampling rate, or not of shape (samples,).
         """
-        path = recording if isinstance(recording, str | Path) else wave_file(recording, sampling_rate)
+        path = recording if isinstance(recording, str | Path | bytes) else wave_file(recording, sampling_rate)
         spans = self._spans(path, annotation)
         places: list[int] = []
         found: list[Span] = []

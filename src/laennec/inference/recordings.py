@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.errors import InputError
 from laennec.files import explain_write_errors, lock_or_refuse, remove_temporary_files
-from laennec.inference.jobs import CLAIMS, Ranks
+from laennec.inference.jobs import Ranks
 from laennec.inference.journal import JOURNAL, Journal, open_journal
 from laennec.inference.outputs import LABELS_SUFFIX, SELECTIONS_SUFFIX, write_failures
 from laennec.memory import in_one_line
@@ -233,8 +233,6 @@ class Batch(ABC):
     def _finish(self, journal: Journal, keys: dict[Path, str], failed: dict[Path, str], result: "BatchResult") -> None:
         """One journal in the order of the recordings, the tables, and the list of what failed."""
         journal.join([keys[path] for path in self.recordings if path in keys])
-        with contextlib.suppress(OSError):
-            (self.out / CLAIMS).rmdir()
         for path in self.recordings:
             if path in keys:
                 result.predicted.append(str(path))

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from laennec.audio.augmentation import SpecAugment
 from laennec.audio.cycles import sliding_windows
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import cache_root
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
@@ -35,7 +34,7 @@ from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.smoothing_choice import fit_class_smoothing
 from laennec.training.data import CycleDataset, collate_cycles, view_seed
 from laennec.training.devices import gather_with_gradient, process_count
-from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.embeddings import embed_cycles, embedding_cache
 from laennec.training.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.split_data import SplitData, load_splits, make_split
@@ -319,7 +318,7 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
     # a column that no row lacks, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
     part: SplitData = make_split("recordings", cut, asked, extractor, None, False)
-    cache = EmbeddingCache(cache_root(), model, extractor)
+    cache = embedding_cache(recipe, model, extractor)
     embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
     return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
 

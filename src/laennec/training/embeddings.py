@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
-from laennec.files import atomic_write, remove_stale_lock, try_lock
+from laennec.files import atomic_write, cache_root, remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.progress import track
 from laennec.training.data import CycleDataset, Neighbours
 from laennec.training.devices import encodes_one_by_one
+from laennec.training.recipe import Recipe
 from laennec.training.step_errors import shorter_cycles
 
 _VERSION = 3
@@ -153,7 +155,7 @@ def _by_themselves(model: Any, extractor: Any, waveforms: Sequence[Any], lengths
 
 def batched_frames(model: Any) -> int:
     """The encoder's `batched_frames`; a user's own encoder may have none."""
-    return int(getattr(model.encoder, "batched_frames", 0))
+    return int(getattr(getattr(model, "encoder", None), "batched_frames", 0))
 
 
 def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Hashable:
@@ -240,10 +242,25 @@ class EmbeddingCache:
         folder: The cache's root.
         model: Its encoder and pooling make the embeddings.
         extractor: The feature extractor.
+        backend: "torch", or "onnx": onnxruntime, on the CPU.
+
+    Attributes:
+        embed: Waveforms (cycles of (samples,)) -> float32 (cycles, dim).
     """
 
-    def __init__(self, folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
-        kind = next(model.parameters()).device.type  # rounding differs between devices
+    def __init__(
+        self,
+        folder: Path,
+        model: LaennecForAudioClassification,
+        extractor: LaennecFeatureExtractor,
+        backend: str = "torch",
+    ) -> None:
+        self.embed: Callable[[Sequence[Any]], NDArray[np.float32]] = partial(embed_waveforms, model, extractor)
+        kind = next(model.parameters()).device.type  # rounding differs between devices, and between backends
+        if backend == "onnx":
+            from laennec.inference.backends import encoder_session
+
+            self.embed, kind = encoder_session(model, extractor).embed, backend
         identity = [_VERSION, kind, extractor.fingerprint(), encoder_digest(model.encoder), model.config.pooling]
         self.folder = folder / "embeddings" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._rows: dict[bytes, NDArray[np.float32]] = {}
@@ -287,6 +304,14 @@ class EmbeddingCache:
             with atomic_write(self.place(keys), "wb") as file:
                 file.write(save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))
         self._rows.update(zip(keys, embeddings, strict=True))
+
+
+def embedding_cache(
+    recipe: Recipe, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor
+) -> EmbeddingCache:
+    """The cache of embeddings, made by the backend of the recipe's frozen encoder."""
+    backend = recipe.encoder.backend if recipe.encoder.frozen else "torch"
+    return EmbeddingCache(cache_root(), model, extractor, backend)
 
 
 def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: Neighbours | None = None) -> list[bytes]:
@@ -357,7 +382,7 @@ def embed_cycles(
         cache.refresh()  # another process may have made some of them
         if missing := [row for row in shard if keys[row] not in cache]:
             waveforms = [dataset.sound(row if epoch is None else (row, epoch)) for row in missing]
-            made = dict(zip(missing, embed_waveforms(model, extractor, waveforms), strict=True))
+            made = dict(zip(missing, cache.embed(waveforms), strict=True))
             values = np.stack([made[row] if row in made else cache[keys[row]] for row in shard])
             cache.add([keys[row] for row in shard], values, keep)
 

@@ -299,6 +299,12 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     Raises:
         InputError: A column does not exist, is unknown for all cycles, or has one value only.
     """
+    if isinstance(data, torch.utils.data.IterableDataset):
+        if named := [spec for spec in specs if spec.group_key is not None]:
+            raise InputError(
+                f"{named[0].where}.labels is {named[0].labels!r}, which a streamed table cannot give; load it"
+            )
+        data.views = max([spec.views for spec in specs], default=1)  # type: ignore[attr-defined]
     if not isinstance(data, CycleDataset):
         return {}
     table = GroupTable(len(data.targets.class_ids), data.targets.metadata, age_edges_years)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.corpora import cache_root, provenance
+from laennec.corpora import provenance
 from laennec.errors import InputError
 from laennec.files import (
     atomic_folder,
@@ -38,7 +38,7 @@ from laennec.training.devices import (
     process_count_of_launch,
     training_device,
 )
-from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
+from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
 from laennec.training.mixing import check_mixing
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
@@ -230,7 +230,7 @@ def fit(
     model.to(training_device())  # type: ignore[arg-type]
     if recipe.encoder.frozen:
         with timings.measure("embedding"):
-            cache = EmbeddingCache(cache_root(), model, extractor)
+            cache = embedding_cache(recipe, model, extractor)
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
     elif recipe.head.standardise and recipe.encoder.weights is not None:
         _standardise_on_sample(recipe, model, extractor, training)
@@ -260,7 +260,7 @@ def predict_validation(
     """
     truth = truth_table(validation.table, "validation", recipe.target.column, validation.targets.names)
     model.to(training_device())  # type: ignore[arg-type]
-    cache = cache or EmbeddingCache(cache_root(), model, extractor)
+    cache = cache or embedding_cache(recipe, model, extractor)
     embeddings = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
     predictions = predictions_table(model, truth, embeddings)
     points = calibrate(model, predictions, recipe.head)

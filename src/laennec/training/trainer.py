@@ -80,7 +80,8 @@ class LaennecTrainer(Trainer):
         model: A `LaennecForAudioClassification`; None with `model_init`.
         args: `LaennecTrainingArguments`, or transformers' TrainingArguments.
         train_dataset: A cycle table (a part of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
-            and a column of labels, or a `CycleDataset` or `EmbeddingDataset`.
+            and a column of labels, streamed ones too (with `max_steps` in `args`), or a `CycleDataset` or
+            `EmbeddingDataset`.
         eval_dataset: Likewise, or a dict of them.
         processing_class: The model's `LaennecFeatureExtractor`.
         losses: Auxiliary losses by name: modules with `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
@@ -142,7 +143,7 @@ class LaennecTrainer(Trainer):
         if self.has_default_metrics:
             self.compute_metrics = default_metrics(config)
         self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
-        self.train_dataset = train = self._prepared(train_dataset, augmentation)
+        self.train_dataset = train = self._prepared(train_dataset, augmentation, training=True)
         self.eval_dataset = (
             {name: self._prepared(part) for name, part in eval_dataset.items()}
             if isinstance(eval_dataset, dict)
@@ -163,9 +164,10 @@ class LaennecTrainer(Trainer):
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
 
-    def _prepared(self, data: Any, augmentation: Any = None) -> Any:
+    def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
         """A data set whose items the collator takes; tables are read for the model's labels."""
-        return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed)
+        reading = (self.model.config, self.processing_class, augmentation, self.draw_seed, training)
+        return as_training_data(data, *reading)
 
     def _make_objective(self) -> Objective:
         """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""

@@ -4,8 +4,9 @@ Decisions: a cycle table, any table of audio and labels, and the data sets of th
 sampler that yields plain rows gets the epoch beside each row, because every draw is a function of (seed, epoch, cycle).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import datasets
@@ -23,21 +24,69 @@ from laennec.training.data import CycleDataset, EmbeddingDataset, collate_cycles
 from laennec.training.recipe import TargetSettings
 from laennec.training.targets import targets_of
 
+_ROWS = 32  # of a stream that are read at a time
+
 
 def as_training_data(
-    data: Any, config: Any, extractor: LaennecFeatureExtractor | None, augmentation: Any = None, seed: int = 0
+    data: Any,
+    config: Any,
+    extractor: LaennecFeatureExtractor | None,
+    augmentation: Any = None,
+    seed: int = 0,
+    training: bool = False,
 ) -> Any:
-    """A data set whose items the collators take; anything but a `datasets.Dataset` is returned as it is.
+    """A data set whose items the collators take; anything but a table of `datasets` is returned as it is.
 
     Raises:
         InputError: A table without a front end, without audio, or without the model's labels.
     """
-    if not isinstance(data, datasets.Dataset):
+    if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if extractor is None:
         raise InputError("a table of recordings needs processing_class, the LaennecFeatureExtractor of the model")
     problem = "multi_label" if config.is_multi_label else "single_label"
-    return dataset_from_table(data, extractor, config.label_names, problem, augmentation, seed)
+    reading = (extractor, config.label_names, problem, augmentation, seed)
+    if isinstance(data, datasets.IterableDataset):
+        return StreamedCycles(data, reading, training)
+    return dataset_from_table(data, *reading)
+
+
+class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The rows of a streamed table, decoded as they arrive; some dozen of them are in memory at a time.
+
+    Args:
+        table: A `datasets.IterableDataset` with an `audio` column and labels (`load_dataset(..., streaming=True)`).
+        reading: What `dataset_from_table` takes besides the table.
+        training: Whether cycles are augmented, anew in each epoch.
+
+    Attributes:
+        views: Number of independent draws of each cycle in a training item.
+
+    Raises:
+        InputError: The table has no audio.
+    """
+
+    def __init__(self, table: datasets.IterableDataset, reading: tuple[Any, ...], training: bool) -> None:
+        names = table.column_names or []
+        if "audio" not in names:
+            raise InputError(f"the streamed table has no column audio; it has {', '.join(names) or 'no named columns'}")
+        decodes = isinstance(table.features["audio"], datasets.Audio)
+        self._rows = table.cast_column("audio", datasets.Audio(decode=False)) if decodes else table
+        self._reading, self._training = reading, training
+        self.views, self.epoch = 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew, and shuffle anew where the stream is shuffled; transformers calls it."""
+        self.epoch = epoch
+        self._rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = iter(enumerate(self._rows))
+        while block := [{"cycle_id": f"row {number}"} | row for number, row in islice(rows, _ROWS)]:
+            part = dataset_from_table(datasets.Dataset.from_list(block), *self._reading)
+            part.views = self.views
+            for row in range(len(part)):
+                yield part[(row, self.epoch) if self._training else row]
 
 
 def collator_of(data: Any) -> Any:

@@ -21,11 +21,10 @@ from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import ABNORMAL, class_names, column_of, to_arrow
 from laennec.errors import InputError
 from laennec.evaluation.window_points import fit_windows, window_points_of
-from laennec.files import cache_root
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data import CycleDataset, Neighbours
 from laennec.training.devices import training_device
-from laennec.training.embeddings import EmbeddingCache, cycle_keys, embed_cycles
+from laennec.training.embeddings import cycle_keys, embed_cycles, embedding_cache
 from laennec.training.recipe import Recipe
 from laennec.training.split_data import make_filter
 from laennec.training.tables import predictions_table, truth_table
@@ -198,7 +197,7 @@ def predict_windows(
     dataset = CycleDataset(waveforms, unused, windows["cycle_id"], rate, recipe.seed, neighbours=neighbours)
     model.to(training_device())  # type: ignore[arg-type]
     keys = cycle_keys(windows, f"{rate} {filter_!r}", "", neighbours)
-    embeddings = embed_cycles(model, extractor, dataset, keys, EmbeddingCache(cache_root(), model, extractor))
+    embeddings = embed_cycles(model, extractor, dataset, keys, embedding_cache(recipe, model, extractor))
     return predictions_table(model, window_truth(windows, split, recipe, names), embeddings)
 
 

@@ -204,6 +204,9 @@ class EncoderSettings(Settings):
     )
     train_last_layers: StrictInt = Field(default=0, ge=0, description="last_n: how many layers, counted from the end")
     lora: LoraSettings = Field(default_factory=LoraSettings)
+    backend: Literal["torch", "onnx"] = Field(
+        default="torch", description="what runs a frozen encoder; onnx: onnxruntime on the CPU, exported once"
+    )
     group_frames: StrictInt = Field(
         default=0, ge=0, description="encode overlapping groups of so many frames; 0: the cycle"
     )
@@ -226,6 +229,8 @@ class EncoderSettings(Settings):
             raise ValueError(
                 f"encoder.trainable is {self.trainable}, which would keep random weights; give encoder.weights"
             )
+        if self.backend == "onnx" and not self.frozen:
+            raise ValueError("encoder.backend: onnx runs a frozen encoder; set encoder.trainable: frozen")
         if self.frozen and self.group_frames:
             raise ValueError("encoder.group_frames is for an encoder that is trained; set encoder.trainable: full")
         return self
