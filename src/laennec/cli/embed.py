@@ -120,14 +120,14 @@ def _corpus_of(name: str) -> dict[str, Any] | None:
     """The arguments of `load_corpus` for a corpus or a recipe; None where the name is neither."""
     from pathlib import Path
 
+    if Path(name).is_dir() or (Path(name).exists() and Path(name).suffix != ".yaml"):
+        return None
     from laennec.corpora.load import CORPORA
     from laennec.errors import InputError
     from laennec.extension import is_dotted_name
     from laennec.training.recipe import Recipe
     from laennec.training.recipe.reading import find_recipe
 
-    if Path(name).is_dir() or (Path(name).exists() and Path(name).suffix != ".yaml"):
-        return None
     if name in CORPORA or is_dotted_name(name):
         return {"corpus": name}
     try:
