@@ -219,7 +219,8 @@ class LaennecForAudioClassification(PreTrainedModel):
         for name, module in self.named_children():
             if name != "encoder":
                 module.train(mode)
-        adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
+        if "encoder" in self._modules:  # it is not aside, while a head learns from embeddings
+            adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
 
     def embed(

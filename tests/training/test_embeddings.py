@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import TrainerCallback, TrainingArguments
 
 from forked import Forked
 from laennec.audio.context import InContext
@@ -20,6 +21,7 @@ from laennec.encoders import load_encoder
 from laennec.files import wait_for_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed_module
+from laennec.training.data import EmbeddingDataset, collate_embeddings
 from laennec.training.embeddings import (
     EmbeddingCache,
     cycle_keys,
@@ -28,6 +30,7 @@ from laennec.training.embeddings import (
     length_batches,
     shards_of,
 )
+from laennec.training.trainer import LaennecTrainer
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +274,33 @@ def test_a_batch_that_does_not_fit_is_halved_and_a_cycle_that_does_not_is_one_li
     said = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1 and "InputError: not enough memory for a single cycle of 60 s (5998 frames)" in said
     assert "features.duration_s: 30" in said
+
+
+def test_a_batch_is_the_rows_one_by_one():
+    draw = np.random.default_rng(0)
+    embeddings, labels = draw.normal(size=(3, 9, 4)).astype(np.float32), draw.random((3, 9, 2)).astype(np.float32)
+    for ids in ((), [f"cycle {row}" for row in range(9)]):
+        dataset = EmbeddingDataset(embeddings, labels, ids)
+        keys = [(4, 0), (1, 7), (8, 2), 5]
+        batch, single = collate_embeddings(dataset.__getitems__(keys)), collate_embeddings([dataset[k] for k in keys])
+        assert batch.keys() == single.keys() and all(torch.equal(batch[name], single[name]) for name in batch)
+
+
+def test_the_encoder_is_aside_while_a_head_learns_and_what_is_saved_is_whole(tmp_path):
+    encoder = load_encoder(None, type="cnn", channels=[4, 8])
+    model = LaennecForAudioClassification.from_encoder(encoder, trainable="frozen")
+    parts, seen, order = len(list(model.modules())), [], list(model.state_dict())
+
+    class Saves(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **_):
+            seen.append(len(list(model.modules())))
+            trainer.save_model(str(tmp_path / "saved"))
+
+    draw = np.random.default_rng(0)
+    data = EmbeddingDataset(draw.normal(size=(1, 8, 8)).astype(np.float32), draw.random((1, 8, 2)).astype(np.float32))
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, max_steps=1, save_strategy="no")
+    trainer = LaennecTrainer(model, arguments, data, callbacks=[Saves()])
+    trainer.train()
+    assert seen[0] < parts == len(list(model.modules())) and list(model.state_dict()) == order
+    saved = LaennecForAudioClassification.from_pretrained(tmp_path / "saved", base=encoder)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in saved.state_dict().items())

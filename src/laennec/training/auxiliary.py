@@ -224,3 +224,18 @@ def enter_stage(model: Any, stage: Any, progress: float) -> None:
     if (heads := getattr(model, "auxiliary_heads", None)) is not None:
         heads.active = stage.encoder and stage.auxiliary
         heads.reversal.set_progress(min(progress, 1.0))
+
+
+@contextlib.contextmanager
+def encoder_aside(model: Any) -> Iterator[None]:
+    """Leave the encoder out of modules, parameters and state within the block, while a head learns from embeddings.
+
+    A step of a head takes less time than a walk over the modules of an encoder, of which a Trainer makes several.
+    """
+    whole, model.__dict__["encoder"] = model._modules, model.encoder
+    model.__dict__["_modules"] = {name: part for name, part in whole.items() if name != "encoder"}
+    try:
+        yield
+    finally:
+        model.__dict__["_modules"] = whole
+        del model.__dict__["encoder"]

@@ -287,6 +287,13 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
         item = {"embeddings": self.embeddings[copy, row], "labels": self.labels[copy, row]}
         return item | {"cycle_numbers": torch.tensor(row)} if self.cycle_ids else item
 
+    def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """A whole batch at once, which a DataLoader asks for: row by row takes longer than a training step."""
+        pairs = torch.tensor([key if isinstance(key, tuple) else (key, 0) for key in keys])
+        rows, copies = pairs[:, 0], pairs[:, 1] % len(self.embeddings)
+        batch = {"embeddings": self.embeddings[copies, rows], "labels": self.labels[copies, rows]}
+        return batch | {"cycle_numbers": rows} if self.cycle_ids else batch
+
 
 def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pad waveforms to the longest.
@@ -345,6 +352,8 @@ def _collate_neighbours(items: Sequence[dict[str, Any]], sounds: list[Any]) -> d
     }
 
 
-def collate_embeddings(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_embeddings(items: Sequence[dict[str, Any]] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Stack embeddings (batch, dim), labels and, where the data set has names, the numbers of its cycles."""
+    if isinstance(items, dict):  # a whole batch already
+        return items
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}

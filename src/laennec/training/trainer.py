@@ -26,6 +26,7 @@ from laennec.evaluation.operating_point import FittingRule
 from laennec.files import explain_write_errors
 from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
+from laennec.training import step_errors
 from laennec.training.arguments import (
     LaennecTrainingArguments,
     MovingAverageCallback,
@@ -35,7 +36,7 @@ from laennec.training.arguments import (
     parameter_groups,
     sharpness_aware,
 )
-from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage
+from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, encoder_aside, enter_stage
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
@@ -46,6 +47,7 @@ from laennec.training.checkpoints import (
     remove_unsealed,
     write_weights,
 )
+from laennec.training.data import EmbeddingDataset
 from laennec.training.devices import SharedLastBatch, encodes_one_by_one
 from laennec.training.gradients import check_balance, head_inputs, weigh
 from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
@@ -53,14 +55,6 @@ from laennec.training.mixing import BatchFeatures
 from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
-from laennec.training.step_errors import (
-    BatchSetting,
-    StepCallback,
-    check_loss,
-    check_weights,
-    cycle_names,
-    memory_advice,
-)
 from laennec.training.tables import default_metrics, fit_on_outputs
 from laennec.training.targets import span_of
 from laennec.training.training_data import as_training_data, collator_of, labels_of
@@ -121,7 +115,7 @@ class LaennecTrainer(Trainer):
         mixer: Any = None,
         stages: Callable[[int], Stage] | None = None,
         auxiliary_tasks: Any = None,
-        batch_setting: BatchSetting | None = None,
+        batch_setting: step_errors.BatchSetting | None = None,
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -154,10 +148,10 @@ class LaennecTrainer(Trainer):
         self.data_collator = data_collator or collator_of(train if train is not None else self.eval_dataset)
         self.batch_features = BatchFeatures(processing_class, self.draw_seed, spec_augment, mixer)
         rows = args.per_device_train_batch_size
-        self.batch_setting = batch_setting or BatchSetting("per_device_train_batch_size", rows, rows)
+        self.batch_setting = batch_setting or step_errors.BatchSetting("per_device_train_batch_size", rows, rows)
         self.training_objective = self._make_objective()
         self._sealing = SealCheckpoints()
-        for callback in (StepCallback(self), self._sealing):
+        for callback in (step_errors.StepCallback(self), self._sealing):
             self.add_callback(callback)
         if (beta := argument(args, "moving_average")) is not None:
             self.add_callback(MovingAverageCallback(beta))
@@ -166,8 +160,7 @@ class LaennecTrainer(Trainer):
 
     def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
         """A data set whose items the collator takes; tables are read for the model's labels."""
-        reading = (self.model.config, self.processing_class, augmentation, self.draw_seed, training)
-        return as_training_data(data, *reading)
+        return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed, training)
 
     def _make_objective(self) -> Objective:
         """Task loss and auxiliary losses, by the arguments as they are now (a search changes them)."""
@@ -274,6 +267,8 @@ class LaennecTrainer(Trainer):
         groups = adversarial_groups(self.specs, self.group_codes)
         heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
         self._attached.enter_context(attached(model, heads))
+        if isinstance(self.train_dataset, EmbeddingDataset) and self.auxiliary_tasks is None:
+            self._attached.enter_context(encoder_aside(model))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
@@ -290,7 +285,9 @@ class LaennecTrainer(Trainer):
         # outside of the block above, no frame holds the tensors of the step any more
         self._context = {}
         model.zero_grad(set_to_none=True)
-        raise InputError(memory_advice(self, inputs, self.batch_setting, failed, f"step {self.state.global_step + 1}"))
+        raise InputError(
+            step_errors.memory_advice(self, inputs, self.batch_setting, failed, f"step {self.state.global_step + 1}")
+        )
 
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         inner = self.accelerator.unwrap_model(self.model)
@@ -339,13 +336,13 @@ class LaennecTrainer(Trainer):
         terms, measured = weigh(terms, embeddings, self.training_objective, balance, self._sums.running)
         terms |= further if stage.head else {}
         loss = torch.stack(list(terms.values())).sum()
-        check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)
+        step_errors.check_loss(loss, terms, outputs.embeddings, self.state.global_step + 1, self.batch_cycles)
         self._sums.add(terms, self.training_objective.auxiliary, measured)
         return (loss, outputs) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers, with the loss of all cycles: a mean over batches depends on their size."""
-        check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
+        step_errors.check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
         output = super().evaluation_loop(*args, **kwargs)
         if output.label_ids is not None and output.predictions is not None:
             first = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
@@ -371,8 +368,8 @@ class LaennecTrainer(Trainer):
                 raise
             failed = str(error)
         size = self.args.per_device_eval_batch_size
-        setting = BatchSetting(self.batch_setting.evaluation_key, size, size)
-        raise InputError(memory_advice(self, inputs, setting, failed, "evaluation"))
+        setting = step_errors.BatchSetting(self.batch_setting.evaluation_key, size, size)
+        raise InputError(step_errors.memory_advice(self, inputs, setting, failed, "evaluation"))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each term since the last log, and of its pairs, groups or rows in a step."""
@@ -401,16 +398,17 @@ class LaennecTrainer(Trainer):
 
         A checkpoint gets the weights only, without those of a frozen encoder.
         """
-        folder = Path(output_dir or str(self.args.output_dir))
+        folder, model = Path(output_dir or str(self.args.output_dir)), self.accelerator.unwrap_model(self.model)
         if _internal_call:
-            check_weights(self.accelerator.unwrap_model(self.model), self.state.global_step, self.batch_cycles)
+            step_errors.check_weights(model, self.state.global_step, self.batch_cycles)
             refuse_lost_folder(Path(str(self.args.output_dir)))
-        model: Any = self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model) if self.is_fsdp_enabled else model.state_dict()
         if not self.args.should_save:
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
+            if "encoder" not in model._modules:  # it is aside
+                state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -458,4 +456,4 @@ class LaennecTrainer(Trainer):
 
     def batch_cycles(self, rows: Tensor | None = None) -> str:
         """Names of the cycles of the training batch, or of some of its rows, for errors."""
-        return cycle_names(self.train_dataset, self._context.get("cycle_numbers"), rows)
+        return step_errors.cycle_names(self.train_dataset, self._context.get("cycle_numbers"), rows)
