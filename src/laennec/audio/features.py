@@ -245,6 +245,12 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         skipped = {"first": 0, "last": beyond, "center": beyond // 2}[self.keep]
         return waveforms[:, skipped : skipped + self._target_samples]
 
+    def repeated(self, waveforms: Tensor) -> Tensor:
+        """Waveforms without padding, again and again: (batch, samples) -> (batch, duration_s); longer ones cropped."""
+        waveforms = self.cropped(waveforms)
+        times = (self._target_samples + waveforms.shape[1] - 1) // waveforms.shape[1]
+        return waveforms.repeat(1, times)[:, : self._target_samples]
+
     def with_zero_frames(self, values: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Frames of log-mel 0, normalised as all others, after a cycle's own: (batch, n, mels) -> (batch, m, mels)."""
         front, total = self.front, self._target_frames

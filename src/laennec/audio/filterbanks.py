@@ -334,6 +334,8 @@ class GraphFrontEnd(nn.Module):
         front, extractor = self.front, self.extractor
         if extractor.length in ("crop", "zero_frames"):
             waveform = extractor.cropped(waveform)
+        elif extractor.length == "repeat" and not extractor.fade_s:
+            waveform = extractor.repeated(waveform)
         elif extractor.length != "natural":
             waveform, _ = extractor.fit(waveform, _whole(waveform))
         if front.is_waveform:
