@@ -4,7 +4,8 @@ Decisions: recordings are read through fsspec, so they may lie in an object stor
 actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
 cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
 whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
-recordings are finished. A block whose worker dies is tried again on another one; what never succeeds is listed.
+recordings are finished. A block whose worker dies is tried again on another one, then each of its recordings alone; so
+is what was left when Ray ended the whole pipeline with an error. What never succeeds is listed with the reason.
 """
 
 import hashlib
@@ -120,14 +121,24 @@ class _Worker:
                     tables.append(self._finish(row))
                 except InputError as error:
                     reason = str(error).replace("<bytes>", row["recording"])
+                except Exception as error:  # what an object store's client raises, or the network on this sound
+                    reason = f"{row['recording']}: {_said(error)}"
             told.append({"recording": row["recording"], "reason": reason})
-        if tables:
-            names = [table["recording"][0].as_py() for table in tables]
-            part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
-            file = io.BytesIO()
-            pq.write_table(pa.concat_tables(tables), file)
-            put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
+        try:
+            if tables:
+                self._keep(tables)
+        except Exception as error:
+            for one in told:
+                one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({_said(error)})"
         return pa.Table.from_pylist(told, _TOLD)
+
+    def _keep(self, tables: list[pa.Table]) -> None:
+        """Write the rows of a block's recordings."""
+        names = [table["recording"][0].as_py() for table in tables]
+        part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
+        file = io.BytesIO()
+        pq.write_table(pa.concat_tables(tables), file)
+        put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:
         """The rows of a recording, once its timeline is written."""
@@ -172,9 +183,14 @@ def _decoded(block: pa.Table, rate: int) -> pa.Table:
         except InputError as error:
             row["reason"] = str(error).replace(str(path), row["recording"])
         except Exception as error:  # what an object store's client raises
-            row["reason"] = f"{row['recording']}: cannot be read ({' '.join(str(error).split())[:200]})"
+            row["reason"] = f"{row['recording']}: cannot be read ({_said(error)})"
         rows.append(row)
     return pa.Table.from_pylist(rows, _DECODED)
+
+
+def _said(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager
@@ -220,7 +236,7 @@ def _files_of(address: str) -> tuple[Any, str]:
     try:
         files, place = url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{address}: cannot be reached ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{address}: cannot be reached ({_said(error)})") from error
     return files, place
 
 
@@ -268,18 +284,29 @@ def run_on_ray(
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
     progress(done, len(uris))
-    for size in (_BLOCK, 1):  # what is in a block with a recording that kills its workers is tried alone
-        todo = [item for item in todo if item["recording"] not in finished | failed.keys()]
-        for told in _blocks(ray, work, todo, out, workers, size):
-            failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
-            done += len(told)
-            progress(done, len(uris))
+    size, ended = _BLOCK, None
+    while todo:
+        ended = None
+        try:
+            for told in _blocks(ray, work, todo, out, workers, size):
+                failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
+                done += len(told)
+                progress(done, len(uris))
+        except _PipelineError as error:
+            ended = str(error)
         finished = _finished(out, work)
+        settled, tried = finished | failed.keys(), len(todo)
+        todo = [item for item in todo if item["recording"] not in settled]
+        done = len(uris) - len(todo)
+        if ended is None or len(todo) == tried:  # else Ray ended what was getting on: the same again
+            if size == 1:
+                break
+            size = 1  # what is in a block with a recording that kills its workers is tried alone
     for uri in uris:
         if uri in finished:
             result.predicted.append(uri)
         else:
-            result.failed.append((uri, failed.get(uri) or f"{uri}: {_DIED}"))
+            result.failed.append((uri, failed.get(uri) or f"{uri}: {ended or _DIED}"))
     files, place = _files_of(f"{out}/{FAILED}")
     if result.failed:
         put(f"{out}/{FAILED}", failures_text(result.failed).encode(errors="backslashreplace"))
@@ -288,12 +315,18 @@ def run_on_ray(
     return result
 
 
+class _PipelineError(Exception):
+    """Ray ended a pipeline before its end."""
+
+
 def _blocks(
     ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
-    if not todo:
-        return
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished.
+
+    Raises:
+        _PipelineError: Ray ended it.
+    """
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
     context.enable_progress_bars = False
@@ -309,11 +342,17 @@ def _blocks(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.5,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            # a block that waits for an actor is lost with it: where recordings are tried alone, none waits
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=min(size, 2)),
             ray_remote_args_fn=_retries,
         )
-    for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield block.to_pylist()
+    try:
+        for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield block.to_pylist()
+    except Exception as error:  # Ray's own and those of its workers, which have no class in common
+        first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+        # what a worker raised comes with its traceback, whose last line says it
+        raise _PipelineError((rest[-1] if rest and "ray::" in first else first)[:200]) from error
 
 
 def _retries() -> dict[str, Any]:
@@ -335,7 +374,7 @@ def _ray() -> Any:
         raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost block is a traceback there, and tried again here
     return ray
 
 
