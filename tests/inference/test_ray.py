@@ -34,6 +34,7 @@ def cluster():
     paths = [str(TESTS.parent / "src"), str(TESTS)]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each of Ray's ten processes would compile Ray
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever else runs on this machine
         # without what closes the network: Ray's own processes speak to one another by this machine's address
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -277,9 +277,9 @@ def run_on_ray(
     uris = find_uris(inputs)
     _claim_folder(out, work, overwrite)
     finished = _finished(out, work)
-    ray = _ray()
     names = output_names([Path(uri) for uri in uris])
     todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
+    ray = _ray() if todo else None
     result = BatchResult(resumed=len(uris) - len(todo))
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
