@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import fsspec
@@ -15,6 +16,7 @@ import pytest
 import soundfile
 
 from laennec import DEFAULT_MODEL
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference import ray_engine
@@ -217,6 +219,64 @@ def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work,
     monkeypatch.setattr(ray_engine.pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError("access denied")))
     told = worker(decoded).to_pylist()
     assert "no memory" in told[0]["reason"] and "cannot be written (OSError: access denied)" in told[1]["reason"]
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Ray is not installed, as far as the package can see."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("predict {r} --engine ray", "give --out"),
+        ("predict {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
+        ("embed {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
+        ("predict {r} --engine ray --out {o} --segment", "not for --engine ray"),
+        ("predict {r} --engine ray --out {o} --format csv", "not for --engine ray"),
+        ("embed {r} --engine ray --out {o} --format npz", "--engine ray embeds recordings, into Parquet"),
+        ("predict {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),
+        ("embed {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),
+        ("predict {r} --engine ray --out {o} --jobs 0", "--jobs 0: the number of processes"),
+        ("predict s3://b/r --out {o}", "s3://b/r: an address, which only --engine ray"),
+        ("embed {r} --out s3://b/o", "s3://b/o: an address, which only --engine ray"),
+    ],
+)
+def test_what_ray_cannot_do_is_one_line(arguments, said, without_ray, recordings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = arguments.format(r=recordings / "r0.wav", o=tmp_path / "out").split()
+    assert main(command) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("laennec: ") and said in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_or_a_store_out_of_reach_is_one_line(recordings, tmp_path, monkeypatch, capsys):
+    class Gone:
+        is_initialized = staticmethod(lambda: False)
+
+        def init(self, **settings):
+            raise ConnectionError("no cluster\nthere")
+
+    monkeypatch.setattr(ray_engine, "_ray", Gone)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    # as s3:// where s3fs is not installed
+    fsspec.register_implementation("absent", "no_such_client.Files", clobber=True, errtxt="Install absentfs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "laennec.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    sound, out = str(recordings / "r0.wav"), str(tmp_path / "out")
+    for inputs, place, said in (
+        (sound, out, "head:6379: cannot be joined (ConnectionError: no cluster there)"),
+        ("absent://bucket/in", out, "absent://bucket/in: cannot be reached (ImportError: Install absentfs)"),
+        (sound, "absent://bucket/out", "cannot be reached (ImportError: Install absentfs)"),
+        (sound, str(tmp_path / "other"), "choose another --out, or pass --overwrite"),
+        (str(tmp_path / "empty"), out, "no recordings in"),
+    ):
+        assert main(["predict", inputs, "--out", place, "--engine", "ray"]) == 2
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("laennec: ") and said in last
 
 
 def test_addresses_are_listed_and_written(tmp_path):

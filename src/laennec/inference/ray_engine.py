@@ -38,6 +38,7 @@ from laennec.inference.journal import first_difference
 from laennec.inference.outputs import failures_text, prediction_table
 from laennec.inference.predictor import Predictor, wave_file
 from laennec.inference.recordings import FAILED, BatchResult, Progress, annotation_of, output_names
+from laennec.processes import check_jobs
 
 IDENTITY = "laennec.json"
 _BLOCK = 8  # recordings of a task
@@ -271,15 +272,17 @@ def run_on_ray(
         progress: Called with (recordings done, total of recordings).
 
     Raises:
-        InputError: Ray is not installed, there are no recordings, or `out` has results of another model or settings.
+        InputError: Ray is not installed or its cluster out of reach, there are no recordings, or `out` has results of
+            another model or settings.
     """
+    check_jobs(workers)
+    ray = _ray()
     out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
     uris = find_uris(inputs)
     _claim_folder(out, work, overwrite)
     finished = _finished(out, work)
     names = output_names([Path(uri) for uri in uris])
     todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
-    ray = _ray() if todo else None
     result = BatchResult(resumed=len(uris) - len(todo))
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
@@ -327,6 +330,7 @@ def _blocks(
     Raises:
         _PipelineError: Ray ended it.
     """
+    _join_cluster(ray)
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
     context.enable_progress_bars = False
@@ -361,7 +365,7 @@ def _retries() -> dict[str, Any]:
 
 
 def _ray() -> Any:
-    """Ray, joined to the cluster that RAY_ADDRESS names, or started here.
+    """The package.
 
     Raises:
         InputError: It is not installed.
@@ -372,10 +376,23 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost block is a traceback there, and tried again here
     return ray
+
+
+def _join_cluster(ray: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        place = os.environ.get("RAY_ADDRESS", "a Ray cluster of this machine")
+        raise InputError(f"{place}: cannot be joined ({_said(error)}); set RAY_ADDRESS, or unset it") from error
+    # a lost block is a traceback there, and tried again here
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
