@@ -273,8 +273,9 @@ def test_a_cluster_or_a_store_out_of_reach_is_one_line(recordings, tmp_path, mon
         (sound, "absent://bucket/out", "cannot be reached (ImportError: Install absentfs)"),
         (sound, str(tmp_path / "other"), "choose another --out, or pass --overwrite"),
         (str(tmp_path / "empty"), out, "no recordings in"),
+        (str(recordings), f"{out} --annotation {sound}", "one annotation for 11 recordings"),
     ):
-        assert main(["predict", inputs, "--out", place, "--engine", "ray"]) == 2
+        assert main(["predict", inputs, "--engine", "ray", "--out", *place.split()]) == 2
         *_, last = capsys.readouterr().err.splitlines()
         assert last.startswith("laennec: ") and said in last
 

@@ -33,6 +33,7 @@ from laennec.audio.recording import AUDIO_SUFFIXES, read_header
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.files import atomic_write
+from laennec.inference.batch import refuse_shared_annotation
 from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import first_difference
 from laennec.inference.outputs import failures_text, prediction_table
@@ -272,13 +273,14 @@ def run_on_ray(
         progress: Called with (recordings done, total of recordings).
 
     Raises:
-        InputError: Ray is not installed or its cluster out of reach, there are no recordings, or `out` has results of
-            another model or settings.
+        InputError: Ray is not installed or its cluster out of reach, there are no recordings, one annotation file for
+            several, or `out` has results of another model or settings.
     """
     check_jobs(workers)
     ray = _ray()
     out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
     uris = find_uris(inputs)
+    refuse_shared_annotation(work.annotation, [Path(uri) for uri in uris])
     _claim_folder(out, work, overwrite)
     finished = _finished(out, work)
     names = output_names([Path(uri) for uri in uris])
