@@ -14,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from fsspec.implementations.local import LocalFileSystem
 
 from laennec import DEFAULT_MODEL
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference import ray_engine
+from laennec.inference.addresses import find_uris, put
 from laennec.inference.backends import load_for_prediction
 from laennec.inference.batch import Predictor, predict
 from laennec.inference.embed import Embedder
-from laennec.inference.ray_engine import RayWork, find_uris, put, run_on_ray
+from laennec.inference.ray_engine import RayWork, run_on_ray
 from work_units import KillingPredictor
 
 TESTS = Path(__file__).parents[1]
@@ -197,6 +199,11 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
     damaged.write_bytes(damaged.read_bytes()[:100])
     again = run_on_ray(work, inputs, str(tmp_path))
     assert again.resumed == 9 and len(again.predicted) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "_open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same again"):
+            ray_engine._finished(str(tmp_path), work)
+    assert len(list((tmp_path / "predictions").iterdir())) == 10
     other = dataclasses.replace(work, provenance={"spans": "others"})
     with pytest.raises(InputError, match="--overwrite"):
         run_on_ray(other, inputs, str(tmp_path))

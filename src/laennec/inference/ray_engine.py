@@ -14,10 +14,9 @@ import json
 import logging
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +25,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
-from laennec.audio.recording import AUDIO_SUFFIXES, read_header
+from laennec.audio.recording import read_header
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.files import atomic_write
+from laennec.inference.addresses import fetched, files_of, find_uris, put, said
 from laennec.inference.batch import refuse_shared_annotation
 from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import first_difference
@@ -45,6 +42,7 @@ IDENTITY = "laennec.json"
 _BLOCK = 8  # recordings of a task
 _LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
 _TRIES = 3
+_READERS = 16  # threads that wait for an object store
 _DIED = "its worker died again and again (not enough memory, or a crash of the decoder); check this file, or run again"
 
 
@@ -124,14 +122,14 @@ class _Worker:
                 except InputError as error:
                     reason = str(error).replace("<bytes>", row["recording"])
                 except Exception as error:  # what an object store's client raises, or the network on this sound
-                    reason = f"{row['recording']}: {_said(error)}"
+                    reason = f"{row['recording']}: {said(error)}"
             told.append({"recording": row["recording"], "reason": reason})
         try:
             if tables:
                 self._keep(tables)
         except Exception as error:
             for one in told:
-                one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({_said(error)})"
+                one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
         return pa.Table.from_pylist(told, _TOLD)
 
     def _keep(self, tables: list[pa.Table]) -> None:
@@ -147,7 +145,7 @@ class _Worker:
         place = self.work.annotation
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
-            with _here(row["recording"]) as path:
+            with fetched(row["recording"]) as path:
                 timeline, table = self.run(path, 0, annotation)
         else:
             timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
@@ -177,7 +175,7 @@ def _decoded(block: pa.Table, rate: int) -> pa.Table:
     for row in block.to_pylist():
         row |= {"reason": None, "rate": rate, "source_rate": None, "sound": None}
         try:
-            with _here(row["recording"]) as path:
+            with fetched(row["recording"]) as path:
                 row["source_rate"], frames = read_header(path)
                 if frames <= _LONGEST_S * row["source_rate"]:
                     with open_recording(path, rate) as stream:
@@ -185,71 +183,9 @@ def _decoded(block: pa.Table, rate: int) -> pa.Table:
         except InputError as error:
             row["reason"] = str(error).replace(str(path), row["recording"])
         except Exception as error:  # what an object store's client raises
-            row["reason"] = f"{row['recording']}: cannot be read ({_said(error)})"
+            row["reason"] = f"{row['recording']}: cannot be read ({said(error)})"
         rows.append(row)
     return pa.Table.from_pylist(rows, _DECODED)
-
-
-def _said(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-@contextmanager
-def _here(recording: str) -> Iterator[Path]:
-    """A recording as a file of this machine; one from elsewhere is there for this block alone."""
-    if "://" not in recording:
-        yield Path(recording)
-        return
-    files, place = url_to_fs(recording)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / place.rsplit("/", 1)[-1]
-        files.get_file(place, str(path))
-        yield path
-
-
-def find_uris(inputs: Sequence[str]) -> list[str]:
-    """List the given files and the audio files in the given folders, each once; paths, or addresses of fsspec.
-
-    Raises:
-        InputError: There is no recording, or no client for this kind of address is installed.
-    """
-    found: dict[str, None] = {}
-    for item in inputs:
-        files, place = _files_of(item)
-        if not files.isdir(place):
-            found[item] = None
-            continue
-        for name in sorted(files.find(place)):
-            shown = name if "://" not in item else files.unstrip_protocol(name)
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not Path(name).name.startswith("."):
-                found[shown] = None
-    if not found:
-        raise InputError(f"no recordings in {', '.join(inputs)}; give audio files or a folder that contains some")
-    return list(found)
-
-
-def _files_of(address: str) -> tuple[Any, str]:
-    """The file system and the path of an address.
-
-    Raises:
-        InputError: There is no client for it.
-    """
-    try:
-        files, place = url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{address}: cannot be reached ({_said(error)})") from error
-    return files, place
-
-
-def put(address: str, content: bytes) -> None:
-    """Write a whole file, at a path or an address."""
-    files, place = _files_of(address)
-    if isinstance(files, LocalFileSystem):
-        with atomic_write(place, "wb") as file:
-            file.write(content)
-    else:
-        files.pipe_file(place, content)
 
 
 def run_on_ray(
@@ -312,7 +248,7 @@ def run_on_ray(
             result.predicted.append(uri)
         else:
             result.failed.append((uri, failed.get(uri) or f"{uri}: {ended or _DIED}"))
-    files, place = _files_of(f"{out}/{FAILED}")
+    files, place = files_of(f"{out}/{FAILED}")
     if result.failed:
         put(f"{out}/{FAILED}", failures_text(result.failed).encode(errors="backslashreplace"))
     elif files.exists(place):
@@ -392,7 +328,7 @@ def _join_cluster(ray: Any) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
         place = os.environ.get("RAY_ADDRESS", "a Ray cluster of this machine")
-        raise InputError(f"{place}: cannot be joined ({_said(error)}); set RAY_ADDRESS, or unset it") from error
+        raise InputError(f"{place}: cannot be joined ({said(error)}); set RAY_ADDRESS, or unset it") from error
     # a lost block is a traceback there, and tried again here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
@@ -404,7 +340,7 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
         InputError: It has results of others.
     """
     identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
-    files, place = _files_of(f"{out}/{IDENTITY}")
+    files, place = files_of(f"{out}/{IDENTITY}")
     if files.exists(place):
         try:
             before = json.loads(files.cat_file(place))
@@ -425,18 +361,39 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
 
 
 def _finished(out: str, work: RayWork) -> set[str]:
-    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too."""
-    files, place = _files_of(f"{out}/{work.table}")
-    found: set[str] = set()
-    for part in sorted(files.glob(f"{place}/part-*.parquet")):
+    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too.
+
+    Raises:
+        InputError: A file cannot be fetched; it stays.
+    """
+    files, place = files_of(f"{out}/{work.table}")
+
+    def names_in(part: str) -> set[str]:
         try:
             with files.open(part, "rb") as file:
-                names = set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
+                return _names_in(file)
+        except Exception:  # damaged, or out of reach
+            pass
+        try:
+            content = files.cat_file(part)
+        except Exception as error:
+            raise InputError(f"{part}: cannot be read ({said(error)}); run the same again") from error
+        try:
+            return _names_in(io.BytesIO(content))
         except (pa.ArrowException, OSError):
-            names = found  # nothing of it can be used
-        if names & found or not names:
-            files.rm_file(part)
-            found -= names - found
-        else:
-            found |= names
+            return set()
+
+    found: set[str] = set()
+    parts = sorted(files.glob(f"{place}/part-*.parquet"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part, names in zip(parts, pool.map(names_in, parts), strict=True):
+            if names & found or not names:
+                files.rm_file(part)
+            else:
+                found |= names
     return found
+
+
+def _names_in(file: Any) -> set[str]:
+    """The recordings of a Parquet file."""
+    return set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
