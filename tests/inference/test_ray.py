@@ -1,23 +1,31 @@
 """On a Ray cluster of two workers everything is as on one machine, whatever dies on the way."""
 
 import dataclasses
+import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from fsspec.implementations.local import LocalFileSystem
 
+from laennec import DEFAULT_MODEL
+from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference import ray_engine
+from laennec.inference.addresses import find_uris, put
+from laennec.inference.backends import load_for_prediction
 from laennec.inference.batch import Predictor, predict
 from laennec.inference.embed import Embedder
-from laennec.inference.ray_engine import RayWork, find_uris, put, run_on_ray
+from laennec.inference.ray_engine import RayWork, run_on_ray
 from work_units import KillingPredictor
 
 TESTS = Path(__file__).parents[1]
@@ -29,6 +37,8 @@ def cluster():
     ray = pytest.importorskip("ray", reason="Ray is not installed (the extra `ray`)")
     paths = [str(TESTS.parent / "src"), str(TESTS)]
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # each of Ray's ten processes would compile Ray
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for whatever else runs on this machine
         # without what closes the network: Ray's own processes speak to one another by this machine's address
         patch.setenv("PYTHONPATH", os.pathsep.join(paths))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,8 +59,9 @@ def recordings(small_corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def predictor(frozen_run):
-    return Predictor(*load_model(frozen_run), 2, 1)
+def predictor():
+    """The model in the package: it needs no torch, which takes each worker seconds to import."""
+    return Predictor(*load_for_prediction(DEFAULT_MODEL, backend="onnx"), 2, 1, backend="onnx")
 
 
 @pytest.fixture(scope="module")
@@ -80,33 +91,29 @@ def agree(out, alone, address=""):
     assert rows.sort_values(order, ignore_index=True).equals(expected.sort_values(order, ignore_index=True))
 
 
-def test_a_cluster_gives_what_a_process_gives_and_goes_on_where_it_stopped(cluster, work, alone, recordings, tmp_path):
-    done = run_on_ray(work, [f"file://{recordings}"], f"file://{tmp_path}", workers=2)
-    agree(tmp_path, alone, "file://")
+def test_a_cluster_gives_what_a_process_gives_although_a_worker_is_killed(cluster, work, alone, recordings, tmp_path):
+    out, killed = tmp_path / "out", tmp_path / "killed"
+    killing = KillingPredictor(work.packed, _samples(recordings / "r3.wav", work.sampling_rate), str(killed))
+    inputs, place = [f"file://{recordings}"], f"file://{out}"
+    done = run_on_ray(dataclasses.replace(work, packed=killing), inputs, place, workers=2)
+    assert killed.exists()
+    agree(out, alone, "file://")
     assert len(done.predicted) == 10 and "r5_bad.wav" in done.failed[0][1] and len(done.failed) == 1
-    assert "r5_bad.wav" in (tmp_path / "failed.csv").read_text()
-    parts = sorted((tmp_path / "predictions").iterdir())
-    parts[0].unlink()
-    parts[1].write_bytes(parts[1].read_bytes()[:100])
-    before = parts[1].stat().st_size
-    again = run_on_ray(work, [f"file://{recordings}"], f"file://{tmp_path}", workers=2)
-    assert again.resumed == 0 and before == 100
-    agree(tmp_path, alone, "file://")
-    last = run_on_ray(work, [f"file://{recordings / 'r1.wav'}"], f"file://{tmp_path}")
-    assert last.resumed == 1 and not last.failed and not (tmp_path / "failed.csv").exists()
-    other = dataclasses.replace(work, provenance={"spans": "others"})
-    with pytest.raises(InputError, match="--overwrite"):
-        run_on_ray(other, [str(recordings)], str(tmp_path))
+    assert "r5_bad.wav" in (out / "failed.csv").read_text()
+
+    first, *_, last = sorted((out / "predictions").iterdir())
+    whole = last.read_bytes()
+    lost = set(pq.read_table(first)["recording"].to_pylist())
+    first.unlink()
+    seen = []
+    again = run_on_ray(work, inputs, place, progress=lambda done, total: seen.append((done, total)))
+    assert again.resumed == 10 - len(lost) and len(again.predicted) == 10
+    assert seen[0] == (again.resumed, 11) and seen[-1] == (11, 11)
+    assert last.read_bytes() == whole
+    agree(out, alone, "file://")
 
 
-def test_a_worker_that_is_killed_costs_nothing(cluster, work, alone, recordings, tmp_path):
-    samples = _samples(recordings / "r3.wav", work.sampling_rate)
-    killing = KillingPredictor(work.packed, samples, str(tmp_path / "killed"))
-    run_on_ray(dataclasses.replace(work, packed=killing), [str(recordings)], str(tmp_path / "out"), workers=2)
-    assert (tmp_path / "killed").exists()
-    agree(tmp_path / "out", alone)
-
-
+@pytest.mark.soak
 def test_a_recording_that_kills_its_workers_is_listed_alone(cluster, work, recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_engine, "_TRIES", 0)
     folder = tmp_path / "in"
@@ -128,7 +135,9 @@ def _samples(path, rate):
     return len(read_recording(path, rate).waveform)
 
 
-def test_embeddings_are_those_of_a_process(cluster, predictor, recordings, tmp_path):
+@pytest.mark.soak
+def test_embeddings_of_a_model_in_torch_are_those_of_a_process(cluster, frozen_run, recordings, tmp_path):
+    predictor = Predictor(*load_model(frozen_run), 2, 1)
     embedder = Embedder(predictor)
     work = RayWork.of(predictor, embedder.provenance({}), embed=True)
     done = run_on_ray(work, [str(recordings / "r0.wav"), str(recordings / "r1.wav")], str(tmp_path), workers=1)
@@ -138,6 +147,144 @@ def test_embeddings_are_those_of_a_process(cluster, predictor, recordings, tmp_p
         own = rows[rows["recording"] == path]
         assert np.array_equal(np.stack(own["embedding"]), wanted.values)
         assert list(zip(own["start_s"], own["end_s"], strict=True)) == wanted.spans
+
+
+class Blocks:
+    """Takes the place of the pipelines: each one does so many recordings, and then ends as it is told."""
+
+    def __init__(self, *ends):
+        self.ends, self.sizes = list(ends), []
+
+    def __call__(self, ray, work, todo, out, workers, size):
+        self.sizes.append(size)
+        number, end = self.ends.pop(0)
+        for item in todo[:number]:
+            table = pa.table({"recording": [item["recording"]]})
+            file = io.BytesIO()
+            pq.write_table(table, file)
+            put(f"{out}/{work.table}/part-{item['name']}.parquet", file.getvalue())
+            yield [{"recording": item["recording"], "reason": None}]
+        if end:
+            raise ray_engine._PipelineError(end)
+
+
+@pytest.mark.parametrize(
+    ("ends", "sizes", "finished", "said"),
+    [
+        ([(3, "lost"), (7, None)], [8, 8], 10, None),
+        ([(3, "lost"), (0, "lost"), (7, None)], [8, 8, 1], 10, None),
+        ([(9, None), (0, "the cluster is gone")], [8, 1], 9, "the cluster is gone"),
+        ([(9, None), (0, None)], [8, 1], 9, "died"),
+        ([(0, "no"), (1, "no"), (1, "no"), (0, "no")], [8, 1, 1, 1], 2, "no"),
+    ],
+)
+def test_a_pipeline_that_ray_ends_does_not_end_the_command(
+    ends, sizes, finished, said, work, recordings, tmp_path, monkeypatch
+):
+    blocks = Blocks(*ends)
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "_blocks", blocks)
+    done = run_on_ray(work, [str(path) for path in recordings.glob("r?.wav")], str(tmp_path))
+    assert (blocks.sizes, len(done.predicted), len(done.failed)) == (sizes, finished, 10 - finished)
+    assert all(path in reason and said in reason for path, reason in done.failed)
+    assert (tmp_path / "failed.csv").exists() == bool(done.failed)
+
+
+def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "_blocks", Blocks((10, None), (1, None)))
+    inputs = [str(path) for path in recordings.glob("r?.wav")]
+    run_on_ray(work, inputs, str(tmp_path))
+    damaged = next((tmp_path / "predictions").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    again = run_on_ray(work, inputs, str(tmp_path))
+    assert again.resumed == 9 and len(again.predicted) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFileSystem, "_open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
+        with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same again"):
+            ray_engine._finished(str(tmp_path), work)
+    assert len(list((tmp_path / "predictions").iterdir())) == 10
+    other = dataclasses.replace(work, provenance={"spans": "others"})
+    with pytest.raises(InputError, match="--overwrite"):
+        run_on_ray(other, inputs, str(tmp_path))
+
+
+def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work, recordings, tmp_path, monkeypatch):
+    items = [{"recording": str(recordings / name), "name": name} for name in ("r0.wav", "r1.wav")]
+    decoded = ray_engine._decoded(pa.Table.from_pylist(items), work.sampling_rate)
+    worker = ray_engine._Worker(work, str(tmp_path))
+    run = worker.run
+
+    def failing(sound, rate, annotation):
+        if len(sound) == len(decoded["sound"][0].as_py()) // 4:
+            raise RuntimeError("no memory\nfor it")
+        return run(sound, rate, annotation)
+
+    worker.run = failing
+    told = worker(decoded).to_pylist()
+    assert [row["reason"] for row in told] == [f"{recordings}/r0.wav: RuntimeError: no memory for it", None]
+    monkeypatch.setattr(ray_engine.pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError("access denied")))
+    told = worker(decoded).to_pylist()
+    assert "no memory" in told[0]["reason"] and "cannot be written (OSError: access denied)" in told[1]["reason"]
+
+
+@pytest.fixture
+def without_ray(monkeypatch):
+    """Ray is not installed, as far as the package can see."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("predict {r} --engine ray", "give --out"),
+        ("predict {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
+        ("embed {r} --engine ray --out {o}", "needs Ray: pip install 'laennec[ray]'"),
+        ("predict {r} --engine ray --out {o} --segment", "not for --engine ray"),
+        ("predict {r} --engine ray --out {o} --format csv", "not for --engine ray"),
+        ("embed {r} --engine ray --out {o} --format npz", "--engine ray embeds recordings, into Parquet"),
+        ("predict {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),
+        ("embed {r} --engine ray --out {o} --annotation s3://b/a", "--annotation s3://b/a: it must be a path"),
+        ("predict {r} --engine ray --out {o} --jobs 0", "--jobs 0: the number of processes"),
+        ("predict s3://b/r --out {o}", "s3://b/r: an address, which only --engine ray"),
+        ("embed {r} --out s3://b/o", "s3://b/o: an address, which only --engine ray"),
+    ],
+)
+def test_what_ray_cannot_do_is_one_line(arguments, said, without_ray, recordings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = arguments.format(r=recordings / "r0.wav", o=tmp_path / "out").split()
+    assert main(command) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("laennec: ") and said in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_or_a_store_out_of_reach_is_one_line(recordings, tmp_path, monkeypatch, capsys):
+    class Gone:
+        is_initialized = staticmethod(lambda: False)
+
+        def init(self, **settings):
+            raise ConnectionError("no cluster\nthere")
+
+    monkeypatch.setattr(ray_engine, "_ray", Gone)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    # as s3:// where s3fs is not installed
+    fsspec.register_implementation("absent", "no_such_client.Files", clobber=True, errtxt="Install absentfs")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "laennec.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    sound, out = str(recordings / "r0.wav"), str(tmp_path / "out")
+    for inputs, place, said in (
+        (sound, out, "head:6379: cannot be joined (ConnectionError: no cluster there)"),
+        ("absent://bucket/in", out, "absent://bucket/in: cannot be reached (ImportError: Install absentfs)"),
+        (sound, "absent://bucket/out", "cannot be reached (ImportError: Install absentfs)"),
+        (sound, str(tmp_path / "other"), "choose another --out, or pass --overwrite"),
+        (str(tmp_path / "empty"), out, "no recordings in"),
+        (str(recordings), f"{out} --annotation {sound}", "one annotation for 11 recordings"),
+    ):
+        assert main(["predict", inputs, "--engine", "ray", "--out", *place.split()]) == 2
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last.startswith("laennec: ") and said in last
 
 
 def test_addresses_are_listed_and_written(tmp_path):

@@ -124,3 +124,16 @@ def engine_flag(parser: argparse.ArgumentParser) -> None:
         help="ray: work on a Ray cluster (RAY_ADDRESS, or one started here) with --jobs actors; recordings and --out "
         "can be addresses (s3://, gs://, hf://) (default: processes)",
     )
+
+
+def refuse_addresses(options: argparse.Namespace) -> None:
+    """Refuse addresses where a path on this machine is needed.
+
+    Raises:
+        InputError: Recordings or --out are addresses and --engine is not ray, or --annotation is one.
+    """
+    places = [*options.paths, options.out or ""]
+    if options.engine != "ray" and (found := next((name for name in places if "://" in name), None)):
+        raise InputError(f"{found}: an address, which only --engine ray can read and write; add it, or give a path")
+    if options.annotation and "://" in options.annotation:
+        raise InputError(f"--annotation {options.annotation}: it must be a path that every machine has; copy it there")

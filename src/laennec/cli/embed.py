@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_missing_model, say
+from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_addresses, refuse_missing_model, say
 from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import option_flag, options_of
 
@@ -58,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Embed and write the results; exit code 2 if some recordings failed."""
     from laennec.errors import InputError
 
+    refuse_addresses(options)
     source, inputs, rows = _source_and_inputs(options)
     if rows is not None and (options.annotation, options.window_s, options.hop_s) != (None, None, None):
         raise InputError("--annotation, --window-s and --hop-s are for recordings; a corpus has its own cycles")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
-from laennec.cli.common import engine_flag, jobs_flag, refuse_missing_model, say
+from laennec.cli.common import engine_flag, jobs_flag, refuse_addresses, refuse_missing_model, say
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -99,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
     on_ray = options.engine == "ray"
     if options.out is None and (options.format or options.overwrite or options.jobs != 1 or on_ray):
         raise InputError("--format, --overwrite, --jobs and --engine are about files; give --out, or leave them out")
+    refuse_addresses(options)
     if on_ray and (options.format or options.segment or options.parameters):
         raise InputError("--format, --segment and --parameters are not for --engine ray; leave them out")
     source, inputs = model_and_inputs(options.paths)

@@ -4,7 +4,8 @@ Decisions: recordings are read through fsspec, so they may lie in an object stor
 actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
 cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
 whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
-recordings are finished. A block whose worker dies is tried again on another one; what never succeeds is listed.
+recordings are finished. A block whose worker dies is tried again on another one, then each of its recordings alone; so
+is what was left when Ray ended the whole pipeline with an error. What never succeeds is listed with the reason.
 """
 
 import hashlib
@@ -13,10 +14,9 @@ import json
 import logging
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,23 +25,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
-from laennec.audio.recording import AUDIO_SUFFIXES, read_header
+from laennec.audio.recording import read_header
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.files import atomic_write
+from laennec.inference.addresses import fetched, files_of, find_uris, put, said
+from laennec.inference.batch import refuse_shared_annotation
 from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import first_difference
 from laennec.inference.outputs import failures_text, prediction_table
 from laennec.inference.predictor import Predictor, wave_file
 from laennec.inference.recordings import FAILED, BatchResult, Progress, annotation_of, output_names
+from laennec.processes import check_jobs
 
 IDENTITY = "laennec.json"
 _BLOCK = 8  # recordings of a task
 _LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
 _TRIES = 3
+_READERS = 16  # threads that wait for an object store
 _DIED = "its worker died again and again (not enough memory, or a crash of the decoder); check this file, or run again"
 
 
@@ -120,21 +121,31 @@ class _Worker:
                     tables.append(self._finish(row))
                 except InputError as error:
                     reason = str(error).replace("<bytes>", row["recording"])
+                except Exception as error:  # what an object store's client raises, or the network on this sound
+                    reason = f"{row['recording']}: {said(error)}"
             told.append({"recording": row["recording"], "reason": reason})
-        if tables:
-            names = [table["recording"][0].as_py() for table in tables]
-            part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
-            file = io.BytesIO()
-            pq.write_table(pa.concat_tables(tables), file)
-            put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
+        try:
+            if tables:
+                self._keep(tables)
+        except Exception as error:
+            for one in told:
+                one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
         return pa.Table.from_pylist(told, _TOLD)
+
+    def _keep(self, tables: list[pa.Table]) -> None:
+        """Write the rows of a block's recordings."""
+        names = [table["recording"][0].as_py() for table in tables]
+        part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
+        file = io.BytesIO()
+        pq.write_table(pa.concat_tables(tables), file)
+        put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:
         """The rows of a recording, once its timeline is written."""
         place = self.work.annotation
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
-            with _here(row["recording"]) as path:
+            with fetched(row["recording"]) as path:
                 timeline, table = self.run(path, 0, annotation)
         else:
             timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
@@ -164,7 +175,7 @@ def _decoded(block: pa.Table, rate: int) -> pa.Table:
     for row in block.to_pylist():
         row |= {"reason": None, "rate": rate, "source_rate": None, "sound": None}
         try:
-            with _here(row["recording"]) as path:
+            with fetched(row["recording"]) as path:
                 row["source_rate"], frames = read_header(path)
                 if frames <= _LONGEST_S * row["source_rate"]:
                     with open_recording(path, rate) as stream:
@@ -172,66 +183,9 @@ def _decoded(block: pa.Table, rate: int) -> pa.Table:
         except InputError as error:
             row["reason"] = str(error).replace(str(path), row["recording"])
         except Exception as error:  # what an object store's client raises
-            row["reason"] = f"{row['recording']}: cannot be read ({' '.join(str(error).split())[:200]})"
+            row["reason"] = f"{row['recording']}: cannot be read ({said(error)})"
         rows.append(row)
     return pa.Table.from_pylist(rows, _DECODED)
-
-
-@contextmanager
-def _here(recording: str) -> Iterator[Path]:
-    """A recording as a file of this machine; one from elsewhere is there for this block alone."""
-    if "://" not in recording:
-        yield Path(recording)
-        return
-    files, place = url_to_fs(recording)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / place.rsplit("/", 1)[-1]
-        files.get_file(place, str(path))
-        yield path
-
-
-def find_uris(inputs: Sequence[str]) -> list[str]:
-    """List the given files and the audio files in the given folders, each once; paths, or addresses of fsspec.
-
-    Raises:
-        InputError: There is no recording, or no client for this kind of address is installed.
-    """
-    found: dict[str, None] = {}
-    for item in inputs:
-        files, place = _files_of(item)
-        if not files.isdir(place):
-            found[item] = None
-            continue
-        for name in sorted(files.find(place)):
-            shown = name if "://" not in item else files.unstrip_protocol(name)
-            if Path(name).suffix.lower() in AUDIO_SUFFIXES and not Path(name).name.startswith("."):
-                found[shown] = None
-    if not found:
-        raise InputError(f"no recordings in {', '.join(inputs)}; give audio files or a folder that contains some")
-    return list(found)
-
-
-def _files_of(address: str) -> tuple[Any, str]:
-    """The file system and the path of an address.
-
-    Raises:
-        InputError: There is no client for it.
-    """
-    try:
-        files, place = url_to_fs(address)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"{address}: cannot be reached ({' '.join(str(error).split())[:200]})") from error
-    return files, place
-
-
-def put(address: str, content: bytes) -> None:
-    """Write a whole file, at a path or an address."""
-    files, place = _files_of(address)
-    if isinstance(files, LocalFileSystem):
-        with atomic_write(place, "wb") as file:
-            file.write(content)
-    else:
-        files.pipe_file(place, content)
 
 
 def run_on_ray(
@@ -255,32 +209,46 @@ def run_on_ray(
         progress: Called with (recordings done, total of recordings).
 
     Raises:
-        InputError: Ray is not installed, there are no recordings, or `out` has results of another model or settings.
+        InputError: Ray is not installed or its cluster out of reach, there are no recordings, one annotation file for
+            several, or `out` has results of another model or settings.
     """
+    check_jobs(workers)
+    ray = _ray()
     out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
     uris = find_uris(inputs)
+    refuse_shared_annotation(work.annotation, [Path(uri) for uri in uris])
     _claim_folder(out, work, overwrite)
     finished = _finished(out, work)
-    ray = _ray()
     names = output_names([Path(uri) for uri in uris])
     todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
     result = BatchResult(resumed=len(uris) - len(todo))
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
     progress(done, len(uris))
-    for size in (_BLOCK, 1):  # what is in a block with a recording that kills its workers is tried alone
-        todo = [item for item in todo if item["recording"] not in finished | failed.keys()]
-        for told in _blocks(ray, work, todo, out, workers, size):
-            failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
-            done += len(told)
-            progress(done, len(uris))
+    size, ended = _BLOCK, None
+    while todo:
+        ended = None
+        try:
+            for told in _blocks(ray, work, todo, out, workers, size):
+                failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
+                done += len(told)
+                progress(done, len(uris))
+        except _PipelineError as error:
+            ended = str(error)
         finished = _finished(out, work)
+        settled, tried = finished | failed.keys(), len(todo)
+        todo = [item for item in todo if item["recording"] not in settled]
+        done = len(uris) - len(todo)
+        if ended is None or len(todo) == tried:  # else Ray ended what was getting on: the same again
+            if size == 1:
+                break
+            size = 1  # what is in a block with a recording that kills its workers is tried alone
     for uri in uris:
         if uri in finished:
             result.predicted.append(uri)
         else:
-            result.failed.append((uri, failed.get(uri) or f"{uri}: {_DIED}"))
-    files, place = _files_of(f"{out}/{FAILED}")
+            result.failed.append((uri, failed.get(uri) or f"{uri}: {ended or _DIED}"))
+    files, place = files_of(f"{out}/{FAILED}")
     if result.failed:
         put(f"{out}/{FAILED}", failures_text(result.failed).encode(errors="backslashreplace"))
     elif files.exists(place):
@@ -288,12 +256,19 @@ def run_on_ray(
     return result
 
 
+class _PipelineError(Exception):
+    """Ray ended a pipeline before its end."""
+
+
 def _blocks(
     ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
-    if not todo:
-        return
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished.
+
+    Raises:
+        _PipelineError: Ray ended it.
+    """
+    _join_cluster(ray)
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
     context.enable_progress_bars = False
@@ -309,11 +284,17 @@ def _blocks(
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0.5,
-            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
+            # a block that waits for an actor is lost with it: where recordings are tried alone, none waits
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=min(size, 2)),
             ray_remote_args_fn=_retries,
         )
-    for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
-        yield block.to_pylist()
+    try:
+        for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield block.to_pylist()
+    except Exception as error:  # Ray's own and those of its workers, which have no class in common
+        first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+        # what a worker raised comes with its traceback, whose last line says it
+        raise _PipelineError((rest[-1] if rest and "ray::" in first else first)[:200]) from error
 
 
 def _retries() -> dict[str, Any]:
@@ -322,7 +303,7 @@ def _retries() -> dict[str, Any]:
 
 
 def _ray() -> Any:
-    """Ray, joined to the cluster that RAY_ADDRESS names, or started here.
+    """The package.
 
     Raises:
         InputError: It is not installed.
@@ -333,10 +314,23 @@ def _ray() -> Any:
         import ray.data
     except ImportError as error:
         raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
+
+
+def _join_cluster(ray: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        place = os.environ.get("RAY_ADDRESS", "a Ray cluster of this machine")
+        raise InputError(f"{place}: cannot be joined ({said(error)}); set RAY_ADDRESS, or unset it") from error
+    # a lost block is a traceback there, and tried again here
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
 
 def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
@@ -346,7 +340,7 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
         InputError: It has results of others.
     """
     identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
-    files, place = _files_of(f"{out}/{IDENTITY}")
+    files, place = files_of(f"{out}/{IDENTITY}")
     if files.exists(place):
         try:
             before = json.loads(files.cat_file(place))
@@ -367,18 +361,39 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
 
 
 def _finished(out: str, work: RayWork) -> set[str]:
-    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too."""
-    files, place = _files_of(f"{out}/{work.table}")
-    found: set[str] = set()
-    for part in sorted(files.glob(f"{place}/part-*.parquet")):
+    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too.
+
+    Raises:
+        InputError: A file cannot be fetched; it stays.
+    """
+    files, place = files_of(f"{out}/{work.table}")
+
+    def names_in(part: str) -> set[str]:
         try:
             with files.open(part, "rb") as file:
-                names = set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
+                return _names_in(file)
+        except Exception:  # damaged, or out of reach
+            pass
+        try:
+            content = files.cat_file(part)
+        except Exception as error:
+            raise InputError(f"{part}: cannot be read ({said(error)}); run the same again") from error
+        try:
+            return _names_in(io.BytesIO(content))
         except (pa.ArrowException, OSError):
-            names = found  # nothing of it can be used
-        if names & found or not names:
-            files.rm_file(part)
-            found -= names - found
-        else:
-            found |= names
+            return set()
+
+    found: set[str] = set()
+    parts = sorted(files.glob(f"{place}/part-*.parquet"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part, names in zip(parts, pool.map(names_in, parts), strict=True):
+            if names & found or not names:
+                files.rm_file(part)
+            else:
+                found |= names
     return found
+
+
+def _names_in(file: Any) -> set[str]:
+    """The recordings of a Parquet file."""
+    return set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
