@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks import transformer
+from benchmarks.device import device_name, gpu, not_measured, waiting
 from benchmarks.row import Row, Setting, fastest, needs
 
 # how many of the recordings, evenly spread
-RECORDINGS = {"mobilenet": 12, "ast": 1}
+RECORDINGS = {"mobilenet": 12, "ast": 1, "jobs": 101}
 _NAMES = {0: "crackle", 1: "wheeze"}
 
 
@@ -27,15 +28,38 @@ def whole_recordings(setting: Setting) -> list[Row]:
     """Predictor on one thread: EfficientAT's mn04, and AST-base against transformers'."""
     torch.set_num_threads(1)
     found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
-    return [_mobilenet(setting, found), *_in_the_package(setting, found), _ast(setting, found)]
+    return [_mobilenet(setting, found), _on_gpu(found), _ast(setting, found)]
 
 
-def _in_the_package(setting: Setting, found: list[Path]) -> list[Row]:
+def _on_gpu(found: list[Path]) -> Row:
+    """The model in the package on a GPU: recordings from the file on, against the CPU."""
+    from laennec import load_model
+    from laennec.inference.predictor import Predictor
+
+    name, bound = "whole recordings on a GPU", "> 1"
+    device = gpu()
+    if device is None:
+        return not_measured(name, "x real time", bound)
+    chosen, seconds = _some(found, "mobilenet")
+    sides = []
+    for place in (device, torch.device("cpu")):
+        model, extractor = load_model()
+        predictor = Predictor(model.to(place), extractor, backend="torch")  # type: ignore[arg-type]
+        predictor(chosen[0])
+        sides.append(waiting(device, lambda p=predictor: [p(path) for path in chosen]))  # type: ignore[misc]
+    own, other = fastest(*sides, repeats=2)
+    note = f"{len(chosen)} recordings of {seconds:.0f} s in all, {device_name(device)}; theirs: one thread of the CPU"
+    return Row(name, seconds / own, seconds / other, "x real time", other / own, bound, note)
+
+
+def in_the_package(setting: Setting) -> list[Row]:
     """The model in the package, in onnxruntime against torch: recordings, their windows alone, and the command."""
     from laennec.audio.cycles import cut, sliding_windows
     from laennec.audio.recording import read_recording
     from laennec.inference.predictor import Predictor
 
+    torch.set_num_threads(1)
+    found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
     chosen, seconds = _some(found, "mobilenet")
     onnx, torch_ = (Predictor.from_pretrained(backend=name) for name in ("onnx", "torch"))
     own, other = fastest(
@@ -59,6 +83,7 @@ def _in_the_package(setting: Setting, found: list[Path]) -> list[Row]:
     own, other = fastest(*(partial(_command, chosen[0], name) for name in ("onnx", "torch")), repeats=setting.repeats)
     note = "laennec predict RECORDING, a new process; theirs: --backend torch"
     rows.append(Row("command to answer", own, other, "s", own / other, "<= 1.5 s", note))
+    found = found[: RECORDINGS["jobs"]]
     with tempfile.TemporaryDirectory() as out:
         own, other = (fastest(partial(_batch, found, jobs, out), repeats=1)[0] for jobs in (2, 1))
     note = f"laennec predict on {len(found)} recordings with --jobs 2; theirs: one process"

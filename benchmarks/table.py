@@ -19,7 +19,7 @@ from benchmarks.encoders import natural_length
 from benchmarks.growth import growth, processes
 from benchmarks.losses import large_batches
 from benchmarks.pipeline import waiting_for_data
-from benchmarks.prediction import whole_recordings
+from benchmarks.prediction import in_the_package, whole_recordings
 from benchmarks.row import Row, Setting, fastest
 from benchmarks.sound import augmentation, filter_bank, memory, reading
 from benchmarks.training import encoding_again, frozen_experiment, padded_step, trainer_step, validation
@@ -63,12 +63,14 @@ ROWS: dict[str, Callable[[Setting], list[Row]]] = {
     "finetune": fine_tuning,
     "pipeline": waiting_for_data,
     "predict": whole_recordings,
+    "package": in_the_package,
     "growth": growth,
     "processes": processes,
     "rates": rates,
     "curves": curves,
 }
 _ON_REQUEST = ("curves",)  # a dozen trainings
+_GROUPS = {"gpu": ["fbank", "frozen", "encoder", "finetune", "pipeline", "predict", "rates"]}  # all that a GPU changes
 
 
 def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: str | None, repeats: int = 5) -> str:
@@ -88,6 +90,7 @@ def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: 
         InputError: An unknown row, material that is not there or cannot be read, no place for the result, or a named
             row whose data is not there.
     """
+    names = [row for name in names for row in _GROUPS.get(name, [name])]
     _refuse_before_measuring(names, data_dir, weights, out, repeats)
     setting = Setting(Path(data_dir) if data_dir else None, weights, repeats)
     rows: list[Row] = []

@@ -118,7 +118,8 @@ def padded_step(setting: Setting) -> list[Row]:
     from laennec.modeling import LaennecForAudioClassification
 
     torch.set_num_threads(1)
-    encoder = load_encoder(setting.weights, type="mobilenet", **({} if setting.weights else {"width_mult": 0.4}))
+    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
+    encoder = load_encoder(setting.weights, type="mobilenet", **size)
     model = LaennecForAudioClassification.from_encoder(encoder).to(memory_format=torch.channels_last).train()
     values = torch.randn(32, 200, 128, generator=torch.Generator().manual_seed(0))
     equal = torch.ones(32, 200, dtype=torch.int64)
@@ -207,11 +208,12 @@ def trainer_step(setting: Setting) -> list[Row]:
     from transformers import PrinterCallback, TrainingArguments
 
     from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data import CycleDataset, Targets, collate_cycles
+    from laennec.training.data import CycleDataset, collate_cycles
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
     from laennec.training.split_data import make_extractor
+    from laennec.training.targets import Targets
     from laennec.training.trainer import LaennecTrainer
 
     torch.set_num_threads(1)

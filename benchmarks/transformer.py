@@ -34,6 +34,8 @@ RATE = 16000
 PADDED_FRAMES = 1024
 # overrides of the configuration of AST-base, and how many cycles each device gets: (encoder, training)
 SIZE: dict[str, Any] = {}
+BEATS_SIZE: dict[str, Any] = {}
+NAMES = {"ast": "AST-base", "beats": "BEATs"}
 CYCLES = {"cpu": (8, 6), "cuda": (4096, 2048)}
 BATCH = {"cpu": (2, 2), "cuda": (128, 64)}
 # workers of either side's DataLoader beside a GPU
@@ -42,11 +44,12 @@ _WORKERS = 8
 
 def encoder_forward(setting: Setting) -> list[Row]:
     """The encoder alone, without gradients: cycles of like length together, against all filled up to 1024 frames."""
-    rows = [_forward(setting, device) for device in devices()]
-    return rows if gpu() else [*rows, not_measured("AST-base forward on a GPU", "cycles/s", ">= 3")]
+    rows = [_forward(setting, device, kind) for kind in NAMES for device in devices()]
+    absent = [] if gpu() else [not_measured(f"{name} forward on a GPU", "cycles/s", ">= 3") for name in NAMES.values()]
+    return [*rows, *absent]
 
 
-def _forward(setting: Setting, device: torch.device) -> Row:
+def _forward(setting: Setting, device: torch.device, kind: str) -> Row:
     from laennec.audio.features import LaennecFeatureExtractor
     from laennec.encoders import load_encoder
     from laennec.training.embeddings import length_batches
@@ -55,15 +58,16 @@ def _forward(setting: Setting, device: torch.device) -> Row:
     cycles, size = CYCLES[device.type][0], BATCH[device.type][0]
     seconds, source = cycle_lengths(setting, cycles)
     sound = noise(seconds, RATE)
-    encoder = load_encoder(None, type="ast", **SIZE).to(device)
-    extractor = LaennecFeatureExtractor("ast")
+    encoder = load_encoder(None, type=kind, **(SIZE if kind == "ast" else BEATS_SIZE)).to(device)
+    extractor = LaennecFeatureExtractor(kind)
     buckets = []
     for rows in length_batches([len(s) for s in sound], size, max_samples=10**9):
         batch = extractor([sound[row] for row in rows], sampling_rate=RATE, device=device)
         mask = batch["attention_mask"]
         buckets.append((batch["input_values"], None if bool(mask.all()) else mask))
     padded = torch.zeros(size, PADDED_FRAMES, extractor.num_mel_bins, device=device)
-    stock: Any = encoder.audio_spectrogram_transformer
+    # BEATs has no other home than ours; what users do instead is to fill cycles up
+    stock: Any = encoder.audio_spectrogram_transformer if kind == "ast" else encoder
 
     @torch.inference_mode()
     def ours() -> None:
@@ -83,7 +87,7 @@ def _forward(setting: Setting, device: torch.device) -> Row:
     own, other = fastest(waiting(device, ours), waiting(device, theirs), repeats=repeats)
     precision = "one thread" if device.type == "cpu" else f"bfloat16, {device_name(device)}"
     note = f"{cycles} cycles, {seconds.mean():.2f} s on average, {source}; theirs: 1024 frames; {precision}"
-    name, each = f"AST-base forward{on(device)}", float(seconds.mean())
+    name, each = f"{NAMES[kind]} forward{on(device)}", float(seconds.mean())
     return Row(name, cycles / own, cycles / other, "cycles/s", other / own, ">= 3", note, each)
 
 

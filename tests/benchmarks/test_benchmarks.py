@@ -87,6 +87,7 @@ def test_large_batches_say_that_the_other_side_is_not_there(monkeypatch):
 
 
 TINY_AST = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TINY_BEATS = TINY_AST | {"position_kernel": 4, "position_groups": 2}
 TEXT = ("name", "unit", "bound", "note")
 
 
@@ -99,10 +100,11 @@ def setting(shared_root):
 def tiny(monkeypatch):
     """Every row at its smallest."""
     monkeypatch.setattr(transformer, "SIZE", TINY_AST)
+    monkeypatch.setattr(transformer, "BEATS_SIZE", TINY_BEATS)
     monkeypatch.setattr(transformer, "CYCLES", {"cpu": (5, 5)})
     monkeypatch.setattr(pipeline, "CYCLES", {"cpu": 8})
     monkeypatch.setattr(pipeline, "BATCH", {"cpu": 4})
-    monkeypatch.setattr(prediction, "RECORDINGS", {"mobilenet": 1, "ast": 1})
+    monkeypatch.setattr(prediction, "RECORDINGS", {"mobilenet": 1, "ast": 1, "jobs": 2})
     monkeypatch.setattr(training, "SUBSET", 8)
     monkeypatch.setattr(training, "EPOCHS", 2)
     monkeypatch.setattr(growth, "SIZES", (100,))
@@ -141,7 +143,7 @@ def test_without_a_gpu_its_rows_say_so(setting, tiny):
     rows = [*transformer.encoder_forward(setting), *cost.rates(setting), sound._filter_bank_on_gpu(setting)]
     for r in (r for r in rows if r.name.endswith("on a GPU")):
         assert r.ours is None and r.note == "not measured here: no GPU"
-    assert sum(r.name.endswith("on a GPU") for r in rows) == 3
+    assert sum(r.name.endswith("on a GPU") for r in rows) == 4
 
 
 def test_waiting_is_a_share_of_the_real_trainers_step(setting, tiny):
@@ -153,8 +155,16 @@ def test_waiting_is_a_share_of_the_real_trainers_step(setting, tiny):
 def test_recordings_are_predicted_and_frozen_epochs_encoded_again(setting, tiny):
     rows = check(prediction.whole_recordings(setting) + training.encoding_again(setting))
     assert rows["whole recordings, mobilenet"].bound == ">= 100" and "mn04" in rows["whole recordings, mobilenet"].note
+    assert rows["whole recordings on a GPU"].ours is None or torch.cuda.is_available()
     again = rows["frozen encoder and head"]
     assert again.ratio == pytest.approx(again.other / again.ours) and "2 epochs over 8 events" in again.note
+
+
+@pytest.mark.soak
+def test_the_model_in_the_package_and_what_masks_and_batches_cost(setting, tiny):
+    rows = check([*prediction.in_the_package(setting), *training.validation(setting), *training.padded_step(setting)])
+    assert rows["command to answer"].ours < rows["command to answer"].other
+    assert {"whole recordings, ONNX", "sound to logits, ONNX", "two processes that predict"} < rows.keys()
 
 
 @pytest.mark.soak
