@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -323,11 +324,15 @@ def _join_cluster(ray: Any) -> None:
     Raises:
         InputError: There is none.
     """
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if not ray.is_initialized():
+            if port.isdecimal():  # Ray itself tries for a quarter of an hour
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        place = os.environ.get("RAY_ADDRESS", "a Ray cluster of this machine")
+    except (OSError, RuntimeError) as error:
+        place = address or "a Ray cluster of this machine"
         raise InputError(f"{place}: cannot be joined ({said(error)}); set RAY_ADDRESS, or unset it") from error
     # a lost block is a traceback there, and tried again here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
