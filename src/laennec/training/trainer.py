@@ -10,7 +10,7 @@ lost.
 import contextlib
 import copy
 from collections.abc import Callable, Mapping
-from operator import itemgetter
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,7 @@ class LaennecTrainer(Trainer):
             self.add_callback(MovingAverageCallback(beta))
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
+        self._core = lru_cache(1)(self.accelerator.unwrap_model)  # which looks for packages each time
 
     def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
         """A data set whose items the collator takes; tables are read for the model's labels."""
@@ -250,9 +251,8 @@ class LaennecTrainer(Trainer):
         self, hp_space: Any = None, compute_objective: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         """As in transformers, whose objective is the loss of evaluation where no metrics are given."""
-        if compute_objective is None and self.has_default_metrics:
-            compute_objective = itemgetter("eval_loss")
-        return super().hyperparameter_search(hp_space, compute_objective, *args, **kwargs)
+        by_loss = (lambda metrics: metrics["eval_loss"]) if self.has_default_metrics else None
+        return super().hyperparameter_search(hp_space, compute_objective or by_loss, *args, **kwargs)
 
     def call_model_init(self, trial: Any = None) -> Any:
         """A new model by `model_init`, with the layers of the auxiliary losses while it trains."""
@@ -290,8 +290,7 @@ class LaennecTrainer(Trainer):
         )
 
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
-        inner = self.accelerator.unwrap_model(self.model)
-        inputs, self._context = self.batch_features(inputs, True, inner.encoder)
+        inputs, self._context = self.batch_features(inputs, True, self._core(self.model).encoder)
         if self.auxiliary_tasks is not None:
             inputs = self.auxiliary_tasks.join(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -317,7 +316,7 @@ class LaennecTrainer(Trainer):
             outputs = model(**inputs)
             loss = torch.stack(list(self.training_objective.task(outputs.logits, labels).values())).sum()
             return (loss, outputs) if return_outputs else loss
-        inner = self.accelerator.unwrap_model(model)
+        inner = self._core(model)
         host = self._context["host"]
         epoch = int(host["epochs"][0]) if "epochs" in host else int(self.state.epoch or 0)
         stage = Stage() if self.stages is None else self.stages(epoch)
