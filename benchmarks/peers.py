@@ -55,6 +55,11 @@ PEERS = {
         "speechbrain==1.1.2",
         "DynamicItemDataset, Resample (torchaudio), Fbank, Brain.fit: reads each clip by itself, decibels",
     ),
+    "autrainer": Peer(
+        "autrainer==0.10.0",
+        "Inference.embed_directory file by file, ModularTaskTrainer, PannMel, decibels: the clips are first cut into "
+        "files; training also scores 16 clips twice, draws its curves and saves its state",
+    ),
     "birdnet": Peer(
         "birdnet==1.3.1",
         "its own network, a download",
@@ -260,6 +265,10 @@ def main() -> None:
     rows = compare(options.peers or list(PEERS), clips, options.environments.resolve(), options.repeats)
     result = {"versions": versions(), "hardware": hardware(), "rows": [asdict(row) for row in rows]}
     if options.out:
+        if Path(options.out).is_file():  # the peers that were not asked for keep their rows
+            asked = [PEERS[name].requirement for name in options.peers or PEERS]
+            kept = json.loads(Path(options.out).read_text(encoding="utf-8"))["rows"]
+            result["rows"] += [row for row in kept if not any(name in row["name"] for name in asked)]
         with atomic_write(options.out) as file:
             json.dump(result, file, indent=2)
     print(as_table(rows, result))

@@ -148,6 +148,94 @@ def speechbrain(job: str) -> Job:
     return embed if job == "embed" else train
 
 
+# autrainer finds a model again by the name of its module, beside the program that is run
+_AUTRAINER_MODEL = """
+from autrainer.models import AbstractModel
+from peers_network import Network
+
+class Model(AbstractModel):
+    def __init__(self, output_dim, transfer=None):
+        super().__init__(output_dim, transfer)
+        self.network = Network()
+
+    def embeddings(self, features):
+        return self.network.embed(features[:, 0])
+
+    def forward(self, features):
+        return self.network(features[:, 0])
+"""
+
+
+def autrainer(job: str) -> Job:
+    """BaseMLClassificationDataset over files, PannMel, ModularTaskTrainer; Inference.embed_directory."""
+    _without_compiled_operators()
+    import pandas as pd
+    import soundfile
+
+    from peers_network import FFT, HOP, LABELS, MELS, RATE
+
+    OmegaConf = import_module("omegaconf").OmegaConf
+    ModularTaskTrainer = import_module("autrainer.training").ModularTaskTrainer
+    Inference = import_module("autrainer.serving").Inference
+    Path("autrainer_model.py").write_text(_AUTRAINER_MODEL)
+    sys.path.append(str(Path.cwd()))
+    mel = {"window_size": FFT, "hop_size": HOP, "sample_rate": RATE, "fmin": 50, "fmax": RATE // 2, "mel_bins": MELS}
+    panns = {"autrainer.transforms.PannMel": mel | {"ref": 1.0, "amin": 1e-10, "top_db": None}}
+    metric = "autrainer.metrics.MLF1Macro"
+    plots = {
+        "figsize": [10, 5], "latex": False, "filetypes": ["png"], "pickle": False, "context": "notebook",
+        "palette": "colorblind", "replace_none": False, "add_titles": True, "add_xlabels": True, "add_ylabels": True,
+        "rcParams": {},
+    }  # fmt: skip
+
+    def files(clips: Clips, folder: Path) -> list[list[Any]]:
+        (folder / "default").mkdir(parents=True)
+        rows = []
+        for number, clip in enumerate(clips):
+            start, stop = round(clip["start_s"] * clip["rate"]), round(clip["end_s"] * clip["rate"])
+            soundfile.write(folder / "default" / f"{number}.wav", *soundfile.read(clip["path"], start=start, stop=stop))
+            rows.append([f"{number}.wav", *(clip[label] for label in LABELS)])
+        return rows
+
+    def trainer(clips: Clips, folder: Path) -> Any:
+        table = pd.DataFrame(files(clips, folder / "data"), columns=["file", *LABELS])
+        for part, rows in {"train": table, "dev": table[:BATCH], "test": table[:BATCH]}.items():
+            rows.to_csv(folder / "data" / f"{part}.csv", index=False)
+        dataset = {
+            "id": "clips", "_target_": "autrainer.datasets.BaseMLClassificationDataset", "path": str(folder / "data"),
+            "features_subdir": "default", "index_column": "file", "target_column": list(LABELS), "file_type": "wav",
+            "file_handler": {"autrainer.datasets.utils.AudioFileHandler": {"target_sample_rate": RATE}},
+            "criterion": "autrainer.criterions.BCEWithLogitsLoss", "metrics": [metric], "tracking_metric": metric,
+            "transform": {"type": "raw", "base": ["autrainer.transforms.StereoToMono", panns]},
+        }  # fmt: skip
+        config = {
+            "dataset": dataset,
+            "model": {"id": "model", "_target_": "autrainer_model.Model", "transform": {"type": "raw"}},
+            "optimizer": {"id": "AdamW", "_target_": "torch.optim.AdamW"}, "scheduler": {"id": "None"},
+            "augmentation": None, "seed": 0, "batch_size": BATCH, "inference_batch_size": BATCH,
+            "learning_rate": 1e-3, "iterations": 1, "training_type": "epoch", "eval_frequency": 1, "save_frequency": 1,
+            "device": "cpu", "reproducible": False, "progress_bar": False, "continue_training": False,
+            "save_train_outputs": False, "save_dev_outputs": False, "save_test_outputs": False, "plotting": plots,
+        }  # fmt: skip
+        (folder / "run").mkdir()
+        return ModularTaskTrainer(OmegaConf.create(config), str(folder / "run"))
+
+    def embed(clips: Clips) -> Any:
+        if not Path("model").is_dir():
+            made = trainer(clips, Path("model"))
+            made._thread_manager.join()
+        with tempfile.TemporaryDirectory() as folder:
+            files(clips, Path(folder, "data"))
+            inference = Inference("model/run", device="cpu", sample_rate=RATE)
+            return inference.embed_directory(str(Path(folder, "data", "default")), "wav")
+
+    def train(clips: Clips) -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer(clips, Path(folder)).train()
+
+    return embed if job == "embed" else train
+
+
 def _without_compiled_operators() -> None:
     """Let torchvision be imported where its compiled part, made for CUDA, does not load beside torch for the CPU."""
     import torch
@@ -157,7 +245,7 @@ def _without_compiled_operators() -> None:
             torch.library.define(f"torchvision::{name}", f"(Tensor dets, Tensor {what}) -> Tensor")
 
 
-SIDES = {side.__name__: side for side in (laennec, opensoundscape, speechbrain)}
+SIDES = {side.__name__: side for side in (laennec, opensoundscape, speechbrain, autrainer)}
 
 
 def _cpu_s() -> float:
