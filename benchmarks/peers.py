@@ -3,7 +3,8 @@
 Decisions: each peer has an environment of its own beside the same torch, and each of its jobs is a process of its own;
 CPU seconds are counted, not time, because machines are shared, and of several runs the fastest counts, the sides taking
 turns. Weights are random, because no released ones can be had offline; what they are changes no cost. A peer that
-cannot do a job here is a row that says why.
+cannot do a job here is a row that says why. Peers that are not named keep their rows in the result file: each row holds
+laennec's figure of its own run.
 """
 
 import argparse
@@ -263,7 +264,7 @@ def main() -> None:
     folder = needs(Setting(Path(options.data_dir), None, options.repeats), "sprsound")
     clips = clips_of(folder, options.recordings + FIRST)
     rows = compare(options.peers or list(PEERS), clips, options.environments.resolve(), options.repeats)
-    result = {"versions": versions(), "hardware": hardware(), "rows": [asdict(row) for row in rows]}
+    result: dict[str, Any] = {"versions": versions(), "hardware": hardware(), "rows": [asdict(row) for row in rows]}
     if options.out:
         if Path(options.out).is_file():  # the peers that were not asked for keep their rows
             asked = [PEERS[name].requirement for name in options.peers or PEERS]
