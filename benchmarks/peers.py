@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import laennec
 from benchmarks import as_table
 from benchmarks.row import Row, Setting, needs
 from laennec.errors import InputError
@@ -166,6 +167,8 @@ def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LAENNEC_CACHE": scratch}
+        # this laennec, also where it is found by a relative path
+        alone["PYTHONPATH"] = str(Path(laennec.__file__).parents[1]) if side == "laennec" else ""
         script = str(Path(__file__).with_name("peers_sides.py"))
         done = subprocess.run(
             [str(python), script, side, job, str(clips)], capture_output=True, text=True, env=os.environ | alone,
