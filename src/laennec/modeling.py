@@ -35,6 +35,7 @@ from laennec.encoders.base import TokenMix
 from laennec.encoders.bases import base_encoder, loading_error, refuse_untrusted_adapter, remember_base
 from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
+from laennec.encoders.masks import token_mean
 from laennec.encoders.own import contains_own
 from laennec.errors import InputError
 from laennec.head import Head, LaennecOutput
@@ -219,7 +220,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         for name, module in self.named_children():
             if name != "encoder":
                 module.train(mode)
-        if "encoder" in self._modules:  # it is not aside, while a head learns from embeddings
+        if "encoder" in self._modules:  # it is left out while a head learns from embeddings
             adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
 
@@ -249,9 +250,7 @@ class LaennecForAudioClassification(PreTrainedModel):
                 pooled: Tensor = out.pooler_output
                 return pooled
             special = int(getattr(self.encoder, "num_special_tokens", 0))
-            weight = out.token_mask[:, special:].to(out.last_hidden_state.dtype).unsqueeze(-1)
-            # (batch, tokens, dim) -> (batch, dim), over tokens of real frames
-            return (out.last_hidden_state[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+            return token_mean(out.last_hidden_state, out.token_mask, special)
 
     def encode(self, paths: Any, jobs: int = 1, backend: str = "auto", layer: int | None = None, **spans: Any) -> Any:
         """Embed the windows of recordings (`laennec embed`).

@@ -104,6 +104,17 @@ def corpus_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def paths_flag(parser: argparse.ArgumentParser, further: str = "") -> None:
+    """Add the model and the recordings, and what else may stand in their place."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
+        f"then audio files or folders of audio files{further}",
+    )
+
+
 def jobs_flag(parser: argparse.ArgumentParser) -> None:
     """Add --jobs."""
     parser.add_argument(

@@ -3,7 +3,15 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, refuse_addresses, refuse_missing_model, say
+from laennec.cli.common import (
+    corpus_flags,
+    engine_flag,
+    jobs_flag,
+    paths_flag,
+    refuse_addresses,
+    refuse_missing_model,
+    say,
+)
 from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import option_flag, options_of
 
@@ -15,13 +23,7 @@ _CORPUS = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec embed`."""
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
-        "then audio files or folders of audio files; or the name of a corpus or a recipe, for its cycles",
-    )
+    paths_flag(parser, "; or the name of a corpus or a recipe, for its cycles")
     parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument(
         "--format", default="parquet", help="files of each recording: parquet, npz or both (default: parquet)"

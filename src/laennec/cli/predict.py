@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
-from laennec.cli.common import engine_flag, jobs_flag, refuse_addresses, refuse_missing_model, say
+from laennec.cli.common import engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model, say
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options; their defaults are set later, so that --parameters can replace them."""
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
-        "then audio files or folders of audio files",
-    )
+    paths_flag(parser)
     parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
         "--format",

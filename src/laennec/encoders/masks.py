@@ -97,6 +97,12 @@ class TimeMask:
         return self._tokens
 
 
+def token_mean(states: Tensor, token_mask: Tensor, special: int = 0) -> Tensor:
+    """Mean over the tokens of real sound, without special ones at the start: (batch, tokens, dim) -> (batch, dim)."""
+    weight = token_mask[:, special:].to(states.dtype).unsqueeze(-1)
+    return (states[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+
+
 def zero_beyond(values: Tensor, lengths: Tensor | None) -> Tensor:
     """(batch, time, values) with zeros beyond each cycle's end."""
     if lengths is None:

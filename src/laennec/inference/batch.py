@@ -158,14 +158,14 @@ class _Predictions(Batch):
     def make_worker(self) -> Callable[[], Worker]:
         return partial(_make_worker, PackedPredictor.of(self.predictor), "picture" in self.formats)
 
-    def write(self, path: Path, entry: Timeline, rest: "Spectrogram | None") -> None:
+    def write(self, path: Path, entry: Timeline, more: "Spectrogram | None") -> None:
         for format in self.formats:
             if format in WRITERS:
                 WRITERS[format](self.out / f"{self.names[path]}{SUFFIXES[format]}", entry)
-        if rest is not None:
+        if more is not None:
             from laennec.inference.picture import write_picture
 
-            write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", entry, rest)
+            write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", entry, more)
 
     def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
         if any(file.suffix == SUFFIXES["picture"] for file in missing):

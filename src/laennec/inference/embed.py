@@ -39,8 +39,8 @@ from laennec.inference.recordings import (
     Worker,
     annotation_of,
     find_recordings,
-    guarded,
-    guarded_worker,
+    outcome_of,
+    outcome_worker,
     silent,
 )
 from laennec.processes import DIED, Died, check_jobs, in_processes
@@ -192,8 +192,8 @@ class _EmbeddingsOf(Batch):
     def make_worker(self) -> Callable[[], Worker]:
         return _worker_maker(self.embedder)
 
-    def write(self, path: Path, entry: dict[str, Any], rest: Embedded) -> None:
-        table = embedding_table(path, rest, self.rows.get(path), self.provenance)
+    def write(self, path: Path, entry: dict[str, Any], more: Embedded) -> None:
+        table = embedding_table(path, more, self.rows.get(path), self.provenance)
         for file in self.files(path):
             with atomic_write(file, "wb") as opened:
                 if file.suffix == ".npz":
@@ -323,9 +323,9 @@ def encode(
     tasks = [(path, (annotation_of(path, annotation), None)) for path in recordings]
     found: dict[Path, Any] = {}
     if check_jobs(jobs) == 1:
-        found = {task[0]: guarded(partial(_embedded, embedder), silent, task) for task in tasks}
+        found = {task[0]: outcome_of(partial(_embedded, embedder), silent, task) for task in tasks}
     else:
-        for (path, _), outcome in in_processes(partial(guarded_worker, _worker_maker(embedder)), tasks, jobs):
+        for (path, _), outcome in in_processes(partial(outcome_worker, _worker_maker(embedder)), tasks, jobs):
             found[path] = f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
     results = [(path, found[path][1]) for path in recordings if not isinstance(found[path], str)]
     failed = [found[path] for path in recordings if isinstance(found[path], str)]

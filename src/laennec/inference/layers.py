@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders.adapters import stack_of
-from laennec.encoders.masks import TimeMask
+from laennec.encoders.masks import TimeMask, token_mean
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.embeddings import embed_waveforms
@@ -73,7 +73,5 @@ class _AtLayer(nn.Module):
         if isinstance(hidden, Tensor) and hidden.ndim == 4:
             return inside.mean(hidden)
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
-            special = int(getattr(self.model.encoder, "num_special_tokens", 0))
-            weight = out.token_mask[:, special:].to(hidden.dtype).unsqueeze(-1)
-            return (hidden[:, special:] * weight).sum(1) / weight.sum(1).clamp_min(1)
+            return token_mean(hidden, out.token_mask, int(getattr(self.model.encoder, "num_special_tokens", 0)))
         raise InputError("--layer: the layers of this encoder are not one state for each token; leave --layer out")

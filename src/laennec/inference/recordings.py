@@ -117,7 +117,7 @@ class Batch(ABC):
         """What makes a worker in another process; can be pickled."""
 
     @abstractmethod
-    def write(self, path: Path, entry: dict[str, Any], rest: Any) -> None:
+    def write(self, path: Path, entry: dict[str, Any], more: Any) -> None:
         """Write the files of a recording."""
 
     @abstractmethod
@@ -224,9 +224,9 @@ class Batch(ABC):
         if jobs == 1:
             worker = self.worker()
             for path, task in tasks:
-                yield path, guarded(worker, report, (path, task))
+                yield path, outcome_of(worker, report, (path, task))
             return
-        with contextlib.closing(in_processes(partial(guarded_worker, self.make_worker()), tasks, jobs)) as results:
+        with contextlib.closing(in_processes(partial(outcome_worker, self.make_worker()), tasks, jobs)) as results:
             for (path, _), outcome in results:
                 yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
 
@@ -275,17 +275,17 @@ class Batch(ABC):
         return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
 
 
-def guarded_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
+def outcome_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
     """A worker of another process, which reports nothing."""
-    return partial(guarded, make(), silent)
+    return partial(outcome_of, make(), silent)
 
 
-def guarded(worker: Worker, report: Report, task: Task) -> Any:
+def outcome_of(worker: Worker, report: Report, task: Task) -> Any:
     """The result for a recording, or the reason why there is none: a problem of this recording alone."""
-    path, rest = task
+    path, more = task
     try:
         with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
-            return worker(path, rest, report)
+            return worker(path, more, report)
     except InputError as error:
         return _reason(path, error)
 

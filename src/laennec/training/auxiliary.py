@@ -227,7 +227,7 @@ def enter_stage(model: Any, stage: Any, progress: float) -> None:
 
 
 @contextlib.contextmanager
-def encoder_aside(model: Any) -> Iterator[None]:
+def without_encoder(model: Any) -> Iterator[None]:
     """Leave the encoder out of modules, parameters and state within the block, while a head learns from embeddings.
 
     A step of a head takes less time than a walk over the modules of an encoder, of which a Trainer makes several.

@@ -36,7 +36,7 @@ from laennec.training.arguments import (
     parameter_groups,
     sharpness_aware,
 )
-from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, encoder_aside, enter_stage
+from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage, without_encoder
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
@@ -268,7 +268,7 @@ class LaennecTrainer(Trainer):
         heads = AuxiliaryHeads(self.specs, model.embedding_dim, groups, self.draw_seed)
         self._attached.enter_context(attached(model, heads))
         if isinstance(self.train_dataset, EmbeddingDataset) and self.auxiliary_tasks is None:
-            self._attached.enter_context(encoder_aside(model))
+            self._attached.enter_context(without_encoder(model))
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """One forward and backward pass; two if the step is sharpness-aware, of which the first is logged.
@@ -406,7 +406,7 @@ class LaennecTrainer(Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
-            if "encoder" not in model._modules:  # it is aside
+            if "encoder" not in model._modules:  # it is left out while a head trains
                 state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:
