@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from forked import laennec
+from laennec.cache import read_entry
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
@@ -378,7 +379,7 @@ def test_a_full_disk_while_embeddings_are_cached(corpus, disk, recipe, tmp_path,
     one_line(capsys, embeddings, FULL)
     assert temporary_files(tmp_path) == [] and not (tmp_path / "run" / "run.json").exists()
     for shard in embeddings.rglob("*.safetensors"):
-        assert load_file(shard)
+        assert load(read_entry(shard))
 
 
 @pytest.mark.parametrize("kilobytes", [8, 36, 72])

@@ -20,6 +20,7 @@ EVERYWHERE = {
     "rendering",
     "untrusted",
     "memory",
+    "cache",
     "decision_settings",
     "processes",
 }

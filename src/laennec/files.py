@@ -55,11 +55,6 @@ _LIBRARY_MESSAGES = {
 _log = logging.getLogger(__name__)
 
 
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The folder of all caches: the argument, else $LAENNEC_CACHE, else ~/.cache/laennec."""
-    return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
-
-
 def writing_error(path: str | Path, error: BaseException) -> InputError | None:
     """The one-line error for a write that failed; None where a user cannot mend it."""
     number = error.errno if isinstance(error, OSError) else None

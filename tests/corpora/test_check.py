@@ -1,6 +1,5 @@
 """The check finds every kind of damage in one pass."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.corpora.check import _too_short, check_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files
+from laennec.corpora.recordings import AnnotatedRecording, Event
 from laennec.errors import InputError
 
 
@@ -131,19 +130,3 @@ def test_the_real_sprsound_has_one_sound_under_two_names(shared_data: Path, tmp_
             shutil.copy(shared_data / "sprsound" / part / kind / f"{name}.{suffix}", root / part / kind)
     report = check_corpus("sprsound", root, cache_dir=tmp_path / "cache")
     assert len(report.problems) == 1 and "same sound under 2 names" in report.problems[0]
-
-
-def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    os.utime(path, (1e9, 1e9))
-    first = hash_files([path], tmp_path / "cache")[path]
-    assert first == hash_files([path], tmp_path / "cache")[path]
-    path.write_bytes(b"two")
-    os.utime(path, (1e9, 1e9))  # same size and time: the documented blind spot of the memory
-    assert first == hash_files([path], tmp_path / "cache")[path]
-    path.write_bytes(b"two")
-    assert first != hash_files([path], tmp_path / "cache")[path]
-    (store,) = (tmp_path / "cache" / "hashes").iterdir()
-    store.write_text("{broken")
-    assert hash_files([path], tmp_path / "cache")[path] != first

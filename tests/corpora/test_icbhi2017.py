@@ -243,16 +243,13 @@ def test_the_cache_follows_the_data(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_the_second_look_reads_no_file(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for path in [*corpus.iterdir(), *corpus.parent.glob("*.*")]:
-        os.utime(path, (1e9, 1e9))  # settled long ago
+    monkeypatch.setattr("laennec.cache._SETTLED_S", -1.0)
     build(corpus, tmp_path)
 
     def refuse(path: Path) -> str:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr("laennec.corpora.recordings.sha256_of", refuse)
+    monkeypatch.setattr("laennec.cache.sha256_of", refuse)
     assert len(build(corpus, tmp_path)) == 4
     (corpus / f"{A}.txt").write_text("0.0\t1.5\t1\t1\n")
     with pytest.raises(AssertionError, match=f"{A}.txt was read again"):

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from safetensors.numpy import load_file
+from safetensors.numpy import load, load_file
 
 from forked import ranks
+from laennec.cache import read_entry
 from laennec.cli.main import main
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "accelerate"
@@ -116,7 +117,7 @@ def read_cache(folder):
     """Embeddings by key, and no key twice."""
     found = {}
     for shard in (folder / "embeddings").rglob("*.safetensors"):
-        tensors = load_file(shard)
+        tensors = load(read_entry(shard))
         for key, value in zip(tensors["keys"], tensors["embeddings"], strict=True):
             assert key.tobytes() not in found
             found[key.tobytes()] = value

@@ -91,7 +91,8 @@ def _audio() -> str:
 
 def _cache() -> str:
     """Write a megabyte where caches are kept."""
-    from laennec.files import atomic_write, cache_root
+    from laennec.cache import cache_root
+    from laennec.files import atomic_write
 
     folder = cache_root()
     probe = folder / ".probe"

@@ -96,7 +96,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     import tempfile
     from contextlib import ExitStack
 
-    from laennec.corpora import cache_root
+    from laennec.cache import cache_root
     from laennec.corpora.load import corpus_class
     from laennec.corpora.publish import export_corpus
     from laennec.files import explain_write_errors

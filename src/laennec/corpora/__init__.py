@@ -1,5 +1,6 @@
 """What people train on, as tables of respiratory cycles."""
 
+from laennec.cache import cache_root
 from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions
 from laennec.corpora.check import AuditReport, check_corpus, check_cycle_table
 from laennec.corpora.folder import Folder
@@ -13,7 +14,6 @@ from laennec.corpora.splits import PROTOCOLS, split_table
 from laennec.corpora.sprsound import SprSound
 from laennec.corpora.synthetic import Synthetic
 from laennec.corpora.waveforms import CycleWaveforms, decode_all
-from laennec.files import cache_root
 
 __all__ = [
     "CYCLE_FEATURES",

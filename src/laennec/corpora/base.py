@@ -23,18 +23,18 @@ import pyarrow as pa
 
 from laennec.audio.cycles import LABELS
 from laennec.audio.recording import read_header
+from laennec.cache import cache_root, hash_files, is_whole, new_entry
 from laennec.corpora.recordings import (
     AnnotatedRecording,
     Event,
     UnusableRecordingsError,
     corpus_path,
-    hash_files,
     named,
     unpack,
 )
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root, wait_for_lock
+from laennec.files import wait_for_lock
 
 TABLE_VERSION = "1.0.0"
 ABNORMAL = "abnormal"
@@ -123,7 +123,7 @@ class Corpus(ABC):
 
     Args:
         data_dir: Folder or zip archive with the recordings.
-        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+        cache_dir: Root of the caches; see `laennec.cache.cache_root`.
         **options: The attributes of `options_class`.
 
     Attributes:
@@ -394,7 +394,7 @@ class Corpus(ABC):
         """Write the table as an Arrow stream, a few recordings at a time."""
         problems: list[str] = []
         schema = self.features.arrow_schema
-        with atomic_write(path, "wb", sync=False) as file, pa.ipc.new_stream(file, schema) as stream:
+        with new_entry(path) as file, pa.ipc.new_stream(file, schema) as stream:
             for first in range(0, len(self.recordings), _RECORDINGS_PER_BATCH):
                 rows = []
                 for recording in self.recordings[first : first + _RECORDINGS_PER_BATCH]:
@@ -448,7 +448,4 @@ def digest(value: Any) -> str:
 
 def _read_arrow(path: Path) -> datasets.Dataset | None:
     """A cached table, or None where there is no whole one."""
-    try:
-        return datasets.Dataset.from_file(str(path)) if path.is_file() else None
-    except (pa.ArrowException, OSError, ValueError):
-        return None
+    return datasets.Dataset.from_file(str(path)) if is_whole(path) else None

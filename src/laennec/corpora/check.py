@@ -15,10 +15,11 @@ from typing import Any
 
 from laennec.audio.cycles import LABELS
 from laennec.audio.recording import DecodeError, read_recording
+from laennec.cache import hash_files
 from laennec.corpora.base import Corpus
 from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
-from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files, named
+from laennec.corpora.recordings import AnnotatedRecording, Event, named
 from laennec.errors import InputError
 
 _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")

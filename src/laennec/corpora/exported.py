@@ -9,16 +9,18 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laennec.corpora.recordings import AUDIO_SUFFIXES, hash_files, require_room
+from laennec.cache import cache_root, cached_folder, hash_files
+from laennec.corpora.recordings import AUDIO_SUFFIXES, require_room
 from laennec.errors import InputError, hub_reason
-from laennec.files import atomic_folder, cache_root, wait_for_lock, writing_error
-from laennec.untrusted import MOST_BYTES, read_json
+from laennec.files import writing_error
+from laennec.untrusted import read_json
 
 MANIFEST = "laennec_corpus.json"
 FORMAT = 2
@@ -33,7 +35,6 @@ _COLUMNS = {
     "annotations": {"source_path": pa.string(), "content": pa.binary()},
 }
 _SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
-_LISTING = "files.json"
 _ROWS_AT_ONCE = 8
 
 
@@ -126,49 +127,33 @@ def _restored(folder: Path, files: Mapping[str, Mapping[str, Any]], cache_dir: s
     _check_hashes(folder, needed, cache_dir)
     made_of = json.dumps([FORMAT, [[name, said["sha256"]] for name, said in needed.items()]])
     target = cache_root(cache_dir) / "exported" / hashlib.sha256(made_of.encode()).hexdigest()[:24]
-    if not _is_whole(target, cache_dir):
-        with wait_for_lock(target):
-            if not _is_whole(target, cache_dir):  # another process may have unpacked it meanwhile
-                _unpack(folder, list(needed), target)
-    return target / "content"  # one level down, so that a search for tables beside it finds no other corpus
-
-
-def _is_whole(target: Path, cache_dir: str | Path | None) -> bool:
-    """Whether the cache holds the files of the corpus as they were unpacked."""
-    try:
-        listed = dict(read_json(target / _LISTING, MOST_BYTES))
-        hashes = hash_files([target / "content" / name for name in listed], cache_dir)
-        return all(hashes[target / "content" / name] == sha256 for name, sha256 in listed.items())
-    except (OSError, ValueError, TypeError):  # an InputError is a ValueError: a file is gone
-        return False
+    return cached_folder(target, partial(_unpack, folder, list(needed)), cache_dir)
 
 
 def _unpack(folder: Path, names: list[str], target: Path) -> None:
-    """Write the files of the corpus into the folder `content` of `target`."""
+    """Write the files of the corpus into the folder `target`."""
     require_room(folder, target, sum((folder / name).stat().st_size for name in names))
-    with atomic_folder(target) as temporary:
-        written: dict[str, str] = {}
-        for name in names:
-            for row in _rows(folder / name, name.split("/")[0]):
-                path = row["source_path"]
-                if not isinstance(path, str) or not safe_name(path):
-                    raise InputError(
-                        f"{folder / name}: {path!r} would leave the folder or is no file name; do not use this export"
-                    )
-                if path in written:
-                    raise InputError(f"{folder / name}: two files are called {path!r}; do not use this export")
-                content = row["content"] if "content" in row else (row["audio"] or {}).get("bytes")
-                if content is None:
-                    raise InputError(f"{folder / name}: {path!r} has no content; download or export it again")
-                written[path] = hashlib.sha256(content).hexdigest()
-                place = temporary / "content" / path
-                try:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    with place.open("xb") as file:
-                        file.write(content)
-                except (FileExistsError, NotADirectoryError) as error:
-                    raise InputError(f"{folder / name}: {path!r} is a file and a folder; do not use it") from error
-        (temporary / _LISTING).write_text(json.dumps(written), encoding="utf-8")
+    written: set[str] = set()
+    for name in names:
+        for row in _rows(folder / name, name.split("/")[0]):
+            path = row["source_path"]
+            if not isinstance(path, str) or not safe_name(path):
+                raise InputError(
+                    f"{folder / name}: {path!r} would leave the folder or is no file name; do not use this export"
+                )
+            if path in written:
+                raise InputError(f"{folder / name}: two files are called {path!r}; do not use this export")
+            content = row["content"] if "content" in row else (row["audio"] or {}).get("bytes")
+            if content is None:
+                raise InputError(f"{folder / name}: {path!r} has no content; download or export it again")
+            written.add(path)
+            place = target / path
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("xb") as file:
+                    file.write(content)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InputError(f"{folder / name}: {path!r} is a file and a folder; do not use it") from error
 
 
 def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import datasets
 
+from laennec.cache import cache_root, sha256_of
 from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, read_layout
 from laennec.corpora.recordings import AnnotatedRecording, Event, named
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root
+from laennec.files import atomic_write
 from laennec.untrusted import is_plain, leads_outside, read_json
 
 _LISTING_VERSION = 1
@@ -236,7 +237,7 @@ def _stored(content: bytes, folder: Path, suffix: str, depth: int = 2) -> Path:
     """A file of the cache that is named by its content, written if it is not there whole."""
     digest = hashlib.sha256(content).hexdigest()
     path = folder / digest[:depth] / f"{digest}{suffix}"
-    if not (path.is_file() and path.stat().st_size == len(content)):
+    if not (path.is_file() and sha256_of(path) == digest):
         with atomic_write(path, "wb", sync=False) as file:
             file.write(content)
     return path

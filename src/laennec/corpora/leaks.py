@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from scipy.ndimage import minimum_filter1d
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -30,8 +29,8 @@ from scipy.spatial import cKDTree
 
 from laennec.audio.cycles import LABELS
 from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
+from laennec.cache import cache_root, read_entry, write_entry
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root
 
 if TYPE_CHECKING:
     from laennec.corpora.splits import Protocol
@@ -42,7 +41,7 @@ _COLUMNS = (
     *("cycle_id", "recording_id", "patient_id", "label", "start_s", "end_s", "chest_location", "acquisition_mode"),
     *("device", "audio_sha256", "part", "fold"),
 )
-_VERSION = 1  # of the cached fingerprints
+_VERSION = 2  # of the cached fingerprints
 _WINDOW = 64  # samples of a hashed window
 _REACH = 512  # a window is chosen if no hash within so many samples is smaller
 _CHANGES = 16  # at least so many samples of a window differ from the one before: silence is no evidence
@@ -265,11 +264,9 @@ def fingerprint_files(files: Mapping[Path, str], cache_dir: str | Path | None = 
 
 def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
     """The fingerprint of a file, from its cache file or made anew."""
-    try:
-        tensors = load_file(store)
+    if content := read_entry(store):
+        tensors = load(content)
         return AudioFingerprint(tensors["windows"], tensors["envelope"])
-    except (SafetensorError, OSError, KeyError):
-        pass
     try:
         waveform = mono(read_frames(path)[0])
     except (DecodeError, InputError):
@@ -277,8 +274,7 @@ def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
     if not np.isfinite(waveform).all():
         return None
     found = AudioFingerprint(_windows(waveform), _envelope(waveform))
-    with atomic_write(store, "wb", sync=False) as file:
-        file.write(save({"windows": found.windows, "envelope": found.envelope}))
+    write_entry(store, save({"windows": found.windows, "envelope": found.envelope}))
     return found
 
 

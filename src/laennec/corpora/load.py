@@ -63,7 +63,7 @@ def load_corpus(
         fold: The test fold, under a protocol with folds.
         validation_fraction: Share of train to carve out as validation.
         seed: Seed of every draw of the split.
-        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+        cache_dir: Root of the caches; see `laennec.cache.cache_root`.
         **options: The attributes of the corpus' `options_class`: tables_dir (where the patient and split tables are),
             level (what a row is), allow_missing (accept a corpus that lacks recordings; every number made on it says
             so), and those of one corpus alone.

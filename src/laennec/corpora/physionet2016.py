@@ -16,8 +16,9 @@ import datasets
 
 from laennec.audio.cycles import AnnotationError, sliding_windows
 from laennec.audio.recording import read_header
+from laennec.cache import hash_files
 from laennec.corpora.base import Corpus, CorpusOptions
-from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files, is_recording, named, only_folder, read_csv
+from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, named, only_folder, read_csv
 from laennec.errors import InputError
 from laennec.untrusted import read_bytes
 

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 import soundfile
 
 from laennec.audio.recording import DecodeError, Waveform, read_frames
+from laennec.cache import sha256_of
 from laennec.corpora.base import Corpus, column_of
 from laennec.corpora.exported import CARD, CONFIGS, FORMAT, MANIFEST, safe_name
 from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provenance, split_corpus
-from laennec.corpora.recordings import UnusableRecordingsError, sha256_of
+from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.corpora.splits import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
 from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock

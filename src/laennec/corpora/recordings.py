@@ -1,37 +1,31 @@
 """Recordings of a corpus, their annotated events and their files: hashes, tables, archives.
 
-Decisions: a file is identified by its SHA-256, which is cached under (path, size, modification time), so that opening a
-corpus again reads no file. A file changed within the last two seconds is not cached, because it could change again
-within the resolution of the clock. An archive is unpacked once, under its own hash, and refused if a member leads out
-of the folder; of several processes one unpacks and the others wait.
+Decisions: a file is identified by its SHA-256, so a fingerprint covers content. An archive is unpacked once, under its
+own hash, and refused if a member leads out of the folder; of several processes one unpacks and the others wait.
 """
 
-import contextlib
 import csv
-import hashlib
 import io
-import json
-import os
 import shutil
 import stat
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
 
 from laennec.audio.cycles import AnnotationError, label_of
+from laennec.cache import cache_root, cached_folder, hash_files
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, cache_root, find_data, remove_stale_lock, wait_for_lock
-from laennec.untrusted import MOST_BYTES, open_regular, read_json, read_text
+from laennec.files import find_data
+from laennec.untrusted import read_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
-_SETTLED_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -167,58 +161,6 @@ def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[st
     return [(line, values) for line, values in rows if any(values)]
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of the content of a file; an InputError if it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
-
-
-def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> dict[Path, str]:
-    """SHA-256 of many files, reading only those that have changed since the last time.
-
-    Raises:
-        InputError: One of them cannot be read.
-    """
-    wanted = sorted(set(paths))
-    if not wanted:
-        return {}
-    common = os.path.commonpath([path.parent for path in wanted])
-    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(common.encode()).hexdigest()[:24]}.json"
-    known = _read_store(store)
-    now = time.time()
-    hashes, fresh = {}, False
-    for path in wanted:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
-        key, entry = str(path), known.get(str(path))
-        if entry is not None and entry[:2] == [status.st_size, status.st_mtime_ns]:
-            hashes[path] = str(entry[2])
-            continue
-        hashes[path] = sha256_of(path)
-        if now - status.st_mtime > _SETTLED_S:
-            known[key] = [status.st_size, status.st_mtime_ns, hashes[path]]
-            fresh = True
-    if fresh:
-        with contextlib.suppress(InputError), atomic_write(store, "wb", sync=False) as file:  # only a saving of time
-            file.write(json.dumps(known).encode())  # type: ignore[call-overload,arg-type]
-    return hashes
-
-
-def _read_store(store: Path) -> dict[str, list[int | str]]:
-    """Path -> [size, modification time, SHA-256]; empty where the cache cannot be read."""
-    try:
-        known = read_json(store, MOST_BYTES)
-    except (OSError, ValueError):
-        return {}
-    entries = known.items() if isinstance(known, dict) else ()
-    return {path: entry for path, entry in entries if isinstance(entry, list) and len(entry) == 3}
-
-
 def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder.
 
@@ -228,28 +170,19 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     """
     digest = hash_files([archive], cache_dir)[archive]
     target = cache_root(cache_dir) / "unpacked" / digest[:24]
-    content = target / "content"  # one level down, so that a search beside it sees no other archive
-    if content.is_dir():
-        remove_stale_lock(target)
-        return content
-    with wait_for_lock(target):
-        if not content.is_dir():  # another process may have unpacked it meanwhile
-            _unpack_into(archive, target)
-    return content
+    return cached_folder(target, partial(_unpack_into, archive), cache_dir)
 
 
-def _unpack_into(archive: Path, target: Path) -> None:
-    """Make `target` with the folder `content` in it."""
+def _unpack_into(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _safe_members(archive, opened)
-            require_room(archive, target, sum(info.file_size for info in members.values()))
-            with atomic_folder(target) as folder:
-                for name, info in members.items():
-                    path = folder / "content" / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with opened.open(info) as source, path.open("wb") as sink:
-                        shutil.copyfileobj(source, sink, 1 << 20)
+            require_room(archive, folder, sum(info.file_size for info in members.values()))
+            for name, info in members.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with opened.open(info) as source, path.open("wb") as sink:
+                    shutil.copyfileobj(source, sink, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         remedy = "download it again, or unpack it yourself"
         raise InputError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error

@@ -26,10 +26,11 @@ import soxr
 from scipy.signal import butter, sosfilt
 
 from laennec.audio.cycles import LABELS, Cycle, flags_of, write_annotation
+from laennec.cache import cache_root
 from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
-from laennec.files import atomic_folder, cache_root, remove_stale_lock, wait_for_lock
+from laennec.files import atomic_folder, remove_stale_lock, wait_for_lock
 from laennec.untrusted import read_json
 
 SOURCE_RATE_HZ = 8000

@@ -1,16 +1,13 @@
 """The waveforms of a cycle table, each recording decoded once.
 
 Decisions: a recording is resampled and filtered as a whole and then cut, so that no filter starts at the edge of a
-cycle. The cycles of a recording are cached as raw float32 in one file, named by the hash of everything that made them:
-the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size
-is made again. Nothing stays open or in memory between two reads.
+cycle. The cycles of a recording are cached in one file, their lengths and then raw float32, named by the hash of
+everything that made them: the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule
+changes). Nothing stays open or in memory between two reads.
 """
 
 import hashlib
-import io
 import json
-import os
-import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,14 +22,14 @@ import pyarrow as pa
 
 from laennec.audio.cycles import Waveform, cut
 from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
-from laennec.corpora.recordings import UnusableRecordingsError, hash_files
+from laennec.cache import cache_root, hash_files, is_whole, write_entry
+from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root, try_lock, wait_for_lock
+from laennec.files import try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import read_bytes
 
-WAVEFORM_VERSION = 1
-_MAGIC = b"LAENNECW"
+WAVEFORM_VERSION = 2
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
 Span = tuple[float, float]
 
@@ -46,10 +43,6 @@ class _Shard:
     spans: tuple[Span, ...]
     path: Path
 
-    @property
-    def header_bytes(self) -> int:
-        return 16 + 8 * len(self.spans)
-
 
 class CycleWaveforms(Sequence[Waveform]):
     """The cycles of a table as waveforms, cached on disk: `waveforms[i]` belongs to row i.
@@ -58,7 +51,7 @@ class CycleWaveforms(Sequence[Waveform]):
         table: A cycle table, or any rows of one in any order.
         sampling_rate: Rate of the waveforms in Hz.
         filter: Applied to whole recordings at that rate.
-        cache_dir: Root of the caches; see `laennec.files.cache_root`.
+        cache_dir: Root of the caches; see `laennec.cache.cache_root`.
 
     Raises:
         InputError: The table has rows without audio.
@@ -211,11 +204,8 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     if empty:
         reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {sampling_rate} Hz"
         raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-    header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
-    with atomic_write(shard.path, "wb", sync=False) as file:
-        file.write(header)  # type: ignore[call-overload,arg-type]
-        for piece in pieces:
-            file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+    lengths = np.array([len(piece) for piece in pieces], "<u8")
+    write_entry(shard.path, lengths.tobytes(), *(piece.astype("<f4", copy=False).data for piece in pieces))
 
 
 def with_audio(
@@ -291,33 +281,20 @@ def _recording_bytes(shard: _Shard) -> bytes:
 
 def _read_lengths(shard: _Shard) -> npt.NDArray[np.int64] | None:
     """Samples of each span of a shard, or None where there is no whole shard."""
+    if not is_whole(shard.path):
+        return None
     try:
-        with open(shard.path, "rb", buffering=0) as file:
-            return _lengths(file, shard)
-    except OSError:
+        return np.fromfile(shard.path, dtype="<u8", count=len(shard.spans)).astype(np.int64)
+    except OSError:  # another process has removed it
         return None
 
 
 def _read_cycle(shard: _Shard, span: int) -> Waveform | None:
     """One cycle of a shard, or None where there is no whole shard."""
+    if (lengths := _read_lengths(shard)) is None:
+        return None
+    offset = 8 * len(lengths) + 4 * int(lengths[:span].sum())
     try:
-        with open(shard.path, "rb", buffering=0) as file:
-            lengths = _lengths(file, shard)
-            if lengths is None:
-                return None
-            file.seek(shard.header_bytes + 4 * int(lengths[:span].sum()))
-            return np.fromfile(file, dtype="<f4", count=int(lengths[span])).astype(np.float32, copy=False)
+        return np.fromfile(shard.path, "<f4", int(lengths[span]), offset=offset).astype(np.float32, copy=False)
     except OSError:
         return None
-
-
-def _lengths(file: io.FileIO, shard: _Shard) -> npt.NDArray[np.int64] | None:
-    """The header of a shard if it is this one's and the file has the size it promises."""
-    head = file.read(shard.header_bytes)
-    if head is None or len(head) != shard.header_bytes:
-        return None
-    if struct.unpack("<8sQ", head[:16]) != (_MAGIC, len(shard.spans)):
-        return None
-    lengths = np.frombuffer(head, dtype="<u8", offset=16).astype(np.int64)
-    whole = os.fstat(file.fileno()).st_size == shard.header_bytes + 4 * int(lengths.sum())
-    return lengths if whole else None

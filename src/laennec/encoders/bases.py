@@ -15,13 +15,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from laennec.cache import cache_root, read_entry, write_entry
 from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
 from laennec.encoders.checkpoints import out_of_reach, reason
 from laennec.encoders.composite import GroupsConfig
 from laennec.encoders.own import build, is_own
 from laennec.errors import InputError, hub_reason
-from laennec.files import atomic_write, cache_root
-from laennec.untrusted import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -74,19 +73,15 @@ def remember_base(config: Any) -> None:
     if not named or not is_local(str(named)) or not Path(named).exists():
         return
     places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
-    with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
-        json.dump(list(dict.fromkeys(places))[:_MOST_PLACES], file)
+    with contextlib.suppress(InputError):
+        write_entry(_record_of(config.encoder_digest), json.dumps(list(dict.fromkeys(places))[:_MOST_PLACES]).encode())
 
 
 def known_places(digest: str | None) -> list[str]:
     """Where encoders of this digest lay when heads were saved here."""
     if not digest or not _DIGEST.fullmatch(str(digest)):
         return []
-    try:
-        places = read_json(_record_of(digest))
-    except (OSError, ValueError):
-        return []
-    return [str(place) for place in places] if isinstance(places, list) else []
+    return list(json.loads(read_entry(_record_of(digest)) or "[]"))
 
 
 def _record_of(digest: str) -> Path:

@@ -99,16 +99,14 @@ def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeature
     """An ONNX file of this fingerprint, from the cache or made now."""
     import copy
 
-    from laennec.files import atomic_folder, cache_root
+    from laennec.cache import cache_root, cached_folder
     from laennec.hub.onnx import write_onnx
 
-    folder = cache_root() / "onnx" / fingerprint[:32]
-    if not (folder / FACTS).is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as made:
-            write_onnx(made, copy.deepcopy(model), extractor, model.name_or_path or "this model")
-            extractor.save_pretrained(made)
-    return OnnxModel(folder).path
+    def export(folder: Path) -> None:
+        write_onnx(folder, copy.deepcopy(model), extractor, model.name_or_path or "this model")
+        extractor.save_pretrained(folder)
+
+    return OnnxModel(cached_folder(cache_root() / "onnx" / fingerprint[:32], export)).path
 
 
 def fingerprint_of(model: Any, extractor: Any = None) -> str:

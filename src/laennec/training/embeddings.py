@@ -28,18 +28,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from laennec import memory
 from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
+from laennec.cache import cache_root, read_entry, write_entry
 from laennec.corpora.base import column_of
 from laennec.encoders import encoder_digest
 from laennec.errors import InputError
-from laennec.files import atomic_write, cache_root, remove_stale_lock, try_lock
+from laennec.files import remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.progress import track
 from laennec.training.data import CycleDataset, Neighbours
@@ -47,7 +47,7 @@ from laennec.training.devices import encodes_one_by_one
 from laennec.training.recipe import Recipe
 from laennec.training.step_errors import shorter_cycles
 
-_VERSION = 3
+_VERSION = 4
 _MOST_CYCLES, _LEAST_CYCLES = 512, 16  # of a shard
 _SHARDS = 16  # at least, where there are enough cycles: work for several processes
 _POLL_S, _PATIENCE_S = 0.1, 600.0  # for another process's shard, before it is made once more
@@ -276,15 +276,13 @@ class EmbeddingCache:
                 if self._seen.get(shard.name) == state:
                     continue
                 self._seen[shard.name] = state
-                tensors = load_file(shard)
-                keys, values = tensors["keys"], tensors["embeddings"]
             except FileNotFoundError:
                 continue
-            except (SafetensorError, KeyError, OSError) as error:
-                _log.warning("%s: damaged cache shard (%s); its cycles are embedded again", shard, error)
+            if (content := read_entry(shard)) is None:
                 continue
+            tensors = load(content)
             # an embedding that is here already is equal
-            for key, value in zip(keys, values, strict=True):
+            for key, value in zip(tensors["keys"], tensors["embeddings"], strict=True):
                 self._rows.setdefault(key.tobytes(), value)
 
     def __contains__(self, key: bytes) -> bool:
@@ -298,11 +296,16 @@ class EmbeddingCache:
         return self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
 
     def add(self, keys: Sequence[bytes], embeddings: NDArray[np.float32], keep: bool = True) -> None:
-        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`."""
+        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`.
+
+        Raises:
+            InputError: One of them is not finite.
+        """
+        if not np.isfinite(embeddings).all():
+            raise InputError("the encoder's embedding of a cycle is not a number; check its weights and features")
         if keep:
             table = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1)
-            with atomic_write(self.place(keys), "wb") as file:
-                file.write(save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))
+            write_entry(self.place(keys), save({"keys": table, "embeddings": np.ascontiguousarray(embeddings)}))
         self._rows.update(zip(keys, embeddings, strict=True))
 
 

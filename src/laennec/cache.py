@@ -1,0 +1,192 @@
+"""Files and folders of the cache, verified before they are believed.
+
+Decisions: an entry ends with a checksum of its name and content, compared when a process first reads it, so that
+flipped bits, blocks that a power cut lost and an entry under the name of another are found. A damaged entry is named,
+removed and made again. A folder has a list of its files with their SHA-256.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from laennec.errors import InputError
+from laennec.files import atomic_folder, atomic_write, remove_stale_lock, wait_for_lock
+from laennec.untrusted import MOST_BYTES, open_regular, read_json
+
+_END = b"laennec1"
+_TRAILER_BYTES = 16 + len(_END)
+_LISTING = "files.json"
+_SETTLED_S = 2.0
+_verified: dict[Path, tuple[int, ...]] = {}
+_log = logging.getLogger(__name__)
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of all caches: the argument, else $LAENNEC_CACHE, else ~/.cache/laennec."""
+    return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
+
+
+class _Summed(io.RawIOBase):
+    """Passes on what is written, and sums it."""
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file, self.checksum = file, xxhash.xxh3_128(name.encode())
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self.checksum.update(content)
+        return self._file.write(content)
+
+
+@contextlib.contextmanager
+def new_entry(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file of the cache to be written, whole or not at all.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable.
+    """
+    with atomic_write(path, "wb", sync=False) as file:
+        summed = _Summed(file, path.name)
+        yield summed  # type: ignore[misc]
+        file.write(summed.checksum.digest() + _END)
+
+
+def write_entry(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file of the cache; errors as for `new_entry`."""
+    with new_entry(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether this file of the cache is there as it was written; a damaged one is removed."""
+    try:
+        status = os.stat(path)
+        state = status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
+        if _verified.get(path) == state:
+            return True
+        with open_regular(path) as file:
+            checksum = xxhash.xxh3_128(path.name.encode())
+            left = status.st_size - _TRAILER_BYTES
+            while left > 0 and (block := file.read(min(left, 1 << 20))):
+                checksum.update(block)
+                left -= len(block)
+            if file.read() == checksum.digest() + _END:
+                _verified[path] = state
+                return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _log.warning("%s: cannot be read from the cache (%s); making it again", path, error.strerror)
+        return False
+    _log.warning("%s: damaged, or written by another release; making it again", path)
+    with contextlib.suppress(OSError):
+        path.unlink()
+    return False
+
+
+def read_entry(path: Path) -> bytes | None:
+    """The content of a file of the cache, or None where there is no whole one."""
+    if not is_whole(path):
+        return None
+    try:
+        return path.read_bytes()[:-_TRAILER_BYTES]
+    except OSError:  # another process has removed it
+        return None
+
+
+def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | Path | None = None) -> Path:
+    """A folder of the cache, made once, and again if its files are not as they were made.
+
+    Args:
+        target: Its place.
+        make: Fills the folder it is given.
+        cache_dir: Root of the caches, for the hashes of the files.
+
+    Returns:
+        The folder, one level below `target`, so that a search beside it finds nothing else.
+
+    Raises:
+        InputError: The disk is full, read-only or not writable.
+    """
+    if _is_whole_folder(target, cache_dir):
+        remove_stale_lock(target)
+        return target / "content"
+    with wait_for_lock(target):
+        if not _is_whole_folder(target, cache_dir):  # another process may have made it meanwhile
+            with atomic_folder(target) as temporary:
+                content = temporary / "content"
+                content.mkdir()
+                make(content)
+                files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
+                hashes = {name: sha256_of(path) for name, path in files.items()}
+                (temporary / _LISTING).write_text(json.dumps(hashes), encoding="utf-8")
+    return target / "content"
+
+
+def _is_whole_folder(target: Path, cache_dir: str | Path | None) -> bool:
+    content = target / "content"
+    try:
+        listed = dict(read_json(target / _LISTING, MOST_BYTES))
+        hashes = hash_files([content / name for name in listed], cache_dir)
+        return all(hashes[content / name] == sha256 for name, sha256 in listed.items())
+    except (OSError, ValueError, TypeError):  # an InputError is a ValueError: a file is gone
+        return False
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of the content of a file; an InputError if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+
+
+def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> dict[Path, str]:
+    """SHA-256 of many files, reading only those that have changed since the last time.
+
+    A file is known by its absolute path, size, inode and times; the time of its last change (ctime) cannot be set by
+    a program. One that was changed in the last two seconds is read again the next time, because it could change once
+    more within the resolution of the clock.
+
+    Raises:
+        InputError: One of them cannot be read.
+    """
+    wanted = sorted(set(paths))
+    if not wanted:
+        return {}
+    common = os.path.commonpath([path.absolute().parent for path in wanted])
+    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(common.encode()).hexdigest()[:24]}.json"
+    known: dict[str, list[int | str]] = json.loads(read_entry(store) or "{}")
+    now = time.time()
+    hashes, fresh = {}, False
+    for path in wanted:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+        state = [status.st_size, status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        *before, sha256 = known.get(key := str(path.absolute()), [""])
+        if before == state:
+            hashes[path] = str(sha256)
+            continue
+        hashes[path] = sha256_of(path)
+        if now - max(status.st_mtime, status.st_ctime) > _SETTLED_S:
+            known[key] = [*state, hashes[path]]
+            fresh = True
+    if fresh:
+        with contextlib.suppress(InputError):  # only a saving of time
+            write_entry(store, json.dumps(known).encode())
+    return hashes

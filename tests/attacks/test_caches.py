@@ -1,0 +1,193 @@
+"""Damaged caches, and other files at the place and time of known ones: the result is that of an empty cache."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from laennec import cache
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.corpora import CycleWaveforms, check_duplicates, load_corpus
+from laennec.corpora.synthetic import write_corpus
+from laennec.encoders import load_encoder
+from laennec.errors import InputError
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.embeddings import EmbeddingCache
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+KINDS = ("unpacked", "hashes", "tables", "waveforms", "embeddings", "audio_fingerprints")
+DAMAGES = {
+    "zeroed": lambda content: bytes(len(content)),
+    "zeros at the end": lambda content: content[:-64] + bytes(64),
+    "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "a bit in the middle": lambda content: (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 4]) + content[len(content) // 2 + 1 :]
+    ),
+    "last bit": lambda content: content[:-1] + bytes([content[-1] ^ 128]),
+    "cut": lambda content: content[:-5],
+    "empty": lambda content: b"",
+    "longer": lambda content: content + content[-8:],
+    "another dtype": lambda content: content.replace(b'"F32"', b'"I32"').replace(b'"F64"', b'"I64"')[:-1] + b"?",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("corpus")
+    write_corpus(place / "sounds", patients=6, recordings_per_patient=1, cycles_per_recording=2, max_rate_hz=4000)
+    return Path(shutil.make_archive(str(place / "sounds"), "zip", place / "sounds"))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> tuple[LaennecForAudioClassification, LaennecFeatureExtractor]:
+    torch.manual_seed(0)
+    encoder = load_encoder(None, type="cnn", channels=[4, 8])
+    model = LaennecForAudioClassification(LaennecConfig(encoder_config=encoder.config, num_labels=2), encoder)
+    return model, LaennecFeatureExtractor("song2021", length="natural")
+
+
+def result(corpus: Path, root: Path, embedder: tuple) -> str:
+    """The hash of everything that a training would read, in a process that has verified nothing yet."""
+    cache._verified.clear()
+    table = load_corpus("synthetic", corpus, protocol="none", cache_dir=root)
+    duplicates = check_duplicates(table, root)
+    rows = table["all"]
+    waveforms = CycleWaveforms(rows, 4000, cache_dir=root)
+    waveforms.prepare()
+    embeddings = EmbeddingCache(root, *embedder)
+    keys = [hashlib.sha256(sound.tobytes()).digest() for sound in waveforms]
+    for half in (keys[::2], keys[1::2]):
+        if missing := [key for key in half if key not in embeddings]:
+            embeddings.add(half, embeddings.embed([waveforms[keys.index(key)] for key in half]))
+        assert not missing or all(key in embeddings for key in missing)
+    values = np.stack([embeddings[key] for key in keys])
+    facts = [rows.to_pandas().to_json(), duplicates, waveforms.lengths.tolist()]
+    return hashlib.sha256(repr(facts).encode() + b"".join(keys) + values.tobytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def filled(corpus: Path, embedder: tuple, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    root = tmp_path_factory.mktemp("filled") / "cache"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cache, "_SETTLED_S", -1.0)
+        return root, result(corpus, root, embedder)
+
+
+@pytest.fixture
+def damaged(filled: tuple[Path, str]) -> tuple[Path, str]:
+    """The cache at its place, which the table names; what a test does to it is undone."""
+    kept = filled[0].with_name("kept")
+    shutil.copytree(filled[0], kept, copy_function=shutil.copy2)
+    yield filled
+    shutil.rmtree(filled[0])
+    kept.rename(filled[0])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_entry_changes_no_bit(damaged, corpus, embedder, kind, damage):
+    root, expected = damaged
+    entries = [path for path in (root / kind).rglob("*") if path.is_file() and path.name != "files.json"]
+    assert entries
+    for path in entries:
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert result(corpus, root, embedder) == expected
+    assert result(corpus, root, embedder) == expected
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hashes"])
+def test_entries_under_the_names_of_others_change_no_bit(damaged, corpus, embedder, kind):
+    root, expected = damaged
+    entries = sorted(path for path in (root / kind).rglob("*") if path.is_file() and path.name != "files.json")
+    contents = [path.read_bytes() for path in entries]
+    for path, content in zip(entries, contents[1:] + contents[:1], strict=True):
+        path.write_bytes(content)
+    assert result(corpus, root, embedder) == expected
+
+
+def test_a_damaged_entry_is_named_and_removed(tmp_path, caplog):
+    place = tmp_path / "entry"
+    cache.write_entry(place, b"con", b"tent")
+    assert cache.read_entry(place) == b"content"
+    place.write_bytes(place.read_bytes().replace(b"con", b"can"))
+    assert cache.read_entry(place) is None and not place.exists() and str(place) in caplog.text
+
+
+def test_an_embedding_that_is_no_number_is_not_kept(tmp_path, embedder):
+    embeddings = EmbeddingCache(tmp_path, *embedder)
+    with pytest.raises(InputError, match="not a number"):
+        embeddings.add([b"k" * 32], np.full((1, 8), np.nan, np.float32))
+    assert not list(tmp_path.rglob("*.safetensors")) and b"k" * 32 not in embeddings
+
+
+# ---------------------------------------------------------------- which file is it?
+
+
+def same_size_and_time(path: Path, content: bytes) -> None:
+    """Replace a file by another one of equal size and modification time."""
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("how", ["written", "renamed", "copied"])
+def test_a_file_of_equal_size_and_time_is_another_one(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    one, other = tmp_path / "one.wav", tmp_path / "other.wav"
+    for path, content in ((one, b"one"), (other, b"two")):
+        path.write_bytes(content)
+        os.utime(path, (1e9, 1e9))
+    first = cache.hash_files([one], tmp_path / "cache")[one]
+    if how == "written":
+        same_size_and_time(one, b"two")
+    elif how == "renamed":
+        other.rename(one)
+    else:
+        shutil.copy2(other, one)
+    assert cache.hash_files([one], tmp_path / "cache")[one] == hashlib.sha256(b"two").hexdigest() != first
+
+
+def test_a_relative_path_is_not_that_of_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    found = {}
+    for ward in ("ward-1", "ward-2"):
+        (tmp_path / ward).mkdir()
+        (tmp_path / ward / "a.wav").write_bytes(ward.encode())
+        os.utime(tmp_path / ward / "a.wav", (1e9, 1e9))
+        monkeypatch.chdir(tmp_path / ward)
+        found[ward] = cache.hash_files([Path("a.wav")], tmp_path / "cache")[Path("a.wav")]
+    assert found == {ward: hashlib.sha256(ward.encode()).hexdigest() for ward in found}
+
+
+def test_a_known_file_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"one")
+    first = cache.hash_files([path], tmp_path / "cache")
+    monkeypatch.delattr(cache, "sha256_of")
+    assert cache.hash_files([path], tmp_path / "cache") == first
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".txt"])
+def test_labels_or_audio_replaced_change_the_fingerprint(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(cache, "_SETTLED_S", -1.0)
+    folder = tmp_path / "sounds"
+    write_corpus(folder, patients=4, recordings_per_patient=1, cycles_per_recording=2, max_rate_hz=4000)
+
+    def fingerprint():
+        table = load_corpus("synthetic", folder, protocol="none", cache_dir=tmp_path / "cache")["all"]
+        return table.info.description, table.to_pandas().to_json()
+
+    first = fingerprint()
+    path = next(path for path in sorted(folder.rglob(f"*{suffix}")) if "#" not in path.name)
+    content = path.read_bytes()
+    changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    same_size_and_time(path, changed)
+    assert fingerprint()[0] != first[0]
