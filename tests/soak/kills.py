@@ -30,8 +30,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 
 import pandas as pd  # noqa: E402
 import yaml  # noqa: E402
-from rows import keep, parser_of  # noqa: E402
-from traced import Traced, run_traced  # noqa: E402
+from rows import keep, parser_of, put  # noqa: E402
+from traced import NEEDS_ROOM, Traced, run_traced  # noqa: E402
 
 from runs import what_it_left  # noqa: E402
 
@@ -166,6 +166,7 @@ class Soak:
     def __init__(self, case: Case, place: Path, draw: random.Random) -> None:
         self.case, self.place, self.draw = case, place, draw
         self.killed, self.rounds, self.hits = 0, 0, Counter[str]()
+        self.full, self.survived = 0, 0
         self.faults: list[str] = []
         place.mkdir()
         self.out, self.cache, self.said = place / "out", place / "cache", place / "said.txt"
@@ -187,14 +188,17 @@ class Soak:
         self.said.write_text("")
         self.case.prepare(self.out)
 
-    def _left(self, left: Callable[[Path], object]) -> Any:
+    def _temporary(self) -> list[str]:
+        """Temporary files that a command left."""
         temporary = [
             p.relative_to(self.place).as_posix()
             for p in self.place.rglob("*")
             if p.name.endswith(TEMPORARY) or (p.name.startswith(".") and p.name.endswith(".lock"))
         ]
-        temporary += [f"cache-tmp/{p.name}" for p in (self.place / "cache-tmp").iterdir()]
-        return left(self.out), cache_left(self.cache), temporary
+        return temporary + [f"cache-tmp/{p.name}" for p in (self.place / "cache-tmp").iterdir()]
+
+    def _left(self, left: Callable[[Path], object]) -> Any:
+        return left(self.out), cache_left(self.cache), self._temporary()
 
     def at_moments(self, kills: int) -> None:
         """Kill at moments drawn over the length of an undisturbed run."""
@@ -230,6 +234,30 @@ class Soak:
             self._round(once)
             if self.killed == before:  # every drawn change lay behind the end
                 wanted -= 1
+
+    def at_full_disks(self, tries: int) -> None:
+        """Let the disk be full from a drawn change on: the command says so, and goes on once there is room."""
+        self._begin()
+        folders = [self.out, self.cache, self.place / "cache-tmp"]
+        changes = run_traced(command(self.case.arguments(self.out), self.cache, self.said), folders).changes
+        killed = self.killed
+        needing = [n for n, (what, _) in enumerate(changes, 1) if what in NEEDS_ROOM]
+        for at in self.draw.sample(needing, min(tries, len(needing))):
+            full = [at]
+
+            def once(work: Callable[[], int], full: list[int] = full) -> int | None:
+                if not full:
+                    return timed(work, None)
+                code = run_traced(work, folders, full_from=full.pop()).code
+                said, temporary = self.said.read_text(), self._temporary()
+                if code not in (0, 2) or "Traceback" in said or temporary:
+                    self.faults.append(f"full disk: exit {code}, left {temporary}: {said[-300:]}")
+                self.survived += code == 0
+                return 0 if code == 0 else None
+
+            self._round(once)
+            self.full += 1
+        self.killed = killed  # by nobody
 
     def _round(self, once: Callable[[Callable[[], int]], int | None]) -> None:
         """Give the command until it ends by itself, and look at what is left."""
@@ -364,6 +392,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--kills", type=int, default=50, help="at random moments, over all commands")
     parser.add_argument("--aimed", type=int, default=100, help="before changes of files, over all commands")
+    parser.add_argument("--full", type=int, default=50, help="disks full from a drawn change on, over all commands")
     parser.add_argument("--quick", action="store_true", help="without ONNX")
     parser.add_argument("--only", help="commands whose name holds this")
     options = parser.parse_args()
@@ -371,8 +400,9 @@ def main() -> None:
     aims = Traced.possible()
     draw = random.Random(options.seed)
     figures: dict[str, Any] = {"at random moments": 0, "before a change of a file": 0, "runs": 0}
+    disks = {"full from a drawn change on": 0, "of these the command ended well nevertheless": 0}
     by_command: dict[str, int] = {}
-    hits, faults = Counter[str](), 0
+    hits, faults, disk_faults = Counter[str](), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         cases = [c for c in cases_in(Path(scratch), options.quick) if not options.only or options.only in c.name]
         whole = sum(case.share for case in cases)
@@ -385,10 +415,26 @@ def main() -> None:
                 soak.at_changes(-(-options.aimed * case.share // whole))
                 figures["before a change of a file"] += soak.killed - before
             figures["runs"] += soak.rounds
-            faults += len(soak.faults)
+            faults_before = len(soak.faults)
+            faults += faults_before
             hits += soak.hits
+            if aims:
+                soak.at_full_disks(-(-options.full * case.share // whole))
+                disk_faults += len(soak.faults) - faults_before
+            for name, count in zip(disks, (soak.full, soak.survived), strict=True):
+                disks[name] += count
             by_command[case.name] = soak.killed
-            print(f"{case.name}: {soak.killed} kills in {soak.rounds} runs, {len(soak.faults)} at fault", flush=True)
+            seen = f"{soak.killed} kills, {soak.full} full disks, {soak.rounds} runs, {len(soak.faults)} at fault"
+            print(f"{case.name}: {seen}", flush=True)
+    disks["not continued, a temporary file left, or not the same bits"] = disk_faults
+    if aims:
+        put(
+            options.out,
+            "full disks",
+            "a full disk at any write: one line says so; with room again the same command goes on, bit for bit",
+            disks,
+            held=disk_faults == 0 and options.full > 0,
+        )
     figures["not continued, or not the same bits"] = faults
     figures["of the commands"] = ", ".join(f"{name} {kills}" for name, kills in by_command.items())
     figures["of the changes"] = ", ".join(f"{name} {kills}" for name, kills in sorted(hits.items())) or "none aimed at"

@@ -1,4 +1,4 @@
-"""A process that is killed exactly before its n-th change of certain folders, by the kernel's own tracing.
+"""A process that is killed or finds the disk full at its n-th change of certain folders, by the kernel's own tracing.
 
 Decided here: ptrace with a filter of system calls (Linux on x86-64), so that only what creates, writes, renames or
 removes files stops the process, and a kill falls between two such calls and nowhere else. Where a system does not let
@@ -6,6 +6,7 @@ us trace, `Traced.possible` says so, and kills at random moments remain.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import signal
@@ -14,9 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_TRACEME, _CONT, _GETREGS, _SETOPTIONS = 0, 7, 12, 0x4200
+_TRACEME, _CONT, _GETREGS, _SETREGS, _SETOPTIONS = 0, 7, 12, 13, 0x4200
 _OPTIONS = 0x100000 | 0x80 | 0x08 | 0x04 | 0x02  # end with the tracer; stop at the filter; follow threads and children
 _AT_FILTER, _ALL = 7, 0x40000000
+NEEDS_ROOM = ("write", "pwrite", "writev", "open", "mkdir", "link")
 _CREATES, _HERE = 0o100, 0xFFFFFF9C
 # number -> (name, the argument that is a path, or ~ the argument that is an open file)
 CALLS = {
@@ -76,13 +78,16 @@ class Traced:
         return run_traced(lambda: 7, [Path("/nowhere")]).code == 7
 
 
-def run_traced(work: Callable[[], int], folders: list[Path], kill_at: int | None = None) -> Traced:
-    """Fork, do the work in the child, and kill it before its n-th change below the folders.
+def run_traced(
+    work: Callable[[], int], folders: list[Path], kill_at: int | None = None, full_from: int | None = None
+) -> Traced:
+    """Fork, do the work in the child, and kill it before its n-th change below the folders, or let the disk be full.
 
     Args:
         work: What the child does; gives its exit code.
         folders: Absolute paths.
         kill_at: n, from 1; None to let it end.
+        full_from: From the n-th change on, the folders' disk has no room for anything more.
     """
     libc = _libc()
     leader = os.fork()
@@ -115,8 +120,19 @@ def run_traced(work: Callable[[], int], folders: list[Path], kill_at: int | None
                 if len(seen.changes) == kill_at:
                     os.kill(leader, signal.SIGKILL)
                     continue
+                if full_from is not None and len(seen.changes) >= full_from and change[0] in NEEDS_ROOM:
+                    _refuse(libc, pid)
         passed_on = 0 if event or number in (signal.SIGSTOP, signal.SIGTRAP) else number
         libc.ptrace(_CONT, pid, 0, passed_on)
+
+
+def _refuse(libc: ctypes.CDLL, pid: int) -> None:
+    """Let the call before which a process stopped fail for want of room."""
+    block = ctypes.create_string_buffer(27 * 8)
+    libc.ptrace(_GETREGS, pid, 0, ctypes.addressof(block))
+    struct.pack_into("q", block, 8 * _REGISTERS.index("orig_rax"), -1)  # no such call: the kernel skips it
+    struct.pack_into("q", block, 8 * _REGISTERS.index("rax"), -errno.ENOSPC)
+    libc.ptrace(_SETREGS, pid, 0, ctypes.addressof(block))
 
 
 def _change(libc: ctypes.CDLL, pid: int, prefixes: tuple[str, ...]) -> tuple[str, str] | None:
