@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import IO, Any
 import xxhash
 
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, remove_stale_lock, wait_for_lock
+from laennec.files import atomic_write, explain_write_errors, remove_stale_lock, scratch_folder, wait_for_lock
 from laennec.untrusted import MOST_BYTES, open_regular, read_json
 
 _END = b"laennec1"
@@ -125,13 +126,21 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
         return target / "content"
     with wait_for_lock(target):
         if not _is_whole_folder(target, cache_dir):  # another process may have made it meanwhile
-            with atomic_folder(target) as temporary:
-                content = temporary / "content"
+            with explain_write_errors(target), scratch_folder(target) as made:
+                content = made / "content"
                 content.mkdir()
                 make(content)
                 files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
                 hashes = {name: sha256_of(path) for name, path in files.items()}
-                (temporary / _LISTING).write_text(json.dumps(hashes), encoding="utf-8")
+                (made / _LISTING).write_text(json.dumps(hashes), encoding="utf-8")
+                made.chmod(content.stat().st_mode)
+                if target.exists() and not _is_whole_folder(target, cache_dir):
+                    shutil.rmtree(target)
+                try:
+                    made.rename(target)
+                except OSError:
+                    if not _is_whole_folder(target, cache_dir):  # nor has another machine made it meanwhile
+                        raise
     return target / "content"
 
 

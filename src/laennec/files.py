@@ -2,18 +2,20 @@
 
 Decisions: nothing is written in place. A file or a folder is written beside its final name, synced and renamed, so a
 full disk, a read-only folder or a kill leaves the old content or nothing. A temporary name is locked by its writer;
-what a killed writer left is removed by the next one. Locks belong to the operating system and end with their owner, so
-there is no age or process number to judge them by. A link is replaced, never written through.
+what a killed writer left is removed by the next one of that machine. Locks belong to the operating system and end with
+their owner, so there is no age or process number to judge them by. A link is replaced, never written through.
 """
 
 import contextlib
 import errno
 import logging
 import os
+import platform
 import re
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +54,8 @@ _LIBRARY_MESSAGES = {
     "file too large": errno.EFBIG,
     "read-only file system": errno.EROFS,
 }
+# temporary names of other machines are theirs: on a network folder their locks may not be seen here
+_MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 _log = logging.getLogger(__name__)
 
 
@@ -203,12 +207,12 @@ def _temporary(path: Path, make: Callable[[Path], tuple[int, Path]]) -> Iterator
 
 
 def _new_file(path: Path) -> tuple[int, Path]:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.{_MACHINE}", suffix=".part", dir=path.parent)
     return handle, Path(name)
 
 
 def _new_folder(path: Path) -> tuple[int, Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.{_MACHINE}", suffix=".part", dir=path.parent))
     with contextlib.suppress(FileNotFoundError):  # another writer removed it as a dead one's
         return os.open(folder if fcntl else os.devnull, os.O_RDONLY), folder
     return _new_folder(path)
@@ -224,7 +228,7 @@ def _lock_handle(handle: int) -> bool:
 
 
 def _temporary_names(path: Path) -> list[Path]:
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.part")
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{_MACHINE}[a-z0-9_]{{8}}\.part")
     return [found for found in path.parent.iterdir() if ours.fullmatch(found.name)]
 
 
@@ -314,7 +318,7 @@ def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; {remedy}")
-    ours = [*ours, *(f".{name}.{end}" for name in ours for end in ("lock", "swap.lock", "????????.part"))]
+    ours = [*ours, *(f".{name}.{end}" for name in ours for end in ("lock", "swap.lock", "????????????.part"))]
     for found in sorted(folder.iterdir()) if folder.exists() else ():
         if not any(found.match(name) for name in ours):
             raise InputError(f"{folder}: holds other files ({found.name}); {remedy}")

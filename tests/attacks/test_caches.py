@@ -3,13 +3,15 @@
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from laennec import cache
+from forked import Forked
+from laennec import cache, files
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.configuration import LaennecConfig
 from laennec.corpora import CycleWaveforms, check_duplicates, load_corpus
@@ -67,8 +69,8 @@ def result(corpus: Path, root: Path, embedder: tuple) -> str:
             embeddings.add(half, embeddings.embed([waveforms[keys.index(key)] for key in half]))
         assert not missing or all(key in embeddings for key in missing)
     values = np.stack([embeddings[key] for key in keys])
-    facts = [rows.to_pandas().to_json(), duplicates, waveforms.lengths.tolist()]
-    return hashlib.sha256(repr(facts).encode() + b"".join(keys) + values.tobytes()).hexdigest()
+    facts = repr([rows.to_pandas().to_dict(), duplicates, waveforms.lengths.tolist()]).replace(str(root), "")
+    return hashlib.sha256(facts.encode() + b"".join(keys) + values.tobytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +193,48 @@ def test_labels_or_audio_replaced_change_the_fingerprint(tmp_path, monkeypatch, 
     changed = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
     same_size_and_time(path, changed)
     assert fingerprint()[0] != first[0]
+
+
+# ---------------------------------------------------------------- two machines on a folder without shared locks
+
+
+class NoLock:
+    """A lock that another machine does not see."""
+
+    is_locked = True
+
+    def __init__(self, *_, **__):
+        pass
+
+    def acquire(self, timeout):
+        """Always at once."""
+
+    def release(self):
+        """Nothing was held."""
+
+
+def on_another_machine(work, folder: Path, name: str, others: int) -> Forked:
+    """A process that begins together with others and sees none of their locks."""
+
+    def alone():
+        files.FileLock, files._lock_handle, files._MACHINE = NoLock, lambda handle: True, f"{len(name):04x}"
+        (folder / f"ready.{name}").touch()
+        while len(list(folder.glob("ready.*"))) < others:
+            time.sleep(0.001)
+        print(work())
+
+    return Forked(alone)
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_both_fill_one_cache(corpus, embedder, tmp_path, attempt):
+    alone = result(corpus, tmp_path / "alone", embedder)
+    place = tmp_path / "shared"
+    names = ["one", "more", "third"]
+    machines = [
+        on_another_machine(lambda: result(corpus, place / "cache", embedder), tmp_path, name, len(names))
+        for name in names
+    ]
+    ended = [machine.done() for machine in machines]
+    place.rename(tmp_path / "kept")
+    assert [(done.returncode, done.stdout.strip()[-64:], done.stderr) for done in ended] == [(0, alone, "")] * 3

@@ -21,12 +21,12 @@ from runs import one_line, what_it_left
 HOLD = """
 import sys, time
 from pathlib import Path
-from laennec.files import lock_or_refuse, wait_for_lock
+from laennec.files import _MACHINE, lock_or_refuse, wait_for_lock
 with {lock}(Path(sys.argv[1])):
     print("mine", flush=True)
     while True:
         if "at work" in sys.argv:
-            part = Path(sys.argv[1]).with_name(f".{{Path(sys.argv[1]).name}}.abcd1234.part")
+            part = Path(sys.argv[1]).with_name(f".{{Path(sys.argv[1]).name}}.{{_MACHINE}}abcd1234.part")
             part.write_text(str(time.time()))
         time.sleep(0.1)
 """
