@@ -249,9 +249,10 @@ class Soak:
                 if not full:
                     return timed(work, None)
                 code = run_traced(work, folders, full_from=full.pop()).code
-                said, temporary = self.said.read_text(), self._temporary()
+                said, temporary = self.said.read_text(), sorted({*self._temporary()} - {*self.wanted[2]})
                 if code not in (0, 2) or "Traceback" in said or temporary:
                     self.faults.append(f"full disk: exit {code}, left {temporary}: {said[-300:]}")
+                    print(f"  {self.case.name}, full at {changes[at - 1]}: {self.faults[-1]}", flush=True)
                 self.survived += code == 0
                 return 0 if code == 0 else None
 
