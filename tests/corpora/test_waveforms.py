@@ -53,8 +53,8 @@ def test_real_cycles_equal_the_naive_loop(shared_data: Path, tmp_path: Path) -> 
 
 def test_each_recording_is_decoded_once_and_then_never(table: datasets.Dataset, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     decoded = []
-    real = module.read_recording
-    monkeypatch.setattr(module, "read_recording", lambda *a, **k: decoded.append(1) or real(*a, **k))
+    real = module.open_recording
+    monkeypatch.setattr(module, "open_recording", lambda *a, **k: decoded.append(1) or real(*a, **k))
     seen: list[tuple[int, int]] = []
     CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare(progress=lambda *done: seen.append(done))
     assert len(decoded) == 3 and seen == [(1, 3), (2, 3), (3, 3)]

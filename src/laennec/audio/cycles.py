@@ -9,7 +9,7 @@ its times are those of the sequence.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -158,7 +158,7 @@ def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iter
     Lines that begin with a backslash hold the frequency range of the label above and are skipped.
     """
     empty = True
-    for line, text in _numbered_lines(path, stripped=False):
+    for line, text in numbered_lines(path, stripped=False):
         if text.startswith("\\"):
             continue
         fields = text.split("\t") if "\t" in text else text.split(None, 2)
@@ -201,7 +201,7 @@ def read_labelled_spans(
     Raises:
         AnnotationError: The first problem of the file.
     """
-    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    lines = [text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")]
     first = lines[0] if lines else ""
     if _is_raven(first):
         return [
@@ -239,7 +239,7 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     Raises:
         AnnotationError: The first problem of the file.
     """
-    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    lines = [text for _, text in numbered_lines(path, stripped=False) if not text.startswith("\\")]
     first = lines[0] if lines else ""
     if _is_raven(first):
         return list(dict.fromkeys(span for _, span, _ in _raven_rows(path, duration_s)))
@@ -254,8 +254,9 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
 
 def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Span, dict[str, str]]]:
     """Line, span and values of a Raven table: a header with Begin Time (s) and End Time (s), tabs between columns."""
-    lines = [(line, [f.strip() for f in text.split("\t")]) for line, text in _numbered_lines(path, stripped=False)]
+    lines = [(line, [f.strip() for f in text.split("\t")]) for line, text in numbered_lines(path, stripped=False)]
     header = [field.lower() for field in lines[0][1]] if lines else []
+    refuse_doubled(path, header)
     begin, end = RAVEN_BEGIN.lower(), RAVEN_END.lower()
     for name in (RAVEN_BEGIN, RAVEN_END):
         if name.lower() not in header:
@@ -274,6 +275,13 @@ def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tup
     if not rows:
         raise AnnotationError(path, None, "no selections in this file; annotate it or leave the recording out")
     return rows
+
+
+def refuse_doubled(path: str | PathLike[str], header: Sequence[str]) -> None:
+    """Refuse a header that names a column twice, in whatever case; path is for the AnnotationError."""
+    names = [name.casefold() for name in header if name]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise AnnotationError(path, 1, f"the header must name each column once; {twice[0]!r} is there twice")
 
 
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
@@ -390,20 +398,23 @@ def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list
     return windows
 
 
-def _numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
-    """The lines of an annotation that are not blank, each with its number from 1.
+def numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
+    """The lines of an annotation or a table that are not blank, each with its number from 1.
 
     Raises:
-        AnnotationError: The file cannot be read, or is not UTF-8 text (with or without a byte order mark).
+        AnnotationError: The file cannot be read, is not UTF-8 text (with or without a byte order mark), or holds a NUL.
     """
+    remedy = "save it as plain text or CSV in UTF-8"
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
-        raise AnnotationError(path, None, "is not UTF-8 text; save the annotation as plain text") from error
+        raise AnnotationError(path, None, f"is not UTF-8 text (it has another encoding); {remedy}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AnnotationError(path, None, f"cannot be read ({reason}); check path and permissions") from error
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if "\0" in line:  # a disk that failed, or UTF-16 without its mark
+            raise AnnotationError(path, number, f"holds a NUL, which no text does; {remedy}")
         if line.strip():
             yield number, line.strip() if stripped else line
 
@@ -412,7 +423,7 @@ def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tup
     """Every line of an ICBHI annotation as a cycle or as what is wrong with it."""
     empty = True
     try:
-        for line, text in _numbered_lines(path):
+        for line, text in numbered_lines(path):
             empty = False
             try:
                 yield line, _parse_line(path, line, text, duration_s)

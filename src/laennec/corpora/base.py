@@ -30,13 +30,14 @@ from laennec.corpora.recordings import (
     corpus_path,
     hash_files,
     named,
+    spelled_alike,
     unpack,
 )
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root, wait_for_lock
 
-TABLE_VERSION = "1.0.0"
+TABLE_VERSION = "1.0.1"
 ABNORMAL = "abnormal"
 _RECORDINGS_PER_BATCH = 64
 _LOCK_TIMEOUT_S = 3600.0
@@ -191,6 +192,7 @@ class Corpus(ABC):
         self.rule = ""
         self.root = self.open_folder(data_dir)
         self.recordings = tuple(self.find_recordings(self.root))
+        self._compare_patients()
         self._checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -208,6 +210,17 @@ class Corpus(ABC):
         Args:
             folder: The folder with the recordings, an absolute path.
         """
+
+    def _compare_patients(self) -> None:
+        """List patients whose names may mean one person, whom a split by patients would put on both sides."""
+        people = {r.patient_id for r in self.recordings if r.patient_id not in (None, r.recording_id)}
+        remedy = "write one name in one way, or give two people names that differ more"
+        lines = [
+            f"{self.root}: patients {' and '.join(map(repr, group))} may be one person; {remedy}"
+            for group in spelled_alike(people)
+        ]
+        # nobody can correct the tables of a data set of the Hub
+        (self.problems if self.can_be_exported else self.notes).extend(lines)
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
         """Read the events of a recording; here, those it was found with.

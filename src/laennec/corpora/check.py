@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import LABELS
-from laennec.audio.recording import DecodeError, read_recording
+from laennec.audio.recording import DecodeError
+from laennec.audio.streaming import open_recording
 from laennec.corpora.base import Corpus
 from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
@@ -124,9 +125,11 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         duration_s = None
         if recording.audio_path is not None:
             try:
-                decoded = read_recording(recording.audio_path)
-                duration_s = decoded.duration_s
-                rates[f"{decoded.source_sampling_rate} Hz"] += 1
+                with open_recording(recording.audio_path) as stream:
+                    for _ in stream.blocks():
+                        pass
+                    duration_s = stream.duration_s
+                rates[f"{stream.source_sampling_rate} Hz"] += 1
             except DecodeError as error:
                 report.problems.append(str(error))
         problems = corpus.check_events(recording, duration_s)

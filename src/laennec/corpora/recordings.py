@@ -9,12 +9,13 @@ of the folder; of several processes one unpacks and the others wait.
 import contextlib
 import csv
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
 import stat
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -24,10 +25,10 @@ from typing import Any
 
 import datasets
 
-from laennec.audio.cycles import AnnotationError, label_of
+from laennec.audio.cycles import AnnotationError, label_of, numbered_lines, refuse_doubled
 from laennec.errors import InputError
 from laennec.files import atomic_folder, atomic_write, cache_root, find_data, remove_stale_lock, wait_for_lock
-from laennec.untrusted import MOST_BYTES, open_regular, read_json, read_text
+from laennec.untrusted import MOST_BYTES, open_regular, read_json
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -149,22 +150,49 @@ def named(items: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[str]]]:
-    """The rows of a CSV that are not blank, stripped, each with its line number; the most frequent delimiter counts.
+def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV that are not blank, stripped, each with its line number.
+
+    A row is a line, and quotes stand around whole values: one not closed would otherwise take in the rows below.
+
+    Args:
+        path: The file.
+        delimiters: Of these, the one that is most frequent in the first line counts.
+        header: Whether the first row names the columns, each once, and every other has as many values.
 
     Raises:
-        AnnotationError: It cannot be read.
+        AnnotationError: It cannot be read, or a line is none of these.
     """
-    try:
-        text = read_text(path)
-        header = text.splitlines()[0] if text else ""
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(delimiters, key=header.count))
-        rows = [(reader.line_num, [value.strip() for value in values]) for values in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = "it has another encoding" if isinstance(error, UnicodeDecodeError) else error
-        remedy = "save it as CSV UTF-8"
-        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({reason}); {remedy}") from error
-    return [(line, values) for line, values in rows if any(values)]
+    lines = list(numbered_lines(path, stripped=False))
+    delimiter = max(delimiters, key=lines[0][1].count) if lines else ","
+    value = rf'(?: *+"(?:[^"]|"")*+" *+|[^"{delimiter}]*+)'
+    row = re.compile(f"{value}(?:{delimiter}{value})*+")
+    rows: list[tuple[int, list[str]]] = []
+    for line, text in lines:
+        if row.fullmatch(text) is None:
+            raise AnnotationError(path, line, 'a quote (") is not closed, or stands within a value; delete it')
+        try:
+            values = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise AnnotationError(path, line, f"cannot be read as a line of a CSV ({error}); correct it") from error
+        if any(values := [value.strip() for value in values]):
+            rows.append((line, values))
+    for line, values in rows if header else ():
+        if len(values) != len(rows[0][1]):
+            raise AnnotationError(path, line, f"{len(values)} values under {len(rows[0][1])} columns; correct the line")
+    if header and rows:
+        refuse_doubled(path, rows[0][1])
+    return rows
+
+
+def spelled_alike(patients: Iterable[str]) -> list[tuple[str, ...]]:
+    """Names of patients that differ in case, blanks, leading zeros or an appended ".0" alone, as spreadsheets do."""
+    groups: dict[str, set[str]] = {}
+    for patient in patients:
+        plain = " ".join(unicodedata.normalize("NFKC", patient).casefold().split())
+        plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
+        groups.setdefault(re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain), set()).add(patient)
+    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
 
 
 def sha256_of(path: Path) -> str:

@@ -1,9 +1,9 @@
 """The waveforms of a cycle table, each recording decoded once.
 
-Decisions: a recording is resampled and filtered as a whole and then cut, so that no filter starts at the edge of a
-cycle. The cycles of a recording are cached as raw float32 in one file, named by the hash of everything that made them:
-the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule changes). A file of the wrong size
-is made again. Nothing stays open or in memory between two reads.
+Decisions: a recording is resampled and filtered as a whole and cut as it passes, so that no filter starts at the edge
+of a cycle and no recording is too long. The cycles of a recording are cached as raw float32 in one file, named by the
+hash of everything that made them: the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule
+changes). A file of the wrong size is made again. Nothing stays open or in memory between two reads.
 """
 
 import hashlib
@@ -23,13 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laennec.audio.cycles import Waveform, cut
-from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
+from laennec.audio.cycles import Waveform
+from laennec.audio.recording import ButterworthFilter, DecodeError
+from laennec.audio.streaming import open_recording, passing_cycles
 from laennec.corpora.recordings import UnusableRecordingsError, hash_files
 from laennec.errors import InputError
 from laennec.files import atomic_write, cache_root, try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
-from laennec.untrusted import read_bytes
+from laennec.untrusted import open_regular
 
 WAVEFORM_VERSION = 1
 _MAGIC = b"LAENNECW"
@@ -201,21 +202,21 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     Raises:
         DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
     """
-    content = _recording_bytes(shard)
-    try:
-        recording = read_recording(content, sampling_rate, filter=filter)
-    except DecodeError as error:
-        raise DecodeError(shard.recording_path, error.reason) from error
-    pieces = [cut(recording.waveform, sampling_rate, *span) for span in shard.spans]
-    empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
-    if empty:
-        reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {sampling_rate} Hz"
-        raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-    header = struct.pack(f"<8sQ{len(pieces)}Q", _MAGIC, len(pieces), *map(len, pieces))
+    _check_unchanged(shard)
+    lengths = []
     with atomic_write(shard.path, "wb", sync=False) as file:
-        file.write(header)  # type: ignore[call-overload,arg-type]
-        for piece in pieces:
-            file.write(piece.astype("<f4", copy=False).data)  # type: ignore[call-overload,arg-type]
+        file.seek(shard.header_bytes)
+        with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
+            for place, found in passing_cycles(stream, shard.spans):
+                piece: Waveform = found.own
+                if len(piece) == 0:
+                    start_s, end_s = shard.spans[place]
+                    reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
+                    raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+                file.write(piece.astype("<f4", copy=False).data)
+                lengths.append(len(piece))
+        file.seek(0)
+        file.write(struct.pack(f"<8sQ{len(lengths)}Q", _MAGIC, len(lengths), *lengths))
 
 
 def with_audio(
@@ -277,16 +278,16 @@ def decode_all(
         raise UnusableRecordingsError(found, len(problems) + len(recordings))
 
 
-def _recording_bytes(shard: _Shard) -> bytes:
-    """The encoded sound of a recording, read once and checked to be what the table was made of."""
+def _check_unchanged(shard: _Shard) -> None:
+    """Check that a recording is what the table was made of."""
     try:
-        content = read_bytes(shard.recording_path, None)
+        with open_regular(shard.recording_path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); load the corpus again from where it is now"
         raise DecodeError(shard.recording_path, reason) from error
-    if hashlib.sha256(content).hexdigest() != shard.audio_sha256:
+    if found != shard.audio_sha256:
         raise DecodeError(shard.recording_path, "has changed since the table was made; load the corpus again")
-    return content
 
 
 def _read_lengths(shard: _Shard) -> npt.NDArray[np.int64] | None:
