@@ -25,6 +25,7 @@ from laennec.untrusted import read_text
 LABELS = ("normal", "crackle", "wheeze", "both")
 END_TOLERANCE_S = 0.001
 _WINDOW_S = 3.0
+_MOST_SHOWN = 400  # letters at the beginning and at the end of a reason
 
 Waveform = npt.NDArray[np.float32]
 Span = tuple[float, float]
@@ -59,7 +60,9 @@ class AnnotationError(InputError):
 
     def __str__(self) -> str:
         place = "" if self.line is None else f", line {self.line}" if isinstance(self.line, int) else f", {self.line}"
-        return one_line(f"{self.path}{place}: {self.reason}")
+        long = len(self.reason) > 2 * _MOST_SHOWN  # it quotes a value of any length
+        reason = f"{self.reason[:_MOST_SHOWN]} ... {self.reason[-_MOST_SHOWN:]}" if long else self.reason
+        return one_line(f"{self.path}{place}: {reason}")
 
 
 def label_of(crackle: int, wheeze: int) -> str:
@@ -453,6 +456,8 @@ def parse_times(
 ) -> tuple[float, float]:
     """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""
     try:
+        if "_" in start + end:  # Python takes 1_000 for a number
+            raise ValueError
         start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in (start, end))
     except ValueError as error:
         raise AnnotationError(

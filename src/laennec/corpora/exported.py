@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laennec.corpora.recordings import AUDIO_SUFFIXES, hash_files, require_room
+from laennec.corpora.recordings import AUDIO_SUFFIXES, hash_files, refuse_large, require_room
 from laennec.errors import InputError, hub_reason
 from laennec.files import atomic_folder, cache_root, wait_for_lock, writing_error
 from laennec.untrusted import MOST_BYTES, read_json
@@ -34,7 +34,6 @@ _COLUMNS = {
 }
 _SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
 _LISTING = "files.json"
-_ROWS_AT_ONCE = 8
 
 
 def is_address(data_dir: str | Path) -> bool:
@@ -145,7 +144,9 @@ def _is_whole(target: Path, cache_dir: str | Path | None) -> bool:
 
 def _unpack(folder: Path, names: list[str], target: Path) -> None:
     """Write the files of the corpus into the folder `content` of `target`."""
-    require_room(folder, target, sum((folder / name).stat().st_size for name in names))
+    packed = sum((folder / name).stat().st_size for name in names)
+    unpacked = 0
+    require_room(folder, target, packed)
     with atomic_folder(target) as temporary:
         written: dict[str, str] = {}
         for name in names:
@@ -160,6 +161,8 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
                 content = row["content"] if "content" in row else (row["audio"] or {}).get("bytes")
                 if content is None:
                     raise InputError(f"{folder / name}: {path!r} has no content; download or export it again")
+                unpacked += len(content)
+                refuse_large(folder, packed, unpacked)
                 written[path] = hashlib.sha256(content).hexdigest()
                 place = temporary / "content" / path
                 try:
@@ -172,7 +175,7 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
 
 
 def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, a few at a time."""
+    """The rows of a Parquet file, one at a time."""
     try:
         with pq.ParquetFile(path) as shard:
             schema = shard.schema_arrow
@@ -181,7 +184,7 @@ def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
                     raise InputError(f"{path}: no column {name}; download or export it again")
                 if schema.field(name).type != kind:
                     raise InputError(f"{path}: column {name} is {schema.field(name).type}; export it again")
-            for batch in shard.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS[config])):
+            for batch in shard.iter_batches(1, columns=list(_COLUMNS[config])):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, InputError):

@@ -147,7 +147,7 @@ class Folder(Corpus):
         columns = self._table.flags if self._table and self._from_csv else []
         wanted = self.options.labels
         plain = set(columns) in (set(), set(FLAGS)) and set(wanted or FLAGS) == set(FLAGS)
-        if plain and all(is_plain(text) for text in texts if text is not None):
+        if plain and all(is_plain(text) for text in set(texts) if text is not None):
             return
         try:
             self._labels = label_set(rows, columns, wanted)
@@ -230,8 +230,11 @@ class Folder(Corpus):
         """The labels of each span, or of the recording as a whole; labels of one span are put together."""
         found: dict[Span | None, dict[str, None] | None] = {}
         first: dict[Span | None, tuple[int, Names]] = {}
+        named_by: dict[str | None, Names | None] = {None: None}  # there are many rows and few labels
         for line, span, text in written:
-            names = None if text is None else names_of(recording.annotation_path, line, text)
+            if text is not None and text not in named_by:
+                named_by[text] = names_of(recording.annotation_path, line, text)
+            names = named_by[text]
             place = None if recording.whole else span
             if names is not None:
                 before, others = first.setdefault(span, (line, names))
@@ -374,7 +377,7 @@ def _facts(table: Path, rows: list[Row]) -> dict[str, Any]:
 
 
 def _number(table: Path, line: int, name: str, text: str) -> float:
-    if not re.fullmatch(r"[0-9]+([.,][0-9]*)?|[.,][0-9]+", text):
+    if not re.fullmatch(r"[0-9]{1,4}([.,][0-9]*)?|[.,][0-9]+", text):
         raise AnnotationError(table, line, f"{name} {text!r} is not a number; correct it or leave it empty")
     return float(text.replace(",", "."))
 

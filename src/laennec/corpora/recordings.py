@@ -3,17 +3,20 @@
 Decisions: a file is identified by its SHA-256, which is cached under (path, size, modification time), so that opening a
 corpus again reads no file. A file changed within the last two seconds is not cached, because it could change again
 within the resolution of the clock. An archive is unpacked once, under its own hash, and refused if a member leads out
-of the folder; of several processes one unpacks and the others wait.
+of the folder, or if it holds more than an archive of recordings can. Of several processes one unpacks and the others
+wait.
 """
 
 import contextlib
 import csv
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import time
 import unicodedata
 import zipfile
@@ -33,6 +36,11 @@ from laennec.untrusted import MOST_BYTES, open_regular, read_json
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
 _SETTLED_S = 2.0
+# of what an archive may unpack to: its own size so many times, but always one GiB
+_MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000
+# what zipfile raises for an archive that is damaged (RuntimeError: encrypted, or compressed in a way of others; OSError
+# without a number: bzip2)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -251,8 +259,8 @@ def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder.
 
     Raises:
-        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, or not
-            enough room.
+        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, too
+            many of them or too much in them, or not enough room.
     """
     digest = hash_files([archive], cache_dir)[archive]
     target = cache_root(cache_dir) / "unpacked" / digest[:24]
@@ -271,16 +279,36 @@ def _unpack_into(archive: Path, target: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _safe_members(archive, opened)
-            require_room(archive, target, sum(info.file_size for info in members.values()))
+            packed, written = archive.stat().st_size, 0
+            declared = sum(info.file_size for info in members.values())
+            refuse_large(archive, packed, declared)
+            require_room(archive, target, declared)
             with atomic_folder(target) as folder:
                 for name, info in members.items():
                     path = folder / "content" / name
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with opened.open(info) as source, path.open("wb") as sink:
-                        shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+                        while chunk := source.read(1 << 20):
+                            written += len(chunk)
+                            refuse_large(archive, packed, written)
+                            sink.write(chunk)
+    except InputError:
+        raise
+    except _DAMAGED as error:
+        if getattr(error, "errno", None):
+            raise
         remedy = "download it again, or unpack it yourself"
         raise InputError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
+
+
+def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
+    """Refuse an archive of `packed` bytes whose content is larger than that of sound and text can be."""
+    most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
+    if unpacked > most:
+        raise InputError(
+            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, unpack "
+            "it yourself and name the folder"
+        )
 
 
 def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -298,6 +326,10 @@ def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.Z
         if "/".join(parts) in members:
             raise InputError(f"{archive}: two members are called {name!r}; unpack it yourself and keep the right one")
         members["/".join(parts)] = info
+        if len(members) > _MOST_MEMBERS:
+            raise InputError(
+                f"{archive}: holds more than {_MOST_MEMBERS} files; if you trust it, unpack it yourself and name the folder"
+            )
     if not members:
         raise InputError(f"{archive}: holds no recordings or annotations; check that it is the right archive")
     return members
