@@ -30,6 +30,7 @@ from laennec.corpora.recordings import (
     corpus_path,
     hash_files,
     named,
+    named_in_bytes,
     spelled_alike,
     unpack,
 )
@@ -192,7 +193,9 @@ class Corpus(ABC):
         self.rule = ""
         self.root = self.open_folder(data_dir)
         self.recordings = tuple(self.find_recordings(self.root))
-        self._compare_patients()
+        self.problems += named_in_bytes(self.recordings)
+        # nobody can correct the tables of a data set of the Hub
+        (self.problems if self.can_be_exported else self.notes).extend(spelled_alike(self.root, self.recordings))
         self._checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -210,17 +213,6 @@ class Corpus(ABC):
         Args:
             folder: The folder with the recordings, an absolute path.
         """
-
-    def _compare_patients(self) -> None:
-        """List patients whose names may mean one person, whom a split by patients would put on both sides."""
-        people = {r.patient_id for r in self.recordings if r.patient_id not in (None, r.recording_id)}
-        remedy = "write one name in one way, or give two people names that differ more"
-        lines = [
-            f"{self.root}: patients {' and '.join(map(repr, group))} may be one person; {remedy}"
-            for group in spelled_alike(people)
-        ]
-        # nobody can correct the tables of a data set of the Hub
-        (self.problems if self.can_be_exported else self.notes).extend(lines)
 
     def read_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Sequence[Event]:
         """Read the events of a recording; here, those it was found with.

@@ -20,7 +20,7 @@ from laennec.corpora.base import Corpus
 from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, hash_files, named
-from laennec.errors import InputError
+from laennec.errors import InputError, one_line
 
 _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
@@ -61,8 +61,8 @@ class AuditReport:
         ]
         for name, values in self.counts.items():
             lines.append(f"{name}: " + ", ".join(f"{value} ({count})" for value, count in values.items()))
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"problem: {problem}" for problem in self.problems]
+        lines += [one_line(f"note: {note}") for note in self.notes]
+        lines += [one_line(f"problem: {problem}") for problem in self.problems]
         count = len(self.problems)
         lines.append(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems")
         return "\n".join(lines)

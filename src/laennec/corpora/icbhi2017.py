@@ -333,7 +333,7 @@ _READERS: dict[str, Callable[[str | Path], Any]] = {
 def _rows(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:
     empty = True
     for number, line in numbered_lines(path):
-        fields = re.split(r"[,;\s]+", line)
+        fields = re.split(r"[,;\s]+", line.strip())
         if len(fields) != columns or '"' in line:
             raise AnnotationError(
                 path, number, f"{len(fields)} columns, not {columns} without quotes; correct the line"

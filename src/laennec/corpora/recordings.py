@@ -171,7 +171,7 @@ def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> li
     Raises:
         AnnotationError: It cannot be read, or a line is none of these.
     """
-    lines = list(numbered_lines(path, stripped=False))
+    lines = list(numbered_lines(path))
     delimiter = max(delimiters, key=lines[0][1].count) if lines else ","
     value = rf'(?: *+"(?:[^"]|"")*+" *+|[^"{delimiter}]*+)'
     row = re.compile(f"{value}(?:{delimiter}{value})*+")
@@ -193,14 +193,26 @@ def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> li
     return rows
 
 
-def spelled_alike(patients: Iterable[str]) -> list[tuple[str, ...]]:
-    """Names of patients that differ in case, blanks, leading zeros or an appended ".0" alone, as spreadsheets do."""
+def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[str]:
+    """A line for patients whose names differ in case, blanks, leading zeros or an appended ".0" alone.
+
+    Spreadsheets and people write one id in these ways, and a split by patients would have the person on both sides.
+    """
     groups: dict[str, set[str]] = {}
-    for patient in patients:
-        plain = " ".join(unicodedata.normalize("NFKC", patient).casefold().split())
+    for patient in {r.patient_id for r in recordings if r.patient_id not in (None, r.recording_id)}:
+        plain = " ".join(unicodedata.normalize("NFKC", str(patient)).casefold().split())
         plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
-        groups.setdefault(re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain), set()).add(patient)
-    return sorted(tuple(sorted(group)) for group in groups.values() if len(group) > 1)
+        groups.setdefault(re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain), set()).add(str(patient))
+    alike = sorted(" and ".join(map(repr, sorted(group))) for group in groups.values() if len(group) > 1)
+    remedy = "write one name in one way, or give two people names that differ more"
+    return [f"{root}: patients {group} may be one person; {remedy}" for group in alike]
+
+
+def named_in_bytes(recordings: Iterable[AnnotatedRecording]) -> list[str]:
+    """A line for each file whose name is no text, so that no table can hold it."""
+    paths = dict.fromkeys(str(p) for r in recordings for p in (r.audio_path, r.annotation_path) if p is not None)
+    strange = [path for path in paths if path != path.encode(errors="replace").decode()]
+    return [f"{path}: its name is not in UTF-8; rename it" for path in strange]
 
 
 def sha256_of(path: Path) -> str:
@@ -222,7 +234,7 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
     if not wanted:
         return {}
     common = os.path.commonpath([path.parent for path in wanted])
-    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(common.encode()).hexdigest()[:24]}.json"
+    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(os.fsencode(common)).hexdigest()[:24]}.json"
     known = _read_store(store)
     now = time.time()
     hashes, fresh = {}, False
@@ -306,8 +318,8 @@ def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
     most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
     if unpacked > most:
         raise InputError(
-            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, unpack "
-            "it yourself and name the folder"
+            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, "
+            "unpack it yourself and name the folder"
         )
 
 
@@ -327,9 +339,8 @@ def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.Z
             raise InputError(f"{archive}: two members are called {name!r}; unpack it yourself and keep the right one")
         members["/".join(parts)] = info
         if len(members) > _MOST_MEMBERS:
-            raise InputError(
-                f"{archive}: holds more than {_MOST_MEMBERS} files; if you trust it, unpack it yourself and name the folder"
-            )
+            remedy = "if you trust it, unpack it yourself and name the folder"
+            raise InputError(f"{archive}: holds more than {_MOST_MEMBERS} files; {remedy}")
     if not members:
         raise InputError(f"{archive}: holds no recordings or annotations; check that it is the right archive")
     return members
