@@ -4,6 +4,7 @@ An attack writes a folder and returns what `laennec prepare --check` and loading
 say, naming the file and, of a table, the line; or None, where the corpus has to load.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -113,7 +114,10 @@ TABLES = {
     "no rows": (HEADER, "c.csv: the table has no rows"),
     "rows of delimiters": (HEADER + ",,,,\n;;;;\n", "c.csv, line 3: 1 values under 5 columns"),
     "nothing": ("", "c.csv"),
-    "100 000 columns, one of them twice": (",".join(map(str, range(100_000))) + ",0\n", "c.csv, line 1: .* column once"),
+    "100 000 columns, one of them twice": (
+        ",".join(map(str, range(100_000))) + ",0\n",
+        "c.csv, line 1: .* column once",
+    ),
     "a line of Excel": ("sep=;\n" + HEADER.replace(",", ";") + "a;0;1;normal;P1\n", "c.csv, line [12]: "),
     "patients 1 and 01": (HEADER + "a,0,1,normal,1\nb,0,1,normal,01\n", "'01' and '1' may be one person"),
     "patients 1 and 1.0": (HEADER + "a,0,1,normal,1\nb,0,1,normal,1.0\n", "'1' and '1.0' may be one person"),
@@ -335,13 +339,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     judge("folder", tmp_path / "mine", tmp_path / "cache", None)
 
 
-def test_twenty_thousand_events_of_one_recording(tmp_path):
+def test_ten_thousand_events_of_one_recording(tmp_path):
     sound(tmp_path / "mine" / "a.wav", 10)
-    times = np.sort(np.random.default_rng(0).permutation(900_000)[:20_000]) / 100_000
+    times = np.sort(np.random.default_rng(0).permutation(900_000)[:10_000]) / 100_000
     rows = "".join(f"a,{time:.5f},{time + 1:.5f},stridor,P1\n" for time in times)
     (tmp_path / "mine" / "c.csv").write_text(HEADER + rows)
     report = load_corpus("folder", tmp_path / "mine", protocol="none", cache_dir=tmp_path / "cache")
-    assert len(report["all"]) == 20_000
+    assert len(report["all"]) == 10_000
 
 
 # ---------------------------------------------------------------- other corpora
@@ -510,6 +514,19 @@ def test_an_archive_is_refused_and_leaves_nothing(attack, tmp_path, monkeypatch)
     assert not [path for path in (tmp_path / "cache" / "unpacked").rglob("*") if path.suffix == ".txt"]
 
 
+def test_an_archive_with_any_bytes_changed_is_read_or_refused(tmp_path):
+    members = {name: bytes(range(200)) for name in ("a.txt", "d/b.txt", "c.wav")}
+    for seed in (82, 280, 316, *range(30)):
+        rng = np.random.default_rng(seed)
+        archive(members)(tmp_path / "x.zip")
+        content = bytearray((tmp_path / "x.zip").read_bytes())
+        for place in rng.integers(0, len(content), 6):
+            content[place] = rng.integers(0, 256)
+        (tmp_path / "x.zip").write_bytes(content)
+        with contextlib.suppress(InputError):
+            recordings.unpack(tmp_path / "x.zip", tmp_path / "cache")
+
+
 def test_what_is_written_counts_not_what_is_declared(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     archive({f"{n}.txt": bytes(1 << 20) for n in range(16)})(tmp_path / "x.zip")
@@ -552,26 +569,23 @@ from laennec.cli.main import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 before = peak()
-code = main(["prepare", "folder", "--data-dir", sys.argv[1], *sys.argv[2:]])
-print("grown", peak() - before)
-sys.exit(code)
+prepare = ["prepare", "folder", "--data-dir", sys.argv[1]]
+codes = [main([*prepare, "--check"]), main([*prepare, "--protocol", "none", "--sampling-rate", "16000"])]
+print(codes, peak() - before)
 """
 
 
-@pytest.mark.parametrize(
-    "flags", [["--check"], ["--protocol", "none", "--sampling-rate", "16000"]], ids=["checked", "decoded"]
-)
-def test_memory_follows_what_is_kept_of_a_recording(flags, tmp_path):
-    """Twenty minutes at 192 kHz in a megabyte of FLAC: 900 MB as float32, 77 MB at 16 kHz."""
+def test_memory_does_not_follow_the_rate_of_a_recording(tmp_path):
+    """Two minutes at 192 kHz, checked and decoded; read whole they took 1,100 MB, and twenty minutes ten times that."""
     (tmp_path / "mine").mkdir()
     with soundfile.SoundFile(tmp_path / "mine" / "a.flac", "w", 192_000, 1, subtype="PCM_16") as file:
         file.write(np.random.default_rng(0).uniform(-0.5, 0.5, 192_000))
-        for _ in range(20):
+        for _ in range(2):
             file.write(np.zeros(60 * 192_000, np.int16))
     (tmp_path / "mine" / "c.csv").write_text("recording,label,patient_id\na,normal,P1\n")
-    command = [sys.executable, "-c", LONG, str(tmp_path / "mine"), *flags]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"LAENNEC_CACHE": str(tmp_path / "c")}
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout.split()[-1]) < 400
+    command = [sys.executable, "-c", LONG, str(tmp_path / "mine")]
+    environment = os.environ | {"LAENNEC_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    codes, grown = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert codes == "[0, 0]", done.stderr
+    assert int(grown) < 300

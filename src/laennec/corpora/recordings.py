@@ -11,16 +11,13 @@ import contextlib
 import csv
 import hashlib
 import json
-import lzma
 import os
 import re
 import shutil
 import stat
-import struct
 import time
 import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,9 +35,6 @@ _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
 _SETTLED_S = 2.0
 # of what an archive may unpack to: its own size so many times, but always one GiB
 _MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000
-# what zipfile raises for an archive that is damaged (RuntimeError: encrypted, or compressed in a way of others; OSError
-# without a number: bzip2)
-_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError, OSError)
 
 
 @dataclass(frozen=True)
@@ -306,9 +300,7 @@ def _unpack_into(archive: Path, target: Path) -> None:
                             sink.write(chunk)
     except InputError:
         raise
-    except _DAMAGED as error:
-        if getattr(error, "errno", None):
-            raise
+    except Exception as error:  # zipfile raises many kinds for an archive that is damaged or encrypted
         remedy = "download it again, or unpack it yourself"
         raise InputError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
 

@@ -206,17 +206,26 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     lengths = []
     with atomic_write(shard.path, "wb", sync=False) as file:
         file.seek(shard.header_bytes)
-        with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
-            for place, found in passing_cycles(stream, shard.spans):
-                piece: Waveform = found.own
-                if len(piece) == 0:
-                    start_s, end_s = shard.spans[place]
-                    reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
-                    raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+        try:
+            for piece in _pieces(shard, sampling_rate, filter):
                 file.write(piece.astype("<f4", copy=False).data)
                 lengths.append(len(piece))
+        except MemoryError as error:
+            reason = "a cycle is too long for this machine's memory; cut it into shorter ones"
+            raise DecodeError(shard.recording_path, reason) from error
         file.seek(0)
         file.write(struct.pack(f"<8sQ{len(lengths)}Q", _MAGIC, len(lengths), *lengths))
+
+
+def _pieces(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> Iterator[Waveform]:
+    """The cycles of a recording, one after another."""
+    with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
+        for place, found in passing_cycles(stream, shard.spans):
+            if len(found.own) == 0:
+                start_s, end_s = shard.spans[place]
+                reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
+                raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+            yield found.own
 
 
 def with_audio(
