@@ -230,6 +230,7 @@ class Folder(Corpus):
         """The labels of each span, or of the recording as a whole; labels of one span are put together."""
         found: dict[Span | None, dict[str, None] | None] = {}
         first: dict[Span | None, tuple[int, Names]] = {}
+        flags = self._table is not None and self._from_csv and "label" not in self._table.columns
         named_by: dict[str | None, Names | None] = {None: None}  # there are many rows and few labels
         for line, span, text in written:
             if text is not None and text not in named_by:
@@ -239,11 +240,7 @@ class Folder(Corpus):
             if names is not None:
                 before, others = first.setdefault(span, (line, names))
                 # normal says that there is no other label, and so does a row of 0 and 1
-                adds = (
-                    names
-                    and others
-                    and "label" in (self._table.columns if self._table and self._from_csv else ["label"])
-                )
+                adds = names and others and not flags
                 if set(names) != set(others) and not adds:
                     raise _contradiction(recording, line, before)
                 found[place] = (found.get(place) or {}) | dict.fromkeys(names)
