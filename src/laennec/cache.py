@@ -70,36 +70,37 @@ def write_entry(path: Path, *parts: bytes | memoryview) -> None:
             file.write(part)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether this file of the cache is there as it was written; a damaged one is removed."""
+def whole_bytes(path: Path) -> int | None:
+    """Bytes of the content of a file of the cache, or None where there is no whole one; a damaged one is removed."""
     try:
         status = os.stat(path)
         state = status.st_dev, status.st_ino, status.st_ctime_ns, status.st_size
+        size = status.st_size - _TRAILER_BYTES
         if _verified.get(path) == state:
-            return True
+            return size
         with open_regular(path) as file:
             checksum = xxhash.xxh3_128(path.name.encode())
-            left = status.st_size - _TRAILER_BYTES
+            left = size
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 checksum.update(block)
                 left -= len(block)
             if file.read() == checksum.digest() + _END:
                 _verified[path] = state
-                return True
+                return size
     except FileNotFoundError:
-        return False
+        return None
     except OSError as error:
         _log.warning("%s: cannot be read from the cache (%s); making it again", path, error.strerror)
-        return False
+        return None
     _log.warning("%s: damaged, or written by another release; making it again", path)
     with contextlib.suppress(OSError):
         path.unlink()
-    return False
+    return None
 
 
 def read_entry(path: Path) -> bytes | None:
     """The content of a file of the cache, or None where there is no whole one."""
-    if not is_whole(path):
+    if whole_bytes(path) is None:
         return None
     try:
         return path.read_bytes()[:-_TRAILER_BYTES]
@@ -177,7 +178,7 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
     if not wanted:
         return {}
     common = os.path.commonpath([path.absolute().parent for path in wanted])
-    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(common.encode()).hexdigest()[:24]}.json"
+    store = cache_root(cache_dir) / "hashes" / f"{hashlib.sha256(os.fsencode(common)).hexdigest()[:24]}.json"
     known: dict[str, list[int | str]] = json.loads(read_entry(store) or "{}")
     now = time.time()
     hashes, fresh = {}, False

@@ -41,6 +41,7 @@ _REMEDIES = {
     errno.EEXIST: f"a part of this path is a file, not a folder; {_OTHER_FOLDER}",
     errno.ENOTDIR: f"a part of this path is a file, not a folder; {_OTHER_FOLDER}",
     errno.EISDIR: "there is a folder of this name; choose another name",
+    errno.ENAMETOOLONG: "the name is too long for this system; shorten it",
     errno.ELOOP: f"it is a link to another file; remove the link or {_OTHER_FOLDER}",
 }
 # what safetensors, torch and numpy say instead of raising the system's error

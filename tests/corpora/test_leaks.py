@@ -40,9 +40,19 @@ def test_a_copy_differs_by_rounding_only(other, same):
 
 def test_silence_has_neither_windows_nor_an_envelope():
     for waveform in (np.zeros(4000, np.float32), NOISE[:63]):
-        assert not leaks._envelope(waveform).any() and leaks._envelope(waveform).shape == (64,)
-        assert not len(leaks._windows(waveform))
-    assert np.linalg.norm(leaks._envelope(NOISE)) == pytest.approx(1)
+        envelope = leaks._envelope([waveform], len(waveform), float(waveform.mean()))
+        assert not envelope.any() and envelope.shape == (64,)
+        assert not len(leaks._windows([waveform]))
+
+
+@pytest.mark.parametrize("size", [63, 700, 5000, 16000])
+def test_blocks_of_any_size_have_the_fingerprint_of_the_whole(size):
+    sound = np.concatenate([NOISE, np.zeros(3001, np.float32), NOISE[:517]])
+    blocks = np.split(sound, range(size, len(sound), size))
+    np.testing.assert_array_equal(leaks._windows(blocks), leaks._windows([sound]))
+    mean = float(np.mean(sound, dtype=np.float64))
+    power = [np.mean(np.square(piece)) for piece in np.array_split(sound.astype(np.float64) - mean, 64)]
+    np.testing.assert_allclose(leaks._envelope(blocks, len(sound), mean), np.sqrt(power / np.sum(power)), rtol=1e-12)
 
 
 def prints(windows):

@@ -159,7 +159,7 @@ def test_patients_from_names(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["Gerät,Ärztin".encode("latin-1"), "a;b".encode("utf-16")])
 def test_another_encoding_is_refused_in_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
     (folder / "c.csv").write_bytes(content)
-    with pytest.raises(InputError, match=r"c.csv: cannot be read as a CSV in UTF-8 \(it has another encoding\); save"):
+    with pytest.raises(InputError, match=r"c.csv: is not UTF-8 text \(it has another encoding\); save"):
         table_of(folder, tmp_path)
 
 

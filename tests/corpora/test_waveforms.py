@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -53,8 +54,8 @@ def test_real_cycles_equal_the_naive_loop(shared_data: Path, tmp_path: Path) -> 
 
 def test_each_recording_is_decoded_once_and_then_never(table: datasets.Dataset, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     decoded = []
-    real = module.read_recording
-    monkeypatch.setattr(module, "read_recording", lambda *a, **k: decoded.append(1) or real(*a, **k))
+    real = module.open_recording
+    monkeypatch.setattr(module, "open_recording", lambda *a, **k: decoded.append(1) or real(*a, **k))
     seen: list[tuple[int, int]] = []
     CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare(progress=lambda *done: seen.append(done))
     assert len(decoded) == 3 and seen == [(1, 3), (2, 3), (3, 3)]
@@ -126,6 +127,16 @@ def test_a_recording_without_usable_sound_or_with_an_empty_cycle(table: datasets
     )
     with pytest.raises(InputError, match=r"silent\.wav: silent"):
         CycleWaveforms(mute, 8000, cache_dir=tmp_path).prepare()
+
+
+def test_a_cycle_that_memory_cannot_hold_is_one_line(table: datasets.Dataset, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, "passing_cycles", full)
+    with pytest.raises(InputError, match="a cycle is too long for this machine's memory"):
+        CycleWaveforms(table, 8000, cache_dir=tmp_path).prepare()
+    assert not list((tmp_path / "waveforms").rglob("*.f32"))
 
 
 def test_rows_without_audio_are_refused(table: datasets.Dataset, tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ class Soak:
         for at in self.draw.sample(needing, min(tries, len(needing))):
             full = [at]
 
-            def once(work: Callable[[], int], full: list[int] = full) -> int | None:
+            def once(work: Callable[[], int], full: list[int] = full, at: int = at) -> int | None:
                 if not full:
                     return timed(work, None)
                 code = run_traced(work, folders, full_from=full.pop()).code

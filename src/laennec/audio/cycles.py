@@ -9,7 +9,7 @@ its times are those of the sequence.
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -55,7 +55,8 @@ class AnnotationError(InputError):
         super().__init__(str(path), line, reason)
         self.path = str(path)
         self.line = line
-        self.reason = reason
+        # it may quote a value of any length
+        self.reason = reason if len(reason) < 1000 else f"{reason[:400]} ... {reason[-400:]}"
 
     def __str__(self) -> str:
         place = "" if self.line is None else f", line {self.line}" if isinstance(self.line, int) else f", {self.line}"
@@ -136,10 +137,8 @@ def check_annotation(path: str | PathLike[str], duration_s: float | None = None)
     furthest: tuple[int, Cycle] | None = None
     for line, cycle in sorted(cycles, key=lambda numbered: (numbered[1].start_s, numbered[0])):
         if furthest is not None and cycle.start_s < furthest[1].end_s:
-            reason = (
-                f"starts at {cycle.start_s:g} s, before the cycle of line {furthest[0]} ends at {furthest[1].end_s:g} s"
-            )
-            problems.append(AnnotationError(path, line, f"{reason}; correct one of the two times"))
+            before = f"before the cycle of line {furthest[0]} ends at {furthest[1].end_s:g} s; correct one of them"
+            problems.append(AnnotationError(path, line, f"starts at {cycle.start_s:g} s, {before}"))
         if furthest is None or cycle.end_s > furthest[1].end_s:
             furthest = (line, cycle)
     return sorted(problems, key=lambda problem: problem.line if isinstance(problem.line, int) else 0)
@@ -158,7 +157,7 @@ def _audacity_lines(path: str | PathLike[str], duration_s: float | None) -> Iter
     Lines that begin with a backslash hold the frequency range of the label above and are skipped.
     """
     empty = True
-    for line, text in _numbered_lines(path, stripped=False):
+    for line, text in numbered_lines(path):
         if text.startswith("\\"):
             continue
         fields = text.split("\t") if "\t" in text else text.split(None, 2)
@@ -201,8 +200,7 @@ def read_labelled_spans(
     Raises:
         AnnotationError: The first problem of the file.
     """
-    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
-    first = lines[0] if lines else ""
+    first = next((text for _, text in numbered_lines(path) if not text.startswith("\\")), "")
     if _is_raven(first):
         return [
             (line, span, row[_label_column(path, row, column)]) for line, span, row in _raven_rows(path, duration_s)
@@ -239,7 +237,7 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
     Raises:
         AnnotationError: The first problem of the file.
     """
-    lines = [text for _, text in _numbered_lines(path, stripped=False) if not text.startswith("\\")]
+    lines = [text for _, text in numbered_lines(path) if not text.startswith("\\")]
     first = lines[0] if lines else ""
     if _is_raven(first):
         return list(dict.fromkeys(span for _, span, _ in _raven_rows(path, duration_s)))
@@ -254,8 +252,9 @@ def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> li
 
 def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tuple[int, Span, dict[str, str]]]:
     """Line, span and values of a Raven table: a header with Begin Time (s) and End Time (s), tabs between columns."""
-    lines = [(line, [f.strip() for f in text.split("\t")]) for line, text in _numbered_lines(path, stripped=False)]
+    lines = [(line, [f.strip() for f in text.split("\t")]) for line, text in numbered_lines(path)]
     header = [field.lower() for field in lines[0][1]] if lines else []
+    refuse_doubled(path, header)
     begin, end = RAVEN_BEGIN.lower(), RAVEN_END.lower()
     for name in (RAVEN_BEGIN, RAVEN_END):
         if name.lower() not in header:
@@ -274,6 +273,13 @@ def _raven_rows(path: str | PathLike[str], duration_s: float | None) -> list[tup
     if not rows:
         raise AnnotationError(path, None, "no selections in this file; annotate it or leave the recording out")
     return rows
+
+
+def refuse_doubled(path: str | PathLike[str], header: Sequence[str]) -> None:
+    """Refuse a header that names a column twice, in whatever case; path is for the AnnotationError."""
+    names = sorted(name.casefold() for name in header if name)
+    if twice := [name for place, name in enumerate(names[1:]) if name == names[place]]:
+        raise AnnotationError(path, 1, f"the header must name each column once; {twice[0]!r} is there twice")
 
 
 def parse_label(path: str | PathLike[str], line: int | str | None, text: str) -> tuple[int, int]:
@@ -390,29 +396,32 @@ def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list
     return windows
 
 
-def _numbered_lines(path: str | PathLike[str], stripped: bool = True) -> Iterator[tuple[int, str]]:
-    """The lines of an annotation that are not blank, each with its number from 1.
+def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
+    """The lines of an annotation or a table that are not blank, each with its number from 1.
 
     Raises:
-        AnnotationError: The file cannot be read, or is not UTF-8 text (with or without a byte order mark).
+        AnnotationError: The file cannot be read, is not UTF-8 text (with or without a byte order mark), or holds a NUL.
     """
+    remedy = "save it as plain text or CSV in UTF-8"
     try:
         text = read_text(path)
     except UnicodeDecodeError as error:
-        raise AnnotationError(path, None, "is not UTF-8 text; save the annotation as plain text") from error
+        raise AnnotationError(path, None, f"is not UTF-8 text (it has another encoding); {remedy}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise AnnotationError(path, None, f"cannot be read ({reason}); check path and permissions") from error
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if "\0" in line:  # a disk that failed, or UTF-16 without its mark
+            raise AnnotationError(path, number, f"holds a NUL, which no text does; {remedy}")
         if line.strip():
-            yield number, line.strip() if stripped else line
+            yield number, line
 
 
 def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tuple[int, Cycle | AnnotationError]]:
     """Every line of an ICBHI annotation as a cycle or as what is wrong with it."""
     empty = True
     try:
-        for line, text in _numbered_lines(path):
+        for line, text in numbered_lines(path):
             empty = False
             try:
                 yield line, _parse_line(path, line, text, duration_s)
@@ -428,9 +437,7 @@ def _parsed(path: str | PathLike[str], duration_s: float | None) -> Iterator[tup
 def _parse_line(path: str | PathLike[str], line: int, text: str, duration_s: float | None) -> Cycle:
     fields = text.split()
     if len(fields) != 4:
-        raise AnnotationError(
-            path, line, f"{len(fields)} columns, not 4 (start, end, crackle, wheeze); correct the line"
-        )
+        raise AnnotationError(path, line, f"{len(fields)} columns, not 4 (start, end, crackle, wheeze); correct it")
     start_s, end_s = parse_times(path, line, fields[0], fields[1], duration_s)
     if fields[2] not in ("0", "1") or fields[3] not in ("0", "1"):
         raise AnnotationError(path, line, f"flags {fields[2]!r} and {fields[3]!r} must be 0 or 1; correct the line")
@@ -442,7 +449,8 @@ def parse_times(
 ) -> tuple[float, float]:
     """Two checked times in seconds; path and line are for the error, `comma` allows a decimal comma as well."""
     try:
-        start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in (start, end))
+        plain = [text.replace("_", "?") for text in (start, end)]  # Python takes 1_000 for a number
+        start_s, end_s = (float(_COMMA.sub(".", text) if comma else text) for text in plain)
     except ValueError as error:
         raise AnnotationError(
             path, line, f"{start!r} and {end!r} must be times in seconds; correct the line"

@@ -1,16 +1,17 @@
 """Audio files of any kind to one checked mono waveform.
 
 Decisions: one decoder (soundfile) and one resampler (soxr HQ), because two of them give two data sets. Whatever is
-wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file, and memory follows the
-decoded content, never the header. A constant waveform is refused unless asked for. A filter is designed at, and applied
-at, the final rate.
+wrong with a file becomes a `DecodeError`: nothing else leaves this module for a bad file. It is decoded, resampled and
+filtered block by block, so that memory follows the waveform that is asked for, neither the header nor the rate of the
+file. A constant waveform is refused unless asked for. A filter is designed at, and applied at, the final rate.
 """
 
 import io
+import itertools
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ AudioSource = str | os.PathLike[str] | bytes | BinaryIO
 MIN_SAMPLING_RATE_HZ = 1_000
 MAX_SAMPLING_RATE_HZ = 192_000
 _BLOCK_SAMPLES = 1 << 22  # 16 MiB of float32: the most that is allocated because a header says so
+_BLOCK_S = 10.0
 LARGEST_SAMPLE = 1e12  # float files in the scale of 32-bit integers pass, and their squares do not overflow
 _SPECTRUM_FRAME, _ENERGY_SHARE, _SILENCE_DB = 2048, 0.99, -120.0
 UNKNOWN_FRAMES = 1 << 62  # libsndfile returns more than this for a FLAC stream that does not state its length
@@ -186,26 +188,50 @@ def read_recording(
         raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
     name = name_of(path)
     with opened(path) as sound:
-        source_rate = int(sound.samplerate)
-        waveform = _decode(sound, name)
-    lowest, highest = checked_range(waveform, name)
-    if lowest == highest and not allow_silent:
-        raise silent(name, lowest)
-    return at_rate(waveform, source_rate, sampling_rate or source_rate, filter, name)
+        rate = sampling_rate or int(sound.samplerate)
+        waveform = _joined((block for _, block in blocks_of(sound, name, rate, filter, allow_silent)), name)
+        return Recording(waveform, rate, int(sound.samplerate), name)
 
 
-def at_rate(waveform: Waveform, source_rate: int, rate: int, filter: ButterworthFilter | None, name: str) -> Recording:
-    """A decoded waveform at the wanted rate, filtered there.
+def blocks_of(
+    sound: Any, name: str, rate: int, filter: ButterworthFilter | None = None, allow_silent: bool = False
+) -> Iterator[tuple[int, Waveform]]:
+    """Decode, check, resample and filter an `opened` file in blocks.
+
+    Args:
+        sound: The file.
+        name: Its name in errors.
+        rate: Of the blocks, in Hz.
+        filter: Applied at this rate.
+        allow_silent: Accept a recording whose samples are all equal.
+
+    Yields:
+        The number of frames decoded so far, and mono sound, float32 (samples,), of at least one sample.
 
     Raises:
-        DecodeError: Resampling leaves no sample.
+        DecodeError: As `read_recording`; what only the end of a file tells, at its end.
     """
-    result = resample(waveform, source_rate, rate)
-    if filter is not None:
-        result = filter.apply(result, rate)
-    if len(result) == 0:
-        raise too_few(name, len(waveform), source_rate, rate)
-    return Recording(np.ascontiguousarray(result), rate, source_rate, name)
+    source_rate, decoded, given = int(sound.samplerate), 0, 0
+    onwards = filter.stream(rate) if filter else None
+    resampler = None
+    if rate != source_rate:
+        resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+    lowest, highest = math.inf, -math.inf
+    for block in itertools.chain(decoded_blocks(sound, name), [np.zeros(0, np.float32)]):
+        last = not len(block)
+        if last and lowest == highest and not allow_silent:
+            raise DecodeError(name, f"silent: every sample is {lowest:g}; leave it out, or record it again")
+        if not last:
+            low, high = _checked_range(block, name, decoded)
+            lowest, highest = min(lowest, low), max(highest, high)
+            decoded += len(block)
+        block = np.ascontiguousarray(block)
+        block = resampler.resample_chunk(block, last=last) if resampler else block
+        if len(block):
+            given += len(block)
+            yield decoded, onwards(block) if onwards else block
+    if not given:
+        raise too_few(name, decoded, source_rate, rate)
 
 
 def read_header(path: AudioSource) -> tuple[int, int]:
@@ -224,7 +250,7 @@ def read_header(path: AudioSource) -> tuple[int, int]:
     with opened(path) as sound:
         frames = int(sound.frames)
         if frames >= UNKNOWN_FRAMES:
-            frames = len(_decode(sound, name))
+            frames = sum(map(len, decoded_blocks(sound, name)))
         if frames < 1:
             raise DecodeError(name, "it has no samples; record it again or leave it out")
         return int(sound.samplerate), frames
@@ -245,7 +271,8 @@ def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     """
     name = name_of(path)
     with opened(path) as sound:
-        return _decode(sound, name, np.copy), int(sound.samplerate), str(sound.subtype)
+        frames = _joined(decoded_blocks(sound, name, np.copy), name)
+        return frames, int(sound.samplerate), str(sound.subtype)
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
@@ -331,36 +358,34 @@ def _sound_file(file: SoundBytes, name: str) -> soundfile.SoundFile:
         raise DecodeError(name, reason) from error
 
 
-def mono(block: Waveform) -> Waveform:
+def _mono(block: Waveform) -> Waveform:
     """The mean of all channels: (samples, channels) -> (samples,)."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
-def _decode(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = mono) -> Waveform:
-    """All samples, block by block, so that memory follows the content and not the header."""
+def _joined(blocks: Iterable[Waveform], name: str) -> Waveform:
+    """All samples of a recording in one array."""
     try:
-        blocks = list(decoded_blocks(sound, name, of_block))
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        held = list(blocks)
+        return held[0] if len(held) == 1 else np.concatenate(held)
     except MemoryError as error:
         raise DecodeError(name, "too long for this machine's memory; cut it into shorter files") from error
 
 
-def decoded_blocks(
-    sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = mono, most_frames: int = _BLOCK_SAMPLES
-) -> Iterator[Waveform]:
+def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = _mono) -> Iterator[Waveform]:
     """Decode an `opened` file in blocks; at its end the number of frames is compared with the header.
 
     Args:
         sound: The file.
         name: Its name in errors.
-        of_block: Applied to each block (samples, channels).
-        most_frames: Of a block; its memory is bounded as well.
+        of_block: Applied to each block (samples, channels), of some seconds and bounded memory.
 
     Raises:
         DecodeError: Damaged, cut short, or without samples.
     """
     declared = int(sound.frames)
-    block_frames = max(1, min(most_frames, _BLOCK_SAMPLES // max(1, sound.channels), declared))
+    seconds = int(_BLOCK_S * sound.samplerate)
+    block_frames = max(1, min(seconds, _BLOCK_SAMPLES // max(1, sound.channels), declared))
     frames = 0
     while True:
         try:
@@ -380,7 +405,7 @@ def decoded_blocks(
         raise DecodeError(name, f"cut short: {frames} of {declared} frames can be decoded; copy or download it again")
 
 
-def checked_range(waveform: Waveform, name: str, first: int = 0) -> tuple[float, float]:
+def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, float]:
     """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it.
 
     Raises:
@@ -393,11 +418,6 @@ def checked_range(waveform: Waveform, name: str, first: int = 0) -> tuple[float,
     if max(-lowest, highest) > LARGEST_SAMPLE:
         raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is not sound; export it again as 16 or 24 bit")
     return lowest, highest
-
-
-def silent(name: str, level: float) -> DecodeError:
-    """The error of a recording whose samples all have one value."""
-    return DecodeError(name, f"silent: every sample is {level:g}; leave it out, or record it again")
 
 
 def too_few(name: str, samples: int, source_rate: int, rate: int) -> DecodeError:

@@ -30,9 +30,10 @@ from laennec.audio.recording import (
     DecodeError,
     Recording,
     Waveform,
-    at_rate,
     read_header,
     read_recording,
+    resample,
+    too_few,
 )
 
 try:
@@ -83,7 +84,12 @@ def read_recording_sandboxed(
         code = _run_decoder(name, answer, timeout_s, memory_mb, most_s)
         answer.seek(0)
         waveform, source_rate = _read_answer(answer, name, code)
-    return at_rate(waveform, source_rate, sampling_rate or source_rate, filter, name)
+    rate = sampling_rate or source_rate
+    result = resample(waveform, source_rate, rate)
+    if len(result) == 0:
+        raise too_few(name, len(waveform), source_rate, rate)
+    result = filter.apply(result, rate) if filter else result
+    return Recording(np.ascontiguousarray(result), rate, source_rate, name)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,17 @@
 """Recordings read in blocks, for those that are longer than memory should be.
 
-Decisions: the decoder, resampler and filter are those of `read_recording`, each with its state carried from block to
-block, so that the blocks are exactly the samples of the recording read whole. Some errors (cut short, silent, too
-short) are only known at the end of the file; results computed before are then void. Windows and cycles are cut as the
-blocks arrive; no more sound is held than the widest of them and its context span.
+Decisions: the blocks are those that `read_recording` joins, so they are exactly its samples. Some errors (cut short,
+silent, too short) are only known at the end of the file; results computed before are then void. Windows and cycles are
+cut as the blocks arrive; no more sound is held than the widest of them and its context span.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import soxr
 
 from laennec.audio.context import InContext, Span, beside_window, neighbours_of
 from laennec.audio.cycles import Waveform, prediction_windows
@@ -20,15 +19,11 @@ from laennec.audio.recording import (
     UNKNOWN_FRAMES,
     AudioSource,
     ButterworthFilter,
-    checked_range,
-    decoded_blocks,
+    blocks_of,
     name_of,
     opened,
-    silent,
-    too_few,
 )
 
-_BLOCK_S = 10.0
 _ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end is cut at the end
 
 
@@ -78,35 +73,12 @@ class RecordingStream:
         Raises:
             DecodeError: As `laennec.audio.recording.read_recording`.
         """
-        onwards = self._filter.stream(self.sampling_rate) if self._filter else None
-        for block in self._resampled():
-            if len(block):
-                block = onwards(block) if onwards else block
-                self.samples += len(block)
-                if self._listener:
-                    self._listener(self, block)
-                yield block
-        if not self.samples:
-            raise too_few(self.path, self._decoded, self.source_sampling_rate, self.sampling_rate)
-
-    def _resampled(self) -> Iterator[Waveform]:
-        same = self.source_sampling_rate == self.sampling_rate
-        resampler = None
-        if not same:
-            resampler = soxr.ResampleStream(
-                self.source_sampling_rate, self.sampling_rate, 1, dtype="float32", quality="HQ"
-            )
-        lowest, highest = math.inf, -math.inf
-        for block in decoded_blocks(self._sound, self.path, most_frames=int(_BLOCK_S * self.source_sampling_rate)):
-            low, high = checked_range(block, self.path, self._decoded)
-            lowest, highest = min(lowest, low), max(highest, high)
-            self._decoded += len(block)
-            block = np.ascontiguousarray(block)
-            yield resampler.resample_chunk(block) if resampler else block
-        if lowest == highest and not self._allow_silent:
-            raise silent(self.path, lowest)
-        if resampler:
-            yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        passing = blocks_of(self._sound, self.path, self.sampling_rate, self._filter, self._allow_silent)
+        for self._decoded, block in passing:
+            self.samples += len(block)
+            if self._listener:
+                self._listener(self, block)
+            yield block
 
 
 @contextmanager
@@ -143,25 +115,32 @@ class _Buffer:
 
     def __init__(self, sampling_rate: int) -> None:
         self.rate = sampling_rate
-        self.first = 0  # sample of the recording at which the buffer begins
-        self.sound: Waveform = np.zeros(0, np.float32)
+        self.first = self.end = 0  # samples of the recording at which the blocks begin and end
+        self.blocks: deque[Waveform] = deque()  # not one array: a span may be as long as the recording
 
     @property
     def end_s(self) -> float:
-        return (self.first + len(self.sound)) / self.rate
+        return self.end / self.rate
 
     def add(self, block: Waveform, needed_from_s: float) -> None:
-        """Append a block and drop what lies before a time."""
-        gone = max(int(min(needed_from_s, self.end_s) * self.rate) - self.first, 0)
-        self.first += gone
-        self.sound = np.concatenate([self.sound[gone:], block])
+        """Append a block and drop those that end before a time."""
+        needed = int(min(needed_from_s, self.end_s) * self.rate)
+        while self.blocks and self.first + len(self.blocks[0]) <= needed:
+            self.first += len(self.blocks.popleft())
+        self.blocks.append(block)
+        self.end += len(block)
 
     def cut(self, span: Span) -> Waveform:
         """A copy of the samples that `laennec.audio.cycles.cut` takes out of the whole recording."""
-        first = max(int(span[0] * self.rate), 0) - self.first
-        last = max(int(span[1] * self.rate) - self.first, first)
-        assert first >= 0, "a span was dropped before it was cut"
-        return self.sound[first:last].copy()
+        first = max(int(span[0] * self.rate), 0)
+        last = max(int(span[1] * self.rate), first)
+        assert first >= min(self.first, self.end), "a span was dropped before it was cut"
+        pieces, at = [self.blocks[0][:0]], self.first
+        for block in self.blocks:
+            if at < last and first < at + len(block):
+                pieces.append(block[max(first - at, 0) : last - at])
+            at += len(block)
+        return np.concatenate(pieces)
 
 
 def passing_windows(
@@ -234,13 +213,13 @@ def passing_cycles(
         while cut_so_far < len(order) and (ended or spans[order[cut_so_far]][1] + _ROUNDING_S <= buffer.end_s):
             pieces[order[cut_so_far]] = buffer.cut(spans[order[cut_so_far]])
             cut_so_far += 1
-        while given < len(order) and min(given + context_cycles, len(order) - 1) < cut_so_far:
-            place = order[given]
-            before, after = neighbours[place]
-            yield place, InContext(pieces[place], [pieces[i] for i in before], [pieces[i] for i in after])
-            given += 1
-            if given > context_cycles:
-                pieces.pop(order[given - context_cycles - 1], None)
+            while given < len(order) and min(given + context_cycles, len(order) - 1) < cut_so_far:
+                place = order[given]
+                before, after = neighbours[place]
+                yield place, InContext(pieces[place], [pieces[i] for i in before], [pieces[i] for i in after])
+                given += 1
+                if given > context_cycles:
+                    pieces.pop(order[given - context_cycles - 1], None)
 
     for block in stream.blocks():
         buffer.add(block, spans[order[cut_so_far]][0] - _ROUNDING_S if cut_so_far < len(order) else math.inf)

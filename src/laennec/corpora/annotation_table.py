@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from laennec.audio.cycles import AnnotationError
 from laennec.corpora.labels import FLAGS
@@ -104,9 +105,6 @@ def read_table(
     if not ("recording" in known or by_patient) or len(known) != len(set(known)):
         reason = "the header must name each column once and have recording or file"
         raise AnnotationError(path, 1, f"{reason} (or patient_id, for one row a patient); correct it")
-    for line, values in lines:
-        if len(values) != len(names):
-            raise AnnotationError(path, line, f"{len(values)} values under {len(names)} columns; correct the line")
     if not lines:
         raise AnnotationError(path, None, "the table has no rows; annotate the recordings")
     if ("start_s" in known) != ("end_s" in known):
@@ -118,7 +116,11 @@ def read_table(
     if "start_s" in known and "label" not in known and not flags and not unlabelled:
         remedy = "add them, or name the column of labels by corpus.options.label_column"
         raise AnnotationError(path, 1, f"cycles need a column label, or a column of 0 and 1 for each label; {remedy}")
-    rows = [(line, {name: v for name, v in zip(names, values, strict=True) if name}) for line, values in lines]
+    # a name typed on one system and a file of another may be the same letters in other code points
+    rows = [
+        (line, {name: normalize("NFC", v) for name, v in zip(names, values, strict=True) if name})
+        for line, values in lines
+    ]
     if diagnosed:
         rows, known = [(line, row | {"label": row["diagnosis"]}) for line, row in rows], [*known, "label"]
     return AnnotationTable(path, rows, tuple(known), flags, diagnosed)

@@ -23,20 +23,22 @@ import pyarrow as pa
 
 from laennec.audio.cycles import LABELS
 from laennec.audio.recording import read_header
-from laennec.cache import cache_root, hash_files, is_whole, new_entry
+from laennec.cache import cache_root, hash_files, new_entry, whole_bytes
 from laennec.corpora.recordings import (
     AnnotatedRecording,
     Event,
     UnusableRecordingsError,
     corpus_path,
     named,
+    named_in_bytes,
+    spelled_alike,
     unpack,
 )
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import wait_for_lock
 
-TABLE_VERSION = "1.0.0"
+TABLE_VERSION = "1.0.1"
 ABNORMAL = "abnormal"
 _RECORDINGS_PER_BATCH = 64
 _LOCK_TIMEOUT_S = 3600.0
@@ -191,6 +193,9 @@ class Corpus(ABC):
         self.rule = ""
         self.root = self.open_folder(data_dir)
         self.recordings = tuple(self.find_recordings(self.root))
+        self.problems += named_in_bytes(self.recordings)
+        # nobody can correct the tables of a data set of the Hub
+        (self.problems if self.can_be_exported else self.notes).extend(spelled_alike(self.root, self.recordings))
         self._checked = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -448,4 +453,4 @@ def digest(value: Any) -> str:
 
 def _read_arrow(path: Path) -> datasets.Dataset | None:
     """A cached table, or None where there is no whole one."""
-    return datasets.Dataset.from_file(str(path)) if is_whole(path) else None
+    return datasets.Dataset.from_file(str(path)) if whole_bytes(path) is not None else None

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.cycles import LABELS
-from laennec.audio.recording import DecodeError, read_recording
+from laennec.audio.recording import DecodeError
+from laennec.audio.streaming import open_recording
 from laennec.cache import hash_files
 from laennec.corpora.base import Corpus
 from laennec.corpora.leaks import find_duplicates
 from laennec.corpora.load import locate_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, named
-from laennec.errors import InputError
+from laennec.errors import InputError, one_line
 
 _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_path")
 
@@ -61,8 +62,8 @@ class AuditReport:
         ]
         for name, values in self.counts.items():
             lines.append(f"{name}: " + ", ".join(f"{value} ({count})" for value, count in values.items()))
-        lines += [f"note: {note}" for note in self.notes]
-        lines += [f"problem: {problem}" for problem in self.problems]
+        lines += [one_line(f"note: {note}") for note in self.notes]
+        lines += [one_line(f"problem: {problem}") for problem in self.problems]
         count = len(self.problems)
         lines.append(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems")
         return "\n".join(lines)
@@ -125,9 +126,11 @@ def _decode(corpus: Corpus, report: AuditReport, progress: Callable[[int, int], 
         duration_s = None
         if recording.audio_path is not None:
             try:
-                decoded = read_recording(recording.audio_path)
-                duration_s = decoded.duration_s
-                rates[f"{decoded.source_sampling_rate} Hz"] += 1
+                with open_recording(recording.audio_path) as stream:
+                    for _ in stream.blocks():
+                        pass
+                    duration_s = stream.duration_s
+                rates[f"{stream.source_sampling_rate} Hz"] += 1
             except DecodeError as error:
                 report.problems.append(str(error))
         problems = corpus.check_events(recording, duration_s)

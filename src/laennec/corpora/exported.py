@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laennec.cache import cache_root, cached_folder, hash_files
-from laennec.corpora.recordings import AUDIO_SUFFIXES, require_room
+from laennec.corpora.recordings import AUDIO_SUFFIXES, refuse_large, require_room
 from laennec.errors import InputError, hub_reason
 from laennec.files import writing_error
 from laennec.untrusted import read_json
@@ -35,7 +35,6 @@ _COLUMNS = {
     "annotations": {"source_path": pa.string(), "content": pa.binary()},
 }
 _SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
-_ROWS_AT_ONCE = 8
 
 
 def is_address(data_dir: str | Path) -> bool:
@@ -132,7 +131,9 @@ def _restored(folder: Path, files: Mapping[str, Mapping[str, Any]], cache_dir: s
 
 def _unpack(folder: Path, names: list[str], target: Path) -> None:
     """Write the files of the corpus into the folder `target`."""
-    require_room(folder, target, sum((folder / name).stat().st_size for name in names))
+    packed = sum((folder / name).stat().st_size for name in names)
+    unpacked = 0
+    require_room(folder, target, packed)
     written: set[str] = set()
     for name in names:
         for row in _rows(folder / name, name.split("/")[0]):
@@ -146,6 +147,8 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
             content = row["content"] if "content" in row else (row["audio"] or {}).get("bytes")
             if content is None:
                 raise InputError(f"{folder / name}: {path!r} has no content; download or export it again")
+            unpacked += len(content)
+            refuse_large(folder, packed, unpacked)
             written.add(path)
             place = target / path
             try:
@@ -157,7 +160,7 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
 
 
 def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, a few at a time."""
+    """The rows of a Parquet file, one at a time."""
     try:
         with pq.ParquetFile(path) as shard:
             schema = shard.schema_arrow
@@ -166,7 +169,7 @@ def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
                     raise InputError(f"{path}: no column {name}; download or export it again")
                 if schema.field(name).type != kind:
                     raise InputError(f"{path}: column {name} is {schema.field(name).type}; export it again")
-            for batch in shard.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS[config])):
+            for batch in shard.iter_batches(1, columns=list(_COLUMNS[config])):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, InputError):

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
+from unicodedata import normalize
 
-from laennec.audio.cycles import AnnotationError, Span, parse_label, parse_times, read_labelled_spans, read_labels
+from laennec.audio.cycles import AnnotationError, Span, parse_label, parse_times, read_labelled_spans
 from laennec.corpora.annotation_table import AnnotationTable, Row, read_table
 from laennec.corpora.base import Corpus, CorpusOptions
 from laennec.corpora.labels import FLAGS, UNKNOWN, LabelSet, Names, is_plain, label_set, names_of
@@ -127,7 +128,7 @@ class Folder(Corpus):
         pattern = self.options.patient_pattern or (_FIRST_PART if self._table and self._table.by_patient else None)
         if pattern is None:
             return {}
-        found = {name: re.search(pattern, name) for name in sounds}
+        found = {name: re.search(pattern, normalize("NFC", name)) for name in sounds}
         if lost := [name for name, match in found.items() if match is None or not (match[match.re.groups and 1])]:
             remedy = "correct corpus.options.patient_pattern"
             self.problems.append(f"{self.root}: {pattern!r} finds no patient in the name {named(lost)}; {remedy}")
@@ -146,7 +147,7 @@ class Folder(Corpus):
         columns = self._table.flags if self._table and self._from_csv else []
         wanted = self.options.labels
         plain = set(columns) in (set(), set(FLAGS)) and set(wanted or FLAGS) == set(FLAGS)
-        if plain and all(is_plain(text) for text in texts if text is not None):
+        if plain and all(is_plain(text) for text in set(texts) if text is not None):
             return
         try:
             self._labels = label_set(rows, columns, wanted)
@@ -199,16 +200,22 @@ class Folder(Corpus):
             assert duration_s is not None  # every recording here has its audio
             return [Event(0.0, duration_s)]
         if self._labels is None and not recording.whole:
-            if self._from_csv:
-                assert self._table is not None
-                return _csv_events(
-                    self._table.path, self._rows[recording.recording_id], self.options.unlabelled, duration_s
-                )
-            cycles = read_labels(recording.annotation_path, duration_s)
-            return [Event(cycle.start_s, cycle.end_s, cycle.crackle, cycle.wheeze) for cycle in cycles]
+            return _once(recording, self._plain_events(recording, duration_s))
         whole = (0.0, duration_s or 0.0)
         spans = self._spans(recording, self._texts(recording, duration_s))
         return [self._event(*(span or whole), names) for span, names in spans]
+
+    def _plain_events(self, recording: AnnotatedRecording, duration_s: float | None) -> Iterator[tuple[int, Event]]:
+        """Line and event of every cycle that is labelled with crackle and wheeze alone."""
+        if self._from_csv:
+            assert self._table is not None
+            yield from _csv_events(
+                self._table.path, self._rows[recording.recording_id], self.options.unlabelled, duration_s
+            )
+            return
+        assert recording.annotation_path is not None
+        for line, span, text in read_labelled_spans(recording.annotation_path, duration_s):
+            yield line, Event(*span, *parse_label(recording.annotation_path, line, text))
 
     def _event(self, start_s: float, end_s: float, names: Names | None) -> Event:
         """A row with these labels."""
@@ -222,10 +229,20 @@ class Folder(Corpus):
     ) -> list[tuple[Span | None, Names | None]]:
         """The labels of each span, or of the recording as a whole; labels of one span are put together."""
         found: dict[Span | None, dict[str, None] | None] = {}
+        first: dict[Span | None, tuple[int, Names]] = {}
+        flags = self._table is not None and self._from_csv and "label" not in self._table.columns
+        named_by: dict[str | None, Names | None] = {None: None}  # there are many rows and few labels
         for line, span, text in written:
-            names = None if text is None else names_of(recording.annotation_path, line, text)
+            if text is not None and text not in named_by:
+                named_by[text] = names_of(recording.annotation_path, line, text)
+            names = named_by[text]
             place = None if recording.whole else span
             if names is not None:
+                before, others = first.setdefault(span, (line, names))
+                # normal says that there is no other label, and so does a row of 0 and 1
+                adds = names and others and not flags
+                if set(names) != set(others) and not adds:
+                    raise _contradiction(recording, line, before)
                 found[place] = (found.get(place) or {}) | dict.fromkeys(names)
             found.setdefault(place, None)
         spans = sorted(found.items(), key=lambda item: item[0] or (0.0, 0.0))
@@ -318,7 +335,7 @@ def _rows_by_recording(
     by_any_name: dict[str, set[str]] = {}
     for name, path in sounds.items():
         for alias in (name, path.relative_to(root).as_posix(), path.name, path.stem, str(path)):
-            by_any_name.setdefault(alias, set()).add(name)
+            by_any_name.setdefault(normalize("NFC", alias), set()).add(name)
     found: dict[str, list[Row]] = {}
     for line, row in table.rows:
         written = row["recording"].removeprefix("./")
@@ -357,18 +374,33 @@ def _facts(table: Path, rows: list[Row]) -> dict[str, Any]:
 
 
 def _number(table: Path, line: int, name: str, text: str) -> float:
-    if not re.fullmatch(r"[0-9]+([.,][0-9]*)?|[.,][0-9]+", text):
+    if not re.fullmatch(r"[0-9]{1,4}([.,][0-9]*)?|[.,][0-9]+", text):
         raise AnnotationError(table, line, f"{name} {text!r} is not a number; correct it or leave it empty")
     return float(text.replace(",", "."))
 
 
-def _csv_events(table: Path, rows: list[Row], unlabelled: bool, duration_s: float | None) -> list[Event]:
+def _once(recording: AnnotatedRecording, found: Iterable[tuple[int, Event]]) -> list[Event]:
+    """The events of a recording; one that stands there twice is one, and may not have two labels."""
+    first: dict[Span, tuple[int, Event]] = {}
+    for line, event in found:
+        before, other = first.setdefault((event.start_s, event.end_s), (line, event))
+        if other != event:
+            raise _contradiction(recording, line, before)
+    return [event for _, event in first.values()]
+
+
+def _contradiction(recording: AnnotatedRecording, line: int, before: int) -> AnnotationError:
+    reason = f"{recording.recording_id} has another label than in line {before} for the same time"
+    return AnnotationError(str(recording.annotation_path), line, f"{reason}; correct one of them or delete it")
+
+
+def _csv_events(table: Path, rows: list[Row], unlabelled: bool, duration_s: float | None) -> list[tuple[int, Event]]:
     events = []
     for line, row in rows:
         start_s, end_s = parse_times(table, line, row["start_s"], row["end_s"], duration_s, comma=True)
         bare = unlabelled and not any(row.get(name) for name in ("label", "crackle", "wheeze"))
-        events.append(Event(start_s, end_s, *((None, None) if bare else _flags(table, line, row))))
-    return sorted(events, key=lambda event: (event.start_s, event.end_s))
+        events.append((line, Event(start_s, end_s, *((None, None) if bare else _flags(table, line, row)))))
+    return sorted(events, key=lambda item: (item[1].start_s, item[1].end_s))
 
 
 def _flags(table: Path, line: int, row: Mapping[str, str]) -> tuple[int, int]:

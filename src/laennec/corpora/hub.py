@@ -229,7 +229,7 @@ class _Row(NamedTuple):
 def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
     """A file that holds what the data set says of its sounds, named by its content."""
     said = [_LISTING_VERSION, sorted(list(row[:5]) for row in rows)]
-    content = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+    content = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
     return _stored(content, cache_root(cache_dir) / "hub" / "listings", ".json", depth=0)
 
 

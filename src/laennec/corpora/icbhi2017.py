@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from laennec.audio.cycles import AnnotationError, check_annotation, read_annotation
+from laennec.audio.cycles import AnnotationError, check_annotation, numbered_lines, read_annotation
 from laennec.corpora.base import Corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, corpus_path, is_recording, named, only_folder
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.untrusted import read_text
 
 OFFICIAL_RECORDINGS = 920
 SPLIT_ALIAS = {"226_1b1_Pl_sc_Meditron": "226_1b1_Pl_sc_LittC2SE"}
@@ -283,8 +282,15 @@ def read_folds(path: str | Path) -> dict[str, int]:
 
 
 def read_diagnoses(path: str | Path) -> dict[str, str | None]:
-    """Read patient and diagnosis, one a line; NA is None."""
-    return {patient: None if word in _UNKNOWN else word for _, (patient, word) in _rows(path, 2)}
+    """Read patient and diagnosis, one a line; NA is None.
+
+    Raises:
+        AnnotationError: A patient has two.
+    """
+    people: dict[str, str | None] = {}
+    for line, (patient, word) in _rows(path, 2):
+        _tell(people, path, line, patient, None if word in _UNKNOWN else word)
+    return people
 
 
 def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -294,21 +300,26 @@ def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
         patient_id -> age_years, sex ("F", "M") and bmi, a child's computed as weight / height^2; NA is None.
 
     Raises:
-        AnnotationError: A value is no number, or sex is neither F nor M.
+        AnnotationError: A value is no number, sex is neither F nor M, or two lines of a patient differ.
     """
-    people = {}
+    people: dict[str, dict[str, Any]] = {}
     for line, (patient, age, sex, bmi, weight, height) in _rows(path, 6):
-        try:
-            years, adult, kg, cm = (None if v in _UNKNOWN else float(v) for v in (age, bmi, weight, height))
-        except ValueError as error:
-            raise AnnotationError(
-                path, line, "age, BMI, weight and height must be numbers or NA; correct it"
-            ) from error
+        numbers = (age, bmi, weight, height)
+        if not all(word in _UNKNOWN or re.fullmatch(r"[0-9]{1,4}(\.[0-9]{0,9})?", word) for word in numbers):
+            raise AnnotationError(path, line, "age, BMI, weight and height must be numbers or NA; correct it")
+        years, adult, kg, cm = (None if word in _UNKNOWN else float(word) for word in numbers)
         if sex not in ("F", "M", *_UNKNOWN):
             raise AnnotationError(path, line, f"sex {sex!r} is none of F, M, NA; correct it")
         child = kg / (cm / 100) ** 2 if kg and cm else None
-        people[patient] = {"age_years": years, "sex": None if sex in _UNKNOWN else sex, "bmi": adult or child}
+        facts = {"age_years": years, "sex": None if sex in _UNKNOWN else sex, "bmi": adult or child}
+        _tell(people, path, line, patient, facts)
     return people
+
+
+def _tell(people: dict[str, Any], path: str | Path, line: int, patient: str, facts: Any) -> None:
+    """Keep what a line says of a patient; another line may not say otherwise."""
+    if people.setdefault(patient, facts) != facts:
+        raise AnnotationError(path, line, f"patient {patient} differs from an earlier line; correct one of them")
 
 
 _READERS: dict[str, Callable[[str | Path], Any]] = {
@@ -320,17 +331,13 @@ _READERS: dict[str, Callable[[str | Path], Any]] = {
 
 
 def _rows(path: str | Path, columns: int) -> Iterator[tuple[int, list[str]]]:
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        raise AnnotationError(path, None, f"cannot be read ({error}); check the file") from error
     empty = True
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in numbered_lines(path):
         fields = re.split(r"[,;\s]+", line.strip())
-        if fields == [""]:
-            continue
-        if len(fields) != columns:
-            raise AnnotationError(path, number, f"{len(fields)} columns, not {columns}; correct the line")
+        if len(fields) != columns or '"' in line:
+            raise AnnotationError(
+                path, number, f"{len(fields)} columns, not {columns} without quotes; correct the line"
+            )
         empty = False
         yield number, fields
     if empty:

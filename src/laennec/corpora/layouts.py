@@ -144,8 +144,6 @@ def _is_there(path: Path) -> bool:
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
     (_, header), *rows = read_csv(path) or [(1, [])]
-    if wrong := [line for line, values in rows if len(values) != len(header)]:
-        raise AnnotationError(path, wrong[0], "not as many values as columns; correct the line")
     return [(line, dict(zip(header, (v or None for v in values), strict=True))) for line, values in rows]
 
 

@@ -13,7 +13,7 @@ Fingerprints are cached under the hash of the file, so that a corpus is decoded 
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from laennec.audio.cycles import LABELS
-from laennec.audio.recording import DecodeError, Waveform, mono, read_frames, read_recording
+from laennec.audio.recording import DecodeError, Waveform, read_recording
+from laennec.audio.streaming import open_recording
 from laennec.cache import cache_root, read_entry, write_entry
 from laennec.errors import InputError
 
@@ -225,7 +226,24 @@ class AudioFingerprint:
     envelope: npt.NDArray[np.float64]
 
 
-def _windows(waveform: Waveform) -> npt.NDArray[np.uint64]:
+def _windows(blocks: Iterable[Waveform]) -> npt.NDArray[np.uint64]:
+    """Hashes of chosen windows of a recording that comes in blocks, sorted."""
+    held, first, chosen = np.empty(0, np.float32), 0, [np.empty(0, np.uint64)]
+    for block in itertools.chain(blocks, [None]):  # None: the end, where fewer windows are within reach
+        held = held if block is None else np.concatenate([held, block])
+        sums = _hashes(held)
+        decided = len(sums) if block is None else max(first, len(sums) - _REACH)
+        if decided > first:
+            least = minimum_filter1d(sums, 2 * _REACH + 1, mode="nearest")
+            chosen.append(sums[first:decided][(sums == least)[first:decided]])
+        kept_from = max(decided - _REACH, 0)
+        held, first = held[kept_from:], decided - kept_from
+    windows = np.unique(np.concatenate(chosen))
+    return windows[windows != np.uint64(2**64 - 1)]
+
+
+def _hashes(waveform: Waveform) -> npt.NDArray[np.uint64]:
+    """The hash of each window of a waveform; the largest number where too few samples change."""
     steps = np.diff(np.round(waveform.astype(np.float64) * 2**31).astype(np.int64))
     if len(steps) < _WINDOW:
         return np.empty(0, np.uint64)
@@ -239,15 +257,21 @@ def _windows(waveform: Waveform) -> npt.NDArray[np.uint64]:
     sums ^= sums >> np.uint64(29)
     changes = np.cumsum(np.concatenate([[0], steps != 0]))
     sums[changes[_WINDOW:] - changes[:-_WINDOW] < _CHANGES] = np.uint64(2**64 - 1)
-    least = minimum_filter1d(sums, 2 * _REACH + 1, mode="nearest")
-    return np.unique(sums[(sums == least) & (sums != np.uint64(2**64 - 1))])
+    return sums
 
 
-def _envelope(waveform: Waveform) -> npt.NDArray[np.float64]:
-    if len(waveform) < _BLOCKS:
+def _envelope(blocks: Iterable[Waveform], samples: int, mean: float) -> npt.NDArray[np.float64]:
+    """Loudness of the equal pieces of a recording of so many samples that comes in blocks."""
+    if samples < _BLOCKS:
         return np.zeros(_BLOCKS)
-    centred = waveform.astype(np.float64) - float(np.mean(waveform, dtype=np.float64))
-    power = np.array([float(np.mean(np.square(piece))) for piece in np.array_split(centred, _BLOCKS)])
+    ends = np.cumsum([samples // _BLOCKS + (piece < samples % _BLOCKS) for piece in range(_BLOCKS)])  # np.array_split
+    energy, at = np.zeros(_BLOCKS), 0
+    for block in blocks:
+        squares = np.square(block.astype(np.float64) - mean)
+        cuts = np.clip(ends[:-1] - at, 0, len(block))
+        energy += [float(piece.sum()) for piece in np.split(squares, cuts)]
+        at += len(block)
+    power = energy / np.diff(ends, prepend=0)
     total = float(power.sum())
     return np.sqrt(power / total) if total > 0 else np.zeros(_BLOCKS)
 
@@ -267,13 +291,22 @@ def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
     if content := read_entry(store):
         tensors = load(content)
         return AudioFingerprint(tensors["windows"], tensors["envelope"])
+    total = 0.0
+
+    def summed() -> Iterator[Waveform]:
+        nonlocal total
+        for block in stream.blocks():
+            total += float(np.sum(block, dtype=np.float64))
+            yield block
+
     try:
-        waveform = mono(read_frames(path)[0])
-    except (DecodeError, InputError):
+        with open_recording(path, allow_silent=True) as stream:
+            windows = _windows(summed())
+        samples, mean = stream.samples, total / stream.samples
+        with open_recording(path, allow_silent=True) as stream:  # the pieces depend on length and mean
+            found = AudioFingerprint(windows, _envelope(stream.blocks(), samples, mean))
+    except DecodeError:
         return None
-    if not np.isfinite(waveform).all():
-        return None
-    found = AudioFingerprint(_windows(waveform), _envelope(waveform))
     write_entry(store, save({"windows": found.windows, "envelope": found.envelope}))
     return found
 

@@ -233,7 +233,7 @@ def read_reference(path: str | Path) -> Reference:
         AnnotationError: The first line that is none of these.
     """
     found: Reference = {}
-    for line, words in read_csv(path):
+    for line, words in read_csv(path, header=False):
         if len(words) not in (2, 3) or words[1] not in _LABELS or words[2:] not in ([], ["0"], ["1"]):
             text = ",".join(words)[:80]
             raise AnnotationError(path, line, f"{text!r} is not name,1|-1 or name,1|-1,0|1; correct it")

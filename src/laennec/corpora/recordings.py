@@ -1,15 +1,16 @@
 """Recordings of a corpus, their annotated events and their files: hashes, tables, archives.
 
 Decisions: a file is identified by its SHA-256, so a fingerprint covers content. An archive is unpacked once, under its
-own hash, and refused if a member leads out of the folder; of several processes one unpacks and the others wait.
+own hash, and refused if a member leads out of the folder, or if it holds more than an archive of recordings can. Of
+several processes one unpacks and the others wait.
 """
 
 import csv
-import io
+import re
 import shutil
 import stat
+import unicodedata
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,15 @@ from typing import Any
 
 import datasets
 
-from laennec.audio.cycles import AnnotationError, label_of
+from laennec.audio.cycles import AnnotationError, label_of, numbered_lines, refuse_doubled
 from laennec.cache import cache_root, cached_folder, hash_files
 from laennec.errors import InputError
 from laennec.files import find_data
-from laennec.untrusted import read_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
+# of what an archive may unpack to: its own size so many times, but always one GiB
+_MOST_GROWTH, _LEAST_LIMIT, _MOST_MEMBERS = 20, 1 << 30, 100_000
 
 
 @dataclass(frozen=True)
@@ -143,30 +145,69 @@ def named(items: Iterable[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_csv(path: str | Path, delimiters: str = ",") -> list[tuple[int, list[str]]]:
-    """The rows of a CSV that are not blank, stripped, each with its line number; the most frequent delimiter counts.
+def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV that are not blank, stripped, each with its line number.
+
+    A row is a line, and quotes stand around whole values: one not closed would otherwise take in the rows below.
+
+    Args:
+        path: The file.
+        delimiters: Of these, the one that is most frequent in the first line counts.
+        header: Whether the first row names the columns, each once, and every other has as many values.
 
     Raises:
-        AnnotationError: It cannot be read.
+        AnnotationError: It cannot be read, or a line is none of these.
     """
-    try:
-        text = read_text(path)
-        header = text.splitlines()[0] if text else ""
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(delimiters, key=header.count))
-        rows = [(reader.line_num, [value.strip() for value in values]) for values in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = "it has another encoding" if isinstance(error, UnicodeDecodeError) else error
-        remedy = "save it as CSV UTF-8"
-        raise AnnotationError(path, None, f"cannot be read as a CSV in UTF-8 ({reason}); {remedy}") from error
-    return [(line, values) for line, values in rows if any(values)]
+    lines = list(numbered_lines(path))
+    delimiter = max(delimiters, key=lines[0][1].count) if lines else ","
+    value = rf'(?: *+"(?:[^"]|"")*+" *+|[^"{delimiter}]*+)'
+    row = re.compile(f"{value}(?:{delimiter}{value})*+")
+    rows: list[tuple[int, list[str]]] = []
+    for line, text in lines:
+        if row.fullmatch(text) is None:
+            raise AnnotationError(path, line, 'a quote (") is not closed, or stands within a value; delete it')
+        try:
+            values = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True))
+        except csv.Error as error:
+            raise AnnotationError(path, line, f"cannot be read as a line of a CSV ({error}); correct it") from error
+        if any(values := [value.strip() for value in values]):
+            rows.append((line, values))
+    for line, values in rows if header else ():
+        if len(values) != len(rows[0][1]):
+            raise AnnotationError(path, line, f"{len(values)} values under {len(rows[0][1])} columns; correct the line")
+    if header and rows:
+        refuse_doubled(path, rows[0][1])
+    return rows
+
+
+def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[str]:
+    """A line for patients whose names differ in case, blanks, leading zeros or an appended ".0" alone.
+
+    Spreadsheets and people write one id in these ways, and a split by patients would have the person on both sides.
+    """
+    groups: dict[str, set[str]] = {}
+    for patient in {r.patient_id for r in recordings if r.patient_id not in (None, r.recording_id)}:
+        plain = " ".join(unicodedata.normalize("NFKC", str(patient)).casefold().split())
+        plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
+        groups.setdefault(re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain), set()).add(str(patient))
+    alike = sorted(" and ".join(map(repr, sorted(group))) for group in groups.values() if len(group) > 1)
+    remedy = "write one name in one way, or give two people names that differ more"
+    return [f"{root}: patients {group} may be one person; {remedy}" for group in alike]
+
+
+def named_in_bytes(recordings: Iterable[AnnotatedRecording]) -> list[str]:
+    """A line for each file whose name is no text, so that no table can hold it."""
+    paths = dict.fromkeys(str(p) for r in recordings for p in (r.audio_path, r.annotation_path) if p is not None)
+    strange = [path for path in paths if path != path.encode(errors="replace").decode()]
+    return [f"{path}: its name is not in UTF-8; rename it" for path in strange]
 
 
 def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
     """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder.
 
     Raises:
-        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, or not
-            enough room.
+        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, too
+            many of them or too much in them, or not enough room.
     """
     digest = hash_files([archive], cache_dir)[archive]
     target = cache_root(cache_dir) / "unpacked" / digest[:24]
@@ -177,15 +218,33 @@ def _unpack_into(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _safe_members(archive, opened)
-            require_room(archive, folder, sum(info.file_size for info in members.values()))
+            packed, written = archive.stat().st_size, 0
+            declared = sum(info.file_size for info in members.values())
+            refuse_large(archive, packed, declared)
+            require_room(archive, folder, declared)
             for name, info in members.items():
                 path = folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with opened.open(info) as source, path.open("wb") as sink:
-                    shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+                    while chunk := source.read(1 << 20):
+                        written += len(chunk)
+                        refuse_large(archive, packed, written)
+                        sink.write(chunk)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for an archive that is damaged or encrypted
         remedy = "download it again, or unpack it yourself"
         raise InputError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
+
+
+def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
+    """Refuse an archive of `packed` bytes whose content is larger than that of sound and text can be."""
+    most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
+    if unpacked > most:
+        raise InputError(
+            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, "
+            "unpack it yourself and name the folder"
+        )
 
 
 def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -203,6 +262,9 @@ def _safe_members(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.Z
         if "/".join(parts) in members:
             raise InputError(f"{archive}: two members are called {name!r}; unpack it yourself and keep the right one")
         members["/".join(parts)] = info
+        if len(members) > _MOST_MEMBERS:
+            remedy = "if you trust it, unpack it yourself and name the folder"
+            raise InputError(f"{archive}: holds more than {_MOST_MEMBERS} files; {remedy}")
     if not members:
         raise InputError(f"{archive}: holds no recordings or annotations; check that it is the right archive")
     return members

@@ -226,6 +226,8 @@ def _event(path: str | Path, place: str, item: Any, duration_s: float | None) ->
     if not isinstance(kind, str) or kind not in EVENT_FLAGS:
         raise AnnotationError(path, place, f"type {kind!r} is none of {', '.join(EVENT_FLAGS)}; correct it")
     try:
+        if isinstance(item["start"], bool) or isinstance(item["end"], bool):
+            raise TypeError
         start_s, end_s = (float(value) / 1000 for value in (item["start"], item["end"]))
     except (TypeError, ValueError, OverflowError) as error:
         text = f"{item['start']!r} and {item['end']!r}"[:80]

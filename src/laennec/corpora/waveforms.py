@@ -1,9 +1,9 @@
 """The waveforms of a cycle table, each recording decoded once.
 
-Decisions: a recording is resampled and filtered as a whole and then cut, so that no filter starts at the edge of a
-cycle. The cycles of a recording are cached in one file, their lengths and then raw float32, named by the hash of
-everything that made them: the audio, the spans, the rate, the filter and WAVEFORM_VERSION (raise it when a rule
-changes). Nothing stays open or in memory between two reads.
+Decisions: a recording is resampled and filtered as a whole and cut as it passes, so that no filter starts at the edge
+of a cycle and no recording is too long. The cycles of a recording are cached in one file, raw float32 and then their
+lengths, named by the hash of everything that made them: the audio, the spans, the rate, the filter and WAVEFORM_VERSION
+(raise it when a rule changes). Nothing stays open or in memory between two reads.
 """
 
 import hashlib
@@ -20,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from laennec.audio.cycles import Waveform, cut
-from laennec.audio.recording import ButterworthFilter, DecodeError, read_recording
-from laennec.cache import cache_root, hash_files, is_whole, write_entry
+from laennec.audio.cycles import Waveform
+from laennec.audio.recording import ButterworthFilter, DecodeError
+from laennec.audio.streaming import open_recording, passing_cycles
+from laennec.cache import cache_root, hash_files, new_entry, whole_bytes
 from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.errors import InputError
 from laennec.files import try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
-from laennec.untrusted import read_bytes
+from laennec.untrusted import open_regular
 
-WAVEFORM_VERSION = 2
+WAVEFORM_VERSION = 3
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
 Span = tuple[float, float]
 
@@ -194,18 +195,28 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     Raises:
         DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
     """
-    content = _recording_bytes(shard)
-    try:
-        recording = read_recording(content, sampling_rate, filter=filter)
-    except DecodeError as error:
-        raise DecodeError(shard.recording_path, error.reason) from error
-    pieces = [cut(recording.waveform, sampling_rate, *span) for span in shard.spans]
-    empty = [span for span, piece in zip(shard.spans, pieces, strict=True) if len(piece) == 0]
-    if empty:
-        reason = f"the cycle at {empty[0][0]:g} to {empty[0][1]:g} s is empty at {sampling_rate} Hz"
-        raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-    lengths = np.array([len(piece) for piece in pieces], "<u8")
-    write_entry(shard.path, lengths.tobytes(), *(piece.astype("<f4", copy=False).data for piece in pieces))
+    _check_unchanged(shard)
+    lengths = []
+    with new_entry(shard.path) as file:
+        try:
+            for piece in _pieces(shard, sampling_rate, filter):
+                file.write(piece.astype("<f4", copy=False).data)
+                lengths.append(len(piece))
+        except MemoryError as error:
+            reason = "a cycle is too long for this machine's memory; cut it into shorter ones"
+            raise DecodeError(shard.recording_path, reason) from error
+        file.write(np.array(lengths, "<u8").tobytes())
+
+
+def _pieces(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> Iterator[Waveform]:
+    """The cycles of a recording, one after another."""
+    with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
+        for place, found in passing_cycles(stream, shard.spans):
+            if len(found.own) == 0:
+                start_s, end_s = shard.spans[place]
+                reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
+                raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
+            yield found.own
 
 
 def with_audio(
@@ -267,24 +278,25 @@ def decode_all(
         raise UnusableRecordingsError(found, len(problems) + len(recordings))
 
 
-def _recording_bytes(shard: _Shard) -> bytes:
-    """The encoded sound of a recording, read once and checked to be what the table was made of."""
+def _check_unchanged(shard: _Shard) -> None:
+    """Check that a recording is what the table was made of."""
     try:
-        content = read_bytes(shard.recording_path, None)
+        with open_regular(shard.recording_path) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); load the corpus again from where it is now"
         raise DecodeError(shard.recording_path, reason) from error
-    if hashlib.sha256(content).hexdigest() != shard.audio_sha256:
+    if found != shard.audio_sha256:
         raise DecodeError(shard.recording_path, "has changed since the table was made; load the corpus again")
-    return content
 
 
 def _read_lengths(shard: _Shard) -> npt.NDArray[np.int64] | None:
     """Samples of each span of a shard, or None where there is no whole shard."""
-    if not is_whole(shard.path):
+    if (size := whole_bytes(shard.path)) is None:
         return None
+    count = len(shard.spans)
     try:
-        return np.fromfile(shard.path, dtype="<u8", count=len(shard.spans)).astype(np.int64)
+        return np.fromfile(shard.path, dtype="<u8", count=count, offset=size - 8 * count).astype(np.int64)
     except OSError:  # another process has removed it
         return None
 
@@ -293,7 +305,7 @@ def _read_cycle(shard: _Shard, span: int) -> Waveform | None:
     """One cycle of a shard, or None where there is no whole shard."""
     if (lengths := _read_lengths(shard)) is None:
         return None
-    offset = 8 * len(lengths) + 4 * int(lengths[:span].sum())
+    offset = 4 * int(lengths[:span].sum())
     try:
         return np.fromfile(shard.path, "<f4", int(lengths[span]), offset=offset).astype(np.float32, copy=False)
     except OSError:

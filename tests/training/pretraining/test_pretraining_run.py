@@ -131,13 +131,13 @@ def test_seeds_differ_and_the_head_of_the_recipe_does_not_matter(tiny_recipe, tm
 def test_no_sound_of_a_test_or_validation_patient_is_opened(tiny_recipe, small_corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("LAENNEC_CACHE", str(tmp_path / "cache"))
     opened = set()
-    honest = waveforms._recording_bytes
+    honest = waveforms._check_unchanged
 
     def told(shard):
         opened.add(Path(shard.recording_path).stem)
         return honest(shard)
 
-    monkeypatch.setattr(waveforms, "_recording_bytes", told)
+    monkeypatch.setattr(waveforms, "_check_unchanged", told)
     record = record_of(pretrain(recipe_of(tiny_recipe, tmp_path / "run", {"max_steps": 1})))
     parts = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")
     assert opened == set(parts["train"]["recording_id"])
