@@ -90,18 +90,18 @@ def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, smal
     for number, (_, reason) in enumerate(BAD.values()):
         assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "a0.json", "a1.json", "predictions.csv", "recordings.csv", "failed.csv", "parameters.yaml", "journal.jsonl"
+        "a0.laennec.json", "a1.laennec.json", "laennec.predictions.csv", "laennec.recordings.csv", "laennec.failed.csv", "laennec.parameters.yaml", "laennec.journal.jsonl"
     }  # fmt: skip
-    assert "8 recordings, 6 failed; see failed.csv" in captured.out
+    assert "8 recordings, 6 failed; see laennec.failed.csv" in captured.out
 
 
 def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "predictions.csv").write_text("earlier")
+    (tmp_path / "out" / "laennec.predictions.csv").write_text("earlier")
     truncated(tmp_path / "x.wav")
     assert main(["predict", str(tiny_run), str(tmp_path / "x.wav"), "--out", str(tmp_path / "out")]) == 2
     one_line(capsys, tmp_path / "x.wav", "cut short")
-    assert (tmp_path / "out" / "predictions.csv").read_text() == "earlier"
+    assert (tmp_path / "out" / "laennec.predictions.csv").read_text() == "earlier"
 
 
 @pytest.mark.parametrize("kinds", [list(BAD), ["NaN", "silent"], ["truncated"], ["silent"]], ids=" ".join)
@@ -405,12 +405,12 @@ def test_a_full_disk_while_a_model_is_exported(tiny_run, disk, tmp_path, capsys)
 
 def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk, tmp_path, capsys):
     folder = disk(tmp_path / "out", 16)
-    (folder / "predictions.csv").write_text("earlier")
+    (folder / "laennec.predictions.csv").write_text("earlier")
     arguments = ["--window-s", "0.5", "--hop-s", "0.25", "--out", str(folder)]
     assert main(["predict", str(tiny_run), str(small_corpus), *arguments]) == 2
     one_line(capsys, folder, FULL)
-    assert temporary_files(folder) == [] and (folder / "predictions.csv").read_text() == "earlier"
-    for path in folder.glob("*.json"):
+    assert temporary_files(folder) == [] and (folder / "laennec.predictions.csv").read_text() == "earlier"
+    for path in folder.glob("*.laennec.json"):
         assert json.loads(path.read_text())["timeline"]
 
 

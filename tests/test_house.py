@@ -21,6 +21,7 @@ EVERYWHERE = {
     "untrusted",
     "memory",
     "decision_settings",
+    "terminal",
     "processes",
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -8,6 +8,7 @@ there is no age or process number to judge them by. A link is replaced, never wr
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import re
@@ -58,6 +59,23 @@ _log = logging.getLogger(__name__)
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """The folder of all caches: the argument, else $LAENNEC_CACHE, else ~/.cache/laennec."""
     return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file has the name of a result of predict or embed, so that it is no table or annotation of a corpus."""
+    return path.name.startswith("laennec.") or ".laennec." in path.name
+
+
+def json_text(value: Any, **settings: Any) -> str:
+    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none.
+
+    Raises:
+        InputError: It has such numbers.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **settings)
+    except ValueError as error:
+        raise InputError(f"not written as JSON ({error}); check the model and the data for such numbers") from error
 
 
 def writing_error(path: str | Path, error: BaseException) -> InputError | None:

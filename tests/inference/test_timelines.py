@@ -75,7 +75,7 @@ def test_a_raven_table_has_ravens_header_and_reads_back(tmp_path):
     assert [row["Selection"] for row in rows] == ["1", "2", "3"]
     assert rows[1] == {
         "Selection": "2", "View": "Spectrogram 1", "Channel": "1", "Begin Time (s)": "1.000", "End Time (s)": "6.000",
-        "Low Freq (Hz)": "0.0", "High Freq (Hz)": "2000.0", "Begin Path": "in/tab here.wav", "Label": "crackle",
+        "Low Freq (Hz)": "0.0", "High Freq (Hz)": "2000.0", "Begin Path": "in/tab\\there.wav", "Label": "crackle",
         "Probability": "0.9000",
     }  # fmt: skip
     assert read_spans(path, 8.0) == [(0.0, 3.0), (1.0, 6.0), (4.0, 7.0)]
@@ -103,7 +103,7 @@ def test_marks_of_one_run_are_predicted_by_another(tiny_run, small_corpus, tmp_p
     )
     again = ["predict", str(tiny_run), str(path), "--out", str(tmp_path / "b"), "--annotation", str(tmp_path / "a")]
     assert main(again) == 0
-    made = json.loads((tmp_path / "b" / f"{path.stem}.json").read_text())
+    made = json.loads((tmp_path / "b" / f"{path.stem}.laennec.json").read_text())
     assert made["spans"]["from"] == "annotation"
     assert [(row["start_s"], row["end_s"]) for row in made["timeline"]] == [(0.0, made["duration_s"])]
 

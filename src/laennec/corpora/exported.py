@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from laennec.corpora.recordings import AUDIO_SUFFIXES, hash_files, require_room
 from laennec.errors import InputError, hub_reason
-from laennec.files import atomic_folder, cache_root, wait_for_lock, writing_error
+from laennec.files import atomic_folder, cache_root, json_text, wait_for_lock, writing_error
 from laennec.untrusted import MOST_BYTES, read_json
 
 MANIFEST = "laennec_corpus.json"
@@ -168,7 +168,7 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
                         file.write(content)
                 except (FileExistsError, NotADirectoryError) as error:
                     raise InputError(f"{folder / name}: {path!r} is a file and a folder; do not use it") from error
-        (temporary / _LISTING).write_text(json.dumps(written), encoding="utf-8")
+        (temporary / _LISTING).write_text(json_text(written), encoding="utf-8")
 
 
 def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:

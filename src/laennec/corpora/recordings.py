@@ -10,7 +10,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
 import shutil
 import stat
@@ -26,7 +25,15 @@ import datasets
 
 from laennec.audio.cycles import AnnotationError, label_of
 from laennec.errors import InputError
-from laennec.files import atomic_folder, atomic_write, cache_root, find_data, remove_stale_lock, wait_for_lock
+from laennec.files import (
+    atomic_folder,
+    atomic_write,
+    cache_root,
+    find_data,
+    json_text,
+    remove_stale_lock,
+    wait_for_lock,
+)
 from laennec.untrusted import MOST_BYTES, open_regular, read_json, read_text
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
@@ -205,7 +212,7 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
             fresh = True
     if fresh:
         with contextlib.suppress(InputError), atomic_write(store, "wb", sync=False) as file:  # only a saving of time
-            file.write(json.dumps(known).encode())  # type: ignore[call-overload,arg-type]
+            file.write(json_text(known).encode())  # type: ignore[call-overload,arg-type]
     return hashes
 
 

@@ -6,7 +6,6 @@ same weights are found by their digest where a head on them was saved here, or a
 """
 
 import contextlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from laennec.encoders.checkpoints import out_of_reach, reason
 from laennec.encoders.composite import GroupsConfig
 from laennec.encoders.own import build, is_own
 from laennec.errors import InputError, hub_reason
-from laennec.files import atomic_write, cache_root
+from laennec.files import atomic_write, cache_root, json_text
 from laennec.untrusted import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -75,7 +74,7 @@ def remember_base(config: Any) -> None:
         return
     places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
     with contextlib.suppress(InputError), atomic_write(_record_of(config.encoder_digest), sync=False) as file:
-        json.dump(list(dict.fromkeys(places))[:_MOST_PLACES], file)
+        file.write(json_text(list(dict.fromkeys(places))[:_MOST_PLACES]))
 
 
 def known_places(digest: str | None) -> list[str]:
