@@ -720,7 +720,8 @@ def test_a_link_in_an_output_folder_is_replaced_and_not_written_through(stage):
         "laennec.failed.csv",
     ):
         (out / name).symlink_to(stage.victim / "secret.txt")
-    assert main(stage.predict(stage.run)) == 0
+    assert main(stage.predict(stage.run)) == 2
+    assert main(stage.predict(stage.run, "--overwrite")) == 0
     assert not any(path.is_symlink() for path in out.iterdir())
     assert json.loads((out / f"{stage.sound.stem}.laennec.json").read_text())["timeline"]
     assert stage.secrets() == stage.before
