@@ -211,6 +211,40 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
         run_on_ray(other, inputs, str(tmp_path))
 
 
+def test_a_recording_or_annotation_that_changed_is_computed_again(work, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    for name in ("r0", "r1"):
+        shutil.copy(recordings / f"{name}.wav", folder)
+        (folder / f"{name}.txt").write_text("0.1\t1.5\t1\t0\n")
+    annotated = dataclasses.replace(work, annotation=str(folder))
+    before = (folder / "r1.wav").stat()
+    for number, change in enumerate((None, None, "recording", "annotation")):
+        if change == "recording":  # of the same size and time
+            shutil.copy(folder / "r1.wav", folder / "new.wav")
+            os.replace(folder / "new.wav", folder / "r1.wav")
+            os.utime(folder / "r1.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
+        if change == "annotation":
+            (folder / "r1.txt").write_text("0.2\t1.5\t1\t0\n")
+        monkeypatch.setattr(ray_engine, "_blocks", Blocks((2, None)))
+        done = run_on_ray(annotated, [str(folder)], out)
+        assert done.resumed == (0, 2, 1, 1)[number] and len(done.predicted) == 2
+
+
+@pytest.mark.parametrize("name", ["laennec.predictions", "laennec.timelines", "laennec.failed.csv"])
+def test_what_is_not_of_a_run_is_replaced_by_overwriting_alone(work, recordings, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "_blocks", Blocks((1, None)))
+    theirs = tmp_path / name if name.endswith(".csv") else tmp_path / name / "theirs"
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    with pytest.raises(InputError, match=rf"{name}: was not written by an earlier run .* or pass --overwrite"):
+        run_on_ray(work, [str(recordings / "r0.wav")], str(tmp_path))
+    assert theirs.read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1
+    assert len(run_on_ray(work, [str(recordings / "r0.wav")], str(tmp_path), overwrite=True).predicted) == 1
+
+
 def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work, recordings, tmp_path, monkeypatch):
     items = [{"recording": str(recordings / name), "name": name, "state": ""} for name in ("r0.wav", "r1.wav")]
     decoded = ray_engine._decoded(pa.Table.from_pylist(items), work.sampling_rate)

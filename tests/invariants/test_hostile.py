@@ -710,23 +710,6 @@ def test_a_trap_in_an_output_folder_is_refused(stage, trap, capfd):
     assert stage.secrets() == stage.before
 
 
-def test_a_link_in_an_output_folder_is_replaced_and_not_written_through(stage):
-    out = stage.place / "out"
-    out.mkdir()
-    for name in (
-        f"{stage.sound.stem}.laennec.json",
-        "laennec.predictions.csv",
-        "laennec.parameters.yaml",
-        "laennec.failed.csv",
-    ):
-        (out / name).symlink_to(stage.victim / "secret.txt")
-    assert main(stage.predict(stage.run)) == 2
-    assert main(stage.predict(stage.run, "--overwrite")) == 0
-    assert not any(path.is_symlink() for path in out.iterdir())
-    assert json.loads((out / f"{stage.sound.stem}.laennec.json").read_text())["timeline"]
-    assert stage.secrets() == stage.before
-
-
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("command", ["export", "evaluate"])
 def test_a_link_in_the_place_of_a_results_folder_is_replaced(stage, command):
