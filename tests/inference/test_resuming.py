@@ -97,7 +97,7 @@ def killed_at(stop, call, work):
 
 
 @pytest.mark.parametrize(
-    ("call", "places"), [pytest.param("replace", 15, marks=pytest.mark.soak), ("fsync", 20), ("write", 5)]
+    ("call", "places"), [pytest.param("replace", 16, marks=pytest.mark.soak), ("fsync", 22), ("write", 6)]
 )
 def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, tmp_path, call, places):
     """Killed at every place at which a file is synced or renamed or a line is half written, then run again."""
