@@ -128,7 +128,7 @@ def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path,
         os._exit(0)
     lines = tmp_path / "killed" / JOURNAL
     for _ in range(2000):
-        if lines.exists() and lines.read_bytes().count(b"\n") >= 2:
+        if lines.exists() and lines.read_bytes().count(b"\n") >= 3:
             break
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
@@ -165,11 +165,11 @@ def test_a_recording_that_changed_is_computed_again(make, recordings, tmp_path):
     sounds = shutil.copytree(recordings, tmp_path / "in")
     predict(make(), [sounds], tmp_path / "out")
     soundfile.write(sounds / "r1.wav", *soundfile.read(sounds / "r2.wav"))
-    os.utime(sounds / "r3.wav", ns=(1, 1))
+    os.utime(sounds / "r3.wav", ns=(1, 1))  # its content is as before
     soundfile.write(sounds / "bad.wav", *soundfile.read(sounds / "r0.wav"))
     again = make()
     done = predict(again, [sounds], tmp_path / "out")
-    assert again.computed == ["bad.wav", "r1.wav", "r3.wav"] and not done.failed
+    assert again.computed == ["bad.wav", "r1.wav"] and not done.failed
     assert not (tmp_path / "out" / "laennec.failed.csv").exists()
     predict(make(), [sounds], tmp_path / "anew")
     for name in ("laennec.predictions.csv", *(f"{p.stem}.laennec.json" for p in sounds.glob("*.wav"))):
