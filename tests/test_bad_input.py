@@ -91,18 +91,20 @@ def test_predict_lists_each_bad_recording_and_predicts_the_others(tiny_run, smal
     for number, (_, reason) in enumerate(BAD.values()):
         assert f"{folder / f'bad{number}.wav'}: {reason}" in lines[number] and ";" in lines[number]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "a0.json", "a1.json", "predictions.csv", "recordings.csv", "failed.csv", "parameters.yaml", "journal.jsonl"
+        "a0.laennec.json", "a1.laennec.json", "laennec.predictions.csv", "laennec.recordings.csv",
+        "laennec.failed.csv", "laennec.parameters.yaml", "laennec.journal.jsonl",
     }  # fmt: skip
-    assert "8 recordings, 6 failed; see failed.csv" in captured.out
+    assert "8 recordings, 6 failed; see laennec.failed.csv" in captured.out
 
 
 def test_predict_of_nothing_but_a_bad_recording_leaves_earlier_results(tiny_run, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "predictions.csv").write_text("earlier")
+    (tmp_path / "out" / "laennec.predictions.csv").write_text("earlier")
     truncated(tmp_path / "x.wav")
-    assert main(["predict", str(tiny_run), str(tmp_path / "x.wav"), "--out", str(tmp_path / "out")]) == 2
+    command = ["predict", str(tiny_run), str(tmp_path / "x.wav"), "--out", str(tmp_path / "out"), "--overwrite"]
+    assert main(command) == 2
     one_line(capsys, tmp_path / "x.wav", "cut short")
-    assert (tmp_path / "out" / "predictions.csv").read_text() == "earlier"
+    assert (tmp_path / "out" / "laennec.predictions.csv").read_text() == "earlier"
 
 
 @pytest.mark.parametrize("kinds", [list(BAD), ["NaN", "silent"], ["truncated"], ["silent"]], ids=" ".join)
@@ -192,7 +194,7 @@ def test_an_annotation_that_does_not_match_is_named(corpus, recipe, tiny_run, tm
     out = tmp_path / "out"
     assert main(["predict", str(tiny_run), *others, "--annotation", str(corpus), "--out", str(out)]) == 2
     one_line(capsys, annotation, reason if content is not None else "cannot be read (No such file")
-    assert len(list(out.glob("*.json"))) == 2
+    assert len(list(out.glob("*.laennec.json"))) == 2
 
 
 def test_a_missing_split_file_is_named(shared_data, tmp_path, capsys):
@@ -406,12 +408,12 @@ def test_a_full_disk_while_a_model_is_exported(tiny_run, disk, tmp_path, capsys)
 
 def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk, tmp_path, capsys):
     folder = disk(tmp_path / "out", 16)
-    (folder / "predictions.csv").write_text("earlier")
-    arguments = ["--window-s", "0.5", "--hop-s", "0.25", "--out", str(folder)]
+    (folder / "laennec.predictions.csv").write_text("earlier")
+    arguments = ["--window-s", "0.5", "--hop-s", "0.25", "--overwrite", "--out", str(folder)]
     assert main(["predict", str(tiny_run), str(small_corpus), *arguments]) == 2
     one_line(capsys, folder, FULL)
-    assert temporary_files(folder) == [] and (folder / "predictions.csv").read_text() == "earlier"
-    for path in folder.glob("*.json"):
+    assert temporary_files(folder) == [] and (folder / "laennec.predictions.csv").read_text() == "earlier"
+    for path in folder.glob("*.laennec.json"):
         assert json.loads(path.read_text())["timeline"]
 
 

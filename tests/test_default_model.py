@@ -71,7 +71,7 @@ def test_predict_needs_no_model_named_and_says_which_one_it_uses(tmp_path, capsy
     assert "trained on SPRSound" in err and "AUROC" in err
     assert out.splitlines()[0] == f"{sound} (6.0 s)" and "not a medical device" in out
     assert main(["predict", str(sound), "--out", str(tmp_path / "out")]) == 0
-    rows = json.loads((tmp_path / "out" / "sound.json").read_text())["timeline"]
+    rows = json.loads((tmp_path / "out" / "sound.laennec.json").read_text())["timeline"]
     assert len(rows) == 5 and f"{rows[0]['crackle_probability']:.2f}" in out
 
 

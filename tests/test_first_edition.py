@@ -251,7 +251,7 @@ def test_stock_and_onnx_files_predict_as_before():
 def test_the_command_line_writes_the_same_timeline(tmp_path):
     sound = sound_file(tmp_path)
     assert main(["predict", str(MODELS / "full"), str(sound), "--out", str(tmp_path / "out")]) == 0
-    got, wanted = json.loads((tmp_path / "out" / "sound.json").read_text()), golden("timeline")
+    got, wanted = json.loads((tmp_path / "out" / "sound.laennec.json").read_text()), golden("timeline")
     assert set(wanted) <= set(got)
     for key in set(wanted) - {"recording", "timeline", "decision"}:
         assert got[key] == wanted[key], key

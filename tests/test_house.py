@@ -22,6 +22,7 @@ EVERYWHERE = {
     "memory",
     "cache",
     "decision_settings",
+    "terminal",
     "processes",
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -43,7 +43,7 @@ def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(reader: Reader,
 # what the fuzzer found, each once an error of ours
 FOUND = {
     "evidence of a run": b'{"config": {"train": 1}, "corpus": {}}',
-    "journal": b'{"journal":1,"identity":{}}\n{"key":["k"],"name":"a","timeline":{}}\n',
+    "journal": b'{"journal":2,"identity":{}}\n{"name":["k"],"content":"a","status":[],"others":[],"timeline":{}}\n',
     "manifest of a checkpoint": b'{"files": {"trainer_state.json": {"bytes": 1e999, "sha256": ""}}}',
     "metrics": b'{"evaluations": 1.5}',
     "state of a checkpoint": b'{"best_model_checkpoint": true}',

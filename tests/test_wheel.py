@@ -87,7 +87,7 @@ def test_an_installed_wheel_trains_and_predicts(installed, tmp_path):
     laennec("train", "demo/add_cnn", "--train.epochs", "1", "--output_dir", "run", *corpus)
     laennec("export", "run", "--format", "full", "--out", "model")
     laennec("predict", "model", "corpus", "--out", "timelines")
-    assert (tmp_path / "timelines" / "predictions.csv").stat().st_size > 100
+    assert (tmp_path / "timelines" / "laennec.predictions.csv").stat().st_size > 100
 
 
 TUTORIALS = ROOT / "docs" / "tutorials"

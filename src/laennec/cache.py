@@ -20,7 +20,14 @@ from typing import IO, Any
 import xxhash
 
 from laennec.errors import InputError
-from laennec.files import atomic_write, explain_write_errors, remove_stale_lock, scratch_folder, wait_for_lock
+from laennec.files import (
+    atomic_write,
+    explain_write_errors,
+    json_text,
+    remove_stale_lock,
+    scratch_folder,
+    wait_for_lock,
+)
 from laennec.untrusted import MOST_BYTES, open_regular, read_json
 
 _END = b"laennec1"
@@ -133,7 +140,7 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
                 make(content)
                 files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
                 hashes = {name: sha256_of(path) for name, path in files.items()}
-                (made / _LISTING).write_text(json.dumps(hashes), encoding="utf-8")
+                (made / _LISTING).write_text(json_text(hashes), encoding="utf-8")
                 made.chmod(content.stat().st_mode)
                 if target.exists() and not _is_whole_folder(target, cache_dir):
                     shutil.rmtree(target)
@@ -198,5 +205,5 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
             fresh = True
     if fresh:
         with contextlib.suppress(InputError):  # only a saving of time
-            write_entry(store, json.dumps(known).encode())
+            write_entry(store, json_text(known).encode())
     return hashes

@@ -8,6 +8,7 @@ their owner, so there is no age or process number to judge them by. A link is re
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import platform
@@ -58,6 +59,23 @@ _LIBRARY_MESSAGES = {
 # temporary names of other machines are theirs: on a network folder their locks may not be seen here
 _MACHINE = f"{zlib.crc32(platform.node().encode()) & 0xFFFF:04x}"
 _log = logging.getLogger(__name__)
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file has the name of a result of predict or embed, so that it is no table or annotation of a corpus."""
+    return path.name.startswith("laennec.") or ".laennec." in path.name
+
+
+def json_text(value: Any, **settings: Any) -> str:
+    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none.
+
+    Raises:
+        InputError: It has such numbers.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **settings)
+    except ValueError as error:
+        raise InputError(f"not written as JSON ({error}); check the model and the data for such numbers") from error
 
 
 def writing_error(path: str | Path, error: BaseException) -> InputError | None:

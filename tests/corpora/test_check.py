@@ -23,7 +23,7 @@ def test_the_real_subset_is_sound_but_incomplete(shared_data: Path, tmp_path: Pa
     assert sum(report.counts["device"].values()) == 101 and len(report.counts["device"]) == 4
     assert len(report.problems) == 1 and "819 of 920 recordings missing: 101_1b1_Al_sc_Meditron" in report.problems[0]
     forgiving = check_corpus("icbhi2017", shared_data / "icbhi2017_subset", allow_missing=True, cache_dir=tmp_path)
-    assert forgiving.problems == [] and "no problems" in forgiving.text()
+    assert forgiving.problems == [] and "no problems" in forgiving.lines()
 
 
 def test_every_kind_of_damage_is_listed(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_every_kind_of_damage_is_listed(tmp_path: Path) -> None:
     assert "not in the published split: 100_1b1" in problems and "999_x" in problems
     assert all("\n" not in problem for problem in report.problems)
     assert len(seen) == report.recordings
-    assert f"{len(report.problems)} problems" in report.text()
+    assert f"{len(report.problems)} problems" in report.lines()
 
 
 def test_overlaps_are_listed_although_they_load(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_label_tracks_and_selection_tables(folder: Path, tmp_path: Path) -> None
     (folder / "p2_left.Table.1.selections.txt").write_text(head + rows)
     found = table_of(folder, tmp_path)
     assert classes(found) == ["snore+stridor", "normal", "snore"] and found["start_s"][:] == [0, 0.5, 0.25]
-    assert "no problems" in check_corpus("folder", folder).text()  # spans of own labels may overlap
+    assert "no problems" in check_corpus("folder", folder).lines()  # spans of own labels may overlap
     (folder / "p2_left.Table.1.selections.txt").write_text((head + rows).replace("Annotation", "Sound"))
     with pytest.raises(InputError, match=r"no column annotation or label .*corpus.options.label_column: .*sound"):
         table_of(folder, tmp_path)

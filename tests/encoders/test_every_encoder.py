@@ -211,7 +211,9 @@ def test_training_and_prediction_on_a_cycle_shorter_than_a_patch_and_than_a_fram
     assert main([*answer, "--out", str(tmp_path / "out2")]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "r3.wav" in err and "shorter than one frame" in err
-    assert "r3.wav" in (tmp_path / "out2" / "failed.csv").read_text() and not list((tmp_path / "out2").glob("r3*"))
+    assert "r3.wav" in (tmp_path / "out2" / "laennec.failed.csv").read_text() and not list(
+        (tmp_path / "out2").glob("r3*")
+    )
 
 
 def test_released_weights_have_their_address_and_licence_in_the_documents():

@@ -43,7 +43,8 @@ def test_the_model_in_the_package_starts_without_torch(some_recordings, tmp_path
     assert done.stdout.splitlines()[-1] == "0 []" and "backend: onnx" in done.stdout
     assert main([*words[:2], "--backend", "torch", "--out", str(tmp_path / "torch")]) == 0
     answers = [
-        json.loads((tmp_path / name / f"{some_recordings[0].stem}.json").read_text()) for name in ("out", "torch")
+        json.loads((tmp_path / name / f"{some_recordings[0].stem}.laennec.json").read_text())
+        for name in ("out", "torch")
     ]
     assert answers[0]["timeline"] and answers[0]["decision"] == answers[1]["decision"]
     for row, other in zip(*(answer["timeline"] for answer in answers), strict=True):

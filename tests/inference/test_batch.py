@@ -23,7 +23,7 @@ def recordings(small_corpus):
     return sorted(small_corpus.glob("*.wav"))[:3]
 
 
-OURS = {"parameters.yaml", "journal.jsonl"}
+OURS = {"laennec.parameters.yaml", "laennec.journal.jsonl"}
 
 
 def predict(model, *inputs, out, **flags):
@@ -34,7 +34,7 @@ def predict(model, *inputs, out, **flags):
 
 
 def timeline(out, name):
-    return json.loads((out / f"{name}.json").read_text())
+    return json.loads((out / f"{name}.laennec.json").read_text())
 
 
 def by_hand(source, path, spans, base=None, kind="events"):
@@ -97,9 +97,9 @@ def test_every_form_of_a_run_gives_the_same_files(models, recordings, tmp_path):
     stated = {}
     for form in ("frozen run", "full export", "head export"):
         for name in files:
-            if name != "parameters.yaml":  # it names the folder the model came from
+            if name != "laennec.parameters.yaml":  # it names the folder the model came from
                 assert (tmp_path / form / name).read_bytes() == (tmp_path / "frozen run" / name).read_bytes()
-        stated[form] = yaml.safe_load((tmp_path / form / "parameters.yaml").read_text())
+        stated[form] = yaml.safe_load((tmp_path / form / "laennec.parameters.yaml").read_text())
         assert stated[form]["model"].pop("source") == str(models[form][0])
     assert stated["full export"] == stated["frozen run"] == stated["head export"]
     assert stated["frozen run"]["model"]["decision"]["rule"] == "youden"
@@ -107,7 +107,7 @@ def test_every_form_of_a_run_gives_the_same_files(models, recordings, tmp_path):
 
 def test_json_and_csv_hold_the_same_and_either_can_be_had_alone(tiny_run, recordings, tmp_path):
     assert predict(tiny_run, *recordings, out=tmp_path / "both") == 0
-    with (tmp_path / "both" / "predictions.csv").open(newline="") as file:
+    with (tmp_path / "both" / "laennec.predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     wanted = [
         {"recording": str(p), **{k: str(v) for k, v in row.items()}}
@@ -116,8 +116,8 @@ def test_json_and_csv_hold_the_same_and_either_can_be_had_alone(tiny_run, record
     ]
     assert rows == wanted
     for format, names in (
-        ("csv", {"predictions.csv", "recordings.csv"}),
-        ("json", {f"{p.stem}.json" for p in recordings}),
+        ("csv", {"laennec.predictions.csv", "laennec.recordings.csv"}),
+        ("json", {f"{p.stem}.laennec.json" for p in recordings}),
     ):
         assert predict(tiny_run, *recordings, out=tmp_path / format, format=format) == 0
         assert {p.name for p in (tmp_path / format).iterdir()} == names | OURS
@@ -179,9 +179,9 @@ def test_the_same_stem_in_different_folders_does_not_collide(tiny_run, recording
         else:
             shutil.copy(sound, tmp_path / "in" / place)
     assert predict(tiny_run, tmp_path / "in", tmp_path / "in" / "a", out=tmp_path / "out") == 0
-    found = [json.loads(p.read_text())["recording"] for p in (tmp_path / "out").glob("*.json")]
+    found = [json.loads(p.read_text())["recording"] for p in (tmp_path / "out").glob("*.laennec.json")]
     assert sorted(found) == sorted(str(tmp_path / "in" / place) for place in places)
-    assert (tmp_path / "out" / "other.json").exists()
+    assert (tmp_path / "out" / "other.laennec.json").exists()
 
 
 def test_a_recording_shorter_than_a_window_is_one_window(tiny_run, tmp_path):
@@ -203,14 +203,16 @@ def test_failed_recordings_are_listed_and_the_others_are_predicted(tiny_run, rec
     assert len(lines) == 3 and all(line.startswith("laennec: ") for line in lines)
     for path, line, said in zip(broken, lines, ("one frame (64 ms)", "not audio", "no such file"), strict=True):
         assert str(path) in line and said in line
-    assert captured.out.startswith(f"predictions: {tmp_path / 'out'} (5 recordings, 3 failed; see failed.csv)\n")
-    names = {f"{p.stem}.json" for p in recordings[:2]}
+    assert captured.out.startswith(
+        f"predictions: {tmp_path / 'out'} (5 recordings, 3 failed; see laennec.failed.csv)\n"
+    )
+    names = {f"{p.stem}.laennec.json" for p in recordings[:2]}
     assert {p.name for p in (tmp_path / "out").iterdir()} == names | {
-        "predictions.csv",
-        "recordings.csv",
-        "failed.csv",
+        "laennec.predictions.csv",
+        "laennec.recordings.csv",
+        "laennec.failed.csv",
     } | OURS
-    with (tmp_path / "out" / "failed.csv").open(newline="") as file:
+    with (tmp_path / "out" / "laennec.failed.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["recording"] for row in rows] == [str(path) for path in broken]
     assert [f"laennec: {row['reason']}" for row in rows] == lines
@@ -222,7 +224,7 @@ def test_a_cycle_shorter_than_a_frame_fails_its_recording_by_name(tiny_run, reco
     assert predict(tiny_run, recordings[0], out=tmp_path / "out", annotation=annotation) == 2
     err = capsys.readouterr().err
     assert str(recordings[0]) in err and "2 to 2.01 s is 159 samples, shorter than one frame" in err
-    assert {p.name for p in (tmp_path / "out").iterdir()} == OURS | {"failed.csv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == OURS | {"laennec.failed.csv"}
 
 
 @pytest.mark.parametrize(

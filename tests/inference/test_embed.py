@@ -21,7 +21,7 @@ from laennec.inference.predictor import Predictor
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Three recordings with annotations, a damaged one in the middle, and one with the name of the table."""
+    """Three recordings with annotations, a damaged one in the middle."""
     folder = tmp_path_factory.mktemp("recordings")
     for name, sound in zip(("a", "c", "embeddings"), sorted(small_corpus.glob("*.wav")), strict=False):
         shutil.copy(sound, folder / f"{name}.wav")
@@ -42,7 +42,7 @@ def by_hand(source, path, spans):
     return np.stack(rows)
 
 
-def table_of(folder, name="embeddings"):
+def table_of(folder, name="laennec.embeddings"):
     return pq.read_table(folder / f"{name}.parquet")
 
 
@@ -59,8 +59,8 @@ def test_windows_are_embedded_as_by_the_model_alone(tiny_run, recordings, tmp_pa
     assert main([*command, "--out", str(tmp_path)]) == 2
     told = capsys.readouterr()
     assert "b.wav" in told.err and "4 recordings, 1 failed" in told.out
-    assert "b.wav" in (tmp_path / "failed.csv").read_text()
-    table = table_of(tmp_path, "a")
+    assert "b.wav" in (tmp_path / "laennec.failed.csv").read_text()
+    table = table_of(tmp_path, "a.laennec")
     wanted = by_hand(tiny_run, recordings / "a.wav", lambda d: sliding_windows(d, 2, 1))
     np.testing.assert_allclose(matrix(table), wanted, atol=1e-6)
     assert table.schema.field("embedding").type.list_size == wanted.shape[1]
@@ -68,21 +68,24 @@ def test_windows_are_embedded_as_by_the_model_alone(tiny_run, recordings, tmp_pa
     assert provenance["laennec"] == laennec.__version__ and provenance["layer"] is None
     assert provenance["backend"] == "torch" and len(provenance["model"]) == len(provenance["extractor"]) == 64
     assert provenance["spans"] == {"from": "windows", "window_s": 2.0, "hop_s": 1.0}
-    with np.load(tmp_path / "a.npz") as archive:
+    with np.load(tmp_path / "a.laennec.npz") as archive:
         assert np.array_equal(archive["embedding"], matrix(table))
         assert archive["start_s"].tolist() == table["start_s"].to_pylist()
         assert json.loads(str(archive["provenance"])) == provenance
-    # all recordings in order; the one that is called as the table is kept apart from it
+    # all recordings in order
     whole = table_of(tmp_path)
     names = [str(recordings / f"{name}.wav") for name in ("a", "c", "embeddings")]
     assert list(dict.fromkeys(whole["recording"].to_pylist())) == names
-    assert np.array_equal(matrix(whole)[: len(wanted)], matrix(table)) and (tmp_path / "embeddings_2.parquet").exists()
+    assert np.array_equal(matrix(whole)[: len(wanted)], matrix(table))
 
 
 def test_archives_alone_give_the_same_table(tiny_run, recordings, tmp_path):
     for formats in ("parquet", "npz"):
         main(["embed", str(tiny_run), str(recordings), "--format", formats, "--out", str(tmp_path / formats)])
-    assert content(tmp_path / "npz")["embeddings.parquet"] == content(tmp_path / "parquet")["embeddings.parquet"]
+    assert (
+        content(tmp_path / "npz")["laennec.embeddings.parquet"]
+        == content(tmp_path / "parquet")["laennec.embeddings.parquet"]
+    )
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(tiny_run, recordings, tmp_path):
@@ -97,19 +100,21 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tiny_run, recordings, tmp_
     embed(embedder, [recordings], tmp_path / "whole")
     wanted = content(tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "out")
-    lines = (tmp_path / "out" / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    (tmp_path / "out" / "journal.jsonl").write_bytes(b"".join(lines[:3])[:-7])  # the second one was being written
-    (tmp_path / "out" / "embeddings.parquet").unlink()
+    lines = (tmp_path / "out" / "laennec.journal.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out" / "laennec.journal.jsonl").write_bytes(
+        b"".join(lines[:4])[:-7]
+    )  # the second one was being written
+    (tmp_path / "out" / "laennec.embeddings.parquet").unlink()
     made.clear()
     done = embed(embedder, [recordings], tmp_path / "out")
     assert made == ["b.wav", "c.wav", "embeddings.wav"] and done.resumed == 1
     assert content(tmp_path / "out") == wanted
-    (tmp_path / "out" / "c.parquet").unlink()
+    (tmp_path / "out" / "c.laennec.parquet").unlink()
     made.clear()
     embed(embedder, [recordings], tmp_path / "out")
     assert made == ["b.wav", "c.wav"] and content(tmp_path / "out") == wanted
-    (tmp_path / "out" / "c.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"c.parquet: damaged .* remove it"):
+    (tmp_path / "out" / "c.laennec.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"c.laennec.parquet: damaged .* remove it"):
         embed(embedder, [recordings], tmp_path / "out")
     with pytest.raises(InputError, match="layer was null, now 1"):
         embed(Embedder(embedder.predictor, 1), [recordings], tmp_path / "out")

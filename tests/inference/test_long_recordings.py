@@ -64,7 +64,7 @@ def test_an_hour_costs_the_memory_of_five_minutes(sounds, tmp_path):
     short, long = in_a_new_process(SCRIPT, str(sounds), str(tmp_path))
     for minutes in MINUTES:
         for folder in (tmp_path / f"{minutes}", tmp_path / f"{minutes}-breaths"):
-            made = json.loads((folder / f"{minutes}.json").read_text())
+            made = json.loads((folder / f"{minutes}.laennec.json").read_text())
             assert made["duration_s"] == 60 * minutes == made["timeline"][-1]["end_s"]
             assert len(made["timeline"]) > 2 * minutes
     # the sound alone, read whole at the rate of the model, is 55 MiB; the answers themselves may grow

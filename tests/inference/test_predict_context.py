@@ -53,7 +53,7 @@ def test_evaluation_and_prediction_of_annotated_recordings_are_one(run, small_co
         logits = torch.tensor(rows[["logit_crackle", "logit_wheeze"]].to_numpy())
         wanted = model.probabilities(logits)
         timeline = sorted(
-            json.loads((tmp_path / f"{name}.json").read_text())["timeline"], key=lambda row: row["start_s"]
+            json.loads((tmp_path / f"{name}.laennec.json").read_text())["timeline"], key=lambda row: row["start_s"]
         )
         got = [[row["crackle_probability"], row["wheeze_probability"]] for row in timeline]
         assert np.abs(np.array(got) - wanted.numpy()).max() < 2e-6
@@ -83,7 +83,7 @@ def test_windows_of_a_real_recording_are_predicted_in_context(run, shared_data, 
     export = run.parent / "export"
     path = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))[0]
     assert main(["predict", str(export), str(path), "--out", str(tmp_path), "--window-s", "2", "--hop-s", "1.25"]) == 0
-    timeline = json.loads((tmp_path / f"{Path(path).stem}.json").read_text())["timeline"]
+    timeline = json.loads((tmp_path / f"{Path(path).stem}.laennec.json").read_text())["timeline"]
     model = AutoModelForAudioClassification.from_pretrained(export)
     features = AutoFeatureExtractor.from_pretrained(export)
     rate, k = features.sampling_rate, features.context_cycles

@@ -111,7 +111,7 @@ def test_any_rate_depth_and_number_of_channels_is_predicted(model, tmp_path, cha
 
 def test_segmented_breaths_are_predicted_and_stated(frozen_run, sound, tmp_path):
     assert main(["predict", str(frozen_run), str(sound), "--segment", "--out", str(tmp_path)]) == 0
-    made = json.loads((tmp_path / f"{sound.stem}.json").read_text())
+    made = json.loads((tmp_path / f"{sound.stem}.laennec.json").read_text())
     assert made["spans"] == {"from": "segmentation", **vars(BreathSegmentation())}
     wanted = [(round(start, 3), round(end, 3)) for start, end in breath_cycles(sound)]
     assert [(row["start_s"], row["end_s"]) for row in made["timeline"]] == wanted and len(wanted) > 6
@@ -126,11 +126,11 @@ def test_sprsound_events_are_predicted(frozen_run, shared_data, tmp_path):
     command = ["predict", str(frozen_run), *sounds, "--annotation", str(folder / "json"), "--out", str(tmp_path)]
     assert main(command) == (2 if poor else 0)
     for name in names[:2]:
-        rows = json.loads((tmp_path / f"{name}.json").read_text())["timeline"]
+        rows = json.loads((tmp_path / f"{name}.laennec.json").read_text())["timeline"]
         wanted = [(float(e["start"]) / 1000, float(e["end"]) / 1000) for e in notes[name]["event_annotation"]]
         assert [(row["start_s"], row["end_s"]) for row in rows] == [(round(s, 3), round(e, 3)) for s, e in wanted]
     if poor:
-        assert "no events in this file" in (tmp_path / "failed.csv").read_text()
+        assert "no events in this file" in (tmp_path / "laennec.failed.csv").read_text()
 
 
 def test_two_annotations_of_one_recording_are_not_chosen_from(frozen_run, sound, tmp_path, capsys):
@@ -173,7 +173,7 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
     made = both(sound)
     np.testing.assert_array_equal(made.present, made.probabilities > np.array([0.25, 0.75]))
     assert main(["predict", str(frozen_run), str(sound), "--out", str(tmp_path), "--thresholds", "crackle=0.25"]) == 0
-    assert json.loads((tmp_path / f"{sound.stem}.json").read_text())["decision"] == by_hand.decision
+    assert json.loads((tmp_path / f"{sound.stem}.laennec.json").read_text())["decision"] == by_hand.decision
 
 
 @pytest.mark.parametrize(
@@ -204,32 +204,37 @@ def test_the_parameters_of_a_run_are_the_defaults_of_the_next_and_flags_override
     flags = ["--window-s", "2.5", "--hop-s", "0.5", "--smoothing", "0.25", "--smoothing-neighbours", "2"]
     flags += ["--thresholds", "crackle=0.3", "--format", "json,raven"]
     assert main([*command, str(tmp_path / "a"), *flags]) == 0
-    parameters = tmp_path / "a" / "parameters.yaml"
+    parameters = tmp_path / "a" / "laennec.parameters.yaml"
     assert main([*command, str(tmp_path / "b"), "--parameters", str(parameters)]) == 0
     for path in (tmp_path / "a").iterdir():
         assert (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
     over = ["--parameters", str(parameters), "--hop-s", "1.25", "--format", "csv"]
     assert main([*command, str(tmp_path / "c"), *over]) == 0
-    before, after = (yaml.safe_load((tmp_path / name / "parameters.yaml").read_text()) for name in "ac")
+    before, after = (yaml.safe_load((tmp_path / name / "laennec.parameters.yaml").read_text()) for name in "ac")
     assert after["settings"] == before["settings"] | {"hop_s": 1.25, "format": ["csv"]}
     assert after["model"] == before["model"] and after["laennec"] == before["laennec"]
     assert before["settings"]["thresholds"] == {"crackle": 0.3} and before["applied"]["smoothing"]["neighbours"] == 2
     # another place to look replaces the one in the file, whichever kind it was
     assert main([*command, str(tmp_path / "d"), "--parameters", str(parameters), "--segment"]) == 0
-    segmented = tmp_path / "d" / "parameters.yaml"
+    segmented = tmp_path / "d" / "laennec.parameters.yaml"
     notes = ["--annotation", str(sound.with_suffix(".txt"))]
     assert main([*command, str(tmp_path / "e"), "--parameters", str(segmented), *notes]) == 0
-    assert yaml.safe_load((tmp_path / "e" / "parameters.yaml").read_text())["applied"]["spans"]["from"] == "annotation"
+    assert (
+        yaml.safe_load((tmp_path / "e" / "laennec.parameters.yaml").read_text())["applied"]["spans"]["from"]
+        == "annotation"
+    )
     assert main([*command, str(tmp_path / "f"), "--parameters", str(segmented)]) == 0
-    assert (tmp_path / "f" / f"{sound.stem}.json").read_bytes() == (tmp_path / "d" / f"{sound.stem}.json").read_bytes()
+    assert (tmp_path / "f" / f"{sound.stem}.laennec.json").read_bytes() == (
+        tmp_path / "d" / f"{sound.stem}.laennec.json"
+    ).read_bytes()
 
 
 def test_a_predictor_made_by_hand_leaves_parameters_that_the_command_takes(model, frozen_run, sound, tmp_path):
     predictor = Predictor(*model, 2, 1, 0.5, neighbours=1, thresholds={"wheeze": 0.9})
     predict(predictor, [sound], tmp_path / "a")
-    parameters = str(tmp_path / "a" / "parameters.yaml")
+    parameters = str(tmp_path / "a" / "laennec.parameters.yaml")
     assert main(["predict", str(frozen_run), str(sound), "--out", str(tmp_path / "b"), "--parameters", parameters]) == 0
-    a, b = (json.loads((tmp_path / name / f"{sound.stem}.json").read_text()) for name in "ab")
+    a, b = (json.loads((tmp_path / name / f"{sound.stem}.laennec.json").read_text()) for name in "ab")
     assert a["spans"] == b["spans"] and a["smoothing"] == b["smoothing"]
     # the command fits thresholds to smoothed validation answers, but for the one that was given
     assert b["decision"]["thresholds"]["wheeze"] == 0.9
@@ -239,10 +244,10 @@ def test_parameters_of_another_model_are_used_with_a_note(frozen_run, tiny_run, 
     sound = sorted(small_corpus.glob("*.wav"))[0]
     assert main(["predict", str(tiny_run), str(sound), "--out", str(tmp_path / "a"), "--window-s", "1"]) == 0
     capsys.readouterr()
-    parameters = str(tmp_path / "a" / "parameters.yaml")
+    parameters = str(tmp_path / "a" / "laennec.parameters.yaml")
     assert main(["predict", str(frozen_run), str(sound), "--out", str(tmp_path / "b"), "--parameters", parameters]) == 0
     assert capsys.readouterr().err == f"laennec: note: {parameters} was written for another model\n"
-    a, b = (yaml.safe_load((tmp_path / name / "parameters.yaml").read_text()) for name in "ab")
+    a, b = (yaml.safe_load((tmp_path / name / "laennec.parameters.yaml").read_text()) for name in "ab")
     assert a["settings"] == b["settings"] and a["model"]["decision"] != b["model"]["decision"]
 
 

@@ -80,14 +80,14 @@ def alone(predictor, recordings, tmp_path_factory):
 
 def agree(out, alone, address=""):
     """The timelines and rows are those of a single process."""
-    wanted = sorted(path.name for path in alone.glob("r*.json"))
-    assert sorted(path.name for path in (out / "timelines").iterdir()) == wanted
+    wanted = sorted(path.name for path in alone.glob("r*.laennec.json"))
+    assert sorted(path.name for path in (out / "laennec.timelines").iterdir()) == wanted
     for name in wanted:
-        here, there = (json.loads((folder / name).read_text()) for folder in (out / "timelines", alone))
+        here, there = (json.loads((folder / name).read_text()) for folder in (out / "laennec.timelines", alone))
         assert here | {"recording": here["recording"].removeprefix(address)} == there
-    rows = pq.read_table(out / "predictions").to_pandas()
+    rows = pq.read_table(out / "laennec.predictions").to_pandas()
     rows["recording"] = rows["recording"].str.removeprefix(address)
-    expected = pq.read_table(alone / "predictions.parquet").to_pandas()
+    expected = pq.read_table(alone / "laennec.predictions.parquet").to_pandas()
     order = ["recording", "start_s"]
     assert rows.sort_values(order, ignore_index=True).equals(expected.sort_values(order, ignore_index=True))
 
@@ -100,9 +100,9 @@ def test_a_cluster_gives_what_a_process_gives_although_a_worker_is_killed(cluste
     assert killed.exists()
     agree(out, alone, "file://")
     assert len(done.predicted) == 10 and "r5_bad.wav" in done.failed[0][1] and len(done.failed) == 1
-    assert "r5_bad.wav" in (out / "failed.csv").read_text()
+    assert "r5_bad.wav" in (out / "laennec.failed.csv").read_text()
 
-    first, *_, last = sorted((out / "predictions").iterdir())
+    first, *_, last = sorted((out / "laennec.predictions").iterdir())
     whole = last.read_bytes()
     lost = set(pq.read_table(first)["recording"].to_pylist())
     first.unlink()
@@ -142,7 +142,7 @@ def test_embeddings_of_a_model_in_torch_are_those_of_a_process(cluster, frozen_r
     embedder = Embedder(predictor)
     work = RayWork.of(predictor, embedder.provenance({}), embed=True)
     done = run_on_ray(work, [str(recordings / "r0.wav"), str(recordings / "r1.wav")], str(tmp_path), workers=1)
-    rows = pq.read_table(tmp_path / "embeddings").to_pandas()
+    rows = pq.read_table(tmp_path / "laennec.embeddings").to_pandas()
     for path in done.predicted:
         wanted = embedder(Path(path))
         own = rows[rows["recording"] == path]
@@ -160,7 +160,8 @@ class Blocks:
         self.sizes.append(size)
         number, end = self.ends.pop(0)
         for item in todo[:number]:
-            table = pa.table({"recording": [item["recording"]]})
+            said = {b"laennec.recordings": json.dumps({item["recording"]: item["state"]})}
+            table = pa.table({"recording": [item["recording"]]}).replace_schema_metadata(said)
             file = io.BytesIO()
             pq.write_table(table, file)
             put(f"{out}/{work.table}/part-{item['name']}.parquet", file.getvalue())
@@ -188,7 +189,7 @@ def test_a_pipeline_that_ray_ends_does_not_end_the_command(
     done = run_on_ray(work, [str(path) for path in recordings.glob("r?.wav")], str(tmp_path))
     assert (blocks.sizes, len(done.predicted), len(done.failed)) == (sizes, finished, 10 - finished)
     assert all(path in reason and said in reason for path, reason in done.failed)
-    assert (tmp_path / "failed.csv").exists() == bool(done.failed)
+    assert (tmp_path / "laennec.failed.csv").exists() == bool(done.failed)
 
 
 def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordings, tmp_path, monkeypatch):
@@ -196,22 +197,56 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
     monkeypatch.setattr(ray_engine, "_blocks", Blocks((10, None), (1, None)))
     inputs = [str(path) for path in recordings.glob("r?.wav")]
     run_on_ray(work, inputs, str(tmp_path))
-    damaged = next((tmp_path / "predictions").iterdir())
+    damaged = next((tmp_path / "laennec.predictions").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:100])
     again = run_on_ray(work, inputs, str(tmp_path))
     assert again.resumed == 9 and len(again.predicted) == 10
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "_open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
         with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same again"):
-            ray_engine._finished(str(tmp_path), work)
-    assert len(list((tmp_path / "predictions").iterdir())) == 10
+            ray_engine._finished(str(tmp_path), work, {})
+    assert len(list((tmp_path / "laennec.predictions").iterdir())) == 10
     other = dataclasses.replace(work, provenance={"spans": "others"})
     with pytest.raises(InputError, match="--overwrite"):
         run_on_ray(other, inputs, str(tmp_path))
 
 
+def test_a_recording_or_annotation_that_changed_is_computed_again(work, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    for name in ("r0", "r1"):
+        shutil.copy(recordings / f"{name}.wav", folder)
+        (folder / f"{name}.txt").write_text("0.1\t1.5\t1\t0\n")
+    annotated = dataclasses.replace(work, annotation=str(folder))
+    before = (folder / "r1.wav").stat()
+    for number, change in enumerate((None, None, "recording", "annotation")):
+        if change == "recording":  # of the same size and time
+            shutil.copy(folder / "r1.wav", folder / "new.wav")
+            os.replace(folder / "new.wav", folder / "r1.wav")
+            os.utime(folder / "r1.wav", ns=(before.st_atime_ns, before.st_mtime_ns))
+        if change == "annotation":
+            (folder / "r1.txt").write_text("0.2\t1.5\t1\t0\n")
+        monkeypatch.setattr(ray_engine, "_blocks", Blocks((2, None)))
+        done = run_on_ray(annotated, [str(folder)], out)
+        assert done.resumed == (0, 2, 1, 1)[number] and len(done.predicted) == 2
+
+
+@pytest.mark.parametrize("name", ["laennec.predictions", "laennec.timelines", "laennec.failed.csv"])
+def test_what_is_not_of_a_run_is_replaced_by_overwriting_alone(work, recordings, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(ray_engine, "_ray", lambda: None)
+    monkeypatch.setattr(ray_engine, "_blocks", Blocks((1, None)))
+    theirs = tmp_path / name if name.endswith(".csv") else tmp_path / name / "theirs"
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    with pytest.raises(InputError, match=rf"{name}: was not written by an earlier run .* or pass --overwrite"):
+        run_on_ray(work, [str(recordings / "r0.wav")], str(tmp_path))
+    assert theirs.read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1
+    assert len(run_on_ray(work, [str(recordings / "r0.wav")], str(tmp_path), overwrite=True).predicted) == 1
+
+
 def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work, recordings, tmp_path, monkeypatch):
-    items = [{"recording": str(recordings / name), "name": name} for name in ("r0.wav", "r1.wav")]
+    items = [{"recording": str(recordings / name), "name": name, "state": ""} for name in ("r0.wav", "r1.wav")]
     decoded = ray_engine._decoded(pa.Table.from_pylist(items), work.sampling_rate)
     worker = ray_engine._Worker(work, str(tmp_path))
     run = worker.run
@@ -274,7 +309,7 @@ def test_a_cluster_or_a_store_out_of_reach_is_one_line(recordings, tmp_path, mon
     # as s3:// where s3fs is not installed
     fsspec.register_implementation("absent", "no_such_client.Files", clobber=True, errtxt="Install absentfs")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "laennec.json").write_text("{}")
+    (tmp_path / "other" / "laennec.identity.json").write_text("{}")
     (tmp_path / "empty").mkdir()
     sound, out = str(recordings / "r0.wav"), str(tmp_path / "out")
     for inputs, place, said in (
@@ -294,7 +329,7 @@ def test_addresses_are_listed_and_written(tmp_path):
     files = fsspec.filesystem("memory")
     for name in ("a/two.WAV", "a/one.flac", "a/notes.txt", "a/.hidden.wav"):
         files.pipe_file(f"/bucket/{name}", b"x")
-    assert find_uris(["memory://bucket"]) == ["memory:///bucket/a/one.flac", "memory:///bucket/a/two.WAV"]
+    assert list(find_uris(["memory://bucket"])) == ["memory:///bucket/a/one.flac", "memory:///bucket/a/two.WAV"]
     put("memory://bucket/out/x.json", b"{}")
     assert files.cat_file("/bucket/out/x.json") == b"{}"
     put(str(tmp_path / "deep" / "x.json"), b"{}")

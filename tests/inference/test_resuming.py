@@ -97,7 +97,7 @@ def killed_at(stop, call, work):
 
 
 @pytest.mark.parametrize(
-    ("call", "places"), [pytest.param("replace", 15, marks=pytest.mark.soak), ("fsync", 20), ("write", 5)]
+    ("call", "places"), [pytest.param("replace", 16, marks=pytest.mark.soak), ("fsync", 22), ("write", 6)]
 )
 def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, tmp_path, call, places):
     """Killed at every place at which a file is synced or renamed or a line is half written, then run again."""
@@ -128,7 +128,7 @@ def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path,
         os._exit(0)
     lines = tmp_path / "killed" / JOURNAL
     for _ in range(2000):
-        if lines.exists() and lines.read_bytes().count(b"\n") >= 2:
+        if lines.exists() and lines.read_bytes().count(b"\n") >= 3:
             break
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
@@ -152,8 +152,8 @@ def test_stored_predictions_are_not_computed_again(make, recordings, tmp_path):
     file = tmp_path / JOURNAL
     lines = file.read_bytes().splitlines(keepends=True)
     for spoilt, lost in (
-        ([*lines[:4], lines[4][:-9]], ["r3.wav"]),
-        ([*lines[:3], b"\xff\n", *lines[4:]], ["r2.wav", "r3.wav"]),
+        ([*lines[:5], lines[5][:-9]], ["r3.wav"]),
+        ([*lines[:4], b"\xff\n", *lines[5:]], ["r2.wav", "r3.wav"]),
     ):
         file.write_bytes(b"".join(spoilt))
         again = make()
@@ -165,14 +165,14 @@ def test_a_recording_that_changed_is_computed_again(make, recordings, tmp_path):
     sounds = shutil.copytree(recordings, tmp_path / "in")
     predict(make(), [sounds], tmp_path / "out")
     soundfile.write(sounds / "r1.wav", *soundfile.read(sounds / "r2.wav"))
-    os.utime(sounds / "r3.wav", ns=(1, 1))
+    os.utime(sounds / "r3.wav", ns=(1, 1))  # its content is as before
     soundfile.write(sounds / "bad.wav", *soundfile.read(sounds / "r0.wav"))
     again = make()
     done = predict(again, [sounds], tmp_path / "out")
-    assert again.computed == ["bad.wav", "r1.wav", "r3.wav"] and not done.failed
-    assert not (tmp_path / "out" / "failed.csv").exists()
+    assert again.computed == ["bad.wav", "r1.wav"] and not done.failed
+    assert not (tmp_path / "out" / "laennec.failed.csv").exists()
     predict(make(), [sounds], tmp_path / "anew")
-    for name in ("predictions.csv", *(f"{p.stem}.json" for p in sounds.glob("*.wav"))):
+    for name in ("laennec.predictions.csv", *(f"{p.stem}.laennec.json" for p in sounds.glob("*.wav"))):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "anew" / name).read_bytes()
 
 
@@ -184,7 +184,7 @@ def test_a_changed_annotation_is_predicted_again(make, small_corpus, tmp_path):
         predictor = make()
         predict(predictor, [sound], tmp_path / "out", annotation=tmp_path)
         assert len(getattr(predictor, "computed", [])) == computed
-    rows = json.loads((tmp_path / "out" / f"{sound.stem}.json").read_text())["timeline"]
+    rows = json.loads((tmp_path / "out" / f"{sound.stem}.laennec.json").read_text())["timeline"]
     assert [(row["start_s"], row["end_s"]) for row in rows] == [(0.1, 1.6)]
 
 
@@ -195,11 +195,11 @@ def test_other_formats_are_written_from_stored_predictions(make, recordings, tmp
     assert again.computed == ["bad.wav"]
     predict(make(), [recordings], tmp_path / "anew", formats=FORMATS)
     assert content(tmp_path / "out") == content(tmp_path / "anew")
-    (tmp_path / "out" / "r2.json").unlink()
+    (tmp_path / "out" / "r2.laennec.json").unlink()
     pictured = make()
     predict(pictured, [recordings], tmp_path / "out", formats=(*FORMATS, "picture"))
     assert len(pictured.computed) == 5  # pictures show the sound
-    assert (tmp_path / "out" / "r2.json").exists() and len(list((tmp_path / "out").glob("*.png"))) == 4
+    assert (tmp_path / "out" / "r2.laennec.json").exists() and len(list((tmp_path / "out").glob("*.png"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,13 @@ def test_other_settings_are_refused_in_one_line_or_replace_all(make, recordings,
     assert said in str(error.value) and "--overwrite" in str(error.value) and "\n" not in str(error.value)
     assert content(tmp_path) == before
     predict(other, [recordings / "r1.wav"], tmp_path, overwrite=True)
-    assert set(content(tmp_path)) == {"r1.json", "predictions.csv", "recordings.csv", "parameters.yaml", JOURNAL}
+    assert set(content(tmp_path)) == {
+        "r1.laennec.json",
+        "laennec.predictions.csv",
+        "laennec.recordings.csv",
+        "laennec.parameters.yaml",
+        JOURNAL,
+    }
     if settings == "another model":
         other.model.head.classifier.bias.data -= 1
 
@@ -241,7 +247,9 @@ def test_another_recording_of_the_same_name_is_never_taken_for_it(make, recordin
         shutil.copy(recordings / f"{of}.wav", tmp_path / place / "x.wav")
     for place in ("a", "b", "a"):
         predict(make(), [tmp_path / place / "x.wav"], tmp_path / "out", formats=("json", "audacity"))
-        assert json.loads((tmp_path / "out" / "x.json").read_text())["recording"] == str(tmp_path / place / "x.wav")
+        assert json.loads((tmp_path / "out" / "x.laennec.json").read_text())["recording"] == str(
+            tmp_path / place / "x.wav"
+        )
 
 
 def test_an_out_folder_that_cannot_be_is_one_line_before_anything_is_computed(make, recordings, tmp_path):

@@ -75,7 +75,10 @@ def test_two_processes_leave_the_files_of_one(tiny_run, alone, recordings, tmp_p
     here = content(tmp_path / "out")
     assert here.keys() == alone.keys()
     # these two name the model's folder, which `predict` in Python does not know
-    assert {name for name in here if here[name] != alone[name]} <= {"parameters.yaml", "predictions.parquet"}
+    assert {name for name in here if here[name] != alone[name]} <= {
+        "laennec.parameters.yaml",
+        "laennec.predictions.parquet",
+    }
     assert main([*command, "--out", str(tmp_path / "out"), "--format", "json"]) == 2
     assert "were already finished" in capfd.readouterr().out
 
@@ -97,8 +100,8 @@ def test_ranks_share_the_recordings_and_leave_the_files_of_one(predictor, alone,
 def test_the_first_rank_takes_over_from_one_that_dies(predictor, alone, recordings, tmp_path):
     second = rank(1, dying(predictor), recordings, tmp_path)
     assert second.done().returncode == -signal.SIGKILL
-    part = (tmp_path / "journal.1.jsonl").read_bytes()
-    assert part.count(b"\n") == 2  # the identity and a recording; another one was the damaged one
+    part = (tmp_path / "laennec.journal.1.jsonl").read_bytes()
+    assert part.count(b"\n") == 3  # the identity, the names and a recording; another one was the damaged one
     assert rank(0, predictor, recordings, tmp_path).done().returncode == 0
     assert content(tmp_path) == alone
 
@@ -107,7 +110,7 @@ def test_the_first_rank_takes_over_from_one_that_dies(predictor, alone, recordin
 def test_the_same_command_goes_on_where_the_first_rank_died(predictor, alone, recordings, tmp_path, again):
     ranks = [rank(0, dying(predictor), recordings, tmp_path), rank(1, predictor, recordings, tmp_path)]
     assert [one.done().returncode for one in ranks] == [-signal.SIGKILL, 0]
-    assert not (tmp_path / "predictions.csv").exists()
+    assert not (tmp_path / "laennec.predictions.csv").exists()
     if again == "ranks":
         ranks = [rank(number, predictor, recordings, tmp_path) for number in (1, 0)]
         assert [one.done().returncode for one in ranks] == [0, 0]
@@ -135,8 +138,8 @@ def test_a_rank_waits_for_the_first_one_to_replace_other_settings(predictor, alo
 
 
 def test_the_rows_as_parquet_are_those_as_csv(alone, tmp_path, predictor):
-    (tmp_path / "rows").write_bytes(alone["predictions.parquet"])
-    (tmp_path / "csv").write_bytes(alone["predictions.csv"])
+    (tmp_path / "rows").write_bytes(alone["laennec.predictions.parquet"])
+    (tmp_path / "csv").write_bytes(alone["laennec.predictions.csv"])
     table = pq.read_table(tmp_path / "rows")
     pd.testing.assert_frame_equal(table.to_pandas(), pd.read_csv(tmp_path / "csv"), check_dtype=False)
     assert predictor.fingerprint().encode() in table.schema.metadata[b"laennec"]

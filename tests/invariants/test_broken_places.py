@@ -188,21 +188,23 @@ def test_recordings_on_a_share_that_is_lost_during_prediction(tiny_run, small_co
     share = disk("share")
     sounds = shutil.copytree(small_corpus, share / "sounds")
     line = ["predict", str(tiny_run), str(sounds), "--window-s", "0.2", "--hop-s", "0.05", "--out"]
-    with When(tmp_path / "out", "*.json", lambda: subprocess.run(["umount", "-l", str(share)], check=True)) as lost:
+    with When(
+        tmp_path / "out", "*.laennec.json", lambda: subprocess.run(["umount", "-l", str(share)], check=True)
+    ) as lost:
         code = main([*line, str(tmp_path / "out")])
     assert lost.done and code == 2
     said = capfd.readouterr()
     assert "Traceback" not in said.err
-    answered = list((tmp_path / "out").glob("*.json"))
+    answered = list((tmp_path / "out").glob("*.laennec.json"))
     assert 1 <= len(answered) < 16 and all(json.loads(path.read_text())["timeline"] for path in answered)
-    assert (tmp_path / "out" / "failed.csv").exists() and half_made(tmp_path / "out") == []
+    assert (tmp_path / "out" / "laennec.failed.csv").exists() and half_made(tmp_path / "out") == []
     share = disk("share")
     shutil.copytree(small_corpus, share / "sounds")
     assert main([*line, str(tmp_path / "out")]) == 0
     assert main([*line, str(tmp_path / "again")]) == 0
-    wanted = (tmp_path / "again" / "predictions.csv").read_bytes()
-    assert (tmp_path / "out" / "predictions.csv").read_bytes() == wanted
-    assert not (tmp_path / "out" / "failed.csv").exists()
+    wanted = (tmp_path / "again" / "laennec.predictions.csv").read_bytes()
+    assert (tmp_path / "out" / "laennec.predictions.csv").read_bytes() == wanted
+    assert not (tmp_path / "out" / "laennec.failed.csv").exists()
 
 
 @pytest.mark.soak
@@ -247,7 +249,7 @@ TERMINATED = {
         lambda d, run, corpus: [
             *("predict", str(run), str(corpus), "--window-s", "0.2", "--hop-s", "0.05", "--out", str(d / "out"))
         ],
-        "out/*.json",
+        "out/*.laennec.json",
     ),
     "evaluate": (
         lambda d, run, corpus: ["evaluate", str(run), "--out", str(d / "out"), "--draws", "2000"],

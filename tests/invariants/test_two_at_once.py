@@ -83,7 +83,7 @@ def test_a_folder_that_is_predicted_into_is_refused_until_its_owner_is_dead(
     line = ["predict", str(tiny_run), str(small_corpus), "--out", str(out)]
     assert main(line) == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
-    owner = holder(out / "journal.jsonl")
+    owner = holder(out / "laennec.journal.jsonl")
     capsys.readouterr()
     assert main([*line, "--overwrite", "--window-s", "0.5", "--hop-s", "0.5"]) == 2
     one_line(capsys, out, "another process is writing to this folder")

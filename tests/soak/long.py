@@ -160,7 +160,7 @@ def predict(place: Path, files: int, out: Path | None) -> bool:
     draw = np.random.default_rng(0)
     for number in range(files):
         soundfile.write(sounds / f"{number:05d}.wav", draw.normal(0, 0.1, 1200 + number % 300), 4000)
-    journal = answers / "journal.jsonl"
+    journal = answers / "laennec.journal.jsonl"
 
     def done() -> float | None:
         # a line is as long as the next, to a few bytes
@@ -168,8 +168,8 @@ def predict(place: Path, files: int, out: Path | None) -> bool:
 
     arguments = ["predict", str(place / "run"), str(sounds), "--out", str(answers), "--format", "json,csv,audacity"]
     sights = watch(arguments, place, done)
-    if len(list(answers.glob("*.json"))) != files:
-        raise SystemExit(f"only {len(list(answers.glob('*.json')))} of {files} recordings were answered")
+    if len(list(answers.glob("*.laennec.json"))) != files:
+        raise SystemExit(f"only {len(list(answers.glob('*.laennec.json')))} of {files} recordings were answered")
     bytes_a_file = journal.stat().st_size / files
     sights = [Sight(s.done / bytes_a_file, s.memory_mb, s.files, s.threads) for s in sights]
     promise = f"{files} predicted recordings: memory grows under 2 % after warm-up, nothing is left open"

@@ -87,8 +87,8 @@ def answered(out: Path) -> tuple[int, int, int]:
     """How many rows, recordings in them and timelines there are."""
     import pyarrow.parquet as pq
 
-    names = pq.read_table(out / "predictions", columns=["recording"])["recording"].to_pylist()
-    return len(names), len(set(names)), len(list((out / "timelines").iterdir()))
+    names = pq.read_table(out / "laennec.predictions", columns=["recording"])["recording"].to_pylist()
+    return len(names), len(set(names)), len(list((out / "laennec.timelines").iterdir()))
 
 
 def run(sounds: Path, out: Path, watch: Watch) -> int:

@@ -233,12 +233,12 @@ def _model_config(folder: Path, content: bytes) -> object:
     return read(folder)
 
 
-@_file("journal.jsonl")
+@_file("laennec.journal.jsonl")
 def _journal(path: Path) -> object:
     from laennec.inference.journal import Journal
 
     journal = Journal(path)
-    return [journal.read(key) for key in journal.owners.values()]
+    return [journal.read(name) for name in journal.entries]
 
 
 @_file("laennec.json")
@@ -378,7 +378,8 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
             b'{"best_model_checkpoint": "runs/checkpoint-1", "global_step": 2}',), "json"),
         Reader("configuration of a model", _model_config, (b'{"id2label": {"0": "crackle"}}',), "json"),
         Reader("journal", _journal, (
-            b'{"journal":1,"identity":{"model":"m"}}\n{"key":"k","name":"a","timeline":{"spans":[]}}\n',), "jsonl"),
+            b'{"journal":2,"identity":{"model":"m"}}\n{"names":["a"]}\n'
+            b'{"name":"a","content":"c","status":["a",1,2,3],"others":[],"timeline":{"recording":"a"}}\n',), "jsonl"),
         Reader("mark of an export", _mark, (json.dumps({
             "format": 1, "corpus": "icbhi2017", "files": {"cycles/train-00000-of-00001.parquet": {"sha256": _SHA}},
         }).encode(),), "json"),

@@ -4,8 +4,9 @@ import argparse
 import importlib.util
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import refuse_missing_model, say
+from laennec.cli.common import refuse_missing_model
 from laennec.errors import InputError
+from laennec.terminal import say
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import say
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         options.data_dir,
     )
     for spans, point in fitted.items():
-        say(format_fitted(point, spans))
+        say(*format_fitted(point, spans).splitlines())
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):
         say("note: the existing scores of this run used the earlier thresholds; evaluate it again")
     return 0

@@ -1,23 +1,13 @@
-"""Output and options that several commands share.
-
-Decisions: results go to standard output, from the first process only.
-"""
+"""Options that several commands share."""
 
 import argparse
 import difflib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from laennec.errors import InputError
-
-
-def say(text: str, file: TextIO | None = None) -> None:
-    """Print a line of output, or on a file, from the first of several processes only."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(text, file=file, flush=True)
 
 
 def without_library_bars() -> None:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from laennec.cli.common import say
 from laennec.errors import InputError
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
         out=options.out,
         command=options.line,
     )
-    say(made.summary)
+    say(*made.summary.splitlines())
     for name in ("compare.html", "compare.png", "compare.json"):
         say(f"{name.split('.')[1]}: {made.folder / name}")
     return 0

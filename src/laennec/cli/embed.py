@@ -3,17 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import (
-    corpus_flags,
-    engine_flag,
-    jobs_flag,
-    paths_flag,
-    refuse_addresses,
-    refuse_missing_model,
-    say,
-)
+from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model
 from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
 from laennec.cli.prepare import option_flag, options_of
+from laennec.terminal import say
 
 if TYPE_CHECKING:
     from laennec.inference.embed import Rows
@@ -45,7 +38,8 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace embeddings in --out that have another model or other settings",
+        help="replace embeddings in --out that have another model or other settings, and files there that have the "
+        "name of a result but are none",
     )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
     jobs_flag(parser)

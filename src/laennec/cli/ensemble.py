@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import say
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,6 @@ def run(options: argparse.Namespace) -> int:
 
     folder = join_runs(options.runs, options.out, options.line, options.data_dir, options.overwrite, options.name)
     if points := read_record(folder / "run.json").get("operating_points"):
-        say(format_fitted(points))
+        say(*format_fitted(points).splitlines())
     say(f"run: {folder}")
     return 0

@@ -10,8 +10,9 @@ import io
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable
+
+from laennec.terminal import say
 
 _PACKAGES = (
     *("torch", "transformers", "datasets", "accelerate", "peft", "huggingface_hub", "evaluate"),
@@ -33,17 +34,16 @@ def run(_: argparse.Namespace) -> int:
     lines |= {name: _version(name) for name in _PACKAGES}
     lines |= {"CPU cores": str(os.cpu_count()), "accelerator": _accelerator()}
     for name, value in lines.items():
-        print(f"- {name}: {value}")
-    print()
+        say(f"- {name}: {value}")
+    say("")
     failed = 0
     for name, check, remedy in _CHECKS:
         try:
-            print(f"ok      {name}: {check()}")
+            say(f"ok      {name}: {check()}")
         except Exception as error:  # whatever breaks is what the user wants to know
             failed += 1
             said = " ".join(str(error).split())[:200]
-            print(f"FAILED  {name}: {type(error).__name__}: {said}\n        what to do: {remedy}")
-    sys.stdout.flush()
+            say(f"FAILED  {name}: {type(error).__name__}: {said}", f"        what to do: {remedy}")
     return 2 if failed else 0
 
 

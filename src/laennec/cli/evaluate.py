@@ -2,7 +2,8 @@
 
 import argparse
 
-from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model, say
+from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         hop_s=options.hop_s,
         jobs=options.jobs,
     )
-    say(scored.summary)
+    say(*scored.summary.splitlines())
     say(f"report: {scored.folder / 'report.html'}")
     say(f"predictions: {scored.folder / 'predictions.parquet'}")
     if options.submission is not None:

@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from laennec.cli.common import say, without_library_bars
+from laennec.cli.common import without_library_bars
+from laennec.terminal import say
 from laennec.untrusted import read_json
 
 

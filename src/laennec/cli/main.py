@@ -39,8 +39,9 @@ from laennec.cli import (
     study,
     train,
 )
-from laennec.errors import InputError, Terminated
+from laennec.errors import InputError, Terminated, one_line
 from laennec.extension import load_object
+from laennec.terminal import OneLine, complain
 
 COMMANDS = {
     recipes: "list the recipes that come with laennec, or copy one",
@@ -88,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not known.debug:  # a Hub out of reach is tried several times, each with a line; the last word is ours
         logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(OneLine())
     known.rest, known.line = rest, shlex.join(["laennec", *arguments])
     try:
         with warnings.catch_warnings(), _tidily_terminated():
@@ -97,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 load_object(name, "--import")
             return int(known.run(known) or 0)
     except KeyboardInterrupt:
-        print("laennec: interrupted; run the same command again to continue", file=sys.stderr)
+        complain("interrupted; run the same command again to continue")
         return 130
     except Terminated as asked:
-        print(f"laennec: {asked}; run the same command again to continue", file=sys.stderr)
+        complain(f"{asked}; run the same command again to continue")
         return 143
     except BrokenPipeError:
         return 0
@@ -108,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = _one_line(error)
         if line is None or known.debug:
             raise
-        print(f"laennec: {line}", file=sys.stderr)
+        complain(line)
         return 2
 
 
@@ -168,7 +171,7 @@ def _one_line(error: Exception) -> str | None:
 def _note(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
     """Print a warning of this package as one line; warnings of libraries appear with --debug only."""
     if Path(filename).is_relative_to(Path(__file__).parents[1]):
-        print(f"laennec: note: {' '.join(str(message).split())}", file=sys.stderr)
+        complain(f"note: {' '.join(str(message).split())}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +184,7 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(typed[1], known, n=1)
             meant = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(known)}"
             message = f"unknown command {typed[1]!r}; {meant}"
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, one_line(f"{self.prog}: {message}") + "\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
-from laennec.cli.common import engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model, say
+from laennec.cli.common import engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model
+from laennec.terminal import complain, say
 
 if TYPE_CHECKING:
     from laennec.inference.batch import BatchResult
@@ -66,12 +67,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--parameters",
         metavar="FILE",
-        help="use the parameters.yaml of an earlier prediction; other options override it",
+        help="use the laennec.parameters.yaml of an earlier prediction; other options override it",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace predictions in --out that have another model or other settings",
+        help="replace predictions in --out that have another model or other settings, and files there that have the "
+        "name of a result but are none",
     )
     parser.add_argument(
         "--backend",
@@ -104,7 +106,6 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.parameters import read_parameters
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
-    from laennec.rendering import plain
 
     chosen = _settings(options)
     fingerprint = None
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
     model, extractor = load_for_prediction(source, options.base, options.backend)
     if model.config.summary:
-        say(f"model: {plain(model.config.summary)}", sys.stderr)
+        say(f"model: {model.config.summary}", file=sys.stderr)
     spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
     strength = 0.0
     if chosen.smoothing not in (None, "none"):
@@ -181,7 +182,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
     progress = Progress("embedding" if work.embed else "predicting")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
     say_failed(done.failed)
-    say(f"{work.table}: {options.out} ({outcome(done)})")
+    say(f"{work.what}: {options.out} ({outcome(done)})")
     return 2 if done.failed else 0
 
 
@@ -203,8 +204,7 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
 def say_failed(failed: Sequence[tuple[str, str]]) -> None:
     """Print why recordings failed."""
-    for _, reason in failed:
-        print(f"laennec: {reason}", file=sys.stderr)
+    complain(*(reason for _, reason in failed))
 
 
 def outcome(done: "BatchResult") -> str:
@@ -212,7 +212,7 @@ def outcome(done: "BatchResult") -> str:
     total = len(done.predicted) + len(done.failed)
     text = f"{total} recording{'s' if total != 1 else ''}"
     if done.failed:
-        text = f"{text}, {len(done.failed)} failed; see failed.csv"
+        text = f"{text}, {len(done.failed)} failed; see laennec.failed.csv"
     if done.resumed:
         text += f"; {done.resumed} were already finished"
     return text
@@ -271,18 +271,18 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
     """Print the predictions for each recording; the number of recordings that failed."""
     from laennec.errors import InputError
-    from laennec.inference.outputs import as_text
+    from laennec.inference.outputs import as_lines
     from laennec.inference.recordings import annotation_of, find_recordings
 
     failed = 0
     for path in find_recordings(inputs):
         try:
-            say(as_text(predictor(path, annotation_of(path, annotation)).to_dict()))
+            say(*as_lines(predictor(path, annotation_of(path, annotation)).to_dict()))
         except InputError as error:
             failed += 1
-            print(f"laennec: {error}", file=sys.stderr)
+            complain(str(error))
     return failed
 
 
 def _note(text: str) -> None:
-    say(f"laennec: note: {text}", sys.stderr)
+    say(f"laennec: note: {text}", file=sys.stderr)

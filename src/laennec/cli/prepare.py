@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.cli.common import corpus_flags, jobs_flag, say
+from laennec.cli.common import corpus_flags, jobs_flag
 from laennec.errors import InputError
 from laennec.processes import check_jobs
 from laennec.progress import Progress
+from laennec.terminal import say
 from laennec.untrusted import parse_yaml
 
 _WITH_FLAGS = ("protocol", "name", "data_dir", "cache_dir")
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         if options.corpus == "synthetic" and options.data_dir and not Path(options.data_dir).exists():
             raise InputError(f"{options.data_dir}: no such folder; leave --check out to generate a corpus there")
         report = check_corpus(options.corpus, options.data_dir, progress=Progress("checking"), **settings)
-        say(report.text())
+        say(*report.lines())
         return 2 if report.problems else 0
     try:
         splits = load_corpus(options.corpus, options.data_dir, protocol=options.protocol, **settings)
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
             decode_all([error.usable], options.sampling_rate, None, error.problems, jobs=options.jobs)
         raise
     doubles = check_duplicates(splits)
-    say(_described(options.corpus, splits))
+    say(*_described(options.corpus, splits))
     for line in doubles:
         say(f"warning: {line}")
     if options.sampling_rate:
@@ -112,7 +113,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     if options.push_to_hub:
         corpus = corpus_class(options.corpus)
         if corpus.can_be_exported:
-            say(f"terms of {corpus.title}: {corpus.licence}\nredistribution: {corpus.redistribution}")
+            say(f"terms of {corpus.title}: {corpus.licence}", f"redistribution: {corpus.redistribution}")
         check_target(options.push_to_hub, **rights)
     with ExitStack() as stack:
         folder = options.export
@@ -127,7 +128,7 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
             "progress": Progress("exporting"),
         }
         made = export_corpus(options.corpus, options.data_dir, folder, **rules, **settings)
-        say(_described(options.corpus, made.splits))
+        say(*_described(options.corpus, made.splits))
         if options.export:
             size = f"{len(made.manifest['files'])} Parquet files, {made.bytes / 1e6:.1f} MB"
             say(f"exported to {made.folder}: {size}; datasets.load_dataset({str(made.folder)!r})")
@@ -157,7 +158,7 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-def _described(corpus: str, splits: Any) -> str:
+def _described(corpus: str, splits: Any) -> list[str]:
     """What a corpus and its split are, a line each."""
     from laennec.corpora import provenance
     from laennec.corpora.load import corpus_class
@@ -175,4 +176,4 @@ def _described(corpus: str, splits: Any) -> str:
         patients = set(table["patient_id"]) - {None}
         of = f"{len(patients)} patients" if patients else f"{len(set(table['recording_id']))} recordings"
         lines.append(f"{name}: {len(table)} cycles of {of}; {', '.join(classes)}")
-    return "\n".join(lines)
+    return lines

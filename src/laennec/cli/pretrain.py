@@ -2,7 +2,8 @@
 
 import argparse
 
-from laennec.cli.common import overrides, refuse_missing_files, say
+from laennec.cli.common import overrides, refuse_missing_files
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

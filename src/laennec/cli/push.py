@@ -1,9 +1,9 @@
 """`laennec push`: upload the model of a run to the Hub."""
 
 import argparse
-import sys
 
-from laennec.cli.common import say, without_library_bars
+from laennec.cli.common import without_library_bars
+from laennec.terminal import complain, say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +52,7 @@ def run(options: argparse.Namespace) -> int:
         timeout_s=options.timeout_s,
     )
     if pushed.left:
-        print(
-            f"laennec: note: these files are not part of the model and were not uploaded: {', '.join(pushed.left)}",
-            file=sys.stderr,
-        )
+        complain(f"note: these files are not part of the model and were not uploaded: {', '.join(pushed.left)}")
     state = "private; --public makes it public" if pushed.private else "public"
     say(f"pushed model: {pushed.url} ({len(pushed.files)} files, {state}, verified on the Hub)")
     return 0

@@ -5,8 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
-from laennec.cli.common import say
 from laennec.errors import InputError
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +29,9 @@ def run(options: argparse.Namespace) -> int:
     from laennec.training.recipe import Recipe, find_recipe, recipe_names, settings_help
 
     if options.schema:
-        say(json.dumps(Recipe.model_json_schema(), indent=2))
+        say(*json.dumps(Recipe.model_json_schema(), indent=2).splitlines())
     elif options.settings:
-        say(settings_help())
+        say(*settings_help().splitlines())
     elif options.copy:
         _copy(options.copy)
     else:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from laennec.cli.common import say
 from laennec.errors import InputError
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

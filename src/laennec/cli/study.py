@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from laennec.cli.common import say
 from laennec.errors import InputError
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,8 @@ import argparse
 import os
 from typing import Any
 
-from laennec.cli.common import overrides, refuse_missing_files, say
+from laennec.cli.common import overrides, refuse_missing_files
+from laennec.terminal import say
 
 
 def flags(parser: argparse.ArgumentParser) -> None:

@@ -53,8 +53,8 @@ class AuditReport:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def text(self) -> str:
-        """The report for people, some lines."""
+    def lines(self) -> list[str]:
+        """The report for people."""
         lines = [
             f"{self.corpus} in {self.data_dir}",
             f"fingerprint {self.corpus_fingerprint or 'unknown'}",
@@ -66,7 +66,7 @@ class AuditReport:
         lines += [one_line(f"problem: {problem}") for problem in self.problems]
         count = len(self.problems)
         lines.append(f"{count} problem{'s' if count > 1 else ''}" if count else "no problems")
-        return "\n".join(lines)
+        return lines
 
 
 def check_corpus(

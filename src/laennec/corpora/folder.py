@@ -23,6 +23,7 @@ from laennec.corpora.labels import FLAGS, UNKNOWN, LabelSet, Names, is_plain, la
 from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, named
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
+from laennec.files import is_result
 
 _TEXT_FACTS = ("patient_id", "device", "chest_location", "acquisition_mode", "diagnosis")
 _UNKNOWN = ("", "none", *UNKNOWN)
@@ -308,7 +309,7 @@ def _csv_path(root: Path, given: str | Path | None) -> Path | None:
             if path.is_file():
                 return path.absolute()
         raise InputError(f"{given}: no such annotation table; give its path, or its name in {root}")
-    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
+    tables = sorted(path for path in root.glob("*.csv") if not path.name.startswith(".") and not is_result(path))
     if len(tables) > 1:
         raise InputError(
             f"{root}: several CSV files ({named(p.name for p in tables)}); name one by corpus.options.annotations "

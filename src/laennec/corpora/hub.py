@@ -8,7 +8,6 @@ classes and does not depend on where the data lie.
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from laennec.corpora.layouts import LAYOUTS, Clip, Clips, read_layout
 from laennec.corpora.recordings import AnnotatedRecording, Event, named
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
-from laennec.files import atomic_write
+from laennec.files import atomic_write, is_result, json_text
 from laennec.untrusted import is_plain, leads_outside, read_json
 
 _LISTING_VERSION = 1
@@ -229,7 +228,7 @@ class _Row(NamedTuple):
 def _listing(rows: list[_Row], cache_dir: str | Path | None) -> Path:
     """A file that holds what the data set says of its sounds, named by its content."""
     said = [_LISTING_VERSION, sorted(list(row[:5]) for row in rows)]
-    content = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
+    content = json_text(said, ensure_ascii=False, separators=(",", ":")).encode(errors="surrogatepass")
     return _stored(content, cache_root(cache_dir) / "hub" / "listings", ".json", depth=0)
 
 
@@ -252,9 +251,13 @@ def _found(data_dir: str | Path, cache_dir: str | Path | None, options: HubOptio
         if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(data_dir)) is None:
             raise InputError(f"{data_dir}: no such folder, and no Hub id (owner/name); check --data-dir")
         return _read_datasets(str(data_dir), cache_dir, options)
-    if folder.is_file() or options.layout == "datasets" or (options.layout is None and any(folder.rglob("*.parquet"))):
+    if folder.is_file() or options.layout == "datasets" or (options.layout is None and _has_parquet(folder)):
         return _read_datasets(str(folder), cache_dir, options)
     return read_layout(folder, options.layout, options.split_names)
+
+
+def _has_parquet(folder: Path) -> bool:
+    return any(not is_result(path) for path in folder.rglob("*.parquet"))
 
 
 def _read_datasets(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Clips:

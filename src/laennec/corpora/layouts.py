@@ -15,6 +15,7 @@ from typing import Any
 from laennec.audio.cycles import AnnotationError
 from laennec.corpora.recordings import is_recording, read_csv
 from laennec.errors import InputError
+from laennec.files import is_result
 from laennec.untrusted import is_plain, parse_json, read_text
 
 LAYOUTS = ("table", "folders", "iemocap")
@@ -105,7 +106,7 @@ def _tables(root: Path) -> list[Path]:
         return esc[:1] if len(esc) == 1 else []
     if found := sorted(path for name in ("metadata.csv", "metadata.jsonl") for path in root.rglob(name)):
         return found
-    beside = sorted(path for path in root.glob("*.csv") if not path.name.startswith("."))
+    beside = sorted(path for path in root.glob("*.csv") if not path.name.startswith(".") and not is_result(path))
     return beside if len(beside) == 1 else []
 
 

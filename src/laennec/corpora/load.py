@@ -32,6 +32,7 @@ from laennec.corpora.sprsound import SprSound
 from laennec.corpora.synthetic import Synthetic
 from laennec.errors import InputError
 from laennec.extension import is_dotted_name, load_object
+from laennec.files import json_text
 
 CORPORA: dict[str, type[Corpus]] = {
     corpus.name: corpus for corpus in (Icbhi2017, SprSound, PhysioNet2016, Folder, Hub, Synthetic)
@@ -278,7 +279,7 @@ def _spans(splits: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float,
 
 
 def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Dataset:
-    table.info.description = json.dumps({_KEY: facts}, ensure_ascii=False)
+    table.info.description = json_text({_KEY: facts}, ensure_ascii=False)
     return table
 
 

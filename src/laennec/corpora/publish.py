@@ -9,7 +9,6 @@ them; from these two `load_corpus` restores the folder of the corpus. A split wi
 
 import hashlib
 import io
-import json
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,7 +30,7 @@ from laennec.corpora.load import corpus_class, open_corpus, protocol_of, provena
 from laennec.corpora.recordings import UnusableRecordingsError
 from laennec.corpora.splits import PROTOCOLS, WITH_FOLDS
 from laennec.errors import InputError
-from laennec.files import atomic_folder, refuse_other_files, scratch_folder, wait_for_lock
+from laennec.files import atomic_folder, json_text, refuse_other_files, scratch_folder, wait_for_lock
 from laennec.rendering import render_template
 from laennec.untrusted import leads_outside, read_bytes
 
@@ -128,7 +127,7 @@ def export_corpus(
             "protocols": protocols,
             "files": writer.files,
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(json_text(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         (folder / CARD).write_text(_card(opened, manifest, splits, rate), encoding="utf-8")
     return Exported(out, splits, manifest)
 

@@ -17,6 +17,7 @@ from laennec.corpora.base import Corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, is_recording, only_folder
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
+from laennec.files import is_result
 from laennec.untrusted import MOST_BYTES, read_json
 
 DEVICE = "Yunting Model II"
@@ -94,7 +95,7 @@ class SprSound(Corpus):
         for split, (sounds, annotations) in _split_folders(self.root).items():
             by_name = self._sounds(sounds)
             names = annotated.setdefault(sounds, set())
-            for path in sorted(annotations.glob("*.json")):
+            for path in sorted(path for path in annotations.glob("*.json") if not is_result(path)):
                 names.add(path.stem)
                 recording = _recording(path, by_name, split, self.level)
                 if isinstance(recording, str):

@@ -30,7 +30,7 @@ from laennec.cache import cache_root
 from laennec.corpora.base import CorpusOptions
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.errors import InputError
-from laennec.files import atomic_folder, remove_stale_lock, wait_for_lock
+from laennec.files import atomic_folder, json_text, remove_stale_lock, wait_for_lock
 from laennec.untrusted import read_json
 
 SOURCE_RATE_HZ = 8000
@@ -276,7 +276,7 @@ def write_corpus(
             return folder
         with atomic_folder(folder) as temporary:
             _write(temporary, options)
-            (temporary / MARK).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            (temporary / MARK).write_text(json_text(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 

@@ -21,6 +21,7 @@ from laennec.encoders.checkpoints import out_of_reach, reason
 from laennec.encoders.composite import GroupsConfig
 from laennec.encoders.own import build, is_own
 from laennec.errors import InputError, hub_reason
+from laennec.files import json_text
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -74,7 +75,7 @@ def remember_base(config: Any) -> None:
         return
     places = [str(Path(named).absolute()), *known_places(config.encoder_digest)]
     with contextlib.suppress(InputError):
-        write_entry(_record_of(config.encoder_digest), json.dumps(list(dict.fromkeys(places))[:_MOST_PLACES]).encode())
+        write_entry(_record_of(config.encoder_digest), json_text(list(dict.fromkeys(places))[:_MOST_PLACES]).encode())
 
 
 def known_places(digest: str | None) -> list[str]:

@@ -7,7 +7,6 @@ without its run has no validation predictions: it takes a given strength of smoo
 """
 
 import datetime
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -27,7 +26,7 @@ from laennec.evaluation.smoothing import Smoothing, parse_smoothing, smooth_pred
 from laennec.evaluation.smoothing_choice import choose_smoothing, compare_smoothing
 from laennec.evaluation.summary import calibration_name
 from laennec.evaluation.window_points import fit_windows, window_points_of
-from laennec.files import atomic_write
+from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
 
@@ -103,8 +102,7 @@ def recalibrate(
     record["operating_points"], record["window_points"] = fitted, points
     with atomic_write(folder / "model" / "config.json") as file:
         stored = operating_point_of(fitted) | {"operating_points": window_points_of(points)}
-        json.dump(config | stored, file, indent=2, sort_keys=True)
-        file.write("\n")
+        file.write(json_text(config | stored, indent=2, sort_keys=True) + "\n")
     write_record(folder / "run.json", record)
     return {"events": fitted, **(points or {})}
 

@@ -8,7 +8,6 @@ conventions are scored: never predicted (as in published comparisons), and predi
 are numbered from 0 in the order of the annotation file, as `<recording>_<i>.wav`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from laennec.evaluation.metrics import (
 from laennec.evaluation.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
 from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.summary import figure_text
-from laennec.files import atomic_folder, atomic_write
+from laennec.files import atomic_folder, atomic_write, json_text
 from laennec.training.auxiliary_tasks import level_tables, task_logits
 from laennec.training.recipe import Recipe
 from laennec.training.split_data import load_splits
@@ -307,5 +306,5 @@ def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Pat
             if task in tables:
                 content = dict(zip(tables[task]["name"], map(str, tables[task]["answer"]), strict=True))
                 with atomic_write(temporary / f"task{task.replace('-', '_')}.json") as file:
-                    json.dump(content, file, indent=1, ensure_ascii=False)
+                    file.write(json_text(content, indent=1, ensure_ascii=False))
     return folder

@@ -1,7 +1,9 @@
 """Recordings and results at addresses of fsspec: paths of this machine, or places in an object store (s3://, gs://, hf://)."""
 
+import contextlib
+import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.errors import InputError
 from laennec.files import atomic_write
+
+# as the file systems of this machine, S3, Google, Azure and the Hub call them
+_STATE = ("ino", "created", "mtime", "etag", "ETag", "LastModified", "last_modified", "updated", "blob_id", "size")
 
 
 def said(error: Exception) -> str:
@@ -32,25 +37,35 @@ def fetched(recording: str) -> Iterator[Path]:
         yield path
 
 
-def find_uris(inputs: Sequence[str]) -> list[str]:
-    """List the given files and the audio files in the given folders, each once; paths, or addresses of fsspec.
+def find_uris(inputs: Sequence[str]) -> dict[str, str]:
+    """List the given files and the audio files in the given folders; paths, or addresses of fsspec.
+
+    Returns:
+        Each address once, with what the file system says of its content; "" where it says nothing.
 
     Raises:
         InputError: There is no recording, or no client for this kind of address is installed.
     """
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}
     for item in inputs:
         files, place = files_of(item)
         if not files.isdir(place):
-            found[item] = None
+            found[item] = ""
+            with contextlib.suppress(Exception):  # a worker says why it cannot be read
+                found[item] = _state(files.info(place))
             continue
-        for name in sorted(files.find(place)):
+        for name, said in sorted(files.find(place, detail=True).items()):
             shown = name if "://" not in item else files.unstrip_protocol(name)
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and not Path(name).name.startswith("."):
-                found[shown] = None
+                found[shown] = _state(said)
     if not found:
         raise InputError(f"no recordings in {', '.join(inputs)}; give audio files or a folder that contains some")
-    return list(found)
+    return found
+
+
+def _state(said: Mapping[str, Any]) -> str:
+    """What a file system says of a file that changes with its content, as JSON."""
+    return json.dumps({name: str(said[name]) for name in _STATE if name in said})
 
 
 def files_of(address: str) -> tuple[Any, str]:

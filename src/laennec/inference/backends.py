@@ -64,6 +64,21 @@ class TorchBackend:
         return head_logits(self.model, self.embed(waveforms))
 
 
+def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[np.float32]:
+    """Embeddings or logits as they are.
+
+    Raises:
+        InputError: One is NaN or infinite, which would be neither above a threshold nor below it.
+    """
+    if np.isfinite(outputs).all():
+        return outputs
+    source = model.path if isinstance(model, OnnxModel) else model.name_or_path
+    raise InputError(
+        f"{recording}: the model {source or 'in memory'} answers NaN or infinity; check its front end (mean, std) "
+        "and weights, or use another model"
+    )
+
+
 def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backend:
     """The backend of a loaded model.
 

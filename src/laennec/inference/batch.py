@@ -15,7 +15,7 @@ from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
 from laennec.errors import InputError
 from laennec.inference.jobs import PackedPredictor
-from laennec.inference.journal import Journal, key_of
+from laennec.inference.journal import Journal
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
     FORMATS,
@@ -28,7 +28,15 @@ from laennec.inference.outputs import (
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
-from laennec.inference.recordings import Batch, BatchResult, Report, Worker, annotation_of, find_recordings
+from laennec.inference.recordings import (
+    Batch,
+    BatchResult,
+    Report,
+    Worker,
+    annotation_of,
+    digest_of,
+    find_recordings,
+)
 from laennec.processes import check_jobs
 
 if TYPE_CHECKING:
@@ -36,7 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
-PREDICTIONS, RECORDINGS, PREDICTIONS_PARQUET = "predictions.csv", "recordings.csv", "predictions.parquet"
+PREDICTIONS, RECORDINGS = "laennec.predictions.csv", "laennec.recordings.csv"
+PREDICTIONS_PARQUET = "laennec.predictions.parquet"
 
 
 def predict(
@@ -59,21 +68,24 @@ def predict(
     Args:
         predictor: The model and the choice of spans.
         inputs: Audio files and folders.
-        out: Folder for the files of each recording (`<recording>.json`, `.labels.txt`, `.selections.txt`, `.png`), the
-            tables over all recordings (`predictions.csv` and `predictions.parquet` with a row per span,
-            `recordings.csv` with a row per recording, `failed.csv`), `parameters.yaml` and the journal.
+        out: Folder for the files of each recording (`<recording>.laennec.json`, `.laennec.labels.txt`,
+            `.laennec.selections.txt`, `.laennec.png`), the tables over all recordings (`laennec.predictions.csv` and
+            `laennec.predictions.parquet` with a row per span, `laennec.recordings.csv` with a row per recording,
+            `laennec.failed.csv`), `laennec.parameters.yaml` and the journal.
         formats: Any of "json", "csv", "parquet", "audacity", "raven", "picture".
         annotation: The annotation file of the one recording, or a folder with one for each (`<recording>.txt` or
             `.json`); None: windows, or the predictor's segmentation.
         progress: Called with (recordings done, including the fraction of the current one; total of recordings).
-        overwrite: Replace predictions of another model or with other settings in `out`.
+        overwrite: Replace predictions of another model or with other settings in `out`, and files with the names of
+            results that no prediction wrote there.
         jobs: Number of processes; results do not depend on it.
-        settings: The chosen settings, for `parameters.yaml`; None takes them from the predictor.
-        source: Folder or Hub id of the model, for `parameters.yaml`.
+        settings: The chosen settings, for `laennec.parameters.yaml`; None takes them from the predictor.
+        source: Folder or Hub id of the model, for `laennec.parameters.yaml`.
 
     Raises:
         InputError: Unknown format, no recordings, one annotation file for several recordings, or `out` cannot be
-            written to or contains predictions of another model or with other settings.
+            written to, contains predictions of another model or with other settings, or the annotation or another
+            file that would be replaced.
     """
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
@@ -81,12 +93,14 @@ def predict(
         raise InputError(f"--format: {problem}; choose from {', '.join(FORMATS)}")
     recordings = find_recordings(inputs)
     refuse_shared_annotation(annotation, recordings)
+    batch = _Predictions(Path(out), recordings, formats)
+    if annotation is not None and batch.may_write(Path(annotation)):
+        raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
     identity = {
         "laennec": __version__,
         "model": predictor.fingerprint(),
         **predictor.identity(annotation is not None),
     }
-    batch = _Predictions(Path(out), recordings, formats)
     batch.predictor, batch.annotation = predictor, annotation
     batch.settings = settings or _settings(predictor, annotation)
     batch.source = None if source is None else str(source)
@@ -143,14 +157,11 @@ class _Predictions(Batch):
             {key: identity[key] for key in ("spans", "smoothing")},
         )
 
-    def key(self, path: Path) -> str | None:
-        return key_of(path, annotation_of(path, self.annotation))
+    def others(self, path: Path) -> list[str | None]:
+        return [digest_of(annotation_of(path, self.annotation))]
 
     def task(self, path: Path) -> Path | None:
-        annotation = annotation_of(path, self.annotation)
-        if annotation is not None and annotation.absolute() in {f.absolute() for f in self.files(path)}:
-            raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
-        return annotation
+        return annotation_of(path, self.annotation)
 
     def worker(self) -> Worker:
         return partial(_predicted, self.predictor, "picture" in self.formats)
@@ -167,15 +178,17 @@ class _Predictions(Batch):
 
             write_picture(self.out / f"{self.names[path]}{SUFFIXES['picture']}", entry, more)
 
-    def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
-        if any(file.suffix == SUFFIXES["picture"] for file in missing):
-            return False  # a picture needs the sound, which is not in the journal
-        self.write(path, journal.read(key), None)
-        return True
+    def restore(self, path: Path, missing: Sequence[Path], timeline: Timeline) -> Timeline | None:
+        if any(file.name.endswith(SUFFIXES["picture"]) for file in missing):
+            return None  # a picture needs the sound, which is not in the journal
+        places = self.predictor.places(annotation_of(path, self.annotation))
+        timeline |= {"recording": str(path), "spans": places}
+        self.write(path, timeline, None)
+        return timeline
 
-    def write_tables(self, journal: Journal, keys: dict[Path, str]) -> list[Path]:
+    def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
         def timelines() -> Iterator[Timeline]:
-            return (journal.read(key) for key in keys.values())
+            return (journal.read(self.names[path]) for path in recordings)
 
         made = []
         if "csv" in self.formats:

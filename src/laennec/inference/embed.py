@@ -2,7 +2,7 @@
 
 Decisions: spans are those of prediction (windows, an annotation, breaths) or the cycles of a corpus. A row of a table
 is a span. The embeddings of a recording are in a file of its own; the journal only says that it is there, so that
-nothing is stored twice. `embeddings.parquet` is made from these files.
+nothing is stored twice. `laennec.embeddings.parquet` is made from these files.
 """
 
 import hashlib
@@ -26,9 +26,10 @@ from laennec import __version__
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
 from laennec.files import atomic_write
+from laennec.inference.backends import finite
 from laennec.inference.batch import refuse_shared_annotation
 from laennec.inference.jobs import PackedPredictor
-from laennec.inference.journal import Journal, key_of
+from laennec.inference.journal import Journal
 from laennec.inference.outputs import with_provenance, write_row_groups
 from laennec.inference.predictor import Predictor, _chunks
 from laennec.inference.recordings import (
@@ -38,6 +39,7 @@ from laennec.inference.recordings import (
     Report,
     Worker,
     annotation_of,
+    digest_of,
     find_recordings,
     outcome_of,
     outcome_worker,
@@ -46,7 +48,7 @@ from laennec.inference.recordings import (
 from laennec.processes import DIED, Died, check_jobs, in_processes
 from laennec.untrusted import read_bytes
 
-EMBEDDINGS = "embeddings.parquet"
+EMBEDDINGS = "laennec.embeddings.parquet"
 EMBEDDING_FORMATS = ("parquet", "npz")
 _KNOWN = ("recording_id", "patient_id", "cycle_id", "split")
 Embeddings = NDArray[np.float32]
@@ -106,7 +108,7 @@ class Embedder:
             for chunk in _chunks(predictor._sounds(stream, spans, annotation)):
                 places += [place for place, _, _ in chunk]
                 found += [span for _, span, _ in chunk]
-                values.append(self._embed([sound for _, _, sound in chunk]))
+                values.append(finite(self._embed([sound for _, _, sound in chunk]), predictor.model, stream.path))
         order = np.argsort(places, kind="stable")
         return Embedded([found[row] for row in order], np.concatenate(values)[order])
 
@@ -142,12 +144,12 @@ def embed(
     Args:
         embedder: The model and the choice of spans.
         inputs: Audio files and folders, or the cycles of a corpus by recording (`cycles_of`).
-        out: Folder for a file of each recording (`<recording>.parquet`, `.npz`), `embeddings.parquet` with all rows,
-            `failed.csv` and the journal.
+        out: Folder for a file of each recording (`<recording>.laennec.parquet`, `.laennec.npz`),
+            `laennec.embeddings.parquet` with all rows, `laennec.failed.csv` and the journal.
         formats: Any of "parquet", "npz", for the files of each recording.
         annotation: As for `laennec.predict`.
         progress: Called with (recordings done, including the fraction of the current one; total of recordings).
-        overwrite: Replace results of another model or with other settings in `out`.
+        overwrite: As for `laennec.inference.batch.predict`.
         jobs: Number of processes; results do not depend on it.
 
     Raises:
@@ -170,18 +172,17 @@ def embed(
 class _EmbeddingsOf(Batch):
     """The recordings of one call of `embed` and their files."""
 
-    suffixes: ClassVar[dict[str, str]] = {"parquet": ".parquet", "npz": ".npz"}
+    suffixes: ClassVar[dict[str, str]] = {"parquet": ".laennec.parquet", "npz": ".laennec.npz"}
     tables = (EMBEDDINGS,)
     embedder: Embedder
     annotation: str | Path | None
     rows: Mapping[Path, Rows]
     provenance: dict[str, Any]
 
-    def key(self, path: Path) -> str | None:
-        key = key_of(path, None if self.rows else annotation_of(path, self.annotation))
-        if key is None or not self.rows:
-            return key
-        return json.dumps([*json.loads(key), hashlib.sha256(json.dumps(self.rows[path]).encode()).hexdigest()])
+    def others(self, path: Path) -> list[str | None]:
+        if not self.rows:
+            return [digest_of(annotation_of(path, self.annotation))]
+        return [hashlib.sha256(json.dumps(self.rows[path]).encode()).hexdigest()]
 
     def task(self, path: Path) -> tuple[Path | None, Rows | None]:
         return (None, self.rows[path]) if self.rows else (annotation_of(path, self.annotation), None)
@@ -201,11 +202,11 @@ class _EmbeddingsOf(Batch):
                 else:
                     pq.write_table(table, opened)
 
-    def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
-        return False
+    def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> None:
+        return None
 
-    def write_tables(self, journal: Journal, keys: dict[Path, str]) -> list[Path]:
-        tables = (_read_table(self.files(path)[0], self.provenance) for path in keys)
+    def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
+        tables = (_read_table(self.files(path)[0], self.provenance) for path in recordings)
         return [write_row_groups(self.out / EMBEDDINGS, tables)]
 
 

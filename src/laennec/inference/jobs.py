@@ -20,7 +20,7 @@ from laennec.files import remove_stale_lock, try_lock
 from laennec.inference.onnx_model import OnnxModel
 from laennec.inference.predictor import Predictor
 
-CLAIMS = ".claims"
+CLAIMS = ".laennec.claims"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 Decisions: a finished recording is one line with its whole timeline, appended and synced after the recording's own files
 are written; the tables over all recordings are made from these lines. So a kill at any moment costs at most the current
-recording. A line is valid only for the same recording (path, size, modification time) and annotation (content), and a
-journal only for the same model and settings. Failures are not recorded; they are tried again. Each rank of a launch
-writes a journal of its own beside the first one's, so that no file has two writers; whoever ends a batch joins them,
-with the lines in the order of the recordings.
+recording. A line is valid only for a recording and an annotation of the same content, and a journal only for the same
+model and settings; content is compared where a file's path, inode, time of change and size are not those it had.
+Before anything is written, a line claims the names of the files; what exists under other names is the user's. Failures
+are not recorded; they are tried again. Each rank of a launch writes a journal of its own beside the first one's, so
+that no file has two writers; whoever ends a batch joins them, with the lines in the order of the recordings.
 """
 
 import contextlib
@@ -13,29 +14,69 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.files import appending, atomic_write
-from laennec.untrusted import open_regular, parse_json, read_bytes
+from laennec.files import appending, atomic_write, json_text
+from laennec.untrusted import open_regular, parse_json
 
-JOURNAL = "journal.jsonl"
-_OF_RANKS = "journal.*.jsonl"
+JOURNAL = "laennec.journal.jsonl"
+_OF_RANKS = "laennec.journal.*.jsonl"
 _PATIENCE_S = 600.0
-_VERSION = 1
+_VERSION = 2
 
 
-def key_of(recording: str | Path, annotation: str | Path | None) -> str | None:
-    """Identify a recording and its annotation as they are now; None where either cannot be read."""
-    try:
-        status = os.stat(recording)
-        digest = None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
-    except (OSError, ValueError):
-        return None
-    return json.dumps([str(recording), status.st_size, status.st_mtime_ns, digest])
+def status_of(recording: str | Path) -> list[Any]:
+    """A file's absolute path, inode, time of its last change in ns and size: where they are the same, it is.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    status = os.stat(recording)
+    return [os.path.abspath(recording), status.st_ino, status.st_ctime_ns, status.st_size]
+
+
+def content_of(recording: str | Path) -> str:
+    """blake2b of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open_regular(recording) as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished recording.
+
+    Attributes:
+        place: Journal, and first byte and length of its line there.
+        recording: Its path as it was given.
+        status: See `status_of`.
+        content: See `content_of`.
+        others: What else its results were made from: digests of the annotation, or of the rows of a corpus.
+    """
+
+    place: tuple[Path, int, int]
+    recording: str
+    status: list[Any]
+    content: str
+    others: list[str | None]
+
+    def is_of(self, recording: Path, others: Sequence[str | None]) -> bool:
+        """Whether it is the entry of this recording as it is now.
+
+        Raises:
+            OSError: The recording cannot be read.
+        """
+        now = status_of(recording)
+        if self.others != list(others) or now[-1] != self.status[-1]:
+            return False
+        return now == self.status or content_of(recording) == self.content
 
 
 class Journal:
@@ -48,7 +89,8 @@ class Journal:
     Attributes:
         identity: Model and settings; None for a new journal.
         size: Bytes of whole lines in the file of this process.
-        owners: Name of the output files -> key of their recording.
+        claimed: Names under which this folder has results, or may have.
+        entries: Name of the output files -> their recording.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +101,8 @@ class Journal:
     def _start(self) -> None:
         """Read the file of this process."""
         self.identity: dict[str, Any] | None = None
-        self.owners: dict[str, str] = {}
-        self._places: dict[str, tuple[Path, int, int]] = {}
+        self.claimed: set[str] = set()
+        self.entries: dict[str, Entry] = {}
         self._read: dict[Path, _Read] = {}
         self._take_in(self.path)
 
@@ -92,61 +134,65 @@ class Journal:
 
     def _load(self, path: Path, line: bytes) -> None:
         """Take in one line."""
-        entry, read = parse_json(line), self._read[path]
+        said, read = parse_json(line), self._read[path]
         if not line.endswith(b"\n"):
             raise ValueError("truncated")
         if not read.size:
-            if entry["journal"] != _VERSION:
+            if said["journal"] != _VERSION:
                 raise ValueError("another version")
-            identity = dict(entry["identity"])
+            identity = dict(said["identity"])
             if path == self.path:
                 self.identity = identity
             read.valid = identity == self.identity
+        elif "names" in said:
+            self.claimed |= set(map(str, said["names"])) if read.valid else set()
         else:
-            key, name, _ = str(entry["key"]), str(entry["name"]), dict(entry["timeline"])
+            place = (path, read.size, len(line))
+            recording, content = str(said["timeline"]["recording"]), str(said["content"])
+            path_then, inode, changed_ns, size = said["status"]
+            status = [path_then, inode, changed_ns, size]
+            entry = Entry(place, recording, status, content, list(said["others"]))
             if read.valid:
-                self._places[key], self.owners[name] = (path, read.size, len(line)), key
+                self.entries[str(said["name"])] = entry
         read.size += len(line)
 
-    def write(self, **entry: Any) -> None:
-        """Append a line: the identity first, then key, name and timeline of each finished recording.
+    def write(self, **said: Any) -> None:
+        """Append a line: the identity first, then names or entries.
 
         Raises:
             InputError: The disk is full or not writable.
         """
-        line = _line_of(**entry)
+        line = _line_of(**said)
         assert self.append is not None, "a journal is written inside open_journal"
         self.append(line)
         self._load(self.path, line)
 
-    def __contains__(self, key: str | None) -> bool:
-        return key in self._places
-
-    def read(self, key: str) -> dict[str, Any]:
+    def read(self, name: str) -> dict[str, Any]:
         """The timeline of a finished recording."""
-        timeline: dict[str, Any] = json.loads(self._line(key))["timeline"]
+        timeline: dict[str, Any] = json.loads(self._line(name))["timeline"]
         return timeline
 
-    def _line(self, key: str) -> bytes:
-        path, start, length = self._places[key]
+    def _line(self, name: str) -> bytes:
+        path, start, length = self.entries[name].place
         with open_regular(path) as file:
             file.seek(start)
             return file.read(length)
 
-    def join(self, keys: Sequence[str]) -> None:
+    def join(self, names: Sequence[str]) -> None:
         """Make one journal of those of all ranks, in which these recordings have this order.
 
         A journal that is so already stays as it is.
         """
-        places, others = [self._places[key] for key in keys], self.others
+        places, others = [self.entries[name].place for name in names], self.others
         if not others and places == sorted(places):
             return
-        chosen = set(keys)
-        order = [key for key in self._places if key not in chosen] + list(keys)
+        chosen = set(names)
+        order = [name for name in self.entries if name not in chosen] + list(names)
         with atomic_write(self.path, "wb") as file:
             file.write(_line_of(journal=_VERSION, identity=self.identity))  # type: ignore[call-overload]
-            for key in order:
-                file.write(self._line(key))  # type: ignore[call-overload]
+            file.write(_line_of(names=sorted(self.claimed)))  # type: ignore[call-overload]
+            for name in order:
+                file.write(self._line(name))  # type: ignore[call-overload]
         for path in others:
             path.unlink(missing_ok=True)
         self._start()
@@ -161,31 +207,61 @@ class _Read:
     valid: bool = False
 
 
-def _line_of(**entry: Any) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+def _line_of(**said: Any) -> bytes:
+    return json_text(said, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of a batch.
+
+    Attributes:
+        folder: The output folder.
+        names: Of the files of each recording, without suffix.
+        suffixes: That a name can have.
+        tables: Names of the files over all recordings.
+    """
+
+    folder: Path
+    names: Collection[str]
+    suffixes: Collection[str]
+    tables: Collection[str]
+
+    def files(self, names: Iterable[str]) -> list[str]:
+        """The files that recordings of these names can have."""
+        return [f"{name}{suffix}" for name in names for suffix in self.suffixes]
+
+    def forget(self, journal: Journal) -> None:
+        """Remove all that a journal claims, so that nothing of it stays among other results."""
+        for file in (*self.files(journal.claimed), *(self.tables if journal.claimed else ())):
+            (self.folder / file).unlink(missing_ok=True)
+
+    def foreign(self, journal: Journal) -> str | None:
+        """A file that would be replaced although no journal claims it."""
+        there = set(os.listdir(self.folder))  # listed first: what another rank wrote since, it has claimed before
+        journal.refresh()
+        wanted = self.files(set(self.names) - journal.claimed) + ([] if journal.claimed else list(self.tables))
+        return min(there & set(wanted), default=None)
 
 
 @contextlib.contextmanager
-def open_journal(
-    folder: Path, identity: dict[str, Any], overwrite: bool, forget: Callable[[Journal], None], rank: int = 0
-) -> Iterator[Journal]:
-    """Open the journal of an output folder, or create it.
+def open_journal(results: Results, identity: dict[str, Any], overwrite: bool, rank: int = 0) -> Iterator[Journal]:
+    """Open the journal of an output folder, or create it, and claim the files of a batch.
 
     Args:
-        folder: The output folder.
+        results: The files of the batch.
         identity: Model and settings, as plain values.
-        overwrite: Replace a journal of another model or other settings.
-        forget: Called with such a journal before it is replaced.
+        overwrite: Replace a journal of another model or other settings, and files that no journal claims.
         rank: Of this process in its launch; the first one's journal is the folder's.
 
     Raises:
-        InputError: The journal belongs to another model or other settings and `overwrite` is False, or it cannot be
-            written.
+        InputError: The journal belongs to another model or other settings or a file is not of this journal and
+            `overwrite` is False, or it cannot be written.
     """
-    identity = json.loads(json.dumps(identity))
+    identity, folder = json.loads(json.dumps(identity)), results.folder
     journal = Journal(folder / JOURNAL)
     if journal.identity is not None and journal.identity != identity:
-        if journal.owners and not overwrite:  # an empty journal can always be replaced
+        if journal.entries and not overwrite:  # an empty journal can always be replaced
             what = first_difference(journal.identity, identity)
             raise InputError(
                 f"{folder}: contains predictions with another model or other settings ({what}); choose another "
@@ -194,17 +270,25 @@ def open_journal(
         if rank:
             _wait_for(journal.path, identity)
         else:
-            forget(journal)
+            results.forget(journal)
             journal.path.unlink()
     own = folder / (_OF_RANKS.replace("*", str(rank)) if rank else JOURNAL)
     journal = Journal(own)
     if rank and journal.identity not in (None, identity):
         own.unlink()
         journal = Journal(own)
+    journal.identity = identity if journal.identity is None else journal.identity
+    if (file := results.foreign(journal)) is not None and not overwrite:
+        raise InputError(
+            f"{folder / file}: was not written by an earlier run with this --out; choose another --out, or pass "
+            "--overwrite to replace it"
+        )
     with appending(own, journal.size) as journal.append:
-        if journal.identity is None:
+        if not journal.size:
             journal.write(journal=_VERSION, identity=identity)
         journal.refresh()
+        if not journal.claimed.issuperset(results.names):
+            journal.write(names=sorted({*journal.claimed, *results.names}))
         yield journal
 
 

@@ -9,7 +9,6 @@ no stretches for "normal". Each file is read back and compared after it is writt
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,18 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laennec.audio.cycles import RAVEN_BEGIN, RAVEN_END
-from laennec.errors import InputError
-from laennec.files import atomic_write
-from laennec.rendering import plain
+from laennec.errors import InputError, one_line
+from laennec.files import atomic_write, json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMATS = ("json", "csv", "parquet", "audacity", "raven", "picture")
 DEFAULT_FORMATS = ("json", "csv")
-LABELS_SUFFIX, SELECTIONS_SUFFIX = ".labels.txt", ".selections.txt"
-# formats with one file per recording
-SUFFIXES = {"json": ".json", "audacity": LABELS_SUFFIX, "raven": SELECTIONS_SUFFIX, "picture": ".png"}
+# formats with one file per recording; the names of all results are told by `laennec.files.is_result`
+SUFFIXES = {
+    "json": ".laennec.json",
+    "audacity": ".laennec.labels.txt",
+    "raven": ".laennec.selections.txt",
+    "picture": ".laennec.png",
+}
 _ROW_GROUP = 8192
 _RAVEN_HEADER = (
     "Selection", "View", "Channel", RAVEN_BEGIN, RAVEN_END, "Low Freq (Hz)", "High Freq (Hz)", "Begin Path", "Label",
@@ -69,18 +71,19 @@ def stretches(timeline: Timeline) -> list[Stretch]:
     return sorted(found, key=lambda stretch: (stretch.start_s, stretch.end_s, stretch.label))
 
 
-def as_text(timeline: Timeline) -> str:
+def as_lines(timeline: Timeline) -> list[str]:
     """The predictions for one recording as lines for a terminal; a label that is present is marked with *."""
     labels = timeline["labels"]
-    head = f"{plain(timeline['recording'])} ({timeline['duration_s']:.1f} s)"
-    lines = [head, "  ".join([f"{'from - to (s)':>17}", *(f"{plain(name):>9}" for name in labels)])]
+    widths = {name: max(9, len(one_line(name))) for name in labels}
+    head = f"{timeline['recording']} ({timeline['duration_s']:.1f} s)"
+    lines = [head, "  ".join([f"{'from - to (s)':>17}", *(f"{one_line(name):>9}" for name in labels)])]
     for row in timeline["timeline"]:
-        found = (f"{row[f'{n}_probability']:.2f}{'*' if row[n] else ' '}".rjust(max(9, len(plain(n)))) for n in labels)
+        found = (f"{row[f'{n}_probability']:.2f}{'*' if row[n] else ' '}".rjust(widths[n]) for n in labels)
         lines.append("  ".join([f"{row['start_s']:7.2f} - {row['end_s']:7.2f}", *found]))
-    present = [f"{plain(n)} in {sum(row[n] for row in timeline['timeline'])}" for n in labels]
-    overall = [f"{plain(n)} {one['probability']:.2f}{'*' * one['present']}" for n, one in timeline["overall"].items()]
+    present = [f"{n} in {sum(row[n] for row in timeline['timeline'])}" for n in labels]
+    overall = [f"{n} {one['probability']:.2f}{'*' * one['present']}" for n, one in timeline["overall"].items()]
     lines.append(f"whole recording: {', '.join(overall)}")
-    return "\n".join([*lines, f"* above its threshold: {', '.join(present)} of {len(timeline['timeline'])} spans"])
+    return [*lines, f"* above its threshold: {', '.join(present)} of {len(timeline['timeline'])} spans"]
 
 
 def write_json(path: Path, timeline: Timeline) -> Path:
@@ -89,7 +92,7 @@ def write_json(path: Path, timeline: Timeline) -> Path:
     Raises:
         InputError: The file cannot be written, or reads back differently.
     """
-    return _write(path, json.JSONEncoder(indent=1, ensure_ascii=False).iterencode(timeline))
+    return _write(path, [json_text(timeline, indent=1, ensure_ascii=False)])
 
 
 def write_audacity(path: Path, timeline: Timeline) -> Path:
@@ -98,10 +101,8 @@ def write_audacity(path: Path, timeline: Timeline) -> Path:
     Raises:
         InputError: The file cannot be written, or reads back differently.
     """
-    return _write(
-        path,
-        (f"{s.start_s:.3f}\t{s.end_s:.3f}\t{s.label} {s.probability:.2f}\n" for s in stretches(timeline)),
-    )
+    rows = ((f"{s.start_s:.3f}", f"{s.end_s:.3f}", f"{s.label} {s.probability:.2f}") for s in stretches(timeline))
+    return _write(path, map(_tabbed, rows))
 
 
 def write_raven(path: Path, timeline: Timeline) -> Path:
@@ -110,16 +111,20 @@ def write_raven(path: Path, timeline: Timeline) -> Path:
     Raises:
         InputError: The file cannot be written, or reads back differently.
     """
-    where = " ".join(timeline["recording"].split())
     top_hz = timeline["source_sampling_rate"] / 2
     rows = (
         (
-            number, "Spectrogram 1", 1, f"{s.start_s:.3f}", f"{s.end_s:.3f}", "0.0", f"{top_hz:.1f}", where,
-            s.label, f"{s.probability:.4f}",
+            number, "Spectrogram 1", 1, f"{s.start_s:.3f}", f"{s.end_s:.3f}", "0.0", f"{top_hz:.1f}",
+            timeline["recording"], s.label, f"{s.probability:.4f}",
         )
         for number, s in enumerate(stretches(timeline), 1)
     )  # fmt: skip
-    return _write(path, ("\t".join(map(str, row)) + "\n" for row in (_RAVEN_HEADER, *rows)))
+    return _write(path, map(_tabbed, (_RAVEN_HEADER, *rows)))
+
+
+def _tabbed(row: Iterable[object]) -> str:
+    """A row of a table without quotes; names and labels are untrusted, and cannot end their cell or line."""
+    return "\t".join(one_line(str(value)) for value in row) + "\n"
 
 
 def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
@@ -159,7 +164,7 @@ def prediction_table(timeline: Timeline, provenance: dict[str, Any]) -> "pa.Tabl
 
 def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
     """Metadata of a Parquet schema."""
-    return {"laennec": json.dumps(provenance, ensure_ascii=False)}
+    return {"laennec": json_text(provenance, ensure_ascii=False)}
 
 
 def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
@@ -214,7 +219,7 @@ def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
 
 
 def failures_text(failures: Iterable[tuple[str, str]]) -> str:
-    """The lines of failed.csv."""
+    """The lines of laennec.failed.csv."""
     return _csv_lines([["recording", "reason"], *map(list, failures)])
 
 

@@ -19,7 +19,7 @@ from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.untrusted import read_yaml
 
-PARAMETERS = "parameters.yaml"
+PARAMETERS = "laennec.parameters.yaml"
 _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as defaults; flags override them.\n"
 
 
@@ -93,7 +93,7 @@ def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
     """Read the settings of an earlier prediction.
 
     Args:
-        path: A `parameters.yaml`.
+        path: A `laennec.parameters.yaml`.
 
     Returns:
         The settings, and the fingerprint of the model they were used with if the file has one.

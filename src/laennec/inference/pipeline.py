@@ -82,13 +82,14 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
         return {"waveform": InContext(waveform if filter is None else filter.apply(waveform, rate))}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Tensor]:
+        from laennec.inference.backends import finite
         from laennec.training.embeddings import embed_waveforms
         from laennec.training.tables import head_logits
 
         given = model_inputs["waveform"]
         waveforms = given if isinstance(given, list) else [given]
         embeddings = embed_waveforms(self.model, self.feature_extractor, waveforms)
-        return {"logits": torch.from_numpy(head_logits(self.model, embeddings))}
+        return {"logits": torch.from_numpy(finite(head_logits(self.model, embeddings), self.model, "a sound"))}
 
     def postprocess(
         self,

@@ -25,7 +25,7 @@ from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.errors import InputError
 from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
-from laennec.inference.backends import fingerprint_of, load_for_prediction, make_backend
+from laennec.inference.backends import fingerprint_of, finite, load_for_prediction, make_backend
 from laennec.inference.decisions import decision_of, overall_of, present_labels, probabilities_of
 
 Probabilities = NDArray[np.float32]
@@ -257,7 +257,7 @@ class Predictor:
             self.model.config.label_names,
             self.smoothing,
             self.neighbours,
-            self._places(annotation),
+            self.places(annotation),
             decision,
             overall_of(self.model.config, logits, probabilities, present, spans, stream.duration_s, decision),
             path if isinstance(path, bytes) else None,
@@ -292,7 +292,7 @@ class Predictor:
     def identity(self, annotated: bool) -> dict[str, Any]:
         """Every setting that changes predictions, except the weights and the annotations, as plain values."""
         return {
-            "spans": {"from": "annotation"} if annotated else self._places(None),
+            "spans": {"from": "annotation"} if annotated else self.places(None),
             "smoothing": smoothing_record(self.smoothing, self.neighbours),
             "decision": self.decision_for(annotated),
             "labels": self.model.config.label_names,
@@ -317,7 +317,7 @@ class Predictor:
             return [(0.0, frames / rate)]
         return None if self.segmentation is None else breath_cycles(path, self.segmentation)
 
-    def _places(self, annotation: str | Path | None) -> dict[str, Any]:
+    def places(self, annotation: str | Path | None) -> dict[str, Any]:
         """The origin of the spans, as output files record it."""
         if annotation is not None:
             return {"from": "annotation", "file": str(annotation)}
@@ -335,7 +335,7 @@ class Predictor:
     ) -> Iterator[tuple[int, Span, Probabilities]]:
         """Place, span and logits of each span, in time order."""
         for chunk in _chunks(self._sounds(stream, spans, annotation)):
-            logits = self.backend.logits([sound for _, _, sound in chunk])
+            logits = finite(self.backend.logits([sound for _, _, sound in chunk]), self.model, stream.path)
             yield from ((place, span, row) for (place, span, _), row in zip(chunk, logits, strict=True))
 
     def _sounds(

@@ -4,10 +4,12 @@ Decisions: recordings are read through fsspec, so they may lie in an object stor
 actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
 cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
 whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
-recordings are finished. A block whose worker dies is tried again on another one, then each of its recordings alone; so
-is what was left when Ray ended the whole pipeline with an error. What never succeeds is listed with the reason.
+recordings are finished, and what the file system said of their content (inode and times, or etag). A block whose worker
+dies is tried again on another one, then each of its recordings alone; so is what was left when Ray ended the whole
+pipeline with an error. What never succeeds is listed with the reason.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,7 +18,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,16 +32,18 @@ import pyarrow.parquet as pq
 from laennec.audio.recording import read_header
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
+from laennec.files import json_text
 from laennec.inference.addresses import fetched, files_of, find_uris, put, said
 from laennec.inference.batch import refuse_shared_annotation
 from laennec.inference.jobs import PackedPredictor
 from laennec.inference.journal import first_difference
-from laennec.inference.outputs import failures_text, prediction_table
+from laennec.inference.outputs import SUFFIXES, failures_text, prediction_table
 from laennec.inference.predictor import Predictor, wave_file
-from laennec.inference.recordings import FAILED, BatchResult, Progress, annotation_of, output_names
+from laennec.inference.recordings import FAILED, BatchResult, Progress, annotation_of, digest_of, output_names
 from laennec.processes import check_jobs
 
-IDENTITY = "laennec.json"
+IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"
+_STATES = b"laennec.recordings"
 _BLOCK = 8  # recordings of a task
 _LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
 _TRIES = 3
@@ -76,9 +80,14 @@ class RayWork:
         return cls(PackedPredictor.of(predictor), provenance, rate, annotation=annotation, **kind)
 
     @property
+    def what(self) -> str:
+        """What is made."""
+        return "embeddings" if self.embed else "predictions"
+
+    @property
     def table(self) -> str:
         """The folder of the Parquet files."""
-        return "embeddings" if self.embed else "predictions"
+        return f"laennec.{self.what}"
 
     def begun(self) -> Callable[[Any, int, Path | None], tuple[dict[str, Any] | None, pa.Table]]:
         """What makes the timeline (of a prediction) and the rows of a recording: a file, or sound at some rate."""
@@ -114,12 +123,13 @@ class _Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
-        told, tables = [], []
+        told, tables, states = [], [], {}
         for row in block.to_pylist():
             reason = row["reason"]
             if reason is None:
                 try:
                     tables.append(self._finish(row))
+                    states[row["recording"]] = row["state"]
                 except InputError as error:
                     reason = str(error).replace("<bytes>", row["recording"])
                 except Exception as error:  # what an object store's client raises, or the network on this sound
@@ -127,18 +137,18 @@ class _Worker:
             told.append({"recording": row["recording"], "reason": reason})
         try:
             if tables:
-                self._keep(tables)
+                self._keep(tables, states)
         except Exception as error:
             for one in told:
                 one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
         return pa.Table.from_pylist(told, _TOLD)
 
-    def _keep(self, tables: list[pa.Table]) -> None:
-        """Write the rows of a block's recordings."""
-        names = [table["recording"][0].as_py() for table in tables]
-        part = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:24]
-        file = io.BytesIO()
-        pq.write_table(pa.concat_tables(tables), file)
+    def _keep(self, tables: list[pa.Table], states: dict[str, str]) -> None:
+        """Write the rows of a block's recordings, which have these states."""
+        part = hashlib.sha256(json.dumps(list(states)).encode()).hexdigest()[:24]
+        file, rows = io.BytesIO(), pa.concat_tables(tables)
+        metadata = {**rows.schema.metadata, _STATES: json_text(states)}
+        pq.write_table(rows.replace_schema_metadata(metadata), file)
         put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:
@@ -152,8 +162,8 @@ class _Worker:
             timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
         if timeline is not None:
             timeline |= {"recording": row["recording"], "source_sampling_rate": row["source_rate"]}
-            text = json.dumps(timeline, indent=1, ensure_ascii=False)
-            put(f"{self.out}/timelines/{row['name']}.json", text.encode(errors="backslashreplace"))
+            text = json_text(timeline, indent=1, ensure_ascii=False)
+            put(f"{self.out}/{TIMELINES}/{row['name']}{SUFFIXES['json']}", text.encode(errors="backslashreplace"))
         named = pa.array([row["recording"]] * len(table), pa.string())
         return table.set_column(0, table.schema.field(0), named)
 
@@ -163,6 +173,7 @@ _DECODED = pa.schema(
     [
         *_TOLD,
         ("name", pa.string()),
+        ("state", pa.string()),
         ("rate", pa.int64()),
         ("source_rate", pa.int64()),
         ("sound", pa.large_binary()),
@@ -203,25 +214,28 @@ def run_on_ray(
     Args:
         work: What is done.
         inputs: Files and folders, as paths or addresses of fsspec (s3://, gs://, hf://).
-        out: Folder for `predictions/*.parquet` or `embeddings/*.parquet`, `timelines/*.json` of predictions,
-            `failed.csv` and `laennec.json` with model and settings; a path that all machines share, or an address.
+        out: Folder for `laennec.predictions/*.parquet` or `laennec.embeddings/*.parquet`, `laennec.timelines/*.json`
+            of predictions, `laennec.failed.csv` and `laennec.identity.json` with model and settings; a path that all
+            machines share, or an address.
         workers: Number of actors with the model.
-        overwrite: Replace results of another model or with other settings in `out`.
+        overwrite: Replace results of another model or with other settings in `out`, and what else has their names.
         progress: Called with (recordings done, total of recordings).
 
     Raises:
         InputError: Ray is not installed or its cluster out of reach, there are no recordings, one annotation file for
-            several, or `out` has results of another model or settings.
+            several, or `out` has results of another model or settings, or something else with their names.
     """
     check_jobs(workers)
     ray = _ray()
     out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
-    uris = find_uris(inputs)
+    states = find_uris(inputs)
+    uris = list(states)
     refuse_shared_annotation(work.annotation, [Path(uri) for uri in uris])
+    states = {uri: _with_annotation(uri, state, work.annotation) for uri, state in states.items()}
     _claim_folder(out, work, overwrite)
-    finished = _finished(out, work)
+    finished = _finished(out, work, states)
     names = output_names([Path(uri) for uri in uris])
-    todo = [{"recording": uri, "name": names[Path(uri)]} for uri in uris if uri not in finished]
+    todo = [{"recording": uri, "name": names[Path(uri)], "state": states[uri]} for uri in uris if uri not in finished]
     result = BatchResult(resumed=len(uris) - len(todo))
     failed: dict[str, str] = {}
     done, progress = result.resumed, progress or (lambda done, total: None)
@@ -236,7 +250,7 @@ def run_on_ray(
                 progress(done, len(uris))
         except _PipelineError as error:
             ended = str(error)
-        finished = _finished(out, work)
+        finished = _finished(out, work, states)
         settled, tried = finished | failed.keys(), len(todo)
         todo = [item for item in todo if item["recording"] not in settled]
         done = len(uris) - len(todo)
@@ -342,41 +356,48 @@ def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
     """Make the output folder that of this model and these settings.
 
     Raises:
-        InputError: It has results of others.
+        InputError: It has results of others, or something else with the names of results.
     """
     identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
-    files, place = files_of(f"{out}/{IDENTITY}")
-    if files.exists(place):
+    files, place = files_of(out)
+    there = [name for name in (work.table, TIMELINES, FAILED) if files.exists(f"{place}/{name}")]
+    problem = f"{out}/{there[0]}: was not written by an earlier run with this --out" if there else None
+    if files.exists(f"{place}/{IDENTITY}"):
         try:
-            before = json.loads(files.cat_file(place))
+            before = json.loads(files.cat_file(f"{place}/{IDENTITY}"))
         except ValueError:
             before = None
         if before == identity:
             return
-        if not overwrite:
-            what = first_difference(before, identity)
-            raise InputError(
-                f"{out}: contains results with another model or other settings ({what}); choose another --out, or pass "
-                "--overwrite to replace them"
-            )
-        for folder in (work.table, "timelines"):
-            if files.exists(f"{place.rsplit('/', 1)[0]}/{folder}"):
-                files.rm(f"{place.rsplit('/', 1)[0]}/{folder}", recursive=True)
-    put(f"{out}/{IDENTITY}", json.dumps(identity, ensure_ascii=False, indent=1).encode())
+        what = first_difference(before, identity)
+        problem = f"{out}: contains results with another model or other settings ({what})"
+    if problem and not overwrite:
+        raise InputError(f"{problem}; choose another --out, or pass --overwrite to replace what is there")
+    for name in there:
+        files.rm(f"{place}/{name}", recursive=True)
+    put(f"{out}/{IDENTITY}", json_text(identity, ensure_ascii=False, indent=1).encode())
 
 
-def _finished(out: str, work: RayWork) -> set[str]:
-    """The recordings that the folder has; a file that is damaged is removed, and one that repeats others too.
+def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
+    """The state of a recording together with the content of its annotation."""
+    with contextlib.suppress(OSError, ValueError):  # a worker says what is wrong with the annotation
+        digest = digest_of(annotation_of(Path(uri), annotation))
+        return f"{state} {digest}" if digest else state
+    return state
+
+
+def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
+    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed.
 
     Raises:
         InputError: A file cannot be fetched; it stays.
     """
     files, place = files_of(f"{out}/{work.table}")
 
-    def names_in(part: str) -> set[str]:
+    def states_in(part: str) -> dict[str, str]:
         try:
             with files.open(part, "rb") as file:
-                return _names_in(file)
+                return _states_in(file)
         except Exception:  # damaged, or out of reach
             pass
         try:
@@ -384,21 +405,24 @@ def _finished(out: str, work: RayWork) -> set[str]:
         except Exception as error:
             raise InputError(f"{part}: cannot be read ({said(error)}); run the same again") from error
         try:
-            return _names_in(io.BytesIO(content))
-        except (pa.ArrowException, OSError):
-            return set()
+            return _states_in(io.BytesIO(content))
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+            return {}
 
     found: set[str] = set()
     parts = sorted(files.glob(f"{place}/part-*.parquet"))
     with ThreadPoolExecutor(_READERS) as pool:
-        for part, names in zip(parts, pool.map(names_in, parts), strict=True):
-            if names & found or not names:
+        for part, known in zip(parts, pool.map(states_in, parts), strict=True):
+            changed = any(states.get(name, state) != state for name, state in known.items())
+            if known.keys() & found or changed or not known:
                 files.rm_file(part)
             else:
-                found |= names
+                found |= known.keys()
     return found
 
 
-def _names_in(file: Any) -> set[str]:
-    """The recordings of a Parquet file."""
-    return set(pq.read_table(file, columns=["recording"])["recording"].to_pylist())
+def _states_in(file: Any) -> dict[str, str]:
+    """The recordings of a Parquet file and their states; all of it is read, so that damage shows."""
+    rows = pq.read_table(file, columns=["recording"])
+    states: dict[str, str] = json.loads(rows.schema.metadata[_STATES])
+    return {name: states[name] for name in rows["recording"].unique().to_pylist()}

@@ -1,17 +1,20 @@
 """Work on many recordings and keep the results in a folder.
 
-Decisions: a recording that cannot be read is listed in failed.csv and the others are finished. An interrupted batch
-resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes. An
-output folder belongs to one model and one set of settings. One process writes the tables over all recordings, once, at
-the end; workers (`--jobs`) only compute, and ranks of a launch write the files of the recordings they have claimed.
+Decisions: a recording that cannot be read is listed in laennec.failed.csv and the others are finished. An interrupted
+batch resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes.
+An output folder belongs to one model and one set of settings, and may hold other files, recordings and annotations
+included: results have "laennec" in their names, and replace nothing that is not of this batch. One process writes the
+tables over all recordings, once, at the end; workers (`--jobs`) only compute, and ranks of a launch write the files of
+the recordings they have claimed.
 """
 
 import contextlib
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,15 +22,16 @@ from typing import Any, ClassVar
 
 from laennec.audio.recording import AUDIO_SUFFIXES
 from laennec.errors import InputError
-from laennec.files import explain_write_errors, lock_or_refuse, remove_temporary_files
+from laennec.files import explain_write_errors, is_result, lock_or_refuse, remove_temporary_files
 from laennec.inference.jobs import Ranks
-from laennec.inference.journal import JOURNAL, Journal, open_journal
-from laennec.inference.outputs import LABELS_SUFFIX, SELECTIONS_SUFFIX, write_failures
+from laennec.inference.journal import JOURNAL, Journal, Results, content_of, open_journal, status_of
+from laennec.inference.outputs import write_failures
 from laennec.memory import in_one_line
 from laennec.processes import DIED, Died, in_processes
+from laennec.untrusted import read_bytes
 
-ANNOTATION_SUFFIXES = (".txt", ".json", LABELS_SUFFIX, SELECTIONS_SUFFIX, ".Table.1.selections.txt")
-FAILED = "failed.csv"
+ANNOTATION_SUFFIXES = (".txt", ".json", ".labels.txt", ".selections.txt", ".Table.1.selections.txt")
+FAILED = "laennec.failed.csv"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
 _POLL_S = 0.2  # for what other ranks have in hand
 
@@ -90,23 +94,25 @@ class Batch(ABC):
     suffixes: ClassVar[dict[str, str]]
     """Formats with one file per recording."""
     tables: ClassVar[tuple[str, ...]]
-    """Files over all recordings, failed.csv aside."""
+    """Files over all recordings, the list of failures aside."""
 
     def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
         self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
-        self.names = output_names(recordings, {Path(table).stem for table in self.tables})
+        self.names = output_names(recordings)
+        self.results = Results(out, set(self.names.values()), self.suffixes.values(), (*self.tables, FAILED))
 
     @abstractmethod
-    def key(self, path: Path) -> str | None:
-        """What a recording and its spans are now; None where they cannot be read.
+    def others(self, path: Path) -> list[str | None]:
+        """Digests of what its results depend on beside the recording and the settings.
 
         Raises:
+            OSError: It cannot be read.
             InputError: A problem of this recording alone.
         """
 
     @abstractmethod
     def task(self, path: Path) -> Any:
-        """What a worker needs beside the path; errors as for `key`."""
+        """What a worker needs beside the path; errors as for `others`."""
 
     @abstractmethod
     def worker(self) -> Worker:
@@ -121,11 +127,15 @@ class Batch(ABC):
         """Write the files of a recording."""
 
     @abstractmethod
-    def restore(self, path: Path, missing: Sequence[Path], journal: Journal, key: str) -> bool:
-        """Write missing files of a finished recording again; False where it must be computed again."""
+    def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> dict[str, Any] | None:
+        """Write missing files of a finished recording again, for it is at this path now.
+
+        Returns:
+            The timeline with this path; None where the recording must be computed again.
+        """
 
     @abstractmethod
-    def write_tables(self, journal: Journal, keys: dict[Path, str]) -> list[Path]:
+    def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
         """Write the tables over all finished recordings."""
 
     def run(
@@ -135,12 +145,13 @@ class Batch(ABC):
 
         Args:
             identity: Model and settings, as plain values.
-            overwrite: Replace what `out` has of another model or other settings.
+            overwrite: Replace what `out` has of another model or other settings, and files that are not of a batch.
             progress: Called with (recordings done, including the fraction of the current one; total of recordings).
             jobs: Number of processes.
 
         Raises:
-            InputError: `out` cannot be written to, or contains results of another model or with other settings.
+            InputError: `out` cannot be written to, contains results of another model or with other settings, or a
+                file that no batch wrote there and this one would replace.
         """
         try:
             with explain_write_errors(self.out):
@@ -154,16 +165,17 @@ class Batch(ABC):
             if not ranks.rank:
                 stack.enter_context(lock_or_refuse(self.out / JOURNAL))
             stack.callback(ranks.close)
-            with open_journal(self.out, identity, overwrite, self._forget, ranks.rank) as journal:
-                if ranks.size == 1:
-                    self._clean_up()
+            with open_journal(self.results, identity, overwrite, ranks.rank) as journal:
+                if ranks.size == 1:  # what a killed process left of files of this call
+                    own = [*self.results.files(self.results.names), *self.results.tables]
+                    remove_temporary_files(self.out, own)
                 if not ranks.rank:
                     self.begin(identity)
                 result = BatchResult()
-                keys, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
+                done, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
             ranks.close()
             if not ranks.rank:
-                self._finish(journal, keys, failed, result)
+                self._finish(journal, done, failed, result)
         return result
 
     def begin(self, identity: dict[str, Any]) -> None:  # noqa: B027
@@ -171,52 +183,55 @@ class Batch(ABC):
 
     def _compute(
         self, journal: Journal, ranks: Ranks, progress: Progress, jobs: int, result: "BatchResult"
-    ) -> tuple[dict[Path, str], dict[Path, str]]:
-        """The keys of finished recordings and the reasons of failed ones; work goes on until there is nothing left."""
-        keys = {path: key for path in self.recordings if (key := self._finished_key(path, journal)) is not None}
-        result.resumed = len(keys)
+    ) -> tuple[set[Path], dict[Path, str]]:
+        """Finished recordings and the reasons of failed ones; work goes on until there is nothing left."""
+        done = {path for path in self.recordings if self._is_finished(path, journal)}
+        result.resumed = len(done)
         failed: dict[Path, str] = {}
-        begun: dict[Path, str | None] = {}
+        begun: dict[Path, dict[str, Any]] = {}
         total = len(self.recordings)
         first = ranks.rank * total // ranks.size
 
         def tasks() -> Iterator[Task]:
             for path in (*self.recordings[first:], *self.recordings[:first]):
-                if path in keys or path in failed or not ranks.claim(self.names[path]):
+                if path in done or path in failed or not ranks.claim(self.names[path]):
                     continue
                 if ranks.size > 1:
                     journal.refresh()
-                    if (key := self._finished_key(path, journal)) is not None:
-                        keys[path] = key
+                    if self._is_finished(path, journal):
+                        done.add(path)
                         ranks.release(self.names[path])
                         continue
                 try:
-                    begun[path], task = self.key(path), self.task(path)
+                    task = self.task(path)
+                    with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
+                        begun[path] = {"status": status_of(path), "others": self.others(path)}
                 except InputError as error:
                     failed[path] = _reason(path, error)
                     continue
                 yield path, task
 
         def report(part: float) -> None:
-            progress(len(keys) + len(failed) + min(part, 0.99), total)
+            progress(len(done) + len(failed) + min(part, 0.99), total)
 
-        progress(len(keys), total)
+        progress(len(done), total)
         while True:
-            left = total - len(keys) - len(failed)
+            left = total - len(done) - len(failed)
             with contextlib.closing(self._outcomes(tasks(), min(jobs, max(left, 1)), report)) as outcomes:
                 for path, outcome in outcomes:
+                    content = None if isinstance(outcome, str) else _same_content(path, begun.get(path))
                     if isinstance(outcome, str):
                         failed[path] = outcome
+                    elif content is None:
+                        failed[path] = f"{path}: changed while it was read; run the same command again"
                     else:
-                        key = begun[path]
-                        assert key is not None, "a recording that could be read has a size"
                         self.write(path, *outcome)
-                        journal.write(key=key, name=self.names[path], timeline=outcome[0])
-                        keys[path] = key
+                        journal.write(name=self.names[path], content=content, **begun[path], timeline=outcome[0])
+                        done.add(path)
                         ranks.release(self.names[path])
-                    progress(len(keys) + len(failed), total)
-            if ranks.rank or len(keys) + len(failed) == total:
-                return keys, failed
+                    progress(len(done) + len(failed), total)
+            if ranks.rank or len(done) + len(failed) == total:
+                return done, failed
             time.sleep(_POLL_S)
 
     def _outcomes(self, tasks: Iterator[Task], jobs: int, report: Report) -> Generator[tuple[Path, Any]]:
@@ -230,45 +245,45 @@ class Batch(ABC):
             for (path, _), outcome in results:
                 yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
 
-    def _finish(self, journal: Journal, keys: dict[Path, str], failed: dict[Path, str], result: "BatchResult") -> None:
+    def _finish(self, journal: Journal, done: set[Path], failed: dict[Path, str], result: "BatchResult") -> None:
         """One journal in the order of the recordings, the tables, and the list of what failed."""
-        journal.join([keys[path] for path in self.recordings if path in keys])
+        finished = [path for path in self.recordings if path in done]
+        journal.join([self.names[path] for path in finished])
         for path in self.recordings:
-            if path in keys:
+            if path in done:
                 result.predicted.append(str(path))
                 result.files += self.files(path)
             else:
                 result.failed.append((str(path), failed[path]))
-        if result.predicted:
-            result.files += self.write_tables(journal, {path: keys[path] for path in self.recordings if path in keys})
+        if finished:
+            result.files += self.write_tables(journal, finished)
         if result.failed:
             result.files.append(write_failures(self.out / FAILED, result.failed))
         else:
             (self.out / FAILED).unlink(missing_ok=True)
 
-    def _clean_up(self) -> None:
-        """Remove temporary files of this call that a killed process left behind."""
-        own = {f"{name}{suffix}" for name in self.names.values() for suffix in self.suffixes.values()}
-        remove_temporary_files(self.out, own | {*self.tables, FAILED})
-
-    def _forget(self, journal: Journal) -> None:
-        """Remove the files of results that are overwritten, so that none stays among the new ones."""
-        files = [f"{name}{suffix}" for name in journal.owners for suffix in self.suffixes.values()]
-        for file in (*files, *self.tables, FAILED):
-            (self.out / file).unlink(missing_ok=True)
-
-    def _finished_key(self, path: Path, journal: Journal) -> str | None:
-        """The key of a finished recording, after its missing files are restored; None for other recordings."""
+    def _is_finished(self, path: Path, journal: Journal) -> bool:
+        """Whether a recording is finished, after its missing files are restored."""
+        name = self.names[path]
+        entry = journal.entries.get(name)
         try:
-            key = self.key(path)
-        except InputError:
-            return None
-        if key is None or key not in journal:
-            return None
-        # another recording of this name may have been written to this folder since
-        owned = journal.owners.get(self.names[path]) == key
-        missing = [file for file in self.files(path) if not owned or not file.exists()]
-        return key if not missing or self.restore(path, missing, journal, key) else None
+            if entry is None or not entry.is_of(path, others := self.others(path)):
+                return False
+        except (OSError, ValueError):
+            return False
+        moved = entry.recording != str(path)
+        missing = [file for file in self.files(path) if moved or not file.exists()]
+        if not missing and not moved:
+            return True
+        timeline = self.restore(path, missing, journal.read(name))
+        if moved and timeline is not None:
+            said = {"status": status_of(path), "others": others, "timeline": timeline}
+            journal.write(name=name, content=entry.content, **said)
+        return timeline is not None
+
+    def may_write(self, path: Path) -> bool:
+        """Whether a file has the name of a result of this batch."""
+        return path.absolute().parent == self.out.absolute() and is_result(path)
 
     def files(self, path: Path) -> list[Path]:
         """The files of a recording."""
@@ -294,6 +309,15 @@ def silent(part: float) -> None:
     """Report nothing."""
 
 
+def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:
+    """The digest of a recording; None where it is no longer what it was when work on it began."""
+    with contextlib.suppress(OSError):
+        content = content_of(path)
+        if begun is not None and status_of(path) == begun["status"]:
+            return content
+    return None
+
+
 def _reason(path: Path, error: InputError) -> str:
     reason = str(error)
     return reason if str(path) in reason else f"{path}: {reason}"
@@ -317,12 +341,21 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
     return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
 
 
-def output_names(recordings: Sequence[Path], reserved: Collection[str] = ()) -> dict[Path, str]:
+def digest_of(annotation: Path | None) -> str | None:
+    """sha256 of an annotation; None where there is none.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
+
+
+def output_names(recordings: Sequence[Path]) -> dict[Path, str]:
     """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number."""
     stems = Counter(_shortened(p.stem) for p in recordings)
     common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
     names: dict[Path, str] = {}
-    taken = set(reserved)
+    taken: set[str] = set()
     # unique stems first, so that they keep their names
     for path in sorted(recordings, key=lambda p: stems[_shortened(p.stem)] > 1):
         stem = _shortened(path.stem)

@@ -7,7 +7,6 @@ one exists while another is written. SIGTERM ends training after the running ste
 """
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -25,7 +24,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from laennec.errors import InputError, Terminated
-from laennec.files import atomic_write
+from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record
 
 MANIFEST, SUMS = "manifest.json", "sums.json"
@@ -66,7 +65,7 @@ def seal(checkpoint: Path, facts: dict[str, Any] | None = None) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     with atomic_write(checkpoint / MANIFEST) as manifest:
-        json.dump({**(facts or {}), "files": files}, manifest, indent=1)
+        manifest.write(json_text({**(facts or {}), "files": files}, indent=1))
 
 
 def damage(checkpoint: Path) -> str | None:

@@ -6,7 +6,6 @@ about.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import resource
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
-from laennec.files import atomic_write, wait_for_lock
+from laennec.files import atomic_write, json_text, wait_for_lock
 from laennec.untrusted import MOST_BYTES, read_json
 
 _PACKAGES = (
@@ -109,9 +108,9 @@ def training_history(log_history: Sequence[dict[str, Any]]) -> list[dict[str, An
 def write_record(path: str | Path, record: dict[str, Any]) -> None:
     """Write a run record as JSON; numbers that are not finite become null."""
     plain = _plain(record)
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json_text(plain, indent=2, ensure_ascii=False)
     if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character, of a file name that is no text
-        text = json.dumps(plain, indent=2, allow_nan=False)
+        text = json_text(plain, indent=2)
     with atomic_write(path) as file:
         file.write(text)
 

@@ -29,6 +29,7 @@ from laennec.files import (
     remove_stale_lock,
 )
 from laennec.modeling import LaennecForAudioClassification
+from laennec.terminal import say
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_logit_adjustment, tasks_of
 from laennec.training.data import EmbeddingDataset, refuse_lost_neighbours
 from laennec.training.devices import (
@@ -147,7 +148,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         model = make_model(recipe, names)
         model.config.span = span_of(training.table)
         if is_main_process():
-            print(target_line(recipe.target.problem_type, names, model.config.span), flush=True)
+            say(target_line(recipe.target.problem_type, names, model.config.span))
         with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
             with timings.measure("validation windows"):

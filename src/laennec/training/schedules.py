@@ -28,6 +28,7 @@ from laennec.errors import InputError
 from laennec.extension import load_object
 from laennec.files import atomic_write
 from laennec.progress import Progress
+from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
 from laennec.training.coverage import coverage_lines
@@ -237,7 +238,7 @@ def plan_phases(
         rows = batch_size * process_count_of_launch()
         for line in coverage_lines(phase.sampler, sampler, rows, targets.class_ids, compared, codes):
             if is_main_process():
-                print(f"{phase.name}: {line}", flush=True)
+                say(f"{phase.name}: {line}")
     if recipe.train.gradient_checkpointing:
         recompute_activations(model)
     weights = task_weights(targets.labels, len(names), multi_label, recipe.loss.class_weights)

@@ -26,6 +26,7 @@ from laennec.encoders import encoder_digest
 from laennec.errors import InputError
 from laennec.files import atomic_folder, explain_write_errors
 from laennec.modeling import LaennecForAudioClassification
+from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
 from laennec.training.devices import configure_process, explain_lost_process, is_main_process
@@ -114,8 +115,8 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
             extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         model = make_contrastive_model(recipe, settings)
         begin()
-        for note in part.sampling.notes if is_main_process() else ():
-            print(note, flush=True)
+        if is_main_process():
+            say(*part.sampling.notes)
         before = embedding_spread(model, extractor, part.dataset)
         with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
             specs, history = _fit(recipe, settings, model, extractor, part, out)
