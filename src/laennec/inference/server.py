@@ -68,7 +68,7 @@ def own_names(host: str) -> list[str]:
         with contextlib.suppress(OSError):
             found = {str(place[4][0]) for place in socket.getaddrinfo(socket.gethostname(), None)}
             names |= {f"[{address}]" if ":" in address else address for address in found}
-    return sorted(names)
+    return sorted(map(str.lower, names))
 
 
 def limited(app: ASGIApp, names: Sequence[str], folder: Path, most_bytes: int, oldest_s: float) -> ASGIApp:
@@ -93,6 +93,8 @@ def serving(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
     thread.start()
     while not server.started and thread.is_alive():
         time.sleep(0.01)
+    if not server.started:
+        raise RuntimeError("the server of the page did not start; the lines above say why")
     try:
         yield
     finally:
