@@ -3,7 +3,8 @@
 Decisions: processes are spawned, not forked, because torch's threads do not survive a fork. A few items are in hand at
 a time, so memory does not grow with the number of items. A process that dies takes the others of its pool with it; the
 items in hand are then tried again one at a time in a process of their own, so an item that kills its process costs
-that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed.
+that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed. So
+does a module that is run for a parent, which answers Ctrl-C itself.
 """
 
 import contextlib
@@ -11,16 +12,21 @@ import itertools
 import logging
 import multiprocessing
 import os
+import runpy
 import signal
+import subprocess
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 from laennec.errors import InputError
+from laennec.files import wait_for_lock
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -137,6 +143,45 @@ def _help(watched: Connection, work: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
+def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[subprocess.Popen[Any]]:
+    """Run a module in a process that ends with this block at the latest.
+
+    Args:
+        words: The module and its arguments.
+        log: Where it writes.
+        place: What it makes; a process that made it for a parent that was killed is waited for.
+    """
+    watched, held = os.pipe()
+    try:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "laennec.processes", str(watched), str(place), *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(watched,),
+            )
+        finally:
+            os.close(watched)
+        try:
+            yield process
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    finally:
+        os.close(held)
+
+
+def _run_module(watched: str, place: str, *words: str) -> None:
+    """What the process of `module_process` does."""
+    threading.Thread(target=_end_with, args=(Connection(int(watched), writable=False),), daemon=True).start()
+    with wait_for_lock(Path(f"{place}.step")):
+        sys.argv = list(words)
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+@contextlib.contextmanager
 def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this block at the latest."""
     context = multiprocessing.get_context("spawn")
@@ -175,3 +220,7 @@ def _end_with(watched: Connection) -> None:
 def _do(item: Any) -> Any:
     assert _work is not None, "a process is prepared before it works"
     return _work(item)
+
+
+if __name__ == "__main__":
+    _run_module(*sys.argv[1:])

@@ -155,6 +155,7 @@ def test_an_unfinished_study_may_lack_its_baseline(two_runs, tmp_path, baseline,
     compared = content["methods"]["test"]
     assert content["study"]["baseline"] == baseline and compared["baseline"] == said
     assert compared["figures"]["tiny"]["icbhi.Score"]["difference"] is None
+    assert content["study"]["missing"] == ["later/0"]
 
 
 @pytest.mark.soak

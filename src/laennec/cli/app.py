@@ -22,9 +22,22 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help="port (default: the first free port from 7860)")
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a further name under which visitors reach the page, such as that of a proxy; repeatable",
+    )
+    parser.add_argument(
         "--max-minutes", type=float, default=5.0, help="maximum duration of a recording in minutes (default: 5)"
     )
     parser.add_argument("--max-mb", type=float, default=50.0, help="maximum size of a file in megabytes (default: 50)")
+    parser.add_argument(
+        "--max-total-mb",
+        type=float,
+        default=1000.0,
+        help="maximum size of the files of all visitors together in megabytes (default: 1000)",
+    )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
     parser.add_argument(
@@ -40,12 +53,15 @@ def run(options: argparse.Namespace) -> int:
     refuse_missing_model(options.model)
     from laennec.inference.app import Limits, serve_model
 
-    audience = "" if options.host in _LOOPBACK else "; everybody on the network can use it"
+    audience = (
+        "" if options.host in _LOOPBACK else "; everybody on the network can use it by this computer's name or address"
+    )
     serve_model(
         options.model,
         host=options.host,
         port=options.port,
-        limits=Limits(max_minutes=options.max_minutes, max_mb=options.max_mb),
+        hosts=options.allow_host,
+        limits=Limits(options.max_minutes, options.max_mb, options.max_total_mb),
         window_s=options.window_s,
         hop_s=options.hop_s,
         base=options.base,

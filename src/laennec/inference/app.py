@@ -1,10 +1,10 @@
 """A web page that predicts the labels of a sound that a visitor uploads or records.
 
 Decisions: plain Gradio. Whatever of it contacts other machines is off and the fonts are the system's, so the page
-works offline. A visitor's file is decoded in a sandboxed process. Gradio deletes uploads after ten minutes, and their
+works offline. A visitor's file is decoded in a sandboxed process. Uploads are deleted after ten minutes, and their
 folder is removed when the server stops. The result is one piece of HTML that contains its picture and its sound, so
 no copy of these stays on the server. One recording is processed at a time; further requests wait in a queue of
-bounded length.
+bounded length. What holds for every request is in `server`.
 """
 
 import base64
@@ -13,8 +13,9 @@ import io
 import os
 import tempfile
 import threading
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ DISCLAIMER = (
 _MAX_SPANS = 500
 _QUEUE_SIZE = 16
 _DELETE_EVERY_S, _DELETE_AFTER_S = 60, 540
+_GONE_AFTER_S = _DELETE_EVERY_S + _DELETE_AFTER_S
 _PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _WIDE_IN, _NARROW_IN = 11.0, 5.2  # widths of the picture for a desktop and for a phone, in inches
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
@@ -55,13 +57,16 @@ class Limits:
     Attributes:
         max_minutes: Length of a recording, in minutes.
         max_mb: Size of a file, in MiB.
+        max_total_mb: Size of all files that are on the server at one time, in MiB.
     """
 
     max_minutes: float = 5.0
     max_mb: float = 50.0
+    max_total_mb: float = 1000.0
 
     def __post_init__(self) -> None:
-        for name, value in (("--max-minutes", self.max_minutes), ("--max-mb", self.max_mb)):
+        for field in fields(self):
+            name, value = f"--{field.name.replace('_', '-')}", getattr(self, field.name)
             if not 0 < value < float("inf"):
                 raise InputError(f"{name} is {value:g}; give a number greater than 0")
 
@@ -71,6 +76,7 @@ def serve_model(
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
+    hosts: Sequence[str] = (),
     limits: Limits | None = None,
     window_s: float | None = None,
     hop_s: float | None = None,
@@ -86,6 +92,8 @@ def serve_model(
         model: Folder of a run or an exported model, or a Hub id; the model in the package where none is given.
         host: Address to listen on.
         port: Port to listen on; None for the first free one from 7860 on.
+        hosts: Further names by which visitors reach the page, such as that of a proxy before it; `*` for any. Requests
+            for another name are refused.
         limits: The largest input that is accepted.
         window_s: Length of a window, in seconds; None for the default of `Predictor`.
         hop_s: Time from the start of one window to the start of the next, in seconds; None likewise.
@@ -100,23 +108,31 @@ def serve_model(
     """
     limits = limits or Limits()
     name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
-    with _gradio_settings():
+    stop = stop or threading.Event()
+    with _gradio_settings() as folder:
         page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits)
+        from laennec.inference import server  # needs Gradio's requirements
+
         try:
-            _, address, _ = page.launch(
-                server_name=host, server_port=port, inbrowser=open_browser, **_launching(limits)
-            )
-        except (OSError, OverflowError, UnicodeError) as error:  # as Gradio reports a port or an address it cannot use
+            listener = server.listen(host, port)
+        except (OSError, OverflowError, UnicodeError) as error:
             raise InputError(
                 f"--host {host}, --port {port or '7860 to 7959'}: the page cannot listen there "
                 f"({' '.join(str(error).split())[:80]}); choose another address or port"
             ) from error
-        try:
-            ready(address.rstrip("/"))
-            with contextlib.suppress(KeyboardInterrupt):
-                (stop or threading.Event()).wait()
-        finally:
-            page.close(verbose=False)
+        names = [*server.own_names(host), *map(str.lower, hosts)]
+        app = server.limited(_mounted(page, limits), names, folder, int(limits.max_total_mb * (1 << 20)), _GONE_AFTER_S)
+        with listener, server.serving(app, listener):
+            try:
+                address = server.address_of(listener)
+                ready(address)
+                if open_browser:
+                    webbrowser.open(address)
+                with contextlib.suppress(KeyboardInterrupt):
+                    while not stop.wait(_DELETE_EVERY_S):
+                        server.keep_recent(folder, _GONE_AFTER_S)  # what Gradio does not know
+            finally:
+                page.close(verbose=False)  # ends the answers that wait for a prediction
 
 
 def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
@@ -132,7 +148,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
         "summary": predictor.model.config.summary,
         "labels": labels,
         "disclaimer": DISCLAIMER,
-        "minutes": (_DELETE_AFTER_S + _DELETE_EVERY_S) // 60,
+        "minutes": _GONE_AFTER_S // 60,
         "window_s": predictor.window_s,
         "hop_s": predictor.hop_s,
         "whole": predictor.whole,
@@ -312,40 +328,39 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _launching(limits: Limits) -> dict[str, Any]:
-    """Arguments of `gradio.Blocks.launch`: the limits, the style, and no access to files or other machines."""
+def _mounted(page: Any, limits: Limits) -> Any:
+    """The application of a page: its limits and style, and no access to files or other machines."""
+    import fastapi
     import gradio as gr
 
-    templates = resources.files("laennec") / "templates"
-    return {
-        "prevent_thread_lock": True,
-        "quiet": True,
-        "share": False,
-        "show_error": False,
-        "allowed_paths": [],
-        "max_file_size": int(limits.max_mb * (1 << 20)),
-        "footer_links": [],
-        "run_history": False,
-        "enable_monitoring": False,
-        "ssr_mode": False,
-        "pwa": False,
-        "mcp_server": False,
-        "theme": gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
-        "css": (templates / "app.css").read_text(encoding="utf-8"),
-        "app_kwargs": {"docs_url": None, "redoc_url": None, "openapi_url": None},
-    }
+    closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    return gr.mount_gradio_app(
+        fastapi.FastAPI(**closed),  # type: ignore[arg-type]
+        page,
+        path="/",
+        show_error=False,
+        max_file_size=int(limits.max_mb * (1 << 20)),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
+        css=(resources.files("laennec") / "templates" / "app.css").read_text(encoding="utf-8"),
+        app_kwargs=closed,
+    )
 
 
 @contextlib.contextmanager
-def _gradio_settings() -> Iterator[None]:
-    """Give Gradio a private temporary folder, no telemetry, and no proxy towards this machine, for this block."""
+def _gradio_settings() -> Iterator[Path]:
+    """Give Gradio a private temporary folder and no telemetry for this block."""
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
-        no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "localhost,127.0.0.1")))
-        wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "NO_PROXY": no_proxy}
+        wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         before = {key: os.environ.get(key) for key in wanted}
         os.environ.update(wanted)
         try:
-            yield
+            yield Path(folder)
         finally:
             for key, value in before.items():
                 os.environ.pop(key) if value is None else os.environ.update({key: value})

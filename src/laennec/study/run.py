@@ -2,15 +2,13 @@
 
 Decisions: every step is a command that a person could type, in a process of its own, so that a reader can repeat it
 and its seconds and peak memory are its own. Finished steps are not run again; interrupted ones are continued by the
-same command, and their costs add up. A cell whose folder holds a run of other settings is refused. A run that fails is
-listed, and the others go on.
+same command, and their costs add up. A step ends with its study, however that ends. A cell whose folder holds a run of
+other settings is refused. A run that fails is listed, the others go on, and the results file names what it lacks.
 """
 
 import json
 import os
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
+from laennec.processes import module_process
 from laennec.study.plan import Cell, Study, of_pretraining
 from laennec.study.plots import study_plots
 from laennec.study.published import geometry_table, published_table
@@ -289,17 +288,9 @@ def run_step(command: Command, folder: Path, say: Callable[[str], None] = lambda
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     log, start = folder.parent / f"{folder.name}.log", time.perf_counter()
-    words = command if command[0] == "-m" else ["-m", "laennec", *command]
-    with log.open("a", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            [sys.executable, *words], stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
-        )
-        try:
-            _, status, used = os.wait4(process.pid, 0)  # the only call with the peak memory of one child
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+    words = command[1:] if command[0] == "-m" else ["laennec", *command]
+    with log.open("a", encoding="utf-8") as out, module_process(words, out, folder) as process:
+        _, status, used = os.wait4(process.pid, 0)  # the only call with the peak memory of one child
         process.returncode = os.waitstatus_to_exitcode(status)
     took = {
         "seconds": time.perf_counter() - start,
@@ -331,12 +322,14 @@ def gather(study: Study, runs: Sequence[Path]) -> Path:
     for run in runs:
         cost = add_costs(read_cost(run), *map(cost_without_scoring, sources[run]))
         costs |= {score.folder(run): cost for score in scores if score.folder(run).exists()}
+    missing = [cell.name for cell in study.cells if cell_folder(study, cell) not in runs]
     about = {
         "name": study.name,
         "description": study.description,
         "baseline": study.baseline,
         "figures": list(study.figures),
         "methods": {cell.method: dict(cell.places) for cell in study.cells},
+        **({"missing": missing} if missing else {}),
         **({"published": study.published.model_dump()} if study.published else {}),
     }
     path = gather_results(list(costs), study.results, study.baseline, study.baselines, costs, about)
