@@ -7,6 +7,7 @@ concatenated context pools a cycle and its context separately, and its embedding
 """
 
 import builtins
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,15 @@ from laennec.encoders import (
     load_encoder,
 )
 from laennec.encoders.base import TokenMix
-from laennec.encoders.bases import base_encoder, loading_error, refuse_untrusted_adapter, remember_base
-from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
+from laennec.encoders.bases import (
+    base_encoder,
+    loading_error,
+    refuse_larger_model,
+    refuse_untrusted_adapter,
+    refuse_wrong_buffers,
+    remember_base,
+)
+from laennec.encoders.checkpoints import LOADING_ERRORS, few_modules, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.masks import token_mean
 from laennec.encoders.own import contains_own
@@ -419,11 +427,13 @@ class LaennecForAudioClassification(PreTrainedModel):
             if config is None:
                 config = LaennecConfig.load(pretrained_model_name_or_path, **hub)
             encoder = base_encoder(config, base) if config.head_only else None
+            refuse_larger_model(config, lambda: cls(copy.deepcopy(config)), encoder, pretrained_model_name_or_path, hub)
             absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY
             settings = {**kwargs, "config": config, "absent": absent}
-            model, info = loaded_strictly(
-                super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
-            )
+            with few_modules(pretrained_model_name_or_path):
+                model, info = loaded_strictly(
+                    super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
+                )
         except InputError:
             raise
         except LOADING_ERRORS as error:
@@ -438,6 +448,7 @@ class LaennecForAudioClassification(PreTrainedModel):
                 model.encoder.load_state_dict(state)
             check_fingerprint(model.encoder, pretrained_model_name_or_path)
         make_contiguous(model)
+        refuse_wrong_buffers(model, pretrained_model_name_or_path)
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()
