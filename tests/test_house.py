@@ -20,6 +20,7 @@ EVERYWHERE = {
     "rendering",
     "untrusted",
     "memory",
+    "model_settings",
     "decision_settings",
     "processes",
 }

@@ -77,7 +77,7 @@ Names = Annotated[Labels, AfterValidator(_no_column)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6)]
 Seconds = Annotated[float, Field(gt=0, le=_DAY_S)]
-Rate = Annotated[int, Field(ge=100, le=192_000)]
+Rate = Annotated[int, Field(ge=1, le=192_000)]
 Width = Annotated[int, Field(ge=0, le=1_000_000)]
 _Temperatures = dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]]
 

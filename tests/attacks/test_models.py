@@ -7,15 +7,14 @@ file is tried on the commands too.
 import copy
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
+from tiny_encoders import AST, BEATS
 from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 import laennec
@@ -27,6 +26,7 @@ from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.inference.onnx_model import OnnxModel
 from laennec.model_settings import COLUMNS
+from laennec.training.tables import _COPIED
 
 NAN, INF = math.nan, math.inf
 GOLDEN = Path(__file__).parents[1] / "golden" / "first_edition" / "models"
@@ -420,3 +420,177 @@ def test_onnx_json(spoilt, changes, said):
 def test_preprocessor_config_json_beside_onnx_json(spoilt, changes, said):
     folder = spoilt("onnx", FRONT_END, changes)
     refused(lambda: OnnxModel(folder), str(folder), said)
+
+
+def test_labels_cannot_be_columns_of_the_tables():
+    assert set(CYCLE_FEATURES) - {"crackle", "wheeze"} <= COLUMNS and set(_COPIED) - {"crackle", "wheeze"} <= COLUMNS
+
+
+# ---------------------------------------------------------------- every way in
+
+
+@pytest.mark.parametrize("command", ["predict", "embed", "evaluate", "export"])
+@pytest.mark.parametrize("file", [CONFIG, FRONT_END])
+def test_commands_say_it_in_one_line(spoilt, small_corpus, tmp_path, capfd, command, file):
+    changes = {CONFIG: {"temperatures": {"crackle": 0}}, FRONT_END: {"hop_samples": -1}}[file]
+    model, out = str(spoilt("torch", file, changes)), str(tmp_path / "out")
+    words = {
+        "predict": [model, str(small_corpus), "--out", out],
+        "embed": [model, str(small_corpus), "--out", out],
+        "evaluate": [model, "--corpus", "synthetic", "--data-dir", str(small_corpus), "--out", out],
+        "export": [model, "--out", out],
+    }
+    capfd.readouterr()
+    assert main([command, *words[command]]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith(f"laennec: {model}") and said.count("\n") == 1 and ";" in said, said
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "changes"),
+    [
+        ("torch", CONFIG, {"span": "breath"}),
+        ("torch", FRONT_END, {"std": 0}),
+        ("onnx", FACTS, {"span": "breath"}),
+        ("onnx", FRONT_END, {"keep": "all"}),
+    ],
+)
+def test_a_predictor_says_it_in_one_line(spoilt, kind, file, changes):
+    folder = spoilt(kind, file, changes)
+    refused(lambda: laennec.Predictor.from_pretrained(folder), str(folder), *changes)
+
+
+@pytest.mark.parametrize(("file", "changes"), [(CONFIG, {"span": "breath"}), (FRONT_END, {"std": 0})])
+def test_a_pipeline_says_it_in_one_line(spoilt, file, changes):
+    folder = spoilt("torch", file, changes)
+    refused(lambda: pipeline("audio-classification", model=str(folder), feature_extractor=str(folder)), *changes)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"pooling": "max"}, {"id2label": {0: "recording"}}, {"thresholds": {"LABEL_0": 7}}, {"tasks": {"a.b": TASK}}],
+    ids=lambda values: next(iter(values)),
+)
+def test_a_model_that_could_not_be_loaded_again_is_never_made(values):
+    refused(lambda: laennec.LaennecConfig(**values), next(iter(values)))
+
+
+# ---------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0], ids=["zero", "negative"])
+def test_a_spread_that_cannot_divide(spoilt, value):
+    folder = spoilt("torch", CONFIG, {})
+    state = load_file(folder / "model.safetensors")
+    state["head.spread"][3] = value
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(lambda: load_model(folder), str(folder), "head.spread")
+
+
+@pytest.mark.parametrize("changes", [{"group_frames": 9_000_000}, {"group_step": 1}], ids=str)
+def test_groups_of_another_size_than_the_weights_say(tmp_path, changes):
+    encoder = load_encoder(None, type="cnn", channels=[4, 8])
+    model = LaennecForAudioClassification.from_encoder(encoder, ["crackle", "wheeze"], group_frames=20)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / CONFIG
+    path.write_text(json.dumps(merged(json.loads(path.read_text()), {"encoder_config": changes})))
+    refused(lambda: AutoModelForAudioClassification.from_pretrained(tmp_path), next(iter(changes)))
+
+
+# what a model says of its size, far from that of its weights: (encoder, other settings of it)
+SIZES = {
+    "channels 9000": ("cnn", {"channels": [9000, 9000]}),
+    "a million channels": ("cnn", {"channels": [1_000_000, 1_000_000]}),
+    "width of a million": ("ast", {"hidden_size": 1_000_000}),
+    "a width that heads do not divide": ("ast", {"hidden_size": 999_999}),
+    "inner width of a million": ("ast", {"intermediate_size": 9_000_000}),
+    "300 layers": ("ast", {"num_hidden_layers": 300, "hidden_size": 1024}),
+    "100000 layers": ("ast", {"num_hidden_layers": 100_000}),
+    "pictures without end": ("ast", {"max_length": 9_000_000}),
+    "a thousandfold width": ("mobilenet", {"width_mult": 1000.0}),
+    "a classifier of millions": ("mobilenet", {"audioset_head": True, "audioset_classes": 9_000_000}),
+    "positions without end": ("whisper", {"max_source_positions": 9_000_000}),
+    "whisper's width": ("whisper", {"d_model": 1_000_000}),
+    "buckets without end": ("beats", {"num_buckets": 9_000_000}),
+    "beats' width": ("beats", {"hidden_size": 1_000_000}),
+    "convolutions of millions": ("hubert", {"conv_dim": [9_000_000] * 7}),
+    "position kernels of millions": ("hubert", {"num_conv_pos_embeddings": 9_000_000}),
+    "an ensemble of many": ("cnn", {"model_type": "laennec-ensemble", "members": 100}),
+    "a hidden layer of the head": ("cnn", {"head_hidden_dim": 1_000_000}),
+    "a projection": ("cnn", {"projection_dim": 1_000_000}),
+    "adapters of a wide rank": ("cnn", lora(rank=1025)),
+}
+SMALL = {
+    "cnn": {"channels": [4, 64]}, "mobilenet": {"width_mult": 0.05}, "ast": AST, "beats": BEATS,
+    "whisper": {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16},
+    "hubert": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+        "conv_dim": [4] * 7, "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+    },
+}  # fmt: skip
+# each is tried with no more memory than a program that has loaded a model needs, and half a GiB
+TRIED = """
+import json, resource, sys
+import torch
+from transformers import AutoModelForAudioClassification
+import laennec.modeling
+from laennec.encoders import load_encoder
+from laennec.errors import InputError
+torch.set_num_threads(1)
+def tried(load, folder):
+    try:
+        load(folder)
+    except InputError as error:
+        return str(error)
+    except BaseException as error:
+        return f"{type(error).__name__}\\n{error}"
+    return "nothing\\nsaid"
+whole, *folders = json.load(sys.stdin)
+AutoModelForAudioClassification.from_pretrained(whole)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29),) * 2)
+ways = {"model": AutoModelForAudioClassification.from_pretrained, "encoder": load_encoder}
+print(json.dumps({folder: tried(ways[way], folder) for folder, way in folders}))
+"""
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory):
+    """What loading says for each of the sizes, as a whole model and as an encoder for training, in one process."""
+    root = tmp_path_factory.mktemp("sizes")
+    for kind, settings in SMALL.items():
+        encoder = load_encoder(None, type=kind, **settings)
+        encoder.save_pretrained(root / kind / "encoder")
+        LaennecForAudioClassification.from_encoder(encoder, ["crackle", "wheeze"]).save_pretrained(root / kind)
+    asked = []
+    for name, (kind, changes) in SIZES.items():
+        whole = json.loads((root / kind / CONFIG).read_text())
+        inner = json.loads((root / kind / "encoder" / CONFIG).read_text())
+        own = {} if "members" in changes else {key: value for key, value in changes.items() if key in whole}
+        if changes.get("members"):
+            changes = changes | {"encoder_config": inner | {"channels": [1024, 1024]}}
+        spoilt = {"model": merged(whole, own or {"encoder_config": changes}), "encoder": inner | changes}
+        for way, values in spoilt.items():
+            if way == "encoder" and (own or "members" in changes):
+                continue
+            place = root / name / way
+            shutil.copytree(root / kind / ("encoder" if way == "encoder" else ""), place)
+            (place / CONFIG).write_text(json.dumps(values))
+            asked.append((str(place), way))
+    done = subprocess.run(
+        [sys.executable, "-c", TRIED], input=json.dumps([str(root / "cnn"), *asked]), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    return {
+        name: {way: line for (place, way) in asked if (line := said[place]) and f"/{name}/" in place} for name in SIZES
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are those of Linux")
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_that_the_weights_have_not_takes_no_memory(sized, name):
+    assert sized[name]
+    for line in sized[name].values():
+        assert line.isprintable() and ";" in line and len(line) < 700, line

@@ -140,7 +140,7 @@ def loaded_strictly(
     """
     # without the second setting transformers raises its own error for another shape
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_loading_report():
+    with _without_loading_report(), _few_modules(source):
         model, info = load(source, *args, **settings)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     missing = {*(key for key in info["missing_keys"] if not key.startswith(absent)), *mismatched}
@@ -167,7 +167,7 @@ def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source:
     Raises:
         InputError: It has more numbers than that, or settings that make no model.
     """
-    with wrong_settings(str(source)), few_modules(source), no_init_weights(), torch.device("meta"):
+    with wrong_settings(str(source)), _few_modules(source), no_init_weights(), torch.device("meta"):
         model = build()
     held = known + sum(path.stat().st_size for path in files)
     wanted = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
@@ -179,7 +179,7 @@ def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source:
 
 
 @contextlib.contextmanager
-def few_modules(source: str | Path) -> Iterator[None]:
+def _few_modules(source: str | Path) -> Iterator[None]:
     """Refuse settings of layers without end, while they are made: each one takes time even without memory."""
     made = 0
 
