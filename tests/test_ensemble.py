@@ -193,7 +193,7 @@ def test_what_cannot_be_joined_is_refused(models, said):
 
 @pytest.mark.parametrize("members", [0, -1, 2.5, "two", None])
 def test_what_is_no_number_of_members_is_refused(members):
-    with pytest.raises(ValueError, match=r"members is .*; it must be a whole number above 0"):
+    with pytest.raises(ValueError, match=r"members is .*; it must be a whole number from 1"):
         EnsembleConfig(members=members)
 
 

@@ -21,6 +21,7 @@ EVERYWHERE = {
     "untrusted",
     "memory",
     "cache",
+    "model_settings",
     "decision_settings",
     "terminal",
     "processes",

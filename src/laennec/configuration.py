@@ -4,19 +4,17 @@ Decisions: calibration and thresholds are part of the model, by label name, so t
 did. A file without them stands for an uncalibrated model with thresholds of 0.5.
 """
 
-import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import PreTrainedConfig
 
 from laennec.decision_settings import PROBLEM_TYPES, DecisionSettings
 from laennec.encoders import config_from_dict
 from laennec.errors import InputError
+from laennec.model_settings import ModelSettings, checked
 from laennec.untrusted import refuse_settings
-
-POOLINGS = ("encoder", "mean")
-
 
 # settings of the first edition, whose models are still read
 _FORMER_NAMES = {"joins_context": "concatenated_context", "leanings": "logit_adjustment"}
@@ -31,7 +29,9 @@ def span_noun(span: Span) -> str:
     return span if isinstance(span, str) else "window"
 
 
-def _present_names(values: dict[str, Any]) -> dict[str, Any]:
+def _present_names(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
     return {_FORMER_NAMES.get(name, name): value for name, value in values.items()}
 
 
@@ -106,27 +106,36 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
     features_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Build the encoder's configuration from its dict, and fill in defaults."""
+        """Check every value, fill in defaults, and build the encoder's configuration from its dict."""
+        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
+            if getattr(self, name) is None:
+                setattr(self, name, {})
+        checked(ModelSettings, {name: vars(self).get(name, kwargs.get(name)) for name in ModelSettings.model_fields})
+        if taken := [name for name in self.tasks if hasattr(nn.ModuleDict, name)]:
+            raise InputError(f"tasks: {taken[0]!r} cannot name a task; rename it")
         if isinstance(self.encoder_config, dict):
             self.encoder_config = config_from_dict(self.encoder_config)
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {self.pooling!r}; it can be {' or '.join(POOLINGS)}")
-        for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
-            setattr(self, name, getattr(self, name) or {})
-        seconds = isinstance(self.span, float | int) and 0 < self.span < math.inf
-        if self.span not in ("cycle", "recording") and not seconds:
-            raise ValueError(f"span is {self.span!r}; it can be cycle, recording or the seconds of a window")
         self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The configuration of these values, checked by `laennec.untrusted.refuse_settings`."""
-        refuse_settings(config_dict, config_dict.get("_name_or_path") or "config.json")
+        """The configuration of these values, which may be a stranger's.
+
+        Raises:
+            InputError: A value that no model has, see `laennec.model_settings` and `laennec.untrusted`.
+        """
+        where = Path(kwargs.get("name_or_path") or "") / "config.json"
+        refuse_settings(config_dict, where)
         values = _present_names(config_dict)
         if isinstance(values.get("tasks"), dict):
             values["tasks"] = {name: _present_names(task) for name, task in values["tasks"].items()}
-        return super().from_dict(values, **kwargs)
+        if not isinstance(values.get("encoder_config"), dict | PreTrainedConfig):
+            raise InputError(f"{where}: encoder_config is no settings of an encoder; get the model again")
+        try:
+            return super().from_dict(values, **kwargs)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
     @classmethod
     def load(cls, name: str | Path, **hub: Any) -> "LaennecConfig":
@@ -137,15 +146,14 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
             **hub: Revision, token and the like.
 
         Raises:
-            InputError: It is that of another model.
+            InputError: It is that of another model, or has a value that no model has.
         """
         values, _ = cls.get_config_dict(name, **hub)
         kind = values.get("model_type")
         if kind != cls.model_type:
             what = f"holds a {kind!r} model" if kind else "has no config.json that names a model"
             raise InputError(f"{name}: {what}, not a laennec model; give a run, an exported folder or a Hub id of one")
-        refuse_settings(values, name)
-        config: LaennecConfig = cls.from_pretrained(name, **hub)
+        config: LaennecConfig = cls.from_dict(values, name_or_path=str(name))
         return config
 
     @property

@@ -7,6 +7,7 @@ concatenated context pools a cycle and its context separately, and its embedding
 """
 
 import builtins
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import (
     adapters,
     as_encoder,
+    bases,
     encoder_digest,
     encoder_from_config,
     in_groups,
@@ -32,7 +34,6 @@ from laennec.encoders import (
     load_encoder,
 )
 from laennec.encoders.base import TokenMix
-from laennec.encoders.bases import base_encoder, loading_error, refuse_untrusted_adapter, remember_base
 from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
 from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.masks import token_mean
@@ -346,7 +347,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         if head_only:
             state = {k: v for k, v in state.items() if not k.startswith("encoder.")}
             self.config.encoder_digest = self.config.encoder_digest or encoder_digest(self.encoder)
-            remember_base(self.config)
+            bases.remember_base(self.config)
         else:
             record_fingerprint(self.encoder)
             self.config.encoder_config = self.encoder.config
@@ -404,9 +405,9 @@ class LaennecForAudioClassification(PreTrainedModel):
             **kwargs: Handed to transformers.
 
         Raises:
-            InputError: The base cannot be found, or its weights are not those the head was trained on; this is no
-                laennec model; weights are missing or of another shape.
+            InputError: This is no laennec model; its settings make none, or not that of its weights; the base is lost.
         """
+        source = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)  # the other kind of file can hold code
         hub: dict[str, Any] = {
@@ -414,30 +415,30 @@ class LaennecForAudioClassification(PreTrainedModel):
         }
         kwargs.pop("adapter_kwargs", None)  # an Auto class gives what it found beside the model, which is refused
         try:
-            refuse_model_folder(Path(pretrained_model_name_or_path) / hub.get("subfolder", ""))
-            refuse_untrusted_adapter(pretrained_model_name_or_path, hub)
+            refuse_model_folder(Path(source) / hub.get("subfolder", ""))
+            bases.refuse_untrusted_adapter(source, hub)
             if config is None:
-                config = LaennecConfig.load(pretrained_model_name_or_path, **hub)
-            encoder = base_encoder(config, base) if config.head_only else None
+                config = LaennecConfig.load(source, **hub)
+            encoder = bases.base_encoder(config, base) if config.head_only else None
+            bases.refuse_larger_model(config, lambda: cls(copy.deepcopy(config)), encoder, source, hub)
             absent = (*_TRAINING_ONLY, "encoder.") if config.head_only else _TRAINING_ONLY
             settings = {**kwargs, "config": config, "absent": absent}
-            model, info = loaded_strictly(
-                super().from_pretrained, pretrained_model_name_or_path, "laennec model", *args, **settings
-            )
+            model, info = loaded_strictly(super().from_pretrained, source, "laennec model", *args, **settings)
         except InputError:
             raise
         except LOADING_ERRORS as error:
-            raise loading_error(pretrained_model_name_or_path, error) from error
+            raise bases.loading_error(source, error) from error
         if encoder is not None:
             # transformers gives random weights to what a checkpoint leaves out; the base takes their place
-            model.encoder = adapters.with_adapter(encoder, config, pretrained_model_name_or_path, hub)
+            model.encoder = adapters.with_adapter(encoder, config, source, hub)
         else:
             if contains_own(model.encoder.config):
                 # built anew: transformers leaves buffers that are not saved undefined
                 state, model.encoder = model.encoder.state_dict(), encoder_from_config(model.encoder.config).eval()
                 model.encoder.load_state_dict(state)
-            check_fingerprint(model.encoder, pretrained_model_name_or_path)
+            check_fingerprint(model.encoder, source)
         make_contiguous(model)
+        bases.refuse_wrong_buffers(model, source)
         model.config.head_only = False
         if config.frozen_encoder:
             model.freeze_encoder()

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import stat
-from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -27,7 +26,9 @@ _MOST_NODES = 200_000
 _MOST_SIZE = 10_000_000
 _MOST_LABELS = 100_000
 _MOST_LAYERS = 1_000
+_MOST_NESTED = 20
 _ATTENTION = (None, "eager", "sdpa")
+_DTYPES = ("None", "float32", "float16", "bfloat16", "float64")
 _NO_SETTINGS = {
     "quantization_config": "weights in a form that other packages unpack",
     "configuration_files": "another file to take its settings from",
@@ -196,38 +197,44 @@ def leads_outside(path: str | os.PathLike[str], folder: str | os.PathLike[str]) 
     return True
 
 
-def refuse_settings(values: Mapping[str, Any], where: object) -> None:
-    """Refuse settings of a model that would have it do something else than be a model.
+def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -> None:
+    """Refuse settings of a model that would have it do something else than be a model, or that nothing can hold.
 
     What names code (`auto_map` and the like) is never looked at, and may stand there.
 
     Args:
-        values: From config.json or preprocessor_config.json.
+        values: From config.json, preprocessor_config.json or onnx.json.
         where: What the error names.
+        key: The dotted key of `values`.
+        depth: How deep they lie.
 
     Raises:
-        InputError: An attention that is a program to be fetched, sizes that nothing can hold, another file to read.
+        InputError: An attention that is a program to be fetched, another file to read, sizes or numbers that no model
+            has, settings within settings without end.
     """
     remedy = "do not use this model, or correct its settings"
-    for name, value in values.items():
-        if name in _NO_SETTINGS and value:
-            raise InputError(f"{where}: {name} names {_NO_SETTINGS[name]}, which is not done here; {remedy}")
-        if "attn_implementation" in str(name) and value not in _ATTENTION:
-            raise InputError(f"{where}: {name} is {str(value)[:80]!r}, a program to be fetched and run; {remedy}")
-        most = _MOST_LAYERS if _counts_layers(str(name)) else _MOST_SIZE
-        if name == "num_labels":
-            most = _MOST_LABELS
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float) and not -_MOST_SIZE <= number <= most:
-                raise InputError(f"{where}: {name} is {str(number)[:40]}, which is no size of a model; {remedy}")
-        if isinstance(value, list | dict) and len(value) > (_MOST_LABELS if "label" in str(name) else _MOST_LAYERS):
-            raise InputError(f"{where}: {name} holds {len(value)} values, which is no size of a model; {remedy}")
-        if isinstance(value, dict) and "label" not in str(name):
-            refuse_settings(value, where)
+    name = key.rpartition(".")[2]
+    if depth > _MOST_NESTED:
+        raise InputError(f"{where}: {key[:80]} ... is nested too deeply; {remedy}")
+    if name in _NO_SETTINGS and values:
+        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which is not done here; {remedy}")
+    if "attn_implementation" in name and values not in _ATTENTION:
+        raise InputError(f"{where}: {key} is {str(values)[:80]!r}, a program to be fetched and run; {remedy}")
+    if name in ("dtype", "torch_dtype") and str(values).removeprefix("torch.") not in _DTYPES:
+        raise InputError(f"{where}: {key} is {str(values)[:80]!r}; models have {', '.join(_DTYPES[1:])}; {remedy}")
+    most = _MOST_LABELS if "label" in name else _MOST_LAYERS if _counts_layers(key) else _MOST_SIZE
+    if isinstance(values, int | float) and not -_MOST_SIZE <= values <= most:
+        raise InputError(f"{where}: {key} is {repr(values)[:40]}, which is no size of a model; {remedy}")
+    if isinstance(values, list | dict):
+        if len(values) > (_MOST_LABELS if "label" in name else _MOST_LAYERS):
+            raise InputError(f"{where}: {key} holds {len(values)} values, which is no size of a model; {remedy}")
+        for inner, value in values.items() if isinstance(values, dict) else enumerate(values):
+            refuse_settings(value, where, f"{key}.{inner}".lstrip("."), depth + 1)
 
 
-def _counts_layers(name: str) -> bool:
-    return name == "depths" or (name.endswith("layers") and not name.startswith("trained"))
+def _counts_layers(key: str) -> bool:
+    name = key.rpartition(".")[2]
+    return ".depths." in f".{key}." or (name.endswith("layers") and not name.startswith("trained"))
 
 
 def refuse_model_folder(folder: str | os.PathLike[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import BatchFeature, SequenceFeatureExtractor
 
@@ -26,14 +27,13 @@ from laennec.audio.filterbanks import TooShortError, log_mel, own, padded_batch,
 from laennec.audio.presets import PRESET_LENGTHS, PRESETS, FrontEnd
 from laennec.audio.recording import ButterworthFilter
 from laennec.errors import InputError
+from laennec.model_settings import FILLED, LENGTH_RULES, REMEDY, SoundSettings, checked, settings_error
 from laennec.untrusted import refuse_settings
 
 __all__ = ["FEATURE_VERSION", "LENGTH_RULES", "PRESETS", "LaennecFeatureExtractor", "preset_length"]
 
 # goes up whenever the same settings give other numbers; caches and saved extractors carry it
 FEATURE_VERSION = 1
-LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop", "zero_frames")
-_FILLED = ("repeat", "repeat_pad", "zero")  # rules under which every cycle fills duration_s
 
 _FRONT_END_FIELDS = tuple(f.name for f in fields(FrontEnd))
 # keys that transformers writes or passes along
@@ -90,47 +90,54 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         context_cycles: int = 0,
         **overrides: Any,
     ) -> None:
-        if preset not in PRESETS:
+        if preset not in [*PRESETS]:
             raise ValueError(f"preset is {preset!r}; it can be {', '.join(PRESETS)}")
         saved_version = overrides.pop("feature_version", FEATURE_VERSION)
         if saved_version != FEATURE_VERSION:
             raise InputError(
-                f"preprocessor_config.json was written for feature version {saved_version}, this laennec computes "
-                f"version {FEATURE_VERSION}; install the laennec release the model was trained with"
+                f"feature_version: the settings were written for feature version {saved_version}, this laennec "
+                f"computes version {FEATURE_VERSION}; install the laennec release the model was trained with"
             )
-        settings = asdict(PRESETS[preset]) | _front_end_overrides(overrides, PRESETS[preset])
-        front = FrontEnd(**settings)
+        front = _front_end(overrides, PRESETS[preset])
+        default = PRESET_LENGTHS.get(preset, {})
+        length = default.get("length", "natural") if length is None else length
+        if duration_s is None and length != "natural":
+            duration_s = default.get("duration_s")
+        sound = {"length": length, "duration_s": duration_s, "fade_s": fade_s, "keep": keep}
+        sound |= {"recording_filter": recording_filter, "context_cycles": context_cycles}
+        checked(SoundSettings, {**sound, "sampling_rate": front.sampling_rate})
         bookkeeping = {k: v for k, v in overrides.items() if k in _BOOKKEEPING and k != "feature_extractor_type"}
         super().__init__(
             feature_size=front.feature_size, sampling_rate=front.sampling_rate, padding_value=0.0, **bookkeeping
         )
-        self.return_attention_mask = bool(overrides.get("return_attention_mask", True))
+        self.return_attention_mask = overrides.get("return_attention_mask", True)
         self.preset = preset
         self.feature_version = FEATURE_VERSION
-        for name, value in settings.items():
+        for name, value in asdict(front).items():
             setattr(self, name, value)
-        default = PRESET_LENGTHS.get(preset, {})
-        self.length = length or default.get("length", "natural")
-        if duration_s is None and self.length != "natural":
-            duration_s = default.get("duration_s")
+        self.length: str = length
         self.duration_s, self.fade_s, self.keep = duration_s, float(fade_s), keep
         self.recording_filter = recording_filter
-        if isinstance(context_cycles, bool) or not isinstance(context_cycles, int) or context_cycles < 0:
-            raise ValueError(f"context_cycles is {context_cycles!r}; it must be a whole number from 0")
         self.context_cycles = context_cycles
         self._check_length()
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Make an extractor from saved settings, which are untrusted; see `laennec.untrusted.refuse_settings`."""
-        refuse_settings(feature_extractor_dict, "preprocessor_config.json")
-        return super().from_dict(feature_extractor_dict, **kwargs)
+        """Make an extractor from saved settings, which are untrusted.
+
+        Raises:
+            InputError: A value that no front end has.
+        """
+        where = "preprocessor_config.json"
+        refuse_settings(feature_extractor_dict, where)
+        try:
+            return super().from_dict(feature_extractor_dict, **kwargs)
+        except InputError as error:
+            raise InputError(f"{where}: no usable front end: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: no usable front end: {error}; {REMEDY}") from error
 
     def _check_length(self) -> None:
-        if self.length not in LENGTH_RULES:
-            raise ValueError(f"length is {self.length!r}; it can be {', '.join(LENGTH_RULES)}")
-        if self.keep not in ("first", "last", "center"):
-            raise ValueError(f"keep is {self.keep!r}; it can be first, last or center")
         if self.length == "natural":
             if self.duration_s is not None:
                 raise ValueError(
@@ -140,7 +147,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         elif self.duration_s is None:
             raise ValueError(f"length={self.length!r} needs duration_s, in seconds")
         elif self.length == "zero_frames" and (
-            self.keep != "first" or self.front != FrontEnd(**asdict(self.front) | _WHOLE_FRAMES)
+            self.keep != "first" or any(getattr(self, name) != value for name, value in _WHOLE_FRAMES.items())
         ):
             raise ValueError(
                 "length='zero_frames' keeps the first duration_s, of front ends whose frames depend on their own "
@@ -178,7 +185,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     def frames(self, samples: int) -> int:
         """Number of real frames of a cycle of `samples` samples; 0 where it is too short for one."""
-        if self.length in _FILLED:
+        if self.length in FILLED:
             return self.front.frames(self._target_samples) if samples else 0
         if self.length == "zero_frames":
             return self._target_frames if samples >= self.front.min_samples else 0
@@ -348,7 +355,7 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
 
     def _check_waveforms(self, batch: Tensor, counts: list[int], cycles: int) -> None:
         """Refuse waveforms without features; only the first `cycles` need a frame, the others are context."""
-        needed = 1 if self.length in _FILLED else self.front.min_samples
+        needed = 1 if self.length in FILLED else self.front.min_samples
         for index, samples in enumerate(counts[:cycles]):
             if samples < needed:
                 raise TooShortError(index, samples, self.sampling_rate, self.front.min_samples)
@@ -392,26 +399,31 @@ def preset_length(preset: str) -> str:
     return str(PRESET_LENGTHS.get(preset, {}).get("length", "natural"))
 
 
-def _front_end_overrides(overrides: dict[str, Any], preset: FrontEnd) -> dict[str, Any]:
-    """The overrides that are settings of the front end; unknown names are refused."""
-    if "feature_size" in overrides:
-        stacked = int(overrides.get("stack_frames", preset.stack_frames))
-        overrides.setdefault("num_mel_bins", overrides["feature_size"] // stacked)
-        if overrides["feature_size"] != overrides["num_mel_bins"] * stacked:
-            raise ValueError(
-                f"feature_size={overrides['feature_size']} and num_mel_bins={overrides['num_mel_bins']} must be equal"
-                + (f" ({stacked} frames stacked)" if stacked > 1 else "")
-            )
+def _front_end(overrides: dict[str, Any], preset: FrontEnd) -> FrontEnd:
+    """A preset's front end with the overrides that are settings of it; unknown names are refused."""
     if overrides.get("padding_value", 0.0) != 0.0:
         raise ValueError("padding_value can only be 0.0, which encoders expect")
+    if not isinstance(overrides.get("return_attention_mask", True), bool):
+        raise ValueError("return_attention_mask can be true or false")
     known = (*_FRONT_END_FIELDS, "length", "duration_s", "fade_s", "keep", "context_cycles")
     for name in overrides:
         if name not in (*known, *_BOOKKEEPING, "feature_size", "padding_value", "return_attention_mask"):
             near = difflib.get_close_matches(name, known, n=1)
             raise TypeError(f"features have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    # JSON gives integers for whole floats; types follow the dataclass so that a round trip is exact
-    example = PRESETS["ast"]
-    return {k: type(getattr(example, k))(v) for k, v in overrides.items() if k in _FRONT_END_FIELDS}
+    settings = asdict(preset) | {k: v for k, v in overrides.items() if k in _FRONT_END_FIELDS}
+    size = overrides.get("feature_size", 0)
+    try:
+        front = FrontEnd(**settings)
+    except ValidationError as error:
+        raise settings_error(error, settings) from error
+    if "feature_size" in overrides and "num_mel_bins" not in overrides and isinstance(size, int):
+        return _front_end(overrides | {"num_mel_bins": size // front.stack_frames}, preset)
+    if "feature_size" in overrides and size != front.feature_size:
+        raise ValueError(
+            f"feature_size={size!r} and num_mel_bins={front.num_mel_bins} must be equal"
+            + (f" ({front.stack_frames} frames stacked)" if front.stack_frames > 1 else "")
+        )
+    return front
 
 
 def _check_padding(arguments: dict[str, Any]) -> None:

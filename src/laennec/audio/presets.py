@@ -9,24 +9,21 @@ decades below a clip's maximum; here the clip is the cycle alone, not the 30 s t
 """
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from laennec.model_settings import Number, Rate
+
 _LN_10 = math.log(10.0)
-_CHOICES = {
-    "window": ("hann", "povey", "hann_periodic"),
-    "pre_emphasis_on": ("frame", "signal"),
-    "log_floor_rule": ("max", "add"),
-    "kind": ("log_mel", "waveform"),
-    "mel_scale": ("kaldi", "slaney", "htk"),
-    "normalise": ("fixed", "bins", "cycle"),
-}
+_MOST_OVERLAP = 128  # windows that a sample is in; more of them would only fill the memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class FrontEnd:
     """Settings that turn a waveform into log-mel frames.
 
@@ -61,51 +58,43 @@ class FrontEnd:
         stack_frames: How many consecutive frames are stacked into one.
     """
 
-    sampling_rate: int = 16000
-    num_mel_bins: int = 128
-    window: str = "hann"
-    window_samples: int = 400
-    hop_samples: int = 160
-    fft_samples: int = 512
-    reflect_samples: int = 0
-    pre_emphasis: float = 0.97
-    pre_emphasis_on: str = "frame"
+    sampling_rate: Rate = 16000
+    num_mel_bins: int = Field(default=128, ge=1, le=1024)
+    window: Literal["hann", "povey", "hann_periodic"] = "hann"
+    window_samples: int = Field(default=400, ge=2, le=65_536)
+    hop_samples: int = Field(default=160, ge=1, le=65_536)
+    fft_samples: int = Field(default=512, ge=2, le=65_536)
+    reflect_samples: int = Field(default=0, ge=0)
+    pre_emphasis: float = Field(default=0.97, ge=0, le=1)
+    pre_emphasis_on: Literal["frame", "signal"] = "frame"
     remove_frame_mean: bool = True
     subtract_mean: bool = False
-    waveform_scale: float = 1.0
-    low_hz: float = 20.0
-    high_hz: float = 8000.0
-    log_floor: float = 1.1920928955078125e-07
-    log_floor_rule: str = "max"
-    mean: float = 0.0
-    std: float = 0.5
-    kind: str = "log_mel"
-    mel_scale: str = "kaldi"
-    dynamic_range: float = 0.0
+    waveform_scale: float = Field(default=1.0, gt=0, le=1e9)
+    low_hz: float = Field(default=20.0, ge=0)
+    high_hz: float = Field(default=8000.0, gt=0)
+    log_floor: float = Field(default=1.1920928955078125e-07, gt=0, le=1e6)
+    log_floor_rule: Literal["max", "add"] = "max"
+    mean: Number = 0.0
+    std: float = Field(default=0.5, ge=1e-6, le=1e6)
+    kind: Literal["log_mel", "waveform"] = "log_mel"
+    mel_scale: Literal["kaldi", "slaney", "htk"] = "kaldi"
+    dynamic_range: float = Field(default=0.0, ge=0, le=1e6)
     drop_last_frame: bool = False
-    normalise: str = "fixed"
-    stack_frames: int = 1
+    normalise: Literal["fixed", "bins", "cycle"] = "fixed"
+    stack_frames: int = Field(default=1, ge=1, le=64)
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(allowed)}")
-        if not 0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2:
+        if not self.low_hz < self.high_hz <= self.sampling_rate / 2:
             raise ValueError(
-                f"filters from {self.low_hz} to {self.high_hz} Hz do not fit {self.sampling_rate} Hz audio; "
-                f"need 0 <= low_hz < high_hz <= {self.sampling_rate / 2:g}"
+                f"filters from low_hz={self.low_hz} to high_hz={self.high_hz} do not fit {self.sampling_rate} Hz "
+                f"audio; need low_hz < high_hz <= {self.sampling_rate / 2:g}"
             )
-        if not self.hop_samples > 0 or not 1 < self.window_samples <= self.fft_samples:
-            raise ValueError(
-                f"window {self.window_samples}, hop {self.hop_samples}, FFT {self.fft_samples} samples; "
-                "need hop > 0 and 1 < window <= FFT"
-            )
-        if self.std <= 0 or not math.isfinite(self.mean) or not math.isfinite(self.std):
-            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, and std positive")
-        if not 0 <= self.reflect_samples <= self.window_samples // 2:
+        if self.window_samples > self.fft_samples:
+            raise ValueError(f"window_samples={self.window_samples} is more than fft_samples={self.fft_samples}")
+        if self.fft_samples > _MOST_OVERLAP * self.hop_samples and not self.is_waveform:
+            raise ValueError(f"hop_samples={self.hop_samples} is less than 1/{_MOST_OVERLAP} of {self.fft_samples}")
+        if self.reflect_samples > self.window_samples // 2:
             raise ValueError(f"reflect_samples is {self.reflect_samples}; it can be 0 to half a window")
-        if self.dynamic_range < 0 or self.stack_frames < 1:
-            raise ValueError(f"dynamic_range {self.dynamic_range} must not be negative, stack_frames at least 1")
         if self.normalise == ("bins" if self.is_waveform else "cycle") or (self.is_waveform and self.num_mel_bins != 1):
             raise ValueError('normalise "bins" is for log-mel frames, "cycle" for waveforms, which have one "mel bin"')
 

@@ -24,6 +24,7 @@ import soxr
 
 from laennec.audio.containers import SoundBytes, read_declared
 from laennec.errors import InputError, one_line
+from laennec.model_settings import FilterSettings, checked
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".rf64", ".caf")
 
@@ -85,7 +86,10 @@ class ButterworthFilter:
     Args:
         kind: "lowpass", "highpass" or "bandpass".
         cutoff_hz: The -3 dB frequency in Hz; for a band-pass the pair (low, high).
-        order: Order of the prototype; a band-pass has twice as many poles.
+        order: Order of the prototype, at most 32; a band-pass has twice as many poles.
+
+    Raises:
+        InputError: Another kind or order, or frequencies that are not positive and rising.
     """
 
     kind: Literal["lowpass", "highpass", "bandpass"]
@@ -93,17 +97,8 @@ class ButterworthFilter:
     order: int = 4
 
     def __post_init__(self) -> None:
-        if self.kind not in ("lowpass", "highpass", "bandpass"):
-            raise ValueError(f"filter kind {self.kind!r} is none of lowpass, highpass, bandpass")
-        edges = tuple(float(edge) for edge in np.atleast_1d(self.cutoff_hz))
-        pair = self.kind == "bandpass"
-        if len(edges) != 1 + pair:
-            raise ValueError(f"cutoff_hz={self.cutoff_hz}: a bandpass takes two frequencies, any other filter one")
-        if not (edges[0] > 0 and edges[0] < (edges[1] if pair else math.inf) and math.isfinite(edges[-1])):
-            raise ValueError(f"cutoff_hz={self.cutoff_hz}: frequencies must be positive, finite and rising")
-        if self.order < 1:
-            raise ValueError(f"order={self.order}: must be at least 1")
-        object.__setattr__(self, "cutoff_hz", edges if pair else edges[0])  # a list from YAML becomes hashable
+        found = checked(FilterSettings, vars(self), "correct the filter")
+        object.__setattr__(self, "cutoff_hz", found.cutoff_hz)  # a list from YAML becomes hashable
 
     def apply(self, waveform: Waveform, sampling_rate: int) -> Waveform:
         """Filter a waveform, starting from a zero state.

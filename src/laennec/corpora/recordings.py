@@ -22,7 +22,7 @@ import datasets
 from laennec.audio.cycles import AnnotationError, label_of, numbered_lines, refuse_doubled
 from laennec.cache import cache_root, cached_folder, hash_files
 from laennec.errors import InputError
-from laennec.files import find_data
+from laennec.files import find_data, writing_error
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")
 _UNPACKED_SUFFIXES = (*AUDIO_SUFFIXES, ".txt", ".csv", ".json")
@@ -234,7 +234,8 @@ def _unpack_into(archive: Path, folder: Path) -> None:
         raise
     except Exception as error:  # zipfile raises many kinds for an archive that is damaged or encrypted
         remedy = "download it again, or unpack it yourself"
-        raise InputError(f"{archive}: cannot be unpacked ({error}); {remedy}") from error
+        damaged = InputError(f"{archive}: cannot be unpacked ({error}); {remedy}")
+        raise writing_error(folder, error) or damaged from error
 
 
 def refuse_large(archive: Path, packed: int, unpacked: int) -> None:

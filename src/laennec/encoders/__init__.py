@@ -6,6 +6,7 @@ id. The digest covers what an embedding depends on: batch counters and the Audio
 
 import builtins
 import contextlib
+import copy
 import difflib
 import hashlib
 import pickle
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,7 +36,10 @@ from laennec.encoders.checkpoints import (
     read_safetensors,
     read_weights,
     reason,
+    refuse_larger,
     released_error,
+    weight_files,
+    wrong_settings,
 )
 from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
 from laennec.encoders.composite import EnsembleConfig, EnsembleEncoder, GroupsConfig, GroupsEncoder
@@ -192,7 +195,7 @@ def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None 
 def _with_random_weights(kind: str, overrides: dict[str, Any]) -> PreTrainedModel:
     """An encoder of the user's own size; errors of torch and transformers become one line."""
     config = _configuration(kind, {}, overrides)
-    with _wrong_settings(kind):
+    with wrong_settings(f"{kind} encoder"):
         return encoder_from_config(config).eval()
 
 
@@ -264,23 +267,11 @@ def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any])
                 f"{kind} encoders have no setting {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
             )
     refuse_settings(overrides, f"{kind} encoder: encoder.config")
-    with _wrong_settings(kind):
+    with wrong_settings(f"{kind} encoder"):
         config = config_class.from_dict(values | overrides)
     if getattr(config, "num_hidden_layers", 1) < 1:  # transformers builds an encoder without any
         raise InputError(f"{kind} encoder: num_hidden_layers is {config.num_hidden_layers}; it must be at least 1")
     return config
-
-
-@contextlib.contextmanager
-def _wrong_settings(kind: str) -> Iterator[None]:
-    """Turn what torch and transformers raise for settings that do not fit together into one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (StrictDataclassError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise InputError(f"{kind} encoder: {said}; correct encoder.config or the config.json") from error
 
 
 def _is_released_file(source: str | Path) -> bool:
@@ -351,6 +342,7 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     settings = {"config": config, "revision": revision or "main", "dtype": torch.float32}
     with _one_line_errors(source):
+        refuse_larger(lambda: encoder_class(copy.deepcopy(config)), weight_files(source, revision=revision), source)
         if issubclass(encoder_class, TransformersEncoder):
             return encoder_class.load(source, config, revision)
         encoder, _ = loaded_strictly(encoder_class.from_pretrained, source, encoder_class.__name__, **settings)

@@ -8,18 +8,19 @@ same weights are found by their digest where a head on them was saved here, or a
 import contextlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from laennec.cache import cache_root, read_entry, write_entry
 from laennec.encoders import as_encoder, encoder_digest, fill_own, in_groups, load_encoder
-from laennec.encoders.checkpoints import out_of_reach, reason
-from laennec.encoders.composite import GroupsConfig
-from laennec.encoders.own import build, is_own
+from laennec.encoders.checkpoints import out_of_reach, reason, refuse_larger, weight_files
+from laennec.encoders.composite import GroupsConfig, GroupsEncoder
+from laennec.encoders.own import build, contains_own, is_own
 from laennec.errors import InputError, hub_reason
 from laennec.files import json_text
 
@@ -128,6 +129,46 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
             f"{name}: has adapters beside its config.json, which can name any other model as their base; a laennec "
             "model keeps its own in the folder adapter: export the run again"
         )
+
+
+def refuse_larger_model(
+    config: Any, build: Callable[[], nn.Module], base: nn.Module | None, source: str | Path, hub: Mapping[str, Any]
+) -> None:
+    """Refuse a model whose settings make more of it than its weights and its base are.
+
+    Args:
+        config: Its configuration.
+        build: Makes the model.
+        base: The encoder that other files hold; None where the model's own do.
+        source: A folder or a Hub id.
+        hub: Revision, subfolder, token and the like.
+
+    Raises:
+        InputError: As `refuse_larger`.
+    """
+    if contains_own(config.encoder_config):
+        return  # users' code takes its memory itself
+    known = 0 if base is None else sum(tensor.numel() for tensor in base.state_dict().values())
+    refuse_larger(build, weight_files(source, **hub), source, known)
+
+
+def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
+    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than was trained.
+
+    Raises:
+        InputError: One of these.
+    """
+    for name, module in model.named_modules():
+        spread = getattr(module, "spread", None)
+        if isinstance(spread, Tensor) and not bool((spread > 0).all()):
+            raise InputError(f"{source}: {name}.spread holds values that are not above 0; get the model again")
+        if isinstance(module, GroupsEncoder):
+            frames = (module.config.group_frames, module.config.group_step)
+            if tuple(module.geometry.tolist()) != frames:
+                raise InputError(
+                    f"{source}: config.json says group_frames and group_step {frames}, the weights "
+                    f"{tuple(module.geometry.tolist())}; get the model again"
+                )
 
 
 def loading_error(name: str | Path, error: BaseException) -> InputError:

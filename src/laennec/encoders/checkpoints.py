@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -29,6 +32,8 @@ from laennec.untrusted import read_json, refuse_index
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, EOFError, SafetensorError, pickle.PickleError, zipfile.BadZipFile)
 _CODE = re.compile(r"GLOBAL (\w\S+)")
 _NAMED = 4
+_MOST_MODULES = 10_000
+_IN_NO_FILE = 20_000_000  # numbers of tables that are computed, and of what only training needs
 _FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -105,7 +110,7 @@ def published_features(source: str | Path, revision: str | None = None) -> dict[
         InputError: The file exists and cannot be read.
     """
     try:
-        path = _file(source, "preprocessor_config.json", revision)
+        path = _file(source, "preprocessor_config.json", revision=revision)
     except OSError:  # no network: the weights came from the cache, and this file is not in it
         return {}
     if path is None:
@@ -135,7 +140,7 @@ def loaded_strictly(
     """
     # without the second setting transformers raises its own error for another shape
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with _without_loading_report():
+    with _without_loading_report(), _few_modules(source):
         model, info = load(source, *args, **settings)
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     missing = {*(key for key in info["missing_keys"] if not key.startswith(absent)), *mismatched}
@@ -146,6 +151,67 @@ def loaded_strictly(
         if not value.is_meta and not name.startswith(absent):
             refuse_not_finite(source, name, value)
     return model, info
+
+
+def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source: str | Path, known: int = 0) -> None:
+    """Refuse settings of a model larger than its weights, before any memory is taken for it.
+
+    A file of so many bytes holds at most as many numbers, whatever their type.
+
+    Args:
+        build: Makes the model, which is done without memory.
+        files: Its weights.
+        source: What the error names.
+        known: Numbers that other files hold.
+
+    Raises:
+        InputError: It has more numbers than that, or settings that make no model.
+    """
+    with wrong_settings(str(source)), _few_modules(source), no_init_weights(), torch.device("meta"):
+        model = build()
+    held = known + sum(path.stat().st_size for path in files)
+    wanted = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if wanted > held + _IN_NO_FILE:
+        raise InputError(
+            f"{source}: config.json describes a model of {wanted:.3g} numbers, but its weights are {held:.3g} bytes; "
+            "give the config.json that belongs to them, or get the model again"
+        )
+
+
+@contextlib.contextmanager
+def _few_modules(source: str | Path) -> Iterator[None]:
+    """Refuse settings of layers without end, while they are made: each one takes time even without memory."""
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > _MOST_MODULES:
+            raise InputError(
+                f"{source}: config.json describes a model of more than {_MOST_MODULES} modules, which no model has; "
+                "get the model again"
+            )
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def wrong_settings(what: str) -> Iterator[None]:
+    """Turn what torch and transformers raise for settings that do not fit together into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (
+        StrictDataclassError, AssertionError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError,
+        LookupError,
+    ) as error:  # fmt: skip
+        said = " ".join(str(error).split())[:160]
+        raise InputError(f"{what}: {said}; correct encoder.config or the config.json") from error
 
 
 @contextlib.contextmanager
@@ -216,29 +282,43 @@ def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
         InputError: A file of the index is missing, or holds other things than finite tensors.
         FileNotFoundError: There are no weights.
     """
+    paths = weight_files(source, revision=revision)
+    if not paths:
+        raise FileNotFoundError(f"there is no {_FILES[0]}")
+    return {name: value for path in paths for name, value in _read_tensors(path).items()}
+
+
+def weight_files(source: str | Path, **hub: Any) -> list[Path]:
+    """The files of a checkpoint's weights; none where there are no weights.
+
+    Args:
+        source: A folder or a Hub id.
+        **hub: Revision, subfolder, token and the like.
+
+    Raises:
+        InputError: A file of the index is missing, or lies elsewhere.
+    """
     for name in _FILES:
-        path = _file(source, name, revision)
+        path = _file(source, name, **hub)
         if path is None:
             continue
         if not name.endswith(".json"):
-            return _read_tensors(path)
+            return [path]
         try:
             shards = refuse_index(path)
         except InputError as error:
             raise InputError(f"{source}: {str(error).removeprefix(str(path.parent)).lstrip('/')}") from error
-        state: dict[str, Tensor] = {}
-        for shard in shards:
-            part = _file(source, shard, revision)
+        parts = {shard: _file(source, shard, **hub) for shard in shards}
+        for shard, part in parts.items():
             if part is None:
                 raise InputError(f"{source}: {shard} is missing, which {name} names; get the checkpoint again")
-            state |= _read_tensors(part)
-        return state
-    raise FileNotFoundError(f"there is no {_FILES[0]}")
+        return [part for part in parts.values() if part is not None]
+    return []
 
 
-def _file(source: str | Path, name: str, revision: str | None) -> Path | None:
+def _file(source: str | Path, name: str, **hub: Any) -> Path | None:
     """A file of the folder or the Hub repository; None where there is none of that name."""
-    path = cached_file(str(source), name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(str(source), name, **hub, _raise_exceptions_for_missing_entries=False)
     return None if path is None else Path(path)
 
 

@@ -23,6 +23,8 @@ from laennec.encoders.adapters import layers_path
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.own import config_from_dict
 
+_MOST_MEMBERS = 100
+
 
 class WrapperConfig(PreTrainedConfig):
     """A wrapper's configuration around that of the inner encoder (or its dict)."""
@@ -154,8 +156,8 @@ class EnsembleConfig(WrapperConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the number; the embeddings of the members are concatenated."""
-        if not isinstance(self.members, int) or self.members < 1:
-            raise ValueError(f"members is {self.members!r}; it must be a whole number above 0")
+        if not isinstance(self.members, int) or not 1 <= self.members <= _MOST_MEMBERS:
+            raise ValueError(f"members is {self.members!r}; it must be a whole number from 1 to {_MOST_MEMBERS}")
         fingerprint, _ = kwargs.pop("fingerprint", None), kwargs.pop("num_mel_bins", None)
         super().__post_init__(**kwargs)
         self.hidden_size *= self.members

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.audio.presets import PRESETS
-from laennec.encoders.checkpoints import differences, refuse_differences
+from laennec.encoders.checkpoints import differences, refuse_differences, wrong_settings
 from laennec.errors import InputError
 
 Class = TypeVar("Class", bound=type[nn.Module])
@@ -151,14 +151,15 @@ def config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of an encoder, from plain values; names in them are looked up and never imported.
 
     Raises:
-        InputError: No class with this model type is known.
+        InputError: No class with this model type is known, or it refuses the values.
     """
     values = dict(values)
     kind = values.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         names = values.get("architectures")
         raise unknown_encoder(str(names[0] if isinstance(names, list) and names else kind))
-    config: PreTrainedConfig = AutoConfig.for_model(kind, **values)
+    with wrong_settings(f"{kind} encoder"):
+        config: PreTrainedConfig = AutoConfig.for_model(kind, **values)
     return config
 
 

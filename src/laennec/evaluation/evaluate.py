@@ -101,10 +101,11 @@ def load_model(
     model = LaennecForAudioClassification.from_pretrained(folder, base=base or _base_of_run(Path(source)))
     try:
         extractor = LaennecFeatureExtractor.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{folder}: no usable front end ({str(error).splitlines()[0]}); export the run again"
-        ) from error
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:  # no JSON, or no settings
+        said = str(error).splitlines()[0]
+        raise InputError(f"{folder}: no usable front end ({said}); export the run again") from error
     if bool(extractor.context_cycles) != model.config.concatenated_context:
         raise InputError(
             f"{folder}: the model takes {'' if model.config.concatenated_context else 'no '}concatenated context, but "

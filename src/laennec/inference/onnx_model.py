@@ -10,66 +10,45 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from laennec.audio.context import InContext
 from laennec.audio.recording import Waveform
 from laennec.decision_settings import NEUTRAL, DecisionSettings
 from laennec.errors import InputError
-from laennec.untrusted import read_json, refuse_model_folder
+from laennec.model_settings import FILLED, Decisions, Filtered, Kind, Line, Names, SoundSettings, checked
+from laennec.untrusted import read_json, refuse_model_folder, refuse_settings
 
 FACTS = "onnx.json"
 SOURCES = ("config.json", "model.safetensors", "preprocessor_config.json")
 _FRONT_END = "preprocessor_config.json"
-_FILLED = ("repeat", "repeat_pad", "zero")
-
-_Probabilities = dict[str, Annotated[float, Field(ge=0, le=1)]]
-_Temperatures = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
-_Finite = dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+_REMEDY = "export the run again"
 
 
-class _Point(BaseModel, extra="allow"):
-    thresholds: _Probabilities = {}
-    temperatures: _Temperatures = {}
-    intercepts: _Finite = {}
-
-
-class OnnxFacts(BaseModel, DecisionSettings):  # type: ignore[misc]
+class OnnxFacts(Decisions, Filtered, DecisionSettings):  # type: ignore[misc]
     """The content of onnx.json: what a program must know to run the file and to decide as its authors did."""
 
     file: Annotated[str, Field(pattern=r"^[\w.-]+\.onnx$")]
-    label_names: Annotated[list[str], Field(alias="labels", min_length=1, max_length=10_000)]
+    label_names: Annotated[Names, Field(alias="labels")]
     problem_type: Literal["multi_label_classification", "single_label_classification"]
-    sampling_rate: Annotated[int, Field(ge=100, le=1_000_000)]
     min_samples: Annotated[int, Field(ge=1, le=10_000_000)]
-    recording_filter: dict[str, Any] | None = None
-    thresholds: _Probabilities = {}
-    temperatures: _Temperatures = {}
-    intercepts: _Finite = {}
-    operating_point: dict[str, Any] = {}
-    operating_points: dict[str, _Point] = {}
-    span: Literal["cycle", "recording"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = "cycle"
-    summary: str | None = None
-    fingerprint: str | None = None
-    sources: dict[str, str] = {}
+    fingerprint: Line | None = None
+    sources: dict[str, str] = Field(default={})
 
-    @field_validator("label_names")
-    @classmethod
-    def _distinct(cls, names: list[str]) -> list[str]:
-        if len(set(names)) < len(names) or not all(name.isprintable() and name for name in names):
-            raise ValueError("labels must be distinct, of printable characters")
-        return names
-
-    def model_post_init(self, context: Any) -> None:
-        """Plain values for the operating points, as a configuration has them, and none where nothing was fitted."""
+    @model_validator(mode="after")
+    def _as_a_configuration(self) -> Self:
+        """Plain values, and none where nothing was fitted."""
+        self.refuse_others(self.label_names)
         for setting, neutral in NEUTRAL.items():
             if set(getattr(self, setting).values()) == {neutral}:
                 setattr(self, setting, {})
-        self.operating_points = {name: point.model_dump() for name, point in self.operating_points.items()}  # type: ignore[misc]
+        for name in ("operating_points", "operating_point", "recording_filter"):
+            setattr(self, name, TypeAdapter(Any).dump_python(getattr(self, name), exclude_unset=True))
+        return self
 
 
 class OnnxFrontEnd:
@@ -87,18 +66,15 @@ class OnnxFrontEnd:
 
     context_cycles = 0
 
-    def __init__(self, facts: OnnxFacts, settings: dict[str, Any]) -> None:
+    def __init__(self, facts: OnnxFacts, settings: SoundSettings) -> None:
         self.sampling_rate, self.recording_filter = facts.sampling_rate, facts.recording_filter
-        self.length = str(settings.get("length", "natural"))
-        duration_s = settings.get("duration_s")
-        self.duration_s = float(duration_s) if isinstance(duration_s, int | float) else None
-        self.keep = str(settings.get("keep", "first"))
+        self.length, self.duration_s, self.keep = settings.length, settings.duration_s, settings.keep
         self._min_samples = facts.min_samples
         self.window_ms = 1000 * facts.min_samples / facts.sampling_rate
 
     def frames(self, samples: int) -> int:
         """1 where a sound of so many samples can be predicted, 0 otherwise."""
-        return int(samples >= (1 if self.length in _FILLED else self._min_samples))
+        return int(samples >= (1 if self.length in FILLED else self._min_samples))
 
 
 class OnnxSession:
@@ -177,7 +153,13 @@ class OnnxModel(OnnxSession):
         folder = Path(folder)
         refuse_model_folder(folder)
         self.config = read_facts(folder)
-        self.extractor = OnnxFrontEnd(self.config, _settings(folder / _FRONT_END))
+        sound = _read(SoundSettings, folder / _FRONT_END)
+        if sound.sampling_rate != self.config.sampling_rate:
+            raise InputError(
+                f"{folder / _FRONT_END}: says {sound.sampling_rate} Hz, but {FACTS} {self.config.sampling_rate} Hz; "
+                f"{_REMEDY}"
+            )
+        self.extractor = OnnxFrontEnd(self.config, sound)
         super().__init__(folder / self.config.file)
 
     def fingerprint(self) -> str:
@@ -191,23 +173,22 @@ def read_facts(folder: Path) -> OnnxFacts:
     Raises:
         InputError: It is none, or holds a value that cannot be.
     """
-    try:
-        return OnnxFacts.model_validate(_settings(folder / FACTS))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise InputError(f"{folder / FACTS}: {place}: {problem['msg']}; export the run again") from error
+    return _read(OnnxFacts, folder / FACTS)
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read(kind: type[Kind], path: Path) -> Kind:
     try:
         content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         reason = str(getattr(error, "strerror", None) or error)[:80]
-        raise InputError(f"{path}: cannot be read ({reason}); export the run again") from error
+        raise InputError(f"{path}: cannot be read ({reason}); {_REMEDY}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no settings; export the run again")
-    return content
+        raise InputError(f"{path}: holds no settings; {_REMEDY}")
+    refuse_settings(content, path)
+    try:
+        return checked(kind, content, _REMEDY)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def is_current(folder: Path) -> bool:

@@ -1,0 +1,85 @@
+"""Models that answer with what is no number: named, never written."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from laennec.cli.main import main
+from laennec.errors import InputError
+from laennec.evaluation.evaluate import load_model
+from laennec.files import json_text
+from laennec.inference.batch import Predictor, predict
+from laennec.inference.embed import Embedder, embed
+
+
+class TestAnswersThatAreNoNumbers:
+    """NaN is neither above a threshold nor below it, so it is no answer."""
+
+    @pytest.fixture
+    def broken(self, tiny_run, tmp_path):
+        """Makes a copy of the model whose weights of this part overflow."""
+
+        def make(part, value):
+            folder = shutil.copytree(tiny_run / "model", tmp_path / "model")
+            weights = load_file(folder / "model.safetensors")
+            for name in weights:
+                if name.startswith(part) and weights[name].is_floating_point():
+                    weights[name] = torch.full_like(weights[name], value)
+            save_file(weights, folder / "model.safetensors", {"format": "pt"})
+            return folder
+
+        return make
+
+    @pytest.fixture
+    def sounds(self, small_corpus):
+        return sorted(small_corpus.glob("*.wav"))[:2]
+
+    @pytest.mark.parametrize("value", [3e38, -3e38])
+    @pytest.mark.parametrize("command", ["predict", "embed", "print", "stream", "encode"])
+    def test_they_are_refused_by_model_and_file(self, broken, sounds, tmp_path, capsys, command, value):
+        source, sound = broken("encoder" if command in ("embed", "encode") else "head", value), str(sounds[0])
+        model, extractor = load_model(source)
+        if command == "stream":
+            with pytest.raises(InputError, match="NaN or infinity") as error:
+                list(Predictor(model, extractor).stream(sound))
+            said = str(error.value)
+        elif command == "encode":
+            with pytest.raises(InputError, match="NaN or infinity") as error:
+                model.encode(sound, extractor=extractor)
+            said = str(error.value)
+        else:
+            out = [] if command == "print" else ["--out", str(tmp_path / "out")]
+            assert main(["embed" if command == "embed" else "predict", str(source), sound, *out]) == 2
+            captured = capsys.readouterr()
+            said = captured.err.splitlines()[-1]
+            assert "nan" not in captured.out
+        assert sound in said and str(source) in said and "NaN or infinity" in said
+        if (tmp_path / "out").exists():
+            assert [p.name for p in (tmp_path / "out").glob(f"{sounds[0].stem}*")] == []
+            assert "NaN or infinity" in pd.read_csv(tmp_path / "out" / "laennec.failed.csv")["reason"][0]
+
+    @pytest.mark.parametrize("write", [predict, embed])
+    def test_the_other_recordings_go_on(self, tiny_run, sounds, tmp_path, write):
+        made = Predictor(*load_model(tiny_run))
+        honest, calls = made.backend.embed, []
+
+        def sometimes(waveforms):
+            calls.append(len(waveforms))
+            return honest(waveforms) * (np.nan if len(calls) == 1 else 1)
+
+        made.backend.embed = sometimes
+        done = write(Embedder(made) if write is embed else made, sounds, tmp_path)
+        assert done.failed[0][0] == str(sounds[0]) and done.predicted == [str(sounds[1])]
+        for path in tmp_path.glob("*.json"):
+            json.loads(path.read_text(), parse_constant=pytest.fail)
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_no_file_holds_them_as_json(self, value):
+        with pytest.raises(InputError, match="not written as JSON"):
+            json_text({"x": [value]})
