@@ -247,17 +247,15 @@ def test_the_cost_page_is_arithmetic_on_measured_rates():
         made("AST-base fine-tuning", 0.4, "cycles/s", 2.5),
         made("AST-base forward on a GPU", 4000.0, "cycles/s", 2.5),
         made("FLAC at 16 kHz", 0.25, "of WAV"),
+        row.Row("two processes that predict", 10.0, 19.0, "s", 1.9, "", ""),
     ]
     page = cost.as_page(rows, {"hardware": {"processor": "P", "gpus": ["G"]}})
-    assert "| embed with mn04 (features included) | 2,000 | 0.228 | not measured here |" in page
-    assert "| embed with AST-base | 200,000 | 22.8 | 100 |" in page  # 1e6 h at 5 and at 10,000 x real time
-    assert "| one epoch of training AST-base | 1,000,000 | 114 | not measured here |" in page
-    assert "| 16 kHz | 115 TB | 28.8 TB | 0.25 |" in page and "| 4 kHz | 28.8 TB | not measured here |" in page
-    assert "| embed with AST-base | 80 MB/s (one GPU) |" in page
-    assert "embed with mn04 (features included), one thread: the encoder binds (decoding 20 %, the encoder 80 %" in page
-    assert "embed with AST-base, one GPU: the encoder binds where 5 threads decode for it, else decoding" in page
+    # 5,000 h at 500 x, by 8 and 64 processes that each run at 95 % of one
+    assert "| embed cycles with mn04 | 500 x | 1.32 h | 0.164 h | not measured here | `laennec embed" in page
+    assert "| embed cycles with AST-base | 5 x | 132 h | 16.4 h | 0.5 h | `accelerate launch" in page
+    assert "576 GB of WAV, or 144 GB of FLAC" in page and "at 95% of the rate of one" in page
     nothing = cost.as_page([], {"hardware": {"processor": "P", "gpus": []}})
-    assert "encoder binds" not in nothing and nothing.count("not measured here") > 15
+    assert nothing.count("not measured here") == 19
 
 
 def test_breaths_are_scored_by_hand():

@@ -339,7 +339,7 @@ def cases_in(place: Path, quick: bool) -> list[Case]:
     def copy(out: Path) -> object:
         return shutil.copytree(finished, out)
 
-    formats = "json,csv,audacity,raven"
+    formats = "json,csv,audacity,raven,picture"
     return [
         Case("train", recipe(RECIPE), run_left, is_run, share=3),
         Case("train on embeddings", recipe(FROZEN), run_left, is_run, share=3),
