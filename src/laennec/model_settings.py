@@ -23,7 +23,7 @@ from pydantic import (
 from laennec.decision_settings import NEUTRAL, PROBLEM_TYPES
 from laennec.errors import InputError
 
-REMEDY = "correct it, or get the model again"
+REMEDY = "correct it"
 # of the tables of cycles, of predictions and of scores
 COLUMNS = frozenset(
     (

@@ -73,7 +73,7 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
     thresholds = fit_on_validation(smooth_predictions(windows, NAMES, 0.5), NAMES, **how)
     own = read(run / "model" / "config.json")["operating_points"]["windows"]
     for recording in recordings:
-        plain, zero, half = (read(tmp_path / n / f"{recording.stem}.json") for n in ("plain", "zero", "half"))
+        plain, zero, half = (read(tmp_path / n / f"{recording.stem}.laennec.json") for n in ("plain", "zero", "half"))
         assert plain["timeline"] == zero["timeline"] and "smoothing" not in plain
         assert half["smoothing"] == {"rule": "recording-mean", "strength": 0.5} and len(half["timeline"]) > 1
         for name in NAMES:
