@@ -10,7 +10,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # what `make soak` runs beside the tests that are marked soak; each puts its row into docs/results/reliability.json
 SOAK := $(wildcard $(addprefix tests/soak/,attacks.py kills.py decoders.py fuzz.py long.py ray_files.py truths.py mutants.py lines.py))
 
-.PHONY: install lock demo docs test tests coverage soak check fix bench clean best-sprsound default-model
+.PHONY: install lock demo docs test tests quick coverage soak check fix bench clean best-sprsound default-model
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,18 @@ test: install
 WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 tests: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Every import and every room once, in minutes: for Pythons and versions beside those of uv.lock. What is in the
+# environment at BIN is taken as it is.
+QUICK := $(addprefix tests/,test_api.py test_house.py test_files.py test_locks.py test_rendering.py test_extension.py \
+	test_modeling.py test_first_edition.py attacks audio/test_features.py audio/test_recording.py cli/test_env.py \
+	corpora/test_waveforms.py corpora/test_folder.py corpora/test_hub.py encoders/test_trainable.py \
+	evaluation/test_evaluate_metric.py evaluation/test_geometry.py evaluation/test_metrics.py evaluation/test_report.py \
+	hub/test_adapters.py hub/test_onnx.py hub/test_push.py inference/test_app.py inference/test_backends.py \
+	inference/test_ray.py losses study/test_search.py training/recipe training/test_run.py training/test_samplers.py \
+	docs)
+quick:
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 1 $(QUICK)
 
 # lines of the package that the tests run, in every process they start
 coverage: install

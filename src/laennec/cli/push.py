@@ -16,7 +16,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="path of the base encoder of a run that trained only the head")
     parser.add_argument("--base-name", help="Hub id of the base encoder, for head and lora")
     parser.add_argument("--base-revision", help="commit, tag or branch of the base encoder")
-    parser.add_argument("--revision", "--branch", help="branch to push to (default: main)")
+    parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="make the repository public after the upload")
     parser.add_argument("--license", help="licence of the model on the card, e.g. cc-by-4.0")
     parser.add_argument("--message", help="commit message")
