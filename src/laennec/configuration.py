@@ -105,6 +105,10 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
     sampling_rate: int | None = None
     features_fingerprint: str | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep transformers' name of a problem type: some of its versions refuse any other at once."""
+        super().__setattr__(name, PROBLEM_TYPES.get(value, value) if name == "problem_type" else value)
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the encoder's configuration from its dict, and fill in defaults."""
         if isinstance(self.encoder_config, dict):
@@ -116,7 +120,6 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
         seconds = isinstance(self.span, float | int) and 0 < self.span < math.inf
         if self.span not in ("cycle", "recording") and not seconds:
             raise ValueError(f"span is {self.span!r}; it can be cycle, recording or the seconds of a window")
-        self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
         super().__post_init__(**kwargs)
 
     @classmethod
