@@ -66,7 +66,7 @@ class Forked:
                 self.returncode = os.waitstatus_to_exitcode(status)
         return self.returncode
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it still says, and then its end; after `timeout` seconds it is killed."""
         late = threading.Timer(timeout, self.kill)
         late.start()
@@ -82,7 +82,7 @@ class Forked:
         self.stderr.close()
         return out, said["err"]
 
-    def done(self, timeout: float = 120) -> Done:
+    def done(self, timeout: float = 600) -> Done:
         """Wait for its end."""
         out, err = self.communicate(timeout)
         assert self.returncode is not None
@@ -104,7 +104,7 @@ def script(code: str, *words: object, **environment: str) -> Forked:
     return Forked(work, **environment)
 
 
-def ranks(number: int, work: Callable[[], Any], timeout: float = 300) -> Done:
+def ranks(number: int, work: Callable[[], Any], timeout: float = 600) -> Done:
     """Processes that do the same work together, as a launcher starts them; what they say, rank by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

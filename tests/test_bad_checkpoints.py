@@ -344,7 +344,7 @@ def test_an_id_that_the_hub_does_not_have_is_one_line(tiny_recipe, small_corpus,
     # one process for both: the Hub's address is read when it starts, and starting takes longer than the rest
     both = f"from laennec.cli.main import main; print(*[main(words) for words in {[[*map(str, c)] for c in commands]}])"
     done = subprocess.run(
-        [sys.executable, "-c", both], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", both], capture_output=True, text=True, timeout=600,
         env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     server.shutdown()

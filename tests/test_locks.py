@@ -45,7 +45,7 @@ print(sorted((p.name, p.stat().st_size) for p in folder.iterdir()), flush=True)
 def answers(processes: list[Forked]) -> list[list[str]]:
     said = []
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         said.append(out.splitlines())
     return said

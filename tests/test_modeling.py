@@ -160,6 +160,12 @@ def test_a_saved_model_comes_back_to_the_bit(tmp_path, which, frozen):
         assert torch.equal(model(features()).logits, again(features()).logits)
 
 
+def test_transformers_name_of_a_problem_type_is_kept_from_the_first_assignment_on():
+    config = LaennecConfig(problem_type="multi_label")
+    config.problem_type = "single_label"
+    assert config.problem_type == "single_label_classification" and not config.is_multi_label
+
+
 def test_a_configuration_of_the_first_edition_is_read_and_written_in_present_names(tmp_path):
     small_model(concatenated_context=True, tasks={"event": {"labels": ["a", "b"], "level": None}}).save_pretrained(
         tmp_path

@@ -105,6 +105,11 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
     sampling_rate: int | None = None
     features_fingerprint: str | None = None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep transformers' name of a problem type: some of its versions refuse any other at once."""
+        known = name == "problem_type" and isinstance(value, str)
+        super().__setattr__(name, PROBLEM_TYPES.get(value, value) if known else value)
+
     def __post_init__(self, **kwargs: Any) -> None:
         """Check every value, fill in defaults, and build the encoder's configuration from its dict."""
         for name in ("thresholds", "temperatures", "intercepts", "operating_point", "operating_points", "tasks"):
@@ -115,7 +120,6 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
             raise InputError(f"tasks: {taken[0]!r} cannot name a task; rename it")
         if isinstance(self.encoder_config, dict):
             self.encoder_config = config_from_dict(self.encoder_config)
-        self.problem_type = PROBLEM_TYPES.get(self.problem_type, self.problem_type)
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -133,7 +133,7 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     except Exception as error:  # numbers of too many digits, days that no month has
-        raise yaml.YAMLError(f"holds what is no value ({str(error)[:80]})") from error
+        raise yaml.YAMLError(f"contains an invalid value ({str(error)[:80]})") from error
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
@@ -165,13 +165,13 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if alias:
             if id(node) not in self._sizes:
-                raise yaml.YAMLError("an alias stands for what holds it")
+                raise yaml.YAMLError("an alias refers to its own parent")
             self._nodes += self._sizes[id(node)]
         else:
             self._nodes += 1
             self._sizes[id(node)] = self._nodes - before
         if self._nodes > _MOST_NODES:
-            raise yaml.YAMLError(f"stands for more than {_MOST_NODES} values, aliases counted")
+            raise yaml.YAMLError(f"expands to more than {_MOST_NODES} values, aliases counted")
         return node
 
 

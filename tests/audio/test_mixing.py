@@ -134,6 +134,6 @@ def test_a_label_called_normal_stays_only_without_another_label():
     "names", [["normal", "crackle", "wheeze"], ["COPD", "Asthma"], ["normal", "Rhonchi", "both", "Stridor"]]
 )
 def test_label_combinations_without_a_class_are_named(names):
-    with pytest.raises(ValueError, match="together are no class of"):
+    with pytest.raises(ValueError, match="have no combined class among"):
         LabelUnion(names, multi_label=False)
     assert LabelUnion(["normal", "abnormal"], False)(torch.tensor([0, 1]), torch.tensor([1, 1])).tolist() == [1, 1]

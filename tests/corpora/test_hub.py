@@ -293,5 +293,5 @@ def test_the_hub_gives_what_the_folder_gives_and_its_refusals_are_one_line(esc50
         for repo in ("somebody/closed", "somebody/none"):
             refused = prepare(tmp_path, f"--option=repo={repo}", **online)
             assert refused.returncode == 2 and refused.stderr.count("\n") == 1, refused.stderr
-            assert f"{repo}: not to be had from the Hub" in refused.stderr
+            assert f"{repo}: cannot be downloaded from the Hub" in refused.stderr
             assert "local folder (--data-dir); if it is private or gated, ask its owners" in refused.stderr

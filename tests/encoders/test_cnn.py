@@ -81,7 +81,7 @@ def test_loading_errors_are_one_line_with_a_remedy(tmp_path: Path) -> None:
         load_encoder(tmp_path / "empty")
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert/config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(InputError, match="holds a 'bert' model, which is no encoder here"):
+    with pytest.raises(InputError, match="holds a 'bert' model, which is not a supported encoder"):
         load_encoder(tmp_path / "bert")
     (tmp_path / "cnn/model.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="no encoder can be loaded") as error:

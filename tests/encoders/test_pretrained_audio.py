@@ -209,7 +209,7 @@ class TestRefused:
     def test_another_type_and_models_that_are_no_audio_encoder(self, folder: Path) -> None:
         self.refused(folder, "holds a whisper encoder, not hubert", type="hubert")
         (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
-        self.refused(folder, "'bert' model, which is no encoder here", "whisper", "clap")
+        self.refused(folder, "'bert' model, which is not a supported encoder", "whisper", "clap")
 
     def test_a_hub_id_out_of_reach_says_how_to_go_on_without(self) -> None:
         self.refused("someone/hubert-of-nowhere", "the Hub cannot be reached", "give a local folder", type="hubert")

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import TrainingArguments
 
+import laennec
 from laennec.audio.augmentation import WaveformAugmentation
 from laennec.corpora import load_corpus
 from laennec.errors import InputError
@@ -82,6 +85,35 @@ def test_an_own_augmentation_in_a_recipe_changes_training(in_examples, tiny, tmp
     run = train(Recipe(**tiny | {"augment": augment}))
     plain = train(Recipe(**tiny | {"output_dir": str(tmp_path / "plain")}))
     assert losses(run) and losses(run) != losses(plain)
+
+
+def test_the_trainer_takes_both_as_objects(in_examples, tmp_path, small_corpus):
+    from own_augmentation import Muffle
+    from own_sampler import OneCyclePerPatient
+
+    table = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["train"]
+    features = laennec.LaennecFeatureExtractor("song2021", length="natural")
+
+    def trainer(name, **own):
+        torch.manual_seed(0)
+        model = laennec.LaennecForAudioClassification.from_encoder(
+            None, type="cnn", encoder_config={"channels": [4]}, features=features, labels=["crackle", "wheeze"]
+        )
+        arguments = TrainingArguments(str(tmp_path / name), max_steps=2, logging_steps=1, report_to="none", seed=0)
+        return laennec.LaennecTrainer(model, arguments, train_dataset=table, processing_class=features, **own)
+
+    found = {}
+    for name, own in {
+        "plain": {},
+        "augmentation": {"augmentation": Muffle(probability=1.0)},
+        "sampler": {"sampler": OneCyclePerPatient(table, 8, seed=0)},
+    }.items():
+        made = trainer(name, **own)
+        made.train()
+        found[name] = [entry["loss"] for entry in made.state.log_history if "loss" in entry]
+    assert len({str(values) for values in found.values()}) == 3 and all(len(values) == 2 for values in found.values())
+    with pytest.raises(InputError, match="sampler OneCyclePerPatient cannot be made of the data alone"):
+        trainer("class", sampler=OneCyclePerPatient)
 
 
 @pytest.mark.parametrize("name", ["own_sampler", "own_augmentation"])

@@ -524,7 +524,7 @@ SETTINGS = {
     "recipe with a tag that runs code": (recipe(f"name: {TAG}"), "not valid YAML"),
     "recipe with a tag of a module": (recipe("name: !!python/module:antigravity"), "not valid YAML"),
     "recipe whose aliases stand for a billion values": (recipe(BOMB), "aliases counted"),
-    "recipe with an alias of itself": (recipe("a: &a [*a]"), "stands for what holds it"),
+    "recipe with an alias of itself": (recipe("a: &a [*a]"), "refers to its own parent"),
     "recipe nested without end": (recipe("a: " + DEEP), "nested too deeply"),
     "recipe with a number of 5000 digits": (recipe("seed: " + "1" * 5000), "not valid YAML"),
     "recipe with a day that is none": (recipe("name: 2001-99-99"), "not valid YAML"),

@@ -110,7 +110,7 @@ def test_a_termination_leaves_a_whole_checkpoint_and_exit_code_143(recipe_file, 
         if "epoch 2" in line:
             break
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=600)
     assert running.returncode == 143
     assert said.strip().splitlines()[-1].startswith("laennec: stopped after step ")
     step = int(said.rsplit("step ", 1)[1].split(";")[0])

@@ -64,7 +64,7 @@ def killed(recipe, out, rank, after="epoch 2/"):
     while lives(ranks[1 - rank]) and time.monotonic() - since < 90:
         time.sleep(0.05)
     seconds = time.monotonic() - since
-    _, said = launcher.communicate(timeout=90)
+    _, said = launcher.communicate(timeout=600)
     return said, launcher.returncode, seconds
 
 

@@ -172,7 +172,7 @@ def test_joined_cycles_of_four_classes_train_and_other_classes_are_refused_in_on
     history = json.loads((run(tiny_recipe, tmp_path / "run", **changes) / "run.json").read_text())["history"]
     assert math.isfinite(history[-1]["loss"])
     changes["target"] |= {"column": "chest_location"}
-    with pytest.raises(InputError, match=r"augment.concatenate_probability: .* together are no class of") as caught:
+    with pytest.raises(InputError, match=r"augment.concatenate_probability: .* have no combined class among") as caught:
         run(tiny_recipe, tmp_path / "other", **changes)
     assert "\n" not in str(caught.value)
 

@@ -163,4 +163,4 @@ def _class_of_both(plain: Sequence[str], first: int, second: int, names: Sequenc
         return second
     if "both" in plain and {plain[first], plain[second]} <= {"crackle", "wheeze", "both"}:
         return plain.index(lungmix_label(plain[first], plain[second]))
-    raise ValueError(f"{names[first]} and {names[second]} together are no class of {', '.join(names)}")
+    raise ValueError(f"{names[first]} and {names[second]} have no combined class among {', '.join(names)}")

@@ -304,7 +304,7 @@ def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any
                 "download it and give the local folder (--data-dir); if it is private or gated, ask its owners for "
                 "access and log in first (hf auth login)"
             )
-        raise InputError(f"{origin}: not to be had from the Hub ({reason}); {remedy}") from error
+        raise InputError(f"{origin}: cannot be downloaded from the Hub ({reason}); {remedy}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

@@ -168,9 +168,7 @@ def split_table(
     if not 0 <= validation_fraction < 1:
         raise InputError(f"validation_fraction is {validation_fraction}; give a share of train from 0 to below 1")
     if fold and protocol not in WITH_FOLDS:
-        raise InputError(
-            f"fold {fold} means nothing under protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}"
-        )
+        raise InputError(f"fold {fold} is not used by protocol {protocol!r}; use fold 0 or {' or '.join(WITH_FOLDS)}")
     frame = metadata_frame(table, class_column)
     split_of = _assign(frame, protocol, fold, seed, official_split, folds)
     # the test splits of SPRSound alone, for scoring what was trained elsewhere

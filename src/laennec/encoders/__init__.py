@@ -294,7 +294,7 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
             f"{source}: holds a {found.kind} encoder, not {type}; give another file or type={found.kind!r}"
         )
     if fixed := sorted(set(overrides) - set(found.released_settings)):
-        raise InputError(f"{source}: a released checkpoint rules its own size; leave out {', '.join(fixed)}")
+        raise InputError(f"{source}: the checkpoint fixes these settings; remove {', '.join(fixed)}")
     return found.from_released(source, content, **overrides)
 
 
@@ -315,7 +315,7 @@ def _config_of(
             config._commit_hash = _commit_of(source, revision)
             return kind, config
     known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)
-    raise InputError(f"{source}: holds a {model_type!r} model, which is no encoder here; give one of {known}")
+    raise InputError(f"{source}: holds a {model_type!r} model, which is not a supported encoder; give one of {known}")
 
 
 def saved_config(source: str | Path, revision: str | None) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
     for name, module in model.named_modules():
         spread = getattr(module, "spread", None)
         if isinstance(spread, Tensor) and not bool((spread > 0).all()):
-            raise InputError(f"{source}: {name}.spread holds values that are not above 0; get the model again")
+            raise InputError(f"{source}: {name}.spread must be positive everywhere; get the model again")
         if isinstance(module, GroupsEncoder):
             frames = (module.config.group_frames, module.config.group_step)
             if tuple(module.geometry.tolist()) != frames:

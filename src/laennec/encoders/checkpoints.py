@@ -92,7 +92,7 @@ def out_of_reach(source: str | Path, error: BaseException) -> InputError:
     """The one-line error for what is neither a local folder nor available from the Hub."""
     why = hub_reason(error)
     if why and not any(said in why for said in ("be reached", "switched off")):
-        return InputError(f"{source}: not found locally, and not to be had from the Hub: {why}")
+        return InputError(f"{source}: not found locally, and cannot be downloaded from the Hub: {why}")
     return InputError(
         f"{source}: not found locally and the Hub cannot be reached or does not have it; download it on a machine "
         "with a network (huggingface_hub.snapshot_download), or give a local folder"

@@ -68,7 +68,7 @@ def coverage(
     known = labels if labels is not None else getattr(sampler, "labels", None)
     size = rows_per_batch or getattr(sampler, "rows_per_batch", None)
     if known is None or size is None:
-        raise ValueError(f"{type(sampler).__name__} knows no labels or batch size; pass labels= and rows_per_batch=")
+        raise ValueError(f"{type(sampler).__name__} has no labels or batch size; pass labels= and rows_per_batch=")
     codes, values = as_codes(known), np.asarray(known)
     unknown = values < 0 if values.dtype.kind == "i" else np.zeros(len(codes), bool)
     if isinstance(sampler, CounterSampler):

@@ -400,8 +400,7 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
     """
 
     def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-        self.epoch = 0
+        self.sampler, self.epoch = sampler, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -440,7 +439,11 @@ def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: i
     elif given is None:
         given = EpochSampler(len(data), seed=seed)
     elif not isinstance(given, Sampler) and callable(given):
-        given = given(data)
+        try:
+            given = given(data)
+        except TypeError as error:
+            name = getattr(given, "__name__", given)
+            raise InputError(f"sampler {name} cannot be made of the data alone ({error}); pass an object") from error
     rows = getattr(given, "rows_per_batch", None)
     if rows is not None and rows != batch_size:
         raise InputError(

@@ -85,7 +85,7 @@ class LaennecTrainer(Trainer):
         task_loss: The loss of the logits, a module with `forward(logits, labels)` -> scalar; None for that of `args`.
         sampler: A torch Sampler of rows, or a function of the training data set that makes one; None for every cycle
             once an epoch.
-        augmentation: A `WaveformAugmentation`, or a function with the same arguments.
+        augmentation: A `WaveformAugmentation`, or a callable (waveform, sampling_rate, generator) -> waveform.
         spec_augment: Masks of the features of training cycles.
         mixer: Mixes the cycles of training batches.
         stages: What each epoch trains, as a function of the epoch; None trains everything always.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from laennec.audio.augmentation import WaveformAugmentation
 from laennec.audio.cycles import cut
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.recording import ButterworthFilter, read_header, read_recording
@@ -42,6 +43,8 @@ def as_training_data(
     """
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
+    if augmentation is not None and not isinstance(augmentation, WaveformAugmentation):
+        augmentation = WaveformAugmentation(transforms=(augmentation,))
     if extractor is None:
         raise InputError("a table of recordings needs processing_class, the LaennecFeatureExtractor of the model")
     problem = "multi_label" if config.is_multi_label else "single_label"

@@ -232,7 +232,7 @@ class CardSettings(Settings):
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
         if value is not None and not value.strip():
-            raise ValueError("it is empty; write something (none is an answer), or leave it out")
+            raise ValueError("it is empty; give a text ('none' is allowed), or remove the key")
         return value
 
     @field_validator("licence_link")
