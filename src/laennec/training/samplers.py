@@ -393,11 +393,7 @@ class Dealer:
 
 
 class RowsWithEpoch(Sampler[tuple[int, int]]):
-    """Puts the epoch beside each row of a sampler that yields plain rows.
-
-    Args:
-        sampler: Yields rows, or (row, epoch) pairs, which stay as they are.
-    """
+    """Puts the epoch beside each row of a sampler; where it yields (row, epoch) pairs they stay as they are."""
 
     def __init__(self, sampler: Any) -> None:
         self.sampler, self.epoch = sampler, 0
