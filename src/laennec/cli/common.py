@@ -70,9 +70,13 @@ def refuse_missing_files(recipe: Any) -> None:
         )
     weights = recipe.encoder.weights
     if weights and Path(weights).suffix in (".pt", ".pth", ".safetensors") and not Path(weights).expanduser().exists():
-        raise InputError(
-            f"{weights}: no such file; set --encoder.weights to the released file (addresses: docs/how_to/train.md)"
-        )
+        from laennec.encoders import ENCODERS
+
+        released = [
+            ENCODERS[kind] for kind in (recipe.encoder.type, "mobilenet", "beats", "audiomae") if kind in ENCODERS
+        ]
+        places = [f"{kind.kind} {kind.homepage} ({kind.licence})" for kind in dict.fromkeys(released) if kind.homepage]
+        raise InputError(f"{weights}: no such file; set --encoder.weights to the released file: {', '.join(places)}")
 
 
 def corpus_flags(parser: argparse.ArgumentParser) -> None:

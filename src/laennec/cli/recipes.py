@@ -2,11 +2,13 @@
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from laennec.errors import InputError
+from laennec.files import atomic_write
 from laennec.terminal import say
+
+_SCHEMA = "https://laennec-audio.github.io/laennec/recipe.schema.json"  # where editors find it
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +52,8 @@ def _copy(words: list[str]) -> None:
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise InputError(f"{target}: exists already; give another DEST")
-    shutil.copyfile(source, target)
+    text = source.read_text(encoding="utf-8").replace("../../docs/recipe.schema.json", _SCHEMA)
+    with atomic_write(target) as file:
+        file.write(text)
     say(f"recipe: {target}")
     say(f"next: laennec train {target}")
