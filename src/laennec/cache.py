@@ -1,8 +1,8 @@
 """Files and folders of the cache, verified before they are believed.
 
-Decisions: an entry ends with a checksum of its name and content, compared when a process first reads it, so that
-flipped bits, blocks that a power cut lost and an entry under the name of another are found. A damaged entry is named,
-removed and made again. A folder has a list of its files with their SHA-256.
+Decisions: an entry ends with a checksum of its name, folder and content, compared when a process first reads it, so
+that flipped bits, blocks that a power cut lost and an entry in the place of another are found. A damaged entry is
+named, removed and made again. A folder has a list of its files with their SHA-256.
 """
 
 import contextlib
@@ -43,11 +43,16 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     return Path(cache_dir or os.environ.get("LAENNEC_CACHE") or Path.home() / ".cache" / "laennec").expanduser()
 
 
+def _place(path: Path) -> bytes:
+    """What a checksum says of an entry's name: entries of two models have one name in two folders."""
+    return os.fsencode("/".join(path.parts[-2:]))
+
+
 class _Summed(io.RawIOBase):
     """Passes on what is written, and sums it."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file, self.checksum = file, xxhash.xxh3_128(name.encode())
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file, self.checksum = file, xxhash.xxh3_128(_place(path))
 
     def writable(self) -> bool:
         return True
@@ -65,7 +70,7 @@ def new_entry(path: Path) -> Iterator[IO[bytes]]:
         InputError: The disk is full, read-only or not writable.
     """
     with atomic_write(path, "wb", sync=False) as file:
-        summed = _Summed(file, path.name)
+        summed = _Summed(file, path)
         yield summed  # type: ignore[misc]
         file.write(summed.checksum.digest() + _END)
 
@@ -86,7 +91,7 @@ def whole_bytes(path: Path) -> int | None:
         if _verified.get(path) == state:
             return size
         with open_regular(path) as file:
-            checksum = xxhash.xxh3_128(path.name.encode())
+            checksum = xxhash.xxh3_128(_place(path))
             left = size
             while left > 0 and (block := file.read(min(left, 1 << 20))):
                 checksum.update(block)
@@ -98,6 +103,7 @@ def whole_bytes(path: Path) -> int | None:
         return None
     except OSError as error:
         _log.warning("%s: cannot be read from the cache (%s); making it again", path, error.strerror)
+        shutil.rmtree(path, ignore_errors=True)  # of a folder
         return None
     _log.warning("%s: damaged, or written by another release; making it again", path)
     with contextlib.suppress(OSError):
@@ -140,7 +146,7 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
                 make(content)
                 files = {path.relative_to(content).as_posix(): path for path in content.rglob("*") if path.is_file()}
                 hashes = {name: sha256_of(path) for name, path in files.items()}
-                (made / _LISTING).write_text(json_text(hashes), encoding="utf-8")
+                (made / _LISTING).write_text(json_text({"of": target.name, "files": hashes}), encoding="utf-8")
                 made.chmod(content.stat().st_mode)
                 if target.exists() and not _is_whole_folder(target, cache_dir):
                     shutil.rmtree(target)
@@ -155,10 +161,11 @@ def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | P
 def _is_whole_folder(target: Path, cache_dir: str | Path | None) -> bool:
     content = target / "content"
     try:
-        listed = dict(read_json(target / _LISTING, MOST_BYTES))
+        listing = read_json(target / _LISTING, MOST_BYTES)
+        listed = dict(listing["files"])
         hashes = hash_files([content / name for name in listed], cache_dir)
-        return all(hashes[content / name] == sha256 for name, sha256 in listed.items())
-    except (OSError, ValueError, TypeError):  # an InputError is a ValueError: a file is gone
+        return listing["of"] == target.name and all(hashes[content / name] == listed[name] for name in listed)
+    except (OSError, ValueError, TypeError, KeyError):  # an InputError is a ValueError: a file is gone
         return False
 
 

@@ -11,13 +11,15 @@ import unicodedata
 from collections.abc import Iterator
 from os import PathLike
 
+_REORDERING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
 
 def one_line(text: str) -> str:
-    """A text with line ends, control characters and halves of characters as escapes."""
+    """A text with line ends, control characters, halves of characters and changes of direction as escapes."""
     if text.isprintable():
         return text
-    strange = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in strange else c for c in text)
+    strange = [c for c in set(text) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _REORDERING]
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in strange})
 
 
 class InputError(ValueError):

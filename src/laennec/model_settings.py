@@ -30,11 +30,12 @@ COLUMNS = frozenset(
         "cycle_id", "recording_id", "patient_id", "cycle_index", "start_s", "end_s", "label", "events",
         "chest_location", "acquisition_mode", "device", "age_years", "sex", "bmi", "diagnosis", "source_sampling_rate",
         "recording_path", "audio_sha256", "part", "split", "recording", "database", "signal_quality", "fold",
+        "spans", "duration_s",
     )
 )  # fmt: skip
 LENGTH_RULES = ("natural", "repeat", "repeat_pad", "zero", "crop", "zero_frames")
 FILLED = ("repeat", "repeat_pad", "zero")  # rules under which every cycle fills duration_s
-_MADE = ("{}", "{}_probability", "logit_{}", "smoothed_logit_{}")
+_MADE = ("{}", "{}_probability", "{}_highest", "{}_share", "logit_{}", "smoothed_logit_{}")
 _MOST_LABELS = 10_000
 _DAY_S = 86_400
 

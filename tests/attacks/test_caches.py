@@ -238,3 +238,25 @@ def test_both_fill_one_cache(corpus, embedder, tmp_path, attempt):
     ended = [machine.done() for machine in machines]
     place.rename(tmp_path / "kept")
     assert [(done.returncode, done.stdout.strip()[-64:], done.stderr) for done in ended] == [(0, alone, "")] * 3
+
+
+@pytest.mark.parametrize("kind", ["waveforms", "tables"])
+def test_a_folder_in_the_place_of_an_entry_is_removed(damaged, corpus, embedder, kind):
+    root, expected = damaged
+    for path in [path for path in (root / kind).rglob("*") if path.is_file()]:
+        path.unlink()
+        (path / "x").mkdir(parents=True)
+    assert result(corpus, root, embedder) == expected
+
+
+def test_entries_and_folders_of_others_are_not_believed(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        cache.write_entry(tmp_path / name / "entry", name.encode())
+        cache.cached_folder(tmp_path / "folders" / name, lambda folder, name=name: (folder / "a").write_text(name))
+    os.replace(tmp_path / "one" / "entry", tmp_path / "two" / "entry")
+    assert cache.read_entry(tmp_path / "two" / "entry") is None
+    (tmp_path / "folders" / "two").rename(tmp_path / "folders" / "kept")
+    (tmp_path / "folders" / "one").rename(tmp_path / "folders" / "two")
+    made = cache.cached_folder(tmp_path / "folders" / "two", lambda folder: (folder / "a").write_text("two"))
+    assert (made / "a").read_text() == "two"

@@ -363,3 +363,14 @@ def test_an_argument_of_what_is_printed_is_one_line(speak, capfd):
     speak(f"a{ESCAPE}\nb", "c")
     said = "".join(capfd.readouterr())
     assert said.count("\n") == 2 and is_harmless(said) and "\\x1b" in said
+
+
+def test_a_name_that_is_no_text_is_written_in_every_format(predictor, sounds, tmp_path):
+    shutil.copy(sounds[0], os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.wav"))
+    done = predict(predictor, [tmp_path], tmp_path / "out", formats=FORMATS)
+    assert len(done.predicted) == 1 and not done.failed
+
+
+def test_a_name_changes_no_direction_of_reading(capfd):
+    say("patient \u202e1\u2069.wav")
+    assert capfd.readouterr().out == "patient \\u202e1\\u2069.wav\n"

@@ -595,3 +595,22 @@ def test_a_size_that_the_weights_have_not_takes_no_memory(sized, name):
     for line in sized[name].values():
         assert line.isprintable() and ";" in line and len(line) < 700, line
         assert "memory" not in line, line  # what torch says of memory that it tried to take
+
+
+@pytest.mark.parametrize("names", [["crackle"], ["crackle", "wheeze", "rhonchus"]])
+def test_labels_of_another_number_than_the_file_has_logits_are_refused(tmp_path, names):
+    folder = shutil.copytree(Path(laennec.__file__).parent / "default_model", tmp_path / "model")
+    for other in ("config.json", "model.safetensors"):
+        (folder / other).unlink()
+    facts = json.loads((folder / FACTS).read_text())
+    cleared = {"labels": names, "sources": {}, "operating_points": {}}
+    cleared |= {setting: {} for setting in ("thresholds", "temperatures", "intercepts", "operating_point")}
+    (folder / FACTS).write_text(json.dumps(facts | cleared))
+    with pytest.raises(InputError, match="has 2 logits"):
+        OnnxModel(folder)
+
+
+@pytest.mark.parametrize("names", [["duration_s", "b"], ["spans", "b"], ["x", "x_highest"], ["x_share", "x"]])
+def test_labels_are_no_columns_of_the_table_of_recordings(names):
+    with pytest.raises(InputError, match="a column of the tables"):
+        laennec.LaennecConfig(id2label=dict(enumerate(names)))

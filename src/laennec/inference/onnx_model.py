@@ -161,6 +161,12 @@ class OnnxModel(OnnxSession):
             )
         self.extractor = OnnxFrontEnd(self.config, sound)
         super().__init__(folder / self.config.file)
+        width = self._session.get_outputs()[0].shape[-1]
+        if isinstance(width, int) and width != len(self.config.label_names):
+            names = ", ".join(self.config.label_names[:5])
+            raise InputError(
+                f"{folder / FACTS}: labels are {names}, but {self.path.name} has {width} logits; {_REMEDY}"
+            )
 
     def fingerprint(self) -> str:
         """sha256 of weights and front end, as of the run that it was exported from; of an older file, of its bytes."""

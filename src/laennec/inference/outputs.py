@@ -9,6 +9,7 @@ no stretches for "normal". Each file is read back and compared after it is writt
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -157,7 +158,8 @@ def prediction_table(timeline: Timeline, provenance: dict[str, Any]) -> "pa.Tabl
     import pyarrow as pa
 
     kinds = {"recording": pa.string()} | dict.fromkeys(timeline["labels"], pa.int8())
-    rows = [{"recording": timeline["recording"], **row} for row in timeline["timeline"]]
+    name = os.fsencode(timeline["recording"]).decode(errors="replace")  # Parquet holds UTF-8 alone
+    rows = [{"recording": name, **row} for row in timeline["timeline"]]
     fields = [pa.field(name, kinds.get(name, pa.float64())) for name in rows[0]]
     return pa.Table.from_pylist(rows, pa.schema(fields, with_provenance(provenance)))
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.recording import Waveform
 from laennec.audio.streaming import RecordingStream
+from laennec.errors import one_line
 from laennec.evaluation.plots import HAIR, INK, QUIET, label_colour, save_picture
 from laennec.inference.outputs import Timeline, stretches
 
@@ -138,7 +139,7 @@ def timeline_figure(timeline: Timeline, spectrogram: Spectrogram, width_in: floa
     bars.set(xlim=(0, duration_s), xticks=ticks)
     bars.xaxis.set_major_formatter(FuncFormatter(lambda s, _: _clock(s, duration_s)))
     bars.set_xlabel(f"time ({_clock_words(duration_s)})", color=INK, fontsize=9.5)
-    title = textwrap.fill(_title(timeline), round(11 * width_in))
+    title = textwrap.fill(one_line(_title(timeline)), round(11 * width_in))
     sound.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=8, parse_math=False)
     figure.align_ylabels()
     return figure
