@@ -397,7 +397,7 @@ class TestBadInput:
             ("no fold 3 to leave out; the folds are 1, 2", table.assign(fold=["1", "2"] * 40), "published-folds",
              {"fold": 3}),
             ("reads column 'part'", table, "sprsound-official", {}),
-            ("fold 1 means nothing", table, "official", {"fold": 1, "official_split": published}),
+            ("fold 1 is not used", table, "official", {"fold": 1, "official_split": published}),
             ("validation_fraction is 1", table, "random-80-20", {"validation_fraction": 1}),
             ("at least 5 patients, but the corpus has 4", small(4), "patient-5fold", {}),
             ("at least 3 patients", small(2), "patient-60-20-20", {}),

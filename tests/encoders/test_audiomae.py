@@ -133,7 +133,7 @@ def test_files_of_others_and_sizes_that_are_given_twice_are_refused(tmp_path: Pa
     torch.save({"model": released_state("norm")}, tmp_path / "released.pth")
     with pytest.raises(InputError, match="holds a audiomae encoder, not beats"):
         load_encoder(tmp_path / "released.pth", type="beats")
-    with pytest.raises(InputError, match="leave out hidden_size"):
+    with pytest.raises(InputError, match="remove hidden_size"):
         load_encoder(tmp_path / "released.pth", hidden_size=64)
     assert load_encoder(tmp_path / "released.pth", hidden_dropout_prob=0.2).config.hidden_dropout_prob == 0.2
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")

@@ -388,7 +388,7 @@ def test_files_that_are_something_else_are_refused(
 
 
 def test_a_released_checkpoint_rules_its_size_but_not_its_dropout(released: Path) -> None:
-    with pytest.raises(InputError, match="leave out hidden_size"):
+    with pytest.raises(InputError, match="remove hidden_size"):
         load_encoder(released, hidden_size=32)
     encoder = load_encoder(released, dropout=0.2, layer_dropout=0.1)
     assert (encoder.config.dropout, encoder.config.layer_dropout) == (0.2, 0.1)

@@ -248,7 +248,7 @@ def test_a_row_that_kept_all_or_nothing_is_one_cycle():
 
 
 def test_the_lungmix_rule_refuses_classes_it_does_not_know():
-    with pytest.raises(InputError, match=r"augment.mix.labels: lungmix: COPD and Asthma together are no class"):
+    with pytest.raises(InputError, match=r"augment.mix.labels: lungmix: COPD and Asthma have no combined class"):
         Mixer(MixSettings(labels="lungmix"), 0, 2, names=["COPD", "Asthma"], multi_label=False)
 
 
