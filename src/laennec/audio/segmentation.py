@@ -92,14 +92,14 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))
     powers: list[FloatArray] = []
-    rest = np.zeros(0, np.float32)
+    waiting = np.zeros(0, np.float32)
     with open_recording(path, _RATE_HZ, filter=band) as stream:
         for block in stream.blocks():
-            rest = np.concatenate([rest, block])
-            frames = len(rest) // _FRAME_SAMPLES
-            whole = rest[: frames * _FRAME_SAMPLES].reshape(frames, _FRAME_SAMPLES).astype(np.float64)
+            waiting = np.concatenate([waiting, block])
+            frames = len(waiting) // _FRAME_SAMPLES
+            whole = waiting[: frames * _FRAME_SAMPLES].reshape(frames, _FRAME_SAMPLES).astype(np.float64)
             powers.append((whole**2).mean(1))
-            rest = rest[frames * _FRAME_SAMPLES :]
+            waiting = waiting[frames * _FRAME_SAMPLES :]
     return _covering(breath_starts(np.concatenate(powers), settings), stream.duration_s, settings.shortest_s / 2)
 
 

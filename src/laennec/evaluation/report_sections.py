@@ -198,8 +198,8 @@ def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
             cell["bar"] = {"width": round(scale * value, 2)}
         if value is not None and bounds:
             cell["bar"] |= {"low": round(scale * bounds[0], 2), "span": round(scale * (bounds[1] - bounds[0]), 2)}
-        rest = [figure_text(figure, values.get(figure)) if values else "" for figure in others]
-        return _row(title, cell, gain, *rest, kind=kind)
+        further = [figure_text(figure, values.get(figure)) if values else "" for figure in others]
+        return _row(title, cell, gain, *further, kind=kind)
 
     lines = [line("this model", evaluation["values"], evaluation["intervals"], "", "model")]
     for row in rows:

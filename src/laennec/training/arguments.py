@@ -90,15 +90,15 @@ def check_arguments(args: TrainingArguments) -> None:
 
 
 def epoch_cosine(epoch: int, epochs: int, decay: float = 0.1) -> float:
-    """Factor of the learning rate in an epoch: floor + (1 - floor) (1 + cos(pi e / E)) / 2 with floor decay^3.
+    """Factor of the learning rate in an epoch: least + (1 - least) (1 + cos(pi e / E)) / 2 with least decay^3.
 
     Args:
         epoch: e, counted from 1, so the first epoch is already below the full rate.
         epochs: E.
         decay: Its cube is the share that is left at the end.
     """
-    floor = decay**3
-    return floor + (1 - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+    least = decay**3
+    return least + (1 - least) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def epoch_cosine_schedule(optimizer: Optimizer, epochs: int, steps_per_epoch: int) -> LambdaLR:
