@@ -131,12 +131,36 @@ def test_results_of_another_folder_that_were_copied_here_are_not_replaced(predic
     predict(predictor, [folder / "x.wav"], folder / "out")  # these are ours
 
 
-def test_a_journal_that_was_lost_makes_results_nobodys(predictor, folder):
+@pytest.mark.parametrize("left", [b"", b'{"xx', b"\0" * 90], ids=["nothing", "a torn line", "zeros"])
+def test_a_journal_that_was_lost_makes_results_nobodys(predictor, folder, left):
     predict(predictor, [folder / "x.wav"], folder / "out")
-    (folder / "out" / JOURNAL).write_bytes(b"\xff")
+    (folder / "out" / JOURNAL).write_bytes(left)
     with pytest.raises(InputError, match="was not written by an earlier run"):
         predict(predictor, [folder / "x.wav"], folder / "out")
-    assert (folder / "out" / JOURNAL).read_bytes() == b"\xff"
+    assert (folder / "out" / JOURNAL).read_bytes() == left
+
+
+@pytest.mark.parametrize("name", [JOURNAL, "laennec.journal.7.jsonl"])
+def test_a_file_of_a_journals_name_that_is_none_stays(predictor, folder, name):
+    (folder / "out").mkdir()
+    (folder / "out" / name).write_text("my journal\n")
+    with pytest.raises(InputError, match=f"{name}: is not a journal of this version"):
+        predict(predictor, [folder / "x.wav"], folder / "out")
+    assert (folder / "out" / name).read_text() == "my journal\n"
+    predict(predictor, [folder / "x.wav"], folder / "out", overwrite=True)
+    assert not predict(predictor, [folder / "x.wav"], folder / "out").failed
+
+
+def test_a_line_whose_numbers_changed_is_not_believed(predictor, folder, capsys):
+    sounds = sorted(folder.glob("*.wav"))
+    predict(predictor, sounds, folder / "out")
+    journal, table = folder / "out" / JOURNAL, folder / "out" / "laennec.predictions.csv"
+    wanted, lines = table.read_bytes(), journal.read_bytes().splitlines(keepends=True)
+    spoilt = lines[2].replace(b"_probability\":0.", b"_probability\":0.9", 1)
+    assert spoilt != lines[2]
+    journal.write_bytes(b"".join([*lines[:2], spoilt, *lines[3:]]))
+    assert predict(predictor, sounds, folder / "out").resumed == 0
+    assert "damaged after 0 recordings" in capsys.readouterr().err and table.read_bytes() == wanted
 
 
 @pytest.mark.parametrize("overwrite", [False, True], ids=["again", "overwrite"])

@@ -164,6 +164,17 @@ def test_uploads_together_have_a_limit(served):
     assert served.upload(b"a" * 900_000).status_code == 200
 
 
+def test_an_upload_counts_what_arrived_since_it_began(served):
+    begin = BOUNDARY + b'"files"; filename="a.wav"\r\n\r\n'
+    words = UPLOAD.format(served.host).encode() + b"Content-Length: 1900000\r\n\r\n" + begin
+    with served.connect(words) as slow:
+        wait_for(served.uploads)
+        assert [served.upload(bytes([number]) * 1_900_000).status_code for number in range(2)] == [200, 200]
+        slow.sendall(bytes(1_900_000 - len(begin)))
+        assert b" 413 " in slow.recv(100)
+    wait_for(lambda: len(served.uploads()) == 2)
+
+
 TOO_LARGE = {
     "one file": ("/gradio_api/upload", [2_200_000]),
     "several files": ("/gradio_api/upload", [1_900_000] * 3),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 
@@ -13,9 +14,10 @@ from laennec.audio.recording import read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import score
-from laennec.inference.backends import load_for_prediction
+from laennec.inference.backends import fingerprint_of, load_for_prediction
 from laennec.inference.onnx_model import OnnxModel
 from laennec.inference.predictor import Predictor
+from laennec.training.embeddings import EmbeddingCache
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 
@@ -173,3 +175,27 @@ def test_a_model_of_the_hub_is_downloaded_without_its_weights(both, hub, user, s
     said = user.types("predict", "tester/quick", some_recordings[0])
     assert said.code == 0 and "backend: onnx" in said.out, said
     assert not [asked for asked in hub.asked("GET") if "model.safetensors" in asked.line]
+
+
+def test_a_fingerprint_covers_the_file_and_settings_that_no_weight_shows(both, copied):
+    known = load_for_prediction(both, backend="onnx")[0].fingerprint()
+    model, extractor = load_for_prediction(both, backend="torch")
+    assert fingerprint_of(model, extractor) == known
+    file = copied / "model.onnx"
+    proto = onnx.load(file)
+    proto.producer_name = "somebody"
+    onnx.save(proto, file)
+    replaced = load_for_prediction(copied, backend="onnx")[0].fingerprint()
+    model.config.head_relu = not model.config.head_relu
+    relu = fingerprint_of(model, extractor)
+
+    model.encoder.config.num_mel_bins += 1
+    assert len({known, replaced, relu, fingerprint_of(model, extractor)}) == 4
+
+
+def test_cached_embeddings_belong_to_the_settings_of_their_encoder(both, tmp_path):
+    model, extractor = load_for_prediction(both, backend="torch")
+    before = EmbeddingCache(tmp_path, model, extractor).folder
+    assert EmbeddingCache(tmp_path, *load_for_prediction(both, backend="torch")).folder == before
+    model.encoder.config.num_mel_bins += 1
+    assert EmbeddingCache(tmp_path, model, extractor).folder != before

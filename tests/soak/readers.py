@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laennec.errors import InputError
+from laennec.inference.journal import Journal, line_of
 
 ICBHI = b"0.036\t0.579\t0\t0\n0.579\t2.45\t1\t0\n2.45\t3.893\t0\t1\n3.893 5.793 1 1\n"
 AUDACITY = b"0.0\t1.5\tcrackle\n\\\t100.0\t400.0\n1.5\t2.25\tnormal\n2.25\t3.0\tcrackle + wheeze\n"
@@ -235,8 +236,6 @@ def _model_config(folder: Path, content: bytes) -> object:
 
 @_file("laennec.journal.jsonl")
 def _journal(path: Path) -> object:
-    from laennec.inference.journal import Journal
-
     journal = Journal(path)
     return [journal.read(name) for name in journal.entries]
 
@@ -378,8 +377,8 @@ GROUPS: dict[str, tuple[Reader, ...]] = {
             b'{"best_model_checkpoint": "runs/checkpoint-1", "global_step": 2}',), "json"),
         Reader("configuration of a model", _model_config, (b'{"id2label": {"0": "crackle"}}',), "json"),
         Reader("journal", _journal, (
-            b'{"journal":2,"identity":{"model":"m"}}\n{"names":["a"]}\n'
-            b'{"name":"a","content":"c","status":["a",1,2,3],"others":[],"timeline":{"recording":"a"}}\n',), "jsonl"),
+            line_of(journal=3, identity={"model": "m"}) + line_of(names=["a"]) + line_of(
+                name="a", content="c", status=["a", 1, 2, 3], others=[], timeline={"recording": "a"}),), "jsonl"),
         Reader("mark of an export", _mark, (json.dumps({
             "format": 1, "corpus": "icbhi2017", "files": {"cycles/train-00000-of-00001.parquet": {"sha256": _SHA}},
         }).encode(),), "json"),

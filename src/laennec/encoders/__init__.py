@@ -254,6 +254,21 @@ def encoder_digest(encoder: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def encoder_identity(encoder: PreTrainedModel) -> list[Any]:
+    """What the embeddings of an encoder depend on: its digest, its type, and its settings, which weights do not show.
+
+    A setting that says nothing of the network (labels, dtype, where it was loaded from) does not enter.
+    """
+    generic = PreTrainedConfig().to_dict().keys() | {"transformers_version", "_name_or_path"}
+
+    def own(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: own(v) for name, v in value.items() if name not in generic or name == "model_type"}
+        return [own(v) for v in value] if isinstance(value, list | tuple) else value
+
+    return [encoder_digest(encoder), own(encoder.config.to_dict())]
+
+
 def _configuration(kind: str, values: dict[str, Any], overrides: dict[str, Any]) -> PreTrainedConfig:
     """The configuration `values` with the user's settings in it."""
     encoder, config_class = ENCODERS[kind], ENCODERS[kind].config_class

@@ -32,7 +32,7 @@ from laennec.errors import InputError
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.predictions import read_predictions
 from laennec.inference.backends import fingerprint_of
-from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digest
+from laennec.inference.onnx_model import FACTS, SOURCES, OnnxSession, file_digest, file_digests
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.record import read_record, versions, write_record
 
@@ -105,8 +105,6 @@ def write_onnx(
     _save(_in_batches(graph, extractor), path)
     apart = _compare(path, model, extractor)
     facts = _facts(model, extractor, apart)
-    # predict refuses a file beside weights or settings that it was not made from
-    facts["sources"] = {name: file_digest(folder / name) for name in SOURCES if (folder / name).is_file()}
     if int8:
         facts["fingerprint"] = None  # of float weights
         _save(_in_batches(_quantised(graph, folder), extractor), folder / INT8_FILE)
@@ -114,6 +112,9 @@ def write_onnx(
         facts["int8"] = _int8_effect(folder, model, extractor, Path(run))
         for part in folder.glob(f"{FLOAT_FILE}*"):
             part.unlink()
+    # predict refuses a file beside weights or settings that it was not made from
+    beside = {name: file_digest(folder / name) for name in SOURCES if (folder / name).is_file()}
+    facts["sources"] = beside | file_digests(folder / facts["file"])
     write_record(folder / FACTS, facts)
     return facts
 

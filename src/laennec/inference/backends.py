@@ -107,7 +107,7 @@ def encoder_session(model: "LaennecForAudioClassification", extractor: "LaennecF
     Raises:
         InputError: The encoder cannot be exported.
     """
-    return OnnxSession(_exported(model, extractor, _digest([model.encoder], model, extractor)))
+    return OnnxSession(_exported(model, extractor, _digest(model, extractor)))
 
 
 def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor", fingerprint: str) -> Path:
@@ -125,17 +125,21 @@ def _exported(model: "LaennecForAudioClassification", extractor: "LaennecFeature
 
 
 def fingerprint_of(model: Any, extractor: Any = None) -> str:
-    """sha256 of weights and front end; equal for a run and its exports."""
+    """sha256 of weights, settings of the network and front end; equal for a run and its exports."""
     if isinstance(model, OnnxModel):
         return model.fingerprint()
-    return _digest([model.encoder, model.head], model, extractor)
-
-
-def _digest(parts: Sequence[Any], model: Any, extractor: Any) -> str:
     from laennec.encoders import encoder_digest
 
-    weights = [encoder_digest(part) for part in parts]
-    made_of = [*weights, extractor.fingerprint(), extractor.recording_filter, model.config.pooling]
+    config = model.config
+    head = [encoder_digest(model.head), config.head_hidden_dim, config.head_layer_norm, config.head_relu]
+    return _digest(model, extractor, *head)
+
+
+def _digest(model: Any, extractor: Any, *head: Any) -> str:
+    from laennec.encoders import encoder_identity
+
+    front_end = [extractor.fingerprint(), extractor.recording_filter]
+    made_of = [*encoder_identity(model.encoder), *front_end, model.config.pooling, *head]
     return sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 

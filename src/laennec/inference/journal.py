@@ -2,11 +2,12 @@
 
 Decisions: a finished recording is one line with its whole timeline, appended and synced after the recording's own files
 are written; the tables over all recordings are made from these lines. So a kill at any moment costs at most the current
-recording. A line is valid only for a recording and an annotation of the same content, and a journal only for the same
-model and settings; content is compared where a file's path, inode, time of change and size are not those it had.
-Before anything is written, a line claims the names of the files; what exists under other names is the user's. Failures
-are not recorded; they are tried again. Each rank of a launch writes a journal of its own beside the first one's, so
-that no file has two writers; whoever ends a batch joins them, with the lines in the order of the recordings.
+recording. Each line begins with a checksum of the rest; the lines after a damaged one are made again. A line is valid
+only for a recording and an annotation of the same content, and a journal only for the same model and settings; content
+is compared where a file's path, inode, time of change and size are not those it had. Before anything is written, a line
+claims the names of the files; what exists under other names is the user's. Failures are not recorded; they are tried
+again. Each rank of a launch writes a journal of its own beside the first one's, so that no file has two writers;
+whoever ends a batch joins them, with the lines in the order of the recordings.
 """
 
 import contextlib
@@ -19,14 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from laennec.errors import InputError
 from laennec.files import appending, atomic_write, json_text
+from laennec.terminal import complain
 from laennec.untrusted import open_regular, parse_json
 
 JOURNAL = "laennec.journal.jsonl"
 _OF_RANKS = "laennec.journal.*.jsonl"
 _PATIENCE_S = 600.0
-_VERSION = 2
+_VERSION = 3
+_BEGIN, _DIGITS = b'{"xxh3": "', 16
 
 
 def status_of(recording: str | Path) -> list[Any]:
@@ -125,18 +130,22 @@ class Journal:
     def _take_in(self, path: Path) -> None:
         """Take in the lines of a file that were not there before; the first truncated or damaged line ends it."""
         read = self._read.setdefault(path, _Read())
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), open_regular(path) as file:
+        with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
             if (number := os.fstat(file.fileno()).st_ino) != read.inode:  # it was written anew
                 read.inode, read.size, read.valid = number, 0, False
             file.seek(read.size)
             for line in file:
-                self._load(path, line)
+                if not line.endswith(b"\n"):  # cut off by a kill, or being written
+                    return
+                try:
+                    self._load(path, line)
+                except (ValueError, KeyError, TypeError):
+                    complain(f"{path}: damaged after {len(self.entries)} recordings; the others are predicted again")
+                    return
 
     def _load(self, path: Path, line: bytes) -> None:
         """Take in one line."""
-        said, read = parse_json(line), self._read[path]
-        if not line.endswith(b"\n"):
-            raise ValueError("truncated")
+        said, read = parse_json(_checked(line)), self._read[path]
         if not read.size:
             if said["journal"] != _VERSION:
                 raise ValueError("another version")
@@ -162,7 +171,7 @@ class Journal:
         Raises:
             InputError: The disk is full or not writable.
         """
-        line = _line_of(**said)
+        line = line_of(**said)
         assert self.append is not None, "a journal is written inside open_journal"
         self.append(line)
         self._load(self.path, line)
@@ -189,8 +198,8 @@ class Journal:
         chosen = set(names)
         order = [name for name in self.entries if name not in chosen] + list(names)
         with atomic_write(self.path, "wb") as file:
-            file.write(_line_of(journal=_VERSION, identity=self.identity))  # type: ignore[call-overload]
-            file.write(_line_of(names=sorted(self.claimed)))  # type: ignore[call-overload]
+            file.write(line_of(journal=_VERSION, identity=self.identity))  # type: ignore[call-overload]
+            file.write(line_of(names=sorted(self.claimed)))  # type: ignore[call-overload]
             for name in order:
                 file.write(self._line(name))  # type: ignore[call-overload]
         for path in others:
@@ -207,8 +216,37 @@ class _Read:
     valid: bool = False
 
 
-def _line_of(**said: Any) -> bytes:
-    return json_text(said, separators=(",", ":"), ensure_ascii=True).encode() + b"\n"
+def line_of(**said: Any) -> bytes:
+    """A line of a journal, with its checksum."""
+    text = json_text(said, separators=(",", ":"), ensure_ascii=True).encode()[1:] + b"\n"
+    return _BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text
+
+
+def _checked(line: bytes) -> bytes:
+    """A line whose checksum is right.
+
+    Raises:
+        ValueError: It is wrong.
+    """
+    text = line[len(_BEGIN) + _DIGITS + 2 :]
+    if line != _BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text:
+        raise ValueError("damaged")
+    return line
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse a file that has a journal's name and is none.
+
+    Raises:
+        InputError: It begins otherwise than a journal, of which a kill or a power cut can have left nothing.
+    """
+    with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
+        begin = file.read(len(_BEGIN)).rstrip(b"\0")
+        if not _BEGIN.startswith(begin):
+            raise InputError(
+                f"{path}: is not a journal of this version of laennec; move it away, or choose another --out, or pass "
+                "--overwrite to replace it"
+            )
 
 
 @dataclass(frozen=True)
@@ -256,9 +294,13 @@ def open_journal(results: Results, identity: dict[str, Any], overwrite: bool, ra
 
     Raises:
         InputError: The journal belongs to another model or other settings or a file is not of this journal and
-            `overwrite` is False, or it cannot be written.
+            `overwrite` is False, a file of a journal's name is none, or it cannot be written.
     """
     identity, folder = json.loads(json.dumps(identity)), results.folder
+    own = folder / (_OF_RANKS.replace("*", str(rank)) if rank else JOURNAL)
+    if not overwrite:
+        for path in (folder / JOURNAL, *folder.glob(_OF_RANKS)):
+            _refuse_others(path)
     journal = Journal(folder / JOURNAL)
     if journal.identity is not None and journal.identity != identity:
         if journal.entries and not overwrite:  # an empty journal can always be replaced
@@ -272,7 +314,6 @@ def open_journal(results: Results, identity: dict[str, Any], overwrite: bool, ra
         else:
             results.forget(journal)
             journal.path.unlink()
-    own = folder / (_OF_RANKS.replace("*", str(rank)) if rank else JOURNAL)
     journal = Journal(own)
     if rank and journal.identity not in (None, identity):
         own.unlink()

@@ -169,8 +169,11 @@ class OnnxModel(OnnxSession):
             )
 
     def fingerprint(self) -> str:
-        """sha256 of weights and front end, as of the run that it was exported from; of an older file, of its bytes."""
-        return self.config.fingerprint or file_digest(self.path)
+        """That of the run it was exported from; of a file that onnx.json was not written with, one of its bytes."""
+        files = file_digests(self.path)
+        if self.config.fingerprint and files == {name: self.config.sources.get(name) for name in files}:
+            return self.config.fingerprint
+        return hashlib.sha256(repr([sorted(files.items()), self.extractor.recording_filter]).encode()).hexdigest()
 
 
 def read_facts(folder: Path) -> OnnxFacts:
@@ -206,6 +209,11 @@ def is_current(folder: Path) -> bool:
     return (folder / facts.file).is_file() and all(
         file_digest(path) == facts.sources[name] for name, path in beside.items()
     )
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """sha256 of an ONNX file and of its weights, where they are in a file of their own, by name."""
+    return {p.name: file_digest(p) for p in (path, path.with_name(f"{path.name}.data")) if p.is_file()}
 
 
 def file_digest(path: Path) -> str:

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -138,7 +139,9 @@ class Guard:
 
     def __init__(self, app: ASGIApp, names: Sequence[str], folder: Path, most_bytes: int, oldest_s: float) -> None:
         self.app, self.names, self.folder, self.most_bytes, self.oldest_s = app, names, folder, most_bytes, oldest_s
-        self.arriving = 0
+        self.kept = 0  # bytes in the folder when it was last looked through
+        self.uploads: list[_Upload] = []  # what has arrived since, or arrives now
+        self.looking = anyio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that may not be made, and hand on the others."""
@@ -161,18 +164,21 @@ class Guard:
         return "*" in own or {_name(headers.get("origin", asked)), _name(proxied)} <= own
 
     async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        kept = await anyio.to_thread.run_sync(keep_recent, self.folder, self.oldest_s)
-        received, complete = 0, False
+        async with self.looking:
+            in_folder = [upload for upload in self.uploads if upload.ended]
+            self.kept = await anyio.to_thread.run_sync(keep_recent, self.folder, self.oldest_s)
+            self.uploads = [upload for upload in self.uploads if upload not in in_folder]
+        upload, complete = _Upload(), False
+        self.uploads.append(upload)
 
         async def receive_some() -> Message:
-            nonlocal received, complete
+            nonlocal complete
             message = await receive()
             if message["type"] == "http.disconnect" and not complete:
                 raise MultiPartException("The upload was aborted.")
             complete = complete or not message.get("more_body", False)
-            received += len(message.get("body", b""))
-            self.arriving += len(message.get("body", b""))
-            if kept + self.arriving > self.most_bytes:
+            upload.received += len(message.get("body", b""))
+            if self.kept + sum(u.received for u in self.uploads) > self.most_bytes:
                 raise MultiPartException(
                     f"The maximum allowed size of all uploads together, {self.most_bytes >> 20} MB, is reached; "
                     f"try again in {self.oldest_s / 60:.0f} minutes."
@@ -182,7 +188,15 @@ class Guard:
         try:
             await self.app(scope, receive_some, send)
         finally:
-            self.arriving -= received
+            upload.ended = True
+
+
+@dataclass(eq=False)
+class _Upload:
+    """How many bytes of an upload have arrived, and whether it has ended."""
+
+    received: int = 0
+    ended: bool = False
 
 
 def keep_recent(folder: Path, oldest_s: float) -> int:

@@ -37,7 +37,7 @@ from laennec.audio.context import InContext
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.cache import cache_root, read_entry, write_entry
 from laennec.corpora.base import column_of
-from laennec.encoders import encoder_digest
+from laennec.encoders import encoder_identity
 from laennec.errors import InputError
 from laennec.files import remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
@@ -261,7 +261,7 @@ class EmbeddingCache:
             from laennec.inference.backends import encoder_session
 
             self.embed, kind = encoder_session(model, extractor).embed, backend
-        identity = [_VERSION, kind, extractor.fingerprint(), encoder_digest(model.encoder), model.config.pooling]
+        identity = [_VERSION, kind, extractor.fingerprint(), encoder_identity(model.encoder), model.config.pooling]
         self.folder = folder / "embeddings" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
         self._rows: dict[bytes, NDArray[np.float32]] = {}
         self._seen: dict[str, tuple[int, int]] = {}
