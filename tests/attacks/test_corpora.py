@@ -122,6 +122,9 @@ TABLES = {
     "patients 1 and 01": (HEADER + "a,0,1,normal,1\nb,0,1,normal,01\n", "'01' and '1' may be one person"),
     "patients 1 and 1.0": (HEADER + "a,0,1,normal,1\nb,0,1,normal,1.0\n", "'1' and '1.0' may be one person"),
     "patients P7 and P007": (HEADER + "a,0,1,normal,P7\nb,0,1,normal,P007\n", "'P007' and 'P7' may be one person"),
+    "patients 1 and +1": (HEADER + "a,0,1,normal,1\nb,0,1,normal,+1\n", "'1' may be one person"),
+    "patients 1 and 1e0": (HEADER + "a,0,1,normal,1\nb,0,1,normal,1e0\n", "'1' and '1e0' may be one person"),
+    "patients P-1 and P_1": (HEADER + "a,0,1,normal,P-1\nb,0,1,normal,P_1\n", "'P-1' and 'P_1' may be one person"),
     "patients p1 and P1": (HEADER + "a,0,1,normal,p1\nb,0,1,normal,P1\n", "'P1' and 'p1' may be one person"),
     "patients with more blanks": (HEADER + "a,0,1,normal,J X\nb,0,1,normal,J  X\n", "'J  X' and 'J X' may be one"),
     "patients in full-width digits": (HEADER + "a,0,1,normal,12\nb,0,1,normal,\uff11\uff12\n", "may be one person"),
@@ -559,6 +562,15 @@ def test_an_export_is_refused_that_holds_more_than_its_size_allows(tmp_path, mon
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     exported(tmp_path / "mine", *[bytes(1 << 20)] * 16)
     judge("folder", tmp_path / "mine", tmp_path / "cache", "mine: holds more than 1 MiB")
+
+
+@pytest.mark.parametrize("contents", [[bytes(1 << 20)] * 16, [bytes(16 << 20)]], ids=["equal rows", "one of zeros"])
+def test_a_data_set_is_refused_that_holds_more_than_its_size_allows(tmp_path, monkeypatch, contents):
+    monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20)
+    rows = [{"audio": {"bytes": content, "path": f"{n}.wav"}, "label": n} for n, content in enumerate(contents)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet", compression="zstd")
+    judge("hub", tmp_path, tmp_path / "cache", "holds more than 1 MiB")
+    assert not (tmp_path / "cache" / "hub").exists()
 
 
 # ---------------------------------------------------------------- memory

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import TrainerCallback
 
 from forked import Forked, laennec
+from laennec.cli.main import main
+from laennec.errors import InputError
 from laennec.study.run import run_step
+from laennec.training.recipe import Recipe
+from laennec.training.run import train
 
 WAIT_S = 600  # generous: a busy machine must not fail a test
 ENDINGS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -112,3 +117,56 @@ def test_results_without_a_seed_say_so(begun, tmp_path):
     done = laennec(*begun).done(WAIT_S)
     assert done.returncode == 2 and "failed: tiny/1" in done.stdout, done
     assert json.loads((tmp_path / "out" / "results.json").read_text())["study"]["missing"] == ["tiny/1"]
+
+
+class Interrupt(TrainerCallback):
+    """Stops a training after its first epoch, as Ctrl+C does."""
+
+    def on_save(self, *given, **named):
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def on_own_corpus(small_corpus, tiny_recipe, tmp_path):
+    """The tiny recipe on a corpus that a test may change."""
+    folder = shutil.copytree(small_corpus, tmp_path / "corpus")
+    return folder, tiny_recipe | {"corpus": tiny_recipe["corpus"] | {"data_dir": str(folder)}}
+
+
+def relabel(folder):
+    path = sorted(folder.glob("*.txt"))[0]
+    lines = path.read_text().splitlines()
+    begin, end, crackle, wheeze = lines[0].split()
+    path.write_text("\n".join([f"{begin}\t{end}\t{1 - int(crackle)}\t{wheeze}", *lines[1:]]) + "\n")
+
+
+def test_a_training_does_not_go_on_with_other_labels(on_own_corpus, tmp_path):
+    folder, settings = on_own_corpus
+    recipe = Recipe(**settings, output_dir=str(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, watch=Interrupt())
+    relabel(folder)
+    with pytest.raises(InputError, match=r"unfinished run on other data.*--overwrite"):
+        train(recipe)
+    assert (train(recipe, overwrite=True) / "run.json").exists()
+
+
+def test_a_study_keeps_no_run_on_labels_that_were_replaced(on_own_corpus, tmp_path, capsys):
+    folder, settings = on_own_corpus
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    plan = {
+        "methods": [str(tmp_path / "tiny.yaml")],
+        "seeds": [0],
+        "baseline": "tiny",
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(plan))
+    command = ["study", str(tmp_path / "study.yaml"), "--dry-run"]
+    train(Recipe(**settings, output_dir=str(tmp_path / "out" / "tiny" / "0")))
+    assert main(command) == 0
+    relabel(folder)
+    assert main(command) == 2
+    assert "holds a run on other data" in capsys.readouterr().err
+    for path in folder.glob("*.txt"):
+        path.write_text("")  # results can be gathered where the corpus is not at hand
+    assert main(command) == 0

@@ -156,7 +156,7 @@ def test_a_line_whose_numbers_changed_is_not_believed(predictor, folder, capsys)
     predict(predictor, sounds, folder / "out")
     journal, table = folder / "out" / JOURNAL, folder / "out" / "laennec.predictions.csv"
     wanted, lines = table.read_bytes(), journal.read_bytes().splitlines(keepends=True)
-    spoilt = lines[2].replace(b"_probability\":0.", b"_probability\":0.9", 1)
+    spoilt = lines[2].replace(b'_probability":0.', b'_probability":0.9', 1)
     assert spoilt != lines[2]
     journal.write_bytes(b"".join([*lines[:2], spoilt, *lines[3:]]))
     assert predict(predictor, sounds, folder / "out").resumed == 0

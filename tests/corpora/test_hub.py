@@ -240,7 +240,7 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="hub has no option label_colum; valid: repo"):
         load_corpus("hub", tmp_path, label_colum="x")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 but not really")
-    with pytest.raises(InputError, match=r"bad.parquet: cannot be read as a data set"):
+    with pytest.raises(InputError, match=r"bad.parquet: cannot be read as Parquet"):
         Hub(tmp_path / "bad.parquet")
 
 

@@ -5,6 +5,7 @@ corpus reads them there, so that tables, waveforms, fingerprints, published spli
 original folder. File names in an export are untrusted: one that leads out of the folder refuses the whole export.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -134,6 +135,8 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
     packed = sum((folder / name).stat().st_size for name in names)
     unpacked = 0
     require_room(folder, target, packed)
+    for name in names:
+        refuse_large_table(folder, folder / name, packed)
     written: set[str] = set()
     for name in names:
         for row in _rows(folder / name, name.split("/")[0]):
@@ -161,21 +164,37 @@ def _unpack(folder: Path, names: list[str], target: Path) -> None:
 
 def _rows(path: Path, config: str) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, one at a time."""
+    with _readable(path), pq.ParquetFile(path) as shard:
+        schema = shard.schema_arrow
+        for name, kind in _COLUMNS[config].items():
+            if name not in schema.names:
+                raise InputError(f"{path}: no column {name}; download or export it again")
+            if schema.field(name).type != kind:
+                raise InputError(f"{path}: column {name} is {schema.field(name).type}; export it again")
+        for batch in shard.iter_batches(1, columns=list(_COLUMNS[config])):
+            yield from batch.to_pylist()
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path) as shard:
-            schema = shard.schema_arrow
-            for name, kind in _COLUMNS[config].items():
-                if name not in schema.names:
-                    raise InputError(f"{path}: no column {name}; download or export it again")
-                if schema.field(name).type != kind:
-                    raise InputError(f"{path}: column {name} is {schema.field(name).type}; export it again")
-            for batch in shard.iter_batches(1, columns=list(_COLUMNS[config])):
-                yield from batch.to_pylist()
+        yield
+    except InputError:
+        raise
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, InputError):
-            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise InputError(f"{path}: cannot be read as Parquet ({reason}); download it again") from error
+
+
+def refuse_large_table(place: Path, path: Path, packed: int) -> None:
+    """Refuse a Parquet file that says that it holds more than sound and text of its size can.
+
+    Raises:
+        InputError: It does, or it cannot be read.
+    """
+    with _readable(path), pq.ParquetFile(path) as table:
+        groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
+        refuse_large(place, packed, sum(group.total_byte_size for group in groups))
 
 
 def _downloaded(address: str) -> Path:

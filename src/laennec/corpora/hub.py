@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet as pq
 
 from laennec.cache import cache_root, sha256_of
 from laennec.corpora.base import Corpus, CorpusOptions
+from laennec.corpora.exported import refuse_large_table
 from laennec.corpora.layouts import LAYOUTS, Clip, Clips, read_layout
-from laennec.corpora.recordings import AnnotatedRecording, Event, named
+from laennec.corpora.recordings import AnnotatedRecording, Event, named, refuse_large
 from laennec.corpora.splits import COMMON_PROTOCOLS
 from laennec.errors import InputError
 from laennec.files import atomic_write, is_result, json_text
@@ -285,6 +287,7 @@ def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
+        _refuse_large(place)
         if place.is_file():
             return datasets.load_dataset("parquet", data_files=origin, cache_dir=cache)
         if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
@@ -292,6 +295,8 @@ def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any
             loaded = datasets.load_from_disk(origin)
             return loaded if isinstance(loaded, dict) else {options.train: loaded}
         return datasets.load_dataset(origin, options.config, revision=options.revision, cache_dir=cache)
+    except InputError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         if place.exists():
@@ -308,6 +313,17 @@ def _load(origin: str, cache_dir: str | Path | None, options: HubOptions) -> Any
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+def _refuse_large(place: Path) -> None:
+    """Refuse Parquet files that expand to more than sound and text of their size; equal rows are packed as one."""
+    tables = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+    packed, unpacked = sum(path.stat().st_size for path in tables), 0
+    for path in tables:
+        refuse_large_table(place, path, packed)
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(16):
+                refuse_large(place, packed, unpacked := unpacked + batch.nbytes)
 
 
 def _refuse_files_elsewhere(folder: Path) -> None:

@@ -181,14 +181,14 @@ def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> li
 
 
 def spelled_alike(root: Path, recordings: Iterable[AnnotatedRecording]) -> list[str]:
-    """A line for patients whose names differ in case, blanks, leading zeros or an appended ".0" alone.
+    """A line for patients whose names differ in case, separators, or the way a number is written alone.
 
     Spreadsheets and people write one id in these ways, and a split by patients would have the person on both sides.
     """
     groups: dict[str, set[str]] = {}
     for patient in {r.patient_id for r in recordings if r.patient_id not in (None, r.recording_id)}:
-        plain = " ".join(unicodedata.normalize("NFKC", str(patient)).casefold().split())
-        plain = re.sub(r"^([0-9]+)\.0+$", r"\1", plain)
+        plain = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", str(patient)).casefold()).strip()
+        plain = re.sub(r"^[+]?([0-9]+)(\.0*)?(e[+]?0+)?$", r"\1", plain)
         groups.setdefault(re.sub(r"(?<![0-9])0+(?=[0-9])", "", plain), set()).add(str(patient))
     alike = sorted(" and ".join(map(repr, sorted(group))) for group in groups.values() if len(group) > 1)
     remedy = "write one name in one way, or give two people names that differ more"
@@ -239,12 +239,12 @@ def _unpack_into(archive: Path, folder: Path) -> None:
 
 
 def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
-    """Refuse an archive of `packed` bytes whose content is larger than that of sound and text can be."""
+    """Refuse an archive or tables of `packed` bytes that hold more than sound and text of that size can."""
     most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
     if unpacked > most:
         raise InputError(
-            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, "
-            "unpack it yourself and name the folder"
+            f"{archive}: holds more than {most >> 20} MiB, the most for its size; if you trust it, unpack it yourself "
+            "and name the folder"
         )
 
 

@@ -6,6 +6,8 @@ same command, and their costs add up. A step ends with its study, however that e
 other settings is refused. A run that fails is listed, the others go on, and the results file names what it lacks.
 """
 
+import contextlib
+import functools
 import json
 import os
 import shlex
@@ -26,6 +28,7 @@ from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 
 PUBLISHED = "published.md"  # published numbers beside ours, in the folder of a study
+_CORPUS = {"name", "data_dir", "tables_dir", "allow_missing", "level", "options"}  # what says what a corpus is
 Command = list[str]
 """The words after `laennec`; those of a classifier begin with `-m`."""
 
@@ -65,8 +68,9 @@ def run_study(
         InputError: Another process works on this study, or a cell's folder holds a run of other settings.
     """
     state = StudyState()
+    fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
     for cell in study.cells:
-        refuse_other_run(study, cell)
+        refuse_other_run(study, cell, fingerprint)
     if dry:
         every = [command for cell in study.cells for command in commands(study, cell)]
         every += [command for method in study.ensembles for command in ensemble_commands(study, method)]
@@ -123,11 +127,11 @@ def _line(command: Command) -> str:
     return shlex.join(["python" if command[0] == "-m" else "laennec", *command])
 
 
-def refuse_other_run(study: Study, cell: Cell) -> None:
-    """Refuse a folder with a run of other settings than the cell's.
+def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str | None]) -> None:
+    """Refuse a folder with a run of other settings than the cell's, or on data that have changed since.
 
     Raises:
-        InputError: Names the first setting that differs.
+        InputError: Names the first setting that differs, or the corpus.
     """
     earlier = cell_folder(study, cell) / "recipe.json"
     if not earlier.exists():
@@ -140,6 +144,28 @@ def refuse_other_run(study: Study, cell: Cell) -> None:
             f"{earlier.parent}: holds a run with {next(_differences(here, there))}; choose another output_dir for this "
             "study, or remove the folder"
         )
+    corpus, trained = _recipe(study, cell).corpus, earlier.with_name("run.json")
+    now = fingerprint(corpus.model_dump_json(include=_CORPUS)) if trained.exists() else None
+    if now is not None and now != read_record(trained)["corpus"]["fingerprint"]:
+        raise InputError(
+            f"{earlier.parent}: holds a run on other data: recordings or annotations of {corpus.name} have changed "
+            "since; choose another output_dir for this study, or remove the folder"
+        )
+
+
+def fingerprint_of(corpus: str) -> str | None:
+    """The fingerprint of a corpus as it is now; None where it is not at hand, which nothing that is finished needs.
+
+    Args:
+        corpus: The settings of a recipe that say what the corpus is, as JSON.
+    """
+    from laennec.corpora.load import open_corpus  # imports datasets
+
+    given = json.loads(corpus)
+    with contextlib.suppress(InputError):
+        opened = open_corpus(given.pop("name"), given.pop("data_dir"), **given.pop("options"), **given)
+        return opened.manifest.corpus_fingerprint
+    return None
 
 
 def _differences(here: dict[str, Any], there: dict[str, Any], prefix: str = "") -> Iterator[str]:

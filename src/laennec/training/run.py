@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
     return out
 
 
-def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], watch: Any) -> None:
+def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], watch: Any) -> None:
     """From corpus to record; `begin` is called before anything is written below `out`."""
     timings = Timings()
     with timings.measure("total"):
@@ -150,7 +151,9 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         if is_main_process():
             say(target_line(recipe.target.problem_type, names, model.config.span))
         with explain_lost_process():
-            fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
+            fitted = fit(
+                recipe, model, extractor, training, validation, out, timings, begin=partial(begin, source), watch=watch
+            )
             with timings.measure("validation windows"):
                 windows, points = fit_window_points(fitted.result.model, extractor, recipe, parts, recipe.head)
     if not is_main_process():
@@ -365,19 +368,30 @@ def finished_before(out: Path, recipe: Recipe) -> bool:
     return True
 
 
+def _refuse_other_data(path: Path, source: dict[str, Any]) -> None:
+    """Record what data a run began on; refuse to go on with other data."""
+    now = {name: source.get(name) for name in ("corpus_fingerprint", "split_fingerprint")}
+    if path.exists() and read_record(path) != now:
+        raise InputError(
+            f"{path.parents[1]}: holds an unfinished run on other data: recordings, annotations or splits have changed "
+            "since it began; pass --overwrite to train anew, or choose another output folder"
+        )
+    write_record(path, now)
+
+
 @contextlib.contextmanager
-def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[], None]]:
+def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[..., None]]:
     """Lock an output folder while the block runs, from the moment that the block calls the function it is given.
 
-    Earlier results are kept until then: the block calls it after data, weights and objective were checked. Of several
-    processes only the first writes, so only the first locks.
+    Earlier results are kept until then: the block calls it, with the provenance of the data, after data, weights and
+    objective were checked. Of several processes only the first writes, so only the first locks.
 
     Raises:
-        InputError: The folder holds other files, or another process trains into it.
+        InputError: The folder holds other files or a run that began on other data, or another process trains into it.
     """
     with contextlib.ExitStack() as ours:
 
-        def begin() -> None:
+        def begin(source: dict[str, Any] | None = None) -> None:
             if not is_main_process():
                 return
             ours.enter_context(lock_or_refuse(out / RECORDS[0]))
@@ -388,6 +402,8 @@ def claimed(out: Path, recipe: Recipe, overwrite: bool) -> Iterator[Callable[[],
                 if path not in kept:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             write_record(out / _SETTINGS, recipe.to_dict())
+            if source is not None:
+                _refuse_other_data(out / "checkpoints" / "corpus.json", source)
 
         if is_main_process():
             refuse_taken(out, recipe, overwrite)

@@ -103,7 +103,7 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
     return out
 
 
-def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: str, begin: Callable[[], None]) -> None:
+def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: str, begin: Callable[..., None]) -> None:
     """From corpus to record; `begin` is called before anything is written below `out`."""
     timings = Timings()
     with timings.measure("total"):
@@ -114,7 +114,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
             recipe = with_train_statistics(recipe, part.dataset.waveforms)
             extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         model = make_contrastive_model(recipe, settings)
-        begin()
+        begin(part.source)
         if is_main_process():
             say(*part.sampling.notes)
         before = embedding_spread(model, extractor, part.dataset)
