@@ -61,6 +61,17 @@ def test_encoder_and_head_learn_at_their_own_rates(tmp_path):
     assert {id(p) for p in learnt} == {id(p) for p in trainer.model.head.parameters()}
 
 
+def test_evaluating_again_makes_no_further_loader(tmp_path):
+    trainer = make_trainer(tmp_path, 8, 1)
+    loaders = []
+    for _ in range(3):
+        trainer.evaluate(trainer.train_dataset)
+        loaders.append(len(trainer.accelerator._dataloaders))
+    assert loaders == loaders[:1] * 3
+    trainer.eval_dataset = torch.utils.data.Subset(trainer.train_dataset, [0, 1])
+    assert len(trainer.get_eval_dataloader()) == 1 < len(trainer.get_eval_dataloader(trainer.train_dataset))
+
+
 def test_the_front_end_is_recorded_and_metrics_have_a_default(tmp_path):
     trainer = make_trainer(tmp_path, 8, 1)
     config = trainer.model.config

@@ -55,13 +55,14 @@ def _contrast(
         itself = torch.zeros_like(positive, dtype=torch.bool)
         itself.diagonal(rows.start).fill_(True)
         positive = positive.masked_fill(itself, 0.0)
-        logits = (z[rows] @ z.T / temperature).masked_fill(itself, -torch.inf)
+        logits, left_out = z[rows] @ z.T / temperature, itself
         if group is not None:
-            alike = (group[rows, None] == group) & (group >= 0)
-            logits = logits.masked_fill(alike & (positive == 0), -torch.inf)
-        log_p = logits.log_softmax(dim=1).masked_fill(logits == -torch.inf, 0.0)  # over positives and allowed negatives
+            left_out = itself | ((group[rows, None] == group) & (group >= 0) & (positive == 0))
         weight = positive.sum(dim=1)
-        each = -(positive * log_p).sum(dim=1) / torch.where(weight > 0, weight, 1.0)
+        # the mean of -log p over the positives, where p is a softmax over positives and allowed negatives
+        among = logits.masked_fill(left_out, -torch.inf).logsumexp(dim=1)
+        each = among - torch.linalg.vecdot(positive, logits) / torch.where(weight > 0, weight, 1.0)
+        each = each.masked_fill(weight == 0, 0.0)
         return torch.stack([each, (positive > 0).sum(dim=1).to(z)], dim=1)
 
     if len(z) == 1:

@@ -138,11 +138,7 @@ class LaennecTrainer(Trainer):
             self.compute_metrics = default_metrics(config)
         self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
         self.train_dataset = train = self._prepared(train_dataset, augmentation, training=True)
-        self.eval_dataset = (
-            {name: self._prepared(part) for name, part in eval_dataset.items()}
-            if isinstance(eval_dataset, dict)
-            else self._prepared(eval_dataset)
-        )
+        self.eval_dataset = self._prepared(eval_dataset)
         self.group_codes = groups_of_data(train, self.specs)
         self.sampler = make_sampler(sampler, train, self.specs, args.train_batch_size, self.draw_seed)
         self.data_collator = data_collator or collator_of(train if train is not None else self.eval_dataset)
@@ -157,10 +153,13 @@ class LaennecTrainer(Trainer):
             self.add_callback(MovingAverageCallback(beta))
         self._attached, self._sums = contextlib.ExitStack(), TermSums()
         self._context: dict[str, Any] = {}
+        self._eval_loaders: dict[Any, tuple[Any, Any]] = {}  # with their data, whose ids stay theirs
         self._core = lru_cache(1)(self.accelerator.unwrap_model)  # which looks for packages each time
 
     def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
-        """A data set whose items the collator takes; tables are read for the model's labels."""
+        """A data set, or a dict of them, whose items the collator takes; tables are read for the model's labels."""
+        if isinstance(data, dict):
+            return {name: self._prepared(split, augmentation, training) for name, split in data.items()}
         return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed, training)
 
     def _make_objective(self) -> Objective:
@@ -188,10 +187,14 @@ class LaennecTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """The batches of a data set for evaluation; a table is read first."""
-        return super().get_eval_dataloader(self._prepared(eval_dataset))
+        data = self.eval_dataset if eval_dataset is None else eval_dataset
+        key = (data if isinstance(data, str) else id(data), self.args.eval_batch_size)
+        if key not in self._eval_loaders:  # accelerate keeps every loader that is made
+            self._eval_loaders[key] = super().get_eval_dataloader(self._prepared(data)), data
+        return self._eval_loaders[key][0]
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
-        """The batches of a data set for prediction; a table is read first."""
+        """Likewise for prediction."""
         return super().get_test_dataloader(self._prepared(test_dataset))
 
     def create_optimizer(self, model: Any = None) -> Any:
