@@ -15,7 +15,7 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
 from laennec.training.data import CycleDataset
 from laennec.training.samplers import EpochSampler
 from laennec.training.tables import default_metrics
@@ -72,6 +72,14 @@ def test_the_front_end_is_recorded_and_metrics_have_a_default(tmp_path):
     logits, classes = np.eye(3, dtype=np.float32), np.arange(3)
     found = default_metrics(single)(SimpleNamespace(predictions=logits, label_ids=classes))
     assert found["accuracy"] == pytest.approx(100) and found["uar"] == pytest.approx(100)
+
+
+def test_the_arguments_of_the_caller_stay_as_they_are(tmp_path):
+    given = LaennecTrainingArguments(str(tmp_path), save_total_limit=1, push_to_hub=False, report_to=[])
+    before = given.to_dict()
+    found = resolved_arguments(given)
+    assert given.to_dict() == before
+    assert (found.save_total_limit, found.remove_unused_columns) == (2, False)
 
 
 def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):

@@ -8,6 +8,7 @@ average that is kept for evaluation). Sharpness-aware minimisation runs the batc
 it twice.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -71,7 +72,7 @@ def argument(args: TrainingArguments, name: str) -> Any:
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments that `LaennecTrainer` cannot follow, and settle those that transformers leaves open.
+    """Refuse arguments that `LaennecTrainer` cannot follow.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
@@ -82,11 +83,17 @@ def check_arguments(args: TrainingArguments) -> None:
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
         )
+
+
+def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
+    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints."""
+    args = copy.copy(args)
     if args.push_to_hub and args.hub_private_repo is None:
         args.hub_private_repo = True
     args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
     if args.save_total_limit == 1:
         args.save_total_limit = 2  # a whole checkpoint must exist while another is written
+    return args
 
 
 def epoch_cosine(epoch: int, epochs: int, decay: float = 0.1) -> float:

@@ -233,7 +233,7 @@ def fit(
         with timings.measure("embedding"):
             cache = embedding_cache(recipe, model, extractor)
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
-    elif recipe.head.standardise and recipe.encoder.weights is not None:
+    elif recipe.standardises and recipe.encoder.weights is not None:
         _standardise_on_sample(recipe, model, extractor, training)
     plan = plan_phases(recipe, model, extractor, training.targets, training.table, datasets, truth)
     if tasks := tasks_of(recipe):
@@ -290,7 +290,7 @@ def _embedded(
             copies.append(embed_cycles(model, extractor, dataset, keys, cache, copy))
             labels.append(np.stack([dataset.label_at(row, copy) for row in range(len(dataset))]))
     held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
-    if recipe.head.standardise:
+    if recipe.standardises:
         model.head.standardise(torch.from_numpy(np.concatenate(copies)))
     return (
         EmbeddingDataset(np.stack(copies), np.stack(labels), training.table["cycle_id"]),

@@ -34,6 +34,7 @@ from laennec.training.arguments import (
     check_arguments,
     epoch_cosine_schedule,
     parameter_groups,
+    resolved_arguments,
     sharpness_aware,
 )
 from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage, without_encoder
@@ -119,7 +120,7 @@ class LaennecTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        args = args or LaennecTrainingArguments("trainer_output")
+        args = resolved_arguments(args or LaennecTrainingArguments("trainer_output"))
         check_arguments(args)
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
