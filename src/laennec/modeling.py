@@ -219,10 +219,10 @@ class LaennecForAudioClassification(PreTrainedModel):
         """Switch between training and evaluation mode; frozen layers stay in evaluation mode."""
         self.training = mode
         for name, module in self.named_children():
-            if name != "encoder":
+            if name == "encoder":
+                adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
+            else:
                 module.train(mode)
-        if "encoder" in self._modules:  # it is left out while a head learns from embeddings
-            adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
 
     def embed(

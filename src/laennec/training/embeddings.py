@@ -168,6 +168,7 @@ def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Has
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
     """Batches of similar length, for a GPU; a batch that does not fit into memory is halved."""
+    # accelerate's find_executable_batch_size has one size for cycles of all lengths, and does not know MemoryError
     # a GPU needs larger batches than a CPU
     most = (256, 16_000_000) if next(model.parameters()).is_cuda else ()
     batches, smallest_failed = deque(length_batches(lengths, *most)), 0

@@ -49,7 +49,7 @@ from laennec.training.checkpoints import (
     write_weights,
 )
 from laennec.training.data import EmbeddingDataset
-from laennec.training.devices import SharedLastBatch, encodes_one_by_one
+from laennec.training.devices import encodes_one_by_one, share_last_batch
 from laennec.training.gradients import check_balance, head_inputs, weigh
 from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
 from laennec.training.mixing import BatchFeatures
@@ -182,9 +182,7 @@ class LaennecTrainer(Trainer):
         self.training_objective = self._make_objective()
         loader = super().get_train_dataloader()
         if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
-            shard: Any = loader.batch_sampler
-            shard.batch_sampler = SharedLastBatch(self.sampler, shard.batch_size, self.args.world_size)
-            shard.even_batches = False
+            share_last_batch(loader, self.sampler, self.args.world_size)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -210,13 +208,14 @@ class LaennecTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the arguments, or the cosine that moves once an epoch."""
-        made: Any = self.lr_scheduler
-        if argument(self.args, "epoch_cosine") and made is None:
+        given: Any = self.lr_scheduler
+        made = super().create_scheduler(num_training_steps, optimizer)
+        if argument(self.args, "epoch_cosine") and given is None:
             epochs = max(1, round(self.args.num_train_epochs))
             steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
             self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+            return self.lr_scheduler
+        return made
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -407,7 +406,7 @@ class LaennecTrainer(Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
-            if "encoder" not in model._modules:  # it is left out while a head trains
+            if not any(name.startswith("encoder.") for name in state):  # it is left out while a head trains
                 state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:
