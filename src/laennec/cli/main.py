@@ -82,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
-    known, rest = parser.parse_known_args(arguments)
-    if rest and known.command not in _TRAIN:
-        parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
+    known, given = parser.parse_known_args(arguments)
+    if given and known.command not in _TRAIN:
+        parser.error(f"unknown argument {given[0]}; see laennec {known.command} --help")
     if not sys.stderr.isatty():  # errors stand alone in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not known.debug:  # a Hub out of reach is tried several times, each with a line; the last word is ours
         logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
-    known.rest, known.line = rest, shlex.join(["laennec", *arguments])
+    known.overrides, known.line = given, shlex.join(["laennec", *arguments])
     try:
         with warnings.catch_warnings(), _tidily_terminated():
             if not known.debug:

@@ -307,9 +307,9 @@ def _blocks(
         for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield block.to_pylist()
     except Exception as error:  # Ray's own and those of its workers, which have no class in common
-        first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
         # what a worker raised comes with its traceback, whose last line says it
-        raise _PipelineError((rest[-1] if rest and "ray::" in first else first)[:200]) from error
+        raise _PipelineError((others[-1] if others and "ray::" in first else first)[:200]) from error
 
 
 def _retries() -> dict[str, Any]:
