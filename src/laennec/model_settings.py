@@ -1,4 +1,4 @@
-"""The settings of a model that a stranger wrote: every value typed and within a range, and wrong ones said in one line.
+"""The settings of an untrusted model: every value typed and within a range, and wrong ones said in one line.
 
 Decisions: types are those of JSON, never converted ("2" is no number, 1 is no truth value), and a range holds what any
 honest model could have. The labels of a model become columns of tables, so they have no other column's name, are told

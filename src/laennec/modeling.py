@@ -237,7 +237,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         own = self._pooled(input_values, attention_mask, token_mix)
         if not self.config.concatenated_context:
             if context_values is not None:
-                raise ValueError("context_values were given to a model that joins no context; leave them out")
+                raise ValueError("context_values were given to a model without concatenated context; leave them out")
             return own
         context = own if context_values is None else self._pooled(context_values, context_mask)
         return torch.cat([own, context], 1)

@@ -104,7 +104,7 @@ def test_speech_commands_by_its_lists(speech_commands: Path) -> None:
     for table in parts.values():
         assert [name.split("/")[0] for name in table["recording_id"]] == classes(table)
     assert provenance(parts)["protocol"] == "published-parts"
-    assert provenance(parts)["validation"] == "the validation part of the dataset itself"
+    assert provenance(parts)["validation"] == "the validation split of the dataset itself"
 
 
 def test_a_listed_file_that_is_not_there_is_named(speech_commands: Path, tmp_path: Path) -> None:

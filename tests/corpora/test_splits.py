@@ -188,7 +188,7 @@ class TestSprsound:
             split_table(table, "sprsound-official", validation_fraction=0)
 
     @pytest.mark.parametrize("part", ["test_intra", "test_inter"])
-    def test_a_test_part_alone_needs_no_validation(self, part) -> None:
+    def test_a_test_split_alone_needs_no_validation(self, part) -> None:
         split = split_table(small(3).assign(part=part), "sprsound-official")
         assert {name: len(rows) for name, rows in split.splits.items()} == {part: 24}
 

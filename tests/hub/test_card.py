@@ -63,7 +63,7 @@ def run(tiny_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def scored(tiny_run, tmp_path_factory):
-    """The tiny run, scored once on its test part."""
+    """The tiny run, scored once on its test split."""
     copy = unscored(tiny_run, tmp_path_factory.mktemp("scored") / "run")
     assert main(["evaluate", str(copy), "--draws", "50"]) == 0
     return copy

@@ -180,7 +180,7 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
         first, second = model(**bare).embeddings.chunk(2, 1)
         assert torch.equal(first, second)
         assert torch.equal(model(bare.input_values, bare.attention_mask).embeddings, torch.cat([first, second], 1))
-        with pytest.raises(ValueError, match="joins no context"):
+        with pytest.raises(ValueError, match="without concatenated context"):
             plain(**batch)
 
 

@@ -16,7 +16,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
-from laennec.training.split_data import labelled_part, load_splits, make_extractor
+from laennec.training.split_data import labelled_split, load_splits, make_extractor
 
 
 def run(settings, out, **changes):
@@ -286,7 +286,7 @@ def test_mean_and_std_of_the_training_features_are_stored_with_the_model(tiny_re
     settings = json.loads((out / "run.json").read_text())["config"]["features"]
     assert settings["mean"] == extractor.mean and settings["std"] == extractor.std
     recipe = Recipe(**tiny_recipe)
-    part = labelled_part(recipe, load_splits(recipe)["train"], make_extractor(recipe.features))
+    part = labelled_split(recipe, load_splits(recipe)["train"], make_extractor(recipe.features))
     every = []
     for row in range(len(part.dataset)):
         seen = extractor(part.dataset.waveforms[row], extractor.sampling_rate)

@@ -1,8 +1,8 @@
 """Decode an untrusted file in a process of its own, with limits on time, memory and output.
 
-Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process answers with a line of
+Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process outputs a line of
 JSON and raw float32 samples, which are checked, resampled and filtered here. It has no environment to read secrets
-from, can write nothing but its answer (an unnamed file of bounded size) and is killed at its time limit. Where a system
+from, can write nothing but its output (an unnamed file of bounded size) and is killed at its time limit. Where a system
 has no such limits (Windows), the time limit remains.
 """
 
@@ -46,7 +46,7 @@ _WAITING = 6  # seconds of the clock for each second of the processor: a busy ma
 MEMORY_MB = 1024
 MOST_S = 3600.0
 _MEGABYTE = 1 << 20
-_MAX_LINE = 4096  # bytes of the first line of an answer
+_MAX_LINE = 4096  # bytes of the first line of the output
 _HEADER_ERROR = 4.0  # the length of an MP3 without a table of lengths is guessed from the bit rate
 # what a process needs to start; tokens and keys are not passed on
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "LANG", "LC_ALL")
@@ -68,7 +68,7 @@ def read_recording_sandboxed(
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
         timeout_s: Time limit of decoding, in seconds of the processor; by the clock it is six times as long.
-        memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its answer, in MiB.
+        memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its output, in MiB.
         most_s: Longest accepted recording, in seconds.
 
     Returns:
@@ -102,7 +102,7 @@ def plain_file(recording: Recording) -> Iterator[Path]:
 
 
 def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
-    """Run the decoder with its answer going into a file; its exit code (negative for a signal)."""
+    """Run the decoder with its output going into a file; its exit code (negative for a signal)."""
     here = str(Path(__file__).parents[2])
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([here, *(p for p in sys.path if p and p != here)])
@@ -119,7 +119,7 @@ def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, 
 
 
 def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
-    """The decoded samples and their rate; every part of the answer is checked."""
+    """The decoded samples and their rate; every part of the output is checked."""
     waveform, source_rate = np.zeros(0, np.float32), 0
     try:
         said = json.loads(answer.readline(_MAX_LINE))
@@ -142,10 +142,10 @@ def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
 
 
 def _main(arguments: list[str]) -> int:
-    """Entry of the process: decode one file under limits, and answer on standard output."""
+    """Entry of the process: decode one file under limits, and write to standard output."""
     name, timeout_s, memory_mb, most_s = arguments[0], float(arguments[1]), int(arguments[2]), float(arguments[3])
     answer = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not enter the answer
+    os.dup2(2, 1)  # what a library prints must not enter the output
     _limit(timeout_s, memory_mb)
     too_large = f"decoding needs more than {memory_mb} MiB; cut it into shorter files"
     try:

@@ -33,7 +33,7 @@ class LaennecTrainingArguments(TrainingArguments):
         task_loss: "bce" | "ce" | "focal"; None for BCE (multi-label models) or cross entropy (single-label ones).
         task_weight: Factor of the task loss in the objective.
         task_views: "first" | "all": which augmented views (or clean and mixed copies) the task loss takes.
-        class_weights: None, "balanced" (inverse frequency in the training part) or one number a label.
+        class_weights: None, "balanced" (inverse frequency in the training split) or one number a label.
         focal_gamma: Exponent of the focal loss.
         log_gradients: Whether the norm of each auxiliary loss's gradient at the embedding, divided by that of the task
             loss, is logged as `grad_ratio_<loss>`.

@@ -136,8 +136,8 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     patients that the other was trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
-    parts = load_splits(asked)
-    table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
+    splits = load_splits(asked)
+    table = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
     return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
 
@@ -317,9 +317,9 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
         owners, cut = windows_of(table, float(window_s))
     # a column that no row lacks, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
-    part: SplitData = make_split("recordings", cut, asked, extractor, None, False)
+    data: SplitData = make_split("recordings", cut, asked, extractor, None, False)
     cache = embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
+    embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
     return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
 
 

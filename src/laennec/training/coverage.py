@@ -99,7 +99,7 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
 def coverage_lines(
     name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
-    """The share of the training part in the first epoch, and the pairs that its batches hold for each loss over pairs.
+    """The share of the training split in the first epoch, and the pairs that its batches hold for each loss over pairs.
 
     Args:
         name: The sampler's name in the recipe.

@@ -76,7 +76,7 @@ class Neighbours:
         return [[self._named[other] for other in side] for side in self.rows[row]]
 
 
-def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
+def refuse_lost_neighbours(splits: Any, protocol: str | None, context_cycles: int) -> None:
     """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int
     if not context_cycles:
         return
     seen: dict[str, str] = {}
-    for name, table in parts.items():
+    for name, table in splits.items():
         for recording in set(table["recording_id"]):
             if seen.setdefault(recording, name) != name:
                 raise InputError(
@@ -93,7 +93,7 @@ def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int
                     f"recording ({recording}) into {seen[recording]} and {name}, so they are not neighbours; "
                     "choose a protocol that keeps recordings whole"
                 )
-    if "train" in parts and len(set(parts["train"]["recording_id"])) == len(parts["train"]):
+    if "train" in splits and len(set(splits["train"]["recording_id"])) == len(splits["train"]):
         raise InputError(
             f"features.context_cycles is {context_cycles}, but no training recording has a second cycle; leave it out"
         )

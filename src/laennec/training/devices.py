@@ -7,7 +7,7 @@ function of that cycle alone, to the last bit, whatever the batch and the number
 
 Of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and only where they
 learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation stays what
-prediction is. A part that cannot be compiled runs uncompiled, with one warning.
+prediction is. A layer that cannot be compiled runs uncompiled, with one warning.
 
 A gather carries gradients (that of accelerate does not), because the pairs of a contrastive loss are its data: two
 processes of half the batch give the loss and the gradient of one process. When another process is lost, the first

@@ -1,7 +1,7 @@
 """One recipe, from corpus to the best epoch's model, and the folder of the run.
 
-Decisions: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored;
-`laennec evaluate` scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer
+Decisions: nothing in this file sees a test split. Validation patients choose the epoch; the best epoch is restored;
+`laennec evaluate` scores the test split afterwards. A frozen encoder runs once over all cycles, then the same Trainer
 trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same; a finished
 or other one is never overwritten unasked, and nothing of it is deleted before data and weights were checked.
 """
@@ -48,7 +48,7 @@ from laennec.training.record import Timings, hardware, read_record, training_his
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import (
     SplitData,
-    labelled_part,
+    labelled_split,
     load_decoded,
     make_extractor,
     make_split,
@@ -136,15 +136,15 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         check_mixing(recipe)
         tasks_of(recipe)
         with timings.measure("corpus"):
-            parts = load_decoded(recipe, extractor.sampling_rate)
-            source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
-            refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            recipe = recipe.with_target(target_of(parts["train"], recipe.target, list(parts.values())))
-            training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
+            splits = load_decoded(recipe, extractor.sampling_rate)
+            source, pretraining = provenance(splits), refuse_seen_patients(recipe.encoder.weights, splits)
+            refuse_lost_neighbours(splits, source.get("protocol"), extractor.context_cycles)
+            recipe = recipe.with_target(target_of(splits["train"], recipe.target, list(splits.values())))
+            training = labelled_split(recipe, training_examples(recipe, splits, extractor), extractor)
             names = training.targets.names
             recipe = with_train_statistics(recipe, training.dataset.waveforms)
             extractor = make_extractor(recipe.features)
-            validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
+            validation = make_split("validation", splits["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         model.config.span = span_of(training.table)
         if is_main_process():
@@ -152,7 +152,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         with explain_lost_process():
             fitted = fit(recipe, model, extractor, training, validation, out, timings, begin=begin, watch=watch)
             with timings.measure("validation windows"):
-                windows, points = fit_window_points(fitted.result.model, extractor, recipe, parts, recipe.head)
+                windows, points = fit_window_points(fitted.result.model, extractor, recipe, splits, recipe.head)
     if not is_main_process():
         return
     result = fitted.result
@@ -163,7 +163,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[[], None], w
         "selection_metric": recipe.train.selection_metric,
         "labels": names,
         "span": model.config.span,
-        "held_out": [name for name in parts if name not in ("train", "validation")],
+        "held_out": [name for name in splits if name not in ("train", "validation")],
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
@@ -212,8 +212,8 @@ def fit(
         recipe: All settings.
         model: Encoder and new head.
         extractor: Its front end.
-        training: The training part.
-        validation: The validation part.
+        training: The training split.
+        validation: The validation split.
         out: Checkpoints go below it.
         timings: Gets the seconds of embedding, training and validation predictions.
         lines: Whether each epoch prints a line.
@@ -254,7 +254,7 @@ def predict_validation(
     validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """Predict the validation part, and fit there how the model decides; its config keeps that.
+    """Predict the validation split, and fit there how the model decides; its config keeps that.
 
     Returns:
         The predictions table; the operating points; what was fitted for auxiliary tasks.
@@ -276,7 +276,7 @@ def _embedded(
     validation: SplitData,
     cache: EmbeddingCache,
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
-    """Embed both parts once (training as often as the recipe asks for augmented copies)."""
+    """Embed both splits once (training as often as the recipe asks for augmented copies)."""
     dataset = training.dataset
     if dataset.augmentation is None and dataset.concatenation is None:
         copies = [embed_cycles(model, extractor, dataset, training.keys(), cache)]

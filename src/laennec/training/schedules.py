@@ -206,7 +206,7 @@ def plan_phases(
 ) -> Plan:
     """Check that recipe and corpus fit together, before anything is written.
 
-    `datasets` are those of training and validation; `validation_table` is the validation part without logits.
+    `datasets` are those of training and validation; `validation_table` is the validation split without logits.
 
     Raises:
         InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
@@ -310,8 +310,8 @@ def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, l
     Args:
         name: As in sampler.name; `sampler.class` takes the place of the recipe's own.
         recipe: All settings.
-        targets: Labels of the training part.
-        table: Cycle table of the training part, labelled rows only.
+        targets: Labels of the training split.
+        table: Cycle table of the training split, labelled rows only.
         lengths: Length of each of its rows; length_bucketed needs them.
 
     Raises:

@@ -305,7 +305,7 @@ class GroupTable:
 
 
 def refuse_one_class(targets: Targets) -> None:
-    """Refuse a training part whose cycles all have the same label.
+    """Refuse a training split whose cycles all have the same label.
 
     Raises:
         InputError: They are.

@@ -74,7 +74,7 @@ class LaennecTrainer(Trainer):
     Args:
         model: A `LaennecForAudioClassification`; None with `model_init`.
         args: `LaennecTrainingArguments`, or transformers' TrainingArguments.
-        train_dataset: A cycle table (a part of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
+        train_dataset: A cycle table (a split of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
             and a column of labels, streamed ones too (with `max_steps` in `args`), or a `CycleDataset` or
             `EmbeddingDataset`.
         eval_dataset: Likewise, or a dict of them.
@@ -140,7 +140,7 @@ class LaennecTrainer(Trainer):
         self.task_loss, self.stages, self.auxiliary_tasks = task_loss, stages, auxiliary_tasks
         self.train_dataset = train = self._prepared(train_dataset, augmentation, training=True)
         self.eval_dataset = (
-            {name: self._prepared(part) for name, part in eval_dataset.items()}
+            {name: self._prepared(split) for name, split in eval_dataset.items()}
             if isinstance(eval_dataset, dict)
             else self._prepared(eval_dataset)
         )
