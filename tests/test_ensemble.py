@@ -95,7 +95,7 @@ def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_models_on_one_still_encoder_share_it(hidden):
+def test_models_on_one_frozen_encoder_share_it(hidden):
     encoder = load_encoder(None, type="cnn", channels=[4, 8])
     models = [member(seed, encoder=encoder, frozen_encoder=True, head_hidden_dim=hidden) for seed in range(3)]
     ensemble = ensemble_models(models)

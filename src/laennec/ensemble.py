@@ -47,9 +47,9 @@ def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecF
         if model.config.lora:
             model.merge_adapters()
         if model.config.head_layer_norm:
-            raise InputError("head.layer_norm is set: it normalises one embedding as a whole, which an ensemble cannot")
+            raise InputError("head.layer_norm is set, which members of an ensemble cannot have; set it to false")
         if model.config.head_relu:
-            raise InputError("head.relu is set: it cuts each member's embedding at zero, which an ensemble cannot")
+            raise InputError("head.relu is set, which members of an ensemble cannot have; set it to false")
         for name, setting in _SHARED.items():
             if getattr(model.config, name) != getattr(first.config, name):
                 raise InputError(f"the models differ in {setting}; members may differ in their weights alone")

@@ -217,9 +217,9 @@ def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -
     if depth > _MOST_NESTED:
         raise InputError(f"{where}: {key[:80]} ... is nested too deeply; {remedy}")
     if name in _NO_SETTINGS and values:
-        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which is not done here; {remedy}")
+        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which laennec does not load; {remedy}")
     if "attn_implementation" in name and values not in _ATTENTION:
-        raise InputError(f"{where}: {key} is {str(values)[:80]!r}, a program to be fetched and run; {remedy}")
+        raise InputError(f"{where}: {key} is {str(values)[:80]!r}, which is code to be downloaded and run; {remedy}")
     if name in ("dtype", "torch_dtype") and str(values).removeprefix("torch.") not in _DTYPES:
         raise InputError(f"{where}: {key} is {str(values)[:80]!r}; models have {', '.join(_DTYPES[1:])}; {remedy}")
     most = _MOST_LABELS if "label" in name else _MOST_LAYERS if _counts_layers(key) else _MOST_SIZE

@@ -163,7 +163,7 @@ def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tm
     assert not (embeddings[0] == embeddings[1]).all()
 
 
-def test_joined_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
+def test_concatenated_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
     changes = {
         "target": {"problem_type": "single_label"},
         "loss": {"task": "ce"},

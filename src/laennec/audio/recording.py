@@ -411,7 +411,8 @@ def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, fl
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
     if max(-lowest, highest) > LARGEST_SAMPLE:
-        raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is not sound; export it again as 16 or 24 bit")
+        most = max(-lowest, highest)
+        raise DecodeError(name, f"a sample is {most:g}, too large for sound; export it again as 16 or 24 bit")
     return lowest, highest
 
 

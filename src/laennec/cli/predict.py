@@ -72,8 +72,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace predictions in --out that have another model or other settings, and files there that have the "
-        "name of a result but are none",
+        help="replace predictions of another model or other settings in --out, and other files of the same names",
     )
     parser.add_argument(
         "--backend",

@@ -100,7 +100,7 @@ def export_corpus(
     """
     kind = corpus_class(corpus)
     if not kind.can_be_exported:
-        raise InputError(f"{kind.name}: its data are Parquet of the Hub already; export another corpus")
+        raise InputError(f"{kind.name}: it is a data set of the Hub already; export another corpus")
     out = Path(out).expanduser().absolute()
     _refuse_target(out)
     chosen = protocol_of(kind, protocol)
@@ -151,7 +151,7 @@ def source_files(corpus: Corpus) -> dict[str, Path]:
                 "itself there"
             )
         if not safe_name(name):
-            raise InputError(f"{str(path)!r}: a name that other systems do not know as one file's; rename it")
+            raise InputError(f"{str(path)!r}: not a valid file name on other systems; rename it")
         if found.setdefault(name, path) != path:
             raise InputError(f"{path}: would be called {name} like {found[name]}; rename one of them")
     return found

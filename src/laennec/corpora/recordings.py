@@ -243,7 +243,7 @@ def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
     most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
     if unpacked > most:
         raise InputError(
-            f"{archive}: holds more than {most >> 20} MiB, the most for an archive of its size; if you trust it, "
+            f"{archive}: unpacks to more than {most >> 20} MiB, the limit for an archive of its size; if you trust it, "
             "unpack it yourself and name the folder"
         )
 

@@ -74,4 +74,4 @@ class _AtLayer(nn.Module):
             return inside.mean(hidden)
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
             return token_mean(hidden, out.token_mask, int(getattr(self.model.encoder, "num_special_tokens", 0)))
-        raise InputError("--layer: the layers of this encoder are not one state for each token; leave --layer out")
+        raise InputError("--layer: the layers of this encoder output no vector for each token; leave --layer out")

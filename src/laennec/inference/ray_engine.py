@@ -347,7 +347,7 @@ def _join_cluster(ray: Any) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         place = address or "a Ray cluster of this machine"
-        raise InputError(f"{place}: cannot be joined ({said(error)}); set RAY_ADDRESS, or unset it") from error
+        raise InputError(f"{place}: cannot connect ({said(error)}); correct or unset RAY_ADDRESS") from error
     # a lost block is a traceback there, and tried again here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
@@ -403,7 +403,7 @@ def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
         try:
             content = files.cat_file(part)
         except Exception as error:
-            raise InputError(f"{part}: cannot be read ({said(error)}); run the same again") from error
+            raise InputError(f"{part}: cannot be read ({said(error)}); run the same command again") from error
         try:
             return _states_in(io.BytesIO(content))
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):

@@ -97,16 +97,16 @@ def _task(where: str, name: str, given: Any, recipe: Recipe) -> Task:
     task = Task(name, **{**given, "labels": tuple(map(str, given["labels"]))})
     numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
     if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
-        raise InputError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+        raise InputError(f"{where}: weight, windows, window_s and batch_size must be above 0, and labels two or more")
     if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
-        raise InputError(f"{where}: {POOR_QUALITY} comes last among its labels")
+        raise InputError(f"{where}: {POOR_QUALITY} must be the last of its labels")
     if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
         raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
     if task.level is None:
         return task
     levels = corpus_class(recipe.corpus.name, "corpus.name").levels
     if len(levels) < 2 or task.level not in levels:
-        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has no such level")
+        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has {', '.join(levels)}")
     if task.window_s is None and recipe.features.duration_s is None:
         raise InputError(f"{where}: give window_s, because cycles keep their own length")
     return dataclasses.replace(task, window_s=task.window_s or recipe.features.duration_s)

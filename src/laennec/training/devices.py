@@ -104,7 +104,7 @@ def recompute_activations(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise InputError(
-            f"train.gradient_checkpointing: the encoder {model.encoder.config.model_type} cannot do it; leave it out"
+            f"train.gradient_checkpointing: {model.encoder.config.model_type} encoders do not support it; leave it out"
         ) from error
 
 

@@ -354,7 +354,7 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
     codes = groups.codes(names, s.missing, where)
     if (codes < 0).any():
         kept = "sampler.missing: own_group keeps them, as one group"
-        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.describe_ungrouped(codes), kept)
     columns = [groups.column(column, where) for column in names]
     if name == "metadata_matched":
         return MetadataMatchedSampler(columns, size, patients, s.missing, seed)

@@ -292,10 +292,11 @@ class GroupTable:
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if (codes < 0).all():
-            raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {self.whose(codes)}")
+            absent = self.describe_ungrouped(codes)
+            raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {absent}; choose others")
         return codes
 
-    def whose(self, codes: Codes) -> str:
+    def describe_ungrouped(self, codes: Codes) -> str:
         """The cycles without a group, for a message: their number and the first three ids."""
         rows = np.flatnonzero(codes < 0)
         ids = self.metadata.get("cycle_id") or [f"row {row}" for row in range(len(codes))]

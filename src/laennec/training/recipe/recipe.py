@@ -256,7 +256,7 @@ class Recipe(Settings):
         if self.train.gradient_accumulation_steps > 1 and pairs:
             yield (
                 f"loss.auxiliary.{pairs[0]} looks at pairs of a batch, and with train.gradient_accumulation_steps it "
-                "would see those of each small batch only; raise train.batch_size or use more processes instead"
+                "would use the pairs of each small batch only; raise train.batch_size or use more processes instead"
             )
         contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
         if contrast and (mix is None or mix.method == "mixup"):
