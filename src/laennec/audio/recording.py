@@ -184,7 +184,7 @@ def read_recording(
     name = name_of(path)
     with opened(path) as sound:
         rate = sampling_rate or int(sound.samplerate)
-        waveform = _joined((block for _, block in blocks_of(sound, name, rate, filter, allow_silent)), name)
+        waveform = _concatenated((block for _, block in blocks_of(sound, name, rate, filter, allow_silent)), name)
         return Recording(waveform, rate, int(sound.samplerate), name)
 
 
@@ -266,7 +266,7 @@ def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     """
     name = name_of(path)
     with opened(path) as sound:
-        frames = _joined(decoded_blocks(sound, name, np.copy), name)
+        frames = _concatenated(decoded_blocks(sound, name, np.copy), name)
         return frames, int(sound.samplerate), str(sound.subtype)
 
 
@@ -358,7 +358,7 @@ def _mono(block: Waveform) -> Waveform:
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
-def _joined(blocks: Iterable[Waveform], name: str) -> Waveform:
+def _concatenated(blocks: Iterable[Waveform], name: str) -> Waveform:
     """All samples of a recording in one array."""
     try:
         held = list(blocks)

@@ -80,10 +80,10 @@ def read_recording_sandboxed(
     name = os.fspath(path)
     if not (timeout_s > 0 and memory_mb > 0 and most_s > 0):
         raise ValueError(f"timeout_s={timeout_s}, memory_mb={memory_mb}, most_s={most_s}: limits must be positive")
-    with tempfile.TemporaryFile() as answer:
-        code = _run_decoder(name, answer, timeout_s, memory_mb, most_s)
-        answer.seek(0)
-        waveform, source_rate = _read_answer(answer, name, code)
+    with tempfile.TemporaryFile() as output:
+        code = _run_decoder(name, output, timeout_s, memory_mb, most_s)
+        output.seek(0)
+        waveform, source_rate = _read_output(output, name, code)
     rate = sampling_rate or source_rate
     result = resample(waveform, source_rate, rate)
     if len(result) == 0:
@@ -101,7 +101,7 @@ def plain_file(recording: Recording) -> Iterator[Path]:
         yield path
 
 
-def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
+def _run_decoder(name: str, output: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
     """Run the decoder with its output going into a file; its exit code (negative for a signal)."""
     here = str(Path(__file__).parents[2])
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
@@ -111,24 +111,24 @@ def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, 
     command = [sys.executable, "-S", "-P", "-B", "-m", __name__, name, str(timeout_s), str(memory_mb), str(most_s)]
     quiet, wait_s = subprocess.DEVNULL, _WAITING * timeout_s
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ended = subprocess.run(command, stdin=quiet, stdout=answer, stderr=quiet, env=environment, timeout=wait_s)
+        ended = subprocess.run(command, stdin=quiet, stdout=output, stderr=quiet, env=environment, timeout=wait_s)
         if resource is None or ended.returncode != -signal.SIGXCPU:
             return ended.returncode
     reason = f"decoding takes longer than {timeout_s:g} s; cut it into shorter files or export it as WAV"
     raise DecodeError(name, reason)
 
 
-def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
+def _read_output(output: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
     """The decoded samples and their rate; every part of the output is checked."""
     waveform, source_rate = np.zeros(0, np.float32), 0
     try:
-        said = json.loads(answer.readline(_MAX_LINE))
+        said = json.loads(output.readline(_MAX_LINE))
         if isinstance(said.get("reason"), str):
             raise DecodeError(name, said["reason"])
         source_rate, samples = int(said["source_rate"]), int(said["samples"])
-        held = os.fstat(answer.fileno()).st_size - answer.tell()
+        held = os.fstat(output.fileno()).st_size - output.tell()
         if code == 0 and samples > 0 and held == 4 * samples:
-            waveform = np.frombuffer(answer.read(), "<f4").astype(np.float32, copy=False)
+            waveform = np.frombuffer(output.read(), "<f4").astype(np.float32, copy=False)
     except DecodeError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -144,14 +144,14 @@ def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
 def _main(arguments: list[str]) -> int:
     """Entry of the process: decode one file under limits, and write to standard output."""
     name, timeout_s, memory_mb, most_s = arguments[0], float(arguments[1]), int(arguments[2]), float(arguments[3])
-    answer = os.dup(1)
+    output = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not enter the output
     _limit(timeout_s, memory_mb)
     too_large = f"decoding needs more than {memory_mb} MiB; cut it into shorter files"
     try:
         recording = _decoded(name, most_s)
         said = json.dumps({"source_rate": recording.source_sampling_rate, "samples": len(recording.waveform)})
-        _send(answer, said, np.ascontiguousarray(recording.waveform, "<f4").data.cast("B"))
+        _send(output, said, np.ascontiguousarray(recording.waveform, "<f4").data.cast("B"))
         return 0
     except DecodeError as error:
         reason = too_large if isinstance(error.__cause__, MemoryError) else error.reason[: _MAX_LINE // 8]
@@ -159,9 +159,9 @@ def _main(arguments: list[str]) -> int:
         reason = too_large
     except OSError as error:
         reason = too_large if error.errno == errno.EFBIG else f"its samples cannot be written ({error.strerror})"
-    os.ftruncate(answer, 0)
-    os.lseek(answer, 0, os.SEEK_SET)
-    _send(answer, json.dumps({"reason": reason}), memoryview(b""))
+    os.ftruncate(output, 0)
+    os.lseek(output, 0, os.SEEK_SET)
+    _send(output, json.dumps({"reason": reason}), memoryview(b""))
     return 0
 
 
@@ -175,10 +175,10 @@ def _decoded(name: str, most_s: float) -> Recording:
     return recording
 
 
-def _send(answer: int, said: str, samples: memoryview) -> None:
+def _send(output: int, said: str, samples: memoryview) -> None:
     for part in (memoryview(said.encode() + b"\n"), samples):
         while len(part):
-            part = part[os.write(answer, part) :]
+            part = part[os.write(output, part) :]
 
 
 def _limit(timeout_s: float, memory_mb: int) -> None:

@@ -123,7 +123,7 @@ class _Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
-        told, tables, states = [], [], {}
+        outcomes, tables, states = [], [], {}
         for row in block.to_pylist():
             reason = row["reason"]
             if reason is None:
@@ -134,14 +134,14 @@ class _Worker:
                     reason = str(error).replace("<bytes>", row["recording"])
                 except Exception as error:  # what an object store's client raises, or the network on this sound
                     reason = f"{row['recording']}: {said(error)}"
-            told.append({"recording": row["recording"], "reason": reason})
+            outcomes.append({"recording": row["recording"], "reason": reason})
         try:
             if tables:
                 self._keep(tables, states)
         except Exception as error:
-            for one in told:
+            for one in outcomes:
                 one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
-        return pa.Table.from_pylist(told, _TOLD)
+        return pa.Table.from_pylist(outcomes, _OUTCOME)
 
     def _keep(self, tables: list[pa.Table], states: dict[str, str]) -> None:
         """Write the rows of a block's recordings, which have these states."""
@@ -168,10 +168,10 @@ class _Worker:
         return table.set_column(0, table.schema.field(0), named)
 
 
-_TOLD = pa.schema([("recording", pa.string()), ("reason", pa.string())])
+_OUTCOME = pa.schema([("recording", pa.string()), ("reason", pa.string())])
 _DECODED = pa.schema(
     [
-        *_TOLD,
+        *_OUTCOME,
         ("name", pa.string()),
         ("state", pa.string()),
         ("rate", pa.int64()),
@@ -244,9 +244,9 @@ def run_on_ray(
     while todo:
         ended = None
         try:
-            for told in _blocks(ray, work, todo, out, workers, size):
-                failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
-                done += len(told)
+            for outcomes in _blocks(ray, work, todo, out, workers, size):
+                failed |= {row["recording"]: row["reason"] for row in outcomes if row["reason"] is not None}
+                done += len(outcomes)
                 progress(done, len(uris))
         except _PipelineError as error:
             ended = str(error)

@@ -172,7 +172,7 @@ class AuxiliaryTasks(nn.Module):
         self.spec: SpecAugment | None = recipe.augment.spec
         self.extractor = extractor
         self.recordings: dict[str, CycleDataset] = {}
-        self._joined: list[tuple[Task, Tensor]] = []
+        self._appended: list[tuple[Task, Tensor]] = []
         groups = dict(dataset.groups)
         for task in tasks:
             if task.level is None:
@@ -186,20 +186,20 @@ class AuxiliaryTasks(nn.Module):
             self.recordings[task.name] = make_split("recordings", rows, of_task, extractor, None, True).dataset
         dataset.groups = groups
 
-    def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def append_recordings(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """Append windows of recordings to a training batch.
 
         Args:
             inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
             batch: epochs and cycle_numbers of the step.
         """
-        self._joined = []
+        self._appended = []
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
             if task.level is not None:
                 features, mask, ids = self._drawn(task, batch)
                 parts.append((features.to(parts[0][0]), mask.to(parts[0][1])))
-                self._joined.append((task, ids))
+                self._appended.append((task, ids))
         if len(parts) == 1:
             return inputs
         longest = max(features.shape[1] for features, _ in parts)
@@ -208,31 +208,31 @@ class AuxiliaryTasks(nn.Module):
              nn.functional.pad(mask, (0, longest - mask.shape[1])))
             for features, mask in parts
         ]  # fmt: skip
-        joined = {
+        appended = {
             "input_values": torch.cat([f for f, _ in padded]),
             "attention_mask": torch.cat([m for _, m in padded]),
         }
-        return {**inputs, **joined}
+        return {**inputs, **appended}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         """The model's output for the batch alone, and the weighted cross entropy of each task.
 
         Args:
             model: The model, unwrapped.
-            outputs: Its output for the input that `join` made.
+            outputs: Its output for the input that `append_recordings` made.
             batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
         """
         found = {}
-        behind = sum(len(ids) * task.windows for task, ids in self._joined)
+        behind = sum(len(ids) * task.windows for task, ids in self._appended)
         rows = len(outputs.embeddings) - behind
         place = rows
-        for task, ids in self._joined:
+        for task, ids in self._appended:
             count = len(ids) * task.windows
             windows = outputs.embeddings[place : place + count].unflatten(0, (len(ids), task.windows))
             place += count
             targets = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
             found[task.name] = self._loss(model, task, windows.mean(1), targets)
-        self._joined = []
+        self._appended = []
         alone = first_rows(outputs, rows) if behind else outputs
         for task in self.tasks:
             if task.level is None:
@@ -360,8 +360,8 @@ def fit_logit_adjustment(
         adjustments = fit_adjustments(task.labels, codes[codes >= 0], logits[codes >= 0])
         fitted["logit_adjustment"] = adjustments
         model.config.tasks[task.name] |= fitted
-        answers = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
+        classes = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
-            way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
+            way: dict(zip(*np.unique(chosen, return_counts=True), strict=True)) for way, chosen in classes.items()
         }}  # fmt: skip
     return record

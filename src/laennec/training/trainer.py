@@ -292,7 +292,7 @@ class LaennecTrainer(Trainer):
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         inputs, self._context = self.batch_features(inputs, True, self._core(self.model).encoder)
         if self.auxiliary_tasks is not None:
-            inputs = self.auxiliary_tasks.join(inputs, self._context)
+            inputs = self.auxiliary_tasks.append_recordings(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if (rho := argument(self.args, "sam_rho")) is not None:
             learnt = (p for p in model.parameters() if p.requires_grad)

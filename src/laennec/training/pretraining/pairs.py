@@ -62,7 +62,7 @@ class PositivePairs:
             return None
         shared, apart = self._groups[:, row]
         fitting = self._order[(self._shared == shared) & (self._apart != apart)]
-        return int(fitting[counter_generator(seed, epoch, number, "partners").integers(count)])
+        return int(fitting[counter_generator(seed, epoch, number, "positive pairs").integers(count)])
 
 
 @dataclass
