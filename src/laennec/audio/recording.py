@@ -332,9 +332,9 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise DecodeError(name, "is a folder, not a recording; name a file in it")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             raise DecodeError(name, "is not a regular file; copy the sound into a file first")
-        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
+        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is checked here)
     except (OSError, ValueError) as error:
         if isinstance(error, DecodeError):
             raise

@@ -153,7 +153,7 @@ def _called_back(frame: FrameType | None) -> bool:
 
 
 def _one_line(error: Exception) -> str | None:
-    """What to tell a user about an error that is theirs to mend; None for one that is ours."""
+    """What to tell a user about an error that is theirs to fix; None for one that is ours."""
     from laennec.files import system_error
     from laennec.memory import asked_for, ran_out
 

@@ -132,7 +132,7 @@ def serve_model(
                     while not stop.wait(_DELETE_EVERY_S):
                         server.keep_recent(folder, _GONE_AFTER_S)  # what Gradio does not know
             finally:
-                page.close(verbose=False)  # ends the answers that wait for a prediction
+                page.close(verbose=False)  # ends the responses that wait for a prediction
 
 
 def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:

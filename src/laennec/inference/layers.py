@@ -1,7 +1,7 @@
 """Embeddings from a layer of the encoder.
 
 Decisions: a layer is counted from 1, as transformers counts hidden states, or from -1 at the end; its embedding is the
-mean over the tokens of real sound, special tokens aside, and over frequency and time in a convolutional encoder.
+mean over the tokens of real sound, without special tokens, and over frequency and time in a convolutional encoder.
 """
 
 from collections.abc import Callable, Sequence

@@ -313,7 +313,7 @@ def _blocks(
 
 
 def _retries() -> dict[str, Any]:
-    """Ray's own default is to try for ever."""
+    """Ray's own default is to retry without end."""
     return {"max_restarts": -1, "max_task_retries": _TRIES}
 
 

@@ -4,8 +4,8 @@ Decisions: a plain `transformers.TrainingArguments` works too and means the defa
 because the other ones upload the output folder, which may hold caches and audio. The rules are those of published
 systems, for reproducing them; none is a default. The cosine moves once an epoch and starts below the full rate. The
 moving average replaces the weights that are trained, after every step, which halves each step with beta 0.5 (it is no
-average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout see
-it twice.
+average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout run
+twice.
 """
 
 import copy

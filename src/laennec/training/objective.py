@@ -4,7 +4,7 @@ Decisions: the objective is the plain sum of the logged terms. Class weights com
 term takes the rows of all processes, because a weighted mean is not the mean of weighted means: 2 processes of half the
 batch give the loss and gradient of one, also in a short last batch (encoders with batch statistics use those of their
 own half unless train.sync_batch_norm is set). A loss over pairs is refused under gradient accumulation, because it
-would see the pairs of each small batch only. Where a batch holds two views, or clean and mixed copies, the first half
+would use the pairs of each small batch only. Where a batch holds two views, or clean and mixed copies, the first half
 of the rows is the first view (clean).
 """
 

@@ -1,6 +1,6 @@
 """One recipe, from corpus to the best epoch's model, and the folder of the run.
 
-Decisions: nothing in this file sees a test split. Validation patients choose the epoch; the best epoch is restored;
+Decisions: nothing in this file reads a test split. Validation patients choose the epoch; the best epoch is restored;
 `laennec evaluate` scores the test split afterwards. A frozen encoder runs once over all cycles, then the same Trainer
 trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same; a finished
 or other one is never overwritten unasked, and nothing of it is deleted before data and weights were checked.
@@ -111,13 +111,13 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         recipe: All settings.
         command: The literal command, for the record.
         overwrite: Whether a finished or other run in the output folder may be deleted.
-        watch: A TrainerCallback that sees every phase; None for none.
+        watch: A TrainerCallback for every phase; None for none.
 
     Returns:
         The run's folder: model/, predictions-validation.parquet, windows-validation.parquet, recipe.json, run.json.
 
     Raises:
-        InputError: Anything a user can mend, from the recipe to the disk.
+        InputError: Anything a user can fix, from the recipe to the disk.
     """
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
     if not overwrite and finished_before(out, recipe):
@@ -218,7 +218,7 @@ def fit(
         timings: Gets the seconds of embedding, training and validation predictions.
         lines: Whether each epoch prints a line.
         begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
-        watch: A TrainerCallback that sees every phase; None for none.
+        watch: A TrainerCallback for every phase; None for none.
 
     Raises:
         InputError: As `train`.

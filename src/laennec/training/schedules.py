@@ -257,7 +257,7 @@ def plan_phases(
 def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True, watch: Any = None) -> Result:
     """Train a model phase by phase; the result holds it with the weights of the best epoch.
 
-    It is trained in place unless its weights are sharded over processes. `watch` is a callback that sees every phase.
+    It is trained in place unless its weights are sharded over processes. `watch` is a callback for every phase.
     """
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm2d):

@@ -21,7 +21,7 @@ from laennec.training.recipe import TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
-# the label of a cycle, and its flags: groups of training, which pre-training cannot see
+# the label of a cycle, and its flags: groups of training, which pre-training must not use
 LABEL_COLUMNS = ("class", *TWO_LABELS)
 # what a recipe calls a column -> where it is in the cycle table
 COLUMNS = {

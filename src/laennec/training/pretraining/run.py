@@ -89,7 +89,7 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
         runs/<name>-pretrain where the recipe names no output_dir.
 
     Raises:
-        InputError: Anything a user can mend, from the recipe to the disk.
+        InputError: Anything a user can fix, from the recipe to the disk.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
     """
