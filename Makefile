@@ -88,7 +88,7 @@ clean:
 	rm -rf $(VENV) runs build dist *.egg-info
 
 # The SPRSound model of recipes/sprsound/best_mobilenet.yaml: a training for each seed, two at a time, exported as one
-# model that answers their mean; goes on where it was stopped. SEEDS=0 exports one training: a third of the time and size.
+# model that predicts their mean; goes on where it was stopped. SEEDS=0 exports one training: a third of the time and size.
 DATA ?= data/sprsound
 WEIGHTS ?= weights/mn04_as_mAP_432.pt
 BEST ?= runs/best-sprsound
@@ -111,7 +111,7 @@ $(BEST)/run.json: | $(MEMBERS:%=%/run.json)
 	$(BIN)/laennec ensemble $(MEMBERS) --out $(BEST)
 
 # The model in the package: one training of best-sprsound (SEEDS=0), with thresholds for windows and recordings, scored on
-# SPRSound's intra part and on adults (ICBHI's recordings, or what is there of them)
+# SPRSound's intra split and on adults (ICBHI's recordings, or what is there of them)
 ICBHI ?= data/icbhi2017_subset
 DEFAULT := $(BEST)-seeds/0
 default-model: install

@@ -73,13 +73,13 @@ def in_the_package(setting: Setting) -> list[Row]:
         recording = read_recording(path, rate)
         spans = sliding_windows(recording.duration_s, 2, 1)
         windows += [cut(recording.waveform, rate, *span) for span in spans]
-    heard = sum(map(len, windows)) / rate
+    span_s = sum(map(len, windows)) / rate
     own, other = fastest(
         *(lambda p=p: p.backend.logits(windows) for p in (onnx, torch_)),  # type: ignore[misc]
         repeats=setting.repeats,
     )
     note = f"{len(windows)} windows of 2 s, from the waveform to logits; theirs: --backend torch"
-    rows.append(Row("sound to logits, ONNX", heard / own, heard / other, "x real time", other / own, ">= 400", note))
+    rows.append(Row("sound to logits, ONNX", span_s / own, span_s / other, "x real time", other / own, ">= 400", note))
     own, other = fastest(*(partial(_command, chosen[0], name) for name in ("onnx", "torch")), repeats=setting.repeats)
     note = "laennec predict RECORDING, a new process; theirs: --backend torch"
     rows.append(Row("command to answer", own, other, "s", own / other, "<= 1.5 s", note))

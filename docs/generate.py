@@ -47,7 +47,7 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "`laennec COMMAND --help` prints the same. Errors that a user can mend are one line, exit code 2.",
+        "`laennec COMMAND --help` prints the same. Errors that a user can fix are one line, exit code 2.",
     ]
     for module, help in COMMANDS.items():
         name = module.__name__.rsplit(".", 1)[-1]

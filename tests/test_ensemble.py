@@ -1,4 +1,4 @@
-"""Several models of one kind as one: it answers their mean, and is saved, loaded and refused like any model."""
+"""Several models of one kind as one: it predicts their mean, and is saved, loaded and refused like any model."""
 
 import json
 
@@ -9,7 +9,7 @@ from transformers import AutoModelForAudioClassification
 from laennec import LaennecConfig, LaennecForAudioClassification
 from laennec.encoders import EnsembleConfig, EnsembleEncoder, encoder_from_config, load_encoder
 from laennec.encoders.composite import GroupsConfig, GroupsEncoder
-from laennec.ensemble import join_models
+from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
@@ -61,52 +61,52 @@ def calibrated(model, logits):
 def test_the_output_is_the_mean_of_calibrated_log_odds(pooling, concatenated_context, hidden):
     kind = {"pooling": pooling, "concatenated_context": concatenated_context, "head_hidden_dim": hidden}
     models = [member(seed, **kind) for seed in range(3)]
-    joined = join_models(models)
+    ensemble = ensemble_models(models)
     given = {"input_values": features(), "attention_mask": (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()}
     if concatenated_context:
         given |= {"context_values": features(3, 60), "context_mask": torch.ones(3, 60, dtype=torch.long)}
     with torch.no_grad():
         expected = torch.stack([calibrated(model, model(**given).logits) for model in models]).mean(0)
-        answered = joined(**given)
-    torch.testing.assert_close(answered.logits, expected, rtol=1e-4, atol=1e-4)
-    assert answered.embeddings.shape == (3, 3 * models[0].embedding_dim)
-    assert isinstance(joined.encoder, EnsembleEncoder) and not joined.config.frozen_encoder
-    assert not (joined.config.temperatures or joined.config.intercepts or joined.config.thresholds)
+        outputs = ensemble(**given)
+    torch.testing.assert_close(outputs.logits, expected, rtol=1e-4, atol=1e-4)
+    assert outputs.embeddings.shape == (3, 3 * models[0].embedding_dim)
+    assert isinstance(ensemble.encoder, EnsembleEncoder) and not ensemble.config.frozen_encoder
+    assert not (ensemble.config.temperatures or ensemble.config.intercepts or ensemble.config.thresholds)
 
 
 def test_of_one_class_of_several_log_probabilities_are_averaged():
     models = [member(seed, FOUR, problem_type="single_label") for seed in range(2)]
-    joined = join_models(models)
+    ensemble = ensemble_models(models)
     with torch.no_grad():
         logs = torch.stack([calibrated(m, m(input_values=features()).logits).log_softmax(-1) for m in models]).mean(0)
-        answered = joined(input_values=features()).logits
-    torch.testing.assert_close(answered.softmax(-1), logs.softmax(-1), rtol=1e-4, atol=1e-5)
+        outputs = ensemble(input_values=features()).logits
+    torch.testing.assert_close(outputs.softmax(-1), logs.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_further_tasks_are_averaged_and_lose_what_was_fitted_for_one():
     models = [member(seed, tasks={"event": dict(EVENT)}) for seed in range(2)]
-    joined = join_models(models)
+    ensemble = ensemble_models(models)
     with torch.no_grad():
         expected = torch.stack([m.tasks["event"](m.embed(features())) for m in models]).mean(0)
-        answered = joined.tasks["event"](joined.embed(features()))
-    torch.testing.assert_close(answered, expected, rtol=1e-4, atol=1e-4)
-    assert joined.config.tasks == {"event": {"labels": EVENT["labels"], "level": None}}
+        outputs = ensemble.tasks["event"](ensemble.embed(features()))
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+    assert ensemble.config.tasks == {"event": {"labels": EVENT["labels"], "level": None}}
     assert models[0].config.tasks["event"]["logit_adjustment"] == {"two": 0.3}
 
 
 @pytest.mark.parametrize("hidden", [0, 5])
-def test_models_on_one_still_encoder_share_it(hidden):
+def test_models_on_one_frozen_encoder_share_it(hidden):
     encoder = load_encoder(None, type="cnn", channels=[4, 8])
     models = [member(seed, encoder=encoder, frozen_encoder=True, head_hidden_dim=hidden) for seed in range(3)]
-    joined = join_models(models)
-    assert type(joined.encoder) is type(encoder) and joined.config.frozen_encoder
-    assert joined.embedding_dim == models[0].embedding_dim
+    ensemble = ensemble_models(models)
+    assert type(ensemble.encoder) is type(encoder) and ensemble.config.frozen_encoder
+    assert ensemble.embedding_dim == models[0].embedding_dim
     with torch.no_grad():
         expected = torch.stack([calibrated(m, m(input_values=features()).logits) for m in models]).mean(0)
-        torch.testing.assert_close(joined(input_values=features()).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ensemble(input_values=features()).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_adapters_are_merged_before_they_are_joined(tiny_ast):
+def test_adapters_are_merged_before_they_are_combined(tiny_ast):
     models = []
     for seed in range(2):
         model = member(seed, encoder=load_encoder(tiny_ast))
@@ -118,42 +118,42 @@ def test_adapters_are_merged_before_they_are_joined(tiny_ast):
     sound = features(2, 60, 128)
     with torch.no_grad():
         expected = torch.stack([calibrated(m, m(input_values=sound).logits) for m in models]).mean(0)
-    joined = join_models(models)
-    assert joined.config.lora is None and not any("lora" in name for name in joined.state_dict())
+    ensemble = ensemble_models(models)
+    assert ensemble.config.lora is None and not any("lora" in name for name in ensemble.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(joined(input_values=sound).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ensemble(input_values=sound).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_saved_and_loaded_like_any_model(tmp_path):
-    joined = join_models([member(seed) for seed in range(2)])
-    joined.save_pretrained(tmp_path)
+    ensemble = ensemble_models([member(seed) for seed in range(2)])
+    ensemble.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     loaded = AutoModelForAudioClassification.from_pretrained(tmp_path)
     assert isinstance(loaded.encoder.config, EnsembleConfig) and loaded.encoder.config.members == 2
     with torch.no_grad():
         torch.testing.assert_close(
-            loaded(input_values=features()).logits, joined(input_values=features()).logits, rtol=0, atol=0
+            loaded(input_values=features()).logits, ensemble(input_values=features()).logits, rtol=0, atol=0
         )
 
 
 def test_its_weights_are_its_own():
     models = [member(seed) for seed in range(2)]
-    joined = join_models(models)
+    ensemble = ensemble_models(models)
     with torch.no_grad():
-        before = joined(input_values=features()).logits
+        before = ensemble(input_values=features()).logits
         for model in models:
             for weight in model.parameters():
                 weight.zero_()
-        torch.testing.assert_close(joined(input_values=features()).logits, before, rtol=0, atol=0)
+        torch.testing.assert_close(ensemble(input_values=features()).logits, before, rtol=0, atol=0)
 
 
 def test_a_prediction_does_not_depend_on_the_batch():
-    joined = join_models([member(seed) for seed in range(2)])
+    ensemble = ensemble_models([member(seed) for seed in range(2)])
     mask = (torch.arange(40) < torch.tensor([[40], [31], [17]])).long()
     with torch.no_grad():
-        together = joined(input_values=features(), attention_mask=mask).logits
-        alone = [joined(input_values=features()[k : k + 1, :n]).logits for k, n in enumerate((40, 31, 17))]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+        batched = ensemble(input_values=features(), attention_mask=mask).logits
+        alone = [ensemble(input_values=features()[k : k + 1, :n]).logits for k, n in enumerate((40, 31, 17))]
+    torch.testing.assert_close(batched, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
@@ -186,9 +186,9 @@ def test_wrapped_encoders_have_the_geometry_of_what_is_inside():
         (lambda: [member(0, head_layer_norm=True), member(1, head_layer_norm=True)], "head.layer_norm is set"),
     ],
 )
-def test_what_cannot_be_joined_is_refused(models, said):
+def test_what_cannot_form_an_ensemble_is_refused(models, said):
     with pytest.raises(InputError, match=said):
-        join_models(models())
+        ensemble_models(models())
 
 
 @pytest.mark.parametrize("members", [0, -1, 2.5, "two", None])
@@ -198,7 +198,7 @@ def test_what_is_no_number_of_members_is_refused(members):
 
 
 def test_a_file_that_says_other_members_than_it_holds_is_refused(tmp_path):
-    join_models([member(seed) for seed in range(2)]).save_pretrained(tmp_path)
+    ensemble_models([member(seed) for seed in range(2)]).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
     for members in (1, 3, "two"):

@@ -13,7 +13,7 @@ from transformers import ASTConfig, ASTForAudioClassification, AutoFeatureExtrac
 
 from laennec import LaennecConfig, LaennecFeatureExtractor, LaennecForAudioClassification
 from laennec.encoders import load_encoder
-from laennec.ensemble import join_models
+from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 
 FOUR = ["normal", "crackle", "wheeze", "both"]
@@ -224,7 +224,7 @@ def test_a_relu_comes_before_the_last_layer_and_is_saved(tmp_path):
     again = LaennecForAudioClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(again(embeddings=embeddings).logits, expected)
     with pytest.raises(InputError, match=r"head\.relu"):
-        join_models([made, again])
+        ensemble_models([made, again])
 
 
 def test_standardising_by_training_embeddings_is_what_the_head_sees():

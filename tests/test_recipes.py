@@ -58,7 +58,7 @@ def stand_ins(recipe, small_corpus, tiny_ast, tiny_whisper, shared_root):
 
 @pytest.fixture(scope="session")
 def few_recordings(shared_data, tmp_path_factory):
-    """SPRSound's layout with some real recordings of each part."""
+    """SPRSound's layout with some real recordings of each split."""
     folder = tmp_path_factory.mktemp("sprsound")
     for part, step in (("train", 80), ("test_intra", 90)):
         for kind in ("wav", "json"):

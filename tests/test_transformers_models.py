@@ -200,5 +200,5 @@ def test_adapters_and_last_layers_of_every_family_learn(kind: str, breathing, tm
 def test_adapters_that_wavlm_would_read_past_are_refused() -> None:
     pytest.importorskip("peft")
     model = classifier(random_encoder("wavlm"))
-    with pytest.raises(InputError, match=r"reads the weights of q_proj past any adapter.*intermediate_dense"):
+    with pytest.raises(InputError, match=r"uses the weights of q_proj directly.*intermediate_dense"):
         model.add_adapters({**LORA, "target_modules": ["q_proj", "v_proj"]})

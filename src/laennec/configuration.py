@@ -124,7 +124,7 @@ class LaennecConfig(DecisionSettings, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
-        """The configuration of these values, which may be a stranger's.
+        """The configuration of these values, which may be untrusted.
 
         Raises:
             InputError: A value that no model has, see `laennec.model_settings` and `laennec.untrusted`.

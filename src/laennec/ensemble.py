@@ -27,7 +27,7 @@ _SHARED = {
 }  # fmt: skip
 
 
-def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAudioClassification:
+def ensemble_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAudioClassification:
     """One model that predicts the mean of several; it is not calibrated and has no thresholds yet.
 
     Args:
@@ -47,9 +47,9 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
         if model.config.lora:
             model.merge_adapters()
         if model.config.head_layer_norm:
-            raise InputError("head.layer_norm is set: it normalises one embedding as a whole, which an ensemble cannot")
+            raise InputError("head.layer_norm is set, which members of an ensemble cannot have; set it to false")
         if model.config.head_relu:
-            raise InputError("head.relu is set: it cuts each member's embedding at zero, which an ensemble cannot")
+            raise InputError("head.relu is set, which members of an ensemble cannot have; set it to false")
         for name, setting in _SHARED.items():
             if getattr(model.config, name) != getattr(first.config, name):
                 raise InputError(f"the models differ in {setting}; members may differ in their weights alone")
@@ -69,13 +69,13 @@ def join_models(models: Sequence[LaennecForAudioClassification]) -> LaennecForAu
     config.temperatures, config.intercepts, config.thresholds, config.operating_points = {}, {}, {}, {}
     config.tasks = _tasks(first.config)
     config.head_hidden_dim = first.config.head_hidden_dim * len(models)
-    joined = LaennecForAudioClassification(config, encoder)
+    ensemble = LaennecForAudioClassification(config, encoder)
     parts = 2 if config.concatenated_context else 1
-    _join([model.head for model in models], [calibration(model.config) for model in models], joined.head, parts)
-    for name in joined.tasks:
-        into: Any = joined.tasks[name]
-        _join([model.tasks[name] for model in models], [None] * len(models), into, parts)
-    return joined.eval()
+    _mean([model.head for model in models], [calibration(model.config) for model in models], ensemble.head, parts)
+    for name in ensemble.tasks:
+        into: Any = ensemble.tasks[name]
+        _mean([model.tasks[name] for model in models], [None] * len(models), into, parts)
+    return ensemble.eval()
 
 
 def _tasks(config: LaennecConfig) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def calibration(config: LaennecConfig) -> tuple[Tensor, Tensor]:
     return divisors, offsets
 
 
-def _join(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
+def _mean(heads: Sequence[Any], calibrations: Sequence[tuple[Tensor, Tensor] | None], into: Head, parts: int) -> None:
     """Make a head the mean of others; an embedding has `parts` vectors of the encoder."""
     count, hidden = len(heads), isinstance(into.hidden, nn.Sequential)
     inputs, biases, outputs, means = [], [], [], []

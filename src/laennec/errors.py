@@ -1,6 +1,6 @@
 """What a user did wrong, said in one line.
 
-Decisions: everything a user can cause and mend derives from `InputError`, so that the command line can print one
+Decisions: everything a user can cause and fix derives from `InputError`, so that the command line can print one
 line and exit with 2 for exactly these, and show a traceback for everything else (which is our mistake, not theirs).
 What the Hub's client raises is told by the names of its classes: their modules take long to import, transformers wraps
 them in errors of its own, and two major versions of the client raise those of two libraries.
@@ -23,7 +23,7 @@ def one_line(text: str) -> str:
 
 
 class InputError(ValueError):
-    """Input that a user can mend: the message says what, where, and what to do, in one line.
+    """Input that a user can fix: the message says what, where, and what to do, in one line.
 
     A line it stays whatever the names and values in it hold: line ends and control characters are shown as escapes.
     """

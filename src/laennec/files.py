@@ -79,7 +79,7 @@ def json_text(value: Any, **settings: Any) -> str:
 
 
 def writing_error(path: str | Path, error: BaseException) -> InputError | None:
-    """The one-line error for a write that failed; None where a user cannot mend it."""
+    """The one-line error for a write that failed; None where a user cannot fix it."""
     number = error.errno if isinstance(error, OSError) else None
     if number not in _REMEDIES:
         message = str(error).lower()

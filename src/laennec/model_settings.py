@@ -1,7 +1,7 @@
-"""The settings of a model that a stranger wrote: every value typed and within a range, and wrong ones said in one line.
+"""The settings of an untrusted model: every value typed and within a range, and wrong ones said in one line.
 
 Decisions: types are those of JSON, never converted ("2" is no number, 1 is no truth value), and a range holds what any
-honest model could have. The labels of a model become columns of tables, so they have no other column's name, are told
+valid model could have. The labels of a model become columns of tables, so they have no other column's name, are told
 apart by their letters and show as they are in a terminal. Nothing here needs torch, because models in ONNX do not.
 """
 
@@ -84,7 +84,7 @@ _Temperatures = dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]]
 
 
 class Checked(BaseModel):
-    """Settings of a file: plain values of JSON, finite; keys that nobody knows may stand there."""
+    """Settings of a file: plain values of JSON, finite; unknown keys are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 

@@ -219,10 +219,10 @@ class LaennecForAudioClassification(PreTrainedModel):
         """Switch between training and evaluation mode; frozen layers stay in evaluation mode."""
         self.training = mode
         for name, module in self.named_children():
-            if name != "encoder":
+            if name == "encoder":
+                adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
+            else:
                 module.train(mode)
-        if "encoder" in self._modules:  # it is left out while a head learns from embeddings
-            adapters.set_mode(self.encoder, self.config, mode and not self.encoder_frozen_in_stage)
         return self
 
     def embed(
@@ -237,7 +237,7 @@ class LaennecForAudioClassification(PreTrainedModel):
         own = self._pooled(input_values, attention_mask, token_mix)
         if not self.config.concatenated_context:
             if context_values is not None:
-                raise ValueError("context_values were given to a model that joins no context; leave them out")
+                raise ValueError("context_values were given to a model without concatenated context; leave them out")
             return own
         context = own if context_values is None else self._pooled(context_values, context_mask)
         return torch.cat([own, context], 1)

@@ -4,7 +4,7 @@ Decisions: processes are spawned, not forked, because torch's threads do not sur
 a time, so memory does not grow with the number of items. A process that dies takes the others of its pool with it; the
 items in hand are then tried again one at a time in a process of their own, so an item that kills its process costs
 that item alone. Workers ignore Ctrl-C and end when the parent closes a pipe, as it also does when it is killed. So
-does a module that is run for a parent, which answers Ctrl-C itself.
+does a module that is run for a parent, which handles Ctrl-C itself.
 """
 
 import contextlib

@@ -46,7 +46,7 @@ class Progress:
             self.said_s = time.monotonic()
             start_s, before = self.started
             left_s = (time.monotonic() - start_s) * (total - done) / max(done - before, 1e-9)
-            print(f"laennec: note: {self.title}: {int(done)} of {int(total)}, {_told(left_s)} left", file=sys.stderr)
+            print(f"laennec: note: {self.title}: {int(done)} of {int(total)}, {_span(left_s)} left", file=sys.stderr)
 
     def _move(self, done: float, total: float) -> None:
         from tqdm.auto import tqdm
@@ -88,5 +88,5 @@ def _in_notebook() -> bool:
     return "ipykernel" in sys.modules
 
 
-def _told(seconds: float) -> str:
+def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,6 +1,6 @@
 """Files that other people wrote, read with limits.
 
-Decisions: only a regular file is read (a pipe or a device never ends), up to a size that no honest file of its kind
+Decisions: only a regular file is read (a pipe or a device never ends), up to a size that no valid file of its kind
 has. JSON and YAML are read to a limited depth, YAML without tags and with a limited number of values, aliases counted:
 a few lines can otherwise stand for more than any memory holds. Problems are raised as the errors that readers of files
 expect anyway (OSError, ValueError, yaml.YAMLError).
@@ -33,7 +33,7 @@ _NO_SETTINGS = {
     "quantization_config": "weights in a form that other packages unpack",
     "configuration_files": "another file to take its settings from",
 }
-# the files of a model that are read; a link among them may lead to what is nobody else's business
+# the files of a model that are read; a link among them may lead to private files
 _MODEL_FILES = (
     "*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "adapter", "adapter/*.json", "adapter/*.safetensors",
 )  # fmt: skip
@@ -42,7 +42,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading bytes, if it is one: neither a pipe, which would wait for ever, nor a device.
+    """Open a file for reading bytes, if it is one: neither a pipe, which would block, nor a device.
 
     Raises:
         OSError: It cannot be opened, or is no regular file.
@@ -77,7 +77,7 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> b
     """
     content, large = b"", False
     with open_regular(path) as file:
-        # what it is said to hold first: a read that is given a bound sets so much memory aside at once
+        # what it is said to hold first: a read that is given a bound allocates so much memory at once
         large = most is not None and os.fstat(file.fileno()).st_size > most
         if not large:
             content = file.read()
@@ -217,9 +217,9 @@ def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -
     if depth > _MOST_NESTED:
         raise InputError(f"{where}: {key[:80]} ... is nested too deeply; {remedy}")
     if name in _NO_SETTINGS and values:
-        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which is not done here; {remedy}")
+        raise InputError(f"{where}: {key} names {_NO_SETTINGS[name]}, which laennec does not load; {remedy}")
     if "attn_implementation" in name and values not in _ATTENTION:
-        raise InputError(f"{where}: {key} is {str(values)[:80]!r}, a program to be fetched and run; {remedy}")
+        raise InputError(f"{where}: {key} is {str(values)[:80]!r}, which is code to be downloaded and run; {remedy}")
     if name in ("dtype", "torch_dtype") and str(values).removeprefix("torch.") not in _DTYPES:
         raise InputError(f"{where}: {key} is {str(values)[:80]!r}; models have {', '.join(_DTYPES[1:])}; {remedy}")
     most = _MOST_LABELS if "label" in name else _MOST_LAYERS if _counts_layers(key) else _MOST_SIZE

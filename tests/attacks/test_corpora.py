@@ -490,7 +490,7 @@ def unknown_method(path):
 
 
 ARCHIVES = {
-    "sixteen times too much": (archive({f"{n}.txt": bytes(1 << 20) for n in range(16)}), "holds more than 1 MiB"),
+    "sixteen times too much": (archive({f"{n}.txt": bytes(1 << 20) for n in range(16)}), "unpacks to more than 1 MiB"),
     "more than it declares": (told_less, "cannot be unpacked"),
     "too many members": (archive({f"{n}.txt": b"" for n in range(60)}), "holds more than 50 files"),
     "a name of 300 letters": (archive({"x" * 300 + ".txt": b""}), "name is too long"),
@@ -543,7 +543,7 @@ def test_what_is_written_counts_not_what_is_declared(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, "infolist", little)
     left = [bytes(1 << 20)] * 16
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda file, size: left.pop() if left else b"")
-    with pytest.raises(InputError, match="holds more than 1 MiB"):
+    with pytest.raises(InputError, match="unpacks to more than 1 MiB"):
         recordings.unpack(tmp_path / "x.zip", tmp_path / "cache")
 
 
@@ -561,7 +561,7 @@ def exported(folder, *contents):
 def test_an_export_is_refused_that_holds_more_than_its_size_allows(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20, raising=False)
     exported(tmp_path / "mine", *[bytes(1 << 20)] * 16)
-    judge("folder", tmp_path / "mine", tmp_path / "cache", "mine: holds more than 1 MiB")
+    judge("folder", tmp_path / "mine", tmp_path / "cache", "mine: unpacks to more than 1 MiB")
 
 
 @pytest.mark.parametrize("contents", [[bytes(1 << 20)] * 16, [bytes(16 << 20)]], ids=["equal rows", "one of zeros"])
@@ -569,7 +569,7 @@ def test_a_data_set_is_refused_that_holds_more_than_its_size_allows(tmp_path, mo
     monkeypatch.setattr(recordings, "_LEAST_LIMIT", 1 << 20)
     rows = [{"audio": {"bytes": content, "path": f"{n}.wav"}, "label": n} for n, content in enumerate(contents)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet", compression="zstd")
-    judge("hub", tmp_path, tmp_path / "cache", "holds more than 1 MiB")
+    judge("hub", tmp_path, tmp_path / "cache", "unpacks to more than 1 MiB")
     assert not (tmp_path / "cache" / "hub").exists()
 
 

@@ -139,7 +139,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("headers", "status"), FOREIGN.values(), ids=FOREIGN)
 @pytest.mark.parametrize("path", ["", "config", "gradio_api/upload"])
-def test_a_foreign_name_is_refused(served, headers, status, path):
+def test_an_unknown_host_name_is_refused(served, headers, status, path):
     files = {"files": ("a.wav", b"sound")} if "upload" in path else None
     answer = httpx.request("POST" if files else "GET", f"{served.address}/{path}", headers=headers, files=files)
     assert answer.status_code == status and "evil" not in answer.text + str(answer.headers) and not served.uploads()

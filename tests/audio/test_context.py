@@ -46,7 +46,7 @@ def annotated(shared_data):
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("k", [1, 2])
-def test_real_cycles_are_joined_as_a_naive_loop_joins_them(annotated, name, k):
+def test_real_cycles_are_concatenated_as_by_a_naive_loop(annotated, name, k):
     settings = {"preset": name} | PRESETS[name]
     plain, extractor = LaennecFeatureExtractor(**settings), LaennecFeatureExtractor(**settings, context_cycles=k)
     rate, items, wanted = extractor.sampling_rate, [], []
@@ -70,7 +70,7 @@ def test_real_cycles_are_joined_as_a_naive_loop_joins_them(annotated, name, k):
             assert not values[row, len(frames) :].any()
 
 
-def test_a_bare_waveform_has_no_neighbours_and_is_joined_with_nothing():
+def test_a_bare_waveform_has_no_neighbours_and_no_context():
     extractor = LaennecFeatureExtractor("efficientat", context_cycles=1)
     sound = np.random.default_rng(0).standard_normal(20000).astype(np.float32)
     for given in (sound, [sound], InContext(sound), torch.from_numpy(sound)[None]):
@@ -129,7 +129,7 @@ def test_joining_in_a_batch_is_joining_alone():
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_window_is_joined_with_the_sound_right_beside_it(k):
+def test_a_window_is_concatenated_with_the_sound_right_beside_it(k):
     rate = 1000
     sound = np.arange(10_300, dtype=np.float32)  # each sample says where it is
     spans = sliding_windows(10.3, 3.0, 1.5)

@@ -76,7 +76,7 @@ def test_waveforms_of_annotations_without_audio_are_one_line(shared_data, capsys
 
 @pytest.fixture(scope="module")
 def some_sprsound(shared_data, tmp_path_factory):
-    """A dozen recordings of each part, in the corpus' own layout."""
+    """A dozen recordings of each split, in the corpus' own layout."""
     source, folder = shared_data / "sprsound", tmp_path_factory.mktemp("sprsound")
     for path in sorted(source.rglob("*.flac")):
         target = folder / path.relative_to(source)

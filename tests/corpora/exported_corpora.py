@@ -35,7 +35,7 @@ def icbhi2017(folder: Path, data: Path, recordings: int = 12) -> Small:
 
 
 def sprsound(folder: Path, data: Path, step: int = 160) -> Small:
-    """Some real recordings of each part."""
+    """Some real recordings of each split."""
     for part in ("train", "test_intra"):
         for source in sorted((data / "sprsound" / part / "json").iterdir())[:: step if part == "train" else step // 4]:
             for kind, path in (("json", source), ("wav", data / "sprsound" / part / "wav" / f"{source.stem}.flac")):

@@ -245,7 +245,7 @@ def test_an_interruption_leaves_nothing(own: Small, tmp_path: Path) -> None:
 
 def test_what_cannot_be_exported_says_so(own: Small, shared_data: Path, tmp_path: Path) -> None:
     for name, folder, options, words in (
-        ("hub", tmp_path, {}, "Parquet of the Hub already"),
+        ("hub", tmp_path, {}, "a data set of the Hub already"),
         ("icbhi2017", shared_data / "icbhi2017_annotations", {"allow_missing": True}, "annotations without any audio"),
         ("folder", tmp_path / "nowhere", {}, "no such folder"),
         ("lungs", tmp_path, {}, "no corpus is called"),
@@ -262,7 +262,7 @@ def test_a_recording_that_others_could_not_have_is_named(name: str | bytes, mine
     bad = Path(os_name(name, mine.folder))
     shutil.copy(mine.folder / "home" / "four.wav", bad)
     with pytest.raises(
-        InputError, match=r"a name that other systems do not know|its name is not in UTF-8; rename it"
+        InputError, match=r"not a valid file name on other systems|its name is not in UTF-8; rename it"
     ) as told:
         export(mine, tmp_path / "out")
     assert "\n" not in str(told.value) and str(told.value).isprintable() and not (tmp_path / "out").exists()

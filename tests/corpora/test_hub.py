@@ -104,7 +104,7 @@ def test_speech_commands_by_its_lists(speech_commands: Path) -> None:
     for table in parts.values():
         assert [name.split("/")[0] for name in table["recording_id"]] == classes(table)
     assert provenance(parts)["protocol"] == "published-parts"
-    assert provenance(parts)["validation"] == "the validation part of the dataset itself"
+    assert provenance(parts)["validation"] == "the validation split of the dataset itself"
 
 
 def test_a_listed_file_that_is_not_there_is_named(speech_commands: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_unlabelled_rows_have_no_class(esc50: Path, tmp_path: Path) -> None:
     assert classes(load_corpus("hub", tmp_path / "d", protocol="none")["all"]) == [None, "no", "yes"]
 
 
-def test_a_part_column_stands_for_splits(esc50: Path, tmp_path: Path) -> None:
+def test_a_split_column_stands_for_splits(esc50: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(esc50, tmp_path / "own"))
     table = own / "meta" / "esc50.csv"
     lines = table.read_text().splitlines()
@@ -178,7 +178,7 @@ def test_a_part_column_stands_for_splits(esc50: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["metadata", "folders"])
-def test_folders_of_parts(esc50: Path, tmp_path: Path, layout: str) -> None:
+def test_folders_of_splits(esc50: Path, tmp_path: Path, layout: str) -> None:
     for k, sound in enumerate(sorted((esc50 / "audio").iterdir())[:12]):
         split, label = ("train", "test")[k % 2], ("cat", "dog")[k // 2 % 2]
         place = tmp_path / "d" / split / (label if layout == "folders" else ".")
@@ -231,7 +231,7 @@ def test_wrong_columns_are_named(esc50_parquet: Path, options: dict[str, Any], w
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="neither Parquet nor sounds"):
+    with pytest.raises(InputError, match="no Parquet files and no sounds"):
         Hub(tmp_path / "empty")
     with pytest.raises(InputError, match="no such folder, and no Hub id"):
         Hub(tmp_path / "gone")

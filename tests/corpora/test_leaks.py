@@ -92,7 +92,7 @@ def test_copies_of_copies_are_one_group(tmp_path):
     assert find_duplicates(files, tmp_path / "cache") == [group]
 
 
-def test_what_a_pretraining_heard_is_found_in_a_cut(tmp_path):
+def test_a_sound_of_pre_training_is_found_in_a_cut(tmp_path):
     def table(*files: tuple[Path, str]) -> dict[str, list[str]]:
         return {"recording_path": [str(path) for path, _ in files], "audio_sha256": [digest for _, digest in files]}
 

@@ -188,14 +188,14 @@ class TestSprsound:
             split_table(table, "sprsound-official", validation_fraction=0)
 
     @pytest.mark.parametrize("part", ["test_intra", "test_inter"])
-    def test_a_test_part_alone_needs_no_validation(self, part) -> None:
+    def test_a_test_split_alone_needs_no_validation(self, part) -> None:
         split = split_table(small(3).assign(part=part), "sprsound-official")
         assert {name: len(rows) for name, rows in split.splits.items()} == {part: 24}
 
 
 class TestEveryProtocol:
     @pytest.mark.parametrize("protocol", PROTOCOLS)
-    def test_every_cycle_is_in_one_part_and_dataset_equals_frame(self, protocol) -> None:
+    def test_every_cycle_is_in_one_split_and_dataset_equals_frame(self, protocol) -> None:
         table = small()
         table.loc[3, ["label", "chest_location"]] = None  # Poor Quality records have no label
         names = sorted(set(table["recording_id"]))
@@ -269,7 +269,7 @@ class TestAssignGroups:
         seed=st.integers(0, 2**32),
         shuffle=st.randoms(use_true_random=False),
     )
-    def test_every_group_whole_every_part_filled_any_row_order(self, sizes, shares, seed, shuffle) -> None:
+    def test_every_group_whole_every_split_filled_any_row_order(self, sizes, shares, seed, shuffle) -> None:
         rows = [(f"p{number}", LABELS[(number + row) % 4]) for number, size in enumerate(sizes) for row in range(size)]
         dealt = assign_groups(*zip(*rows, strict=True), shares, seed=seed, purpose="test")
         assert set(dealt) == {f"p{number}" for number in range(len(sizes))}
@@ -285,7 +285,7 @@ class TestAssignGroups:
         got = sum(size for number, size in enumerate(sizes) if dealt[f"p{number}"] == 1)
         assert abs(got - 0.2 * sum(sizes)) <= max(sizes)
 
-    def test_no_part_is_left_empty_for_the_sake_of_its_share(self) -> None:
+    def test_no_split_is_left_empty_for_the_sake_of_its_share(self) -> None:
         assert sorted(assign_groups(["a", "b"], ["one"] * 2, (0.98, 0.02), seed=0, purpose="test").values()) == [0, 1]
 
     def test_a_fifth_of_four_cycles_is_one(self) -> None:
@@ -353,7 +353,7 @@ class TestLeaks:
         assert (report.cycles_without_patient, report.cycles_without_hash) == (1, 16)
         assert not report.shared
 
-    def test_the_fingerprint_sees_contents_and_parts_but_no_order(self) -> None:
+    def test_the_fingerprint_depends_on_contents_and_splits_but_no_order(self) -> None:
         one = fingerprint({"train": ["a", "b"], "test": ["c"]})
         assert one == fingerprint({"test": ["c"], "train": ["b", "a"]})
         assert len(one) == 64

@@ -174,7 +174,7 @@ def test_annotations_alone_do_for_events_only(corpus: Path, tmp_path: Path) -> N
         rows(corpus, tmp_path, level="record")
 
 
-def test_a_recording_in_two_parts_a_bad_name_and_a_wrong_folder(corpus: Path, tmp_path: Path) -> None:
+def test_a_recording_in_two_splits_a_bad_name_and_a_wrong_folder(corpus: Path, tmp_path: Path) -> None:
     for kind, suffix in (("wav", "wav"), ("json", "json")):
         shutil.copy(corpus / "train" / kind / f"{ONE}.{suffix}", corpus / "test_inter" / kind)
     with pytest.raises(InputError, match="is in train too"):

@@ -278,7 +278,7 @@ def test_a_number_of_layers_that_is_not_there_is_refused() -> None:
             LaennecForAudioClassification(
                 LaennecConfig(encoder_config=make_encoder("ast").config), make_encoder("ast")
             ).train_last_layers(layers)
-    with pytest.raises(InputError, match="no layers to train a part of"):
+    with pytest.raises(InputError, match="no stack of layers to train in part"):
         stack_of(make_encoder("statistics"))
 
 

@@ -45,7 +45,7 @@ def with_class_logits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def official_icbhi(shared_data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The cycles of the official train and test parts, from the real annotations."""
+    """The cycles of the official train and test splits, from the real annotations."""
     lines = (shared_data / "icbhi2017_tables/official_split.txt").read_text().splitlines()
     split = dict(line.split() for line in lines if line)
     rows = []

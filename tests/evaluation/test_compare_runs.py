@@ -24,13 +24,13 @@ TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 @pytest.fixture(scope="module")
 def first(tiny_run, tmp_path_factory):
-    """A run that was scored on its test part."""
+    """A run that was scored on its test split."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("compared") / "first-0",
                           ignore=shutil.ignore_patterns("evaluation-*", "export-*"))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
         patch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-        score(run, split="train", draws=20)  # more patients than its test part has
+        score(run, split="train", draws=20)  # more patients than its test split has
     return run
 
 

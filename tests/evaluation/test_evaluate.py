@@ -141,7 +141,7 @@ def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, n
     np.testing.assert_allclose(got, np.array(wanted["mean"], float), atol=1e-6)
 
 
-def test_a_part_that_does_not_exist_names_those_that_do(run, capsys):
+def test_a_split_that_does_not_exist_names_those_that_do(run, capsys):
     assert main(["evaluate", str(run), "--split", "tset"]) == 2
     one_line(capsys, "no split 'tset'", "train, validation, test")
     assert not (run / "evaluation-tset").exists() and read(run / "run.json")["evaluations"] == []

@@ -23,7 +23,7 @@ from pages import Page, check_page, open_in_browser
 
 @pytest.fixture(scope="module")
 def scored(tiny_run, tmp_path_factory):
-    """A copy of the tiny run, scored on its test part."""
+    """A copy of the tiny run, scored on its test split."""
     run = shutil.copytree(tiny_run, tmp_path_factory.mktemp("scored") / "run",
                           ignore=shutil.ignore_patterns("evaluation-*", "export-*"))  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:

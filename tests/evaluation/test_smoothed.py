@@ -33,7 +33,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_evaluate_shows_the_part_without_and_with(run, capsys):
+def test_evaluate_shows_the_split_without_and_with(run, capsys):
     assert main(["evaluate", str(run), "--smoothing", "auto", "--draws", "30"]) == 0
     said = capsys.readouterr().out
     validation = pd.read_parquet(run / "predictions-validation.parquet")

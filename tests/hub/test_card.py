@@ -63,7 +63,7 @@ def run(tiny_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def scored(tiny_run, tmp_path_factory):
-    """The tiny run, scored once on its test part."""
+    """The tiny run, scored once on its test split."""
     copy = unscored(tiny_run, tmp_path_factory.mktemp("scored") / "run")
     assert main(["evaluate", str(copy), "--draws", "50"]) == 0
     return copy
@@ -178,7 +178,7 @@ def test_the_hubs_own_classes_read_the_head(scored, tmp_path):
     check_metadata(data.to_dict())
 
 
-def test_a_part_that_shares_its_patients_is_no_headline():
+def test_a_split_that_shares_its_patients_is_no_headline():
     head, body = head_and_body(render_card(RECORD).text)
     summary = sections(body)["Summary"]
     scores = [one["result"]["metrics"]["values"]["icbhi.Score"] for one in read(RECORD / "run.json")["evaluations"]]
@@ -193,7 +193,7 @@ def test_a_part_that_shares_its_patients_is_no_headline():
     assert "40638274, " not in body  # whose patients they are is not for the card
 
 
-def test_a_clean_part_is_the_headline(scored):
+def test_a_clean_split_is_the_headline(scored):
     metrics = read(scored / "evaluation-test" / "metrics.json")
     value = figure_text("icbhi.Score", metrics["values"]["icbhi.Score"], metrics["intervals"]["icbhi.Score"])
     assert escaped(f"ICBHI Score {value}") in sections(head_and_body(render_card(scored).text)[1])["Summary"]
@@ -346,7 +346,7 @@ def test_a_card_needs_run_json_and_nothing_else(scored, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json"]
 
 
-def test_a_part_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
+def test_a_split_scored_twice_is_shown_once_and_scored_elsewhere_not_at_all(scored, tmp_path, monkeypatch):
     monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
     run = shutil.copytree(scored, tmp_path / "run")
     roundabout = str(tmp_path / "run" / ".." / "run" / "evaluation-test")

@@ -1,4 +1,4 @@
-"""Recordings are answered as the model answers them by hand; what cannot be answered is listed."""
+"""Recordings are predicted as the model predicts them by hand; what cannot be predicted is listed."""
 
 import contextlib
 import csv

@@ -203,7 +203,7 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
     assert again.resumed == 9 and len(again.predicted) == 10
     with monkeypatch.context() as patch:
         patch.setattr(LocalFileSystem, "_open", lambda *_, **__: (_ for _ in ()).throw(TimeoutError("no answer")))
-        with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same again"):
+        with pytest.raises(InputError, match=r"cannot be read \(TimeoutError: no answer\); run the same command again"):
             ray_engine._finished(str(tmp_path), work, {})
     assert len(list((tmp_path / "laennec.predictions").iterdir())) == 10
     other = dataclasses.replace(work, provenance={"spans": "others"})
@@ -313,7 +313,7 @@ def test_a_cluster_or_a_store_out_of_reach_is_one_line(recordings, tmp_path, mon
     (tmp_path / "empty").mkdir()
     sound, out = str(recordings / "r0.wav"), str(tmp_path / "out")
     for inputs, place, said in (
-        (sound, out, f"{nowhere}: cannot be joined (ConnectionRefusedError: "),
+        (sound, out, f"{nowhere}: cannot connect (ConnectionRefusedError: "),
         ("absent://bucket/in", out, "absent://bucket/in: cannot be reached (ImportError: Install absentfs)"),
         (sound, "absent://bucket/out", "cannot be reached (ImportError: Install absentfs)"),
         (sound, str(tmp_path / "other"), "choose another --out, or pass --overwrite"),

@@ -265,11 +265,11 @@ MODELS = {
     "config.json of a huge width": (encoder_sizes(channels=[4, 10**12]), "no size of a model"),
     "config.json that names a kernel of the Hub": (
         config(attn_implementation="evil/kernel"),
-        "a program to be fetched and run",
+        "code to be downloaded and run",
     ),
     "config.json that names a kernel for its encoder": (
         encoder_sizes(_attn_implementation="evil/kernel:run"),
-        "a program to be fetched and run",
+        "code to be downloaded and run",
     ),
     "config.json with another package's quantisation": (
         config(quantization_config={"quant_method": "awq"}),
@@ -283,13 +283,13 @@ MODELS = {
         config(encoder_config={"model_type": "bert", "_name_or_path": "/etc"}),
         "no encoder for a 'bert' configuration",
     ),
-    "base at an absolute path": (base_elsewhere("{victim}/private.safetensors"), "not followed"),
-    "base at a folder": (base_elsewhere("{victim}/encoder"), "not followed"),
-    "base above": (base_elsewhere("../../victim"), "not followed"),
-    "base at home": (base_elsewhere("~/encoder.pt"), "not followed"),
-    "base at a device": (base_elsewhere("/dev/zero"), "not followed"),
-    "base on a network share": (base_elsewhere("\\\\host\\share\\encoder.pt"), "not followed"),
-    "base at an address": (base_elsewhere("https://example.org/encoder.pt"), "not followed"),
+    "base at an absolute path": (base_elsewhere("{victim}/private.safetensors"), "a path on its author's machine"),
+    "base at a folder": (base_elsewhere("{victim}/encoder"), "a path on its author's machine"),
+    "base above": (base_elsewhere("../../victim"), "a path on its author's machine"),
+    "base at home": (base_elsewhere("~/encoder.pt"), "a path on its author's machine"),
+    "base at a device": (base_elsewhere("/dev/zero"), "a path on its author's machine"),
+    "base on a network share": (base_elsewhere("\\\\host\\share\\encoder.pt"), "a path on its author's machine"),
+    "base at an address": (base_elsewhere("https://example.org/encoder.pt"), "a path on its author's machine"),
     "adapters that name another base": (adapters_of_another, "adapter_config.json"),
     "weights index that leads above": (index_naming("../victim/private.safetensors"), "no file of weights beside it"),
     "weights index of an absolute path": (index_naming("{victim}/private.safetensors"), "no file of weights beside it"),
@@ -310,7 +310,7 @@ MODELS = {
     ),
     "front end of another class": (other_sizes("preprocessor_config.json", preset="evil"), "front end"),
     "encoder that is a link elsewhere": (encoder(linked_weights), "link"),
-    "encoder with a kernel of the Hub": (encoder(edited_config(_attn_implementation="a/b")), "program to be fetched"),
+    "encoder with a kernel of the Hub": (encoder(edited_config(_attn_implementation="a/b")), "code to be downloaded"),
     "encoder with adapters of another": (
         encoder(lambda stage, folder: (folder / "adapter_config.json").write_text("{}")),
         "adapter_config.json",
@@ -679,7 +679,7 @@ def test_a_run_follows_its_own_base_and_no_other(stage, monkeypatch, capfd):
     shutil.rmtree(stage.place / "out")
     capfd.readouterr()
     assert main(stage.predict(stage.place / "head")) == 2
-    assert "not followed" in capfd.readouterr().err
+    assert "a path on its author's machine" in capfd.readouterr().err
     assert main(stage.predict(stage.place / "head", "--base", str(weights))) == 0
 
 

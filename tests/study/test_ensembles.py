@@ -34,13 +34,13 @@ def seeds(tiny_recipe, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def joined(seeds, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("joined") / "together"
+def ensemble(seeds, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ensemble"
     assert main(["ensemble", *map(str, seeds), "--out", str(folder)]) == 0
     return folder
 
 
-def test_it_predicts_the_mean_of_its_members_on_validation(seeds, joined):
+def test_it_predicts_the_mean_of_its_members_on_validation(seeds, ensemble):
     members = []
     for run in seeds:
         points, table = (
@@ -49,16 +49,16 @@ def test_it_predicts_the_mean_of_its_members_on_validation(seeds, joined):
         )
         logits = table[[f"logit_{name}" for name in NAMES]].to_numpy(float)
         members.append(calibrated_logits(logits, NAMES, points["temperatures"], points["intercepts"]))
-    own = pd.read_parquet(joined / "predictions-validation.parquet")
+    own = pd.read_parquet(ensemble / "predictions-validation.parquet")
     assert own[[f"logit_{name}" for name in NAMES]].to_numpy() == pytest.approx(np.mean(members, 0), abs=1e-4)
-    record, config = read(joined / "run.json"), read(joined / "model" / "config.json")
+    record, config = read(ensemble / "run.json"), read(ensemble / "model" / "config.json")
     assert record["operating_points"]["fitted_on"]["split"] == "validation"
     assert config["thresholds"] == record["operating_points"]["threshold_probabilities"]
     assert config["encoder_config"]["members"] == 3
 
 
-def test_the_record_names_its_members(seeds, joined):
-    record = read(joined / "run.json")
+def test_the_record_names_its_members(seeds, ensemble):
+    record = read(ensemble / "run.json")
     assert record["name"] == "tiny_ensemble_of_3" and record["command"].startswith("laennec ensemble ")
     assert [(one["folder"], one["seed"]) for one in record["members"]] == [(str(run), k) for k, run in enumerate(seeds)]
     assert record["seeds"] == {"recipe": [0, 1, 2]} and record["evaluations"] == record["history"] == []
@@ -66,8 +66,8 @@ def test_the_record_names_its_members(seeds, joined):
     assert record["timings"]["training"] == pytest.approx(trained, abs=0.01)
 
 
-def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, capsys, monkeypatch):
-    run = shutil.copytree(joined, tmp_path / "run")
+def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(ensemble, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     assert main(["evaluate", "run", "--draws", "20"]) == 0
     assert "seed 0, 1, 2, split seed 0" in capsys.readouterr().out
@@ -95,8 +95,8 @@ def test_it_is_scored_exported_and_described_like_any_run(joined, tmp_path, caps
     ("split", "said"),
     [("validation", "was used to choose the epoch and the thresholds"), ("train", "was used for training")],
 )
-def test_a_split_used_before_scoring_is_no_headline(joined, tmp_path, capsys, split, said):
-    run = shutil.copytree(joined, tmp_path / "run")
+def test_a_split_used_before_scoring_is_no_headline(ensemble, tmp_path, capsys, split, said):
+    run = shutil.copytree(ensemble, tmp_path / "run")
     assert main(["evaluate", str(run), "--split", split, "--draws", "20"]) == 0
     assert f"note: split {split} {said}; its scores are no estimate for new patients" in capsys.readouterr().out
     assert f"This split {said}" in (run / f"evaluation-{split}" / "report.html").read_text()
@@ -140,8 +140,8 @@ def test_runs_that_are_not_there_are_refused(seeds, tmp_path, capsys, given, sai
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_finished_run_is_kept_unless_it_may_go(seeds, joined, tmp_path, capsys):
-    out = shutil.copytree(joined, tmp_path / "out")
+def test_a_finished_run_is_kept_unless_it_may_go(seeds, ensemble, tmp_path, capsys):
+    out = shutil.copytree(ensemble, tmp_path / "out")
     command = ["ensemble", str(seeds[0]), str(seeds[1]), "--out", str(out)]
     before = (out / "run.json").read_bytes()
     assert main(command) == 2

@@ -33,7 +33,7 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def two_runs(tiny_recipe, tmp_path_factory):
-    """Two seeds of one recipe, scored on the test part."""
+    """Two seeds of one recipe, scored on the test split."""
     folder = tmp_path_factory.mktemp("study") / "tiny"
     short = tiny_recipe | {"train": tiny_recipe["train"] | {"epochs": 1}, "head": {"threshold_rule": "youden"}}
     with pytest.MonkeyPatch.context() as patch:
@@ -80,7 +80,7 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
 
 
 def frozen(tiny_recipe, folder, **settings):
-    """A run on mel statistics, scored on the test part."""
+    """A run on mel statistics, scored on the test split."""
     changes = {
         "encoder": {"type": "statistics", "trainable": "frozen"},
         "features": {"preset": "efficientat"},

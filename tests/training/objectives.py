@@ -5,7 +5,7 @@ from laennec.training.objective import Objective, TaskLoss
 
 
 def make_objective(settings, multi_label, labels, n_labels, negatives=16, seed=0):
-    """An objective for these labels of the training part."""
+    """An objective for these labels of the training split."""
     task = TaskLoss(
         settings.task, multi_label, labels, n_labels, settings.class_weights, settings.focal_gamma,
         settings.task_weight, settings.task_views,

@@ -77,7 +77,7 @@ def run(recipe, tmp_path_factory):
     return out
 
 
-def test_each_question_has_its_loss_its_head_and_its_leaning(run):
+def test_each_task_has_its_loss_its_head_and_its_logit_adjustment(run):
     record = json.loads((run / "run.json").read_text())
     assert {"bce", "event", "record"} <= set(record["history"][-1]["loss_terms"])
     assert all(set(record["tasks"][name]["logit_adjustment"]) == {"two", "all"} for name in TASKS)
@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_submission_files(run, corpus, tmp_path, capsys)
     assert json.loads((tmp_path / "own" / "metrics.json").read_text())["official"] == scores
 
 
-def test_a_part_that_came_after_training_can_be_scored_and_another_training_part_cannot(
+def test_a_split_that_came_after_training_can_be_scored_and_another_training_split_cannot(
     run, corpus, shared_data, tmp_path, capsys
 ):
     grown = shutil.copytree(corpus, tmp_path / "grown")
@@ -179,15 +179,15 @@ def test_validation_recordings_are_those_of_validation_patients(run, recipe):
     [
         ({"tasks.event.labels": []}, "with its labels"),
         ({"tasks.event.colour": "red"}, "unknown key 'colour'"),
-        ({"tasks.event.weight": 0}, "above 0, and two labels"),
-        ({"tasks.event.labels": ["Normal"]}, "two labels at least"),
+        ({"tasks.event.weight": 0}, "above 0, and labels two or more"),
+        ({"tasks.event.labels": ["Normal"]}, "labels two or more"),
         ({"tasks.event.smooth": 3}, "smooth is true or false"),
         ({"tasks.record.smooth": True}, "only for tasks about cycles"),
         ({"encoder.trainable": "frozen"}, "encoder.trainable: frozen"),
         ({"features.context_cycles": 1}, "context_cycles"),
     ],
 )
-def test_questions_that_cannot_be_asked(recipe, given, words):
+def test_tasks_that_cannot_be_trained(recipe, given, words):
     with pytest.raises(InputError, match=words):
         tasks_of(Recipe.from_yaml(recipe, **given))
 
@@ -201,7 +201,7 @@ def test_recordings_have_classes_in_sprsound_alone(recipe, tmp_path, capsys):
 LABELS = ("Normal", "CAS", "DAS", "CAS & DAS", POOR_QUALITY)
 
 
-def test_leaning_moves_the_normal_class_alone():
+def test_logit_adjustment_moves_the_normal_class_alone():
     logits = np.log(np.array([[0.6, 0.3, 0.05, 0.03, 0.02], [0.2, 0.1, 0.1, 0.1, 0.5], [0.45, 0.2, 0.2, 0.14, 0.01]]))
     assert adjusted_classes(LABELS, logits, 0.0, "all").tolist() == ["Normal", "Normal", "Normal"]
     assert adjusted_classes(LABELS, logits, 0.0, "all", poor_quality=True).tolist() == [
@@ -214,7 +214,7 @@ def test_leaning_moves_the_normal_class_alone():
     assert adjusted_classes(LABELS, logits, -9.0, "two").tolist() == ["Normal"] * 3
 
 
-def test_the_fitted_leaning_is_the_best_of_a_plain_search():
+def test_the_fitted_logit_adjustment_is_the_best_of_a_plain_search():
     random = np.random.default_rng(3)
     codes = random.choice(5, 400, p=[0.6, 0.1, 0.15, 0.05, 0.1])
     logits = random.normal(size=(400, 5)) + 2.0 * np.eye(5)[codes] + np.array([1.5, 0, 0, 0, 0])

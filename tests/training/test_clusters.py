@@ -173,7 +173,7 @@ def test_clean_and_mixed_terms_are_those_of_the_loss_twice():
     [
         ({"cluster_similarity": {}}, "cluster_similarity needs the clusters that loss.auxiliary.clustering makes"),
         ({"supcon": {"on": "clusters"}}, "supcon needs the clusters"),
-        ({"clustering": {}, "more": {"loss": "clustering"}}, "more: a training has one DeepClusteringLoss"),
+        ({"clustering": {}, "more": {"loss": "clustering"}}, "more: a training can have one DeepClusteringLoss"),
         ({"clustering": {"clusters": 0}}, "clustering: .*must be positive"),
         ({"clustering": {"reduction": "max"}}, "reduction must be"),
         ({"clustering": {"groups": 4}}, "clustering: .*groups"),

@@ -199,7 +199,7 @@ def test_a_cycles_draw_is_the_same_whatever_batch_worker_or_order_it_came_in(par
 
 
 @pytest.mark.parametrize("single_label", [False, True])
-def test_joined_cycles_are_labelled_by_what_either_holds(single_label):
+def test_concatenated_cycles_are_labelled_by_what_either_holds(single_label):
     union = LabelUnion(FOUR, False) if single_label else None
     dataset = twelve(single_label, concatenation=Concatenation(1.0, np.arange(12), union))
     partners = set()

@@ -286,7 +286,7 @@ def test_a_batch_is_the_rows_one_by_one():
         assert batch.keys() == single.keys() and all(torch.equal(batch[name], single[name]) for name in batch)
 
 
-def test_the_encoder_is_aside_while_a_head_learns_and_what_is_saved_is_whole(tmp_path):
+def test_the_encoder_is_left_out_while_a_head_learns_and_what_is_saved_is_whole(tmp_path):
     encoder = load_encoder(None, type="cnn", channels=[4, 8])
     model = LaennecForAudioClassification.from_encoder(encoder, trainable="frozen")
     parts, seen, order = len(list(model.modules())), [], list(model.state_dict())

@@ -100,11 +100,11 @@ def test_what_batches_hold_is_said_in_a_line_and_unknown_cycles_make_no_pair():
     entries = loss_specs({"add": {}, "d": {"loss": "opl", "labels": "device"}, "ntxent": {}, "device_adversarial": {}})
     devices = np.array([-1] * 8 + [0, 0, 1, 1])
     lines = lines_of(entries, EpochSampler(12), 12, devices)
-    rest = "an epoch of 1 batches sees 100.0 % of the cycles"
+    rest = "an epoch of 1 batches covers 100.0 % of the cycles"
     assert lines == [
         f"add: by class, 36 positive pairs in a batch of 12 (fewest 36); {rest}",
         f"d: by device, 4 positive pairs in a batch of 12 (fewest 4); {rest}",
     ]
     few = DeviceBalancedSampler([None] * 8 + list("xxyy"), 2, 2)
-    assert "sees 33.3 % of the cycles" in lines_of(entries[1:2], few, 4, devices)[0]
+    assert "covers 33.3 % of the cycles" in lines_of(entries[1:2], few, 4, devices)[0]
     assert lines_of(entries, SequentialSampler(range(12)), 4, devices) == []

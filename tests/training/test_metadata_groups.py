@@ -51,7 +51,7 @@ def test_columns_come_from_the_table_by_their_recipe_names():
     groups = GroupTable(3, metadata, [18])
     assert groups.codes("age_band+sex", "drop", "here").tolist() == [0, -1, 1]
     assert groups.codes(["age_band", "sex"], "own_group", "here").tolist() == [0, 2, 1]
-    assert groups.whose(np.array([0, -1, 1])) == "unknown for 1 of 3 cycles (r)"
+    assert groups.describe_ungrouped(np.array([0, -1, 1])) == "unknown for 1 of 3 cycles (r)"
 
 
 def test_the_class_and_its_flags_are_columns_like_others():

@@ -32,7 +32,7 @@ def test_mixup_of_waveforms_mixes_sound_length_and_labels_alike():
 
 
 @pytest.mark.parametrize("domain", ["waveform", "features"])
-def test_mixup_of_each_cycle_draws_a_share_and_a_partner_for_each_and_leaves_the_others_alone(domain):
+def test_mixup_of_each_cycle_draws_a_share_and_a_second_cycle_for_each_and_leaves_the_others_alone(domain):
     sounds, lengths = torch.randn(64, 10, 1), torch.arange(64) % 7 + 3
     mask, labels = (torch.arange(10) < lengths[:, None]).long(), torch.rand(64, 2).round()
     context = {"epochs": torch.zeros(64).long(), "cycle_numbers": torch.arange(64)}

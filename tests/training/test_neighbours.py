@@ -88,11 +88,11 @@ def test_a_batch_holds_what_a_naive_loop_over_the_recordings_makes(icbhi, k, epo
     dataset.views = views
     keys = range(6) if epoch is None else [(row, epoch) for row in range(6)]
     batch = collate_cycles([dataset[key] for key in keys])
-    assert batch["joined"].shape[0] == 6 * views and len(batch["labels"]) == 6
+    assert batch["context_rows"].shape[0] == 6 * views and len(batch["labels"]) == 6
     for view in range(views):
         for row in range(6):
             pieces, own, names = naive(icbhi, kept[row], k, 16000, epoch, view)
-            joined = [int(i) for i in batch["joined"][view * 6 + row] if i >= 0]
+            joined = [int(i) for i in batch["context_rows"][view * 6 + row] if i >= 0]
             assert len(joined) == len(pieces) and joined[own] == view * 6 + row
             for index, piece in zip(joined, pieces, strict=True):
                 assert int(batch["lengths"][index]) == len(piece)
@@ -180,7 +180,7 @@ def test_any_encoder_gives_a_cycle_alone_and_in_context(icbhi, kind, pooling):
         first, second = model(**bare).embeddings.chunk(2, 1)
         assert torch.equal(first, second)
         assert torch.equal(model(bare.input_values, bare.attention_mask).embeddings, torch.cat([first, second], 1))
-        with pytest.raises(ValueError, match="joins no context"):
+        with pytest.raises(ValueError, match="without concatenated context"):
             plain(**batch)
 
 

@@ -152,7 +152,7 @@ def test_fifty_classes_are_scored_and_drawn(tmp_path):
 
 
 def test_the_length_baseline_of_other_classes_prefers_none():
-    """Without a normal class the floor answers the likeliest class, as an argmax over counts does."""
+    """Without a normal class the baseline predicts the likeliest class, as an argmax over counts does."""
     names = ["a", "b", "c"]
     truth = np.repeat([0, 1, 2], [60, 30, 10])
     table = pd.DataFrame({"label": [names[k] for k in truth], "start_s": 0.0, "end_s": 1.0, "patient_id": "p"})

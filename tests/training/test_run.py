@@ -16,7 +16,7 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
-from laennec.training.split_data import labelled_part, load_splits, make_extractor
+from laennec.training.split_data import labelled_split, load_splits, make_extractor
 
 
 def run(settings, out, **changes):
@@ -163,7 +163,7 @@ def test_augmented_copies_of_a_frozen_encoder_carry_or_ed_labels(tiny_recipe, tm
     assert not (embeddings[0] == embeddings[1]).all()
 
 
-def test_joined_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
+def test_concatenated_cycles_of_four_classes_train_and_other_classes_are_refused_in_one_line(tiny_recipe, tmp_path):
     changes = {
         "target": {"problem_type": "single_label"},
         "loss": {"task": "ce"},
@@ -286,7 +286,7 @@ def test_mean_and_std_of_the_training_features_are_stored_with_the_model(tiny_re
     settings = json.loads((out / "run.json").read_text())["config"]["features"]
     assert settings["mean"] == extractor.mean and settings["std"] == extractor.std
     recipe = Recipe(**tiny_recipe)
-    part = labelled_part(recipe, load_splits(recipe)["train"], make_extractor(recipe.features))
+    part = labelled_split(recipe, load_splits(recipe)["train"], make_extractor(recipe.features))
     every = []
     for row in range(len(part.dataset)):
         seen = extractor(part.dataset.waveforms[row], extractor.sampling_rate)

@@ -84,7 +84,7 @@ def test_length_determinism_and_coverage_hold_on_any_table(name, table, size, se
     assert seen.rows == len(rows) and seen.share_seen == len({row for row, _ in rows}) / len(table)
     line = coverage_lines(name, made, whole, np.array(labels), [], {})[0]
     assert line.startswith(
-        f"sampler {name}: an epoch is {seen.batches} batch{'es' * (seen.batches != 1)} of {whole} and sees "
+        f"sampler {name}: an epoch is {seen.batches} batch{'es' * (seen.batches != 1)} of {whole} and covers "
     )
 
 

@@ -15,7 +15,8 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.arguments import LaennecTrainingArguments
+from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
+from laennec.training.auxiliary import without_encoder
 from laennec.training.data import CycleDataset
 from laennec.training.samplers import EpochSampler
 from laennec.training.tables import default_metrics
@@ -83,6 +84,25 @@ def test_the_front_end_is_recorded_and_metrics_have_a_default(tmp_path):
     logits, classes = np.eye(3, dtype=np.float32), np.arange(3)
     found = default_metrics(single)(SimpleNamespace(predictions=logits, label_ids=classes))
     assert found["accuracy"] == pytest.approx(100) and found["uar"] == pytest.approx(100)
+
+
+def test_the_arguments_of_the_caller_stay_as_they_are(tmp_path):
+    given = LaennecTrainingArguments(str(tmp_path), save_total_limit=1, push_to_hub=False, report_to=[])
+    before = given.to_dict()
+    found = resolved_arguments(given)
+    assert given.to_dict() == before
+    assert (found.save_total_limit, found.remove_unused_columns) == (2, False)
+
+
+def test_an_encoder_that_is_left_out_comes_back_to_its_place(tmp_path):
+    model = make_trainer(tmp_path, 8, 1).model
+    names, weights = list(model.state_dict()), [*model.parameters()]
+    with without_encoder(model):
+        assert not any(name.startswith("encoder.") for name in model.state_dict())
+        assert model.encoder.config.hidden_size == model.embedding_dim
+        model.train().eval()
+    assert list(model.state_dict()) == names
+    assert all(now is before for now, before in zip(model.parameters(), weights, strict=True))
 
 
 def test_two_processes_of_half_the_batch_are_one_of_the_whole(tmp_path):

@@ -13,7 +13,7 @@ from laennec.audio.cycles import prediction_windows
 from laennec.corpora.base import CYCLE_FEATURES
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import settings_of_model
-from laennec.training.split_data import labelled_part, make_extractor
+from laennec.training.split_data import labelled_split, make_extractor
 from laennec.training.targets import target_of
 from laennec.training.windows import (
     predict_windows,
@@ -144,7 +144,7 @@ def test_the_draws_of_a_window_do_not_depend_on_the_other_examples(tiny_recipe, 
         settings = {"train": tiny_recipe["train"] | {"spans": spans}, "augment": {"noise": {"probability": 1.0}}}
         recipe = Recipe(**tiny_recipe | settings)
         extractor = make_extractor(recipe.features)
-        part = labelled_part(recipe, training_examples(recipe, splits, extractor), extractor)
+        part = labelled_split(recipe, training_examples(recipe, splits, extractor), extractor)
         row = list(part.table["cycle_id"]).index(next(name for name in part.table["cycle_id"] if "#w" in name))
         found[spans] = [part.dataset[(row, epoch)]["waveform"] for epoch in (0, 1)]
     np.testing.assert_array_equal(found["windows"][0], found["both"][0])

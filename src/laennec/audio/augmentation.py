@@ -34,7 +34,7 @@ STREAMS = {
     "spectrum": 7,
     "concatenation": 8,
     "order": 9,
-    "partners": 10,
+    "positive pairs": 10,
     "mixing": 11,
     "negatives": 12,
     "crops": 21,

@@ -26,7 +26,7 @@ def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor
     """
     wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
     sounds = [item.own for item in wrapped]
-    joined = []
+    pieces = []
     for row, item in enumerate(wrapped):
         if max(len(item.before), len(item.after)) > context_cycles:
             raise InputError(
@@ -35,40 +35,40 @@ def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor
             )
         first = len(sounds)
         sounds += [*item.before, *item.after]
-        joined.append([*range(first, first + len(item.before)), row, *range(first + len(item.before), len(sounds))])
-    return sounds, joined_rows(joined)
+        pieces.append([*range(first, first + len(item.before)), row, *range(first + len(item.before), len(sounds))])
+    return sounds, padded_rows(pieces)
 
 
-def joined_rows(joined: Sequence[Sequence[int]]) -> Tensor:
+def padded_rows(pieces: Sequence[Sequence[int]]) -> Tensor:
     """Lists of rows as int64 (items, most pieces), -1 behind the shorter ones."""
-    most = max(map(len, joined), default=1)
-    return torch.tensor([[*rows, *[-1] * (most - len(rows))] for rows in joined], dtype=torch.int64)
+    most = max(map(len, pieces), default=1)
+    return torch.tensor([[*rows, *[-1] * (most - len(rows))] for rows in pieces], dtype=torch.int64)
 
 
-def with_context(values: Tensor, mask: Tensor, joined: Tensor) -> dict[str, Tensor]:
+def with_context(values: Tensor, mask: Tensor, pieces: Tensor) -> dict[str, Tensor]:
     """Concatenate the features of cycles and their context along time.
 
     Args:
         values: (cycles, frames, mels), the items' own cycles first.
         mask: (cycles, frames), 1 on true frames, which come first.
-        joined: int64 (items, pieces), rows of `values` in time order, -1 where there is none.
+        pieces: int64 (items, pieces), rows of `values` in time order, -1 where there is none.
 
     Returns:
         input_values and attention_mask of the items' own cycles, (items, frames, mels) and (items, frames), and
         context_values and context_mask of the concatenated ones, each cut to the longest.
     """
-    joined = joined.to(values.device)
-    items = len(joined)
+    pieces = pieces.to(values.device)
+    items = len(pieces)
     counts = mask.sum(1)
     own = int(counts[:items].max()) if items else 0
-    ends = torch.where(joined >= 0, counts[joined.clamp_min(0)], 0).cumsum(1)  # (items, pieces)
+    ends = torch.where(pieces >= 0, counts[pieces.clamp_min(0)], 0).cumsum(1)  # (items, pieces)
     total = int(ends[:, -1].max()) if items else 0
     step = torch.arange(total, device=values.device).expand(items, total).contiguous()
     # (items, total): which piece a concatenated frame comes from, and which frame of it
-    piece = torch.searchsorted(ends, step, right=True).clamp_max(joined.shape[1] - 1)
+    piece = torch.searchsorted(ends, step, right=True).clamp_max(pieces.shape[1] - 1)
     started = torch.nn.functional.pad(ends, (1, 0)).gather(1, piece)
     real = step < ends[:, -1:]
-    row, frame = joined.gather(1, piece).clamp_min(0), (step - started).clamp(0, values.shape[1] - 1)
+    row, frame = pieces.gather(1, piece).clamp_min(0), (step - started).clamp(0, values.shape[1] - 1)
     return {
         "input_values": values[:items, :own],
         "attention_mask": mask[:items, :own],

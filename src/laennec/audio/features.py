@@ -304,19 +304,19 @@ class LaennecFeatureExtractor(SequenceFeatureExtractor):
         """
         _check_padding(padding)
         self._check_rate(sampling_rate)
-        raw_speech, joined = self._unfolded(raw_speech)
+        raw_speech, context_rows = self._unfolded(raw_speech)
         batch, counts = padded_batch(raw_speech, lengths)
         if self.recording_filter and not filtered:
             batch = self._filtered(batch, counts)
         if device is not None:
             batch = batch.to(device)
-        if joined is None:
-            joined = torch.arange(len(counts))[:, None]
-        self._check_waveforms(batch, counts, len(joined))
+        if context_rows is None:
+            context_rows = torch.arange(len(counts))[:, None]
+        self._check_waveforms(batch, counts, len(context_rows))
         values, mask = self.features(batch, torch.tensor(counts))
         data = {"input_values": values, "attention_mask": mask}
         if self.context_cycles:
-            data = with_context(values, mask, joined)
+            data = with_context(values, mask, context_rows)
         if not (self.return_attention_mask if return_attention_mask is None else return_attention_mask):
             data = {name: value for name, value in data.items() if not name.endswith("mask")}
         if return_tensors == "np":

@@ -184,7 +184,7 @@ def read_recording(
     name = name_of(path)
     with opened(path) as sound:
         rate = sampling_rate or int(sound.samplerate)
-        waveform = _joined((block for _, block in blocks_of(sound, name, rate, filter, allow_silent)), name)
+        waveform = _concatenated((block for _, block in blocks_of(sound, name, rate, filter, allow_silent)), name)
         return Recording(waveform, rate, int(sound.samplerate), name)
 
 
@@ -266,7 +266,7 @@ def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     """
     name = name_of(path)
     with opened(path) as sound:
-        frames = _joined(decoded_blocks(sound, name, np.copy), name)
+        frames = _concatenated(decoded_blocks(sound, name, np.copy), name)
         return frames, int(sound.samplerate), str(sound.subtype)
 
 
@@ -332,9 +332,9 @@ def _byte_stream(path: AudioSource, name: str) -> Iterator[BinaryIO]:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
             raise DecodeError(name, "is a folder, not a recording; name a file in it")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
             raise DecodeError(name, "is not a regular file; copy the sound into a file first")
-        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is guarded here)
+        file = Path(path).open("rb")  # noqa: SIM115 (closed below; only the opening is checked here)
     except (OSError, ValueError) as error:
         if isinstance(error, DecodeError):
             raise
@@ -358,7 +358,7 @@ def _mono(block: Waveform) -> Waveform:
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
-def _joined(blocks: Iterable[Waveform], name: str) -> Waveform:
+def _concatenated(blocks: Iterable[Waveform], name: str) -> Waveform:
     """All samples of a recording in one array."""
     try:
         held = list(blocks)
@@ -411,7 +411,8 @@ def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, fl
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])
         raise DecodeError(name, f"sample {bad} is NaN or infinite; export it again as 16 or 24 bit")
     if max(-lowest, highest) > LARGEST_SAMPLE:
-        raise DecodeError(name, f"a sample of {max(-lowest, highest):g} is not sound; export it again as 16 or 24 bit")
+        most = max(-lowest, highest)
+        raise DecodeError(name, f"a sample is {most:g}, too large for sound; export it again as 16 or 24 bit")
     return lowest, highest
 
 

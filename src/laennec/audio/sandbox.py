@@ -1,8 +1,8 @@
 """Decode an untrusted file in a process of its own, with limits on time, memory and output.
 
-Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process answers with a line of
+Decisions: only the decoder reads untrusted bytes, so only the decoder is sandboxed. The process outputs a line of
 JSON and raw float32 samples, which are checked, resampled and filtered here. It has no environment to read secrets
-from, can write nothing but its answer (an unnamed file of bounded size) and is killed at its time limit. Where a system
+from, can write nothing but its output (an unnamed file of bounded size) and is killed at its time limit. Where a system
 has no such limits (Windows), the time limit remains.
 """
 
@@ -46,7 +46,7 @@ _WAITING = 6  # seconds of the clock for each second of the processor: a busy ma
 MEMORY_MB = 1024
 MOST_S = 3600.0
 _MEGABYTE = 1 << 20
-_MAX_LINE = 4096  # bytes of the first line of an answer
+_MAX_LINE = 4096  # bytes of the first line of the output
 _HEADER_ERROR = 4.0  # the length of an MP3 without a table of lengths is guessed from the bit rate
 # what a process needs to start; tokens and keys are not passed on
 _PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "LANG", "LC_ALL")
@@ -68,7 +68,7 @@ def read_recording_sandboxed(
         sampling_rate: Wanted rate in Hz; None keeps the recording's own.
         filter: Applied after resampling, at the final rate.
         timeout_s: Time limit of decoding, in seconds of the processor; by the clock it is six times as long.
-        memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its answer, in MiB.
+        memory_mb: Memory limit of decoding beyond the bare interpreter, and size limit of its output, in MiB.
         most_s: Longest accepted recording, in seconds.
 
     Returns:
@@ -80,10 +80,10 @@ def read_recording_sandboxed(
     name = os.fspath(path)
     if not (timeout_s > 0 and memory_mb > 0 and most_s > 0):
         raise ValueError(f"timeout_s={timeout_s}, memory_mb={memory_mb}, most_s={most_s}: limits must be positive")
-    with tempfile.TemporaryFile() as answer:
-        code = _run_decoder(name, answer, timeout_s, memory_mb, most_s)
-        answer.seek(0)
-        waveform, source_rate = _read_answer(answer, name, code)
+    with tempfile.TemporaryFile() as output:
+        code = _run_decoder(name, output, timeout_s, memory_mb, most_s)
+        output.seek(0)
+        waveform, source_rate = _read_output(output, name, code)
     rate = sampling_rate or source_rate
     result = resample(waveform, source_rate, rate)
     if len(result) == 0:
@@ -101,8 +101,8 @@ def plain_file(recording: Recording) -> Iterator[Path]:
         yield path
 
 
-def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
-    """Run the decoder with its answer going into a file; its exit code (negative for a signal)."""
+def _run_decoder(name: str, output: BinaryIO, timeout_s: float, memory_mb: int, most_s: float) -> int:
+    """Run the decoder with its output going into a file; its exit code (negative for a signal)."""
     here = str(Path(__file__).parents[2])
     environment = {key: os.environ[key] for key in _PASSED_ON if key in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([here, *(p for p in sys.path if p and p != here)])
@@ -111,24 +111,24 @@ def _run_decoder(name: str, answer: BinaryIO, timeout_s: float, memory_mb: int, 
     command = [sys.executable, "-S", "-P", "-B", "-m", __name__, name, str(timeout_s), str(memory_mb), str(most_s)]
     quiet, wait_s = subprocess.DEVNULL, _WAITING * timeout_s
     with contextlib.suppress(subprocess.TimeoutExpired):
-        ended = subprocess.run(command, stdin=quiet, stdout=answer, stderr=quiet, env=environment, timeout=wait_s)
+        ended = subprocess.run(command, stdin=quiet, stdout=output, stderr=quiet, env=environment, timeout=wait_s)
         if resource is None or ended.returncode != -signal.SIGXCPU:
             return ended.returncode
     reason = f"decoding takes longer than {timeout_s:g} s; cut it into shorter files or export it as WAV"
     raise DecodeError(name, reason)
 
 
-def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
-    """The decoded samples and their rate; every part of the answer is checked."""
+def _read_output(output: BinaryIO, name: str, code: int) -> tuple[Waveform, int]:
+    """The decoded samples and their rate; every part of the output is checked."""
     waveform, source_rate = np.zeros(0, np.float32), 0
     try:
-        said = json.loads(answer.readline(_MAX_LINE))
+        said = json.loads(output.readline(_MAX_LINE))
         if isinstance(said.get("reason"), str):
             raise DecodeError(name, said["reason"])
         source_rate, samples = int(said["source_rate"]), int(said["samples"])
-        held = os.fstat(answer.fileno()).st_size - answer.tell()
+        held = os.fstat(output.fileno()).st_size - output.tell()
         if code == 0 and samples > 0 and held == 4 * samples:
-            waveform = np.frombuffer(answer.read(), "<f4").astype(np.float32, copy=False)
+            waveform = np.frombuffer(output.read(), "<f4").astype(np.float32, copy=False)
     except DecodeError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -142,16 +142,16 @@ def _read_answer(answer: BinaryIO, name: str, code: int) -> tuple[Waveform, int]
 
 
 def _main(arguments: list[str]) -> int:
-    """Entry of the process: decode one file under limits, and answer on standard output."""
+    """Entry of the process: decode one file under limits, and write to standard output."""
     name, timeout_s, memory_mb, most_s = arguments[0], float(arguments[1]), int(arguments[2]), float(arguments[3])
-    answer = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not enter the answer
+    output = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not enter the output
     _limit(timeout_s, memory_mb)
     too_large = f"decoding needs more than {memory_mb} MiB; cut it into shorter files"
     try:
         recording = _decoded(name, most_s)
         said = json.dumps({"source_rate": recording.source_sampling_rate, "samples": len(recording.waveform)})
-        _send(answer, said, np.ascontiguousarray(recording.waveform, "<f4").data.cast("B"))
+        _send(output, said, np.ascontiguousarray(recording.waveform, "<f4").data.cast("B"))
         return 0
     except DecodeError as error:
         reason = too_large if isinstance(error.__cause__, MemoryError) else error.reason[: _MAX_LINE // 8]
@@ -159,9 +159,9 @@ def _main(arguments: list[str]) -> int:
         reason = too_large
     except OSError as error:
         reason = too_large if error.errno == errno.EFBIG else f"its samples cannot be written ({error.strerror})"
-    os.ftruncate(answer, 0)
-    os.lseek(answer, 0, os.SEEK_SET)
-    _send(answer, json.dumps({"reason": reason}), memoryview(b""))
+    os.ftruncate(output, 0)
+    os.lseek(output, 0, os.SEEK_SET)
+    _send(output, json.dumps({"reason": reason}), memoryview(b""))
     return 0
 
 
@@ -175,10 +175,10 @@ def _decoded(name: str, most_s: float) -> Recording:
     return recording
 
 
-def _send(answer: int, said: str, samples: memoryview) -> None:
+def _send(output: int, said: str, samples: memoryview) -> None:
     for part in (memoryview(said.encode() + b"\n"), samples):
         while len(part):
-            part = part[os.write(answer, part) :]
+            part = part[os.write(output, part) :]
 
 
 def _limit(timeout_s: float, memory_mb: int) -> None:

@@ -27,7 +27,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Render or check the card, or write the record."""
     from laennec.files import atomic_write
-    from laennec.hub.card import FILE, describe_questions, record_answers, render_card
+    from laennec.hub.card import FILE, HOW_TO_ANSWER, describe_questions, record_answers, render_card
     from laennec.hub.evidence import read_evidence, write_evidence
 
     if options.answers is not None:
@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     card = render_card(options.run_folder)
     if options.check:
         if card.unanswered:
-            raise InputError(f"{options.run_folder}: open questions: {describe_questions(card.unanswered)}")
+            questions = describe_questions(card.unanswered)
+            raise InputError(f"{options.run_folder}: open questions: {questions}; {HOW_TO_ANSWER}")
         say(f"{options.run_folder}: every question is answered")
         return 0
     out = Path(options.out) if options.out else Path(options.run_folder) / FILE

@@ -17,10 +17,10 @@ def without_library_bars() -> None:
     logging.disable_progress_bar()
 
 
-def overrides(rest: Sequence[str]) -> dict[str, str]:
+def overrides(arguments: Sequence[str]) -> dict[str, str]:
     """Parse `--key value` and `--key=value` pairs."""
     given: dict[str, str] = {}
-    items = iter(rest)
+    items = iter(arguments)
     for item in items:
         if not item.startswith("--"):
             raise InputError(
@@ -48,8 +48,8 @@ def refuse_missing_model(name: str) -> None:
     folder = place.parent if place.parent.is_dir() else Path()
     wanted, here = (place.name, folder) if folder == place.parent else (place.parts[0], Path())
     near = difflib.get_close_matches(wanted, [p.name for p in here.iterdir() if p.is_dir()], n=1)
-    rest = () if folder == place.parent else place.parts[1:]
-    meant = here.joinpath(*near, *rest) if near else None
+    below = () if folder == place.parent else place.parts[1:]
+    meant = here.joinpath(*near, *below) if near else None
     is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not place.parent.is_dir()
     if meant is not None and meant.exists():
         raise InputError(f"{name}: no such run or model; did you mean {meant}?")

@@ -22,7 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "--format", default="parquet", help="files of each recording: parquet, npz or both (default: parquet)"
     )
     parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
-    parser.add_argument("--hop-s", type=float, help="time between the starts of windows in seconds (default: likewise)")
+    parser.add_argument("--hop-s", type=float, help="seconds from window to window (default: as in laennec predict)")
     parser.add_argument(
         "--annotation", help="embed annotated cycles instead of windows: a file, or a folder, as for laennec predict"
     )
@@ -38,14 +38,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace embeddings in --out that have another model or other settings, and files there that have the "
-        "name of a result but are none",
+        help="replace embeddings of another model or other settings in --out, and other files of the same names",
     )
     parser.add_argument("--base", help="path of the base encoder of a head-only model")
     jobs_flag(parser)
     engine_flag(parser)
-    parser.add_argument("--data-dir", help="of a corpus: its folder or zip file")
-    parser.add_argument("--protocol", help="of a corpus: the rule that splits it, for the column split")
+    parser.add_argument("--data-dir", help="folder or zip file of the corpus")
+    parser.add_argument("--protocol", help="rule that splits the corpus, for the column split")
     option_flag(parser)
     corpus_flags(parser)
 

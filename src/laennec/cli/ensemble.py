@@ -19,10 +19,10 @@ def flags(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Combine the runs, and print the operating point of the ensemble on validation."""
     from laennec.evaluation.recalibrate import format_fitted
-    from laennec.study.ensembles import join_runs
+    from laennec.study.ensembles import ensemble_runs
     from laennec.training.record import read_record
 
-    folder = join_runs(options.runs, options.out, options.line, options.data_dir, options.overwrite, options.name)
+    folder = ensemble_runs(options.runs, options.out, options.line, options.data_dir, options.overwrite, options.name)
     if points := read_record(folder / "run.json").get("operating_points"):
         say(*format_fitted(points).splitlines())
     say(f"run: {folder}")

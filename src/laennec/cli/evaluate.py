@@ -41,7 +41,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "events)",
     )
     parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
-    parser.add_argument("--hop-s", type=float, help="time between the starts of windows in seconds (default: likewise)")
+    parser.add_argument("--hop-s", type=float, help="seconds from window to window (default: as in laennec predict)")
     corpus_flags(parser)
     jobs_flag(parser)
 

@@ -82,16 +82,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
-    known, rest = parser.parse_known_args(arguments)
-    if rest and known.command not in _TRAIN:
-        parser.error(f"unknown argument {rest[0]}; see laennec {known.command} --help")
+    known, given = parser.parse_known_args(arguments)
+    if given and known.command not in _TRAIN:
+        parser.error(f"unknown argument {given[0]}; see laennec {known.command} --help")
     if not sys.stderr.isatty():  # errors stand alone in files and pipes
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not known.debug:  # a Hub out of reach is tried several times, each with a line; the last word is ours
         logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(OneLine())
-    known.rest, known.line = rest, shlex.join(["laennec", *arguments])
+    known.overrides, known.line = given, shlex.join(["laennec", *arguments])
     try:
         with warnings.catch_warnings(), _tidily_terminated():
             if not known.debug:
@@ -153,7 +153,7 @@ def _called_back(frame: FrameType | None) -> bool:
 
 
 def _one_line(error: Exception) -> str | None:
-    """What to tell a user about an error that is theirs to mend; None for one that is ours."""
+    """What to tell a user about an error that is theirs to fix; None for one that is ours."""
     from laennec.files import system_error
     from laennec.memory import asked_for, ran_out
 

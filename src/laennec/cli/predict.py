@@ -72,8 +72,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace predictions in --out that have another model or other settings, and files there that have the "
-        "name of a result but are none",
+        help="replace predictions of another model or other settings in --out, and other files of the same names",
     )
     parser.add_argument(
         "--backend",
@@ -252,15 +251,15 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
     from laennec.audio.recording import AUDIO_SUFFIXES
     from laennec.errors import InputError
 
-    first, *rest = paths
+    first, *others = paths
     place = Path(first)
     is_model = (place / "config.json").exists() or (place / "model" / "config.json").exists()
-    if is_model and not rest:
+    if is_model and not others:
         raise InputError(f"{first}: a model, but no recordings; give audio files or folders after it")
     is_sound = place.suffix.lower() in AUDIO_SUFFIXES
     is_folder = place.is_dir() and any(p.suffix.lower() in AUDIO_SUFFIXES for p in place.rglob("*"))
-    alone = not rest or (not is_model and (is_sound or is_folder or "://" in first))
-    model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, rest)
+    alone = not others or (not is_model and (is_sound or is_folder or "://" in first))
+    model, inputs = (DEFAULT_MODEL, [*paths]) if alone else (first, others)
     if not alone:
         refuse_missing_model(first)
     if not any(Path(name).exists() or "://" in name for name in inputs):

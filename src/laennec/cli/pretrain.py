@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> int:
     """Pre-train, or resume a pre-training."""
     from laennec.training.recipe import Recipe, full_key
 
-    given = {full_key(Recipe, key, step="pretrain"): value for key, value in overrides(options.rest).items()}
+    given = {full_key(Recipe, key, step="pretrain"): value for key, value in overrides(options.overrides).items()}
     recipe = Recipe.from_yaml(options.recipe, **given)
     refuse_missing_files(recipe)
     from laennec.training.pretraining.run import pretrain

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, or resume a training."""
     from laennec.training.recipe import Recipe
 
-    recipe = Recipe.from_yaml(options.recipe, **overrides(options.rest))
+    recipe = Recipe.from_yaml(options.recipe, **overrides(options.overrides))
     refuse_missing_files(recipe)
     if options.search is not None:
         return _search(recipe, options)

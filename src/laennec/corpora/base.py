@@ -315,8 +315,8 @@ class Corpus(ABC):
             self._checked = True
         if self.problems:
             more = len(self.problems) - 1
-            rest = f" ({more} more; `laennec prepare {self.name} --check` lists them)" if more else ""
-            raise InputError(self.problems[0] + rest)
+            further = f" ({more} more; `laennec prepare {self.name} --check` lists them)" if more else ""
+            raise InputError(self.problems[0] + further)
         return self
 
     @property

@@ -209,7 +209,7 @@ def _downloaded(address: str) -> Path:
     try:
         folder = snapshot_download(found[1], repo_type="dataset", revision=found[2], allow_patterns=patterns)
     except HFValidationError as error:
-        raise InputError(f"{address}: no name that the Hub has; check the address") from error
+        raise InputError(f"{address}: not a valid name of a data set; check the address") from error
     except Exception as error:  # which errors are raised depends on the transport
         reason = hub_reason(error)
         if mended := InputError(f"{address}: {reason}") if reason else writing_error(address, error):

@@ -68,14 +68,14 @@ def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> C
     if layout == "table" or (layout is None and _tables(root)):
         return _read_tables(root, set(split_names))
     if layout is None and not any(is_recording(path) for path in root.rglob("*")):
-        raise InputError(f"{root}: neither Parquet nor sounds in this folder; check --data-dir")
+        raise InputError(f"{root}: no Parquet files and no sounds in this folder; check --data-dir")
     return _read_folders(root, set(split_names))
 
 
 def _read_folders(root: Path, split_names: set[str]) -> Clips:
     """Class folders, in folders of splits where there are some; `split`, `label` and `speaker` are the columns."""
-    lists = {part: root / name for part, name in _LISTS.items() if (root / name).is_file()}
-    listed = {line.strip(): part for part, path in lists.items() for line in _lines(path)}
+    lists = {split: root / name for split, name in _LISTS.items() if (root / name).is_file()}
+    listed = {line.strip(): split for split, path in lists.items() for line in _lines(path)}
     clips = []
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
@@ -94,7 +94,7 @@ def _read_folders(root: Path, split_names: set[str]) -> Clips:
             values["speaker"] = spoken["speaker"] if spoken else None
         clips.append(Clip(place.with_suffix("").as_posix(), path, values))
     problems = [
-        f"{lists[part]}: {name} is not in the folder; download it again" for name, part in listed.items() if name
+        f"{lists[split]}: {name} is not in the folder; download it again" for name, split in listed.items() if name
     ]
     columns = ("split", "label", *(("speaker",) if lists else ()))
     return Clips(clips, columns, None, tuple(lists.values()), tuple(problems))

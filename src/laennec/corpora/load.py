@@ -286,7 +286,7 @@ def _described(table: datasets.Dataset, facts: dict[str, Any]) -> datasets.Datas
 def _validation_rule(corpus: Corpus, protocol: str, split: SplitResult, fraction: float) -> str:
     """How the validation split was made, in words."""
     if protocol == "published-parts" and any(recording.split == "validation" for recording in corpus.recordings):
-        return "the validation part of the dataset itself"
+        return "the validation split of the dataset itself"
     if "validation" not in split.splits:
         return "none"
     if protocol == "patient-60-20-20":
@@ -295,4 +295,4 @@ def _validation_rule(corpus: Corpus, protocol: str, split: SplitResult, fraction
         return f"{fraction:.0%} of the train cycles, drawn at random"
     unknown = protocol in BY_RECORDING and split.leaks.cycles_without_patient
     who = "recordings (patients are not known)" if unknown else "patients"
-    return f"about {fraction:.0%} of the train cycles, whole {who} in no test part, stratified by label"
+    return f"about {fraction:.0%} of the train cycles, whole {who} in no test split, stratified by label"

@@ -40,7 +40,7 @@ _GROUP_ROWS = 1_000
 _WHOLE = "corpus"  # the split of what is not split; `datasets` reserves the name "all"
 _MIXED_RATES_HZ = 16_000  # declared rate of an audio column whose files have several rates
 _FLAC_SUBTYPES = {"PCM_S8": "PCM_S8", "PCM_U8": "PCM_S8", "PCM_16": "PCM_16", "PCM_24": "PCM_24"}
-_TOLD = ("cycle_id", "start_s", "end_s", "crackle", "wheeze", "events")
+_CYCLE_COLUMNS = ("cycle_id", "start_s", "end_s", "crackle", "wheeze", "events")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def export_corpus(
     """
     kind = corpus_class(corpus)
     if not kind.can_be_exported:
-        raise InputError(f"{kind.name}: its data are Parquet of the Hub already; export another corpus")
+        raise InputError(f"{kind.name}: it is a data set of the Hub already; export another corpus")
     out = Path(out).expanduser().absolute()
     _refuse_target(out)
     chosen = protocol_of(kind, protocol)
@@ -151,7 +151,7 @@ def source_files(corpus: Corpus) -> dict[str, Path]:
                 "itself there"
             )
         if not safe_name(name):
-            raise InputError(f"{str(path)!r}: a name that other systems do not know as one file's; rename it")
+            raise InputError(f"{str(path)!r}: not a valid file name on other systems; rename it")
         if found.setdefault(name, path) != path:
             raise InputError(f"{path}: would be called {name} like {found[name]}; rename one of them")
     return found
@@ -261,8 +261,8 @@ class _Writer:
                 self._write_split(folder, "cycles", _split_name(name), features, self._cycles(rows))
         dropped = ("cycle_index", "start_s", "end_s", "crackle", "wheeze", "label", "events", "audio_sha256")
         features = {name: kind for name, kind in features.items() if name not in (*dropped, "cycle_id")}
-        told = datasets.List({name: self.corpus.features[name] for name in _TOLD})
-        features |= {"source_path": datasets.Value("string"), "cycles": told}
+        cycles = datasets.List({name: self.corpus.features[name] for name in _CYCLE_COLUMNS})
+        features |= {"source_path": datasets.Value("string"), "cycles": cycles}
         self._write_split(folder, "recordings", _WHOLE, features, self._recordings(sources))
         sounds = {recording.audio_path for recording in self.corpus.recordings}
         others = {name: path for name, path in sorted(sources.items()) if path not in sounds}
@@ -313,9 +313,9 @@ class _Writer:
             known = rows[0] if rows else {"recording_id": recording.recording_id, "patient_id": recording.patient_id}
             name = names[recording.audio_path]
             protocols = {name: self._common(values, rows) for name, values in self.columns.items()}
-            told = [{name: row[name] for name in _TOLD} for row in rows]
+            annotated = [{name: row[name] for name in _CYCLE_COLUMNS} for row in rows]
             audio = {"bytes": self._content(recording.audio_path), "path": Path(name).name}
-            yield {**known, "audio": audio, **protocols, "source_path": name, "cycles": told}
+            yield {**known, "audio": audio, **protocols, "source_path": name, "cycles": annotated}
             self._advance()
 
     def _common(self, values: list[Any], rows: list[dict[str, Any]]) -> Any:

@@ -141,8 +141,8 @@ def is_recording(path: Path) -> bool:
 def named(items: Iterable[str], most: int = 3) -> str:
     """The first few names, and how many more there are."""
     names = list(items)
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    unnamed = len(names) - most
+    return ", ".join(names[:most]) + (f" and {unnamed} more" if unnamed > 0 else "")
 
 
 def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> list[tuple[int, list[str]]]:
@@ -243,8 +243,8 @@ def refuse_large(archive: Path, packed: int, unpacked: int) -> None:
     most = max(_LEAST_LIMIT, _MOST_GROWTH * packed)
     if unpacked > most:
         raise InputError(
-            f"{archive}: holds more than {most >> 20} MiB, the most for its size; if you trust it, unpack it yourself "
-            "and name the folder"
+            f"{archive}: unpacks to more than {most >> 20} MiB, the limit for its size; if you trust it, unpack it "
+            "yourself and name the folder"
         )
 
 

@@ -444,7 +444,7 @@ def _patients(frame: pd.DataFrame, protocol: str) -> Names:
     if unknown:
         raise InputError(
             f"{unknown} cycles have no patient_id, so protocol {protocol!r} cannot keep patients apart; "
-            "fill patient_id in, or use random-80-20 and its stamp"
+            "fill patient_id in, or use protocol random-80-20, which may split a patient's cycles"
         )
     return frame["patient_id"].to_numpy(dtype=object)
 

@@ -1,6 +1,6 @@
 """SPRSound, paediatric recordings with events annotated in JSON.
 
-Decisions: the part of the published split is the folder a recording lies in, and stays in the table as `part`.
+Decisions: the published split of a recording is the folder that it lies in, and stays in the table as `part`.
 Events keep their own names in `events`; the four-class view is crackle for fine and coarse crackles, wheeze for wheeze,
 rhonchi and stridor, both for the combined event. A Poor Quality recording is a row of the record level with unknown
 flags, not a normal one. Events may overlap.
@@ -37,7 +37,7 @@ RECORD_FLAGS: dict[str, tuple[int | None, int | None]] = {
     "CAS & DAS": (1, 1),
     "Poor Quality": (None, None),
 }
-# part -> (folder of the sounds, folder of the annotations), as this corpus has been laid out
+# split -> (folder of the sounds, folder of the annotations), as this corpus has been laid out
 _LAYOUTS: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (("train/wav", "train/json"), ("train2022_wav", "train2022_json"), ("train_wav", "train_json")),
     "test_intra": (("test_intra/wav", "test_intra/json"), ("test2022_wav", "test2022_json/intra_test_json")),
@@ -239,12 +239,12 @@ def _event(path: str | Path, place: str, item: Any, duration_s: float | None) ->
 
 def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     found = {}
-    for part, layouts in _LAYOUTS.items():
+    for split, layouts in _LAYOUTS.items():
         folders = [(root / sounds, root / notes) for sounds, notes in layouts if (root / notes).is_dir()]
         if len(folders) > 1:
-            raise InputError(f"{root}: {part} is there twice ({folders[0][1]}, {folders[1][1]}); remove one")
+            raise InputError(f"{root}: {split} is there twice ({folders[0][1]}, {folders[1][1]}); remove one")
         if folders:
-            found[part] = folders[0]
+            found[split] = folders[0]
     return found
 
 

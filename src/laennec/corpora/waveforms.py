@@ -256,7 +256,7 @@ def decode_all(
     """Decode several cycle tables into the cache, all of them although recordings of one cannot be used.
 
     Args:
-        tables: The parts of a corpus.
+        tables: The splits of a corpus.
         sampling_rate: Rate of the waveforms in Hz.
         filter: Applied to whole recordings at that rate.
         problems: What is known to be wrong already; it is listed with what is found here.

@@ -327,6 +327,7 @@ def _config_of(
                 config = _configuration(kind, values, overrides)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
+            # private: transformers keeps a model's commit there, and nowhere else
             config._commit_hash = _commit_of(source, revision)
             return kind, config
     known = ", ".join(str(encoder.config_class.model_type) for encoder in _CLASSES)

@@ -49,13 +49,17 @@ def stack_of(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
     """
     path = layers_path(encoder)
     if path is None:
-        raise InputError(f"{_kind(encoder)} has no layers to train a part of; set encoder.trainable: full or frozen")
+        raise InputError(
+            f"{_kind(encoder)} has no stack of layers to train in part; set encoder.trainable: full or frozen"
+        )
     try:
         layers: Any = encoder.get_submodule(path)
         after = [encoder.get_submodule(name) for name in getattr(encoder, "layers_after", ())]
         return list(layers), after
     except (AttributeError, TypeError) as error:
-        raise InputError(f"{_kind(encoder)}: layers is {path!r}, which is no stack of modules ({error})") from error
+        raise InputError(
+            f"{_kind(encoder)}: its attribute layers is {path!r}, which names no stack of modules ({error}); correct it"
+        ) from error
 
 
 def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
@@ -113,7 +117,7 @@ def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
     past = [t for t in lora["target_modules"] if t.rsplit(".", 1)[-1] in getattr(encoder, "read_past_adapters", ())]
     if past:
         raise InputError(
-            f"encoder.lora.target_modules: {_kind(encoder)} reads the weights of {past[0]} past any adapter, which "
+            f"encoder.lora.target_modules: {_kind(encoder)} uses the weights of {past[0]} directly, so adapters there "
             "would learn nothing; give intermediate_dense and output_dense"
         )
     for target in lora["target_modules"]:

@@ -4,7 +4,7 @@ Decisions: the position table is fitted along TIME only (its rows are frequency 
 taking one for the other loads without an error and ruins the encoder). "cut" takes the first columns, the positions a
 cycle at the start of a training clip had; "interpolate" stretches the table; a cycle longer than the table is
 interpolated in both cases, for there is nothing to cut. A patch is real where all its frames are, but the first
-column always is. Padded patches are masked as attention keys: no real token sees them. Patches are exchanged between
+column always is. Padded patches are masked as attention keys: no token attends to them. Patches are exchanged between
 cycles (Patch-Mix) right after the patch embedding, before positions and special tokens are added, as its authors do.
 
 Reference: Gong, Chung and Glass, AST: Audio Spectrogram Transformer, Interspeech 2021.

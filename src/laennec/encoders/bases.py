@@ -108,8 +108,8 @@ def _named_base(config: Any) -> str:
         if Path(place).exists():
             return place
     raise InputError(
-        f"the model is a head for a base encoder at {named!r}, a place on its author's machine, which is not followed "
-        "here; give its place: base=..., or --base on the command line"
+        f"the model is a head for the base encoder {named!r}, a path on its author's machine; give the path of your "
+        "copy: base=..., or --base on the command line"
     )
 
 

@@ -4,7 +4,7 @@ Decisions: layers carry our names and `from_released` translates the authors', s
 mel bins and is real where all its frames are: the frames of a last, partial patch (up to 0.15 s) are left out, as they
 are where the cycle comes alone; only a cycle shorter than one patch has its patch filled with zeros. Tokens are ordered
 by time, then frequency. Padded tokens are zeroed before the position convolution, which looks sideways, and masked as
-attention keys: no real token sees them. The authors' own mask counts frames by token in a way that fits whole patches
+attention keys: no token attends to them. The authors' own mask counts frames by token in a way that fits whole patches
 only; for these both agree. The AudioSet classes of a fine-tuned checkpoint are kept only where `audioset_head` asks for
 them. Its rule of smaller gradients for lower layers belongs to training and is not taken over.
 

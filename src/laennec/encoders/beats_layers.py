@@ -55,7 +55,7 @@ class BeatsConfig(PreTrainedConfig):
         hidden_act: Activation inside a block.
         pre_norm: Whether a block normalises before its layers rather than after them.
         deep_norm: Whether residuals are weighted by (2 blocks)^(1/4); only with `pre_norm` off.
-        position_kernel: Tokens that the position convolution sees.
+        position_kernel: Tokens that the position convolution covers.
         position_groups: Its groups.
         relative_positions: Whether there is a relative position bias.
         num_buckets: Rows of its table.

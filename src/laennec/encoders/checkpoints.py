@@ -262,8 +262,8 @@ def refuse_differences(source: str | Path, what: str, wrong: Mapping[str, Iterab
         first, *more = [*sorted(names), ""]
         if first:
             more = more[:-1]
-            rest = f" and {len(more) - _NAMED + 1} more" if len(more) >= _NAMED else ""
-            said.append(f"{first} is {how}" + (f" (and {', '.join(more[: _NAMED - 1])}{rest})" if more else ""))
+            unnamed = f" and {len(more) - _NAMED + 1} more" if len(more) >= _NAMED else ""
+            said.append(f"{first} is {how}" + (f" (and {', '.join(more[: _NAMED - 1])}{unnamed})" if more else ""))
     if said:
         raise InputError(
             f"{source}: the weights are not those of the {what} in its configuration: {'; '.join(said)}; give the "

@@ -40,8 +40,8 @@ class WaveformEncoder(TransformersEncoder):
     def __init__(self, config: PreTrainedConfig) -> None:
         if getattr(config, "conv_pos_batch_norm", False):
             raise InputError(
-                "conv_pos_batch_norm: true in config.json: batch normalisation before the positional convolution lets "
-                "padding into the sound, which is not supported; give a checkpoint without it"
+                "conv_pos_batch_norm: true in config.json: batch normalisation before the positional convolution "
+                "mixes padding into the sound, which is not supported; give a checkpoint without it"
             )
         super().__init__(config)
 

@@ -212,7 +212,7 @@ def score(
         settings_of_model(recipe, run, model, extractor, splits[split])
         lengths = window_lengths(extractor, window_s, hop_s)
         if spans == "windows" and model.config.span == "recording":
-            raise InputError("--spans windows: this model predicts whole recordings, and is scored on them without it")
+            raise InputError("--spans windows: this model predicts whole recordings, not windows; leave --spans out")
         if spans == "windows":
             refuse_shared_recordings(splits, split, str(origin.get("protocol")))
         scored = (splits, split, recipe, lengths if spans == "windows" else None)

@@ -7,17 +7,15 @@ about to read; it alone scores and writes, and it makes what a dead one left.
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import middle_segments, segment_length_s
 from laennec.modeling import LaennecForAudioClassification
+from laennec.packed_model import PackedModel
 from laennec.processes import alongside
 from laennec.training.recipe import Recipe
 from laennec.training.windows import predict_windows
-
-if TYPE_CHECKING:
-    from laennec.inference.jobs import PackedModel
 
 
 def embed_for_scoring(
@@ -58,10 +56,8 @@ def helpers(
         extractor: Its front end.
         *scored: The other arguments of `embed_for_scoring`.
     """
-    from laennec.inference.jobs import PackedModel
-
     return alongside(partial(_embed, PackedModel.of(model, extractor), scored) if jobs > 1 else print, jobs - 1)
 
 
-def _embed(packed: "PackedModel", scored: tuple[Any, ...]) -> None:
+def _embed(packed: PackedModel, scored: tuple[Any, ...]) -> None:
     embed_for_scoring(*packed.unpack(), *scored)

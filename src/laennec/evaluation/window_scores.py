@@ -196,10 +196,10 @@ def _unit(
 def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decided: IntArray, several: bool) -> Any:
     """Weights (draws, rows) -> every figure of every label (draws,), and those of any label (`several`)."""
     ranked = [RankedLabel(logits[:, k], truth[:, k]) for k in range(len(labels))]
-    names, true, said = [*labels], truth, decided
+    names, true, predicted = [*labels], truth, decided
     if several:
         names = [*labels, "any"]
-        true, said = (np.column_stack([flags, flags.any(1)]).astype(np.int64) for flags in (truth, decided))
+        true, predicted = (np.column_stack([flags, flags.any(1)]).astype(np.int64) for flags in (truth, decided))
 
     def statistic(weights: FloatArray) -> dict[str, FloatArray]:
         def share(part: Any, whole: Any) -> FloatArray:
@@ -207,9 +207,9 @@ def _statistic(labels: Sequence[str], truth: IntArray, logits: FloatArray, decid
             return np.asarray(np.where(count > 0, (weights @ part) / np.where(count > 0, count, 1), np.nan))
 
         figures = {
-            "recall": share(true * said, true),
-            "specificity": share((1 - true) * (1 - said), 1 - true),
-            "precision": share(true * said, said),
+            "recall": share(true * predicted, true),
+            "specificity": share((1 - true) * (1 - predicted), 1 - true),
+            "precision": share(true * predicted, predicted),
         }
         values = {f"{name}.{figure}": v[:, k] for k, name in enumerate(names) for figure, v in figures.items()}
         for label, one in zip(labels, ranked, strict=True):

@@ -1,6 +1,6 @@
 """What a run's record states: its settings, its scores and what it used.
 
-Decisions: `laennec evaluate` writes everything that a card needs of a scored part into run.json. The published record
+Decisions: `laennec evaluate` writes everything that a card needs of a scored split into run.json. The published record
 is the same file without training curves and without the folders of the machine. Losses, encoders and corpora state
 their own citation; templates/citations.yaml has those of methods without a class.
 """
@@ -34,8 +34,8 @@ class Evidence:
 
     Attributes:
         run: The run record.
-        evaluations: {"evaluated", "metrics"} of each part that was scored with the present operating point.
-        outdated: Parts that were scored with another operating point.
+        evaluations: {"evaluated", "metrics"} of each split that was scored with the present operating point.
+        outdated: Splits that were scored with another operating point.
     """
 
     run: dict[str, Any]

@@ -8,7 +8,7 @@ the others. Thresholds and the recording filter (a recursion over the whole reco
 in onnx.json. The file is run in onnxruntime and compared. In an int8 file the weights of the model are int8, those of
 the front end are not. Dense layers compute in int8; convolutions compute in float, and small ones keep float weights:
 int8 everywhere cost a frozen mobilenet 0.11 of crackle AUROC on SPRSound's validation patients. The effect of int8 is
-measured on the run's validation cycles, never on a test part, and recorded in onnx.json.
+measured on the run's validation cycles, never on a test split, and recorded in onnx.json.
 """
 
 import contextlib

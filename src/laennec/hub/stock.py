@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, AutoModelForAudioClassification
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.presets import PRESETS
@@ -86,7 +86,7 @@ def to_stock(
             "thresholds": ours.per_label("thresholds"),
         }
     )
-    stock = ASTForAudioClassification._from_config(config).eval()
+    stock = AutoModelForAudioClassification.from_config(config).eval()
     state = dict(encoder.audio_spectrogram_transformer.state_dict())
     state["embeddings.position_embeddings"] = _positions(encoder, frames, front.num_mel_bins)
     stock.audio_spectrogram_transformer.load_state_dict(state)

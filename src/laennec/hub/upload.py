@@ -155,7 +155,7 @@ def send(
     """Send a request to the Hub, and repeat it after pauses while its failure may be temporary.
 
     Raises:
-        InputError: The request failed for a reason that the user can mend.
+        InputError: The request failed for a reason that the user can fix.
     """
     from huggingface_hub.utils import get_session
 

@@ -77,7 +77,7 @@ def files_of(address: str) -> tuple[Any, str]:
     try:
         files, place = url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise InputError(f"{address}: cannot be reached ({said(error)})") from error
+        raise InputError(f"{address}: cannot be reached ({said(error)}); check the address") from error
     return files, place
 
 

@@ -132,7 +132,7 @@ def serve_model(
                     while not stop.wait(_DELETE_EVERY_S):
                         server.keep_recent(folder, _GONE_AFTER_S)  # what Gradio does not know
             finally:
-                page.close(verbose=False)  # ends the answers that wait for a prediction
+                page.close(verbose=False)  # ends the responses that wait for a prediction
 
 
 def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
@@ -261,7 +261,7 @@ def threshold_origin(model: LaennecForAudioClassification) -> str:
     count = f"{on['cycles']} validation {spans}{patients}" if on.get("cycles") else "validation patients"
     rule = f" by the rule {fitted['rule']}" if fitted.get("rule") else ""
     others = ", not on windows" if spans == "cycles" else "; annotated cycles have thresholds of their own"
-    return f"The thresholds were fitted on {count}{rule}{others}; the test part was not used for this."
+    return f"The thresholds were fitted on {count}{rule}{others}; the test split was not used for this."
 
 
 def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, annotated: Sequence[str] | None) -> str:

@@ -74,7 +74,7 @@ def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[
         return outputs
     source = model.path if isinstance(model, OnnxModel) else model.name_or_path
     raise InputError(
-        f"{recording}: the model {source or 'in memory'} answers NaN or infinity; check its front end (mean, std) "
+        f"{recording}: the model {source or 'in memory'} outputs NaN or infinity; check its front end (mean, std) "
         "and weights, or use another model"
     )
 

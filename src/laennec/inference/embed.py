@@ -113,7 +113,7 @@ class Embedder:
         return Embedded([found[row] for row in order], np.concatenate(values)[order])
 
     def provenance(self, spans: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything that embeddings depend on, recordings aside, as plain values."""
+        """Everything that embeddings depend on, except the recordings, as plain values."""
         predictor = self.predictor
         front_end = getattr(predictor.extractor, "fingerprint", None)  # that of an ONNX file is a part of its model
         return {

@@ -1,15 +1,12 @@
-"""What several processes need to work on the recordings of one batch: the model, and which of them takes which.
+"""What several processes need to work on the recordings of one batch: the predictor, and which of them takes which.
 
-Decisions: a model is handed over as its configuration and its weights, so that it is the model as it is, wherever it
-came from, and needs no file on another machine. Ranks of a launch claim a recording by a lock, which ends with its
+Decisions: ranks of a launch claim a recording by a lock, which ends with its
 owner: what a dead rank had in hand is free again. A rank keeps the claim of a recording that failed, so that no other
 one tries it in vain; the first rank does once the others have ended, to give the reason.
 """
 
 import contextlib
-import importlib
 import os
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,75 +16,9 @@ from laennec.errors import InputError
 from laennec.files import remove_stale_lock, try_lock
 from laennec.inference.onnx_model import OnnxModel
 from laennec.inference.predictor import Predictor
+from laennec.packed_model import PackedModel
 
 CLAIMS = ".laennec.claims"
-
-
-@dataclass(frozen=True)
-class PackedModel:
-    """A model in torch and its front end as plain values and bytes.
-
-    Attributes:
-        config: The model's configuration.
-        weights: Its weights as safetensors.
-        kind: Type of the weights, e.g. "float32".
-        device: Where it computes.
-        front_end: The front end's configuration.
-        modules: Modules that define encoder classes of the user, which are imported first.
-        name: Where the model came from.
-    """
-
-    config: dict[str, Any]
-    weights: bytes
-    kind: str
-    device: str
-    front_end: dict[str, Any]
-    modules: tuple[str, ...]
-    name: str
-
-    @classmethod
-    def of(cls, model: Any, extractor: Any) -> "PackedModel":
-        """Pack a model."""
-        from safetensors.torch import save
-
-        from laennec.encoders.own import contains_own
-
-        parameter = next(model.parameters())
-        state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-        own = contains_own(model.encoder.config)
-        classes = {type(part).__module__ for part in model.encoder.modules()} if own else set()
-        return cls(
-            model.config.to_dict(),
-            save(state),
-            str(parameter.dtype).removeprefix("torch."),
-            str(parameter.device),
-            extractor.to_dict(),
-            tuple(sorted(name for name in classes if name.split(".")[0] not in ("torch", "laennec", "transformers"))),
-            str(model.name_or_path or ""),
-        )
-
-    def unpack(self) -> tuple[Any, Any]:
-        """Make the model and its front end again."""
-        import torch
-        from safetensors.torch import load
-
-        from laennec.audio.features import LaennecFeatureExtractor
-        from laennec.configuration import LaennecConfig
-        from laennec.encoders import adapters
-        from laennec.modeling import LaennecForAudioClassification
-
-        torch.set_num_threads(1)
-        for name in self.modules:
-            if name not in sys.modules and name != "__main__":
-                importlib.import_module(name)
-        config = LaennecConfig.from_dict(self.config)
-        model = LaennecForAudioClassification(config)
-        if config.lora:
-            adapters.add_lora(model.encoder, config.lora)
-        model.to(getattr(torch, self.kind))
-        model.load_state_dict(load(self.weights))
-        model.name_or_path = self.name
-        return model.to(self.device), LaennecFeatureExtractor.from_dict(self.front_end)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

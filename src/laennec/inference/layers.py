@@ -1,7 +1,7 @@
 """Embeddings from a layer of the encoder.
 
 Decisions: a layer is counted from 1, as transformers counts hidden states, or from -1 at the end; its embedding is the
-mean over the tokens of real sound, special tokens aside, and over frequency and time in a convolutional encoder.
+mean over the tokens of real sound, without special tokens, and over frequency and time in a convolutional encoder.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,4 +74,4 @@ class _AtLayer(nn.Module):
             return inside.mean(hidden)
         if isinstance(hidden, Tensor) and hidden.ndim == 3 and hidden.shape[:2] == out.token_mask.shape:
             return token_mean(hidden, out.token_mask, int(getattr(self.model.encoder, "num_special_tokens", 0)))
-        raise InputError("--layer: the layers of this encoder are not one state for each token; leave --layer out")
+        raise InputError("--layer: the layers of this encoder output no vector for each token; leave --layer out")

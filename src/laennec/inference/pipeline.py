@@ -140,15 +140,15 @@ def _samples(sound: Any, rate: int) -> tuple[NDArray[np.float32], int]:
         sound, rate = found.data.mean(0), int(found.sample_rate)
     if isinstance(sound, Mapping):
         if "sampling_rate" not in sound:
-            raise InputError(f"a sound came as {sorted(sound)} without its sampling_rate; {_SOUNDS}")
+            raise InputError(f"the sound is a dict of {sorted(sound)} without sampling_rate; {_SOUNDS}")
         rate, sound = int(sound["sampling_rate"]), sound.get("array", sound.get("raw"))
     values = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
     if values.ndim != 1 or not len(values):
-        raise InputError(f"a sound came in the shape {values.shape}; {_SOUNDS}, of one channel")
+        raise InputError(f"the sound has the shape {values.shape}; {_SOUNDS}, of one channel")
     if not np.issubdtype(values.dtype, np.floating):
-        raise InputError(f"a sound came as {values.dtype}; give floats in [-1, 1] (16-bit values / 32768)")
+        raise InputError(f"the sound is {values.dtype}; give floats in [-1, 1] (16-bit values / 32768)")
     if rate < 1:
-        raise InputError(f"a sound came with sampling_rate {rate}; give its rate in Hz")
+        raise InputError(f"the sound has sampling_rate {rate}; give its rate in Hz")
     return np.ascontiguousarray(values, dtype=np.float32), rate
 
 

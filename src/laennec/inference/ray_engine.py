@@ -123,7 +123,7 @@ class _Worker:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
-        told, tables, states = [], [], {}
+        outcomes, tables, states = [], [], {}
         for row in block.to_pylist():
             reason = row["reason"]
             if reason is None:
@@ -134,14 +134,14 @@ class _Worker:
                     reason = str(error).replace("<bytes>", row["recording"])
                 except Exception as error:  # what an object store's client raises, or the network on this sound
                     reason = f"{row['recording']}: {said(error)}"
-            told.append({"recording": row["recording"], "reason": reason})
+            outcomes.append({"recording": row["recording"], "reason": reason})
         try:
             if tables:
                 self._keep(tables, states)
         except Exception as error:
-            for one in told:
+            for one in outcomes:
                 one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
-        return pa.Table.from_pylist(told, _TOLD)
+        return pa.Table.from_pylist(outcomes, _OUTCOME)
 
     def _keep(self, tables: list[pa.Table], states: dict[str, str]) -> None:
         """Write the rows of a block's recordings, which have these states."""
@@ -168,10 +168,10 @@ class _Worker:
         return table.set_column(0, table.schema.field(0), named)
 
 
-_TOLD = pa.schema([("recording", pa.string()), ("reason", pa.string())])
+_OUTCOME = pa.schema([("recording", pa.string()), ("reason", pa.string())])
 _DECODED = pa.schema(
     [
-        *_TOLD,
+        *_OUTCOME,
         ("name", pa.string()),
         ("state", pa.string()),
         ("rate", pa.int64()),
@@ -244,9 +244,9 @@ def run_on_ray(
     while todo:
         ended = None
         try:
-            for told in _blocks(ray, work, todo, out, workers, size):
-                failed |= {row["recording"]: row["reason"] for row in told if row["reason"] is not None}
-                done += len(told)
+            for outcomes in _blocks(ray, work, todo, out, workers, size):
+                failed |= {row["recording"]: row["reason"] for row in outcomes if row["reason"] is not None}
+                done += len(outcomes)
                 progress(done, len(uris))
         except _PipelineError as error:
             ended = str(error)
@@ -307,13 +307,13 @@ def _blocks(
         for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
             yield block.to_pylist()
     except Exception as error:  # Ray's own and those of its workers, which have no class in common
-        first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
         # what a worker raised comes with its traceback, whose last line says it
-        raise _PipelineError((rest[-1] if rest and "ray::" in first else first)[:200]) from error
+        raise _PipelineError((others[-1] if others and "ray::" in first else first)[:200]) from error
 
 
 def _retries() -> dict[str, Any]:
-    """Ray's own default is to try for ever."""
+    """Ray's own default is to retry without end."""
     return {"max_restarts": -1, "max_task_retries": _TRIES}
 
 
@@ -347,7 +347,7 @@ def _join_cluster(ray: Any) -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError) as error:
         place = address or "a Ray cluster of this machine"
-        raise InputError(f"{place}: cannot be joined ({said(error)}); set RAY_ADDRESS, or unset it") from error
+        raise InputError(f"{place}: cannot connect ({said(error)}); correct or unset RAY_ADDRESS") from error
     # a lost block is a traceback there, and tried again here
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
@@ -403,7 +403,7 @@ def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
         try:
             content = files.cat_file(part)
         except Exception as error:
-            raise InputError(f"{part}: cannot be read ({said(error)}); run the same again") from error
+            raise InputError(f"{part}: cannot be read ({said(error)}); run the same command again") from error
         try:
             return _states_in(io.BytesIO(content))
         except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):

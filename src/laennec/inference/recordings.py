@@ -94,7 +94,7 @@ class Batch(ABC):
     suffixes: ClassVar[dict[str, str]]
     """Formats with one file per recording."""
     tables: ClassVar[tuple[str, ...]]
-    """Files over all recordings, the list of failures aside."""
+    """Files over all recordings, except the list of failures."""
 
     def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
         self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))

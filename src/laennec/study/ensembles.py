@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.corpora import provenance
-from laennec.ensemble import join_models
+from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
 from laennec.evaluation.compare_runs import recipe_difference
 from laennec.evaluation.evaluate import check_split, load_model
@@ -23,7 +23,7 @@ from laennec.training.split_data import load_splits, make_split
 from laennec.training.windows import fit_window_points
 
 
-def join_runs(
+def ensemble_runs(
     runs: Sequence[str | Path],
     out: str | Path,
     command: str = "",
@@ -61,7 +61,7 @@ def join_runs(
     with claimed(out, recipe, overwrite) as begin:
         configure_process(recipe.train.threads)
         loaded = [load_model(folder) for folder in folders]
-        model, extractor = join_models([model for model, _ in loaded]), loaded[0][1]
+        model, extractor = ensemble_models([model for model, _ in loaded]), loaded[0][1]
         splits = load_splits(recipe)
         check_split(first, recipe, provenance(splits))
         validation = make_split("validation", splits["validation"], recipe, extractor, first["labels"], False)

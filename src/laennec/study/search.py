@@ -47,7 +47,7 @@ class Range(Section):
     def _check(self) -> Self:
         if self.choices is not None:
             if self.model_fields_set != {"choices"}:
-                raise ValueError("choices exclude low, high, log and step")
+                raise ValueError("give choices, or low and high (with log or step), not both")
         elif self.low is None or self.high is None or self.low >= self.high:
             raise ValueError("needs numbers low < high, or choices")
         elif self.log and (self.low <= 0 or self.step):

@@ -4,10 +4,11 @@ Decisions: a plain `transformers.TrainingArguments` works too and means the defa
 because the other ones upload the output folder, which may hold caches and audio. The rules are those of published
 systems, for reproducing them; none is a default. The cosine moves once an epoch and starts below the full rate. The
 moving average replaces the weights that are trained, after every step, which halves each step with beta 0.5 (it is no
-average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout see
-it twice.
+average that is kept for evaluation). Sharpness-aware minimisation runs the batch twice, so batch norm and dropout run
+twice.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ class LaennecTrainingArguments(TrainingArguments):
         task_loss: "bce" | "ce" | "focal"; None for BCE (multi-label models) or cross entropy (single-label ones).
         task_weight: Factor of the task loss in the objective.
         task_views: "first" | "all": which augmented views (or clean and mixed copies) the task loss takes.
-        class_weights: None, "balanced" (inverse frequency in the training part) or one number a label.
+        class_weights: None, "balanced" (inverse frequency in the training split) or one number a label.
         focal_gamma: Exponent of the focal loss.
         log_gradients: Whether the norm of each auxiliary loss's gradient at the embedding, divided by that of the task
             loss, is logged as `grad_ratio_<loss>`.
@@ -71,7 +72,7 @@ def argument(args: TrainingArguments, name: str) -> Any:
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Refuse arguments that `LaennecTrainer` cannot follow, and settle those that transformers leaves open.
+    """Refuse arguments that `LaennecTrainer` cannot follow.
 
     Raises:
         InputError: Sharpness-aware steps with gradient accumulation, or a Hub strategy that uploads the output folder.
@@ -82,11 +83,17 @@ def check_arguments(args: TrainingArguments) -> None:
         raise InputError(
             f"hub_strategy is {args.hub_strategy}, which uploads the output folder with all it holds; set it to end"
         )
+
+
+def resolved_arguments(args: TrainingArguments) -> TrainingArguments:
+    """A copy with the settings that `LaennecTrainer` needs: a private repository, all columns, two checkpoints."""
+    args = copy.copy(args)
     if args.push_to_hub and args.hub_private_repo is None:
         args.hub_private_repo = True
     args.remove_unused_columns = False  # a batch holds waveforms, and the model takes features
     if args.save_total_limit == 1:
         args.save_total_limit = 2  # a whole checkpoint must exist while another is written
+    return args
 
 
 def epoch_cosine(epoch: int, epochs: int, decay: float = 0.1) -> float:

@@ -232,10 +232,14 @@ def without_encoder(model: Any) -> Iterator[None]:
 
     A step of a head takes less time than a walk over the modules of an encoder, of which a Trainer makes several.
     """
-    whole, model.__dict__["encoder"] = model._modules, model.encoder
-    model.__dict__["_modules"] = {name: part for name, part in whole.items() if name != "encoder"}
+    encoder, others = model.encoder, [child for child in model.named_children() if child[0] != "encoder"]
+    del model.encoder
+    object.__setattr__(model, "encoder", encoder)  # an attribute, and no module, of the model
     try:
         yield
     finally:
-        model.__dict__["_modules"] = whole
-        del model.__dict__["encoder"]
+        del model.encoder
+        model.add_module("encoder", encoder)
+        for name, module in others:  # parameters keep their order: the encoder's come first
+            delattr(model, name)
+            model.add_module(name, module)

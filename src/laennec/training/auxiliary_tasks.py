@@ -97,16 +97,16 @@ def _task(where: str, name: str, given: Any, recipe: Recipe) -> Task:
     task = Task(name, **{**given, "labels": tuple(map(str, given["labels"]))})
     numbers = (task.weight, task.windows, task.batch_size, 1 if task.window_s is None else task.window_s)
     if not all(isinstance(n, int | float) and n > 0 for n in numbers) or len(set(task.labels)) < 2:
-        raise InputError(f"{where}: weight, windows, window_s and batch_size above 0, and two labels at least")
+        raise InputError(f"{where}: weight, windows, window_s and batch_size must be above 0, and labels two or more")
     if POOR_QUALITY in task.labels and task.labels[-1] != POOR_QUALITY:
-        raise InputError(f"{where}: {POOR_QUALITY} comes last among its labels")
+        raise InputError(f"{where}: {POOR_QUALITY} must be the last of its labels")
     if not isinstance(task.smooth, bool) or (task.smooth and task.level is not None):
         raise InputError(f"{where}.smooth is true or false, and true only for tasks about cycles")
     if task.level is None:
         return task
     levels = corpus_class(recipe.corpus.name, "corpus.name").levels
     if len(levels) < 2 or task.level not in levels:
-        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has no such level")
+        raise InputError(f"{where}.level is {task.level!r}; {recipe.corpus.name} has {', '.join(levels)}")
     if task.window_s is None and recipe.features.duration_s is None:
         raise InputError(f"{where}: give window_s, because cycles keep their own length")
     return dataclasses.replace(task, window_s=task.window_s or recipe.features.duration_s)
@@ -136,8 +136,8 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
     patients that the other was trained on.
     """
     asked = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": level})})
-    parts = load_splits(asked)
-    table = datasets.concatenate_datasets([parts["train"], parts["validation"]])
+    splits = load_splits(asked)
+    table = datasets.concatenate_datasets([splits["train"], splits["validation"]])
     held_out = np.array([patient in validation_patients for patient in column_of(table, "patient_id")])
     return table.select(np.flatnonzero(~held_out)), table.select(np.flatnonzero(held_out))
 
@@ -172,7 +172,7 @@ class AuxiliaryTasks(nn.Module):
         self.spec: SpecAugment | None = recipe.augment.spec
         self.extractor = extractor
         self.recordings: dict[str, CycleDataset] = {}
-        self._joined: list[tuple[Task, Tensor]] = []
+        self._appended: list[tuple[Task, Tensor]] = []
         groups = dict(dataset.groups)
         for task in tasks:
             if task.level is None:
@@ -186,20 +186,20 @@ class AuxiliaryTasks(nn.Module):
             self.recordings[task.name] = make_split("recordings", rows, of_task, extractor, None, True).dataset
         dataset.groups = groups
 
-    def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def append_recordings(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """Append windows of recordings to a training batch.
 
         Args:
             inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
             batch: epochs and cycle_numbers of the step.
         """
-        self._joined = []
+        self._appended = []
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
             if task.level is not None:
                 features, mask, ids = self._drawn(task, batch)
                 parts.append((features.to(parts[0][0]), mask.to(parts[0][1])))
-                self._joined.append((task, ids))
+                self._appended.append((task, ids))
         if len(parts) == 1:
             return inputs
         longest = max(features.shape[1] for features, _ in parts)
@@ -208,31 +208,31 @@ class AuxiliaryTasks(nn.Module):
              nn.functional.pad(mask, (0, longest - mask.shape[1])))
             for features, mask in parts
         ]  # fmt: skip
-        joined = {
+        appended = {
             "input_values": torch.cat([f for f, _ in padded]),
             "attention_mask": torch.cat([m for _, m in padded]),
         }
-        return {**inputs, **joined}
+        return {**inputs, **appended}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         """The model's output for the batch alone, and the weighted cross entropy of each task.
 
         Args:
             model: The model, unwrapped.
-            outputs: Its output for the input that `join` made.
+            outputs: Its output for the input that `append_recordings` made.
             batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
         """
         found = {}
-        behind = sum(len(ids) * task.windows for task, ids in self._joined)
+        behind = sum(len(ids) * task.windows for task, ids in self._appended)
         rows = len(outputs.embeddings) - behind
         place = rows
-        for task, ids in self._joined:
+        for task, ids in self._appended:
             count = len(ids) * task.windows
             windows = outputs.embeddings[place : place + count].unflatten(0, (len(ids), task.windows))
             place += count
             targets = nn.functional.one_hot(ids.to(windows.device), len(task.labels)).to(windows)
             found[task.name] = self._loss(model, task, windows.mean(1), targets)
-        self._joined = []
+        self._appended = []
         alone = first_rows(outputs, rows) if behind else outputs
         for task in self.tasks:
             if task.level is None:
@@ -317,9 +317,9 @@ def _embeddings(model: Any, extractor: Any, name: str, table: Any, recipe: Recip
         owners, cut = windows_of(table, float(window_s))
     # a column that no row lacks, so that all rows are kept
     asked = recipe.model_copy(update={"target": TargetSettings(problem_type="single_label", column="recording_id")})
-    part: SplitData = make_split("recordings", cut, asked, extractor, None, False)
+    data: SplitData = make_split("recordings", cut, asked, extractor, None, False)
     cache = embedding_cache(recipe, model, extractor)
-    embeddings = embed_cycles(model, extractor, part.dataset, part.keys(), cache)
+    embeddings = embed_cycles(model, extractor, data.dataset, data.keys(), cache)
     return np.stack([embeddings[owners == row].mean(0) for row in range(len(table))])
 
 
@@ -360,8 +360,8 @@ def fit_logit_adjustment(
         adjustments = fit_adjustments(task.labels, codes[codes >= 0], logits[codes >= 0])
         fitted["logit_adjustment"] = adjustments
         model.config.tasks[task.name] |= fitted
-        answers = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
+        classes = {way: adjusted_classes(task.labels, logits, number, way) for way, number in adjustments.items()}
         record[task.name] = {**fitted, "rows": int((codes >= 0).sum()), "answers": {
-            way: dict(zip(*np.unique(said, return_counts=True), strict=True)) for way, said in answers.items()
+            way: dict(zip(*np.unique(chosen, return_counts=True), strict=True)) for way, chosen in classes.items()
         }}  # fmt: skip
     return record

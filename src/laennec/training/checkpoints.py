@@ -98,8 +98,8 @@ def check_whole(checkpoint: Path, world_size: int = 1) -> None:
     wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
     if wrote != world_size:
         raise InputError(
-            f"{checkpoint}: was written by {wrote} processes, and this is {world_size}; start as many, or start again "
-            "with --overwrite"
+            f"{checkpoint}: was written by {wrote} processes, and this is {world_size}; start {wrote} processes, or "
+            "start again with --overwrite"
         )
 
 

@@ -99,7 +99,7 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
 def coverage_lines(
     name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
-    """The share of the training part in the first epoch, and the pairs that its batches hold for each loss over pairs.
+    """The share of the training split in the first epoch, and the pairs that its batches hold for each loss over pairs.
 
     Args:
         name: The sampler's name in the recipe.
@@ -115,7 +115,7 @@ def coverage_lines(
     seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
     share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
     batches = f"{seen.batches} batch{'es' * (seen.batches != 1)}"
-    lines = [f"sampler {name}: an epoch is {batches} of {rows_per_batch} and sees {share}"]
+    lines = [f"sampler {name}: an epoch is {batches} of {rows_per_batch} and covers {share}"]
     # an own sampler's order is not known in advance
     for spec in specs if isinstance(sampler, CounterSampler) else ():
         if not spec.takes_pairs:
@@ -130,7 +130,7 @@ def coverage_lines(
         without = f", {lacking} batches without any" if lacking and spec.views == 1 else ""
         lines.append(
             f"{spec.name}: by {spec.labels}, {seen.positive_pairs_mean:.0f} positive pairs in a batch of "
-            f"{rows_per_batch} (fewest {seen.positive_pairs_min}{without}); an epoch of {seen.batches} batches sees "
+            f"{rows_per_batch} (fewest {seen.positive_pairs_min}{without}); an epoch of {seen.batches} batches covers "
             f"{100 * seen.share_seen:.1f} % of the cycles"
         )
     return lines

@@ -23,7 +23,7 @@ from laennec.audio.augmentation import (
     cycle_to_concatenate,
 )
 from laennec.audio.context import InContext, neighbour_rows
-from laennec.audio.context_features import joined_rows
+from laennec.audio.context_features import padded_rows
 from laennec.audio.mixing import LabelUnion
 from laennec.corpora.base import column_of
 from laennec.errors import InputError
@@ -76,7 +76,7 @@ class Neighbours:
         return [[self._named[other] for other in side] for side in self.rows[row]]
 
 
-def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
+def refuse_lost_neighbours(splits: Any, protocol: str | None, context_cycles: int) -> None:
     """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
 
     Raises:
@@ -85,7 +85,7 @@ def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int
     if not context_cycles:
         return
     seen: dict[str, str] = {}
-    for name, table in parts.items():
+    for name, table in splits.items():
         for recording in set(table["recording_id"]):
             if seen.setdefault(recording, name) != name:
                 raise InputError(
@@ -93,7 +93,7 @@ def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int
                     f"recording ({recording}) into {seen[recording]} and {name}, so they are not neighbours; "
                     "choose a protocol that keeps recordings whole"
                 )
-    if "train" in parts and len(set(parts["train"]["recording_id"])) == len(parts["train"]):
+    if "train" in splits and len(set(splits["train"]["recording_id"])) == len(splits["train"]):
         raise InputError(
             f"features.context_cycles is {context_cycles}, but no training recording has a second cycle; leave it out"
         )
@@ -305,7 +305,7 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);
         labels, class_ids, cycle_numbers, epochs (batch, ...) and, where the data set has groups, group_ids (a dict of
         (batch,)), once for each cycle. With context, the waveforms of the context cycles follow, in each view those of
-        all cycles; joined (views * batch, pieces) holds the rows that belong together in time order, -1 for none;
+        all cycles; context_rows (views * batch, pieces) holds the rows that belong together in time order, -1 for none;
         neighbour_numbers and neighbour_epochs (neighbours,) are those of one view. `on_host` holds the counters of all
         draws as arrays that stay on the host: epochs, cycle_numbers, those of neighbours, and lengths.
     """
@@ -335,18 +335,18 @@ def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _collate_neighbours(items: Sequence[dict[str, Any]], sounds: list[Any]) -> dict[str, torch.Tensor]:
     """Append the context cycles of all views to the waveforms, and return the rows that belong together."""
-    joined = []
+    pieces_of = []
     for view in range(len(items[0]["around"])):
         for place, item in enumerate(items):
             first, before = len(sounds), item["before"]
             sounds += item["around"][view]
-            joined.append(
+            pieces_of.append(
                 [*range(first, first + before), view * len(items) + place, *range(first + before, len(sounds))]
             )
     numbers = [number for item in items for number in item["around_numbers"]]
     epochs = [item["epoch"] for item in items for _ in item["around_numbers"]]
     return {
-        "joined": joined_rows(joined),
+        "context_rows": padded_rows(pieces_of),
         "neighbour_numbers": torch.tensor(numbers, dtype=torch.int64),
         "neighbour_epochs": torch.tensor(epochs, dtype=torch.int64),
     }

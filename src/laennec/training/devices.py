@@ -7,7 +7,7 @@ function of that cycle alone, to the last bit, whatever the batch and the number
 
 Of compiling, the layers of a transformer alone are compiled, once for all lengths (`dynamic=True`), and only where they
 learn: a whole model of cycles of any length is compiled again and again, or not at all, and validation stays what
-prediction is. A part that cannot be compiled runs uncompiled, with one warning.
+prediction is. A layer that cannot be compiled runs uncompiled, with one warning.
 
 A gather carries gradients (that of accelerate does not), because the pairs of a contrastive loss are its data: two
 processes of half the batch give the loss and the gradient of one process. When another process is lost, the first
@@ -104,7 +104,7 @@ def recompute_activations(model: Any) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise InputError(
-            f"train.gradient_checkpointing: the encoder {model.encoder.config.model_type} cannot do it; leave it out"
+            f"train.gradient_checkpointing: {model.encoder.config.model_type} encoders do not support it; leave it out"
         ) from error
 
 
@@ -117,17 +117,17 @@ def compiled_layers(model: Any, wanted: bool = True, backend: Callable[..., Any]
         wanted: False does nothing.
         backend: Compiles a graph; None for torch's inductor.
     """
-    layers = _layers(model.encoder) if wanted else []
+    layers: list[Any] = _layers(model.encoder) if wanted else []
     if wanted and not layers:
         _log.warning(_CANNOT, f"the encoder {model.encoder.config.model_type} has no transformer layers")
-    compiled = torch.compile(_call, dynamic=True, backend=_or_as_it_is(backend)) if layers else None
+    compiled = torch.compile(_forward, dynamic=True, backend=_or_as_it_is(backend)) if layers else None
     try:
         for layer in layers:
-            layer._compiled_call_impl = _where_it_learns(layer, compiled)
+            layer.forward = _where_it_learns(layer, compiled)  # `Module.compile` could not be undone
         yield
     finally:
         for layer in layers:
-            layer._compiled_call_impl = None
+            del layer.forward
 
 
 def _layers(encoder: Any) -> list[nn.Module]:
@@ -138,13 +138,13 @@ def _layers(encoder: Any) -> list[nn.Module]:
     return list(stack_of(inner)[0]) if transformer else []
 
 
-def _call(layer: Any, *args: Any, **kwargs: Any) -> Any:
-    return layer._call_impl(*args, **kwargs)
+def _forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
 
 
 def _where_it_learns(layer: Any, compiled: Any) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        run = compiled if layer.training and torch.is_grad_enabled() else _call
+        run = compiled if layer.training and torch.is_grad_enabled() else _forward
         return run(layer, *args, **kwargs)
 
     return call
@@ -154,6 +154,7 @@ def _or_as_it_is(backend: Callable[..., Any] | None) -> Callable[..., Any]:
     """A backend that runs a graph as it is where compiling it fails."""
 
     def compile_graph(graph: Any, inputs: Any) -> Any:
+        # private: torch has no public name of its compiler for a backend to call
         from torch._dynamo.exc import RestartAnalysis
         from torch._inductor.compile_fx import compile_fx
 
@@ -294,3 +295,11 @@ class SharedLastBatch(BatchSampler):
         """Batches of all processes."""
         rows: Any = self.sampler
         return math.ceil(len(rows) / (self.batch_size * self.processes)) * self.processes
+
+
+def share_last_batch(loader: Any, sampler: Sampler[Any], processes: int) -> None:
+    """Give a loader that accelerate has made for this process the batches of `SharedLastBatch`."""
+    # set afterwards: transformers and accelerate have no argument for batches of unequal size
+    shard = loader.batch_sampler
+    shard.batch_sampler = SharedLastBatch(sampler, shard.batch_size, processes)
+    shard.even_batches = False

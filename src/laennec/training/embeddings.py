@@ -4,7 +4,7 @@ Decisions: the key of an embedding is its content (audio bytes, span, filter and
 pooling, context cycles and, for augmented copies, the draw), so the cache never returns an embedding of something else
 and never needs to be emptied. Shards hold some hundred cycles and are written atomically, so an interrupted run is
 continued. On a CPU an embedding does not depend on the content of the cache: cycles are embedded one by one (see
-`laennec.training.devices`) or, where the encoder says that this changes no bit (`batched_frames`), with others that
+`laennec.training.devices`) or, where the encoder declares that this changes no bit (`batched_frames`), with others that
 are padded to as many frames; a GPU gets batches of similar length. The cycles of a shard depend on the set of
 cycles alone. Processes that embed at the same time, ranks of a launch or not, take the next free shard, longest cycles
 first, and read the shards of the others: every batch is one that a single process would make, so embeddings are equal
@@ -168,6 +168,7 @@ def _widths(waveform: Any, extractor: LaennecFeatureExtractor, step: int) -> Has
 
 def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: list[int]) -> _Made:
     """Batches of similar length, for a GPU; a batch that does not fit into memory is halved."""
+    # accelerate's find_executable_batch_size has one size for cycles of all lengths, and does not know MemoryError
     # a GPU needs larger batches than a CPU
     most = (256, 16_000_000) if next(model.parameters()).is_cuda else ()
     batches, smallest_failed = deque(length_batches(lengths, *most)), 0

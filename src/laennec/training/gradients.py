@@ -41,7 +41,7 @@ def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight:
         return
     what = f"loss.balance is {balance:g}"
     if not balance > 0:
-        raise InputError(f"{what}; it must be above 0, or be left out")
+        raise InputError(f"{what}; it must be above 0, or left out")
     if frozen or not task_weight or not any(spec.schedule.weight for spec in specs):
         raise InputError(
             f"{what}, which needs a trained encoder, and an auxiliary loss and a task loss with weights above 0"

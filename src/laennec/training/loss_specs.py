@@ -282,7 +282,7 @@ def _checked_together(specs: list[LossSpec]) -> list[LossSpec]:
             raise InputError(f"{spec.where} needs the clusters that loss.auxiliary.clustering makes; add that loss")
     for kind in CLUSTER_LOSSES:
         if len(same := [s for s in specs if s.is_a(kind)]) > 1:
-            raise InputError(f"{same[1].where}: a training has one {kind.__name__}; drop it")
+            raise InputError(f"{same[1].where}: a training can have one {kind.__name__} only; remove it")
     return specs
 
 
@@ -302,7 +302,7 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     if isinstance(data, torch.utils.data.IterableDataset):
         if named := [spec for spec in specs if spec.group_key is not None]:
             raise InputError(
-                f"{named[0].where}.labels is {named[0].labels!r}, which a streamed table cannot give; load it"
+                f"{named[0].where}.labels is {named[0].labels!r}, which a streamed table has not; load all of it"
             )
         data.views = max([spec.views for spec in specs], default=1)  # type: ignore[attr-defined]
     if not isinstance(data, CycleDataset):
@@ -315,11 +315,12 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
         codes = table.codes(spec.labels, spec.missing, f"{spec.where}.labels")
         if codes.max() < 1:
             raise InputError(
-                f"{spec.where}.labels is {spec.labels!r}, which is the same for all training cycles: there is "
-                "nothing to tell apart; choose another column"
+                f"{spec.where}.labels is {spec.labels!r}, which is the same for all training cycles: the "
+                "loss has nothing to separate; choose another column"
             )
         if (codes < 0).any():
-            _log.warning("%s: %s is %s; this loss leaves them out", spec.where, spec.labels, table.whose(codes))
+            absent = table.describe_ungrouped(codes)
+            _log.warning("%s: %s is %s; this loss leaves them out", spec.where, spec.labels, absent)
         groups[spec.group_key] = codes
     data.groups, data.views = groups, max([spec.views for spec in specs], default=1)
     return groups

@@ -300,7 +300,7 @@ class BatchFeatures:
         assert self.extractor is not None
         waveforms, lengths = inputs.pop("waveforms"), inputs.pop("lengths")
         labels: Any = inputs.get("labels")
-        joined = inputs.pop("joined", None)
+        context_rows = inputs.pop("context_rows", None)
         draws = training and bool((host["epochs"] >= 0).all())
         mixer = self.mixer if draws else None
         domain = None if mixer is None else mixer.settings.domain
@@ -318,9 +318,9 @@ class BatchFeatures:
                 )
             elif mixer is not None and domain == "features":
                 features, mask, context["mixture"] = mixer.features(features, mask, labels, keys)
-            if joined is None:
+            if context_rows is None:
                 return inputs | {"input_values": features, "attention_mask": mask}, context
-            return inputs | with_context(features, mask, joined), context
+            return inputs | with_context(features, mask, context_rows), context
 
     def _masked(self, spec_augment: SpecAugment, features: Tensor, mask: Tensor, host: Mapping[str, Any]) -> Tensor:
         """SpecAugment of each view by itself: cycles of all views, then neighbours of all views."""

@@ -1,10 +1,10 @@
 """The terms of one training step's objective, by name.
 
-Decisions: the objective is the plain sum of the logged terms. Class weights come from the training part alone. Every
+Decisions: the objective is the plain sum of the logged terms. Class weights come from the training split alone. Every
 term takes the rows of all processes, because a weighted mean is not the mean of weighted means: 2 processes of half the
 batch give the loss and gradient of one, also in a short last batch (encoders with batch statistics use those of their
 own half unless train.sync_batch_norm is set). A loss over pairs is refused under gradient accumulation, because it
-would see the pairs of each small batch only. Where a batch holds two views, or clean and mixed copies, the first half
+would use the pairs of each small batch only. Where a batch holds two views, or clean and mixed copies, the first half
 of the rows is the first view (clean).
 """
 
@@ -50,7 +50,7 @@ def task_weights(
     for labels that are decided one by one, negatives / positives.
 
     Args:
-        labels: Of the training part: class numbers (cycles,), or 0/1 (cycles, labels); None if it has none.
+        labels: Of the training split: class numbers (cycles,), or 0/1 (cycles, labels); None if it has none.
         n_labels: How many labels there are.
         multi_label: Whether each label is decided by itself.
         setting: None, "balanced" or one number a label.
@@ -81,7 +81,7 @@ def soft_cross_entropy(logits: Tensor, rows: Tensor, weight: Tensor | None = Non
     """Cross entropy against label rows; with weights, divided by their sum over the rows.
 
     For one-hot rows it is the weighted mean of `torch.nn.functional.cross_entropy`, for rows of a batch mixed by one
-    permutation and share `lam` it is `lam CE(own) + (1 - lam) CE(partner)`.
+    permutation and share `lam` it is `lam CE(own) + (1 - lam) CE(other)`.
 
     Args:
         logits: (batch, classes).
@@ -100,7 +100,7 @@ class TaskLoss(nn.Module):
         kind: "bce" (each label, or class, by itself), "ce" (single-label) or "focal" (either); or a module
             `forward(logits, labels)` -> scalar.
         multi_label: Whether the head decides each label by itself.
-        labels: Labels of the training part, (cycles,) or (cycles, labels), for "balanced" weights; None without it.
+        labels: Labels of the training split, (cycles,) or (cycles, labels), for "balanced" weights; None without it.
         n_labels: Number of logits.
         class_weights: None, "balanced" or one number a label.
         focal_gamma: Exponent of the focal loss.
@@ -343,7 +343,7 @@ def contrasts_mixtures(specs: Sequence[LossSpec]) -> bool:
 
 
 def _mixtures(spec: LossSpec, vectors: Tensor, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Mixed and clean rows, the shares and partners of the mixtures, and the classes of the clean rows."""
+    """Mixed and clean rows, the shares and second cycles of the mixtures, and the classes of the clean rows."""
     mixture, rows = batch["mixture"], len(batch["labels"])
     clean_rows = outputs.auxiliary[f"{spec.name} clean"][:rows] if spec.project_mixed else vectors[:rows]
     clean, mixed = (gather_with_gradient(v) for v in (clean_rows, vectors[rows:]))

@@ -1,7 +1,7 @@
 """One recipe, from corpus to the best epoch's model, and the folder of the run.
 
-Decisions: nothing in this file sees a test part. Validation patients choose the epoch; the best epoch is restored;
-`laennec evaluate` scores the test part afterwards. A frozen encoder runs once over all cycles, then the same Trainer
+Decisions: nothing in this file reads a test split. Validation patients choose the epoch; the best epoch is restored;
+`laennec evaluate` scores the test split afterwards. A frozen encoder runs once over all cycles, then the same Trainer
 trains the head on embeddings. An unfinished run in the output folder is continued if its recipe is the same; a finished
 or other one is never overwritten unasked, and nothing of it is deleted before data and weights were checked.
 """
@@ -49,7 +49,7 @@ from laennec.training.record import Timings, hardware, read_record, training_his
 from laennec.training.schedules import Result, plan_phases, run_phases
 from laennec.training.split_data import (
     SplitData,
-    labelled_part,
+    labelled_split,
     load_decoded,
     make_extractor,
     make_split,
@@ -112,13 +112,13 @@ def train(recipe: Recipe, command: str = "", overwrite: bool = False, watch: Any
         recipe: All settings.
         command: The literal command, for the record.
         overwrite: Whether a finished or other run in the output folder may be deleted.
-        watch: A TrainerCallback that sees every phase; None for none.
+        watch: A TrainerCallback for every phase; None for none.
 
     Returns:
         The run's folder: model/, predictions-validation.parquet, windows-validation.parquet, recipe.json, run.json.
 
     Raises:
-        InputError: Anything a user can mend, from the recipe to the disk.
+        InputError: Anything a user can fix, from the recipe to the disk.
     """
     out = Path(recipe.output_dir or Path("runs") / recipe.name)
     if not overwrite and finished_before(out, recipe):
@@ -137,15 +137,15 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         check_mixing(recipe)
         tasks_of(recipe)
         with timings.measure("corpus"):
-            parts = load_decoded(recipe, extractor.sampling_rate)
-            source, pretraining = provenance(parts), refuse_seen_patients(recipe.encoder.weights, parts)
-            refuse_lost_neighbours(parts, source.get("protocol"), extractor.context_cycles)
-            recipe = recipe.with_target(target_of(parts["train"], recipe.target, list(parts.values())))
-            training = labelled_part(recipe, training_examples(recipe, parts, extractor), extractor)
+            splits = load_decoded(recipe, extractor.sampling_rate)
+            source, pretraining = provenance(splits), refuse_seen_patients(recipe.encoder.weights, splits)
+            refuse_lost_neighbours(splits, source.get("protocol"), extractor.context_cycles)
+            recipe = recipe.with_target(target_of(splits["train"], recipe.target, list(splits.values())))
+            training = labelled_split(recipe, training_examples(recipe, splits, extractor), extractor)
             names = training.targets.names
             recipe = with_train_statistics(recipe, training.dataset.waveforms)
             extractor = make_extractor(recipe.features)
-            validation = make_split("validation", parts["validation"], recipe, extractor, names, False)
+            validation = make_split("validation", splits["validation"], recipe, extractor, names, False)
         model = make_model(recipe, names)
         model.config.span = span_of(training.table)
         if is_main_process():
@@ -155,7 +155,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
                 recipe, model, extractor, training, validation, out, timings, begin=partial(begin, source), watch=watch
             )
             with timings.measure("validation windows"):
-                windows, points = fit_window_points(fitted.result.model, extractor, recipe, parts, recipe.head)
+                windows, points = fit_window_points(fitted.result.model, extractor, recipe, splits, recipe.head)
     if not is_main_process():
         return
     result = fitted.result
@@ -166,7 +166,7 @@ def _train(recipe: Recipe, out: Path, command: str, begin: Callable[..., None], 
         "selection_metric": recipe.train.selection_metric,
         "labels": names,
         "span": model.config.span,
-        "held_out": [name for name in parts if name not in ("train", "validation")],
+        "held_out": [name for name in splits if name not in ("train", "validation")],
         "cycles": {"train": len(training.dataset), "validation": len(validation.dataset)},
         "labelled": len(set(training.table["cycle_id"])),
         "patients": {part.name: len(set(part.table["patient_id"]) - {None}) for part in (training, validation)},
@@ -215,13 +215,13 @@ def fit(
         recipe: All settings.
         model: Encoder and new head.
         extractor: Its front end.
-        training: The training part.
-        validation: The validation part.
+        training: The training split.
+        validation: The validation split.
         out: Checkpoints go below it.
         timings: Gets the seconds of embedding, training and validation predictions.
         lines: Whether each epoch prints a line.
         begin: Called when recipe and corpus were found to go together, before anything is written below `out`.
-        watch: A TrainerCallback that sees every phase; None for none.
+        watch: A TrainerCallback for every phase; None for none.
 
     Raises:
         InputError: As `train`.
@@ -236,7 +236,7 @@ def fit(
         with timings.measure("embedding"):
             cache = embedding_cache(recipe, model, extractor)
             datasets = _embedded(recipe, model, extractor, training, validation, cache)
-    elif recipe.head.standardise and recipe.encoder.weights is not None:
+    elif recipe.standardises and recipe.encoder.weights is not None:
         _standardise_on_sample(recipe, model, extractor, training)
     plan = plan_phases(recipe, model, extractor, training.targets, training.table, datasets, truth)
     if tasks := tasks_of(recipe):
@@ -257,7 +257,7 @@ def predict_validation(
     validation: SplitData,
     cache: EmbeddingCache | None = None,
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """Predict the validation part, and fit there how the model decides; its config keeps that.
+    """Predict the validation split, and fit there how the model decides; its config keeps that.
 
     Returns:
         The predictions table; the operating points; what was fitted for auxiliary tasks.
@@ -279,7 +279,7 @@ def _embedded(
     validation: SplitData,
     cache: EmbeddingCache,
 ) -> tuple[EmbeddingDataset, EmbeddingDataset]:
-    """Embed both parts once (training as often as the recipe asks for augmented copies)."""
+    """Embed both splits once (training as often as the recipe asks for augmented copies)."""
     dataset = training.dataset
     if dataset.augmentation is None and dataset.concatenation is None:
         copies = [embed_cycles(model, extractor, dataset, training.keys(), cache)]
@@ -293,7 +293,7 @@ def _embedded(
             copies.append(embed_cycles(model, extractor, dataset, keys, cache, copy))
             labels.append(np.stack([dataset.label_at(row, copy) for row in range(len(dataset))]))
     held_out = embed_cycles(model, extractor, validation.dataset, validation.keys(), cache)
-    if recipe.head.standardise:
+    if recipe.standardises:
         model.head.standardise(torch.from_numpy(np.concatenate(copies)))
     return (
         EmbeddingDataset(np.stack(copies), np.stack(labels), training.table["cycle_id"]),

@@ -193,7 +193,7 @@ class AnchorPositiveSampler(CounterSampler):
         batches = len(self) // (2 * self.anchors)
         anchors = counter_generator(self.seed, epoch, 0, "order").permutation(len(self.labels))
         anchors = np.resize(anchors, batches * self.anchors)
-        generator = counter_generator(self.seed, epoch, 0, "partners")
+        generator = counter_generator(self.seed, epoch, 0, "positive pairs")
         label = self.labels[anchors]
         size = self._size[label]
         # 1 .. size - 1 places further on in the class, so never the anchor itself unless it is alone

@@ -206,7 +206,7 @@ def plan_phases(
 ) -> Plan:
     """Check that recipe and corpus fit together, before anything is written.
 
-    `datasets` are those of training and validation; `validation_table` is the validation part without logits.
+    `datasets` are those of training and validation; `validation_table` is the validation split without logits.
 
     Raises:
         InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
@@ -257,7 +257,7 @@ def plan_phases(
 def run_phases(recipe: Recipe, model: Any, plan: Plan, out: Path, lines: bool = True, watch: Any = None) -> Result:
     """Train a model phase by phase; the result holds it with the weights of the best epoch.
 
-    It is trained in place unless its weights are sharded over processes. `watch` is a callback that sees every phase.
+    It is trained in place unless its weights are sharded over processes. `watch` is a callback for every phase.
     """
     for module in model.modules():
         if isinstance(module, MaskedBatchNorm2d):
@@ -310,8 +310,8 @@ def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, l
     Args:
         name: As in sampler.name; `sampler.class` takes the place of the recipe's own.
         recipe: All settings.
-        targets: Labels of the training part.
-        table: Cycle table of the training part, labelled rows only.
+        targets: Labels of the training split.
+        table: Cycle table of the training split, labelled rows only.
         lengths: Length of each of its rows; length_bucketed needs them.
 
     Raises:
@@ -354,7 +354,7 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
     codes = groups.codes(names, s.missing, where)
     if (codes < 0).any():
         kept = "sampler.missing: own_group keeps them, as one group"
-        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.describe_ungrouped(codes), kept)
     columns = [groups.column(column, where) for column in names]
     if name == "metadata_matched":
         return MetadataMatchedSampler(columns, size, patients, s.missing, seed)

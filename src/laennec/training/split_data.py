@@ -127,7 +127,7 @@ def load_splits(recipe: Recipe) -> Any:
         InputError: The corpus cannot be used, or its split shares patients that it must not share.
     """
     c = recipe.corpus
-    parts = load_corpus(
+    splits = load_corpus(
         c.name,
         c.data_dir,
         protocol=c.protocol,
@@ -139,15 +139,15 @@ def load_splits(recipe: Recipe) -> Any:
         level=c.level,
         **c.options,
     )
-    column, tables = recipe.target.column or "label", list(parts.values())
+    column, tables = recipe.target.column or "label", list(splits.values())
     known = column not in tables[0].column_names or any(set(column_of(table, column)) - {None} for table in tables)
     if (remedy := corpus_class(c.name).sources.get(column)) and not known:
         raise InputError(f"target.column is {column}, which is unknown for all rows of {c.name}; {remedy}")
-    for line in check_duplicates(parts):
+    for line in check_duplicates(splits):
         if line not in _said:
             _log.warning("%s", line)
             _said.add(line)
-    return parts
+    return splits
 
 
 def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
@@ -159,18 +159,18 @@ def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
     """
     filter_ = make_filter(recipe.features)
     try:
-        parts = load_splits(recipe)
+        splits = load_splits(recipe)
     except UnusableRecordingsError as error:
         if error.usable is not None:
             decode_all([error.usable], sampling_rate, filter_, error.problems, Progress("decoding"))
         raise
-    if absent := [name for name in ("train", "validation") if name not in parts or not len(parts[name])]:
+    if absent := [name for name in ("train", "validation") if name not in splits or not len(splits[name])]:
         raise InputError(
             f"{recipe.corpus.name}: no cycles in split {absent[0]} under protocol {recipe.corpus.protocol}; "
             "choose another corpus.protocol, or give a corpus of more patients"
         )
-    decode_all([parts["train"], parts["validation"]], sampling_rate, filter_, progress=Progress("decoding"))
-    return parts
+    decode_all([splits["train"], splits["validation"]], sampling_rate, filter_, progress=Progress("decoding"))
+    return splits
 
 
 def make_split(
@@ -251,8 +251,8 @@ def make_draws(
     return augmentation, Concatenation(settings.concatenate_probability, rows, union)
 
 
-def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor) -> SplitData:
-    """The training part, with the labels of a fraction of its cycles where the recipe has one.
+def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor) -> SplitData:
+    """The training split, with the labels of a fraction of its cycles where the recipe has one.
 
     The chosen cycles are repeated until an epoch is about as long as that of all labels.
 
@@ -267,12 +267,12 @@ def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor
     ids = column_of(full.table, "cycle_id")
     rows = labelled_rows(full.targets.class_ids, ids, c.label_fraction, c.split_seed, c.label_draw)
     repeats = max(1, round(len(full.table) / len(rows)))
-    part = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
+    data = make_split("train", table, recipe, extractor, full.targets.names, True, np.tile(rows, repeats))
     # each repeat has a number of its own, and so its own draws of augmentation
-    names = enumerate(column_of(part.table, "cycle_id"))
+    names = enumerate(column_of(data.table, "cycle_id"))
     again = [name if k < len(rows) else f"{name} repeat {k // len(rows)}" for k, name in names]
-    part.dataset.numbers = cycle_numbers(again)
-    return part
+    data.dataset.numbers = cycle_numbers(again)
+    return data
 
 
 def refuse_missing_labels(targets: Targets) -> None:

@@ -21,7 +21,7 @@ from laennec.training.recipe import TargetSettings
 
 FOUR_CLASSES = ("normal", "crackle", "wheeze", "both")
 TWO_LABELS = ("crackle", "wheeze")
-# the label of a cycle, and its flags: groups of training, which pre-training cannot see
+# the label of a cycle, and its flags: groups of training, which pre-training must not use
 LABEL_COLUMNS = ("class", *TWO_LABELS)
 # what a recipe calls a column -> where it is in the cycle table
 COLUMNS = {
@@ -292,10 +292,11 @@ class GroupTable:
         except ValueError as error:
             raise InputError(f"{where}: {error}") from error
         if (codes < 0).all():
-            raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {self.whose(codes)}")
+            absent = self.describe_ungrouped(codes)
+            raise InputError(f"{where}: no training cycle has all of {', '.join(names)}; {absent}; choose others")
         return codes
 
-    def whose(self, codes: Codes) -> str:
+    def describe_ungrouped(self, codes: Codes) -> str:
         """The cycles without a group, for a message: their number and the first three ids."""
         rows = np.flatnonzero(codes < 0)
         ids = self.metadata.get("cycle_id") or [f"row {row}" for row in range(len(codes))]
@@ -305,7 +306,7 @@ class GroupTable:
 
 
 def refuse_one_class(targets: Targets) -> None:
-    """Refuse a training part whose cycles all have the same label.
+    """Refuse a training split whose cycles all have the same label.
 
     Raises:
         InputError: They are.

@@ -34,6 +34,7 @@ from laennec.training.arguments import (
     check_arguments,
     epoch_cosine_schedule,
     parameter_groups,
+    resolved_arguments,
     sharpness_aware,
 )
 from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage, without_encoder
@@ -48,7 +49,7 @@ from laennec.training.checkpoints import (
     write_weights,
 )
 from laennec.training.data import EmbeddingDataset
-from laennec.training.devices import SharedLastBatch, encodes_one_by_one
+from laennec.training.devices import encodes_one_by_one, share_last_batch
 from laennec.training.gradients import check_balance, head_inputs, weigh
 from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
 from laennec.training.mixing import BatchFeatures
@@ -73,7 +74,7 @@ class LaennecTrainer(Trainer):
     Args:
         model: A `LaennecForAudioClassification`; None with `model_init`.
         args: `LaennecTrainingArguments`, or transformers' TrainingArguments.
-        train_dataset: A cycle table (a part of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
+        train_dataset: A cycle table (a split of `laennec.load_corpus`), any `datasets.Dataset` with a column of audio
             and a column of labels, streamed ones too (with `max_steps` in `args`), or a `CycleDataset` or
             `EmbeddingDataset`.
         eval_dataset: Likewise, or a dict of them.
@@ -119,7 +120,7 @@ class LaennecTrainer(Trainer):
         data_collator: Any = None,
         **kwargs: Any,
     ) -> None:
-        args = args or LaennecTrainingArguments("trainer_output")
+        args = resolved_arguments(args or LaennecTrainingArguments("trainer_output"))
         check_arguments(args)
         data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model=model, args=args, processing_class=processing_class, **data, **kwargs)
@@ -158,8 +159,6 @@ class LaennecTrainer(Trainer):
 
     def _prepared(self, data: Any, augmentation: Any = None, training: bool = False) -> Any:
         """A data set, or a dict of them, whose items the collator takes; tables are read for the model's labels."""
-        if isinstance(data, dict):
-            return {name: self._prepared(split, augmentation, training) for name, split in data.items()}
         return as_training_data(data, self.model.config, self.processing_class, augmentation, self.draw_seed, training)
 
     def _make_objective(self) -> Objective:
@@ -180,9 +179,7 @@ class LaennecTrainer(Trainer):
         self.training_objective = self._make_objective()
         loader = super().get_train_dataloader()
         if self.args.world_size > 1 and getattr(self.sampler, "shares_last_batch", False):
-            shard: Any = loader.batch_sampler
-            shard.batch_sampler = SharedLastBatch(self.sampler, shard.batch_size, self.args.world_size)
-            shard.even_batches = False
+            share_last_batch(loader, self.sampler, self.args.world_size)
         return loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -212,13 +209,14 @@ class LaennecTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The scheduler of the arguments, or the cosine that moves once an epoch."""
-        made: Any = self.lr_scheduler
-        if argument(self.args, "epoch_cosine") and made is None:
+        given: Any = self.lr_scheduler
+        made = super().create_scheduler(num_training_steps, optimizer)
+        if argument(self.args, "epoch_cosine") and given is None:
             epochs = max(1, round(self.args.num_train_epochs))
             steps = -(-len(self.get_train_dataloader()) // self.args.gradient_accumulation_steps)
             self.lr_scheduler: Any = epoch_cosine_schedule(optimizer or self.optimizer, epochs, steps)
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+            return self.lr_scheduler
+        return made
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
@@ -295,7 +293,7 @@ class LaennecTrainer(Trainer):
     def _step(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
         inputs, self._context = self.batch_features(inputs, True, self._core(self.model).encoder)
         if self.auxiliary_tasks is not None:
-            inputs = self.auxiliary_tasks.join(inputs, self._context)
+            inputs = self.auxiliary_tasks.append_recordings(inputs, self._context)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if (rho := argument(self.args, "sam_rho")) is not None:
             learnt = (p for p in model.parameters() if p.requires_grad)
@@ -409,7 +407,7 @@ class LaennecTrainer(Trainer):
             return
         folder.mkdir(parents=True, exist_ok=True)
         if not _internal_call:
-            if "encoder" not in model._modules:  # it is left out while a head trains
+            if not any(name.startswith("encoder.") for name in state):  # it is left out while a head trains
                 state |= {f"encoder.{name}": value for name, value in model.encoder.state_dict().items()}
             model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if "auxiliary_heads." not in k})
             if self.processing_class is not None:

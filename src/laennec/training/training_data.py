@@ -36,11 +36,13 @@ def as_training_data(
     seed: int = 0,
     training: bool = False,
 ) -> Any:
-    """A data set whose items the collators take; anything but a table of `datasets` is returned as it is.
+    """A data set, or a dict of them, whose items the collators take; what is no table of `datasets` stays as it is.
 
     Raises:
         InputError: A table without a front end, without audio, or without the model's labels.
     """
+    if isinstance(data, dict):
+        return {name: as_training_data(d, config, extractor, augmentation, seed, training) for name, d in data.items()}
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if augmentation is not None and not isinstance(augmentation, WaveformAugmentation):

@@ -35,7 +35,7 @@ ROWS = st.lists(st.tuples(st.sampled_from("abcde"), st.sampled_from(["s1", "s2",
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(train=ROWS, validation=ROWS, test=ROWS, inter=ROWS, both=st.booleans())
-def test_no_patient_and_no_sound_of_a_part_that_is_held_out(train, validation, test, inter, both):
+def test_no_patient_and_no_sound_of_a_split_that_is_held_out(train, validation, test, inter, both):
     parts = {"train": part(train), "validation": part(validation), "test_intra": part(test), "test_inter": part(inter)}
     chosen = PretrainSettings(splits=["train", "validation"] if both else ["train"])
     held = [*test, *inter, *([] if both else validation)]
@@ -108,7 +108,7 @@ def test_a_corpus_without_patients_is_kept_apart_by_recording_and_by_sound(some_
     assert not set(found.table["recording_id"]) & set(split["test"]["recording_id"])
 
 
-def test_a_corpus_without_a_test_part_is_all_for_pre_training(small_corpus):
+def test_a_corpus_without_a_test_split_is_all_for_pre_training(small_corpus):
     parts = load_corpus("synthetic", small_corpus, protocol="none")
     assert len(pretraining_set(parts, PretrainSettings()).table) == len(parts["all"]) > 50
 

@@ -133,6 +133,15 @@ def test_a_recipe_is_made_in_python_with_the_same_errors():
     assert (changed.train.epochs, recipe.train.epochs, changed.name) == (5, 3, "mine")
 
 
+def test_scaling_of_the_embedding_follows_the_encoder_unless_it_is_set():
+    frozen = Recipe(encoder={"type": "cnn", "trainable": "frozen"})
+    trained = frozen.with_overrides({"encoder.trainable": "full"})
+    assert (frozen.standardises, trained.standardises) == (True, False)
+    assert frozen.head.standardise is None and frozen.to_dict()["head"]["standardise"] is True
+    assert trained.with_overrides({"head.standardise": True}).standardises
+    assert Recipe.from_record(frozen.to_dict()) == frozen
+
+
 def test_a_recipe_survives_its_own_dictionary(tmp_path):
     text = "augment: {gain: {}, spec: {freq_masks: 3}}\ntrain: {learning_rate: 1e-3}\nsampler: {class: a:B, size: 3}"
     recipe = Recipe.from_yaml(write(tmp_path, text))

@@ -67,25 +67,25 @@ def _known(table: Any) -> set[str]:
 
 
 def pretraining_set(
-    parts: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
+    splits: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
 ) -> PretrainingSet:
     """Choose the rows of a split corpus that pre-training may use.
 
     Args:
-        parts: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
+        splits: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
         settings: Which splits, and how recordings without annotation are cut.
         one_name: One hash for all files of the same sound, as `canonical_hashes` gives it.
 
     Raises:
         InputError: Nothing is left.
     """
-    wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.splits if name in parts]
-    held_out = [name for name in parts if name not in wanted]
-    patients = set().union(*(_known(parts[name]) for name in held_out))
-    recordings = {recording for name in held_out for recording in parts[name]["recording_id"]}
+    wanted = ["all"] if set(splits) == {"all"} else [name for name in settings.splits if name in splits]
+    held_out = [name for name in splits if name not in wanted]
+    patients = set().union(*(_known(splits[name]) for name in held_out))
+    recordings = {recording for name in held_out for recording in splits[name]["recording_id"]}
     alike = one_name or {}
-    sounds = {alike.get(sound, sound) for name in held_out for sound in parts[name]["audio_sha256"]} - {None}
-    chosen = [parts[name] for name in wanted if len(parts[name])]
+    sounds = {alike.get(sound, sound) for name in held_out for sound in splits[name]["audio_sha256"]} - {None}
+    chosen = [splits[name] for name in wanted if len(splits[name])]
     if not chosen:
         raise InputError(f"pretrain.splits: no cycles in {' and '.join(settings.splits)}; choose another split")
     table = chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
@@ -143,20 +143,20 @@ def _cut_whole_recordings(table: Any, window_s: float, hop_s: float) -> tuple[An
     return datasets.Dataset(to_arrow(rows, table.features), info=table.info.copy()), windows
 
 
-def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> dict[str, Any]:
+def pretraining_note(splits: Any, patients: Sequence[str], table: Any = None) -> dict[str, Any]:
     """The note of a pre-trained encoder: corpus, split, patients and sounds."""
-    source = provenance(parts)
+    source = provenance(splits)
     keys = ("corpus", "corpus_fingerprint", "protocol", "fold", "seed", "split_fingerprint")
     sounds = {} if table is None else {"sounds": describe_audio([table])}
     return {key: source.get(key) for key in keys} | {"patients": list(patients)} | sounds
 
 
-def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -> dict[str, Any] | None:
+def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) -> dict[str, Any] | None:
     """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split.
 
     Args:
         weights: The recipe's encoder.weights.
-        parts: The corpus as it is split now.
+        splits: The corpus as it is split now.
 
     Returns:
         The encoder's note without the patients; None where it has none.
@@ -167,15 +167,15 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None
     note = read_record(path)
-    source = provenance(parts)  # type: ignore[arg-type]
+    source = provenance(splits)  # type: ignore[arg-type]
     corpus = find_corpus(str(source.get("corpus")))
     same = source.get("corpus_fingerprint") == note.get("corpus_fingerprint") or (
         corpus is not None and corpus.patient_ids_are_global and source.get("corpus") == note.get("corpus")
     )
     told = {key: value for key, value in note.items() if key not in ("patients", "sounds")}
     seen = set(map(str, note.get("patients") or [])) if same else set()
-    for name in parts:
-        both = sorted(seen & _known(parts[name])) if name not in _NOT_TEST else []
+    for name in splits:
+        both = sorted(seen & _known(splits[name])) if name not in _NOT_TEST else []
         if both:
             more = f" and {len(both) - 3} more" if len(both) > 3 else ""
             raise InputError(
@@ -183,8 +183,8 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
                 f"{note.get('protocol')}, split {str(note.get('split_fingerprint'))[:12]}); run laennec pretrain on "
                 "the split of this recipe"
             )
-    for name in parts if isinstance(note.get("sounds"), dict) else ():
-        if name not in _NOT_TEST and (doubles := find_described(note["sounds"], parts[name])):
+    for name in splits if isinstance(note.get("sounds"), dict) else ():
+        if name not in _NOT_TEST and (doubles := find_described(note["sounds"], splits[name])):
             raise InputError(
                 f"{weights}: was pre-trained on sounds of {name} ({named(doubles)}); run laennec pretrain without them"
             )

@@ -62,7 +62,7 @@ class PositivePairs:
             return None
         shared, apart = self._groups[:, row]
         fitting = self._order[(self._shared == shared) & (self._apart != apart)]
-        return int(fitting[counter_generator(seed, epoch, number, "partners").integers(count)])
+        return int(fitting[counter_generator(seed, epoch, number, "positive pairs").integers(count)])
 
 
 @dataclass
@@ -110,7 +110,7 @@ def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSamplin
     for name in dict.fromkeys([*shared, *([apart] if apart else []), *settings.match]):
         where = "pretrain.match" if name in settings.match else f"pretrain.pairs: {settings.pairs}"
         codes = groups.codes([name], settings.missing, where)
-        note = f"{where}: {name} is {groups.whose(codes)}; left out (pretrain.missing: drop)"
+        note = f"{where}: {name} is {groups.describe_ungrouped(codes)}; left out (pretrain.missing: drop)"
         reason = f"cycles whose {name} is unknown"
         unknown = np.flatnonzero(codes < 0)
         sampling.leave_out(np.isin(sampling.kept, unknown), reason, note)

@@ -89,7 +89,7 @@ def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path
         runs/<name>-pretrain where the recipe names no output_dir.
 
     Raises:
-        InputError: Anything a user can mend, from the recipe to the disk.
+        InputError: Anything a user can fix, from the recipe to the disk.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
     """
@@ -110,24 +110,24 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
         # pairs are made of cycles alone; context is concatenated when the recipe trains on labels
         extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         with timings.measure("corpus"):
-            part = make_pairs(recipe, settings, extractor)
-            recipe = with_train_statistics(recipe, part.dataset.waveforms)
+            pairs = make_pairs(recipe, settings, extractor)
+            recipe = with_train_statistics(recipe, pairs.dataset.waveforms)
             extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         model = make_contrastive_model(recipe, settings)
         begin(part.source)
         if is_main_process():
-            say(*part.sampling.notes)
-        before = embedding_spread(model, extractor, part.dataset)
+            say(*pairs.sampling.notes)
+        before = embedding_spread(model, extractor, pairs.dataset)
         with timings.measure("training"), explain_write_errors(out / "checkpoints"), explain_lost_process():
-            specs, history = _fit(recipe, settings, model, extractor, part, out)
-        after = embedding_spread(model, extractor, part.dataset)
+            specs, history = _fit(recipe, settings, model, extractor, pairs, out)
+        after = embedding_spread(model, extractor, pairs.dataset)
     if not is_main_process():
         return
-    rows, sampling = part.rows_used, part.sampling
-    record = run_facts(recipe, part.source) | {
+    rows, sampling = pairs.rows_used, pairs.sampling
+    record = run_facts(recipe, pairs.source) | {
         "command": command,
         "selection_set": "none: the last epoch is kept",
-        "cycles": len(part.dataset),
+        "cycles": len(pairs.dataset),
         "windows": rows.windows,
         "patients": rows.patients,
         "left_out": rows.left_out | sampling.left_out,
@@ -144,7 +144,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
     with atomic_folder(out / "encoder") as folder:
         model.encoder.save_pretrained(folder)
         extractor.save_pretrained(folder)
-        write_record(folder / PRETRAINING, part.note)
+        write_record(folder / PRETRAINING, pairs.note)
     write_record(out / "pretrain.json", record)  # last, because with it the run is whole
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
@@ -165,21 +165,21 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
 
 
 def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
-    """Read the corpus, choose who takes part, and decode their recordings into the cache.
+    """Read the corpus, choose the pre-training set, and decode their recordings into the cache.
 
     Raises:
         InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
     """
-    parts = load_splits(recipe)
-    rows_used = pretraining_set(parts, settings, canonical_hashes(parts))
+    splits = load_splits(recipe)
+    rows_used = pretraining_set(splits, settings, canonical_hashes(splits))
     rows = np.arange(len(rows_used.table))
     groups = GroupTable(len(rows), metadata_of(rows_used.table, rows), recipe.metadata.age_edges_years)
     sampling = pair_sampling(settings, groups)
     table = rows_used.table.select(sampling.kept)
     if len(table) < settings.batch_size:
         raise InputError(
-            f"pretrain.batch_size is {settings.batch_size}, but {len(table)} cycles take part; lower it or use a "
-            "larger corpus"
+            f"pretrain.batch_size is {settings.batch_size}, but the pre-training set has {len(table)} cycles; lower it "
+            "or use a larger corpus"
         )
     rows_used = PretrainingSet(table, rows_used.left_out, rows_used.windows)
     waveforms = CycleWaveforms(table, extractor.sampling_rate, filter=make_filter(recipe.features))
@@ -189,8 +189,8 @@ def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFea
     dataset = PairDataset(
         waveforms, table["cycle_id"], extractor.sampling_rate, recipe.seed, settings, least, sampling.positives
     )
-    note = pretraining_note(parts, rows_used.patients, table)
-    return PairData(rows_used, sampling, dataset, provenance(parts), note)
+    note = pretraining_note(splits, rows_used.patients, table)
+    return PairData(rows_used, sampling, dataset, provenance(splits), note)
 
 
 def make_contrastive_model(recipe: Recipe, settings: PretrainSettings) -> LaennecForAudioClassification:
@@ -224,25 +224,25 @@ def contrastive_loss(settings: PretrainSettings) -> list[LossSpec]:
 
 
 def _fit(
-    recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, part: PairData, out: Path
+    recipe: Recipe, settings: PretrainSettings, model: Any, extractor: Any, pairs: PairData, out: Path
 ) -> tuple[list[LossSpec], list[dict[str, Any]]]:
     """Train the model in place; an interrupted pre-training continues from its last checkpoint."""
     specs = contrastive_loss(settings)
-    patients = part.rows_used.table["patient_id"]
-    if part.sampling.age_groups is not None:
-        part.dataset.groups = {str(specs[0].group_key): part.sampling.age_groups}
+    patients = pairs.rows_used.table["patient_id"]
+    if pairs.sampling.age_groups is not None:
+        pairs.dataset.groups = {str(specs[0].group_key): pairs.sampling.age_groups}
     elif settings.negatives == "other_patients":
-        part.dataset.groups = {PATIENTS: group_codes([patients], "drop")}
+        pairs.dataset.groups = {PATIENTS: group_codes([patients], "drop")}
     folder = out / "checkpoints" / "self-supervision"
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
         model,
         make_arguments(recipe, settings, folder),
-        train_dataset=part.dataset,
+        train_dataset=pairs.dataset,
         processing_class=extractor,
         losses={spec.name: spec for spec in specs},
         spec_augment=mask_views(settings),
-        sampler=make_pretrain_sampler(settings, part.sampling, patients, recipe.seed),
+        sampler=make_pretrain_sampler(settings, pairs.sampling, patients, recipe.seed),
         stages=lambda _: unsupervised,
         batch_setting=BatchSetting("pretrain.batch_size", settings.batch_size, settings.batch_size),
     )

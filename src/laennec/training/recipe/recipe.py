@@ -141,7 +141,7 @@ class Recipe(Settings):
         Raises:
             InputError: As for the class.
         """
-        values = self.to_dict()
+        values = self.model_dump(by_alias=True)
         for name, value in overrides.items():
             override(type(self), values, full_key(type(self), name), value)
         recipe = self._of(values, "command line")
@@ -165,6 +165,12 @@ class Recipe(Settings):
         """Folders, beside the working directory, that dotted names are imported from."""
         return list(self._folders)
 
+    @property
+    def standardises(self) -> bool:
+        """Whether the head's input is scaled: head.standardise, or else whether the encoder is frozen."""
+        # a scaled input would change the balance of the losses of a trained encoder
+        return self.encoder.frozen if self.head.standardise is None else self.head.standardise
+
     def encoder_type(self) -> Any:
         """The type of encoder by name, or the author's class, which is imported here.
 
@@ -175,8 +181,10 @@ class Recipe(Settings):
         return self.encoder.type if dotted is None else load_object(dotted, "encoder.class", self.folders)
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values."""
-        return self.model_dump(by_alias=True)
+        """All settings as plain values, with `head.standardise` as it is used."""
+        values = self.model_dump(by_alias=True)
+        values["head"]["standardise"] = self.standardises
+        return values
 
     def identity(self) -> dict[str, Any]:
         """All settings, to compare with those of any run: the first edition recorded what is left out today."""
@@ -198,8 +206,6 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        if self.head.standardise is None:  # a scaled input would change the balance of the losses of a trained encoder
-            self.head.standardise = self.encoder.frozen
         for problem in (*self._problems(), *self._loss_problems()):
             raise ValueError(problem)
         return self
@@ -250,7 +256,7 @@ class Recipe(Settings):
         if self.train.gradient_accumulation_steps > 1 and pairs:
             yield (
                 f"loss.auxiliary.{pairs[0]} looks at pairs of a batch, and with train.gradient_accumulation_steps it "
-                "would see those of each small batch only; raise train.batch_size or use more processes instead"
+                "would use the pairs of each small batch only; raise train.batch_size or use more processes instead"
             )
         contrast = [name for name, kind in kinds.items() if kind == "patch_mix"]
         if contrast and (mix is None or mix.method == "mixup"):

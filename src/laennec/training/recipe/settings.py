@@ -278,7 +278,7 @@ class LossSettings(Settings):
     )
     focal_gamma: float = Field(default=2.0, ge=0, description="exponent of the focal loss")
     task_views: Literal["first", "all"] = Field(
-        default="first", description="views (or clean and mixed copies) of a cycle that the task loss sees"
+        default="first", description="views (or clean and mixed copies) of a cycle that the task loss takes"
     )
     auxiliary: dict[str, Any] = Field(
         default_factory=dict,
