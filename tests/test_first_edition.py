@@ -112,7 +112,7 @@ def golden(name):
 def far():
     """How much farther apart numbers may be here: the golden ones are an Intel processor's, others sum otherwise."""
     about = Path("/proc/cpuinfo")
-    return 1 if about.exists() and "GenuineIntel" in about.read_text() else 30
+    return 1 if about.exists() and "GenuineIntel" in about.read_text() else 200
 
 
 def close(values, **tolerance):

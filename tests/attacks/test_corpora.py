@@ -271,7 +271,7 @@ FOLDERS = {
     "a recording of two samples": (lambda f: sound(f / "x.wav", 2 / 8000), "x.wav.*shorter than one frame|^$"),
     "NaN": (nan, "x.wav: sample 1 is NaN"),
     "infinite samples": (infinite, "x.wav: sample 1 is NaN or inf"),
-    "samples of 1e30": (enormous, "x.wav: a sample of 1e"),
+    "samples of 1e30": (enormous, "x.wav: a sample is 1e"),
     "silence": (silence, "x.wav: silent"),
     "64 channels": (lambda f: sound(f / "x.wav", channels=64), None),
     "1024 channels": (lambda f: sound(f / "x.wav", 0.5, channels=1024), None),

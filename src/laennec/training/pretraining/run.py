@@ -114,7 +114,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
             recipe = with_train_statistics(recipe, pairs.dataset.waveforms)
             extractor = make_extractor(recipe.features.model_copy(update={"context_cycles": 0}))
         model = make_contrastive_model(recipe, settings)
-        begin(part.source)
+        begin(pairs.source)
         if is_main_process():
             say(*pairs.sampling.notes)
         before = embedding_spread(model, extractor, pairs.dataset)
