@@ -27,9 +27,6 @@ def load_object(name: str, where: str, folders: Sequence[str | Path] = ()) -> An
         name: `package.module:Name`.
         where: What named it, for errors, e.g. "recipe.yaml: loss.auxiliary.mine.class".
         folders: Folders to import from, beside the working directory and the installed packages.
-
-    Raises:
-        InputError: The form is wrong, or module or name cannot be found.
     """
     if not is_dotted_name(name):
         raise InputError(f"{where}: {name!r} is no dotted name; write package.module:Name")

@@ -67,11 +67,7 @@ def is_result(path: Path) -> bool:
 
 
 def json_text(value: Any, **settings: Any) -> str:
-    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none.
-
-    Raises:
-        InputError: It has such numbers.
-    """
+    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none."""
     try:
         return json.dumps(value, allow_nan=False, **settings)
     except ValueError as error:
@@ -108,11 +104,7 @@ def system_error(path: str | Path, error: BaseException) -> InputError | None:
 
 @contextlib.contextmanager
 def explain_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failed write within the block, a library's too, into one line about `path`.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
-    """
+    """Turn a failed write within the block, a library's too, into one line about `path`."""
     try:
         yield
     except InputError:
@@ -274,12 +266,6 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
     Args:
         path: The file; its folder is made if needed.
         size: How many bytes of it are good; the rest is cut off before anything is added.
-
-    Yields:
-        A function that adds a line (with its end); where that fails the file is as it was before.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
     """
     path = Path(path)
     with explain_write_errors(path):
@@ -330,9 +316,6 @@ def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -
         folder: It may be absent or empty.
         ours: Names (patterns) of what laennec writes.
         remedy: What to do instead.
-
-    Raises:
-        InputError: It holds something else, or is no folder.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -353,9 +336,6 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
     Args:
         path: The file or folder that is made.
         patience_s: How long to wait, in seconds.
-
-    Raises:
-        InputError: Its folder cannot be written to, or the other process takes longer.
     """
     with try_lock(path, patience_s) as ours:
         if not ours:
@@ -372,9 +352,6 @@ def lock_or_refuse(path: str | Path) -> Iterator[None]:
 
     Args:
         path: The file that stands for a folder's content: a run's record, a batch's journal.
-
-    Raises:
-        InputError: Another process is writing there, or the folder cannot be written to.
     """
     with try_lock(path) as ours:
         if not ours:
@@ -392,9 +369,6 @@ def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
     Args:
         path: The file or folder that is made.
         patience_s: How long to wait for another process, in seconds.
-
-    Raises:
-        InputError: Its folder cannot be written to.
     """
     path = Path(path)
     lock = FileLock(lock_of(path), mode=0o666, poll_interval=0.1)

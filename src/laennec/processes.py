@@ -41,11 +41,7 @@ class Died:
 
 
 def check_jobs(jobs: int) -> int:
-    """The number of processes.
-
-    Raises:
-        InputError: It is less than 1.
-    """
+    """The number of processes."""
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: the number of processes must be 1 or more")
     return jobs
@@ -55,15 +51,6 @@ def in_processes(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], jobs: int
 ) -> Generator[tuple[Item, Result | Died]]:
     """Do some work on each item in several processes.
-
-    Args:
-        make: Called once in each process; returns the work. It is pickled, so it is a function of a module or a partial
-            of one. What the work raises is raised here.
-        items: Taken one by one, as processes become free.
-        jobs: Number of processes.
-
-    Yields:
-        Each item with its result, in the order in which they are finished.
 
     Raises:
         InputError: The processes do not start.
@@ -144,13 +131,7 @@ def _help(watched: Connection, work: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[subprocess.Popen[Any]]:
-    """Run a module in a process that ends with this block at the latest.
-
-    Args:
-        words: The module and its arguments.
-        log: Where it writes.
-        place: What it makes; a process that made it for a parent that was killed is waited for.
-    """
+    """Run a module in a process that ends with this block at the latest."""
     watched, held = os.pipe()
     try:
         try:

@@ -30,12 +30,7 @@ class Progress:
         self.said_s = time.monotonic()
 
     def __call__(self, done: float, total: float) -> None:
-        """Show the state.
-
-        Args:
-            done: Steps that are finished; what was finished at the first call does not count in the remaining time.
-            total: All steps.
-        """
+        """Show the state."""
         if self.started is None:
             self.started = time.monotonic(), done
         if int(os.environ.get("RANK", "0")) != 0:

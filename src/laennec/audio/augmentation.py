@@ -53,9 +53,6 @@ def counter_generator(seed: int, epoch: int, index: int, stream: str, number: in
         index: Of the cycle (or batch) that the draw is for.
         stream: What is drawn, one of `STREAMS`.
         number: Tells several generators of one stream apart.
-
-    Returns:
-        A Philox generator; equal arguments give equal draws, others independent ones.
     """
     # as arrays: from a list that holds 2^63 or more numpy makes float64, and different seeds would draw alike
     key = np.array([seed % 2**64, STREAMS[stream]], np.uint64)

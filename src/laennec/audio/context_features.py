@@ -20,9 +20,6 @@ def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor
     Returns:
         The items' own waveforms followed by all context cycles, and int64 (items, pieces): rows of that list in
         time order, -1 where there is none.
-
-    Raises:
-        InputError: An item has more context cycles on a side than `context_cycles`.
     """
     wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
     sounds = [item.own for item in wrapped]

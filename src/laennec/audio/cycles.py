@@ -194,9 +194,6 @@ def read_labelled_spans(
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
         column: The column of a Raven table that holds the labels; None: Annotation or Label.
 
-    Returns:
-        Line number, (start_s, end_s) and label of each span, in the order of the file.
-
     Raises:
         AnnotationError: The first problem of the file.
     """
@@ -360,9 +357,6 @@ def window_lengths(extractor: Any, window_s: float | None = None, hop_s: float |
         extractor: The model's front end.
         window_s: Length; None for 3 s, or the length of the model's input where that is less.
         hop_s: Time from the start of one window to that of the next; None for half a window.
-
-    Raises:
-        InputError: The hop is not above 0 and at most a window.
     """
     window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
     hop_s = window_s / 2 if hop_s is None else hop_s
@@ -397,11 +391,7 @@ def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list
 
 
 def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
-    """The lines of an annotation or a table that are not blank, each with its number from 1.
-
-    Raises:
-        AnnotationError: The file cannot be read, is not UTF-8 text (with or without a byte order mark), or holds a NUL.
-    """
+    """The lines of an annotation or a table that are not blank, each with its number from 1."""
     remedy = "save it as plain text or CSV in UTF-8"
     try:
         text = read_text(path)

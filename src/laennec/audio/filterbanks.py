@@ -57,9 +57,6 @@ def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tupl
 
     Returns:
         (batch, samples) float32, zeros beyond the lengths, and the lengths.
-
-    Raises:
-        InputError: No waveform, more than one channel, integers, or lengths that do not fit.
     """
     if isinstance(waveforms, list | tuple) and waveforms and np.ndim(waveforms[0]) == 0:
         waveforms = np.asarray(waveforms, dtype=np.float64)

@@ -50,9 +50,6 @@ def draw_patch_mix(
 
     Returns:
         The draw: int(positions * (1 - drawn share)) positions are masked, and lam is 1 - masked / positions.
-
-    Raises:
-        ValueError: if beta is negative or the grid does not hold the tokens.
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative, not {beta}")
@@ -77,9 +74,6 @@ def patch_mix(tokens: Tensor, draw: PatchMixDraw) -> Tensor:
 
     Returns:
         (batch, tokens, dim), a new tensor: the other row's token where the mask is set, the own one elsewhere.
-
-    Raises:
-        ValueError: if the draw has another shape.
     """
     if tokens.shape[:2] != (len(draw.index), len(draw.mask)):
         raise ValueError(

@@ -87,9 +87,6 @@ class ButterworthFilter:
         kind: "lowpass", "highpass" or "bandpass".
         cutoff_hz: The -3 dB frequency in Hz; for a band-pass the pair (low, high).
         order: Order of the prototype, at most 32; a band-pass has twice as many poles.
-
-    Raises:
-        InputError: Another kind or order, or frequencies that are not positive and rising.
     """
 
     kind: Literal["lowpass", "highpass", "bandpass"]
@@ -121,9 +118,6 @@ class ButterworthFilter:
 
         Args:
             sampling_rate: Of the waveform, in Hz.
-
-        Raises:
-            ValueError: As `apply`.
         """
         from scipy.signal import butter, sosfilt
 
@@ -202,9 +196,6 @@ def blocks_of(
 
     Yields:
         The number of frames decoded so far, and mono sound, float32 (samples,), of at least one sample.
-
-    Raises:
-        DecodeError: As `read_recording`; what only the end of a file tells, at its end.
     """
     source_rate, decoded, given = int(sound.samplerate), 0, 0
     onwards = filter.stream(rate) if filter else None
@@ -237,9 +228,6 @@ def read_header(path: AudioSource) -> tuple[int, int]:
 
     Returns:
         (sampling rate in Hz, number of frames). A FLAC stream that does not state its length is decoded to count them.
-
-    Raises:
-        DecodeError: As `read_recording`, as far as the header shows it.
     """
     name = name_of(path)
     with opened(path) as sound:
@@ -260,9 +248,6 @@ def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     Returns:
         float32 (samples, channels), exact for integers of up to 24 bit; sampling rate in Hz; libsndfile's name of the
         sample format, such as "PCM_16".
-
-    Raises:
-        DecodeError: As `read_recording`, for the file.
     """
     name = name_of(path)
     with opened(path) as sound:
@@ -374,9 +359,6 @@ def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Wavefor
         sound: The file.
         name: Its name in errors.
         of_block: Applied to each block (samples, channels), of some seconds and bounded memory.
-
-    Raises:
-        DecodeError: Damaged, cut short, or without samples.
     """
     declared = int(sound.frames)
     seconds = int(_BLOCK_S * sound.samplerate)
@@ -401,11 +383,7 @@ def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Wavefor
 
 
 def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, float]:
-    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it.
-
-    Raises:
-        DecodeError: A sample is NaN, infinite, or above 1e12.
-    """
+    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it."""
     lowest, highest = float(waveform.min()), float(waveform.max())  # NaN survives both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])

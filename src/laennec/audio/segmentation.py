@@ -43,9 +43,6 @@ class BreathSegmentation:
         longest_s: Longest cycle in seconds.
         usual_s: The most likely period where the loudness has little structure.
         usual_spread: Standard deviation of the logarithm of periods around it.
-
-    Raises:
-        ValueError: Values out of range.
     """
 
     low_hz: float = 200.0
@@ -85,9 +82,6 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
     Returns:
         (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
         cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.
-
-    Raises:
-        DecodeError: As `laennec.audio.recording.read_recording`.
     """
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))

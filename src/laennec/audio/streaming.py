@@ -68,11 +68,7 @@ class RecordingStream:
         return min(self._decoded / self._declared, 1.0) if 0 < self._declared < UNKNOWN_FRAMES else 0.0
 
     def blocks(self) -> Iterator[Waveform]:
-        """The mono sound in blocks of some seconds, float32, shape (samples,).
-
-        Raises:
-            DecodeError: As `laennec.audio.recording.read_recording`.
-        """
+        """The mono sound in blocks of some seconds, float32, shape (samples,)."""
         passing = blocks_of(self._sound, self.path, self.sampling_rate, self._filter, self._allow_silent)
         for self._decoded, block in passing:
             self.samples += len(block)
@@ -98,9 +94,6 @@ def open_recording(
         filter: Applied after resampling, at the final rate.
         allow_silent: Accept a recording whose samples are all equal.
         listener: Called with the stream and each block before it is returned.
-
-    Raises:
-        DecodeError: The header shows that the recording cannot be read.
     """
     if sampling_rate is not None and sampling_rate < 1:
         raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
@@ -153,12 +146,6 @@ def passing_windows(
         window_s: As for `laennec.audio.cycles.prediction_windows`.
         hop_s: Likewise.
         context_cycles: The extractor's; the context is that of `laennec.audio.context.beside_window`.
-
-    Yields:
-        (start_s, end_s) and sound of every window, in time order; exactly those of the recording read whole.
-
-    Raises:
-        DecodeError: As `read_recording`, possibly after windows have been returned.
     """
     buffer = _Buffer(stream.sampling_rate)
     reach_s = context_cycles * window_s
@@ -198,9 +185,6 @@ def passing_cycles(
 
     Yields:
         The index of each span in `spans` and its sound, in time order.
-
-    Raises:
-        DecodeError: As `read_recording`, possibly after cycles have been returned.
     """
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     neighbours = neighbours_of(spans, context_cycles)

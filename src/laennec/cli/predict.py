@@ -240,15 +240,7 @@ def _say_decision(predictor: "Predictor", annotated: bool) -> None:
 
 
 def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the paths of `laennec predict` into the model and the recordings.
-
-    Args:
-        paths: A model and recordings, or recordings alone, which the model in the package predicts. The first path is
-            no model if it is an audio file, or a folder with audio files and without a model.
-
-    Raises:
-        InputError: There is a model and nothing to predict, or none of the recordings exists.
-    """
+    """Split the paths of `laennec predict` into the model and the recordings."""
     from laennec.audio.recording import AUDIO_SUFFIXES
     from laennec.errors import InputError
 

@@ -85,11 +85,7 @@ def read_table(
     labels: list[str] | None = None,
     unlabelled: bool = False,
 ) -> AnnotationTable:
-    """Read the CSV of a folder; for the arguments see the options of `laennec.corpora.folder.Folder`.
-
-    Raises:
-        AnnotationError: Its header or a line cannot be used.
-    """
+    """Read the CSV of a folder; for the arguments see the options of `laennec.corpora.folder.Folder`."""
     (_, header), *lines = read_csv(path, ",;\t") or [(1, [])]
     own = {"patient_id": patient_column, "label": label_column}
     names = [_column(word, own) for word in header]

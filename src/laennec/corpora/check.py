@@ -88,9 +88,6 @@ def check_corpus(
 
     Returns:
         The report; its `problems` are empty if the corpus can be used.
-
-    Raises:
-        InputError: There is no such corpus or folder, so that there is nothing to report on.
     """
     kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
     if kind.can_be_exported and not Path(folder).expanduser().exists():
@@ -210,9 +207,6 @@ def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> No
         table: A `datasets.Dataset`, of any origin.
         where: What the table is, for the error, e.g. "train_dataset".
         columns: Further columns that are needed, such as the labels.
-
-    Raises:
-        InputError: Names the missing columns.
     """
     there = getattr(table, "column_names", None)
     if there is None:

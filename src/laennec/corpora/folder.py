@@ -56,11 +56,7 @@ class FolderOptions(CorpusOptions):
     patient_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: patient_pattern is no regular expression.
-        """
+        """Check the values."""
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:

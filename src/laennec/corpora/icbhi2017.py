@@ -177,9 +177,6 @@ class Icbhi2017(Corpus):
 
         Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that
         has one counts.
-
-        Raises:
-            InputError: A level holds two tables of different content, or `tables_dir` is no folder.
         """
         for level in self._levels():
             found = [path for folder in level for name in TABLE_NAMES[kind] if (path := folder / name).is_file()]
@@ -251,9 +248,6 @@ def read_official_split(path: str | Path) -> dict[str, str]:
     """Read the published split, recording name and train or test on a line: recording_id -> "train" or "test".
 
     The published name without audio stands for the recording it means.
-
-    Raises:
-        AnnotationError: A line is neither, or two lines disagree.
     """
     split: dict[str, str] = {}
     for line, (name, word) in _rows(path, 2):
@@ -267,11 +261,7 @@ def read_official_split(path: str | Path) -> dict[str, str]:
 
 
 def read_folds(path: str | Path) -> dict[str, int]:
-    """Read the published patient folds: patient and fold number, one a line.
-
-    Raises:
-        AnnotationError: A line is not, or a patient has two folds.
-    """
+    """Read the published patient folds: patient and fold number, one a line."""
     folds: dict[str, int] = {}
     for line, (patient, fold) in _rows(path, 2):
         if not fold.isdecimal():
@@ -298,9 +288,6 @@ def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         patient_id -> age_years, sex ("F", "M") and bmi, a child's computed as weight / height^2; NA is None.
-
-    Raises:
-        AnnotationError: A value is no number, sex is neither F nor M, or two lines of a patient differ.
     """
     people: dict[str, dict[str, Any]] = {}
     for line, (patient, age, sex, bmi, weight, height) in _rows(path, 6):

@@ -47,9 +47,6 @@ def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
         path: The annotation, for the error.
         line: Its line.
         text: Names separated by `;`, `,`, `+` or `|`.
-
-    Raises:
-        AnnotationError: It says normal and another label, or misspells crackle or wheeze.
     """
     if text.casefold() in UNKNOWN:
         return None
@@ -106,9 +103,6 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
         rows: The labels of each row.
         columns: The labels that are columns of 0 and 1.
         wanted: All labels in their order, if the user states them; None: those that occur, sorted.
-
-    Raises:
-        InputError: A row has a label that is not wanted, or a label has the name of another column.
     """
     known = {frozenset(name.casefold() for name in row): row for row in rows if row is not None}
     spelling: dict[str, str] = {name.casefold(): name for name in wanted or columns if name.casefold() != NORMAL}

@@ -58,11 +58,7 @@ class Clips:
 
 
 def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> Clips:
-    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes.
-
-    Raises:
-        InputError: The folder is not laid out like this, or a table of it cannot be read.
-    """
+    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes."""
     if layout == "iemocap" or (layout is None and (root / "Session1" / "dialog").is_dir()):
         return _read_iemocap(root)
     if layout == "table" or (layout is None and _tables(root)):

@@ -134,11 +134,7 @@ def leak_check(table: Any, splits: Mapping[str, Sequence[int] | npt.NDArray[np.i
 
 
 def refuse_leaks(report: LeakReport, protocol: "Protocol") -> None:
-    """Raise where two splits share what the protocol promises they do not.
-
-    Raises:
-        InputError: Names the splits, what they share, and what to do.
-    """
+    """Raise where two splits share what the protocol promises they do not."""
     for pair in report.pairs:
         promise = protocol.promise(*pair.splits)
         shared = pair.patients or pair.recordings or pair.simultaneous or pair.copies
@@ -155,9 +151,6 @@ def metadata_frame(table: Any, class_column: str = "label") -> pd.DataFrame:
     Args:
         table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.
         class_column: The column that becomes `label` here, where a corpus has classes of its own.
-
-    Raises:
-        InputError: A cycle or recording without a name, or a cycle id that is there twice.
     """
     label_names: Sequence[str] = LABELS
     if hasattr(table, "select_columns"):

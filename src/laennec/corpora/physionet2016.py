@@ -48,11 +48,7 @@ class PhysioNet2016Options(CorpusOptions):
     validation_folder: bool = False
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: One of them cannot be used.
-        """
+        """Check the values."""
         if self.quality not in ("all", "good"):
             raise InputError(f"quality {self.quality!r} is neither all nor good; choose one")
         for name, value in (("window_s", self.window_s), ("hop_s", self.hop_s)):
@@ -130,11 +126,7 @@ class PhysioNet2016(Corpus):
         return found
 
     def further_files(self) -> list[Path]:
-        """There are none; an export of a part of the recordings is refused.
-
-        Raises:
-            InputError: Recordings of poor quality are left out.
-        """
+        """There are none; an export of a part of the recordings is refused."""
         if self.options.quality == "good":
             raise InputError(f"{self.name}: an export holds all recordings; set quality when you load it, not here")
         return []
@@ -228,9 +220,6 @@ def read_reference(path: str | Path) -> Reference:
 
     Returns:
         Recording -> (class: 0 normal, 1 abnormal, None unsure; quality: 1 good, 0 poor, None where there is none).
-
-    Raises:
-        AnnotationError: The first line that is none of these.
     """
     found: Reference = {}
     for line, words in read_csv(path, header=False):

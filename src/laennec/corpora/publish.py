@@ -133,11 +133,7 @@ def export_corpus(
 
 
 def source_files(corpus: Corpus) -> dict[str, Path]:
-    """Every file that a corpus was read from: relative path in its folder -> the file.
-
-    Raises:
-        InputError: There is no audio, or a name that would not mean the same file elsewhere.
-    """
+    """Every file that a corpus was read from: relative path in its folder -> the file."""
     if any(recording.audio_path is None for recording in corpus.recordings):
         raise InputError(f"{corpus.root}: annotations without any audio; an export needs the recordings")
     paths = [path for r in corpus.recordings for path in (r.audio_path, r.annotation_path) if path]

@@ -101,11 +101,7 @@ COMMON_PROTOCOLS = (
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of this name.
-
-    Raises:
-        InputError: There is none; names the nearest one.
-    """
+    """The protocol of this name."""
     if name not in PROTOCOLS:
         nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1, cutoff=0.0)
         raise InputError(f"no protocol is called {name!r}; did you mean {nearest[0]!r}? Valid: {', '.join(PROTOCOLS)}")
@@ -160,9 +156,6 @@ def split_table(
             are ignored.
         folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
         class_column: The column that draws are stratified by, where a corpus has classes of its own.
-
-    Raises:
-        InputError: Unknown protocol, missing table or column, too few patients, or a broken promise.
     """
     chosen = protocol_named(protocol)
     if not 0 <= validation_fraction < 1:
@@ -211,12 +204,6 @@ def assign_groups(
         shares: Wanted share of each split, summing to 1.
         seed: Seed of the order.
         purpose: What the draw is for; different purposes have unrelated orders.
-
-    Returns:
-        The number of the split of every group.
-
-    Raises:
-        ValueError: Fewer groups than splits.
     """
     counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
     counts = counts.sort_index(axis=0).sort_index(axis=1)

@@ -247,12 +247,6 @@ def write_corpus(
         max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None keeps the rates of the
             devices (44.1 kHz and 4 kHz).
         reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: A number out of range, a folder that holds something else, or a folder that cannot be written.
     """
     folder = Path(folder)
     options: dict[str, Any] = {

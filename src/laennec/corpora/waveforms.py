@@ -190,11 +190,7 @@ def _problem(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None
 
 
 def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> None:
-    """Decode a recording and cache its cycles.
-
-    Raises:
-        DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
-    """
+    """Decode a recording and cache its cycles."""
     _check_unchanged(shard)
     lengths = []
     with new_entry(shard.path) as file:
@@ -262,9 +258,6 @@ def decode_all(
         problems: What is known to be wrong already; it is listed with what is found here.
         progress: Called with (recordings done, recordings to do) after each, for each table anew.
         jobs: Number of processes.
-
-    Raises:
-        UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
     """
     found, recordings = list(problems), set()
     for table in tables:

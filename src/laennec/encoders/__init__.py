@@ -221,11 +221,7 @@ def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> P
 
 
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with random weights, by its configuration.
-
-    Raises:
-        InputError: No encoder of ours has such a configuration.
-    """
+    """An encoder with random weights, by its configuration."""
     for config_of_wrapper, wrapper in ((GroupsConfig, GroupsEncoder), (EnsembleConfig, EnsembleEncoder)):
         if isinstance(config, config_of_wrapper):
             wrapped: PreTrainedModel = wrapper._from_config(config)

@@ -38,16 +38,7 @@ _OTHER_PARTS = ("decoder_", "mask_token", "head.")
 
 
 class AudioMaeConfig(ViTConfig):
-    """Size of an AudioMAE encoder, beside the settings of `ViTConfig`.
-
-    Args:
-        max_length: Frames of the longest cycle, for which the position table is made.
-        num_mel_bins: Mel bins of the features.
-        fc_norm: Whether the layer norm is of the mean of the patches (fine-tuned checkpoints) or of each patch.
-
-    Raises:
-        InputError: Frames or mel bins are no multiple of the patch size.
-    """
+    """Size of an AudioMAE encoder, beside the settings of `ViTConfig`."""
 
     model_type = "laennec-audiomae"
 

@@ -45,11 +45,7 @@ class TokenMix(NamedTuple):
     source: Tensor
 
     def mix(self, grid: Tensor) -> Tensor:
-        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
-
-        Raises:
-            ValueError: The patches are not those the mixture was drawn for.
-        """
+        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor."""
         batch, _, bands, steps = grid.shape
         if self.taken.shape != (batch, bands, steps):
             raise ValueError(
@@ -100,9 +96,6 @@ class AudioEncoder(PreTrainedModel):
 
         Returns:
             Tokens (batch, tokens, dim), their mask (batch, tokens) and the embedding (batch, dim).
-
-        Raises:
-            InputError: No frame, or features with another number of values.
         """
         raise NotImplementedError
 
@@ -117,9 +110,6 @@ class AudioEncoder(PreTrainedModel):
         Args:
             features: What should be (batch, frames, values).
             size: Values of a frame that the encoder takes; None for any.
-
-        Raises:
-            InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
         """
         if in_graph():
             return
@@ -141,11 +131,7 @@ class AudioEncoder(PreTrainedModel):
             )
 
     def audioset_logits(self, pooler_output: Tensor) -> Tensor:
-        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
-
-        Raises:
-            ValueError: The encoder has no AudioSet classifier, or was built without `audioset_head`.
-        """
+        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid."""
         head = getattr(self, "audioset_head", None)
         if head is None:
             raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")

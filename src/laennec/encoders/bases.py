@@ -96,11 +96,7 @@ def is_local(name: str) -> bool:
 
 
 def _named_base(config: Any) -> str:
-    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights.
-
-    Raises:
-        InputError: It names a place on this machine that no head was saved with here.
-    """
+    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights."""
     named = str(config.base_model_name_or_path)
     if not is_local(named):
         return named
@@ -114,11 +110,7 @@ def _named_base(config: Any) -> str:
 
 
 def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
-    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base.
-
-    Raises:
-        InputError: It has.
-    """
+    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base."""
     if Path(name).is_dir():
         return  # looked at with the other files of the folder
     quietly = {
@@ -142,9 +134,6 @@ def refuse_larger_model(
         base: The encoder that other files hold; None where the model's own do.
         source: A folder or a Hub id.
         hub: Revision, subfolder, token and the like.
-
-    Raises:
-        InputError: As `refuse_larger`.
     """
     if contains_own(config.encoder_config):
         return  # users' code takes its memory itself
@@ -153,11 +142,7 @@ def refuse_larger_model(
 
 
 def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
-    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than was trained.
-
-    Raises:
-        InputError: One of these.
-    """
+    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than was trained."""
     for name, module in model.named_modules():
         spread = getattr(module, "spread", None)
         if isinstance(spread, Tensor) and not bool((spread > 0).all()):

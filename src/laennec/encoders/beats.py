@@ -201,13 +201,6 @@ class BeatsEncoder(AudioEncoder):
             content: {cfg, model}.
             audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
             **dropouts: Rates of `BeatsConfig` that replace the checkpoint's.
-
-        Returns:
-            The encoder in eval mode, of the size in cfg.
-
-        Raises:
-            InputError: Settings that do not fit together, weights that do not fit them, or no classifier where one is
-                asked for.
         """
         config = _config_of(path, content["cfg"])
         fine_tuned = config.audioset_head

@@ -71,9 +71,6 @@ class BeatsConfig(PreTrainedConfig):
         audioset_classes: Number of its classes.
         audioset_labels: Their AudioSet ids, where the checkpoint had them.
         fingerprint: The embedding of a fixed input when the encoder was saved, see `laennec.encoders.fingerprint`.
-
-    Raises:
-        InputError: Sizes that do not fit together.
     """
 
     model_type = "laennec-beats"

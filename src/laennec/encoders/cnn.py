@@ -121,11 +121,7 @@ AutoModel.register(CnnConfig, CnnEncoder)
 
 
 class StatisticsConfig(PreTrainedConfig):
-    """Configuration of `StatisticsEncoder`.
-
-    Args:
-        num_mel_bins: Mel bins of the features.
-    """
+    """Configuration of `StatisticsEncoder`."""
 
     model_type = "laennec-statistics"
 

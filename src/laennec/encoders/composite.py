@@ -46,9 +46,6 @@ class GroupsConfig(WrapperConfig):
         encoder_config: The inner encoder's configuration (or its dict).
         group_frames: Frames of a group.
         group_step: Frames from the start of a group to that of the next.
-
-    Raises:
-        ValueError: A group or a step has no frame.
     """
 
     model_type = "laennec-groups"
@@ -145,9 +142,6 @@ class EnsembleConfig(WrapperConfig):
         members: How many there are.
         fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.fingerprint`; None where it was
             never saved, or the members' configuration has no number of mel bins.
-
-    Raises:
-        ValueError: `members` is no number of members.
     """
 
     model_type = "laennec-ensemble"

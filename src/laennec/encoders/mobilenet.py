@@ -63,9 +63,6 @@ class MobileNetConfig(PreTrainedConfig):
         audioset_head: Whether the AudioSet classifier is kept.
         audioset_classes: Number of its classes.
         num_mel_bins: Mel bins of the features it was trained with.
-
-    Raises:
-        InputError: A width that is no number, or none above 0.
     """
 
     model_type = "laennec-mobilenet"
@@ -295,16 +292,8 @@ class MobileNetEncoder(AudioEncoder):
     ) -> "MobileNetEncoder":
         """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...).
 
-        Args:
-            path: The .pt file, for errors.
-            content: Names to tensors.
-            audioset_head: Whether the AudioSet classifier is kept; its weights are checked in either case.
-
         Returns:
             The encoder in eval mode; its width follows from the shapes in the file.
-
-        Raises:
-            InputError: Another architecture's, or any weight missing, left over or of another shape.
         """
         state = checked_state(path, content)
         if "in_c.0.weight" in state and "out_c.0.weight" in state:

@@ -96,9 +96,6 @@ class ModuleEncoder(PreTrainedModel):
     Args:
         config: The name of its class and the arguments of its constructor.
         module: The module; made from the configuration where it is left out.
-
-    Raises:
-        InputError: The class is not known, or refuses its arguments.
     """
 
     config_class = ModuleConfig
@@ -148,11 +145,7 @@ def unknown_encoder(name: str) -> InputError:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of an encoder, from plain values; names in them are looked up and never imported.
-
-    Raises:
-        InputError: No class with this model type is known, or it refuses the values.
-    """
+    """The configuration of an encoder, from plain values; names in them are looked up and never imported."""
     values = dict(values)
     kind = values.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -199,11 +192,6 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 def from_class(kind: type[nn.Module], settings: Mapping[str, Any], mels: int | None = None) -> PreTrainedModel:
     """A user's encoder with its own initial weights.
 
-    Args:
-        kind: Its class.
-        settings: Of its configuration, or arguments of its constructor.
-        mels: Values of a frame, where the front end is known.
-
     Raises:
         InputError: The class refuses the settings, or its output has not the form of an encoder's.
     """
@@ -222,9 +210,6 @@ def as_encoder(module: nn.Module, mels: int | None = None) -> PreTrainedModel:
     Args:
         module: A `PreTrainedModel` or a plain module.
         mels: Values of a frame, where the front end is known.
-
-    Raises:
-        InputError: Its output has not the form of an encoder's, or it has no configuration that can be saved.
     """
     name = type(module).__name__
     register_encoder(type(module))

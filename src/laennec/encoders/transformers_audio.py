@@ -105,15 +105,7 @@ class TransformersEncoder(AudioEncoder):
 
     @classmethod
     def settled(cls, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A published configuration with laennec's decisions in it.
-
-        Args:
-            values: From config.json.
-            overrides: What the user asks for.
-
-        Raises:
-            InputError: The user asks for something that laennec decides.
-        """
+        """A published configuration with laennec's decisions in it."""
         known = cls.config_class().to_dict()
         for name in overrides:
             if name in _FIXED and name in known:

@@ -148,9 +148,6 @@ def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
 
     Returns:
         T; 1.0 where only one class occurs, because nothing can be fitted.
-
-    Raises:
-        ValueError: Logits that are not finite or do not match the truth.
     """
     from scipy.optimize import minimize_scalar
 
@@ -183,9 +180,6 @@ def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float,
     Returns:
         (slope, intercept): the probability is sigmoid(slope * logit + intercept). (1, 0) where only one class occurs;
         a slope that is not positive means that the logits do not rise with the label.
-
-    Raises:
-        ValueError: Logits that are not finite or do not match the truth.
 
     Reference: Platt, Probabilistic Outputs for Support Vector Machines, 1999; Lin, Lin and Weng, A Note on Platt's
         Probabilistic Outputs, Machine Learning 2007.
@@ -236,9 +230,6 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
     Returns:
         JSON-ready {"thresholds", "model", "treat_all", "treat_none": lists (thresholds,), "prevalence", "cycles"};
         None for numbers that are undefined without cycles.
-
-    Raises:
-        ValueError: Shapes that do not match, a truth that is not 0 or 1, or values out of range.
 
     Reference: Vickers and Elkin, Decision curve analysis, Medical Decision Making 26 (2006).
     """

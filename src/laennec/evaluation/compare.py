@@ -41,9 +41,6 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
 
     Labels are ranked by calibrated log-odds, because raw logits of heads trained separately have no common scale.
     Decisions stay those of each fold.
-
-    Raises:
-        ValueError: A cycle is in two folds, or the folds have different labels.
     """
     first = folds[0]
     if len(folds) == 1:
@@ -96,9 +93,6 @@ def compare_methods(
         {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm}}}; the
         last four are None for the baseline itself and where nothing is compared, intervals and p values also where
         there are too few patients for them.
-
-    Raises:
-        ValueError: Runs over different cycles, or a baseline that is not among the methods.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if unknown := set(baselines.values()) - set(methods):

@@ -62,13 +62,6 @@ def compare_runs(
         seed: Of the draws.
         out: Folder of compare.json, compare.png and compare.html.
         command: The literal command, for the record.
-
-    Returns:
-        The folder, the table as text, and the content of compare.json.
-
-    Raises:
-        InputError: Fewer than two runs, one that was not scored or whose files are damaged, runs that were not scored
-            on the same cycles, or that cannot be grouped.
     """
     if len(sources) < 2:
         raise InputError("a comparison needs two runs or more; give their folders, the baseline first")

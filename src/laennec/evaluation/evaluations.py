@@ -59,9 +59,6 @@ def evaluation_folder(source: str | Path, split: str | None = None) -> Path:
     Args:
         source: A run's folder, or the evaluation's own.
         split: The split; None where there is only one.
-
-    Raises:
-        InputError: No such folder, no evaluation there, or several and no split named.
     """
     source = Path(source)
     if not source.is_dir():
@@ -91,11 +88,7 @@ def _scored_splits(source: Path) -> list[str]:
 
 
 def common_split(sources: Sequence[str | Path]) -> str | None:
-    """The one split that all of several runs were scored on; None where there is none.
-
-    Raises:
-        InputError: Several splits in common.
-    """
+    """The one split that all of several runs were scored on; None where there is none."""
     scored = []
     for source in map(Path, sources):
         if (source / "metrics.json").exists():
@@ -110,11 +103,7 @@ def common_split(sources: Sequence[str | Path]) -> str | None:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read an evaluation, and check that its files belong together.
-
-    Raises:
-        InputError: A file is missing, damaged or of another evaluation.
-    """
+    """Read an evaluation, and check that its files belong together."""
     folder = Path(folder)
     run, metrics = read_record(folder / "run.json"), read_record(folder / "metrics.json")
     absent = [name for name in _METRICS if name not in metrics]

@@ -80,9 +80,6 @@ def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple
     Args:
         given: Functions, or "package.module:function".
         where: What named them, for errors.
-
-    Raises:
-        InputError: A name that cannot be imported, or an object that cannot be called.
     """
     found = []
     for item in given:
@@ -114,9 +111,6 @@ def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Seque
         metrics: Functions, or their dotted names.
         predictions: What `read_predictions` read.
         taken: Names of the built-in figures.
-
-    Raises:
-        InputError: A metric fails, returns other than {name: number}, or a name that is taken.
     """
     names: list[str] = []
     functions, table = load_metrics(metrics), metric_table(predictions)

@@ -115,10 +115,6 @@ def read_predictions(
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: Added to it afterwards, by name; 0 where absent.
         metrics: Own metrics (functions or dotted names), evaluated with the built-in ones; see `own_metrics.Metric`.
-
-    Raises:
-        InputError: A missing column, a logit that is not finite, an unknown label, or no labelled row at all.
-        ValueError: An unknown problem type.
     """
     names = [str(name) for name in label_names]
     if problem_type not in ("multi_label", "single_label"):
@@ -153,11 +149,7 @@ def read_predictions(
 
 
 def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:
-    """A predictions table with the thresholds and the calibration that an evaluation used.
-
-    Raises:
-        InputError: See `read_predictions`.
-    """
+    """A predictions table with the thresholds and the calibration that an evaluation used."""
     return read_predictions(
         table,
         problem_type=evaluation["problem_type"],
@@ -341,9 +333,6 @@ def predictions_metrics(
 
     Returns:
         What `describe` returns.
-
-    Raises:
-        InputError: See `read_predictions`.
     """
     predictions = read_predictions(table, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
     return describe(predictions, problem_type, label_names)

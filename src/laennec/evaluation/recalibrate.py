@@ -173,11 +173,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 
 def read_validation(path: Path) -> pd.DataFrame:
-    """A run's stored validation predictions.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
+    """A run's stored validation predictions."""
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -230,9 +226,6 @@ def resolve_smoothing(
 
     Returns:
         None where nothing is to be smoothed.
-
-    Raises:
-        InputError: "auto" without a run's validation predictions, or an invalid value.
     """
     wanted = parse_smoothing(wanted)
     if wanted is None:
@@ -279,9 +272,6 @@ def smooth_model(
 
     Returns:
         The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
-
-    Raises:
-        InputError: As `resolve_smoothing`.
     """
     smoothing = resolve_smoothing(wanted, source, model, neighbours, spans)
     if smoothing is None:

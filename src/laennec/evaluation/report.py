@@ -67,9 +67,6 @@ def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping
         evaluation: What `evaluate_predictions` returned; with what `class_distances` returned under "geometry".
         table: The predictions table (DataFrame), for the curves; None leaves them out.
 
-    Returns:
-        The path of report.html.
-
     Raises:
         InputError: The folder cannot be written.
     """
@@ -166,9 +163,6 @@ def report(
         corpus: Location of the corpus ("data_dir", "tables_dir", "allow_missing"), if not that of the run.
         audio: Whether sounds are embedded; they are recordings of patients, and their licence may forbid it.
         points: Largest number of points of the map.
-
-    Returns:
-        The path of the page, and what is missing in it.
 
     Raises:
         InputError: There is no evaluation, its files do not belong together, or a corpus or model that was named is

@@ -220,9 +220,6 @@ def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -
             `MOST_BYTES`, the last cycles have a spectrogram only.
         with_audio: Whether sounds are embedded beside the spectrograms.
 
-    Returns:
-        {key: sound}.
-
     Raises:
         InputError: A recording is missing or cannot be read.
     """

@@ -40,11 +40,7 @@ class Smoothing:
 
 
 def parse_smoothing(text: str | float | None) -> str | float | None:
-    """The value of `--smoothing`: "auto", a strength, or None for none.
-
-    Raises:
-        InputError: Another value.
-    """
+    """The value of `--smoothing`: "auto", a strength, or None for none."""
     if text in (None, "none", "auto"):
         return None if text == "none" else text
     try:
@@ -74,9 +70,6 @@ def smooth_logits(
 
     Returns:
         float64 (cycles, labels), in the given order.
-
-    Raises:
-        ValueError: A strength outside [0, 1], a negative number of neighbours, or lengths that do not match.
     """
     values = np.array(logits, dtype=float)
     if not 0 <= strength <= 1:
@@ -114,13 +107,6 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
         label_names: Names of the outputs.
         strength: See `smooth_logits`.
         neighbours: See `smooth_logits`.
-
-    Returns:
-        A new table: same rows, order and types, other logits.
-
-    Raises:
-        InputError: A column is missing.
-        ValueError: A strength outside [0, 1].
     """
     columns = [f"logit_{name}" for name in label_names]
     needed = ("recording_id", *(["start_s"] if neighbours else []), *columns)

@@ -66,10 +66,6 @@ def sprsound_task(task: str, truth: Sequence[str], predicted: Sequence[str]) -> 
         SE, SP, AS, HS, Score, balanced_accuracy (mean recall over all classes that occur, Poor Quality included) in
         percent, n and, for the recording tasks, poor_quality_recall, n_poor_quality and the convention in words.
         Undefined figures are None.
-
-    Raises:
-        InputError: A class name that the task does not have.
-        ValueError: An unknown task, or lists of different lengths.
     """
     if task not in SPRSOUND_TASKS:
         raise ValueError(f"no SPRSound task {task!r}; the tasks are {', '.join(SPRSOUND_TASKS)}")
@@ -112,9 +108,6 @@ def sprsound_total(scores: Mapping[str, float]) -> float:
 
     Args:
         scores: Score by task name ("1-1", "1-2", "2-1", "2-2"), all four.
-
-    Raises:
-        ValueError: A task is missing.
     """
     if missing := [task for task in _WEIGHTS if task not in scores]:
         raise ValueError(f"the SPRSound total needs all four tasks; missing {', '.join(missing)}")
@@ -292,9 +285,6 @@ def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Pat
     Args:
         tables: What `official_tasks` returned.
         folder: The folder to write.
-
-    Raises:
-        InputError: The model has none of the tasks, or the folder cannot be written.
     """
     if not tables:
         raise InputError(

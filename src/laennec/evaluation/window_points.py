@@ -15,10 +15,6 @@ from laennec.evaluation.operating_point import FittingRule, fit_operating_point,
 def highest_logits(table: Any, label_names: Sequence[str]) -> Any:
     """One row a recording: any annotated label, and the highest logit of its windows.
 
-    Args:
-        table: Predictions table of windows; a label that is unknown for a window counts where it is known for others.
-        label_names: Names of binary labels.
-
     Returns:
         A predictions table; `start_s` and `end_s` are those of the recording, other columns those of its first window.
     """

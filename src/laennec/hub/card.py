@@ -100,9 +100,6 @@ def render_card(
         license: See `write_card`.
         form: Export format: "full", "head", "lora", "stock" or "onnx".
         answers: Settings of `CardSettings` that replace the recipe's.
-
-    Raises:
-        InputError: See `write_card`.
     """
     evidence = read_evidence(run)
     settings = card_settings(evidence.run, {**(answers or {}), **({"licence": license} if license else {})})
@@ -153,12 +150,6 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
     Args:
         run: The run's folder.
         file: A mapping of keys of `CardSettings` to texts.
-
-    Returns:
-        All answers that the record has now.
-
-    Raises:
-        InputError: The file cannot be read or has a wrong key or value, or there is no run record.
     """
     path = Path(run) / "run.json"
     record = read_record(path)
@@ -182,14 +173,7 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
 
 
 def check_publishable(folder: str | Path) -> None:
-    """Raise unless the card in a folder has a licence and no open questions.
-
-    Args:
-        folder: Contains README.md.
-
-    Raises:
-        InputError: There is no card, its metadata are invalid or lack `license`, or questions are open.
-    """
+    """Raise unless the card in a folder has a licence and no open questions."""
     path = Path(folder) / FILE
     try:
         text = read_text(path)
@@ -230,12 +214,7 @@ def questions() -> dict[str, str]:
 
 
 def open_questions(answered: Collection[str], sections: Collection[str]) -> dict[str, list[str]]:
-    """The keys of open questions, each with the checklist items that need it ("TRIPOD+AI 17").
-
-    Args:
-        answered: Keys of the questions that have an answer.
-        sections: Anchors of the sections of the card.
-    """
+    """The keys of open questions, each with the checklist items that need it ("TRIPOD+AI 17")."""
     waiting: dict[str, list[str]] = {key: [] for key in questions() if key not in answered}
     for item in checklist()["items"]:
         for key in _missing(item, answered, sections):

@@ -107,11 +107,7 @@ def eval_result_files(parts: Sequence[Mapping[str, Any]], settings: CardSettings
 
 
 def check_metadata(values: Mapping[str, Any]) -> None:
-    """Raise for metadata that the Hub would reject or misread.
-
-    Raises:
-        InputError: The first problem, with its key.
-    """
+    """Raise for metadata that the Hub would reject or misread."""
     problem = None if all(isinstance(key, str) for key in values) else "a key is not a text"
     problem = problem or _first_problem(values)
     if problem is None:

@@ -44,11 +44,7 @@ class Evidence:
 
 
 def read_evidence(folder: str | Path) -> Evidence:
-    """Read the record in a run's folder, or a published record.
-
-    Raises:
-        InputError: There is no valid run record.
-    """
+    """Read the record in a run's folder, or a published record."""
     path = Path(folder) / "run.json"
     run = read_record(path)
     if "config" not in run or "corpus" not in run:
@@ -70,9 +66,6 @@ def write_evidence(evidence: Evidence, folder: str | Path) -> Path:
     Args:
         evidence: What `read_evidence` returned.
         folder: Gets the file.
-
-    Returns:
-        The folder.
 
     Raises:
         InputError: The file cannot be written.
@@ -110,11 +103,7 @@ def _without_folders(found: re.Match[str]) -> str:
 
 
 def citations_of(run: Mapping[str, Any]) -> list[str]:
-    """BibTeX entries of what a run used, each once: corpus, encoder, losses, methods.
-
-    Args:
-        run: The run record.
-    """
+    """BibTeX entries of what a run used, each once: corpus, encoder, losses, methods."""
     config = run["config"]
     encoder, augment = config["encoder"], config.get("augment") or {}
     mix, fitted = augment.get("mix") or {}, run.get("operating_points") or {}

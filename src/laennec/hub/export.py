@@ -127,9 +127,6 @@ def write_space(run: str | Path, out: str | Path | None = None, base: str | None
         out: Output folder; None: `export-space` in the run's folder. An earlier export is replaced.
         base: Path of the base model of a head-only run.
 
-    Returns:
-        The output folder.
-
     Raises:
         InputError: There is no such run, or the folder contains other files or cannot be written.
     """

@@ -81,13 +81,6 @@ def write_onnx(
         extractor: Its front end.
         run: The run's folder, for error messages and the validation cycles of int8.
         int8: Whether to quantise the weights to int8.
-
-    Returns:
-        The content of onnx.json.
-
-    Raises:
-        InputError: The model uses concatenated context, the encoder cannot be exported, packages are missing, the
-            logits differ, or the validation cycles for int8 are not available.
     """
     if model.config.concatenated_context:
         raise InputError(

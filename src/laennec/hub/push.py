@@ -200,11 +200,7 @@ def _run_of(folder: Path) -> Path | None:
 
 
 def front_end_of(origin: str) -> LaennecFeatureExtractor:
-    """The front end beside the files that a model was loaded from.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The front end beside the files that a model was loaded from."""
     if not origin:
         raise InputError(
             "the model was not loaded from a folder or the Hub, so its front end is not known; pass extractor="

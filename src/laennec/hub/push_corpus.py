@@ -21,16 +21,7 @@ RIGHT = "--i-have-the-right-to-redistribute"
 
 
 def check_target(repo: str, public: bool = False, may_redistribute: bool = False) -> None:
-    """Check that a corpus may be pushed to a repository, before any work is done.
-
-    Args:
-        repo: OWNER/NAME.
-        public: Whether everybody can read it.
-        may_redistribute: Whether the user states the right to pass the corpus on.
-
-    Raises:
-        InputError: Not a name, no login, no network, public without the right to, or a repository with other files.
-    """
+    """Check that a corpus may be pushed to a repository, before any work is done."""
     if public and not may_redistribute:
         raise InputError(f"{repo}: a public data set passes the recordings on; leave --public out, or add {RIGHT}")
     from huggingface_hub import HfApi
@@ -77,9 +68,6 @@ def push_corpus(
 
     Returns:
         Its address, for `load_corpus`.
-
-    Raises:
-        InputError: As `check_target`; the folder is not what was exported; the upload failed.
     """
     check_target(repo, public, may_redistribute)
     folder = Path(folder).expanduser().absolute()

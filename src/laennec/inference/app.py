@@ -192,9 +192,6 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
         sound: The audio file; None where the visitor gave none.
         annotation: The file with the times of its cycles, if any.
         limits: The largest input that is accepted.
-
-    Returns:
-        HTML of the result, or of one line that says what is wrong with the input.
     """
     name, reason = (
         Path(sound or "").name,
@@ -225,9 +222,6 @@ def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
     Args:
         prediction: What a `Predictor` returned; its recording is read again.
         most_s: Duration of the longest recording that is shown, in seconds; the page would hold all of its sound.
-
-    Returns:
-        The text alone for a longer recording, or for one that cannot be read any more.
     """
     try:
         if prediction.duration_s > most_s:

@@ -39,12 +39,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The model in torch.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-    """
+    """The model in torch."""
 
     name = "torch"
 
@@ -65,11 +60,7 @@ class TorchBackend:
 
 
 def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[np.float32]:
-    """Embeddings or logits as they are.
-
-    Raises:
-        InputError: One is NaN or infinite, which would be neither above a threshold nor below it.
-    """
+    """Embeddings or logits as they are."""
     if np.isfinite(outputs).all():
         return outputs
     source = model.path if isinstance(model, OnnxModel) else model.name_or_path
@@ -86,9 +77,6 @@ def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backe
         model: A `LaennecForAudioClassification`, or an `OnnxModel`, which is its own backend.
         extractor: The front end of the former.
         name: "onnx" exports the former once and keeps the file in the cache; "auto" is what the model is.
-
-    Raises:
-        InputError: An unknown name, torch for an ONNX file, or a model that cannot be exported.
     """
     if name not in BACKENDS:
         raise InputError(f"backend {name!r}: it can be {', '.join(BACKENDS)}")
@@ -146,9 +134,6 @@ def load_for_prediction(source: str | Path, base: str | None = None, backend: st
         source: Folder of a run or an exported model, or a Hub id.
         base: Path of the base encoder of a head-only model, which only torch runs.
         backend: "auto", "torch" or "onnx".
-
-    Raises:
-        InputError: No model there, or none that this backend can run.
     """
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: it can be {', '.join(BACKENDS)}")

@@ -108,11 +108,7 @@ def predict(
 
 
 def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence[Path]) -> None:
-    """Refuse one annotation file for several recordings.
-
-    Raises:
-        InputError: It is.
-    """
+    """Refuse one annotation file for several recordings."""
     if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
 

@@ -75,9 +75,6 @@ class Embedder:
     Args:
         predictor: The model and the choice of spans.
         layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
-
-    Raises:
-        InputError: The encoder has no such layer, or the model is an ONNX file.
     """
 
     def __init__(self, predictor: Predictor, layer: int | None = None) -> None:
@@ -151,9 +148,6 @@ def embed(
         progress: Called with (recordings done, including the fraction of the current one; total of recordings).
         overwrite: As for `laennec.inference.batch.predict`.
         jobs: Number of processes; results do not depend on it.
-
-    Raises:
-        InputError: As for `laennec.predict`.
     """
     unknown = [f for f in formats if f not in EMBEDDING_FORMATS]
     if unknown or not formats:
@@ -234,9 +228,6 @@ def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
 
     Args:
         splits: What `laennec.load_corpus` returned.
-
-    Raises:
-        InputError: Cycles have no sound.
     """
     found: dict[Path, list[tuple[Any, ...]]] = {}
     for split, table in splits.items():
@@ -283,11 +274,7 @@ def _matrix(table: pa.Table) -> Embeddings:
 
 
 def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
-    """The file of a recording, as it was written.
-
-    Raises:
-        InputError: It is damaged.
-    """
+    """The file of a recording, as it was written."""
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":

@@ -122,11 +122,7 @@ class PackedPredictor:
         return cls(packed, settings, predictor.fingerprint())
 
     def unpack(self) -> Predictor:
-        """Make the predictor again; it computes on one thread.
-
-        Raises:
-            InputError: Its model is not the same.
-        """
+        """Make the predictor again; it computes on one thread."""
         parts = (OnnxModel(self.model), None) if isinstance(self.model, Path) else self.model.unpack()
         predictor = Predictor(*parts, **self.settings)
         if predictor.fingerprint() != self.fingerprint:

@@ -57,11 +57,7 @@ class Settings(BaseModel):
         return other.model_copy(update=chosen)
 
     def segmentation(self) -> BreathSegmentation | None:
-        """The breath segmentation of these settings.
-
-        Raises:
-            InputError: Its parameters are invalid.
-        """
+        """The breath segmentation of these settings."""
         if self.segment is None:
             return None
         try:
@@ -72,11 +68,7 @@ class Settings(BaseModel):
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
-    """Parse `crackle=0.4,wheeze=0.2`.
-
-    Raises:
-        InputError: The text has another form.
-    """
+    """Parse `crackle=0.4,wheeze=0.2`."""
     found: dict[str, float] = {}
     for item in text.split(","):
         name, sign, value = item.strip().partition("=")
@@ -94,12 +86,6 @@ def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
 
     Args:
         path: A `laennec.parameters.yaml`.
-
-    Returns:
-        The settings, and the fingerprint of the model they were used with if the file has one.
-
-    Raises:
-        InputError: The file cannot be read, has no settings, or an unknown or invalid one.
     """
     try:
         content = read_yaml(path)
@@ -136,12 +122,6 @@ def _first_problem(error: ValidationError) -> str:
 
 def write_parameters(path: Path, settings: Settings, model: Mapping[str, Any], applied: Mapping[str, Any]) -> Path:
     """Write the settings of a prediction.
-
-    Args:
-        path: The file.
-        settings: The chosen settings.
-        model: The model: source, fingerprint, labels, decision.
-        applied: The spans and the smoothing that resulted.
 
     Raises:
         InputError: The file cannot be written.

@@ -147,9 +147,6 @@ class Predictor:
         segmentation: Predict segmented breath cycles instead of windows.
         backend: "torch", "onnx" (a model in torch is exported once, and kept in the cache), or "auto": what the model
             is. See `from_pretrained`.
-
-    Raises:
-        InputError: Windows, smoothing, thresholds or backend are invalid.
     """
 
     def __init__(
@@ -268,13 +265,6 @@ class Predictor:
 
         Smoothing over neighbours delays the results by as many spans. Problems that show only at the end of a file (a
         truncated file, an annotation longer than the recording) are raised there, after the earlier spans.
-
-        Args:
-            path: The recording.
-            annotation: As for a call.
-
-        Raises:
-            InputError: Smoothing over the whole recording is set, which needs its end; or as for a call.
         """
         if self.smoothing and not self.neighbours:
             raise InputError(
@@ -387,11 +377,7 @@ class Predictor:
 
 
 def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
-    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is.
-
-    Raises:
-        InputError: No sampling rate, another shape than (samples,), or no floats.
-    """
+    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
     import io
 
     import soundfile
@@ -415,12 +401,6 @@ def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[S
     Args:
         path: The file.
         duration_s: Length of the audio in seconds; with it, spans that end beyond it are an error.
-
-    Returns:
-        (start_s, end_s) in the order of the file.
-
-    Raises:
-        AnnotationError: The first problem of the file, or it contains no spans.
     """
     if Path(path).suffix.lower() != ".json":
         return read_spans(path, duration_s)

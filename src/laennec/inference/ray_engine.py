@@ -111,12 +111,7 @@ class RayWork:
 
 
 class _Worker:
-    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor.
-
-    Args:
-        work: What is done.
-        out: The output folder.
-    """
+    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor."""
 
     def __init__(self, work: RayWork, out: str) -> None:
         self.work, self.out, self.run = work, out, work.begun()
@@ -278,11 +273,7 @@ class _PipelineError(Exception):
 def _blocks(
     ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished.
-
-    Raises:
-        _PipelineError: Ray ended it.
-    """
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
     _join_cluster(ray)
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
@@ -318,11 +309,7 @@ def _retries() -> dict[str, Any]:
 
 
 def _ray() -> Any:
-    """The package.
-
-    Raises:
-        InputError: It is not installed.
-    """
+    """The package."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -333,11 +320,7 @@ def _ray() -> Any:
 
 
 def _join_cluster(ray: Any) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -353,11 +336,7 @@ def _join_cluster(ray: Any) -> None:
 
 
 def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
-    """Make the output folder that of this model and these settings.
-
-    Raises:
-        InputError: It has results of others, or something else with the names of results.
-    """
+    """Make the output folder that of this model and these settings."""
     identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
     files, place = files_of(out)
     there = [name for name in (work.table, TIMELINES, FAILED) if files.exists(f"{place}/{name}")]
@@ -387,11 +366,7 @@ def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
 
 
 def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
-    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed.
-
-    Raises:
-        InputError: A file cannot be fetched; it stays.
-    """
+    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed."""
     files, place = files_of(f"{out}/{work.table}")
 
     def states_in(part: str) -> dict[str, str]:

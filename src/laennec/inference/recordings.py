@@ -60,11 +60,7 @@ class BatchResult:
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """List the given files and the audio files in the given folders, each once.
-
-    Raises:
-        InputError: There is no recording. A file that does not exist is reported when it is read.
-    """
+    """List the given files and the audio files in the given folders, each once."""
     found: dict[Path, None] = {}
     for item in map(Path, inputs):
         if item.is_dir():
@@ -83,13 +79,7 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 class Batch(ABC):
-    """The recordings of one call and their files.
-
-    Args:
-        out: The output folder.
-        recordings: All recordings of this call.
-        formats: Names of formats, some of which have a file for each recording.
-    """
+    """The recordings of one call and their files."""
 
     suffixes: ClassVar[dict[str, str]]
     """Formats with one file per recording."""
@@ -148,10 +138,6 @@ class Batch(ABC):
             overwrite: Replace what `out` has of another model or other settings, and files that are not of a batch.
             progress: Called with (recordings done, including the fraction of the current one; total of recordings).
             jobs: Number of processes.
-
-        Raises:
-            InputError: `out` cannot be written to, contains results of another model or with other settings, or a
-                file that no batch wrote there and this one would replace.
         """
         try:
             with explain_write_errors(self.out):
@@ -324,11 +310,7 @@ def _reason(path: Path, error: InputError) -> str:
 
 
 def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
-    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder.
-
-    Raises:
-        InputError: The folder has two files for the recording.
-    """
+    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder."""
     if annotation is None:
         return None
     place = Path(annotation)

@@ -45,9 +45,6 @@ def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path)
 
     Returns:
         `folder`, with an `evaluation-<split>` for each split.
-
-    Raises:
-        InputError: The run's encoder was trained, or a corpus cannot be read.
     """
     record = read_record(run / "run.json")
     recipe = Recipe.from_record(record["config"], str(run / "run.json"))

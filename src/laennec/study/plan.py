@@ -45,11 +45,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a YAML file.
-
-        Raises:
-            InputError: It cannot be read, or a key or a value is not allowed.
-        """
+        """Read a YAML file."""
         try:
             return cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -281,11 +277,7 @@ class Study:
 
 
 def find_study(name: str | Path) -> Path:
-    """The file of a study, from its path or from the name of a study of the package.
-
-    Raises:
-        InputError: There is neither; names the nearest study.
-    """
+    """The file of a study, from its path or from the name of a study of the package."""
     path, folder = Path(name), recipe_folder() / "studies"
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
@@ -298,12 +290,7 @@ def find_study(name: str | Path) -> Path:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study, by its path or its name in the package, and every recipe that it names.
-
-    Raises:
-        InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
-            not exist.
-    """
+    """Read a study, by its path or its name in the package, and every recipe that it names."""
     named, path = Path(path), find_study(path)
     content = _StudyFile.read(path)
     name = content.name or path.stem

@@ -35,9 +35,6 @@ _Rows = Mapping[str, list[dict[str, Any]]]
 def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
     """The plots of a study's results.
 
-    Args:
-        content: The results file.
-
     Returns:
         {file name: PNG}: "<split>-methods.png"; "<split>-cost.png" where costs were measured; "<split>-<axis>.png" for
         each axis on which a method has several values.

@@ -48,9 +48,6 @@ def gather_results(
         costs: Costs by evaluation.
         study: What the file says about its study.
 
-    Returns:
-        The results file.
-
     Raises:
         InputError: A folder holds no evaluation, or the evaluations cannot be compared.
     """
@@ -177,9 +174,6 @@ def add_costs(*costs: Cost) -> Cost:
 
 def training_cost(row: Mapping[str, Any]) -> tuple[float, float] | None:
     """CPU seconds and peak memory in MB of training, with pre-training and the members of an ensemble.
-
-    Args:
-        row: A row of a results file.
 
     Returns:
         None where no cost was measured.

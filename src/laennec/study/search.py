@@ -158,10 +158,6 @@ def search(
 
     Returns:
         The best settings; `best.yaml` in the folder is the recipe with them.
-
-    Raises:
-        InputError: Optuna is missing, the protocol's validation shares patients with train, the folder holds another
-            search or other files, or no trial was finished.
     """
     try:
         import optuna

@@ -72,11 +72,7 @@ class Task:
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """Read a recipe's section `tasks`.
-
-    Raises:
-        InputError: A key or a value is wrong, the recipe cannot train the task, or the corpus has no such rows.
-    """
+    """Read a recipe's section `tasks`."""
     tasks = [_task(f"tasks.{name}", str(name), given, recipe) for name, given in recipe.tasks.items()]
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
@@ -143,19 +139,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
 
 
 class AuxiliaryTasks(nn.Module):
-    """The losses of a model's auxiliary tasks.
-
-    Args:
-        recipe: All settings.
-        tasks: The tasks.
-        dataset: The training cycles; classes of tasks about cycles are added to its groups.
-        table: Their cycle table.
-        extractor: The feature extractor.
-        validation_patients: Patients whose recordings are not trained on.
-
-    Raises:
-        InputError: Several processes, or a corpus without such rows.
-    """
+    """The losses of a model's auxiliary tasks."""
 
     def __init__(
         self,

@@ -34,11 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def refuse_lost_folder(output_dir: Path) -> None:
-    """Refuse to write a checkpoint below a folder that is gone.
-
-    Raises:
-        InputError: It is. Made again it would hold a part of the run, perhaps on another disk.
-    """
+    """Refuse to write a checkpoint below a folder that is gone."""
     if not output_dir.is_dir():
         raise InputError(
             f"{output_dir}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
@@ -88,11 +84,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_whole(checkpoint: Path, world_size: int = 1) -> None:
-    """Refuse a checkpoint that cannot be resumed.
-
-    Raises:
-        InputError: It is damaged, or was written by another number of processes, whose random states differ.
-    """
+    """Refuse a checkpoint that cannot be resumed."""
     if wrong := damage(checkpoint) or _damage_of_best(checkpoint):
         raise InputError(f"{checkpoint}: the checkpoint is not whole ({wrong}); resume from another one")
     wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
@@ -194,11 +186,7 @@ class SaveAndStop(TrainerCallback):
         self.asked = self._stopping = False
 
     def stop(self, *_: Any) -> None:
-        """Ask for the end, as a handler of a signal.
-
-        Raises:
-            Terminated: It is the second signal.
-        """
+        """Ask for the end, as a handler of a signal."""
         if self.asked:
             raise Terminated("stopped")
         self.asked = True
@@ -216,11 +204,7 @@ class SaveAndStop(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End, now that the checkpoint is whole.
-
-        Raises:
-            Terminated: If this process was asked to end.
-        """
+        """End, now that the checkpoint is whole."""
         if self._stopping:
             raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
 
@@ -250,16 +234,7 @@ def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
 
 
 def check_loaded(load_result: Any, model: Any, folder: str) -> None:
-    """Refuse a checkpoint that did not fill a model.
-
-    Args:
-        load_result: The missing and unexpected keys that torch names.
-        model: The model; its frozen layers need no weights.
-        folder: Named in the error.
-
-    Raises:
-        InputError: Names a key.
-    """
+    """Refuse a checkpoint that did not fill a model."""
     missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
     if missing or load_result.unexpected_keys:
         what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"

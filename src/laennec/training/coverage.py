@@ -61,9 +61,6 @@ def coverage(
         labels: Class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); None for the
             sampler's own.
         rows_per_batch: Batch size; None for the sampler's own.
-
-    Raises:
-        ValueError: Labels or the batch size are known neither here nor to the sampler.
     """
     known = labels if labels is not None else getattr(sampler, "labels", None)
     size = rows_per_batch or getattr(sampler, "rows_per_batch", None)

@@ -77,11 +77,7 @@ class Neighbours:
 
 
 def refuse_lost_neighbours(parts: Any, protocol: str | None, context_cycles: int) -> None:
-    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
-
-    Raises:
-        InputError: The neighbours of some cycles are in another split, or there are none.
-    """
+    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour."""
     if not context_cycles:
         return
     seen: dict[str, str] = {}

@@ -296,11 +296,7 @@ class EmbeddingCache:
         return self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
 
     def add(self, keys: Sequence[bytes], embeddings: NDArray[np.float32], keep: bool = True) -> None:
-        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`.
-
-        Raises:
-            InputError: One of them is not finite.
-        """
+        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`."""
         if not np.isfinite(embeddings).all():
             raise InputError("the encoder's embedding of a cycle is not a number; check its weights and features")
         if keep:
@@ -335,12 +331,7 @@ def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: N
 
 
 def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
-    """Rows in shards of similar length, the longest first: at most 512 cycles, and 16 shards if there are enough.
-
-    Args:
-        samples: Of every row.
-        rows: Rows to divide; shards depend on them and their lengths alone.
-    """
+    """Rows in shards of similar length, the longest first: at most 512 cycles, and 16 shards if there are enough."""
     most = sum(samples[row] for row in rows) / _SHARDS
     shards: list[list[int]] = []
     held = 0

@@ -32,11 +32,7 @@ Running = dict[str, tuple[float, float]]  # decayed sum of a loss's ratios, and 
 
 
 def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight: float, frozen: bool = False) -> None:
-    """Refuse losses whose gradients cannot be balanced.
-
-    Raises:
-        InputError: There are no two gradients, or a loss has none at the embedding, or one that a schedule reverses.
-    """
+    """Refuse losses whose gradients cannot be balanced."""
     if balance is None:
         return
     what = f"loss.balance is {balance:g}"

@@ -42,11 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class CleanAndMixed(nn.Module):
-    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`.
-
-    Args:
-        loss: Returns named terms.
-    """
+    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -146,9 +142,6 @@ def specs_of(
     Args:
         losses: Name -> module, or a spec where its facts are to differ from those of the class.
         weights: Name -> number or schedule; 1 where a name is missing.
-
-    Raises:
-        InputError: A weight names no loss, or a loss states a fact that cannot be followed.
     """
     losses, weights = losses or {}, weights or {}
     if unknown := sorted(set(weights) - set(losses)):
@@ -290,14 +283,6 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     """Have a training set's items carry the views and groups that the losses take; returns the groups by name.
 
     A warning names the cycles without a group.
-
-    Args:
-        data: The training data; groups that it has already are kept.
-        specs: The auxiliary losses.
-        age_edges_years: Edges of the age bands.
-
-    Raises:
-        InputError: A column does not exist, is unknown for all cycles, or has one value only.
     """
     if isinstance(data, torch.utils.data.IterableDataset):
         if named := [spec for spec in specs if spec.group_key is not None]:
@@ -326,17 +311,7 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
 
 
 def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False) -> None:
-    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes.
-
-    Args:
-        specs: All auxiliary losses.
-        mixes: Whether cycles of a batch are mixed.
-        draws: Whether waveforms or features are augmented at random.
-        concatenates: Whether cycles are concatenated and their labels combined.
-
-    Raises:
-        InputError: A loss cannot have its two views or its groups.
-    """
+    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes."""
     for spec in specs:
         if (mixes or concatenates) and spec.groups_by_label:
             name = "augment.mix" if mixes else "augment.concatenate_probability"

@@ -52,11 +52,7 @@ class Mixture:
 
 
 def check_mixing(recipe: Recipe) -> None:
-    """Refuse mixing inside an encoder that has no tokens to mix.
-
-    Raises:
-        InputError: It has none; names the domains it can have.
-    """
+    """Refuse mixing inside an encoder that has no tokens to mix."""
     chosen = recipe.augment.mix
     if chosen is None or chosen.domain != "tokens" or recipe.encoder.group_frames:
         return
@@ -80,9 +76,6 @@ class Mixer:
         contrast: Whether the clean rows are encoded too.
         names: Label names; the Lungmix rule needs them.
         multi_label: Whether labels are rows of flags; class numbers otherwise.
-
-    Raises:
-        InputError: The Lungmix rule has no class for a mixture of two of the classes.
     """
 
     def __init__(
@@ -121,11 +114,7 @@ class Mixer:
     def features(
         self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Mixture]:
-        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be.
-
-        Raises:
-            InputError: Patch-Mix or Group-Mix of cycles of different lengths.
-        """
+        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be."""
         generator = self.generator(context)
         if self.settings.method != "mixup":
             if not bool(mask.bool().all()):
@@ -162,10 +151,6 @@ class Mixer:
             labels: As everywhere.
             context: The batch's epochs and cycle_numbers.
             encoder: Has `token_grid`, see `laennec.encoders.base`.
-
-        Returns:
-            Features and mask (twice over, clean rows in front, where clean rows are encoded too), what the encoder is
-            to do, and the mixture.
         """
         generator = self.generator(context)
         batch, frames, mels = features.shape
@@ -236,11 +221,7 @@ class Mixer:
 
 
 def label_union(names: Sequence[str], multi_label: bool, where: str) -> LabelUnion:
-    """The label of a mixture of two cycles.
-
-    Raises:
-        InputError: It has none for two of the classes.
-    """
+    """The label of a mixture of two cycles."""
     try:
         return LabelUnion(names, multi_label)
     except ValueError as error:

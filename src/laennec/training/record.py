@@ -187,11 +187,7 @@ def _shows(folder: Path, looked: dict[str, Any]) -> bool:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read a run record.
-
-    Raises:
-        InputError: It is missing or no JSON.
-    """
+    """Read a run record."""
     try:
         record = read_json(path, MOST_BYTES)
     except OSError as error:
@@ -212,11 +208,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read the record of a run that can be gone on with: its settings are in it, and what it was trained on.
-
-    Raises:
-        InputError: It is missing, no JSON, or without these.
-    """
+    """Read the record of a run that can be gone on with: its settings are in it, and what it was trained on."""
     record = read_record(path)
     corpus = record.get("corpus") or {}
     if not record.get("config") or not isinstance(corpus.get("name"), str):

@@ -207,9 +207,6 @@ def plan_phases(
     """Check that recipe and corpus fit together, before anything is written.
 
     `datasets` are those of training and validation; `validation_table` is the validation part without logits.
-
-    Raises:
-        InputError: The corpus does not fit the recipe's losses and samplers, or train.arguments has an unknown name.
     """
     refuse_one_class(targets)
     for name in recipe.train.arguments:
@@ -313,10 +310,6 @@ def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, l
         targets: Labels of the training part.
         table: Cycle table of the training part, labelled rows only.
         lengths: Length of each of its rows; length_bucketed needs them.
-
-    Raises:
-        InputError: The corpus cannot fill such batches, or a column that the sampler needs is unknown; or an own class
-            is no sampler.
     """
     size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
     where = f"sampler.name is {name}"

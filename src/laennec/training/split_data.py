@@ -97,9 +97,6 @@ def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
     Args:
         recipe: All settings.
         waveforms: The training cycles without augmentation, a sequence of float32 (samples,).
-
-    Raises:
-        InputError: The front end does not normalise by a fixed mean and std, or all features are equal.
     """
     if recipe.features.mean != "train":
         return recipe
@@ -121,11 +118,7 @@ def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
 
 
 def load_splits(recipe: Recipe) -> Any:
-    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged.
-
-    Raises:
-        InputError: The corpus cannot be used, or its split shares patients that it must not share.
-    """
+    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged."""
     c = recipe.corpus
     parts = load_corpus(
         c.name,
@@ -151,12 +144,7 @@ def load_splits(recipe: Recipe) -> Any:
 
 
 def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
-    """The recipe's corpus with training and validation decoded into the cache.
-
-    Raises:
-        UnusableRecordingsError: Some recordings cannot be used, whatever the reason: names all of them. The others are
-            in the cache.
-    """
+    """The recipe's corpus with training and validation decoded into the cache."""
     filter_ = make_filter(recipe.features)
     try:
         parts = load_splits(recipe)
@@ -276,11 +264,7 @@ def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor
 
 
 def refuse_missing_labels(targets: Targets) -> None:
-    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
-
-    Raises:
-        InputError: Names the label.
-    """
+    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it."""
     counts = targets.labels.sum(0) if targets.labels.ndim == 2 else ()
     for name, count in zip(targets.names, counts, strict=False):
         if count in (0, len(targets.labels)):
@@ -307,12 +291,6 @@ def labelled_rows(
         fraction: Above 0, at most 1.
         seed: Of the order.
         draw: Number of the draw, from 0.
-
-    Returns:
-        Ascending rows.
-
-    Raises:
-        InputError: The fraction holds fewer cycles than there are classes.
     """
     keys = [hashlib.sha256(f"labels {seed} {draw} {cycle_id}".encode()).digest() for cycle_id in cycle_ids]
     classes = np.unique(class_ids)

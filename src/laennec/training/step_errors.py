@@ -40,11 +40,7 @@ def cycle_names(dataset: Any, numbers: Tensor | None, rows: Tensor | None = None
 
 
 def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, step: int, cycles: CycleNames) -> None:
-    """Refuse a loss that is not finite.
-
-    Raises:
-        InputError: It is not: names the cycles whose embeddings are not finite, or else the terms and the batch.
-    """
+    """Refuse a loss that is not finite."""
     if bool(torch.isfinite(loss)):
         return
     wrong = ", ".join(name for name, value in terms.items() if not bool(torch.isfinite(value)))
@@ -55,22 +51,14 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, st
 
 
 def check_gradient(parameters: Iterable[nn.Parameter], step: int, cycles: CycleNames) -> None:
-    """Refuse a gradient that is not finite, before the weights move by it.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Refuse a gradient that is not finite, before the weights move by it."""
     norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
         raise InputError(f"step {step}: the gradient is not a finite number{_batch(cycles)}; {_ADVICE}")
 
 
 def check_weights(model: nn.Module, step: int, cycles: CycleNames) -> None:
-    """Refuse weights that are not finite, before they are evaluated or saved.
-
-    Raises:
-        InputError: A weight or a running statistic is not a finite number.
-    """
+    """Refuse weights that are not finite, before they are evaluated or saved."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this process's part of a sharded weight
         if own.is_floating_point() and not bool(torch.isfinite(own).all()):

@@ -38,14 +38,7 @@ SELECTION_METRICS = {
 
 
 def truth_table(table: Any, split: str, column: str | None = None, names: Sequence[str] = ()) -> pd.DataFrame:
-    """A predictions table without predictions: metadata and truth of each cycle, and the split's name.
-
-    Args:
-        table: Cycle table (datasets.Dataset).
-        split: Name of the split.
-        column: The column that is predicted, where that is not the four classes or the two flags.
-        names: Label names, for truth that is read from event names.
-    """
+    """A predictions table without predictions: metadata and truth of each cycle, and the split's name."""
     copied = dict.fromkeys((*_COPIED, *(names if column is None else ())))
     frame = pd.DataFrame({name: column_of(table, name) for name in copied if name in table.column_names})
     for flag in ("crackle", "wheeze"):
@@ -109,9 +102,6 @@ class ValidationMetrics:
 
         Args:
             choice: A key of `SELECTION_METRICS`.
-
-        Raises:
-            InputError: For example an AUROC where all cycles, or none, have the label.
         """
         name = SELECTION_METRICS[choice]
         if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
@@ -192,11 +182,7 @@ def calibrate(
 
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:
-    """Refuse a threshold rule that these labels cannot have.
-
-    Raises:
-        InputError: The rule icbhi for other labels than crackle and wheeze.
-    """
+    """Refuse a threshold rule that these labels cannot have."""
     if multi_label and settings.threshold_rule == "icbhi" and set(names) != {"crackle", "wheeze"}:
         raise InputError(
             f"head.threshold_rule is icbhi, which is for crackle and wheeze, but the labels are {', '.join(names)}; "

@@ -66,16 +66,7 @@ class Targets:
 
 
 def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
-    """Read labels from a cycle table.
-
-    Args:
-        table: A cycle table (datasets.Dataset).
-        settings: Which problem, column and names.
-        names: The label names of training, for any other split.
-
-    Raises:
-        InputError: The column does not exist, or a label occurs that training did not have.
-    """
+    """Read labels from a cycle table."""
     column = settings.column
     if column is not None and column not in table.column_names and not class_names(table, column):
         raise InputError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
@@ -222,9 +213,6 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
     Returns:
         int64 (cycles,), 0 .. groups - 1, or -1.
-
-    Raises:
-        ValueError: If there is no column, they differ in length, or `missing` is another word.
     """
     if missing not in MISSING:
         raise ValueError(f"missing can be {' or '.join(MISSING)}, not {missing!r}")
@@ -243,9 +231,6 @@ class GroupTable:
         rows: Number of cycles.
         metadata: Columns by their name in the cycle table, as `metadata_of` gives them.
         age_edges_years: Edges of the age bands.
-
-    Raises:
-        InputError: The edges do not rise.
     """
 
     def __init__(self, rows: int, metadata: Mapping[str, Sequence[Any]], age_edges_years: Sequence[float] = ()) -> None:
@@ -257,11 +242,7 @@ class GroupTable:
         self.edges = edges
 
     def column(self, name: str, where: str) -> Sequence[Any]:
-        """The values of a column by its name in a recipe, or in the cycle table.
-
-        Raises:
-            InputError: There is no such column, or it is unknown for every cycle.
-        """
+        """The values of a column by its name in a recipe, or in the cycle table."""
         column = COLUMNS.get(name, name)
         if column not in COLUMNS.values():
             raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
@@ -280,9 +261,6 @@ class GroupTable:
             labels: A column's name, several joined by +, or a list of names.
             missing: As in `group_codes`.
             where: The setting, for errors.
-
-        Raises:
-            InputError: As in `column`, or `missing` is unknown, or no cycle is left.
         """
         names = labels.split("+") if isinstance(labels, str) else list(labels)
         try:
@@ -305,11 +283,7 @@ class GroupTable:
 
 
 def refuse_one_class(targets: Targets) -> None:
-    """Refuse a training part whose cycles all have the same label.
-
-    Raises:
-        InputError: They are.
-    """
+    """Refuse a training part whose cycles all have the same label."""
     if len(np.unique(targets.class_ids)) > 1:
         return
     label = targets.labels[0]

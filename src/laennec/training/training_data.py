@@ -36,11 +36,7 @@ def as_training_data(
     seed: int = 0,
     training: bool = False,
 ) -> Any:
-    """A data set whose items the collators take; anything but a table of `datasets` is returned as it is.
-
-    Raises:
-        InputError: A table without a front end, without audio, or without the model's labels.
-    """
+    """A data set whose items the collators take; anything but a table of `datasets` is returned as it is."""
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
         return data
     if augmentation is not None and not isinstance(augmentation, WaveformAugmentation):
@@ -64,9 +60,6 @@ class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
 
     Attributes:
         views: Number of independent draws of each cycle in a training item.
-
-    Raises:
-        InputError: The table has no audio.
     """
 
     def __init__(self, table: datasets.IterableDataset, reading: tuple[Any, ...], training: bool) -> None:
@@ -127,12 +120,6 @@ def dataset_from_table(
         augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
         seed: Of all draws.
         column: Column of the class; None for "label".
-
-    Returns:
-        The rows that have a label.
-
-    Raises:
-        InputError: The table has no audio or no such labels, or a recording cannot be used.
     """
     settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
     targets = targets_of(table, settings, list(labels))
@@ -201,11 +188,7 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
 
 
 def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: their features would be padding alone.
-
-    Raises:
-        InputError: Names them.
-    """
+    """Refuse cycles that do not fill one frame: their features would be padding alone."""
     frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
     rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
     if not rows:

@@ -49,10 +49,6 @@ def window_table(
         hop_s: Time from the start of one window to that of the next, in seconds.
         background: Whether a window that no annotated span overlaps has no label, instead of unknown ones.
 
-    Returns:
-        A row for each window, in the order of the recordings, with the columns of the table. Labels follow the rule of
-        this module and are null where the window is not annotated; other columns are those of the recording.
-
     Raises:
         DecodeError: A recording cannot be read.
     """
@@ -84,11 +80,7 @@ def window_table(
 
 
 def _normal(names: tuple[str, ...]) -> int:
-    """The number of the class "normal".
-
-    Raises:
-        InputError: There is none.
-    """
+    """The number of the class "normal"."""
     known = [name.lower() for name in names or FOUR_CLASSES]
     if "normal" not in known:
         raise InputError(
@@ -127,11 +119,6 @@ def training_examples(recipe: Recipe, splits: Any, extractor: LaennecFeatureExtr
         recipe: `train.spans` says which.
         splits: The corpus; its training split is used.
         extractor: The front end; its input says how long windows are.
-
-    Raises:
-        InputError: Background without windows or for a target that a window without annotated spans cannot have;
-            windows for a model with concatenated context, with a fraction of the labels, or of recordings that other
-            splits share.
     """
     table, spans = splits["train"], recipe.train.spans
     if spans == "events":
@@ -236,11 +223,7 @@ def _with_context(windows: Any, context_cycles: int) -> tuple[Any, list[tuple[li
 
 
 def refuse_shared_recordings(splits: Any, split: str, protocol: str) -> None:
-    """Refuse a split that shares recordings with others.
-
-    Raises:
-        InputError: Its windows would hold the sound of cycles of another split.
-    """
+    """Refuse a split that shares recordings with others."""
     own = set(column_of(splits[split], "recording_id"))
     for name, table in splits.items():
         if name != split and own & set(column_of(table, "recording_id")):

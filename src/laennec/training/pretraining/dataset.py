@@ -75,9 +75,6 @@ def pretraining_set(
         parts: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
         settings: Which splits, and how recordings without annotation are cut.
         one_name: One hash for all files of the same sound, as `canonical_hashes` gives it.
-
-    Raises:
-        InputError: Nothing is left.
     """
     wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.splits if name in parts]
     held_out = [name for name in parts if name not in wanted]
@@ -160,9 +157,6 @@ def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -
 
     Returns:
         The encoder's note without the patients; None where it has none.
-
-    Raises:
-        InputError: A test split has patients or sounds of the pre-training set.
     """
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None

@@ -99,11 +99,7 @@ class PairSampling:
 
 
 def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSampling:
-    """Choose the cycles that a pair mode and matched batches can use.
-
-    Raises:
-        InputError: A column does not exist or is unknown for all cycles, or fewer than two cycles are left.
-    """
+    """Choose the cycles that a pair mode and matched batches can use."""
     sampling = PairSampling(np.arange(groups.rows))
     shared, apart = _SHARED.get(settings.pairs, (["age_band"] if settings.pairs == "age_band" else [], None))
     # cycles with an unknown column first: they cannot be the second cycle of a pair either

@@ -150,11 +150,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
 
 
 def settings_of(recipe: Recipe) -> PretrainSettings:
-    """The recipe's section `pretrain`.
-
-    Raises:
-        InputError: There is none, or the encoder has nothing to train.
-    """
+    """The recipe's section `pretrain`."""
     if recipe.pretrain is None:
         raise InputError(
             f"{recipe.name}: the recipe has no section pretrain; add one, or give a setting, e.g. --pretrain.pairs self"
@@ -165,11 +161,7 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
 
 
 def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
-    """Read the corpus, choose who takes part, and decode their recordings into the cache.
-
-    Raises:
-        InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
-    """
+    """Read the corpus, choose who takes part, and decode their recordings into the cache."""
     parts = load_splits(recipe)
     rows_used = pretraining_set(parts, settings, canonical_hashes(parts))
     rows = np.arange(len(rows_used.table))

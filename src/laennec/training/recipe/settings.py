@@ -62,9 +62,6 @@ class OwnObject(Settings):
         Args:
             where: The setting, for errors.
             folders: `Recipe.folders`.
-
-        Raises:
-            InputError: It cannot be imported, or does not take these arguments.
         """
         kind = load_object(self.class_, where, folders)
         try:
