@@ -64,11 +64,7 @@ class _Summed(io.RawIOBase):
 
 @contextlib.contextmanager
 def new_entry(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of the cache to be written, whole or not at all.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
-    """
+    """Open a file of the cache to be written, whole or not at all."""
     with atomic_write(path, "wb", sync=False) as file:
         summed = _Summed(file, path)
         yield summed  # type: ignore[misc]

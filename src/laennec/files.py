@@ -124,9 +124,6 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
         mode: "w" for UTF-8 text, "wb" for bytes.
         sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
             without.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable; `path` is as it was before.
     """
     path = Path(path)
     with explain_write_errors(path), _temporary(path, _new_file) as (temporary, handle):
@@ -141,11 +138,7 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error, replacing what was there.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable; `path` is as it was before.
-    """
+    """Yield a temporary folder that becomes `path` when the block ends without an error, replacing what was there."""
     path = Path(path)
     with explain_write_errors(path):
         swap = path.with_name(f"{path.name}.swap")
@@ -310,13 +303,7 @@ def scratch_folder(place: str | Path) -> Iterator[Path]:
 
 
 def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -> None:
-    """Refuse to replace a folder that holds anything but what laennec wrote.
-
-    Args:
-        folder: It may be absent or empty.
-        ours: Names (patterns) of what laennec writes.
-        remedy: What to do instead.
-    """
+    """Refuse to replace a folder that holds anything but what laennec wrote."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; {remedy}")
@@ -332,10 +319,6 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
 
     Look again whether `path` is there once the block has begun: whoever was waited for may have made it. Blocks of one
     path must not be nested.
-
-    Args:
-        path: The file or folder that is made.
-        patience_s: How long to wait, in seconds.
     """
     with try_lock(path, patience_s) as ours:
         if not ours:
@@ -348,11 +331,7 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
 
 @contextlib.contextmanager
 def lock_or_refuse(path: str | Path) -> Iterator[None]:
-    """Refuse to make what another process is making; a process that died makes nothing more.
-
-    Args:
-        path: The file that stands for a folder's content: a run's record, a batch's journal.
-    """
+    """Refuse to make what another process is making; a process that died makes nothing more."""
     with try_lock(path) as ours:
         if not ours:
             raise InputError(
@@ -364,12 +343,7 @@ def lock_or_refuse(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
-    """Lock the making of `path` for this block; yields False where another process has the lock.
-
-    Args:
-        path: The file or folder that is made.
-        patience_s: How long to wait for another process, in seconds.
-    """
+    """Lock the making of `path` for this block; yields False where another process has the lock."""
     path = Path(path)
     lock = FileLock(lock_of(path), mode=0o666, poll_interval=0.1)
     with explain_write_errors(path):

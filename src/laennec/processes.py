@@ -50,11 +50,7 @@ def check_jobs(jobs: int) -> int:
 def in_processes(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], jobs: int
 ) -> Generator[tuple[Item, Result | Died]]:
-    """Do some work on each item in several processes.
-
-    Raises:
-        InputError: The processes do not start.
-    """
+    """Do some work on each item in several processes."""
     left = iter(items)
     for first in left:
         left = itertools.chain([first], left)
@@ -100,12 +96,7 @@ def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tup
 
 @contextlib.contextmanager
 def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
-    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter.
-
-    Args:
-        work: Can be pickled.
-        number: How many processes; 0 for none.
-    """
+    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter."""
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     started = [context.Process(target=_help, args=(watched, work), daemon=True) for _ in range(number)]

@@ -17,11 +17,7 @@ _SHAPE = "{desc}: {percentage:3.0f}%|{bar}| {postfix[0]} of {total:.0f} [{elapse
 
 
 class Progress:
-    """The progress of one piece of work; call it with what is done and what there is to do.
-
-    Args:
-        title: What is going on, e.g. "predicting".
-    """
+    """The progress of one piece of work; call it with what is done and what there is to do."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -61,13 +57,7 @@ class Progress:
 
 
 def track(items: Iterable[_Item], title: str, total: int | None = None) -> Iterator[_Item]:
-    """Iterate with progress.
-
-    Args:
-        items: What to iterate over.
-        title: What is going on.
-        total: Number of items; needed where `items` has no length.
-    """
+    """Iterate with progress."""
     if total is None:
         assert isinstance(items, Sized), "a total is needed"
         total = len(items)

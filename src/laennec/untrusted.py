@@ -62,12 +62,7 @@ def _refuse_irregular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Args:
-        path: The file.
-        most: Its most bytes; None for any number.
-    """
+    """The content of a regular file."""
     content, large = b"", False
     with open_regular(path) as file:
         # what it is said to hold first: a read that is given a bound sets so much memory aside at once
@@ -170,12 +165,6 @@ def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -
     """Refuse settings of a model that would have it do something else than be a model, or that nothing can hold.
 
     What names code (`auto_map` and the like) is never looked at, and may stand there.
-
-    Args:
-        values: From config.json, preprocessor_config.json or onnx.json.
-        where: What the error names.
-        key: The dotted key of `values`.
-        depth: How deep they lie.
     """
     remedy = "do not use this model, or correct its settings"
     name = key.rpartition(".")[2]

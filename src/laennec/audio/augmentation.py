@@ -386,15 +386,7 @@ def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) ->
 def cycle_to_concatenate(
     seed: int, epoch: int, cycle_index: int, candidates: npt.NDArray[np.integer[Any]], probability: float
 ) -> int | None:
-    """Choose the cycle to append to this one out of the candidates, or None; for the training split only.
-
-    Args:
-        seed: Of the run.
-        epoch: Counted from 0.
-        cycle_index: The cycle itself, which is never chosen.
-        candidates: Rows to choose from, all of the training split.
-        probability: Share of cycles that are concatenated.
-    """
+    """Choose the cycle to append to this one out of the candidates, or None; for the training split only."""
     chance, place = counter_generator(seed, epoch, cycle_index, "concatenation").random(2)
     others = candidates[candidates != cycle_index]
     if chance >= probability or not len(others):

@@ -67,12 +67,7 @@ class SoundBytes:
 
 
 def read_declared(file: BinaryIO, size: int) -> Declared:
-    """Compare the header of an audio file with its size; a few small reads whatever the file's length.
-
-    Args:
-        file: Seekable file at any position; its position afterwards is not defined.
-        size: Of the file in bytes.
-    """
+    """Compare the header of an audio file with its size; a few small reads whatever the file's length."""
     start = _after_id3(file, size)
     magic = _bytes_at(file, start, 12)
     if magic[:4] in _RIFF_MAGIC:

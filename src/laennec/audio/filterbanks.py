@@ -215,13 +215,6 @@ def log_mel_of_frames(
 
     Each step is rounded by itself: in quiet bands of loud 16-bit audio float32 rounding is all there is, and fused
     operations give other features than those that the encoders were trained on.
-
-    Args:
-        framed: Frames of the prepared signal.
-        window: See `constants`.
-        filters: See `constants`.
-        front: The settings.
-        power_of: Power spectra of windowed frames, in the order of the filters; None for torch's own transform.
     """
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
@@ -308,11 +301,7 @@ def _wide(values: Tensor) -> torch.dtype:
 
 
 class GraphFrontEnd(nn.Module):
-    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python.
-
-    Args:
-        extractor: A `laennec.audio.features.LaennecFeatureExtractor`.
-    """
+    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python."""
 
     window: Tensor
     filters: Tensor
@@ -371,9 +360,6 @@ class MatrixPower(nn.Module):
 
     onnxruntime multiplies matrices at the speed of the processor; its own DFT is many times slower, and in float32 less
     exact wherever N is no power of two.
-
-    Args:
-        front: N is its `fft_samples`; the precision is that of its window.
     """
 
     first: Tensor

@@ -123,9 +123,6 @@ class LabelUnion:
     Args:
         names: Of the labels, in the order of the logits; "normal" may be written in any case.
         multi_label: Whether labels are rows.
-
-    Raises:
-        ValueError: if the union of two classes is no class among the names.
     """
 
     def __init__(self, names: Sequence[str], multi_label: bool) -> None:

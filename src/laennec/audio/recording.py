@@ -114,11 +114,7 @@ class ButterworthFilter:
         return self.stream(sampling_rate)(waveform)
 
     def stream(self, sampling_rate: int) -> Callable[[Waveform], Waveform]:
-        """The filter for a waveform in consecutive blocks, whose outputs together equal `apply` on the whole.
-
-        Args:
-            sampling_rate: Of the waveform, in Hz.
-        """
+        """The filter for a waveform in consecutive blocks, whose outputs together equal `apply` on the whole."""
         from scipy.signal import butter, sosfilt
 
         edges: tuple[float, ...] = self.cutoff_hz if isinstance(self.cutoff_hz, tuple) else (self.cutoff_hz,)
@@ -187,13 +183,6 @@ def blocks_of(
 ) -> Iterator[tuple[int, Waveform]]:
     """Decode, check, resample and filter an `opened` file in blocks.
 
-    Args:
-        sound: The file.
-        name: Its name in errors.
-        rate: Of the blocks, in Hz.
-        filter: Applied at this rate.
-        allow_silent: Accept a recording whose samples are all equal.
-
     Yields:
         The number of frames decoded so far, and mono sound, float32 (samples,), of at least one sample.
     """
@@ -223,9 +212,6 @@ def blocks_of(
 def read_header(path: AudioSource) -> tuple[int, int]:
     """Read sampling rate and length without decoding.
 
-    Args:
-        path: As for `read_recording`.
-
     Returns:
         (sampling rate in Hz, number of frames). A FLAC stream that does not state its length is decoded to count them.
     """
@@ -241,9 +227,6 @@ def read_header(path: AudioSource) -> tuple[int, int]:
 
 def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     """Decode a recording without any change: every channel, its own rate, no check of the samples.
-
-    Args:
-        path: As for `read_recording`.
 
     Returns:
         float32 (samples, channels), exact for integers of up to 24 bit; sampling rate in Hz; libsndfile's name of the
@@ -353,13 +336,7 @@ def _joined(blocks: Iterable[Waveform], name: str) -> Waveform:
 
 
 def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = _mono) -> Iterator[Waveform]:
-    """Decode an `opened` file in blocks; at its end the number of frames is compared with the header.
-
-    Args:
-        sound: The file.
-        name: Its name in errors.
-        of_block: Applied to each block (samples, channels), of some seconds and bounded memory.
-    """
+    """Decode an `opened` file in blocks; at its end the number of frames is compared with the header."""
     declared = int(sound.frames)
     seconds = int(_BLOCK_S * sound.samplerate)
     block_frames = max(1, min(seconds, _BLOCK_SAMPLES // max(1, sound.channels), declared))

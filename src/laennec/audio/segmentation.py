@@ -75,10 +75,6 @@ class BreathSegmentation:
 def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None) -> list[Span]:
     """Find breath cycles in a recording, reading it in blocks.
 
-    Args:
-        path: The recording.
-        settings: None for the defaults.
-
     Returns:
         (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
         cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.

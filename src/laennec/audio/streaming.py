@@ -139,14 +139,7 @@ class _Buffer:
 def passing_windows(
     stream: RecordingStream, window_s: float, hop_s: float, context_cycles: int = 0
 ) -> Iterator[tuple[Span, InContext]]:
-    """The windows of a recording as it is decoded, with their context.
-
-    Args:
-        stream: The recording.
-        window_s: As for `laennec.audio.cycles.prediction_windows`.
-        hop_s: Likewise.
-        context_cycles: The extractor's; the context is that of `laennec.audio.context.beside_window`.
-    """
+    """The windows of a recording as it is decoded, with their context."""
     buffer = _Buffer(stream.sampling_rate)
     reach_s = context_cycles * window_s
     done = 0

@@ -77,18 +77,7 @@ def check_corpus(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> AuditReport:
-    """Count, hash and decode everything in a corpus, and list all that is wrong.
-
-    Args:
-        corpus: As for `laennec.corpora.load.load_corpus`.
-        data_dir: Its folder or archive.
-        cache_dir: Root of the caches.
-        progress: Called with (recordings done, recordings in all).
-        **options: As for `load_corpus`; with allow_missing, missing and unpaired recordings are no problems.
-
-    Returns:
-        The report; its `problems` are empty if the corpus can be used.
-    """
+    """Count, hash and decode everything in a corpus, and list all that is wrong."""
     kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
     if kind.can_be_exported and not Path(folder).expanduser().exists():
         raise InputError(f"{folder}: no such folder or archive; check --data-dir")
@@ -201,13 +190,7 @@ def _hash(corpus: Corpus, report: AuditReport) -> None:
 
 
 def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
-    """Check that a data set has the columns of a cycle table that training needs.
-
-    Args:
-        table: A `datasets.Dataset`, of any origin.
-        where: What the table is, for the error, e.g. "train_dataset".
-        columns: Further columns that are needed, such as the labels.
-    """
+    """Check that a data set has the columns of a cycle table that training needs."""
     there = getattr(table, "column_names", None)
     if there is None:
         raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")

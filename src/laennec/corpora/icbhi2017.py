@@ -272,11 +272,7 @@ def read_folds(path: str | Path) -> dict[str, int]:
 
 
 def read_diagnoses(path: str | Path) -> dict[str, str | None]:
-    """Read patient and diagnosis, one a line; NA is None.
-
-    Raises:
-        AnnotationError: A patient has two.
-    """
+    """Read patient and diagnosis, one a line; NA is None."""
     people: dict[str, str | None] = {}
     for line, (patient, word) in _rows(path, 2):
         _tell(people, path, line, patient, None if word in _UNKNOWN else word)

@@ -41,13 +41,7 @@ def is_plain(text: str) -> bool:
 
 
 def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
-    """The labels that a cell names: none of them for an empty cell or "normal", None for an unknown label.
-
-    Args:
-        path: The annotation, for the error.
-        line: Its line.
-        text: Names separated by `;`, `,`, `+` or `|`.
-    """
+    """The labels that a cell names: none of them for an empty cell or "normal", None for an unknown label."""
     if text.casefold() in UNKNOWN:
         return None
     if text and is_plain(text):

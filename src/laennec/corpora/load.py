@@ -82,12 +82,7 @@ def load_corpus(
 
 
 def corpus_class(corpus: str | type[Corpus], where: str = "corpus") -> type[Corpus]:
-    """The class of a corpus, with its facts.
-
-    Args:
-        corpus: A registered name, a dotted name "package.module:Name", or a class.
-        where: What named it, for errors, e.g. "recipe.yaml: corpus.name".
-    """
+    """The class of a corpus, with its facts."""
     if isinstance(corpus, str) and is_dotted_name(corpus):
         corpus = load_object(corpus, where)
     if isinstance(corpus, type) and issubclass(corpus, Corpus) and not inspect.isabstract(corpus):
@@ -194,11 +189,7 @@ def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str |
 
 
 def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
-    """What a corpus and its split are, as `load_corpus` wrote it into them.
-
-    Args:
-        splits: What `load_corpus` returned, or one of its splits, also after select, map, or saving and loading.
-    """
+    """What a corpus and its split are, as `load_corpus` wrote it into them."""
     for table in splits.values() if isinstance(splits, dict) else [splits]:
         try:
             return dict(json.loads(table.info.description)[_KEY])
@@ -208,12 +199,7 @@ def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any
 
 
 def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None = None) -> list[str]:
-    """Look for audio under two names in a split corpus, and write what is found into its provenance.
-
-    Args:
-        splits: What `load_corpus` returned.
-        cache_dir: Root of the caches.
-    """
+    """Look for audio under two names in a split corpus, and write what is found into its provenance."""
     lines, between = [], []
     spans = _spans(splits)
     facts = provenance(splits)

@@ -243,11 +243,7 @@ class _Writer:
     done: int = 0
 
     def write(self, folder: Path, splits: datasets.DatasetDict, sources: Mapping[str, Path]) -> None:
-        """Write all configurations.
-
-        Raises:
-            InputError: A recording cannot be used, or has changed since the table was made.
-        """
+        """Write all configurations."""
         self.row_of = {cycle: row for row, cycle in enumerate(column_of(self.table, "cycle_id"))}
         own = {name: kind for name, kind in self.corpus.features.items() if name != "recording_path"}
         protocols = {n: datasets.Value("int32" if n.startswith("fold_") else "string") for n in self.columns}

@@ -371,11 +371,7 @@ class Synthetic(Icbhi2017):
     def locate(
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
     ) -> tuple[str | Path, dict[str, Any]]:
-        """The given folder, or one in the cache; the corpus is written if it is not there.
-
-        Raises:
-            InputError: A corpus of other options is there.
-        """
+        """The given folder, or one in the cache; the corpus is written if it is not there."""
         common = {key: value for key, value in options.items() if key in CorpusOptions.__dataclass_fields__}
         settings = {"seed" if key == "corpus_seed" else key: options[key] for key in options if key not in common}
         if data_dir is None:

@@ -249,16 +249,7 @@ def decode_all(
     progress: Callable[[int, int], None] | None = None,
     jobs: int = 1,
 ) -> None:
-    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used.
-
-    Args:
-        tables: The parts of a corpus.
-        sampling_rate: Rate of the waveforms in Hz.
-        filter: Applied to whole recordings at that rate.
-        problems: What is known to be wrong already; it is listed with what is found here.
-        progress: Called with (recordings done, recordings to do) after each, for each table anew.
-        jobs: Number of processes.
-    """
+    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used."""
     found, recordings = list(problems), set()
     for table in tables:
         waveforms = CycleWaveforms(table, sampling_rate, filter)

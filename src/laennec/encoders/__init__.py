@@ -175,11 +175,7 @@ def _load_own(
 
 
 def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """Give a user's encoder the weights of a file, a folder or the Hub, strictly.
-
-    Raises:
-        InputError: They cannot be found or read, or are not those of this encoder.
-    """
+    """Give a user's encoder the weights of a file, a folder or the Hub, strictly."""
     path = Path(source)
     with _one_line_errors(source):
         if not _is_released_file(source):

@@ -150,14 +150,7 @@ def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> N
 def with_adapter(
     encoder: PreTrainedModel, config: Any, source: str | Path, hub: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The base encoder of a model, or a copy of it with its saved adapters where it has some.
-
-    Args:
-        encoder: The base, whose weights were compared with the digest already.
-        config: The model's `LaennecConfig`.
-        source: Folder or Hub id of the model.
-        hub: Revision, token and the like.
-    """
+    """The base encoder of a model, or a copy of it with its saved adapters where it has some."""
     if not config.lora:
         return encoder
     try:

@@ -141,19 +141,7 @@ class AudioMaeEncoder(TransformersEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], **dropouts: float
     ) -> "AudioMaeEncoder":
-        """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned.
-
-        Args:
-            path: The file, for errors.
-            content: {model: names to tensors}, or names to tensors.
-            **dropouts: Rates of `AudioMaeConfig`.
-
-        Returns:
-            The encoder in eval mode; its size follows from the shapes in the file.
-
-        Raises:
-            InputError: Another architecture, or a weight that is missing, left over or of another shape.
-        """
+        """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned."""
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
         config = _config_of(path, state)

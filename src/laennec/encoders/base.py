@@ -105,12 +105,7 @@ class AudioEncoder(PreTrainedModel):
         return (self.preset, *self.other_presets) if self.preset else ()
 
     def check_features(self, features: Tensor, size: int | None = None) -> None:
-        """Refuse features that are no batch of cycles, or of another front end than the encoder was made for.
-
-        Args:
-            features: What should be (batch, frames, values).
-            size: Values of a frame that the encoder takes; None for any.
-        """
+        """Refuse features that are no batch of cycles, or of another front end than the encoder was made for."""
         if in_graph():
             return
         shape = tuple(features.shape)

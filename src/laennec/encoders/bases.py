@@ -110,7 +110,7 @@ def _named_base(config: Any) -> str:
 
 
 def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
-    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base."""
+    """Refuse a repository of the Hub with adapters beside its config.json: they can name any folder as their base."""
     if Path(name).is_dir():
         return  # looked at with the other files of the folder
     quietly = {
@@ -126,15 +126,7 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
 def refuse_larger_model(
     config: Any, build: Callable[[], nn.Module], base: nn.Module | None, source: str | Path, hub: Mapping[str, Any]
 ) -> None:
-    """Refuse a model whose settings make more of it than its weights and its base are.
-
-    Args:
-        config: Its configuration.
-        build: Makes the model.
-        base: The encoder that other files hold; None where the model's own do.
-        source: A folder or a Hub id.
-        hub: Revision, subfolder, token and the like.
-    """
+    """Refuse a model whose settings make more of it than its weights and its base are."""
     if contains_own(config.encoder_config):
         return  # users' code takes its memory itself
     known = 0 if base is None else sum(tensor.numel() for tensor in base.state_dict().values())
@@ -142,7 +134,7 @@ def refuse_larger_model(
 
 
 def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
-    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than was trained."""
+    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than trained."""
     for name, module in model.named_modules():
         spread = getattr(module, "spread", None)
         if isinstance(spread, Tensor) and not bool((spread > 0).all()):

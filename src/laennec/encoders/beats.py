@@ -173,11 +173,7 @@ class BeatsEncoder(AudioEncoder):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, and compare with the fingerprint that was saved.
-
-        Raises:
-            InputError: The embedding of the fixed input differs from the one that was saved.
-        """
+        """Load as transformers does, and compare with the fingerprint that was saved."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # weights that are missing or left over are reported by the caller
@@ -194,14 +190,7 @@ class BeatsEncoder(AudioEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
     ) -> "BeatsEncoder":
-        """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet.
-
-        Args:
-            path: The .pt file, for errors.
-            content: {cfg, model}.
-            audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
-            **dropouts: Rates of `BeatsConfig` that replace the checkpoint's.
-        """
+        """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet."""
         config = _config_of(path, content["cfg"])
         fine_tuned = config.audioset_head
         if audioset_head and not fine_tuned:

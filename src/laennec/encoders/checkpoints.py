@@ -109,19 +109,7 @@ def published_features(source: str | Path, revision: str | None = None) -> dict[
 def loaded_strictly(
     load: Callable[..., Any], source: str | Path, what: str, *args: Any, absent: tuple[str, ...] = (), **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Load as transformers does, but refuse checkpoints that fit partly: the model and its loading report.
-
-    Args:
-        load: A `from_pretrained`.
-        source: A folder or a Hub id.
-        what: The model it should hold.
-        *args: Passed to `load`.
-        absent: Prefixes of names that may be missing.
-        **settings: Passed to `load`.
-
-    Raises:
-        InputError: Weights are missing, left over, of another shape or not finite.
-    """
+    """Load as transformers does, but refuse checkpoints that fit partly: the model and its loading report."""
     # without the second setting transformers raises its own error for another shape
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_loading_report(), _few_modules(source):
@@ -222,13 +210,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def refuse_differences(source: str | Path, what: str, wrong: Mapping[str, Iterable[str]]) -> None:
-    """Refuse a checkpoint whose weights are missing, left over or of another shape.
-
-    Args:
-        source: Its place.
-        what: The encoder it should hold.
-        wrong: As `differences` returns it.
-    """
+    """Refuse a checkpoint whose weights are missing, left over or of another shape."""
     said = []
     for how, names in wrong.items():
         first, *more = [*sorted(names), ""]

@@ -62,12 +62,7 @@ class GroupsConfig(WrapperConfig):
 
 
 class GroupsEncoder(AudioEncoder):
-    """Encode each group of frames by itself; `pooler_output` is the mean of a cycle's groups.
-
-    Args:
-        config: Sizes, and the inner encoder's configuration.
-        encoder: The inner encoder; made from the configuration with random weights where it is left out.
-    """
+    """Encode each group of frames by itself; `pooler_output` is the mean of a cycle's groups."""
 
     config_class = GroupsConfig
     config: GroupsConfig
@@ -160,12 +155,7 @@ class EnsembleConfig(WrapperConfig):
 
 
 class EnsembleEncoder(AudioEncoder):
-    """Encode with each member; tokens and `pooler_output` are theirs, one after the other.
-
-    Args:
-        config: How many members, and their configuration.
-        members: The members; made from the configuration with random weights where they are left out.
-    """
+    """Encode with each member; tokens and `pooler_output` are theirs, one after the other."""
 
     config_class = EnsembleConfig
     config: EnsembleConfig

@@ -290,11 +290,7 @@ class MobileNetEncoder(AudioEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False
     ) -> "MobileNetEncoder":
-        """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...).
-
-        Returns:
-            The encoder in eval mode; its width follows from the shapes in the file.
-        """
+        """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...)."""
         state = checked_state(path, content)
         if "in_c.0.weight" in state and "out_c.0.weight" in state:
             raise InputError(

@@ -89,11 +89,7 @@ class TransformersEncoder(AudioEncoder):
     def forward(  # type: ignore[override]
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`.
-
-        Raises:
-            InputError: Features of another front end, or a cycle longer than the encoder can take.
-        """
+        """Encode cycles, see `AudioEncoder.forward`."""
         self.check_features(input_values, self.feature_size)
         values = input_values.to(next(self.model.parameters()).dtype)
         tokens, real = self._encode(values, TimeMask.of(attention_mask).lengths)
@@ -116,17 +112,7 @@ class TransformersEncoder(AudioEncoder):
 
     @classmethod
     def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "TransformersEncoder":
-        """An encoder with the weights of a checkpoint, float32, in eval mode.
-
-        Args:
-            source: A folder or a Hub id.
-            config: The encoder's configuration.
-            revision: Of a Hub id.
-
-        Raises:
-            InputError: Weights that are missing, left over or of another shape, a pickle that holds more than tensors.
-            OSError: No weights there, or the Hub cannot be reached.
-        """
+        """An encoder with the weights of a checkpoint, float32, in eval mode."""
         state = {_present_name(name): value for name, value in read_weights(source, revision).items()}
         encoder: TransformersEncoder = cls._from_config(config, dtype=torch.float32)
         expected = encoder.model.state_dict()

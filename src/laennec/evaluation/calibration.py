@@ -101,9 +101,6 @@ def expected_calibration_error(probabilities: ArrayLike, truth: ArrayLike, n_bin
         truth: 0/1 (cycles,).
         n_bins: Equal-width bins, as in `reliability_bins`.
 
-    Returns:
-        A share of 1; nan without cycles.
-
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     used: list[Any] = [entry for entry in reliability_bins(probabilities, truth, n_bins) if entry["count"]]
@@ -254,11 +251,6 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
 
 def decision_curves(predictions: Any, n_draws: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """The decision curve of every label that has both classes, with its interval.
-
-    Args:
-        predictions: What `read_predictions` returned.
-        n_draws: Bootstrap draws of patients; 0 for no intervals.
-        seed: Seed of the draws.
 
     Returns:
         {label: what `decision_curve` returns, and "intervals" (thresholds,) of [low, high] or None}.

@@ -61,14 +61,7 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
 
 
 def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> RunFigures:
-    """Draw patients for one run.
-
-    Args:
-        predictions: Predictions of the run; their table has `cycle_id`.
-        figures: Names of the metrics to keep, where the run has them.
-        n_draws: Draws of patients.
-        seed: Of the draws; equal seeds over equal patients give equal draws.
-    """
+    """Draw patients for one run."""
     statistics = statistics_of(predictions)
     once = statistics(np.ones((1, len(predictions.table))))
     drawn = bootstrap_values(predictions.table, statistics, n_draws, seed)

@@ -372,11 +372,7 @@ def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -
 
 
 def settings_of_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
-    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are.
-
-    Raises:
-        InputError: No column of the table holds the truth of the model's labels.
-    """
+    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are."""
     settings = extractor.recording_filter
     recipe.features.filter_kind = settings["kind"] if settings else None
     if settings:

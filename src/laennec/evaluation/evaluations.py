@@ -54,12 +54,7 @@ class Evaluation:
 
 
 def evaluation_folder(source: str | Path, split: str | None = None) -> Path:
-    """The folder of an evaluation.
-
-    Args:
-        source: A run's folder, or the evaluation's own.
-        split: The split; None where there is only one.
-    """
+    """The folder of an evaluation."""
     source = Path(source)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the folder of a run, or of an evaluation")

@@ -66,9 +66,6 @@ def four_properties(geometry: Mapping[str, Any]) -> dict[str, dict[str, float | 
     Clustering and separation are the mean of d over pairs of the same and of different classes, equidistance its
     coefficient of variation. Both follow exactly from the stored moments of the pairs of classes.
 
-    Args:
-        geometry: What `class_distances` returned.
-
     Returns:
         {"intra", "inter": {"mean", "sd", "variance", "cv", "pairs" (unordered)}}; None where there is no pair, and
         for a cv where the mean is 0.

@@ -44,9 +44,6 @@ def four_class(crackle: ArrayLike, wheeze: ArrayLike) -> IntArray:
     Args:
         crackle: 0/1 or bool, any shape.
         wheeze: 0/1 or bool, the same shape.
-
-    Returns:
-        Class ids in the order of `CLASSES`, the same shape.
     """
     bits = [np.asarray(values) for values in (crackle, wheeze)]
     if bits[0].shape != bits[1].shape:

@@ -338,12 +338,7 @@ def own_operating_point(config: Any) -> dict[str, Any] | None:
 
 
 def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
-    """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`.
-
-    Args:
-        config: The model's configuration.
-        spans: What the rows are, as in `LaennecConfig.per_label`.
-    """
+    """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`."""
     point = config.operating_points.get(spans, {})
     return {
         "problem_type": "multi_label" if config.is_multi_label else "single_label",

@@ -75,12 +75,7 @@ def _resampled(table: pd.DataFrame, counts: Any) -> pd.DataFrame:
 
 
 def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple[Metric, ...]:
-    """Metrics given as functions or by their dotted names.
-
-    Args:
-        given: Functions, or "package.module:function".
-        where: What named them, for errors.
-    """
+    """Metrics given as functions or by their dotted names."""
     found = []
     for item in given:
         metric = load_object(item, where) if isinstance(item, str) else item
@@ -105,13 +100,7 @@ def metric_table(predictions: Any) -> pd.DataFrame:
 
 
 def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Sequence[str]) -> OwnMetrics:
-    """Call every metric once on all rows and note the names that it returns.
-
-    Args:
-        metrics: Functions, or their dotted names.
-        predictions: What `read_predictions` read.
-        taken: Names of the built-in figures.
-    """
+    """Call every metric once on all rows and note the names that it returns."""
     names: list[str] = []
     functions, table = load_metrics(metrics), metric_table(predictions)
     for function in functions:

@@ -323,17 +323,7 @@ def point_values(predictions: Predictions) -> dict[str, float | None]:
 def predictions_metrics(
     table: Any, *, problem_type: ProblemType, label_names: Sequence[str], thresholds: Thresholds = None
 ) -> dict[str, Any]:
-    """Score a predictions table: every named score, the confusion, per-label metrics and calibration.
-
-    Args:
-        table: The predictions table; see `read_predictions`.
-        problem_type: "multi_label" or "single_label".
-        label_names: Names of the outputs.
-        thresholds: In logits, chosen on validation; None is 0 (probability 0.5).
-
-    Returns:
-        What `describe` returns.
-    """
+    """Score a predictions table: every named score, the confusion, per-label metrics and calibration."""
     predictions = read_predictions(table, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
     return describe(predictions, problem_type, label_names)
 

@@ -72,9 +72,6 @@ def recalibrate(
     Returns:
         The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
         record's `operating_points` and `window_points`.
-
-    Raises:
-        InputError: No finished run with validation predictions, or settings that its head cannot have.
     """
     folder = Path(run)
     record, config = read_run(folder / "run.json"), _model_config(folder)
@@ -108,11 +105,7 @@ def recalibrate(
 
 
 def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> tuple[float, float]:
-    """Predict the validation windows of a run, store them in its folder, and return their length and hop.
-
-    Raises:
-        InputError: The corpus is not that of the run, or its recordings are shared between splits.
-    """
+    """Predict the validation windows of a run, store them in its folder, and return their length and hop."""
     from laennec.audio.cycles import window_lengths
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import check_split, load_model, recipe_of
@@ -183,12 +176,7 @@ def read_validation(path: Path) -> pd.DataFrame:
 
 
 def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
-    """A fitted operating point as text, one line per label.
-
-    Args:
-        fitted: What `fit_operating_point` returned.
-        spans: What it was fitted on: "events", "windows" or "recordings".
-    """
+    """A fitted operating point as text, one line per label."""
     on = fitted["fitted_on"]
     rule = fitted["rule"] or "none (probability 0.5)"
     if fitted.get("sensitivity") is not None:
@@ -262,13 +250,6 @@ def smooth_model(
     wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> tuple[float, str | None]:
     """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
-
-    Args:
-        wanted: See `resolve_smoothing`.
-        source: The folder of the run or model.
-        model: The model, changed in place.
-        neighbours: See `resolve_smoothing`.
-        spans: See `resolve_smoothing`.
 
     Returns:
         The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.

@@ -212,17 +212,7 @@ def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[s
 
 
 def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -> dict[int, Sound]:
-    """Sounds and spectrograms of some cycles.
-
-    Args:
-        table: A cycle table (datasets.Dataset) with recordings.
-        rows: {key of the cycle (its row in the predictions): its row in the table}; where the sounds exceed
-            `MOST_BYTES`, the last cycles have a spectrogram only.
-        with_audio: Whether sounds are embedded beside the spectrograms.
-
-    Raises:
-        InputError: A recording is missing or cannot be read.
-    """
+    """Sounds and spectrograms of some cycles."""
     waveforms = CycleWaveforms(table.select(list(rows.values())), RATE_HZ)
     waveforms.prepare()
     found, bytes_used = {}, 0

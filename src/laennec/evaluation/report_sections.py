@@ -272,12 +272,7 @@ def window_sections(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table | None:
-    """Net benefit of each label at the threshold in use, and its calibration error.
-
-    Args:
-        curves: What `decision_curves` returned.
-        evaluation: What `evaluate_predictions` returned.
-    """
+    """Net benefit of each label at the threshold in use, and its calibration error."""
     in_use, ece = thresholds_in_use(evaluation), evaluation["calibration"]["ece"]
     rows = []
     for name, curve in curves.items():

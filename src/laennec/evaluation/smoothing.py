@@ -100,14 +100,7 @@ def _means(values: FloatArray, reach: int) -> FloatArray:
 
 
 def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, neighbours: int = 0) -> Any:
-    """A predictions table with smoothed logits.
-
-    Args:
-        table: DataFrame with `recording_id` and `logit_<name>` for each label name, and `start_s` for neighbours.
-        label_names: Names of the outputs.
-        strength: See `smooth_logits`.
-        neighbours: See `smooth_logits`.
-    """
+    """A predictions table with smoothed logits."""
     columns = [f"logit_{name}" for name in label_names]
     needed = ("recording_id", *(["start_s"] if neighbours else []), *columns)
     if missing := [name for name in needed if name not in table.columns]:

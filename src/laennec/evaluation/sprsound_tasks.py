@@ -119,15 +119,6 @@ def official_tasks(
 ) -> dict[str, pd.DataFrame]:
     """A model's predictions for the tasks whose classes it has.
 
-    Args:
-        model: The model.
-        extractor: Its front end.
-        recipe: Location of the corpus, and the level at which it is scored.
-        split: The split.
-        predictions: Its predictions table.
-        embeddings: Of the same rows (rows, dim).
-        table: Their cycle table.
-
     Returns:
         {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality"; {} for
         another corpus.
@@ -220,12 +211,6 @@ def tasks_by_flags(
 ) -> dict[str, pd.DataFrame]:
     """Task predictions from crackle and wheeze alone.
 
-    Args:
-        recipe: Corpus, and the level at which it is scored.
-        predictions: Predictions table with the logits of both.
-        thresholds: Logits above which they are predicted; 0 where absent.
-        table: Cycle table of the same rows.
-
     Returns:
         As `official_tasks`, of events or of recordings; {} for another corpus.
     """
@@ -242,11 +227,7 @@ def tasks_by_flags(
 
 
 def official_scores(tables: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """The official scores of every predicted task, and the total where all four were predicted.
-
-    Args:
-        tables: What `official_tasks` returned.
-    """
+    """The official scores of every predicted task, and the total where all four were predicted."""
     scores: dict[str, Any] = {}
     for task, table in tables.items():
         known = table[table["truth"].notna()]
@@ -280,12 +261,7 @@ def official_lines(scores: dict[str, Any] | None) -> list[str]:
 
 
 def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
-    """Write the challenge's submission files, task1_1.json to task2_2.json: {wav name: class}.
-
-    Args:
-        tables: What `official_tasks` returned.
-        folder: The folder to write.
-    """
+    """Write the challenge's submission files, task1_1.json to task2_2.json: {wav name: class}."""
     if not tables:
         raise InputError(
             "this model has none of the SPRSound tasks on this corpus; --submission needs --corpus sprsound"

@@ -189,11 +189,6 @@ def age_band(age_years: float | None) -> str:
 def subgroup_tables(predictions: Predictions, n_draws: int = 1000, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Score every device, chest location, sex and age band.
 
-    Args:
-        predictions: What `read_predictions` returned; its table holds the metadata columns.
-        n_draws: Bootstrap draws of patients within each subgroup.
-        seed: Seed of the draws.
-
     Returns:
         {"device": rows, "chest_location": rows, "sex": rows, "age_band": rows}, each row {"value", "cycles",
         "patients", "values": {metric: number or None}, "intervals": {metric: [low, high] or None}, "note"}. A grouping
@@ -344,11 +339,7 @@ def _gain_text(figure: str, gain: Mapping[str, Any]) -> str:
 
 
 def format_summary(evaluation: dict[str, Any]) -> str:
-    """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings.
-
-    Args:
-        evaluation: What `evaluate_predictions` returned.
-    """
+    """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings."""
     counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
     spans = f"{row_noun(evaluation)}s"
     lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
@@ -398,11 +389,7 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
 
 
 def digest(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an evaluation that the run record keeps, for the model card.
-
-    Args:
-        metrics: What `evaluate_predictions` returned, and what scoring added to it.
-    """
+    """The part of an evaluation that the run record keeps, for the model card."""
     kept = {name: metrics.get(name) for name in _DIGEST}
     names = card_figures(metrics)
     kept["calibration"] = {k: v for k, v in metrics["calibration"].items() if k != "bins"}

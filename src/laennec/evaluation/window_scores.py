@@ -42,17 +42,7 @@ def scored_windows(
     lengths: tuple[float, float],
     draws: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The predictions table of the windows of a split, and their scores.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        splits: The corpus.
-        split: The split to score.
-        recipe: Target and filter.
-        lengths: Length and hop of the windows, in seconds.
-        draws: Bootstrap draws of patients.
-    """
+    """The predictions table of the windows of a split, and their scores."""
     config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
 
     def truth(name: str, window_s: float, hop_s: float) -> Any:

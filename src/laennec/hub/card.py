@@ -135,22 +135,13 @@ def render_card(
 
 
 def card_settings(run: Mapping[str, Any], answers: Mapping[str, Any] | None = None) -> CardSettings:
-    """Combine the author's answers: the recipe's, then those kept in the run record, then `answers`.
-
-    Raises:
-        InputError: A key is unknown or a value is wrong.
-    """
+    """Combine the author's answers: the recipe's, then those kept in the run record, then `answers`."""
     values = {**(run["config"].get("card") or {}), **(run.get("card") or {}), **(answers or {})}
     return Recipe.from_record({"card": dict(values)}, "model card").card
 
 
 def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
-    """Keep the answers of a YAML file in a run's record.
-
-    Args:
-        run: The run's folder.
-        file: A mapping of keys of `CardSettings` to texts.
-    """
+    """Keep the answers of a YAML file in a run's record."""
     path = Path(run) / "run.json"
     record = read_record(path)
     try:

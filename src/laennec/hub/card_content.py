@@ -35,12 +35,7 @@ _TRAINABLE = {
 
 
 def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
-    """Values of the card's template that depend on the record.
-
-    Args:
-        evidence: The run's record.
-        settings: The author's answers.
-    """
+    """Values of the card's template that depend on the record."""
     run = evidence.run
     facts, encoder = _corpus_facts(run), run["config"]["encoder"]
     origin = run["corpus"].get("provenance") or {}

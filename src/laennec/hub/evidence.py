@@ -61,15 +61,7 @@ def read_evidence(folder: str | Path) -> Evidence:
 
 
 def write_evidence(evidence: Evidence, folder: str | Path) -> Path:
-    """Write the record that is published: run.json without training curves and without paths of this machine.
-
-    Args:
-        evidence: What `read_evidence` returned.
-        folder: Gets the file.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the record that is published: run.json without training curves and without paths of this machine."""
     run = {name: value for name, value in evidence.run.items() if name != "history"}
     write_record(Path(folder) / "run.json", without_machine_paths(run))
     return Path(folder)

@@ -120,16 +120,7 @@ def export_run(
 
 
 def write_space(run: str | Path, out: str | Path | None = None, base: str | None = None) -> Path:
-    """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the source of the package.
-
-    Args:
-        run: The run's folder.
-        out: Output folder; None: `export-space` in the run's folder. An earlier export is replaced.
-        base: Path of the base model of a head-only run.
-
-    Raises:
-        InputError: There is no such run, or the folder contains other files or cannot be written.
-    """
+    """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the package."""
     from laennec.inference.app import DISCLAIMER, threshold_origin
 
     out = Path(out) if out is not None else Path(run) / "export-space"

@@ -73,15 +73,7 @@ def write_onnx(
     run: str | Path,
     int8: bool = False,
 ) -> dict[str, Any]:
-    """Write the ONNX file and onnx.json, and compare the file with the model.
-
-    Args:
-        folder: Output folder.
-        model: The model with merged adapters; it must not be used afterwards.
-        extractor: Its front end.
-        run: The run's folder, for error messages and the validation cycles of int8.
-        int8: Whether to quantise the weights to int8.
-    """
+    """Write the ONNX file and onnx.json, and compare the file with the model."""
     if model.config.concatenated_context:
         raise InputError(
             f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"

@@ -57,18 +57,7 @@ def push_corpus(
     may_redistribute: bool = False,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> str:
-    """Upload an export to a data set repository of the Hub in one commit; the repository is made if it is not there.
-
-    Args:
-        folder: What `export_corpus` wrote; no other file is read.
-        repo: OWNER/NAME.
-        public: Whether the repository is opened to everybody once it holds the corpus.
-        may_redistribute: As for `check_target`.
-        pauses_s: As for `laennec.hub.upload.upload`.
-
-    Returns:
-        Its address, for `load_corpus`.
-    """
+    """Upload an export to a data set repository of the Hub in one commit; the repository is made if it is not there."""
     check_target(repo, public, may_redistribute)
     folder = Path(folder).expanduser().absolute()
     manifest = check_export(folder)

@@ -98,10 +98,6 @@ def upload(
         message: Commit message; None for a default.
         timeout_s: Time limit of a request, in seconds.
         pauses_s: Pauses before the repetitions of a request, in seconds.
-
-    Raises:
-        InputError: Invalid name, missing or wrong token, no write access, no network, a Hub that stays unavailable, or
-            one that holds other content than was sent.
     """
     from huggingface_hub import HfApi
 

@@ -185,14 +185,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
 
 
 def predict_html(predictor: Predictor, sound: str | None, annotation: str | None, limits: Limits) -> str:
-    """Predict one uploaded recording.
-
-    Args:
-        predictor: The model and its windows.
-        sound: The audio file; None where the visitor gave none.
-        annotation: The file with the times of its cycles, if any.
-        limits: The largest input that is accepted.
-    """
+    """Predict one uploaded recording."""
     name, reason = (
         Path(sound or "").name,
         "there is no recording yet; upload a sound file or record one, then press Predict",
@@ -217,12 +210,7 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
 
 
 def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
-    """HTML of a prediction for a notebook: summary, picture, player and table, with a style of its own.
-
-    Args:
-        prediction: What a `Predictor` returned; its recording is read again.
-        most_s: Duration of the longest recording that is shown, in seconds; the page would hold all of its sound.
-    """
+    """HTML of a prediction for a notebook: summary, picture, player and table, with a style of its own."""
     try:
         if prediction.duration_s > most_s:
             raise InputError(f"the recording is longer than {most_s:g} s")

@@ -71,13 +71,7 @@ def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[
 
 
 def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backend:
-    """The backend of a loaded model.
-
-    Args:
-        model: A `LaennecForAudioClassification`, or an `OnnxModel`, which is its own backend.
-        extractor: The front end of the former.
-        name: "onnx" exports the former once and keeps the file in the cache; "auto" is what the model is.
-    """
+    """The backend of a loaded model."""
     if name not in BACKENDS:
         raise InputError(f"backend {name!r}: it can be {', '.join(BACKENDS)}")
     if isinstance(model, OnnxModel):
@@ -90,11 +84,7 @@ def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backe
 
 
 def encoder_session(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> OnnxSession:
-    """The encoder of a model in onnxruntime, whatever its head; exported once, and kept in the cache.
-
-    Raises:
-        InputError: The encoder cannot be exported.
-    """
+    """The encoder of a model in onnxruntime, whatever its head; exported once, and kept in the cache."""
     return OnnxSession(_exported(model, extractor, _digest([model.encoder], model, extractor)))
 
 
@@ -128,13 +118,7 @@ def _digest(parts: Sequence[Any], model: Any, extractor: Any) -> str:
 
 
 def load_for_prediction(source: str | Path, base: str | None = None, backend: str = "auto") -> tuple[Any, Any]:
-    """The model and front end of a folder or Hub id: an `OnnxModel` where the backend is its ONNX file.
-
-    Args:
-        source: Folder of a run or an exported model, or a Hub id.
-        base: Path of the base encoder of a head-only model, which only torch runs.
-        backend: "auto", "torch" or "onnx".
-    """
+    """The model and front end of a folder or Hub id: an `OnnxModel` where the backend is its ONNX file."""
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: it can be {', '.join(BACKENDS)}")
     folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else Path(source)

@@ -90,11 +90,7 @@ class Embedder:
     def __call__(
         self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
     ) -> Embedded:
-        """Embed one recording: the given spans, those of an annotation, or those of the predictor.
-
-        Raises:
-            InputError: As for a call of the predictor.
-        """
+        """Embed one recording: the given spans, those of an annotation, or those of the predictor."""
         predictor, listener = self.predictor, None if report is None else lambda stream, _: report(stream.fraction)
         if spans is None:
             spans = predictor._spans(path, annotation)
@@ -224,11 +220,7 @@ def _embedded(
 
 
 def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
-    """The cycles of a corpus by recording.
-
-    Args:
-        splits: What `laennec.load_corpus` returned.
-    """
+    """The cycles of a corpus by recording."""
     found: dict[Path, list[tuple[Any, ...]]] = {}
     for split, table in splits.items():
         names = ("start_s", "end_s", *_KNOWN[:3])

@@ -157,11 +157,7 @@ class OnnxModel(OnnxSession):
 
 
 def read_facts(folder: Path) -> OnnxFacts:
-    """The checked content of a folder's onnx.json.
-
-    Raises:
-        InputError: It is none, or holds a value that cannot be.
-    """
+    """The checked content of a folder's onnx.json."""
     return _read(OnnxFacts, folder / FACTS)
 
 

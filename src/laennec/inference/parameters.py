@@ -82,11 +82,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
-    """Read the settings of an earlier prediction.
-
-    Args:
-        path: A `laennec.parameters.yaml`.
-    """
+    """Read the settings of an earlier prediction."""
     try:
         content = read_yaml(path)
     except OSError as error:
@@ -121,11 +117,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def write_parameters(path: Path, settings: Settings, model: Mapping[str, Any], applied: Mapping[str, Any]) -> Path:
-    """Write the settings of a prediction.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the settings of a prediction."""
     from laennec import __version__
 
     content = {

@@ -105,22 +105,12 @@ class Spectrogram:
 
 
 def write_picture(path: Path, timeline: Timeline, spectrogram: Spectrogram) -> Path:
-    """Write the picture of one recording as PNG.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the picture of one recording as PNG."""
     return save_picture(timeline_figure(timeline, spectrogram), path)
 
 
 def timeline_figure(timeline: Timeline, spectrogram: Spectrogram, width_in: float = 12.0) -> Figure:
-    """Plot spectrogram, probabilities and present labels over a common time axis.
-
-    Args:
-        timeline: The predictions, as `Prediction.to_dict` returns them.
-        spectrogram: The spectrogram of the same recording.
-        width_in: Width of the figure, in inches.
-    """
+    """Plot spectrogram, probabilities and present labels over a common time axis."""
     labels = shown_labels(timeline)
     duration_s = timeline["duration_s"]
     figure = Figure(figsize=(width_in, 5.0 + 0.22 * len(labels)), dpi=160, layout="constrained", facecolor="white")

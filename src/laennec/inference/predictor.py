@@ -199,9 +199,6 @@ class Predictor:
             backend: "torch", "onnx", or "auto": the ONNX file in the model's folder where there is one and no GPU,
                 which needs no import of torch.
             **settings: As for the class.
-
-        Raises:
-            InputError: No model there, or none that this backend can run.
         """
         return cls(*load_for_prediction(source, base, backend), backend=backend, **settings)
 
@@ -396,12 +393,7 @@ def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
 
 
 def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:
-    """Read the spans of an annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON.
-
-    Args:
-        path: The file.
-        duration_s: Length of the audio in seconds; with it, spans that end beyond it are an error.
-    """
+    """Read the spans of an annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON."""
     if Path(path).suffix.lower() != ".json":
         return read_spans(path, duration_s)
     from laennec.corpora.sprsound import read_events

@@ -215,10 +215,6 @@ def run_on_ray(
         workers: Number of actors with the model.
         overwrite: Replace results of another model or with other settings in `out`, and what else has their names.
         progress: Called with (recordings done, total of recordings).
-
-    Raises:
-        InputError: Ray is not installed or its cluster out of reach, there are no recordings, one annotation file for
-            several, or `out` has results of another model or settings, or something else with their names.
     """
     check_jobs(workers)
     ray = _ray()

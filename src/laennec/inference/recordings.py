@@ -93,12 +93,7 @@ class Batch(ABC):
 
     @abstractmethod
     def others(self, path: Path) -> list[str | None]:
-        """Digests of what its results depend on beside the recording and the settings.
-
-        Raises:
-            OSError: It cannot be read.
-            InputError: A problem of this recording alone.
-        """
+        """Digests of what its results depend on beside the recording and the settings."""
 
     @abstractmethod
     def task(self, path: Path) -> Any:
@@ -118,11 +113,7 @@ class Batch(ABC):
 
     @abstractmethod
     def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> dict[str, Any] | None:
-        """Write missing files of a finished recording again, for it is at this path now.
-
-        Returns:
-            The timeline with this path; None where the recording must be computed again.
-        """
+        """Write missing files of a finished recording again, for it is at this path now."""
 
     @abstractmethod
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
@@ -131,14 +122,7 @@ class Batch(ABC):
     def run(
         self, identity: dict[str, Any], *, overwrite: bool, progress: Progress | None, jobs: int = 1
     ) -> "BatchResult":
-        """Compute what is not in the journal, then write the tables.
-
-        Args:
-            identity: Model and settings, as plain values.
-            overwrite: Replace what `out` has of another model or other settings, and files that are not of a batch.
-            progress: Called with (recordings done, including the fraction of the current one; total of recordings).
-            jobs: Number of processes.
-        """
+        """Compute what is not in the journal, then write the tables."""
         try:
             with explain_write_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -324,11 +308,7 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
 
 
 def digest_of(annotation: Path | None) -> str | None:
-    """sha256 of an annotation; None where there is none.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """sha256 of an annotation; None where there is none."""
     return None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
 
 

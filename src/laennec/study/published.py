@@ -13,12 +13,7 @@ from laennec.rendering import Markdown, escaped, table
 
 
 def published_table(content: Mapping[str, Any], split: str | None = None) -> str:
-    """The table of a results file with published numbers, as Markdown.
-
-    Args:
-        content: A results file whose study has `published`.
-        split: The scored split; None for all.
-    """
+    """The table of a results file with published numbers, as Markdown."""
     study, runs = content["study"], content["results"]
     published, figures = study["published"], list(study["figures"])
     head = ["method", *(column for name in figures for column in (f"{figure_name(name)}: published", "ours"))]

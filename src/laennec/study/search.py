@@ -117,11 +117,7 @@ class SearchResult:
 
 
 def load_space(path: str | Path) -> Space:
-    """Read a file with the settings to search.
-
-    Raises:
-        InputError: It cannot be read, or a key, a setting or a range is not allowed.
-    """
+    """Read a file with the settings to search."""
     return Space.read(path)
 
 
@@ -148,13 +144,6 @@ def search(
     say: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
     """Search a recipe's settings on its validation patients.
-
-    Args:
-        recipe: The recipe; its output_dir is the search's folder.
-        space: The settings to search.
-        command: The literal command, for the records.
-        overwrite: Whether an earlier search in the folder may be deleted.
-        say: Called with a line for each trial.
 
     Returns:
         The best settings; `best.yaml` in the folder is the recipe with them.

@@ -131,16 +131,7 @@ class ClusterView(NamedTuple):
 
 
 class GroupClusters(nn.Module):
-    """Auto-encoder, soft assignment to clusters, one vector for each cluster and one for the cycle.
-
-    Args:
-        clusters: How many.
-        narrow: Width of the auto-encoder's bottleneck.
-        dim: Width of the encoder's tokens.
-        width: Width of the vectors.
-        needed: Which of "vectors" and "joint" the losses take: there is no unused layer, because DDP waits for the
-            gradient of each.
-    """
+    """Auto-encoder, soft assignment to clusters, one vector for each cluster and one for the cycle."""
 
     def __init__(self, clusters: int, narrow: int, dim: int, width: int, needed: Set[str]) -> None:
         super().__init__()
@@ -211,13 +202,7 @@ def attached(model: Any, heads: AuxiliaryHeads) -> Iterator[None]:
 
 
 def enter_stage(model: Any, stage: Any, progress: float) -> None:
-    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model.
-
-    Args:
-        model: The model that is trained.
-        stage: What the epoch trains.
-        progress: Share of the training that is done, 0 to 1.
-    """
+    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model."""
     if model.encoder_frozen_in_stage == stage.encoder:
         model.encoder_frozen_in_stage = not stage.encoder
         model.train()  # the first batch of an epoch already runs in that epoch's mode

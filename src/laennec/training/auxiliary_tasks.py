@@ -171,12 +171,7 @@ class AuxiliaryTasks(nn.Module):
         dataset.groups = groups
 
     def join(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Append windows of recordings to a training batch.
-
-        Args:
-            inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
-            batch: epochs and cycle_numbers of the step.
-        """
+        """Append windows of recordings to a training batch."""
         self._joined = []
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
@@ -199,13 +194,7 @@ class AuxiliaryTasks(nn.Module):
         return {**inputs, **joined}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """The model's output for the batch alone, and the weighted cross entropy of each task.
-
-        Args:
-            model: The model, unwrapped.
-            outputs: Its output for the input that `join` made.
-            batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
-        """
+        """The model's output for the batch alone, and the weighted cross entropy of each task."""
         found = {}
         behind = sum(len(ids) * task.windows for task, ids in self._joined)
         rows = len(outputs.embeddings) - behind

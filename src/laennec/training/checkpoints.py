@@ -99,9 +99,6 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
     """The newest checkpoint that is whole, with the best one that it refers to; None if there is none.
 
     A checkpoint that is not whole is named in a warning and deleted, so that rotation never counts it.
-
-    Raises:
-        InputError: It was written by another number of processes.
     """
     found = {int(m.group(1)): p for p in folder.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     for step in sorted(found, reverse=True):
@@ -116,15 +113,7 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
 
 
 def checkpoint_to_resume(args: Any, resume: str | bool | None) -> Path | None:
-    """The checkpoint that a training continues from; None for a new training.
-
-    Args:
-        args: TrainingArguments.
-        resume: A checkpoint's folder, or True for the newest whole one in the output folder.
-
-    Raises:
-        InputError: It is damaged, or was written by another number of processes.
-    """
+    """The checkpoint that a training continues from; None for a new training."""
     if resume is True:
         with args.main_process_first(desc="checkpoints"):
             return last_whole(Path(str(args.output_dir)), args.world_size)
@@ -175,11 +164,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 class SaveAndStop(TrainerCallback):
-    """Writes checkpoints within epochs, and a last one when the process is asked to end.
-
-    Args:
-        every: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
-    """
+    """Writes checkpoints within epochs, and a last one when the process is asked to end."""
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
@@ -211,10 +196,6 @@ class SaveAndStop(TrainerCallback):
 
 def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
     """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
-
-    Args:
-        trainer: A `LaennecTrainer`.
-        save_steps: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
 
     Raises:
         Terminated: By SIGTERM, once the checkpoint is written.

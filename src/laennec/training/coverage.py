@@ -96,19 +96,7 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
 def coverage_lines(
     name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
-    """The share of the training part in the first epoch, and the pairs that its batches hold for each loss over pairs.
-
-    Args:
-        name: The sampler's name in the recipe.
-        sampler: The sampler.
-        rows_per_batch: Rows of a batch of all processes together.
-        class_ids: Class of each cycle.
-        specs: The auxiliary losses.
-        groups: As `groups_of_data` gives them.
-
-    Raises:
-        InputError: No batch holds a pair that a loss needs: names the loss and a sampler.
-    """
+    """The share of the training part in the first epoch, and the pairs in its batches for each loss over pairs."""
     seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
     share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
     batches = f"{seen.batches} batch{'es' * (seen.batches != 1)}"

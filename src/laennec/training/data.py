@@ -294,9 +294,6 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
 def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pad waveforms to the longest.
 
-    Args:
-        items: Of a `CycleDataset`.
-
     Returns:
         waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);
         labels, class_ids, cycle_numbers, epochs (batch, ...) and, where the data set has groups, group_ids (a dict of

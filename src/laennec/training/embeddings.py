@@ -98,9 +98,6 @@ def embed_waveforms(
 
     Returns:
         float32 (waveforms, dim), in the given order. On a CPU an embedding depends on its waveform alone.
-
-    Raises:
-        InputError: A waveform does not fit into memory by itself.
     """
     was_training = model.training
     if was_training:
@@ -191,15 +188,7 @@ def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
 
 
 def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) -> NDArray[np.float32] | str:
-    """(items, dim), or the error message where they do not fit into memory together.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        items: Waveforms.
-        step: The features of each item are computed by themselves, and padded to a multiple of so many frames; 0
-            computes them together.
-    """
+    """(items, dim), or the error message where they do not fit into memory together."""
     parameter = next(model.parameters())
     settings = {"sampling_rate": extractor.sampling_rate, "device": parameter.device, "filtered": True}
     try:
@@ -237,12 +226,6 @@ def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> 
 
 class EmbeddingCache:
     """Embeddings by content key, in a folder for each pair of feature extractor and encoder.
-
-    Args:
-        folder: The cache's root.
-        model: Its encoder and pooling make the embeddings.
-        extractor: The feature extractor.
-        backend: "torch", or "onnx": onnxruntime, on the CPU.
 
     Attributes:
         embed: Waveforms (cycles of (samples,)) -> float32 (cycles, dim).
@@ -354,14 +337,6 @@ def embed_cycles(
     epoch: int | None = None,
 ) -> NDArray[np.float32]:
     """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
-
-    Args:
-        model: The model, on the device that embeds.
-        extractor: Its feature extractor.
-        dataset: The cycles.
-        keys: Content key by row of the dataset.
-        cache: The cache.
-        epoch: The draw of augmentation; None for the cycles without augmentation.
 
     Returns:
         float32 (cycles, dim).

@@ -95,13 +95,6 @@ def weigh(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Measure the gradients of a step, and balance its terms.
 
-    Args:
-        terms: Those of a step that trains encoder and head.
-        inputs: What `head_inputs` collected in that step; empty where nothing is measured.
-        objective: The objective, with its auxiliary losses and their weights.
-        balance: The ratio to hold; None only measures.
-        running: Moving average of each loss, updated in place.
-
     Returns:
         The terms, and what is logged: `grad_ratio_<loss>` and, with a balance, its factor `balance_<loss>`.
     """

@@ -165,9 +165,6 @@ def loss_specs(settings: Mapping[str, Any], negatives: int = 16, folders: Sequen
             loss's own arguments}.
         negatives: Negatives of each anchor of the tuplet loss.
         folders: Folders to import own losses from, `Recipe.folders`.
-
-    Raises:
-        InputError: A loss, a key or a value is unknown, or they contradict one another.
     """
     return _checked_together([_of_recipe(name, given, negatives, folders) for name, given in settings.items()])
 

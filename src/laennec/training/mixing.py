@@ -144,13 +144,6 @@ class Mixer:
 
         A token is taken only where both cycles have real frames, so each row keeps its own mask; its share is what it
         kept of its own real tokens.
-
-        Args:
-            features: (batch, frames, mels).
-            mask: (batch, frames), ones on a cycle's frames and zeros after them.
-            labels: As everywhere.
-            context: The batch's epochs and cycle_numbers.
-            encoder: Has `token_grid`, see `laennec.encoders.base`.
         """
         generator = self.generator(context)
         batch, frames, mels = features.shape
@@ -242,14 +235,7 @@ def _rows(drawn: Tensor, context: Mapping[str, Tensor]) -> Tensor:
 
 
 class BatchFeatures:
-    """Mixes and masks a batch, and computes its features.
-
-    Args:
-        extractor: The front end; None where batches hold embeddings.
-        seed: Of the draws.
-        spec_augment: Masks of the features of training cycles; None for none.
-        mixer: Mixes the cycles of a training batch; None for none.
-    """
+    """Mixes and masks a batch, and computes its features."""
 
     def __init__(
         self,
@@ -266,13 +252,7 @@ class BatchFeatures:
     def __call__(
         self, inputs: Mapping[str, Any], training: bool, encoder: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The inputs of the model, and what losses need besides.
-
-        Args:
-            inputs: A batch as `collate_cycles` or `collate_embeddings` makes it, on the device of the model.
-            training: Whether cycles may be mixed and masked.
-            encoder: The model's encoder, for mixtures of its tokens.
-        """
+        """The inputs of the model, and what losses need besides."""
         inputs = dict(inputs)
         context = {name: inputs.pop(name) for name in _CONTEXT if name in inputs}
         context["host"] = host = inputs.pop("on_host", {})

@@ -183,9 +183,6 @@ class Objective(nn.Module):
                 mixed, `mixture` (a `Mixture`).
             stage: What this epoch trains.
             progress: Share of training done, 0 to 1, which weights may follow.
-
-        Raises:
-            InputError: A loss takes projections and the model has none.
         """
         terms = self._task(outputs.logits, batch) if stage.head else {}
         if self.auxiliary is None or not (stage.auxiliary and stage.encoder):

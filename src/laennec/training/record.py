@@ -122,11 +122,6 @@ def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str |
     The count comes first, so that nothing is seen without being counted; `settled_evaluations` takes back a count whose
     results a kill kept from being shown. Where the scoring brings a "result", it takes the place of the one that an
     earlier scoring left in the same "folder".
-
-    Args:
-        path: The run's record.
-        looked: What is counted.
-        shown_in: The folder that shows the results from the end of the block on.
     """
     with wait_for_lock(path):
         record = read_record(path)

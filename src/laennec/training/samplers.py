@@ -396,15 +396,7 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
 
 
 def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: int, seed: int) -> Any:
-    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers.
-
-    Args:
-        given: A sampler, a function of the data set that makes one, or None.
-        data: The training data.
-        specs: The auxiliary losses; the tuplet loss needs batches of anchors and positives.
-        batch_size: Rows of a batch.
-        seed: Of the order.
-    """
+    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers."""
     if data is None or (given is None and not isinstance(data, CycleDataset | EmbeddingDataset)):
         return None
     if given is None and isinstance(data, CycleDataset) and any(spec.is_a(TupletContrastiveLoss) for spec in specs):

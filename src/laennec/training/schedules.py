@@ -302,15 +302,7 @@ def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
 
 
 def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, lengths: Any = None) -> tuple[Any, int]:
-    """A sampler by name, and how many rows a batch of it has (on one process).
-
-    Args:
-        name: As in sampler.name; `sampler.class` takes the place of the recipe's own.
-        recipe: All settings.
-        targets: Labels of the training part.
-        table: Cycle table of the training part, labelled rows only.
-        lengths: Length of each of its rows; length_bucketed needs them.
-    """
+    """A sampler by name, and how many rows a batch of it has (on one process)."""
     size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
     where = f"sampler.name is {name}"
     try:
@@ -405,13 +397,7 @@ def _figure(name: str | None, value: float) -> str:
 
 
 class EpochLines(TrainerCallback):
-    """Prints one line for each epoch, and a bar of steps on a terminal.
-
-    Args:
-        phase: Name of the phase.
-        metric: The metric that chooses the epoch; None for a training without validation.
-        stages: What each epoch trains; only an epoch that trains the head is evaluated.
-    """
+    """Prints one line for each epoch, and a bar of steps on a terminal."""
 
     def __init__(
         self, phase: str, metric: str | None = None, stages: Callable[[int], Stage] = lambda _: Stage()

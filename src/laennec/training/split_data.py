@@ -92,12 +92,7 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
 
 
 def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
-    """The recipe with the mean and std of the training features in place of features.mean: train.
-
-    Args:
-        recipe: All settings.
-        waveforms: The training cycles without augmentation, a sequence of float32 (samples,).
-    """
+    """The recipe with the mean and std of the training features in place of features.mean: train."""
     if recipe.features.mean != "train":
         return recipe
     plain = make_extractor(recipe.features.model_copy(update={"mean": 0.0, "std": 0.5, "context_cycles": 0}))
@@ -170,17 +165,7 @@ def make_split(
     train: bool,
     rows: NDArray[np.int64] | None = None,
 ) -> SplitData:
-    """Labels and waveforms of one split; recordings that are not in the cache are decoded into it.
-
-    Args:
-        name: The split's name.
-        table: Its cycle table.
-        recipe: Target, features and augmentation.
-        extractor: The feature extractor.
-        names: The label names of training, for any other split; None takes them from the table.
-        train: Whether cycles are augmented.
-        rows: Of the labelled cycles, those to take, in this order; repeats are allowed. None: all.
-    """
+    """Labels and waveforms of one split; recordings that are not in the cache are decoded into it."""
     whole = table
     targets = targets_of(table, recipe.target, names)
     if len(targets.kept) < len(table) and rows is None:
@@ -243,9 +228,6 @@ def labelled_part(recipe: Recipe, table: Any, extractor: LaennecFeatureExtractor
     """The training part, with the labels of a fraction of its cycles where the recipe has one.
 
     The chosen cycles are repeated until an epoch is about as long as that of all labels.
-
-    Raises:
-        InputError: The fraction is too small, or all cycles, or none, have a yes/no label.
     """
     full = make_split("train", table, recipe, extractor, None, True)
     c = recipe.corpus
@@ -284,13 +266,6 @@ def labelled_rows(
     Each class gives its share, rounded, and at least one cycle. The order within a class is a hash of (seed, draw,
     cycle), so a smaller fraction of a draw is a subset of a larger one, and runs of other seeds and encoders use the
     same cycles.
-
-    Args:
-        class_ids: Class of each cycle (cycles,).
-        cycle_ids: Its id.
-        fraction: Above 0, at most 1.
-        seed: Of the order.
-        draw: Number of the draw, from 0.
     """
     keys = [hashlib.sha256(f"labels {seed} {draw} {cycle_id}".encode()).digest() for cycle_id in cycle_ids]
     classes = np.unique(class_ids)

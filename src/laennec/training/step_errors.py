@@ -23,13 +23,7 @@ CycleNames = Callable[[Tensor | None], str]
 
 
 def cycle_names(dataset: Any, numbers: Tensor | None, rows: Tensor | None = None) -> str:
-    """The first names of the cycles in a batch, or in some rows of it; "" where they have none.
-
-    Args:
-        dataset: The training data; one without `cycle_ids` has no names.
-        numbers: Number of each cycle of the batch, (batch,); None where they are unknown.
-        rows: Some rows of the batch; None for all.
-    """
+    """The first names of the cycles in a batch, or in some rows of it; "" where they have none."""
     if numbers is None or not hasattr(dataset, "cycle_ids"):
         return ""
     numbers = numbers.cpu()

@@ -79,13 +79,7 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
 
 
 class ValidationMetrics:
-    """transformers' `compute_metrics`: every metric of evaluation on the validation split.
-
-    Args:
-        table: Truth table of the validation split, in the order of evaluation.
-        problem_type: "multi_label" or "single_label".
-        names: Labels in the order of the logits.
-    """
+    """transformers' `compute_metrics`: every metric of evaluation on the validation split."""
 
     def __init__(self, table: pd.DataFrame, problem_type: Any, names: list[str]) -> None:
         self.table = table
@@ -98,11 +92,7 @@ class ValidationMetrics:
         return self._values(logits)
 
     def refuse_undefined(self, choice: str) -> None:
-        """Refuse a selection metric that is undefined for this truth, whatever the predictions.
-
-        Args:
-            choice: A key of `SELECTION_METRICS`.
-        """
+        """Refuse a selection metric that is undefined for this truth, whatever the predictions."""
         name = SELECTION_METRICS[choice]
         if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
             raise InputError(
@@ -118,11 +108,7 @@ class ValidationMetrics:
 
 
 def default_metrics(config: Any) -> Callable[[Any], dict[str, float]]:
-    """Transformers' `compute_metrics` for a model without one: the metrics of evaluation, by the labels of the batches.
-
-    Args:
-        config: The model's configuration: for crackle and wheeze the metrics hold the ICBHI Score.
-    """
+    """Transformers' `compute_metrics` for a model without one: the metrics of evaluation by the batches' labels."""
     names, problem = config.label_names, "multi_label" if config.is_multi_label else "single_label"
 
     def compute(prediction: Any) -> dict[str, float]:
@@ -140,16 +126,7 @@ def _truth_frame(labels: Any, names: Sequence[str]) -> pd.DataFrame:
 
 
 def fit_on_outputs(config: Any, prediction: Any, rule: FittingRule) -> dict[str, Any]:
-    """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config.
-
-    Args:
-        config: The model's configuration, changed in place.
-        prediction: What `Trainer.predict` returned.
-        rule: How they are fitted.
-
-    Returns:
-        As `laennec.evaluation.operating_point.fit_on_validation`.
-    """
+    """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     columns = {f"logit_{name}": logits[:, i] for i, name in enumerate(config.label_names)}
     table = _truth_frame(prediction.label_ids, config.label_names).assign(**columns)
@@ -162,11 +139,6 @@ def calibrate(
     model: LaennecForAudioClassification, predictions: pd.DataFrame, settings: HeadSettings
 ) -> dict[str, Any] | None:
     """Fit calibration and thresholds on validation predictions and store them in the model's config.
-
-    Args:
-        model: The model, changed in place.
-        predictions: The validation predictions table.
-        settings: `calibration`, `threshold_rule` and `sensitivity`.
 
     Returns:
         The fitted values, for the run record; None if there are none.

@@ -225,13 +225,7 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
 
 class GroupTable:
-    """The groups of the cycles of one split.
-
-    Args:
-        rows: Number of cycles.
-        metadata: Columns by their name in the cycle table, as `metadata_of` gives them.
-        age_edges_years: Edges of the age bands.
-    """
+    """The groups of the cycles of one split."""
 
     def __init__(self, rows: int, metadata: Mapping[str, Sequence[Any]], age_edges_years: Sequence[float] = ()) -> None:
         edges = list(age_edges_years)
@@ -255,13 +249,7 @@ class GroupTable:
         return [age_band(v, self.edges) for v in values] if name == "age_band" else values
 
     def codes(self, labels: str | Sequence[str], missing: str, where: str) -> Codes:
-        """Group of each cycle; -1 where it is unknown and dropped.
-
-        Args:
-            labels: A column's name, several joined by +, or a list of names.
-            missing: As in `group_codes`.
-            where: The setting, for errors.
-        """
+        """Group of each cycle; -1 where it is unknown and dropped."""
         names = labels.split("+") if isinstance(labels, str) else list(labels)
         try:
             codes = group_codes([self.column(name.strip(), where) for name in names], missing)

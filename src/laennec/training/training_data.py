@@ -53,11 +53,6 @@ def as_training_data(
 class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
     """The rows of a streamed table, decoded as they arrive; some dozen of them are in memory at a time.
 
-    Args:
-        table: A `datasets.IterableDataset` with an `audio` column and labels (`load_dataset(..., streaming=True)`).
-        reading: What `dataset_from_table` takes besides the table.
-        training: Whether cycles are augmented, anew in each epoch.
-
     Attributes:
         views: Number of independent draws of each cycle in a training item.
     """
@@ -156,13 +151,7 @@ def _with_times(table: Any) -> Any:
 
 
 class AudioColumn(Sequence[NDArray[np.float32]]):
-    """The `audio` column of a table as waveforms, decoded when a row is read.
-
-    Args:
-        table: Has `audio` (encoded bytes or paths), and `start_s` and `end_s` where rows are parts of recordings.
-        sampling_rate: Of the waveforms, in Hz.
-        filter: Applied to whole recordings at that rate.
-    """
+    """The `audio` column of a table as waveforms, decoded when a row is read."""
 
     def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
         self.sampling_rate = sampling_rate

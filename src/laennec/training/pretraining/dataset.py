@@ -69,13 +69,7 @@ def _known(table: Any) -> set[str]:
 def pretraining_set(
     parts: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
 ) -> PretrainingSet:
-    """Choose the rows of a split corpus that pre-training may use.
-
-    Args:
-        parts: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
-        settings: Which splits, and how recordings without annotation are cut.
-        one_name: One hash for all files of the same sound, as `canonical_hashes` gives it.
-    """
+    """Choose the rows of a split corpus that pre-training may use."""
     wanted = ["all"] if set(parts) == {"all"} else [name for name in settings.splits if name in parts]
     held_out = [name for name in parts if name not in wanted]
     patients = set().union(*(_known(parts[name]) for name in held_out))
@@ -149,15 +143,7 @@ def pretraining_note(parts: Any, patients: Sequence[str], table: Any = None) -> 
 
 
 def refuse_seen_patients(weights: str | Path | None, parts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split.
-
-    Args:
-        weights: The recipe's encoder.weights.
-        parts: The corpus as it is split now.
-
-    Returns:
-        The encoder's note without the patients; None where it has none.
-    """
+    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split."""
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None
     note = read_record(path)
@@ -220,17 +206,7 @@ def crop(waveform: Waveform, samples: int, where: float) -> Waveform:
 
 
 class PairDataset(CycleDataset):
-    """Pairs of views: `dataset[(row, epoch)]` is a view of a cycle and one of its pair (or of itself).
-
-    Args:
-        waveforms: Sequence of float32 (samples,) by row.
-        cycle_ids: Cycle ids by row.
-        sampling_rate: Of the waveforms, in Hz.
-        seed: Of all draws.
-        settings: The views.
-        least_samples: What a crop keeps at least.
-        positives: The positive pairs; None for two views of one cycle.
-    """
+    """Pairs of views: `dataset[(row, epoch)]` is a view of a cycle and one of its pair (or of itself)."""
 
     def __init__(
         self,

@@ -49,14 +49,7 @@ class PositivePairs:
         self.counts: Codes = sizes[group] - alike[inner.reshape(-1)]
 
     def draw(self, row: int, seed: int, epoch: int, number: int) -> int | None:
-        """The row that a cycle is paired with in an epoch, or None.
-
-        Args:
-            row: The cycle.
-            seed: Of the run.
-            epoch: Counted from 0.
-            number: The cycle's own number, the counter of its draws.
-        """
+        """The row that a cycle is paired with in an epoch, or None."""
         count = int(self.counts[row])
         if not count:
             return None

@@ -107,13 +107,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def full_key(model: type[BaseModel], name: str, step: str = "train") -> str:
-    """The dotted key that a flag means: itself, or the one setting whose last part it is.
-
-    Args:
-        model: The recipe.
-        name: "train.epochs", "epochs" or "batch-size".
-        step: Section whose settings win where several have this last part: "train" or "pretrain".
-    """
+    """The dotted key that a flag means: itself, or the one setting whose last part it is."""
     keys, key = settings_of(model), name.replace("-", "_")
     own = key.startswith("sampler.") or any(s.free and key.startswith(f"{s.key}.") for s in keys.values())
     if key in keys or key in groups_of(model) or own or key in OLD_KEYS:
@@ -226,11 +220,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe.
-
-    Args:
-        name: A path, or one of `recipe_names`.
-    """
+    """The file of a recipe."""
     path = Path(name)
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
