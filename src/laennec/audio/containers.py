@@ -21,14 +21,10 @@ _W64_MAGIC = b"riff\x2e\x91\xcf\x11"
 
 @dataclass(frozen=True)
 class Declared:
-    """What a header declares about the sound data.
+    """What a header declares about the sound data."""
 
-    Attributes:
-        missing: Which part of the file is cut; "" where none is.
-        open_length_at: Offset of a 4-byte length that a streaming writer left at 0 although sound follows, else None.
-    """
-
-    missing: str = ""
+    missing: str = ""  # which part of the file is cut; "" where none is
+    # offset of a 4-byte length that a streaming writer left at 0 although sound follows, else None
     open_length_at: int | None = None
 
 

@@ -18,17 +18,11 @@ from laennec.audio.cycles import flags_of, label_of
 
 @dataclass(frozen=True)
 class PatchMixDraw:
-    """Drawn parameters of Patch-Mix or Group-Mix for one batch.
+    """Drawn parameters of Patch-Mix or Group-Mix for one batch."""
 
-    Attributes:
-        lam: Realised share of each row's own cycle.
-        index: (batch,) int64, the row that each row is mixed with.
-        mask: (tokens,) bool, the positions taken from that row; one mask for the whole batch.
-    """
-
-    lam: float
-    index: Tensor
-    mask: Tensor
+    lam: float  # realised share of each row's own cycle
+    index: Tensor  # (batch,) int64, the row that each row is mixed with
+    mask: Tensor  # (tokens,) bool, the positions taken from that row; one mask for the whole batch
 
 
 def draw_patch_mix(

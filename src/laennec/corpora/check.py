@@ -28,30 +28,20 @@ _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_
 
 @dataclass
 class AuditReport:
-    """What a corpus on disk consists of, and what is wrong with it.
+    """What a corpus on disk consists of, and what is wrong with it."""
 
-    Attributes:
-        corpus: Its name.
-        data_dir: Where it is.
-        corpus_fingerprint: SHA-256 over its recordings and annotations; None where a file cannot be read.
-        recordings: Number of recordings.
-        patients: Number of patients.
-        cycles: Number of cycles (of events for SPRSound).
-        counts: Name of a property -> value -> how many: `label` and `event` count cycles, `device`, `chest_location`,
-            `acquisition_mode`, `part` and `sampling_rate` count recordings.
-        problems: One line each, naming the file.
-        notes: What to know although it is no problem.
-    """
-
-    corpus: str
-    data_dir: str
+    corpus: str  # its name
+    data_dir: str  # where it is
+    # SHA-256 over its recordings and annotations; None where a file cannot be read
     corpus_fingerprint: str | None = None
-    recordings: int = 0
-    patients: int = 0
-    cycles: int = 0
+    recordings: int = 0  # number of recordings
+    patients: int = 0  # number of patients
+    cycles: int = 0  # number of cycles (of events for SPRSound)
+    # name of a property -> value -> how many: `label` and `event` count cycles, `device`, `chest_location`,
+    # `acquisition_mode`, `part` and `sampling_rate` count recordings
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # one line each, naming the file
+    notes: list[str] = field(default_factory=list)  # what to know although it is no problem
 
     def lines(self) -> list[str]:
         """The report for people."""

@@ -37,22 +37,15 @@ _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 @dataclass
 class FolderOptions(CorpusOptions):
-    """Options of `Folder`.
+    """Options of `Folder`."""
 
-    Attributes:
-        annotations: The CSV with the cycles; None: the only one in the folder.
-        unlabelled: Whether cycles may lack a label, and a recording without annotation is one row.
-        label_column: The column of the CSV or of Raven tables that holds the labels, if it is not called label.
-        labels: All labels, in the order of the model's outputs; None: those that occur.
-        patient_column: The column of the CSV that holds the patients, if it is not called patient_id.
-        patient_pattern: Regular expression that finds the patient in the name of a recording: its group, or all of it.
-    """
-
-    annotations: str | Path | None = None
-    unlabelled: bool = False
+    annotations: str | Path | None = None  # the CSV with the cycles; None: the only one in the folder
+    unlabelled: bool = False  # whether cycles may lack a label, and a recording without annotation is one row
+    # the column of the CSV or of Raven tables that holds the labels, if it is not called label
     label_column: str | None = None
-    labels: list[str] | None = None
-    patient_column: str | None = None
+    labels: list[str] | None = None  # all labels, in the order of the model's outputs; None: those that occur
+    patient_column: str | None = None  # the column of the CSV that holds the patients, if it is not called patient_id
+    # regular expression that finds the patient in the name of a recording: its group, or all of it
     patient_pattern: str | None = None
 
     def __post_init__(self) -> None:

@@ -39,9 +39,6 @@ class Icbhi2017(Corpus):
     """The ICBHI 2017 Respiratory Sound Database, from its folder or its zip archive.
 
     Example: `Icbhi2017("ICBHI_final_database").table()`. See `Corpus` for the arguments.
-
-    Attributes:
-        devices: The stethoscopes that file names can have; None: any.
     """
 
     name = "icbhi2017"
@@ -82,6 +79,7 @@ class Icbhi2017(Corpus):
         f"{TABLE_NAMES['diagnosis'][1]}) from {homepage}, and put it into or beside the folder of the recordings, or "
         "name its folder (corpus.tables_dir)"
     }
+    # the stethoscopes that file names can have; None: any
     devices: ClassVar[tuple[str, ...] | None] = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
 
     def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:

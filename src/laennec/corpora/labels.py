@@ -59,17 +59,12 @@ def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a corpus that has other labels than crackle and wheeze.
+    """The labels of a corpus that has other labels than crackle and wheeze."""
 
-    Attributes:
-        names: The labels, without normal.
-        classes: The classes of the column `label`: normal and the labels, or every combination of labels that occurs.
-        multi_label: Whether a row can have several labels; each is a column of 0 and 1 then.
-    """
-
-    names: Names
+    names: Names  # the labels, without normal
+    # the classes of the column `label`: normal and the labels, or every combination of labels that occurs
     classes: Names
-    multi_label: bool
+    multi_label: bool  # whether a row can have several labels; each is a column of 0 and 1 then
 
     @property
     def columns(self) -> dict[str, Any]:

@@ -33,19 +33,13 @@ Reference = dict[str, tuple[int | None, int | None]]
 
 @dataclass
 class PhysioNet2016Options(CorpusOptions):
-    """Options of `PhysioNet2016`.
+    """Options of `PhysioNet2016`."""
 
-    Attributes:
-        window_s: Length of a window in seconds; a shorter recording is one row.
-        hop_s: From the start of one window to that of the next, in seconds; None: windows side by side.
-        quality: "all", or "good": leave out recordings whose signal quality is published as poor.
-        validation_folder: Whether the folder `validation` is part of the table.
-    """
-
-    window_s: float = 5.0
+    window_s: float = 5.0  # length of a window in seconds; a shorter recording is one row
+    # from the start of one window to that of the next, in seconds; None: windows side by side
     hop_s: float | None = None
-    quality: str = "all"
-    validation_folder: bool = False
+    quality: str = "all"  # "all", or "good": leave out recordings whose signal quality is published as poor
+    validation_folder: bool = False  # whether the folder `validation` is part of the table
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -45,17 +45,11 @@ _TOLD = ("cycle_id", "start_s", "end_s", "crackle", "wheeze", "events")
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export.
+    """A finished export."""
 
-    Attributes:
-        folder: Where it is.
-        splits: The corpus as it was split, as `load_corpus` returns it.
-        manifest: What its manifest says.
-    """
-
-    folder: Path
-    splits: datasets.DatasetDict
-    manifest: Mapping[str, Any]
+    folder: Path  # where it is
+    splits: datasets.DatasetDict  # the corpus as it was split, as `load_corpus` returns it
+    manifest: Mapping[str, Any]  # what its manifest says
 
     @property
     def bytes(self) -> int:

@@ -32,19 +32,13 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way to split a corpus.
+    """A named way to split a corpus."""
 
-    Attributes:
-        name: The word that recipes, reports and cards use.
-        description: One sentence on what goes where.
-        weaker: Pairs of splits that promise less than disjoint patients, and what it is that they do not share.
-        stamp: What every number of this protocol has to carry, or None.
-    """
-
-    name: str
-    description: str
+    name: str  # the word that recipes, reports and cards use
+    description: str  # one sentence on what goes where
+    # pairs of splits that promise less than disjoint patients, and what it is that they do not share
     weaker: Mapping[Pair, Unit]
-    stamp: str | None
+    stamp: str | None  # what every number of this protocol has to carry, or None
 
     def promise(self, one: str, other: str) -> Unit:
         """What the two splits never share: whole patients, whole recordings, or nothing larger than a cycle."""
@@ -115,20 +109,13 @@ def split_rank(name: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """A split of a cycle table.
+    """A split of a cycle table."""
 
-    Attributes:
-        splits: Sorted row numbers of the table for each split; together every row once.
-        fingerprint: SHA-256 of the cycle ids of all splits, independent of the order of rows.
-        stamp: What every number computed on this split has to carry, or None.
-        leaks: What the pairs of splits share.
-        fingerprints: The same for each split alone: a corpus that gained a test split still has its train split.
-    """
-
-    splits: dict[str, Rows]
-    fingerprint: str
-    stamp: str | None
-    leaks: LeakReport
+    splits: dict[str, Rows]  # sorted row numbers of the table for each split; together every row once
+    fingerprint: str  # SHA-256 of the cycle ids of all splits, independent of the order of rows
+    stamp: str | None  # what every number computed on this split has to carry, or None
+    leaks: LeakReport  # what the pairs of splits share
+    # the same for each split alone: a corpus that gained a test split still has its train split
     fingerprints: dict[str, str]
 
 

@@ -19,30 +19,20 @@ from laennec.errors import InputError
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """Tokens of a batch of cycles and one vector for each.
+    """Tokens of a batch of cycles and one vector for each."""
 
-    Attributes:
-        last_hidden_state: (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end.
-        token_mask: (batch, tokens) bool, True on special tokens and on tokens of real frames.
-        pooler_output: (batch, dim), pooled as the encoder was released with.
-    """
-
-    last_hidden_state: Tensor | None = None
-    token_mask: Tensor | None = None
-    pooler_output: Tensor | None = None
+    last_hidden_state: Tensor | None = None  # (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end
+    token_mask: Tensor | None = None  # (batch, tokens) bool, True on special tokens and on tokens of real frames
+    pooler_output: Tensor | None = None  # (batch, dim), pooled as the encoder was released with
 
 
 class TokenMix(NamedTuple):
-    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
+    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder)."""
 
-    Attributes:
-        taken: (batch, bands, steps) bool, True on patches of the other cycle; only where both cycles have real frames,
-            so that masks stay those of the own cycle.
-        source: (batch,) int64, the row of the other cycle.
-    """
-
+    # (batch, bands, steps) bool, True on patches of the other cycle; only where both cycles have real frames, so that
+    # masks stay those of the own cycle
     taken: Tensor
-    source: Tensor
+    source: Tensor  # (batch,) int64, the row of the other cycle
 
     def mix(self, grid: Tensor) -> Tensor:
         """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor."""

@@ -21,19 +21,12 @@ from laennec.evaluation.predictions import Predictions, statistics_of
 
 @dataclass(frozen=True)
 class RunFigures:
-    """The metrics of one run, as they are and in every draw of patients.
+    """The metrics of one run, as they are and in every draw of patients."""
 
-    Attributes:
-        values: {metric: value}.
-        draws: {metric: (draws,)}.
-        cycles: Ids of the scored cycles; runs are compared only over the same cycles.
-        n_patients: Number of patients.
-    """
-
-    values: dict[str, float]
-    draws: dict[str, FloatArray]
-    cycles: frozenset[str]
-    n_patients: int
+    values: dict[str, float]  # {metric: value}
+    draws: dict[str, FloatArray]  # {metric: (draws,)}
+    cycles: frozenset[str]  # ids of the scored cycles; runs are compared only over the same cycles
+    n_patients: int  # number of patients
 
 
 def pool_folds(folds: Sequence[Predictions]) -> Predictions:

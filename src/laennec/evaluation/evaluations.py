@@ -26,21 +26,13 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as it was written.
+    """An evaluation as it was written."""
 
-    Attributes:
-        folder: Its folder.
-        run: Its record (run.json): the run's own, with what was scored under "evaluated".
-        metrics: What `evaluate_predictions` returned, and geometry.
-        table: The predictions table.
-        predictions: The same as arrays, decided and calibrated as in the metrics.
-    """
-
-    folder: Path
-    run: dict[str, Any]
-    metrics: dict[str, Any]
-    table: Any
-    predictions: Predictions
+    folder: Path  # its folder
+    run: dict[str, Any]  # its record (run.json): the run's own, with what was scored under "evaluated"
+    metrics: dict[str, Any]  # what `evaluate_predictions` returned, and geometry
+    table: Any  # the predictions table
+    predictions: Predictions  # the same as arrays, decided and calibrated as in the metrics
 
     @property
     def split(self) -> str:

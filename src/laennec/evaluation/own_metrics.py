@@ -29,17 +29,11 @@ recording_id, patient_id, device, ..., `logit_<output>`, and the truth) and, for
 
 @dataclass(frozen=True)
 class OwnMetrics:
-    """Own metrics with the names that they return.
+    """Own metrics with the names that they return."""
 
-    Attributes:
-        functions: The metrics.
-        names: What they return, in order.
-        table: What they are called with.
-    """
-
-    functions: tuple[Metric, ...]
-    names: tuple[str, ...]
-    table: pd.DataFrame
+    functions: tuple[Metric, ...]  # the metrics
+    names: tuple[str, ...]  # what they return, in order
+    table: pd.DataFrame  # what they are called with
 
     def subset(self, rows: Any) -> "OwnMetrics":
         """The same metrics on some of the rows, given as a mask (cycles,)."""

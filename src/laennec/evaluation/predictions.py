@@ -43,37 +43,21 @@ _HEADLINES = ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy",
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions table as arrays: truth, predictions and probabilities.
+    """A predictions table as arrays: truth, predictions and probabilities."""
 
-    Attributes:
-        table: The scored rows (cycles), a DataFrame.
-        unlabelled: Number of rows left out because their truth is unknown.
-        class_names: Normal first; empty where the labels do not form classes.
-        true: Class ids (cycles,), or empty.
-        predicted: Class ids (cycles,), or empty.
-        label_names: Names of the binary labels.
-        truth: 0/1 (cycles, labels).
-        logits: Scores that rank each label (cycles, labels).
-        decided: Predicted 0/1 (cycles, labels).
-        probabilities: Of each label, calibrated (cycles, labels).
-        thresholds: In logits (labels,); None where an argmax decides.
-        confidence: Probability of the predicted class (cycles,); None for multi-label predictions.
-        own: The user's own metrics; None for none.
-    """
-
-    table: Any
-    unlabelled: int
-    class_names: tuple[str, ...]
-    true: IntArray
-    predicted: IntArray
-    label_names: tuple[str, ...]
-    truth: IntArray
-    logits: FloatArray
-    decided: IntArray
-    probabilities: FloatArray
-    thresholds: FloatArray | None
-    confidence: FloatArray | None
-    own: OwnMetrics | None = None
+    table: Any  # the scored rows (cycles), a DataFrame
+    unlabelled: int  # number of rows left out because their truth is unknown
+    class_names: tuple[str, ...]  # normal first; empty where the labels do not form classes
+    true: IntArray  # class ids (cycles,), or empty
+    predicted: IntArray  # class ids (cycles,), or empty
+    label_names: tuple[str, ...]  # names of the binary labels
+    truth: IntArray  # 0/1 (cycles, labels)
+    logits: FloatArray  # scores that rank each label (cycles, labels)
+    decided: IntArray  # predicted 0/1 (cycles, labels)
+    probabilities: FloatArray  # of each label, calibrated (cycles, labels)
+    thresholds: FloatArray | None  # in logits (labels,); None where an argmax decides
+    confidence: FloatArray | None  # probability of the predicted class (cycles,); None for multi-label predictions
+    own: OwnMetrics | None = None  # the user's own metrics; None for none
 
     def subset(self, rows: Any) -> "Predictions":
         """The same for some of the rows, given as a mask (cycles,)."""

@@ -45,36 +45,23 @@ _TICKS_HZ = {0: "0 Hz", 250: "250 Hz", 500: "500 Hz", 1000: "1 kHz", 2000: "2 kH
 
 @dataclass(frozen=True)
 class Sound:
-    """Spectrogram and sound of a cycle.
+    """Spectrogram and sound of a cycle."""
 
-    Attributes:
-        picture: Its mel spectrogram as a data URI.
-        seconds: Length of the spectrogram and of the sound.
-        whole: Whether that is the whole cycle.
-        audio: The sound as a data URI; None where it is left out.
-        gain_db: Gain of the playback.
-    """
-
-    picture: str
-    seconds: float
-    whole: bool
-    audio: str | None = None
-    gain_db: float = 0.0
+    picture: str  # its mel spectrogram as a data URI
+    seconds: float  # length of the spectrogram and of the sound
+    whole: bool  # whether that is the whole cycle
+    audio: str | None = None  # the sound as a data URI; None where it is left out
+    gain_db: float = 0.0  # gain of the playback
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Parts of a report that need the model and the recordings.
+    """Parts of a report that need the model and the recordings."""
 
-    Attributes:
-        places: Rows of the predictions on the map (points,) and their positions (points, 2) in 0..1; None for no map.
-        sounds: Sounds by row of the predictions.
-        missing: What could not be made, and how to get it.
-    """
-
+    # rows of the predictions on the map (points,) and their positions (points, 2) in 0..1; None for no map
     places: tuple[Any, Any] | None = None
-    sounds: Mapping[int, Sound] = field(default_factory=dict)
-    missing: Sequence[str] = ()
+    sounds: Mapping[int, Sound] = field(default_factory=dict)  # sounds by row of the predictions
+    missing: Sequence[str] = ()  # what could not be made, and how to get it
 
 
 def map_section(

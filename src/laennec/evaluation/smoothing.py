@@ -25,17 +25,12 @@ NEIGHBOUR_RULE = "neighbour-mean"
 
 @dataclass
 class Smoothing:
-    """A strength with its origin.
+    """A strength with its origin."""
 
-    Attributes:
-        strength: 0 to 1.
-        chosen: What `choose_smoothing` returned; None where the strength was given.
-        fitted: What `fit_on_validation` returned for the smoothed validation predictions; None where the model's own
-            thresholds and temperatures are used.
-    """
-
-    strength: float
-    chosen: dict[str, Any] | None = None
+    strength: float  # 0 to 1
+    chosen: dict[str, Any] | None = None  # what `choose_smoothing` returned; None where the strength was given
+    # what `fit_on_validation` returned for the smoothed validation predictions; None where the model's own thresholds
+    # and temperatures are used
     fitted: dict[str, Any] | None = None
 
 

@@ -43,17 +43,11 @@ _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 
 @dataclass(frozen=True)
 class Card:
-    """A rendered card.
+    """A rendered card."""
 
-    Attributes:
-        text: Content of README.md.
-        unanswered: Keys of the open questions, each with the checklist items that need the answer.
-        eval_results: Contents of `.eval_results/*.yaml` by file name.
-    """
-
-    text: str
-    unanswered: dict[str, list[str]]
-    eval_results: dict[str, str]
+    text: str  # content of README.md
+    unanswered: dict[str, list[str]]  # keys of the open questions, each with the checklist items that need the answer
+    eval_results: dict[str, str]  # contents of `.eval_results/*.yaml` by file name
 
 
 def write_card(run: str | Path, folder: str | Path, *, repo: str | None = None, license: str | None = None) -> Path:

@@ -30,17 +30,12 @@ _PATHS = re.compile(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run's record states.
+    """What a run's record states."""
 
-    Attributes:
-        run: The run record.
-        evaluations: {"evaluated", "metrics"} of each part that was scored with the present operating point.
-        outdated: Parts that were scored with another operating point.
-    """
-
-    run: dict[str, Any]
+    run: dict[str, Any]  # the run record
+    # {"evaluated", "metrics"} of each part that was scored with the present operating point
     evaluations: list[dict[str, Any]]
-    outdated: list[str]
+    outdated: list[str]  # parts that were scored with another operating point
 
 
 def read_evidence(folder: str | Path) -> Evidence:

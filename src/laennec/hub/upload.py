@@ -25,21 +25,13 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Uploaded:
-    """Files in a repository of the Hub.
+    """Files in a repository of the Hub."""
 
-    Attributes:
-        url: Address of the repository.
-        commit: Hash of the commit with the files.
-        private: Whether the repository is private.
-        files: The files, by their path in the repository.
-        left: Files of the folder that were not uploaded, because they are not files of a model.
-    """
-
-    url: str
-    commit: str
-    private: bool
-    files: list[str]
-    left: tuple[str, ...] = ()
+    url: str  # address of the repository
+    commit: str  # hash of the commit with the files
+    private: bool  # whether the repository is private
+    files: list[str]  # the files, by their path in the repository
+    left: tuple[str, ...] = ()  # files of the folder that were not uploaded, because they are not files of a model
 
 
 def check_repo_name(repo: str) -> None:

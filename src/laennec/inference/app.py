@@ -52,17 +52,11 @@ _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-ser
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest input that the page accepts.
+    """The largest input that the page accepts."""
 
-    Attributes:
-        max_minutes: Length of a recording, in minutes.
-        max_mb: Size of a file, in MiB.
-        max_total_mb: Size of all files that are on the server at one time, in MiB.
-    """
-
-    max_minutes: float = 5.0
-    max_mb: float = 50.0
-    max_total_mb: float = 1000.0
+    max_minutes: float = 5.0  # length of a recording, in minutes
+    max_mb: float = 50.0  # size of a file, in MiB
+    max_total_mb: float = 1000.0  # size of all files that are on the server at one time, in MiB
 
     def __post_init__(self) -> None:
         for field in fields(self):

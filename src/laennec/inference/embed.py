@@ -58,15 +58,10 @@ Rows = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True)
 class Embedded:
-    """The embeddings of one recording.
+    """The embeddings of one recording."""
 
-    Attributes:
-        spans: (start_s, end_s) of each.
-        values: (spans, dim).
-    """
-
-    spans: list[Span]
-    values: Embeddings
+    spans: list[Span]  # (start_s, end_s) of each
+    values: Embeddings  # (spans, dim)
 
 
 class Embedder:

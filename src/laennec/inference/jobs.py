@@ -25,25 +25,15 @@ CLAIMS = ".laennec.claims"
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model in torch and its front end as plain values and bytes.
+    """A model in torch and its front end as plain values and bytes."""
 
-    Attributes:
-        config: The model's configuration.
-        weights: Its weights as safetensors.
-        kind: Type of the weights, e.g. "float32".
-        device: Where it computes.
-        front_end: The front end's configuration.
-        modules: Modules that define encoder classes of the user, which are imported first.
-        name: Where the model came from.
-    """
-
-    config: dict[str, Any]
-    weights: bytes
-    kind: str
-    device: str
-    front_end: dict[str, Any]
-    modules: tuple[str, ...]
-    name: str
+    config: dict[str, Any]  # the model's configuration
+    weights: bytes  # its weights as safetensors
+    kind: str  # type of the weights, e.g. "float32"
+    device: str  # where it computes
+    front_end: dict[str, Any]  # the front end's configuration
+    modules: tuple[str, ...]  # modules that define encoder classes of the user, which are imported first
+    name: str  # where the model came from
 
     @classmethod
     def of(cls, model: Any, extractor: Any) -> "PackedModel":
@@ -92,17 +82,11 @@ class PackedModel:
 
 @dataclass(frozen=True)
 class PackedPredictor:
-    """A predictor that can be pickled.
+    """A predictor that can be pickled."""
 
-    Attributes:
-        model: The model; the folder of one that was exported to ONNX.
-        settings: The other arguments of the predictor.
-        fingerprint: Of the model.
-    """
-
-    model: PackedModel | Path
-    settings: dict[str, Any]
-    fingerprint: str
+    model: PackedModel | Path  # the model; the folder of one that was exported to ONNX
+    settings: dict[str, Any]  # the other arguments of the predictor
+    fingerprint: str  # of the model
 
     @classmethod
     def of(cls, predictor: Predictor) -> "PackedPredictor":

@@ -24,29 +24,18 @@ _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as def
 
 
 class Settings(BaseModel):
-    """The settings of a prediction; None for a setting that was not given.
-
-    Attributes:
-        window_s: Length of a window in seconds.
-        hop_s: Time from the start of one window to the start of the next, in seconds.
-        annotation: The annotation file, or a folder of annotations.
-        segment: Parameters of breath segmentation, by name; empty for its defaults.
-        smoothing: "auto", "none" or a weight.
-        smoothing_neighbours: Number of spans on either side in the mean; 0 for the whole recording.
-        thresholds: Probabilities by label name.
-        format: Names of formats.
-    """
+    """The settings of a prediction; None for a setting that was not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    window_s: float | None = None
-    hop_s: float | None = None
-    annotation: str | None = None
-    segment: dict[str, float] | None = None
-    smoothing: str | float | None = None
-    smoothing_neighbours: int | None = None
-    thresholds: dict[str, float] | None = None
-    format: list[str] | None = None
+    window_s: float | None = None  # length of a window in seconds
+    hop_s: float | None = None  # time from the start of one window to the start of the next, in seconds
+    annotation: str | None = None  # the annotation file, or a folder of annotations
+    segment: dict[str, float] | None = None  # parameters of breath segmentation, by name; empty for its defaults
+    smoothing: str | float | None = None  # "auto", "none" or a weight
+    smoothing_neighbours: int | None = None  # number of spans on either side in the mean; 0 for the whole recording
+    thresholds: dict[str, float] | None = None  # probabilities by label name
+    format: list[str] | None = None  # names of formats
 
     def over(self, other: "Settings") -> "Settings":
         """These settings, with those of `other` where a setting was not given here."""

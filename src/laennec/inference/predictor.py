@@ -37,56 +37,36 @@ _CHUNK_SPANS, _CHUNK_SAMPLES = 64, 1 << 22
 
 @dataclass(frozen=True)
 class SpanPrediction:
-    """The prediction for one span.
+    """The prediction for one span."""
 
-    Attributes:
-        start_s: Start of the span, in seconds.
-        end_s: End of the span, in seconds.
-        probabilities: (labels,), calibrated, in the order of the model's labels.
-        present: (labels,), whether each label passes its threshold.
-    """
-
-    start_s: float
-    end_s: float
-    probabilities: Probabilities
-    present: NDArray[np.bool_]
+    start_s: float  # start of the span, in seconds
+    end_s: float  # end of the span, in seconds
+    probabilities: Probabilities  # (labels,), calibrated, in the order of the model's labels
+    present: NDArray[np.bool_]  # (labels,), whether each label passes its threshold
 
 
 @dataclass(repr=False)
 class Prediction:
-    """The predictions for one recording.
+    """The predictions for one recording."""
 
-    Attributes:
-        recording: Path of the recording; "waveform" for sound in memory.
-        duration_s: Its length, in seconds.
-        source_sampling_rate: Sampling rate of the file, in Hz.
-        spans: (start_s, end_s) of each window or cycle.
-        probabilities: (spans, labels), calibrated.
-        present: (spans, labels), whether each label passes its threshold.
-        labels: Label names.
-        smoothing: Weight of the mean that each span's logits were mixed with; 0 for no smoothing.
-        neighbours: Number of spans on either side in that mean; 0 for the whole recording.
-        places: Origin of the spans: {"from": "windows", "recording", "annotation" or "segmentation", ...}.
-        decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or
-            "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
-        overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
-            duration in spans that have the label)}.
-        sound: Sound in memory, as the content of a file.
-    """
-
-    recording: str
-    duration_s: float
-    source_sampling_rate: int
-    spans: list[Span]
-    probabilities: Probabilities
-    present: NDArray[np.bool_]
-    labels: list[str]
-    smoothing: float = 0.0
-    neighbours: int = 0
+    recording: str  # path of the recording; "waveform" for sound in memory
+    duration_s: float  # its length, in seconds
+    source_sampling_rate: int  # sampling rate of the file, in Hz
+    spans: list[Span]  # (start_s, end_s) of each window or cycle
+    probabilities: Probabilities  # (spans, labels), calibrated
+    present: NDArray[np.bool_]  # (spans, labels), whether each label passes its threshold
+    labels: list[str]  # label names
+    smoothing: float = 0.0  # weight of the mean that each span's logits were mixed with; 0 for no smoothing
+    neighbours: int = 0  # number of spans on either side in that mean; 0 for the whole recording
+    # origin of the spans: {"from": "windows", "recording", "annotation" or "segmentation", ...}
     places: dict[str, Any] = field(default_factory=dict)
+    # decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or "windows"}, and under
+    # "recording" that of the whole recording: "any span", or the same for "recordings"
     decision: dict[str, Any] = field(default_factory=dict)
+    # the recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the duration in
+    # spans that have the label)}
     overall: dict[str, dict[str, float]] = field(default_factory=dict)
-    sound: bytes | None = None
+    sound: bytes | None = None  # sound in memory, as the content of a file
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))

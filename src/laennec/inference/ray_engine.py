@@ -53,22 +53,14 @@ _DIED = "its worker died again and again (not enough memory, or a crash of the d
 
 @dataclass(frozen=True)
 class RayWork:
-    """What is done with each recording.
+    """What is done with each recording."""
 
-    Attributes:
-        packed: The predictor.
-        provenance: Model and settings, as plain values.
-        embed: Whether spans are embedded instead of predicted.
-        layer: The layer that embeds; None for the embedding that the head takes.
-        sampling_rate: Of the model's sound, in Hz.
-        annotation: The annotation, or a folder of annotations, on a path that every machine has; None for windows.
-    """
-
-    packed: PackedPredictor
-    provenance: dict[str, Any]
-    sampling_rate: int
-    embed: bool = False
-    layer: int | None = None
+    packed: PackedPredictor  # the predictor
+    provenance: dict[str, Any]  # model and settings, as plain values
+    sampling_rate: int  # of the model's sound, in Hz
+    embed: bool = False  # whether spans are embedded instead of predicted
+    layer: int | None = None  # the layer that embeds; None for the embedding that the head takes
+    # the annotation, or a folder of annotations, on a path that every machine has; None for windows
     annotation: str | None = None
 
     @classmethod

@@ -44,19 +44,12 @@ Progress = Callable[[float, int], None]
 
 @dataclass
 class BatchResult:
-    """The outcome of one call.
+    """The outcome of one call."""
 
-    Attributes:
-        files: The files of this call's recordings, and the tables.
-        predicted: The recordings that have results now.
-        failed: The other recordings, each with its reason.
-        resumed: How many of `predicted` an earlier call had already finished.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    predicted: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    resumed: int = 0
+    files: list[Path] = field(default_factory=list)  # the files of this call's recordings, and the tables
+    predicted: list[str] = field(default_factory=list)  # the recordings that have results now
+    failed: list[tuple[str, str]] = field(default_factory=list)  # the other recordings, each with its reason
+    resumed: int = 0  # how many of `predicted` an earlier call had already finished
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:

@@ -115,19 +115,13 @@ def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> d
 
 
 class ClusterView(NamedTuple):
-    """The inputs of the cluster losses and contrasts.
+    """The inputs of the cluster losses and contrasts."""
 
-    Attributes:
-        mask: (batch, groups) bool, True on groups of real frames.
-        bottleneck: (batch, groups, narrow), of the auto-encoder.
-        vectors: (batch, clusters, width), one for each cluster of each cycle; None where no loss takes them.
-        joint: (batch, width), one for each cycle; None where no loss takes it.
-    """
-
-    mask: Tensor
-    bottleneck: Tensor
+    mask: Tensor  # (batch, groups) bool, True on groups of real frames
+    bottleneck: Tensor  # (batch, groups, narrow), of the auto-encoder
+    # (batch, clusters, width), one for each cluster of each cycle; None where no loss takes them
     vectors: Tensor | None
-    joint: Tensor | None
+    joint: Tensor | None  # (batch, width), one for each cycle; None where no loss takes it
 
 
 class GroupClusters(nn.Module):
@@ -164,12 +158,9 @@ class GroupClusters(nn.Module):
 
 @dataclass
 class TrainingOutput(LaennecOutput):
-    """The output of a model with auxiliary heads in training.
+    """The output of a model with auxiliary heads in training."""
 
-    Attributes:
-        auxiliary: The input of each loss by its name: (batch, width), or the inputs of a cluster loss.
-    """
-
+    # the input of each loss by its name: (batch, width), or the inputs of a cluster loss
     auxiliary: dict[str, Any] | None = None
 
 

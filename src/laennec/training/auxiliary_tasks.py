@@ -46,28 +46,17 @@ _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window
 
 @dataclass(frozen=True)
 class Task:
-    """An auxiliary task.
+    """An auxiliary task."""
 
-    Attributes:
-        name: Its name in recipe, log and config.
-        labels: Its classes, the first the normal one.
-        level: Rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record".
-        column: Column of the cycle table with the class.
-        weight: Weight of its cross entropy in the objective.
-        batch_size: level: recordings beside each batch.
-        windows: level: windows of each of these.
-        window_s: level: length of a window; None for the front end's own length.
-        smooth: cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    level: str | None = None
-    column: str = "events"
-    weight: float = 1.0
-    batch_size: int = 5
-    windows: int = 3
-    window_s: float | None = None
+    name: str  # its name in recipe, log and config
+    labels: tuple[str, ...]  # its classes, the first the normal one
+    level: str | None = None  # rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record"
+    column: str = "events"  # column of the cycle table with the class
+    weight: float = 1.0  # weight of its cross entropy in the objective
+    batch_size: int = 5  # level: recordings beside each batch
+    windows: int = 3  # level: windows of each of these
+    window_s: float | None = None  # level: length of a window; None for the front end's own length
+    # cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients
     smooth: bool = False
 
 

@@ -25,25 +25,15 @@ _SAMPLER_FOR = {
 
 @dataclass(frozen=True)
 class Coverage:
-    """What an epoch of a sampler holds.
+    """What an epoch of a sampler holds."""
 
-    Attributes:
-        rows: Rows in the epoch.
-        batches: Batches in the epoch.
-        share_seen: Share of the cycles that occur in it.
-        positive_pairs_min: Fewest ordered pairs of different cycles of one class in a batch.
-        positive_pairs_mean: The same, averaged over batches.
-        batches_without_positives: Batches without a positive pair.
-        batches_without_negatives: Batches of a single class.
-    """
-
-    rows: int
-    batches: int
-    share_seen: float
-    positive_pairs_min: int
-    positive_pairs_mean: float
-    batches_without_positives: int
-    batches_without_negatives: int
+    rows: int  # rows in the epoch
+    batches: int  # batches in the epoch
+    share_seen: float  # share of the cycles that occur in it
+    positive_pairs_min: int  # fewest ordered pairs of different cycles of one class in a batch
+    positive_pairs_mean: float  # the same, averaged over batches
+    batches_without_positives: int  # batches without a positive pair
+    batches_without_negatives: int  # batches of a single class
 
 
 def coverage(

@@ -102,17 +102,11 @@ def view_seed(seed: int, view: int) -> int:
 
 @dataclass
 class Concatenation:
-    """Training cycles concatenated with a second cycle, their labels OR-ed.
+    """Training cycles concatenated with a second cycle, their labels OR-ed."""
 
-    Attributes:
-        probability: How often a cycle is concatenated.
-        candidates: Rows that may be the second cycle.
-        union: Label of two concatenated cycles; None ORs rows of flags.
-    """
-
-    probability: float
-    candidates: NDArray[np.int64]
-    union: LabelUnion | None = None
+    probability: float  # how often a cycle is concatenated
+    candidates: NDArray[np.int64]  # rows that may be the second cycle
+    union: LabelUnion | None = None  # label of two concatenated cycles; None ORs rows of flags
 
 
 class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -71,38 +71,25 @@ class CleanAndMixed(nn.Module):
 
 @dataclass(frozen=True)
 class LossSpec:
-    """An auxiliary loss of a training.
+    """An auxiliary loss of a training."""
 
-    Attributes:
-        name: Its name in the log.
-        loss: `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
-        schedule: Its weight.
-        labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle
-            table; several are joined by +, also with class, crackle and wheeze.
-        missing: What happens to cycles whose column is unknown: "drop" | "own_group".
-        views: How many augmented views of each cycle it takes.
-        on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or
-            the output of a layer that `AuxiliaryHeads` makes for this loss.
-        projection_dim: Width of a projection of its own; 0 for none.
-        project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
-        negatives: Negatives of each anchor of the tuplet loss.
-        negative_groups: Groups in the batch, such as patients: negatives come from other groups than the anchor's; ""
-            for all other cycles.
-        where: The setting, for errors.
-    """
-
-    name: str
-    loss: nn.Module
-    schedule: WeightSchedule = field(default_factory=lambda: WeightSchedule(1.0))
+    name: str  # its name in the log
+    loss: nn.Module  # `forward(embeddings, labels)` -> scalar or `{term: scalar}`
+    schedule: WeightSchedule = field(default_factory=lambda: WeightSchedule(1.0))  # its weight
+    # which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle table; several
+    # are joined by +, also with class, crackle and wheeze
     labels: str = CLASS
-    missing: str = "drop"
-    views: int = 1
+    missing: str = "drop"  # what happens to cycles whose column is unknown: "drop" | "own_group"
+    views: int = 1  # how many augmented views of each cycle it takes
+    # "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or the
+    # output of a layer that `AuxiliaryHeads` makes for this loss
     on: str = "embedding"
-    projection_dim: int = 0
-    project_mixed: bool = False
-    negatives: int = 16
+    projection_dim: int = 0  # width of a projection of its own; 0 for none
+    project_mixed: bool = False  # whether only mixed cycles are projected, to the width of the clean ones
+    negatives: int = 16  # negatives of each anchor of the tuplet loss
+    # groups in the batch, such as patients: negatives come from other groups than the anchor's; "" for all other cycles
     negative_groups: str = ""
-    where: str = ""
+    where: str = ""  # the setting, for errors
 
     @property
     def inner(self) -> nn.Module:

@@ -35,20 +35,14 @@ _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numb
 
 @dataclass(frozen=True)
 class Mixture:
-    """The mixture of one batch.
+    """The mixture of one batch."""
 
-    Attributes:
-        lam: Realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different
-            lengths exchanged tokens.
-        index: (batch,) int64, the row that each row is mixed with.
-        labels: float32 (batch, labels), soft (or hard, under the Lungmix rule).
-        clean_labels: float32 (batch, labels), before mixing.
-    """
-
+    # realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different lengths
+    # exchanged tokens
     lam: float | Tensor
-    index: Tensor
-    labels: Tensor
-    clean_labels: Tensor
+    index: Tensor  # (batch,) int64, the row that each row is mixed with
+    labels: Tensor  # float32 (batch, labels), soft (or hard, under the Lungmix rule)
+    clean_labels: Tensor  # float32 (batch, labels), before mixing
 
 
 def check_mixing(recipe: Recipe) -> None:

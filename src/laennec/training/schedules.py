@@ -180,19 +180,12 @@ def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, A
 
 @dataclass
 class Plan:
-    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer.
+    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer."""
 
-    Attributes:
-        phases: Each phase with its sampler and the rows of a batch.
-        specs: The auxiliary losses.
-        class_weights: Of the task loss.
-        settings: Passed to every Trainer.
-    """
-
-    phases: list[tuple[Phase, Any, int]]
-    specs: list[LossSpec]
-    class_weights: list[float] | None
-    settings: dict[str, Any]
+    phases: list[tuple[Phase, Any, int]]  # each phase with its sampler and the rows of a batch
+    specs: list[LossSpec]  # the auxiliary losses
+    class_weights: list[float] | None  # of the task loss
+    settings: dict[str, Any]  # passed to every Trainer
 
 
 def plan_phases(

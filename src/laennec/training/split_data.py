@@ -38,21 +38,13 @@ _said: set[str] = set()
 
 @dataclass
 class SplitData:
-    """One split of the corpus.
+    """One split of the corpus."""
 
-    Attributes:
-        name: train, validation, test, ...
-        table: Its cycle table, labelled rows only.
-        targets: Their labels.
-        dataset: Their waveforms.
-        waveform_settings: Rate and filter of the waveforms, for content keys.
-    """
-
-    name: str
-    table: Any
-    targets: Targets
-    dataset: CycleDataset
-    waveform_settings: str
+    name: str  # "train", "validation", "test_intra" and the like
+    table: Any  # its cycle table, labelled rows only
+    targets: Targets  # their labels
+    dataset: CycleDataset  # their waveforms
+    waveform_settings: str  # rate and filter of the waveforms, for content keys
 
     def keys(self, draw: str = "") -> list[bytes]:
         """Content keys of the cycles."""

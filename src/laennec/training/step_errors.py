@@ -68,21 +68,13 @@ def _batch(cycles: CycleNames) -> str:
 
 @dataclass
 class BatchSetting:
-    """The setting that makes a batch as large as it is.
+    """The setting that makes a batch as large as it is."""
 
-    Attributes:
-        key: Its name.
-        value: Its value.
-        rows: Cycles of a full batch on one process.
-        accumulation: How many batches make a step; 0 if gradients may not be accumulated.
-        evaluation_key: Name of the setting of evaluation batches.
-    """
-
-    key: str
-    value: int
-    rows: int
-    accumulation: int = 0
-    evaluation_key: str = "per_device_eval_batch_size"
+    key: str  # its name
+    value: int  # its value
+    rows: int  # cycles of a full batch on one process
+    accumulation: int = 0  # how many batches make a step; 0 if gradients may not be accumulated
+    evaluation_key: str = "per_device_eval_batch_size"  # name of the setting of evaluation batches
 
     def halved(self, rows: int) -> str:
         """The setting at which a batch of so many rows has half of them; "" where it cannot have fewer."""

@@ -41,20 +41,14 @@ Codes = NDArray[np.int64]
 
 @dataclass
 class Targets:
-    """The labels of the cycles of one split.
+    """The labels of the cycles of one split."""
 
-    Attributes:
-        names: The labels in the order of the logits.
-        labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
-        class_ids: int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them.
-        kept: int64 rows of the table these belong to (rows without a label are left out).
-        metadata: Columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids.
-    """
-
-    names: list[str]
-    labels: NDArray[Any]
+    names: list[str]  # the labels in the order of the logits
+    labels: NDArray[Any]  # float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label
+    # int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them
     class_ids: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    kept: NDArray[np.int64]  # int64 rows of the table these belong to (rows without a label are left out)
+    # columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
     def take(self, rows: NDArray[np.int64]) -> "Targets":

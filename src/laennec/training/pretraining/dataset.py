@@ -43,17 +43,11 @@ Waveform = NDArray[np.float32]
 
 @dataclass
 class PretrainingSet:
-    """The cycles of pre-training.
+    """The cycles of pre-training."""
 
-    Attributes:
-        table: Cycle table of the rows that are used.
-        left_out: Reason -> number of what was left out.
-        windows: Number of rows that are windows of recordings without annotation.
-    """
-
-    table: Any
-    left_out: dict[str, int]
-    windows: int
+    table: Any  # cycle table of the rows that are used
+    left_out: dict[str, int]  # reason -> number of what was left out
+    windows: int  # number of rows that are windows of recordings without annotation
 
     @property
     def patients(self) -> list[str]:

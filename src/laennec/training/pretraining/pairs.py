@@ -60,23 +60,14 @@ class PositivePairs:
 
 @dataclass
 class PairSampling:
-    """The cycles of pre-training, their positive pairs and their groups.
+    """The cycles of pre-training, their positive pairs and their groups."""
 
-    Attributes:
-        kept: int64 rows of the table that are used.
-        positives: Pairs of the kept rows; None where both views are of one cycle.
-        age_groups: (kept,) age band of each, for the pair mode `age_band`; else None.
-        match_groups: (kept,) group that a batch is drawn from; None where batches are not matched.
-        left_out: Reason -> number of cycles left out.
-        notes: One line each, for the console.
-    """
-
-    kept: Codes
-    positives: PositivePairs | None = None
-    age_groups: Codes | None = None
-    match_groups: Codes | None = None
-    left_out: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    kept: Codes  # int64 rows of the table that are used
+    positives: PositivePairs | None = None  # pairs of the kept rows; None where both views are of one cycle
+    age_groups: Codes | None = None  # (kept,) age band of each, for the pair mode `age_band`; else None
+    match_groups: Codes | None = None  # (kept,) group that a batch is drawn from; None where batches are not matched
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> number of cycles left out
+    notes: list[str] = field(default_factory=list)  # one line each, for the console
 
     @property
     def paired_with_themselves(self) -> int:

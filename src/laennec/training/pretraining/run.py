@@ -59,21 +59,13 @@ _CHECKED_CYCLES = 256  # whose embeddings are compared before and after
 
 @dataclass
 class PairData:
-    """The data of a pre-training.
+    """The data of a pre-training."""
 
-    Attributes:
-        rows_used: The pre-training set.
-        sampling: Their positive pairs and groups.
-        dataset: Their pairs of views.
-        source: Corpus and split.
-        note: Their description, saved with the encoder.
-    """
-
-    rows_used: PretrainingSet
-    sampling: PairSampling
-    dataset: PairDataset
-    source: dict[str, Any]
-    note: dict[str, Any]
+    rows_used: PretrainingSet  # the pre-training set
+    sampling: PairSampling  # their positive pairs and groups
+    dataset: PairDataset  # their pairs of views
+    source: dict[str, Any]  # corpus and split
+    note: dict[str, Any]  # their description, saved with the encoder
 
 
 def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:

@@ -38,21 +38,13 @@ _OTHERS = ("accelerate", "searches", "studies")
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a recipe.
+    """One setting of a recipe."""
 
-    Attributes:
-        key: Dotted key, such as train.epochs.
-        values: What it can be, in words.
-        default: Its default, as JSON would hold it.
-        description: What it does.
-        free: Whether it is a mapping with keys of the user's.
-    """
-
-    key: str
-    values: str
-    default: Any
-    description: str
-    free: bool
+    key: str  # dotted key, such as train.epochs
+    values: str  # what it can be, in words
+    default: Any  # its default, as JSON would hold it
+    description: str  # what it does
+    free: bool  # whether it is a mapping with keys of the user's
 
 
 @functools.cache
