@@ -221,7 +221,14 @@ def _fit(
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
         model,
-        make_arguments(recipe, settings, folder),
+        LaennecTrainingArguments(
+            **common_arguments(recipe, settings, folder),
+            per_device_train_batch_size=settings.batch_size,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            dataloader_drop_last=True,  # a short last batch would have fewer negatives than the others
+            ddp_find_unused_parameters=False,
+        ),
         train_dataset=part.dataset,
         processing_class=extractor,
         losses={spec.name: spec for spec in specs},
@@ -233,18 +240,6 @@ def _fit(
     trainer.add_callback(EpochLines("pretrain"))
     train_or_resume(trainer, settings.save_steps)
     return specs, trainer.state.log_history
-
-
-def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> LaennecTrainingArguments:
-    """Transformers' settings of pre-training."""
-    return LaennecTrainingArguments(
-        **common_arguments(recipe, settings, folder),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        dataloader_drop_last=True,  # a short last batch would have fewer negatives than the others
-        ddp_find_unused_parameters=False,
-    )
 
 
 def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: PairDataset) -> dict[str, float]:
