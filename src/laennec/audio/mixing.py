@@ -26,12 +26,7 @@ class PatchMixDraw:
 
 
 def draw_patch_mix(
-    batch: int,
-    tokens: int,
-    beta: float,
-    generator: np.random.Generator,
-    *,
-    grid: tuple[int, int] | None = None,
+    batch: int, tokens: int, beta: float, generator: np.random.Generator, *, grid: tuple[int, int] | None = None
 ) -> PatchMixDraw:
     """Draw a share from Beta(beta, beta), one permutation and one mask for the batch.
 

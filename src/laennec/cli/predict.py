@@ -22,8 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     paths_flag(parser)
     parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
-        "--format",
-        help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)",
+        "--format", help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)"
     )
     parser.add_argument(
         "--window-s",

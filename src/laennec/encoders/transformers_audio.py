@@ -19,12 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    ClapAudioConfig,
-    PreTrainedConfig,
-    Wav2Vec2BertConfig,
-    WhisperConfig,
-)
+from transformers import ClapAudioConfig, PreTrainedConfig, Wav2Vec2BertConfig, WhisperConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
@@ -144,10 +139,7 @@ class WhisperAudioEncoder(TransformersEncoder):
 }"""
     config_class = WhisperConfig
     source = ("whisper.modeling_whisper", "WhisperEncoder")
-    prefixes = (
-        "model.encoder.",
-        "encoder.",
-    )
+    prefixes = ("model.encoder.", "encoder.")
     other_parts = ("model.decoder.", "decoder.", "proj_out.", "projector.", "classifier.", "layer_weights")
     preset = "whisper"
     layers = "model.layers"

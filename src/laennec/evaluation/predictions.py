@@ -173,12 +173,7 @@ def _truth_columns(table: Any, problem_type: ProblemType, names: list[str]) -> l
 
 
 def _read_labels(
-    table: Any,
-    unlabelled: int,
-    names: list[str],
-    logits: FloatArray,
-    thresholds: Thresholds,
-    probabilities: FloatArray,
+    table: Any, unlabelled: int, names: list[str], logits: FloatArray, thresholds: Thresholds, probabilities: FloatArray
 ) -> Predictions:
     """Binary labels; crackle and wheeze form the four classes."""
     truth = _flags(table, names)

@@ -28,15 +28,7 @@ from laennec.inference.outputs import (
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
-from laennec.inference.recordings import (
-    Batch,
-    BatchResult,
-    Report,
-    Worker,
-    annotation_of,
-    digest_of,
-    find_recordings,
-)
+from laennec.inference.recordings import Batch, BatchResult, Report, Worker, annotation_of, digest_of, find_recordings
 from laennec.processes import check_jobs
 
 if TYPE_CHECKING:
@@ -96,11 +88,7 @@ def predict(
     batch = _Predictions(Path(out), recordings, formats)
     if annotation is not None and batch.may_write(Path(annotation)):
         raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
-    identity = {
-        "laennec": __version__,
-        "model": predictor.fingerprint(),
-        **predictor.identity(annotation is not None),
-    }
+    identity = {"laennec": __version__, "model": predictor.fingerprint(), **predictor.identity(annotation is not None)}
     batch.predictor, batch.annotation = predictor, annotation
     batch.settings = settings or _settings(predictor, annotation)
     batch.source = None if source is None else str(source)

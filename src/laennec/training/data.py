@@ -17,11 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from laennec.audio.augmentation import (
-    WaveformAugmentation,
-    counter_generator,
-    cycle_to_concatenate,
-)
+from laennec.audio.augmentation import WaveformAugmentation, counter_generator, cycle_to_concatenate
 from laennec.audio.context import InContext, neighbour_rows
 from laennec.audio.context_features import joined_rows
 from laennec.audio.mixing import LabelUnion

@@ -55,10 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 def length_batches(
-    lengths: Sequence[int],
-    max_cycles: int = 16,
-    max_samples: int = 1_000_000,
-    shapes: Sequence[Hashable] | None = None,
+    lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000, shapes: Sequence[Hashable] | None = None
 ) -> Iterator[list[int]]:
     """Batches of rows of similar length, longest first; within a batch the longest is at most 15 % longer.
 

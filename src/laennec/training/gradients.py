@@ -87,11 +87,7 @@ def _squared_gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def weigh(
-    terms: Mapping[str, Tensor],
-    inputs: Sequence[Tensor],
-    objective: Objective,
-    balance: float | None,
-    running: Running,
+    terms: Mapping[str, Tensor], inputs: Sequence[Tensor], objective: Objective, balance: float | None, running: Running
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Measure the gradients of a step, and balance its terms.
 

@@ -181,9 +181,7 @@ def mask_views(settings: PretrainSettings) -> SpecAugment | None:
         return None
     masks = settings.masks
     return dataclasses.replace(
-        masks,
-        time_masks=masks.time_masks if in_time else 0,
-        freq_masks=masks.freq_masks if in_frequency else 0,
+        masks, time_masks=masks.time_masks if in_time else 0, freq_masks=masks.freq_masks if in_frequency else 0
     )
 
 
