@@ -81,17 +81,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class ButterworthFilter:
-    """A causal Butterworth filter that is designed at the rate it is applied at.
-
-    Args:
-        kind: "lowpass", "highpass" or "bandpass".
-        cutoff_hz: The -3 dB frequency in Hz; for a band-pass the pair (low, high).
-        order: Order of the prototype, at most 32; a band-pass has twice as many poles.
-    """
+    """A causal Butterworth filter that is designed at the rate it is applied at."""
 
     kind: Literal["lowpass", "highpass", "bandpass"]
-    cutoff_hz: float | tuple[float, float]
-    order: int = 4
+    cutoff_hz: float | tuple[float, float]  # the -3 dB frequency in Hz; for a band-pass the pair (low, high)
+    order: int = 4  # order of the prototype, at most 32; a band-pass has twice as many poles
 
     def __post_init__(self) -> None:
         found = checked(FilterSettings, vars(self), "correct the filter")

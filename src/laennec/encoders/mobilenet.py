@@ -56,21 +56,14 @@ def _eights(channels: float) -> int:
 
 
 class MobileNetConfig(PreTrainedConfig):
-    """Size of an EfficientAT MobileNetV3.
-
-    Args:
-        width_mult: Factor on all channel numbers; 0.4 for mn04_as, 1.0 for mn10_as, 4.0 for mn40_as.
-        audioset_head: Whether the AudioSet classifier is kept.
-        audioset_classes: Number of its classes.
-        num_mel_bins: Mel bins of the features it was trained with.
-    """
+    """Size of an EfficientAT MobileNetV3."""
 
     model_type = "laennec-mobilenet"
 
-    width_mult: float = 0.4
-    audioset_head: bool = False
-    audioset_classes: int = 527
-    num_mel_bins: int = 128
+    width_mult: float = 0.4  # factor on all channel numbers; 0.4 for mn04_as, 1.0 for mn10_as, 4.0 for mn40_as
+    audioset_head: bool = False  # whether the AudioSet classifier is kept
+    audioset_classes: int = 527  # number of its classes
+    num_mel_bins: int = 128  # mel bins of the features it was trained with
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the width; that of the embedding follows from it."""
