@@ -228,20 +228,14 @@ def _rows(drawn: Tensor, context: Mapping[str, Tensor]) -> Tensor:
     return index
 
 
+@dataclass(eq=False)
 class BatchFeatures:
     """Mixes and masks a batch, and computes its features."""
 
-    def __init__(
-        self,
-        extractor: LaennecFeatureExtractor | None,
-        seed: int = 0,
-        spec_augment: SpecAugment | None = None,
-        mixer: Mixer | None = None,
-    ) -> None:
-        self.extractor = extractor
-        self.seed = seed
-        self.spec_augment = spec_augment
-        self.mixer = mixer
+    extractor: LaennecFeatureExtractor | None  # the front end; None where batches hold embeddings
+    seed: int = 0  # of the draws
+    spec_augment: SpecAugment | None = None  # masks of the features of training cycles; None for none
+    mixer: Mixer | None = None  # mixes the cycles of a training batch; None for none
 
     def __call__(
         self, inputs: Mapping[str, Any], training: bool, encoder: Any = None

@@ -383,25 +383,22 @@ def _figure(name: str | None, value: float) -> str:
     return f"ICBHI Score {value:.1f} %" if name == "icbhi.Score" else f"{name} {value:.4g}"
 
 
+@dataclass(eq=False)
 class EpochLines(TrainerCallback):
     """Prints one line for each epoch, and a bar of steps on a terminal."""
 
-    def __init__(
-        self, phase: str, metric: str | None = None, stages: Callable[[int], Stage] = lambda _: Stage()
-    ) -> None:
-        self.phase = phase
-        self.metric = metric
-        self.stages = stages
-        self.progress = Progress(phase)
-        self.losses = ""
+    phase: str
+    metric: str | None = None  # that chooses the epoch; None for a training without validation
+    stages: Callable[[int], Stage] = lambda _: Stage()  # only an epoch that trains the head is evaluated
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show where training begins."""
-        self.progress(state.global_step, state.max_steps)
+    def __post_init__(self) -> None:
+        self.progress, self.losses = Progress(self.phase), ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the step."""
         self.progress(state.global_step, state.max_steps)
+
+    on_train_begin = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the losses; print once the epoch's last figures are there."""

@@ -6,6 +6,7 @@ Logits are raw, before temperature and threshold, so that any rule can be applie
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,13 +79,13 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
     return logits
 
 
+@dataclass(eq=False)
 class ValidationMetrics:
     """transformers' `compute_metrics`: every metric of evaluation on the validation split."""
 
-    def __init__(self, table: pd.DataFrame, problem_type: Any, names: list[str]) -> None:
-        self.table = table
-        self.problem_type = problem_type
-        self.names = names
+    table: pd.DataFrame  # truth table of the validation split, in the order of evaluation
+    problem_type: Any
+    names: list[str]  # labels in the order of the logits
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Metrics by name; undefined ones are left out."""
