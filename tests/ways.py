@@ -80,7 +80,7 @@ def ways(ast: Path) -> dict[str, dict[str, Any]]:
         },
         "devices": {
             "loss": {"auxiliary": {"device_adversarial": {"weight": 0.1, "labels": "patient"}}},
-            "sampler": {"name": "device_balanced", "missing": "own_group"},
+            "sampler": {"name": "metadata_matched", "columns": ["sex"], "missing": "own_group"},
             "augment": {**NOISE, "concatenate_probability": 0.5},
         },
         "clusters of groups": {

@@ -68,7 +68,7 @@ def test_lambdas_of_the_wrong_number_are_refused(train, capsys, weights):
     one_line(capsys, "loss.auxiliary.add: ADD needs four weights (mu_pos, sigma_pos, mu_neg, sigma_neg), not")
 
 
-def test_cycles_without_metadata_are_named_and_dropped(train, shared_data, tmp_path, capsys, caplog):
+def test_cycles_without_metadata_are_named_and_dropped_or_kept_as_asked(train, shared_data, tmp_path, capsys, caplog):
     """Real ICBHI recordings: patient 223 has neither age nor sex in the published table."""
     folder = tmp_path / "database"
     folder.mkdir()
@@ -79,11 +79,11 @@ def test_cycles_without_metadata_are_named_and_dropped(train, shared_data, tmp_p
         "name": "icbhi2017", "data_dir": str(folder), "protocol": "patient-60-20-20", "allow_missing": True,
         "tables_dir": str(unknown_ages(shared_data / "icbhi2017_tables", tmp_path / "tables")),
     }  # fmt: skip
-    auxiliary = {"x": {"loss": "supcon", "labels": "age_band+sex", "views": 1}}
+    sampler = {"name": "metadata_matched", "columns": ["age_band", "sex"]}
     with caplog.at_level(logging.WARNING):
-        assert train(corpus=corpus, loss={"auxiliary": auxiliary}) == 0
+        assert train(corpus=corpus, sampler=sampler) == 0
     said = next(record.getMessage() for record in caplog.records if "age_band" in record.getMessage())
-    assert "unknown for" in said and "#0" in said and "leaves them out" in said
+    assert "unknown for" in said and "#0" in said and "own_group keeps them" in said
     capsys.readouterr()
 
 
@@ -110,9 +110,8 @@ def test_an_unknown_column_is_refused(train, shared_data, tmp_path, capsys):
     auxiliary = {"x": {"loss": "supcon", "labels": "device", "views": 1}}
     assert train(corpus=corpus, loss={"auxiliary": auxiliary}) == 2
     one_line(capsys, "loss.auxiliary.x.labels is 'device', which is the same for all training cycles", "another column")
-    auxiliary["x"]["labels"] = "diagnosis"
-    assert train(corpus=corpus, out="other", loss={"auxiliary": auxiliary}) == 2
-    one_line(capsys, "x.labels is 'diagnosis', but diagnosis is unknown for all", "choose another column")
+    assert train(corpus=corpus, out="other", sampler={"name": "metadata_matched", "columns": ["diagnosis"]}) == 2
+    one_line(capsys, "sampler.columns is 'diagnosis', but diagnosis is unknown for all", "choose another column")
 
 
 def test_batches_without_a_positive_pair_stop_before_training(train, capsys, tmp_path):

@@ -51,6 +51,10 @@ OBJECTIVES = {
         "augment": DRAWS | {"mix": {"method": "group_mix", "domain": "tokens", "beta": 1.0, "labels": "lungmix"}},
     },
     "patients": {"loss": {"auxiliary": {"patient": {"within": 1.0}}}, "sampler": {"name": "patient_balanced"}},
+    "matched": {
+        "loss": {"auxiliary": {"add": {}}},
+        "sampler": {"name": "metadata_matched", "columns": ["sex"], "missing": "own_group"},
+    },
     "rules": {"train": {"epoch_cosine": True, "moving_average": 0.5, "sam_rho": 0.05}},
 }
 
@@ -106,8 +110,10 @@ def test_an_objective_trains_and_an_interrupted_run_ends_at_the_same_weights(nam
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"batch_size": 1}}, "set sampler.name: classes_times_samples"),
         ({"train": {"arguments": {"report_too": "none"}}}, "no field of TrainingArguments; did you mean 'report_to'"),
         ({"loss": {"auxiliary": {"x": {"loss": "opl", "labels": "mood"}}}}, "x.labels has 'mood'"),
+        ({"sampler": {"name": "metadata_matched", "columns": ["mood"]}}, "sampler.columns has 'mood'"),
         ({"sampler": {"name": "device_balanced", "devices": 9}}, "sampler.name is device_balanced: .*cannot be drawn"),
         ({"sampler": {"name": "patient_balanced", "patients": 99}}, "patient_balanced: .*cannot be drawn"),
+        ({"sampler": {"name": "metadata_matched"}}, "name sampler.columns"),
         ({"loss": {"auxiliary": {"tuplet": {}}}}, "tuplet loss needs sampler.name: anchor_positive"),
         ({"loss": {"auxiliary": {"add": {}}}, "train": {"gradient_accumulation_steps": 2}}, "pairs of a batch"),
         ({"train": {"sam_rho": 0.1, "gradient_accumulation_steps": 2}}, "gradient of the whole batch"),

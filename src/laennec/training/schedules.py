@@ -56,6 +56,7 @@ from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
     LengthBucketSampler,
+    MetadataMatchedSampler,
     PatientBalancedSampler,
 )
 from laennec.training.step_errors import BatchSetting
@@ -323,14 +324,19 @@ def _built_in(name: str, recipe: Recipe, targets: Targets, patients: list[str]) 
         return PatientBalancedSampler(patients, s.patients, s.samples, seed=seed)
     if name == "classes_times_samples":
         return ClassesTimesSamplesSampler(targets.class_ids, s.classes, s.samples, seed=seed)
-    if name != "device_balanced":
+    if name not in ("metadata_matched", "device_balanced"):
         return EpochSampler(len(targets.class_ids), seed=seed)
-    groups, where = GroupTable(len(targets.class_ids), targets.metadata), "sampler.name: device_balanced"
-    codes = groups.codes("device", s.missing, where)
+    groups = GroupTable(len(targets.class_ids), targets.metadata, recipe.metadata.age_edges_years)
+    names = s.columns if name == "metadata_matched" else ["device"]
+    where = "sampler.columns" if name == "metadata_matched" else "sampler.name: device_balanced"
+    codes = groups.codes(names, s.missing, where)
     if (codes < 0).any():
         kept = "sampler.missing: own_group keeps them, as one group"
-        _log.warning("sampler: device %s; they are left out (%s)", groups.whose(codes), kept)
-    return DeviceBalancedSampler(groups.column("device", where), s.devices, s.samples, s.missing, seed)
+        _log.warning("sampler: %s %s; they are left out (%s)", ", ".join(names), groups.whose(codes), kept)
+    columns = [groups.column(column, where) for column in names]
+    if name == "metadata_matched":
+        return MetadataMatchedSampler(columns, size, patients, s.missing, seed)
+    return DeviceBalancedSampler(columns[0], s.devices, s.samples, s.missing, seed)
 
 
 def _callbacks(recipe: Recipe, phase: Phase) -> list[TrainerCallback]:

@@ -321,13 +321,16 @@ class SamplerSettings(Settings):
     )
     name: Literal[
         "shuffle", "length_bucketed", "anchor_positive", "classes_times_samples", "patient_balanced",
-        "device_balanced",
+        "metadata_matched", "device_balanced",
     ] = Field(default="shuffle", description="built-in sampler; length_bucketed: cycles of similar length")  # fmt: skip
     negatives: StrictInt = Field(default=16, ge=1, description="tuplet loss: negatives for each anchor")
     classes: StrictInt = Field(default=4, ge=1, description="classes_times_samples: classes in a batch")
     patients: StrictInt = Field(default=4, ge=1, description="patient_balanced: patients in a batch")
     devices: StrictInt = Field(default=0, ge=0, description="device_balanced: devices in a batch; 0: all")
     samples: StrictInt = Field(default=8, ge=1, description="cycles of each class, patient or device in a batch")
+    columns: list[str] = Field(
+        default_factory=list, description="metadata_matched: columns equal within a batch, e.g. [age_band, sex]"
+    )
     missing: Missing = Field(default="drop", description=_MISSING)
 
     @property
@@ -339,6 +342,8 @@ class SamplerSettings(Settings):
     def _rules(self) -> "SamplerSettings":
         if self.class_ is None and self.model_extra:
             raise PydanticCustomError("unknown_key", "unknown key", {"key": f"sampler.{next(iter(self.model_extra))}"})
+        if self.name == "metadata_matched" and not self.columns:
+            raise ValueError("sampler.name is metadata_matched; name sampler.columns, e.g. [age_band, sex]")
         return self
 
 
