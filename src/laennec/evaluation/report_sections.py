@@ -187,7 +187,7 @@ def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     areas = [f"{label}.roc_auc" for label in evaluation["label_names"]][:4]
-    extra = [figure for figure in ("sprsound.Score",) if figure in evaluation["values"] and figure != name]
+    extra = {figure for row in rows for figure in row["values"] if figure == "sprsound.Score"} - {name}
     others = [*extra, *areas]
     scale = 1.0 if is_percent(name) else 100.0
 
