@@ -10,7 +10,7 @@ were stretched.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,7 +79,9 @@ class _Part:
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        raise NotImplementedError
+        """The fields of a part: a minimum and a maximum, or one size for either way."""
+        _, *own = (getattr(self, field.name) for field in fields(self))
+        return (own[0], own[1]) if len(own) == 2 else (-own[0], own[0])
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         """Change a waveform (samples,) by the drawn value; `samples` draws noise."""
@@ -93,10 +95,6 @@ class WhiteNoise(_Part):
     min_snr_db: float = 10.0
     max_snr_db: float = 40.0
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_snr_db, self.max_snr_db
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         noise = samples.standard_normal(len(waveform), dtype=np.float32)
         return waveform + noise * np.float32(np.sqrt(_power(waveform)) * 10 ** (-value / 20))
@@ -108,10 +106,6 @@ class TimeShift(_Part):
 
     max_shift_fraction: float = 0.5
     _limits = (-1.0, 1.0)
-
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return -self.max_shift_fraction, self.max_shift_fraction
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return np.roll(waveform, round(value * len(waveform)))
@@ -125,10 +119,6 @@ class TimeStretch(_Part):
     max_rate: float = 1.1
     _limits = (0.5, math.inf)
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_rate, self.max_rate
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return stretch_time(waveform, sampling_rate, value)
 
@@ -140,10 +130,6 @@ class PitchShift(_Part):
     max_semitones: float = 2.0
     _limits = (-12.0, 12.0)
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return -self.max_semitones, self.max_semitones
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return shift_pitch(waveform, sampling_rate, value)
 
@@ -154,10 +140,6 @@ class Gain(_Part):
 
     min_gain_db: float = -6.0
     max_gain_db: float = 6.0
-
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_gain_db, self.max_gain_db
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return waveform * np.float32(10 ** (value / 20))

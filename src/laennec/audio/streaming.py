@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,35 +21,21 @@ from laennec.audio.recording import UNKNOWN_FRAMES, AudioSource, ButterworthFilt
 _ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end is cut at the end
 
 
+@dataclass(eq=False)
 class RecordingStream:
-    """A recording that is decoded in blocks; made by `open_recording`, and read once.
+    """A recording that is decoded in blocks; made by `open_recording`, and read once."""
 
-    Attributes:
-        path: Its name.
-        sampling_rate: Of the blocks, in Hz.
-        source_sampling_rate: Of the file, in Hz.
-        samples: Number of samples that `blocks` has returned so far.
-    """
+    sound: Any  # an `opened` file
+    path: str
+    sampling_rate: int  # of the blocks, in Hz
+    filter: ButterworthFilter | None
+    allow_silent: bool
+    listener: "Callable[[RecordingStream, Waveform], None] | None"
+    samples: int = 0  # number of samples that `blocks` has returned so far
+    _decoded: int = 0
 
-    def __init__(
-        self,
-        sound: Any,
-        path: str,
-        sampling_rate: int,
-        filter: ButterworthFilter | None,
-        allow_silent: bool,
-        listener: "Callable[[RecordingStream, Waveform], None] | None",
-    ) -> None:
-        self.path = path
-        self.sampling_rate = sampling_rate
-        self.source_sampling_rate = int(sound.samplerate)
-        self.samples = 0
-        self._sound = sound
-        self._declared = int(sound.frames)
-        self._decoded = 0
-        self._filter = filter
-        self._allow_silent = allow_silent
-        self._listener = listener
+    def __post_init__(self) -> None:
+        self.source_sampling_rate, self._declared = int(self.sound.samplerate), int(self.sound.frames)
 
     @property
     def duration_s(self) -> float:
@@ -62,11 +49,11 @@ class RecordingStream:
 
     def blocks(self) -> Iterator[Waveform]:
         """The mono sound in blocks of some seconds, float32, shape (samples,)."""
-        passing = blocks_of(self._sound, self.path, self.sampling_rate, self._filter, self._allow_silent)
+        passing = blocks_of(self.sound, self.path, self.sampling_rate, self.filter, self.allow_silent)
         for self._decoded, block in passing:
             self.samples += len(block)
-            if self._listener:
-                self._listener(self, block)
+            if self.listener:
+                self.listener(self, block)
             yield block
 
 
