@@ -176,7 +176,6 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start(watched: Connection, make: Callable[[], Work]) -> None:
-    """Prepare a process for its work."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()

@@ -69,7 +69,6 @@ def track(items: Iterable[_Item], title: str, total: int | None = None) -> Itera
 
 
 def _in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
     return "ipykernel" in sys.modules
 
 

@@ -214,7 +214,6 @@ def _label_column(path: str | PathLike[str], row: dict[str, str], column: str | 
 
 
 def _is_raven(first: str) -> bool:
-    """Whether a file with this first line is a Raven selection table."""
     return RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t")
 
 

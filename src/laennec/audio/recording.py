@@ -321,7 +321,6 @@ def _mono(block: Waveform) -> Waveform:
 
 
 def _joined(blocks: Iterable[Waveform], name: str) -> Waveform:
-    """All samples of a recording in one array."""
     try:
         held = list(blocks)
         return held[0] if len(held) == 1 else np.concatenate(held)

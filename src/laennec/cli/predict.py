@@ -186,7 +186,6 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    """The settings that the command line names."""
     from laennec.inference.parameters import Settings, parse_thresholds
 
     return Settings(

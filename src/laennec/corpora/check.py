@@ -165,7 +165,6 @@ def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_
 
 
 def _hash(corpus: Corpus, report: AuditReport) -> None:
-    """Fingerprint, and recordings that are there under two names."""
     sounds = [r.audio_path for r in corpus.recordings if r.audio_path is not None and os.access(r.audio_path, os.R_OK)]
     try:
         hashes = hash_files(sounds, corpus.cache_dir)

@@ -208,7 +208,6 @@ class Folder(Corpus):
             yield line, Event(*span, *parse_label(recording.annotation_path, line, text))
 
     def _event(self, start_s: float, end_s: float, names: Names | None) -> Event:
-        """A row with these labels."""
         known = FLAGS if self._labels is None else self._labels.names
         own = None if self._labels is None or names is None else self._labels.spelled(names)
         crackle, wheeze = (None if names is None or flag not in known else int(flag in names) for flag in FLAGS)

@@ -108,7 +108,6 @@ class Icbhi2017(Corpus):
                 )
 
     def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Recordings and annotations by name."""
         sounds: dict[str, Path] = {}
         annotations: dict[str, Path] = {}
         for path in sorted(self.root.iterdir()):
@@ -142,7 +141,6 @@ class Icbhi2017(Corpus):
         self.leave_out(lone, "add the other file")
 
     def _patients(self) -> dict[str, dict[str, Any]]:
-        """What is known of each patient."""
         patients: dict[str, dict[str, Any]] = {}
         for kind in ("demographics", "diagnosis"):
             path = self.find_table(kind)

@@ -228,7 +228,6 @@ def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None 
 
 
 def _spans(splits: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(split, path) of each recording -> the times of its cycles there, sorted."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for name, table in splits.items():
         columns = (table["recording_path"][:], table["start_s"][:], table["end_s"][:])

@@ -379,7 +379,6 @@ def _read(path: Path) -> bytes:
 
 
 def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetDict, rate: int) -> str:
-    """The README.md of an export."""
     from huggingface_hub import DatasetCardData
 
     written: dict[str, list[str]] = {}
@@ -421,7 +420,6 @@ def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetD
 
 
 def _counts(table: datasets.Dataset, corpus: Corpus) -> dict[str, Any]:
-    """How many cycles of each class, recordings and patients."""
     values = table[corpus.class_column][:]
     counts = {name: values.count(code) for code, name in enumerate(corpus.features[corpus.class_column].names)}
     patients = set(table["patient_id"]) - {None}

@@ -253,7 +253,6 @@ def write_corpus(
 
 
 def _write(folder: Path, options: dict[str, Any]) -> None:
-    """Write recordings, annotations and tables."""
     seed, people, names = options["seed"], [], []
     rows = ["file,start_s,end_s,kind,frequency_hz"]
     for index in range(options["patients"]):
@@ -378,7 +377,6 @@ class Synthetic(Icbhi2017):
 
 
 def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse options that an existing synthetic corpus was not written with."""
     try:
         written = dict(read_json(folder / MARK)["options"])
     except (OSError, ValueError, TypeError, KeyError) as error:

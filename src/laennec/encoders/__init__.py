@@ -293,7 +293,6 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
 def _config_of(
     source: str | Path, type: str | None, revision: str | None, overrides: dict[str, Any]
 ) -> tuple[str, PreTrainedConfig]:
-    """The type and the configuration of a saved encoder."""
     values = encoder_values(saved_config(source, revision))
     model_type = values.get("model_type")
     for kind, encoder in ENCODERS.items():

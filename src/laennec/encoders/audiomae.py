@@ -178,7 +178,6 @@ def _config_of(path: str | Path, state: dict[str, Tensor]) -> AudioMaeConfig:
 
 
 def _released_name(name: str, config: AudioMaeConfig) -> str:
-    """The authors' name of one of our weights."""
     for ours, theirs in (
         ("model.", ""),
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),

@@ -293,7 +293,6 @@ def _bias_name(layer: int) -> str:
 
 
 def _released_name(name: str) -> str:
-    """The authors' name of one of our weights."""
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)

@@ -244,7 +244,6 @@ class MobileNetEncoder(AudioEncoder):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """MobileNetV3's initialisation."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out")

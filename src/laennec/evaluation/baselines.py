@@ -163,7 +163,6 @@ def _class_ids(table: Any, classes: tuple[str, ...]) -> tuple[IntArray, Any]:
 
 
 def _constant(k: int, rows: int, n_classes: int) -> FloatArray:
-    """The same class with probability 1 for every row (rows, classes)."""
     return np.tile(np.eye(n_classes)[k], (rows, 1))
 
 

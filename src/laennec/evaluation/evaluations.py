@@ -70,7 +70,6 @@ def evaluation_folder(source: str | Path, split: str | None = None) -> Path:
 
 
 def _scored_splits(source: Path) -> list[str]:
-    """The scored splits of a run."""
     return sorted(path.parent.name.removeprefix(_PREFIX) for path in source.glob(f"{_PREFIX}*/metrics.json"))
 
 

@@ -145,7 +145,6 @@ def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:
 
 
 def _numbers(table: Any, column: str) -> FloatArray:
-    """A column as numbers (rows,), NaN where missing."""
     try:
         return np.asarray(table[column].to_numpy(dtype=float, na_value=np.nan))
     except (TypeError, ValueError, OverflowError) as error:
@@ -153,7 +152,6 @@ def _numbers(table: Any, column: str) -> FloatArray:
 
 
 def _flags(table: Any, names: list[str]) -> IntArray:
-    """Binary columns as 0 and 1 (rows, names)."""
     truth = np.column_stack([_numbers(table, name) for name in names])
     if not np.isin(truth, (0, 1)).all():
         raise InputError(f"predictions table: the truth in {', '.join(names)} must be 0 or 1")
@@ -161,7 +159,6 @@ def _flags(table: Any, names: list[str]) -> IntArray:
 
 
 def _truth_columns(table: Any, problem_type: ProblemType, names: list[str]) -> list[str]:
-    """The columns that hold the truth."""
     wanted = names if problem_type == "multi_label" else ["label"]
     if problem_type == "single_label" and "label" not in table.columns and set(names) == set(CLASSES):
         wanted = ["crackle", "wheeze"]
@@ -361,7 +358,6 @@ def _nested_scores(values: Mapping[str, float | None], confusion: IntArray | Non
 
 
 def _counts(predictions: Predictions) -> dict[str, Any]:
-    """Numbers of cycles, patients, recordings, and of cycles by class and label."""
     table, classes, labels = predictions.table, predictions.class_names, predictions.label_names
     by_class: Any = np.bincount(predictions.true, minlength=len(classes)) if classes else []
     return {

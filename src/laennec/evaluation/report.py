@@ -219,7 +219,6 @@ def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any
 
 
 def _rows_of(predictions: Predictions, cycle_ids: Any) -> list[int]:
-    """The row of each predicted cycle in a table."""
     rows = {str(name): row for row, name in enumerate(cycle_ids)}
     names = list(map(str, predictions.table.get("cycle_id", ())))
     absent = [name for name in names if name not in rows]

@@ -185,7 +185,6 @@ def _about(row: Mapping[str, Any]) -> str:
 
 
 def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[str]:
-    """Why something is not in the page, and how to get it."""
     if extras is not None and extras.missing:
         return list(extras.missing)
     split = (run.get("evaluated") or {}).get("split")

@@ -156,7 +156,6 @@ def _tasks_of_level(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
 
 
 def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
-    """The recordings of a split; those of the cycles' patients where the split was drawn."""
     of_records = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": "record"})})
     if split in ("train", "validation"):
         _, held_out = level_tables(of_records, "record", set(table["patient_id"]))

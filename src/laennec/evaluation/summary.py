@@ -148,7 +148,6 @@ def evaluate_predictions(
 
 
 def _output_names(table: Any) -> list[str]:
-    """Names of the outputs of a predictions table, in the order of its `logit_<name>` columns."""
     names = [str(name).removeprefix("logit_") for name in table.columns if str(name).startswith("logit_")]
     if not names:
         raise InputError("predictions table: no column logit_<name>; write the logit of each label into one")
@@ -330,7 +329,6 @@ def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _baseline_text(row: dict[str, Any], figure: str) -> str:
-    """A baseline's name and value."""
     return f"\u201c{row['name']}\u201d ({figure_text(figure, row['values'][figure])})"
 
 

@@ -243,7 +243,6 @@ def section_anchors() -> list[str]:
 
 
 def _sections(content: Mapping[str, Any]) -> list[str]:
-    """Anchors of the sections of this card."""
     parts = content["parts"]
     shown = {
         "results": bool(parts),
@@ -254,7 +253,6 @@ def _sections(content: Mapping[str, Any]) -> list[str]:
 
 
 def _export_form(folder: Path) -> str:
-    """The export format of the model in a folder."""
     if list(folder.glob("*.onnx")) and not (folder / "config.json").exists():
         return "onnx"
     if (folder / "adapter").is_dir():

@@ -89,7 +89,6 @@ def model_summary(evidence: Evidence) -> str:
 
 
 def _own_first(evidence: Evidence) -> list[dict[str, Any]]:
-    """The scored parts, those of the training corpus first."""
     own = evidence.run["corpus"]["name"]
     return sorted(evidence.evaluations, key=lambda entry: entry["evaluated"]["corpus"]["name"] != own)
 
@@ -106,7 +105,6 @@ def _corpus_facts(run: Mapping[str, Any]) -> type[Corpus] | None:
 
 
 def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """A scored part, with the rows of its tables."""
     metrics, evaluated = entry["metrics"] | {"span": _noun(run)}, entry["evaluated"]
     origin, split = evaluated["corpus"]["provenance"], str(evaluated["split"])
     shared = _shared_patients(origin, split)
@@ -202,7 +200,6 @@ def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _compared_figures(metrics: Mapping[str, Any]) -> list[str]:
-    """The headline and the AUROC of each label."""
     return [metrics["headline"], *(n for n in metrics["values"] if n.endswith(".roc_auc"))]
 
 
@@ -226,7 +223,6 @@ def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
 
 
 def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """SPRSound's own tasks."""
     for task, score in scores.items():
         if not isinstance(score, Mapping):
             continue
@@ -358,6 +354,5 @@ def _hardware(hardware: Mapping[str, Any]) -> str:
 
 
 def _shown_command(command: Any) -> str:
-    """A command line without the folders of the machine it ran on."""
     text = " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
     return str(without_machine_paths(plain(text)))

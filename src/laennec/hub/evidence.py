@@ -113,14 +113,12 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _citations() -> dict[str, str]:
-    """BibTeX entries of methods that have no class of their own."""
     text = resources.files("laennec").joinpath("templates/citations.yaml").read_text(encoding="utf-8")
     entries: dict[str, str] = yaml.safe_load(text)
     return entries
 
 
 def _loss_citations(config: Mapping[str, Any]) -> list[str]:
-    """The citations that loss classes state."""
     from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss
 
     loss, found = config["loss"], []

@@ -153,7 +153,6 @@ def write_space(run: str | Path, out: str | Path | None = None, base: str | None
 
 
 def _packages_of_the_page() -> list[str]:
-    """Names of the packages that laennec and its page require."""
     required = [line.partition(";") for line in importlib.metadata.requires("laennec") or []]
     names = [
         re.split(r"[^\w.-]", name)[0]
@@ -185,7 +184,6 @@ def _merge(run: str | Path, model: LaennecForAudioClassification, extractor: Lae
 
 
 def _fixed_logits(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> torch.Tensor:
-    """The logits of a fixed sound."""
     draw = np.random.Generator(np.random.Philox(key=2))
     sound: Any = draw.standard_normal(3 * extractor.sampling_rate).astype(np.float32) * 0.1
     if extractor.context_cycles:

@@ -204,7 +204,6 @@ def _compare(path: Path, model: LaennecForAudioClassification, extractor: Laenne
 
 
 def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, apart: float) -> dict[str, Any]:
-    """The content of onnx.json."""
     config = model.config
     known = versions()
     return {
@@ -336,7 +335,6 @@ def _validation(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's messages for its developers."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -349,7 +347,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _package(name: str) -> Any:
-    """Import a package of the extra `onnx`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -188,7 +188,6 @@ def _exported(
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run whose folder contains an exported one."""
     return folder.parent if (folder.parent / "run.json").is_file() else None
 
 

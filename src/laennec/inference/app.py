@@ -330,7 +330,6 @@ def _mounted(page: Any, limits: Limits) -> Any:
 
 @contextlib.contextmanager
 def _gradio_settings() -> Iterator[Path]:
-    """Give Gradio a private temporary folder and no telemetry for this block."""
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
         wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         before = {key: os.environ.get(key) for key in wanted}

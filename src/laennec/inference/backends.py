@@ -153,5 +153,4 @@ def _from_hub(name: str) -> Path | None:
 
 
 def _has_gpu() -> bool:
-    """Whether an NVIDIA GPU is there, as far as can be said without torch."""
     return Path("/proc/driver/nvidia/version").exists()

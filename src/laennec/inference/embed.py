@@ -261,7 +261,6 @@ def _matrix(table: pa.Table) -> Embeddings:
 
 
 def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
-    """The file of a recording, as it was written."""
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":

@@ -199,7 +199,6 @@ WRITERS = {"json": write_json, "audacity": write_audacity, "raven": write_raven}
 
 
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write rows of equal names as CSV, one by one."""
 
     def lines() -> Iterator[str]:
         for number, row in enumerate(rows):

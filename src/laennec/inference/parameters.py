@@ -94,7 +94,6 @@ def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first problem of some settings, in one line."""
     problem = error.errors()[0]
     name, known = str(problem["loc"][0]), list(Settings.model_fields)
     if problem["type"] == "extra_forbidden":

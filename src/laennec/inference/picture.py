@@ -209,7 +209,6 @@ def _draw_presence(axes: Any, timeline: Timeline, labels: list[str]) -> None:
 
 
 def _draw_cycles(panels: tuple[Any, ...], timeline: Timeline) -> None:
-    """Draw a line at each edge of a cycle, unless there are too many."""
     if timeline["spans"].get("from") == "windows" or len(timeline["timeline"]) > _MOST_LINES:
         return
     edges = sorted({time for row in timeline["timeline"] for time in (row["start_s"], row["end_s"])})

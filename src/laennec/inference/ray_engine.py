@@ -139,7 +139,6 @@ class _Worker:
         put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:
-        """The rows of a recording, once its timeline is written."""
         place = self.work.annotation
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
@@ -297,7 +296,6 @@ def _retries() -> dict[str, Any]:
 
 
 def _ray() -> Any:
-    """The package."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

@@ -107,7 +107,6 @@ def _score(
 
 
 def _labelled(recipe: Recipe, training: SplitData) -> NDArray[np.int64]:
-    """The training rows with labels: all, or the recipe's fraction of them."""
     corpus, ids = recipe.corpus, column_of(training.table, "cycle_id")
     if corpus.label_fraction == 1:
         return np.arange(len(ids))

@@ -62,7 +62,6 @@ def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
 
 
 def _methods(rows: _Rows, figures: Sequence[str]) -> Figure:
-    """A line for each method, a dot for each of its runs."""
     figure, all_axes = panels(len(figures), 4.7, 0.9 + 0.42 * len(rows))
     for axes, name in zip(all_axes, figures, strict=True):
         for place, (method, runs) in enumerate(rows.items()):

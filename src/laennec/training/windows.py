@@ -68,7 +68,6 @@ def window_table(
 
 
 def _normal(names: tuple[str, ...]) -> int:
-    """The number of the class "normal"."""
     known = [name.lower() for name in names or FOUR_CLASSES]
     if "normal" not in known:
         raise InputError(

@@ -56,7 +56,6 @@ class PretrainingSet:
 
 
 def _known(table: Any) -> set[str]:
-    """The patients of a table that are known."""
     return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
 
 
