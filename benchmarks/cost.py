@@ -15,6 +15,7 @@ from benchmarks.device import devices, gpu, not_measured, on, waiting
 from benchmarks.material import cycle_lengths, noise
 from benchmarks.row import Row, Setting, fastest, needs
 from laennec.corpora.base import column_of
+from laennec.rendering import plain_table
 
 HOURS = 5_000
 _DECODE, _FEATURES, _FLAC = "decode and resample", "features", "FLAC at 16 kHz"
@@ -114,12 +115,12 @@ def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
         "one GPU",
         "command",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    jobs = []
     for job, (name, command) in _JOBS.items():
         thread, device = speed.get(name), speed.get(name + _GPU)
         hours = [None if thread is None else HOURS / (thread * cores * share) for cores in _MACHINES.values()]
         cells = [_said(thread, " x"), *(_said(each, " h") for each in hours)]
-        lines.append(f"| {job} | {' | '.join(cells)} | {_said(device and HOURS / device, ' h')} | `{command}` |")
+        jobs.append([job, *cells, _said(device and HOURS / device, " h"), f"`{command}`"])
     machine = result["hardware"]
     flac = measured[_FLAC].ours if _FLAC in measured else None
     wav = HOURS * 3600 * 16000 * 2 / 1e9
@@ -133,7 +134,7 @@ def as_page(rows: Sequence[Row], result: dict[str, Any]) -> str:
         f"Decoding FLAC and resampling runs at {_said(speed.get(_DECODE))} x real time on one thread, AST's filter",
         f"bank at {_said(speed.get(_FEATURES))} x.",
     ]
-    return "\n".join([*lines, "", " ".join(notes), "", " ".join(stored)])
+    return "\n".join([plain_table(heads, jobs), "", " ".join(notes), "", " ".join(stored)])
 
 
 def _measured_of(rows: Sequence[Row]) -> str:

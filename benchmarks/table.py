@@ -27,6 +27,7 @@ from benchmarks.transformer import encoder_forward, fine_tuning
 from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.files import atomic_write, scratch_folder
+from laennec.rendering import plain_table
 from laennec.training.record import hardware, versions
 
 
@@ -134,15 +135,10 @@ def as_table(rows: Sequence[Row], result: dict[str, Any]) -> str:
     def number(value: float | None) -> str:
         return "" if value is None else f"{value:.3g}"
 
-    lines = ["| what | laennec | alternative | unit | ratio | bound | how |", "|---|---|---|---|---|---|---|"]
-    lines += [
-        f"| {r.name} | {number(r.ours)} | {number(r.other)} | {r.unit} | {number(r.ratio)} | {r.bound} | {r.note} |"
-        for r in rows
-    ]
+    cells = [(r.name, number(r.ours), number(r.other), r.unit, number(r.ratio), r.bound, r.note) for r in rows]
     machine, version = result["hardware"], result["versions"]
-    lines.append("")
-    lines.append(
+    return (
+        f"{plain_table(('what', 'laennec', 'alternative', 'unit', 'ratio', 'bound', 'how'), cells)}\n\n"
         f"{machine['processor']}, {machine['cores']} cores; Python {version['python']}, torch {version['torch']}, "
         f"transformers {version['transformers']}"
     )
-    return "\n".join(lines)

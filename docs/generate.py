@@ -13,6 +13,7 @@ os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
 
 from laennec import _HOMES
 from laennec.cli.main import COMMANDS, make_parser
+from laennec.rendering import plain_table
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.reading import settings_of
 
@@ -21,12 +22,12 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def recipe_page() -> str:
     """A table of settings for each section of a recipe."""
-    sections: dict[str, list[str]] = {}
+    sections: dict[str, list[list[str]]] = {}
     for setting in settings_of(Recipe).values():
         section = setting.key.rpartition(".")[0]
         default = "" if setting.default in (None, "", [], {}) else f"`{setting.default}`"
         cells = [f"`{setting.key}`", setting.values, default, setting.description]
-        sections.setdefault(section, []).append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+        sections.setdefault(section, []).append([cell.replace("|", "\\|") for cell in cells])
     lines = [
         "# Recipe settings",
         "",
@@ -35,8 +36,12 @@ def recipe_page() -> str:
         "`my_code:MyLoss` is resolved from the folder of the recipe, the working directory and the installed packages.",
     ]
     for section, rows in sections.items():
-        head = ["", f"## {section or 'Top level'}", "", "| setting | values | default | meaning |", "|---|---|---|---|"]
-        lines += [*head, *rows]
+        lines += [
+            "",
+            f"## {section or 'Top level'}",
+            "",
+            plain_table(("setting", "values", "default", "meaning"), rows),
+        ]
     return "\n".join(lines) + "\n"
 
 

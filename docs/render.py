@@ -20,7 +20,7 @@ from benchmarks.cost import as_page
 from benchmarks import Row, as_table
 from laennec.evaluation.compare import p_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
-from laennec.rendering import Markdown, table
+from laennec.rendering import plain_table
 from laennec.study.published import geometry_table, spread
 from laennec.study.results import training_cost
 
@@ -70,7 +70,7 @@ def _chosen(content: Content, options: list[str], document: Path) -> tuple[str |
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
-    text = table(list(map(Markdown, heads)), [list(map(Markdown, row)) for row in rows])
+    text = plain_table(heads, rows)
     return f"{text}\n\n{note}" if note else text
 
 

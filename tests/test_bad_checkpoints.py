@@ -192,32 +192,6 @@ def test_a_pickle_with_code_as_a_released_file_is_never_run(kind, suffix, refuse
     assert (tmp_path / "ran").exists()
 
 
-def test_a_released_mobilenet_lists_its_keys(refuse, shared_root, tmp_path):
-    state = torch.load(shared_root / "weights/mn04_as_mAP_432.pt", weights_only=True)
-    blocks = sorted(name for name in state if name.startswith("features.5."))
-    torch.save({k: v for k, v in state.items() if k not in blocks}, tmp_path / "less.pt")
-    refuse("mobilenet", tmp_path / "less.pt", f"{blocks[0]} is missing (and {blocks[1]}", f"{len(blocks) - 4} more")
-    torch.save(state | {"one": torch.zeros(1), "two": torch.zeros(1)}, tmp_path / "more.pt")
-    refuse("mobilenet", tmp_path / "more.pt", "one is left over (and two)")
-    deeper = state | {k.replace("features.15.", "features.17."): v for k, v in state.items() if "features.15." in k}
-    torch.save(deeper, tmp_path / "deeper.pt")
-    refuse("mobilenet", tmp_path / "deeper.pt", "features.17.")
-    wider = state | {"classifier.2.weight": torch.zeros(1280, 960)}
-    torch.save(wider, tmp_path / "wider.pt")
-    refuse("mobilenet", tmp_path / "wider.pt", "of another shape", "width 1")
-
-
-def test_a_released_beats_of_another_depth_or_width(refuse, shared_root, tmp_path):
-    content = torch.load(shared_root / "conformance/beats_tiny.pt", weights_only=True)
-    for change, said in (
-        ({"encoder_layers": 3}, "encoder.layers.2."),
-        ({"encoder_layers": 1}, "encoder.layers.1."),
-        ({"encoder_embed_dim": 96, "conv_pos_groups": 4}, "instead of"),
-    ):
-        torch.save({**content, "cfg": content["cfg"] | change}, tmp_path / "bad.pt")
-        refuse("beats", tmp_path / "bad.pt", said)
-
-
 MODEL_CHANGES = {
     "missing": (drop_seven, None, ("is missing", "and 3 more)")),
     "extra": (add_six, None, ("other.0 is left over (and other.1, other.2, other.3 and 2 more)",)),

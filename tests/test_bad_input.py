@@ -1,7 +1,6 @@
 """What users get wrong, through the command line: one line with file, reason and remedy, exit code 2, nothing torn."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -208,38 +207,6 @@ def test_a_missing_split_file_is_named(shared_data, tmp_path, capsys):
     assert all(line.startswith("laennec: note: ") for line in err[:-1])
 
 
-@pytest.fixture(scope="module")
-def almost_icbhi(shared_data, tmp_path_factory):
-    """920 short recordings under the published names, each with a sound of its own."""
-    folder = tmp_path_factory.mktemp("icbhi") / "database"
-    folder.mkdir()
-    for number, path in enumerate(sorted((shared_data / "icbhi2017_annotations").glob("*.txt"))):
-        sound = 0.1 * np.random.default_rng(number).standard_normal(RATE // 2)
-        soundfile.write(folder / f"{path.stem}.wav", sound, RATE)
-        (folder / path.name).write_text("0.0\t0.2\t0\t0\n0.2\t0.5\t1\t0\n")
-    return folder
-
-
-def test_919_of_920_recordings_are_refused_by_name_and_stamped_where_allowed(
-    almost_icbhi, shared_data, tmp_path, capsys
-):
-    command = ["prepare", "icbhi2017", "--data-dir", str(almost_icbhi), "--tables-dir"]
-    command.append(str(shared_data / "icbhi2017_tables"))
-    assert main(command) == 0, capsys.readouterr().err
-    assert "incomplete" not in capsys.readouterr().out
-    missing = almost_icbhi / "171_1b1_Al_sc_Meditron.wav"
-    missing.rename(tmp_path / "away.wav")
-    assert main(command) == 2
-    one_line(capsys, "annotation without audio", "171_1b1_Al_sc_Meditron.txt", "--allow-missing")
-    missing.with_suffix(".txt").rename(tmp_path / "away.txt")
-    assert main(command) == 2
-    one_line(capsys, almost_icbhi, "1 of the 920 recordings", "171_1b1_Al_sc_Meditron", "--allow-missing")
-    assert main([*command, "--allow-missing"]) == 0
-    assert "incomplete: 919 of the 920 recordings" in capsys.readouterr().out
-    (tmp_path / "away.wav").rename(missing)
-    (tmp_path / "away.txt").rename(missing.with_suffix(".txt"))
-
-
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_cycle_shorter_than_one_frame_is_named_before_training(corpus, recipe, tmp_path, capsys, frozen):
     for sound in sorted(corpus.glob("*.wav")):
@@ -261,51 +228,6 @@ def test_a_corpus_too_small_to_split_is_one_line(tmp_path, tiny_recipe, capsys):
 
 
 # ---------------------------------------------------------------- recipes and checkpoints
-
-
-def test_an_unknown_key_in_a_recipe_names_the_nearest(tiny_recipe, tmp_path, capsys):
-    for values, said in (
-        ({"trian": {"epochs": 3}}, "did you mean 'train"),
-        ({"train": {"learning_rat": 1e-3}}, "did you mean 'train.learning_rate'"),
-        ({"epochs": 3}, "did you mean 'train.epochs'"),
-    ):
-        (tmp_path / "r.yaml").write_text(yaml.safe_dump(tiny_recipe | values))
-        assert train(tmp_path / "r.yaml", tmp_path / "run") == 2
-        one_line(capsys, tmp_path / "r.yaml", "unknown key", said)
-        assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("kind", "weights", "said"),
-    [
-        ("mobilenet", "whisper_base_encoder", "whisper_base_encoder"),
-        ("ast", "mn04_as_mAP_432.pt", "ast encoders are read from a folder"),
-        ("mobilenet", "cnn", "holds a cnn encoder, not mobilenet"),
-        ("mobilenet", "torn.pt", "torn.pt"),
-        ("mobilenet", "pickle.pt", "pickle.pt"),
-        ("mobilenet", "absent.pt", "no such file"),
-    ],
-)
-def test_encoder_weights_of_another_architecture_are_one_line(
-    recipe, shared_root, tmp_path, capsys, kind, weights, said
-):
-    import pickle
-
-    from laennec.encoders import load_encoder
-
-    released = shared_root / "weights" / weights
-    path = released if released.exists() else tmp_path / weights
-    if weights == "cnn":
-        load_encoder(None, type="cnn").save_pretrained(path)
-    if weights == "torn.pt":
-        path.write_bytes((shared_root / "weights" / "mn04_as_mAP_432.pt").read_bytes()[:100_000])
-    if weights == "pickle.pt":
-        path.write_bytes(pickle.dumps(os.getcwd))
-    out = tmp_path / "run"
-    settings = ["--encoder.type", kind, "--encoder.weights", str(path), "--encoder.config", "{}"]
-    assert train(recipe, out, *settings, "--features.preset", "efficientat") == 2
-    one_line(capsys, path, said)
-    assert not (out / "run.json").exists()
 
 
 @pytest.mark.parametrize("command", ["predict", "evaluate", "export"])
@@ -398,14 +320,6 @@ def test_a_full_disk_while_a_checkpoint_is_written(recipe, disk, tmp_path, capsy
     assert (out / "run.json").exists()
 
 
-def test_a_full_disk_while_a_model_is_exported(tiny_run, disk, tmp_path, capsys):
-    folder = disk(tmp_path / "disk", 8)
-    (folder / "earlier").write_text("earlier")
-    assert main(["export", str(tiny_run), "--out", str(folder / "out")]) == 2
-    one_line(capsys, folder / "out", FULL)
-    assert [p.name for p in folder.rglob("*")] == ["earlier"]
-
-
 def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk, tmp_path, capsys):
     folder = disk(tmp_path / "out", 16)
     (folder / "laennec.predictions.csv").write_text("earlier")
@@ -415,17 +329,6 @@ def test_a_full_disk_while_predictions_are_written(tiny_run, small_corpus, disk,
     assert temporary_files(folder) == [] and (folder / "laennec.predictions.csv").read_text() == "earlier"
     for path in folder.glob("*.laennec.json"):
         assert json.loads(path.read_text())["timeline"]
-
-
-def test_a_full_disk_while_an_evaluation_is_written(tiny_run, disk, tmp_path, capsys):
-    run = shutil.copytree(tiny_run, tmp_path / "run")
-    before = (run / "run.json").read_bytes()
-    folder = disk(tmp_path / "disk", 60)
-    arguments = ["evaluate", str(run), "--out", str(folder / "out"), "--draws", "10"]
-    assert main(arguments) == 2
-    one_line(capsys, FULL)
-    assert list(folder.iterdir()) == []
-    assert (run / "run.json").read_bytes() == before
 
 
 def test_a_full_disk_is_one_line_of_the_program_itself(tiny_run, small_corpus, disk, tmp_path):

@@ -1,6 +1,6 @@
 """What the first edition wrote and answered is loaded and answered alike.
 
-tests/golden/first_edition/make.py recorded the golden files with the functions of this file, so both ask the same.
+The golden files were recorded with the functions of this file (tests/golden/first_edition/README.md).
 """
 
 import contextlib

@@ -116,10 +116,7 @@ def test_an_upload_cut_in_the_middle_is_sent_again(folder: Path, tmp_path: Path)
         assert hub.files("tester/thing")["weights.safetensors"] == (folder / "weights.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("token", "says"),
-    [(None, "401"), (OTHER_TOKEN, "404"), ("hf_wrong", "Invalid credentials")],
-)
+@pytest.mark.parametrize(("token", "says"), [(None, "401"), (OTHER_TOKEN, "404"), ("hf_wrong", "Invalid credentials")])
 def test_a_private_repository_is_not_there_for_others(token: str | None, says: str, tmp_path: Path) -> None:
     with HubServer() as hub:
         hub.add("tester/thing", {"weights.safetensors": b"w"}, private=True)

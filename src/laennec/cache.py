@@ -64,11 +64,7 @@ class _Summed(io.RawIOBase):
 
 @contextlib.contextmanager
 def new_entry(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file of the cache to be written, whole or not at all.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
-    """
+    """Open a file of the cache to be written, whole or not at all."""
     with atomic_write(path, "wb", sync=False) as file:
         summed = _Summed(file, path)
         yield summed  # type: ignore[misc]
@@ -124,16 +120,8 @@ def read_entry(path: Path) -> bytes | None:
 def cached_folder(target: Path, make: Callable[[Path], None], cache_dir: str | Path | None = None) -> Path:
     """A folder of the cache, made once, and again if its files are not as they were made.
 
-    Args:
-        target: Its place.
-        make: Fills the folder it is given.
-        cache_dir: Root of the caches, for the hashes of the files.
-
     Returns:
         The folder, one level below `target`, so that a search beside it finds nothing else.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
     """
     if _is_whole_folder(target, cache_dir):
         remove_stale_lock(target)
@@ -184,9 +172,6 @@ def hash_files(paths: Iterable[Path], cache_dir: str | Path | None = None) -> di
     A file is known by its absolute path, size, inode and times; the time of its last change (ctime) cannot be set by
     a program. One that was changed in the last two seconds is read again the next time, because it could change once
     more within the resolution of the clock.
-
-    Raises:
-        InputError: One of them cannot be read.
     """
     wanted = sorted(set(paths))
     if not wanted:

@@ -17,12 +17,7 @@ class DecisionSettings:
     operating_points: Any
 
     def per_label(self, setting: str, spans: str = "events") -> dict[str, float]:
-        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded.
-
-        Args:
-            setting: One of the three.
-            spans: "events", "windows" or "recordings"; where nothing was fitted on them, those of events.
-        """
+        """The "thresholds", "temperatures" or "intercepts" of every label; the neutral value where none is recorded."""
         values = self.operating_points[spans][setting] if spans in self.operating_points else getattr(self, setting)
         return {name: values.get(name, NEUTRAL[setting]) for name in self.label_names}
 

@@ -38,15 +38,7 @@ class Terminated(BaseException):
 
 @contextlib.contextmanager
 def in_known_form(path: str | PathLike[str], remedy: str) -> Iterator[None]:
-    """Have a file that is none of what we write be one line, whatever is missing or of another kind in it.
-
-    Args:
-        path: The file that is taken apart within the block, and nothing else is done there.
-        remedy: What to do.
-
-    Raises:
-        InputError: It has another form.
-    """
+    """Have a file that is none of what we write be one line, whatever is missing or of another kind in it."""
     try:
         yield
     except InputError:

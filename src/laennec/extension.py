@@ -21,16 +21,7 @@ def is_dotted_name(name: Any) -> bool:
 
 
 def load_object(name: str, where: str, folders: Sequence[str | Path] = ()) -> Any:
-    """Import what a dotted name stands for.
-
-    Args:
-        name: `package.module:Name`.
-        where: What named it, for errors, e.g. "recipe.yaml: loss.auxiliary.mine.class".
-        folders: Folders to import from, beside the working directory and the installed packages.
-
-    Raises:
-        InputError: The form is wrong, or module or name cannot be found.
-    """
+    """Import what a dotted name stands for."""
     if not is_dotted_name(name):
         raise InputError(f"{where}: {name!r} is no dotted name; write package.module:Name")
     module_name, _, attribute = name.partition(":")

@@ -67,11 +67,7 @@ def is_result(path: Path) -> bool:
 
 
 def json_text(value: Any, **settings: Any) -> str:
-    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none.
-
-    Raises:
-        InputError: It has such numbers.
-    """
+    """What is written to a file as JSON, see `json.dumps`; with NaN or infinite numbers it would be none."""
     try:
         return json.dumps(value, allow_nan=False, **settings)
     except ValueError as error:
@@ -108,11 +104,7 @@ def system_error(path: str | Path, error: BaseException) -> InputError | None:
 
 @contextlib.contextmanager
 def explain_write_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failed write within the block, a library's too, into one line about `path`.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
-    """
+    """Turn a failed write within the block, a library's too, into one line about `path`."""
     try:
         yield
     except InputError:
@@ -132,9 +124,6 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
         mode: "w" for UTF-8 text, "wb" for bytes.
         sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
             without.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable; `path` is as it was before.
     """
     path = Path(path)
     with explain_write_errors(path), _temporary(path, _new_file) as (temporary, handle):
@@ -149,11 +138,7 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends without an error, replacing what was there.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable; `path` is as it was before.
-    """
+    """Yield a temporary folder that becomes `path` when the block ends without an error, replacing what was there."""
     path = Path(path)
     with explain_write_errors(path):
         swap = path.with_name(f"{path.name}.swap")
@@ -274,12 +259,6 @@ def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
     Args:
         path: The file; its folder is made if needed.
         size: How many bytes of it are good; the rest is cut off before anything is added.
-
-    Yields:
-        A function that adds a line (with its end); where that fails the file is as it was before.
-
-    Raises:
-        InputError: The disk is full, read-only or not writable.
     """
     path = Path(path)
     with explain_write_errors(path):
@@ -324,16 +303,7 @@ def scratch_folder(place: str | Path) -> Iterator[Path]:
 
 
 def refuse_other_files(folder: str | Path, ours: Collection[str], remedy: str) -> None:
-    """Refuse to replace a folder that holds anything but what laennec wrote.
-
-    Args:
-        folder: It may be absent or empty.
-        ours: Names (patterns) of what laennec writes.
-        remedy: What to do instead.
-
-    Raises:
-        InputError: It holds something else, or is no folder.
-    """
+    """Refuse to replace a folder that holds anything but what laennec wrote."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; {remedy}")
@@ -349,13 +319,6 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
 
     Look again whether `path` is there once the block has begun: whoever was waited for may have made it. Blocks of one
     path must not be nested.
-
-    Args:
-        path: The file or folder that is made.
-        patience_s: How long to wait, in seconds.
-
-    Raises:
-        InputError: Its folder cannot be written to, or the other process takes longer.
     """
     with try_lock(path, patience_s) as ours:
         if not ours:
@@ -368,14 +331,7 @@ def wait_for_lock(path: str | Path, patience_s: float = 6 * 3600) -> Iterator[No
 
 @contextlib.contextmanager
 def lock_or_refuse(path: str | Path) -> Iterator[None]:
-    """Refuse to make what another process is making; a process that died makes nothing more.
-
-    Args:
-        path: The file that stands for a folder's content: a run's record, a batch's journal.
-
-    Raises:
-        InputError: Another process is writing there, or the folder cannot be written to.
-    """
+    """Refuse to make what another process is making; a process that died makes nothing more."""
     with try_lock(path) as ours:
         if not ours:
             raise InputError(
@@ -387,15 +343,7 @@ def lock_or_refuse(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_lock(path: str | Path, patience_s: float = 0) -> Iterator[bool]:
-    """Lock the making of `path` for this block; yields False where another process has the lock.
-
-    Args:
-        path: The file or folder that is made.
-        patience_s: How long to wait for another process, in seconds.
-
-    Raises:
-        InputError: Its folder cannot be written to.
-    """
+    """Lock the making of `path` for this block; yields False where another process has the lock."""
     path = Path(path)
     lock = FileLock(lock_of(path), mode=0o666, poll_interval=0.1)
     with explain_write_errors(path):

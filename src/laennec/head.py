@@ -14,19 +14,12 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class LaennecOutput(ModelOutput):
-    """What the model returns.
+    """What the model returns."""
 
-    Attributes:
-        loss: Mean BCE or cross entropy; only where labels were given.
-        logits: (batch, labels), before temperatures.
-        embeddings: (batch, dim), pooled, not standardised.
-        projections: (batch, projection_dim), or None where the model has no projection.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    embeddings: Tensor | None = None
-    projections: Tensor | None = None
+    loss: Tensor | None = None  # mean BCE or cross entropy; only where labels were given
+    logits: Tensor | None = None  # (batch, labels), before temperatures
+    embeddings: Tensor | None = None  # (batch, dim), pooled, not standardised
+    projections: Tensor | None = None  # (batch, projection_dim), or None where the model has no projection
 
 
 class Head(nn.Module):

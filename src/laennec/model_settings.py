@@ -239,16 +239,7 @@ class ModelSettings(Decisions):
 
 
 def checked(kind: type[Kind], values: Mapping[str, Any], remedy: str = REMEDY) -> Kind:
-    """Settings whose types and ranges are right.
-
-    Args:
-        kind: What they are.
-        values: As a file has them.
-        remedy: What to do where they are not.
-
-    Raises:
-        InputError: The first value that cannot be, in one line; the file is for the caller to name.
-    """
+    """Settings whose types and ranges are right."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -41,11 +41,7 @@ class Died:
 
 
 def check_jobs(jobs: int) -> int:
-    """The number of processes.
-
-    Raises:
-        InputError: It is less than 1.
-    """
+    """The number of processes."""
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: the number of processes must be 1 or more")
     return jobs
@@ -54,20 +50,7 @@ def check_jobs(jobs: int) -> int:
 def in_processes(
     make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], jobs: int
 ) -> Generator[tuple[Item, Result | Died]]:
-    """Do some work on each item in several processes.
-
-    Args:
-        make: Called once in each process; returns the work. It is pickled, so it is a function of a module or a partial
-            of one. What the work raises is raised here.
-        items: Taken one by one, as processes become free.
-        jobs: Number of processes.
-
-    Yields:
-        Each item with its result, in the order in which they are finished.
-
-    Raises:
-        InputError: The processes do not start.
-    """
+    """Do some work on each item in several processes."""
     left = iter(items)
     for first in left:
         left = itertools.chain([first], left)
@@ -113,12 +96,7 @@ def _one_by_one(make: Callable[[], Work], items: Iterable[Item]) -> Iterator[tup
 
 @contextlib.contextmanager
 def alongside(work: Callable[[], Any], number: int) -> Iterator[None]:
-    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter.
-
-    Args:
-        work: Can be pickled.
-        number: How many processes; 0 for none.
-    """
+    """Have other processes do some work as long as this block lasts; what they say and how they end does not matter."""
     context = multiprocessing.get_context("spawn")
     watched, held = context.Pipe(duplex=False)
     started = [context.Process(target=_help, args=(watched, work), daemon=True) for _ in range(number)]
@@ -144,13 +122,7 @@ def _help(watched: Connection, work: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[subprocess.Popen[Any]]:
-    """Run a module in a process that ends with this block at the latest.
-
-    Args:
-        words: The module and its arguments.
-        log: Where it writes.
-        place: What it makes; a process that made it for a parent that was killed is waited for.
-    """
+    """Run a module in a process that ends with this block at the latest."""
     watched, held = os.pipe()
     try:
         try:
@@ -204,7 +176,6 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _start(watched: Connection, make: Callable[[], Work]) -> None:
-    """Prepare a process for its work."""
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()

@@ -17,11 +17,7 @@ _SHAPE = "{desc}: {percentage:3.0f}%|{bar}| {postfix[0]} of {total:.0f} [{elapse
 
 
 class Progress:
-    """The progress of one piece of work; call it with what is done and what there is to do.
-
-    Args:
-        title: What is going on, e.g. "predicting".
-    """
+    """The progress of one piece of work; call it with what is done and what there is to do."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -30,12 +26,7 @@ class Progress:
         self.said_s = time.monotonic()
 
     def __call__(self, done: float, total: float) -> None:
-        """Show the state.
-
-        Args:
-            done: Steps that are finished; what was finished at the first call does not count in the remaining time.
-            total: All steps.
-        """
+        """Show the state."""
         if self.started is None:
             self.started = time.monotonic(), done
         if int(os.environ.get("RANK", "0")) != 0:
@@ -66,13 +57,7 @@ class Progress:
 
 
 def track(items: Iterable[_Item], title: str, total: int | None = None) -> Iterator[_Item]:
-    """Iterate with progress.
-
-    Args:
-        items: What to iterate over.
-        title: What is going on.
-        total: Number of items; needed where `items` has no length.
-    """
+    """Iterate with progress."""
     if total is None:
         assert isinstance(items, Sized), "a total is needed"
         total = len(items)
@@ -84,7 +69,6 @@ def track(items: Iterable[_Item], title: str, total: int | None = None) -> Itera
 
 
 def _in_notebook() -> bool:
-    """Whether this is the kernel of a notebook."""
     return "ipykernel" in sys.modules
 
 

@@ -5,7 +5,7 @@ contain HTML, links or table bars; text that is Markdown on purpose has the type
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -90,3 +90,8 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markdown:
     lines = [" | ".join(escaped(cell) for cell in head), " | ".join(["---"] * len(head))]
     lines += [" | ".join(escaped(cell) for cell in row) for row in rows]
     return Markdown("\n".join(f"| {line} |" for line in lines))
+
+
+def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markdown:
+    """A Markdown table of cells that are Markdown already."""
+    return table([Markdown(cell) for cell in head], [[Markdown(cell) for cell in row] for row in rows])

@@ -42,11 +42,7 @@ _ADAPTER = "adapter_config.json"
 
 
 def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
-    """Open a file for reading bytes, if it is one: neither a pipe, which would block, nor a device.
-
-    Raises:
-        OSError: It cannot be opened, or is no regular file.
-    """
+    """Open a file for reading bytes, if it is one: neither a pipe, which would block, nor a device."""
     # asked before it is opened, for opening alone can do something to a device; and again, for it may have changed
     _refuse_irregular(path, os.stat(path).st_mode)
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -66,15 +62,7 @@ def _refuse_irregular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> bytes:
-    """The content of a regular file.
-
-    Args:
-        path: The file.
-        most: Its most bytes; None for any number.
-
-    Raises:
-        OSError: It cannot be read, is no regular file, or holds more.
-    """
+    """The content of a regular file."""
     content, large = b"", False
     with open_regular(path) as file:
         # what it is said to hold first: a read that is given a bound allocates so much memory at once
@@ -87,21 +75,12 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = MOST_BYTES) -> b
 
 
 def read_text(path: str | os.PathLike[str], most: int = MOST_BYTES) -> str:
-    """The text of a regular file in UTF-8, with or without a byte order mark, every line end a line feed.
-
-    Raises:
-        OSError: As `read_bytes`.
-        UnicodeDecodeError: It is no UTF-8.
-    """
+    """The text of a regular file in UTF-8, with or without a byte order mark, every line end a line feed."""
     return read_bytes(path, most).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as `json.loads` reads it.
-
-    Raises:
-        ValueError: It is none, or is nested deeper than Python's own stack.
-    """
+    """JSON as `json.loads` reads it."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -109,21 +88,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | os.PathLike[str], most: int = MOST_SETTINGS_BYTES) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        OSError: As `read_bytes`.
-        ValueError: It is no JSON in UTF-8.
-    """
+    """The content of a JSON file."""
     return parse_json(read_text(path, most))
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as `yaml.safe_load` reads it, within limits.
-
-    Raises:
-        yaml.YAMLError: It is none, holds a tag, is nested too deeply, or its aliases stand for too much.
-    """
+    """YAML as `yaml.safe_load` reads it, within limits."""
     if len(text) > MOST_SETTINGS_BYTES:
         raise yaml.YAMLError(f"holds more than {MOST_SETTINGS_BYTES >> 20} MiB, which no such file does")
     try:
@@ -137,13 +107,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The content of a YAML file.
-
-    Raises:
-        OSError: As `read_bytes`.
-        UnicodeDecodeError: It is no UTF-8.
-        yaml.YAMLError: As `parse_yaml`.
-    """
+    """The content of a YAML file."""
     return parse_yaml(read_text(path, MOST_SETTINGS_BYTES))
 
 
@@ -201,16 +165,6 @@ def refuse_settings(values: Any, where: object, key: str = "", depth: int = 0) -
     """Refuse settings of a model that would have it do something else than be a model, or that nothing can hold.
 
     What names code (`auto_map` and the like) is never looked at, and may stand there.
-
-    Args:
-        values: From config.json, preprocessor_config.json or onnx.json.
-        where: What the error names.
-        key: The dotted key of `values`.
-        depth: How deep they lie.
-
-    Raises:
-        InputError: An attention that is a program to be fetched, another file to read, sizes or numbers that no model
-            has, settings within settings without end.
     """
     remedy = "do not use this model, or correct its settings"
     name = key.rpartition(".")[2]
@@ -238,14 +192,7 @@ def _counts_layers(key: str) -> bool:
 
 
 def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
-    """Refuse the folder of a model whose files are links to files elsewhere, no files at all, or name others.
-
-    Args:
-        folder: A folder; a Hub id is passed over.
-
-    Raises:
-        InputError: The first of these.
-    """
+    """Refuse the folder of a model whose files are links to files elsewhere, no files at all, or name others."""
     place = Path(folder)
     if not place.is_dir():
         return
@@ -265,11 +212,7 @@ def refuse_model_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def refuse_index(index: Path) -> list[str]:
-    """The files of weights that an index names, each beside it.
-
-    Raises:
-        InputError: It is no index, or names a file elsewhere.
-    """
+    """The files of weights that an index names, each beside it."""
     try:
         names = sorted(set(read_json(index, MOST_BYTES)["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

@@ -132,14 +132,7 @@ def test_audacity_labels(text) -> None:  # type: ignore[no-untyped-def]
         "0.5\t1.5\tcrackle\n\\\t100.0\t2000.0\n1.5\t2.5\tWheezes\n2.5\t3\tboth\n3\t4\tcrackle+wheeze\n"
         "4\t5\twheeze, crackles\n5\t6\tnormal\n"
     )
-    assert [cycle.label for cycle in read_labels(path)] == [
-        "crackle",
-        "wheeze",
-        "both",
-        "both",
-        "both",
-        "normal",
-    ]
+    assert [cycle.label for cycle in read_labels(path)] == ["crackle", "wheeze", "both", "both", "both", "normal"]
     assert read_labels(path)[0] == Cycle(0.5, 1.5, 1, 0)
 
 

@@ -8,15 +8,7 @@ import pytest
 import torch
 
 from laennec.audio.augmentation import counter_generator
-from laennec.audio.mixing import (
-    LabelUnion,
-    PatchMixDraw,
-    draw_patch_mix,
-    lungmix_label,
-    mix,
-    mixup_lambda,
-    patch_mix,
-)
+from laennec.audio.mixing import LabelUnion, PatchMixDraw, draw_patch_mix, lungmix_label, mix, mixup_lambda, patch_mix
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 

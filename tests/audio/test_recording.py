@@ -12,12 +12,7 @@ import soundfile
 import soxr
 from scipy import signal
 
-from laennec.audio.recording import (
-    ButterworthFilter,
-    DecodeError,
-    read_header,
-    read_recording,
-)
+from laennec.audio.recording import ButterworthFilter, DecodeError, read_header, read_recording
 from laennec.errors import one_line
 
 RATE = 8000

@@ -13,13 +13,7 @@ import pytest
 import soundfile
 
 from laennec.audio.cycles import LABELS, AnnotationError
-from laennec.corpora.icbhi2017 import (
-    Icbhi2017,
-    read_demographics,
-    read_diagnoses,
-    read_folds,
-    read_official_split,
-)
+from laennec.corpora.icbhi2017 import Icbhi2017, read_demographics, read_diagnoses, read_folds, read_official_split
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -165,10 +165,7 @@ def test_released_names_cover_the_whole_file(released: Path) -> None:
     [
         (lambda s: s.pop("features.5.block.1.1.running_var"), r"features\.5\.block\.1\.1\.running_var is missing"),
         (lambda s: s.update(extra=torch.zeros(1)), "extra is left over"),
-        (
-            lambda s: s.update({"features.3.block.0.0.weight": torch.zeros(4, 4, 1, 1)}),
-            r"\(4 x 4 x 1 x 1 instead",
-        ),
+        (lambda s: s.update({"features.3.block.0.0.weight": torch.zeros(4, 4, 1, 1)}), r"\(4 x 4 x 1 x 1 instead"),
         (
             lambda s: s.update({"classifier.5.weight": torch.zeros(50, 128)}),
             r"classifier\.5\.weight \(50 x 128 instead",

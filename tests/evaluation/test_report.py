@@ -12,13 +12,7 @@ from evaluation_tables import cycles
 from matplotlib.figure import Figure
 
 from laennec.errors import InputError
-from laennec.evaluation import (
-    class_distances,
-    decision_curve,
-    evaluate_predictions,
-    four_properties,
-    write_report,
-)
+from laennec.evaluation import class_distances, decision_curve, evaluate_predictions, four_properties, write_report
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.geometry import embedding_map
 from laennec.evaluation.plots import figure_png

@@ -600,8 +600,7 @@ def test_is_refused_in_one_line(stage, capfd, attack):
 def code_beside(stage):
     """Code and its names in both configurations, as for trust_remote_code."""
     model = stage.model(
-        auto_map={"AutoConfig": "evil.Evil", "AutoModelForAudioClassification": "evil.Evil"},
-        trust_remote_code=True,
+        auto_map={"AutoConfig": "evil.Evil", "AutoModelForAudioClassification": "evil.Evil"}, trust_remote_code=True
     )
     path = model / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoFeatureExtractor": "evil.Evil"}}))

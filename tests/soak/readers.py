@@ -349,14 +349,6 @@ def _card(path: Path) -> object:
 _RUN = json.dumps({"config": {"name": "soak", "seed": 0, "train": {"epochs": 2}}, "corpus": {"name": "synthetic"},
                    "operating_points": {"thresholds": {"crackle": 0.1}}, "evaluations": []}).encode()  # fmt: skip
 _SHA = "0" * 64
-_ROW = {
-    "name": "r", "seed": 0, "split": "test", "commands": ["train", "evaluate"], "corpus": "c", "protocol": "p",
-    "corpus_fingerprint": "f", "stamp": None, "selection_set": "validation", "best_epoch": 1.0, "scored": 1,
-    "counts": {"cycles": 3, "patients": 2}, "values": {"icbhi.Score": 50.0, "accuracy": 1.0}, "floors": [],
-    "intervals": {"icbhi.Score": [40.0, 60.0]}, "timings": {"training": 1.0, "total": 2.0},
-    "hardware": {"processor": "x", "cores": 2, "torch_threads": 1, "system": "s"},
-    "versions": {"python": "3", "torch": "2", "transformers": "5"},
-}  # fmt: skip
 
 GROUPS: dict[str, tuple[Reader, ...]] = {
     "annotations": (

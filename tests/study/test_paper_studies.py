@@ -5,7 +5,6 @@ import json
 import re
 
 import pytest
-import yaml
 from docs.render import ROOT
 
 import audio_twins
@@ -14,7 +13,6 @@ from laennec.study import load_study, run_study
 from laennec.training.recipe import Recipe
 
 STUDIES = {path.stem: path for path in sorted((ROOT / "recipes" / "studies").glob("paper_*.yaml"))}
-WITH_NUMBERS = [name for name, path in STUDIES.items() if (yaml.safe_load(path.read_text())["published"]).get("values")]
 
 
 @pytest.fixture(scope="module")

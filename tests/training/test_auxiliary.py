@@ -45,6 +45,9 @@ def test_one_loss_can_be_there_twice_under_names_of_its_own():
         ({"device_adversarial": {"temperature": 1}}, r"device_adversarial: .*temperature"),
         ({"supcon": {"temperature": 0}}, r"loss.auxiliary.supcon: .*temperature"),
         ({"supcon": {"start": 2}}, r"loss.auxiliary.supcon: .*start"),
+        ({"add": {"weight": -1}}, "it must be finite and 0 or more"),
+        ({"add": {"weight": float("inf")}}, "it must be finite and 0 or more"),
+        ({"add": {"weight": float("nan")}}, "it must be finite and 0 or more"),
     ],
 )
 def test_what_an_entry_cannot_be_is_refused_with_its_name(given, message):

@@ -4,14 +4,7 @@ import pytest
 import soundfile
 import torch
 
-from laennec.audio.augmentation import (
-    Gain,
-    PitchShift,
-    TimeShift,
-    TimeStretch,
-    WaveformAugmentation,
-    WhiteNoise,
-)
+from laennec.audio.augmentation import Gain, PitchShift, TimeShift, TimeStretch, WaveformAugmentation, WhiteNoise
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import LabelUnion, lungmix_label
 from laennec.errors import InputError

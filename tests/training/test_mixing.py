@@ -256,11 +256,7 @@ def test_the_lungmix_rule_refuses_classes_it_does_not_know():
     ("encoder", "mix", "message"),
     [
         ({"type": "mobilenet"}, {"method": "patch_mix", "domain": "tokens"}, "mobilenet encoders have no patch tokens"),
-        (
-            {"type": "cnn"},
-            {"method": "group_mix", "domain": "tokens"},
-            "tokens with encoder.group_frames",
-        ),
+        ({"type": "cnn"}, {"method": "group_mix", "domain": "tokens"}, "tokens with encoder.group_frames"),
         ({"type": "ast"}, {"method": "patch_mix", "domain": "tokens"}, None),
         ({"type": "cnn", "group_frames": 20}, {"method": "group_mix", "domain": "tokens"}, None),
         ({"type": "cnn"}, {"method": "patch_mix"}, None),

@@ -10,7 +10,7 @@ were stretched.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,9 +53,6 @@ def counter_generator(seed: int, epoch: int, index: int, stream: str, number: in
         index: Of the cycle (or batch) that the draw is for.
         stream: What is drawn, one of `STREAMS`.
         number: Tells several generators of one stream apart.
-
-    Returns:
-        A Philox generator; equal arguments give equal draws, others independent ones.
     """
     # as arrays: from a list that holds 2^63 or more numpy makes float64, and different seeds would draw alike
     key = np.array([seed % 2**64, STREAMS[stream]], np.uint64)
@@ -82,7 +79,9 @@ class _Part:
 
     @property
     def _bounds(self) -> tuple[float, float]:
-        raise NotImplementedError
+        """The fields of a part: a minimum and a maximum, or one size for either way."""
+        _, *own = (getattr(self, field.name) for field in fields(self))
+        return (own[0], own[1]) if len(own) == 2 else (-own[0], own[0])
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         """Change a waveform (samples,) by the drawn value; `samples` draws noise."""
@@ -96,10 +95,6 @@ class WhiteNoise(_Part):
     min_snr_db: float = 10.0
     max_snr_db: float = 40.0
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_snr_db, self.max_snr_db
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         noise = samples.standard_normal(len(waveform), dtype=np.float32)
         return waveform + noise * np.float32(np.sqrt(_power(waveform)) * 10 ** (-value / 20))
@@ -111,10 +106,6 @@ class TimeShift(_Part):
 
     max_shift_fraction: float = 0.5
     _limits = (-1.0, 1.0)
-
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return -self.max_shift_fraction, self.max_shift_fraction
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return np.roll(waveform, round(value * len(waveform)))
@@ -128,10 +119,6 @@ class TimeStretch(_Part):
     max_rate: float = 1.1
     _limits = (0.5, math.inf)
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_rate, self.max_rate
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return stretch_time(waveform, sampling_rate, value)
 
@@ -143,10 +130,6 @@ class PitchShift(_Part):
     max_semitones: float = 2.0
     _limits = (-12.0, 12.0)
 
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return -self.max_semitones, self.max_semitones
-
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return shift_pitch(waveform, sampling_rate, value)
 
@@ -157,10 +140,6 @@ class Gain(_Part):
 
     min_gain_db: float = -6.0
     max_gain_db: float = 6.0
-
-    @property
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_gain_db, self.max_gain_db
 
     def _apply(self, waveform: Waveform, sampling_rate: int, value: float, samples: np.random.Generator) -> Waveform:
         return waveform * np.float32(10 ** (value / 20))
@@ -389,15 +368,7 @@ def _covered(drawn: Tensor, position: Tensor, length: Tensor, max_width: int) ->
 def cycle_to_concatenate(
     seed: int, epoch: int, cycle_index: int, candidates: npt.NDArray[np.integer[Any]], probability: float
 ) -> int | None:
-    """Choose the cycle to append to this one out of the candidates, or None; for the training split only.
-
-    Args:
-        seed: Of the run.
-        epoch: Counted from 0.
-        cycle_index: The cycle itself, which is never chosen.
-        candidates: Rows to choose from, all of the training split.
-        probability: Share of cycles that are concatenated.
-    """
+    """Choose the cycle to append to this one out of the candidates, or None; for the training split only."""
     chance, place = counter_generator(seed, epoch, cycle_index, "concatenation").random(2)
     others = candidates[candidates != cycle_index]
     if chance >= probability or not len(others):

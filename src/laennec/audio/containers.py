@@ -21,14 +21,10 @@ _W64_MAGIC = b"riff\x2e\x91\xcf\x11"
 
 @dataclass(frozen=True)
 class Declared:
-    """What a header declares about the sound data.
+    """What a header declares about the sound data."""
 
-    Attributes:
-        missing: Which part of the file is cut; "" where none is.
-        open_length_at: Offset of a 4-byte length that a streaming writer left at 0 although sound follows, else None.
-    """
-
-    missing: str = ""
+    missing: str = ""  # which part of the file is cut; "" where none is
+    # offset of a 4-byte length that a streaming writer left at 0 although sound follows, else None
     open_length_at: int | None = None
 
 
@@ -67,12 +63,7 @@ class SoundBytes:
 
 
 def read_declared(file: BinaryIO, size: int) -> Declared:
-    """Compare the header of an audio file with its size; a few small reads whatever the file's length.
-
-    Args:
-        file: Seekable file at any position; its position afterwards is not defined.
-        size: Of the file in bytes.
-    """
+    """Compare the header of an audio file with its size; a few small reads whatever the file's length."""
     start = _after_id3(file, size)
     magic = _bytes_at(file, start, 12)
     if magic[:4] in _RIFF_MAGIC:

@@ -13,16 +13,9 @@ from laennec.errors import InputError
 def unfold(items: Sequence[Any], context_cycles: int) -> tuple[list[Any], Tensor]:
     """Turn a list of waveforms and `InContext`s into one list of waveforms and the rows of each item's context.
 
-    Args:
-        items: Waveforms and `InContext`s.
-        context_cycles: The extractor's.
-
     Returns:
         The items' own waveforms followed by all context cycles, and int64 (items, pieces): rows of that list in
         time order, -1 where there is none.
-
-    Raises:
-        InputError: An item has more context cycles on a side than `context_cycles`.
     """
     wrapped = [item if isinstance(item, InContext) else InContext(item) for item in items]
     sounds = [item.own for item in wrapped]

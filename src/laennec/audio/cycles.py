@@ -177,9 +177,6 @@ def read_labels(path: str | PathLike[str], duration_s: float | None = None) -> l
         path: The text file; its first line decides which kind it is. Labels of a track are normal, crackle(s),
             wheeze(s), both, or crackle and wheeze joined by "+", "," or "&".
         duration_s: Length of the audio; with it, cycles that end beyond it are refused.
-
-    Raises:
-        AnnotationError: The first problem of the file.
     """
     return [Cycle(*span, *parse_label(path, line, text)) for line, span, text in read_labelled_spans(path, duration_s)]
 
@@ -193,12 +190,6 @@ def read_labelled_spans(
         path: ICBHI's four columns, an Audacity label track or a Raven selection table; its first line decides.
         duration_s: Length of the audio; with it, spans that end beyond it are refused.
         column: The column of a Raven table that holds the labels; None: Annotation or Label.
-
-    Returns:
-        Line number, (start_s, end_s) and label of each span, in the order of the file.
-
-    Raises:
-        AnnotationError: The first problem of the file.
     """
     first = next((text for _, text in numbered_lines(path) if not text.startswith("\\")), "")
     if _is_raven(first):
@@ -223,20 +214,11 @@ def _label_column(path: str | PathLike[str], row: dict[str, str], column: str | 
 
 
 def _is_raven(first: str) -> bool:
-    """Whether a file with this first line is a Raven selection table."""
     return RAVEN_BEGIN.lower() in first.lower() or first.lower().startswith("selection\t")
 
 
 def read_spans(path: str | PathLike[str], duration_s: float | None = None) -> list[Span]:
-    """Read the spans of an ICBHI annotation, an Audacity label track or a Raven selection table, whatever the labels.
-
-    Args:
-        path: The text file; its lines decide which kind it is.
-        duration_s: Length of the audio in seconds; with it, spans that end beyond it are refused.
-
-    Raises:
-        AnnotationError: The first problem of the file.
-    """
+    """Read the spans of an ICBHI annotation, an Audacity label track or a Raven selection table."""
     lines = [text for _, text in numbered_lines(path) if not text.startswith("\\")]
     first = lines[0] if lines else ""
     if _is_raven(first):
@@ -312,12 +294,6 @@ def check_times(
 def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
     """Cut a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
 
-    Args:
-        waveform: Shape (samples,).
-        sampling_rate: In Hz.
-        start_s: In seconds.
-        end_s: In seconds.
-
     Returns:
         A view, shape (cut samples,); empty where the times lie outside.
     """
@@ -360,9 +336,6 @@ def window_lengths(extractor: Any, window_s: float | None = None, hop_s: float |
         extractor: The model's front end.
         window_s: Length; None for 3 s, or the length of the model's input where that is less.
         hop_s: Time from the start of one window to that of the next; None for half a window.
-
-    Raises:
-        InputError: The hop is not above 0 and at most a window.
     """
     window_s = min(_WINDOW_S, input_length_s(extractor)) if window_s is None else window_s
     hop_s = window_s / 2 if hop_s is None else hop_s
@@ -381,11 +354,6 @@ def input_length_s(extractor: Any) -> float:
 def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list[tuple[float, float]]:
     """The windows that a recording is predicted in: those of `sliding_windows`, without a last one that repeats.
 
-    Args:
-        duration_s: Length of the recording in seconds.
-        window_s: Length of a window in seconds.
-        hop_s: Distance of their starts in seconds, at most a window.
-
     Returns:
         (start, end) in seconds. Where the last window would begin less than half a hop after the one before it, that
         one is left out, as long as the others still cover the recording.
@@ -397,11 +365,7 @@ def prediction_windows(duration_s: float, window_s: float, hop_s: float) -> list
 
 
 def numbered_lines(path: str | PathLike[str]) -> Iterator[tuple[int, str]]:
-    """The lines of an annotation or a table that are not blank, each with its number from 1.
-
-    Raises:
-        AnnotationError: The file cannot be read, is not UTF-8 text (with or without a byte order mark), or holds a NUL.
-    """
+    """The lines of an annotation or a table that are not blank, each with its number from 1."""
     remedy = "save it as plain text or CSV in UTF-8"
     try:
         text = read_text(path)

@@ -57,9 +57,6 @@ def padded_batch(waveforms: Any, lengths: Sequence[int] | Tensor | None) -> tupl
 
     Returns:
         (batch, samples) float32, zeros beyond the lengths, and the lengths.
-
-    Raises:
-        InputError: No waveform, more than one channel, integers, or lengths that do not fit.
     """
     if isinstance(waveforms, list | tuple) and waveforms and np.ndim(waveforms[0]) == 0:
         waveforms = np.asarray(waveforms, dtype=np.float64)
@@ -218,13 +215,6 @@ def log_mel_of_frames(
 
     Each step is rounded by itself: in quiet bands of loud 16-bit audio float32 rounding is all there is, and fused
     operations give other features than those that the encoders were trained on.
-
-    Args:
-        framed: Frames of the prepared signal.
-        window: See `constants`.
-        filters: See `constants`.
-        front: The settings.
-        power_of: Power spectra of windowed frames, in the order of the filters; None for torch's own transform.
     """
     framed = framed.to(window.dtype)
     if front.remove_frame_mean:
@@ -311,11 +301,7 @@ def _wide(values: Tensor) -> torch.dtype:
 
 
 class GraphFrontEnd(nn.Module):
-    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python.
-
-    Args:
-        extractor: A `laennec.audio.features.LaennecFeatureExtractor`.
-    """
+    """A feature extractor as a graph of one sound, for ONNX and other programs that run a model without Python."""
 
     window: Tensor
     filters: Tensor
@@ -374,9 +360,6 @@ class MatrixPower(nn.Module):
 
     onnxruntime multiplies matrices at the speed of the processor; its own DFT is many times slower, and in float32 less
     exact wherever N is no power of two.
-
-    Args:
-        front: N is its `fft_samples`; the precision is that of its window.
     """
 
     first: Tensor

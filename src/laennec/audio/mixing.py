@@ -18,26 +18,15 @@ from laennec.audio.cycles import flags_of, label_of
 
 @dataclass(frozen=True)
 class PatchMixDraw:
-    """Drawn parameters of Patch-Mix or Group-Mix for one batch.
+    """Drawn parameters of Patch-Mix or Group-Mix for one batch."""
 
-    Attributes:
-        lam: Realised share of each row's own cycle.
-        index: (batch,) int64, the row that each row is mixed with.
-        mask: (tokens,) bool, the positions taken from that row; one mask for the whole batch.
-    """
-
-    lam: float
-    index: Tensor
-    mask: Tensor
+    lam: float  # realised share of each row's own cycle
+    index: Tensor  # (batch,) int64, the row that each row is mixed with
+    mask: Tensor  # (tokens,) bool, the positions taken from that row; one mask for the whole batch
 
 
 def draw_patch_mix(
-    batch: int,
-    tokens: int,
-    beta: float,
-    generator: np.random.Generator,
-    *,
-    grid: tuple[int, int] | None = None,
+    batch: int, tokens: int, beta: float, generator: np.random.Generator, *, grid: tuple[int, int] | None = None
 ) -> PatchMixDraw:
     """Draw a share from Beta(beta, beta), one permutation and one mask for the batch.
 
@@ -50,9 +39,6 @@ def draw_patch_mix(
 
     Returns:
         The draw: int(positions * (1 - drawn share)) positions are masked, and lam is 1 - masked / positions.
-
-    Raises:
-        ValueError: if beta is negative or the grid does not hold the tokens.
     """
     if beta < 0:
         raise ValueError(f"beta must not be negative, not {beta}")
@@ -77,9 +63,6 @@ def patch_mix(tokens: Tensor, draw: PatchMixDraw) -> Tensor:
 
     Returns:
         (batch, tokens, dim), a new tensor: the other row's token where the mask is set, the own one elsewhere.
-
-    Raises:
-        ValueError: if the draw has another shape.
     """
     if tokens.shape[:2] != (len(draw.index), len(draw.mask)):
         raise ValueError(
@@ -129,9 +112,6 @@ class LabelUnion:
     Args:
         names: Of the labels, in the order of the logits; "normal" may be written in any case.
         multi_label: Whether labels are rows.
-
-    Raises:
-        ValueError: if the union of two classes is no class among the names.
     """
 
     def __init__(self, names: Sequence[str], multi_label: bool) -> None:

@@ -25,63 +25,44 @@ _MOST_OVERLAP = 128  # windows that a sample is in; more of them would only fill
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class FrontEnd:
-    """Settings that turn a waveform into log-mel frames.
+    """Settings that turn a waveform into log-mel frames."""
 
-    Attributes:
-        sampling_rate: Rate of the waveform in Hz.
-        num_mel_bins: Number of mel filters.
-        window: "hann" or "povey" (hann to the power .85), both symmetric, or "hann_periodic".
-        window_samples: Length of a frame.
-        hop_samples: Step between frames.
-        fft_samples: FFT length; frames are filled with zeros up to it.
-        reflect_samples: Samples reflected at either end; 0 keeps whole frames only (Kaldi's snip_edges), half a
-            window centres frames on hops.
-        pre_emphasis: c in x[t] - c x[t-1]; 0 for none.
-        pre_emphasis_on: "frame" (the first sample's predecessor is itself, as Kaldi) or "signal" (the first sample is
-            dropped, as EfficientAT).
-        remove_frame_mean: Whether each frame's mean is subtracted.
-        subtract_mean: Whether the waveform's mean is subtracted.
-        waveform_scale: Factor on the waveform; 2^15 turns [-1, 1] into 16-bit values.
-        low_hz: Lower end of the first filter.
-        high_hz: Upper end of the last filter.
-        log_floor: Smallest mel energy, or what is added to it.
-        log_floor_rule: "max" (log of the larger of both) or "add".
-        mean: Mean that is subtracted from the log-mel values.
-        std: Half of the divisor, as AST counts: (x - mean) / (2 std).
-        kind: "log_mel", or "waveform" for encoders of raw waveforms: a frame is one sample.
-        mel_scale: "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without).
-        dynamic_range: Values further than this below a cycle's maximum are raised to that bound, in natural log
-            units; 0 for never.
-        drop_last_frame: Whether the last frame is dropped.
-        normalise: "fixed" (by mean and std alone), "bins" (then each mel bin of a cycle to mean 0 and variance 1) or
-            "cycle" (a waveform to mean 0 and variance 1).
-        stack_frames: How many consecutive frames are stacked into one.
-    """
-
-    sampling_rate: Rate = 16000
-    num_mel_bins: int = Field(default=128, ge=1, le=1024)
+    sampling_rate: Rate = 16000  # rate of the waveform in Hz
+    num_mel_bins: int = Field(default=128, ge=1, le=1024)  # number of mel filters
+    # "hann" or "povey" (hann to the power .85), both symmetric, or "hann_periodic"
     window: Literal["hann", "povey", "hann_periodic"] = "hann"
-    window_samples: int = Field(default=400, ge=2, le=65_536)
-    hop_samples: int = Field(default=160, ge=1, le=65_536)
-    fft_samples: int = Field(default=512, ge=2, le=65_536)
+    window_samples: int = Field(default=400, ge=2, le=65_536)  # length of a frame
+    hop_samples: int = Field(default=160, ge=1, le=65_536)  # step between frames
+    fft_samples: int = Field(default=512, ge=2, le=65_536)  # FFT length; frames are filled with zeros up to it
+    # samples reflected at either end; 0 keeps whole frames only (Kaldi's snip_edges), half a window centres frames on
+    # hops
     reflect_samples: int = Field(default=0, ge=0)
-    pre_emphasis: float = Field(default=0.97, ge=0, le=1)
+    pre_emphasis: float = Field(default=0.97, ge=0, le=1)  # c in x[t] - c x[t-1]; 0 for none
+    # "frame" (the first sample's predecessor is itself, as Kaldi) or "signal" (the first sample is dropped, as
+    # EfficientAT)
     pre_emphasis_on: Literal["frame", "signal"] = "frame"
-    remove_frame_mean: bool = True
-    subtract_mean: bool = False
+    remove_frame_mean: bool = True  # whether each frame's mean is subtracted
+    subtract_mean: bool = False  # whether the waveform's mean is subtracted
+    # factor on the waveform; 2^15 turns [-1, 1] into 16-bit values
     waveform_scale: float = Field(default=1.0, gt=0, le=1e9)
-    low_hz: float = Field(default=20.0, ge=0)
-    high_hz: float = Field(default=8000.0, gt=0)
+    low_hz: float = Field(default=20.0, ge=0)  # lower end of the first filter
+    high_hz: float = Field(default=8000.0, gt=0)  # upper end of the last filter
+    # smallest mel energy, or what is added to it
     log_floor: float = Field(default=1.1920928955078125e-07, gt=0, le=1e6)
-    log_floor_rule: Literal["max", "add"] = "max"
-    mean: Number = 0.0
-    std: float = Field(default=0.5, ge=1e-6, le=1e6)
+    log_floor_rule: Literal["max", "add"] = "max"  # "max" (log of the larger of both) or "add"
+    mean: Number = 0.0  # mean that is subtracted from the log-mel values
+    std: float = Field(default=0.5, ge=1e-6, le=1e6)  # half of the divisor, as AST counts: (x - mean) / (2 std)
+    # "log_mel", or "waveform" for encoders of raw waveforms: a frame is one sample
     kind: Literal["log_mel", "waveform"] = "log_mel"
+    # "kaldi", or triangles in Hz: "slaney" (with area normalisation) or "htk" (without)
     mel_scale: Literal["kaldi", "slaney", "htk"] = "kaldi"
+    # values further than this below a cycle's maximum are raised to that bound, in natural log units; 0 for never
     dynamic_range: float = Field(default=0.0, ge=0, le=1e6)
-    drop_last_frame: bool = False
+    drop_last_frame: bool = False  # whether the last frame is dropped
+    # "fixed" (by mean and std alone), "bins" (then each mel bin of a cycle to mean 0 and variance 1) or "cycle" (a
+    # waveform to mean 0 and variance 1)
     normalise: Literal["fixed", "bins", "cycle"] = "fixed"
-    stack_frames: int = Field(default=1, ge=1, le=64)
+    stack_frames: int = Field(default=1, ge=1, le=64)  # how many consecutive frames are stacked into one
 
     def __post_init__(self) -> None:
         if not self.low_hz < self.high_hz <= self.sampling_rate / 2:

@@ -81,20 +81,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class ButterworthFilter:
-    """A causal Butterworth filter that is designed at the rate it is applied at.
-
-    Args:
-        kind: "lowpass", "highpass" or "bandpass".
-        cutoff_hz: The -3 dB frequency in Hz; for a band-pass the pair (low, high).
-        order: Order of the prototype, at most 32; a band-pass has twice as many poles.
-
-    Raises:
-        InputError: Another kind or order, or frequencies that are not positive and rising.
-    """
+    """A causal Butterworth filter that is designed at the rate it is applied at."""
 
     kind: Literal["lowpass", "highpass", "bandpass"]
-    cutoff_hz: float | tuple[float, float]
-    order: int = 4
+    cutoff_hz: float | tuple[float, float]  # the -3 dB frequency in Hz; for a band-pass the pair (low, high)
+    order: int = 4  # order of the prototype, at most 32; a band-pass has twice as many poles
 
     def __post_init__(self) -> None:
         found = checked(FilterSettings, vars(self), "correct the filter")
@@ -117,14 +108,7 @@ class ButterworthFilter:
         return self.stream(sampling_rate)(waveform)
 
     def stream(self, sampling_rate: int) -> Callable[[Waveform], Waveform]:
-        """The filter for a waveform in consecutive blocks, whose outputs together equal `apply` on the whole.
-
-        Args:
-            sampling_rate: Of the waveform, in Hz.
-
-        Raises:
-            ValueError: As `apply`.
-        """
+        """The filter for a waveform in consecutive blocks, whose outputs together equal `apply` on the whole."""
         from scipy.signal import butter, sosfilt
 
         edges: tuple[float, ...] = self.cutoff_hz if isinstance(self.cutoff_hz, tuple) else (self.cutoff_hz,)
@@ -193,18 +177,8 @@ def blocks_of(
 ) -> Iterator[tuple[int, Waveform]]:
     """Decode, check, resample and filter an `opened` file in blocks.
 
-    Args:
-        sound: The file.
-        name: Its name in errors.
-        rate: Of the blocks, in Hz.
-        filter: Applied at this rate.
-        allow_silent: Accept a recording whose samples are all equal.
-
     Yields:
         The number of frames decoded so far, and mono sound, float32 (samples,), of at least one sample.
-
-    Raises:
-        DecodeError: As `read_recording`; what only the end of a file tells, at its end.
     """
     source_rate, decoded, given = int(sound.samplerate), 0, 0
     onwards = filter.stream(rate) if filter else None
@@ -232,14 +206,8 @@ def blocks_of(
 def read_header(path: AudioSource) -> tuple[int, int]:
     """Read sampling rate and length without decoding.
 
-    Args:
-        path: As for `read_recording`.
-
     Returns:
         (sampling rate in Hz, number of frames). A FLAC stream that does not state its length is decoded to count them.
-
-    Raises:
-        DecodeError: As `read_recording`, as far as the header shows it.
     """
     name = name_of(path)
     with opened(path) as sound:
@@ -254,15 +222,9 @@ def read_header(path: AudioSource) -> tuple[int, int]:
 def read_frames(path: AudioSource) -> tuple[Waveform, int, str]:
     """Decode a recording without any change: every channel, its own rate, no check of the samples.
 
-    Args:
-        path: As for `read_recording`.
-
     Returns:
         float32 (samples, channels), exact for integers of up to 24 bit; sampling rate in Hz; libsndfile's name of the
         sample format, such as "PCM_16".
-
-    Raises:
-        DecodeError: As `read_recording`, for the file.
     """
     name = name_of(path)
     with opened(path) as sound:
@@ -368,16 +330,7 @@ def _concatenated(blocks: Iterable[Waveform], name: str) -> Waveform:
 
 
 def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Waveform] = _mono) -> Iterator[Waveform]:
-    """Decode an `opened` file in blocks; at its end the number of frames is compared with the header.
-
-    Args:
-        sound: The file.
-        name: Its name in errors.
-        of_block: Applied to each block (samples, channels), of some seconds and bounded memory.
-
-    Raises:
-        DecodeError: Damaged, cut short, or without samples.
-    """
+    """Decode an `opened` file in blocks; at its end the number of frames is compared with the header."""
     declared = int(sound.frames)
     seconds = int(_BLOCK_S * sound.samplerate)
     block_frames = max(1, min(seconds, _BLOCK_SAMPLES // max(1, sound.channels), declared))
@@ -401,11 +354,7 @@ def decoded_blocks(sound: Any, name: str, of_block: Callable[[Waveform], Wavefor
 
 
 def _checked_range(waveform: Waveform, name: str, first: int) -> tuple[float, float]:
-    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it.
-
-    Raises:
-        DecodeError: A sample is NaN, infinite, or above 1e12.
-    """
+    """Lowest and highest sample of a waveform (samples,) that has `first` samples of its recording before it."""
     lowest, highest = float(waveform.min()), float(waveform.max())  # NaN survives both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         bad = first + int(np.flatnonzero(~np.isfinite(waveform))[0])

@@ -182,7 +182,6 @@ def _send(output: int, said: str, samples: memoryview) -> None:
 
 
 def _limit(timeout_s: float, memory_mb: int) -> None:
-    """Set the limits of this process."""
     if resource is None:
         return
     taken = _address_space()

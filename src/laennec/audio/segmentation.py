@@ -30,34 +30,19 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BreathSegmentation:
-    """Settings of breath cycle detection.
+    """Settings of breath cycle detection."""
 
-    Attributes:
-        low_hz: Lower edge of the band whose loudness is used; heart sounds lie below.
-        high_hz: Its upper edge.
-        smooth_s: Standard deviation of the Gaussian that smooths the loudness, in seconds.
-        rise_s: Width on either side of a beginning over which the rise of loudness is measured, in seconds.
-        quiet_weight: Weight of the quiet before a beginning relative to the rise.
-        regularity: Cost of an interval of e times (or 1/e of) the period, in standard deviations of the loudness.
-        shortest_s: Shortest cycle in seconds.
-        longest_s: Longest cycle in seconds.
-        usual_s: The most likely period where the loudness has little structure.
-        usual_spread: Standard deviation of the logarithm of periods around it.
-
-    Raises:
-        ValueError: Values out of range.
-    """
-
-    low_hz: float = 200.0
-    high_hz: float = 1200.0
-    smooth_s: float = 0.08
-    rise_s: float = 0.4
-    quiet_weight: float = 0.2
+    low_hz: float = 200.0  # lower edge of the band whose loudness is used; heart sounds lie below
+    high_hz: float = 1200.0  # its upper edge
+    smooth_s: float = 0.08  # standard deviation of the Gaussian that smooths the loudness, in seconds
+    rise_s: float = 0.4  # width on either side of a beginning over which the rise of loudness is measured, in seconds
+    quiet_weight: float = 0.2  # weight of the quiet before a beginning relative to the rise
+    # cost of an interval of e times (or 1/e of) the period, in standard deviations of the loudness
     regularity: float = 2.0
-    shortest_s: float = 1.0
-    longest_s: float = 8.0
-    usual_s: float = 2.8
-    usual_spread: float = 0.16
+    shortest_s: float = 1.0  # shortest cycle in seconds
+    longest_s: float = 8.0  # longest cycle in seconds
+    usual_s: float = 2.8  # the most likely period where the loudness has little structure
+    usual_spread: float = 0.16  # standard deviation of the logarithm of periods around it
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -78,16 +63,9 @@ class BreathSegmentation:
 def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None) -> list[Span]:
     """Find breath cycles in a recording, reading it in blocks.
 
-    Args:
-        path: The recording.
-        settings: None for the defaults.
-
     Returns:
         (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
         cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.
-
-    Raises:
-        DecodeError: As `laennec.audio.recording.read_recording`.
     """
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))

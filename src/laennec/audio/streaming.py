@@ -9,53 +9,33 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from laennec.audio.context import InContext, Span, beside_window, neighbours_of
 from laennec.audio.cycles import Waveform, prediction_windows
-from laennec.audio.recording import (
-    UNKNOWN_FRAMES,
-    AudioSource,
-    ButterworthFilter,
-    blocks_of,
-    name_of,
-    opened,
-)
+from laennec.audio.recording import UNKNOWN_FRAMES, AudioSource, ButterworthFilter, blocks_of, name_of, opened
 
 _ROUNDING_S = 1e-6  # times are sums of floats; a window this close to the end is cut at the end
 
 
+@dataclass(eq=False)
 class RecordingStream:
-    """A recording that is decoded in blocks; made by `open_recording`, and read once.
+    """A recording that is decoded in blocks; made by `open_recording`, and read once."""
 
-    Attributes:
-        path: Its name.
-        sampling_rate: Of the blocks, in Hz.
-        source_sampling_rate: Of the file, in Hz.
-        samples: Number of samples that `blocks` has returned so far.
-    """
+    sound: Any  # an `opened` file
+    path: str
+    sampling_rate: int  # of the blocks, in Hz
+    filter: ButterworthFilter | None
+    allow_silent: bool
+    listener: "Callable[[RecordingStream, Waveform], None] | None"
+    samples: int = 0  # number of samples that `blocks` has returned so far
+    _decoded: int = 0
 
-    def __init__(
-        self,
-        sound: Any,
-        path: str,
-        sampling_rate: int,
-        filter: ButterworthFilter | None,
-        allow_silent: bool,
-        listener: "Callable[[RecordingStream, Waveform], None] | None",
-    ) -> None:
-        self.path = path
-        self.sampling_rate = sampling_rate
-        self.source_sampling_rate = int(sound.samplerate)
-        self.samples = 0
-        self._sound = sound
-        self._declared = int(sound.frames)
-        self._decoded = 0
-        self._filter = filter
-        self._allow_silent = allow_silent
-        self._listener = listener
+    def __post_init__(self) -> None:
+        self.source_sampling_rate, self._declared = int(self.sound.samplerate), int(self.sound.frames)
 
     @property
     def duration_s(self) -> float:
@@ -68,16 +48,12 @@ class RecordingStream:
         return min(self._decoded / self._declared, 1.0) if 0 < self._declared < UNKNOWN_FRAMES else 0.0
 
     def blocks(self) -> Iterator[Waveform]:
-        """The mono sound in blocks of some seconds, float32, shape (samples,).
-
-        Raises:
-            DecodeError: As `laennec.audio.recording.read_recording`.
-        """
-        passing = blocks_of(self._sound, self.path, self.sampling_rate, self._filter, self._allow_silent)
+        """The mono sound in blocks of some seconds, float32, shape (samples,)."""
+        passing = blocks_of(self.sound, self.path, self.sampling_rate, self.filter, self.allow_silent)
         for self._decoded, block in passing:
             self.samples += len(block)
-            if self._listener:
-                self._listener(self, block)
+            if self.listener:
+                self.listener(self, block)
             yield block
 
 
@@ -98,9 +74,6 @@ def open_recording(
         filter: Applied after resampling, at the final rate.
         allow_silent: Accept a recording whose samples are all equal.
         listener: Called with the stream and each block before it is returned.
-
-    Raises:
-        DecodeError: The header shows that the recording cannot be read.
     """
     if sampling_rate is not None and sampling_rate < 1:
         raise ValueError(f"sampling_rate={sampling_rate}: must be positive")
@@ -146,20 +119,7 @@ class _Buffer:
 def passing_windows(
     stream: RecordingStream, window_s: float, hop_s: float, context_cycles: int = 0
 ) -> Iterator[tuple[Span, InContext]]:
-    """The windows of a recording as it is decoded, with their context.
-
-    Args:
-        stream: The recording.
-        window_s: As for `laennec.audio.cycles.prediction_windows`.
-        hop_s: Likewise.
-        context_cycles: The extractor's; the context is that of `laennec.audio.context.beside_window`.
-
-    Yields:
-        (start_s, end_s) and sound of every window, in time order; exactly those of the recording read whole.
-
-    Raises:
-        DecodeError: As `read_recording`, possibly after windows have been returned.
-    """
+    """The windows of a recording as it is decoded, with their context."""
     buffer = _Buffer(stream.sampling_rate)
     reach_s = context_cycles * window_s
     done = 0
@@ -198,9 +158,6 @@ def passing_cycles(
 
     Yields:
         The index of each span in `spans` and its sound, in time order.
-
-    Raises:
-        DecodeError: As `read_recording`, possibly after cycles have been returned.
     """
     order = sorted(range(len(spans)), key=lambda place: (*spans[place], place))
     neighbours = neighbours_of(spans, context_cycles)

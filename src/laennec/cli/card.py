@@ -18,9 +18,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", action="store_true", help="write no card; exit with an error if items are open")
     parser.add_argument(
-        "--record",
-        metavar="DIR",
-        help="write no card, but a record for publication (run.json without training curves)",
+        "--record", metavar="DIR", help="write no card, but a record for publication (run.json without training curves)"
     )
 
 

@@ -37,11 +37,7 @@ def overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def refuse_missing_model(name: str) -> None:
-    """Refuse a model that is neither a folder here nor a Hub id, before anything is imported.
-
-    Raises:
-        InputError: There is no such folder, or one whose name is nearly the same.
-    """
+    """Refuse a model that is neither a folder here nor a Hub id, before anything is imported."""
     place = Path(name)
     if place.exists():
         return
@@ -58,11 +54,7 @@ def refuse_missing_model(name: str) -> None:
 
 
 def refuse_missing_files(recipe: Any) -> None:
-    """Refuse a recipe whose recordings or released checkpoint are not there, before anything is imported or decoded.
-
-    Raises:
-        InputError: Names the file and the option that sets it.
-    """
+    """Refuse a recipe whose recordings or released checkpoint are not there, before anything is imported or decoded."""
     data, name = recipe.corpus.data_dir, recipe.corpus.name
     if data and "://" not in data and name not in ("synthetic", "hub") and not Path(data).expanduser().exists():
         raise InputError(
@@ -132,11 +124,7 @@ def engine_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def refuse_addresses(options: argparse.Namespace) -> None:
-    """Refuse addresses where a path on this machine is needed.
-
-    Raises:
-        InputError: Recordings or --out are addresses and --engine is not ray, or --annotation is one.
-    """
+    """Refuse addresses where a path on this machine is needed."""
     places = [*options.paths, options.out or ""]
     if options.engine != "ray" and (found := next((name for name in places if "://" in name), None)):
         raise InputError(f"{found}: an address, which only --engine ray can read and write; add it, or give a path")

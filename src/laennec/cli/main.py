@@ -74,9 +74,6 @@ _SETTINGS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
-    Args:
-        arguments: Command-line arguments after `laennec`; None reads those of the process.
-
     Returns:
         The exit code: 0 success, 2 bad input or some recordings failed, 130 interrupted, 143 terminated.
     """

@@ -22,8 +22,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
     paths_flag(parser)
     parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
-        "--format",
-        help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)",
+        "--format", help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)"
     )
     parser.add_argument(
         "--window-s",
@@ -186,7 +185,6 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    """The settings that the command line names."""
     from laennec.inference.parameters import Settings, parse_thresholds
 
     return Settings(
@@ -239,15 +237,7 @@ def _say_decision(predictor: "Predictor", annotated: bool) -> None:
 
 
 def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the paths of `laennec predict` into the model and the recordings.
-
-    Args:
-        paths: A model and recordings, or recordings alone, which the model in the package predicts. The first path is
-            no model if it is an audio file, or a folder with audio files and without a model.
-
-    Raises:
-        InputError: There is a model and nothing to predict, or none of the recordings exists.
-    """
+    """Split the paths of `laennec predict` into the model and the recordings."""
     from laennec.audio.recording import AUDIO_SUFFIXES
     from laennec.errors import InputError
 

@@ -159,7 +159,6 @@ def options_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _described(corpus: str, splits: Any) -> list[str]:
-    """What a corpus and its split are, a line each."""
     from laennec.corpora import provenance
     from laennec.corpora.load import corpus_class
 

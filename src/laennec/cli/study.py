@@ -15,8 +15,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "package, such as paper_song2021_table2",
     )
     parser.add_argument(
-        "--data-dir",
-        help="folder of the recordings and weights that recipes name (default: LAENNEC_DATA)",
+        "--data-dir", help="folder of the recordings and weights that recipes name (default: LAENNEC_DATA)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the missing commands and run nothing")
     parser.add_argument(

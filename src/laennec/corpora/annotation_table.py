@@ -36,21 +36,13 @@ Row = tuple[int, dict[str, str]]
 
 @dataclass(frozen=True)
 class AnnotationTable:
-    """A CSV: its numbered rows by the names of COLUMNS and of labels.
+    """A CSV: its numbered rows by the names of COLUMNS and of labels."""
 
-    Attributes:
-        path: The file.
-        rows: Line and values.
-        columns: The names that it has.
-        flags: The labels that are columns of 0 and 1.
-        unknown_labels: Whether an empty label is unknown, as of a diagnosis, and not one of a normal row.
-    """
-
-    path: Path
-    rows: list[Row]
-    columns: tuple[str, ...]
-    flags: list[str]
-    unknown_labels: bool = False
+    path: Path  # the file
+    rows: list[Row]  # line and values
+    columns: tuple[str, ...]  # the names that it has
+    flags: list[str]  # the labels that are columns of 0 and 1
+    unknown_labels: bool = False  # whether an empty label is unknown, as of a diagnosis, and not one of a normal row
 
     @property
     def timed(self) -> bool:
@@ -85,11 +77,7 @@ def read_table(
     labels: list[str] | None = None,
     unlabelled: bool = False,
 ) -> AnnotationTable:
-    """Read the CSV of a folder; for the arguments see the options of `laennec.corpora.folder.Folder`.
-
-    Raises:
-        AnnotationError: Its header or a line cannot be used.
-    """
+    """Read the CSV of a folder; for the arguments see the options of `laennec.corpora.folder.Folder`."""
     (_, header), *lines = read_csv(path, ",;\t") or [(1, [])]
     own = {"patient_id": patient_column, "label": label_column}
     names = [_column(word, own) for word in header]

@@ -77,33 +77,22 @@ _KNOWN = (
 
 @dataclass
 class CorpusOptions:
-    """What the user can set when a corpus is loaded; a corpus with more options subclasses it.
+    """What the user can set when a corpus is loaded; a corpus with more options subclasses it."""
 
-    Attributes:
-        tables_dir: Folder of the patient and split tables, if they are not beside the recordings.
-        level: What a row is, one of `Corpus.levels`; None: the first of them.
-        allow_missing: Leave out recordings without annotation and annotations without recording, instead of refusing
-            the folder.
-    """
-
+    # folder of the patient and split tables, if they are not beside the recordings
     tables_dir: str | Path | None = None
-    level: str | None = None
+    level: str | None = None  # what a row is, one of `Corpus.levels`; None: the first of them
+    # leave out recordings without annotation and annotations without recording, instead of refusing the folder
     allow_missing: bool = False
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The hashes of a corpus.
+    """The hashes of a corpus."""
 
-    Attributes:
-        sha256: Hash of every file by path.
-        corpus_fingerprint: SHA-256 over names and content of recordings and annotations; results quote it.
-        table_fingerprint: SHA-256 over everything the cycle table is made of, paths included; names its cache file.
-    """
-
-    sha256: dict[Path, str] = field(repr=False)
-    corpus_fingerprint: str
-    table_fingerprint: str
+    sha256: dict[Path, str] = field(repr=False)  # hash of every file by path
+    corpus_fingerprint: str  # SHA-256 over names and content of recordings and annotations; results quote it
+    table_fingerprint: str  # SHA-256 over everything the cycle table is made of, paths included; names its cache file
 
 
 class Corpus(ABC):

@@ -28,30 +28,20 @@ _REQUIRED_COLUMNS = ("cycle_id", "recording_id", "start_s", "end_s", "recording_
 
 @dataclass
 class AuditReport:
-    """What a corpus on disk consists of, and what is wrong with it.
+    """What a corpus on disk consists of, and what is wrong with it."""
 
-    Attributes:
-        corpus: Its name.
-        data_dir: Where it is.
-        corpus_fingerprint: SHA-256 over its recordings and annotations; None where a file cannot be read.
-        recordings: Number of recordings.
-        patients: Number of patients.
-        cycles: Number of cycles (of events for SPRSound).
-        counts: Name of a property -> value -> how many: `label` and `event` count cycles, `device`, `chest_location`,
-            `acquisition_mode`, `part` and `sampling_rate` count recordings.
-        problems: One line each, naming the file.
-        notes: What to know although it is no problem.
-    """
-
-    corpus: str
-    data_dir: str
+    corpus: str  # its name
+    data_dir: str  # where it is
+    # SHA-256 over its recordings and annotations; None where a file cannot be read
     corpus_fingerprint: str | None = None
-    recordings: int = 0
-    patients: int = 0
-    cycles: int = 0
+    recordings: int = 0  # number of recordings
+    patients: int = 0  # number of patients
+    cycles: int = 0  # number of cycles (of events for SPRSound)
+    # name of a property -> value -> how many: `label` and `event` count cycles, `device`, `chest_location`,
+    # `acquisition_mode`, `part` and `sampling_rate` count recordings
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # one line each, naming the file
+    notes: list[str] = field(default_factory=list)  # what to know although it is no problem
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -77,21 +67,7 @@ def check_corpus(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> AuditReport:
-    """Count, hash and decode everything in a corpus, and list all that is wrong.
-
-    Args:
-        corpus: As for `laennec.corpora.load.load_corpus`.
-        data_dir: Its folder or archive.
-        cache_dir: Root of the caches.
-        progress: Called with (recordings done, recordings in all).
-        **options: As for `load_corpus`; with allow_missing, missing and unpaired recordings are no problems.
-
-    Returns:
-        The report; its `problems` are empty if the corpus can be used.
-
-    Raises:
-        InputError: There is no such corpus or folder, so that there is nothing to report on.
-    """
+    """Count, hash and decode everything in a corpus, and list all that is wrong."""
     kind, folder, options = locate_corpus(corpus, data_dir, cache_dir, **options)
     if kind.can_be_exported and not Path(folder).expanduser().exists():
         raise InputError(f"{folder}: no such folder or archive; check --data-dir")
@@ -189,7 +165,6 @@ def _too_short(recording: AnnotatedRecording, events: Sequence[Event], duration_
 
 
 def _hash(corpus: Corpus, report: AuditReport) -> None:
-    """Fingerprint, and recordings that are there under two names."""
     sounds = [r.audio_path for r in corpus.recordings if r.audio_path is not None and os.access(r.audio_path, os.R_OK)]
     try:
         hashes = hash_files(sounds, corpus.cache_dir)
@@ -204,16 +179,7 @@ def _hash(corpus: Corpus, report: AuditReport) -> None:
 
 
 def check_cycle_table(table: Any, where: str, columns: Iterable[str] = ()) -> None:
-    """Check that a data set has the columns of a cycle table that training needs.
-
-    Args:
-        table: A `datasets.Dataset`, of any origin.
-        where: What the table is, for the error, e.g. "train_dataset".
-        columns: Further columns that are needed, such as the labels.
-
-    Raises:
-        InputError: Names the missing columns.
-    """
+    """Check that a data set has the columns of a cycle table that training needs."""
     there = getattr(table, "column_names", None)
     if there is None:
         raise InputError(f"{where}: {type(table).__name__} is no datasets.Dataset; make one of it (Dataset.from_list)")

@@ -44,11 +44,7 @@ def is_address(data_dir: str | Path) -> bool:
 
 
 def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | None = None) -> str | Path:
-    """The given folder of a corpus, or if that is an export or the address of one, the folder it was made of.
-
-    Raises:
-        InputError: The export is of another corpus, damaged, changed, or cannot be downloaded.
-    """
+    """The given folder of a corpus, or if that is an export or the address of one, the folder it was made of."""
     if is_address(data_dir):
         folder = _downloaded(str(data_dir))
     else:
@@ -62,11 +58,7 @@ def original_folder(name: str, data_dir: str | Path, cache_dir: str | Path | Non
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an export: corpus, fingerprints, protocol, counts, and the hash of every Parquet file.
-
-    Raises:
-        InputError: It cannot be used.
-    """
+    """The manifest of an export: corpus, fingerprints, protocol, counts, and the hash of every Parquet file."""
     path = folder / MANIFEST
     try:
         manifest = dict(read_json(path))
@@ -84,11 +76,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_export(folder: Path) -> dict[str, Any]:
-    """Check that a folder holds an export as it was written, and no other file; returns its manifest.
-
-    Raises:
-        InputError: The first difference.
-    """
+    """Check that a folder holds an export as it was written, and no other file; returns its manifest."""
     manifest = read_manifest(folder)
     _check_hashes(folder, manifest["files"], None)
     known = {*manifest["files"], MANIFEST, CARD}

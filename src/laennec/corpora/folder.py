@@ -37,30 +37,19 @@ _SEX = {"f": "F", "female": "F", "m": "M", "male": "M"}
 
 @dataclass
 class FolderOptions(CorpusOptions):
-    """Options of `Folder`.
+    """Options of `Folder`."""
 
-    Attributes:
-        annotations: The CSV with the cycles; None: the only one in the folder.
-        unlabelled: Whether cycles may lack a label, and a recording without annotation is one row.
-        label_column: The column of the CSV or of Raven tables that holds the labels, if it is not called label.
-        labels: All labels, in the order of the model's outputs; None: those that occur.
-        patient_column: The column of the CSV that holds the patients, if it is not called patient_id.
-        patient_pattern: Regular expression that finds the patient in the name of a recording: its group, or all of it.
-    """
-
-    annotations: str | Path | None = None
-    unlabelled: bool = False
+    annotations: str | Path | None = None  # the CSV with the cycles; None: the only one in the folder
+    unlabelled: bool = False  # whether cycles may lack a label, and a recording without annotation is one row
+    # the column of the CSV or of Raven tables that holds the labels, if it is not called label
     label_column: str | None = None
-    labels: list[str] | None = None
-    patient_column: str | None = None
+    labels: list[str] | None = None  # all labels, in the order of the model's outputs; None: those that occur
+    patient_column: str | None = None  # the column of the CSV that holds the patients, if it is not called patient_id
+    # regular expression that finds the patient in the name of a recording: its group, or all of it
     patient_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: patient_pattern is no regular expression.
-        """
+        """Check the values."""
         try:
             re.compile(self.patient_pattern or "")
         except re.error as error:
@@ -219,7 +208,6 @@ class Folder(Corpus):
             yield line, Event(*span, *parse_label(recording.annotation_path, line, text))
 
     def _event(self, start_s: float, end_s: float, names: Names | None) -> Event:
-        """A row with these labels."""
         known = FLAGS if self._labels is None else self._labels.names
         own = None if self._labels is None or names is None else self._labels.spelled(names)
         crackle, wheeze = (None if names is None or flag not in known else int(flag in names) for flag in FLAGS)

@@ -39,9 +39,6 @@ class Icbhi2017(Corpus):
     """The ICBHI 2017 Respiratory Sound Database, from its folder or its zip archive.
 
     Example: `Icbhi2017("ICBHI_final_database").table()`. See `Corpus` for the arguments.
-
-    Attributes:
-        devices: The stethoscopes that file names can have; None: any.
     """
 
     name = "icbhi2017"
@@ -82,6 +79,7 @@ class Icbhi2017(Corpus):
         f"{TABLE_NAMES['diagnosis'][1]}) from {homepage}, and put it into or beside the folder of the recordings, or "
         "name its folder (corpus.tables_dir)"
     }
+    # the stethoscopes that file names can have; None: any
     devices: ClassVar[tuple[str, ...] | None] = ("AKGC417L", "LittC2SE", "Litt3200", "Meditron")
 
     def find_recordings(self, folder: Path) -> Iterator[AnnotatedRecording]:
@@ -110,7 +108,6 @@ class Icbhi2017(Corpus):
                 )
 
     def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Recordings and annotations by name."""
         sounds: dict[str, Path] = {}
         annotations: dict[str, Path] = {}
         for path in sorted(self.root.iterdir()):
@@ -144,7 +141,6 @@ class Icbhi2017(Corpus):
         self.leave_out(lone, "add the other file")
 
     def _patients(self) -> dict[str, dict[str, Any]]:
-        """What is known of each patient."""
         patients: dict[str, dict[str, Any]] = {}
         for kind in ("demographics", "diagnosis"):
             path = self.find_table(kind)
@@ -177,9 +173,6 @@ class Icbhi2017(Corpus):
 
         Looked for in `tables_dir`, the data folder, its parent, and the folders in that parent; the first level that
         has one counts.
-
-        Raises:
-            InputError: A level holds two tables of different content, or `tables_dir` is no folder.
         """
         for level in self._levels():
             found = [path for folder in level for name in TABLE_NAMES[kind] if (path := folder / name).is_file()]
@@ -251,9 +244,6 @@ def read_official_split(path: str | Path) -> dict[str, str]:
     """Read the published split, recording name and train or test on a line: recording_id -> "train" or "test".
 
     The published name without audio stands for the recording it means.
-
-    Raises:
-        AnnotationError: A line is neither, or two lines disagree.
     """
     split: dict[str, str] = {}
     for line, (name, word) in _rows(path, 2):
@@ -267,11 +257,7 @@ def read_official_split(path: str | Path) -> dict[str, str]:
 
 
 def read_folds(path: str | Path) -> dict[str, int]:
-    """Read the published patient folds: patient and fold number, one a line.
-
-    Raises:
-        AnnotationError: A line is not, or a patient has two folds.
-    """
+    """Read the published patient folds: patient and fold number, one a line."""
     folds: dict[str, int] = {}
     for line, (patient, fold) in _rows(path, 2):
         if not fold.isdecimal():
@@ -282,11 +268,7 @@ def read_folds(path: str | Path) -> dict[str, int]:
 
 
 def read_diagnoses(path: str | Path) -> dict[str, str | None]:
-    """Read patient and diagnosis, one a line; NA is None.
-
-    Raises:
-        AnnotationError: A patient has two.
-    """
+    """Read patient and diagnosis, one a line; NA is None."""
     people: dict[str, str | None] = {}
     for line, (patient, word) in _rows(path, 2):
         _tell(people, path, line, patient, None if word in _UNKNOWN else word)
@@ -298,9 +280,6 @@ def read_demographics(path: str | Path) -> dict[str, dict[str, Any]]:
 
     Returns:
         patient_id -> age_years, sex ("F", "M") and bmi, a child's computed as weight / height^2; NA is None.
-
-    Raises:
-        AnnotationError: A value is no number, sex is neither F nor M, or two lines of a patient differ.
     """
     people: dict[str, dict[str, Any]] = {}
     for line, (patient, age, sex, bmi, weight, height) in _rows(path, 6):

@@ -41,16 +41,7 @@ def is_plain(text: str) -> bool:
 
 
 def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
-    """The labels that a cell names: none of them for an empty cell or "normal", None for an unknown label.
-
-    Args:
-        path: The annotation, for the error.
-        line: Its line.
-        text: Names separated by `;`, `,`, `+` or `|`.
-
-    Raises:
-        AnnotationError: It says normal and another label, or misspells crackle or wheeze.
-    """
+    """The labels that a cell names: none of them for an empty cell or "normal", None for an unknown label."""
     if text.casefold() in UNKNOWN:
         return None
     if text and is_plain(text):
@@ -68,17 +59,12 @@ def names_of(path: Any, line: int | str | None, text: str) -> Names | None:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The labels of a corpus that has other labels than crackle and wheeze.
+    """The labels of a corpus that has other labels than crackle and wheeze."""
 
-    Attributes:
-        names: The labels, without normal.
-        classes: The classes of the column `label`: normal and the labels, or every combination of labels that occurs.
-        multi_label: Whether a row can have several labels; each is a column of 0 and 1 then.
-    """
-
-    names: Names
+    names: Names  # the labels, without normal
+    # the classes of the column `label`: normal and the labels, or every combination of labels that occurs
     classes: Names
-    multi_label: bool
+    multi_label: bool  # whether a row can have several labels; each is a column of 0 and 1 then
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -106,9 +92,6 @@ def label_set(rows: Iterable[Names | None], columns: Sequence[str], wanted: Sequ
         rows: The labels of each row.
         columns: The labels that are columns of 0 and 1.
         wanted: All labels in their order, if the user states them; None: those that occur, sorted.
-
-    Raises:
-        InputError: A row has a label that is not wanted, or a label has the name of another column.
     """
     known = {frozenset(name.casefold() for name in row): row for row in rows if row is not None}
     spelling: dict[str, str] = {name.casefold(): name for name in wanted or columns if name.casefold() != NORMAL}

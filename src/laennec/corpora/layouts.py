@@ -38,31 +38,18 @@ class Clip:
 
 @dataclass(frozen=True)
 class Clips:
-    """What was found of a data set.
+    """What was found of a data set."""
 
-    Attributes:
-        clips: The sounds.
-        columns: The columns that there are.
-        labels: Names of the classes in the data set's own order, where it has one.
-        tables: Files that were read besides the sounds.
-        problems: What is wrong, a line each.
-        unread: Splits that are not used, and how many sounds each holds.
-    """
-
-    clips: list[Clip]
-    columns: tuple[str, ...]
-    labels: tuple[str, ...] | None = None
-    tables: tuple[Path, ...] = ()
-    problems: tuple[str, ...] = ()
-    unread: Mapping[str, int] = field(default_factory=dict)
+    clips: list[Clip]  # the sounds
+    columns: tuple[str, ...]  # the columns that there are
+    labels: tuple[str, ...] | None = None  # names of the classes in the data set's own order, where it has one
+    tables: tuple[Path, ...] = ()  # files that were read besides the sounds
+    problems: tuple[str, ...] = ()  # what is wrong, a line each
+    unread: Mapping[str, int] = field(default_factory=dict)  # splits that are not used, and how many sounds each holds
 
 
 def read_layout(root: Path, layout: str | None, split_names: Iterable[str]) -> Clips:
-    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes.
-
-    Raises:
-        InputError: The folder is not laid out like this, or a table of it cannot be read.
-    """
+    """Read a folder of sounds in one of LAYOUTS (None: told from the folder); `split_names` are no classes."""
     if layout == "iemocap" or (layout is None and (root / "Session1" / "dialog").is_dir()):
         return _read_iemocap(root)
     if layout == "table" or (layout is None and _tables(root)):

@@ -56,23 +56,15 @@ _KEPT = 8  # windows that represent a recording in a pre-training record
 
 @dataclass(frozen=True)
 class PairLeak:
-    """What two splits share.
+    """What two splits share."""
 
-    Attributes:
-        splits: The two names.
-        patients: Patients with cycles in both.
-        recordings: Recordings with cycles in both.
-        simultaneous: Sessions ("107_2b3") taken at several chest locations at once, some in each split.
-        duplicated_audio: (recording of the first split, recording of the second), two names for identical audio.
-        copies: Those of them whose cycles are the same too.
-    """
-
-    splits: Pair
-    patients: tuple[str, ...]
-    recordings: tuple[str, ...]
-    simultaneous: tuple[str, ...]
+    splits: Pair  # the two names
+    patients: tuple[str, ...]  # patients with cycles in both
+    recordings: tuple[str, ...]  # recordings with cycles in both
+    simultaneous: tuple[str, ...]  # sessions ("107_2b3") taken at several chest locations at once, some in each split
+    # (recording of the first split, recording of the second), two names for identical audio
     duplicated_audio: tuple[Pair, ...]
-    copies: tuple[Pair, ...]
+    copies: tuple[Pair, ...]  # those of them whose cycles are the same too
 
     @property
     def clean(self) -> bool:
@@ -96,17 +88,11 @@ class PairLeak:
 
 @dataclass(frozen=True)
 class LeakReport:
-    """What every pair of splits shares.
+    """What every pair of splits shares."""
 
-    Attributes:
-        pairs: One entry for each pair of splits, in the order train, validation, test.
-        cycles_without_patient: Cycles of unknown patient, for which nothing can be promised.
-        cycles_without_hash: Cycles whose audio has no content hash, so that duplicates of it are not found.
-    """
-
-    pairs: tuple[PairLeak, ...]
-    cycles_without_patient: int
-    cycles_without_hash: int
+    pairs: tuple[PairLeak, ...]  # one entry for each pair of splits, in the order train, validation, test
+    cycles_without_patient: int  # cycles of unknown patient, for which nothing can be promised
+    cycles_without_hash: int  # cycles whose audio has no content hash, so that duplicates of it are not found
 
     @property
     def shared(self) -> list[str]:
@@ -134,11 +120,7 @@ def leak_check(table: Any, splits: Mapping[str, Sequence[int] | npt.NDArray[np.i
 
 
 def refuse_leaks(report: LeakReport, protocol: "Protocol") -> None:
-    """Raise where two splits share what the protocol promises they do not.
-
-    Raises:
-        InputError: Names the splits, what they share, and what to do.
-    """
+    """Raise where two splits share what the protocol promises they do not."""
     for pair in report.pairs:
         promise = protocol.promise(*pair.splits)
         shared = pair.patients or pair.recordings or pair.simultaneous or pair.copies
@@ -155,9 +137,6 @@ def metadata_frame(table: Any, class_column: str = "label") -> pd.DataFrame:
     Args:
         table: A cycle table: `datasets.Dataset`, pandas DataFrame, or a mapping of columns. Audio is never read.
         class_column: The column that becomes `label` here, where a corpus has classes of its own.
-
-    Raises:
-        InputError: A cycle or recording without a name, or a cycle id that is there twice.
     """
     label_names: Sequence[str] = LABELS
     if hasattr(table, "select_columns"):
@@ -215,15 +194,10 @@ def _pair_leak(pair: Pair, one: pd.DataFrame, other: pd.DataFrame) -> PairLeak:
 
 @dataclass(frozen=True)
 class AudioFingerprint:
-    """What two recordings with the same audio have in common.
+    """What two recordings with the same audio have in common."""
 
-    Attributes:
-        windows: uint64, sorted hashes of windows of samples.
-        envelope: float64 (64,), loudness of as many equal pieces, of norm 1; zeros for silence.
-    """
-
-    windows: npt.NDArray[np.uint64]
-    envelope: npt.NDArray[np.float64]
+    windows: npt.NDArray[np.uint64]  # uint64, sorted hashes of windows of samples
+    envelope: npt.NDArray[np.float64]  # float64 (64,), loudness of as many equal pieces, of norm 1; zeros for silence
 
 
 def _windows(blocks: Iterable[Waveform]) -> npt.NDArray[np.uint64]:

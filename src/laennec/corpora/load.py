@@ -82,15 +82,7 @@ def load_corpus(
 
 
 def corpus_class(corpus: str | type[Corpus], where: str = "corpus") -> type[Corpus]:
-    """The class of a corpus, with its facts.
-
-    Args:
-        corpus: A registered name, a dotted name "package.module:Name", or a class.
-        where: What named it, for errors, e.g. "recipe.yaml: corpus.name".
-
-    Raises:
-        InputError: There is no such corpus.
-    """
+    """The class of a corpus, with its facts."""
     if isinstance(corpus, str) and is_dotted_name(corpus):
         corpus = load_object(corpus, where)
     if isinstance(corpus, type) and issubclass(corpus, Corpus) and not inspect.isabstract(corpus):
@@ -115,11 +107,7 @@ def find_corpus(name: str) -> type[Corpus] | None:
 
 
 def protocol_of(corpus: str | type[Corpus], protocol: str | None) -> str:
-    """The protocol that is given, or else the default protocol of the corpus.
-
-    Raises:
-        InputError: The corpus has no protocol of this name.
-    """
+    """The protocol that is given, or else the default protocol of the corpus."""
     kind = corpus_class(corpus)
     if protocol is None:
         return kind.default_protocol
@@ -141,11 +129,7 @@ def open_corpus(
 def locate_corpus(
     corpus: str | type[Corpus], data_dir: str | Path | None, cache_dir: str | Path | None = None, **options: Any
 ) -> tuple[type[Corpus], str | Path, dict[str, Any]]:
-    """The class of a corpus, where its data are, and its options; arguments as for `load_corpus`.
-
-    Raises:
-        InputError: No such corpus, no folder, or an option it does not have.
-    """
+    """The class of a corpus, where its data are, and its options; arguments as for `load_corpus`."""
     kind = corpus_class(corpus)
     valid = [field.name for field in dataclasses.fields(kind.options_class)]
     if wrong := sorted(set(options) - set(valid)):
@@ -192,11 +176,7 @@ def split_corpus(
 
 
 def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str | None]:
-    """How many recordings of the published database are missing, and the stamp that says so.
-
-    Raises:
-        InputError: Some are missing, and the protocol is defined on all.
-    """
+    """How many recordings of the published database are missing, and the stamp that says so."""
     missing, total, which = corpus.missing_recordings()
     if not missing:
         return 0, None
@@ -209,17 +189,7 @@ def _missing(corpus: Corpus, protocol: str, published: bool) -> tuple[int, str |
 
 
 def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any]:
-    """What a corpus and its split are, as `load_corpus` wrote it into them.
-
-    Args:
-        splits: What `load_corpus` returned, or one of its splits, also after select, map, or saving and loading.
-
-    Returns:
-        corpus, corpus_fingerprint, table_version, level, protocol, stamp, and for a split fold, seed,
-        split_fingerprint, part_fingerprints (of each split alone), validation, validation_fraction, published_folds,
-        leaks (lines), shared_patients (a split, another one, how many) and missing_recordings. Empty for tables from
-        elsewhere.
-    """
+    """What a corpus and its split are, as `load_corpus` wrote it into them."""
     for table in splits.values() if isinstance(splits, dict) else [splits]:
         try:
             return dict(json.loads(table.info.description)[_KEY])
@@ -229,18 +199,7 @@ def provenance(splits: datasets.DatasetDict | datasets.Dataset) -> dict[str, Any
 
 
 def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None = None) -> list[str]:
-    """Look for audio under two names in a split corpus, and write what is found into its provenance.
-
-    Args:
-        splits: What `load_corpus` returned.
-        cache_dir: Root of the caches.
-
-    Returns:
-        One line for each recording under several names.
-
-    Raises:
-        InputError: Two splits share a recording with all its cycles, and the protocol promises disjoint patients.
-    """
+    """Look for audio under two names in a split corpus, and write what is found into its provenance."""
     lines, between = [], []
     spans = _spans(splits)
     facts = provenance(splits)
@@ -269,7 +228,6 @@ def check_duplicates(splits: datasets.DatasetDict, cache_dir: str | Path | None 
 
 
 def _spans(splits: Mapping[str, Any]) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(split, path) of each recording -> the times of its cycles there, sorted."""
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for name, table in splits.items():
         columns = (table["recording_path"][:], table["start_s"][:], table["end_s"][:])

@@ -33,26 +33,16 @@ Reference = dict[str, tuple[int | None, int | None]]
 
 @dataclass
 class PhysioNet2016Options(CorpusOptions):
-    """Options of `PhysioNet2016`.
+    """Options of `PhysioNet2016`."""
 
-    Attributes:
-        window_s: Length of a window in seconds; a shorter recording is one row.
-        hop_s: From the start of one window to that of the next, in seconds; None: windows side by side.
-        quality: "all", or "good": leave out recordings whose signal quality is published as poor.
-        validation_folder: Whether the folder `validation` is part of the table.
-    """
-
-    window_s: float = 5.0
+    window_s: float = 5.0  # length of a window in seconds; a shorter recording is one row
+    # from the start of one window to that of the next, in seconds; None: windows side by side
     hop_s: float | None = None
-    quality: str = "all"
-    validation_folder: bool = False
+    quality: str = "all"  # "all", or "good": leave out recordings whose signal quality is published as poor
+    validation_folder: bool = False  # whether the folder `validation` is part of the table
 
     def __post_init__(self) -> None:
-        """Check the values.
-
-        Raises:
-            InputError: One of them cannot be used.
-        """
+        """Check the values."""
         if self.quality not in ("all", "good"):
             raise InputError(f"quality {self.quality!r} is neither all nor good; choose one")
         for name, value in (("window_s", self.window_s), ("hop_s", self.hop_s)):
@@ -130,11 +120,7 @@ class PhysioNet2016(Corpus):
         return found
 
     def further_files(self) -> list[Path]:
-        """There are none; an export of a part of the recordings is refused.
-
-        Raises:
-            InputError: Recordings of poor quality are left out.
-        """
+        """There are none; an export of a part of the recordings is refused."""
         if self.options.quality == "good":
             raise InputError(f"{self.name}: an export holds all recordings; set quality when you load it, not here")
         return []
@@ -228,9 +214,6 @@ def read_reference(path: str | Path) -> Reference:
 
     Returns:
         Recording -> (class: 0 normal, 1 abnormal, None unsure; quality: 1 good, 0 poor, None where there is none).
-
-    Raises:
-        AnnotationError: The first line that is none of these.
     """
     found: Reference = {}
     for line, words in read_csv(path, header=False):

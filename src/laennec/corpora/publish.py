@@ -45,17 +45,11 @@ _CYCLE_COLUMNS = ("cycle_id", "start_s", "end_s", "crackle", "wheeze", "events")
 
 @dataclass(frozen=True)
 class Exported:
-    """A finished export.
+    """A finished export."""
 
-    Attributes:
-        folder: Where it is.
-        splits: The corpus as it was split, as `load_corpus` returns it.
-        manifest: What its manifest says.
-    """
-
-    folder: Path
-    splits: datasets.DatasetDict
-    manifest: Mapping[str, Any]
+    folder: Path  # where it is
+    splits: datasets.DatasetDict  # the corpus as it was split, as `load_corpus` returns it
+    manifest: Mapping[str, Any]  # what its manifest says
 
     @property
     def bytes(self) -> int:
@@ -133,11 +127,7 @@ def export_corpus(
 
 
 def source_files(corpus: Corpus) -> dict[str, Path]:
-    """Every file that a corpus was read from: relative path in its folder -> the file.
-
-    Raises:
-        InputError: There is no audio, or a name that would not mean the same file elsewhere.
-    """
+    """Every file that a corpus was read from: relative path in its folder -> the file."""
     if any(recording.audio_path is None for recording in corpus.recordings):
         raise InputError(f"{corpus.root}: annotations without any audio; an export needs the recordings")
     paths = [path for r in corpus.recordings for path in (r.audio_path, r.annotation_path) if path]
@@ -247,11 +237,7 @@ class _Writer:
     done: int = 0
 
     def write(self, folder: Path, splits: datasets.DatasetDict, sources: Mapping[str, Path]) -> None:
-        """Write all configurations.
-
-        Raises:
-            InputError: A recording cannot be used, or has changed since the table was made.
-        """
+        """Write all configurations."""
         self.row_of = {cycle: row for row, cycle in enumerate(column_of(self.table, "cycle_id"))}
         own = {name: kind for name, kind in self.corpus.features.items() if name != "recording_path"}
         protocols = {n: datasets.Value("int32" if n.startswith("fold_") else "string") for n in self.columns}
@@ -393,7 +379,6 @@ def _read(path: Path) -> bytes:
 
 
 def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetDict, rate: int) -> str:
-    """The README.md of an export."""
     from huggingface_hub import DatasetCardData
 
     written: dict[str, list[str]] = {}
@@ -435,7 +420,6 @@ def _card(corpus: Corpus, manifest: Mapping[str, Any], splits: datasets.DatasetD
 
 
 def _counts(table: datasets.Dataset, corpus: Corpus) -> dict[str, Any]:
-    """How many cycles of each class, recordings and patients."""
     values = table[corpus.class_column][:]
     counts = {name: values.count(code) for code, name in enumerate(corpus.features[corpus.class_column].names)}
     patients = set(table["patient_id"]) - {None}

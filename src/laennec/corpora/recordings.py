@@ -118,11 +118,7 @@ def corpus_path(data_dir: str | Path) -> Path:
 
 
 def only_folder(root: Path, holds: Callable[[Path], bool], what: str) -> Path:
-    """The folder itself if it holds a corpus, else the only folder in it that does.
-
-    Raises:
-        InputError: No folder holds `what`, or several do.
-    """
+    """The folder itself if it holds a corpus, else the only folder in it that does."""
     if holds(root):
         return root
     found = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[:1] != "." and holds(path)]
@@ -149,14 +145,6 @@ def read_csv(path: str | Path, delimiters: str = ",", header: bool = True) -> li
     """The rows of a CSV that are not blank, stripped, each with its line number.
 
     A row is a line, and quotes stand around whole values: one not closed would otherwise take in the rows below.
-
-    Args:
-        path: The file.
-        delimiters: Of these, the one that is most frequent in the first line counts.
-        header: Whether the first row names the columns, each once, and every other has as many values.
-
-    Raises:
-        AnnotationError: It cannot be read, or a line is none of these.
     """
     lines = list(numbered_lines(path))
     delimiter = max(delimiters, key=lines[0][1].count) if lines else ","
@@ -203,12 +191,7 @@ def named_in_bytes(recordings: Iterable[AnnotatedRecording]) -> list[str]:
 
 
 def unpack(archive: Path, cache_dir: str | Path | None = None) -> Path:
-    """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder.
-
-    Raises:
-        InputError: Not a zip file, damaged, encrypted, a member that leaves the folder, two members of one name, too
-            many of them or too much in them, or not enough room.
-    """
+    """Unpack the recordings, annotations and tables of a zip archive into the cache, once; returns the folder."""
     digest = hash_files([archive], cache_dir)[archive]
     target = cache_root(cache_dir) / "unpacked" / digest[:24]
     return cached_folder(target, partial(_unpack_into, archive), cache_dir)

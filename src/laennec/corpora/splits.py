@@ -32,19 +32,13 @@ _UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named way to split a corpus.
+    """A named way to split a corpus."""
 
-    Attributes:
-        name: The word that recipes, reports and cards use.
-        description: One sentence on what goes where.
-        weaker: Pairs of splits that promise less than disjoint patients, and what it is that they do not share.
-        stamp: What every number of this protocol has to carry, or None.
-    """
-
-    name: str
-    description: str
+    name: str  # the word that recipes, reports and cards use
+    description: str  # one sentence on what goes where
+    # pairs of splits that promise less than disjoint patients, and what it is that they do not share
     weaker: Mapping[Pair, Unit]
-    stamp: str | None
+    stamp: str | None  # what every number of this protocol has to carry, or None
 
     def promise(self, one: str, other: str) -> Unit:
         """What the two splits never share: whole patients, whole recordings, or nothing larger than a cycle."""
@@ -101,11 +95,7 @@ COMMON_PROTOCOLS = (
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of this name.
-
-    Raises:
-        InputError: There is none; names the nearest one.
-    """
+    """The protocol of this name."""
     if name not in PROTOCOLS:
         nearest = difflib.get_close_matches(str(name), PROTOCOLS, n=1, cutoff=0.0)
         raise InputError(f"no protocol is called {name!r}; did you mean {nearest[0]!r}? Valid: {', '.join(PROTOCOLS)}")
@@ -119,20 +109,13 @@ def split_rank(name: str) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class SplitResult:
-    """A split of a cycle table.
+    """A split of a cycle table."""
 
-    Attributes:
-        splits: Sorted row numbers of the table for each split; together every row once.
-        fingerprint: SHA-256 of the cycle ids of all splits, independent of the order of rows.
-        stamp: What every number computed on this split has to carry, or None.
-        leaks: What the pairs of splits share.
-        fingerprints: The same for each split alone: a corpus that gained a test split still has its train split.
-    """
-
-    splits: dict[str, Rows]
-    fingerprint: str
-    stamp: str | None
-    leaks: LeakReport
+    splits: dict[str, Rows]  # sorted row numbers of the table for each split; together every row once
+    fingerprint: str  # SHA-256 of the cycle ids of all splits, independent of the order of rows
+    stamp: str | None  # what every number computed on this split has to carry, or None
+    leaks: LeakReport  # what the pairs of splits share
+    # the same for each split alone: a corpus that gained a test split still has its train split
     fingerprints: dict[str, str]
 
 
@@ -160,9 +143,6 @@ def split_table(
             are ignored.
         folds: patient_id -> published fold; without it patient-5fold draws folds stratified by label.
         class_column: The column that draws are stratified by, where a corpus has classes of its own.
-
-    Raises:
-        InputError: Unknown protocol, missing table or column, too few patients, or a broken promise.
     """
     chosen = protocol_named(protocol)
     if not 0 <= validation_fraction < 1:
@@ -211,12 +191,6 @@ def assign_groups(
         shares: Wanted share of each split, summing to 1.
         seed: Seed of the order.
         purpose: What the draw is for; different purposes have unrelated orders.
-
-    Returns:
-        The number of the split of every group.
-
-    Raises:
-        ValueError: Fewer groups than splits.
     """
     counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
     counts = counts.sort_index(axis=0).sort_index(axis=1)

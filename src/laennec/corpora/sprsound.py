@@ -162,15 +162,7 @@ class SprSound(Corpus):
 
 
 def read_events(path: str | Path, duration_s: float | None = None) -> list[Event]:
-    """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording.
-
-    Args:
-        path: The JSON file.
-        duration_s: Length of the audio; with it, events that end beyond it are refused.
-
-    Raises:
-        AnnotationError: The first problem, with the number of the event.
-    """
+    """Read the events of an SPRSound annotation, in the order of the file; none for a Poor Quality recording."""
     events = []
     for item in _events(path, duration_s):
         if isinstance(item, AnnotationError):
@@ -180,11 +172,7 @@ def read_events(path: str | Path, duration_s: float | None = None) -> list[Event
 
 
 def read_record_label(path: str | Path) -> str:
-    """Read what an SPRSound annotation says of the recording as a whole.
-
-    Raises:
-        AnnotationError: Not JSON, or none of the names in RECORD_FLAGS.
-    """
+    """Read what an SPRSound annotation says of the recording as a whole."""
     label = _load(path).get("record_annotation")
     if not isinstance(label, str) or label not in RECORD_FLAGS:
         raise AnnotationError(path, "record_annotation", f"{label!r} is none of {', '.join(RECORD_FLAGS)}; correct it")

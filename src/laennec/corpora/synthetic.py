@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +51,11 @@ _DISEASES = {
 }
 
 Signal = npt.NDArray[np.float64]
+Event = tuple[float, float, str, float | None]  # start_s, end_s, kind, frequency_hz
 
 
-@dataclass(frozen=True)
-class Device:
-    """A stethoscope: rate in Hz and sample format of its files, bandwidth, own noise, and the mode of its recordings.
+class Device(NamedTuple):
+    """A stethoscope: rate in Hz and sample format of its files, share of patients, bandwidth, own noise, mode.
 
     A device of mode "mc" records several chest locations at once.
     """
@@ -66,27 +66,22 @@ class Device:
     lowpass_hz: float
     noise: float
     mode: str
-    locations: tuple[str, ...]
 
 
 DEVICES = {
-    "AKGC417L": Device(44100, "PCM_16", 0.40, 3000, 0.03, "mc", ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")),
-    "Meditron": Device(44100, "PCM_16", 0.26, 1400, 0.02, "sc", ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")),
-    "Litt3200": Device(4000, "PCM_16", 0.18, 900, 0.01, "sc", ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")),
-    "LittC2SE": Device(44100, "PCM_24", 0.16, 1000, 0.04, "mc", ("Al", "Ar", "Pl", "Pr", "Ll", "Lr")),
+    "AKGC417L": Device(44100, "PCM_16", 0.40, 3000, 0.03, "mc"),
+    "Meditron": Device(44100, "PCM_16", 0.26, 1400, 0.02, "sc"),
+    "Litt3200": Device(4000, "PCM_16", 0.18, 900, 0.01, "sc"),
+    "LittC2SE": Device(44100, "PCM_24", 0.16, 1000, 0.04, "mc"),
 }
+_LOCATIONS = {"mc": ("Al", "Ar", "Pl", "Pr", "Ll", "Lr"), "sc": ("Al", "Pr", "Tc", "Ar", "Pl", "Ll", "Lr")}
 
 
-@dataclass(frozen=True)
-class Patient:
+class Patient(NamedTuple):
     """A synthetic patient: what the tables say, and what makes one chest sound unlike another."""
 
     number: int
-    age_years: float | None
-    sex: str | None
-    bmi: float | None
-    weight_kg: float | None
-    height_cm: float | None
+    traits: tuple[float | str | None, ...]  # age in years, sex, BMI, weight in kg, height in cm
     diagnosis: str
     device: str
     mix: tuple[float, float, float, float]
@@ -116,22 +111,15 @@ def draw_patient(seed: int, index: int) -> Patient:
     bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
     height = 75 + 6.3 * age * (1 + 0.05 * rng.standard_normal())
     breaths_per_minute = rng.uniform(34, 44) - age if child else rng.uniform(15, 25)
-    unknown = index % 23 == 22  # as one patient of ICBHI
-    return Patient(
-        number=FIRST_PATIENT + index,
-        age_years=None if unknown else round(age, 2 if child else 0),
-        sex=None if unknown else str(rng.choice(["F", "M"])),
-        bmi=None if child or unknown else round(bmi, 2),
-        weight_kg=round(15.5 * (height / 100) ** 2, 1) if child and not unknown else None,
-        height_cm=float(round(height)) if child and not unknown else None,
-        diagnosis=diagnosis,
-        device=_pick(list(DEVICES), [device.share for device in DEVICES.values()], even[1]),
-        mix=_DISEASES[diagnosis][2],
-        cycle_s=60 / breaths_per_minute,
-        severity=float(rng.beta(2, 2)),
-        fine_share=float(rng.uniform(0.2, 0.8)),
-        wheeze_hz=float(np.exp(rng.uniform(np.log(150), np.log(700)))),
-    )
+    traits: tuple[float | str | None, ...] = (None,) * 5  # unknown, as of one patient of ICBHI
+    if index % 23 != 22:
+        body = (None, round(15.5 * (height / 100) ** 2, 1), float(round(height))) if child else (round(bmi, 2),)
+        traits = (round(age, 2 if child else 0), str(rng.choice(["F", "M"])), *body, *((None, None) * (not child)))
+    device = _pick(list(DEVICES), [device.share for device in DEVICES.values()], even[1])
+    severity, fine_share = float(rng.beta(2, 2)), float(rng.uniform(0.2, 0.8))
+    wheeze_hz = float(np.exp(rng.uniform(np.log(150), np.log(700))))
+    mix, cycle_s = _DISEASES[diagnosis][2], 60 / breaths_per_minute
+    return Patient(FIRST_PATIENT + index, traits, diagnosis, device, mix, cycle_s, severity, fine_share, wheeze_hz)
 
 
 def breath(samples: int, rng: np.random.Generator) -> Signal:
@@ -159,23 +147,20 @@ def wheeze(duration_s: float, frequency_hz: float, rng: np.random.Generator) -> 
     return tone * np.sin(np.pi / 2 * np.clip(np.minimum(time, duration_s - time) / 0.05, 0, 1)) ** 2
 
 
-def draw_cycle(
-    patient: Patient, label: str, length_s: float, key: tuple[object, ...]
-) -> tuple[Signal, list[tuple[float, float, str, float | None]]]:
-    """One cycle of a class at `SOURCE_RATE_HZ`, and what was put in: (start_s, end_s, kind, frequency_hz)."""
+def draw_cycle(patient: Patient, label: str, length_s: float, key: tuple[object, ...]) -> tuple[Signal, list[Event]]:
+    """One cycle of a class at `SOURCE_RATE_HZ`, and what was put in."""
     rng = stream(*key)
     sound = breath(round(length_s * SOURCE_RATE_HZ), rng) * np.exp(rng.normal(0, 0.15))
     severity = float(np.clip(patient.severity + rng.normal(0, 0.15), 0, 1))
     has_crackle, has_wheeze = flags_of(label)
-    events: list[tuple[float, float, str, float | None]] = []
+    events: list[Event] = []
     if has_crackle:
         fine = rng.random() < patient.fine_share
         for _ in range(int(rng.integers(5, 11) if fine else rng.integers(3, 7)) + round(3 * severity)):
             place = rng.uniform(0.2, 0.38) if fine else rng.choice([rng.uniform(0.03, 0.2), rng.uniform(0.45, 0.75)])
             wave = crackle(rng.uniform(0.004, 0.006) if fine else rng.uniform(0.012, 0.018))
             wave = wave * (0.95 + 1.5 * severity) * np.exp(0.3 * rng.standard_normal())
-            kind = "fine crackle" if fine else "coarse crackle"
-            events.append((*_add(sound, wave, place * length_s), kind, None))
+            events.append((*_add(sound, wave, place * length_s), "fine crackle" if fine else "coarse crackle", None))
     if has_wheeze:
         duration_s = max(0.1, length_s * rng.uniform(0.2, 0.42))
         start_s = rng.uniform(0.45 * length_s, max(0.45 * length_s, 0.9 * length_s - duration_s))
@@ -185,9 +170,7 @@ def draw_cycle(
     return sound, sorted(events, key=lambda event: event[0])
 
 
-def _draw_breathing(
-    patient: Patient, key: tuple[object, ...], cycles: int
-) -> tuple[Signal, list[Cycle], list[tuple[float, float, str, float | None]]]:
+def _draw_breathing(patient: Patient, key: tuple[object, ...], cycles: int) -> tuple[Signal, list[Cycle], list[Event]]:
     """A stretch of breathing: cycles without gaps, with a part of an unannotated cycle before and after them."""
     rng = stream(*key, "session")
     count = max(1, cycles + int(rng.integers(-1, 2)))
@@ -196,8 +179,7 @@ def _draw_breathing(
     lead_s = round(float(rng.uniform(0, min(0.5, lengths[0]))), 3)
     # evenly spread quantiles in random order: a short recording has the mix of its patient
     quantiles = (rng.random() + rng.permutation(count) * _GOLDEN[0]) % 1
-    duration_s = np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2
-    sound = np.zeros(round(duration_s * SOURCE_RATE_HZ))
+    sound = np.zeros(round(np.ceil((lead_s + float(lengths[1:-1].sum())) * 2) / 2 * SOURCE_RATE_HZ))
     annotated, events = [], []
     start_s = round(lead_s - float(lengths[0]), 3)
     for number, length_s in enumerate(lengths.tolist()):
@@ -206,11 +188,12 @@ def _draw_breathing(
         piece, found = draw_cycle(patient, label, length_s, (*key, "cycle", number))
         first = round(start_s * SOURCE_RATE_HZ)
         _add(sound, piece[max(-first, 0) :], max(start_s, 0.0))
+        end_s = round(start_s + length_s, 3)
         if inside:
-            annotated.append(Cycle(start_s, round(start_s + length_s, 3), *flags_of(label)))
+            annotated.append(Cycle(start_s, end_s, *flags_of(label)))
             offset_s = first / SOURCE_RATE_HZ
             events += [(offset_s + start, offset_s + end, kind, pitch) for start, end, kind, pitch in found]
-        start_s = round(start_s + length_s, 3)
+        start_s = end_s
     return sound, annotated, events
 
 
@@ -247,21 +230,10 @@ def write_corpus(
         max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None keeps the rates of the
             devices (44.1 kHz and 4 kHz).
         reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: A number out of range, a folder that holds something else, or a folder that cannot be written.
     """
+    counts = (patients, recordings_per_patient, cycles_per_recording)
     folder = Path(folder)
-    options: dict[str, Any] = {
-        "patients": patients,
-        "recordings_per_patient": recordings_per_patient,
-        "cycles_per_recording": cycles_per_recording,
-        "seed": seed,
-        "max_rate_hz": max_rate_hz,
-    }
+    options: dict[str, Any] = {**dict(zip(_MOST, counts, strict=True)), "seed": seed, "max_rate_hz": max_rate_hz}
     for name, most in _MOST.items():
         if not 1 <= options[name] <= most:
             raise InputError(f"{name} is {options[name]}; the synthetic corpus can have 1 to {most}")
@@ -281,7 +253,6 @@ def write_corpus(
 
 
 def _write(folder: Path, options: dict[str, Any]) -> None:
-    """Write recordings, annotations and tables."""
     seed, people, names = options["seed"], [], []
     rows = ["file,start_s,end_s,kind,frequency_hz"]
     for index in range(options["patients"]):
@@ -290,8 +261,9 @@ def _write(folder: Path, options: dict[str, Any]) -> None:
         device = DEVICES[patient.device]
         rate = min(device.sampling_rate, options["max_rate_hz"] or device.sampling_rate)
         for number in range(options["recordings_per_patient"]):
-            visit, position = divmod(number, len(device.locations))
-            location = device.locations[(position + patient.number) % len(device.locations)]
+            locations = _LOCATIONS[device.mode]
+            visit, position = divmod(number, len(locations))
+            location = locations[(position + patient.number) % len(locations)]
             if device.mode == "sc" or position == 0:  # "mc" recordings of one visit have the same breathing
                 key = (seed, "patient", patient.number, "stretch", number)
                 breathing, cycles, events = _draw_breathing(patient, key, options["cycles_per_recording"])
@@ -312,8 +284,7 @@ def _write_tables(folder: Path, people: list[Patient], names: list[str]) -> None
         return "NA" if value is None else f"{value:g}" if isinstance(value, float) else value
 
     _write_lines(folder / "ICBHI_Challenge_diagnosis.txt", [f"{one.number}\t{one.diagnosis}" for one in people])
-    traits = [(str(one.number), one.age_years, one.sex, one.bmi, one.weight_kg, one.height_cm) for one in people]
-    rows = ["\t".join(map(text, row)) for row in traits]
+    rows = ["\t".join(map(text, (str(one.number), *one.traits))) for one in people]
     _write_lines(folder / "ICBHI_Challenge_demographic_information.txt", rows, end="\r\n")
     folds = {str(one.number): (one.number - FIRST_PATIENT) % 5 for one in people}
     # whole folds are test, so that a larger corpus keeps the split of the smaller one
@@ -377,11 +348,7 @@ class Synthetic(Icbhi2017):
     def locate(
         cls, data_dir: str | Path | None, cache_dir: str | Path | None, options: dict[str, Any]
     ) -> tuple[str | Path, dict[str, Any]]:
-        """The given folder, or one in the cache; the corpus is written if it is not there.
-
-        Raises:
-            InputError: A corpus of other options is there.
-        """
+        """The given folder, or one in the cache; the corpus is written if it is not there."""
         common = {key: value for key, value in options.items() if key in CorpusOptions.__dataclass_fields__}
         settings = {"seed" if key == "corpus_seed" else key: options[key] for key in options if key not in common}
         if data_dir is None:
@@ -410,7 +377,6 @@ class Synthetic(Icbhi2017):
 
 
 def _refuse_other_options(folder: Path, wanted: dict[str, Any]) -> None:
-    """Refuse options that an existing synthetic corpus was not written with."""
     try:
         written = dict(read_json(folder / MARK)["options"])
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -190,11 +190,7 @@ def _problem(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None
 
 
 def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> None:
-    """Decode a recording and cache its cycles.
-
-    Raises:
-        DecodeError: It cannot be read or decoded, has changed, or a cycle is empty.
-    """
+    """Decode a recording and cache its cycles."""
     _check_unchanged(shard)
     lengths = []
     with new_entry(shard.path) as file:
@@ -253,19 +249,7 @@ def decode_all(
     progress: Callable[[int, int], None] | None = None,
     jobs: int = 1,
 ) -> None:
-    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used.
-
-    Args:
-        tables: The splits of a corpus.
-        sampling_rate: Rate of the waveforms in Hz.
-        filter: Applied to whole recordings at that rate.
-        problems: What is known to be wrong already; it is listed with what is found here.
-        progress: Called with (recordings done, recordings to do) after each, for each table anew.
-        jobs: Number of processes.
-
-    Raises:
-        UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
-    """
+    """Decode several cycle tables into the cache, all of them although recordings of one cannot be used."""
     found, recordings = list(problems), set()
     for table in tables:
         waveforms = CycleWaveforms(table, sampling_rate, filter)

@@ -175,11 +175,7 @@ def _load_own(
 
 
 def fill_own(encoder: PreTrainedModel, source: str | Path, revision: str | None = None) -> PreTrainedModel:
-    """Give a user's encoder the weights of a file, a folder or the Hub, strictly.
-
-    Raises:
-        InputError: They cannot be found or read, or are not those of this encoder.
-    """
+    """Give a user's encoder the weights of a file, a folder or the Hub, strictly."""
     path = Path(source)
     with _one_line_errors(source):
         if not _is_released_file(source):
@@ -221,11 +217,7 @@ def in_groups(encoder: PreTrainedModel, group_frames: int, group_step: int) -> P
 
 
 def encoder_from_config(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with random weights, by its configuration.
-
-    Raises:
-        InputError: No encoder of ours has such a configuration.
-    """
+    """An encoder with random weights, by its configuration."""
     for config_of_wrapper, wrapper in ((GroupsConfig, GroupsEncoder), (EnsembleConfig, EnsembleEncoder)):
         if isinstance(config, config_of_wrapper):
             wrapped: PreTrainedModel = wrapper._from_config(config)
@@ -316,7 +308,6 @@ def _from_file(source: str | Path, type: str | None, overrides: dict[str, Any]) 
 def _config_of(
     source: str | Path, type: str | None, revision: str | None, overrides: dict[str, Any]
 ) -> tuple[str, PreTrainedConfig]:
-    """The type and the configuration of a saved encoder."""
     values = encoder_values(saved_config(source, revision))
     model_type = values.get("model_type")
     for kind, encoder in ENCODERS.items():

@@ -42,11 +42,7 @@ def layers_path(encoder: nn.Module) -> str | None:
 
 
 def stack_of(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The layers of an encoder in order, and the modules after the last of them (its `layers_after`).
-
-    Raises:
-        InputError: The encoder has no layers.
-    """
+    """The layers of an encoder in order, and the modules after the last of them (its `layers_after`)."""
     path = layers_path(encoder)
     if path is None:
         raise InputError(
@@ -63,11 +59,7 @@ def stack_of(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def freeze_all_but_last(encoder: PreTrainedModel, layers: int) -> None:
-    """Leave gradients to the last layers (and what follows them) alone.
-
-    Raises:
-        InputError: There are not that many layers, or none.
-    """
+    """Leave gradients to the last layers (and what follows them) alone."""
     stack, after = stack_of(encoder)
     if not 1 <= layers <= len(stack):
         raise InputError(
@@ -98,15 +90,7 @@ def is_frozen(config: Any, name: str) -> bool:
 
 
 def add_lora(encoder: PreTrainedModel, lora: Mapping[str, Any]) -> None:
-    """Inject adapters into an encoder, in place; they alone are trained. New adapters change no output.
-
-    Args:
-        encoder: The encoder.
-        lora: rank; alpha, of which adapters count alpha / rank; dropout; target_modules, names of linear layers.
-
-    Raises:
-        InputError: A target names none of the encoder's linear layers, or one that adapters do not reach.
-    """
+    """Inject adapters into an encoder, in place; they alone are trained. New adapters change no output."""
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = {n for n, m in encoder.named_modules() if isinstance(m, nn.Linear) and not n.startswith("audioset_head")}
@@ -170,17 +154,7 @@ def save_adapter(encoder: PreTrainedModel, config: Any, folder: str | Path) -> N
 def with_adapter(
     encoder: PreTrainedModel, config: Any, source: str | Path, hub: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
-    """The base encoder of a model, or a copy of it with its saved adapters where it has some.
-
-    Args:
-        encoder: The base, whose weights were compared with the digest already.
-        config: The model's `LaennecConfig`.
-        source: Folder or Hub id of the model.
-        hub: Revision, token and the like.
-
-    Raises:
-        InputError: They are not there, or not those of this encoder and these settings.
-    """
+    """The base encoder of a model, or a copy of it with its saved adapters where it has some."""
     if not config.lora:
         return encoder
     try:

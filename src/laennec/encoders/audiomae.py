@@ -21,13 +21,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import EncoderOutput
-from laennec.encoders.checkpoints import (
-    checked_state,
-    differences,
-    loaded_strictly,
-    refuse_differences,
-    released_error,
-)
+from laennec.encoders.checkpoints import checked_state, differences, loaded_strictly, refuse_differences, released_error
 from laennec.encoders.masks import zero_beyond
 from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
 from laennec.errors import InputError
@@ -38,16 +32,7 @@ _OTHER_PARTS = ("decoder_", "mask_token", "head.")
 
 
 class AudioMaeConfig(ViTConfig):
-    """Size of an AudioMAE encoder, beside the settings of `ViTConfig`.
-
-    Args:
-        max_length: Frames of the longest cycle, for which the position table is made.
-        num_mel_bins: Mel bins of the features.
-        fc_norm: Whether the layer norm is of the mean of the patches (fine-tuned checkpoints) or of each patch.
-
-    Raises:
-        InputError: Frames or mel bins are no multiple of the patch size.
-    """
+    """Size of an AudioMAE encoder, beside the settings of `ViTConfig`."""
 
     model_type = "laennec-audiomae"
 
@@ -150,19 +135,7 @@ class AudioMaeEncoder(TransformersEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], **dropouts: float
     ) -> "AudioMaeEncoder":
-        """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned.
-
-        Args:
-            path: The file, for errors.
-            content: {model: names to tensors}, or names to tensors.
-            **dropouts: Rates of `AudioMaeConfig`.
-
-        Returns:
-            The encoder in eval mode; its size follows from the shapes in the file.
-
-        Raises:
-            InputError: Another architecture, or a weight that is missing, left over or of another shape.
-        """
+        """The encoder of a checkpoint as AudioMAE's authors publish it, pre-trained or fine-tuned."""
         state = checked_state(path, _weights_of(content))
         state = {name: value for name, value in state.items() if not name.startswith(_OTHER_PARTS)}
         config = _config_of(path, state)
@@ -205,7 +178,6 @@ def _config_of(path: str | Path, state: dict[str, Tensor]) -> AudioMaeConfig:
 
 
 def _released_name(name: str, config: AudioMaeConfig) -> str:
-    """The authors' name of one of our weights."""
     for ours, theirs in (
         ("model.", ""),
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),

@@ -19,37 +19,23 @@ from laennec.errors import InputError
 
 @dataclass
 class EncoderOutput(ModelOutput):
-    """Tokens of a batch of cycles and one vector for each.
+    """Tokens of a batch of cycles and one vector for each."""
 
-    Attributes:
-        last_hidden_state: (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end.
-        token_mask: (batch, tokens) bool, True on special tokens and on tokens of real frames.
-        pooler_output: (batch, dim), pooled as the encoder was released with.
-    """
-
-    last_hidden_state: Tensor | None = None
-    token_mask: Tensor | None = None
-    pooler_output: Tensor | None = None
+    last_hidden_state: Tensor | None = None  # (batch, tokens, dim); convolutional encoders hold 0 beyond a cycle's end
+    token_mask: Tensor | None = None  # (batch, tokens) bool, True on special tokens and on tokens of real frames
+    pooler_output: Tensor | None = None  # (batch, dim), pooled as the encoder was released with
 
 
 class TokenMix(NamedTuple):
-    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder).
+    """Which patches each cycle of a batch takes from another one (Patch-Mix inside an encoder)."""
 
-    Attributes:
-        taken: (batch, bands, steps) bool, True on patches of the other cycle; only where both cycles have real frames,
-            so that masks stay those of the own cycle.
-        source: (batch,) int64, the row of the other cycle.
-    """
-
+    # (batch, bands, steps) bool, True on patches of the other cycle; only where both cycles have real frames, so that
+    # masks stay those of the own cycle
     taken: Tensor
-    source: Tensor
+    source: Tensor  # (batch,) int64, the row of the other cycle
 
     def mix(self, grid: Tensor) -> Tensor:
-        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor.
-
-        Raises:
-            ValueError: The patches are not those the mixture was drawn for.
-        """
+        """Exchange patches that have no positions yet: (batch, dim, bands, steps) -> the same shape, a new tensor."""
         batch, _, bands, steps = grid.shape
         if self.taken.shape != (batch, bands, steps):
             raise ValueError(
@@ -100,9 +86,6 @@ class AudioEncoder(PreTrainedModel):
 
         Returns:
             Tokens (batch, tokens, dim), their mask (batch, tokens) and the embedding (batch, dim).
-
-        Raises:
-            InputError: No frame, or features with another number of values.
         """
         raise NotImplementedError
 
@@ -112,15 +95,7 @@ class AudioEncoder(PreTrainedModel):
         return (self.preset, *self.other_presets) if self.preset else ()
 
     def check_features(self, features: Tensor, size: int | None = None) -> None:
-        """Refuse features that are no batch of cycles, or of another front end than the encoder was made for.
-
-        Args:
-            features: What should be (batch, frames, values).
-            size: Values of a frame that the encoder takes; None for any.
-
-        Raises:
-            InputError: Another number of dimensions, no cycle, no frame, or frames of another size.
-        """
+        """Refuse features that are no batch of cycles, or of another front end than the encoder was made for."""
         if in_graph():
             return
         shape = tuple(features.shape)
@@ -141,11 +116,7 @@ class AudioEncoder(PreTrainedModel):
             )
 
     def audioset_logits(self, pooler_output: Tensor) -> Tensor:
-        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid.
-
-        Raises:
-            ValueError: The encoder has no AudioSet classifier, or was built without `audioset_head`.
-        """
+        """Scores of AudioSet's classes: (batch, dim) -> (batch, classes), before the sigmoid."""
         head = getattr(self, "audioset_head", None)
         if head is None:
             raise ValueError("this encoder holds no AudioSet classifier; load it with audioset_head=True")

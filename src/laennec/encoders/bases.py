@@ -96,11 +96,7 @@ def is_local(name: str) -> bool:
 
 
 def _named_base(config: Any) -> str:
-    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights.
-
-    Raises:
-        InputError: It names a place on this machine that no head was saved with here.
-    """
+    """The base that a config names: a Hub id, or what this machine knows by the digest of its weights."""
     named = str(config.base_model_name_or_path)
     if not is_local(named):
         return named
@@ -114,11 +110,7 @@ def _named_base(config: Any) -> str:
 
 
 def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
-    """Refuse a repository of the Hub that has adapters beside its config.json: they can name any folder as their base.
-
-    Raises:
-        InputError: It has.
-    """
+    """Refuse a repository of the Hub with adapters beside its config.json: they can name any folder as their base."""
     if Path(name).is_dir():
         return  # looked at with the other files of the folder
     quietly = {
@@ -134,18 +126,7 @@ def refuse_untrusted_adapter(name: str | Path, hub: dict[str, Any]) -> None:
 def refuse_larger_model(
     config: Any, build: Callable[[], nn.Module], base: nn.Module | None, source: str | Path, hub: Mapping[str, Any]
 ) -> None:
-    """Refuse a model whose settings make more of it than its weights and its base are.
-
-    Args:
-        config: Its configuration.
-        build: Makes the model.
-        base: The encoder that other files hold; None where the model's own do.
-        source: A folder or a Hub id.
-        hub: Revision, subfolder, token and the like.
-
-    Raises:
-        InputError: As `refuse_larger`.
-    """
+    """Refuse a model whose settings make more of it than its weights and its base are."""
     if contains_own(config.encoder_config):
         return  # users' code takes its memory itself
     known = 0 if base is None else sum(tensor.numel() for tensor in base.state_dict().values())
@@ -153,11 +134,7 @@ def refuse_larger_model(
 
 
 def refuse_wrong_buffers(model: nn.Module, source: str | Path) -> None:
-    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than was trained.
-
-    Raises:
-        InputError: One of these.
-    """
+    """Refuse weights that no training leaves: a spread that divides by zero, groups of another size than trained."""
     for name, module in model.named_modules():
         spread = getattr(module, "spread", None)
         if isinstance(spread, Tensor) and not bool((spread > 0).all()):

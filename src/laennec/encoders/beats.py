@@ -173,11 +173,7 @@ class BeatsEncoder(AudioEncoder):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load as transformers does, and compare with the fingerprint that was saved.
-
-        Raises:
-            InputError: The embedding of the fixed input differs from the one that was saved.
-        """
+        """Load as transformers does, and compare with the fingerprint that was saved."""
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         # weights that are missing or left over are reported by the caller
@@ -194,21 +190,7 @@ class BeatsEncoder(AudioEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False, **dropouts: float
     ) -> "BeatsEncoder":
-        """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet.
-
-        Args:
-            path: The .pt file, for errors.
-            content: {cfg, model}.
-            audioset_head: Whether a fine-tuned checkpoint's AudioSet classifier is kept.
-            **dropouts: Rates of `BeatsConfig` that replace the checkpoint's.
-
-        Returns:
-            The encoder in eval mode, of the size in cfg.
-
-        Raises:
-            InputError: Settings that do not fit together, weights that do not fit them, or no classifier where one is
-                asked for.
-        """
+        """The encoder of a checkpoint as BEATs' authors publish it, pre-trained or fine-tuned on AudioSet."""
         config = _config_of(path, content["cfg"])
         fine_tuned = config.audioset_head
         if audioset_head and not fine_tuned:
@@ -311,7 +293,6 @@ def _bias_name(layer: int) -> str:
 
 
 def _released_name(name: str) -> str:
-    """The authors' name of one of our weights."""
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)

@@ -41,69 +41,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class BeatsConfig(PreTrainedConfig):
-    """Size of a BEATs encoder; the defaults are those of the released ones (90 million parameters).
-
-    Args:
-        hidden_size: Width of the tokens.
-        num_hidden_layers: Number of blocks.
-        num_attention_heads: Heads of each.
-        intermediate_size: Width of the dense layer inside a block.
-        patch_dim: Width of a patch before it is brought to `hidden_size`.
-        patch_size: Side of a patch in frames and mel bins.
-        patch_bias: Whether the patch embedding has a bias.
-        num_mel_bins: Mel bins of the features.
-        hidden_act: Activation inside a block.
-        pre_norm: Whether a block normalises before its layers rather than after them.
-        deep_norm: Whether residuals are weighted by (2 blocks)^(1/4); only with `pre_norm` off.
-        position_kernel: Tokens that the position convolution covers.
-        position_groups: Its groups.
-        relative_positions: Whether there is a relative position bias.
-        num_buckets: Rows of its table.
-        max_distance: Distance from which on all count the same.
-        gated_positions: Whether queries gate the bias.
-        dropout: Of what each block adds.
-        attention_dropout: Of attention weights.
-        activation_dropout: Inside a block's dense layers.
-        input_dropout: Of the patches.
-        layer_dropout: Share of blocks that a training step skips.
-        layer_norm_eps: Of all normalisations.
-        audioset_head: Whether the AudioSet classifier is kept.
-        audioset_classes: Number of its classes.
-        audioset_labels: Their AudioSet ids, where the checkpoint had them.
-        fingerprint: The embedding of a fixed input when the encoder was saved, see `laennec.encoders.fingerprint`.
-
-    Raises:
-        InputError: Sizes that do not fit together.
-    """
+    """Size of a BEATs encoder; the defaults are those of the released ones (90 million parameters)."""
 
     model_type = "laennec-beats"
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    patch_dim: int = 512
-    patch_size: int = 16
-    patch_bias: bool = False
-    num_mel_bins: int = 128
-    hidden_act: str = "gelu"
-    pre_norm: bool = False
-    deep_norm: bool = True
-    position_kernel: int = 128
-    position_groups: int = 16
-    relative_positions: bool = True
-    num_buckets: int = 320
-    max_distance: int = 800
-    gated_positions: bool = True
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    input_dropout: float = 0.0
-    layer_dropout: float = 0.0
-    layer_norm_eps: float = 1e-5
-    audioset_head: bool = False
-    audioset_classes: int = 527
-    audioset_labels: list[str] | None = None
+    hidden_size: int = 768  # width of the tokens
+    num_hidden_layers: int = 12  # number of blocks
+    num_attention_heads: int = 12  # heads of each
+    intermediate_size: int = 3072  # width of the dense layer inside a block
+    patch_dim: int = 512  # width of a patch before it is brought to `hidden_size`
+    patch_size: int = 16  # side of a patch in frames and mel bins
+    patch_bias: bool = False  # whether the patch embedding has a bias
+    num_mel_bins: int = 128  # mel bins of the features
+    hidden_act: str = "gelu"  # activation inside a block
+    pre_norm: bool = False  # whether a block normalises before its layers rather than after them
+    deep_norm: bool = True  # whether residuals are weighted by (2 blocks)^(1/4); only with `pre_norm` off
+    position_kernel: int = 128  # tokens that the position convolution sees
+    position_groups: int = 16  # its groups
+    relative_positions: bool = True  # whether there is a relative position bias
+    num_buckets: int = 320  # rows of its table
+    max_distance: int = 800  # distance from which on all count the same
+    gated_positions: bool = True  # whether queries gate the bias
+    dropout: float = 0.0  # of what each block adds
+    attention_dropout: float = 0.0  # of attention weights
+    activation_dropout: float = 0.0  # inside a block's dense layers
+    input_dropout: float = 0.0  # of the patches
+    layer_dropout: float = 0.0  # share of blocks that a training step skips
+    layer_norm_eps: float = 1e-5  # of all normalisations
+    audioset_head: bool = False  # whether the AudioSet classifier is kept
+    audioset_classes: int = 527  # number of its classes
+    audioset_labels: list[str] | None = None  # their AudioSet ids, where the checkpoint had them
+    # the embedding of a fixed input when the encoder was saved, see `laennec.encoders.fingerprint`
     fingerprint: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -43,11 +43,7 @@ def released_error(path: str | Path, reason: str) -> InputError:
 
 
 def read_released(path: str | Path) -> dict[str, Any]:
-    """Read a file of tensors and plain values, on the CPU.
-
-    Raises:
-        InputError: No such file, unreadable, a pickle that runs code, or not a table of names.
-    """
+    """Read a file of tensors and plain values, on the CPU."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; give the path of a released checkpoint (.pt)")
     try:
@@ -67,11 +63,7 @@ def read_released(path: str | Path) -> dict[str, Any]:
 
 
 def checked_state(path: str | Path, state: dict[str, Any]) -> dict[str, Tensor]:
-    """A state dict that holds nothing but tensors, all finite.
-
-    Raises:
-        InputError: It holds anything else.
-    """
+    """A state dict that holds nothing but tensors, all finite."""
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise released_error(path, f"holds {type(value).__name__} under {name!r}, not a tensor")
@@ -100,15 +92,7 @@ def out_of_reach(source: str | Path, error: BaseException) -> InputError:
 
 
 def published_features(source: str | Path, revision: str | None = None) -> dict[str, Any]:
-    """The values of a checkpoint's preprocessor_config.json; empty where there is none.
-
-    Args:
-        source: A folder or a Hub id.
-        revision: Of a Hub id.
-
-    Raises:
-        InputError: The file exists and cannot be read.
-    """
+    """The values of a checkpoint's preprocessor_config.json; empty where there is none."""
     try:
         path = _file(source, "preprocessor_config.json", revision=revision)
     except OSError:  # no network: the weights came from the cache, and this file is not in it
@@ -125,19 +109,7 @@ def published_features(source: str | Path, revision: str | None = None) -> dict[
 def loaded_strictly(
     load: Callable[..., Any], source: str | Path, what: str, *args: Any, absent: tuple[str, ...] = (), **settings: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Load as transformers does, but refuse checkpoints that fit partly: the model and its loading report.
-
-    Args:
-        load: A `from_pretrained`.
-        source: A folder or a Hub id.
-        what: The model it should hold.
-        *args: Passed to `load`.
-        absent: Prefixes of names that may be missing.
-        **settings: Passed to `load`.
-
-    Raises:
-        InputError: Weights are missing, left over, of another shape or not finite.
-    """
+    """Load as transformers does, but refuse checkpoints that fit partly: the model and its loading report."""
     # without the second setting transformers raises its own error for another shape
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _without_loading_report(), _few_modules(source):
@@ -157,15 +129,6 @@ def refuse_larger(build: Callable[[], nn.Module], files: Iterable[Path], source:
     """Refuse settings of a model larger than its weights, before any memory is taken for it.
 
     A file of so many bytes holds at most as many numbers, whatever their type.
-
-    Args:
-        build: Makes the model, which is done without memory.
-        files: Its weights.
-        source: What the error names.
-        known: Numbers that other files hold.
-
-    Raises:
-        InputError: It has more numbers than that, or settings that make no model.
     """
     with wrong_settings(str(source)), _few_modules(source), no_init_weights(), torch.device("meta"):
         model = build()
@@ -247,16 +210,7 @@ def differences(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def refuse_differences(source: str | Path, what: str, wrong: Mapping[str, Iterable[str]]) -> None:
-    """Refuse a checkpoint whose weights are missing, left over or of another shape.
-
-    Args:
-        source: Its place.
-        what: The encoder it should hold.
-        wrong: As `differences` returns it.
-
-    Raises:
-        InputError: There is any name; the line lists the first ones.
-    """
+    """Refuse a checkpoint whose weights are missing, left over or of another shape."""
     said = []
     for how, names in wrong.items():
         first, *more = [*sorted(names), ""]
@@ -276,12 +230,7 @@ def _sizes(value: Tensor) -> str:
 
 
 def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
-    """All tensors of a checkpoint in one file or several; safetensors where there are any.
-
-    Raises:
-        InputError: A file of the index is missing, or holds other things than finite tensors.
-        FileNotFoundError: There are no weights.
-    """
+    """All tensors of a checkpoint in one file or several; safetensors where there are any."""
     paths = weight_files(source, revision=revision)
     if not paths:
         raise FileNotFoundError(f"there is no {_FILES[0]}")
@@ -289,15 +238,7 @@ def read_weights(source: str | Path, revision: str | None) -> dict[str, Tensor]:
 
 
 def weight_files(source: str | Path, **hub: Any) -> list[Path]:
-    """The files of a checkpoint's weights; none where there are no weights.
-
-    Args:
-        source: A folder or a Hub id.
-        **hub: Revision, subfolder, token and the like.
-
-    Raises:
-        InputError: A file of the index is missing, or lies elsewhere.
-    """
+    """The files of a checkpoint's weights; none where there are no weights."""
     for name in _FILES:
         path = _file(source, name, **hub)
         if path is None:

@@ -23,17 +23,13 @@ from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask
 
 
 class CnnConfig(PreTrainedConfig):
-    """Size of the CNN.
-
-    Args:
-        channels: Channels of each block of two 3x3 convolutions; all blocks but the last end in a 2x2 maximum.
-        num_mel_bins: Mel bins of the features it is made for; others work as long as the poolings leave one.
-    """
+    """Size of the CNN."""
 
     model_type = "laennec-cnn"
 
+    # channels of each block of two 3x3 convolutions; all blocks but the last end in a 2x2 maximum
     channels: list[int] | tuple[int, ...] = (32, 64, 128, 256)
-    num_mel_bins: int = 64
+    num_mel_bins: int = 64  # mel bins of the features it is made for; others work as long as the poolings leave one
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the sizes; the width of the embedding follows from them."""
@@ -89,7 +85,6 @@ class CnnEncoder(AudioEncoder):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """He's initialisation for convolutions before a ReLU."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -121,11 +116,7 @@ AutoModel.register(CnnConfig, CnnEncoder)
 
 
 class StatisticsConfig(PreTrainedConfig):
-    """Configuration of `StatisticsEncoder`.
-
-    Args:
-        num_mel_bins: Mel bins of the features.
-    """
+    """Configuration of `StatisticsEncoder`."""
 
     model_type = "laennec-statistics"
 

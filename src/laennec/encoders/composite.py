@@ -46,9 +46,6 @@ class GroupsConfig(WrapperConfig):
         encoder_config: The inner encoder's configuration (or its dict).
         group_frames: Frames of a group.
         group_step: Frames from the start of a group to that of the next.
-
-    Raises:
-        ValueError: A group or a step has no frame.
     """
 
     model_type = "laennec-groups"
@@ -65,12 +62,7 @@ class GroupsConfig(WrapperConfig):
 
 
 class GroupsEncoder(AudioEncoder):
-    """Encode each group of frames by itself; `pooler_output` is the mean of a cycle's groups.
-
-    Args:
-        config: Sizes, and the inner encoder's configuration.
-        encoder: The inner encoder; made from the configuration with random weights where it is left out.
-    """
+    """Encode each group of frames by itself; `pooler_output` is the mean of a cycle's groups."""
 
     config_class = GroupsConfig
     config: GroupsConfig
@@ -145,9 +137,6 @@ class EnsembleConfig(WrapperConfig):
         members: How many there are.
         fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.fingerprint`; None where it was
             never saved, or the members' configuration has no number of mel bins.
-
-    Raises:
-        ValueError: `members` is no number of members.
     """
 
     model_type = "laennec-ensemble"
@@ -166,12 +155,7 @@ class EnsembleConfig(WrapperConfig):
 
 
 class EnsembleEncoder(AudioEncoder):
-    """Encode with each member; tokens and `pooler_output` are theirs, one after the other.
-
-    Args:
-        config: How many members, and their configuration.
-        members: The members; made from the configuration with random weights where they are left out.
-    """
+    """Encode with each member; tokens and `pooler_output` are theirs, one after the other."""
 
     config_class = EnsembleConfig
     config: EnsembleConfig

@@ -52,11 +52,7 @@ def record_fingerprint(encoder: Any) -> None:
 
 
 def check_fingerprint(encoder: Any, source: str | Path) -> None:
-    """Compare the embedding of the fixed input with the one from when the encoder was saved.
-
-    Raises:
-        InputError: They differ.
-    """
+    """Compare the embedding of the fixed input with the one from when the encoder was saved."""
     expected = getattr(encoder.config, "fingerprint", None)
     if not expected:
         return

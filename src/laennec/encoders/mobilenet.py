@@ -56,24 +56,14 @@ def _eights(channels: float) -> int:
 
 
 class MobileNetConfig(PreTrainedConfig):
-    """Size of an EfficientAT MobileNetV3.
-
-    Args:
-        width_mult: Factor on all channel numbers; 0.4 for mn04_as, 1.0 for mn10_as, 4.0 for mn40_as.
-        audioset_head: Whether the AudioSet classifier is kept.
-        audioset_classes: Number of its classes.
-        num_mel_bins: Mel bins of the features it was trained with.
-
-    Raises:
-        InputError: A width that is no number, or none above 0.
-    """
+    """Size of an EfficientAT MobileNetV3."""
 
     model_type = "laennec-mobilenet"
 
-    width_mult: float = 0.4
-    audioset_head: bool = False
-    audioset_classes: int = 527
-    num_mel_bins: int = 128
+    width_mult: float = 0.4  # factor on all channel numbers; 0.4 for mn04_as, 1.0 for mn10_as, 4.0 for mn40_as
+    audioset_head: bool = False  # whether the AudioSet classifier is kept
+    audioset_classes: int = 527  # number of its classes
+    num_mel_bins: int = 128  # mel bins of the features it was trained with
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Check the width; that of the embedding follows from it."""
@@ -254,7 +244,6 @@ class MobileNetEncoder(AudioEncoder):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """MobileNetV3's initialisation."""
         super()._init_weights(module)
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, mode="fan_out")
@@ -293,19 +282,7 @@ class MobileNetEncoder(AudioEncoder):
     def from_released(  # type: ignore[override]
         cls, path: str | Path, content: dict[str, Any], audioset_head: bool = False
     ) -> "MobileNetEncoder":
-        """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...).
-
-        Args:
-            path: The .pt file, for errors.
-            content: Names to tensors.
-            audioset_head: Whether the AudioSet classifier is kept; its weights are checked in either case.
-
-        Returns:
-            The encoder in eval mode; its width follows from the shapes in the file.
-
-        Raises:
-            InputError: Another architecture's, or any weight missing, left over or of another shape.
-        """
+        """The encoder of a state dict as EfficientAT publishes it (mn04_as, mn10_as, mn40_as, ...)."""
         state = checked_state(path, content)
         if "in_c.0.weight" in state and "out_c.0.weight" in state:
             raise InputError(

@@ -91,15 +91,7 @@ class ModuleConfig(PreTrainedConfig):
 
 
 class ModuleEncoder(PreTrainedModel):
-    """A plain module as an encoder.
-
-    Args:
-        config: The name of its class and the arguments of its constructor.
-        module: The module; made from the configuration where it is left out.
-
-    Raises:
-        InputError: The class is not known, or refuses its arguments.
-    """
+    """A plain module as an encoder."""
 
     config_class = ModuleConfig
     config: ModuleConfig
@@ -148,11 +140,7 @@ def unknown_encoder(name: str) -> InputError:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> PreTrainedConfig:
-    """The configuration of an encoder, from plain values; names in them are looked up and never imported.
-
-    Raises:
-        InputError: No class with this model type is known, or it refuses the values.
-    """
+    """The configuration of an encoder, from plain values; names in them are looked up and never imported."""
     values = dict(values)
     kind = values.pop("model_type", None)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -197,16 +185,7 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def from_class(kind: type[nn.Module], settings: Mapping[str, Any], mels: int | None = None) -> PreTrainedModel:
-    """A user's encoder with its own initial weights.
-
-    Args:
-        kind: Its class.
-        settings: Of its configuration, or arguments of its constructor.
-        mels: Values of a frame, where the front end is known.
-
-    Raises:
-        InputError: The class refuses the settings, or its output has not the form of an encoder's.
-    """
+    """A user's encoder with its own initial weights."""
     if not is_plain(kind):
         model: Any = kind
         return as_encoder(_construct(model, _construct(model.config_class, **settings)), mels)
@@ -217,15 +196,7 @@ def from_class(kind: type[nn.Module], settings: Mapping[str, Any], mels: int | N
 
 
 def as_encoder(module: nn.Module, mels: int | None = None) -> PreTrainedModel:
-    """A user's module as an encoder, its output checked and its class registered.
-
-    Args:
-        module: A `PreTrainedModel` or a plain module.
-        mels: Values of a frame, where the front end is known.
-
-    Raises:
-        InputError: Its output has not the form of an encoder's, or it has no configuration that can be saved.
-    """
+    """A user's module as an encoder, its output checked and its class registered."""
     name = type(module).__name__
     register_encoder(type(module))
     if isinstance(module, PreTrainedModel):
@@ -246,11 +217,7 @@ def as_encoder(module: nn.Module, mels: int | None = None) -> PreTrainedModel:
 
 
 def load_weights(encoder: PreTrainedModel, state: Mapping[str, Tensor], source: str | Path) -> PreTrainedModel:
-    """Fill a user's encoder with saved weights, strictly.
-
-    Raises:
-        InputError: Weights are missing, left over or of another shape.
-    """
+    """Fill a user's encoder with saved weights, strictly."""
     if isinstance(encoder, ModuleEncoder) and not any(name.startswith("module.") for name in state):
         state = {f"module.{name}": value for name, value in state.items()}
     what = type(getattr(encoder, "module", encoder)).__name__

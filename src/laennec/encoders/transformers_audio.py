@@ -19,12 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    ClapAudioConfig,
-    PreTrainedConfig,
-    Wav2Vec2BertConfig,
-    WhisperConfig,
-)
+from transformers import ClapAudioConfig, PreTrainedConfig, Wav2Vec2BertConfig, WhisperConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
@@ -89,11 +84,7 @@ class TransformersEncoder(AudioEncoder):
     def forward(  # type: ignore[override]
         self, input_values: Tensor, attention_mask: Tensor | None = None
     ) -> EncoderOutput:
-        """Encode cycles, see `AudioEncoder.forward`.
-
-        Raises:
-            InputError: Features of another front end, or a cycle longer than the encoder can take.
-        """
+        """Encode cycles, see `AudioEncoder.forward`."""
         self.check_features(input_values, self.feature_size)
         values = input_values.to(next(self.model.parameters()).dtype)
         tokens, real = self._encode(values, TimeMask.of(attention_mask).lengths)
@@ -105,15 +96,7 @@ class TransformersEncoder(AudioEncoder):
 
     @classmethod
     def settled(cls, values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """A published configuration with laennec's decisions in it.
-
-        Args:
-            values: From config.json.
-            overrides: What the user asks for.
-
-        Raises:
-            InputError: The user asks for something that laennec decides.
-        """
+        """A published configuration with laennec's decisions in it."""
         known = cls.config_class().to_dict()
         for name in overrides:
             if name in _FIXED and name in known:
@@ -124,17 +107,7 @@ class TransformersEncoder(AudioEncoder):
 
     @classmethod
     def load(cls, source: str | Path, config: PreTrainedConfig, revision: str | None) -> "TransformersEncoder":
-        """An encoder with the weights of a checkpoint, float32, in eval mode.
-
-        Args:
-            source: A folder or a Hub id.
-            config: The encoder's configuration.
-            revision: Of a Hub id.
-
-        Raises:
-            InputError: Weights that are missing, left over or of another shape, a pickle that holds more than tensors.
-            OSError: No weights there, or the Hub cannot be reached.
-        """
+        """An encoder with the weights of a checkpoint, float32, in eval mode."""
         state = {_present_name(name): value for name, value in read_weights(source, revision).items()}
         encoder: TransformersEncoder = cls._from_config(config, dtype=torch.float32)
         expected = encoder.model.state_dict()
@@ -166,10 +139,7 @@ class WhisperAudioEncoder(TransformersEncoder):
 }"""
     config_class = WhisperConfig
     source = ("whisper.modeling_whisper", "WhisperEncoder")
-    prefixes = (
-        "model.encoder.",
-        "encoder.",
-    )
+    prefixes = ("model.encoder.", "encoder.")
     other_parts = ("model.decoder.", "decoder.", "proj_out.", "projector.", "classifier.", "layer_weights")
     preset = "whisper"
     layers = "model.layers"

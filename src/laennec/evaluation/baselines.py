@@ -163,7 +163,6 @@ def _class_ids(table: Any, classes: tuple[str, ...]) -> tuple[IntArray, Any]:
 
 
 def _constant(k: int, rows: int, n_classes: int) -> FloatArray:
-    """The same class with probability 1 for every row (rows, classes)."""
     return np.tile(np.eye(n_classes)[k], (rows, 1))
 
 
@@ -217,13 +216,7 @@ def _fit_shortcut(
 
 
 def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
-    """Level and bandwidth of each cycle: columns for a predictions or truth table.
-
-    Args:
-        table: Cycle table.
-        sampling_rate: The front end's, in Hz.
-        filter: Filter of the model's recordings; None for none.
-    """
+    """Level and bandwidth of each cycle: columns for a predictions or truth table."""
     waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
     waveforms.prepare()
     measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
@@ -238,12 +231,7 @@ def segment_length_s(table: Any) -> float:
 
 
 def middle_segments(table: Any, seconds: float) -> Any:
-    """Every cycle as the segment of one length around its middle, within its recording.
-
-    Args:
-        table: Cycle table; a recording is taken to end with its last cycle.
-        seconds: Length of the segments.
-    """
+    """Every cycle as the segment of one length around its middle, within its recording."""
     rows = table.with_format("arrow")[:].to_pylist()
     ends: dict[str, float] = {}
     for row in rows:
@@ -259,11 +247,6 @@ def middle_segments(table: Any, seconds: float) -> Any:
 def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Scores on segments of one length.
 
-    Args:
-        table: Predictions table of what `middle_segments` returned.
-        seconds: Length of the segments.
-        settings: How the table is read, as `decision_settings` gives it.
-
     Returns:
         {"seconds", "cycles", "values": {metric: value}} with the scores and the AUROC of every label.
     """
@@ -276,12 +259,6 @@ def length_groups(
     predictions: Predictions, n_groups: int = LENGTH_GROUPS, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, Any] | None:
     """AUROC of every label within groups of similar length.
-
-    Args:
-        predictions: What `read_predictions` returned; its table has `start_s` and `end_s`.
-        n_groups: Quantile groups; fewer where many cycles have the same length.
-        n_draws: Bootstrap draws of patients; 0 for no intervals.
-        seed: Seed of the draws.
 
     Returns:
         JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives": {label: n}, "values": {label:

@@ -101,9 +101,6 @@ def expected_calibration_error(probabilities: ArrayLike, truth: ArrayLike, n_bin
         truth: 0/1 (cycles,).
         n_bins: Equal-width bins, as in `reliability_bins`.
 
-    Returns:
-        A share of 1; nan without cycles.
-
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
     """
     used: list[Any] = [entry for entry in reliability_bins(probabilities, truth, n_bins) if entry["count"]]
@@ -148,9 +145,6 @@ def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
 
     Returns:
         T; 1.0 where only one class occurs, because nothing can be fitted.
-
-    Raises:
-        ValueError: Logits that are not finite or do not match the truth.
     """
     from scipy.optimize import minimize_scalar
 
@@ -183,9 +177,6 @@ def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float,
     Returns:
         (slope, intercept): the probability is sigmoid(slope * logit + intercept). (1, 0) where only one class occurs;
         a slope that is not positive means that the logits do not rise with the label.
-
-    Raises:
-        ValueError: Logits that are not finite or do not match the truth.
 
     Reference: Platt, Probabilistic Outputs for Support Vector Machines, 1999; Lin, Lin and Weng, A Note on Platt's
         Probabilistic Outputs, Machine Learning 2007.
@@ -237,9 +228,6 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
         JSON-ready {"thresholds", "model", "treat_all", "treat_none": lists (thresholds,), "prevalence", "cycles"};
         None for numbers that are undefined without cycles.
 
-    Raises:
-        ValueError: Shapes that do not match, a truth that is not 0 or 1, or values out of range.
-
     Reference: Vickers and Elkin, Decision curve analysis, Medical Decision Making 26 (2006).
     """
     p, y = _checked(probabilities, truth)
@@ -263,11 +251,6 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
 
 def decision_curves(predictions: Any, n_draws: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
     """The decision curve of every label that has both classes, with its interval.
-
-    Args:
-        predictions: What `read_predictions` returned.
-        n_draws: Bootstrap draws of patients; 0 for no intervals.
-        seed: Seed of the draws.
 
     Returns:
         {label: what `decision_curve` returns, and "intervals" (thresholds,) of [low, high] or None}.

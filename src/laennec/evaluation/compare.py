@@ -21,19 +21,12 @@ from laennec.evaluation.predictions import Predictions, statistics_of
 
 @dataclass(frozen=True)
 class RunFigures:
-    """The metrics of one run, as they are and in every draw of patients.
+    """The metrics of one run, as they are and in every draw of patients."""
 
-    Attributes:
-        values: {metric: value}.
-        draws: {metric: (draws,)}.
-        cycles: Ids of the scored cycles; runs are compared only over the same cycles.
-        n_patients: Number of patients.
-    """
-
-    values: dict[str, float]
-    draws: dict[str, FloatArray]
-    cycles: frozenset[str]
-    n_patients: int
+    values: dict[str, float]  # {metric: value}
+    draws: dict[str, FloatArray]  # {metric: (draws,)}
+    cycles: frozenset[str]  # ids of the scored cycles; runs are compared only over the same cycles
+    n_patients: int  # number of patients
 
 
 def pool_folds(folds: Sequence[Predictions]) -> Predictions:
@@ -41,9 +34,6 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
 
     Labels are ranked by calibrated log-odds, because raw logits of heads trained separately have no common scale.
     Decisions stay those of each fold.
-
-    Raises:
-        ValueError: A cycle is in two folds, or the folds have different labels.
     """
     first = folds[0]
     if len(folds) == 1:
@@ -64,14 +54,7 @@ def pool_folds(folds: Sequence[Predictions]) -> Predictions:
 
 
 def draw_figures(predictions: Predictions, figures: Sequence[str], n_draws: int = 1000, seed: int = 0) -> RunFigures:
-    """Draw patients for one run.
-
-    Args:
-        predictions: Predictions of the run; their table has `cycle_id`.
-        figures: Names of the metrics to keep, where the run has them.
-        n_draws: Draws of patients.
-        seed: Of the draws; equal seeds over equal patients give equal draws.
-    """
+    """Draw patients for one run."""
     statistics = statistics_of(predictions)
     once = statistics(np.ones((1, len(predictions.table))))
     drawn = bootstrap_values(predictions.table, statistics, n_draws, seed)
@@ -96,9 +79,6 @@ def compare_methods(
         {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm}}}; the
         last four are None for the baseline itself and where nothing is compared, intervals and p values also where
         there are too few patients for them.
-
-    Raises:
-        ValueError: Runs over different cycles, or a baseline that is not among the methods.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if unknown := set(baselines.values()) - set(methods):

@@ -62,13 +62,6 @@ def compare_runs(
         seed: Of the draws.
         out: Folder of compare.json, compare.png and compare.html.
         command: The literal command, for the record.
-
-    Returns:
-        The folder, the table as text, and the content of compare.json.
-
-    Raises:
-        InputError: Fewer than two runs, one that was not scored or whose files are damaged, runs that were not scored
-            on the same cycles, or that cannot be grouped.
     """
     if len(sources) < 2:
         raise InputError("a comparison needs two runs or more; give their folders, the baseline first")
@@ -101,7 +94,6 @@ def compare_runs(
 
 
 def _check_comparable(evaluations: Sequence[Evaluation]) -> None:
-    """Refuse evaluations of another corpus, split, cycles or truth than the first, and one given twice."""
     first, *others = evaluations
     truth, folders = _truth(first), [one.folder.resolve() for one in evaluations]
     for other in others:
@@ -149,7 +141,6 @@ def _truth(evaluation: Evaluation) -> dict[str, tuple[Any, ...]]:
 def _methods(
     sources: Sequence[str | Path], evaluations: Sequence[Evaluation], group: bool | None
 ) -> dict[str, list[int]]:
-    """Positions of the runs of each method, in the order given."""
     recipes = [str(evaluation.run.get("name")) for evaluation in evaluations]
     if group is None:
         group = 1 < len(set(recipes)) < len(recipes)
@@ -202,13 +193,11 @@ def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
 
 
 def _run_name(folder: Path) -> str:
-    """The run's folder, or that of an evaluation outside a run."""
     folder = folder.resolve()
     return folder.parent.name if folder.name.startswith("evaluation-") else folder.name
 
 
 def _baseline(sources: Sequence[str | Path], methods: Mapping[str, list[int]], baseline: str | None) -> str:
-    """The name of the method that the others are compared with."""
     wanted = str(sources[0]) if baseline is None else baseline
     if wanted in methods:
         return wanted
@@ -248,7 +237,6 @@ def _drawn(evaluation: Evaluation, figures: Sequence[str], draws: int, seed: int
 
 
 def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
-    """The entry of a run in compare.json."""
     run = evaluation.run
     return {
         "source": str(source),

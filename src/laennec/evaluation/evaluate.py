@@ -127,7 +127,6 @@ def _base_of_run(run: Path) -> str | None:
 
 
 def _refuse_other_front_end(folder: str | Path, config: LaennecConfig, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse a preprocessor_config.json other than the one of training."""
     rate, expected = config.sampling_rate, config.features_fingerprint
     remedy = "get the model's own preprocessor_config.json again, or export the run again"
     if rate is not None and rate != extractor.sampling_rate:
@@ -344,7 +343,6 @@ def predict_split(
 def _write(
     folder: Path, record: dict[str, Any], evaluation: dict[str, Any], tables: dict[str, Any], run_path: Path, run: Any
 ) -> None:
-    """Write the results, whole or not at all, and count the scoring in the run's own record."""
     with contextlib.ExitStack() as counted, atomic_folder(folder) as temporary:
         for name, table in tables.items():
             if table is not None:
@@ -372,11 +370,7 @@ def _geometry(embeddings: NDArray[np.float32], table: Any, column: str | None) -
 
 
 def settings_of_model(recipe: Recipe, run: Any, model: Any, extractor: Any, table: Any) -> None:
-    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are.
-
-    Raises:
-        InputError: No column of the table holds the truth of the model's labels.
-    """
+    """Set in a recipe how the model's recordings are filtered and, without a run, what its labels are."""
     settings = extractor.recording_filter
     recipe.features.filter_kind = settings["kind"] if settings else None
     if settings:

@@ -56,7 +56,6 @@ class IcbhiScore(evaluate.Metric):  # type: ignore[misc]
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float | None]:
-        """Score what was collected."""
         predicted, true = _class_ids(predictions), _class_ids(references)
         confusion = confusion_matrix(true, predicted, len(CLASSES))
         score, any_abnormal = icbhi_score(confusion), any_abnormal_score(confusion)

@@ -26,21 +26,13 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as it was written.
+    """An evaluation as it was written."""
 
-    Attributes:
-        folder: Its folder.
-        run: Its record (run.json): the run's own, with what was scored under "evaluated".
-        metrics: What `evaluate_predictions` returned, and geometry.
-        table: The predictions table.
-        predictions: The same as arrays, decided and calibrated as in the metrics.
-    """
-
-    folder: Path
-    run: dict[str, Any]
-    metrics: dict[str, Any]
-    table: Any
-    predictions: Predictions
+    folder: Path  # its folder
+    run: dict[str, Any]  # its record (run.json): the run's own, with what was scored under "evaluated"
+    metrics: dict[str, Any]  # what `evaluate_predictions` returned, and geometry
+    table: Any  # the predictions table
+    predictions: Predictions  # the same as arrays, decided and calibrated as in the metrics
 
     @property
     def split(self) -> str:
@@ -54,15 +46,7 @@ class Evaluation:
 
 
 def evaluation_folder(source: str | Path, split: str | None = None) -> Path:
-    """The folder of an evaluation.
-
-    Args:
-        source: A run's folder, or the evaluation's own.
-        split: The split; None where there is only one.
-
-    Raises:
-        InputError: No such folder, no evaluation there, or several and no split named.
-    """
+    """The folder of an evaluation."""
     source = Path(source)
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the folder of a run, or of an evaluation")
@@ -86,16 +70,11 @@ def evaluation_folder(source: str | Path, split: str | None = None) -> Path:
 
 
 def _scored_splits(source: Path) -> list[str]:
-    """The scored splits of a run."""
     return sorted(path.parent.name.removeprefix(_PREFIX) for path in source.glob(f"{_PREFIX}*/metrics.json"))
 
 
 def common_split(sources: Sequence[str | Path]) -> str | None:
-    """The one split that all of several runs were scored on; None where there is none.
-
-    Raises:
-        InputError: Several splits in common.
-    """
+    """The one split that all of several runs were scored on; None where there is none."""
     scored = []
     for source in map(Path, sources):
         if (source / "metrics.json").exists():
@@ -110,11 +89,7 @@ def common_split(sources: Sequence[str | Path]) -> str | None:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """Read an evaluation, and check that its files belong together.
-
-    Raises:
-        InputError: A file is missing, damaged or of another evaluation.
-    """
+    """Read an evaluation, and check that its files belong together."""
     folder = Path(folder)
     run, metrics = read_record(folder / "run.json"), read_record(folder / "metrics.json")
     absent = [name for name in _METRICS if name not in metrics]

@@ -32,10 +32,6 @@ METADATA = (
 def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dict[str, Any]]:
     """The most confident wrong predictions: false alarms and misses of each label, or wrong classes.
 
-    Args:
-        predictions: What `read_predictions` returned; a table without `cycle_id` has no named errors.
-        per_kind: Largest number of each kind.
-
     Returns:
         [{"kind": "false alarm" | "missed" | "wrong class", "label", "cycle_id", "truth", "answer", "probability"}]:
         truth and answer (the prediction) are class names (label names where there are no classes), the probability is
@@ -71,10 +67,6 @@ def _label_errors(predictions: Predictions) -> Iterator[tuple[int, str, Any, Any
 
 def worst_errors(predictions: Predictions, per_group: int = PER_GROUP) -> list[dict[str, Any]]:
     """The worst misses and false alarms of each label, or of all labels in one list where there are many.
-
-    Args:
-        predictions: What `read_predictions` returned.
-        per_group: Largest number of cycles in a list.
 
     Returns:
         Lists that are not empty: {"title", "label", "kind": "missed" | "false alarm" | "wrong", "errors" (their total

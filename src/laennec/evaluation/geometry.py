@@ -34,9 +34,6 @@ def class_distances(
     Returns:
         {"classes": names, "mean": (n, n), "cv": (n, n) = standard deviation / mean, "pairs": (n, n) unordered pairs},
         where the diagonal is over pairs within one class. None where there is no pair, or where the mean distance is 0.
-
-    Raises:
-        ValueError: Shapes that do not match, non-finite embeddings, or a label without a class name.
     """
     rows = np.asarray(embeddings, dtype=float)
     given = np.asarray(labels)
@@ -68,9 +65,6 @@ def four_properties(geometry: Mapping[str, Any]) -> dict[str, dict[str, float | 
 
     Clustering and separation are the mean of d over pairs of the same and of different classes, equidistance its
     coefficient of variation. Both follow exactly from the stored moments of the pairs of classes.
-
-    Args:
-        geometry: What `class_distances` returned.
 
     Returns:
         {"intra", "inter": {"mean", "sd", "variance", "cv", "pairs" (unordered)}}; None where there is no pair, and
@@ -144,9 +138,6 @@ def embedding_map(
 
     Returns:
         Rows of `embeddings` on the map (points,), and their positions (points, 2) in 0..1; None for too few cycles.
-
-    Raises:
-        ValueError: Shapes that do not match, or embeddings that are not finite.
 
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR 9 (2008).
     """

@@ -44,12 +44,6 @@ def four_class(crackle: ArrayLike, wheeze: ArrayLike) -> IntArray:
     Args:
         crackle: 0/1 or bool, any shape.
         wheeze: 0/1 or bool, the same shape.
-
-    Returns:
-        Class ids in the order of `CLASSES`, the same shape.
-
-    Raises:
-        ValueError: A value other than 0 and 1, or two different shapes.
     """
     bits = [np.asarray(values) for values in (crackle, wheeze)]
     if bits[0].shape != bits[1].shape:
@@ -66,9 +60,6 @@ def confusion_matrix(true: ArrayLike, predicted: ArrayLike, n: int) -> IntArray:
         true: Class ids (cycles,), each in 0..n-1.
         predicted: Class ids (cycles,).
         n: Number of classes.
-
-    Raises:
-        ValueError: Different lengths, or an id outside 0..n-1.
     """
     rows, columns = np.asarray(true, dtype=np.int64).ravel(), np.asarray(predicted, dtype=np.int64).ravel()
     if rows.shape != columns.shape:
@@ -141,9 +132,6 @@ def icbhi_score(confusion: ArrayLike) -> dict[str, float]:
 def any_abnormal_score(confusion: ArrayLike) -> dict[str, float]:
     """The "two-class" score: an abnormal cycle is found whatever abnormal class is predicted. Not an ICBHI Score.
 
-    Args:
-        confusion: Counts (n, n), rows are the truth, normal first.
-
     Returns:
         {"Sp", "Se", "Score"} in percent.
     """
@@ -153,9 +141,6 @@ def any_abnormal_score(confusion: ArrayLike) -> dict[str, float]:
 
 def macro_one_vs_rest(confusion: ArrayLike) -> dict[str, float]:
     """Mean over classes of one-vs-rest sensitivity and specificity. Not the ICBHI Score, though often printed as such.
-
-    Args:
-        confusion: Counts (n, n), rows are the truth.
 
     Returns:
         {"Se", "Sp", "Score"} in percent, averaged over the classes for which they are defined.
@@ -178,10 +163,6 @@ def harmonic(se: ArrayLike, sp: ArrayLike) -> FloatArray:
 
 def sprsound_score(se: float, sp: float) -> dict[str, float]:
     """The score of the SPRSound challenges, in the unit of its inputs.
-
-    Args:
-        se: Share of adventitious items predicted as their exact class.
-        sp: Share of Normal items predicted Normal.
 
     Returns:
         {"AS", "HS", "Score"}: arithmetic mean, harmonic mean, and the mean of the two.

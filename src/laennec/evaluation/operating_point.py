@@ -77,9 +77,6 @@ def fit_thresholds_on_validation(
 
     Returns:
         {name: threshold}; a cycle has the label where logit > threshold. 0.0 for a label with one class only.
-
-    Raises:
-        ValueError: An unknown rule, shapes that do not match, or "icbhi" for other labels.
     """
     values, labels = np.asarray(logits, dtype=float), np.asarray(truth, dtype=np.int64)
     if values.ndim != 2 or values.shape != labels.shape or values.shape[1] != len(names):
@@ -173,10 +170,6 @@ def fit_on_validation(
         {"calibration", "thresholds" in logits, "temperatures", "intercepts", "threshold_probabilities" (calibrated),
         "rule", "sensitivity", "ece_before", "ece_after", "brier_before", "brier_after", "notes": one line for each
         label that was left unfitted, "fitted_on": {"split", "cycles", "patients"}}; fitted numbers and errors by label.
-
-    Raises:
-        InputError: The table is a test table, or has no labelled row.
-        ValueError: An unknown rule or calibration.
     """
     names = list(label_names)
     if calibration not in get_args(Calibration):
@@ -226,10 +219,6 @@ def fit_classes_on_validation(
     Returns:
         As `fit_on_validation`; every class has the same temperature, there is no threshold, and the errors are of the
         predicted class (ECE) and of all classes (Brier).
-
-    Raises:
-        InputError: The table is a test table, or has no labelled row.
-        ValueError: Another calibration: a shift of each class would change the predictions.
     """
     names = list(class_names)
     if calibration not in ("none", "temperature"):
@@ -349,12 +338,7 @@ def own_operating_point(config: Any) -> dict[str, Any] | None:
 
 
 def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
-    """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`.
-
-    Args:
-        config: The model's configuration.
-        spans: What the rows are, as in `LaennecConfig.per_label`.
-    """
+    """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`."""
     point = config.operating_points.get(spans, {})
     return {
         "problem_type": "multi_label" if config.is_multi_label else "single_label",

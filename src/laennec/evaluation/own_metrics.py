@@ -29,17 +29,11 @@ recording_id, patient_id, device, ..., `logit_<output>`, and the truth) and, for
 
 @dataclass(frozen=True)
 class OwnMetrics:
-    """Own metrics with the names that they return.
+    """Own metrics with the names that they return."""
 
-    Attributes:
-        functions: The metrics.
-        names: What they return, in order.
-        table: What they are called with.
-    """
-
-    functions: tuple[Metric, ...]
-    names: tuple[str, ...]
-    table: pd.DataFrame
+    functions: tuple[Metric, ...]  # the metrics
+    names: tuple[str, ...]  # what they return, in order
+    table: pd.DataFrame  # what they are called with
 
     def subset(self, rows: Any) -> "OwnMetrics":
         """The same metrics on some of the rows, given as a mask (cycles,)."""
@@ -75,15 +69,7 @@ def _resampled(table: pd.DataFrame, counts: Any) -> pd.DataFrame:
 
 
 def load_metrics(given: Sequence[Metric | str], where: str = "metrics") -> tuple[Metric, ...]:
-    """Metrics given as functions or by their dotted names.
-
-    Args:
-        given: Functions, or "package.module:function".
-        where: What named them, for errors.
-
-    Raises:
-        InputError: A name that cannot be imported, or an object that cannot be called.
-    """
+    """Metrics given as functions or by their dotted names."""
     found = []
     for item in given:
         metric = load_object(item, where) if isinstance(item, str) else item
@@ -108,16 +94,7 @@ def metric_table(predictions: Any) -> pd.DataFrame:
 
 
 def bind_metrics(metrics: Sequence[Metric | str], predictions: Any, taken: Sequence[str]) -> OwnMetrics:
-    """Call every metric once on all rows and note the names that it returns.
-
-    Args:
-        metrics: Functions, or their dotted names.
-        predictions: What `read_predictions` read.
-        taken: Names of the built-in figures.
-
-    Raises:
-        InputError: A metric fails, returns other than {name: number}, or a name that is taken.
-    """
+    """Call every metric once on all rows and note the names that it returns."""
     names: list[str] = []
     functions, table = load_metrics(metrics), metric_table(predictions)
     for function in functions:

@@ -54,11 +54,7 @@ def figure_png(figure: Figure) -> bytes:
 
 
 def save_picture(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, whole or not at all.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write a figure as PNG, whole or not at all."""
     with atomic_write(path, "wb") as file:
         file.write(figure_png(figure))
     return Path(path)
@@ -133,12 +129,6 @@ def evaluation_plots(
     curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
     """Every plot that the evaluation has the numbers for.
-
-    Args:
-        evaluation: What `evaluate_predictions` returned.
-        predictions: The predictions it was computed on; None leaves out the curves.
-        lengths: What `length_groups` returned.
-        curves: What `decision_curves` returned.
 
     Returns:
         Those available of "confusion", "roc", "precision_recall", "reliability" and "subgroups", and for the first,
@@ -281,14 +271,7 @@ def reliability_plot(calibration: Mapping[str, Any], classes_only: bool = False)
 
 
 def decision_plot(name: str, curve: Mapping[str, Any], k: int = 0, in_use: float | None = None) -> Figure:
-    """Net benefit of one label over the threshold probability.
-
-    Args:
-        name: The label.
-        curve: Its entry in what `decision_curves` returned.
-        k: Its position among the labels, for its colour.
-        in_use: The threshold probability of the model.
-    """
+    """Net benefit of one label over the threshold probability."""
     figure, (axes,) = styled_figure(4.7, 4.4, 1)
     t, colour = curve["thresholds"], label_colour(name, k)
     known = [(x, *pair) for x, pair in zip(t, curve.get("intervals") or [], strict=False) if pair]
@@ -310,14 +293,7 @@ def decision_plot(name: str, curve: Mapping[str, Any], k: int = 0, in_use: float
 
 
 def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float | None = None) -> Figure:
-    """AUROC of one label by length group with intervals, beside all cycles and the event-length baseline.
-
-    Args:
-        lengths: What `length_groups` returned.
-        name: The label.
-        k: Its position among the labels, for its colour.
-        alone: AUROC of the event length alone.
-    """
+    """AUROC of one label by length group with intervals, beside all cycles and the event-length baseline."""
     figure, (axes,) = styled_figure(4.7, 4.6, 1)
     colour, groups = label_colour(name, k), lengths["groups"]
     seen = [0.5]

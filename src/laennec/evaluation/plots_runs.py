@@ -128,13 +128,7 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
 
 
 def difference_plot(compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str]) -> Figure:
-    """Differences from the baseline with their intervals, a panel for each metric and a line for each method.
-
-    Args:
-        compared: What `compare_methods` returned.
-        baseline: The method that the others are compared with.
-        figures: Names of the metrics.
-    """
+    """Differences from the baseline with their intervals, a panel for each metric and a line for each method."""
     others = [method for method in compared if method != baseline]
     figure, all_axes = panels(len(figures), 4.7, 0.95 + 0.46 * len(others))
     for axes, name in zip(all_axes, figures, strict=True):

@@ -43,37 +43,21 @@ _HEADLINES = ("icbhi.Score", "sprsound.Score", "any_abnormal.Score", "accuracy",
 
 @dataclass(frozen=True)
 class Predictions:
-    """A predictions table as arrays: truth, predictions and probabilities.
+    """A predictions table as arrays: truth, predictions and probabilities."""
 
-    Attributes:
-        table: The scored rows (cycles), a DataFrame.
-        unlabelled: Number of rows left out because their truth is unknown.
-        class_names: Normal first; empty where the labels do not form classes.
-        true: Class ids (cycles,), or empty.
-        predicted: Class ids (cycles,), or empty.
-        label_names: Names of the binary labels.
-        truth: 0/1 (cycles, labels).
-        logits: Scores that rank each label (cycles, labels).
-        decided: Predicted 0/1 (cycles, labels).
-        probabilities: Of each label, calibrated (cycles, labels).
-        thresholds: In logits (labels,); None where an argmax decides.
-        confidence: Probability of the predicted class (cycles,); None for multi-label predictions.
-        own: The user's own metrics; None for none.
-    """
-
-    table: Any
-    unlabelled: int
-    class_names: tuple[str, ...]
-    true: IntArray
-    predicted: IntArray
-    label_names: tuple[str, ...]
-    truth: IntArray
-    logits: FloatArray
-    decided: IntArray
-    probabilities: FloatArray
-    thresholds: FloatArray | None
-    confidence: FloatArray | None
-    own: OwnMetrics | None = None
+    table: Any  # the scored rows (cycles), a DataFrame
+    unlabelled: int  # number of rows left out because their truth is unknown
+    class_names: tuple[str, ...]  # normal first; empty where the labels do not form classes
+    true: IntArray  # class ids (cycles,), or empty
+    predicted: IntArray  # class ids (cycles,), or empty
+    label_names: tuple[str, ...]  # names of the binary labels
+    truth: IntArray  # 0/1 (cycles, labels)
+    logits: FloatArray  # scores that rank each label (cycles, labels)
+    decided: IntArray  # predicted 0/1 (cycles, labels)
+    probabilities: FloatArray  # of each label, calibrated (cycles, labels)
+    thresholds: FloatArray | None  # in logits (labels,); None where an argmax decides
+    confidence: FloatArray | None  # probability of the predicted class (cycles,); None for multi-label predictions
+    own: OwnMetrics | None = None  # the user's own metrics; None for none
 
     def subset(self, rows: Any) -> "Predictions":
         """The same for some of the rows, given as a mask (cycles,)."""
@@ -115,10 +99,6 @@ def read_predictions(
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: Added to it afterwards, by name; 0 where absent.
         metrics: Own metrics (functions or dotted names), evaluated with the built-in ones; see `own_metrics.Metric`.
-
-    Raises:
-        InputError: A missing column, a logit that is not finite, an unknown label, or no labelled row at all.
-        ValueError: An unknown problem type.
     """
     names = [str(name) for name in label_names]
     if problem_type not in ("multi_label", "single_label"):
@@ -153,11 +133,7 @@ def read_predictions(
 
 
 def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:
-    """A predictions table with the thresholds and the calibration that an evaluation used.
-
-    Raises:
-        InputError: See `read_predictions`.
-    """
+    """A predictions table with the thresholds and the calibration that an evaluation used."""
     return read_predictions(
         table,
         problem_type=evaluation["problem_type"],
@@ -169,7 +145,6 @@ def read_evaluated(table: Any, evaluation: Mapping[str, Any]) -> Predictions:
 
 
 def _numbers(table: Any, column: str) -> FloatArray:
-    """A column as numbers (rows,), NaN where missing."""
     try:
         return np.asarray(table[column].to_numpy(dtype=float, na_value=np.nan))
     except (TypeError, ValueError, OverflowError) as error:
@@ -177,7 +152,6 @@ def _numbers(table: Any, column: str) -> FloatArray:
 
 
 def _flags(table: Any, names: list[str]) -> IntArray:
-    """Binary columns as 0 and 1 (rows, names)."""
     truth = np.column_stack([_numbers(table, name) for name in names])
     if not np.isin(truth, (0, 1)).all():
         raise InputError(f"predictions table: the truth in {', '.join(names)} must be 0 or 1")
@@ -185,7 +159,6 @@ def _flags(table: Any, names: list[str]) -> IntArray:
 
 
 def _truth_columns(table: Any, problem_type: ProblemType, names: list[str]) -> list[str]:
-    """The columns that hold the truth."""
     wanted = names if problem_type == "multi_label" else ["label"]
     if problem_type == "single_label" and "label" not in table.columns and set(names) == set(CLASSES):
         wanted = ["crackle", "wheeze"]
@@ -197,12 +170,7 @@ def _truth_columns(table: Any, problem_type: ProblemType, names: list[str]) -> l
 
 
 def _read_labels(
-    table: Any,
-    unlabelled: int,
-    names: list[str],
-    logits: FloatArray,
-    thresholds: Thresholds,
-    probabilities: FloatArray,
+    table: Any, unlabelled: int, names: list[str], logits: FloatArray, thresholds: Thresholds, probabilities: FloatArray
 ) -> Predictions:
     """Binary labels; crackle and wheeze form the four classes."""
     truth = _flags(table, names)
@@ -331,20 +299,7 @@ def point_values(predictions: Predictions) -> dict[str, float | None]:
 def predictions_metrics(
     table: Any, *, problem_type: ProblemType, label_names: Sequence[str], thresholds: Thresholds = None
 ) -> dict[str, Any]:
-    """Score a predictions table: every named score, the confusion, per-label metrics and calibration.
-
-    Args:
-        table: The predictions table; see `read_predictions`.
-        problem_type: "multi_label" or "single_label".
-        label_names: Names of the outputs.
-        thresholds: In logits, chosen on validation; None is 0 (probability 0.5).
-
-    Returns:
-        What `describe` returns.
-
-    Raises:
-        InputError: See `read_predictions`.
-    """
+    """Score a predictions table: every named score, the confusion, per-label metrics and calibration."""
     predictions = read_predictions(table, problem_type=problem_type, label_names=label_names, thresholds=thresholds)
     return describe(predictions, problem_type, label_names)
 
@@ -403,7 +358,6 @@ def _nested_scores(values: Mapping[str, float | None], confusion: IntArray | Non
 
 
 def _counts(predictions: Predictions) -> dict[str, Any]:
-    """Numbers of cycles, patients, recordings, and of cycles by class and label."""
     table, classes, labels = predictions.table, predictions.class_names, predictions.label_names
     by_class: Any = np.bincount(predictions.true, minlength=len(classes)) if classes else []
     return {

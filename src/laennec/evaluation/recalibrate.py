@@ -72,9 +72,6 @@ def recalibrate(
     Returns:
         The fitted operating points of "events" and, where there are any, of "windows" and "recordings", as in the run
         record's `operating_points` and `window_points`.
-
-    Raises:
-        InputError: No finished run with validation predictions, or settings that its head cannot have.
     """
     folder = Path(run)
     record, config = read_run(folder / "run.json"), _model_config(folder)
@@ -108,11 +105,7 @@ def recalibrate(
 
 
 def predict_validation_windows(folder: Path, record: dict[str, Any], data_dir: str | None) -> tuple[float, float]:
-    """Predict the validation windows of a run, store them in its folder, and return their length and hop.
-
-    Raises:
-        InputError: The corpus is not that of the run, or its recordings are shared between splits.
-    """
+    """Predict the validation windows of a run, store them in its folder, and return their length and hop."""
     from laennec.audio.cycles import window_lengths
     from laennec.corpora import provenance
     from laennec.evaluation.evaluate import check_split, load_model, recipe_of
@@ -173,11 +166,7 @@ def _model_config(folder: Path) -> dict[str, Any]:
 
 
 def read_validation(path: Path) -> pd.DataFrame:
-    """A run's stored validation predictions.
-
-    Raises:
-        InputError: The file is missing or damaged.
-    """
+    """A run's stored validation predictions."""
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -187,12 +176,7 @@ def read_validation(path: Path) -> pd.DataFrame:
 
 
 def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
-    """A fitted operating point as text, one line per label.
-
-    Args:
-        fitted: What `fit_operating_point` returned.
-        spans: What it was fitted on: "events", "windows" or "recordings".
-    """
+    """A fitted operating point as text, one line per label."""
     on = fitted["fitted_on"]
     rule = fitted["rule"] or "none (probability 0.5)"
     if fitted.get("sensitivity") is not None:
@@ -230,9 +214,6 @@ def resolve_smoothing(
 
     Returns:
         None where nothing is to be smoothed.
-
-    Raises:
-        InputError: "auto" without a run's validation predictions, or an invalid value.
     """
     wanted = parse_smoothing(wanted)
     if wanted is None:
@@ -270,18 +251,8 @@ def smooth_model(
 ) -> tuple[float, str | None]:
     """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
 
-    Args:
-        wanted: See `resolve_smoothing`.
-        source: The folder of the run or model.
-        model: The model, changed in place.
-        neighbours: See `resolve_smoothing`.
-        spans: See `resolve_smoothing`.
-
     Returns:
         The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
-
-    Raises:
-        InputError: As `resolve_smoothing`.
     """
     smoothing = resolve_smoothing(wanted, source, model, neighbours, spans)
     if smoothing is None:

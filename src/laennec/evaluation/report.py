@@ -59,20 +59,7 @@ class Report:
 
 
 def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None) -> Path:
-    """Write report.html and its pictures.
-
-    Args:
-        folder: Gets report.html and pictures/*.png.
-        run: The run record (run.json); anything in it may be missing.
-        evaluation: What `evaluate_predictions` returned; with what `class_distances` returned under "geometry".
-        table: The predictions table (DataFrame), for the curves; None leaves them out.
-
-    Returns:
-        The path of report.html.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
+    """Write report.html and its pictures."""
     folder = Path(folder)
     page, pictures = make_page(run, evaluation, table)
     for name, content in pictures.items():
@@ -86,14 +73,7 @@ def write_report(folder: str | Path, run: Mapping[str, Any], evaluation: Mapping
 def make_page(
     run: Mapping[str, Any], evaluation: Mapping[str, Any], table: Any = None, extras: Extras | None = None
 ) -> tuple[str, dict[str, bytes]]:
-    """The page as text, and its pictures as PNG by name.
-
-    Args:
-        run: The run record.
-        evaluation: What `evaluate_predictions` returned.
-        table: The predictions table (DataFrame); None leaves out what needs it.
-        extras: What needed the model and the recordings.
-    """
+    """The page as text, and its pictures as PNG by name."""
     predictions = None if table is None else read_evaluated(table, evaluation)
     lengths: dict[str, Any] | None = None
     curves: dict[str, Any] = {}
@@ -166,13 +146,6 @@ def report(
         corpus: Location of the corpus ("data_dir", "tables_dir", "allow_missing"), if not that of the run.
         audio: Whether sounds are embedded; they are recordings of patients, and their licence may forbid it.
         points: Largest number of points of the map.
-
-    Returns:
-        The path of the page, and what is missing in it.
-
-    Raises:
-        InputError: There is no evaluation, its files do not belong together, or a corpus or model that was named is
-            not the one that was scored.
     """
     folder = evaluation_folder(source, split)
     evaluation = read_evaluation(folder)
@@ -246,7 +219,6 @@ def _scored_table(evaluation: Evaluation, given: Mapping[str, Any]) -> tuple[Any
 
 
 def _rows_of(predictions: Predictions, cycle_ids: Any) -> list[int]:
-    """The row of each predicted cycle in a table."""
     rows = {str(name): row for row, name in enumerate(cycle_ids)}
     names = list(map(str, predictions.table.get("cycle_id", ())))
     absent = [name for name in names if name not in rows]

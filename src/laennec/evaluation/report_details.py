@@ -3,8 +3,8 @@
 Decisions: a point of the map has the shape of its true class and is open where the prediction is wrong; its colour is
 that of the property that the reader chooses, so nothing depends on colour alone. Colours are for the eight most
 frequent values; the others are grey. For a page a cycle is resampled to 8 kHz, raised to a common peak level (by a
-stated gain) and written as 16-bit WAV. Its spectrogram has fixed settings, not the model's features, so that two pages
-can be compared. The page states which recordings it contains, because passing it on passes them on.
+stated gain) and written as 16-bit WAV. Its spectrogram has fixed settings, not the model's features, so that two
+pages can be compared. The page states which recordings it contains, because passing it on passes them on.
 """
 
 import base64
@@ -17,12 +17,9 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import soundfile
-import torch
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from laennec.audio.filterbanks import log_mel
-from laennec.audio.presets import FrontEnd
 from laennec.corpora import CycleWaveforms
 from laennec.evaluation.failures import METADATA, predicted_text, true_text, worst_errors
 from laennec.evaluation.metrics import CLASSES
@@ -38,43 +35,28 @@ MOST_SECONDS = 12.0
 MOST_BYTES = 9_000_000  # of sounds in a page, as they are embedded
 _PEAK_DB = -3.0
 _MOST_GAIN_DB = 60.0
-_RANGE_DB = 65.0
-_MOST_FRAMES = 700
-_TICKS_HZ = {0: "0 Hz", 250: "250 Hz", 500: "500 Hz", 1000: "1 kHz", 2000: "2 kHz", 4000: "4 kHz"}
+_TICKS_HZ = {0: "0 Hz", 500: "500 Hz", 1000: "1 kHz", 1500: "1.5 kHz", 2000: "2 kHz"}
 
 
 @dataclass(frozen=True)
 class Sound:
-    """Spectrogram and sound of a cycle.
+    """Spectrogram and sound of a cycle."""
 
-    Attributes:
-        picture: Its mel spectrogram as a data URI.
-        seconds: Length of the spectrogram and of the sound.
-        whole: Whether that is the whole cycle.
-        audio: The sound as a data URI; None where it is left out.
-        gain_db: Gain of the playback.
-    """
-
-    picture: str
-    seconds: float
-    whole: bool
-    audio: str | None = None
-    gain_db: float = 0.0
+    picture: str  # its spectrogram as a data URI
+    seconds: float  # length of the spectrogram and of the sound
+    whole: bool  # whether that is the whole cycle
+    audio: str | None = None  # the sound as a data URI; None where it is left out
+    gain_db: float = 0.0  # gain of the playback
 
 
 @dataclass(frozen=True)
 class Extras:
-    """Parts of a report that need the model and the recordings.
+    """Parts of a report that need the model and the recordings."""
 
-    Attributes:
-        places: Rows of the predictions on the map (points,) and their positions (points, 2) in 0..1; None for no map.
-        sounds: Sounds by row of the predictions.
-        missing: What could not be made, and how to get it.
-    """
-
+    # rows of the predictions on the map (points,) and their positions (points, 2) in 0..1; None for no map
     places: tuple[Any, Any] | None = None
-    sounds: Mapping[int, Sound] = field(default_factory=dict)
-    missing: Sequence[str] = ()
+    sounds: Mapping[int, Sound] = field(default_factory=dict)  # sounds by row of the predictions
+    missing: Sequence[str] = ()  # what could not be made, and how to get it
 
 
 def map_section(
@@ -174,7 +156,7 @@ def errors_section(
         "corpus": (run.get("corpus") or {}).get("name") or "the corpus",
         "silenced": bool(sounds) and not played,
         "missing": _missing(extras, "sounds and spectrograms", run) if groups and not sounds else [],
-        "ticks": mel_ticks(),
+        "ticks": frequency_ticks(),
     }
 
 
@@ -203,7 +185,6 @@ def _about(row: Mapping[str, Any]) -> str:
 
 
 def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[str]:
-    """Why something is not in the page, and how to get it."""
     if extras is not None and extras.missing:
         return list(extras.missing)
     split = (run.get("evaluated") or {}).get("split")
@@ -212,20 +193,7 @@ def _missing(extras: Extras | None, what: str, run: Mapping[str, Any]) -> list[s
 
 
 def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -> dict[int, Sound]:
-    """Sounds and spectrograms of some cycles.
-
-    Args:
-        table: A cycle table (datasets.Dataset) with recordings.
-        rows: {key of the cycle (its row in the predictions): its row in the table}; where the sounds exceed
-            `MOST_BYTES`, the last cycles have a spectrogram only.
-        with_audio: Whether sounds are embedded beside the spectrograms.
-
-    Returns:
-        {key: sound}.
-
-    Raises:
-        InputError: A recording is missing or cannot be read.
-    """
+    """Sounds and spectrograms of some cycles."""
     waveforms = CycleWaveforms(table.select(list(rows.values())), RATE_HZ)
     waveforms.prepare()
     found, bytes_used = {}, 0
@@ -235,7 +203,7 @@ def cycle_sounds(table: Any, rows: Mapping[int, int], with_audio: bool = True) -
         audio = _wav_uri(part * 10 ** (gain_db / 20)) if with_audio else None
         bytes_used += len(audio or "")
         found[key] = Sound(
-            picture=mel_uri(part),
+            picture=spectrogram_uri(part),
             seconds=len(part) / RATE_HZ,
             whole=len(part) == len(waveform),
             audio=audio if bytes_used <= MOST_BYTES else None,
@@ -256,33 +224,21 @@ def _wav_uri(waveform: NDArray[np.float32]) -> str:
     return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def mel_uri(waveform: NDArray[np.float32]) -> str:
-    """The log-mel spectrogram of a waveform as a PNG data URI, low frequencies at the bottom, 65 dB of range."""
-    front = FrontEnd(
-        sampling_rate=RATE_HZ,
-        num_mel_bins=64,
-        window="hann_periodic",
-        window_samples=256,
-        hop_samples=max(40, len(waveform) // _MOST_FRAMES),
-        fft_samples=1024,
-        pre_emphasis=0.0,
-        remove_frame_mean=False,
-        low_hz=0.0,
-        high_hz=RATE_HZ / 2,
-        log_floor=1e-12,
-    )
+def spectrogram_uri(waveform: NDArray[np.float32]) -> str:
+    """The spectrogram of a waveform as a PNG data URI, low frequencies at the bottom."""
+    from laennec.inference.picture import RANGE_DB, Spectrogram
+
+    spectrogram = Spectrogram(frame_s=0.032, overlap=4, most_columns=700)
     # mirrored at the ends: a sudden silence would look like a click
-    filled = np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant")
-    filled = np.pad(filled, (0, max(0, front.min_samples - len(filled))))
-    values, _ = log_mel(torch.from_numpy(filled)[None], torch.tensor([len(filled)]), front)
-    decibels = values[0].numpy().T * (10 / np.log(10))
-    top = float(decibels.max())
+    spectrogram.extend(np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant"), RATE_HZ)
     buffer, unsigned = io.BytesIO(), {"Software": cast(str, None)}  # no version in the file
-    imsave(buffer, decibels, cmap="magma", vmin=top - _RANGE_DB, vmax=top, origin="lower", metadata=unsigned)
+    level = spectrogram.level_db()
+    imsave(buffer, level, cmap="magma", vmin=-RANGE_DB, vmax=0, origin="lower", metadata=unsigned)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def mel_ticks() -> list[tuple[str, float]]:
-    """Frequencies beside a spectrogram: (text, percent of the height from below), on Kaldi's mel scale."""
-    top = np.log1p(RATE_HZ / 2 / 700.0)
-    return [(text, round(100 * float(np.log1p(hz / 700.0) / top), 1)) for hz, text in _TICKS_HZ.items()]
+def frequency_ticks() -> list[tuple[str, float]]:
+    """Frequencies beside a spectrogram: (text, percent of the height from below)."""
+    from laennec.inference.picture import TOP_HZ
+
+    return [(text, 100 * hz / TOP_HZ) for hz, text in _TICKS_HZ.items()]

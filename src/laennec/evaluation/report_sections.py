@@ -187,7 +187,7 @@ def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     areas = [f"{label}.roc_auc" for label in evaluation["label_names"]][:4]
-    extra = [figure for figure in ("sprsound.Score",) if figure in evaluation["values"] and figure != name]
+    extra = {figure for row in rows for figure in row["values"] if figure == "sprsound.Score"} - {name}
     others = [*extra, *areas]
     scale = 1.0 if is_percent(name) else 100.0
 
@@ -272,12 +272,7 @@ def window_sections(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Table | None:
-    """Net benefit of each label at the threshold in use, and its calibration error.
-
-    Args:
-        curves: What `decision_curves` returned.
-        evaluation: What `evaluate_predictions` returned.
-    """
+    """Net benefit of each label at the threshold in use, and its calibration error."""
     in_use, ece = thresholds_in_use(evaluation), evaluation["calibration"]["ece"]
     rows = []
     for name, curve in curves.items():

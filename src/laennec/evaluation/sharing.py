@@ -26,16 +26,7 @@ def embed_for_scoring(
     recipe: Recipe,
     windows: tuple[float, float] | None,
 ) -> None:
-    """Embed what scoring a split reads.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        splits: The corpus.
-        split: The split to score.
-        recipe: Target and filter.
-        windows: Length and hop of the windows that are scored too, in seconds; None for none.
-    """
+    """Embed what scoring a split reads."""
     from laennec.evaluation.evaluate import predict_split
 
     data = predict_split(model, extractor, splits[split], split, recipe)[2]
@@ -48,14 +39,7 @@ def embed_for_scoring(
 def helpers(
     jobs: int, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, *scored: Any
 ) -> AbstractContextManager[None]:
-    """Processes that embed beside this one, as long as the block lasts.
-
-    Args:
-        jobs: Number of processes, this one included.
-        model: The model.
-        extractor: Its front end.
-        *scored: The other arguments of `embed_for_scoring`.
-    """
+    """Processes that embed beside this one, as long as the block lasts."""
     return alongside(partial(_embed, PackedModel.of(model, extractor), scored) if jobs > 1 else print, jobs - 1)
 
 

@@ -25,26 +25,17 @@ NEIGHBOUR_RULE = "neighbour-mean"
 
 @dataclass
 class Smoothing:
-    """A strength with its origin.
+    """A strength with its origin."""
 
-    Attributes:
-        strength: 0 to 1.
-        chosen: What `choose_smoothing` returned; None where the strength was given.
-        fitted: What `fit_on_validation` returned for the smoothed validation predictions; None where the model's own
-            thresholds and temperatures are used.
-    """
-
-    strength: float
-    chosen: dict[str, Any] | None = None
+    strength: float  # 0 to 1
+    chosen: dict[str, Any] | None = None  # what `choose_smoothing` returned; None where the strength was given
+    # what `fit_on_validation` returned for the smoothed validation predictions; None where the model's own thresholds
+    # and temperatures are used
     fitted: dict[str, Any] | None = None
 
 
 def parse_smoothing(text: str | float | None) -> str | float | None:
-    """The value of `--smoothing`: "auto", a strength, or None for none.
-
-    Raises:
-        InputError: Another value.
-    """
+    """The value of `--smoothing`: "auto", a strength, or None for none."""
     if text in (None, "none", "auto"):
         return None if text == "none" else text
     try:
@@ -74,9 +65,6 @@ def smooth_logits(
 
     Returns:
         float64 (cycles, labels), in the given order.
-
-    Raises:
-        ValueError: A strength outside [0, 1], a negative number of neighbours, or lengths that do not match.
     """
     values = np.array(logits, dtype=float)
     if not 0 <= strength <= 1:
@@ -107,21 +95,7 @@ def _means(values: FloatArray, reach: int) -> FloatArray:
 
 
 def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, neighbours: int = 0) -> Any:
-    """A predictions table with smoothed logits.
-
-    Args:
-        table: DataFrame with `recording_id` and `logit_<name>` for each label name, and `start_s` for neighbours.
-        label_names: Names of the outputs.
-        strength: See `smooth_logits`.
-        neighbours: See `smooth_logits`.
-
-    Returns:
-        A new table: same rows, order and types, other logits.
-
-    Raises:
-        InputError: A column is missing.
-        ValueError: A strength outside [0, 1].
-    """
+    """A predictions table with smoothed logits."""
     columns = [f"logit_{name}" for name in label_names]
     needed = ("recording_id", *(["start_s"] if neighbours else []), *columns)
     if missing := [name for name in needed if name not in table.columns]:

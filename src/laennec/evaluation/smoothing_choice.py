@@ -25,19 +25,10 @@ def choose_smoothing(
 ) -> dict[str, Any]:
     """The strength with the best ranking of validation predictions.
 
-    Args:
-        validation: The predictions table of validation patients.
-        problem_type: "multi_label" or "single_label".
-        label_names: Names of the outputs.
-        neighbours: See `smooth_logits`.
-
     Returns:
         {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on": {"split", "cycles",
         "patients", "recordings"}}; values are the mean AUROC of the labels with both classes, None (and strength 0)
         where no label has both. Of equally good strengths the lowest is taken.
-
-    Raises:
-        InputError: The table is a test table, or lacks a column.
     """
     splits = refuse_test_split(validation, "choose the strength of smoothing")
 
@@ -97,15 +88,6 @@ def compare_smoothing(
 ) -> dict[str, Any]:
     """A predictions table scored without and with smoothing, and the difference over the same draws of patients.
 
-    Args:
-        table: The predictions table, not smoothed.
-        strength: See `smooth_logits`.
-        problem_type: "multi_label" or "single_label".
-        label_names: Names of the outputs.
-        thresholds: In logits, those without and those with smoothing; None is 0.
-        n_draws: Bootstrap draws of patients.
-        seed: Seed of the draws.
-
     Returns:
         {"rule", "strength", "level", "n_draws", "seed", "recordings", "lone_cycles", "figures": {name: {"without",
         "with", "difference": {"value", "interval"}}}}, where the difference is with minus without.
@@ -153,11 +135,7 @@ def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
 
 
 def format_smoothing(section: Mapping[str, Any]) -> str:
-    """Scores without and with smoothing and their differences, as plain text.
-
-    Args:
-        section: What `compare_smoothing` returned, with "chosen" (of `choose_smoothing`) where the strength was chosen.
-    """
+    """Scores without and with smoothing and their differences, as plain text."""
     strength, chosen = section["strength"], section.get("chosen")
     how = f"{strength:g}, as given"
     if chosen:

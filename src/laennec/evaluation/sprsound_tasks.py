@@ -66,10 +66,6 @@ def sprsound_task(task: str, truth: Sequence[str], predicted: Sequence[str]) -> 
         SE, SP, AS, HS, Score, balanced_accuracy (mean recall over all classes that occur, Poor Quality included) in
         percent, n and, for the recording tasks, poor_quality_recall, n_poor_quality and the convention in words.
         Undefined figures are None.
-
-    Raises:
-        InputError: A class name that the task does not have.
-        ValueError: An unknown task, or lists of different lengths.
     """
     if task not in SPRSOUND_TASKS:
         raise ValueError(f"no SPRSound task {task!r}; the tasks are {', '.join(SPRSOUND_TASKS)}")
@@ -112,9 +108,6 @@ def sprsound_total(scores: Mapping[str, float]) -> float:
 
     Args:
         scores: Score by task name ("1-1", "1-2", "2-1", "2-2"), all four.
-
-    Raises:
-        ValueError: A task is missing.
     """
     if missing := [task for task in _WEIGHTS if task not in scores]:
         raise ValueError(f"the SPRSound total needs all four tasks; missing {', '.join(missing)}")
@@ -125,15 +118,6 @@ def official_tasks(
     model: Any, extractor: Any, recipe: Recipe, split: str, predictions: pd.DataFrame, embeddings: Any, table: Any
 ) -> dict[str, pd.DataFrame]:
     """A model's predictions for the tasks whose classes it has.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        recipe: Location of the corpus, and the level at which it is scored.
-        split: The split.
-        predictions: Its predictions table.
-        embeddings: Of the same rows (rows, dim).
-        table: Their cycle table.
 
     Returns:
         {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality"; {} for
@@ -172,7 +156,6 @@ def _tasks_of_level(recipe: Recipe) -> tuple[bool, tuple[str, str]]:
 
 
 def _recordings(recipe: Recipe, split: str, table: Any) -> Any:
-    """The recordings of a split; those of the cycles' patients where the split was drawn."""
     of_records = recipe.model_copy(update={"corpus": recipe.corpus.model_copy(update={"level": "record"})})
     if split in ("train", "validation"):
         _, held_out = level_tables(of_records, "record", set(table["patient_id"]))
@@ -227,12 +210,6 @@ def tasks_by_flags(
 ) -> dict[str, pd.DataFrame]:
     """Task predictions from crackle and wheeze alone.
 
-    Args:
-        recipe: Corpus, and the level at which it is scored.
-        predictions: Predictions table with the logits of both.
-        thresholds: Logits above which they are predicted; 0 where absent.
-        table: Cycle table of the same rows.
-
     Returns:
         As `official_tasks`, of events or of recordings; {} for another corpus.
     """
@@ -249,11 +226,7 @@ def tasks_by_flags(
 
 
 def official_scores(tables: dict[str, pd.DataFrame]) -> dict[str, Any] | None:
-    """The official scores of every predicted task, and the total where all four were predicted.
-
-    Args:
-        tables: What `official_tasks` returned.
-    """
+    """The official scores of every predicted task, and the total where all four were predicted."""
     scores: dict[str, Any] = {}
     for task, table in tables.items():
         known = table[table["truth"].notna()]
@@ -287,15 +260,7 @@ def official_lines(scores: dict[str, Any] | None) -> list[str]:
 
 
 def write_submission(tables: dict[str, pd.DataFrame], folder: str | Path) -> Path:
-    """Write the challenge's submission files, task1_1.json to task2_2.json: {wav name: class}.
-
-    Args:
-        tables: What `official_tasks` returned.
-        folder: The folder to write.
-
-    Raises:
-        InputError: The model has none of the tasks, or the folder cannot be written.
-    """
+    """Write the challenge's submission files, task1_1.json to task2_2.json: {wav name: class}."""
     if not tables:
         raise InputError(
             "this model has none of the SPRSound tasks on this corpus; --submission needs --corpus sprsound"

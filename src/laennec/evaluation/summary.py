@@ -148,7 +148,6 @@ def evaluate_predictions(
 
 
 def _output_names(table: Any) -> list[str]:
-    """Names of the outputs of a predictions table, in the order of its `logit_<name>` columns."""
     names = [str(name).removeprefix("logit_") for name in table.columns if str(name).startswith("logit_")]
     if not names:
         raise InputError("predictions table: no column logit_<name>; write the logit of each label into one")
@@ -188,11 +187,6 @@ def age_band(age_years: float | None) -> str:
 
 def subgroup_tables(predictions: Predictions, n_draws: int = 1000, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Score every device, chest location, sex and age band.
-
-    Args:
-        predictions: What `read_predictions` returned; its table holds the metadata columns.
-        n_draws: Bootstrap draws of patients within each subgroup.
-        seed: Seed of the draws.
 
     Returns:
         {"device": rows, "chest_location": rows, "sex": rows, "age_band": rows}, each row {"value", "cycles",
@@ -335,7 +329,6 @@ def _baseline_warnings(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _baseline_text(row: dict[str, Any], figure: str) -> str:
-    """A baseline's name and value."""
     return f"\u201c{row['name']}\u201d ({figure_text(figure, row['values'][figure])})"
 
 
@@ -344,11 +337,7 @@ def _gain_text(figure: str, gain: Mapping[str, Any]) -> str:
 
 
 def format_summary(evaluation: dict[str, Any]) -> str:
-    """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings.
-
-    Args:
-        evaluation: What `evaluate_predictions` returned.
-    """
+    """The evaluation as plain text for a terminal: counts, metrics with intervals, baselines, definitions, warnings."""
     counts, draws, own = evaluation["counts"], evaluation["bootstrap"], own_names(evaluation)
     spans = f"{row_noun(evaluation)}s"
     lines = [f"{counts['cycles']} {spans} of {draws['patients']} patients"]
@@ -398,11 +387,7 @@ def _length_audit(evaluation: dict[str, Any]) -> list[str]:
 
 
 def digest(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an evaluation that the run record keeps, for the model card.
-
-    Args:
-        metrics: What `evaluate_predictions` returned, and what scoring added to it.
-    """
+    """The part of an evaluation that the run record keeps, for the model card."""
     kept = {name: metrics.get(name) for name in _DIGEST}
     names = card_figures(metrics)
     kept["calibration"] = {k: v for k, v in metrics["calibration"].items() if k != "bins"}

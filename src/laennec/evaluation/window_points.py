@@ -15,10 +15,6 @@ from laennec.evaluation.operating_point import FittingRule, fit_operating_point,
 def highest_logits(table: Any, label_names: Sequence[str]) -> Any:
     """One row a recording: any annotated label, and the highest logit of its windows.
 
-    Args:
-        table: Predictions table of windows; a label that is unknown for a window counts where it is known for others.
-        label_names: Names of binary labels.
-
     Returns:
         A predictions table; `start_s` and `end_s` are those of the recording, other columns those of its first window.
     """
@@ -33,19 +29,8 @@ def fit_windows(
 ) -> dict[str, dict[str, Any]]:
     """Fit the operating points of windows and of recordings on validation windows.
 
-    Args:
-        table: Predictions table of validation windows.
-        label_names: Names of the outputs.
-        multi_label: Whether the labels are binary; a single-label model has no operating point of recordings.
-        rule: As for `fit_operating_point`.
-        window_s: Length of the windows, in seconds.
-        hop_s: Time from the start of one window to that of the next, in seconds.
-
     Returns:
         {"windows": ..., "recordings": ...}, each as `fit_operating_point` returns it, with the lengths of the windows.
-
-    Raises:
-        InputError: The table is a test table, or has no annotated window.
     """
     platt = rule.calibration != "none" and multi_label
     how = FittingRule("platt" if platt else rule.calibration, rule.threshold_rule, rule.sensitivity)

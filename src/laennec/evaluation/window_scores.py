@@ -42,17 +42,7 @@ def scored_windows(
     lengths: tuple[float, float],
     draws: int,
 ) -> tuple[Any, dict[str, Any]]:
-    """The predictions table of the windows of a split, and their scores.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        splits: The corpus.
-        split: The split to score.
-        recipe: Target and filter.
-        lengths: Length and hop of the windows, in seconds.
-        draws: Bootstrap draws of patients.
-    """
+    """The predictions table of the windows of a split, and their scores."""
     config, rate, names = model.config, extractor.sampling_rate, model.config.label_names
 
     def truth(name: str, window_s: float, hop_s: float) -> Any:
@@ -71,13 +61,7 @@ def scored_windows(
 
 
 def score_windows(
-    table: Any,
-    seconds: Any,
-    config: Any,
-    train: Mapping[str, Any] | None = None,
-    *,
-    n_draws: int = 1000,
-    seed: int = 0,
+    table: Any, seconds: Any, config: Any, train: Mapping[str, Any] | None = None, *, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
     """Score the predictions of windows per window, per second and per recording.
 
@@ -281,7 +265,7 @@ def format_windows(section: Mapping[str, Any]) -> str:
     """The scores of windows, seconds and recordings as plain text."""
     lines = [
         f"as predicted: windows of {section['window_s']:g} s every {section['hop_s']:g} s; a label is true where "
-        f"{section['rule']}",
+        f"{section['rule']}"
     ]
     for unit in section["units"]:
         lines += ["", unit_title(section, unit)]

@@ -43,17 +43,11 @@ _HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.S)
 
 @dataclass(frozen=True)
 class Card:
-    """A rendered card.
+    """A rendered card."""
 
-    Attributes:
-        text: Content of README.md.
-        unanswered: Keys of the open questions, each with the checklist items that need the answer.
-        eval_results: Contents of `.eval_results/*.yaml` by file name.
-    """
-
-    text: str
-    unanswered: dict[str, list[str]]
-    eval_results: dict[str, str]
+    text: str  # content of README.md
+    unanswered: dict[str, list[str]]  # keys of the open questions, each with the checklist items that need the answer
+    eval_results: dict[str, str]  # contents of `.eval_results/*.yaml` by file name
 
 
 def write_card(run: str | Path, folder: str | Path, *, repo: str | None = None, license: str | None = None) -> Path:
@@ -100,9 +94,6 @@ def render_card(
         license: See `write_card`.
         form: Export format: "full", "head", "lora", "stock" or "onnx".
         answers: Settings of `CardSettings` that replace the recipe's.
-
-    Raises:
-        InputError: See `write_card`.
     """
     evidence = read_evidence(run)
     settings = card_settings(evidence.run, {**(answers or {}), **({"licence": license} if license else {})})
@@ -138,28 +129,13 @@ def render_card(
 
 
 def card_settings(run: Mapping[str, Any], answers: Mapping[str, Any] | None = None) -> CardSettings:
-    """Combine the author's answers: the recipe's, then those kept in the run record, then `answers`.
-
-    Raises:
-        InputError: A key is unknown or a value is wrong.
-    """
+    """Combine the author's answers: the recipe's, then those kept in the run record, then `answers`."""
     values = {**(run["config"].get("card") or {}), **(run.get("card") or {}), **(answers or {})}
     return Recipe.from_record({"card": dict(values)}, "model card").card
 
 
 def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
-    """Keep the answers of a YAML file in a run's record.
-
-    Args:
-        run: The run's folder.
-        file: A mapping of keys of `CardSettings` to texts.
-
-    Returns:
-        All answers that the record has now.
-
-    Raises:
-        InputError: The file cannot be read or has a wrong key or value, or there is no run record.
-    """
+    """Keep the answers of a YAML file in a run's record."""
     path = Path(run) / "run.json"
     record = read_record(path)
     try:
@@ -182,14 +158,7 @@ def record_answers(run: str | Path, file: str | Path) -> dict[str, Any]:
 
 
 def check_publishable(folder: str | Path) -> None:
-    """Raise unless the card in a folder has a licence and no open questions.
-
-    Args:
-        folder: Contains README.md.
-
-    Raises:
-        InputError: There is no card, its metadata are invalid or lack `license`, or questions are open.
-    """
+    """Raise unless the card in a folder has a licence and no open questions."""
     path = Path(folder) / FILE
     try:
         text = read_text(path)
@@ -230,12 +199,7 @@ def questions() -> dict[str, str]:
 
 
 def open_questions(answered: Collection[str], sections: Collection[str]) -> dict[str, list[str]]:
-    """The keys of open questions, each with the checklist items that need it ("TRIPOD+AI 17").
-
-    Args:
-        answered: Keys of the questions that have an answer.
-        sections: Anchors of the sections of the card.
-    """
+    """The keys of open questions, each with the checklist items that need it ("TRIPOD+AI 17")."""
     waiting: dict[str, list[str]] = {key: [] for key in questions() if key not in answered}
     for item in checklist()["items"]:
         for key in _missing(item, answered, sections):
@@ -279,7 +243,6 @@ def section_anchors() -> list[str]:
 
 
 def _sections(content: Mapping[str, Any]) -> list[str]:
-    """Anchors of the sections of this card."""
     parts = content["parts"]
     shown = {
         "results": bool(parts),
@@ -290,7 +253,6 @@ def _sections(content: Mapping[str, Any]) -> list[str]:
 
 
 def _export_form(folder: Path) -> str:
-    """The export format of the model in a folder."""
     if list(folder.glob("*.onnx")) and not (folder / "config.json").exists():
         return "onnx"
     if (folder / "adapter").is_dir():

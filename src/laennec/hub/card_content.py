@@ -14,18 +14,23 @@ from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
 from laennec.encoders import encoder_class
 from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
-from laennec.evaluation.report_sections import earlier_use, epochs_kept, seeds_of
+from laennec.evaluation.report_sections import (
+    baseline_table,
+    earlier_use,
+    epochs_kept,
+    seeds_of,
+    subgroup_sections,
+    window_sections,
+)
 from laennec.evaluation.summary import card_figures, figure_name, figure_text
-from laennec.evaluation.window_scores import unit_table, unit_title
 from laennec.hub.card_metadata import is_hub_id
 from laennec.hub.evidence import Evidence, citations_of, without_machine_paths
-from laennec.rendering import Markdown, code, escaped, fenced, plain
+from laennec.rendering import Markdown, code, escaped, fenced, plain, table
 from laennec.training.recipe import CardSettings
 
 _SHARED_PATIENTS = re.compile(r"^(\S+) and (\S+) share .*?(\d+) patients?\b")
 _MAX_SHARED = 0.1  # share of a part's patients in training or validation, above which there is no headline
 _MAX_CONFUSION = 8
-_GROUPINGS = {"device": "device", "chest_location": "chest location", "sex": "sex", "age_band": "age in years"}
 _TRAINABLE = {
     "full": "all layers",
     "frozen": "the head only (frozen encoder)",
@@ -35,12 +40,7 @@ _TRAINABLE = {
 
 
 def card_content(evidence: Evidence, settings: CardSettings) -> dict[str, Any]:
-    """Values of the card's template that depend on the record.
-
-    Args:
-        evidence: The run's record.
-        settings: The author's answers.
-    """
+    """Values of the card's template that depend on the record."""
     run = evidence.run
     facts, encoder = _corpus_facts(run), run["config"]["encoder"]
     origin = run["corpus"].get("provenance") or {}
@@ -89,7 +89,6 @@ def model_summary(evidence: Evidence) -> str:
 
 
 def _own_first(evidence: Evidence) -> list[dict[str, Any]]:
-    """The scored parts, those of the training corpus first."""
     own = evidence.run["corpus"]["name"]
     return sorted(evidence.evaluations, key=lambda entry: entry["evaluated"]["corpus"]["name"] != own)
 
@@ -106,8 +105,7 @@ def _corpus_facts(run: Mapping[str, Any]) -> type[Corpus] | None:
 
 
 def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """A scored part, with the rows of its tables."""
-    metrics, evaluated = entry["metrics"], entry["evaluated"]
+    metrics, evaluated = entry["metrics"] | {"span": _noun(run)}, entry["evaluated"]
     origin, split = evaluated["corpus"]["provenance"], str(evaluated["split"])
     shared = _shared_patients(origin, split)
     other_corpus = evaluated["corpus"]["name"] != run["corpus"]["name"]
@@ -116,6 +114,7 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     few = sum(shared.values()) <= _MAX_SHARED * max(metrics["bootstrap"]["patients"], 1)
     name, values, intervals = metrics["headline"], metrics["values"], metrics["intervals"]
     counts = metrics["counts"]["classes"] or metrics["counts"]["labels"]
+    windows = window_sections(metrics)
     return {
         **entry,
         "name": f"{evaluated['corpus']['name']} {split}" if other_corpus else split,
@@ -130,12 +129,13 @@ def _part(entry: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
         ],
         "confusion": _confusion(metrics.get("confusion")),
         "classes": Markdown(", ".join(f"{count} {code(label)}" for label, count in counts.items())),
-        "baselines": _baselines(metrics),
+        "baselines": _table(baseline_table(metrics)),
         "lengths": _lengths(metrics, _noun(run)),
         "official": list(_sprsound_rows(metrics.get("official") or {})),
         "poor_quality": POOR_QUALITY_CONVENTION,
-        "windows": _window_tables(metrics.get("windows")),
-        "subgroups": _subgroups(metrics, _noun(run)),
+        "windows": windows
+        and windows | {"tables": [one | {"table": _table(one["table"])} for one in windows["tables"]]},
+        "subgroups": [one | {"table": _table(one["table"])} for one in subgroup_sections(metrics)],
         "calibration": _calibration_rows(metrics["calibration"]),
         "failures": [
             (
@@ -162,6 +162,20 @@ def _shared_patients(origin: Mapping[str, Any], split: str) -> dict[str, int]:
     return found
 
 
+def _table(made: Mapping[str, Any] | None) -> Markdown:
+    """A table of the report as Markdown: the note of a cell stands behind its text; empty for no table."""
+
+    def text(cell: Any) -> str:
+        text, note = (cell["text"], cell.get("note") or "") if isinstance(cell, Mapping) else (cell, "")
+        return f"{text}{' ' if note.startswith('[') else ': ' * bool(note)}{note}"
+
+    return Markdown("") if made is None else table(made["columns"], [list(map(text, r["cells"])) for r in made["rows"]])
+
+
+def _as_markdown(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {**section, "table": _table(section["table"])}
+
+
 def _interval(name: str, bounds: Sequence[float] | None) -> str:
     return " to ".join(figure_text(name, bound) for bound in bounds) if bounds else "not defined"
 
@@ -186,32 +200,7 @@ def _confusion(confusion: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _compared_figures(metrics: Mapping[str, Any]) -> list[str]:
-    """The headline and the AUROC of each label."""
     return [metrics["headline"], *(n for n in metrics["values"] if n.endswith(".roc_auc"))]
-
-
-def _baselines(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Head and rows of the shortcut baselines."""
-    name, *areas = _compared_figures(metrics)
-    rows: list[tuple[Any, ...]] = []
-    for baseline in metrics["floors"]:
-        if baseline.get("skipped"):
-            rows.append((baseline["name"], f"not computed: {baseline['skipped']}", *("" for _ in areas), ""))
-            continue
-        values, gain = baseline["values"], baseline.get("advantage")
-        difference = f"{gain['value']:+.1f}" if gain else ""
-        if gain and gain.get("interval"):
-            difference += " [{:+.1f}, {:+.1f}]".format(*gain["interval"])
-        rows.append(
-            (
-                f"{baseline['name']}: {baseline['what']}",
-                figure_text(name, values.get(name), baseline["intervals"].get(name)),
-                *(figure_text(n, values.get(n)) for n in areas),
-                Markdown(difference),
-            )
-        )
-    titles = [figure_name(n) for n in (name, *areas)]
-    return {"head": ("baseline", *titles, f"{figure_name(name)}: model minus baseline"), "rows": rows}
 
 
 def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
@@ -234,7 +223,6 @@ def _lengths(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
 
 
 def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """SPRSound's own tasks."""
     for task, score in scores.items():
         if not isinstance(score, Mapping):
             continue
@@ -245,33 +233,6 @@ def _sprsound_rows(scores: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
             *("not defined" if v is None else f"{v:.1f}" for v in figures),
             f"{recall:.1f} of {score['n_poor_quality']}" if recall is not None else "",
         )
-
-
-def _window_tables(section: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The scores of windows, seconds and recordings; None where windows were not scored."""
-    if not section:
-        return None
-    units = [(unit_title(section, unit), unit_table(section, unit)) for unit in section["units"]]
-    return {**section, "tables": [{"title": title, "head": head, "rows": rows} for title, (head, *rows) in units]}
-
-
-def _subgroups(metrics: Mapping[str, Any], noun: str) -> dict[str, Any] | None:
-    """Head and rows of the subgroups; None where there are none."""
-    figures = _compared_figures(metrics)
-    rows: list[tuple[Any, ...]] = []
-    for grouping, groups in metrics["subgroups"].items():
-        for group in groups:
-            values, bounds = group["values"], group["intervals"]
-            cells = [
-                "not defined" if values.get(n) is None else figure_text(n, values[n], bounds.get(n)) for n in figures
-            ]
-            title = Markdown(f"{_GROUPINGS.get(grouping, grouping)} {code(group['value'])}")
-            rows.append((title, group["cycles"], group["patients"], *cells, group.get("note") or ""))
-    if not rows:
-        return None
-    width = -1 if not any(row[-1] for row in rows) else None
-    head = ("group", f"{noun}s", "patients", *(figure_name(n) for n in figures), "note")
-    return {"head": head[:width], "rows": [row[:width] for row in rows]}
 
 
 def _operating_point(fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -393,6 +354,5 @@ def _hardware(hardware: Mapping[str, Any]) -> str:
 
 
 def _shown_command(command: Any) -> str:
-    """A command line without the folders of the machine it ran on."""
     text = " ".join(map(str, command)) if isinstance(command, list | tuple) else str(command)
     return str(without_machine_paths(plain(text)))

@@ -30,15 +30,7 @@ def card_metadata(
     model_name: str,
     relation: str | None,
 ) -> ModelCardData:
-    """Build the metadata of a card.
-
-    Args:
-        run: The run record.
-        parts: Scored parts: "evaluated", "metrics", "shares" (a remark on shared patients, or "").
-        settings: The author's answers.
-        model_name: Name of the model.
-        relation: Relation of the weights to the base model: "finetune" or "adapter".
-    """
+    """Build the metadata of a card."""
     weights = run["config"]["encoder"].get("weights")
     base = settings.base_model or (weights if is_hub_id(weights) else None)
     results = [_result(part, name, settings) for part in parts for name in _indexed(part["metrics"])]
@@ -107,11 +99,7 @@ def eval_result_files(parts: Sequence[Mapping[str, Any]], settings: CardSettings
 
 
 def check_metadata(values: Mapping[str, Any]) -> None:
-    """Raise for metadata that the Hub would reject or misread.
-
-    Raises:
-        InputError: The first problem, with its key.
-    """
+    """Raise for metadata that the Hub would reject or misread."""
     problem = None if all(isinstance(key, str) for key in values) else "a key is not a text"
     problem = problem or _first_problem(values)
     if problem is None:

@@ -30,25 +30,16 @@ _PATHS = re.compile(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run's record states.
+    """What a run's record states."""
 
-    Attributes:
-        run: The run record.
-        evaluations: {"evaluated", "metrics"} of each split that was scored with the present operating point.
-        outdated: Splits that were scored with another operating point.
-    """
-
-    run: dict[str, Any]
+    run: dict[str, Any]  # the run record
+    # {"evaluated", "metrics"} of each split that was scored with the present operating point
     evaluations: list[dict[str, Any]]
-    outdated: list[str]
+    outdated: list[str]  # splits that were scored with another operating point
 
 
 def read_evidence(folder: str | Path) -> Evidence:
-    """Read the record in a run's folder, or a published record.
-
-    Raises:
-        InputError: There is no valid run record.
-    """
+    """Read the record in a run's folder, or a published record."""
     path = Path(folder) / "run.json"
     run = read_record(path)
     if "config" not in run or "corpus" not in run:
@@ -65,18 +56,7 @@ def read_evidence(folder: str | Path) -> Evidence:
 
 
 def write_evidence(evidence: Evidence, folder: str | Path) -> Path:
-    """Write the record that is published: run.json without training curves and without paths of this machine.
-
-    Args:
-        evidence: What `read_evidence` returned.
-        folder: Gets the file.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the record that is published: run.json without training curves and without paths of this machine."""
     run = {name: value for name, value in evidence.run.items() if name != "history"}
     write_record(Path(folder) / "run.json", without_machine_paths(run))
     return Path(folder)
@@ -110,11 +90,7 @@ def _without_folders(found: re.Match[str]) -> str:
 
 
 def citations_of(run: Mapping[str, Any]) -> list[str]:
-    """BibTeX entries of what a run used, each once: corpus, encoder, losses, methods.
-
-    Args:
-        run: The run record.
-    """
+    """BibTeX entries of what a run used, each once: corpus, encoder, losses, methods."""
     config = run["config"]
     encoder, augment = config["encoder"], config.get("augment") or {}
     mix, fitted = augment.get("mix") or {}, run.get("operating_points") or {}
@@ -137,14 +113,12 @@ def citations_of(run: Mapping[str, Any]) -> list[str]:
 
 @cache
 def _citations() -> dict[str, str]:
-    """BibTeX entries of methods that have no class of their own."""
     text = resources.files("laennec").joinpath("templates/citations.yaml").read_text(encoding="utf-8")
     entries: dict[str, str] = yaml.safe_load(text)
     return entries
 
 
 def _loss_citations(config: Mapping[str, Any]) -> list[str]:
-    """The citations that loss classes state."""
     from laennec.losses import AUXILIARY_LOSSES, FocalLoss, PatchMixContrastiveLoss
 
     loss, found = config["loss"], []

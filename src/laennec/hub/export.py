@@ -120,19 +120,7 @@ def export_run(
 
 
 def write_space(run: str | Path, out: str | Path | None = None, base: str | None = None) -> Path:
-    """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the source of the package.
-
-    Args:
-        run: The run's folder.
-        out: Output folder; None: `export-space` in the run's folder. An earlier export is replaced.
-        base: Path of the base model of a head-only run.
-
-    Returns:
-        The output folder.
-
-    Raises:
-        InputError: There is no such run, or the folder contains other files or cannot be written.
-    """
+    """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the package."""
     from laennec.inference.app import DISCLAIMER, threshold_origin
 
     out = Path(out) if out is not None else Path(run) / "export-space"
@@ -165,7 +153,6 @@ def write_space(run: str | Path, out: str | Path | None = None, base: str | None
 
 
 def _packages_of_the_page() -> list[str]:
-    """Names of the packages that laennec and its page require."""
     required = [line.partition(";") for line in importlib.metadata.requires("laennec") or []]
     names = [
         re.split(r"[^\w.-]", name)[0]
@@ -197,7 +184,6 @@ def _merge(run: str | Path, model: LaennecForAudioClassification, extractor: Lae
 
 
 def _fixed_logits(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> torch.Tensor:
-    """The logits of a fixed sound."""
     draw = np.random.Generator(np.random.Philox(key=2))
     sound: Any = draw.standard_normal(3 * extractor.sampling_rate).astype(np.float32) * 0.1
     if extractor.context_cycles:

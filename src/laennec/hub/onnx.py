@@ -73,22 +73,7 @@ def write_onnx(
     run: str | Path,
     int8: bool = False,
 ) -> dict[str, Any]:
-    """Write the ONNX file and onnx.json, and compare the file with the model.
-
-    Args:
-        folder: Output folder.
-        model: The model with merged adapters; it must not be used afterwards.
-        extractor: Its front end.
-        run: The run's folder, for error messages and the validation cycles of int8.
-        int8: Whether to quantise the weights to int8.
-
-    Returns:
-        The content of onnx.json.
-
-    Raises:
-        InputError: The model uses concatenated context, the encoder cannot be exported, packages are missing, the
-            logits differ, or the validation cycles for int8 are not available.
-    """
+    """Write the ONNX file and onnx.json, and compare the file with the model."""
     if model.config.concatenated_context:
         raise InputError(
             f"{run}: no ONNX export: the model uses concatenated context (features.context_cycles); use --format full"
@@ -220,7 +205,6 @@ def _compare(path: Path, model: LaennecForAudioClassification, extractor: Laenne
 
 
 def _facts(model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, apart: float) -> dict[str, Any]:
-    """The content of onnx.json."""
     config = model.config
     known = versions()
     return {
@@ -352,7 +336,6 @@ def _validation(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's messages for its developers."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -365,7 +348,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _package(name: str) -> Any:
-    """Import a package of the extra `onnx`."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

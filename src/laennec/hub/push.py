@@ -72,10 +72,6 @@ def push(
         message: Commit message.
         timeout_s: Time limit of a request, in seconds.
         pauses_s: Pauses before the repetitions of a request, in seconds.
-
-    Raises:
-        InputError: There is nothing to push, others could not load the model, the card has open questions, or `upload`
-            fails.
     """
     check_repo_name(repo)
     find_token(repo, token)
@@ -120,9 +116,6 @@ def push_model(
         revision: The branch; None for main.
         message: Commit message.
         **saving: Arguments of `save_pretrained`, e.g. head_only.
-
-    Raises:
-        InputError: The front end is not known, or as for `push`.
     """
     check_repo_name(repo)
     origin = str(model.name_or_path or "")
@@ -195,16 +188,11 @@ def _exported(
 
 
 def _run_of(folder: Path) -> Path | None:
-    """The run whose folder contains an exported one."""
     return folder.parent if (folder.parent / "run.json").is_file() else None
 
 
 def front_end_of(origin: str) -> LaennecFeatureExtractor:
-    """The front end beside the files that a model was loaded from.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The front end beside the files that a model was loaded from."""
     if not origin:
         raise InputError(
             "the model was not loaded from a folder or the Hub, so its front end is not known; pass extractor="

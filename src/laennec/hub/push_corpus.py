@@ -21,16 +21,7 @@ RIGHT = "--i-have-the-right-to-redistribute"
 
 
 def check_target(repo: str, public: bool = False, may_redistribute: bool = False) -> None:
-    """Check that a corpus may be pushed to a repository, before any work is done.
-
-    Args:
-        repo: OWNER/NAME.
-        public: Whether everybody can read it.
-        may_redistribute: Whether the user states the right to pass the corpus on.
-
-    Raises:
-        InputError: Not a name, no login, no network, public without the right to, or a repository with other files.
-    """
+    """Check that a corpus may be pushed to a repository, before any work is done."""
     if public and not may_redistribute:
         raise InputError(f"{repo}: a public data set passes the recordings on; leave --public out, or add {RIGHT}")
     from huggingface_hub import HfApi
@@ -66,21 +57,7 @@ def push_corpus(
     may_redistribute: bool = False,
     pauses_s: Sequence[float] = PAUSES_S,
 ) -> str:
-    """Upload an export to a data set repository of the Hub in one commit; the repository is made if it is not there.
-
-    Args:
-        folder: What `export_corpus` wrote; no other file is read.
-        repo: OWNER/NAME.
-        public: Whether the repository is opened to everybody once it holds the corpus.
-        may_redistribute: As for `check_target`.
-        pauses_s: As for `laennec.hub.upload.upload`.
-
-    Returns:
-        Its address, for `load_corpus`.
-
-    Raises:
-        InputError: As `check_target`; the folder is not what was exported; the upload failed.
-    """
+    """Upload an export to a data set repository of the Hub in one commit; the repository is made if it is not there."""
     check_target(repo, public, may_redistribute)
     folder = Path(folder).expanduser().absolute()
     manifest = check_export(folder)

@@ -58,11 +58,7 @@ def differences(model: LaennecForAudioClassification, extractor: LaennecFeatureE
 
 
 def check_stock(run: str | Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor) -> None:
-    """Raise for a run that stock AST cannot express.
-
-    Raises:
-        InputError: Lists every difference, with the settings to train with.
-    """
+    """Raise for a run that stock AST cannot express."""
     if wrong := differences(model, extractor):
         raise InputError(f"{run}: no stock export: {'; '.join(wrong)}; train with these settings, or use --format full")
 
@@ -119,11 +115,7 @@ def _positions(encoder: AstEncoder, frames: int, mels: int) -> Tensor:
 def compare(
     folder: Path, model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, tolerance: float = TOLERANCE
 ) -> None:
-    """Load the export and verify its calibrated logits for short and long sounds.
-
-    Raises:
-        InputError: They differ by more than `tolerance`.
-    """
+    """Load the export and verify its calibrated logits for short and long sounds."""
     stock = ASTForAudioClassification.from_pretrained(folder).eval()
     front_end = ASTFeatureExtractor.from_pretrained(folder)
     divisor, offset = calibration(model.config)

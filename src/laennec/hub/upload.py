@@ -25,29 +25,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Uploaded:
-    """Files in a repository of the Hub.
+    """Files in a repository of the Hub."""
 
-    Attributes:
-        url: Address of the repository.
-        commit: Hash of the commit with the files.
-        private: Whether the repository is private.
-        files: The files, by their path in the repository.
-        left: Files of the folder that were not uploaded, because they are not files of a model.
-    """
-
-    url: str
-    commit: str
-    private: bool
-    files: list[str]
-    left: tuple[str, ...] = ()
+    url: str  # address of the repository
+    commit: str  # hash of the commit with the files
+    private: bool  # whether the repository is private
+    files: list[str]  # the files, by their path in the repository
+    left: tuple[str, ...] = ()  # files of the folder that were not uploaded, because they are not files of a model
 
 
 def check_repo_name(repo: str) -> None:
-    """Raise for an invalid name of a repository.
-
-    Raises:
-        InputError: The name has no owner, or characters that the Hub does not accept.
-    """
+    """Raise for an invalid name of a repository."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if "/" not in repo:
@@ -64,11 +52,7 @@ def check_repo_name(repo: str) -> None:
 
 
 def find_token(repo: str, token: str | None = None) -> str:
-    """The token to write with: the given one, HF_TOKEN, or the one of the login.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The token to write with: the given one, HF_TOKEN, or the one of the login."""
     from huggingface_hub import get_token
 
     found = token or get_token()
@@ -106,13 +90,6 @@ def upload(
         message: Commit message; None for a default.
         timeout_s: Time limit of a request, in seconds.
         pauses_s: Pauses before the repetitions of a request, in seconds.
-
-    Returns:
-        Where the files are. If the Hub already has them, nothing is sent.
-
-    Raises:
-        InputError: Invalid name, missing or wrong token, no write access, no network, a Hub that stays unavailable, or
-            one that holds other content than was sent.
     """
     from huggingface_hub import HfApi
 
@@ -152,11 +129,7 @@ def upload(
 def send(
     repo: str, request: Callable[[], _Result], pauses_s: Sequence[float] = (), timeout_s: float = TIMEOUT_S
 ) -> _Result:
-    """Send a request to the Hub, and repeat it after pauses while its failure may be temporary.
-
-    Raises:
-        InputError: The request failed for a reason that the user can fix.
-    """
+    """Send a request to the Hub, and repeat it after pauses while its failure may be temporary."""
     from huggingface_hub.utils import get_session
 
     for pause in (*pauses_s, None):

@@ -42,9 +42,6 @@ def find_uris(inputs: Sequence[str]) -> dict[str, str]:
 
     Returns:
         Each address once, with what the file system says of its content; "" where it says nothing.
-
-    Raises:
-        InputError: There is no recording, or no client for this kind of address is installed.
     """
     found: dict[str, str] = {}
     for item in inputs:
@@ -69,11 +66,7 @@ def _state(said: Mapping[str, Any]) -> str:
 
 
 def files_of(address: str) -> tuple[Any, str]:
-    """The file system and the path of an address.
-
-    Raises:
-        InputError: There is no client for it.
-    """
+    """The file system and the path of an address."""
     try:
         files, place = url_to_fs(address)
     except (ImportError, ValueError) as error:

@@ -52,17 +52,11 @@ _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-ser
 
 @dataclass(frozen=True)
 class Limits:
-    """The largest input that the page accepts.
+    """The largest input that the page accepts."""
 
-    Attributes:
-        max_minutes: Length of a recording, in minutes.
-        max_mb: Size of a file, in MiB.
-        max_total_mb: Size of all files that are on the server at one time, in MiB.
-    """
-
-    max_minutes: float = 5.0
-    max_mb: float = 50.0
-    max_total_mb: float = 1000.0
+    max_minutes: float = 5.0  # length of a recording, in minutes
+    max_mb: float = 50.0  # size of a file, in MiB
+    max_total_mb: float = 1000.0  # size of all files that are on the server at one time, in MiB
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -185,17 +179,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
 
 
 def predict_html(predictor: Predictor, sound: str | None, annotation: str | None, limits: Limits) -> str:
-    """Predict one uploaded recording.
-
-    Args:
-        predictor: The model and its windows.
-        sound: The audio file; None where the visitor gave none.
-        annotation: The file with the times of its cycles, if any.
-        limits: The largest input that is accepted.
-
-    Returns:
-        HTML of the result, or of one line that says what is wrong with the input.
-    """
+    """Predict one uploaded recording."""
     name, reason = (
         Path(sound or "").name,
         "there is no recording yet; upload a sound file or record one, then press Predict",
@@ -220,15 +204,7 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
 
 
 def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
-    """HTML of a prediction for a notebook: summary, picture, player and table, with a style of its own.
-
-    Args:
-        prediction: What a `Predictor` returned; its recording is read again.
-        most_s: Duration of the longest recording that is shown, in seconds; the page would hold all of its sound.
-
-    Returns:
-        The text alone for a longer recording, or for one that cannot be read any more.
-    """
+    """HTML of a prediction for a notebook: summary, picture, player and table, with a style of its own."""
     try:
         if prediction.duration_s > most_s:
             raise InputError(f"the recording is longer than {most_s:g} s")
@@ -354,7 +330,6 @@ def _mounted(page: Any, limits: Limits) -> Any:
 
 @contextlib.contextmanager
 def _gradio_settings() -> Iterator[Path]:
-    """Give Gradio a private temporary folder and no telemetry for this block."""
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
         wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         before = {key: os.environ.get(key) for key in wanted}

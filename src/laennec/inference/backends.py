@@ -39,12 +39,7 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """The model in torch.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-    """
+    """The model in torch."""
 
     name = "torch"
 
@@ -65,11 +60,7 @@ class TorchBackend:
 
 
 def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[np.float32]:
-    """Embeddings or logits as they are.
-
-    Raises:
-        InputError: One is NaN or infinite, which would be neither above a threshold nor below it.
-    """
+    """Embeddings or logits as they are."""
     if np.isfinite(outputs).all():
         return outputs
     source = model.path if isinstance(model, OnnxModel) else model.name_or_path
@@ -80,16 +71,7 @@ def finite(outputs: NDArray[np.float32], model: Any, recording: str) -> NDArray[
 
 
 def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backend:
-    """The backend of a loaded model.
-
-    Args:
-        model: A `LaennecForAudioClassification`, or an `OnnxModel`, which is its own backend.
-        extractor: The front end of the former.
-        name: "onnx" exports the former once and keeps the file in the cache; "auto" is what the model is.
-
-    Raises:
-        InputError: An unknown name, torch for an ONNX file, or a model that cannot be exported.
-    """
+    """The backend of a loaded model."""
     if name not in BACKENDS:
         raise InputError(f"backend {name!r}: it can be {', '.join(BACKENDS)}")
     if isinstance(model, OnnxModel):
@@ -102,11 +84,7 @@ def make_backend(model: Any, extractor: Any = None, name: str = "auto") -> Backe
 
 
 def encoder_session(model: "LaennecForAudioClassification", extractor: "LaennecFeatureExtractor") -> OnnxSession:
-    """The encoder of a model in onnxruntime, whatever its head; exported once, and kept in the cache.
-
-    Raises:
-        InputError: The encoder cannot be exported.
-    """
+    """The encoder of a model in onnxruntime, whatever its head; exported once, and kept in the cache."""
     return OnnxSession(_exported(model, extractor, _digest(model, extractor)))
 
 
@@ -144,16 +122,7 @@ def _digest(model: Any, extractor: Any, *head: Any) -> str:
 
 
 def load_for_prediction(source: str | Path, base: str | None = None, backend: str = "auto") -> tuple[Any, Any]:
-    """The model and front end of a folder or Hub id: an `OnnxModel` where the backend is its ONNX file.
-
-    Args:
-        source: Folder of a run or an exported model, or a Hub id.
-        base: Path of the base encoder of a head-only model, which only torch runs.
-        backend: "auto", "torch" or "onnx".
-
-    Raises:
-        InputError: No model there, or none that this backend can run.
-    """
+    """The model and front end of a folder or Hub id: an `OnnxModel` where the backend is its ONNX file."""
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: it can be {', '.join(BACKENDS)}")
     folder = Path(source) / "model" if (Path(source) / "model" / "config.json").exists() else Path(source)
@@ -188,5 +157,4 @@ def _from_hub(name: str) -> Path | None:
 
 
 def _has_gpu() -> bool:
-    """Whether an NVIDIA GPU is there, as far as can be said without torch."""
     return Path("/proc/driver/nvidia/version").exists()

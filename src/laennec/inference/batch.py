@@ -28,15 +28,7 @@ from laennec.inference.outputs import (
 )
 from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
-from laennec.inference.recordings import (
-    Batch,
-    BatchResult,
-    Report,
-    Worker,
-    annotation_of,
-    digest_of,
-    find_recordings,
-)
+from laennec.inference.recordings import Batch, BatchResult, Report, Worker, annotation_of, digest_of, find_recordings
 from laennec.processes import check_jobs
 
 if TYPE_CHECKING:
@@ -96,11 +88,7 @@ def predict(
     batch = _Predictions(Path(out), recordings, formats)
     if annotation is not None and batch.may_write(Path(annotation)):
         raise InputError(f"{annotation}: the output would overwrite this annotation; choose another --out")
-    identity = {
-        "laennec": __version__,
-        "model": predictor.fingerprint(),
-        **predictor.identity(annotation is not None),
-    }
+    identity = {"laennec": __version__, "model": predictor.fingerprint(), **predictor.identity(annotation is not None)}
     batch.predictor, batch.annotation = predictor, annotation
     batch.settings = settings or _settings(predictor, annotation)
     batch.source = None if source is None else str(source)
@@ -108,11 +96,7 @@ def predict(
 
 
 def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence[Path]) -> None:
-    """Refuse one annotation file for several recordings.
-
-    Raises:
-        InputError: It is.
-    """
+    """Refuse one annotation file for several recordings."""
     if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
         raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
 

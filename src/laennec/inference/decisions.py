@@ -94,7 +94,6 @@ def overall_of(
 
 
 def _covered_s(spans: Sequence[Span]) -> float:
-    """Length of the union of spans, in seconds."""
     covered, reached = 0.0, 0.0
     for start_s, end_s in sorted(spans):
         covered += max(end_s - max(start_s, reached), 0.0)

@@ -58,15 +58,10 @@ Rows = tuple[tuple[Any, ...], ...]
 
 @dataclass(frozen=True)
 class Embedded:
-    """The embeddings of one recording.
+    """The embeddings of one recording."""
 
-    Attributes:
-        spans: (start_s, end_s) of each.
-        values: (spans, dim).
-    """
-
-    spans: list[Span]
-    values: Embeddings
+    spans: list[Span]  # (start_s, end_s) of each
+    values: Embeddings  # (spans, dim)
 
 
 class Embedder:
@@ -75,9 +70,6 @@ class Embedder:
     Args:
         predictor: The model and the choice of spans.
         layer: A layer of the encoder, from 1 or from -1 backwards; None for the embedding that the head takes.
-
-    Raises:
-        InputError: The encoder has no such layer, or the model is an ONNX file.
     """
 
     def __init__(self, predictor: Predictor, layer: int | None = None) -> None:
@@ -93,11 +85,7 @@ class Embedder:
     def __call__(
         self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
     ) -> Embedded:
-        """Embed one recording: the given spans, those of an annotation, or those of the predictor.
-
-        Raises:
-            InputError: As for a call of the predictor.
-        """
+        """Embed one recording: the given spans, those of an annotation, or those of the predictor."""
         predictor, listener = self.predictor, None if report is None else lambda stream, _: report(stream.fraction)
         if spans is None:
             spans = predictor._spans(path, annotation)
@@ -151,9 +139,6 @@ def embed(
         progress: Called with (recordings done, including the fraction of the current one; total of recordings).
         overwrite: As for `laennec.inference.batch.predict`.
         jobs: Number of processes; results do not depend on it.
-
-    Raises:
-        InputError: As for `laennec.predict`.
     """
     unknown = [f for f in formats if f not in EMBEDDING_FORMATS]
     if unknown or not formats:
@@ -230,14 +215,7 @@ def _embedded(
 
 
 def cycles_of(splits: Mapping[str, Any]) -> dict[Path, Rows]:
-    """The cycles of a corpus by recording.
-
-    Args:
-        splits: What `laennec.load_corpus` returned.
-
-    Raises:
-        InputError: Cycles have no sound.
-    """
+    """The cycles of a corpus by recording."""
     found: dict[Path, list[tuple[Any, ...]]] = {}
     for split, table in splits.items():
         names = ("start_s", "end_s", *_KNOWN[:3])
@@ -283,11 +261,6 @@ def _matrix(table: pa.Table) -> Embeddings:
 
 
 def _read_table(file: Path, provenance: dict[str, Any]) -> pa.Table:
-    """The file of a recording, as it was written.
-
-    Raises:
-        InputError: It is damaged.
-    """
     try:
         content = io.BytesIO(read_bytes(file, None))
         if file.suffix == ".parquet":

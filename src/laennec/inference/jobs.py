@@ -23,17 +23,11 @@ CLAIMS = ".laennec.claims"
 
 @dataclass(frozen=True)
 class PackedPredictor:
-    """A predictor that can be pickled.
+    """A predictor that can be pickled."""
 
-    Attributes:
-        model: The model; the folder of one that was exported to ONNX.
-        settings: The other arguments of the predictor.
-        fingerprint: Of the model.
-    """
-
-    model: PackedModel | Path
-    settings: dict[str, Any]
-    fingerprint: str
+    model: PackedModel | Path  # the model; the folder of one that was exported to ONNX
+    settings: dict[str, Any]  # the other arguments of the predictor
+    fingerprint: str  # of the model
 
     @classmethod
     def of(cls, predictor: Predictor) -> "PackedPredictor":
@@ -53,11 +47,7 @@ class PackedPredictor:
         return cls(packed, settings, predictor.fingerprint())
 
     def unpack(self) -> Predictor:
-        """Make the predictor again; it computes on one thread.
-
-        Raises:
-            InputError: Its model is not the same.
-        """
+        """Make the predictor again; it computes on one thread."""
         parts = (OnnxModel(self.model), None) if isinstance(self.model, Path) else self.model.unpack()
         predictor = Predictor(*parts, **self.settings)
         if predictor.fingerprint() != self.fingerprint:

@@ -24,11 +24,7 @@ from laennec.training.embeddings import embed_waveforms
 def layer_embedder(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, layer: int
 ) -> Callable[[Sequence[Any]], NDArray[np.float32]]:
-    """What embeds waveforms or `InContext`s, at the extractor's rate, at a layer: float32 (sounds, dim).
-
-    Raises:
-        InputError: The encoder has no such layer.
-    """
+    """What embeds waveforms or `InContext`s, at the extractor's rate, at a layer: float32 (sounds, dim)."""
     return partial(embed_waveforms, _AtLayer(model, layer).eval(), extractor)  # type: ignore[arg-type]
 
 

@@ -78,14 +78,7 @@ class OnnxFrontEnd:
 
 
 class OnnxSession:
-    """An exported file in onnxruntime, on the CPU.
-
-    Args:
-        path: The .onnx file.
-
-    Raises:
-        InputError: onnxruntime cannot load the file.
-    """
+    """An exported file in onnxruntime, on the CPU."""
 
     name = "onnx"
 
@@ -117,11 +110,7 @@ class OnnxSession:
         return self._outputs("logits", waveforms)
 
     def embed(self, waveforms: Sequence[Waveform | InContext]) -> NDArray[np.float32]:
-        """Embeddings (sounds, dim) of waveforms (samples,) at the model's rate.
-
-        Raises:
-            InputError: The file was exported by a laennec before 0.2, which did not write embeddings.
-        """
+        """Embeddings (sounds, dim) of waveforms (samples,) at the model's rate."""
         if "embeddings" not in {output.name for output in self._session.get_outputs()}:
             raise InputError(f"{self.path}: has no output for embeddings; export the run again")
         return self._outputs("embeddings", waveforms)
@@ -138,15 +127,9 @@ class OnnxSession:
 class OnnxModel(OnnxSession):
     """An exported ONNX model with its settings.
 
-    Args:
-        folder: A folder with onnx.json, the file that it names and preprocessor_config.json.
-
     Attributes:
         config: Labels, calibration, thresholds.
         extractor: The front end.
-
-    Raises:
-        InputError: Settings that are none, or a file that cannot be loaded.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -177,11 +160,7 @@ class OnnxModel(OnnxSession):
 
 
 def read_facts(folder: Path) -> OnnxFacts:
-    """The checked content of a folder's onnx.json.
-
-    Raises:
-        InputError: It is none, or holds a value that cannot be.
-    """
+    """The checked content of a folder's onnx.json."""
     return _read(OnnxFacts, folder / FACTS)
 
 

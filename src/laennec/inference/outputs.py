@@ -88,30 +88,18 @@ def as_lines(timeline: Timeline) -> list[str]:
 
 
 def write_json(path: Path, timeline: Timeline) -> Path:
-    """Write the predictions for one recording as JSON.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write the predictions for one recording as JSON."""
     return _write(path, [json_text(timeline, indent=1, ensure_ascii=False)])
 
 
 def write_audacity(path: Path, timeline: Timeline) -> Path:
-    """Write the stretches as an Audacity label track: start, end, and the label with its probability.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write the stretches as an Audacity label track: start, end, and the label with its probability."""
     rows = ((f"{s.start_s:.3f}", f"{s.end_s:.3f}", f"{s.label} {s.probability:.2f}") for s in stretches(timeline))
     return _write(path, map(_tabbed, rows))
 
 
 def write_raven(path: Path, timeline: Timeline) -> Path:
-    """Write the stretches as a Raven selection table.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write the stretches as a Raven selection table."""
     top_hz = timeline["source_sampling_rate"] / 2
     rows = (
         (
@@ -129,11 +117,7 @@ def _tabbed(row: Iterable[object]) -> str:
 
 
 def write_csv(path: Path, timelines: Iterable[Timeline]) -> Path:
-    """Write the spans of many recordings as one table with one row per span; timelines are consumed one by one.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write the spans of many recordings as one table with one row per span; timelines are consumed one by one."""
     return _write_table(
         path, ({"recording": timeline["recording"], **row} for timeline in timelines for row in timeline["timeline"])
     )
@@ -146,9 +130,6 @@ def write_parquet(path: Path, timelines: Iterable[Timeline], provenance: dict[st
         path: The file.
         timelines: Of many recordings; consumed one by one.
         provenance: Model and settings, for the schema's metadata, as JSON under the name "laennec".
-
-    Raises:
-        InputError: The file cannot be written.
     """
     return write_row_groups(path, (prediction_table(timeline, provenance) for timeline in timelines))
 
@@ -170,11 +151,7 @@ def with_provenance(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
-    """Write tables of one schema, at least one, as one Parquet file, in row groups of some thousand rows.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write tables of one schema, at least one, as one Parquet file, in row groups of some thousand rows."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -194,11 +171,7 @@ def write_row_groups(path: Path, tables: "Iterable[pa.Table]") -> Path:
 
 
 def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
-    """Write one row per recording: length, number of spans, and what holds for each label overall.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write one row per recording: length, number of spans, and what holds for each label overall."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for timeline in timelines:
@@ -212,11 +185,7 @@ def write_recordings(path: Path, timelines: Iterable[Timeline]) -> Path:
 
 
 def write_failures(path: Path, failures: Iterable[tuple[str, str]]) -> Path:
-    """Write the recordings that could not be predicted, each with its reason.
-
-    Raises:
-        InputError: The file cannot be written, or reads back differently.
-    """
+    """Write the recordings that could not be predicted, each with its reason."""
     return _write(path, [failures_text(failures)])
 
 
@@ -230,7 +199,6 @@ WRITERS = {"json": write_json, "audacity": write_audacity, "raven": write_raven}
 
 
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Write rows of equal names as CSV, one by one."""
 
     def lines() -> Iterator[str]:
         for number, row in enumerate(rows):

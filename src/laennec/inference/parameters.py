@@ -24,29 +24,18 @@ _HEAD = "# Written by laennec predict. --parameters FILE takes `settings` as def
 
 
 class Settings(BaseModel):
-    """The settings of a prediction; None for a setting that was not given.
-
-    Attributes:
-        window_s: Length of a window in seconds.
-        hop_s: Time from the start of one window to the start of the next, in seconds.
-        annotation: The annotation file, or a folder of annotations.
-        segment: Parameters of breath segmentation, by name; empty for its defaults.
-        smoothing: "auto", "none" or a weight.
-        smoothing_neighbours: Number of spans on either side in the mean; 0 for the whole recording.
-        thresholds: Probabilities by label name.
-        format: Names of formats.
-    """
+    """The settings of a prediction; None for a setting that was not given."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    window_s: float | None = None
-    hop_s: float | None = None
-    annotation: str | None = None
-    segment: dict[str, float] | None = None
-    smoothing: str | float | None = None
-    smoothing_neighbours: int | None = None
-    thresholds: dict[str, float] | None = None
-    format: list[str] | None = None
+    window_s: float | None = None  # length of a window in seconds
+    hop_s: float | None = None  # time from the start of one window to the start of the next, in seconds
+    annotation: str | None = None  # the annotation file, or a folder of annotations
+    segment: dict[str, float] | None = None  # parameters of breath segmentation, by name; empty for its defaults
+    smoothing: str | float | None = None  # "auto", "none" or a weight
+    smoothing_neighbours: int | None = None  # number of spans on either side in the mean; 0 for the whole recording
+    thresholds: dict[str, float] | None = None  # probabilities by label name
+    format: list[str] | None = None  # names of formats
 
     def over(self, other: "Settings") -> "Settings":
         """These settings, with those of `other` where a setting was not given here."""
@@ -57,11 +46,7 @@ class Settings(BaseModel):
         return other.model_copy(update=chosen)
 
     def segmentation(self) -> BreathSegmentation | None:
-        """The breath segmentation of these settings.
-
-        Raises:
-            InputError: Its parameters are invalid.
-        """
+        """The breath segmentation of these settings."""
         if self.segment is None:
             return None
         try:
@@ -72,11 +57,7 @@ class Settings(BaseModel):
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
-    """Parse `crackle=0.4,wheeze=0.2`.
-
-    Raises:
-        InputError: The text has another form.
-    """
+    """Parse `crackle=0.4,wheeze=0.2`."""
     found: dict[str, float] = {}
     for item in text.split(","):
         name, sign, value = item.strip().partition("=")
@@ -90,17 +71,7 @@ def parse_thresholds(text: str) -> dict[str, float]:
 
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
-    """Read the settings of an earlier prediction.
-
-    Args:
-        path: A `laennec.parameters.yaml`.
-
-    Returns:
-        The settings, and the fingerprint of the model they were used with if the file has one.
-
-    Raises:
-        InputError: The file cannot be read, has no settings, or an unknown or invalid one.
-    """
+    """Read the settings of an earlier prediction."""
     try:
         content = read_yaml(path)
     except OSError as error:
@@ -123,7 +94,6 @@ def read_parameters(path: str | Path) -> tuple[Settings, str | None]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first problem of some settings, in one line."""
     problem = error.errors()[0]
     name, known = str(problem["loc"][0]), list(Settings.model_fields)
     if problem["type"] == "extra_forbidden":
@@ -135,17 +105,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def write_parameters(path: Path, settings: Settings, model: Mapping[str, Any], applied: Mapping[str, Any]) -> Path:
-    """Write the settings of a prediction.
-
-    Args:
-        path: The file.
-        settings: The chosen settings.
-        model: The model: source, fingerprint, labels, decision.
-        applied: The spans and the smoothing that resulted.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the settings of a prediction."""
     from laennec import __version__
 
     content = {

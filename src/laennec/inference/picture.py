@@ -21,12 +21,9 @@ from laennec.errors import one_line
 from laennec.evaluation.plots import HAIR, INK, QUIET, label_colour, save_picture
 from laennec.inference.outputs import Timeline, stretches
 
-_TOP_HZ = 2000.0
+TOP_HZ, RANGE_DB = 2000.0, 55.0
 _HEART_HZ = 100.0
-_FRAME_S = 0.064
-_MOST_COLUMNS = 1600
 _MOST_BINS = 160
-_RANGE_DB = 55.0
 _MOST_LINES, _MOST_DOTS, _MOST_POINTS = 80, 120, 1200
 _MOST_LABELS = 6
 _STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400)
@@ -37,31 +34,35 @@ FloatArray = NDArray[np.float32]
 class Spectrogram:
     """The mean power of a recording in columns of equal length, accumulated from its blocks.
 
-    Attributes:
-        columns: (columns, bins), mean power.
-        column_s: Length of a column in seconds.
-        top_hz: Upper edge of the highest bin.
+    Args:
+        frame_s: Length of a frame, about.
+        overlap: Frames that a sample is in.
+        most_columns: Columns are averaged in pairs where there are more.
     """
 
-    def __init__(self) -> None:
-        self.columns: FloatArray = np.zeros((0, 0), np.float32)
+    def __init__(self, frame_s: float = 0.064, overlap: int = 2, most_columns: int = 1600) -> None:
+        self.frame_s, self.overlap, self.most_columns = frame_s, overlap, most_columns
+        self.columns: FloatArray = np.zeros((0, 0), np.float32)  # (columns, bins), mean power
         self.column_s = 0.0
-        self.top_hz = 0.0
+        self.top_hz = 0.0  # upper edge of the highest bin
         self._sound: Waveform = np.zeros(0, np.float32)
         self._frames: FloatArray = np.zeros((0, 0), np.float32)  # too few for a column yet
         self._per_column = 1
         self._size = 0
 
     def add(self, stream: RecordingStream, block: Waveform) -> None:
+        """Add the next block of a recording."""
+        self.extend(block, stream.sampling_rate)
+
+    def extend(self, block: Waveform, rate: int) -> None:
         """Add the next block of sound."""
-        rate = stream.sampling_rate
         if not self._size:
-            self._size = max(2 ** round(np.log2(_FRAME_S * rate)), 8)
-            bins = min(self._size // 2, int(_TOP_HZ / rate * self._size))
+            self._size = max(2 ** round(np.log2(self.frame_s * rate)), 8)
+            bins = min(self._size // 2, int(TOP_HZ / rate * self._size))
             self.top_hz = bins * rate / self._size
             self.columns = np.zeros((0, bins), np.float32)
             self._frames = np.zeros((0, bins), np.float32)
-        hop = self._size // 2
+        hop = self._size // self.overlap
         self.column_s = self._per_column * hop / rate
         sound = np.concatenate([self._sound, block])
         frames = max((len(sound) - self._size) // hop + 1, 0)
@@ -79,7 +80,7 @@ class Spectrogram:
             columns = len(power) // self._per_column
             whole = power[: columns * self._per_column].reshape(columns, self._per_column, power.shape[1])
             whole = whole.mean(1) if columns else self.columns[:0]
-            if len(self.columns) + columns <= _MOST_COLUMNS:
+            if len(self.columns) + columns <= self.most_columns:
                 break
             if len(self.columns) % 2:  # the odd one goes back among the frames
                 power = np.concatenate([np.repeat(self.columns[-1:], self._per_column, 0), power])
@@ -101,26 +102,16 @@ class Spectrogram:
         if together > 1:
             bins = power.shape[1] // together
             power = power[:, : bins * together].reshape(len(power), bins, together).mean(2)
-        return np.asarray(np.clip(10 * np.log10(power / loudest + 1e-12), -_RANGE_DB, 0).T, dtype=np.float32)
+        return np.asarray(np.clip(10 * np.log10(power / loudest + 1e-12), -RANGE_DB, 0).T, dtype=np.float32)
 
 
 def write_picture(path: Path, timeline: Timeline, spectrogram: Spectrogram) -> Path:
-    """Write the picture of one recording as PNG.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
+    """Write the picture of one recording as PNG."""
     return save_picture(timeline_figure(timeline, spectrogram), path)
 
 
 def timeline_figure(timeline: Timeline, spectrogram: Spectrogram, width_in: float = 12.0) -> Figure:
-    """Plot spectrogram, probabilities and present labels over a common time axis.
-
-    Args:
-        timeline: The predictions, as `Prediction.to_dict` returns them.
-        spectrogram: The spectrogram of the same recording.
-        width_in: Width of the figure, in inches.
-    """
+    """Plot spectrogram, probabilities and present labels over a common time axis."""
     labels = shown_labels(timeline)
     duration_s = timeline["duration_s"]
     figure = Figure(figsize=(width_in, 5.0 + 0.22 * len(labels)), dpi=160, layout="constrained", facecolor="white")
@@ -163,7 +154,7 @@ def _draw_spectrogram(figure: Figure, axes: Any, spectrogram: Spectrogram, durat
     level = np.pad(level, ((0, 0), (0, max(int(np.ceil(duration_s / column_s)) - level.shape[1], 0))), mode="edge")
     end_s = level.shape[1] * column_s
     picture = axes.imshow(
-        level, origin="lower", aspect="auto", extent=(0, end_s, 0, top_khz), cmap="magma", vmin=-_RANGE_DB, vmax=0,
+        level, origin="lower", aspect="auto", extent=(0, end_s, 0, top_khz), cmap="magma", vmin=-RANGE_DB, vmax=0,
         interpolation="nearest",
     )  # fmt: skip
     axes.set_ylabel("frequency (kHz)", color=INK, fontsize=9.5)
@@ -218,7 +209,6 @@ def _draw_presence(axes: Any, timeline: Timeline, labels: list[str]) -> None:
 
 
 def _draw_cycles(panels: tuple[Any, ...], timeline: Timeline) -> None:
-    """Draw a line at each edge of a cycle, unless there are too many."""
     if timeline["spans"].get("from") == "windows" or len(timeline["timeline"]) > _MOST_LINES:
         return
     edges = sorted({time for row in timeline["timeline"] for time in (row["start_s"], row["end_s"])})

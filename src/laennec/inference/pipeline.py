@@ -121,7 +121,6 @@ class LaennecPipeline(AudioClassificationPipeline):  # type: ignore[misc]
 
 
 def _fetched(address: str) -> bytes:
-    """Download a file."""
     from huggingface_hub.utils import httpx
 
     try:

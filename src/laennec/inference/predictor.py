@@ -37,56 +37,36 @@ _CHUNK_SPANS, _CHUNK_SAMPLES = 64, 1 << 22
 
 @dataclass(frozen=True)
 class SpanPrediction:
-    """The prediction for one span.
+    """The prediction for one span."""
 
-    Attributes:
-        start_s: Start of the span, in seconds.
-        end_s: End of the span, in seconds.
-        probabilities: (labels,), calibrated, in the order of the model's labels.
-        present: (labels,), whether each label passes its threshold.
-    """
-
-    start_s: float
-    end_s: float
-    probabilities: Probabilities
-    present: NDArray[np.bool_]
+    start_s: float  # start of the span, in seconds
+    end_s: float  # end of the span, in seconds
+    probabilities: Probabilities  # (labels,), calibrated, in the order of the model's labels
+    present: NDArray[np.bool_]  # (labels,), whether each label passes its threshold
 
 
 @dataclass(repr=False)
 class Prediction:
-    """The predictions for one recording.
+    """The predictions for one recording."""
 
-    Attributes:
-        recording: Path of the recording; "waveform" for sound in memory.
-        duration_s: Its length, in seconds.
-        source_sampling_rate: Sampling rate of the file, in Hz.
-        spans: (start_s, end_s) of each window or cycle.
-        probabilities: (spans, labels), calibrated.
-        present: (spans, labels), whether each label passes its threshold.
-        labels: Label names.
-        smoothing: Weight of the mean that each span's logits were mixed with; 0 for no smoothing.
-        neighbours: Number of spans on either side in that mean; 0 for the whole recording.
-        places: Origin of the spans: {"from": "windows", "recording", "annotation" or "segmentation", ...}.
-        decision: Decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or
-            "windows"}, and under "recording" that of the whole recording: "any span", or the same for "recordings".
-        overall: The recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the
-            duration in spans that have the label)}.
-        sound: Sound in memory, as the content of a file.
-    """
-
-    recording: str
-    duration_s: float
-    source_sampling_rate: int
-    spans: list[Span]
-    probabilities: Probabilities
-    present: NDArray[np.bool_]
-    labels: list[str]
-    smoothing: float = 0.0
-    neighbours: int = 0
+    recording: str  # path of the recording; "waveform" for sound in memory
+    duration_s: float  # its length, in seconds
+    source_sampling_rate: int  # sampling rate of the file, in Hz
+    spans: list[Span]  # (start_s, end_s) of each window or cycle
+    probabilities: Probabilities  # (spans, labels), calibrated
+    present: NDArray[np.bool_]  # (spans, labels), whether each label passes its threshold
+    labels: list[str]  # label names
+    smoothing: float = 0.0  # weight of the mean that each span's logits were mixed with; 0 for no smoothing
+    neighbours: int = 0  # number of spans on either side in that mean; 0 for the whole recording
+    # origin of the spans: {"from": "windows", "recording", "annotation" or "segmentation", ...}
     places: dict[str, Any] = field(default_factory=dict)
+    # decision rule: {"rule", "thresholds", "temperatures", "intercepts", "fitted_on": "events" or "windows"}, and under
+    # "recording" that of the whole recording: "any span", or the same for "recordings"
     decision: dict[str, Any] = field(default_factory=dict)
+    # the recording as a whole, by label: {"present", "probability", "highest" (of a span), "share" (of the duration in
+    # spans that have the label)}
     overall: dict[str, dict[str, float]] = field(default_factory=dict)
-    sound: bytes | None = None
+    sound: bytes | None = None  # sound in memory, as the content of a file
 
     def __repr__(self) -> str:
         present = ", ".join(f"{name} in {n}" for name, n in zip(self.labels, self.present.sum(0), strict=True))
@@ -147,9 +127,6 @@ class Predictor:
         segmentation: Predict segmented breath cycles instead of windows.
         backend: "torch", "onnx" (a model in torch is exported once, and kept in the cache), or "auto": what the model
             is. See `from_pretrained`.
-
-    Raises:
-        InputError: Windows, smoothing, thresholds or backend are invalid.
     """
 
     def __init__(
@@ -202,9 +179,6 @@ class Predictor:
             backend: "torch", "onnx", or "auto": the ONNX file in the model's folder where there is one and no GPU,
                 which needs no import of torch.
             **settings: As for the class.
-
-        Raises:
-            InputError: No model there, or none that this backend can run.
         """
         return cls(*load_for_prediction(source, base, backend), backend=backend, **settings)
 
@@ -268,13 +242,6 @@ class Predictor:
 
         Smoothing over neighbours delays the results by as many spans. Problems that show only at the end of a file (a
         truncated file, an annotation longer than the recording) are raised there, after the earlier spans.
-
-        Args:
-            path: The recording.
-            annotation: As for a call.
-
-        Raises:
-            InputError: Smoothing over the whole recording is set, which needs its end; or as for a call.
         """
         if self.smoothing and not self.neighbours:
             raise InputError(
@@ -387,11 +354,7 @@ class Predictor:
 
 
 def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
-    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is.
-
-    Raises:
-        InputError: No sampling rate, another shape than (samples,), or no floats.
-    """
+    """A waveform as the bytes of a WAV file of float32, so that it is read as any recording is."""
     import io
 
     import soundfile
@@ -410,18 +373,7 @@ def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:
 
 
 def annotated_spans(path: str | Path, duration_s: float | None = None) -> list[Span]:
-    """Read the spans of an annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON.
-
-    Args:
-        path: The file.
-        duration_s: Length of the audio in seconds; with it, spans that end beyond it are an error.
-
-    Returns:
-        (start_s, end_s) in the order of the file.
-
-    Raises:
-        AnnotationError: The first problem of the file, or it contains no spans.
-    """
+    """Read the spans of an annotation: ICBHI text, Audacity labels, a Raven selection table or SPRSound JSON."""
     if Path(path).suffix.lower() != ".json":
         return read_spans(path, duration_s)
     from laennec.corpora.sprsound import read_events

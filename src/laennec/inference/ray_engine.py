@@ -53,22 +53,14 @@ _DIED = "its worker died again and again (not enough memory, or a crash of the d
 
 @dataclass(frozen=True)
 class RayWork:
-    """What is done with each recording.
+    """What is done with each recording."""
 
-    Attributes:
-        packed: The predictor.
-        provenance: Model and settings, as plain values.
-        embed: Whether spans are embedded instead of predicted.
-        layer: The layer that embeds; None for the embedding that the head takes.
-        sampling_rate: Of the model's sound, in Hz.
-        annotation: The annotation, or a folder of annotations, on a path that every machine has; None for windows.
-    """
-
-    packed: PackedPredictor
-    provenance: dict[str, Any]
-    sampling_rate: int
-    embed: bool = False
-    layer: int | None = None
+    packed: PackedPredictor  # the predictor
+    provenance: dict[str, Any]  # model and settings, as plain values
+    sampling_rate: int  # of the model's sound, in Hz
+    embed: bool = False  # whether spans are embedded instead of predicted
+    layer: int | None = None  # the layer that embeds; None for the embedding that the head takes
+    # the annotation, or a folder of annotations, on a path that every machine has; None for windows
     annotation: str | None = None
 
     @classmethod
@@ -111,12 +103,7 @@ class RayWork:
 
 
 class _Worker:
-    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor.
-
-    Args:
-        work: What is done.
-        out: The output folder.
-    """
+    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor."""
 
     def __init__(self, work: RayWork, out: str) -> None:
         self.work, self.out, self.run = work, out, work.begun()
@@ -152,7 +139,6 @@ class _Worker:
         put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
 
     def _finish(self, row: dict[str, Any]) -> pa.Table:
-        """The rows of a recording, once its timeline is written."""
         place = self.work.annotation
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
@@ -220,10 +206,6 @@ def run_on_ray(
         workers: Number of actors with the model.
         overwrite: Replace results of another model or with other settings in `out`, and what else has their names.
         progress: Called with (recordings done, total of recordings).
-
-    Raises:
-        InputError: Ray is not installed or its cluster out of reach, there are no recordings, one annotation file for
-            several, or `out` has results of another model or settings, or something else with their names.
     """
     check_jobs(workers)
     ray = _ray()
@@ -278,11 +260,7 @@ class _PipelineError(Exception):
 def _blocks(
     ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished.
-
-    Raises:
-        _PipelineError: Ray ended it.
-    """
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
     _join_cluster(ray)
     context = ray.data.DataContext.get_current()
     context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
@@ -318,11 +296,6 @@ def _retries() -> dict[str, Any]:
 
 
 def _ray() -> Any:
-    """The package.
-
-    Raises:
-        InputError: It is not installed.
-    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -333,11 +306,7 @@ def _ray() -> Any:
 
 
 def _join_cluster(ray: Any) -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one.
-
-    Raises:
-        InputError: There is none.
-    """
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one."""
     address = os.environ.get("RAY_ADDRESS", "")
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -353,11 +322,7 @@ def _join_cluster(ray: Any) -> None:
 
 
 def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
-    """Make the output folder that of this model and these settings.
-
-    Raises:
-        InputError: It has results of others, or something else with the names of results.
-    """
+    """Make the output folder that of this model and these settings."""
     identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
     files, place = files_of(out)
     there = [name for name in (work.table, TIMELINES, FAILED) if files.exists(f"{place}/{name}")]
@@ -387,11 +352,7 @@ def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
 
 
 def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
-    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed.
-
-    Raises:
-        InputError: A file cannot be fetched; it stays.
-    """
+    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed."""
     files, place = files_of(f"{out}/{work.table}")
 
     def states_in(part: str) -> dict[str, str]:

@@ -44,27 +44,16 @@ Progress = Callable[[float, int], None]
 
 @dataclass
 class BatchResult:
-    """The outcome of one call.
+    """The outcome of one call."""
 
-    Attributes:
-        files: The files of this call's recordings, and the tables.
-        predicted: The recordings that have results now.
-        failed: The other recordings, each with its reason.
-        resumed: How many of `predicted` an earlier call had already finished.
-    """
-
-    files: list[Path] = field(default_factory=list)
-    predicted: list[str] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    resumed: int = 0
+    files: list[Path] = field(default_factory=list)  # the files of this call's recordings, and the tables
+    predicted: list[str] = field(default_factory=list)  # the recordings that have results now
+    failed: list[tuple[str, str]] = field(default_factory=list)  # the other recordings, each with its reason
+    resumed: int = 0  # how many of `predicted` an earlier call had already finished
 
 
 def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
-    """List the given files and the audio files in the given folders, each once.
-
-    Raises:
-        InputError: There is no recording. A file that does not exist is reported when it is read.
-    """
+    """List the given files and the audio files in the given folders, each once."""
     found: dict[Path, None] = {}
     for item in map(Path, inputs):
         if item.is_dir():
@@ -83,13 +72,7 @@ def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
 
 
 class Batch(ABC):
-    """The recordings of one call and their files.
-
-    Args:
-        out: The output folder.
-        recordings: All recordings of this call.
-        formats: Names of formats, some of which have a file for each recording.
-    """
+    """The recordings of one call and their files."""
 
     suffixes: ClassVar[dict[str, str]]
     """Formats with one file per recording."""
@@ -103,12 +86,7 @@ class Batch(ABC):
 
     @abstractmethod
     def others(self, path: Path) -> list[str | None]:
-        """Digests of what its results depend on beside the recording and the settings.
-
-        Raises:
-            OSError: It cannot be read.
-            InputError: A problem of this recording alone.
-        """
+        """Digests of what its results depend on beside the recording and the settings."""
 
     @abstractmethod
     def task(self, path: Path) -> Any:
@@ -128,11 +106,7 @@ class Batch(ABC):
 
     @abstractmethod
     def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> dict[str, Any] | None:
-        """Write missing files of a finished recording again, for it is at this path now.
-
-        Returns:
-            The timeline with this path; None where the recording must be computed again.
-        """
+        """Write missing files of a finished recording again, for it is at this path now."""
 
     @abstractmethod
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
@@ -141,18 +115,7 @@ class Batch(ABC):
     def run(
         self, identity: dict[str, Any], *, overwrite: bool, progress: Progress | None, jobs: int = 1
     ) -> "BatchResult":
-        """Compute what is not in the journal, then write the tables.
-
-        Args:
-            identity: Model and settings, as plain values.
-            overwrite: Replace what `out` has of another model or other settings, and files that are not of a batch.
-            progress: Called with (recordings done, including the fraction of the current one; total of recordings).
-            jobs: Number of processes.
-
-        Raises:
-            InputError: `out` cannot be written to, contains results of another model or with other settings, or a
-                file that no batch wrote there and this one would replace.
-        """
+        """Compute what is not in the journal, then write the tables."""
         try:
             with explain_write_errors(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
@@ -324,11 +287,7 @@ def _reason(path: Path, error: InputError) -> str:
 
 
 def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
-    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder.
-
-    Raises:
-        InputError: The folder has two files for the recording.
-    """
+    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder."""
     if annotation is None:
         return None
     place = Path(annotation)
@@ -342,11 +301,7 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
 
 
 def digest_of(annotation: Path | None) -> str | None:
-    """sha256 of an annotation; None where there is none.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """sha256 of an annotation; None where there is none."""
     return None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
 
 

@@ -136,5 +136,4 @@ def _schedule(weight: float | WeightSchedule) -> WeightSchedule:
 
 
 def _visible(name: str, term: str) -> str:
-    """The name of a term in the log."""
     return term if term == name or term.startswith(f"{name}_") else f"{name}/{term}"

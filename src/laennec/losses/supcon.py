@@ -10,15 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from laennec.losses.base import (
-    Loss,
-    absent,
-    check_embeddings,
-    check_positive,
-    class_indices,
-    full_precision,
-    normalise,
-)
+from laennec.losses.base import Loss, absent, check_embeddings, check_positive, class_indices, full_precision, normalise
 from laennec.losses.blocks import by_row_blocks
 
 

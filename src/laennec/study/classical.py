@@ -35,20 +35,7 @@ _BOOSTING: dict[str, Any] = {"max_iter": 200, "learning_rate": 0.1, "max_leaf_no
 
 
 def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path) -> Path:
-    """Fit a classifier on a run's embeddings and score it on the splits that the run was scored on.
-
-    Args:
-        kind: "gradient_boosting" or "svc".
-        run: The run's folder.
-        scores: The splits.
-        folder: The folder of the results.
-
-    Returns:
-        `folder`, with an `evaluation-<split>` for each split.
-
-    Raises:
-        InputError: The run's encoder was trained, or a corpus cannot be read.
-    """
+    """Fit a classifier on a run's embeddings and score it on the splits that the run was scored on."""
     record = read_record(run / "run.json")
     recipe = Recipe.from_record(record["config"], str(run / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
@@ -89,16 +76,7 @@ def score_classical(kind: str, run: Path, scores: Sequence[Score], folder: Path)
 def _score(
     source: Path, folder: Path, recipe: Recipe, table: Any, predict: Callable[[Any], Any], changes: dict[str, Any]
 ) -> None:
-    """Score a classifier on a split, and write the folder of the results as `laennec evaluate` does.
-
-    Args:
-        source: The run's evaluation on the same split.
-        folder: The folder to write.
-        recipe: The run's, with the corpus of the split.
-        table: The cycles.
-        predict: From a cycle table to a predictions table.
-        changes: Entries that replace those of the run record.
-    """
+    """Score a classifier on a split, and write the folder of the results as `laennec evaluate` does."""
     of_run, record = read_record(source / "metrics.json"), copy.deepcopy(read_record(source / "run.json"))
     names, multi_label = list(record["labels"]), record["problem_type"] == "multi_label"
     fitted = changes["operating_points"] or {}
@@ -129,7 +107,6 @@ def _score(
 
 
 def _labelled(recipe: Recipe, training: SplitData) -> NDArray[np.int64]:
-    """The training rows with labels: all, or the recipe's fraction of them."""
     corpus, ids = recipe.corpus, column_of(training.table, "cycle_id")
     if corpus.label_fraction == 1:
         return np.arange(len(ids))

@@ -45,11 +45,7 @@ class Section(BaseModel):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a YAML file.
-
-        Raises:
-            InputError: It cannot be read, or a key or a value is not allowed.
-        """
+        """Read a YAML file."""
         try:
             return cls.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -78,17 +74,12 @@ def _as_mapping(key: str) -> BeforeValidator:
 
 
 class Score(Section):
-    """A split that every run is scored on, once; the flags of `laennec evaluate`.
+    """A split that every run is scored on, once; the flags of `laennec evaluate`."""
 
-    Attributes:
-        split: The split.
-        name: The results are in `evaluation-<name>`; None: the split, after the corpus where one is given.
-        corpus: Another corpus than the run's own, with the settings below it.
-    """
-
-    split: str = "test"
+    split: str = "test"  # the split
+    # the results are in `evaluation-<name>`; None: the split, after the corpus where one is given
     name: str | None = None
-    corpus: str | None = None
+    corpus: str | None = None  # another corpus than the run's own, with the settings below it
     data_dir: str | None = None
     protocol: str | None = None
     level: str | None = None
@@ -118,37 +109,23 @@ class _Evaluate(Section):
 
 
 class Data(Section):
-    """Size and source of a corpus, for a dry run without it.
+    """Size and source of a corpus, for a dry run without it."""
 
-    Attributes:
-        cycles: Number of its cycles, all splits together.
-        seconds: Their mean length.
-        source: Where to get it; None for the address and the licence of the corpus' class.
-        licence: Its licence.
-    """
-
-    cycles: int | None = None
-    seconds: float | None = None
-    source: str | None = None
-    licence: str | None = None
+    cycles: int | None = None  # number of its cycles, all splits together
+    seconds: float | None = None  # their mean length
+    source: str | None = None  # where to get it; None for the address and the licence of the corpus' class
+    licence: str | None = None  # its licence
 
 
 class Published(Section):
-    """The numbers of a publication.
+    """The numbers of a publication."""
 
-    Attributes:
-        source: The publication, and its table or figure.
-        split: The split of its numbers.
-        selection: The data on which its epochs were chosen, or "not stated".
-        values: {method: {metric: the number as printed}}; a method may have its own split and selection.
-        note: A sentence below the table.
-    """
-
-    source: str
-    split: str
-    selection: str
+    source: str  # the publication, and its table or figure
+    split: str  # the split of its numbers
+    selection: str  # the data on which its epochs were chosen, or "not stated"
+    # {method: {metric: the number as printed}}; a method may have its own split and selection
     values: dict[str, dict[str, str]] = Field(default_factory=dict)
-    note: str = ""
+    note: str = ""  # a sentence below the table
 
 
 _Numbers = Annotated[tuple[Annotated[StrictInt, Field(ge=0)], ...], BeforeValidator(_as_list), Field(min_length=1)]
@@ -191,33 +168,19 @@ class _StudyFile(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a study.
+    """One training of a study."""
 
-    Attributes:
-        method: The name under which it is compared, equal for all its seeds and folds.
-        recipe: The recipe's file.
-        seed: Of the run.
-        fold: Of the protocol, where the study has folds.
-        settings: Dotted settings that replace the recipe's.
-        places: Value by axis, for tables and plots.
-        pretrained_as: Name of the pre-training of its encoder, equal for all cells that share it; "" for none.
-        classical: Classifiers that are also fitted on the run's embeddings.
-        scores: The splits that the run is scored on.
-        title: The method's own name, equal for all values of the axes.
-        evaluate: `smoothing` and `draws` of `laennec evaluate`.
-    """
-
-    method: str
-    recipe: Path
-    seed: int
-    fold: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    places: Mapping[str, str] = field(default_factory=dict)
-    pretrained_as: str = ""
-    classical: tuple[str, ...] = ()
-    scores: tuple[Score, ...] = ()
-    title: str = ""
-    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    method: str  # the name under which it is compared, equal for all its seeds and folds
+    recipe: Path  # the recipe's file
+    seed: int  # of the run
+    fold: int | None = None  # of the protocol, where the study has folds
+    settings: Mapping[str, Any] = field(default_factory=dict)  # dotted settings that replace the recipe's
+    places: Mapping[str, str] = field(default_factory=dict)  # value by axis, for tables and plots
+    pretrained_as: str = ""  # name of the pre-training of its encoder, equal for all cells that share it; "" for none
+    classical: tuple[str, ...] = ()  # classifiers that are also fitted on the run's embeddings
+    scores: tuple[Score, ...] = ()  # the splits that the run is scored on
+    title: str = ""  # the method's own name, equal for all values of the axes
+    evaluate: Mapping[str, Any] = field(default_factory=dict)  # `smoothing` and `draws` of `laennec evaluate`
 
     @property
     def name(self) -> str:
@@ -236,33 +199,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """The content of a study file.
+    """The content of a study file."""
 
-    Attributes:
-        name: For folders and tables.
-        description: One sentence.
-        output_dir: Folder of the runs.
-        results: The results file, from which tables are rendered.
-        baseline: The method that the others are compared with. Without the axes in its name it stands for the method
-            with the same values of the axes as each other one.
-        cells: The trainings, in the order of the file.
-        ensembles: Methods whose runs also form an ensemble.
-        figures: Names of the metrics in tables.
-        own_splits: Whether each seed draws its own split.
-        published: Published numbers, for the table beside ours.
-        data: Size and source of corpora, by Hub repository or last folder of corpus.data_dir.
-    """
-
-    name: str
-    description: str
-    output_dir: Path
-    results: Path
+    name: str  # for folders and tables
+    description: str  # one sentence
+    output_dir: Path  # folder of the runs
+    results: Path  # the results file, from which tables are rendered
+    # the method that the others are compared with. Without the axes in its name it stands for the method with the same
+    # values of the axes as each other one
     baseline: str | None
-    cells: tuple[Cell, ...]
-    ensembles: tuple[str, ...]
-    figures: tuple[str, ...]
-    own_splits: bool = False
-    published: Published | None = None
+    cells: tuple[Cell, ...]  # the trainings, in the order of the file
+    ensembles: tuple[str, ...]  # methods whose runs also form an ensemble
+    figures: tuple[str, ...]  # names of the metrics in tables
+    own_splits: bool = False  # whether each seed draws its own split
+    published: Published | None = None  # published numbers, for the table beside ours
+    # size and source of corpora, by Hub repository or last folder of corpus.data_dir
     data: Mapping[str, Data] = field(default_factory=dict)
 
     @property
@@ -281,11 +232,7 @@ class Study:
 
 
 def find_study(name: str | Path) -> Path:
-    """The file of a study, from its path or from the name of a study of the package.
-
-    Raises:
-        InputError: There is neither; names the nearest study.
-    """
+    """The file of a study, from its path or from the name of a study of the package."""
     path, folder = Path(name), recipe_folder() / "studies"
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path
@@ -298,12 +245,7 @@ def find_study(name: str | Path) -> Path:
 
 
 def load_study(path: str | Path) -> Study:
-    """Read a study, by its path or its name in the package, and every recipe that it names.
-
-    Raises:
-        InputError: The file or a recipe cannot be read, a key is unknown, two cells have one name, or a setting does
-            not exist.
-    """
+    """Read a study, by its path or its name in the package, and every recipe that it names."""
     named, path = Path(path), find_study(path)
     content = _StudyFile.read(path)
     name = content.name or path.stem

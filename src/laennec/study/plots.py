@@ -35,9 +35,6 @@ _Rows = Mapping[str, list[dict[str, Any]]]
 def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
     """The plots of a study's results.
 
-    Args:
-        content: The results file.
-
     Returns:
         {file name: PNG}: "<split>-methods.png"; "<split>-cost.png" where costs were measured; "<split>-<axis>.png" for
         each axis on which a method has several values.
@@ -65,7 +62,6 @@ def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
 
 
 def _methods(rows: _Rows, figures: Sequence[str]) -> Figure:
-    """A line for each method, a dot for each of its runs."""
     figure, all_axes = panels(len(figures), 4.7, 0.9 + 0.42 * len(rows))
     for axes, name in zip(all_axes, figures, strict=True):
         for place, (method, runs) in enumerate(rows.items()):

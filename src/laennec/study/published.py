@@ -9,16 +9,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from laennec.evaluation.summary import figure_name, is_percent
-from laennec.rendering import Markdown, escaped, table
+from laennec.rendering import Markdown, escaped, plain_table, table
 
 
 def published_table(content: Mapping[str, Any], split: str | None = None) -> str:
-    """The table of a results file with published numbers, as Markdown.
-
-    Args:
-        content: A results file whose study has `published`.
-        split: The scored split; None for all.
-    """
+    """The table of a results file with published numbers, as Markdown."""
     study, runs = content["study"], content["results"]
     published, figures = study["published"], list(study["figures"])
     head = ["method", *(column for name in figures for column in (f"{figure_name(name)}: published", "ours"))]
@@ -58,7 +53,7 @@ def geometry_table(content: Mapping[str, Any]) -> str:
         "Angular distance 1 - cos over all pairs of cycles; variation is standard deviation / mean. Mean over runs ± "
         "their standard deviation."
     )
-    return f"{table([*heads, 'between / within'], [list(map(Markdown, map(str, row))) for row in rows])}\n\n{note}"
+    return f"{plain_table([*heads, 'between / within'], rows)}\n\n{note}"
 
 
 def _mean(figure: str, runs: list[Mapping[str, Any]]) -> str:

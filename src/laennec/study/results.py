@@ -38,22 +38,7 @@ def gather_results(
     costs: Mapping[Path, Cost] | None = None,
     study: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the results of evaluations into one file, and compare their methods.
-
-    Args:
-        evaluations: Folders that `laennec evaluate` wrote.
-        into: The results file.
-        baseline: The method that the others are compared with.
-        baselines: The baseline of each method, where it is not the same for all; tables call them `baseline`.
-        costs: Costs by evaluation.
-        study: What the file says about its study.
-
-    Returns:
-        The results file.
-
-    Raises:
-        InputError: A folder holds no evaluation, or the evaluations cannot be compared.
-    """
+    """Write the results of evaluations into one file, and compare their methods."""
     rows = []
     by_split: dict[str, dict[str, dict[int, list[Path]]]] = {}  # split -> method -> seed -> one evaluation a fold
     for folder in map(Path, evaluations):
@@ -176,14 +161,7 @@ def add_costs(*costs: Cost) -> Cost:
 
 
 def training_cost(row: Mapping[str, Any]) -> tuple[float, float] | None:
-    """CPU seconds and peak memory in MB of training, with pre-training and the members of an ensemble.
-
-    Args:
-        row: A row of a results file.
-
-    Returns:
-        None where no cost was measured.
-    """
+    """CPU seconds and peak memory in MB of training, with pre-training and the members of an ensemble."""
     cost = row.get("cost") or {}
     steps = [took for step, took in cost.items() if step not in (_SCORING, "gpu_seconds")]
     if "train" not in cost:

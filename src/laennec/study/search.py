@@ -69,20 +69,13 @@ class Range(Section):
 
 
 class Space(Section):
-    """The settings that are searched.
+    """The settings that are searched."""
 
-    Attributes:
-        space: {dotted setting: its values}.
-        trials: Number of trainings, finished or stopped early.
-        seed: Of the draws.
-        sampler: "tpe" (uses earlier trials) or "random".
-        pruner: "median" stops trials that fall behind the median of the others; "none" stops none.
-    """
-
-    space: Annotated[dict[str, Range], Field(min_length=1)]
-    trials: Annotated[StrictInt, Field(ge=1)] = 20
-    seed: Annotated[StrictInt, Field(ge=0)] = 0
-    sampler: Literal["tpe", "random"] = "tpe"
+    space: Annotated[dict[str, Range], Field(min_length=1)]  # {dotted setting: its values}
+    trials: Annotated[StrictInt, Field(ge=1)] = 20  # number of trainings, finished or stopped early
+    seed: Annotated[StrictInt, Field(ge=0)] = 0  # of the draws
+    sampler: Literal["tpe", "random"] = "tpe"  # "tpe" (uses earlier trials) or "random"
+    # "median" stops trials that fall behind the median of the others; "none" stops none
     pruner: Literal["median", "none"] = "median"
 
     @model_validator(mode="after")
@@ -99,29 +92,17 @@ class Space(Section):
 
 @dataclass
 class SearchResult:
-    """The result of a search.
+    """The result of a search."""
 
-    Attributes:
-        folder: Has search.db, search.json, best.yaml and a folder for each trial.
-        best: Settings of the best trial.
-        value: Its selection metric on validation.
-        finished: Number of finished trials.
-        stopped: Number of trials that were stopped early.
-    """
-
-    folder: Path
-    best: dict[str, Any]
-    value: float
-    finished: int
-    stopped: int
+    folder: Path  # has search.db, search.json, best.yaml and a folder for each trial
+    best: dict[str, Any]  # settings of the best trial
+    value: float  # its selection metric on validation
+    finished: int  # number of finished trials
+    stopped: int  # number of trials that were stopped early
 
 
 def load_space(path: str | Path) -> Space:
-    """Read a file with the settings to search.
-
-    Raises:
-        InputError: It cannot be read, or a key, a setting or a range is not allowed.
-    """
+    """Read a file with the settings to search."""
     return Space.read(path)
 
 
@@ -149,19 +130,8 @@ def search(
 ) -> SearchResult:
     """Search a recipe's settings on its validation patients.
 
-    Args:
-        recipe: The recipe; its output_dir is the search's folder.
-        space: The settings to search.
-        command: The literal command, for the records.
-        overwrite: Whether an earlier search in the folder may be deleted.
-        say: Called with a line for each trial.
-
     Returns:
         The best settings; `best.yaml` in the folder is the recipe with them.
-
-    Raises:
-        InputError: Optuna is missing, the protocol's validation shares patients with train, the folder holds another
-            search or other files, or no trial was finished.
     """
     try:
         import optuna

@@ -115,32 +115,17 @@ def adversarial_groups(specs: Sequence[LossSpec], codes: Mapping[str, Any]) -> d
 
 
 class ClusterView(NamedTuple):
-    """The inputs of the cluster losses and contrasts.
+    """The inputs of the cluster losses and contrasts."""
 
-    Attributes:
-        mask: (batch, groups) bool, True on groups of real frames.
-        bottleneck: (batch, groups, narrow), of the auto-encoder.
-        vectors: (batch, clusters, width), one for each cluster of each cycle; None where no loss takes them.
-        joint: (batch, width), one for each cycle; None where no loss takes it.
-    """
-
-    mask: Tensor
-    bottleneck: Tensor
+    mask: Tensor  # (batch, groups) bool, True on groups of real frames
+    bottleneck: Tensor  # (batch, groups, narrow), of the auto-encoder
+    # (batch, clusters, width), one for each cluster of each cycle; None where no loss takes them
     vectors: Tensor | None
-    joint: Tensor | None
+    joint: Tensor | None  # (batch, width), one for each cycle; None where no loss takes it
 
 
 class GroupClusters(nn.Module):
-    """Auto-encoder, soft assignment to clusters, one vector for each cluster and one for the cycle.
-
-    Args:
-        clusters: How many.
-        narrow: Width of the auto-encoder's bottleneck.
-        dim: Width of the encoder's tokens.
-        width: Width of the vectors.
-        needed: Which of "vectors" and "joint" the losses take: there is no unused layer, because DDP waits for the
-            gradient of each.
-    """
+    """Auto-encoder, soft assignment to clusters, one vector for each cluster and one for the cycle."""
 
     def __init__(self, clusters: int, narrow: int, dim: int, width: int, needed: Set[str]) -> None:
         super().__init__()
@@ -173,12 +158,9 @@ class GroupClusters(nn.Module):
 
 @dataclass
 class TrainingOutput(LaennecOutput):
-    """The output of a model with auxiliary heads in training.
+    """The output of a model with auxiliary heads in training."""
 
-    Attributes:
-        auxiliary: The input of each loss by its name: (batch, width), or the inputs of a cluster loss.
-    """
-
+    # the input of each loss by its name: (batch, width), or the inputs of a cluster loss
     auxiliary: dict[str, Any] | None = None
 
 
@@ -211,13 +193,7 @@ def attached(model: Any, heads: AuxiliaryHeads) -> Iterator[None]:
 
 
 def enter_stage(model: Any, stage: Any, progress: float) -> None:
-    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model.
-
-    Args:
-        model: The model that is trained.
-        stage: What the epoch trains.
-        progress: Share of the training that is done, 0 to 1.
-    """
+    """Freeze or free the encoder as a stage says, and set the layers that `attached` gave the model."""
     if model.encoder_frozen_in_stage == stage.encoder:
         model.encoder_frozen_in_stage = not stage.encoder
         model.train()  # the first batch of an epoch already runs in that epoch's mode

@@ -46,37 +46,22 @@ _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window
 
 @dataclass(frozen=True)
 class Task:
-    """An auxiliary task.
+    """An auxiliary task."""
 
-    Attributes:
-        name: Its name in recipe, log and config.
-        labels: Its classes, the first the normal one.
-        level: Rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record".
-        column: Column of the cycle table with the class.
-        weight: Weight of its cross entropy in the objective.
-        batch_size: level: recordings beside each batch.
-        windows: level: windows of each of these.
-        window_s: level: length of a window; None for the front end's own length.
-        smooth: cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients.
-    """
-
-    name: str
-    labels: tuple[str, ...]
-    level: str | None = None
-    column: str = "events"
-    weight: float = 1.0
-    batch_size: int = 5
-    windows: int = 3
-    window_s: float | None = None
+    name: str  # its name in recipe, log and config
+    labels: tuple[str, ...]  # its classes, the first the normal one
+    level: str | None = None  # rows that it classifies: None for the cycles, else a level of the corpus, e.g. "record"
+    column: str = "events"  # column of the cycle table with the class
+    weight: float = 1.0  # weight of its cross entropy in the objective
+    batch_size: int = 5  # level: recordings beside each batch
+    windows: int = 3  # level: windows of each of these
+    window_s: float | None = None  # level: length of a window; None for the front end's own length
+    # cycles: whether logits are smoothed over the recording, by a strength fitted on validation patients
     smooth: bool = False
 
 
 def tasks_of(recipe: Recipe) -> list[Task]:
-    """Read a recipe's section `tasks`.
-
-    Raises:
-        InputError: A key or a value is wrong, the recipe cannot train the task, or the corpus has no such rows.
-    """
+    """Read a recipe's section `tasks`."""
     tasks = [_task(f"tasks.{name}", str(name), given, recipe) for name, given in recipe.tasks.items()]
     mix = recipe.augment.mix
     if any(task.level for task in tasks) and mix is not None and mix.domain == "tokens":
@@ -143,19 +128,7 @@ def level_tables(recipe: Recipe, level: str, validation_patients: set[str]) -> t
 
 
 class AuxiliaryTasks(nn.Module):
-    """The losses of a model's auxiliary tasks.
-
-    Args:
-        recipe: All settings.
-        tasks: The tasks.
-        dataset: The training cycles; classes of tasks about cycles are added to its groups.
-        table: Their cycle table.
-        extractor: The feature extractor.
-        validation_patients: Patients whose recordings are not trained on.
-
-    Raises:
-        InputError: Several processes, or a corpus without such rows.
-    """
+    """The losses of a model's auxiliary tasks."""
 
     def __init__(
         self,
@@ -187,12 +160,7 @@ class AuxiliaryTasks(nn.Module):
         dataset.groups = groups
 
     def append_recordings(self, inputs: dict[str, Any], batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Append windows of recordings to a training batch.
-
-        Args:
-            inputs: input_values (batch, frames, mels), attention_mask (batch, frames), ...
-            batch: epochs and cycle_numbers of the step.
-        """
+        """Append windows of recordings to a training batch."""
         self._appended = []
         parts = [(inputs["input_values"], inputs["attention_mask"])]
         for task in self.tasks:
@@ -215,13 +183,7 @@ class AuxiliaryTasks(nn.Module):
         return {**inputs, **appended}
 
     def terms(self, model: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """The model's output for the batch alone, and the weighted cross entropy of each task.
-
-        Args:
-            model: The model, unwrapped.
-            outputs: Its output for the input that `append_recordings` made.
-            batch: epochs, cycle_numbers, group_ids and, where cycles were mixed, mixture of the step.
-        """
+        """The model's output for the batch alone, and the weighted cross entropy of each task."""
         found = {}
         behind = sum(len(ids) * task.windows for task, ids in self._appended)
         rows = len(outputs.embeddings) - behind

@@ -34,11 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def refuse_lost_folder(output_dir: Path) -> None:
-    """Refuse to write a checkpoint below a folder that is gone.
-
-    Raises:
-        InputError: It is. Made again it would hold a part of the run, perhaps on another disk.
-    """
+    """Refuse to write a checkpoint below a folder that is gone."""
     if not output_dir.is_dir():
         raise InputError(
             f"{output_dir}: is gone: it was moved or removed meanwhile, or its disk or network share was lost; put it "
@@ -88,11 +84,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def check_whole(checkpoint: Path, world_size: int = 1) -> None:
-    """Refuse a checkpoint that cannot be resumed.
-
-    Raises:
-        InputError: It is damaged, or was written by another number of processes, whose random states differ.
-    """
+    """Refuse a checkpoint that cannot be resumed."""
     if wrong := damage(checkpoint) or _damage_of_best(checkpoint):
         raise InputError(f"{checkpoint}: the checkpoint is not whole ({wrong}); resume from another one")
     wrote = read_record(checkpoint / MANIFEST).get("processes", world_size)
@@ -107,9 +99,6 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
     """The newest checkpoint that is whole, with the best one that it refers to; None if there is none.
 
     A checkpoint that is not whole is named in a warning and deleted, so that rotation never counts it.
-
-    Raises:
-        InputError: It was written by another number of processes.
     """
     found = {int(m.group(1)): p for p in folder.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name))}
     for step in sorted(found, reverse=True):
@@ -124,15 +113,7 @@ def last_whole(folder: Path, world_size: int = 1) -> Path | None:
 
 
 def checkpoint_to_resume(args: Any, resume: str | bool | None) -> Path | None:
-    """The checkpoint that a training continues from; None for a new training.
-
-    Args:
-        args: TrainingArguments.
-        resume: A checkpoint's folder, or True for the newest whole one in the output folder.
-
-    Raises:
-        InputError: It is damaged, or was written by another number of processes.
-    """
+    """The checkpoint that a training continues from; None for a new training."""
     if resume is True:
         with args.main_process_first(desc="checkpoints"):
             return last_whole(Path(str(args.output_dir)), args.world_size)
@@ -183,22 +164,14 @@ class SealCheckpoints(TrainerCallback):
 
 
 class SaveAndStop(TrainerCallback):
-    """Writes checkpoints within epochs, and a last one when the process is asked to end.
-
-    Args:
-        every: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
-    """
+    """Writes checkpoints within epochs, and a last one when the process is asked to end."""
 
     def __init__(self, every: int = 0) -> None:
         self.every = every
         self.asked = self._stopping = False
 
     def stop(self, *_: Any) -> None:
-        """Ask for the end, as a handler of a signal.
-
-        Raises:
-            Terminated: It is the second signal.
-        """
+        """Ask for the end, as a handler of a signal."""
         if self.asked:
             raise Terminated("stopped")
         self.asked = True
@@ -216,21 +189,13 @@ class SaveAndStop(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """End, now that the checkpoint is whole.
-
-        Raises:
-            Terminated: If this process was asked to end.
-        """
+        """End, now that the checkpoint is whole."""
         if self._stopping:
             raise Terminated(f"stopped after step {state.global_step}; the checkpoint is written")
 
 
 def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
     """Train, or continue from the last whole checkpoint; SIGTERM ends training with another one.
-
-    Args:
-        trainer: A `LaennecTrainer`.
-        save_steps: Steps between checkpoints, in addition to the one of each epoch; 0 for no others.
 
     Raises:
         Terminated: By SIGTERM, once the checkpoint is written.
@@ -250,16 +215,7 @@ def train_or_resume(trainer: Any, save_steps: int = 0) -> None:
 
 
 def check_loaded(load_result: Any, model: Any, folder: str) -> None:
-    """Refuse a checkpoint that did not fill a model.
-
-    Args:
-        load_result: The missing and unexpected keys that torch names.
-        model: The model; its frozen layers need no weights.
-        folder: Named in the error.
-
-    Raises:
-        InputError: Names a key.
-    """
+    """Refuse a checkpoint that did not fill a model."""
     missing = [key for key in load_result.missing_keys if not model.is_frozen(key)]
     if missing or load_result.unexpected_keys:
         what = f"{missing[0]} is missing" if missing else f"{load_result.unexpected_keys[0]} is unknown"

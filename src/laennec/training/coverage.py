@@ -25,25 +25,15 @@ _SAMPLER_FOR = {
 
 @dataclass(frozen=True)
 class Coverage:
-    """What an epoch of a sampler holds.
+    """What an epoch of a sampler holds."""
 
-    Attributes:
-        rows: Rows in the epoch.
-        batches: Batches in the epoch.
-        share_seen: Share of the cycles that occur in it.
-        positive_pairs_min: Fewest ordered pairs of different cycles of one class in a batch.
-        positive_pairs_mean: The same, averaged over batches.
-        batches_without_positives: Batches without a positive pair.
-        batches_without_negatives: Batches of a single class.
-    """
-
-    rows: int
-    batches: int
-    share_seen: float
-    positive_pairs_min: int
-    positive_pairs_mean: float
-    batches_without_positives: int
-    batches_without_negatives: int
+    rows: int  # rows in the epoch
+    batches: int  # batches in the epoch
+    share_seen: float  # share of the cycles that occur in it
+    positive_pairs_min: int  # fewest ordered pairs of different cycles of one class in a batch
+    positive_pairs_mean: float  # the same, averaged over batches
+    batches_without_positives: int  # batches without a positive pair
+    batches_without_negatives: int  # batches of a single class
 
 
 def coverage(
@@ -61,9 +51,6 @@ def coverage(
         labels: Class of each cycle, integers below 0 where it is unknown (such a cycle has no pairs); None for the
             sampler's own.
         rows_per_batch: Batch size; None for the sampler's own.
-
-    Raises:
-        ValueError: Labels or the batch size are known neither here nor to the sampler.
     """
     known = labels if labels is not None else getattr(sampler, "labels", None)
     size = rows_per_batch or getattr(sampler, "rows_per_batch", None)
@@ -99,19 +86,7 @@ def _positive_pairs(rows: Rows, codes: Rows) -> int:
 def coverage_lines(
     name: str, sampler: Any, rows_per_batch: int, class_ids: Codes, specs: Sequence[LossSpec], groups: dict[str, Codes]
 ) -> list[str]:
-    """The share of the training split in the first epoch, and the pairs that its batches hold for each loss over pairs.
-
-    Args:
-        name: The sampler's name in the recipe.
-        sampler: The sampler.
-        rows_per_batch: Rows of a batch of all processes together.
-        class_ids: Class of each cycle.
-        specs: The auxiliary losses.
-        groups: As `groups_of_data` gives them.
-
-    Raises:
-        InputError: No batch holds a pair that a loss needs: names the loss and a sampler.
-    """
+    """The share of the training split in the first epoch, and the pairs in its batches for each loss over pairs."""
     seen = coverage(sampler, labels=class_ids, rows_per_batch=rows_per_batch)
     share = f"{100 * seen.share_seen:.1f} % of {len(class_ids)} cycles"
     batches = f"{seen.batches} batch{'es' * (seen.batches != 1)}"

@@ -10,18 +10,14 @@ both. A context cycle has the draws that it has as a cycle of its own.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from laennec.audio.augmentation import (
-    WaveformAugmentation,
-    counter_generator,
-    cycle_to_concatenate,
-)
+from laennec.audio.augmentation import WaveformAugmentation, counter_generator, cycle_to_concatenate
 from laennec.audio.context import InContext, neighbour_rows
 from laennec.audio.context_features import padded_rows
 from laennec.audio.mixing import LabelUnion
@@ -77,11 +73,7 @@ class Neighbours:
 
 
 def refuse_lost_neighbours(splits: Any, protocol: str | None, context_cycles: int) -> None:
-    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour.
-
-    Raises:
-        InputError: The neighbours of some cycles are in another split, or there are none.
-    """
+    """Refuse context where a protocol splits recordings, and where no training cycle has a neighbour."""
     if not context_cycles:
         return
     seen: dict[str, str] = {}
@@ -106,64 +98,34 @@ def view_seed(seed: int, view: int) -> int:
 
 @dataclass
 class Concatenation:
-    """Training cycles concatenated with a second cycle, their labels OR-ed.
+    """Training cycles concatenated with a second cycle, their labels OR-ed."""
 
-    Attributes:
-        probability: How often a cycle is concatenated.
-        candidates: Rows that may be the second cycle.
-        union: Label of two concatenated cycles; None ORs rows of flags.
-    """
-
-    probability: float
-    candidates: NDArray[np.int64]
-    union: LabelUnion | None = None
+    probability: float  # how often a cycle is concatenated
+    candidates: NDArray[np.int64]  # rows that may be the second cycle
+    union: LabelUnion | None = None  # label of two concatenated cycles; None ORs rows of flags
 
 
+@dataclass(eq=False)
 class CycleDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Cycles with their labels; `dataset[(row, epoch)]` draws augmentation, `dataset[row]` does not.
+    """Cycles with their labels; `dataset[(row, epoch)]` draws augmentation, `dataset[row]` does not."""
 
-    Args:
-        waveforms: Sequence of float32 (samples,) by row.
-        targets: Labels by row.
-        cycle_ids: Cycle ids by row.
-        sampling_rate: Of the waveforms, in Hz.
-        seed: Of all draws.
-        augmentation: Draws on the waveform; None for none.
-        concatenation: Concatenation with a second cycle; None for none.
-        neighbours: The cycles around each one, for concatenated context; None for none.
-        crop_samples: Samples of the random crop of longer cycles in training; 0 for no crop.
+    waveforms: Any  # sequence of float32 (samples,) by row
+    targets: Targets  # labels by row
+    cycle_ids: Sequence[str]  # by row
+    sampling_rate: int  # of the waveforms, in Hz
+    seed: int  # of all draws
+    augmentation: WaveformAugmentation | None = None  # draws on the waveform; None for none
+    concatenation: Concatenation | None = None  # concatenation with a second cycle; None for none
+    neighbours: Neighbours | None = None  # the cycles around each one, for concatenated context; None for none
+    crop_samples: int = 0  # samples of the random crop of longer cycles in training; 0 for no crop
+    views: int = field(default=1, init=False)  # number of independent draws of each cycle in a training item
+    # int64 (cycles,) by name: labels of auxiliary losses besides the class
+    groups: Mapping[str, Codes] = field(default_factory=dict, init=False)
 
-    Attributes:
-        views: Number of independent draws of each cycle in a training item.
-        groups: int64 (cycles,) by name: labels of auxiliary losses besides the class.
-    """
-
-    def __init__(
-        self,
-        waveforms: Any,
-        targets: Targets,
-        cycle_ids: Sequence[str],
-        sampling_rate: int,
-        seed: int,
-        augmentation: WaveformAugmentation | None = None,
-        concatenation: Concatenation | None = None,
-        neighbours: Neighbours | None = None,
-        crop_samples: int = 0,
-    ) -> None:
-        if concatenation is not None and neighbours is not None:
+    def __post_init__(self) -> None:
+        if self.concatenation is not None and self.neighbours is not None:
             raise ValueError("a cycle concatenated with one of another recording has no context")
-        self.waveforms = waveforms
-        self.targets = targets
-        self.cycle_ids = cycle_ids
-        self.numbers = cycle_numbers(cycle_ids)
-        self.sampling_rate = sampling_rate
-        self.seed = seed
-        self.augmentation = augmentation
-        self.concatenation = concatenation
-        self.neighbours = neighbours
-        self.crop_samples = crop_samples
-        self.views = 1
-        self.groups: Mapping[str, Codes] = {}
+        self.numbers = cycle_numbers(self.cycle_ids)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -297,9 +259,6 @@ class EmbeddingDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 def collate_cycles(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Pad waveforms to the longest.
-
-    Args:
-        items: Of a `CycleDataset`.
 
     Returns:
         waveforms (views * batch, samples), all first views before all second ones, and their lengths (views * batch,);

@@ -55,10 +55,7 @@ _log = logging.getLogger(__name__)
 
 
 def length_batches(
-    lengths: Sequence[int],
-    max_cycles: int = 16,
-    max_samples: int = 1_000_000,
-    shapes: Sequence[Hashable] | None = None,
+    lengths: Sequence[int], max_cycles: int = 16, max_samples: int = 1_000_000, shapes: Sequence[Hashable] | None = None
 ) -> Iterator[list[int]]:
     """Batches of rows of similar length, longest first; within a batch the longest is at most 15 % longer.
 
@@ -98,9 +95,6 @@ def embed_waveforms(
 
     Returns:
         float32 (waveforms, dim), in the given order. On a CPU an embedding depends on its waveform alone.
-
-    Raises:
-        InputError: A waveform does not fit into memory by itself.
     """
     was_training = model.training
     if was_training:
@@ -192,15 +186,7 @@ def _in_batches(model: Any, extractor: Any, waveforms: Sequence[Any], lengths: l
 
 
 def _embed_batch(model: Any, extractor: Any, items: list[Any], step: int = 0) -> NDArray[np.float32] | str:
-    """(items, dim), or the error message where they do not fit into memory together.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        items: Waveforms.
-        step: The features of each item are computed by themselves, and padded to a multiple of so many frames; 0
-            computes them together.
-    """
+    """(items, dim), or the error message where they do not fit into memory together."""
     parameter = next(model.parameters())
     settings = {"sampling_rate": extractor.sampling_rate, "device": parameter.device, "filtered": True}
     try:
@@ -238,12 +224,6 @@ def _too_long(samples: int, extractor: LaennecFeatureExtractor, failed: str) -> 
 
 class EmbeddingCache:
     """Embeddings by content key, in a folder for each pair of feature extractor and encoder.
-
-    Args:
-        folder: The cache's root.
-        model: Its encoder and pooling make the embeddings.
-        extractor: The feature extractor.
-        backend: "torch", or "onnx": onnxruntime, on the CPU.
 
     Attributes:
         embed: Waveforms (cycles of (samples,)) -> float32 (cycles, dim).
@@ -297,11 +277,7 @@ class EmbeddingCache:
         return self.folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
 
     def add(self, keys: Sequence[bytes], embeddings: NDArray[np.float32], keep: bool = True) -> None:
-        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`.
-
-        Raises:
-            InputError: One of them is not finite.
-        """
+        """Store embeddings (cycles, dim) under their keys, also on disk if `keep`."""
         if not np.isfinite(embeddings).all():
             raise InputError("the encoder's embedding of a cycle is not a number; check its weights and features")
         if keep:
@@ -336,12 +312,7 @@ def cycle_keys(table: Any, waveform_settings: str, draw: str = "", neighbours: N
 
 
 def shards_of(samples: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
-    """Rows in shards of similar length, the longest first: at most 512 cycles, and 16 shards if there are enough.
-
-    Args:
-        samples: Of every row.
-        rows: Rows to divide; shards depend on them and their lengths alone.
-    """
+    """Rows in shards of similar length, the longest first: at most 512 cycles, and 16 shards if there are enough."""
     most = sum(samples[row] for row in rows) / _SHARDS
     shards: list[list[int]] = []
     held = 0
@@ -364,14 +335,6 @@ def embed_cycles(
     epoch: int | None = None,
 ) -> NDArray[np.float32]:
     """Embed the cycles of a dataset that are not cached, together with other processes that embed them.
-
-    Args:
-        model: The model, on the device that embeds.
-        extractor: Its feature extractor.
-        dataset: The cycles.
-        keys: Content key by row of the dataset.
-        cache: The cache.
-        epoch: The draw of augmentation; None for the cycles without augmentation.
 
     Returns:
         float32 (cycles, dim).

@@ -32,11 +32,7 @@ Running = dict[str, tuple[float, float]]  # decayed sum of a loss's ratios, and 
 
 
 def check_balance(balance: float | None, specs: Sequence[LossSpec], task_weight: float, frozen: bool = False) -> None:
-    """Refuse losses whose gradients cannot be balanced.
-
-    Raises:
-        InputError: There are no two gradients, or a loss has none at the embedding, or one that a schedule reverses.
-    """
+    """Refuse losses whose gradients cannot be balanced."""
     if balance is None:
         return
     what = f"loss.balance is {balance:g}"
@@ -91,20 +87,9 @@ def _squared_gradient(loss: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def weigh(
-    terms: Mapping[str, Tensor],
-    inputs: Sequence[Tensor],
-    objective: Objective,
-    balance: float | None,
-    running: Running,
+    terms: Mapping[str, Tensor], inputs: Sequence[Tensor], objective: Objective, balance: float | None, running: Running
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Measure the gradients of a step, and balance its terms.
-
-    Args:
-        terms: Those of a step that trains encoder and head.
-        inputs: What `head_inputs` collected in that step; empty where nothing is measured.
-        objective: The objective, with its auxiliary losses and their weights.
-        balance: The ratio to hold; None only measures.
-        running: Moving average of each loss, updated in place.
 
     Returns:
         The terms, and what is logged: `grad_ratio_<loss>` and, with a balance, its factor `balance_<loss>`.

@@ -42,11 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 class CleanAndMixed(nn.Module):
-    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`.
-
-    Args:
-        loss: Returns named terms.
-    """
+    """One loss over clean cycles and, where a batch has them, mixed ones: `<term>_clean` and `<term>_mixed`."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -75,38 +71,25 @@ class CleanAndMixed(nn.Module):
 
 @dataclass(frozen=True)
 class LossSpec:
-    """An auxiliary loss of a training.
+    """An auxiliary loss of a training."""
 
-    Attributes:
-        name: Its name in the log.
-        loss: `forward(embeddings, labels)` -> scalar or `{term: scalar}`.
-        schedule: Its weight.
-        labels: Which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle
-            table; several are joined by +, also with class, crackle and wheeze.
-        missing: What happens to cycles whose column is unknown: "drop" | "own_group".
-        views: How many augmented views of each cycle it takes.
-        on: "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or
-            the output of a layer that `AuxiliaryHeads` makes for this loss.
-        projection_dim: Width of a projection of its own; 0 for none.
-        project_mixed: Whether only mixed cycles are projected, to the width of the clean ones.
-        negatives: Negatives of each anchor of the tuplet loss.
-        negative_groups: Groups in the batch, such as patients: negatives come from other groups than the anchor's; ""
-            for all other cycles.
-        where: The setting, for errors.
-    """
-
-    name: str
-    loss: nn.Module
-    schedule: WeightSchedule = field(default_factory=lambda: WeightSchedule(1.0))
+    name: str  # its name in the log
+    loss: nn.Module  # `forward(embeddings, labels)` -> scalar or `{term: scalar}`
+    schedule: WeightSchedule = field(default_factory=lambda: WeightSchedule(1.0))  # its weight
+    # which cycles belong together: "class", "cycle" (the views of one cycle), or a column of the cycle table; several
+    # are joined by +, also with class, crackle and wheeze
     labels: str = CLASS
-    missing: str = "drop"
-    views: int = 1
+    missing: str = "drop"  # what happens to cycles whose column is unknown: "drop" | "own_group"
+    views: int = 1  # how many augmented views of each cycle it takes
+    # "embedding" | "projection" (of the model, shared) | "clusters" (one vector of a cycle's frame groups), or the
+    # output of a layer that `AuxiliaryHeads` makes for this loss
     on: str = "embedding"
-    projection_dim: int = 0
-    project_mixed: bool = False
-    negatives: int = 16
+    projection_dim: int = 0  # width of a projection of its own; 0 for none
+    project_mixed: bool = False  # whether only mixed cycles are projected, to the width of the clean ones
+    negatives: int = 16  # negatives of each anchor of the tuplet loss
+    # groups in the batch, such as patients: negatives come from other groups than the anchor's; "" for all other cycles
     negative_groups: str = ""
-    where: str = ""
+    where: str = ""  # the setting, for errors
 
     @property
     def inner(self) -> nn.Module:
@@ -146,9 +129,6 @@ def specs_of(
     Args:
         losses: Name -> module, or a spec where its facts are to differ from those of the class.
         weights: Name -> number or schedule; 1 where a name is missing.
-
-    Raises:
-        InputError: A weight names no loss, or a loss states a fact that cannot be followed.
     """
     losses, weights = losses or {}, weights or {}
     if unknown := sorted(set(weights) - set(losses)):
@@ -172,9 +152,6 @@ def loss_specs(settings: Mapping[str, Any], negatives: int = 16, folders: Sequen
             loss's own arguments}.
         negatives: Negatives of each anchor of the tuplet loss.
         folders: Folders to import own losses from, `Recipe.folders`.
-
-    Raises:
-        InputError: A loss, a key or a value is unknown, or they contradict one another.
     """
     return _checked_together([_of_recipe(name, given, negatives, folders) for name, given in settings.items()])
 
@@ -290,14 +267,6 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
     """Have a training set's items carry the views and groups that the losses take; returns the groups by name.
 
     A warning names the cycles without a group.
-
-    Args:
-        data: The training data; groups that it has already are kept.
-        specs: The auxiliary losses.
-        age_edges_years: Edges of the age bands.
-
-    Raises:
-        InputError: A column does not exist, is unknown for all cycles, or has one value only.
     """
     if isinstance(data, torch.utils.data.IterableDataset):
         if named := [spec for spec in specs if spec.group_key is not None]:
@@ -327,17 +296,7 @@ def groups_of_data(data: Any, specs: Sequence[LossSpec], age_edges_years: Sequen
 
 
 def check_draws(specs: Sequence[LossSpec], mixes: bool, draws: bool, concatenates: bool = False) -> None:
-    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes.
-
-    Args:
-        specs: All auxiliary losses.
-        mixes: Whether cycles of a batch are mixed.
-        draws: Whether waveforms or features are augmented at random.
-        concatenates: Whether cycles are concatenated and their labels combined.
-
-    Raises:
-        InputError: A loss cannot have its two views or its groups.
-    """
+    """Refuse two views that would be equal or mixed, and groups by a label that augmentation changes."""
     for spec in specs:
         if (mixes or concatenates) and spec.groups_by_label:
             name = "augment.mix" if mixes else "augment.concatenate_probability"

@@ -35,28 +35,18 @@ _CONTEXT = ("class_ids", "cycle_numbers", "epochs", "group_ids", "neighbour_numb
 
 @dataclass(frozen=True)
 class Mixture:
-    """The mixture of one batch.
+    """The mixture of one batch."""
 
-    Attributes:
-        lam: Realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different
-            lengths exchanged tokens.
-        index: (batch,) int64, the row that each row is mixed with.
-        labels: float32 (batch, labels), soft (or hard, under the Lungmix rule).
-        clean_labels: float32 (batch, labels), before mixing.
-    """
-
+    # realised share of each row's own cycle: one for the batch, or one a row (batch,) where cycles of different lengths
+    # exchanged tokens
     lam: float | Tensor
-    index: Tensor
-    labels: Tensor
-    clean_labels: Tensor
+    index: Tensor  # (batch,) int64, the row that each row is mixed with
+    labels: Tensor  # float32 (batch, labels), soft (or hard, under the Lungmix rule)
+    clean_labels: Tensor  # float32 (batch, labels), before mixing
 
 
 def check_mixing(recipe: Recipe) -> None:
-    """Refuse mixing inside an encoder that has no tokens to mix.
-
-    Raises:
-        InputError: It has none; names the domains it can have.
-    """
+    """Refuse mixing inside an encoder that has no tokens to mix."""
     chosen = recipe.augment.mix
     if chosen is None or chosen.domain != "tokens" or recipe.encoder.group_frames:
         return
@@ -80,9 +70,6 @@ class Mixer:
         contrast: Whether the clean rows are encoded too.
         names: Label names; the Lungmix rule needs them.
         multi_label: Whether labels are rows of flags; class numbers otherwise.
-
-    Raises:
-        InputError: The Lungmix rule has no class for a mixture of two of the classes.
     """
 
     def __init__(
@@ -121,11 +108,7 @@ class Mixer:
     def features(
         self, features: Tensor, mask: Tensor, labels: Tensor, context: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Mixture]:
-        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be.
-
-        Raises:
-            InputError: Patch-Mix or Group-Mix of cycles of different lengths.
-        """
+        """Mix features (batch, frames, mels) with their mask (batch, frames); clean rows stay in front if need be."""
         generator = self.generator(context)
         if self.settings.method != "mixup":
             if not bool(mask.bool().all()):
@@ -155,17 +138,6 @@ class Mixer:
 
         A token is taken only where both cycles have real frames, so each row keeps its own mask; its share is what it
         kept of its own real tokens.
-
-        Args:
-            features: (batch, frames, mels).
-            mask: (batch, frames), ones on a cycle's frames and zeros after them.
-            labels: As everywhere.
-            context: The batch's epochs and cycle_numbers.
-            encoder: Has `token_grid`, see `laennec.encoders.base`.
-
-        Returns:
-            Features and mask (twice over, clean rows in front, where clean rows are encoded too), what the encoder is
-            to do, and the mixture.
         """
         generator = self.generator(context)
         batch, frames, mels = features.shape
@@ -236,11 +208,7 @@ class Mixer:
 
 
 def label_union(names: Sequence[str], multi_label: bool, where: str) -> LabelUnion:
-    """The label of a mixture of two cycles.
-
-    Raises:
-        InputError: It has none for two of the classes.
-    """
+    """The label of a mixture of two cycles."""
     try:
         return LabelUnion(names, multi_label)
     except ValueError as error:
@@ -260,38 +228,19 @@ def _rows(drawn: Tensor, context: Mapping[str, Tensor]) -> Tensor:
     return index
 
 
+@dataclass(eq=False)
 class BatchFeatures:
-    """Mixes and masks a batch, and computes its features.
+    """Mixes and masks a batch, and computes its features."""
 
-    Args:
-        extractor: The front end; None where batches hold embeddings.
-        seed: Of the draws.
-        spec_augment: Masks of the features of training cycles; None for none.
-        mixer: Mixes the cycles of a training batch; None for none.
-    """
-
-    def __init__(
-        self,
-        extractor: LaennecFeatureExtractor | None,
-        seed: int = 0,
-        spec_augment: SpecAugment | None = None,
-        mixer: Mixer | None = None,
-    ) -> None:
-        self.extractor = extractor
-        self.seed = seed
-        self.spec_augment = spec_augment
-        self.mixer = mixer
+    extractor: LaennecFeatureExtractor | None  # the front end; None where batches hold embeddings
+    seed: int = 0  # of the draws
+    spec_augment: SpecAugment | None = None  # masks of the features of training cycles; None for none
+    mixer: Mixer | None = None  # mixes the cycles of a training batch; None for none
 
     def __call__(
         self, inputs: Mapping[str, Any], training: bool, encoder: Any = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The inputs of the model, and what losses need besides.
-
-        Args:
-            inputs: A batch as `collate_cycles` or `collate_embeddings` makes it, on the device of the model.
-            training: Whether cycles may be mixed and masked.
-            encoder: The model's encoder, for mixtures of its tokens.
-        """
+        """The inputs of the model, and what losses need besides."""
         inputs = dict(inputs)
         context = {name: inputs.pop(name) for name in _CONTEXT if name in inputs}
         context["host"] = host = inputs.pop("on_host", {})

@@ -54,9 +54,6 @@ def task_weights(
         n_labels: How many labels there are.
         multi_label: Whether each label is decided by itself.
         setting: None, "balanced" or one number a label.
-
-    Raises:
-        InputError: The number of weights is not that of the labels, or a word is unknown.
     """
     if setting is None:
         return None
@@ -106,9 +103,6 @@ class TaskLoss(nn.Module):
         focal_gamma: Exponent of the focal loss.
         weight: Factor of the loss in the objective.
         views: "first" or "all": which views (or clean and mixed copies) it takes.
-
-    Raises:
-        InputError: The loss does not fit the problem type, or the weights do not fit the labels.
     """
 
     weights: Tensor | None
@@ -168,13 +162,7 @@ class TaskLoss(nn.Module):
 
 
 class Objective(nn.Module):
-    """Task loss plus weighted auxiliary losses.
-
-    Args:
-        task: The task loss.
-        specs: The auxiliary losses.
-        seed: Of the draw of negatives.
-    """
+    """Task loss plus weighted auxiliary losses."""
 
     def __init__(self, task: TaskLoss, specs: Sequence[LossSpec] = (), seed: int = 0) -> None:
         super().__init__()
@@ -195,12 +183,6 @@ class Objective(nn.Module):
                 mixed, `mixture` (a `Mixture`).
             stage: What this epoch trains.
             progress: Share of training done, 0 to 1, which weights may follow.
-
-        Returns:
-            Name of each term to its weighted value; the objective is their sum.
-
-        Raises:
-            InputError: A loss takes projections and the model has none.
         """
         terms = self._task(outputs.logits, batch) if stage.head else {}
         if self.auxiliary is None or not (stage.auxiliary and stage.encoder):
@@ -285,11 +267,7 @@ class Objective(nn.Module):
 
 
 class TermSums:
-    """Sums of the terms, of their pairs and of what was measured over the steps since the last log.
-
-    Args:
-        running: Decayed sums of the ratios of gradients, which go on after a log.
-    """
+    """Sums of the terms, of their pairs and of what was measured over the steps since the last log."""
 
     def __init__(self, running: Mapping[str, Sequence[float]] | None = None) -> None:
         self.terms: dict[str, Tensor | float] = {}

@@ -122,11 +122,6 @@ def counted_evaluation(path: str | Path, looked: dict[str, Any], shown_in: str |
     The count comes first, so that nothing is seen without being counted; `settled_evaluations` takes back a count whose
     results a kill kept from being shown. Where the scoring brings a "result", it takes the place of the one that an
     earlier scoring left in the same "folder".
-
-    Args:
-        path: The run's record.
-        looked: What is counted.
-        shown_in: The folder that shows the results from the end of the block on.
     """
     with wait_for_lock(path):
         record = read_record(path)
@@ -187,11 +182,7 @@ def _shows(folder: Path, looked: dict[str, Any]) -> bool:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Read a run record.
-
-    Raises:
-        InputError: It is missing or no JSON.
-    """
+    """Read a run record."""
     try:
         record = read_json(path, MOST_BYTES)
     except OSError as error:
@@ -212,11 +203,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Read the record of a run that can be gone on with: its settings are in it, and what it was trained on.
-
-    Raises:
-        InputError: It is missing, no JSON, or without these.
-    """
+    """Read the record of a run that can be gone on with: its settings are in it, and what it was trained on."""
     record = read_record(path)
     corpus = record.get("corpus") or {}
     if not record.get("config") or not isinstance(corpus.get("name"), str):

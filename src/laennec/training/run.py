@@ -21,14 +21,7 @@ import torch
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora import provenance
 from laennec.errors import InputError
-from laennec.files import (
-    atomic_folder,
-    atomic_write,
-    explain_write_errors,
-    lock_of,
-    lock_or_refuse,
-    remove_stale_lock,
-)
+from laennec.files import atomic_folder, atomic_write, explain_write_errors, lock_of, lock_or_refuse, remove_stale_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.terminal import say
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_logit_adjustment, tasks_of

@@ -74,13 +74,6 @@ class EpochSampler(CounterSampler):
 
     Guarantee: a permutation of all cycles. The last batch is short where the number of cycles is no multiple of the
     batch size; several processes share it.
-
-    Args:
-        rows: Number of cycles.
-        seed: Of the run.
-
-    Raises:
-        ValueError: There is no cycle.
     """
 
     shares_last_batch = True
@@ -113,9 +106,6 @@ class LengthBucketSampler(CounterSampler):
         seed: Of the run.
         batches_per_pool: More of them give less padding and less random batches.
         processes: How many there are.
-
-    Raises:
-        ValueError: There is no cycle.
     """
 
     rows_per_batch: int
@@ -220,9 +210,6 @@ class ClassesTimesSamplesSampler(CounterSampler):
         classes_per_batch: P.
         samples_per_class: K, at least 2 for a positive pair.
         seed: Of the run.
-
-    Raises:
-        ValueError: A batch needs more classes than there are, or nothing.
     """
 
     rows_per_batch: int
@@ -275,9 +262,6 @@ class MetadataMatchedSampler(CounterSampler):
         patient_ids: Patient of each cycle; None: cycles take turns.
         missing: "drop" | "own_group", for cycles with an unknown column.
         seed: Of the run.
-
-    Raises:
-        ValueError: There is no column, no known cycle, or nothing in a batch.
 
     Reference: Soni et al., Contrastive Learning of Heart and Lung Sounds for Label-Efficient Diagnosis, Patterns 2022.
     """
@@ -347,9 +331,6 @@ class DeviceBalancedSampler(ClassesTimesSamplesSampler):
         cycles_per_device: K.
         missing: "drop" | "own_group", for cycles whose device is unknown.
         seed: Of the run.
-
-    Raises:
-        ValueError: No device is known, or a batch needs more than there are, or nothing.
     """
 
     def __init__(
@@ -415,18 +396,7 @@ class RowsWithEpoch(Sampler[tuple[int, int]]):
 
 
 def make_sampler(given: Any, data: Any, specs: Sequence[LossSpec], batch_size: int, seed: int) -> Any:
-    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers.
-
-    Args:
-        given: A sampler, a function of the data set that makes one, or None.
-        data: The training data.
-        specs: The auxiliary losses; the tuplet loss needs batches of anchors and positives.
-        batch_size: Rows of a batch.
-        seed: Of the order.
-
-    Raises:
-        InputError: The sampler makes batches of another size.
-    """
+    """The sampler of the training data: (row, epoch) pairs; None leaves the order to transformers."""
     if data is None or (given is None and not isinstance(data, CycleDataset | EmbeddingDataset)):
         return None
     if given is None and isinstance(data, CycleDataset) and any(spec.is_a(TupletContrastiveLoss) for spec in specs):

@@ -180,19 +180,12 @@ def common_arguments(recipe: Recipe, settings: Any, folder: Path) -> dict[str, A
 
 @dataclass
 class Plan:
-    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer.
+    """The phases of a recipe on a corpus that they fit, and the arguments of every Trainer."""
 
-    Attributes:
-        phases: Each phase with its sampler and the rows of a batch.
-        specs: The auxiliary losses.
-        class_weights: Of the task loss.
-        settings: Passed to every Trainer.
-    """
-
-    phases: list[tuple[Phase, Any, int]]
-    specs: list[LossSpec]
-    class_weights: list[float] | None
-    settings: dict[str, Any]
+    phases: list[tuple[Phase, Any, int]]  # each phase with its sampler and the rows of a batch
+    specs: list[LossSpec]  # the auxiliary losses
+    class_weights: list[float] | None  # of the task loss
+    settings: dict[str, Any]  # passed to every Trainer
 
 
 def plan_phases(
@@ -305,19 +298,7 @@ def by_length(dataset: Any, table: Any) -> tuple[Any, Any]:
 
 
 def sampler_of_recipe(name: str, recipe: Recipe, targets: Targets, table: Any, lengths: Any = None) -> tuple[Any, int]:
-    """A sampler by name, and how many rows a batch of it has (on one process).
-
-    Args:
-        name: As in sampler.name; `sampler.class` takes the place of the recipe's own.
-        recipe: All settings.
-        targets: Labels of the training split.
-        table: Cycle table of the training split, labelled rows only.
-        lengths: Length of each of its rows; length_bucketed needs them.
-
-    Raises:
-        InputError: The corpus cannot fill such batches, or a column that the sampler needs is unknown; or an own class
-            is no sampler.
-    """
+    """A sampler by name, and how many rows a batch of it has (on one process)."""
     size, seed, s = recipe.train.batch_size, recipe.seed, recipe.sampler
     where = f"sampler.name is {name}"
     try:
@@ -411,31 +392,22 @@ def _figure(name: str | None, value: float) -> str:
     return f"ICBHI Score {value:.1f} %" if name == "icbhi.Score" else f"{name} {value:.4g}"
 
 
+@dataclass(eq=False)
 class EpochLines(TrainerCallback):
-    """Prints one line for each epoch, and a bar of steps on a terminal.
+    """Prints one line for each epoch, and a bar of steps on a terminal."""
 
-    Args:
-        phase: Name of the phase.
-        metric: The metric that chooses the epoch; None for a training without validation.
-        stages: What each epoch trains; only an epoch that trains the head is evaluated.
-    """
+    phase: str
+    metric: str | None = None  # that chooses the epoch; None for a training without validation
+    stages: Callable[[int], Stage] = lambda _: Stage()  # only an epoch that trains the head is evaluated
 
-    def __init__(
-        self, phase: str, metric: str | None = None, stages: Callable[[int], Stage] = lambda _: Stage()
-    ) -> None:
-        self.phase = phase
-        self.metric = metric
-        self.stages = stages
-        self.progress = Progress(phase)
-        self.losses = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show where training begins."""
-        self.progress(state.global_step, state.max_steps)
+    def __post_init__(self) -> None:
+        self.progress, self.losses = Progress(self.phase), ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show the step."""
         self.progress(state.global_step, state.max_steps)
+
+    on_train_begin = on_step_end
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keep the losses; print once the epoch's last figures are there."""

@@ -38,21 +38,13 @@ _said: set[str] = set()
 
 @dataclass
 class SplitData:
-    """One split of the corpus.
+    """One split of the corpus."""
 
-    Attributes:
-        name: train, validation, test, ...
-        table: Its cycle table, labelled rows only.
-        targets: Their labels.
-        dataset: Their waveforms.
-        waveform_settings: Rate and filter of the waveforms, for content keys.
-    """
-
-    name: str
-    table: Any
-    targets: Targets
-    dataset: CycleDataset
-    waveform_settings: str
+    name: str  # "train", "validation", "test_intra" and the like
+    table: Any  # its cycle table, labelled rows only
+    targets: Targets  # their labels
+    dataset: CycleDataset  # their waveforms
+    waveform_settings: str  # rate and filter of the waveforms, for content keys
 
     def keys(self, draw: str = "") -> list[bytes]:
         """Content keys of the cycles."""
@@ -92,15 +84,7 @@ def make_filter(settings: FeatureSettings) -> ButterworthFilter | None:
 
 
 def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
-    """The recipe with the mean and std of the training features in place of features.mean: train.
-
-    Args:
-        recipe: All settings.
-        waveforms: The training cycles without augmentation, a sequence of float32 (samples,).
-
-    Raises:
-        InputError: The front end does not normalise by a fixed mean and std, or all features are equal.
-    """
+    """The recipe with the mean and std of the training features in place of features.mean: train."""
     if recipe.features.mean != "train":
         return recipe
     plain = make_extractor(recipe.features.model_copy(update={"mean": 0.0, "std": 0.5, "context_cycles": 0}))
@@ -121,11 +105,7 @@ def with_train_statistics(recipe: Recipe, waveforms: Any) -> Recipe:
 
 
 def load_splits(recipe: Recipe) -> Any:
-    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged.
-
-    Raises:
-        InputError: The corpus cannot be used, or its split shares patients that it must not share.
-    """
+    """The recipe's corpus as a DatasetDict of cycle tables; sounds that occur under two names are logged."""
     c = recipe.corpus
     splits = load_corpus(
         c.name,
@@ -151,12 +131,7 @@ def load_splits(recipe: Recipe) -> Any:
 
 
 def load_decoded(recipe: Recipe, sampling_rate: int) -> Any:
-    """The recipe's corpus with training and validation decoded into the cache.
-
-    Raises:
-        UnusableRecordingsError: Some recordings cannot be used, whatever the reason: names all of them. The others are
-            in the cache.
-    """
+    """The recipe's corpus with training and validation decoded into the cache."""
     filter_ = make_filter(recipe.features)
     try:
         splits = load_splits(recipe)
@@ -182,17 +157,7 @@ def make_split(
     train: bool,
     rows: NDArray[np.int64] | None = None,
 ) -> SplitData:
-    """Labels and waveforms of one split; recordings that are not in the cache are decoded into it.
-
-    Args:
-        name: The split's name.
-        table: Its cycle table.
-        recipe: Target, features and augmentation.
-        extractor: The feature extractor.
-        names: The label names of training, for any other split; None takes them from the table.
-        train: Whether cycles are augmented.
-        rows: Of the labelled cycles, those to take, in this order; repeats are allowed. None: all.
-    """
+    """Labels and waveforms of one split; recordings that are not in the cache are decoded into it."""
     whole = table
     targets = targets_of(table, recipe.target, names)
     if len(targets.kept) < len(table) and rows is None:
@@ -255,9 +220,6 @@ def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtracto
     """The training split, with the labels of a fraction of its cycles where the recipe has one.
 
     The chosen cycles are repeated until an epoch is about as long as that of all labels.
-
-    Raises:
-        InputError: The fraction is too small, or all cycles, or none, have a yes/no label.
     """
     full = make_split("train", table, recipe, extractor, None, True)
     c = recipe.corpus
@@ -276,11 +238,7 @@ def labelled_split(recipe: Recipe, table: Any, extractor: LaennecFeatureExtracto
 
 
 def refuse_missing_labels(targets: Targets) -> None:
-    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it.
-
-    Raises:
-        InputError: Names the label.
-    """
+    """Refuse a training split in which all cycles, or none, have a yes/no label: no fraction can teach it."""
     counts = targets.labels.sum(0) if targets.labels.ndim == 2 else ()
     for name, count in zip(targets.names, counts, strict=False):
         if count in (0, len(targets.labels)):
@@ -300,19 +258,6 @@ def labelled_rows(
     Each class gives its share, rounded, and at least one cycle. The order within a class is a hash of (seed, draw,
     cycle), so a smaller fraction of a draw is a subset of a larger one, and runs of other seeds and encoders use the
     same cycles.
-
-    Args:
-        class_ids: Class of each cycle (cycles,).
-        cycle_ids: Its id.
-        fraction: Above 0, at most 1.
-        seed: Of the order.
-        draw: Number of the draw, from 0.
-
-    Returns:
-        Ascending rows.
-
-    Raises:
-        InputError: The fraction holds fewer cycles than there are classes.
     """
     keys = [hashlib.sha256(f"labels {seed} {draw} {cycle_id}".encode()).digest() for cycle_id in cycle_ids]
     classes = np.unique(class_ids)

@@ -23,13 +23,7 @@ CycleNames = Callable[[Tensor | None], str]
 
 
 def cycle_names(dataset: Any, numbers: Tensor | None, rows: Tensor | None = None) -> str:
-    """The first names of the cycles in a batch, or in some rows of it; "" where they have none.
-
-    Args:
-        dataset: The training data; one without `cycle_ids` has no names.
-        numbers: Number of each cycle of the batch, (batch,); None where they are unknown.
-        rows: Some rows of the batch; None for all.
-    """
+    """The first names of the cycles in a batch, or in some rows of it; "" where they have none."""
     if numbers is None or not hasattr(dataset, "cycle_ids"):
         return ""
     numbers = numbers.cpu()
@@ -40,11 +34,7 @@ def cycle_names(dataset: Any, numbers: Tensor | None, rows: Tensor | None = None
 
 
 def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, step: int, cycles: CycleNames) -> None:
-    """Refuse a loss that is not finite.
-
-    Raises:
-        InputError: It is not: names the cycles whose embeddings are not finite, or else the terms and the batch.
-    """
+    """Refuse a loss that is not finite."""
     if bool(torch.isfinite(loss)):
         return
     wrong = ", ".join(name for name, value in terms.items() if not bool(torch.isfinite(value)))
@@ -55,22 +45,14 @@ def check_loss(loss: Tensor, terms: Mapping[str, Tensor], embeddings: Tensor, st
 
 
 def check_gradient(parameters: Iterable[nn.Parameter], step: int, cycles: CycleNames) -> None:
-    """Refuse a gradient that is not finite, before the weights move by it.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Refuse a gradient that is not finite, before the weights move by it."""
     norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
         raise InputError(f"step {step}: the gradient is not a finite number{_batch(cycles)}; {_ADVICE}")
 
 
 def check_weights(model: nn.Module, step: int, cycles: CycleNames) -> None:
-    """Refuse weights that are not finite, before they are evaluated or saved.
-
-    Raises:
-        InputError: A weight or a running statistic is not a finite number.
-    """
+    """Refuse weights that are not finite, before they are evaluated or saved."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # this process's part of a sharded weight
         if own.is_floating_point() and not bool(torch.isfinite(own).all()):
@@ -86,21 +68,13 @@ def _batch(cycles: CycleNames) -> str:
 
 @dataclass
 class BatchSetting:
-    """The setting that makes a batch as large as it is.
+    """The setting that makes a batch as large as it is."""
 
-    Attributes:
-        key: Its name.
-        value: Its value.
-        rows: Cycles of a full batch on one process.
-        accumulation: How many batches make a step; 0 if gradients may not be accumulated.
-        evaluation_key: Name of the setting of evaluation batches.
-    """
-
-    key: str
-    value: int
-    rows: int
-    accumulation: int = 0
-    evaluation_key: str = "per_device_eval_batch_size"
+    key: str  # its name
+    value: int  # its value
+    rows: int  # cycles of a full batch on one process
+    accumulation: int = 0  # how many batches make a step; 0 if gradients may not be accumulated
+    evaluation_key: str = "per_device_eval_batch_size"  # name of the setting of evaluation batches
 
     def halved(self, rows: int) -> str:
         """The setting at which a batch of so many rows has half of them; "" where it cannot have fewer."""

@@ -6,6 +6,7 @@ Logits are raw, before temperature and threshold, so that any rule can be applie
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,7 @@ SELECTION_METRICS = {
 
 
 def truth_table(table: Any, split: str, column: str | None = None, names: Sequence[str] = ()) -> pd.DataFrame:
-    """A predictions table without predictions: metadata and truth of each cycle, and the split's name.
-
-    Args:
-        table: Cycle table (datasets.Dataset).
-        split: Name of the split.
-        column: The column that is predicted, where that is not the four classes or the two flags.
-        names: Label names, for truth that is read from event names.
-    """
+    """A predictions table without predictions: metadata and truth of each cycle, and the split's name."""
     copied = dict.fromkeys((*_COPIED, *(names if column is None else ())))
     frame = pd.DataFrame({name: column_of(table, name) for name in copied if name in table.column_names})
     for flag in ("crackle", "wheeze"):
@@ -85,19 +79,13 @@ def head_logits(model: LaennecForAudioClassification, embeddings: NDArray[np.flo
     return logits
 
 
+@dataclass(eq=False)
 class ValidationMetrics:
-    """transformers' `compute_metrics`: every metric of evaluation on the validation split.
+    """transformers' `compute_metrics`: every metric of evaluation on the validation split."""
 
-    Args:
-        table: Truth table of the validation split, in the order of evaluation.
-        problem_type: "multi_label" or "single_label".
-        names: Labels in the order of the logits.
-    """
-
-    def __init__(self, table: pd.DataFrame, problem_type: Any, names: list[str]) -> None:
-        self.table = table
-        self.problem_type = problem_type
-        self.names = names
+    table: pd.DataFrame  # truth table of the validation split, in the order of evaluation
+    problem_type: Any
+    names: list[str]  # labels in the order of the logits
 
     def __call__(self, prediction: Any) -> dict[str, float]:
         """Metrics by name; undefined ones are left out."""
@@ -105,14 +93,7 @@ class ValidationMetrics:
         return self._values(logits)
 
     def refuse_undefined(self, choice: str) -> None:
-        """Refuse a selection metric that is undefined for this truth, whatever the predictions.
-
-        Args:
-            choice: A key of `SELECTION_METRICS`.
-
-        Raises:
-            InputError: For example an AUROC where all cycles, or none, have the label.
-        """
+        """Refuse a selection metric that is undefined for this truth, whatever the predictions."""
         name = SELECTION_METRICS[choice]
         if name != "loss" and name not in self._values(np.zeros((len(self.table), len(self.names)), np.float32)):
             raise InputError(
@@ -128,11 +109,7 @@ class ValidationMetrics:
 
 
 def default_metrics(config: Any) -> Callable[[Any], dict[str, float]]:
-    """Transformers' `compute_metrics` for a model without one: the metrics of evaluation, by the labels of the batches.
-
-    Args:
-        config: The model's configuration: for crackle and wheeze the metrics hold the ICBHI Score.
-    """
+    """Transformers' `compute_metrics` for a model without one: the metrics of evaluation by the batches' labels."""
     names, problem = config.label_names, "multi_label" if config.is_multi_label else "single_label"
 
     def compute(prediction: Any) -> dict[str, float]:
@@ -150,16 +127,7 @@ def _truth_frame(labels: Any, names: Sequence[str]) -> pd.DataFrame:
 
 
 def fit_on_outputs(config: Any, prediction: Any, rule: FittingRule) -> dict[str, Any]:
-    """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config.
-
-    Args:
-        config: The model's configuration, changed in place.
-        prediction: What `Trainer.predict` returned.
-        rule: How they are fitted.
-
-    Returns:
-        As `laennec.evaluation.operating_point.fit_on_validation`.
-    """
+    """Fit calibration and thresholds on what a Trainer predicted, and store them in the model's config."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     columns = {f"logit_{name}": logits[:, i] for i, name in enumerate(config.label_names)}
     table = _truth_frame(prediction.label_ids, config.label_names).assign(**columns)
@@ -172,11 +140,6 @@ def calibrate(
     model: LaennecForAudioClassification, predictions: pd.DataFrame, settings: HeadSettings
 ) -> dict[str, Any] | None:
     """Fit calibration and thresholds on validation predictions and store them in the model's config.
-
-    Args:
-        model: The model, changed in place.
-        predictions: The validation predictions table.
-        settings: `calibration`, `threshold_rule` and `sensitivity`.
 
     Returns:
         The fitted values, for the run record; None if there are none.
@@ -192,11 +155,7 @@ def calibrate(
 
 
 def check_rule(settings: HeadSettings, names: Sequence[str], multi_label: bool) -> None:
-    """Refuse a threshold rule that these labels cannot have.
-
-    Raises:
-        InputError: The rule icbhi for other labels than crackle and wheeze.
-    """
+    """Refuse a threshold rule that these labels cannot have."""
     if multi_label and settings.threshold_rule == "icbhi" and set(names) != {"crackle", "wheeze"}:
         raise InputError(
             f"head.threshold_rule is icbhi, which is for crackle and wheeze, but the labels are {', '.join(names)}; "

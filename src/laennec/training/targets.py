@@ -41,20 +41,14 @@ Codes = NDArray[np.int64]
 
 @dataclass
 class Targets:
-    """The labels of the cycles of one split.
+    """The labels of the cycles of one split."""
 
-    Attributes:
-        names: The labels in the order of the logits.
-        labels: float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label.
-        class_ids: int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them.
-        kept: int64 rows of the table these belong to (rows without a label are left out).
-        metadata: Columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids.
-    """
-
-    names: list[str]
-    labels: NDArray[Any]
+    names: list[str]  # the labels in the order of the logits
+    labels: NDArray[Any]  # float32 (cycles, labels) for multi_label, int64 (cycles,) for single_label
+    # int64 (cycles,), one number for each distinct label; auxiliary losses and samplers use them
     class_ids: NDArray[np.int64]
-    kept: NDArray[np.int64]
+    kept: NDArray[np.int64]  # int64 rows of the table these belong to (rows without a label are left out)
+    # columns of the table that groups can be made of, for the kept rows, and `class`, the class_ids
     metadata: dict[str, list[Any]] = field(default_factory=dict)
 
     def take(self, rows: NDArray[np.int64]) -> "Targets":
@@ -66,16 +60,7 @@ class Targets:
 
 
 def targets_of(table: Any, settings: TargetSettings, names: Sequence[str] | None = None) -> Targets:
-    """Read labels from a cycle table.
-
-    Args:
-        table: A cycle table (datasets.Dataset).
-        settings: Which problem, column and names.
-        names: The label names of training, for any other split.
-
-    Raises:
-        InputError: The column does not exist, or a label occurs that training did not have.
-    """
+    """Read labels from a cycle table."""
     column = settings.column
     if column is not None and column not in table.column_names and not class_names(table, column):
         raise InputError(f"target.column is {column!r}; the cycle table has {', '.join(table.column_names)}")
@@ -222,9 +207,6 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
     Returns:
         int64 (cycles,), 0 .. groups - 1, or -1.
-
-    Raises:
-        ValueError: If there is no column, they differ in length, or `missing` is another word.
     """
     if missing not in MISSING:
         raise ValueError(f"missing can be {' or '.join(MISSING)}, not {missing!r}")
@@ -237,16 +219,7 @@ def group_codes(columns: Sequence[Sequence[Any]], missing: str = "drop") -> Code
 
 
 class GroupTable:
-    """The groups of the cycles of one split.
-
-    Args:
-        rows: Number of cycles.
-        metadata: Columns by their name in the cycle table, as `metadata_of` gives them.
-        age_edges_years: Edges of the age bands.
-
-    Raises:
-        InputError: The edges do not rise.
-    """
+    """The groups of the cycles of one split."""
 
     def __init__(self, rows: int, metadata: Mapping[str, Sequence[Any]], age_edges_years: Sequence[float] = ()) -> None:
         edges = list(age_edges_years)
@@ -257,11 +230,7 @@ class GroupTable:
         self.edges = edges
 
     def column(self, name: str, where: str) -> Sequence[Any]:
-        """The values of a column by its name in a recipe, or in the cycle table.
-
-        Raises:
-            InputError: There is no such column, or it is unknown for every cycle.
-        """
+        """The values of a column by its name in a recipe, or in the cycle table."""
         column = COLUMNS.get(name, name)
         if column not in COLUMNS.values():
             raise InputError(f"{where} has {name!r}; columns are {', '.join(COLUMNS)}, several are joined by +")
@@ -274,16 +243,7 @@ class GroupTable:
         return [age_band(v, self.edges) for v in values] if name == "age_band" else values
 
     def codes(self, labels: str | Sequence[str], missing: str, where: str) -> Codes:
-        """Group of each cycle; -1 where it is unknown and dropped.
-
-        Args:
-            labels: A column's name, several joined by +, or a list of names.
-            missing: As in `group_codes`.
-            where: The setting, for errors.
-
-        Raises:
-            InputError: As in `column`, or `missing` is unknown, or no cycle is left.
-        """
+        """Group of each cycle; -1 where it is unknown and dropped."""
         names = labels.split("+") if isinstance(labels, str) else list(labels)
         try:
             codes = group_codes([self.column(name.strip(), where) for name in names], missing)
@@ -306,11 +266,7 @@ class GroupTable:
 
 
 def refuse_one_class(targets: Targets) -> None:
-    """Refuse a training split whose cycles all have the same label.
-
-    Raises:
-        InputError: They are.
-    """
+    """Refuse a training split whose cycles all have the same label."""
     if len(np.unique(targets.class_ids)) > 1:
         return
     label = targets.labels[0]

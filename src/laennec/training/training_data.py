@@ -36,11 +36,7 @@ def as_training_data(
     seed: int = 0,
     training: bool = False,
 ) -> Any:
-    """A data set, or a dict of them, whose items the collators take; what is no table of `datasets` stays as it is.
-
-    Raises:
-        InputError: A table without a front end, without audio, or without the model's labels.
-    """
+    """A data set, or a dict of them, whose items the collators take; what is no table of `datasets` stays as it is."""
     if isinstance(data, dict):
         return {name: as_training_data(d, config, extractor, augmentation, seed, training) for name, d in data.items()}
     if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
@@ -59,16 +55,8 @@ def as_training_data(
 class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
     """The rows of a streamed table, decoded as they arrive; some dozen of them are in memory at a time.
 
-    Args:
-        table: A `datasets.IterableDataset` with an `audio` column and labels (`load_dataset(..., streaming=True)`).
-        reading: What `dataset_from_table` takes besides the table.
-        training: Whether cycles are augmented, anew in each epoch.
-
     Attributes:
         views: Number of independent draws of each cycle in a training item.
-
-    Raises:
-        InputError: The table has no audio.
     """
 
     def __init__(self, table: datasets.IterableDataset, reading: tuple[Any, ...], training: bool) -> None:
@@ -129,12 +117,6 @@ def dataset_from_table(
         augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
         seed: Of all draws.
         column: Column of the class; None for "label".
-
-    Returns:
-        The rows that have a label.
-
-    Raises:
-        InputError: The table has no audio or no such labels, or a recording cannot be used.
     """
     settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
     targets = targets_of(table, settings, list(labels))
@@ -171,13 +153,7 @@ def _with_times(table: Any) -> Any:
 
 
 class AudioColumn(Sequence[NDArray[np.float32]]):
-    """The `audio` column of a table as waveforms, decoded when a row is read.
-
-    Args:
-        table: Has `audio` (encoded bytes or paths), and `start_s` and `end_s` where rows are parts of recordings.
-        sampling_rate: Of the waveforms, in Hz.
-        filter: Applied to whole recordings at that rate.
-    """
+    """The `audio` column of a table as waveforms, decoded when a row is read."""
 
     def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
         self.sampling_rate = sampling_rate
@@ -203,11 +179,7 @@ class AudioColumn(Sequence[NDArray[np.float32]]):
 
 
 def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
-    """Refuse cycles that do not fill one frame: their features would be padding alone.
-
-    Raises:
-        InputError: Names them.
-    """
+    """Refuse cycles that do not fill one frame: their features would be padding alone."""
     frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
     rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
     if not rows:

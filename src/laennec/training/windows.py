@@ -39,23 +39,7 @@ _OVERLAP = 0.5
 def window_table(
     table: Any, recipe: Recipe, sampling_rate: int, window_s: float, hop_s: float, background: bool = False
 ) -> Any:
-    """The windows of every recording of a cycle table, as a cycle table.
-
-    Args:
-        table: A cycle table with all rows of its recordings.
-        recipe: Its target names the columns of the labels.
-        sampling_rate: Of the model's sound, in Hz; the samples at this rate are the length of a recording.
-        window_s: Length of a window, in seconds.
-        hop_s: Time from the start of one window to that of the next, in seconds.
-        background: Whether a window that no annotated span overlaps has no label, instead of unknown ones.
-
-    Returns:
-        A row for each window, in the order of the recordings, with the columns of the table. Labels follow the rule of
-        this module and are null where the window is not annotated; other columns are those of the recording.
-
-    Raises:
-        DecodeError: A recording cannot be read.
-    """
+    """The windows of every recording of a cycle table, as a cycle table."""
     column = recipe.target.column
     named = ("crackle", "wheeze", "label", "events", *recipe.target.names, column or "label")
     truth = {name for name in named if name in table.column_names}
@@ -84,11 +68,6 @@ def window_table(
 
 
 def _normal(names: tuple[str, ...]) -> int:
-    """The number of the class "normal".
-
-    Raises:
-        InputError: There is none.
-    """
     known = [name.lower() for name in names or FOUR_CLASSES]
     if "normal" not in known:
         raise InputError(
@@ -121,18 +100,7 @@ def _combined(spans: list[dict[str, Any]], flags: list[str], truth: set[Any], fo
 
 
 def training_examples(recipe: Recipe, splits: Any, extractor: LaennecFeatureExtractor) -> Any:
-    """The cycle table that a recipe trains on: annotated events, windows of the training recordings, or both.
-
-    Args:
-        recipe: `train.spans` says which.
-        splits: The corpus; its training split is used.
-        extractor: The front end; its input says how long windows are.
-
-    Raises:
-        InputError: Background without windows or for a target that a window without annotated spans cannot have;
-            windows for a model with concatenated context, with a fraction of the labels, or of recordings that other
-            splits share.
-    """
+    """The cycle table that a recipe trains on: annotated events, windows of the training recordings, or both."""
     table, spans = splits["train"], recipe.train.spans
     if spans == "events":
         if recipe.train.background:
@@ -168,20 +136,7 @@ def predict_windows(
     window_s: float,
     hop_s: float,
 ) -> Any:
-    """The predictions table of the windows of a split, those that are not annotated included.
-
-    Args:
-        model: The model.
-        extractor: Its front end.
-        table: The cycle table of the split.
-        split: Its name.
-        recipe: Target and filter.
-        window_s: Length of a window, in seconds.
-        hop_s: Time from the start of one window to that of the next, in seconds.
-
-    Raises:
-        InputError: A recording cannot be read, or is shorter than one frame.
-    """
+    """The predictions table of the windows of a split, those that are not annotated included."""
     rate, names, filter_ = extractor.sampling_rate, model.config.label_names, make_filter(recipe.features)
     windows = window_table(table, recipe, rate, window_s, hop_s)
     everything, beside = _with_context(windows, extractor.context_cycles)
@@ -202,14 +157,7 @@ def predict_windows(
 
 
 def window_truth(windows: Any, split: str, recipe: Recipe, names: list[str]) -> Any:
-    """The truth table of windows: a 0/1 column for each label, null where the window is not annotated.
-
-    Args:
-        windows: What `window_table` returned.
-        split: Name of the split.
-        recipe: Its target.
-        names: The labels of the model.
-    """
+    """The truth table of windows: a 0/1 column for each label, null where the window is not annotated."""
     frame = truth_table(windows, split, recipe.target.column, names)
     for name in names:
         if name not in frame.columns or recipe.target.column == "events":
@@ -236,11 +184,7 @@ def _with_context(windows: Any, context_cycles: int) -> tuple[Any, list[tuple[li
 
 
 def refuse_shared_recordings(splits: Any, split: str, protocol: str) -> None:
-    """Refuse a split that shares recordings with others.
-
-    Raises:
-        InputError: Its windows would hold the sound of cycles of another split.
-    """
+    """Refuse a split that shares recordings with others."""
     own = set(column_of(splits[split], "recording_id"))
     for name, table in splits.items():
         if name != split and own & set(column_of(table, "recording_id")):
@@ -254,13 +198,6 @@ def fit_window_points(
     model: LaennecForAudioClassification, extractor: LaennecFeatureExtractor, recipe: Recipe, splits: Any, rule: Any
 ) -> tuple[Any, dict[str, Any] | None]:
     """Predict the validation windows of the default length, and fit there how the model decides on windows.
-
-    Args:
-        model: The model; its config keeps what was fitted.
-        extractor: Its front end.
-        recipe: Target and filter.
-        splits: The corpus; its validation split is used.
-        rule: A `FittingRule`, or the head settings of a recipe.
 
     Returns:
         The predictions table of the windows, and the points by name as in the run record; None and None where the rule

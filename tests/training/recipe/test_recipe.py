@@ -105,10 +105,7 @@ def test_an_override_of_a_section_replaces_the_settings_that_it_names(tmp_path):
         ("train: {callbacks: [Mine]}", r"'Mine' is not a dotted name"),
         ("seed: -1", r"seed is -1; it must be greater than or equal to 0"),
         ("head: {dropout: 1}", r"head.dropout is 1; it must be less than 1"),
-        (
-            "head: {calibration: platt}\ntarget: {problem_type: single_label}\nloss: {task: ce}",
-            r"is platt, which",
-        ),
+        ("head: {calibration: platt}\ntarget: {problem_type: single_label}\nloss: {task: ce}", r"is platt, which"),
         ("loss: {auxiliary: {tuplet: {}}}", r"the tuplet loss needs sampler.name: anchor_positive"),
         ("sampler: {name: metadata_matched}", r"name sampler.columns"),
         ("augment: {gain: {probability: 2}}", r"augment.gain: .*probability must lie in"),

@@ -43,17 +43,11 @@ Waveform = NDArray[np.float32]
 
 @dataclass
 class PretrainingSet:
-    """The cycles of pre-training.
+    """The cycles of pre-training."""
 
-    Attributes:
-        table: Cycle table of the rows that are used.
-        left_out: Reason -> number of what was left out.
-        windows: Number of rows that are windows of recordings without annotation.
-    """
-
-    table: Any
-    left_out: dict[str, int]
-    windows: int
+    table: Any  # cycle table of the rows that are used
+    left_out: dict[str, int]  # reason -> number of what was left out
+    windows: int  # number of rows that are windows of recordings without annotation
 
     @property
     def patients(self) -> list[str]:
@@ -62,23 +56,13 @@ class PretrainingSet:
 
 
 def _known(table: Any) -> set[str]:
-    """The patients of a table that are known."""
     return {str(patient) for patient in column_of(table, "patient_id") if patient is not None}
 
 
 def pretraining_set(
     splits: Mapping[str, Any], settings: PretrainSettings, one_name: Mapping[str, str] | None = None
 ) -> PretrainingSet:
-    """Choose the rows of a split corpus that pre-training may use.
-
-    Args:
-        splits: The corpus as `load_corpus` splits it; one split "all" (protocol none) is used whole.
-        settings: Which splits, and how recordings without annotation are cut.
-        one_name: One hash for all files of the same sound, as `canonical_hashes` gives it.
-
-    Raises:
-        InputError: Nothing is left.
-    """
+    """Choose the rows of a split corpus that pre-training may use."""
     wanted = ["all"] if set(splits) == {"all"} else [name for name in settings.splits if name in splits]
     held_out = [name for name in splits if name not in wanted]
     patients = set().union(*(_known(splits[name]) for name in held_out))
@@ -152,18 +136,7 @@ def pretraining_note(splits: Any, patients: Sequence[str], table: Any = None) ->
 
 
 def refuse_seen_patients(weights: str | Path | None, splits: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split.
-
-    Args:
-        weights: The recipe's encoder.weights.
-        splits: The corpus as it is split now.
-
-    Returns:
-        The encoder's note without the patients; None where it has none.
-
-    Raises:
-        InputError: A test split has patients or sounds of the pre-training set.
-    """
+    """Refuse an encoder that was pre-trained on patients, or on sounds, of a test split."""
     if weights is None or not (path := Path(weights) / PRETRAINING).is_file():
         return None
     note = read_record(path)
@@ -207,9 +180,7 @@ def mask_views(settings: PretrainSettings) -> SpecAugment | None:
         return None
     masks = settings.masks
     return dataclasses.replace(
-        masks,
-        time_masks=masks.time_masks if in_time else 0,
-        freq_masks=masks.freq_masks if in_frequency else 0,
+        masks, time_masks=masks.time_masks if in_time else 0, freq_masks=masks.freq_masks if in_frequency else 0
     )
 
 
@@ -226,17 +197,7 @@ def crop(waveform: Waveform, samples: int, where: float) -> Waveform:
 
 
 class PairDataset(CycleDataset):
-    """Pairs of views: `dataset[(row, epoch)]` is a view of a cycle and one of its pair (or of itself).
-
-    Args:
-        waveforms: Sequence of float32 (samples,) by row.
-        cycle_ids: Cycle ids by row.
-        sampling_rate: Of the waveforms, in Hz.
-        seed: Of all draws.
-        settings: The views.
-        least_samples: What a crop keeps at least.
-        positives: The positive pairs; None for two views of one cycle.
-    """
+    """Pairs of views: `dataset[(row, epoch)]` is a view of a cycle and one of its pair (or of itself)."""
 
     def __init__(
         self,

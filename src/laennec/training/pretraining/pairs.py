@@ -49,14 +49,7 @@ class PositivePairs:
         self.counts: Codes = sizes[group] - alike[inner.reshape(-1)]
 
     def draw(self, row: int, seed: int, epoch: int, number: int) -> int | None:
-        """The row that a cycle is paired with in an epoch, or None.
-
-        Args:
-            row: The cycle.
-            seed: Of the run.
-            epoch: Counted from 0.
-            number: The cycle's own number, the counter of its draws.
-        """
+        """The row that a cycle is paired with in an epoch, or None."""
         count = int(self.counts[row])
         if not count:
             return None
@@ -67,23 +60,14 @@ class PositivePairs:
 
 @dataclass
 class PairSampling:
-    """The cycles of pre-training, their positive pairs and their groups.
+    """The cycles of pre-training, their positive pairs and their groups."""
 
-    Attributes:
-        kept: int64 rows of the table that are used.
-        positives: Pairs of the kept rows; None where both views are of one cycle.
-        age_groups: (kept,) age band of each, for the pair mode `age_band`; else None.
-        match_groups: (kept,) group that a batch is drawn from; None where batches are not matched.
-        left_out: Reason -> number of cycles left out.
-        notes: One line each, for the console.
-    """
-
-    kept: Codes
-    positives: PositivePairs | None = None
-    age_groups: Codes | None = None
-    match_groups: Codes | None = None
-    left_out: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    kept: Codes  # int64 rows of the table that are used
+    positives: PositivePairs | None = None  # pairs of the kept rows; None where both views are of one cycle
+    age_groups: Codes | None = None  # (kept,) age band of each, for the pair mode `age_band`; else None
+    match_groups: Codes | None = None  # (kept,) group that a batch is drawn from; None where batches are not matched
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> number of cycles left out
+    notes: list[str] = field(default_factory=list)  # one line each, for the console
 
     @property
     def paired_with_themselves(self) -> int:
@@ -99,11 +83,7 @@ class PairSampling:
 
 
 def pair_sampling(settings: PretrainSettings, groups: GroupTable) -> PairSampling:
-    """Choose the cycles that a pair mode and matched batches can use.
-
-    Raises:
-        InputError: A column does not exist or is unknown for all cycles, or fewer than two cycles are left.
-    """
+    """Choose the cycles that a pair mode and matched batches can use."""
     sampling = PairSampling(np.arange(groups.rows))
     shared, apart = _SHARED.get(settings.pairs, (["age_band"] if settings.pairs == "age_band" else [], None))
     # cycles with an unknown column first: they cannot be the second cycle of a pair either

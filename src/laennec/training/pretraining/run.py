@@ -59,21 +59,13 @@ _CHECKED_CYCLES = 256  # whose embeddings are compared before and after
 
 @dataclass
 class PairData:
-    """The data of a pre-training.
+    """The data of a pre-training."""
 
-    Attributes:
-        rows_used: The pre-training set.
-        sampling: Their positive pairs and groups.
-        dataset: Their pairs of views.
-        source: Corpus and split.
-        note: Their description, saved with the encoder.
-    """
-
-    rows_used: PretrainingSet
-    sampling: PairSampling
-    dataset: PairDataset
-    source: dict[str, Any]
-    note: dict[str, Any]
+    rows_used: PretrainingSet  # the pre-training set
+    sampling: PairSampling  # their positive pairs and groups
+    dataset: PairDataset  # their pairs of views
+    source: dict[str, Any]  # corpus and split
+    note: dict[str, Any]  # their description, saved with the encoder
 
 
 def pretrain(recipe: Recipe, command: str = "", overwrite: bool = False) -> Path:
@@ -150,11 +142,7 @@ def _pretrain(recipe: Recipe, settings: PretrainSettings, out: Path, command: st
 
 
 def settings_of(recipe: Recipe) -> PretrainSettings:
-    """The recipe's section `pretrain`.
-
-    Raises:
-        InputError: There is none, or the encoder has nothing to train.
-    """
+    """The recipe's section `pretrain`."""
     if recipe.pretrain is None:
         raise InputError(
             f"{recipe.name}: the recipe has no section pretrain; add one, or give a setting, e.g. --pretrain.pairs self"
@@ -165,11 +153,7 @@ def settings_of(recipe: Recipe) -> PretrainSettings:
 
 
 def make_pairs(recipe: Recipe, settings: PretrainSettings, extractor: LaennecFeatureExtractor) -> PairData:
-    """Read the corpus, choose the pre-training set, and decode their recordings into the cache.
-
-    Raises:
-        InputError: The corpus, the split or the pair mode leave nothing to train on; recordings cannot be used.
-    """
+    """Read the corpus, choose the pre-training set, and decode their recordings into the cache."""
     splits = load_splits(recipe)
     rows_used = pretraining_set(splits, settings, canonical_hashes(splits))
     rows = np.arange(len(rows_used.table))
@@ -237,7 +221,14 @@ def _fit(
     unsupervised = Stage(head=False)
     trainer = LaennecTrainer(
         model,
-        make_arguments(recipe, settings, folder),
+        LaennecTrainingArguments(
+            **common_arguments(recipe, settings, folder),
+            per_device_train_batch_size=settings.batch_size,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            dataloader_drop_last=True,  # a short last batch would have fewer negatives than the others
+            ddp_find_unused_parameters=False,
+        ),
         train_dataset=pairs.dataset,
         processing_class=extractor,
         losses={spec.name: spec for spec in specs},
@@ -249,18 +240,6 @@ def _fit(
     trainer.add_callback(EpochLines("pretrain"))
     train_or_resume(trainer, settings.save_steps)
     return specs, trainer.state.log_history
-
-
-def make_arguments(recipe: Recipe, settings: PretrainSettings, folder: Path) -> LaennecTrainingArguments:
-    """Transformers' settings of pre-training."""
-    return LaennecTrainingArguments(
-        **common_arguments(recipe, settings, folder),
-        per_device_train_batch_size=settings.batch_size,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        dataloader_drop_last=True,  # a short last batch would have fewer negatives than the others
-        ddp_find_unused_parameters=False,
-    )
 
 
 def embedding_spread(model: Any, extractor: LaennecFeatureExtractor, dataset: PairDataset) -> dict[str, float]:

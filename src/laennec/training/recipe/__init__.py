@@ -4,47 +4,25 @@ from laennec.training.recipe.reading import find_recipe, full_key, recipe_folder
 from laennec.training.recipe.recipe import Recipe, setting_keys, settings_help
 from laennec.training.recipe.settings import (
     AugmentSettings,
-    CorpusSettings,
-    EncoderSettings,
     FeatureSettings,
     HeadSettings,
-    LoraSettings,
     LossSettings,
-    MetadataSettings,
     MixSettings,
-    OwnObject,
-    SamplerSettings,
-    ScheduleSettings,
     TargetSettings,
 )
-from laennec.training.recipe.step_settings import (
-    LICENCES,
-    CardSettings,
-    EvaluationSettings,
-    PretrainSettings,
-    TrainSettings,
-)
+from laennec.training.recipe.step_settings import LICENCES, CardSettings, PretrainSettings
 
 __all__ = [
     "LICENCES",
     "AugmentSettings",
     "CardSettings",
-    "CorpusSettings",
-    "EncoderSettings",
-    "EvaluationSettings",
     "FeatureSettings",
     "HeadSettings",
-    "LoraSettings",
     "LossSettings",
-    "MetadataSettings",
     "MixSettings",
-    "OwnObject",
     "PretrainSettings",
     "Recipe",
-    "SamplerSettings",
-    "ScheduleSettings",
     "TargetSettings",
-    "TrainSettings",
     "find_recipe",
     "full_key",
     "recipe_folder",

@@ -17,12 +17,7 @@ from laennec.training.recipe.recipe import Recipe
 
 
 def refuse_other_features(recipe: Recipe, encoder: Any) -> None:
-    """Refuse features that the encoder was not trained with.
-
-    Raises:
-        InputError: Another preset, number of mel bins, sampling rate or standardisation than the encoder's, or feature
-            masks on waveforms.
-    """
+    """Refuse features that the encoder was not trained with."""
     given, weights = recipe.features.preset, recipe.encoder.weights
     kind = recipe.encoder.class_ or recipe.encoder.type
     front = PRESETS[given]

@@ -38,21 +38,13 @@ _OTHERS = ("accelerate", "searches", "studies")
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a recipe.
+    """One setting of a recipe."""
 
-    Attributes:
-        key: Dotted key, such as train.epochs.
-        values: What it can be, in words.
-        default: Its default, as JSON would hold it.
-        description: What it does.
-        free: Whether it is a mapping with keys of the user's.
-    """
-
-    key: str
-    values: str
-    default: Any
-    description: str
-    free: bool
+    key: str  # dotted key, such as train.epochs
+    values: str  # what it can be, in words
+    default: Any  # its default, as JSON would hold it
+    description: str  # what it does
+    free: bool  # whether it is a mapping with keys of the user's
 
 
 @functools.cache
@@ -89,11 +81,7 @@ def groups_of(model: type[BaseModel]) -> set[str]:
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The plain values of a recipe file.
-
-    Raises:
-        InputError: The file cannot be read, or is not a YAML mapping.
-    """
+    """The plain values of a recipe file."""
     try:
         values = read_yaml(path)
     except OSError as error:
@@ -111,16 +99,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def full_key(model: type[BaseModel], name: str, step: str = "train") -> str:
-    """The dotted key that a flag means: itself, or the one setting whose last part it is.
-
-    Args:
-        model: The recipe.
-        name: "train.epochs", "epochs" or "batch-size".
-        step: Section whose settings win where several have this last part: "train" or "pretrain".
-
-    Raises:
-        InputError: No setting, or several, have this name.
-    """
+    """The dotted key that a flag means: itself, or the one setting whose last part it is."""
     keys, key = settings_of(model), name.replace("-", "_")
     own = key.startswith("sampler.") or any(s.free and key.startswith(f"{s.key}.") for s in keys.values())
     if key in keys or key in groups_of(model) or own or key in OLD_KEYS:
@@ -135,17 +114,7 @@ def full_key(model: type[BaseModel], name: str, step: str = "train") -> str:
 
 
 def override(model: type[BaseModel], values: dict[str, Any], key: str, value: Any) -> None:
-    """Put one value in its place among a recipe's plain values.
-
-    Args:
-        model: The recipe.
-        values: Changed in place.
-        key: Dotted key of a setting, of a section, or below a free-form setting.
-        value: Text is read as YAML; a mapping for a section replaces the settings that it names.
-
-    Raises:
-        InputError: Text that is not a YAML value.
-    """
+    """Put one value in its place among a recipe's plain values."""
     if isinstance(value, str):
         try:
             value = parse_yaml(value) if value else None
@@ -163,11 +132,7 @@ def override(model: type[BaseModel], values: dict[str, Any], key: str, value: An
 
 
 def refuse_old_keys(values: Mapping[str, Any]) -> None:
-    """Refuse keys of the first edition.
-
-    Raises:
-        InputError: One of them; names today's key.
-    """
+    """Refuse keys of the first edition."""
     for old, new in OLD_KEYS.items():
         section, _, name = old.partition(".")
         if isinstance(inner := values.get(section), dict) and name in inner:
@@ -247,14 +212,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe.
-
-    Args:
-        name: A path, or one of `recipe_names`.
-
-    Raises:
-        InputError: Neither; names the nearest recipe.
-    """
+    """The file of a recipe."""
     path = Path(name)
     if path.exists() or path.suffix in (".yaml", ".yml"):
         return path

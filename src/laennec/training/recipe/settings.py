@@ -57,15 +57,7 @@ class OwnObject(Settings):
         return dict(self.model_extra or {})
 
     def make(self, where: str, folders: Sequence[Path] = ()) -> Any:
-        """Import the class and call it with its arguments.
-
-        Args:
-            where: The setting, for errors.
-            folders: `Recipe.folders`.
-
-        Raises:
-            InputError: It cannot be imported, or does not take these arguments.
-        """
+        """Import the class and call it with its arguments."""
         kind = load_object(self.class_, where, folders)
         try:
             return kind(**self.arguments)
