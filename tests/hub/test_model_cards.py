@@ -29,7 +29,7 @@ def test_a_card_says_what_the_results_file_says(record):
     run = read_record(record / "run.json")
     results = read_record(ROOT / "docs" / "results" / "sprsound.json")["results"]
     rows = {(r["name"], r["seed"], r["split"]): r for r in results}
-    name = run["name"].replace("_ensemble_of_3", ", 3 together")  # which is what the study of methods calls it
+    name = run["name"].replace("_ensemble_of_3", ", ensemble of 3")  # which is what the study of methods calls it
     card = ModelCard.load(CARDS / f"{record.name}.md")
     parts = [looked for looked in run["evaluations"] if looked.get("result")]
     assert "test_intra" in {looked["split"] for looked in parts}

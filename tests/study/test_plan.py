@@ -124,7 +124,7 @@ def test_all_ensembles_are_those_whose_runs_share_patients_and_labels(written, c
     study = load_study(written(seeds=[0, 1], axes={"label_fractions": [0.1, 1.0]}, ensembles="all"))
     assert study.ensembles == ("tiny, label fraction 1",)
     (made, *scored) = ensemble_commands(study, study.ensembles[0])
-    assert made[0] == "ensemble" and made[made.index("--name") + 1] == "tiny, label fraction 1, 2 together"
+    assert made[0] == "ensemble" and made[made.index("--name") + 1] == "tiny, label fraction 1, ensemble of 2"
     assert [words[0] for words in scored] == ["evaluate"] and scored[0][1] == made[made.index("--out") + 1]
     assert load_study(written(folds=[0, 1], ensembles="all")).ensembles == ()
     assert list(ensemble_commands(load_study(written(ensembles="all")), "tiny")) == []

@@ -59,9 +59,9 @@ def test_runs_of_a_method_form_an_ensemble(two_runs, tiny_recipe, tmp_path, monk
     said = []
     done = run_study(study, say=said.append)
     assert not done.failed and done.runs[-1] == Path("out/tiny-ensemble/2"), (done, said)
-    assert said[0].startswith("laennec ensemble out/tiny/0 out/tiny/1 --name 'tiny, 2 together'")
+    assert said[0].startswith("laennec ensemble out/tiny/0 out/tiny/1 --name 'tiny, ensemble of 2'")
     rows = {(row["name"], row["seed"]): row for row in read(tmp_path / "s.json")["results"]}
-    together = rows["tiny, 2 together", 0]
+    together = rows["tiny, ensemble of 2", 0]
     assert together["cost"]["train"] == {"seconds": 4, "cpu_seconds": 4, "peak_memory_mb": 101, "processes": 2}
     assert together["cost"]["ensemble"]["cpu_seconds"] > 0.1 and together["cost"]["evaluate"]["cpu_seconds"] > 2.6
     assert rows["tiny", 1]["cost"]["evaluate"]["cpu_seconds"] == 2.5 and "ensemble" not in rows["tiny", 1]["cost"]
@@ -179,7 +179,7 @@ def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, ca
     assert (tmp_path / "out" / "tiny_label_fraction_1" / "0" / "run.json").stat().st_mtime_ns == whole
     content = read(tmp_path / "out" / "results.json")
     names = {row["name"] for row in content["results"]}
-    assert names == {"tiny, label fraction 1", "tiny, label fraction 0.5", "tiny, label fraction 1, 2 together"}
+    assert names == {"tiny, label fraction 1", "tiny, label fraction 0.5", "tiny, label fraction 1, ensemble of 2"}
     for row in content["results"]:
         assert row["cost"]["train"]["cpu_seconds"] > 0 and row["cost"]["evaluate"]["peak_memory_mb"] > 50
         assert row["scored"] == 1

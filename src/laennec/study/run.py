@@ -222,7 +222,7 @@ def ensemble_commands(study: Study, method: str) -> Iterator[Command]:
     folder = ensemble_folder(study, method)
     if not (folder / "run.json").exists():
         runs = [str(cell_folder(study, cell)) for cell in members]
-        yield ["ensemble", *runs, "--name", f"{method}, {len(members)} together", "--out", str(folder)]
+        yield ["ensemble", *runs, "--name", f"{method}, ensemble of {len(members)}", "--out", str(folder)]
     yield from _scoring(members[0], folder)
 
 
