@@ -43,6 +43,8 @@ def check_repo_name(repo: str) -> None:
             f"{repo}: the owner is missing; write OWNER/{repo or 'NAME'}, with your name on the Hub as OWNER"
         )
     try:
+        if not repo.isascii():  # huggingface_hub 1.31 takes any letters
+            raise HFValidationError(repo)
         validate_repo_id(repo)
     except HFValidationError as error:
         raise InputError(
