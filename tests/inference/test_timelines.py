@@ -9,9 +9,10 @@ import pytest
 from matplotlib.image import imread
 
 from laennec.audio.cycles import read_spans
+from laennec.audio.spectrogram import Spectrogram
 from laennec.cli.main import main
 from laennec.inference.outputs import Stretch, stretches, write_audacity, write_csv, write_json, write_raven
-from laennec.inference.picture import Spectrogram, timeline_figure, write_picture
+from laennec.inference.picture import timeline_figure, write_picture
 from laennec.inference.predictor import Prediction
 
 WINDOWS = {"from": "windows", "window_s": 2.0, "hop_s": 1.0}

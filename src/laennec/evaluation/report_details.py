@@ -20,6 +20,7 @@ import soundfile
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from laennec.audio.spectrogram import RANGE_DB, TOP_HZ, Spectrogram
 from laennec.corpora import CycleWaveforms
 from laennec.evaluation.failures import METADATA, predicted_text, true_text, worst_errors
 from laennec.evaluation.metrics import CLASSES
@@ -226,8 +227,6 @@ def _wav_uri(waveform: NDArray[np.float32]) -> str:
 
 def spectrogram_uri(waveform: NDArray[np.float32]) -> str:
     """The spectrogram of a waveform as a PNG data URI, low frequencies at the bottom."""
-    from laennec.inference.picture import RANGE_DB, Spectrogram
-
     spectrogram = Spectrogram(frame_s=0.032, overlap=4, most_columns=700)
     # mirrored at the ends: a sudden silence would look like a click
     spectrogram.extend(np.pad(waveform, 128, mode="reflect" if len(waveform) > 128 else "constant"), RATE_HZ)
@@ -239,6 +238,4 @@ def spectrogram_uri(waveform: NDArray[np.float32]) -> str:
 
 def frequency_ticks() -> list[tuple[str, float]]:
     """Frequencies beside a spectrogram: (text, percent of the height from below)."""
-    from laennec.inference.picture import TOP_HZ
-
     return [(text, 100 * hz / TOP_HZ) for hz, text in _TICKS_HZ.items()]

@@ -27,13 +27,14 @@ import laennec
 from laennec.audio.cycles import AnnotationError, read_labels
 from laennec.audio.recording import DecodeError, Recording, read_recording, resample
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
+from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.plots import figure_png
 from laennec.evaluation.window_points import window_note
 from laennec.inference.outputs import Timeline
-from laennec.inference.picture import Spectrogram, shown_labels, timeline_figure
+from laennec.inference.picture import shown_labels, timeline_figure
 from laennec.inference.predictor import Prediction, Predictor, annotated_spans
 from laennec.modeling import LaennecForAudioClassification
 from laennec.rendering import render_template

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from laennec import __version__
 from laennec.audio.recording import Waveform
+from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import RecordingStream
 from laennec.errors import InputError
 from laennec.inference.jobs import PackedPredictor
@@ -30,9 +31,6 @@ from laennec.inference.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.predictor import Prediction, Predictor, SpanPrediction
 from laennec.inference.recordings import Batch, BatchResult, Report, Worker, annotation_of, digest_of, find_recordings
 from laennec.processes import check_jobs
-
-if TYPE_CHECKING:
-    from laennec.inference.picture import Spectrogram
 
 __all__ = ["FORMATS", "BatchResult", "Prediction", "Predictor", "SpanPrediction", "find_recordings", "predict"]
 
@@ -153,7 +151,7 @@ class _Predictions(Batch):
     def make_worker(self) -> Callable[[], Worker]:
         return partial(_make_worker, PackedPredictor.of(self.predictor), "picture" in self.formats)
 
-    def write(self, path: Path, entry: Timeline, more: "Spectrogram | None") -> None:
+    def write(self, path: Path, entry: Timeline, more: Spectrogram | None) -> None:
         for format in self.formats:
             if format in WRITERS:
                 WRITERS[format](self.out / f"{self.names[path]}{SUFFIXES[format]}", entry)
@@ -191,13 +189,9 @@ def _make_worker(packed: PackedPredictor, picture: bool) -> Worker:
 
 def _predicted(
     predictor: Predictor, picture: bool, path: Path, annotation: Path | None, report: Report
-) -> tuple[Timeline, "Spectrogram | None"]:
+) -> tuple[Timeline, Spectrogram | None]:
     """The timeline of a recording, and its spectrogram for a picture."""
-    spectrogram: Any = None
-    if picture:
-        from laennec.inference.picture import Spectrogram  # matplotlib, a second that other formats do not need
-
-        spectrogram = Spectrogram()
+    spectrogram = Spectrogram() if picture else None
 
     def listen(stream: RecordingStream, block: Waveform) -> None:
         if spectrogram is not None:
