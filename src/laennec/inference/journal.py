@@ -45,16 +45,16 @@ def status_of(recording: str | Path) -> list[Any]:
 
 
 def content_of(recording: str | Path) -> str:
-    """blake2b of a file.
+    """blake2b of a file, 16 bytes in hexadecimal.
 
     Raises:
         OSError: It cannot be read.
     """
     with open_regular(recording) as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A finished recording.
 
