@@ -79,10 +79,10 @@ def _grown(row: Row) -> Row:
 def table_to_head(cycles: int) -> float:
     """Seconds from a folder of recordings to a trained head, and once over sound; writing the folder is left out."""
     from laennec.corpora import load_corpus
-    from laennec.training.data import EmbeddingDataset
+    from laennec.training.data.batches import EmbeddingDataset
+    from laennec.training.data.split_data import make_split
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
     from laennec.training.run import make_model
-    from laennec.training.split_data import make_split
 
     recipe, extractor = _recipe()
     with tempfile.TemporaryDirectory() as out, _cache_in(Path(out) / "cache") as cache:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from laennec.evaluation.calibration.operating_point import fit_thresholds_on_validation
 from laennec.evaluation.metrics import confusion_matrix, exact_sensitivity, four_class, specificity
-from laennec.evaluation.operating_point import fit_thresholds_on_validation
 from laennec.training.record import hardware, read_record, versions, write_record
 
 LABELS = ("crackle", "wheeze")

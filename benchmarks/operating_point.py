@@ -22,14 +22,14 @@ from sklearn.preprocessing import StandardScaler
 
 from laennec.cache import cache_root
 from laennec.corpora import load_corpus
-from laennec.evaluation.calibration import sigmoid
+from laennec.evaluation.calibration.operating_point import fit_thresholds_on_validation
+from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.metrics import confusion_matrix, exact_sensitivity, four_class, specificity
-from laennec.evaluation.operating_point import fit_thresholds_on_validation
+from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe
 from laennec.training.record import hardware, versions, write_record
 from laennec.training.run import make_model
-from laennec.training.split_data import make_extractor, make_split
 
 LABELS = ("crackle", "wheeze")
 LAYERS = [7, 11, 13, "embedding"]

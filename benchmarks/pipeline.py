@@ -104,9 +104,9 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
     from transformers import PrinterCallback
 
     from laennec.corpora import load_corpus
+    from laennec.training.data.split_data import make_extractor, make_split
     from laennec.training.run import make_model
     from laennec.training.schedules import make_arguments, plan_phases
-    from laennec.training.split_data import make_extractor, make_split
 
     recipe = _recipe(setting, device.type, moved)
     extractor = make_extractor(recipe.features)

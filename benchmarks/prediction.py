@@ -147,7 +147,7 @@ def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:
 def _predictor(encoder: Any, preset: str) -> Any:
     from laennec.audio.features import LaennecFeatureExtractor
     from laennec.configuration import LaennecConfig
-    from laennec.inference.batch import Predictor
+    from laennec.inference.batch.run import Predictor
     from laennec.modeling import LaennecForAudioClassification
 
     config = LaennecConfig(encoder_config=encoder.config, id2label=_NAMES)

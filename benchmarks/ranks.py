@@ -24,12 +24,12 @@ def train_together(out: Path, cycles_each: int, batch_size: int) -> None:
     from transformers import PrinterCallback, TrainingArguments
 
     from benchmarks.transformer import EpochClock
-    from laennec.training.data import CycleDataset
+    from laennec.training.data.batches import CycleDataset
+    from laennec.training.data.split_data import make_extractor
+    from laennec.training.data.targets import Targets
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
-    from laennec.training.split_data import make_extractor
-    from laennec.training.targets import Targets
     from laennec.training.trainer import LaennecTrainer
 
     torch.set_num_threads(1)

@@ -21,9 +21,9 @@ def frozen_experiment(setting: Setting) -> list[Row]:
     import torch
 
     from laennec.corpora import load_corpus
+    from laennec.training.data.split_data import make_extractor, make_split
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model, train
-    from laennec.training.split_data import make_extractor, make_split
 
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
@@ -161,11 +161,11 @@ def encoding_again(setting: Setting) -> list[Row]:
     import torch
 
     from laennec.corpora import load_corpus
-    from laennec.training.data import EmbeddingDataset
+    from laennec.training.data.batches import EmbeddingDataset
+    from laennec.training.data.split_data import make_extractor, make_split
     from laennec.training.embeddings import EmbeddingCache, embed_cycles
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
-    from laennec.training.split_data import make_extractor, make_split
 
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
@@ -228,12 +228,12 @@ def trainer_step(setting: Setting) -> list[Row]:
     from transformers import PrinterCallback, TrainingArguments
 
     from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data import CycleDataset, collate_cycles
+    from laennec.training.data.batches import CycleDataset, collate_cycles
+    from laennec.training.data.split_data import make_extractor
+    from laennec.training.data.targets import Targets
     from laennec.training.recipe import Recipe
     from laennec.training.run import make_model
     from laennec.training.samplers import EpochSampler
-    from laennec.training.split_data import make_extractor
-    from laennec.training.targets import Targets
     from laennec.training.trainer import LaennecTrainer
 
     torch.set_num_threads(1)

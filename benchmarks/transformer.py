@@ -228,9 +228,9 @@ def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
     from laennec.configuration import LaennecConfig
     from laennec.encoders import load_encoder
     from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data import CycleDataset
+    from laennec.training.data.batches import CycleDataset
+    from laennec.training.data.targets import Targets
     from laennec.training.samplers import LengthBucketSampler
-    from laennec.training.targets import Targets
 
     cycles = len(task.sound)
     targets = Targets(["crackle", "wheeze"], task.flags, task.flags.sum(1).astype(np.int64), np.arange(cycles))

@@ -20,7 +20,7 @@ from benchmarks.cost import as_page
 
 from benchmarks import Row, as_table
 from laennec.benchmark.result_file import SCORE, read_result
-from laennec.evaluation.compare import p_text, power_text
+from laennec.evaluation.comparison.statistics import p_text, power_text
 from laennec.evaluation.summary import figure_name, figure_text, is_percent
 from laennec.rendering import escaped, plain_table
 from laennec.study.published import geometry_table, spread

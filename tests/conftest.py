@@ -81,7 +81,7 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of reports are made and then left white: painting them is most of what a report costs."""
     image = io.BytesIO()
     Image.new("L", (1, 1), 255).save(image, "png")
-    monkeypatch.setattr("laennec.evaluation.report.figure_png", lambda _: image.getvalue())
+    monkeypatch.setattr("laennec.evaluation.report.write.figure_png", lambda _: image.getvalue())
 
 
 @pytest.fixture

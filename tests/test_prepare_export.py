@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from laennec.cli.main import main
-from laennec.corpora.exported import MANIFEST
+from laennec.corpora.hub.exported import MANIFEST
 from runs import one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -17,7 +17,7 @@ from fuzz import WORDS, restructured  # noqa: E402
 from readers import GROUPS, Reader, fault_of  # noqa: E402
 
 from laennec.errors import InputError, in_known_form, one_line  # noqa: E402
-from laennec.inference.journal import line_of  # noqa: E402
+from laennec.inference.batch.journal import line_of  # noqa: E402
 
 READERS = [reader for group in GROUPS.values() for reader in group]
 

@@ -37,7 +37,7 @@ _HOMES = {
     "Corpus": "corpora.base",
     "AnnotatedRecording": "corpora.recordings",
     "Event": "corpora.recordings",
-    "export_corpus": "corpora.publish",
+    "export_corpus": "corpora.hub.publish",
     "load_encoder": "encoders",
     "register_encoder": "encoders",
     "AngularDistanceDistributionLoss": "losses.add",
@@ -61,9 +61,9 @@ _HOMES = {
     "export_run": "hub.export",
     "write_card": "hub.card",
     "LaennecPipeline": "inference.pipeline",
-    "Predictor": "inference.batch",
-    "predict": "inference.batch",
-    "serve_model": "inference.app",
+    "Predictor": "inference.batch.run",
+    "predict": "inference.batch.run",
+    "serve_model": "inference.page.app",
 }
 __all__ = ["DEFAULT_MODEL", "__version__", *_HOMES]
 

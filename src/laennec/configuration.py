@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from laennec.decision_settings import PROBLEM_TYPES, DecisionSettings
 from laennec.encoders import LayersConfig, config_from_dict
-from laennec.encoders.checkpoints import wrong_settings
+from laennec.encoders.weights.checkpoints import wrong_settings
 from laennec.errors import InputError
 from laennec.model_settings import ModelSettings, checked
 from laennec.untrusted import refuse_names, refuse_settings

@@ -21,7 +21,6 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import (
     adapters,
     as_encoder,
-    bases,
     encoder_digest,
     encoder_from_config,
     is_built_in,
@@ -29,10 +28,11 @@ from laennec.encoders import (
     wrapped,
 )
 from laennec.encoders.base import TokenMix
-from laennec.encoders.checkpoints import LOADING_ERRORS, loaded_strictly
-from laennec.encoders.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.encoders.masks import token_mean
 from laennec.encoders.own import contains_own
+from laennec.encoders.weights import bases
+from laennec.encoders.weights.checkpoints import LOADING_ERRORS, loaded_strictly
+from laennec.encoders.weights.fingerprint import check_fingerprint, make_contiguous, record_fingerprint
 from laennec.errors import InputError
 from laennec.head import Head, LaennecOutput
 from laennec.untrusted import refuse_model_folder

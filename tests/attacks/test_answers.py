@@ -14,7 +14,7 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.files import json_text
-from laennec.inference.batch import Predictor, predict
+from laennec.inference.batch.run import Predictor, predict
 from laennec.inference.embed import Embedder, embed
 
 

@@ -25,7 +25,7 @@ import pytest
 import soundfile
 
 from laennec.corpora import check_corpus, load_corpus, recordings
-from laennec.corpora.exported import AUDIO_TYPE, FORMAT, MANIFEST
+from laennec.corpora.hub.exported import AUDIO_TYPE, FORMAT, MANIFEST
 from laennec.errors import InputError, one_line
 
 HEADER = "recording,start_s,end_s,label,patient_id\n"

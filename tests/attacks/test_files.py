@@ -17,9 +17,9 @@ from laennec.corpora import check_corpus
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.files import is_result
-from laennec.inference.batch import FORMATS, Predictor, predict
+from laennec.inference.batch.journal import JOURNAL
+from laennec.inference.batch.run import FORMATS, Predictor, predict
 from laennec.inference.embed import Embedder, embed
-from laennec.inference.journal import JOURNAL
 from laennec.inference.outputs import as_lines, write_audacity, write_raven
 from laennec.terminal import complain, say
 

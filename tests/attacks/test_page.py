@@ -14,7 +14,7 @@ import pytest
 
 from forked import Forked
 from laennec.cli.main import main
-from laennec.inference import app, server
+from laennec.inference.page import app, server
 
 pytest.importorskip("gradio")  # here, so that processes of the tests have it already
 WAIT_S = 120  # generous: a busy machine must not fail a test

@@ -14,7 +14,7 @@ from laennec.benchmark.result_file import read_result
 from laennec.cli.main import main
 from laennec.corpora import load_corpus, provenance
 from laennec.errors import InputError
-from laennec.evaluation.calibration import calibrated_logits, sigmoid
+from laennec.evaluation.calibration.probabilities import calibrated_logits, sigmoid
 from runs import one_line
 
 ROOT = Path(__file__).resolve().parents[2]

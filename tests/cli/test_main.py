@@ -368,7 +368,7 @@ def test_what_is_not_there_is_said_before_the_model_code_is_imported(line, words
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "laennec.evaluation.evaluate", None)  # importing it is an error
     monkeypatch.setitem(sys.modules, "laennec.training.run", None)
-    monkeypatch.setitem(sys.modules, "laennec.inference.app", None)
+    monkeypatch.setitem(sys.modules, "laennec.inference.page.app", None)
     assert main(line) == 2
     one_line(capsys, *words)
 

@@ -18,7 +18,7 @@ from exported_corpora import Small, hashes
 
 from laennec.cache import sha256_of
 from laennec.corpora import export_corpus, load_corpus, provenance
-from laennec.corpora.exported import MANIFEST, check_export, safe_name
+from laennec.corpora.hub.exported import MANIFEST, check_export, safe_name
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

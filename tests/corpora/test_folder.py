@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from laennec.corpora.folder import Folder
+from laennec.corpora.folder.corpus import Folder
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -17,7 +17,7 @@ import audio_twins
 from audio_twins import ESC50_CLASSES, WORDS
 from hub_server import HubServer
 from laennec.corpora import CycleWaveforms, check_corpus, load_corpus, provenance
-from laennec.corpora.hub import Hub
+from laennec.corpora.hub.corpus import Hub
 from laennec.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -8,10 +8,10 @@ import pytest
 import soundfile
 
 from laennec.corpora import check_corpus, load_corpus, provenance
-from laennec.corpora.folder import Folder
+from laennec.corpora.folder.corpus import Folder
 from laennec.errors import InputError
+from laennec.training.data.targets import span_of, target_of, targets_of
 from laennec.training.recipe import TargetSettings
-from laennec.training.targets import span_of, target_of, targets_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

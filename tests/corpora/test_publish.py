@@ -20,7 +20,7 @@ from exported_corpora import Small, hashes, without_paths
 from laennec.audio.cycles import cut
 from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.corpora import PROTOCOLS, CycleWaveforms, export_corpus, load_corpus, provenance
-from laennec.corpora.exported import CARD, MANIFEST, check_export
+from laennec.corpora.hub.exported import CARD, MANIFEST, check_export
 from laennec.corpora.splits import WITH_FOLDS
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,7 +14,7 @@ from laennec.encoders import BeatsConfig, BeatsEncoder, encoder_digest, encoder_
 from laennec.encoders.base import TokenMix
 from laennec.encoders.beats import _released_name
 from laennec.encoders.beats_layers import RelativeBias
-from laennec.encoders.fingerprint import check_fingerprint, fingerprint
+from laennec.encoders.weights.fingerprint import check_fingerprint, fingerprint
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 

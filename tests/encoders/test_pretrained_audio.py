@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from laennec.encoders import encoder_digest, load_encoder
-from laennec.encoders.checkpoints import loaded_strictly, published_features
+from laennec.encoders.weights.checkpoints import loaded_strictly, published_features
 from laennec.errors import InputError
 
 _DECODER = {

@@ -8,7 +8,12 @@ from evaluation_tables import cycles, with_class_logits
 from laennec.errors import InputError
 from laennec.evaluation import decision_curve, metrics
 from laennec.evaluation.bootstrap import draw_patients, interval, patient_codes
-from laennec.evaluation.calibration import (
+from laennec.evaluation.calibration.operating_point import (
+    fit_classes_on_validation,
+    fit_on_validation,
+    fit_thresholds_on_validation,
+)
+from laennec.evaluation.calibration.probabilities import (
     brier_score,
     calibrated_logits,
     decision_curves,
@@ -18,11 +23,6 @@ from laennec.evaluation.calibration import (
     reliability_bins,
     sigmoid,
     softmax,
-)
-from laennec.evaluation.operating_point import (
-    fit_classes_on_validation,
-    fit_on_validation,
-    fit_thresholds_on_validation,
 )
 from laennec.evaluation.predictions import read_predictions
 

@@ -4,7 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures, holm, pool_folds, power_text
+from laennec.evaluation.comparison.statistics import (
+    RunFigures,
+    compare_methods,
+    draw_figures,
+    holm,
+    pool_folds,
+    power_text,
+)
 from laennec.evaluation.metrics import CLASSES
 from laennec.evaluation.predictions import read_predictions
 

@@ -12,8 +12,8 @@ from laennec.cli.main import main
 from laennec.evaluation.bootstrap import draw_patients, patient_codes
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.metrics import auroc, exact_sensitivity, specificity
-from laennec.evaluation.plots import figure_png
 from laennec.evaluation.predictions import read_predictions
+from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.summary import evaluate_predictions
 from laennec.training.record import write_record
 from pages import check_page, open_in_browser
@@ -38,7 +38,7 @@ def first(tiny_run, tmp_path_factory):
 def no_pictures(monkeypatch):
     """The same small picture everywhere: drawing takes most of the time, and two tests look at it."""
     pixel = figure_png(Figure(figsize=(0.1, 0.1)))
-    monkeypatch.setattr("laennec.evaluation.compare_runs.figure_png", lambda _: pixel)
+    monkeypatch.setattr("laennec.evaluation.comparison.runs.figure_png", lambda _: pixel)
 
 
 def other(first, folder, seed=0, skill=0.8, name="other", run_seed=0, change=None):

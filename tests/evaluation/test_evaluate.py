@@ -15,7 +15,7 @@ from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
 from laennec.evaluation import class_distances, expected_calibration_error
 from laennec.evaluation.evaluate import score
-from laennec.evaluation.report import report
+from laennec.evaluation.report.write import report
 from laennec.training.recipe import Recipe
 from laennec.training.record import refuse_absent_split, without_results
 from laennec.training.run import train

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from evaluation_tables import cycles
 
-from laennec.evaluation.calibration import sigmoid
-from laennec.evaluation.failures import named_errors, worst_errors
+from laennec.evaluation.calibration.probabilities import sigmoid
 from laennec.evaluation.predictions import read_predictions
+from laennec.evaluation.report.failures import named_errors, worst_errors
 
 LABELS = ["crackle", "wheeze"]
 

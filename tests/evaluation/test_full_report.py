@@ -13,12 +13,12 @@ import soundfile
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
+from laennec.evaluation.comparison.evaluations import read_evaluation
+from laennec.evaluation.comparison.folders import evaluation_folder
 from laennec.evaluation.evaluate import score
-from laennec.evaluation.evaluations import read_evaluation
-from laennec.evaluation.failures import worst_errors
-from laennec.evaluation.folders import evaluation_folder
-from laennec.evaluation.report import report
-from laennec.evaluation.report_details import RATE_HZ, cycle_sounds, frequency_ticks, playing_gain_db, spectrogram_uri
+from laennec.evaluation.report.details import RATE_HZ, cycle_sounds, frequency_ticks, playing_gain_db, spectrogram_uri
+from laennec.evaluation.report.failures import worst_errors
+from laennec.evaluation.report.write import report
 from pages import Page, check_page, open_in_browser
 
 
@@ -52,7 +52,7 @@ def copy(scored, tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the pictures, which take most of the time and are looked at elsewhere."""
-    monkeypatch.setattr("laennec.evaluation.report.evaluation_plots", lambda *_, **__: {})
+    monkeypatch.setattr("laennec.evaluation.report.write.evaluation_plots", lambda *_, **__: {})
 
 
 def one_line(capsys, *said):
@@ -232,8 +232,8 @@ def test_loudness_is_raised_and_said_and_silence_left_alone():
 
 def test_long_sounds_are_cut_and_too_many_have_pictures_only(small_corpus, monkeypatch):
     table = load_corpus("synthetic", small_corpus, protocol="patient-60-20-20")["test"]
-    monkeypatch.setattr("laennec.evaluation.report_details.MOST_SECONDS", 0.5)
-    monkeypatch.setattr("laennec.evaluation.report_details.MOST_BYTES", 25_000)
+    monkeypatch.setattr("laennec.evaluation.report.details.MOST_SECONDS", 0.5)
+    monkeypatch.setattr("laennec.evaluation.report.details.MOST_BYTES", 25_000)
     sounds = cycle_sounds(table, {k: k for k in range(4)})
     assert [sound.audio is not None for sound in sounds.values()] == [True, True, False, False]
     assert all(sound.seconds == 0.5 and not sound.whole and sound.picture for sound in sounds.values())

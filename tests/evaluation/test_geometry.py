@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from laennec.evaluation.geometry import class_distances, embedding_map, four_properties
-from laennec.evaluation.report_details import colours_of
+from laennec.evaluation.report.details import colours_of
 
 
 def naive(embeddings, labels, classes):

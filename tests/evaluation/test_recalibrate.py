@@ -12,11 +12,11 @@ from forked import script
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
 from laennec.errors import InputError
-from laennec.evaluation.calibration import sigmoid
+from laennec.evaluation.calibration.operating_point import fit_on_validation, logit_thresholds
+from laennec.evaluation.calibration.probabilities import sigmoid
+from laennec.evaluation.calibration.recalibrate import format_fitted
 from laennec.evaluation.evaluate import load_model
-from laennec.evaluation.operating_point import fit_on_validation, logit_thresholds
-from laennec.evaluation.recalibrate import format_fitted
-from laennec.inference.batch import Predictor
+from laennec.inference.batch.run import Predictor
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from runs import one_line

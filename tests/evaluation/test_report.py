@@ -15,10 +15,10 @@ from laennec.errors import InputError
 from laennec.evaluation import class_distances, decision_curve, evaluate_predictions, four_properties, write_report
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.geometry import embedding_map
-from laennec.evaluation.plots import figure_png
 from laennec.evaluation.predictions import read_evaluated
-from laennec.evaluation.report import make_page
-from laennec.evaluation.report_details import Extras, Sound
+from laennec.evaluation.report.details import Extras, Sound
+from laennec.evaluation.report.plots import figure_png
+from laennec.evaluation.report.write import make_page
 from pages import Page, check_page, open_in_browser
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}

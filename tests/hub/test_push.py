@@ -12,7 +12,7 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.hub.upload import check_repo_name
-from laennec.inference.batch import Predictor
+from laennec.inference.batch.run import Predictor
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 

@@ -42,7 +42,7 @@ def test_it_serves_its_own_model_with_its_own_package(space, small_corpus, tmp_p
         file.write(".of-this-copy {}")
     script = (
         "import runpy, sys; sys.path.insert(0, '.')\n"
-        "import laennec.inference.app as app, threading, httpx\n"
+        "import laennec.inference.page.app as app, threading, httpx\n"
         "def check(address, serve=app.serve_model):\n"
         "    print('config', httpx.get(address + '/config').text, httpx.get(address).text, flush=True)\n"
         "    stop.set()\n"

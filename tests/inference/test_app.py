@@ -13,7 +13,7 @@ import soundfile
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.inference.app import DISCLAIMER, Limits, predict_html, serve_model, threshold_origin
+from laennec.inference.page.app import DISCLAIMER, Limits, predict_html, serve_model, threshold_origin
 from laennec.inference.predictor import Predictor
 
 CHROMIUM = shutil.which("chromium")

@@ -20,7 +20,7 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.encoders.cnn import CnnConfig
 from laennec.configuration import LaennecConfig
 from laennec.modeling import LaennecForAudioClassification
-from laennec.inference.batch import Predictor, predict
+from laennec.inference.batch.run import Predictor, predict
 torch.set_num_threads(1)
 torch.manual_seed(0)
 folder, out = sys.argv[1:]

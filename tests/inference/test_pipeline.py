@@ -21,8 +21,8 @@ from laennec.audio.recording import ButterworthFilter, read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.inference.app import Limits, predict_html
-from laennec.inference.batch import Predictor
+from laennec.inference.batch.run import Predictor
+from laennec.inference.page.app import Limits, predict_html
 from laennec.modeling import LaennecForAudioClassification
 
 TASK = "audio-classification"

@@ -13,10 +13,10 @@ from laennec.audio.recording import ButterworthFilter, DecodeError, read_recordi
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.cli.main import main
 from laennec.errors import InputError
+from laennec.evaluation.calibration.smoothing import smooth_logits
 from laennec.evaluation.evaluate import load_model
-from laennec.evaluation.smoothing import smooth_logits
 from laennec.inference import predictor as predicting
-from laennec.inference.batch import Predictor, predict
+from laennec.inference.batch.run import Predictor, predict
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from laennec import DEFAULT_MODEL
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.inference import ray_engine
-from laennec.inference.addresses import find_uris, put
 from laennec.inference.backends import load_for_prediction
-from laennec.inference.batch import Predictor, predict
+from laennec.inference.batch import ray_engine
+from laennec.inference.batch.addresses import find_uris, put
+from laennec.inference.batch.ray_engine import RayWork, run_on_ray
+from laennec.inference.batch.run import Predictor, predict
 from laennec.inference.embed import Embedder
-from laennec.inference.ray_engine import RayWork, run_on_ray
 from work_units import KillingPredictor, TellingPredictor
 
 TESTS = Path(__file__).parents[1]

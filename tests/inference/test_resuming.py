@@ -14,9 +14,9 @@ import soundfile
 
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
-from laennec.inference import journal
-from laennec.inference.batch import Predictor, predict
-from laennec.inference.journal import JOURNAL
+from laennec.inference.batch import journal
+from laennec.inference.batch.journal import JOURNAL
+from laennec.inference.batch.run import Predictor, predict
 
 FORMATS = ("json", "csv", "audacity", "raven")
 

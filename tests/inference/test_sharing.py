@@ -13,9 +13,9 @@ import pytest
 from forked import Forked, on_another_machine
 from laennec.cli.main import main
 from laennec.evaluation.evaluate import load_model
-from laennec.inference.batch import Predictor, predict
-from laennec.inference.jobs import PackedPredictor
-from laennec.inference.journal import JOURNAL, Journal, line_of
+from laennec.inference.batch.jobs import PackedPredictor
+from laennec.inference.batch.journal import JOURNAL, Journal, line_of
+from laennec.inference.batch.run import Predictor, predict
 
 FORMATS = ("json", "csv", "parquet", "audacity")
 

@@ -147,7 +147,7 @@ def test_an_error_of_a_lost_share_is_one_line_and_the_command_resumes(
 ):
     """The system's own error where a batch notes its settings: one line, and the same command goes on afterwards."""
     assert said in str(system_error("x", OSError(number, os.strerror(number), "/share/file")))
-    from laennec.inference import batch as predict
+    from laennec.inference.batch import run as predict
 
     def lost(*_, **__):
         raise OSError(number, os.strerror(number), "/share/file")

@@ -23,7 +23,7 @@ from laennec.audio.features import PRESETS, LaennecFeatureExtractor
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.training.checkpoints import last_whole
-from laennec.training.objective import Objective
+from laennec.training.objectives.objective import Objective
 from laennec.training.trainer import LaennecTrainer
 from runs import what_it_left
 

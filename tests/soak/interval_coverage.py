@@ -23,10 +23,10 @@ from laennec.corpora import load_corpus
 from laennec.evaluation.bootstrap import bootstrap_values, interval
 from laennec.evaluation.intervals import patient_intervals
 from laennec.evaluation.predictions import effective_numbers, point_values, read_predictions, statistics_of
+from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles
 from laennec.training.recipe import Recipe
 from laennec.training.run import make_model
-from laennec.training.split_data import make_extractor, make_split
 
 LABELS = ("crackle", "wheeze")
 PATIENTS = (20, 41, 51, 100, 160)

@@ -39,7 +39,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     },
     "metrics": {
         "evaluation/metrics.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate_metric.py"],
-        "evaluation/calibration.py": ["tests/evaluation/test_calibration.py"],
+        "evaluation/calibration/probabilities.py": ["tests/evaluation/test_calibration.py"],
         "evaluation/bootstrap.py": ["tests/evaluation/test_bootstrap.py"],
     },
     "samplers": {

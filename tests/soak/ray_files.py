@@ -97,8 +97,8 @@ def run(sounds: Path, out: Path, watch: Watch) -> int:
 
     from laennec import DEFAULT_MODEL
     from laennec.inference.backends import load_for_prediction
+    from laennec.inference.batch.ray_engine import RayWork, run_on_ray
     from laennec.inference.predictor import Predictor
-    from laennec.inference.ray_engine import RayWork, run_on_ray
 
     predictor = Predictor(*load_for_prediction(DEFAULT_MODEL, backend="onnx"), backend="onnx")
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}

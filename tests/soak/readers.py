@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laennec.errors import InputError
-from laennec.inference.journal import Journal, line_of
+from laennec.inference.batch.journal import Journal, line_of
 
 ICBHI = b"0.036\t0.579\t0\t0\n0.579\t2.45\t1\t0\n2.45\t3.893\t0\t1\n3.893 5.793 1 1\n"
 AUDACITY = b"0.0\t1.5\tcrackle\n\\\t100.0\t400.0\n1.5\t2.25\tnormal\n2.25\t3.0\tcrackle + wheeze\n"
@@ -144,7 +144,7 @@ def _sprsound(path: Path) -> object:
 def _folder(folder: Path, content: bytes) -> object:
     """A folder corpus with this table, and one with this label file, down to the rows."""
     from laennec.corpora.base import to_arrow
-    from laennec.corpora.folder import Folder
+    from laennec.corpora.folder.corpus import Folder
 
     place = folder / "corpus"
     if not place.exists():
@@ -193,7 +193,7 @@ def _table() -> bytes:
 
 
 def _metrics(folder: Path, content: bytes) -> object:
-    from laennec.evaluation.evaluations import read_evaluation
+    from laennec.evaluation.comparison.evaluations import read_evaluation
 
     place = folder / "evaluation-test"
     if not place.exists():
@@ -227,7 +227,7 @@ def _trainer_state(folder: Path, content: bytes) -> object:
 
 
 def _model_config(folder: Path, content: bytes) -> object:
-    from laennec.evaluation.recalibrate import _model_config as read
+    from laennec.evaluation.calibration.recalibrate import _model_config as read
 
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model" / "config.json").write_bytes(content)
@@ -242,7 +242,7 @@ def _journal(path: Path) -> object:
 
 @_file("laennec.json")
 def _mark(path: Path) -> object:
-    from laennec.corpora.exported import MANIFEST, read_manifest
+    from laennec.corpora.hub.exported import MANIFEST, read_manifest
 
     path.rename(path.with_name(MANIFEST))
     return read_manifest(path.parent)
@@ -269,7 +269,7 @@ def _physionet(path: Path) -> object:
 
 def _metadata(name: str) -> Callable[[Path, bytes], object]:
     def read(folder: Path, content: bytes) -> object:
-        from laennec.corpora.layouts import read_layout
+        from laennec.corpora.hub.layouts import read_layout
 
         (folder / "a.wav").write_bytes(b"")
         (folder / name).write_bytes(content)
@@ -297,8 +297,8 @@ def _predictions(path: Path) -> object:
 
 @_file("predictions.parquet")
 def _stored_predictions(path: Path) -> object:
+    from laennec.evaluation.calibration.recalibrate import read_validation
     from laennec.evaluation.predictions import read_predictions
-    from laennec.evaluation.recalibrate import read_validation
 
     table = read_validation(path)
     return read_predictions(table, problem_type="multi_label", label_names=["crackle", "wheeze"])
@@ -325,7 +325,7 @@ def _override(path: Path) -> object:
 
 @_file("parameters.yaml")
 def _parameters(path: Path) -> object:
-    from laennec.inference.parameters import read_parameters
+    from laennec.inference.batch.parameters import read_parameters
 
     settings, _ = read_parameters(path)
     return settings.segmentation()

@@ -10,7 +10,7 @@ from docs.render import render
 
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.calibration import calibrated_logits
+from laennec.evaluation.calibration.probabilities import calibrated_logits
 from laennec.study.results import gather_results
 from laennec.training.recipe import Recipe
 from laennec.training.run import train

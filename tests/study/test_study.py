@@ -21,10 +21,10 @@ from laennec.study.classical import score_classical
 from laennec.study.plan import CLASSICAL, Cell, Score, Study
 from laennec.study.results import add_costs, cost_without_scoring, read_cost, training_cost
 from laennec.study.run import gather, run_step, run_study
+from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
 from laennec.training.record import write_record
 from laennec.training.run import train
-from laennec.training.split_data import load_splits
 
 
 def read(path):

@@ -12,8 +12,8 @@ from laennec.configuration import LaennecConfig
 from laennec.encoders import load_encoder
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed
-from laennec.training.data import CycleDataset
-from laennec.training.targets import Targets
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.targets import Targets
 
 CYCLES = 200
 

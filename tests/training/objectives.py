@@ -1,7 +1,7 @@
 """The objective of a recipe's loss section, for tests of single steps."""
 
-from laennec.training.loss_specs import loss_specs
-from laennec.training.objective import Objective, TaskLoss
+from laennec.training.objectives.loss_specs import loss_specs
+from laennec.training.objectives.objective import Objective, TaskLoss
 
 
 def make_objective(settings, multi_label, labels, n_labels, negatives=16, seed=0):

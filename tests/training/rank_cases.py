@@ -15,13 +15,13 @@ from laennec.encoders import AstEncoder, CnnConfig, CnnEncoder
 from laennec.encoders.masks import MaskedBatchNorm2d
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments
-from laennec.training.data import CycleDataset
-from laennec.training.loss_specs import loss_specs
-from laennec.training.mixing import Mixture
-from laennec.training.objective import Stage
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.mixing import Mixture
+from laennec.training.data.targets import Targets
+from laennec.training.objectives.loss_specs import loss_specs
+from laennec.training.objectives.objective import Stage
 from laennec.training.recipe import LossSettings
 from laennec.training.samplers import EpochSampler
-from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 AUXILIARY = {

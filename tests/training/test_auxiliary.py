@@ -10,8 +10,8 @@ from laennec.errors import InputError
 from laennec.losses import DeviceAdversarialLoss, SupConLoss
 from laennec.losses.device import reversal_strength
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import AuxiliaryHeads, attached
-from laennec.training.loss_specs import loss_specs
+from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, attached
+from laennec.training.objectives.loss_specs import loss_specs
 
 
 def test_one_loss_can_be_there_twice_under_names_of_its_own():

@@ -12,8 +12,8 @@ from transformers import AutoModelForAudioClassification
 
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
-from laennec.evaluation.smoothing_choice import fit_class_smoothing
+from laennec.evaluation.calibration.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.calibration.smoothing_choice import fit_class_smoothing
 from laennec.evaluation.sprsound_tasks import (
     POOR_QUALITY,
     SPRSOUND_TASKS,
@@ -24,8 +24,8 @@ from laennec.evaluation.sprsound_tasks import (
     write_submission,
 )
 from laennec.training.auxiliary_tasks import tasks_of
+from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
-from laennec.training.split_data import load_splits
 from runs import what_it_left
 
 pytestmark = pytest.mark.usefixtures("unpainted")
@@ -178,7 +178,7 @@ def test_a_split_that_came_after_training_can_be_scored_and_another_training_spl
 
 def test_validation_recordings_are_those_of_validation_patients(run, recipe):
     from laennec.training.auxiliary_tasks import level_tables
-    from laennec.training.split_data import load_splits
+    from laennec.training.data.split_data import load_splits
 
     settings = Recipe.from_yaml(recipe)
     parts = load_splits(settings)

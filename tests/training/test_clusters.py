@@ -14,10 +14,10 @@ from laennec.encoders import load_encoder, wrapped
 from laennec.errors import InputError
 from laennec.losses import ClusterSimilarityLoss, DeepClusteringLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.auxiliary import AuxiliaryHeads, GroupClusters, attached
-from laennec.training.loss_specs import CleanAndMixed, loss_specs
-from laennec.training.mixing import Mixer
-from laennec.training.objective import Stage
+from laennec.training.data.mixing import Mixer
+from laennec.training.objectives.auxiliary_layers import AuxiliaryHeads, GroupClusters, attached
+from laennec.training.objectives.loss_specs import CleanAndMixed, loss_specs
+from laennec.training.objectives.objective import Stage
 from laennec.training.recipe import LossSettings, MixSettings, Recipe
 from laennec.training.run import train
 

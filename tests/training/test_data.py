@@ -8,7 +8,7 @@ from laennec.audio.augmentation import Gain, PitchShift, TimeShift, TimeStretch,
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.audio.mixing import LabelUnion, lungmix_label
 from laennec.errors import InputError
-from laennec.training.data import (
+from laennec.training.data.batches import (
     Concatenation,
     CycleDataset,
     EmbeddingDataset,
@@ -16,9 +16,9 @@ from laennec.training.data import (
     collate_embeddings,
     cycle_numbers,
 )
+from laennec.training.data.targets import Targets, targets_of
+from laennec.training.data.training_data import dataset_from_table
 from laennec.training.recipe import TargetSettings
-from laennec.training.targets import Targets, targets_of
-from laennec.training.training_data import dataset_from_table
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from laennec.encoders import load_encoder
 from laennec.files import wait_for_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import embeddings as embed_module
-from laennec.training.data import EmbeddingDataset, collate_embeddings
+from laennec.training.data.batches import EmbeddingDataset, collate_embeddings
 from laennec.training.embeddings import (
     EmbeddingCache,
     cycle_keys,

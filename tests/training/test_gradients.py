@@ -13,9 +13,9 @@ from test_trainer import make_trainer
 from forked import ranks
 from laennec.errors import InputError
 from laennec.losses import AngularDistanceDistributionLoss
-from laennec.training.gradients import DECAY, gradient_ratios, head_inputs, weigh
-from laennec.training.loss_specs import loss_specs
-from laennec.training.objective import Stage, TermSums
+from laennec.training.objectives.gradients import DECAY, gradient_ratios, head_inputs, weigh
+from laennec.training.objectives.loss_specs import loss_specs
+from laennec.training.objectives.objective import Stage, TermSums
 from laennec.training.recipe import LossSettings, Recipe
 from laennec.training.run import train
 from laennec.training.trainer import LaennecTrainer

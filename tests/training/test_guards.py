@@ -8,15 +8,15 @@ from torch.utils.data import SequentialSampler
 
 from laennec.errors import InputError
 from laennec.training.coverage import coverage_lines
-from laennec.training.data import CycleDataset
-from laennec.training.loss_specs import check_draws, groups_of_data, loss_specs
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.targets import Targets, refuse_one_class
+from laennec.training.objectives.loss_specs import check_draws, groups_of_data, loss_specs
 from laennec.training.samplers import (
     DeviceBalancedSampler,
     EpochSampler,
     MetadataMatchedSampler,
     PatientBalancedSampler,
 )
-from laennec.training.targets import Targets, refuse_one_class
 
 CLASSES = np.arange(12) % 3
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from laennec.errors import InputError
-from laennec.training.split_data import labelled_rows, refuse_missing_labels
-from laennec.training.targets import Targets
+from laennec.training.data.split_data import labelled_rows, refuse_missing_labels
+from laennec.training.data.targets import Targets
 
 OFFICIAL_TRAIN = (2063, 1215, 501, 363)  # of ICBHI 2017: normal, crackle, wheeze, both
 FRACTIONS = (0.01, 0.1, 0.5, 1.0)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laennec.errors import InputError
+from laennec.training.data.targets import GroupTable, age_band, group_codes, metadata_of, targets_of
 from laennec.training.recipe import TargetSettings
-from laennec.training.targets import GroupTable, age_band, group_codes, metadata_of, targets_of
 
 VALUES = st.sampled_from(["a", "b", "c", None])
 TABLES = st.integers(1, 30).flatmap(

@@ -11,8 +11,8 @@ from torch.nn import functional
 from laennec.audio.mixing import lungmix_label
 from laennec.encoders import load_encoder, wrapped
 from laennec.errors import InputError
-from laennec.training.mixing import Mixer, check_mixing
-from laennec.training.objective import soft_cross_entropy
+from laennec.training.data.mixing import Mixer, check_mixing
+from laennec.training.objectives.objective import soft_cross_entropy
 from laennec.training.recipe import MixSettings, Recipe
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -21,7 +21,7 @@ from laennec.encoders import load_encoder
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.modeling import LaennecForAudioClassification
-from laennec.training.data import (
+from laennec.training.data.batches import (
     CycleDataset,
     Neighbours,
     collate_cycles,
@@ -29,12 +29,12 @@ from laennec.training.data import (
     refuse_lost_neighbours,
     view_seed,
 )
+from laennec.training.data.mixing import BatchFeatures
+from laennec.training.data.split_data import make_split
+from laennec.training.data.targets import targets_of
 from laennec.training.embeddings import EmbeddingCache, cycle_keys
-from laennec.training.mixing import BatchFeatures
 from laennec.training.recipe import Recipe, TargetSettings
 from laennec.training.run import train
-from laennec.training.split_data import make_split
-from laennec.training.targets import targets_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "training" / "cache_keys.json").read_text())
 AUGMENTATION = WaveformAugmentation(gain=Gain(1.0, -6.0, 6.0), shift=TimeShift(0.5))

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from laennec.errors import InputError
 from laennec.losses import AngularDistanceDistributionLoss, PatientAlignmentLoss, SupConLoss
-from laennec.training.mixing import Mixture
-from laennec.training.objective import Stage, task_weights
+from laennec.training.data.mixing import Mixture
+from laennec.training.objectives.objective import Stage, task_weights
 from laennec.training.recipe import LossSettings
 
 LABELS = np.array([0] * 2063 + [1] * 1215 + [2] * 501 + [3] * 363)

@@ -14,9 +14,9 @@ from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training import run as experiment
+from laennec.training.data.split_data import labelled_split, load_splits, make_extractor
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
-from laennec.training.split_data import labelled_split, load_splits, make_extractor
 
 
 def run(settings, out, **changes):

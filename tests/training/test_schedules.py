@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from laennec.errors import InputError
 from laennec.training.arguments import epoch_cosine
-from laennec.training.data import CycleDataset
+from laennec.training.data.batches import CycleDataset
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
 from laennec.training.tables import ValidationMetrics
@@ -186,7 +186,7 @@ def test_an_embedding_that_is_no_number_stops_the_run_and_names_step_and_cycle(t
 
 
 def test_one_class_stops_before_training(tiny_recipe, tmp_path, monkeypatch):
-    from laennec.training import split_data as parts
+    from laennec.training.data import split_data as parts
 
     honest = parts.targets_of
 

@@ -15,11 +15,11 @@ from laennec.evaluation.evaluate import score
 from laennec.hub.card import write_card
 from laennec.study.ensembles import ensemble_runs
 from laennec.study.run import fingerprint_of, refuse_other_run
+from laennec.training.data.split_data import load_splits
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.pretraining.run import pretrain
 from laennec.training.recipe import Recipe
 from laennec.training.run import train
-from laennec.training.split_data import load_splits
 from laennec.training.tables import ValidationMetrics
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -14,7 +14,7 @@ from laennec.audio.augmentation import Gain, WaveformAugmentation
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
 from laennec.losses import SupConLoss
-from laennec.training.training_data import as_training_data, dataset_from_table
+from laennec.training.data.training_data import as_training_data, dataset_from_table
 
 
 @pytest.fixture(scope="module")

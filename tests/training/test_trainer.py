@@ -16,11 +16,11 @@ from laennec.encoders import load_encoder
 from laennec.losses import AUXILIARY_LOSSES, AngularDistanceDistributionLoss, PatchMixContrastiveLoss
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.arguments import LaennecTrainingArguments, resolved_arguments
-from laennec.training.auxiliary import without_encoder
-from laennec.training.data import CycleDataset
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.targets import Targets
+from laennec.training.objectives.auxiliary_layers import without_encoder
 from laennec.training.samplers import EpochSampler
 from laennec.training.tables import default_metrics
-from laennec.training.targets import Targets
 from laennec.training.trainer import LaennecTrainer
 
 

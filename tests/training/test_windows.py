@@ -13,9 +13,9 @@ from laennec.audio.cycles import prediction_windows
 from laennec.corpora.base import CYCLE_FEATURES
 from laennec.errors import InputError
 from laennec.evaluation.scored_data import settings_of_model
-from laennec.training.split_data import labelled_split, make_extractor
-from laennec.training.targets import target_of
-from laennec.training.windows import (
+from laennec.training.data.split_data import labelled_split, make_extractor
+from laennec.training.data.targets import target_of
+from laennec.training.data.windows import (
     predict_windows,
     refuse_shared_recordings,
     training_examples,

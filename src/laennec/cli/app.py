@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio, which is not installed; pip install 'laennec[app]'")
     refuse_missing_model(options.model)
-    from laennec.inference.app import Limits, serve_model
+    from laennec.inference.page.app import Limits, serve_model
 
     audience = (
         "" if options.host in _LOOPBACK else "; everybody on the network can use it by this computer's name or address"

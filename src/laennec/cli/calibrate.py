@@ -24,7 +24,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Fit, store and print the operating point."""
-    from laennec.evaluation.recalibrate import format_fitted, recalibrate
+    from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
     fitted = recalibrate(

@@ -3,7 +3,7 @@
 import argparse
 
 from laennec.errors import InputError
-from laennec.evaluation.folders import compared_folders
+from laennec.evaluation.comparison.folders import compared_folders
 from laennec.terminal import say
 
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if options.draws < 1:
         raise InputError(f"--draws {options.draws}: must be at least 1; 1000 is usual")
     compared_folders(options.sources, options.split)  # refuses a wrong folder before the slow imports
-    from laennec.evaluation.compare_runs import compare_runs
+    from laennec.evaluation.comparison.runs import compare_runs
 
     made = compare_runs(
         options.sources,

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if options.engine == "ray":
         if rows is not None or options.format != "parquet":
             raise InputError("--engine ray embeds recordings, into Parquet; leave --format and the corpus out")
-        from laennec.inference.ray_engine import RayWork
+        from laennec.inference.batch.ray_engine import RayWork
 
         places = predictor.identity(options.annotation is not None)["spans"]
         work = RayWork.of(predictor, embedder.provenance(places), options.annotation, embed=True, layer=options.layer)

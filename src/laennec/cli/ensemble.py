@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Combine the runs, and print the operating point of the ensemble on validation."""
     for folder in options.runs:
         read_run(Path(folder) / "run.json")  # refuses a wrong folder before the slow imports
-    from laennec.evaluation.recalibrate import format_fitted
+    from laennec.evaluation.calibration.recalibrate import format_fitted
     from laennec.study.ensembles import ensemble_runs
 
     out = ensemble_runs(options.runs, options.out, options.line, options.data_dir, options.overwrite, options.name)

@@ -61,7 +61,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score a held-out split and print the scores."""
-    from laennec.evaluation.smoothing import parse_smoothing
+    from laennec.evaluation.calibration.smoothing import parse_smoothing
 
     refuse_missing_model(options.source)
     model_folder(options.source)

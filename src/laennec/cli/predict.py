@@ -11,10 +11,10 @@ from laennec.cli.common import engine_flag, jobs_flag, paths_flag, refuse_addres
 from laennec.terminal import complain, say
 
 if TYPE_CHECKING:
-    from laennec.inference.batch import BatchResult
-    from laennec.inference.parameters import Settings
+    from laennec.inference.batch.parameters import Settings
+    from laennec.inference.batch.ray_engine import RayWork
+    from laennec.inference.batch.run import BatchResult
     from laennec.inference.predictor import Predictor
-    from laennec.inference.ray_engine import RayWork
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
@@ -97,11 +97,11 @@ def run(options: argparse.Namespace) -> int:
     if on_ray and (options.format or options.segment or options.parameters):
         raise InputError("--format, --segment and --parameters are not for --engine ray; leave them out")
     source, inputs = model_and_inputs(options.paths)
-    from laennec.evaluation.smoothing import parse_smoothing
+    from laennec.evaluation.calibration.smoothing import parse_smoothing
     from laennec.inference.backends import load_for_prediction
-    from laennec.inference.batch import Predictor, predict
+    from laennec.inference.batch.parameters import read_parameters
+    from laennec.inference.batch.run import Predictor, predict
     from laennec.inference.outputs import DEFAULT_FORMATS
-    from laennec.inference.parameters import read_parameters
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
 
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
     spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
     strength = 0.0
     if chosen.smoothing not in (None, "none"):
-        from laennec.evaluation.recalibrate import smooth_model
+        from laennec.evaluation.calibration.recalibrate import smooth_model
 
         strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
         if smoothing:
@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
         say("Research use only: not a medical device.")
         return 2 if failed else 0
     if on_ray:
-        from laennec.inference.ray_engine import RayWork
+        from laennec.inference.batch.ray_engine import RayWork
 
         identity = {**predictor.identity(chosen.annotation is not None), "model": predictor.fingerprint()}
         return run_ray(options, RayWork.of(predictor, {"laennec": __version__, **identity}, chosen.annotation), inputs)
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
 
 def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str]) -> int:
     """Predict or embed on a Ray cluster; exit code 2 if some recordings failed."""
-    from laennec.inference.ray_engine import run_on_ray
+    from laennec.inference.batch.ray_engine import run_on_ray
     from laennec.progress import Progress
 
     progress = Progress("embedding" if work.embed else "predicting")
@@ -183,7 +183,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
 
 
 def _settings(options: argparse.Namespace) -> "Settings":
-    from laennec.inference.parameters import Settings, parse_thresholds
+    from laennec.inference.batch.parameters import Settings, parse_thresholds
 
     return Settings(
         window_s=options.window_s,
@@ -215,7 +215,7 @@ def outcome(done: "BatchResult") -> str:
 
 def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
     """Print the model, what ran it, the thresholds in use, what they were fitted on, and what was not fitted."""
-    from laennec.evaluation.window_points import fitting_notes, window_note
+    from laennec.evaluation.calibration.window_points import fitting_notes, window_note
     from laennec.inference.decisions import ANY_SPAN, GIVEN_RULE
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)
@@ -262,8 +262,8 @@ def model_and_inputs(paths: Sequence[str]) -> tuple[str, list[str]]:
 def _print_predictions(predictor: "Predictor", inputs: list[str], annotation: str | None) -> int:
     """Print the predictions for each recording; the number of recordings that failed."""
     from laennec.errors import InputError
+    from laennec.inference.batch.recordings import annotation_of, find_recordings
     from laennec.inference.outputs import as_lines
-    from laennec.inference.recordings import annotation_of, find_recordings
 
     failed = 0
     for path in find_recordings(inputs):

@@ -98,8 +98,8 @@ def _export(options: argparse.Namespace, settings: dict[str, Any]) -> int:
     from contextlib import ExitStack
 
     from laennec.cache import cache_root
+    from laennec.corpora.hub.publish import export_corpus
     from laennec.corpora.load import corpus_class
-    from laennec.corpora.publish import export_corpus
     from laennec.files import explain_write_errors
     from laennec.hub.push_corpus import check_target, push_corpus
 

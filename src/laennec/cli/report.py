@@ -3,7 +3,7 @@
 import argparse
 
 from laennec.errors import InputError
-from laennec.evaluation.folders import evaluation_folder
+from laennec.evaluation.comparison.folders import evaluation_folder
 from laennec.terminal import say
 
 
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if options.points < 10:
         raise InputError(f"--points {options.points}: must be at least 10")
     evaluation_folder(options.source, options.split)  # refuses a wrong folder before the slow imports
-    from laennec.evaluation.report import report
+    from laennec.evaluation.report.write import report
 
     made = report(
         options.source,

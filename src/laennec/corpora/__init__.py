@@ -3,12 +3,12 @@
 from laennec.cache import cache_root
 from laennec.corpora.base import CYCLE_FEATURES, Corpus, CorpusOptions
 from laennec.corpora.check import AuditReport, check_corpus, check_cycle_table
-from laennec.corpora.folder import Folder
-from laennec.corpora.hub import Hub
+from laennec.corpora.folder.corpus import Folder
+from laennec.corpora.hub.corpus import Hub
+from laennec.corpora.hub.publish import export_corpus
 from laennec.corpora.icbhi2017 import Icbhi2017
 from laennec.corpora.load import check_duplicates, load_corpus, provenance
 from laennec.corpora.physionet2016 import PhysioNet2016
-from laennec.corpora.publish import export_corpus
 from laennec.corpora.recordings import AnnotatedRecording, Event, UnusableRecordingsError
 from laennec.corpora.several import concatenate_corpora
 from laennec.corpora.splits import PROTOCOLS, split_table

@@ -27,20 +27,6 @@ from laennec.encoders.audiomae import AudioMaeConfig, AudioMaeEncoder
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats import BeatsEncoder
 from laennec.encoders.beats_layers import BeatsConfig
-from laennec.encoders.checkpoints import (
-    LOADING_ERRORS,
-    checked_state,
-    loaded_strictly,
-    out_of_reach,
-    read_released,
-    read_safetensors,
-    read_weights,
-    reason,
-    refuse_larger,
-    released_error,
-    weight_files,
-    wrong_settings,
-)
 from laennec.encoders.cnn import CnnConfig, CnnEncoder, StatisticsConfig, StatisticsEncoder
 from laennec.encoders.composite import (
     EnsembleConfig,
@@ -71,6 +57,20 @@ from laennec.encoders.transformers_audio import (
     W2vBertAudioEncoder,
     WhisperAudioEncoder,
     encoder_values,
+)
+from laennec.encoders.weights.checkpoints import (
+    LOADING_ERRORS,
+    checked_state,
+    loaded_strictly,
+    out_of_reach,
+    read_released,
+    read_safetensors,
+    read_weights,
+    reason,
+    refuse_larger,
+    released_error,
+    weight_files,
+    wrong_settings,
 )
 from laennec.errors import InputError
 from laennec.untrusted import refuse_model_folder, refuse_settings

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from laennec.encoders.checkpoints import differences, refuse_differences
+from laennec.encoders.weights.checkpoints import differences, refuse_differences
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.untrusted import refuse_model_folder

@@ -21,9 +21,15 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, ViTConfig
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import EncoderOutput
-from laennec.encoders.checkpoints import checked_state, differences, loaded_strictly, refuse_differences, released_error
 from laennec.encoders.masks import zero_beyond
 from laennec.encoders.transformers_audio import TransformersEncoder, token_mask
+from laennec.encoders.weights.checkpoints import (
+    checked_state,
+    differences,
+    loaded_strictly,
+    refuse_differences,
+    released_error,
+)
 from laennec.errors import InputError
 
 _HEAD_DIM = 64  # of all released sizes; no weight shows it

@@ -22,9 +22,9 @@ from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
 from laennec.encoders.beats_layers import DROPOUTS, BeatsConfig, BeatsLayer, PositionConvolution, RelativeBias
-from laennec.encoders.checkpoints import checked_state, differences, refuse_differences, released_error
-from laennec.encoders.fingerprint import check_fingerprint, record_fingerprint
 from laennec.encoders.masks import TimeMask, zero_beyond
+from laennec.encoders.weights.checkpoints import checked_state, differences, refuse_differences, released_error
+from laennec.encoders.weights.fingerprint import check_fingerprint, record_fingerprint
 from laennec.errors import InputError
 from laennec.untrusted import refuse_settings
 

@@ -71,7 +71,7 @@ class BeatsConfig(PreTrainedConfig):
     audioset_head: bool = False  # whether the AudioSet classifier is kept
     audioset_classes: int = 527  # number of its classes
     audioset_labels: list[str] | None = None  # their AudioSet ids, where the checkpoint had them
-    # the embedding of a fixed input when the encoder was saved, see `laennec.encoders.fingerprint`
+    # the embedding of a fixed input when the encoder was saved, see `laennec.encoders.weights.fingerprint`
     fingerprint: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

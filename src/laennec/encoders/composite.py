@@ -25,9 +25,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from laennec.encoders.adapters import layers_path, stack_of
 from laennec.encoders.base import AudioEncoder, EncoderOutput, TokenMix
-from laennec.encoders.fingerprint import fixed_input
 from laennec.encoders.masks import TimeMask, token_mean
 from laennec.encoders.own import config_from_dict
+from laennec.encoders.weights.fingerprint import fixed_input
 from laennec.errors import InputError
 
 _MOST_MEMBERS = 100
@@ -316,8 +316,8 @@ class EnsembleConfig(WrapperConfig):
     Args:
         encoder_config: The configuration of each member (or its dict).
         members: How many there are.
-        fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.fingerprint`; None where it was
-            never saved, or the members' configuration has no number of mel bins.
+        fingerprint: The ensemble's embedding of the fixed input of `laennec.encoders.weights.fingerprint`; None
+            where it was never saved, or the members' configuration has no number of mel bins.
     """
 
     model_type = "laennec-ensemble"

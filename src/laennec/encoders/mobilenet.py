@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers import initialization as init
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.checkpoints import checked_state, differences, refuse_differences, released_error
 from laennec.encoders.masks import MaskedBatchNorm2d, TimeMask, in_graph
+from laennec.encoders.weights.checkpoints import checked_state, differences, refuse_differences, released_error
 from laennec.errors import InputError
 
 # MobileNetV3-Large: kernel, expanded channels, output channels, squeeze-excitation, activation, stride

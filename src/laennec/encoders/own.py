@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from laennec.audio.presets import PRESETS
-from laennec.encoders.checkpoints import differences, refuse_differences, wrong_settings
+from laennec.encoders.weights.checkpoints import differences, refuse_differences, wrong_settings
 from laennec.errors import InputError
 from laennec.untrusted import refuse_names
 

@@ -23,8 +23,8 @@ from transformers import ClapAudioConfig, PreTrainedConfig, Wav2Vec2BertConfig, 
 from transformers.masking_utils import create_bidirectional_mask
 
 from laennec.encoders.base import AudioEncoder, EncoderOutput
-from laennec.encoders.checkpoints import differences, read_weights, refuse_differences
 from laennec.encoders.masks import TimeMask, zero_beyond
+from laennec.encoders.weights.checkpoints import differences, read_weights, refuse_differences
 from laennec.errors import InputError
 
 # settings that laennec decides: it draws feature masks itself, and adapters on top mix time steps

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "calibration": (
+    "calibration.probabilities": (
         "decision_curve",
         "expected_calibration_error",
         "fit_temperature_on_validation",
@@ -28,9 +28,9 @@ _HOMES = {
         "multilabel_metrics",
         "sprsound_score",
     ),
-    "operating_point": ("fit_on_validation", "fit_thresholds_on_validation"),
+    "calibration.operating_point": ("fit_on_validation", "fit_thresholds_on_validation"),
     "predictions": ("predictions_metrics",),
-    "report": ("write_report",),
+    "report.write": ("write_report",),
     "sprsound_tasks": ("sprsound_task", "sprsound_total"),
     "summary": ("evaluate_predictions", "format_summary"),
 }

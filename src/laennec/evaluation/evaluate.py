@@ -25,24 +25,27 @@ from laennec.corpora.base import class_names, column_of
 from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
+from laennec.evaluation.calibration.operating_point import decision_settings, own_operating_point
+from laennec.evaluation.calibration.recalibrate import resolve_smoothing, smoothing_section
+from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
+from laennec.evaluation.calibration.smoothing_choice import format_smoothing
+from laennec.evaluation.calibration.window_points import fitting_notes
 from laennec.evaluation.geometry import class_distances
-from laennec.evaluation.operating_point import decision_settings, own_operating_point
 from laennec.evaluation.own_metrics import Metric, load_metrics
-from laennec.evaluation.recalibrate import resolve_smoothing, smoothing_section
-from laennec.evaluation.report import write_report
-from laennec.evaluation.report_sections import earlier_use, scored_own_corpus, seeds_of
+from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, seeds_of
+from laennec.evaluation.report.write import write_report
 from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
 from laennec.evaluation.sharing import embed_for_scoring, helpers
-from laennec.evaluation.smoothing import Smoothing, parse_smoothing, smooth_predictions
-from laennec.evaluation.smoothing_choice import format_smoothing
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary, thresholds_in_use
-from laennec.evaluation.window_points import fitting_notes
 from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, model_folder, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
 from laennec.processes import check_jobs
-from laennec.training.data import refuse_lost_neighbours
+from laennec.training.data.batches import refuse_lost_neighbours
+from laennec.training.data.split_data import SplitData, load_splits, make_filter, make_split
+from laennec.training.data.targets import FOUR_CLASSES
+from laennec.training.data.windows import refuse_shared_recordings
 from laennec.training.devices import is_main_process, training_device
 from laennec.training.embeddings import embed_cycles, embedding_cache
 from laennec.training.recipe import Recipe
@@ -58,10 +61,7 @@ from laennec.training.record import (
     without_results,
     write_record,
 )
-from laennec.training.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.tables import predictions_table, truth_table
-from laennec.training.targets import FOUR_CLASSES
-from laennec.training.windows import refuse_shared_recordings
 
 _WRITTEN = ("predictions.parquet", "windows.parquet", "metrics.json", "run.json", "report.html", "pictures")
 SPANS = ("events", "windows")

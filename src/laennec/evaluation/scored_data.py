@@ -11,8 +11,8 @@ from laennec.corpora.base import ABNORMAL, class_names, column_of
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
 from laennec.files import find_data
+from laennec.training.data.targets import FOUR_CLASSES
 from laennec.training.recipe import Recipe
-from laennec.training.targets import FOUR_CLASSES
 
 _TRUTH_COLUMNS = ("events", "diagnosis", "chest_location", "device", "sex", "acquisition_mode")
 

@@ -14,8 +14,8 @@ from laennec.evaluation.baselines import middle_segments, segment_length_s
 from laennec.modeling import LaennecForAudioClassification
 from laennec.packed_model import PackedModel
 from laennec.processes import alongside
+from laennec.training.data.windows import predict_windows
 from laennec.training.recipe import Recipe
-from laennec.training.windows import predict_windows
 
 
 def embed_for_scoring(

@@ -19,6 +19,8 @@ from laennec.corpora.base import column_of
 from laennec.corpora.load import corpus_class
 from laennec.corpora.sprsound import SprSound
 from laennec.errors import InputError
+from laennec.evaluation.calibration.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
+from laennec.evaluation.calibration.smoothing import smooth_logits
 from laennec.evaluation.metrics import (
     POOR_QUALITY,
     POOR_QUALITY_CONVENTION,
@@ -29,13 +31,11 @@ from laennec.evaluation.metrics import (
     sprsound_score,
     uar,
 )
-from laennec.evaluation.operating_point import ADVENTITIOUS, adjusted_classes, logit_thresholds
-from laennec.evaluation.smoothing import smooth_logits
 from laennec.evaluation.summary import figure_text
 from laennec.files import atomic_folder, atomic_write, json_text
 from laennec.training.auxiliary_tasks import level_tables, task_logits
+from laennec.training.data.split_data import load_splits
 from laennec.training.recipe import Recipe
-from laennec.training.split_data import load_splits
 
 SPRSOUND_TASKS: dict[str, tuple[str, ...]] = {
     "1-1": ("Normal", ADVENTITIOUS),

@@ -20,8 +20,12 @@ from laennec.evaluation.bootstrap import (
     interval_note,
     patient_codes,
 )
-from laennec.evaluation.calibration import calibrated_logits, calibration_caution, calibration_name, sigmoid
-from laennec.evaluation.failures import named_errors
+from laennec.evaluation.calibration.probabilities import (
+    calibrated_logits,
+    calibration_caution,
+    calibration_name,
+    sigmoid,
+)
 from laennec.evaluation.intervals import METHOD, effective_note, effective_patients, patient_intervals
 from laennec.evaluation.metrics import Thresholds, is_percent, none_if_nan
 from laennec.evaluation.own_metrics import Metric
@@ -36,6 +40,7 @@ from laennec.evaluation.predictions import (
     read_predictions,
     statistics_of,
 )
+from laennec.evaluation.report.failures import named_errors
 
 FIGURE_NAMES = {
     "icbhi.Score": "ICBHI Score",

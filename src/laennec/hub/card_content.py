@@ -14,7 +14,7 @@ from laennec.corpora.base import Corpus
 from laennec.corpora.load import find_corpus
 from laennec.encoders import encoder_class
 from laennec.evaluation.metrics import POOR_QUALITY_CONVENTION
-from laennec.evaluation.report_sections import (
+from laennec.evaluation.report.sections import (
     baseline_table,
     earlier_use,
     epochs_kept,

@@ -118,7 +118,7 @@ def export_run(
 
 def write_space(run: str | Path, out: str | Path | None = None, base: str | None = None) -> Path:
     """Export a Space: README.md with its settings, app.py, requirements.txt, the model and the package."""
-    from laennec.inference.app import DISCLAIMER, threshold_origin
+    from laennec.inference.page.app import DISCLAIMER, threshold_origin
 
     out = Path(out) if out is not None else Path(run) / "export-space"
     refuse_other_files(out, _SPACE_FILES, "choose another --out")

@@ -317,7 +317,7 @@ def _validation(
 
     from laennec.corpora import provenance
     from laennec.evaluation.scored_data import check_split, recipe_of
-    from laennec.training.split_data import load_splits, make_split
+    from laennec.training.data.split_data import load_splits, make_split
 
     path = run / _PREDICTIONS
     record = read_record(run / "run.json")

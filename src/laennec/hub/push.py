@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from laennec.audio.features import LaennecFeatureExtractor
-from laennec.encoders.bases import is_local
+from laennec.encoders.weights.bases import is_local
 from laennec.errors import InputError
 from laennec.hub import export_format
 from laennec.hub.card import FILE as CARD

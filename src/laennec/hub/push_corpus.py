@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from laennec.corpora.exported import ADDRESS, CARD, CONFIGS, MANIFEST, check_export
+from laennec.corpora.hub.exported import ADDRESS, CARD, CONFIGS, MANIFEST, check_export
 from laennec.errors import InputError
 from laennec.hub.upload import PAUSES_S, check_repo_name, find_token, send, upload
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
-from laennec.evaluation.calibration import calibrated_logits, sigmoid, softmax
+from laennec.evaluation.calibration.probabilities import calibrated_logits, sigmoid, softmax
 
 GIVEN_RULE, ANY_SPAN = "given", "any span"
 _NUMBERS = ("thresholds", "temperatures", "intercepts")

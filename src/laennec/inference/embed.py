@@ -27,12 +27,9 @@ from laennec.audio.cycles import Span
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.inference.backends import finite
-from laennec.inference.batch import refuse_shared_annotation
-from laennec.inference.jobs import PackedPredictor
-from laennec.inference.journal import Journal
-from laennec.inference.outputs import with_provenance, write_row_groups
-from laennec.inference.predictor import Predictor, _chunks
-from laennec.inference.recordings import (
+from laennec.inference.batch.jobs import PackedPredictor
+from laennec.inference.batch.journal import Journal
+from laennec.inference.batch.recordings import (
     Batch,
     BatchResult,
     Progress,
@@ -45,6 +42,9 @@ from laennec.inference.recordings import (
     outcome_worker,
     silent,
 )
+from laennec.inference.batch.run import refuse_shared_annotation
+from laennec.inference.outputs import with_provenance, write_row_groups
+from laennec.inference.predictor import Predictor, _chunks
 from laennec.processes import DIED, Died, check_jobs, in_processes
 from laennec.untrusted import read_bytes
 
@@ -137,7 +137,7 @@ def embed(
         formats: Any of "parquet", "npz", for the files of each recording.
         annotation: As for `laennec.predict`.
         progress: Called with (recordings done, including the fraction of the current one; total of recordings).
-        overwrite: As for `laennec.inference.batch.predict`.
+        overwrite: As for `laennec.inference.batch.run.predict`.
         jobs: Number of processes; results do not depend on it.
     """
     unknown = [f for f in formats if f not in EMBEDDING_FORMATS]

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from laennec.audio.spectrogram import RANGE_DB, Spectrogram
 from laennec.errors import one_line
-from laennec.evaluation.plots import HAIR, INK, QUIET, label_colour, save_picture
+from laennec.evaluation.report.plots import HAIR, INK, QUIET, label_colour, save_picture
 from laennec.inference.outputs import Timeline, stretches
 
 _MOST_LINES, _MOST_DOTS, _MOST_POINTS = 80, 120, 1200

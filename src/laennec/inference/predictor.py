@@ -24,7 +24,7 @@ from laennec.audio.recording import ButterworthFilter, DecodeError, Waveform, re
 from laennec.audio.segmentation import BreathSegmentation, breath_cycles
 from laennec.audio.streaming import RecordingStream, open_recording, passing_cycles, passing_windows
 from laennec.errors import InputError
-from laennec.evaluation.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
+from laennec.evaluation.calibration.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
 from laennec.inference.backends import fingerprint_of, finite, load_for_prediction, make_backend
 from laennec.inference.decisions import decision_of, overall_of, present_labels, probabilities_of
 
@@ -75,7 +75,7 @@ class Prediction:
 
     def _repr_html_(self) -> str:
         """Timeline, player and table in a notebook; the recording is read again."""
-        from laennec.inference.app import prediction_html
+        from laennec.inference.page.app import prediction_html
 
         return prediction_html(self)
 

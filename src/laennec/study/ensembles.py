@@ -18,20 +18,20 @@ import pandas as pd
 from laennec.corpora import provenance
 from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
-from laennec.evaluation.calibration import calibrated_logits
-from laennec.evaluation.compare_runs import recipe_difference
+from laennec.evaluation.calibration.probabilities import calibrated_logits
+from laennec.evaluation.calibration.recalibrate import read_validation
+from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
+from laennec.evaluation.comparison.runs import recipe_difference
 from laennec.evaluation.evaluate import load_model
-from laennec.evaluation.recalibrate import read_validation
 from laennec.evaluation.scored_data import check_split, recipe_of
-from laennec.evaluation.window_points import fit_windows, window_points_of
 from laennec.training.auxiliary_tasks import TaskPredictions, fit_logit_adjustment, predict_tasks, tasks_of
+from laennec.training.data.split_data import load_splits, make_split
+from laennec.training.data.windows import fit_window_points
 from laennec.training.devices import configure_process
 from laennec.training.recipe import Recipe
 from laennec.training.record import Timings, hardware, read_run, versions
 from laennec.training.run import claimed, predict_validation, write_run
-from laennec.training.split_data import load_splits, make_split
 from laennec.training.tables import calibrate
-from laennec.training.windows import fit_window_points
 
 
 def ensemble_runs(

@@ -20,8 +20,8 @@ from laennec.corpora.load import find_corpus
 from laennec.encoders import ENCODERS, load_encoder, wrapped
 from laennec.errors import InputError
 from laennec.study.plan import Cell, Data, Study
+from laennec.training.data.split_data import make_extractor
 from laennec.training.recipe import CorpusSettings, Recipe
-from laennec.training.split_data import make_extractor
 
 GPU, GPU_FLOPS, GPU_SHARE = "NVIDIA H100", 989e12, 0.2  # dense bf16 peak (SXM), FLOP/s, and the assumed share of it
 _STEP = 3  # a forward pass, and a backward pass of twice its operations

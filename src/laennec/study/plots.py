@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from laennec.evaluation.metrics import is_percent
-from laennec.evaluation.plots import (
+from laennec.evaluation.report.plots import (
     BLUE,
     INK,
     LEGEND,

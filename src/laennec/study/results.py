@@ -13,10 +13,10 @@ from typing import Any
 import pandas as pd
 
 from laennec.errors import InputError
-from laennec.evaluation.compare import RunFigures, compare_methods, draw_figures, pool_folds
+from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, pool_folds
 from laennec.evaluation.geometry import four_properties
 from laennec.evaluation.predictions import read_evaluated
-from laennec.evaluation.report_sections import seeds_of
+from laennec.evaluation.report.sections import seeds_of
 from laennec.evaluation.summary import WINDOWS
 from laennec.training.record import read_record, write_record
 

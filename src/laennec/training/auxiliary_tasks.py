@@ -28,17 +28,17 @@ from laennec.audio.features import LaennecFeatureExtractor
 from laennec.corpora.base import column_of, to_arrow
 from laennec.corpora.load import corpus_class
 from laennec.errors import InputError
+from laennec.evaluation.calibration.operating_point import adjusted_classes, fit_adjustments
+from laennec.evaluation.calibration.smoothing import smooth_logits
+from laennec.evaluation.calibration.smoothing_choice import fit_class_smoothing
 from laennec.evaluation.metrics import POOR_QUALITY
-from laennec.evaluation.operating_point import adjusted_classes, fit_adjustments
-from laennec.evaluation.smoothing import smooth_logits
-from laennec.evaluation.smoothing_choice import fit_class_smoothing
-from laennec.training.data import CycleDataset, collate_cycles, view_seed
+from laennec.training.data.batches import CycleDataset, collate_cycles, view_seed
+from laennec.training.data.split_data import SplitData, load_splits, make_split
+from laennec.training.data.targets import targets_of
 from laennec.training.devices import gather_with_gradient, process_count
 from laennec.training.embeddings import embed_cycles, embedding_cache
-from laennec.training.objective import step_key
+from laennec.training.objectives.objective import step_key
 from laennec.training.recipe import Recipe, TargetSettings
-from laennec.training.split_data import SplitData, load_splits, make_split
-from laennec.training.targets import targets_of
 
 GROUP = "task "  # before its name among the groups of a batch
 _KEYS = {"level", "column", "labels", "weight", "batch_size", "windows", "window_s", "smooth"}

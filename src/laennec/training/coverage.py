@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from laennec.errors import InputError
-from laennec.training.loss_specs import CLASS, LossSpec
+from laennec.training.data.targets import Codes, as_codes
+from laennec.training.objectives.loss_specs import CLASS, LossSpec
 from laennec.training.samplers import CounterSampler, Rows
-from laennec.training.targets import Codes, as_codes
 
 _SAMPLER_FOR = {
     CLASS: "sampler.name: classes_times_samples",

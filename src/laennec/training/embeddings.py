@@ -42,7 +42,7 @@ from laennec.errors import InputError
 from laennec.files import remove_stale_lock, try_lock
 from laennec.modeling import LaennecForAudioClassification
 from laennec.progress import track
-from laennec.training.data import CycleDataset, Neighbours
+from laennec.training.data.batches import CycleDataset, Neighbours
 from laennec.training.devices import encodes_one_by_one
 from laennec.training.recipe import Recipe
 from laennec.training.step_errors import shorter_cycles

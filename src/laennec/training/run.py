@@ -26,7 +26,18 @@ from laennec.files import atomic_folder, atomic_write, explain_write_errors, loc
 from laennec.modeling import LaennecForAudioClassification
 from laennec.terminal import say
 from laennec.training.auxiliary_tasks import AuxiliaryTasks, config_of, fit_logit_adjustment, predict_tasks, tasks_of
-from laennec.training.data import EmbeddingDataset, refuse_lost_neighbours
+from laennec.training.data.batches import EmbeddingDataset, refuse_lost_neighbours
+from laennec.training.data.mixing import check_mixing
+from laennec.training.data.split_data import (
+    SplitData,
+    labelled_split,
+    load_decoded,
+    make_extractor,
+    make_split,
+    with_train_statistics,
+)
+from laennec.training.data.targets import span_of, target_line, target_of
+from laennec.training.data.windows import fit_window_points, training_examples
 from laennec.training.devices import (
     configure_process,
     explain_lost_process,
@@ -35,23 +46,12 @@ from laennec.training.devices import (
     training_device,
 )
 from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms, embedding_cache
-from laennec.training.mixing import check_mixing
 from laennec.training.pretraining.dataset import refuse_seen_patients
 from laennec.training.recipe import Recipe
 from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, hardware, read_record, training_history, versions, write_record
 from laennec.training.schedules import Result, plan_phases, run_phases
-from laennec.training.split_data import (
-    SplitData,
-    labelled_split,
-    load_decoded,
-    make_extractor,
-    make_split,
-    with_train_statistics,
-)
 from laennec.training.tables import calibrate, check_rule, predictions_table, truth_table
-from laennec.training.targets import span_of, target_line, target_of
-from laennec.training.windows import fit_window_points, training_examples
 
 RECORDS = ("run.json", "pretrain.json")  # of training and of pre-training, written last
 _SETTINGS = "recipe.json"

@@ -25,10 +25,10 @@ from torch.utils.data import Sampler
 from laennec.audio.augmentation import counter_generator
 from laennec.errors import InputError
 from laennec.losses import TupletContrastiveLoss
-from laennec.training.data import CycleDataset, EmbeddingDataset
+from laennec.training.data.batches import CycleDataset, EmbeddingDataset
+from laennec.training.data.targets import as_codes, group_codes
 from laennec.training.devices import process_count_of_launch
-from laennec.training.loss_specs import LossSpec
-from laennec.training.targets import as_codes, group_codes
+from laennec.training.objectives.loss_specs import LossSpec
 
 Rows = npt.NDArray[np.int64]
 Labels = Sequence[Any] | npt.NDArray[Any]

@@ -32,7 +32,9 @@ from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
 from laennec.training.coverage import coverage_lines
-from laennec.training.data import CycleDataset
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.mixing import Mixer
+from laennec.training.data.targets import GroupTable, Targets, refuse_one_class
 from laennec.training.devices import (
     compiled_layers,
     device_settings,
@@ -44,10 +46,9 @@ from laennec.training.devices import (
     training_device,
     unsharded,
 )
-from laennec.training.gradients import check_balance
-from laennec.training.loss_specs import LossSpec, check_draws, groups_of_data, loss_specs
-from laennec.training.mixing import Mixer
-from laennec.training.objective import Stage, contrasts_mixtures, task_weights
+from laennec.training.objectives.gradients import check_balance
+from laennec.training.objectives.loss_specs import LossSpec, check_draws, groups_of_data, loss_specs
+from laennec.training.objectives.objective import Stage, contrasts_mixtures, task_weights
 from laennec.training.recipe import Recipe
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import (
@@ -62,7 +63,6 @@ from laennec.training.samplers import (
 )
 from laennec.training.step_errors import BatchSetting
 from laennec.training.tables import SELECTION_METRICS, ValidationMetrics
-from laennec.training.targets import GroupTable, Targets, refuse_one_class
 from laennec.training.trainer import LaennecTrainer
 
 _log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from laennec.corpora.base import class_names, column_of
 from laennec.errors import InputError
-from laennec.evaluation.operating_point import FittingRule, fit_operating_point, set_operating_point
+from laennec.evaluation.calibration.operating_point import FittingRule, fit_operating_point, set_operating_point
 from laennec.evaluation.predictions import predictions_metrics
 from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data.targets import FOUR_CLASSES
 from laennec.training.recipe import HeadSettings
-from laennec.training.targets import FOUR_CLASSES
 
 _log = logging.getLogger(__name__)
 _COPIED = (

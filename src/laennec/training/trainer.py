@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.errors import InputError
-from laennec.evaluation.operating_point import FittingRule
+from laennec.evaluation.calibration.operating_point import FittingRule
 from laennec.files import explain_write_errors
 from laennec.losses import WeightSchedule
 from laennec.memory import ran_out
@@ -37,7 +37,6 @@ from laennec.training.arguments import (
     resolved_arguments,
     sharpness_aware,
 )
-from laennec.training.auxiliary import AuxiliaryHeads, adversarial_groups, attached, enter_stage, without_encoder
 from laennec.training.checkpoints import (
     SUMS,
     SealCheckpoints,
@@ -48,17 +47,24 @@ from laennec.training.checkpoints import (
     remove_unsealed,
     write_weights,
 )
-from laennec.training.data import EmbeddingDataset
+from laennec.training.data.batches import EmbeddingDataset
+from laennec.training.data.mixing import BatchFeatures
+from laennec.training.data.targets import span_of
+from laennec.training.data.training_data import as_training_data, collator_of, labels_of, split_name
 from laennec.training.devices import encodes_one_by_one, share_last_batch
-from laennec.training.gradients import check_balance, head_inputs, weigh
-from laennec.training.loss_specs import LossSpec, groups_of_data, specs_of
-from laennec.training.mixing import BatchFeatures
-from laennec.training.objective import Objective, Stage, TaskLoss, TermSums
+from laennec.training.objectives.auxiliary_layers import (
+    AuxiliaryHeads,
+    adversarial_groups,
+    attached,
+    enter_stage,
+    without_encoder,
+)
+from laennec.training.objectives.gradients import check_balance, head_inputs, weigh
+from laennec.training.objectives.loss_specs import LossSpec, groups_of_data, specs_of
+from laennec.training.objectives.objective import Objective, Stage, TaskLoss, TermSums
 from laennec.training.record import read_record, write_record
 from laennec.training.samplers import make_sampler
 from laennec.training.tables import default_metrics, fit_on_outputs
-from laennec.training.targets import span_of
-from laennec.training.training_data import as_training_data, collator_of, labels_of, split_name
 
 
 class LaennecTrainer(Trainer):

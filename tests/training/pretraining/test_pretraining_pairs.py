@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laennec.errors import InputError
+from laennec.training.data.targets import GroupTable
 from laennec.training.pretraining.pairs import make_pretrain_sampler, pair_sampling
 from laennec.training.recipe import PretrainSettings
-from laennec.training.targets import GroupTable
 
 PATIENTS, PLACES = st.sampled_from(["1", "2", "3"]), st.sampled_from(["Al", "Tc", None])
 ROWS = st.lists(

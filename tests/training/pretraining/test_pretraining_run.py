@@ -19,10 +19,10 @@ from laennec.cli.main import main
 from laennec.corpora import load_corpus, waveforms
 from laennec.encoders import AstEncoder, encoder_digest
 from laennec.errors import InputError
+from laennec.training.data.split_data import make_extractor
 from laennec.training.pretraining.run import contrastive_loss, embedding_spread, make_pairs, pretrain, settings_of
 from laennec.training.recipe import Recipe, full_key
 from laennec.training.run import train
-from laennec.training.split_data import make_extractor
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 QUICK = {"epochs": 2, "batch_size": 8, "views": ["split", "spec"], "learning_rate": 1e-3}

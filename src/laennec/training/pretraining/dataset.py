@@ -27,11 +27,11 @@ from laennec.corpora.leaks import describe_audio, find_described
 from laennec.corpora.load import find_corpus
 from laennec.corpora.recordings import named
 from laennec.errors import InputError
-from laennec.training.data import CycleDataset, view_seed
+from laennec.training.data.batches import CycleDataset, view_seed
+from laennec.training.data.targets import Codes, Targets
 from laennec.training.pretraining.pairs import PositivePairs
 from laennec.training.recipe import PretrainSettings
 from laennec.training.record import read_record
-from laennec.training.targets import Codes, Targets
 
 _log = logging.getLogger(__name__)
 PRETRAINING = "pretraining.json"  # in the folder of a pre-trained encoder

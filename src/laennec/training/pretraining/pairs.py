@@ -15,9 +15,9 @@ import numpy as np
 
 from laennec.audio.augmentation import counter_generator
 from laennec.errors import InputError
+from laennec.training.data.targets import Codes, GroupTable, group_codes
 from laennec.training.recipe import PretrainSettings
 from laennec.training.samplers import CounterSampler, EpochSampler, MetadataMatchedSampler
-from laennec.training.targets import Codes, GroupTable, group_codes
 
 # mode -> (columns that both cycles of a pair share, column in which they differ)
 _SHARED: dict[str, tuple[list[str], str | None]] = {

@@ -29,10 +29,13 @@ from laennec.modeling import LaennecForAudioClassification
 from laennec.terminal import say
 from laennec.training.arguments import LaennecTrainingArguments
 from laennec.training.checkpoints import train_or_resume
+from laennec.training.data.split_data import load_splits, make_extractor, make_filter, with_train_statistics
+from laennec.training.data.targets import GroupTable, group_codes, metadata_of
+from laennec.training.data.training_data import refuse_short_cycles
 from laennec.training.devices import configure_process, explain_lost_process, is_main_process
 from laennec.training.embeddings import embed_waveforms
-from laennec.training.loss_specs import LossSpec, loss_specs
-from laennec.training.objective import Stage
+from laennec.training.objectives.loss_specs import LossSpec, loss_specs
+from laennec.training.objectives.objective import Stage
 from laennec.training.pretraining.dataset import (
     PRETRAINING,
     PairDataset,
@@ -47,11 +50,8 @@ from laennec.training.recipe.front_end import refuse_other_features
 from laennec.training.record import Timings, training_history, write_record
 from laennec.training.run import claimed, finished_before, run_facts
 from laennec.training.schedules import EpochLines, common_arguments, loss_descriptions
-from laennec.training.split_data import load_splits, make_extractor, make_filter, with_train_statistics
 from laennec.training.step_errors import BatchSetting
-from laennec.training.targets import GroupTable, group_codes, metadata_of
 from laennec.training.trainer import LaennecTrainer
-from laennec.training.training_data import refuse_short_cycles
 
 PATIENTS = "patients"
 _CHECKED_CYCLES = 256  # whose embeddings are compared before and after

@@ -11,7 +11,7 @@ from typing import Any
 
 from laennec.audio.presets import PRESETS
 from laennec.encoders import AudioEncoder, CnnEncoder, TransformersEncoder
-from laennec.encoders.checkpoints import published_features
+from laennec.encoders.weights.checkpoints import published_features
 from laennec.errors import InputError
 from laennec.training.recipe.recipe import Recipe
 

@@ -1,0 +1,1 @@
+"""Files of weights: reading them strictly, finding and comparing them."""

@@ -1,0 +1,1 @@
+"""What is fitted on validation patients: probabilities, thresholds, logit adjustments, smoothing."""

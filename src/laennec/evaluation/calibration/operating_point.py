@@ -1,0 +1,417 @@
+"""Operating points: thresholds, calibration and logit adjustment, fitted on validation patients.
+
+Decisions: the fitting functions refuse a table of a test split. Thresholds are in raw logits and lie half-way between
+two neighbouring scores, so that rounding changes no decision; of equally good ones the one nearest to 0 is taken. A
+label with fewer than 10 positives or negatives is left uncalibrated, one with one class only has no threshold either;
+a note says so. Logit adjustment lowers the logit of the normal class by one number, because scores that weigh normal
+and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the
+two-class decision (normal or not) has its own adjustment. Poor Quality is predicted only on request, because the
+official score counts it only as an error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from laennec.errors import InputError
+from laennec.evaluation.calibration.probabilities import (
+    brier_score,
+    calibrated_logits,
+    expected_calibration_error,
+    fit_platt_on_validation,
+    fit_temperature_on_validation,
+    sigmoid,
+    softmax,
+)
+from laennec.evaluation.metrics import (
+    POOR_QUALITY,
+    PREDICTED_CLASS,
+    FloatArray,
+    confusion_matrix,
+    exact_sensitivity,
+    f1_of,
+    four_class,
+    none_if_nan,
+    specificity,
+    sprsound_score,
+)
+
+Calibration: TypeAlias = Literal["none", "temperature", "platt"]
+ThresholdRule: TypeAlias = Literal["youden", "f1", "icbhi", "sensitivity"]
+ADVENTITIOUS = "Adventitious"
+WAYS = ("two", "all")  # normal or not; every class
+_GRID = 400
+MIN_EXAMPLES = 10  # positives, and negatives, that a calibration needs
+_ADJUSTMENTS = np.linspace(-6.0, 6.0, 121)
+
+
+@dataclass(frozen=True)
+class FittingRule:
+    """How an operating point is fitted: a `Calibration`, a `ThresholdRule` (None: probability 0.5), its sensitivity."""
+
+    calibration: str
+    threshold_rule: str | None
+    sensitivity: float = 0.9
+
+
+def fit_thresholds_on_validation(
+    logits: ArrayLike,
+    truth: ArrayLike,
+    names: Sequence[str],
+    rule: ThresholdRule = "youden",
+    *,
+    sensitivity: float = 0.9,
+) -> dict[str, float]:
+    """Thresholds in logits, one for each label, by a named rule.
+
+    Args:
+        logits: (cycles, labels) of validation patients.
+        truth: 0/1 (cycles, labels).
+        names: Label names; "icbhi" needs exactly crackle and wheeze.
+        rule: "youden" maximises sensitivity + specificity; "sensitivity" is the highest threshold with the wanted
+            sensitivity; "f1" maximises F1; "icbhi" chooses both thresholds together for the highest ICBHI Score.
+        sensitivity: The sensitivity of rule "sensitivity".
+
+    Returns:
+        {name: threshold}; a cycle has the label where logit > threshold. 0.0 for a label with one class only.
+    """
+    values, labels = np.asarray(logits, dtype=float), np.asarray(truth, dtype=np.int64)
+    if values.ndim != 2 or values.shape != labels.shape or values.shape[1] != len(names):
+        raise ValueError(f"logits {values.shape} and labels {labels.shape} must both be (cycles, {len(names)})")
+    if rule not in get_args(ThresholdRule):
+        raise ValueError(f"no threshold rule {rule!r}; the rules are {', '.join(get_args(ThresholdRule))}")
+    if rule == "icbhi":
+        return _icbhi_thresholds(values, labels, list(names))
+    return {name: _one_threshold(values[:, k], labels[:, k], rule, sensitivity) for k, name in enumerate(names)}
+
+
+def _candidates(scores: FloatArray, most: int | None = None) -> FloatArray:
+    """Thresholds that separate scores: below all, half-way between neighbours, above all; at most `most`."""
+    unique = np.unique(scores)
+    places = np.r_[unique[0] - 1, (unique[1:] + unique[:-1]) / 2, unique[-1] + 1]
+    if most is not None and len(places) > most:
+        places = places[np.unique(np.linspace(0, len(places) - 1, most).round().astype(int))]
+    return places
+
+
+def _nearest_to_zero(places: FloatArray, values: FloatArray) -> float:
+    """Among the places where `values` is highest (to rounding), the one nearest to 0."""
+    best = places[values >= values.max() - 1e-12]
+    return float(best[np.argmin(np.abs(best))])
+
+
+def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitivity: float) -> float:
+    """The threshold of one label by a rule for single labels."""
+    positives, total = int(truth.sum()), len(truth)
+    if positives in (0, total):
+        return 0.0
+    places = _candidates(scores)
+    ordered = np.argsort(scores, kind="stable")
+    below = np.searchsorted(scores[ordered], places, side="right")  # cycles predicted without the label
+    missed = np.r_[0, np.cumsum(truth[ordered])][below]
+    found, called = positives - missed, total - below
+    if rule == "youden":
+        return _nearest_to_zero(places, found / positives - (called - found) / (total - positives))
+    if rule == "f1":
+        return _nearest_to_zero(places, f1_of(found, called, positives))
+    return float(places[np.flatnonzero(found / positives >= sensitivity - 1e-12).max()])
+
+
+def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[str, float]:
+    """Both thresholds at once: every pair of candidates is scored from cumulated two-dimensional counts."""
+    if set(names) != {"crackle", "wheeze"}:
+        raise ValueError(f"rule icbhi needs the labels crackle and wheeze, not {names}")
+    scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
+    flags = [truth[:, names.index(name)] for name in ("crackle", "wheeze")]
+    both_classes = [0 < flag.sum() < len(flag) for flag in flags]
+    places = [_candidates(s, _GRID) if fits else np.zeros(1) for s, fits in zip(scores, both_classes, strict=True)]
+    true = four_class(*flags)
+    n_normal, n_abnormal = int((true == 0).sum()), int((true > 0).sum())
+    if not n_normal or not n_abnormal:
+        return dict.fromkeys(names, 0.0)
+    # bin b of a score: the number of thresholds below it, so the label is predicted at threshold t exactly where t < b
+    bins = [np.searchsorted(p, s, side="left") for p, s in zip(places, scores, strict=True)]
+    score = np.zeros((len(places[0]), len(places[1])))
+    for k in range(4):
+        right = np.zeros((len(places[0]) + 1, len(places[1]) + 1))
+        np.add.at(right, (bins[0][true == k], bins[1][true == k]), 1)
+        for axis, present in enumerate((k & 1, k >> 1)):
+            absent = np.delete(right.cumsum(axis), -1, axis)
+            right = right.sum(axis, keepdims=True) - absent if present else absent
+        score += right / (n_abnormal if k else n_normal)
+    distance = np.abs(places[0])[:, None] + np.abs(places[1])[None, :]
+    best = np.where(score >= score.max() - 1e-9, distance, np.inf)
+    row, column = np.unravel_index(int(best.argmin()), best.shape)
+    chosen = {"crackle": float(places[0][row]), "wheeze": float(places[1][column])}
+    return {name: chosen[name] for name in names}
+
+
+def fit_on_validation(
+    table: Any,
+    label_names: Sequence[str],
+    *,
+    rule: ThresholdRule | None = "youden",
+    sensitivity: float = 0.9,
+    calibration: Calibration = "temperature",
+) -> dict[str, Any]:
+    """Fit the calibration and threshold of every label on a validation predictions table.
+
+    Args:
+        table: DataFrame with `logit_<name>` and 0/1 `<name>` columns; its `split`, where present, must not be test.
+        label_names: Names of the binary labels.
+        rule: See `fit_thresholds_on_validation`; None decides at the calibrated probability 0.5.
+        sensitivity: See `fit_thresholds_on_validation`.
+        calibration: "temperature" divides a label's logits, "platt" divides and shifts them, "none" leaves them.
+
+    Returns:
+        {"calibration", "thresholds" in logits, "temperatures", "intercepts", "threshold_probabilities" (calibrated),
+        "rule", "sensitivity", "ece_before", "ece_after", "brier_before", "brier_after", "notes": one line for each
+        label that was left unfitted, "fitted_on": {"split", "cycles", "patients"}}; fitted numbers and errors by label.
+    """
+    names = list(label_names)
+    if calibration not in get_args(Calibration):
+        raise ValueError(f"no calibration {calibration!r}; it can be {', '.join(get_args(Calibration))}")
+    table, fitted_on = _validation_rows(table, names)
+    logits = np.column_stack([table[f"logit_{name}"].to_numpy(dtype=float) for name in names])
+    truth = np.column_stack([table[name].to_numpy(dtype=float) for name in names]).astype(np.int64)
+    fits = [_fit_label(name, logits[:, k], truth[:, k], calibration) for k, name in enumerate(names)]
+    temperatures = {name: fit[0] for name, fit in zip(names, fits, strict=True)}
+    intercepts = {name: fit[1] for name, fit in zip(names, fits, strict=True)}
+    if rule is None:
+        thresholds = {name: -intercepts[name] * temperatures[name] for name in names}
+    else:
+        thresholds = fit_thresholds_on_validation(logits, truth, names, rule, sensitivity=sensitivity)
+    notes = [fit[2] for fit in fits if fit[2]]
+    abnormal = truth.any(axis=1)
+    if rule == "icbhi" and abnormal.all() != (~abnormal).all():
+        kind = "normal" if abnormal.all() else "abnormal"
+        notes.append(f"rule icbhi: validation has no {kind} cycle, so the score is undefined: thresholds at logit 0")
+    raw, scaled = sigmoid(logits), sigmoid(calibrated_logits(logits, names, temperatures, intercepts))
+    at = calibrated_logits([thresholds[name] for name in names], names, temperatures, intercepts)
+    return {
+        "calibration": calibration,
+        "thresholds": thresholds,
+        "temperatures": temperatures,
+        "intercepts": intercepts,
+        "threshold_probabilities": {name: float(p) for name, p in zip(names, sigmoid(at), strict=True)},
+        "rule": rule,
+        "sensitivity": sensitivity if rule == "sensitivity" else None,
+        **_errors({name: (raw[:, k], scaled[:, k], truth[:, k]) for k, name in enumerate(names)}),
+        "notes": notes,
+        "fitted_on": fitted_on,
+    }
+
+
+def fit_classes_on_validation(
+    table: Any, class_names: Sequence[str], *, calibration: Calibration = "temperature"
+) -> dict[str, Any]:
+    """Fit the one temperature of a single-label model; the most probable class stays the prediction.
+
+    Args:
+        table: DataFrame with `logit_<name>` for each class and `label` with class names; its `split`, where present,
+            must not be test.
+        class_names: Names of the classes.
+        calibration: "temperature" or "none".
+
+    Returns:
+        As `fit_on_validation`; every class has the same temperature, there is no threshold, and the errors are of the
+        predicted class (ECE) and of all classes (Brier).
+    """
+    names = list(class_names)
+    if calibration not in ("none", "temperature"):
+        raise ValueError(f"calibration {calibration!r} is for binary labels; classes take temperature or none")
+    table, fitted_on = _validation_rows(table, ["label"])
+    table = table.loc[table["label"].isin(names).to_numpy()]
+    logits = np.column_stack([table[f"logit_{name}"].to_numpy(dtype=float) for name in names])
+    truth = np.array([names.index(str(label)) for label in table["label"]], dtype=np.int64)
+    few = calibration != "none" and bool(np.sort(np.bincount(truth))[:-1].sum() < MIN_EXAMPLES)
+    temperature = fit_temperature_on_validation(logits, truth) if calibration == "temperature" and not few else 1.0
+    raw, scaled, one_hot = softmax(logits), softmax(logits / temperature), np.eye(len(names))[truth]
+    right = (logits.argmax(1) == truth).astype(np.int64)
+    errors = _errors({PREDICTED_CLASS: (raw.max(1), scaled.max(1), right)})
+    for side, p in (("before", raw), ("after", scaled)):
+        errors[f"brier_{side}"] = {"all classes": none_if_nan(brier_score(p, one_hot))}
+    return {
+        "calibration": calibration,
+        "thresholds": None,
+        "temperatures": dict.fromkeys(names, temperature),
+        "intercepts": dict.fromkeys(names, 0.0),
+        "threshold_probabilities": {},
+        "rule": None,
+        "sensitivity": None,
+        **errors,
+        "notes": [f"validation has fewer than {MIN_EXAMPLES} rows outside its largest class: left uncalibrated"] * few,
+        "fitted_on": fitted_on,
+    }
+
+
+def _validation_rows(table: Any, columns: list[str]) -> tuple[Any, dict[str, Any]]:
+    """The rows whose truth is known, and a description of them; a test split is refused."""
+    splits = refuse_test_split(table, "fit thresholds and temperatures")
+    table = table.loc[table[columns].notna().all(axis=1).to_numpy()]
+    if not len(table):
+        raise InputError(f"validation predictions: no row has its {' and '.join(columns)}; nothing to fit on")
+    patients = int(table["patient_id"].nunique()) if "patient_id" in table.columns else None
+    return table, {"split": splits, "cycles": len(table), "patients": patients}
+
+
+def refuse_test_split(table: Any, action: str) -> str | None:
+    """Refuse a predictions table of a test split; its splits as text, None where it has none."""
+    splits = sorted({str(split) for split in table["split"]}) if "split" in table.columns else []
+    if any("test" in split.lower() for split in splits):
+        raise InputError(f"predictions of split {', '.join(splits)}: {action} on validation, never on test")
+    return ", ".join(splits) or None
+
+
+def _fit_label(name: str, logits: FloatArray, truth: Any, calibration: Calibration) -> tuple[float, float, str]:
+    """Temperature and intercept of one label, and a note where it was left unfitted."""
+    if int(truth.sum()) in (0, len(truth)):
+        found = "all rows have it" if len(truth) and truth[0] else "no row has it"
+        return 1.0, 0.0, f"{name}: in validation {found}, so nothing was fitted: temperature 1, threshold at logit 0"
+    if calibration == "none":
+        return 1.0, 0.0, ""
+    positives = int(truth.sum())
+    if min(positives, len(truth) - positives) < MIN_EXAMPLES:
+        counted = f"{positives} of {len(truth)} validation rows have it"
+        return 1.0, 0.0, f"{name}: {counted}, fewer than {MIN_EXAMPLES} with or without, so it was left uncalibrated"
+    if calibration == "temperature":
+        return fit_temperature_on_validation(logits, truth), 0.0, ""
+    slope, intercept = fit_platt_on_validation(logits, truth)
+    if slope <= 1e-6:
+        return 1.0, 0.0, f"{name}: its logits do not rise with the label on validation, so they were left uncalibrated"
+    return 1 / slope, intercept, ""
+
+
+def _errors(curves: Mapping[str, tuple[Any, Any, Any]]) -> dict[str, Any]:
+    """ECE and Brier score before and after, of {name: (probability before, after, truth)}."""
+    figures = {"ece": expected_calibration_error, "brier": brier_score}
+    return {
+        f"{figure}_{side}": {name: none_if_nan(of(curve[at], curve[2])) for name, curve in curves.items()}
+        for figure, of in figures.items()
+        for at, side in enumerate(("before", "after"))
+    }
+
+
+def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rule: Any) -> dict[str, Any]:
+    """Fit an operating point: `fit_on_validation`, for single-label models `fit_classes_on_validation`.
+
+    Args:
+        table: The validation predictions table.
+        names: Names of the outputs.
+        multi_label: Whether the labels are binary.
+        rule: A `FittingRule`, or the head settings of a recipe.
+    """
+    calibration, wanted = rule.calibration, rule.threshold_rule
+    if multi_label:
+        return fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)
+    fitted = fit_classes_on_validation(table, names, calibration=calibration)
+    if wanted is not None:
+        fitted["notes"].append(f"threshold rule {wanted}: not used, the most probable class is predicted")
+    return fitted
+
+
+def set_operating_point(config: Any, fitted: Mapping[str, Any] | None) -> None:
+    """Store a fitted operating point in a model's configuration; None removes it."""
+    for name, value in operating_point_of(fitted).items():
+        setattr(config, name, value)
+
+
+def operating_point_of(fitted: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """What config.json holds of an operating point: its numbers, and how they were fitted."""
+    fitted = fitted or {}
+    how = {name: fitted[name] for name in ("calibration", "rule", "sensitivity", "fitted_on") if name in fitted}
+    if notes := fitted.get("notes"):
+        how["notes"] = list(notes)
+    places = {"temperatures": "temperatures", "intercepts": "intercepts", "thresholds": "threshold_probabilities"}
+    numbers = {place: {k: float(v) for k, v in fitted.get(name, {}).items()} for place, name in places.items()}
+    return {**numbers, "operating_point": how}
+
+
+def own_operating_point(config: Any) -> dict[str, Any] | None:
+    """The operating point in a model's configuration."""
+    numbers = {"temperatures": config.temperatures, "intercepts": config.intercepts}
+    found = {**config.operating_point, **numbers, "threshold_probabilities": config.thresholds}
+    return {name: values for name, values in found.items() if values} or None
+
+
+def decision_settings(config: Any, spans: str = "events") -> dict[str, Any]:
+    """How the predictions table of a model is read: settings of `read_predictions` and `evaluate_predictions`."""
+    point = config.operating_points.get(spans, {})
+    return {
+        "problem_type": "multi_label" if config.is_multi_label else "single_label",
+        "label_names": config.label_names,
+        "thresholds": logit_thresholds(config, spans),
+        "temperatures": point.get("temperatures", config.temperatures),
+        "intercepts": point.get("intercepts", config.intercepts),
+    }
+
+
+def logit_thresholds(config: Any, spans: str = "events") -> dict[str, float] | None:
+    """The thresholds of a model's configuration in raw logits; None for a single-label model."""
+    if not config.is_multi_label:
+        return None
+    names = ("thresholds", "temperatures", "intercepts")
+    probabilities, temperatures, intercepts = (config.per_label(name, spans) for name in names)
+    thresholds = {}
+    for name, p in probabilities.items():
+        p = min(max(p, 1e-12), 1 - 1e-12)
+        thresholds[name] = (float(np.log(p / (1 - p))) - intercepts[name]) * temperatures[name]
+    return thresholds
+
+
+def adjusted_classes(
+    labels: Sequence[str], logits: FloatArray, adjustment: float, way: str, poor_quality: bool = False
+) -> NDArray[np.str_]:
+    """Predicted class names (rows,) with the normal class' logit lowered.
+
+    Args:
+        labels: Class names, the normal one first.
+        logits: (rows, labels).
+        adjustment: Subtracted from the logit of the normal class.
+        way: "two" for the normal class' name or "Adventitious", "all" for every class.
+        poor_quality: Whether Poor Quality may be predicted.
+    """
+    shown = [name for name in labels if poor_quality or name != POOR_QUALITY]
+    kept = np.asarray(logits, dtype=np.float64)[:, [list(labels).index(name) for name in shown]]
+    log_shares = kept - np.logaddexp.reduce(kept, axis=1, keepdims=True)
+    log_shares[:, 0] -= adjustment
+    if way == "all":
+        return np.array(shown)[log_shares.argmax(1)].astype(str)
+    abnormal = [k for k, name in enumerate(shown) if k and name != POOR_QUALITY]
+    two = np.logaddexp.reduce(log_shares[:, abnormal], axis=1)
+    classes = np.where(two > log_shares[:, 0], ADVENTITIOUS, shown[0])
+    if POOR_QUALITY in shown:
+        poor = log_shares[:, shown.index(POOR_QUALITY)]
+        classes = np.where(poor > np.maximum(two, log_shares[:, 0]), POOR_QUALITY, classes)
+    return classes.astype(str)
+
+
+def fit_adjustments(labels: Sequence[str], codes: NDArray[np.int64], logits: FloatArray) -> dict[str, float]:
+    """The logit adjustment with the best SPRSound Score on validation, for either way of deciding.
+
+    Args:
+        labels: Class names, the normal one first.
+        codes: True classes (rows,).
+        logits: (rows, labels).
+
+    Returns:
+        {"two": adjustment, "all": adjustment}; the middle one of several equally good ones.
+    """
+    kept = np.array([labels[code] != POOR_QUALITY for code in codes], dtype=bool)
+    truth, shown = codes[kept], logits[kept]
+    best = {}
+    for way in WAYS:
+        names = [labels[0], ADVENTITIOUS] if way == "two" else [name for name in labels if name != POOR_QUALITY]
+        true = np.minimum(truth, 1) if way == "two" else truth
+        scores = []
+        for adjustment in _ADJUSTMENTS:
+            predicted = adjusted_classes(labels, shown, float(adjustment), way)
+            counts = confusion_matrix(true, np.array([names.index(name) for name in predicted]), len(names))
+            score = none_if_nan(sprsound_score(float(exact_sensitivity(counts)), float(specificity(counts)))["Score"])
+            scores.append(-1.0 if score is None else score)
+        equal = np.flatnonzero(np.isclose(scores, max(scores)))
+        best[way] = float(np.round(_ADJUSTMENTS[equal[len(equal) // 2]], 4)) if max(scores) >= 0 else 0.0
+    return best

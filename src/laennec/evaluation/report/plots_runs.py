@@ -1,0 +1,152 @@
+"""Plots of trainings and of comparisons of runs.
+
+Decisions: loss terms differ by orders of magnitude, so each also has a panel with its own scale, with its weight;
+phases of a schedule that restart their epochs are drawn one after the other. In a comparison every metric has its own
+scale with zero in it, and a dot is filled where the corrected p value is below 0.05, so that nothing depends on
+colour.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from laennec.evaluation.metrics import is_percent
+from laennec.evaluation.report.plots import (
+    BLUE,
+    DASHED,
+    HAIR,
+    INK,
+    LEGEND,
+    OTHER_COLOURS,
+    QUIET,
+    axis_labels,
+    method_name,
+    panels,
+    styled_figure,
+    styled_title,
+)
+from laennec.evaluation.summary import figure_name
+
+_MOST_LINES = 7
+_MOST_TERMS = 12
+_FIRST_PERCENT = ("icbhi.Score", "icbhi.Se", "icbhi.Sp", "uar", "accuracy", "any_abnormal.Score", "sprsound.Score")
+_FIRST_SHARES = ("roc_auc", "average_precision", ".f1", "f1_macro", "f1_micro", "roc_auc_macro")
+Line = list[float]
+"""One value per epoch, nan where there is none."""
+
+
+def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None = None) -> dict[str, Figure]:
+    """The plots of a training.
+
+    Args:
+        history: One entry per epoch: "epoch", "phase", "loss", "loss_terms", "validation".
+        best_epoch: The epoch that was kept.
+
+    Returns:
+        {"training": the loss and its terms, "validation_percent" and "validation_shares": metrics by epoch,
+        "loss_terms": each term alone}, those available.
+    """
+    axis = _EpochAxis(history, best_epoch)
+    terms, measured = _lines(history, "loss_terms"), _lines(history, "validation")
+    total = _lines([{"": {"total loss": entry.get("loss")}} for entry in history], "")
+    losses = total | terms | {f"validation {n}": line for n, line in measured.items() if "loss" in n}
+    metrics = {n: line for n, line in measured.items() if "loss" not in n}
+    percent = {n: line for n, line in metrics.items() if np.nanmax(line) > 1.5}
+    shares = {n: line for n, line in metrics.items() if n not in percent}
+    found = {}
+    for name, title, lines in (
+        ("training", "Loss and its terms", losses),
+        ("validation_percent", "Validation, percent", _most_important(percent, _FIRST_PERCENT)),
+        ("validation_shares", "Validation, shares of 1", _most_important(shares, _FIRST_SHARES)),
+    ):
+        if lines:
+            found[name], (axes,) = styled_figure(4.7, 4.3, 1)
+            for k, (label, line) in enumerate(list(lines.items())[:_MOST_LINES]):
+                axis.plot(axes, line, (INK, *OTHER_COLOURS)[k], label)
+            axis.finish(axes, title, labelled=True)
+            found[name].legend(loc="outside lower center", ncols=2, **LEGEND)
+    if len(terms) > 1:
+        shown = list(terms.items())[:_MOST_TERMS]
+        found["loss_terms"], all_axes = panels(len(shown), 3.2, 2.3, columns=3)
+        for k, (axes, (name, line)) in enumerate(zip(all_axes, shown, strict=True)):
+            axis.plot(axes, line, OTHER_COLOURS[k % len(OTHER_COLOURS)], name)
+            axis.finish(axes, name)
+            low, high = axes.get_ylim()
+            axes.set_ylim(min(low, 0.0), high * 1.08 if high > 0 else high)
+    return found
+
+
+class _EpochAxis:
+    """Position of each epoch, with the starts of phases after the first and the epoch that was kept."""
+
+    def __init__(self, history: Sequence[dict[str, Any]], best: float | None) -> None:
+        epochs = [float(entry.get("epoch") or k + 1) for k, entry in enumerate(history)]
+        phases = [str(entry.get("phase") or "") for entry in history]
+        self.x, self.starts, self.best = epochs, list[tuple[float, str]](), best
+        if any(a >= b for a, b in itertools.pairwise(epochs)):  # each phase counts its epochs from 1
+            self.x = [k + 1.0 for k in range(len(history))]
+            changes = (k for k in range(1, len(phases)) if phases[k] != phases[k - 1])
+            self.starts = [(self.x[k] - 0.5, phases[k]) for k in changes]
+            kept = [x for x, epoch in zip(self.x, epochs, strict=True) if epoch == best]
+            self.best = kept[-1] if kept else None  # the best epoch is one of the last phase
+
+    def plot(self, axes: Any, line: Line, colour: str, name: str) -> None:
+        """One line over the epochs."""
+        axes.plot(self.x, line, color=colour, lw=1.7, marker="o" if len(line) < 25 else None, ms=3.5, label=name)
+
+    def finish(self, axes: Any, title: str, labelled: bool = False) -> None:
+        """Whole epochs, starts of phases, the kept epoch and the title."""
+        if self.best is not None:
+            axes.axvline(self.best, color=QUIET, lw=1, ls=DASHED, label="epoch kept" if labelled else None)
+        for x, phase in self.starts:
+            axes.axvline(x, color=HAIR, lw=1.2)
+            axes.text(x, 1.0, f" {phase}", transform=axes.get_xaxis_transform(), fontsize=7, color=QUIET, va="top")
+        axis_labels(axes, "epoch" if not self.starts else "epoch, phases one after the other")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(x=0.04)
+        styled_title(axes, title)
+
+
+def _lines(history: Sequence[dict[str, Any]], key: str) -> dict[str, Line]:
+    """Every number under `key` as one line over the epochs."""
+    names = dict.fromkeys(name for entry in history for name in entry.get(key) or {})
+    values = {name: [(entry.get(key) or {}).get(name) for entry in history] for name in names}
+    lines = {n: [float(v) if isinstance(v, int | float) else np.nan for v in line] for n, line in values.items()}
+    return {name: line for name, line in lines.items() if not np.isnan(line).all()}
+
+
+def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, Line]:
+    """The first few lines in the order of `wanted`, with the names of their metrics."""
+
+    def rank(name: str) -> int:
+        return next((k for k, ending in enumerate(wanted) if name.endswith(ending)), len(wanted))
+
+    return {figure_name(name): lines[name] for name in sorted(lines, key=rank)[:_MOST_LINES]}
+
+
+def difference_plot(compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str]) -> Figure:
+    """Differences from the baseline with their intervals, a panel for each metric and a line for each method."""
+    others = [method for method in compared if method != baseline]
+    figure, all_axes = panels(len(figures), 4.7, 0.95 + 0.46 * len(others))
+    for axes, name in zip(all_axes, figures, strict=True):
+        seen = [0.0]
+        for place, method in enumerate(others):
+            cell = compared[method][name]
+            bounds, significant = cell["difference_interval"], cell["p_holm"] is not None and cell["p_holm"] < 0.05
+            if bounds:
+                axes.plot(bounds, [place, place], color=BLUE, lw=1.8, solid_capstyle="round")
+            axes.plot(cell["difference"], place, "o", ms=7, color=BLUE, mfc=BLUE if significant else "white", mew=1.6)
+            method_name(axes, place, method)
+            seen += [cell["difference"], *(bounds or [])]
+        axes.axvline(0, color=QUIET, lw=1.2)
+        room = 0.08 * (max(seen) - min(seen)) or 0.01
+        axes.set(xlim=(min(seen) - room, max(seen) + room), ylim=(len(others) - 0.55, -0.85), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axis_labels(axes, "difference, points" if is_percent(name) else "difference")
+        styled_title(axes, figure_name(name))
+    return figure

@@ -1,0 +1,1 @@
+"""Prediction and embedding of many recordings: resumable, by several processes or on a cluster."""

@@ -1,0 +1,401 @@
+"""Prediction and embedding on a Ray cluster, for more recordings than one machine can take.
+
+Decisions: recordings are read through fsspec, so they may lie in an object store. Tasks download and decode them, and
+actors that hold the model run the network on the decoded sound; the sound is resampled before and filtered behind this
+cut, which changes no sample. A block of recordings ends with one Parquet file, named by its recordings and written
+whole after their timelines, so a block that is done again writes the same file, and the folder itself says which
+recordings are finished, and what the file system said of their content (inode and times, or etag). A block whose worker
+dies is tried again on another one, then each of its recordings alone; so is what was left when Ray ended the whole
+pipeline with an error. What never succeeds is listed with the reason.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laennec.audio.recording import read_header
+from laennec.audio.streaming import open_recording
+from laennec.errors import InputError
+from laennec.files import json_text
+from laennec.inference.batch.addresses import fetched, files_of, find_uris, put, said
+from laennec.inference.batch.jobs import PackedPredictor
+from laennec.inference.batch.journal import first_difference
+from laennec.inference.batch.recordings import FAILED, BatchResult, Progress, annotation_of, digest_of, output_names
+from laennec.inference.batch.run import refuse_shared_annotation
+from laennec.inference.outputs import SUFFIXES, failures_text, prediction_table
+from laennec.inference.predictor import Predictor, wave_file
+from laennec.packed_model import PackedModel
+from laennec.processes import check_jobs
+
+IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"
+_STATES = b"laennec.recordings"
+_BLOCK = 8  # recordings of a task
+_LONGEST_S = 600.0  # longer recordings are decoded beside the network, in blocks
+_TRIES = 3
+_READERS = 16  # threads that wait for an object store
+_DIED = "its worker died again and again (not enough memory, or a crash of the decoder); check this file, or run again"
+
+
+@dataclass(frozen=True)
+class RayWork:
+    """What is done with each recording."""
+
+    packed: PackedPredictor  # the predictor
+    provenance: dict[str, Any]  # model and settings, as plain values
+    sampling_rate: int  # of the model's sound, in Hz
+    torch: bool = False  # whether the network runs in torch, which can use a GPU
+    embed: bool = False  # whether spans are embedded instead of predicted
+    layer: int | None = None  # the layer that embeds; None for the embedding that the head takes
+    # the annotation, or a folder of annotations, on a path that every machine has; None for windows
+    annotation: str | None = None
+
+    @classmethod
+    def of(
+        cls, predictor: Predictor, provenance: dict[str, Any], annotation: str | None = None, **kind: Any
+    ) -> "RayWork":
+        """The work of a predictor; `kind` is embed and layer."""
+        packed, rate = PackedPredictor.of(predictor), int(predictor.extractor.sampling_rate)
+        if isinstance(packed.model, PackedModel):  # this machine's GPU is not the actors'
+            packed = replace(packed, model=replace(packed.model, device="cpu"))
+        return cls(packed, provenance, rate, predictor.backend.name == "torch", annotation=annotation, **kind)
+
+    @property
+    def what(self) -> str:
+        """What is made."""
+        return "embeddings" if self.embed else "predictions"
+
+    @property
+    def table(self) -> str:
+        """The folder of the Parquet files."""
+        return f"laennec.{self.what}"
+
+    def begun(self) -> Callable[[Any, int, Path | None], tuple[dict[str, Any] | None, pa.Table]]:
+        """What makes the timeline (of a prediction) and the rows of a recording: a file, or sound at some rate."""
+        predictor = self.packed.unpack()
+        if self.torch:
+            from laennec.training.devices import training_device
+
+            predictor.model.to(training_device())  # Ray shows an actor the GPUs it was given
+        if self.embed:
+            from laennec.inference.embed import Embedder, embedding_table
+
+            embedder = Embedder(predictor, self.layer)
+
+            def embedded(sound: Any, rate: int, annotation: Path | None) -> tuple[None, pa.Table]:
+                source: Any = sound if isinstance(sound, Path) else wave_file(sound, rate)
+                return None, embedding_table(Path(), embedder(source, annotation), None, self.provenance)
+
+            return embedded
+
+        model = {"fingerprint": predictor.fingerprint()}
+
+        def predicted(sound: Any, rate: int, annotation: Path | None) -> tuple[dict[str, Any], pa.Table]:
+            timeline = {"model": model, **predictor(sound, annotation, sampling_rate=rate or None).to_dict()}
+            return timeline, prediction_table(timeline, self.provenance)
+
+        return predicted
+
+
+class _Worker:
+    """Runs the network on decoded recordings, and writes what comes of them; lives in an actor."""
+
+    def __init__(self, work: RayWork, out: str) -> None:
+        self.work, self.out, self.run = work, out, work.begun()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
+        outcomes, tables, states = [], [], {}
+        for row in block.to_pylist():
+            reason = row["reason"]
+            if reason is None:
+                try:
+                    tables.append(self._finish(row))
+                    states[row["recording"]] = row["state"]
+                except InputError as error:
+                    reason = str(error).replace("<bytes>", row["recording"])
+                except Exception as error:  # what an object store's client raises, or the network on this sound
+                    reason = f"{row['recording']}: {said(error)}"
+            outcomes.append({"recording": row["recording"], "reason": reason})
+        try:
+            if tables:
+                self._keep(tables, states)
+        except Exception as error:
+            for one in outcomes:
+                one["reason"] = one["reason"] or f"{one['recording']}: its rows cannot be written ({said(error)})"
+        return pa.Table.from_pylist(outcomes, _OUTCOME)
+
+    def _keep(self, tables: list[pa.Table], states: dict[str, str]) -> None:
+        """Write the rows of a block's recordings, which have these states."""
+        part = hashlib.sha256(json.dumps(list(states)).encode()).hexdigest()[:24]
+        file, rows = io.BytesIO(), pa.concat_tables(tables)
+        metadata = {**rows.schema.metadata, _STATES: json_text(states)}
+        pq.write_table(rows.replace_schema_metadata(metadata), file)
+        put(f"{self.out}/{self.work.table}/part-{part}.parquet", file.getvalue())
+
+    def _finish(self, row: dict[str, Any]) -> pa.Table:
+        place = self.work.annotation
+        annotation = annotation_of(Path(row["recording"]), place)
+        if row["sound"] is None:
+            with fetched(row["recording"]) as path:
+                timeline, table = self.run(path, 0, annotation)
+        else:
+            timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
+        if timeline is not None:
+            there = {"recording": row["recording"], "source_sampling_rate": row["source_rate"]}
+            timeline = {"recording": "", **timeline, **there}
+            text = json_text(timeline, indent=1, ensure_ascii=False)
+            put(f"{self.out}/{TIMELINES}/{row['name']}{SUFFIXES['json']}", text.encode(errors="backslashreplace"))
+        named = pa.array([row["recording"]] * len(table), pa.string())
+        return table.set_column(0, table.schema.field(0), named)
+
+
+_OUTCOME = pa.schema([("recording", pa.string()), ("reason", pa.string())])
+_DECODED = pa.schema(
+    [
+        *_OUTCOME,
+        ("name", pa.string()),
+        ("state", pa.string()),
+        ("rate", pa.int64()),
+        ("source_rate", pa.int64()),
+        ("sound", pa.large_binary()),
+    ]
+)
+
+
+def _decoded(block: pa.Table, rate: int) -> pa.Table:
+    """Download and decode the recordings of a block; runs in a task."""
+    rows = []
+    for row in block.to_pylist():
+        row |= {"reason": None, "rate": rate, "source_rate": None, "sound": None}
+        try:
+            with fetched(row["recording"]) as path:
+                row["source_rate"], frames = read_header(path)
+                if frames <= _LONGEST_S * row["source_rate"]:
+                    with open_recording(path, rate) as stream:
+                        row["sound"] = np.concatenate(list(stream.blocks())).tobytes()
+        except InputError as error:
+            row["reason"] = str(error).replace(str(path), row["recording"])
+        except Exception as error:  # what an object store's client raises
+            row["reason"] = f"{row['recording']}: cannot be read ({said(error)})"
+        rows.append(row)
+    return pa.Table.from_pylist(rows, _DECODED)
+
+
+def run_on_ray(
+    work: RayWork,
+    inputs: Sequence[str],
+    out: str,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> BatchResult:
+    """Predict or embed recordings on a Ray cluster; resume where an earlier call with the same settings stopped.
+
+    Args:
+        work: What is done.
+        inputs: Files and folders, as paths or addresses of fsspec (s3://, gs://, hf://).
+        out: Folder for `laennec.predictions/*.parquet` or `laennec.embeddings/*.parquet`, `laennec.timelines/*.json`
+            of predictions, `laennec.failed.csv` and `laennec.identity.json` with model and settings; a path that all
+            machines share, or an address.
+        workers: Number of actors with the model; where it runs in torch, the cluster's GPUs are shared out among them.
+        overwrite: Replace results of another model or with other settings in `out`, and what else has their names.
+        progress: Called with (recordings done, total of recordings).
+    """
+    check_jobs(workers)
+    ray = _ray()
+    out = out.rstrip("/") if "://" in out else str(Path(out).absolute())
+    states = find_uris(inputs)
+    uris = list(states)
+    refuse_shared_annotation(work.annotation, [Path(uri) for uri in uris])
+    states = {uri: _with_annotation(uri, state, work.annotation) for uri, state in states.items()}
+    _claim_folder(out, work, overwrite)
+    finished = _finished(out, work, states)
+    names = output_names([Path(uri) for uri in uris])
+    todo = [{"recording": uri, "name": names[Path(uri)], "state": states[uri]} for uri in uris if uri not in finished]
+    result = BatchResult(resumed=len(uris) - len(todo))
+    failed: dict[str, str] = {}
+    done, progress = result.resumed, progress or (lambda done, total: None)
+    progress(done, len(uris))
+    size, ended = _BLOCK, None
+    while todo:
+        ended = None
+        try:
+            for outcomes in _blocks(ray, work, todo, out, workers, size):
+                failed |= {row["recording"]: row["reason"] for row in outcomes if row["reason"] is not None}
+                done += len(outcomes)
+                progress(done, len(uris))
+        except _PipelineError as error:
+            ended = str(error)
+        finished = _finished(out, work, states)
+        settled, tried = finished | failed.keys(), len(todo)
+        todo = [item for item in todo if item["recording"] not in settled]
+        done = len(uris) - len(todo)
+        if ended is None or len(todo) == tried:  # else Ray ended what was getting on: the same again
+            if size == 1:
+                break
+            size = 1  # what is in a block with a recording that kills its workers is tried alone
+    for uri in uris:
+        if uri in finished:
+            result.predicted.append(uri)
+        else:
+            result.failed.append((uri, failed.get(uri) or f"{uri}: {ended or _DIED}"))
+    files, place = files_of(f"{out}/{FAILED}")
+    if result.failed:
+        put(f"{out}/{FAILED}", failures_text(result.failed).encode(errors="backslashreplace"))
+    elif files.exists(place):
+        files.rm_file(place)
+    return result
+
+
+class _PipelineError(Exception):
+    """Ray ended a pipeline before its end."""
+
+
+def _blocks(
+    ray: Any, work: RayWork, todo: list[Any], out: str, workers: int, size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Run the pipeline on blocks of this many recordings; yields those of each block as it is finished."""
+    _join_cluster(ray)
+    context = ray.data.DataContext.get_current()
+    context.max_errored_blocks = -1  # a block that kills its workers is listed, and the others go on
+    context.enable_progress_bars = False
+    gpus = ray.cluster_resources().get("GPU", 0) if work.torch else 0
+    plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / size))
+    plan = plan.map_batches(
+        partial(_decoded, rate=work.sampling_rate), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.64 will have another way to say how often a task is tried
+        plan = plan.map_batches(
+            _Worker,
+            fn_constructor_args=(work, out),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0.5,
+            # a block that waits for an actor is lost with it: where recordings are tried alone, none waits
+            compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=min(size, 2)),
+            ray_remote_args_fn=partial(_actor_settings, min(1, gpus / workers)),
+        )
+    try:
+        for block in plan.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield block.to_pylist()
+    except Exception as error:  # Ray's own and those of its workers, which have no class in common
+        first, *others = str(error).strip().splitlines() or [type(error).__name__]
+        # what a worker raised comes with its traceback, whose last line says it
+        raise _PipelineError((others[-1] if others and "ray::" in first else first)[:200]) from error
+
+
+def _actor_settings(gpus: float) -> dict[str, Any]:
+    """Ray's own default is to retry without end; as an argument, `num_gpus` wants batches that cross blocks."""
+    return {"max_restarts": -1, "max_task_retries": _TRIES, "num_gpus": gpus}
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError("--engine ray needs Ray: pip install 'laennec[ray]'") from error
+    return ray
+
+
+def _join_cluster(ray: Any) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start one here, unless this process is in one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if not ray.is_initialized():
+            if port.isdecimal():  # Ray itself tries for a quarter of an hour
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError) as error:
+        place = address or "a Ray cluster of this machine"
+        raise InputError(f"{place}: cannot connect ({said(error)}); correct or unset RAY_ADDRESS") from error
+    # a lost block is a traceback there, and tried again here
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _claim_folder(out: str, work: RayWork, overwrite: bool) -> None:
+    """Make the output folder that of this model and these settings."""
+    identity = json.loads(json.dumps({**work.provenance, "annotation": work.annotation}))
+    files, place = files_of(out)
+    there = [name for name in (work.table, TIMELINES, FAILED) if files.exists(f"{place}/{name}")]
+    problem = f"{out}/{there[0]}: was not written by an earlier run with this --out" if there else None
+    if files.exists(f"{place}/{IDENTITY}"):
+        try:
+            before = json.loads(files.cat_file(f"{place}/{IDENTITY}"))
+        except ValueError:
+            before = None
+        if before == identity:
+            return
+        what = first_difference(before, identity)
+        problem = f"{out}: contains results with another model or other settings ({what})"
+    if problem and not overwrite:
+        raise InputError(f"{problem}; choose another --out, or pass --overwrite to replace what is there")
+    for name in there:
+        files.rm(f"{place}/{name}", recursive=True)
+    put(f"{out}/{IDENTITY}", json_text(identity, ensure_ascii=False, indent=1).encode())
+
+
+def _with_annotation(uri: str, state: str, annotation: str | None) -> str:
+    """The state of a recording together with the content of its annotation."""
+    with contextlib.suppress(OSError, ValueError):  # a worker says what is wrong with the annotation
+        digest = digest_of(annotation_of(Path(uri), annotation))
+        return f"{state} {digest}" if digest else state
+    return state
+
+
+def _finished(out: str, work: RayWork, states: Mapping[str, str]) -> set[str]:
+    """The recordings that the folder has; a file that is damaged, repeats others or has changed ones is removed."""
+    files, place = files_of(f"{out}/{work.table}")
+
+    def states_in(part: str) -> dict[str, str]:
+        try:
+            with files.open(part, "rb") as file:
+                return _states_in(file)
+        except Exception:  # damaged, or out of reach
+            pass
+        try:
+            content = files.cat_file(part)
+        except Exception as error:
+            raise InputError(f"{part}: cannot be read ({said(error)}); run the same command again") from error
+        try:
+            return _states_in(io.BytesIO(content))
+        except (pa.ArrowException, OSError, LookupError, TypeError, ValueError):
+            return {}
+
+    found: set[str] = set()
+    parts = sorted(files.glob(f"{place}/part-*.parquet"))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for part, known in zip(parts, pool.map(states_in, parts), strict=True):
+            changed = any(states.get(name, state) != state for name, state in known.items())
+            if known.keys() & found or changed or not known:
+                files.rm_file(part)
+            else:
+                found |= known.keys()
+    return found
+
+
+def _states_in(file: Any) -> dict[str, str]:
+    """The recordings of a Parquet file and their states; all of it is read, so that damage shows."""
+    rows = pq.read_table(file, columns=["recording"])
+    states: dict[str, str] = json.loads(rows.schema.metadata[_STATES])
+    return {name: states[name] for name in rows["recording"].unique().to_pylist()}

@@ -1,0 +1,360 @@
+"""Work on many recordings and keep the results in a folder.
+
+Decisions: a recording that cannot be read is listed in laennec.failed.csv and the others are finished. An interrupted
+batch resumes where it stopped and ends with the same files as an uninterrupted one, whatever the number of processes.
+An output folder belongs to one model and one set of settings, and may hold other files, recordings and annotations
+included: results have "laennec" in their names, and replace nothing that is not of this batch. One process writes the
+tables over all recordings, once, at the end; workers (`--jobs`) only compute, and ranks of a launch write the files of
+the recordings they have claimed.
+"""
+
+import contextlib
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from unicodedata import normalize
+
+from laennec.audio.recording import AUDIO_SUFFIXES
+from laennec.errors import InputError, one_line
+from laennec.files import explain_write_errors, is_result, lock_or_refuse, remove_temporary_files
+from laennec.inference.batch.jobs import Ranks
+from laennec.inference.batch.journal import (
+    JOURNAL,
+    Journal,
+    Results,
+    RewrittenError,
+    content_of,
+    open_journal,
+    status_of,
+)
+from laennec.inference.outputs import write_failures
+from laennec.memory import in_one_line
+from laennec.processes import DIED, Died, in_processes
+from laennec.untrusted import read_bytes
+
+ANNOTATION_SUFFIXES = (".txt", ".json", ".labels.txt", ".selections.txt", ".Table.1.selections.txt")
+FAILED = "laennec.failed.csv"
+_LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary names included
+_POLL_S = 0.2  # for what other ranks have in hand
+_ATTEMPTS = 5  # of a batch whose journal another machine writes to
+
+Task = tuple[Path, Any]
+"""A recording, and what else is needed to work on it."""
+Report = Callable[[float], None]
+Worker = Callable[[Path, Any, Report], Any]
+Progress = Callable[[float, int], None]
+
+
+@dataclass
+class BatchResult:
+    """The outcome of one call."""
+
+    files: list[Path] = field(default_factory=list)  # the files of this call's recordings, and the tables
+    predicted: list[str] = field(default_factory=list)  # the recordings that have results now
+    failed: list[tuple[str, str]] = field(default_factory=list)  # the other recordings, each with its reason
+    resumed: int = 0  # how many of `predicted` an earlier call had already finished
+
+
+def find_recordings(inputs: Sequence[str | Path]) -> list[Path]:
+    """List the given files and the audio files in the given folders, each once."""
+    found: dict[Path, None] = {}
+    for item in map(Path, inputs):
+        if item.is_dir():
+            found.update(
+                (p, None)
+                for p in sorted(item.rglob("*"))
+                if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+            )
+        else:
+            found[item] = None
+    if not found:
+        raise InputError(
+            f"no recordings in {', '.join(map(str, inputs))}; give audio files or a folder that contains some"
+        )
+    return list(found)
+
+
+class Batch(ABC):
+    """The recordings of one call and their files."""
+
+    suffixes: ClassVar[dict[str, str]]
+    """Formats with one file per recording."""
+    tables: ClassVar[tuple[str, ...]]
+    """Files over all recordings, except the list of failures."""
+
+    def __init__(self, out: Path, recordings: Sequence[Path], formats: Sequence[str]) -> None:
+        self.out, self.recordings, self.formats = out, recordings, tuple(dict.fromkeys(formats))
+        self.names = output_names(recordings)
+        self.results = Results(out, set(self.names.values()), self.suffixes.values(), (*self.tables, FAILED))
+
+    @abstractmethod
+    def others(self, path: Path) -> list[str | None]:
+        """Digests of what its results depend on beside the recording and the settings."""
+
+    @abstractmethod
+    def task(self, path: Path) -> Any:
+        """What a worker needs beside the path; errors as for `others`."""
+
+    @abstractmethod
+    def worker(self) -> Worker:
+        """What works on a recording in this process; it returns the entry of the journal, and what else is written."""
+
+    @abstractmethod
+    def make_worker(self) -> Callable[[], Worker]:
+        """What makes a worker in another process; can be pickled."""
+
+    @abstractmethod
+    def write(self, path: Path, entry: dict[str, Any], more: Any) -> None:
+        """Write the files of a recording."""
+
+    @abstractmethod
+    def restore(self, path: Path, missing: Sequence[Path], timeline: dict[str, Any]) -> dict[str, Any] | None:
+        """Write missing files of a finished recording again, for it is at this path now."""
+
+    @abstractmethod
+    def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
+        """Write the tables over all finished recordings."""
+
+    def run(
+        self, identity: dict[str, Any], *, overwrite: bool, progress: Progress | None, jobs: int = 1
+    ) -> "BatchResult":
+        """Compute what is not in the journal, then write the tables."""
+        try:
+            with explain_write_errors(self.out):
+                self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: this folder cannot be created ({error.strerror}); choose another --out"
+            ) from error
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(RewrittenError):
+                return self._run(identity, overwrite, progress, jobs)
+        return self._run(identity, overwrite, progress, jobs)
+
+    def _run(self, identity: dict[str, Any], overwrite: bool, progress: Progress | None, jobs: int) -> "BatchResult":
+        """What `run` does.
+
+        Raises:
+            RewrittenError: The journal is not as this process left it; another call makes what it lacks.
+        """
+        ranks = Ranks(self.out)
+        with contextlib.ExitStack() as stack:
+            if not ranks.rank:
+                stack.enter_context(lock_or_refuse(self.out / JOURNAL))
+            stack.callback(ranks.close)
+            with open_journal(self.results, identity, overwrite, ranks.rank) as journal:
+                if ranks.size == 1:  # what a killed process left of files of this call
+                    own = [*self.results.files(self.results.names), *self.results.tables]
+                    remove_temporary_files(self.out, own)
+                if not ranks.rank:
+                    self.begin(identity)
+                result = BatchResult()
+                done, failed = self._compute(journal, ranks, progress or (lambda done, total: None), jobs, result)
+            ranks.close()
+            if not ranks.rank:
+                self._finish(journal, done, failed, result)
+        return result
+
+    def begin(self, identity: dict[str, Any]) -> None:  # noqa: B027
+        """Write what is known before anything is computed."""
+
+    def _compute(
+        self, journal: Journal, ranks: Ranks, progress: Progress, jobs: int, result: "BatchResult"
+    ) -> tuple[set[Path], dict[Path, str]]:
+        """Finished recordings and the reasons of failed ones; work goes on until there is nothing left."""
+        done = {path for path in self.recordings if self._is_finished(path, journal)}
+        result.resumed = len(done)
+        failed: dict[Path, str] = {}
+        begun: dict[Path, dict[str, Any]] = {}
+        total = len(self.recordings)
+        first = ranks.rank * total // ranks.size
+
+        def tasks() -> Iterator[Task]:
+            for path in (*self.recordings[first:], *self.recordings[:first]):
+                if path in done or path in failed or not ranks.claim(self.names[path]):
+                    continue
+                if ranks.size > 1:
+                    journal.refresh()
+                    if self._is_finished(path, journal):
+                        done.add(path)
+                        ranks.release(self.names[path])
+                        continue
+                try:
+                    task = self.task(path)
+                    with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
+                        begun[path] = {"status": status_of(path), "others": self.others(path)}
+                except InputError as error:
+                    failed[path] = _reason(path, error)
+                    continue
+                yield path, task
+
+        def report(part: float) -> None:
+            progress(len(done) + len(failed) + min(part, 0.99), total)
+
+        progress(len(done), total)
+        while True:
+            left = total - len(done) - len(failed)
+            with contextlib.closing(self._outcomes(tasks(), min(jobs, max(left, 1)), report)) as outcomes:
+                for path, outcome in outcomes:
+                    content = None if isinstance(outcome, str) else _same_content(path, begun.get(path))
+                    if isinstance(outcome, str):
+                        failed[path] = outcome
+                    elif content is None:
+                        failed[path] = f"{path}: changed while it was read; run the same command again"
+                    else:
+                        self.write(path, *outcome)
+                        journal.write(name=self.names[path], content=content, **begun[path], timeline=outcome[0])
+                        done.add(path)
+                        ranks.release(self.names[path])
+                    progress(len(done) + len(failed), total)
+            if ranks.rank or len(done) + len(failed) == total:
+                return done, failed
+            time.sleep(_POLL_S)
+
+    def _outcomes(self, tasks: Iterator[Task], jobs: int, report: Report) -> Generator[tuple[Path, Any]]:
+        """Recordings as they are finished, each with its result or the reason why there is none."""
+        if jobs == 1:
+            worker = self.worker()
+            for path, task in tasks:
+                yield path, outcome_of(worker, report, (path, task))
+            return
+        with contextlib.closing(in_processes(partial(outcome_worker, self.make_worker()), tasks, jobs)) as results:
+            for (path, _), outcome in results:
+                yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
+
+    def _finish(self, journal: Journal, done: set[Path], failed: dict[Path, str], result: "BatchResult") -> None:
+        """One journal in the order of the recordings, the tables, and the list of what failed."""
+        finished = [path for path in self.recordings if path in done]
+        names = [self.names[path] for path in finished]
+        journal.read_again(names)
+        journal.join(names)
+        for path in self.recordings:
+            if path in done:
+                result.predicted.append(str(path))
+                result.files += self.files(path)
+            else:
+                result.failed.append((str(path), failed[path]))
+        if finished:
+            result.files += self.write_tables(journal, finished)
+        if result.failed:
+            result.files.append(write_failures(self.out / FAILED, result.failed))
+        else:
+            (self.out / FAILED).unlink(missing_ok=True)
+
+    def _is_finished(self, path: Path, journal: Journal) -> bool:
+        """Whether a recording is finished, after its missing files are restored."""
+        name = self.names[path]
+        entry = journal.entries.get(name)
+        try:
+            if entry is None or not entry.is_of(path, others := self.others(path)):
+                return False
+        except (OSError, ValueError):
+            return False
+        moved = entry.recording != str(path)
+        missing = [file for file in self.files(path) if moved or not file.exists()]
+        if not missing and not moved:
+            return True
+        timeline = self.restore(path, missing, journal.read(name))
+        if moved and timeline is not None:
+            said = {"status": status_of(path), "others": others, "timeline": timeline}
+            journal.write(name=name, content=entry.content, **said)
+        return timeline is not None
+
+    def may_write(self, path: Path) -> bool:
+        """Whether a file has the name of a result of this batch."""
+        return path.absolute().parent == self.out.absolute() and is_result(path)
+
+    def files(self, path: Path) -> list[Path]:
+        """The files of a recording."""
+        return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
+
+
+def outcome_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
+    """A worker of another process, which reports nothing."""
+    return partial(outcome_of, make(), silent)
+
+
+def outcome_of(worker: Worker, report: Report, task: Task) -> Any:
+    """The result for a recording, or the reason why there is none: a problem of this recording alone."""
+    path, more = task
+    try:
+        with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
+            return worker(path, more, report)
+    except InputError as error:
+        return _reason(path, error)
+
+
+def silent(part: float) -> None:
+    """Report nothing."""
+
+
+def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:
+    """The digest of a recording; None where it is no longer what it was when work on it began."""
+    with contextlib.suppress(OSError):
+        content = content_of(path)
+        if begun is not None and status_of(path) == begun["status"]:
+            return content
+    return None
+
+
+def _reason(path: Path, error: InputError) -> str:
+    reason = str(error)
+    return reason if one_line(str(path)) in reason else f"{path}: {reason}"
+
+
+def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
+    """Find the annotation of a recording: the file itself, or the file with the recording's name in a folder."""
+    if annotation is None:
+        return None
+    place = Path(annotation)
+    if not place.is_dir():
+        return place
+    found = [p for suffix in ANNOTATION_SUFFIXES if (p := place / f"{recording.stem}{suffix}").exists()]
+    if len(found) > 1:
+        names = " and ".join(p.name for p in found[:2])
+        raise InputError(f"{recording}: two annotations in {place} ({names}); remove one, or give the file itself")
+    return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
+
+
+def digest_of(annotation: Path | None) -> str | None:
+    """sha256 of an annotation; None where there is none."""
+    return None if annotation is None else hashlib.sha256(read_bytes(annotation)).hexdigest()
+
+
+def output_names(recordings: Sequence[Path]) -> dict[Path, str]:
+    """Output names: the stem; where stems are equal, the path below the common folder; otherwise with a number.
+
+    Names are equal that some file system takes for one: those that differ in case or in the code points of a letter.
+    """
+    stems = Counter(_folded(_shortened(p.stem)) for p in recordings)
+    common = Path(os.path.commonpath([p.absolute().parent for p in recordings]))
+    names: dict[Path, str] = {}
+    taken: set[str] = set()
+    # unique stems first, so that they keep their names
+    for path in sorted(recordings, key=lambda p: stems[_folded(_shortened(p.stem))] > 1):
+        stem = _shortened(path.stem)
+        way = path.absolute().relative_to(common).parts
+        name = wanted = stem if stems[_folded(stem)] == 1 else _shortened("_".join(way))
+        number = 1
+        while _folded(name) in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        names[path] = name
+        taken.add(_folded(name))
+    return names
+
+
+def _folded(name: str) -> str:
+    return normalize("NFC", name).casefold()
+
+
+def _shortened(name: str) -> str:
+    """The end of a name that would be too long for a file system together with its suffix."""
+    return os.fsdecode(os.fsencode(name)[-_LONGEST_NAME:]) if len(os.fsencode(name)) > _LONGEST_NAME else name

@@ -1,0 +1,1 @@
+"""From cycle tables to batches: splits, targets, windows, mixing."""

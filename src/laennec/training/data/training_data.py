@@ -1,0 +1,206 @@
+"""The data that a LaennecTrainer is given, as data sets and samplers that it can use.
+
+Decisions: a cycle table, any table of audio and labels, and the data sets of this package go through the same door. A
+sampler that yields plain rows gets the epoch beside each row, because every draw is a function of (seed, epoch, cycle).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from laennec.audio.augmentation import WaveformAugmentation
+from laennec.audio.cycles import cut
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import ButterworthFilter, read_header, read_recording
+from laennec.corpora import CycleWaveforms, provenance
+from laennec.corpora.base import column_of
+from laennec.corpora.splits import fingerprint
+from laennec.errors import InputError
+from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collate_cycles, collate_embeddings
+from laennec.training.data.targets import targets_of
+from laennec.training.recipe import TargetSettings
+
+_ROWS = 32  # of a stream that are read at a time
+
+
+def as_training_data(
+    data: Any,
+    config: Any,
+    extractor: LaennecFeatureExtractor | None,
+    augmentation: Any = None,
+    seed: int = 0,
+    training: bool = False,
+) -> Any:
+    """A data set, or a dict of them, whose items the collators take; what is no table of `datasets` stays as it is."""
+    if isinstance(data, dict):
+        return {name: as_training_data(d, config, extractor, augmentation, seed, training) for name, d in data.items()}
+    if not isinstance(data, datasets.Dataset | datasets.IterableDataset):
+        return data
+    if augmentation is not None and not isinstance(augmentation, WaveformAugmentation):
+        augmentation = WaveformAugmentation(transforms=(augmentation,))
+    if extractor is None:
+        raise InputError("a table of recordings needs processing_class, the LaennecFeatureExtractor of the model")
+    problem = "multi_label" if config.is_multi_label else "single_label"
+    reading = (extractor, config.label_names, problem, augmentation, seed)
+    if isinstance(data, datasets.IterableDataset):
+        return StreamedCycles(data, reading, training)
+    return dataset_from_table(data, *reading)
+
+
+class StreamedCycles(torch.utils.data.IterableDataset[dict[str, Any]]):
+    """The rows of a streamed table, decoded as they arrive; some dozen of them are in memory at a time.
+
+    Attributes:
+        views: Number of independent draws of each cycle in a training item.
+    """
+
+    def __init__(self, table: datasets.IterableDataset, reading: tuple[Any, ...], training: bool) -> None:
+        names = table.column_names or []
+        if "audio" not in names:
+            raise InputError(f"the streamed table has no column audio; it has {', '.join(names) or 'no named columns'}")
+        decodes = isinstance(table.features["audio"], datasets.Audio)
+        self._rows = table.cast_column("audio", datasets.Audio(decode=False)) if decodes else table
+        self._reading, self._training = reading, training
+        self.views, self.epoch = 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew, and shuffle anew where the stream is shuffled; transformers calls it."""
+        self.epoch = epoch
+        self._rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = iter(enumerate(self._rows))
+        while block := [{"cycle_id": f"row {number}"} | row for number, row in islice(rows, _ROWS)]:
+            part = dataset_from_table(datasets.Dataset.from_list(block), *self._reading)
+            part.views = self.views
+            for row in range(len(part)):
+                yield part[(row, self.epoch) if self._training else row]
+
+
+def split_name(data: Any) -> str | None:
+    """The split of `load_corpus` whose cycles a table has, or else its number of rows; None where it is no table."""
+    if not isinstance(data, datasets.Dataset):
+        return None
+    known = (provenance(data).get("part_fingerprints") or {}).items() if "cycle_id" in data.column_names else ()
+    ids = column_of(data, "cycle_id") if known else []
+    other = f"a data set of {len(data)} rows"
+    return next((str(name) for name, told in known if fingerprint({name: ids}) == told), other)
+
+
+def collator_of(data: Any) -> Any:
+    """The function that makes batches of a data set's items."""
+    first = next(iter(data.values())) if isinstance(data, dict) else data
+    while isinstance(first, torch.utils.data.Subset):
+        first = first.dataset
+    return collate_embeddings if isinstance(first, EmbeddingDataset) else collate_cycles
+
+
+def labels_of(data: Any) -> Any:
+    """The labels of a training set, for class weights; None where it does not tell them."""
+    if isinstance(data, EmbeddingDataset):
+        return data.labels[0].numpy()
+    return data.targets.labels if isinstance(data, CycleDataset) else None
+
+
+def dataset_from_table(
+    table: Any,
+    feature_extractor: LaennecFeatureExtractor,
+    labels: Sequence[str],
+    problem_type: str = "multi_label",
+    augmentation: Any = None,
+    seed: int = 0,
+    column: str | None = None,
+) -> CycleDataset:
+    """Make a data set of any table of recordings with labels, without a recipe.
+
+    Args:
+        table: A cycle table, or a `datasets.Dataset` with an `audio` column or a `recording_path` column, and labels.
+            `start_s` and `end_s` cut rows out of their recordings; a row without them is a whole recording.
+        feature_extractor: Gives the sampling rate, the recording filter and the shortest cycle.
+        labels: Names in the order of the logits. "multi_label": columns of 0 and 1; "single_label": values of `column`.
+        problem_type: "multi_label" or "single_label".
+        augmentation: A `WaveformAugmentation`, or any function with its arguments; None for none.
+        seed: Of all draws.
+        column: Column of the class; None for "label".
+    """
+    settings = TargetSettings.model_validate({"problem_type": problem_type, "column": column, "names": list(labels)})
+    targets = targets_of(table, settings, list(labels))
+    table = table.select(targets.kept)
+    names, rate = table.column_names, feature_extractor.sampling_rate
+    chosen = feature_extractor.recording_filter
+    filter_ = None if chosen is None else ButterworthFilter(**chosen)
+    if "cycle_id" not in names:
+        table = table.add_column("cycle_id", [f"row {row}" for row in targets.kept.tolist()])
+    waveforms: Any
+    if "recording_path" in names:
+        waveforms = CycleWaveforms(_with_times(table), rate, filter=filter_)
+        waveforms.prepare()
+    elif "audio" in names:
+        waveforms = AudioColumn(table, rate, filter_)
+    else:
+        raise InputError(f"the table has no column audio and no recording_path; it has {', '.join(names)}")
+    refuse_short_cycles(table, waveforms, feature_extractor)
+    return CycleDataset(waveforms, targets, table["cycle_id"], rate, seed, augmentation)
+
+
+def _with_times(table: Any) -> Any:
+    """A table with the columns of a cycle table that say where a cycle is; whole recordings where they are missing."""
+    paths = column_of(table, "recording_path")
+    missing: dict[str, list[Any]] = {"recording_id": paths, "audio_sha256": [None] * len(paths)}
+    if "start_s" not in table.column_names:
+        headers = {path: read_header(path) for path in set(paths)}  # (rate, frames)
+        missing |= {"start_s": [0.0] * len(paths), "end_s": [headers[p][1] / headers[p][0] for p in paths]}
+    for name, values in missing.items():
+        if name not in table.column_names:
+            kind = "float64" if name.endswith("_s") else "string"
+            table = table.add_column(name, values, feature=datasets.Value(kind))
+    return table
+
+
+class AudioColumn(Sequence[NDArray[np.float32]]):
+    """The `audio` column of a table as waveforms, decoded when a row is read."""
+
+    def __init__(self, table: Any, sampling_rate: int, filter: ButterworthFilter | None = None) -> None:
+        self.sampling_rate = sampling_rate
+        self.filter = filter
+        self._audio = table.select_columns(["audio"]).cast_column("audio", datasets.Audio(decode=False))
+        timed = {"start_s", "end_s"} <= set(table.column_names)
+        self._spans = list(zip(table["start_s"], table["end_s"], strict=True)) if timed else None
+
+    def __len__(self) -> int:
+        return len(self._audio)
+
+    def __getitem__(self, row: int) -> NDArray[np.float32]:  # type: ignore[override]
+        audio = self._audio[row]["audio"]
+        recording = read_recording(audio["bytes"] or audio["path"], self.sampling_rate, filter=self.filter)
+        if self._spans is None:
+            return recording.waveform
+        return cut(recording.waveform, self.sampling_rate, *self._spans[row])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Samples of each row (rows,); decodes every row once."""
+        return np.array([len(waveform) for waveform in self], dtype=np.int64)
+
+
+def refuse_short_cycles(table: Any, waveforms: Any, extractor: LaennecFeatureExtractor) -> None:
+    """Refuse cycles that do not fill one frame: their features would be padding alone."""
+    frames = {int(n): extractor.frames(int(n)) for n in np.unique(waveforms.lengths)}
+    rows = [row for row, samples in enumerate(waveforms.lengths) if frames[int(samples)] < 1]
+    if not rows:
+        return
+    columns = [c for c in ("recording_path", "start_s", "end_s") if c in table.column_names]
+    if len(columns) == 3:
+        said = ["{}: cycle at {:g} to {:g} s".format(*(table[row][c] for c in columns)) for row in rows]
+    else:
+        said = [str(table[row]["cycle_id"]) for row in rows]
+    raise InputError(
+        f"{'; '.join(said)}: shorter than one frame ({extractor.window_ms:g} ms); correct the annotation, delete the "
+        "line, or set features.length to repeat or zero with features.duration_s"
+    )
