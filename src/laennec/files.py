@@ -132,7 +132,8 @@ def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterat
     """
     path = Path(path)
     with explain_write_errors(path), _temporary(path, _new_file) as (temporary, handle):
-        with os.fdopen(os.dup(handle), mode, encoding=None if "b" in mode else "utf-8") as file:
+        text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        with os.fdopen(os.dup(handle) if fcntl else os.open(temporary, os.O_WRONLY), mode, **text) as file:
             yield file
             file.flush()
             if sync:
@@ -163,7 +164,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 def sync_file(path: Path) -> None:
     """Force the content of a file to disk."""
-    with path.open("rb") as file:
+    with path.open("r+b") as file:  # Windows syncs no file that is open for reading only
         os.fsync(file.fileno())
 
 
@@ -222,6 +223,9 @@ def _temporary(path: Path, make: Callable[[Path], tuple[int, Path]]) -> Iterator
 
 def _new_file(path: Path) -> tuple[int, Path]:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.{_MACHINE}", suffix=".part", dir=path.parent)
+    if fcntl is None:  # Windows renames no open file
+        os.close(handle)
+        handle = os.open(os.devnull, os.O_RDONLY)
     return handle, Path(name)
 
 

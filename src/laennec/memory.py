@@ -1,4 +1,4 @@
-"""Out-of-memory errors, recognised and reported in one line.
+"""Memory: the peak of a process, and out-of-memory errors, recognised and reported in one line.
 
 Decisions: a user can avoid them with a smaller setting, so they are never a traceback. torch raises an error class of
 its own on a GPU and plain RuntimeErrors on a CPU, numpy and Python raise MemoryError: they are recognised by class name
@@ -10,8 +10,14 @@ import gc
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from laennec.errors import InputError
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _WORDS = re.compile(
     r"out of memory|not enough memory|can't allocate memory|cannot allocate memory|unable to allocate|bad_?alloc|"
@@ -19,6 +25,20 @@ _WORDS = re.compile(
     re.IGNORECASE,
 )
 _AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+ ?(?:[KMGT]iB|bytes))", re.IGNORECASE)
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process has taken, in MiB."""
+    if resource is None:
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    return peak_mb_of(resource.getrusage(resource.RUSAGE_SELF))
+
+
+def peak_mb_of(usage: Any) -> float:
+    """The peak in a resource usage of the system, in MiB."""
+    return float(usage.ru_maxrss) / (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
 
 def ran_out(error: BaseException) -> bool:

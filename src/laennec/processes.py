@@ -27,11 +27,13 @@ from typing import IO, Any, TypeVar
 
 from laennec.errors import InputError
 from laennec.files import wait_for_lock
+from laennec.memory import peak_mb_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Any], Any]
 DIED = "the process that worked on it was killed, twice (not enough memory, or a crash of the decoder); check this file"
+_POLL_S = 1.0
 _IN_HAND = 2  # items for each process, so that none waits for the parent
 _work: Work | None = None
 
@@ -123,31 +125,41 @@ def _help(watched: Connection, work: Callable[[], Any]) -> None:
 @contextlib.contextmanager
 def module_process(words: Sequence[str], log: IO[Any], place: Path) -> Iterator[subprocess.Popen[Any]]:
     """Run a module in a process that ends with this block at the latest."""
-    watched, held = os.pipe()
-    try:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "laennec.processes", str(watched), str(place), *words],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=(watched,),
-            )
-        finally:
-            os.close(watched)
+    command = [sys.executable, "-m", "laennec.processes", str(place), *words]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+    assert process.stdin is not None
+    with process.stdin:  # it is closed with the process that started this one, however that ends
         try:
             yield process
         except BaseException:
             process.terminate()
             process.wait()
             raise
-    finally:
-        os.close(held)
 
 
-def _run_module(watched: str, place: str, *words: str) -> None:
+def used_by(process: subprocess.Popen[Any]) -> tuple[float, float]:
+    """Wait for the end of a process; the seconds of processor that it took, and its peak memory in MiB."""
+    if hasattr(os, "wait4"):  # the only call with the peak memory of one child
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return used.ru_utime + used.ru_stime, peak_mb_of(used)
+    import psutil
+
+    child, seconds, memory = psutil.Process(process.pid), 0.0, 0.0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seconds, memory = sum(child.cpu_times()[:2]), child.memory_info().rss / 2**20
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_POLL_S)
+    return seconds, memory
+
+
+def _run_module(place: str, *words: str) -> None:
     """What the process of `module_process` does."""
-    threading.Thread(target=_end_with, args=(Connection(int(watched), writable=False),), daemon=True).start()
+    watched = os.dup(0)
+    with open(os.devnull) as nothing:
+        os.dup2(nothing.fileno(), 0)
+    _end_when(lambda: os.read(watched, 1))
     with wait_for_lock(Path(f"{place}.step")):
         sys.argv = list(words)
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
@@ -178,14 +190,19 @@ def _pool(make: Callable[[], Work], jobs: int) -> Iterator[ProcessPoolExecutor]:
 def _start(watched: Connection, make: Callable[[], Work]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    _end_when(watched.recv)
     _work = make()
 
 
-def _end_with(watched: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        watched.recv()
-    os._exit(1)
+def _end_when(wait: Callable[[], Any]) -> None:
+    """End this process when a call returns: a read from a pipe that the parent closes."""
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            wait()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _do(item: Any) -> Any:

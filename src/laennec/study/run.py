@@ -9,7 +9,6 @@ other settings is refused. A run that fails is listed, the others go on, and the
 import contextlib
 import functools
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.files import atomic_write, try_lock
-from laennec.processes import module_process
+from laennec.processes import module_process, used_by
 from laennec.study.plan import Cell, Study, of_pretraining
 from laennec.study.plots import study_plots
 from laennec.study.published import geometry_table, published_table
@@ -320,14 +319,9 @@ def run_step(command: Command, folder: Path, say: Callable[[str], None] = lambda
     log, start = folder.parent / f"{folder.name}.log", time.perf_counter()
     words = command[1:] if command[0] == "-m" else ["laennec", *command]
     with log.open("a", encoding="utf-8") as out, module_process(words, out, folder) as process:
-        _, status, used = os.wait4(process.pid, 0)  # the only call with the peak memory of one child
-        process.returncode = os.waitstatus_to_exitcode(status)
-    took = {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
-        "peak_memory_mb": used.ru_maxrss / 1024,
-        "processes": 1,
-    }
+        cpu_seconds, memory = used_by(process)
+    seconds = time.perf_counter() - start
+    took = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_memory_mb": memory, "processes": 1}
     step = "train" if command[0] == "-m" else command[0]
     write_record(cost_file(folder), add_costs(read_cost(folder), {step: took}))
     if process.returncode == 0:

@@ -8,7 +8,6 @@ about.
 import importlib.metadata
 import os
 import platform
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 
 from laennec.errors import InputError
 from laennec.files import atomic_write, json_text, wait_for_lock
+from laennec.memory import peak_memory_mb
 from laennec.untrusted import MOST_BYTES, read_json
 
 _PACKAGES = (
@@ -60,7 +60,7 @@ def hardware() -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(gpu) for gpu in gpus],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "system": f"{platform.system()} {platform.machine()}",
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mb": round(peak_memory_mb()),
     }
 
 
