@@ -38,11 +38,11 @@ RESULT = Path(__file__).resolve().parents[1] / "docs/results/operating_point.jso
 Array = np.ndarray[Any, Any]
 
 
-def embedded(data_dir: str, weights: str) -> tuple[Array, pd.DataFrame]:
+def embedded(data_dir: str, weights: str, layers: Any = LAYERS, context_cycles: int = 1) -> tuple[Array, pd.DataFrame]:
     """Embeddings (events, dim) and rows of SPRSound's train split."""
     recipe = Recipe(name="operating_point")
-    recipe.encoder.weights, recipe.encoder.trainable, recipe.encoder.layers = weights, "frozen", LAYERS
-    recipe.features.context_cycles = 1
+    recipe.encoder.weights, recipe.encoder.trainable, recipe.encoder.layers = weights, "frozen", layers
+    recipe.features.context_cycles = context_cycles
     table = load_corpus("sprsound", data_dir, protocol="none")["all"]
     table = table.select([row for row, part in enumerate(table["part"]) if part == "train"])
     extractor = make_extractor(recipe.features)
