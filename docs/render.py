@@ -76,7 +76,9 @@ def _markdown(kind: str, chosen: dict[str | None, Content], columns: str | None,
     if columns:
         places = [_place(name.replace("_", " "), heads, document) for name in columns.split(";")]
         heads, rows = [heads[place] for place in places], [[row[place] for place in places] for row in rows]
-    notes = [*(data for content in chosen.values() if (data := _data(content))), *notes]
+    if not any("difference" in head for head in heads):
+        notes = [note for note in notes if not note.startswith("Differences")]
+    notes = [*([data] if (data := _data(chosen)) else []), *notes]
     parts = [plain_table(heads, rows)] if heads else []
     return "\n\n".join([*parts, *([" ".join(dict.fromkeys(notes))] if notes else [])])
 
@@ -122,20 +124,27 @@ def _by_method(content: Content) -> dict[str, list[Content]]:
     return found
 
 
-def _data(content: Content) -> str:
-    """What all rows of a results file share: corpus, split, patients, and who chose the epochs."""
-    rows = [row for row in content.get("results", ()) if "corpus_fingerprint" in row]
-    counts = [row["counts"] for row in rows]
+def _data(chosen: dict[str | None, Content]) -> str:
+    """Corpus, split, patients and selection set of the results, as far as the rows share them."""
+    rows = {split: [r for r in c.get("results", ()) if "corpus_fingerprint" in r] for split, c in chosen.items()}
+    shared = _shared([row for own in rows.values() for row in own])
+    parts = [", ".join(shared)] if shared else []
+    if len(rows) > 1:
+        parts += [", ".join(fact for fact in _shared(own) if fact not in shared) for own in rows.values()]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _shared(rows: list[Content]) -> list[str]:
     facts = [
         {f"{row['corpus']} `{row['corpus_fingerprint'][:12]}`" for row in rows},
         {f"protocol {row['protocol']}" for row in rows},
         {f"split {row['split']}" for row in rows},
-        {f"{count['cycles']} cycles of {count['patients']} patients" for count in counts},
+        {f"{row['counts']['cycles']} cycles of {row['counts']['patients']} patients" for row in rows},
+        {f"split fingerprint `{(row['split_fingerprint'] or 'none')[:12]}`" for row in rows},
         {f"epochs and thresholds chosen on {row['selection_set']} patients" for row in rows},
         {f"**{row['stamp']}**" if row["stamp"] else "" for row in rows},
     ]
-    shared = [fact for fact in (found.pop() for found in facts if len(found) == 1) if fact]
-    return f"{', '.join(shared)}." if shared else ""
+    return [fact for fact in (found.pop() for found in facts if len(found) == 1) if fact]
 
 
 def _bounds(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:
@@ -201,18 +210,20 @@ def _study(content: Content, split: str | None) -> Table:
         cells = [_figure(figure, own, compared) for figure in figures]
         cells += [_difference(figure, compared.get(figure)) for figure in differences]
         rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
-    note = "Mean over runs ± their standard deviation [95 % interval over patients]"
+    notes = ["Mean over runs ± their standard deviation [95 % interval over patients]."]
     if differences:
-        each = "" if methods["baseline"] in runs else ", each from that with the row's other settings,"
-        note += f"; differences{each} are paired by patients, p corrected over all methods of the study (Holm)"
-        cells = [methods["figures"][name]["roc_auc_macro"] for name in runs if name in methods["figures"]]
-        note += "".join(f". {text[0].upper()}{text[1:]}" for text in [power_text(cells, "{:.3f}".format)] if text)
-    return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, [f"{note}."])
+        every = methods["figures"]
+        each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
+        power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
+        power = f" {power[0].upper()}{power[1:]}." if power else ""
+        notes += [f"Differences{each} are paired by patients, p corrected over all methods of the study (Holm).{power}"]
+    return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
 def _gap(content: Content, split: str | None) -> Table:
     """How much higher the split that chose epoch and thresholds scores than an unused one."""
-    chosen, unused = content["methods"]
+    chosen = content["results"][0]["selection_set"]
+    (unused,) = set(content["methods"]) - {chosen}
     runs = {(row["split"], row["seed"]): row["values"] for row in content["results"]}
     seeds = sorted({seed for _, seed in runs})
     rows = []

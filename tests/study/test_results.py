@@ -118,6 +118,17 @@ def test_a_marker_selects_methods(tiny_run, tmp_path):
             render(document)
             text = document.read_text()
             assert all(name in text for name in there) and not any(name in text for name in gone), (kind, only)
+    content["results"] += [row | {"split": "test"} for row in content["results"]]
+    content["methods"]["test"] = content["methods"]["validation"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    marker = "<!-- laennec:study results.json validation;test columns=method;split;{} -->\n<!-- laennec:end -->\n"
+    document.write_text(marker.format("AUROC"))
+    with pytest.raises(SystemExit, match=r"\.md: columns= names AUROC; there are method, split, "):
+        render(document)
+    document.write_text(marker.format("ICBHI_Score"))
+    render(document)
+    assert "| method | split | ICBHI Score |\n" in (text := document.read_text())
+    assert "| tiny | validation | " in text and "| tiny, SVC | test | " in text
     document.write_text("<!-- laennec:study results.json validation only=nobody -->\n<!-- laennec:end -->\n")
     with pytest.raises(SystemExit, match=r"\.md: only= names nobody; there are tiny, tiny,_SVC"):
         render(document)
