@@ -370,7 +370,7 @@ def _leaderboard(content: Content, split: str | None) -> Table:
     note = (
         f"{sum(map(sum, first['confusion']))} cycles of {first['patients']} patients (effective: {behind}); split "
         f"fingerprint `{first['fingerprint'][:12]}`. [95 % interval over patients]. Baselines (ICBHI Score): "
-        f"{', '.join(known)}. Empty: not to be had from a file, or from predictions of 0 and 1."
+        f"{', '.join(known)}. Empty: cannot be computed from a file, or from predictions of 0 and 1."
         + (f" CPU time on {', '.join(map(escaped, machines))}." if machines else "")
     )
     heads = ["entry", "ICBHI Score", "Sp", "Se", "crackle AUROC", "wheeze AUROC", "above the highest baseline"]
