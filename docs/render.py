@@ -80,7 +80,7 @@ def _markdown(kind: str, chosen: dict[str | None, Content], columns: str | None,
         notes = [note for note in notes if not note.startswith("Differences")]
     notes = [*([data] if (data := _data(chosen)) else []), *notes]
     parts = [plain_table(heads, rows)] if heads else []
-    return "\n\n".join([*parts, *([" ".join(dict.fromkeys(notes))] if notes else [])])
+    return "\n\n".join([*parts, *([f"<small>{' '.join(dict.fromkeys(notes))}</small>"] if notes else [])])
 
 
 def _place(asked: str, heads: Sequence[str], document: Path) -> int:
