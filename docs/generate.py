@@ -36,12 +36,8 @@ def recipe_page() -> str:
         "`my_code:MyLoss` is resolved from the folder of the recipe, the working directory and the installed packages.",
     ]
     for section, rows in sections.items():
-        lines += [
-            "",
-            f"## {section or 'Top level'}",
-            "",
-            plain_table(("setting", "values", "default", "meaning"), rows),
-        ]
+        table = plain_table(("setting", "values", "default", "meaning"), rows)
+        lines += ["", f"## {section or 'Top level'}", "", table]
     return "\n".join(lines) + "\n"
 
 

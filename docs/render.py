@@ -1,10 +1,10 @@
 """Render the tables of the documents from result files: `python -m docs.render [--check] [DOCUMENT.md ...]`.
 
-A document names a table by `<!-- laennec:KIND FILE [SPLIT] [only=a_method;another] -->` and ends it by
-`<!-- laennec:end -->`; FILE is relative to the document, and a method's name is written with `_` for a space. KIND is a
-key of `TABLES`. FILE can be a folder of result files of benchmarks; SPLIT is then BENCHMARK/SPLIT. Without documents it
-renders every Markdown file of the repository. `--check` changes nothing and exits with 1 where a table differs from its
-file.
+A document names a table by `<!-- laennec:KIND FILE [SPLIT;SPLIT] [only=a_method;another] [columns=one;another] -->` and
+ends it by `<!-- laennec:end -->`. KIND is a key of `TABLES`; FILE is relative to the document; `_` stands for a space.
+A column is named by its head, or by a part that no other head has. Several splits give one table with a column "split".
+FILE can be a folder of result files of benchmarks; SPLIT is then BENCHMARK/SPLIT. Without documents every Markdown file
+of the repository is rendered. `--check` changes nothing and exits with 1 where a table differs from its file.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import json
 import re
 import statistics
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.cost import as_page
 
@@ -30,9 +30,16 @@ from laennec.untrusted import read_yaml
 ROOT = Path(__file__).resolve().parents[1]
 Content = dict[str, Any]
 _MARKER = re.compile(r"(<!-- laennec:(\w+) (\S+)((?: \S+)*) -->\n).*?(<!-- laennec:end -->)", re.S)
-_COST_HEADS = ("training, s of CPU (GPU)", "memory, MB")
-_FIGURES = (("icbhi.Score", 1), ("crackle.roc_auc", 3), ("wheeze.roc_auc", 3))
+_FIGURES = ("icbhi.Score", "crackle.roc_auc", "wheeze.roc_auc")
 _POOR = "with Poor Quality"
+
+
+class Table(NamedTuple):
+    """Heads, rows and the notes below them."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    notes: Sequence[str] = ()
 
 
 def render(document: Path, check: bool = False) -> bool:
@@ -43,14 +50,44 @@ def render(document: Path, check: bool = False) -> bool:
         opening, kind, file, options, closing = match.groups()
         if kind not in TABLES:
             raise SystemExit(f"{document}: unknown table laennec:{kind}; it can be {', '.join(TABLES)}")
+        named = dict(option.split("=", 1) for option in options.split() if "=" in option)
+        splits = next((option.split(";") for option in options.split() if "=" not in option), [None])
         content = _read(document.parent / file)
-        split, content = _chosen(content, options.split(), document)
-        return f"{opening}{TABLES[kind](content, split)}\n{closing}"
+        chosen = {split: _chosen(content, split, named.get("only"), document) for split in splits}
+        return f"{opening}{_markdown(kind, chosen, named.get('columns'), document)}\n{closing}"
 
     after = _MARKER.sub(rendered, before)
     if after != before and not check:
         document.write_text(after, encoding="utf-8")
     return after == before
+
+
+def _markdown(kind: str, chosen: dict[str | None, Content], columns: str | None, document: Path) -> str:
+    """The table of one split, or the rows of several."""
+    tables = {split: TABLES[kind](content, split) for split, content in chosen.items()}
+    first, *others = tables.values()
+    if isinstance(first, str):
+        return first
+    heads, rows, notes = first
+    if others:
+        heads = [heads[0], "split", *heads[1:]]
+        rows = [[row[0], split, *row[1:]] for split, table in tables.items() for row in table.rows]
+        notes = [note for table in tables.values() for note in table.notes]
+    if columns:
+        places = [_place(name.replace("_", " "), heads, document) for name in columns.split(";")]
+        heads, rows = [heads[place] for place in places], [[row[place] for place in places] for row in rows]
+    if not any("difference" in head for head in heads):
+        notes = [note for note in notes if not note.startswith("Differences")]
+    notes = [*([data] if (data := _data(chosen)) else []), *notes]
+    parts = [plain_table(heads, rows)] if heads else []
+    return "\n\n".join([*parts, *([f"<small>{' '.join(dict.fromkeys(notes))}</small>"] if notes else [])])
+
+
+def _place(asked: str, heads: Sequence[str], document: Path) -> int:
+    found = [head for head in heads if head == asked] or [head for head in heads if asked in head]
+    if len(found) != 1:
+        raise SystemExit(f"{document}: columns= names {asked}; there are {', '.join(heads)}")
+    return heads.index(found[0])
 
 
 def _read(path: Path) -> Content:
@@ -67,28 +104,17 @@ def _read(path: Path) -> Content:
     return {"results": rows, "entries": entries}
 
 
-def _chosen(content: Content, options: list[str], document: Path) -> tuple[str | None, Content]:
-    """The split that a marker names, and the results of the methods that it asks for."""
-    split = next((option for option in options if not option.startswith("only=")), None)
-    asked = next((option.removeprefix("only=") for option in options if option.startswith("only=")), None)
+def _chosen(content: Content, split: str | None, only: str | None, document: Path) -> Content:
+    """The results of a split, and of the methods that a marker asks for."""
     if split is not None:
         content = {**content, "results": [row for row in content["results"] if row["split"] == split]}
-    if asked is not None:
-        known = {row["name"].replace(" ", "_"): row["name"] for row in content["results"]}
-        if unknown := set(asked.split(";")) - set(known):
-            raise SystemExit(f"{document}: only= names {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-        names = [known[name] for name in asked.split(";")]
-        content["results"] = [row for name in names for row in content["results"] if row["name"] == name]
-        content["methods"] = {
-            part: {**compared, "figures": {n: compared["figures"][n] for n in names if n in compared["figures"]}}
-            for part, compared in content.get("methods", {}).items()
-        }
-    return split, content
-
-
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
-    text = plain_table(heads, rows)
-    return f"{text}\n\n{note}" if note else text
+    if only is None:
+        return content
+    known = {row["name"].replace(" ", "_"): row["name"] for row in content["results"]}
+    if unknown := set(only.split(";")) - set(known):
+        raise SystemExit(f"{document}: only= names {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    names = [known[name] for name in only.split(";")]
+    return {**content, "results": [row for name in names for row in content["results"] if row["name"] == name]}
 
 
 def _by_method(content: Content) -> dict[str, list[Content]]:
@@ -98,15 +124,35 @@ def _by_method(content: Content) -> dict[str, list[Content]]:
     return found
 
 
+def _data(chosen: dict[str | None, Content]) -> str:
+    """Corpus, split, patients and selection set of the results, as far as the rows share them."""
+    rows = {split: [r for r in c.get("results", ()) if "corpus_fingerprint" in r] for split, c in chosen.items()}
+    shared = _shared([row for own in rows.values() for row in own])
+    parts = [", ".join(shared)] if shared else []
+    if len(rows) > 1:
+        parts += [", ".join(fact for fact in _shared(own) if fact not in shared) for own in rows.values()]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _shared(rows: list[Content]) -> list[str]:
+    facts = [
+        {f"{row['corpus']} `{row['corpus_fingerprint'][:12]}`" for row in rows},
+        {f"protocol {row['protocol']}" for row in rows},
+        {f"split {row['split']}" for row in rows},
+        {f"{row['counts']['cycles']} cycles of {row['counts']['patients']} patients" for row in rows},
+        {f"split fingerprint `{(row['split_fingerprint'] or 'none')[:12]}`" for row in rows},
+        {f"epochs and thresholds chosen on {row['selection_set']} patients" for row in rows},
+        {f"**{row['stamp']}**" if row["stamp"] else "" for row in rows},
+    ]
+    return [fact for fact in (found.pop() for found in facts if len(found) == 1) if fact]
+
+
 def _bounds(bounds: Sequence[float] | None, digits: int, sign: str = "") -> str:
     return "" if not bounds else f" [{bounds[0]:{sign}.{digits}f}, {bounds[1]:{sign}.{digits}f}]"
 
 
-def _difference(cell: Content | None) -> list[str]:
-    """A paired difference with its interval, and its corrected p value."""
-    if not cell or cell.get("difference") is None:
-        return ["", ""]
-    return [f"{cell['difference']:+.3f}{_bounds(cell.get('difference_interval'), 3, '+')}", p_text(cell["p_holm"])]
+def _digits(figure: str) -> int:
+    return 1 if is_percent(figure) else 3
 
 
 def _cost(runs: list[Content]) -> list[str]:
@@ -120,68 +166,79 @@ def _cost(runs: list[Content]) -> list[str]:
     return [seconds, f"{max(memory for _, memory in costs):.0f}"]
 
 
-def _scores(content: Content, split: str | None) -> str:
-    figures = (*_FIGURES[:1], ("icbhi.Sp", 1), ("icbhi.Se", 1), *_FIGURES[1:], ("sprsound.Score", 1))
-    rows = []
-    for row in content["results"]:
-        cells = []
-        for name, digits in figures:
-            value = row["values"].get(name)
-            interval = _bounds(row["intervals"].get(name), digits)
-            cells.append("not defined" if value is None else f"{value:.{digits}f}{interval}")
-        rows.append([row["name"], row.get("seeds", row["seed"]), *cells])
-    first = content["results"][0]
-    counts = first["counts"]
-    note = (
-        f"{first['corpus']} (fingerprint `{first['corpus_fingerprint'][:12]}`), protocol {first['protocol']}, split "
-        f"{first['split']}: {counts['cycles']} cycles of {counts['patients']} patients; epochs, thresholds and "
-        f"temperatures chosen on {first['selection_set']} patients; [95 % interval, 1000 draws of patients]."
-        + (f" **{first['stamp']}.**" if first["stamp"] else "")
-    )
-    heads = ["recipe", "seed", "ICBHI Score", "Sp", "Se", "crackle AUROC", "wheeze AUROC", "SPRSound Score"]
-    return _markdown(heads, rows, note)
+def _figure(figure: str, runs: list[Content], compared: Content) -> str:
+    """A figure's mean ± standard deviation [interval]; of folds with other patients, that of all their cycles."""
+    digits, cell = _digits(figure), compared.get(figure)
+    if cell is None:
+        text = spread((run["values"].get(figure) for run in runs), digits)
+        return text + (_bounds(runs[0]["intervals"].get(figure), digits) if len(runs) == 1 else "")
+    sd = "" if cell["sd"] is None else f" ± {cell['sd']:.{digits}f}"
+    return f"{cell['mean']:.{digits}f}{sd}{_bounds(cell['interval'], digits)}"
 
 
-def _means(content: Content, split: str | None) -> str:
-    methods = content["methods"][split]
-    baseline, figures, runs = methods["baseline"], methods["figures"], _by_method(content)
-    costs = {name: _cost(runs[name]) for name in figures}
+def _size(runs: list[Content]) -> str:
+    """Cycles (patients) that are scored: those of the first seed, of all its folds."""
+    counts = [run["counts"] for run in runs if run["seed"] == runs[0]["seed"]]
+    counts = counts[:1] if all(count == counts[0] for count in counts) else counts
+    cycles, patients = (sum(count[of] for count in counts) for of in ("cycles", "patients"))
+    return f"{cycles} ({patients})"
+
+
+def _difference(figure: str, cell: Content | None) -> str:
+    """A paired difference with its interval and its corrected p value."""
+    if not cell or cell.get("difference") is None:
+        return ""
+    digits = _digits(figure)
+    interval = _bounds(cell["difference_interval"], digits, "+")
+    return f"{cell['difference']:+.{digits}f}{interval}, p {p_text(cell['p_holm'])}"
+
+
+def _study(content: Content, split: str | None) -> Table:
+    runs, methods = _by_method(content), content["methods"][split]
+    figures = list((content.get("study") or {}).get("figures") or _FIGURES)
+    if not set(figures) & set(content["results"][0]["values"]):
+        figures = ["accuracy", "uar"]  # classes other than crackle and wheeze
+    costs = {name: _cost(own) for name, own in runs.items()}
+    heads = ["method", "seeds", "runs", "cycles (patients)", *(figure_name(figure) for figure in figures)]
+    differences = ("roc_auc_macro", "icbhi.Score") if methods["baseline"] else ()
+    heads += [f"{name}, difference from {methods['baseline']}" for name in ("mean AUROC", "ICBHI Score") if differences]
     known = any(any(cells) for cells in costs.values())
     rows = []
-    for name in sorted(figures, key=lambda name: -figures[name]["roc_auc_macro"]["mean"]):
-        cells = []
-        for figure, digits in _FIGURES:
-            cell = figures[name][figure]
-            spread = "" if cell["sd"] is None else f" ± {cell['sd']:.{digits}f}"
-            cells.append(f"{cell['mean']:.{digits}f}{spread}{_bounds(cell['interval'], digits)}")
-        cells += _difference(figures[name]["roc_auc_macro"]) if baseline else []
-        cells += costs[name] if known else []
-        seeds = ", ".join(dict.fromkeys(str(row.get("seeds", row["seed"])) for row in runs[name]))
-        rows.append([name, seeds, *cells])
-    heads = ["recipe", "seeds", "ICBHI Score", "crackle AUROC", "wheeze AUROC"]
-    heads += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
-    note = (
-        "Mean over seeds ± their standard deviation, [95 % interval over draws of patients and of seeds], in the order "
-        "of the mean AUROC of the labels; the difference in it is paired by patients, its p value corrected over all "
-        "rows (Holm)."
-    )
-    return _markdown([*heads, *(_COST_HEADS if known else ())], rows, note)
+    for name, own in runs.items():
+        compared = methods["figures"].get(name, {})
+        seeds = ", ".join(dict.fromkeys(str(run.get("seeds", run["seed"])) for run in own))
+        cells = [_figure(figure, own, compared) for figure in figures]
+        cells += [_difference(figure, compared.get(figure)) for figure in differences]
+        rows.append([name, seeds, len(own), _size(own), *cells, *(costs[name] if known else ())])
+    notes = ["Mean over runs ± their standard deviation [95 % interval over patients]."]
+    if differences:
+        every = methods["figures"]
+        each = "" if methods["baseline"] in every else ", each from that with the row's other settings,"
+        power = power_text([every[name]["roc_auc_macro"] for name in runs if name in every], "{:.3f}".format)
+        power = f" {power[0].upper()}{power[1:]}." if power else ""
+        notes += [f"Differences{each} are paired by patients, p corrected over all methods of the study (Holm).{power}"]
+    return Table([*heads, *(("training, s of CPU (GPU)", "memory, MB") if known else ())], rows, notes)
 
 
-def _classes(content: Content, split: str | None) -> str:
+def _gap(content: Content, split: str | None) -> Table:
+    """How much higher the split that chose epoch and thresholds scores than an unused one."""
+    chosen = content["results"][0]["selection_set"]
+    (unused,) = set(content["methods"]) - {chosen}
+    runs = {(row["split"], row["seed"]): row["values"] for row in content["results"]}
+    seeds = sorted({seed for _, seed in runs})
     rows = []
-    for name, runs in _by_method(content).items():
-        seeds, folds = (sorted({row.get(key, 0) for row in runs}) for key in ("seed", "fold"))
-        cells = []
-        for figure in ("accuracy", "uar"):
-            by_seed = [[row["values"].get(figure) for row in runs if row["seed"] == seed] for seed in seeds]
-            cells.append(spread([statistics.mean(v) for v in by_seed if v and None not in v], 1) or "not defined")
-        rows.append([name, ", ".join(map(str, seeds)), ", ".join(map(str, folds)), *cells])
-    note = "Mean over the folds of each seed; of these the mean and the standard deviation over seeds."
-    return _markdown(["recipe", "seeds", "folds", "accuracy", "unweighted average recall"], rows, note)
+    for figure in content["study"]["figures"]:
+        digits = _digits(figure)
+        sides = [[runs[of, seed][figure] for seed in seeds] for of in (chosen, unused)]
+        gaps = [high - low for high, low in zip(*sides, strict=True)]
+        error = statistics.stdev(gaps) / len(gaps) ** 0.5
+        gap = f"{statistics.mean(gaps):+.{digits}f} ± {error:.{digits}f}"
+        rows.append([figure_name(figure), *(spread(side, digits) for side in sides), gap])
+    heads = ["score", "on the patients that chose epoch and thresholds", "on unused patients", "difference"]
+    return Table(heads, rows, [f"Mean over {len(seeds)} draws ± standard deviation; difference ± standard error."])
 
 
-def _smoothing(content: Content, split: str | None) -> str:
+def _smoothing(content: Content, split: str | None) -> Table:
     rows = []
     for row in content["results"]:
         if (section := row.get("smoothing")) is None:
@@ -196,74 +253,19 @@ def _smoothing(content: Content, split: str | None) -> str:
         "Each prediction mixed with the mean of its recording, at a strength chosen on validation patients; without → "
         "with, and the difference with its 95 % interval over the same draws of patients."
     )
-    return _markdown(
-        ["recipe", "seed", "strength", "ICBHI Score", "difference", "mean AUROC", "difference"], rows, note
-    )
+    heads = ["method", "seed", "strength", "ICBHI Score", "ICBHI Score, difference", "mean AUROC"]
+    return Table([*heads, "mean AUROC, difference"], rows, [note])
 
 
-def _baselines(content: Content, split: str | None) -> str:
+def _baselines(content: Content, split: str | None) -> Table:
     rows = []
     for baseline in content["results"][0]["floors"]:
-        values = [(baseline["values"].get(name), digits) for name, digits in _FIGURES]
+        values = [(baseline["values"].get(name), _digits(name)) for name in _FIGURES]
         rows.append([baseline["name"], *("" if value is None else f"{value:.{d}f}" for value, d in values)])
-    return _markdown(["baseline", "ICBHI Score", "crackle AUROC", "wheeze AUROC"], rows)
+    return Table(["baseline", *(figure_name(name) for name in _FIGURES)], rows)
 
 
-def _runs(content: Content, split: str | None) -> str:
-    rows = []
-    for row in content["results"]:
-        epoch = "" if row["best_epoch"] is None else f"{row['best_epoch']:g}"
-        scored = "once" if row["scored"] == 1 else f"{row['scored']} times"
-        times = [f"{row['timings'][step]:.0f} s" for step in ("training", "total")]
-        rows.append([row["name"], row.get("seeds", row["seed"]), f"`{row['commands'][0]}`", epoch, *times, scored])
-    machine, version = content["results"][0]["hardware"], content["results"][0]["versions"]
-    note = (
-        f"{machine['processor']}, {machine['torch_threads']} thread; torch {version['torch']}, transformers "
-        f"{version['transformers']}. Times are of a shared machine; a cache filled by an earlier run shortens the run."
-    )
-    return _markdown(["recipe", "seed", "command", "best epoch", "training", "whole run", "scored"], rows, note)
-
-
-def _study(content: Content, split: str | None) -> str:
-    runs, study = _by_method(content), content.get("study") or {}
-    figures = list(study.get("figures") or [name for name, _ in _FIGURES])
-    compared = (content.get("methods") or {}).get(split) or {}
-    baseline = compared.get("baseline")
-    heads = ["method", "runs", *(figure_name(figure) for figure in figures)]
-    heads += [f"mean AUROC, difference from {baseline}", "p (Holm)"] if baseline else []
-    rows = []
-    for name, own in runs.items():
-        cells = [spread((run["values"].get(f) for run in own), 1 if is_percent(f) else 3) for f in figures]
-        cells += _difference(compared["figures"].get(name, {}).get("roc_auc_macro")) if baseline else []
-        rows.append([name, len(own), *cells, *_cost(own)])
-    note = "Mean over runs ± their standard deviation"
-    if baseline:
-        each = "" if baseline in runs else ", each from that with the row's other settings,"
-        note += f"; differences{each} are paired by patients, [95 % interval], p corrected over all rows (Holm)"
-        cells = [found["roc_auc_macro"] for found in compared["figures"].values() if "roc_auc_macro" in found]
-        note += "".join(f". {text[0].upper()}{text[1:]}" for text in [power_text(cells, "{:.3f}".format)] if text)
-    return _markdown([*heads, *_COST_HEADS], rows, f"{note}.")
-
-
-def _leakage(content: Content, split: str | None) -> str:
-    """What a split of random cycles adds to each method, in points."""
-    study, runs = content["study"], _by_method(content)
-    figures, rows = study["figures"], []
-    for name, places in study["methods"].items():
-        honest = name.replace(places["splits"], "patients")
-        if places["splits"] == "patients" or name not in runs or honest not in runs:
-            continue
-        cells = []
-        for figure in figures:
-            digits, by = (1 if is_percent(figure) else 3), [runs[which] for which in (name, honest)]
-            leaky, fair = (statistics.mean(run["values"][figure] for run in of) for of in by)
-            cells.append(f"{leaky:.{digits}f} - {fair:.{digits}f} = **{leaky - fair:+.{digits}f}**")
-        rows.append([name.removesuffix(f", {places['splits']}"), len(runs[name]), *cells])
-    note = "Split by random cycles minus split by patient: same recipe, same corpus, other test cycles."
-    return _markdown(["method", "runs", *(figure_name(figure) for figure in figures)], rows, note)
-
-
-def _official(content: Content, split: str | None) -> str:
+def _official(content: Content, split: str | None) -> Table:
     columns = [*((task, "Score") for task in ("1-1", "1-2", "2-1", "2-2")), ("total", ""), (f"2-1 {_POOR}", "Score")]
     columns += [(f"2-1 {_POOR}", "poor_quality_recall"), (f"2-2 {_POOR}", "Score")]
     rows = []
@@ -274,14 +276,14 @@ def _official(content: Content, split: str | None) -> str:
     heads = ["method", "runs", "1-1", "1-2", "2-1", "2-2", "total"]
     heads += ["2-1, Poor Quality predicted", "its recall", "2-2, predicted"]
     note = (
-        "SPRSound's Score of each task, mean over runs ± their standard deviation; Poor Quality is never predicted but "
-        "in the last three columns. Recordings whose truth is Poor Quality enter neither SE nor SP: predicting it can "
-        "only cost."
+        "SPRSound's Score of each task, mean over runs ± their standard deviation; Poor Quality is predicted "
+        "only where a column says so. Recordings whose truth is Poor Quality enter neither SE nor SP: predicting it "
+        "can only cost."
     )
-    return _markdown(heads, rows, note)
+    return Table(heads, rows, [note])
 
 
-def _audit(content: Content, split: str | None) -> str:
+def _audit(content: Content, split: str | None) -> Table:
     rows, seconds = [], set()
     for name, runs in _by_method(content).items():
         for label in sorted({label for run in runs for label in run.get("within_lengths") or {}}):
@@ -304,25 +306,13 @@ def _audit(content: Content, split: str | None) -> str:
     heads = ["method", "label", "all cycles", "within similar lengths", "middle of every cycle"]
     heads += ["length alone", "level alone", "age, sex, location alone"]
     note = (
-        f"AUROC, mean over runs ± their standard deviation{middle}. The last three columns are shortcut baselines: "
-        "small models without the content of the sound."
+        f"AUROC, mean over runs ± their standard deviation{middle}. Length, level, and age, sex and location alone are "
+        "shortcut baselines: small models without the content of the sound."
     )
-    return _markdown(heads, rows, note)
+    return Table(heads, rows, [note])
 
 
-def _geometry(content: Content, split: str | None) -> str:
-    return geometry_table(content)
-
-
-def _bench(content: Content, split: str | None) -> str:
-    return as_table([Row(**row) for row in content["rows"]], content)
-
-
-def _cluster_cost(content: Content, split: str | None) -> str:
-    return as_page([Row(**row) for row in content["rows"]], content)
-
-
-def _reliability(content: Content, split: str | None) -> str:
+def _reliability(content: Content, split: str | None) -> Table:
     rows = []
     for row in content["rows"]:
         seen = "; ".join(f"{name}: {value}" for name, value in row["figures"].items())
@@ -333,10 +323,10 @@ def _reliability(content: Content, split: str | None) -> str:
         )
         cells = [row["promise"], "yes" if row["held"] else "**no**", seen, f"`{row['command']}`", when]
         rows.append([cell.replace("|", "&#124;") for cell in cells])
-    return _markdown(["promise", "held", "seen", "by", "when"], rows)
+    return Table(["promise", "held", "seen", "by", "when"], rows)
 
 
-def _operating_point(content: Content, split: str | None) -> str:
+def _operating_point(content: Content, split: str | None) -> Table:
     rows, groups = [], ("all patients", "patients with findings")
     for row in content["rules"]:
         cells = [row["rule"], row["words"]]
@@ -354,14 +344,14 @@ def _operating_point(content: Content, split: str | None) -> str:
         f"{content['events']} events of {content['patients']} patients, {content['seeds']} draws of the folds, "
         f"{content['date']}."
     )
-    return _markdown(["rule", "thresholds", *groups], rows, note)
+    return Table(["rule", "thresholds", *groups], rows, [note])
 
 
-def _leaderboard(content: Content, split: str | None) -> str:
+def _leaderboard(content: Content, split: str | None) -> Table:
     """The entries of one test split, the highest ICBHI Score first."""
     rows = sorted(content["results"], key=lambda row: -row["values"][SCORE])
     if not rows:
-        return "No entry yet."
+        return Table([], [], ["No entry yet."])
     labels, cells = ("crackle", "wheeze"), []
     for row in rows:
         values, bounds, cost = row["values"], row["intervals"], row["entry"]["cost"]
@@ -380,20 +370,20 @@ def _leaderboard(content: Content, split: str | None) -> str:
     note = (
         f"{sum(map(sum, first['confusion']))} cycles of {first['patients']} patients (effective: {behind}); split "
         f"fingerprint `{first['fingerprint'][:12]}`. [95 % interval over patients]. Baselines (ICBHI Score): "
-        f"{', '.join(known)}. Empty: not to be had from a file, or from predictions of 0 and 1."
+        f"{', '.join(known)}. Empty: cannot be computed from a file, or from predictions of 0 and 1."
         + (f" CPU time on {', '.join(map(escaped, machines))}." if machines else "")
     )
     heads = ["entry", "ICBHI Score", "Sp", "Se", "crackle AUROC", "wheeze AUROC", "above the highest baseline"]
     heads += ["ICBHI Score, middle of every cycle", "AUROC within similar lengths (crackle, wheeze)"]
     heads += ["calibration error (crackle, wheeze)", "parameters", "CPU s per hour of sound"]
-    return _markdown(heads, cells, note)
+    return Table(heads, cells, [note])
 
 
 def _by_label(values: Content | None, labels: Sequence[str]) -> str:
     return "" if values is None else ", ".join("" if values[n] is None else f"{values[n]:.3f}" for n in labels)
 
 
-def _entries(content: Content, split: str | None) -> str:
+def _entries(content: Content, split: str | None) -> Table:
     """What was entered, and how it was chosen."""
     rows = []
     for entry in content["entries"]:
@@ -404,10 +394,10 @@ def _entries(content: Content, split: str | None) -> str:
         rows.append([escaped(entry["entry"]), entry["benchmark"] + "".join(missing), where, *declared])
         rows[-1].append(f"laennec {escaped(entry['laennec'])}, {escaped(entry['date'])}")
     heads = ["entry", "benchmark", "source", "decided by", "trained on", "chosen on", "scored by"]
-    return _markdown(heads, rows)
+    return Table(heads, rows)
 
 
-def _published(content: Content, split: str | None) -> str:
+def _published(content: Content, split: str | None) -> Table:
     """Published ICBHI Scores, of studies and others, each with its split and the data its epoch was chosen on."""
     figures = list(content["figures"])
     for study in content["studies"]:
@@ -420,10 +410,10 @@ def _published(content: Content, split: str | None) -> str:
     figures.sort(key=lambda row: (row["split"], row["method"]))
     rows = [[escaped(row.get(name, "")) for name in columns] for row in figures]
     heads = ["method", "ICBHI Score, as printed", "Sp", "Se", "split", "epoch chosen on", "source"]
-    return _markdown(heads, rows)
+    return Table(heads, rows)
 
 
-def _new_site(content: Content, split: str | None) -> str:
+def _new_site(content: Content, split: str | None) -> Table:
     rows = []
     for row in content["rules"]:
         cells = [f"{row['mean'][name]:.1f} ± {row['sd'][name]:.1f}" for name in ("ICBHI Score", "any-abnormal")]
@@ -432,29 +422,29 @@ def _new_site(content: Content, split: str | None) -> str:
         f"Mean over {content['draws']} draws of {content['fitted_on']} of the {content['patients']} adults ± standard "
         f"deviation; scored are the other adults ({content['cycles']} cycles of all)."
     )
-    return _markdown(["model, thresholds", "fitted for", "ICBHI Score", "any-abnormal Score"], rows, note)
+    return Table(["model, thresholds", "fitted for", "ICBHI Score", "any-abnormal Score"], rows, [note])
 
 
-TABLES: dict[str, Callable[[Content, str | None], str]] = {
-    "scores": _scores,
-    "means": _means,
-    "classes": _classes,
+def _rows(content: Content) -> list[Row]:
+    return [Row(**row) for row in content["rows"]]
+
+
+TABLES: dict[str, Callable[[Content, str | None], Table | str]] = {
+    "study": _study,
+    "gap": _gap,
     "smoothing": _smoothing,
     "baselines": _baselines,
-    "runs": _runs,
-    "study": _study,
-    "leakage": _leakage,
     "official": _official,
     "audit": _audit,
-    "geometry": _geometry,
-    "bench": _bench,
-    "cost": _cluster_cost,
     "reliability": _reliability,
     "operating_point": _operating_point,
     "new_site": _new_site,
     "leaderboard": _leaderboard,
     "entries": _entries,
     "published": _published,
+    "geometry": lambda content, split: geometry_table(content),
+    "bench": lambda content, split: as_table(_rows(content), content),
+    "cost": lambda content, split: as_page(_rows(content), content),
 }
 
 

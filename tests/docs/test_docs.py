@@ -55,12 +55,12 @@ def commands(path: Path) -> list[list[str]]:
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if commands(p)], ids=lambda p: str(p.relative_to(ROOT)))
 def test_command_lines_are_understood(path):
-    names = {module.__name__.rsplit(".", 1)[-1] for module in COMMANDS}
+    names, parser = {module.__name__.rsplit(".", 1)[-1] for module in COMMANDS}, make_parser()
     for words in commands(path):
         assert words[0] in names, words
         if any("$" in word for word in words):
             continue
-        _, rest = make_parser().parse_known_args(words)
+        _, rest = parser.parse_known_args(words)
         assert not rest or words[0] in TRAINS, (words, rest)
 
 

@@ -82,7 +82,7 @@ def test_it_is_scored_exported_and_described_like_any_run(ensemble, tmp_path, ca
     epochs = ", ".join(f"{one['best_epoch']:g}" for one in read(run / "run.json")["members"])
     assert f">{epochs}<" in page
     gather_results(["run/evaluation-test"], "results.json")
-    (tmp_path / "page.md").write_text("<!-- laennec:scores results.json test -->\n<!-- laennec:end -->\n")
+    (tmp_path / "page.md").write_text("<!-- laennec:study results.json test -->\n<!-- laennec:end -->\n")
     render(tmp_path / "page.md")
     assert "| tiny_ensemble_of_3 | 0, 1, 2 | " in (tmp_path / "page.md").read_text()
     again = ["evaluate", "run/export-full", "--corpus", "synthetic", "--data-dir"]

@@ -36,11 +36,11 @@ def test_results_are_what_the_evaluation_wrote(scored, tmp_path):
 def test_a_document_is_rendered_and_a_changed_number_is_found(scored, tmp_path):
     gather_results([scored.folder], tmp_path / "results.json")
     document = tmp_path / "README.md"
-    document.write_text("before\n\n<!-- laennec:scores results.json -->\n<!-- laennec:end -->\n\nafter\n")
+    document.write_text("before\n\n<!-- laennec:study results.json validation -->\n<!-- laennec:end -->\n\nafter\n")
     assert not render(document)
     text = document.read_text()
     score_text = f"{scored.evaluation['values']['icbhi.Score']:.1f}"
-    assert f"| tiny | 0 | {score_text}" in text and text.startswith("before") and text.endswith("after\n")
+    assert f" | {score_text}" in text and text.startswith("before") and text.endswith("after\n")
     assert render(document) and render(document, check=True)
     document.write_text(text.replace(score_text, "99.9", 1))
     assert not render(document, check=True)
@@ -54,9 +54,9 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     assert figures["icbhi.Score"]["mean"] == pytest.approx(values["icbhi.Score"])
     assert figures["crackle.roc_auc"]["mean"] == pytest.approx(values["crackle.roc_auc"])
     document = tmp_path / "README.md"
-    document.write_text("<!-- laennec:means results.json validation -->\n<!-- laennec:end -->\n")
+    document.write_text("<!-- laennec:study results.json validation -->\n<!-- laennec:end -->\n")
     render(document)
-    assert f"| tiny | 0 | {values['icbhi.Score']:.1f} " in document.read_text()
+    assert f"| {values['icbhi.Score']:.1f} " in document.read_text()
     assert "s of CPU" not in document.read_text()
     content = json.loads(path.read_text())
     trained, before = {"cpu_seconds": 8.4, "peak_memory_mb": 12}, {"cpu_seconds": 4.0, "peak_memory_mb": 345}
@@ -68,7 +68,7 @@ def test_methods_are_compared_and_their_table_rendered(scored, tmp_path):
     assert lines[1].endswith("| training, s of CPU (GPU) | memory, MB |") and lines[3].endswith(" | 12 | 345 |")
     compared = json.loads(gather_results([scored.folder], path, baseline="later").read_text())["methods"]["validation"]
     assert compared["baseline"] is None and compared["figures"]["tiny"]["icbhi.Score"]["difference"] is None
-    document.write_text("<!-- laennec:means results.json test -->\n<!-- laennec:end -->\n")
+    document.write_text("<!-- laennec:study results.json test -->\n<!-- laennec:end -->\n")
     with pytest.raises(KeyError, match="test"):
         render(document)
 
@@ -108,7 +108,7 @@ def test_a_marker_selects_methods(tiny_run, tmp_path):
     content["methods"]["validation"]["seeds"]["tiny, SVC"] = [0]
     (tmp_path / "results.json").write_text(json.dumps(content))
     document = tmp_path / "README.md"
-    for kind in ("scores", "means", "study"):
+    for kind in ("study", "audit"):
         for only, there, gone in (
             ("", ("| tiny |", "| tiny, SVC |"), ()),
             (" only=tiny,_SVC", ("| tiny, SVC |",), ("| tiny |",)),
@@ -118,7 +118,18 @@ def test_a_marker_selects_methods(tiny_run, tmp_path):
             render(document)
             text = document.read_text()
             assert all(name in text for name in there) and not any(name in text for name in gone), (kind, only)
-    document.write_text("<!-- laennec:scores results.json validation only=nobody -->\n<!-- laennec:end -->\n")
+    content["results"] += [row | {"split": "test"} for row in content["results"]]
+    content["methods"]["test"] = content["methods"]["validation"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    marker = "<!-- laennec:study results.json validation;test columns=method;split;{} -->\n<!-- laennec:end -->\n"
+    document.write_text(marker.format("AUROC"))
+    with pytest.raises(SystemExit, match=r"\.md: columns= names AUROC; there are method, split, "):
+        render(document)
+    document.write_text(marker.format("ICBHI_Score"))
+    render(document)
+    assert "| method | split | ICBHI Score |\n" in (text := document.read_text())
+    assert "| tiny | validation | " in text and "| tiny, SVC | test | " in text
+    document.write_text("<!-- laennec:study results.json validation only=nobody -->\n<!-- laennec:end -->\n")
     with pytest.raises(SystemExit, match=r"\.md: only= names nobody; there are tiny, tiny,_SVC"):
         render(document)
 

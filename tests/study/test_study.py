@@ -189,7 +189,7 @@ def test_a_study_is_interrupted_continued_and_gathered(tiny_recipe, tmp_path, ca
     document = tmp_path / "page.md"
     document.write_text("<!-- laennec:study out/results.json test -->\n<!-- laennec:end -->\n")
     assert not render(document) and render(document, check=True)
-    assert "| tiny, label fraction 0.5 | 2 |" in document.read_text()
+    assert "| tiny, label fraction 0.5 | 0, 1 | 2 |" in document.read_text()
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
     assert re.fullmatch(r"(\d+) cells: \1 finished, 0 to run\n", capsys.readouterr().out)

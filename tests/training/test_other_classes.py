@@ -94,11 +94,11 @@ def test_folds_are_results_of_their_own(scored, tmp_path):
     rows = json.loads(into.read_text())["results"]
     assert [row["fold"] for row in rows] == [1, 2]
     document = tmp_path / "README.md"
-    document.write_text("<!-- laennec:classes results.json test -->\n<!-- laennec:end -->\n")
+    document.write_text("<!-- laennec:study results.json test -->\n<!-- laennec:end -->\n")
     render(document)
     mean = np.mean([s.evaluation["values"]["accuracy"] for s in scored])
     uar = np.mean([s.evaluation["values"]["uar"] for s in scored])
-    assert f"| tiny | 0 | 1, 2 | {mean:.1f} | {uar:.1f} |" in document.read_text()
+    assert f"| {mean:.1f}" in document.read_text() and f"| {uar:.1f}" in document.read_text()
 
 
 def test_a_run_predicts_its_own_classes(scored, esc50, tmp_path):
