@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         from laennec.inference.batch.ray_engine import RayWork
 
         places = predictor.identity(options.annotation is not None)["spans"]
-        work = RayWork.of(predictor, embedder.provenance(places), options.annotation, embed=True, layer=options.layer)
+        work = RayWork(predictor, embedder.provenance(places), options.annotation, embedder)
         return run_ray(options, work, inputs)
     done = embed(
         embedder,

@@ -148,7 +148,7 @@ def run(options: argparse.Namespace) -> int:
         from laennec.inference.batch.ray_engine import RayWork
 
         identity = {**predictor.identity(chosen.annotation is not None), "model": predictor.fingerprint()}
-        return run_ray(options, RayWork.of(predictor, {"laennec": __version__, **identity}, chosen.annotation), inputs)
+        return run_ray(options, RayWork(predictor, {"laennec": __version__, **identity}, chosen.annotation), inputs)
     if not predictor.whole:
         chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
     chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
@@ -175,7 +175,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
     from laennec.inference.batch.ray_engine import run_on_ray
     from laennec.progress import Progress
 
-    progress = Progress("embedding" if work.embed else "predicting")
+    progress = Progress("predicting" if work.embedder is None else "embedding")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
     say_failed(done.failed)
     say(f"{work.what}: {options.out} ({outcome(done)})")
