@@ -19,9 +19,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 import laennec
 from benchmarks import as_table
 from benchmarks.row import Row, Setting, needs
+from laennec.corpora import load_corpus
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.training.record import hardware, versions
@@ -91,9 +95,6 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
     Raises:
         InputError: There are not so many that are long enough.
     """
-    from laennec.corpora import load_corpus
-    from laennec.corpora.base import column_of
-
     table = load_corpus("sprsound", folder, protocol="none")["all"]
     columns = ("recording_path", "start_s", "end_s", "crackle", "wheeze", "part")
     events: dict[str, list[tuple[float, float, int, int]]] = {}
@@ -101,8 +102,6 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
         if part == "train":
             events.setdefault(path, []).append((start, end, crackle, wheeze))
     needed = CLIP_S * CLIPS_OF_A_RECORDING
-    import soundfile
-
     chosen: list[dict[str, Any]] = []
     paths = [path for path in sorted(events) if soundfile.info(path).duration >= needed]
     if len(paths) < recordings:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from batches import copied
 from fsspec.implementations.local import LocalFileSystem
 
 from laennec import DEFAULT_MODEL
@@ -53,12 +54,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Ten recordings, a damaged one in the middle."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:10]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "r5_bad.wav").write_text("no sound")
-    return folder
+    names = [f"r{number}" for number in range(10)]
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), *names, "r5_bad")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from batches import content, copied
 
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
@@ -23,12 +24,7 @@ FORMATS = ("json", "csv", "audacity", "raven")
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Four good recordings and a bad one, copied so that they can be changed."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:4]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "bad.wav").write_text("no sound")
-    return folder
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), "bad", "r0", "r1", "r2", "r3")
 
 
 class Counting(Predictor):
@@ -43,10 +39,6 @@ class Counting(Predictor):
 def make(tiny_run):
     model, extractor = load_model(tiny_run)
     return lambda **settings: Counting(model, extractor, **{"window_s": 2, "hop_s": 1, **settings})
-
-
-def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def in_a_process_of_its_own(work):

@@ -3,13 +3,13 @@
 import os
 import pickle
 import random
-import shutil
 import signal
 import time
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from batches import content, copied
 
 from forked import Forked, on_another_machine
 from laennec.cli.main import main
@@ -22,12 +22,8 @@ FORMATS = ("json", "csv", "parquet", "audacity")
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Six recordings, a damaged one in the middle."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:6]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "r2_bad.wav").write_text("no sound")
-    return folder
+    names = ("r0", "r1", "r2", "r2_bad", "r3", "r4", "r5")
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), *names)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +37,6 @@ def alone(predictor, recordings, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
     predict(predictor, [recordings], out, formats=FORMATS)
     return content(out)
-
-
-def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 class Dying(Predictor):
