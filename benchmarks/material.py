@@ -34,9 +34,6 @@ def cycle_lengths(setting: Setting, cycles: int) -> tuple[npt.NDArray[np.float64
 
     Returns:
         Seconds (cycles,), from short to long, and where they come from, in words.
-
-    Raises:
-        InputError: A folder of annotations holds none.
     """
     shares = (np.arange(cycles) + 0.5) / cycles
     folder = setting.data_dir / "icbhi2017_annotations" if setting.data_dir else None

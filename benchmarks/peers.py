@@ -91,9 +91,6 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
     Args:
         folder: SPRSound's, with train/wav and train/json.
         recordings: How many.
-
-    Raises:
-        InputError: There are not so many that are long enough.
     """
     table = load_corpus("sprsound", folder, protocol="none")["all"]
     columns = ("recording_path", "start_s", "end_s", "crackle", "wheeze", "part")
@@ -119,11 +116,7 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
 
 
 def environment(name: str, peer: Peer, folder: Path) -> Path:
-    """The Python of a peer's environment, made where it is not there.
-
-    Raises:
-        InputError: It cannot be installed beside this torch; the resolver's reason.
-    """
+    """The Python of a peer's environment, made where it is not there."""
     python = folder / name / "bin" / "python"
     done = folder / name / "installed"
     if done.exists():
@@ -160,9 +153,6 @@ def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:
 
     Returns:
         cpu_s, before_s and peak_mb.
-
-    Raises:
-        InputError: It failed; its last line.
     """
     with tempfile.TemporaryDirectory() as scratch:
         alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LAENNEC_CACHE": scratch}

@@ -128,11 +128,7 @@ class Batch(ABC):
         return self._run(identity, overwrite, progress, jobs)
 
     def _run(self, identity: dict[str, Any], overwrite: bool, progress: Progress | None, jobs: int) -> "BatchResult":
-        """What `run` does.
-
-        Raises:
-            RewrittenError: The journal is not as this process left it; another call makes what it lacks.
-        """
+        """What `run` does."""
         ranks = Ranks(self.out)
         with contextlib.ExitStack() as stack:
             if not ranks.rank:
