@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
-    names = ("calibration", "threshold_rule", "sensitivity", "line", "spans", "data_dir")
-    fitted = recalibrate(options.run_folder, *chosen(options, *names).values())
+    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir")
+    fitted = recalibrate(options.run_folder, command=options.line, **chosen(options, *names))
     for spans, point in fitted.items():
         say(*format_fitted(point, spans).splitlines())
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):

@@ -321,10 +321,11 @@ def _style() -> str:
 @contextlib.contextmanager
 def _folder_of_uploads() -> Iterator[Path]:
     """A folder that Gradio uses for this block; it takes its name from the environment alone."""
-    before = os.environ.get("GRADIO_TEMP_DIR", "")
+    before = {name: os.environ[name] for name in ["GRADIO_TEMP_DIR"] if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             yield Path(folder)
         finally:
-            os.environ["GRADIO_TEMP_DIR"] = before  # Gradio takes an empty name for none
+            del os.environ["GRADIO_TEMP_DIR"]
+            os.environ |= before
