@@ -10,12 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import soundfile
+import torch
 
 from benchmarks.device import devices, gpu, not_measured, on, waiting
 from benchmarks.material import cycle_lengths, noise
 from benchmarks.row import Row, Setting, fastest, needs
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_recording
+from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.corpora.base import column_of
 from laennec.rendering import plain_table
+from laennec.training.embeddings import length_batches
 
 HOURS = 5_000
 _DECODE, _FEATURES, _FLAC = "decode and resample", "features", "FLAC at 16 kHz"
@@ -45,10 +51,6 @@ def rates(setting: Setting) -> list[Row]:
 
 
 def _decoding(setting: Setting) -> Row:
-    import soundfile
-
-    from laennec.audio.recording import read_recording
-
     found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
     chosen = found[:: max(1, len(found) // RECORDINGS)][:RECORDINGS]
     seconds = sum(float(soundfile.info(path).duration) for path in chosen)
@@ -58,11 +60,6 @@ def _decoding(setting: Setting) -> Row:
 
 
 def _features(setting: Setting) -> list[Row]:
-    import torch
-
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.training.embeddings import length_batches
-
     torch.set_num_threads(1)
     extractor = LaennecFeatureExtractor("ast")
     rows = []
@@ -86,10 +83,6 @@ def _features(setting: Setting) -> list[Row]:
 
 def _flac(setting: Setting) -> Row:
     """Bytes of FLAC over bytes of WAV, 16 bit, of real cycles whose recordings have all of the band."""
-    import soundfile
-
-    from laennec.corpora import CycleWaveforms, load_corpus
-
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     wide = [row for row, rate in enumerate(column_of(table, "source_sampling_rate")) if rate >= 44100]
     table = table.select(wide[:: max(1, len(wide) // 200)])

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.row import Row, Setting
+from laennec.training.recipe import Recipe
+from laennec.training.run import train
 
 _SEEDS, _EPOCHS = (0, 1, 2), 2
 _OPTIONS: dict[str, Any] = {}  # of the synthetic corpus
@@ -101,9 +103,6 @@ def _recipe(setting: Setting, folder: Path) -> dict[str, Any]:
 
 def _curve(recipe: dict[str, Any], folder: Path, seed: int, key: str | None = None) -> tuple[Any, float]:
     """Mean training loss of each epoch (epochs,), and the seconds that training took."""
-    from laennec.training.recipe import Recipe
-    from laennec.training.run import train
-
     made = Recipe.from_record(recipe | {"seed": seed})
     if key is not None:
         setattr(made.train, key, True)

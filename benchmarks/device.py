@@ -7,10 +7,12 @@ sparsity; a device that is not in the table has no utilisation, rather than a gu
 """
 
 import re
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from benchmarks.row import Row
 
@@ -104,3 +106,31 @@ def ast_flops(config: Any, frames: int) -> float:
     projections = 2 * tokens * (4 * dim * dim + 2 * dim * hidden)  # queries, keys, values, output; the two of the MLP
     attention = 2 * 2 * tokens * tokens * dim
     return float(2 * patches * size * size * dim + int(config.num_hidden_layers) * (projections + attention))
+
+
+class EpochClock(TrainerCallback):
+    """Seconds of one epoch of a Trainer.
+
+    Args:
+        epoch: Which one, counted from 0; those before it warm up.
+        device: What is waited for.
+    """
+
+    def __init__(self, epoch: int, device: torch.device) -> None:
+        self.epoch, self.device = epoch, device
+        self.seconds = 0.0
+        self._seen = 0
+        self._start = 0.0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start."""
+        if self._seen == self.epoch:
+            wait_for(self.device)
+            self._start = time.perf_counter()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop."""
+        if self._seen == self.epoch:
+            wait_for(self.device)
+            self.seconds = time.perf_counter() - self._start
+        self._seen += 1

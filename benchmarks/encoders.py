@@ -7,21 +7,20 @@ it is called everywhere else, every cycle filled up to the 30 s that Whisper's p
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.row import Row, Setting, fastest, needs
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import CycleWaveforms, load_corpus
+from laennec.encoders import load_encoder
+from laennec.encoders.transformers_audio import sinusoids
+from laennec.training.embeddings import length_batches
 
 _CYCLES = 16
 
 
 def natural_length(setting: Setting) -> list[Row]:
     """Whisper base, frozen, on real cycles: natural length against 30 s, one thread, features not included."""
-    import torch
-
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.corpora import CycleWaveforms, load_corpus
-    from laennec.encoders import load_encoder
-    from laennec.encoders.transformers_audio import sinusoids
-    from laennec.training.embeddings import length_batches
-
     torch.set_num_threads(1)
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     # spread over the corpus, so that lengths are those of the corpus
@@ -50,17 +49,9 @@ def natural_length(setting: Setting) -> list[Row]:
 
     own, other = fastest(ours, theirs, repeats=min(setting.repeats, 3))
     seconds = sum(map(len, cycles)) / 16000 / len(cycles)
-    return [
-        Row(
-            "frozen Whisper base",
-            len(cycles) / own,
-            len(cycles) / other,
-            "cycles/s",
-            other / own,
-            ">= 3",
-            f"{len(cycles)} cycles of {seconds:.1f} s on average at their own length; theirs is filled up to 30 s",
-        )
-    ]
+    rates = [len(cycles) / took for took in (own, other)]
+    note = f"{len(cycles)} cycles of {seconds:.1f} s on average at their own length; theirs is filled up to 30 s"
+    return [Row("frozen Whisper base", *rates, "cycles/s", other / own, ">= 3", note)]
 
 
 def _whisper_beside(weights: str | None) -> Path | None:

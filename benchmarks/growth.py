@@ -16,12 +16,20 @@ import wave
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 from benchmarks.row import PEAK_MEMORY, Row, Setting, in_a_new_process
 from benchmarks.training import head_epochs
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import load_corpus
 from laennec.errors import InputError
+from laennec.training.data.batches import EmbeddingDataset
+from laennec.training.data.split_data import make_split
+from laennec.training.embeddings import EmbeddingCache, embed_cycles
+from laennec.training.recipe import Recipe
+from laennec.training.run import make_model
 
 SIZES = (1_000, 10_000, 100_000)
 # cycles of each process, and how many of them in a batch
@@ -78,15 +86,9 @@ def _grown(row: Row) -> Row:
 
 def table_to_head(cycles: int) -> float:
     """Seconds from a folder of recordings to a trained head, and once over sound; writing the folder is left out."""
-    from laennec.corpora import load_corpus
-    from laennec.training.data.batches import EmbeddingDataset
-    from laennec.training.data.split_data import make_split
-    from laennec.training.embeddings import EmbeddingCache, embed_cycles
-    from laennec.training.run import make_model
-
     recipe, extractor = _recipe()
-    with tempfile.TemporaryDirectory() as out, _cache_in(Path(out) / "cache") as cache:
-        folder = Path(out) / "corpus"
+    with tempfile.TemporaryDirectory() as out, patch.dict(os.environ, LAENNEC_CACHE=f"{out}/cache"):
+        folder, cache = Path(out) / "corpus", Path(out) / "cache"
         _write(folder, cycles)
         since = time.perf_counter()
         table = load_corpus("icbhi2017", folder, protocol="none")["all"]
@@ -101,9 +103,6 @@ def table_to_head(cycles: int) -> float:
 
 def _recipe() -> tuple[Any, Any]:
     """Cheap features, and an encoder without a network."""
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.training.recipe import Recipe
-
     recipe = Recipe(name="bench")
     recipe.encoder.type, recipe.encoder.trainable = "statistics", "frozen"
     recipe.features.preset = "song2021"
@@ -113,22 +112,6 @@ def _recipe() -> tuple[Any, Any]:
         hop_samples=64, reflect_samples=0, high_hz=_RATE / 2,
     )  # fmt: skip
     return recipe, extractor
-
-
-class _cache_in:  # noqa: N801 - reads like a function
-    """Caches lie in a folder for a while."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.before = folder, os.environ.get("LAENNEC_CACHE")
-
-    def __enter__(self) -> Path:
-        os.environ["LAENNEC_CACHE"] = str(self.folder)
-        return self.folder
-
-    def __exit__(self, *_: Any) -> None:
-        del os.environ["LAENNEC_CACHE"]
-        if self.before is not None:
-            os.environ["LAENNEC_CACHE"] = self.before
 
 
 def _write(folder: Path, cycles: int) -> None:

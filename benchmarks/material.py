@@ -5,11 +5,14 @@ annotations: read where they are at hand, else by quantiles of them. Cycles are 
 that few stand for all. Where speed alone is measured their sound is noise.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.row import Setting
 from laennec.audio.cycles import read_annotation
+from laennec.encoders import load_encoder
 from laennec.errors import InputError
 
 # durations in seconds of the cycles in the 920 annotation files of the ICBHI 2017 Respiratory Sound Database
@@ -31,9 +34,6 @@ def cycle_lengths(setting: Setting, cycles: int) -> tuple[npt.NDArray[np.float64
 
     Returns:
         Seconds (cycles,), from short to long, and where they come from, in words.
-
-    Raises:
-        InputError: A folder of annotations holds none.
     """
     shares = (np.arange(cycles) + 0.5) / cycles
     folder = setting.data_dir / "icbhi2017_annotations" if setting.data_dir else None
@@ -55,3 +55,10 @@ def noise(durations: npt.NDArray[np.float64], sampling_rate: int, key: int = 1) 
 def shuffled(cycles: int) -> npt.NDArray[np.int64]:
     """A fixed order without a trend in length."""
     return np.random.Generator(np.random.Philox(key=2)).permutation(cycles)
+
+
+def mobilenet(setting: Setting) -> tuple[Any, str]:
+    """The released mobilenet, or one of its size with random weights, and its name."""
+    if setting.weights:
+        return load_encoder(setting.weights, type="mobilenet"), "mn04"
+    return load_encoder(None, type="mobilenet", width_mult=0.4), "mobilenet of width 0.4, random weights"

@@ -19,9 +19,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import soundfile
+
 import laennec
 from benchmarks import as_table
 from benchmarks.row import Row, Setting, needs
+from laennec.corpora import load_corpus
+from laennec.corpora.base import column_of
 from laennec.errors import InputError
 from laennec.files import atomic_write
 from laennec.training.record import hardware, versions
@@ -87,13 +91,7 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
     Args:
         folder: SPRSound's, with train/wav and train/json.
         recordings: How many.
-
-    Raises:
-        InputError: There are not so many that are long enough.
     """
-    from laennec.corpora import load_corpus
-    from laennec.corpora.base import column_of
-
     table = load_corpus("sprsound", folder, protocol="none")["all"]
     columns = ("recording_path", "start_s", "end_s", "crackle", "wheeze", "part")
     events: dict[str, list[tuple[float, float, int, int]]] = {}
@@ -101,8 +99,6 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
         if part == "train":
             events.setdefault(path, []).append((start, end, crackle, wheeze))
     needed = CLIP_S * CLIPS_OF_A_RECORDING
-    import soundfile
-
     chosen: list[dict[str, Any]] = []
     paths = [path for path in sorted(events) if soundfile.info(path).duration >= needed]
     if len(paths) < recordings:
@@ -120,11 +116,7 @@ def clips_of(folder: Path, recordings: int) -> list[dict[str, Any]]:
 
 
 def environment(name: str, peer: Peer, folder: Path) -> Path:
-    """The Python of a peer's environment, made where it is not there.
-
-    Raises:
-        InputError: It cannot be installed beside this torch; the resolver's reason.
-    """
+    """The Python of a peer's environment, made where it is not there."""
     python = folder / name / "bin" / "python"
     done = folder / name / "installed"
     if done.exists():
@@ -161,9 +153,6 @@ def measure(python: Path, side: str, job: str, clips: Path) -> dict[str, float]:
 
     Returns:
         cpu_s, before_s and peak_mb.
-
-    Raises:
-        InputError: It failed; its last line.
     """
     with tempfile.TemporaryDirectory() as scratch:
         alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LAENNEC_CACHE": scratch}

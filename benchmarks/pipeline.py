@@ -10,14 +10,21 @@ import io
 import os
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from transformers import PrinterCallback
 
-from benchmarks.device import device_name, devices, gpu, not_measured, on
+from benchmarks.device import EpochClock, device_name, devices, gpu, not_measured, on
 from benchmarks.row import Row, Setting, needs
+from laennec.audio.augmentation import Gain, PitchShift, SpecAugment, TimeShift, TimeStretch, WhiteNoise
+from laennec.corpora import load_corpus
+from laennec.training.data.split_data import make_extractor, make_split
+from laennec.training.recipe import Recipe
+from laennec.training.run import make_model
+from laennec.training.schedules import make_arguments, plan_phases
 from laennec.training.trainer import LaennecTrainer
 
 # cycles of an epoch (of two, of which the second counts) and of a batch
@@ -62,11 +69,10 @@ def waiting_for_data(setting: Setting) -> list[Row]:
 
 
 def _waiting(setting: Setting, device: torch.device, moved: bool) -> Row:
-    from benchmarks.transformer import EpochClock
-
     torch.set_num_threads(1)
     clock = EpochClock(1, device)
-    with tempfile.TemporaryDirectory() as out, _choosing(device):
+    there = {"ACCELERATE_USE_CPU": "true"} if device.type == "cpu" else {}  # although there may be a GPU
+    with tempfile.TemporaryDirectory() as out, patch.dict(os.environ, there):
         trainer, cycles = _trainer(setting, device, Path(out), moved)
         trainer.add_callback(clock)
         trainer.train()
@@ -85,29 +91,8 @@ def _waiting(setting: Setting, device: torch.device, moved: bool) -> Row:
     return Row(name, trainer.waited_s / clock.seconds, None, "of a step", None, bound, note)
 
 
-@contextlib.contextmanager
-def _choosing(device: torch.device) -> Iterator[None]:
-    """The CPU for a while, although there may be a GPU."""
-    before = os.environ.get("ACCELERATE_USE_CPU")
-    if device.type == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    try:
-        yield
-    finally:
-        os.environ.pop("ACCELERATE_USE_CPU", None)
-        if before is not None:
-            os.environ["ACCELERATE_USE_CPU"] = before
-
-
 def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> tuple[TimedTrainer, int]:
     """What a recipe would train with, less validation and checkpoints, and its cycles."""
-    from transformers import PrinterCallback
-
-    from laennec.corpora import load_corpus
-    from laennec.training.data.split_data import make_extractor, make_split
-    from laennec.training.run import make_model
-    from laennec.training.schedules import make_arguments, plan_phases
-
     recipe = _recipe(setting, device.type, moved)
     extractor = make_extractor(recipe.features)
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
@@ -129,9 +114,6 @@ def _trainer(setting: Setting, device: torch.device, out: Path, moved: bool) -> 
 
 def _recipe(setting: Setting, kind: str, moved: bool) -> Any:
     """Draws on cycles (`moved`: stretch and pitch too), and an encoder that suits the device."""
-    from laennec.audio.augmentation import Gain, PitchShift, SpecAugment, TimeShift, TimeStretch, WhiteNoise
-    from laennec.training.recipe import Recipe
-
     recipe = Recipe(name="bench")
     recipe.encoder.config = dict(SIZE[kind])
     if kind == "cuda":

@@ -14,12 +14,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
+from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
 from benchmarks import transformer
 from benchmarks.device import device_name, gpu, not_measured, waiting
+from benchmarks.material import mobilenet
 from benchmarks.row import Row, Setting, fastest, needs, profiled
-from laennec import DEFAULT_MODEL
+from laennec import DEFAULT_MODEL, load_model
+from laennec.audio.cycles import cut, sliding_windows
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.audio.recording import read_recording
+from laennec.configuration import LaennecConfig
+from laennec.encoders import load_encoder
+from laennec.inference.predictor import Predictor
+from laennec.modeling import LaennecForAudioClassification
 
 # how many of the recordings, evenly spread
 RECORDINGS = {"mobilenet": 12, "ast": 1, "jobs": 101}
@@ -35,9 +45,6 @@ def whole_recordings(setting: Setting) -> list[Row]:
 
 def _on_gpu(found: list[Path]) -> Row:
     """The model in the package on a GPU: recordings from the file on, against the CPU."""
-    from laennec import load_model
-    from laennec.inference.predictor import Predictor
-
     name, bound = "whole recordings on a GPU", "> 1"
     device = gpu()
     if device is None:
@@ -56,10 +63,6 @@ def _on_gpu(found: list[Path]) -> Row:
 
 def in_the_package(setting: Setting) -> list[Row]:
     """The model in the package, in onnxruntime against torch: recordings, their windows alone, and the command."""
-    from laennec.audio.cycles import cut, sliding_windows
-    from laennec.audio.recording import read_recording
-    from laennec.inference.predictor import Predictor
-
     torch.set_num_threads(1)
     found = sorted(needs(setting, "icbhi2017_subset").glob("*.flac"))
     chosen, seconds = _some(found, "mobilenet")
@@ -138,42 +141,26 @@ def _laennec(*words: str, cache: str | None = None) -> None:
 
 def _some(found: list[Path], kind: str) -> tuple[list[Path], float]:
     """Some recordings, and how many seconds they last together."""
-    import soundfile
-
     chosen = found[:: max(1, len(found) // RECORDINGS[kind])][: RECORDINGS[kind]]
     return chosen, sum(float(soundfile.info(path).duration) for path in chosen)
 
 
 def _predictor(encoder: Any, preset: str) -> Any:
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.configuration import LaennecConfig
-    from laennec.inference.batch.run import Predictor
-    from laennec.modeling import LaennecForAudioClassification
-
     config = LaennecConfig(encoder_config=encoder.config, id2label=_NAMES)
     return Predictor(LaennecForAudioClassification(config, encoder), LaennecFeatureExtractor(preset))
 
 
 def _mobilenet(setting: Setting, found: list[Path]) -> Row:
-    from laennec.encoders import load_encoder
-
     chosen, seconds = _some(found, "mobilenet")
-    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
-    predictor = _predictor(load_encoder(setting.weights, type="mobilenet", **size), "efficientat")
+    encoder, what = mobilenet(setting)
+    predictor = _predictor(encoder, "efficientat")
     predictor(chosen[0])
     (took,) = fastest(lambda: [predictor(path) for path in chosen], repeats=setting.repeats)
-    what = "mn04" if setting.weights else "mobilenet of width 0.4, random weights"
     note = f"{len(chosen)} recordings of {seconds:.0f} s in all, {what}, file to thresholds, one thread"
     return Row("whole recordings, mobilenet", seconds / took, None, "x real time", None, ">= 100", note)
 
 
 def _ast(setting: Setting, found: list[Path]) -> Row:
-    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
-
-    from laennec.audio.cycles import cut, sliding_windows
-    from laennec.audio.recording import read_recording
-    from laennec.encoders import load_encoder
-
     chosen, seconds = _some(found, "ast")
     predictor = _predictor(load_encoder(None, type="ast", **transformer.SIZE), "ast")
     config = ASTConfig(num_labels=2, problem_type="multi_label_classification", **transformer.SIZE)

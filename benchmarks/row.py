@@ -66,11 +66,7 @@ def fastest(*sides: Callable[[], Any], repeats: int) -> list[float]:
 
 
 def needs(setting: Setting, folder: str) -> Path:
-    """A folder of recordings.
-
-    Raises:
-        InputError: It is not there.
-    """
+    """A folder of recordings."""
     path = setting.data_dir / folder if setting.data_dir else None
     if path is None or not path.is_dir():
         raise InputError(f"needs {folder} below --data-dir")
@@ -129,11 +125,7 @@ def peak():
 
 
 def in_a_new_process(script: str, *arguments: str) -> list[float]:
-    """The numbers that a script prints last, run by itself.
-
-    Raises:
-        InputError: It failed.
-    """
+    """The numbers that a script prints last, run by itself."""
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"a measurement failed: {done.stderr.strip().splitlines()[-1]}")

@@ -10,20 +10,22 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import soundfile
+import soxr
+import torch
+from transformers import ASTFeatureExtractor
 
 from benchmarks.device import gpu, not_measured, waiting
 from benchmarks.material import cycle_lengths, noise
 from benchmarks.row import PEAK_MEMORY, Row, Setting, fastest, in_a_new_process, needs, profiled
+from laennec.audio.augmentation import PitchShift, TimeStretch, WaveformAugmentation
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.corpora.base import column_of
 
 
 def reading(setting: Setting) -> list[Row]:
     """Read, resample and cut the real ICBHI subset, against a bare soundfile + soxr loop."""
-    import soundfile
-    import soxr
-
-    from laennec.corpora import CycleWaveforms, load_corpus
-
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"]
     spans: dict[str, list[tuple[float, float]]] = {}
     for path, start, end in zip(
@@ -49,16 +51,9 @@ def reading(setting: Setting) -> list[Row]:
         profile = profiled(CycleWaveforms(table, 16000, cache_dir=caches).prepare)
         (again,) = fastest(lambda: _read_all(table, caches), repeats=setting.repeats)
     n = len(table)
+    note = f"{len(spans)} recordings, {n} cycles, into the cache; theirs: soundfile + soxr into memory; {profile}"
     return [
-        Row(
-            "read + resample + cut",
-            ours,
-            other,
-            "s",
-            ours / other,
-            "<= 1.2",
-            f"{len(spans)} recordings, {n} cycles, into the cache; theirs: soundfile + soxr into memory; {profile}",
-        ),
+        Row("read + resample + cut", ours, other, "s", ours / other, "<= 1.2", note),
         Row("the same from the cache", again, other, "s", again / other, "no decoding", f"{n} cycles read back"),
     ]
 
@@ -92,8 +87,6 @@ print(peak())
 
 
 def _read_all(table: Any, cache: str) -> None:
-    from laennec.corpora import CycleWaveforms
-
     waveforms = CycleWaveforms(table, 16000, cache_dir=cache)
     waveforms.prepare()
     for row in range(len(table)):
@@ -102,11 +95,6 @@ def _read_all(table: Any, cache: str) -> None:
 
 def filter_bank(setting: Setting) -> list[Row]:
     """Batched fbank against transformers' ASTFeatureExtractor (numpy path) and torchaudio's, per cycle, one thread."""
-    import torch
-    from transformers import ASTFeatureExtractor
-
-    from laennec.audio.features import LaennecFeatureExtractor
-
     torch.set_num_threads(1)
     draw = np.random.Generator(np.random.Philox(key=1))
     rows = []
@@ -120,38 +108,22 @@ def filter_bank(setting: Setting) -> list[Row]:
                 partial(theirs, cycles, sampling_rate=16000, return_tensors="pt"),
                 repeats=setting.repeats,
             )
-        rows.append(
-            Row(
-                f"fbank of {seconds} s cycles",
-                1000 * ours / 32,
-                1000 * other / 32,
-                "ms/cycle",
-                other / ours,
-                ">= 5",
-                "32 cycles in a batch; theirs pads to 10.24 s",
-            )
-        )
+        name, note = f"fbank of {seconds} s cycles", "32 cycles in a batch; theirs pads to 10.24 s"
+        rows.append(Row(name, 1000 * ours / 32, 1000 * other / 32, "ms/cycle", other / ours, ">= 5", note))
         rows.append(_against_torchaudio(setting, natural, cycles, seconds))
     return [*rows, _filter_bank_on_gpu(setting)]
 
 
 def _against_torchaudio(setting: Setting, extractor: Any, cycles: list[Any], seconds: float) -> Row:
     """The same at natural length with what transformers' AST uses where torchaudio is installed."""
-    import torch
-
     name = f"fbank of {seconds} s cycles, torchaudio"
     try:
         kaldi = importlib.import_module("torchaudio.compliance.kaldi")
     except (ImportError, OSError) as error:
         return Row(name, None, None, "", None, "> 1", f"not measured here: torchaudio cannot be imported ({error})")
     sounds = [torch.from_numpy(cycle)[None] for cycle in cycles]
-    settings: dict[str, Any] = {
-        "window_type": "hanning",
-        "num_mel_bins": 128,
-        "htk_compat": True,
-        "use_energy": False,
-        "dither": 0.0,
-    }
+    settings: dict[str, Any] = {"window_type": "hanning", "num_mel_bins": 128, "htk_compat": True}
+    settings |= {"use_energy": False, "dither": 0.0}
     ours, other = fastest(
         partial(extractor, cycles, sampling_rate=16000),
         lambda: [kaldi.fbank(sound, **settings) for sound in sounds],
@@ -164,10 +136,6 @@ def _against_torchaudio(setting: Setting, extractor: Any, cycles: list[Any], sec
 
 def _filter_bank_on_gpu(setting: Setting) -> Row:
     """The same of ICBHI's lengths, copied to a GPU; the other side has no way to compute there."""
-    from transformers import ASTFeatureExtractor
-
-    from laennec.audio.features import LaennecFeatureExtractor
-
     device = gpu()
     if device is None:
         return not_measured("fbank on a GPU", "ms/cycle", ">= 5")
@@ -183,9 +151,6 @@ def _filter_bank_on_gpu(setting: Setting) -> Row:
 
 def augmentation(setting: Setting) -> list[Row]:
     """Stretch and pitch shift of real cycles, on one thread."""
-    from laennec.audio.augmentation import PitchShift, TimeStretch, WaveformAugmentation
-    from laennec.corpora import CycleWaveforms, load_corpus
-
     table = load_corpus("icbhi2017", needs(setting, "icbhi2017_subset"), protocol="none")["all"].select(range(64))
     cycles = list(CycleWaveforms(table, 16000))
     draws = WaveformAugmentation(stretch=TimeStretch(1.0), pitch=PitchShift(1.0))

@@ -88,10 +88,6 @@ def bench(names: Sequence[str], data_dir: str | None, weights: str | None, out: 
 
     Returns:
         The table as text.
-
-    Raises:
-        InputError: An unknown row, material that is not there or cannot be read, no place for the result, or a named
-            row whose data is not there.
     """
     names = [row for name in names for row in _GROUPS.get(name, [name])]
     _refuse_before_measuring(names, data_dir, weights, out, repeats)

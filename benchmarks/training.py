@@ -11,20 +11,28 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
+from transformers import PrinterCallback, TrainingArguments
 
 from benchmarks.device import devices, not_measured
+from benchmarks.material import mobilenet
 from benchmarks.row import Row, Setting, fastest, needs, profiled
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.corpora import CycleWaveforms, load_corpus
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training import run, schedules
+from laennec.training.data.batches import CycleDataset, EmbeddingDataset, collate_cycles
+from laennec.training.data.split_data import make_extractor, make_split
+from laennec.training.data.targets import Targets
+from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
+from laennec.training.recipe import Recipe
+from laennec.training.run import make_model, train
+from laennec.training.samplers import EpochSampler
+from laennec.training.trainer import LaennecTrainer
 
 
 def frozen_experiment(setting: Setting) -> list[Row]:
     """SPRSound train with a frozen mobilenet: encode once, then a 20-epoch head."""
-    import torch
-
-    from laennec.corpora import load_corpus
-    from laennec.training.data.split_data import make_extractor, make_split
-    from laennec.training.recipe import Recipe
-    from laennec.training.run import make_model, train
-
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
     recipe = Recipe(name="bench")
@@ -52,23 +60,11 @@ def frozen_experiment(setting: Setting) -> list[Row]:
         rows.append(Row("encode once on a GPU", seconds / took["cuda"], None, "x real time", None, "", what))
     else:
         rows.append(not_measured("encode once on a GPU", "x real time"))
-    return [
-        *rows,
-        Row(
-            "20-epoch head",
-            record["timings"]["training"],
-            None,
-            "s",
-            None,
-            "<= 2.5 s",
-            f"on the cached embeddings, validated and saved every epoch; {profile}",
-        ),
-    ]
+    note = f"on the cached embeddings, validated and saved every epoch; {profile}"
+    return [*rows, Row("20-epoch head", record["timings"]["training"], None, "s", None, "<= 2.5 s", note)]
 
 
 def _profile_of_training(recipe: Any) -> str:
-    from laennec.training import run, schedules
-
     said, results = [], []
 
     def phases(*arguments: Any) -> Any:
@@ -82,8 +78,6 @@ def _profile_of_training(recipe: Any) -> str:
 
 def _embedding(model: Any, extractor: Any, part: Any) -> float:
     """Seconds of embedding a part where the model is; a GPU sees some of it before, to warm up."""
-    from laennec.training.embeddings import EmbeddingCache, embed_cycles, embed_waveforms
-
     device = next(model.parameters()).device
     if device.type == "cuda":
         embed_waveforms(model, extractor, [part.dataset.sound(row) for row in range(min(256, len(part.dataset)))])
@@ -100,19 +94,10 @@ SUBSET, EPOCHS = 512, 20
 
 def validation(setting: Setting) -> list[Row]:
     """Embedding events as validation and prediction do, against one by one."""
-    import torch
-
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.corpora import CycleWaveforms, load_corpus
-    from laennec.encoders import load_encoder
-    from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.embeddings import embed_waveforms
-
     torch.set_num_threads(1)
     table = load_corpus("sprsound", needs(setting, "sprsound"), protocol="none")["all"]
     kept = [row for row, part in enumerate(table["part"]) if part == "train"]
-    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
-    encoder = load_encoder(setting.weights, type="mobilenet", **size)
+    encoder, _ = mobilenet(setting)
     model, extractor = LaennecForAudioClassification.from_encoder(encoder), LaennecFeatureExtractor("efficientat")
     sounds = list(CycleWaveforms(table.select(kept[:: max(1, len(kept) // SUBSET)]), extractor.sampling_rate))
     seconds = sum(map(len, sounds)) / extractor.sampling_rate
@@ -131,14 +116,8 @@ def validation(setting: Setting) -> list[Row]:
 
 def padded_step(setting: Setting) -> list[Row]:
     """A training step of cycles of their own length against one of as many equal ones: what masks cost."""
-    import torch
-
-    from laennec.encoders import load_encoder
-    from laennec.modeling import LaennecForAudioClassification
-
     torch.set_num_threads(1)
-    size: dict[str, Any] = {} if setting.weights else {"width_mult": 0.4}
-    encoder = load_encoder(setting.weights, type="mobilenet", **size)
+    encoder, _ = mobilenet(setting)
     model = LaennecForAudioClassification.from_encoder(encoder).to(memory_format=torch.channels_last).train()
     values = torch.randn(32, 200, 128, generator=torch.Generator().manual_seed(0))
     equal = torch.ones(32, 200, dtype=torch.int64)
@@ -158,15 +137,6 @@ def padded_step(setting: Setting) -> list[Row]:
 
 def encoding_again(setting: Setting) -> list[Row]:
     """A frozen mobilenet and a head for 20 epochs: encode once, against encoding again every epoch; both in full."""
-    import torch
-
-    from laennec.corpora import load_corpus
-    from laennec.training.data.batches import EmbeddingDataset
-    from laennec.training.data.split_data import make_extractor, make_split
-    from laennec.training.embeddings import EmbeddingCache, embed_cycles
-    from laennec.training.recipe import Recipe
-    from laennec.training.run import make_model
-
     folder = needs(setting, "sprsound")
     torch.set_num_threads(1)
     recipe = Recipe(name="bench")
@@ -200,42 +170,28 @@ def encoding_again(setting: Setting) -> list[Row]:
 
 def head_epochs(model: Any, dataset: Any, extractor: Any, epochs: int = 1) -> None:
     """Train the head of a model whose encoder is frozen, on embeddings or on sound."""
-    from transformers import PrinterCallback, TrainingArguments
-
-    from laennec.training.samplers import EpochSampler
-    from laennec.training.trainer import LaennecTrainer
-
     with tempfile.TemporaryDirectory() as out:
-        arguments = TrainingArguments(
-            out, per_device_train_batch_size=64, num_train_epochs=epochs, use_cpu=True, save_strategy="no",
-            logging_strategy="no", report_to="none", disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )  # fmt: skip
-        trainer = LaennecTrainer(
-            model,
-            arguments,
-            processing_class=extractor,
-            sampler=EpochSampler(len(dataset), seed=0),
-            train_dataset=dataset,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        plain_trainer(out, model, dataset, extractor, 64, num_train_epochs=epochs).train()
+
+
+def plain_trainer(
+    folder: str, model: Any, dataset: Any, extractor: Any, batch_size: int, callbacks: Any = (), **settings: Any
+) -> LaennecTrainer:
+    """A Trainer on the CPU that saves and logs nothing."""
+    arguments = TrainingArguments(
+        folder, per_device_train_batch_size=batch_size, use_cpu=True, save_strategy="no", logging_strategy="no",
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=False, **settings,
+    )  # fmt: skip
+    sampler = EpochSampler(len(dataset), seed=0)
+    trainer = LaennecTrainer(
+        model, arguments, processing_class=extractor, sampler=sampler, train_dataset=dataset, callbacks=list(callbacks)
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def trainer_step(setting: Setting) -> list[Row]:
     """A Trainer step against a bare PyTorch loop of the same model and batch."""
-    import torch
-    from transformers import PrinterCallback, TrainingArguments
-
-    from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data.batches import CycleDataset, collate_cycles
-    from laennec.training.data.split_data import make_extractor
-    from laennec.training.data.targets import Targets
-    from laennec.training.recipe import Recipe
-    from laennec.training.run import make_model
-    from laennec.training.samplers import EpochSampler
-    from laennec.training.trainer import LaennecTrainer
-
     torch.set_num_threads(1)
     steps, size = 20, 16
     recipe = Recipe(name="bench")
@@ -251,20 +207,7 @@ def trainer_step(setting: Setting) -> list[Row]:
 
     def with_trainer() -> None:
         with tempfile.TemporaryDirectory() as out:
-            arguments = TrainingArguments(
-                out, per_device_train_batch_size=size, max_steps=steps, use_cpu=True, save_strategy="no",
-                report_to="none",
-                disable_tqdm=True, logging_strategy="no", dataloader_pin_memory=False,
-            )  # fmt: skip
-            trainer = LaennecTrainer(
-                model,
-                arguments,
-                processing_class=extractor,
-                sampler=sampler,
-                train_dataset=dataset,
-            )
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+            plain_trainer(out, model, dataset, extractor, size, max_steps=steps).train()
 
     def bare() -> None:
         model.train()

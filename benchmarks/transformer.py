@@ -6,16 +6,23 @@ model, its feature extractor on each clip. An epoch is measured, on a GPU the se
 """
 
 import tempfile
-import time
 import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTForAudioClassification,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
 from benchmarks.device import (
+    EpochClock,
     ast_flops,
     device_name,
     devices,
@@ -24,11 +31,19 @@ from benchmarks.device import (
     not_measured,
     on,
     peak_flops,
-    wait_for,
     waiting,
 )
 from benchmarks.material import cycle_lengths, noise, shuffled
+from benchmarks.pipeline import TimedTrainer
 from benchmarks.row import Row, Setting, fastest
+from laennec.audio.features import LaennecFeatureExtractor
+from laennec.configuration import LaennecConfig
+from laennec.encoders import load_encoder
+from laennec.modeling import LaennecForAudioClassification
+from laennec.training.data.batches import CycleDataset
+from laennec.training.data.targets import Targets
+from laennec.training.embeddings import length_batches
+from laennec.training.samplers import LengthBucketSampler
 
 RATE = 16000
 PADDED_FRAMES = 1024
@@ -50,10 +65,6 @@ def encoder_forward(setting: Setting) -> list[Row]:
 
 
 def _forward(setting: Setting, device: torch.device, kind: str) -> Row:
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.encoders import load_encoder
-    from laennec.training.embeddings import length_batches
-
     torch.set_num_threads(1)
     cycles, size = CYCLES[device.type][0], BATCH[device.type][0]
     seconds, source = cycle_lengths(setting, cycles)
@@ -91,40 +102,10 @@ def _forward(setting: Setting, device: torch.device, kind: str) -> Row:
     return Row(name, cycles / own, cycles / other, "cycles/s", other / own, ">= 3", note, each)
 
 
-class EpochClock(TrainerCallback):
-    """Seconds of one epoch of a Trainer.
-
-    Args:
-        epoch: Which one, counted from 0; those before it warm up.
-        device: What is waited for.
-    """
-
-    def __init__(self, epoch: int, device: torch.device) -> None:
-        self.epoch, self.device = epoch, device
-        self.seconds = 0.0
-        self._seen = 0
-        self._start = 0.0
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start."""
-        if self._seen == self.epoch:
-            wait_for(self.device)
-            self._start = time.perf_counter()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop."""
-        if self._seen == self.epoch:
-            wait_for(self.device)
-            self.seconds = time.perf_counter() - self._start
-        self._seen += 1
-
-
 class _Clips(torch.utils.data.Dataset[dict[str, Any]]):
     """What transformers' example trains on: the features of a clip, computed when it is asked for."""
 
     def __init__(self, sound: list[Any], flags: Any) -> None:
-        from transformers import ASTFeatureExtractor
-
         self.sound, self.flags = sound, flags
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its lowest mel filter is empty
@@ -188,19 +169,9 @@ def _fine_tuning(setting: Setting, device: torch.device) -> list[Row]:
         f"{cycles} cycles, {seconds.mean():.2f} s on average, {source}, in batches of {size}, {precision}; theirs: "
         f"transformers.Trainer, ASTForAudioClassification and ASTFeatureExtractor at 1024 frames; {_limit(shares)}"
     )
-    return [
-        Row(
-            f"AST-base fine-tuning{on(device)}",
-            cycles / own,
-            cycles / other,
-            "cycles/s",
-            other / own,
-            ">= 4" if device.type == "cuda" else "",
-            note,
-            float(seconds.mean()),
-        ),
-        _utilisation(device, work / own, padded / other, peak),
-    ]
+    name, bound = f"AST-base fine-tuning{on(device)}", ">= 4" if device.type == "cuda" else ""
+    tuned = Row(name, cycles / own, cycles / other, "cycles/s", other / own, bound, note, float(seconds.mean()))
+    return [tuned, _utilisation(device, work / own, padded / other, peak)]
 
 
 def _utilisation(device: torch.device, own: float, other: float, peak: float | None) -> Row:
@@ -223,15 +194,6 @@ def _limit(shares: dict[str, float]) -> str:
 
 def _ours(task: _Task) -> tuple[float, dict[str, float], list[int], Any]:
     """Seconds of an epoch of our Trainer, the shares of what it does, frames of each cycle, and the encoder's size."""
-    from benchmarks.pipeline import TimedTrainer
-    from laennec.audio.features import LaennecFeatureExtractor
-    from laennec.configuration import LaennecConfig
-    from laennec.encoders import load_encoder
-    from laennec.modeling import LaennecForAudioClassification
-    from laennec.training.data.batches import CycleDataset
-    from laennec.training.data.targets import Targets
-    from laennec.training.samplers import LengthBucketSampler
-
     cycles = len(task.sound)
     targets = Targets(["crackle", "wheeze"], task.flags, task.flags.sum(1).astype(np.int64), np.arange(cycles))
     dataset = CycleDataset(task.sound, targets, [str(row) for row in range(cycles)], RATE, 0)
@@ -281,8 +243,6 @@ def _alone(trainer: Any) -> float:
 
 def _theirs(task: _Task) -> float:
     """Seconds of an epoch of transformers' own."""
-    from transformers import ASTConfig, ASTForAudioClassification
-
     config = ASTConfig(num_labels=2, problem_type="multi_label_classification", **SIZE)
     model = ASTForAudioClassification._from_config(config)
     clock = EpochClock(task.epochs - 1, task.device)

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+from laennec.inference.predictor import Predictor, _unpickled
+
 
 def doubler():
     return lambda number: 2 * number
@@ -41,34 +43,37 @@ def failer():
     return work
 
 
-class KillingPredictor:
-    """A packed predictor that kills its process on sound of one length, each time or the first time only."""
+class Elsewhere(Predictor):
+    """A predictor that does something more in the process that it is sent to."""
 
-    def __init__(self, packed, samples, mark=None):
-        self.packed, self.samples, self.mark = packed, samples, mark
+    def __init__(self, predictor, *more):
+        self.__dict__ |= vars(predictor) | {"more": more}
 
-    def unpack(self):
-        predictor, killer = self.packed.unpack(), self
+    def __reduce__(self):
+        _, (_, *packed) = super().__reduce__()
+        return self.made_again, (packed, self.more)
 
-        class Killing(type(predictor)):
-            def __call__(self, sound, *arguments, **settings):
-                first = killer.mark is None or not Path(killer.mark).exists()
-                if len(sound) == killer.samples and first:
-                    if killer.mark:
-                        Path(killer.mark).touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return super().__call__(sound, *arguments, **settings)
-
-        predictor.__class__ = Killing
-        return predictor
+    @classmethod
+    def made_again(cls, packed, more):
+        return cls(_unpickled(Predictor, *packed), *more)
 
 
-class TellingPredictor:
-    """A packed predictor that writes down which GPUs its process may use."""
+class KillingPredictor(Elsewhere):
+    """Kills its process on sound of one length, each time or, with a file to mark it, the first time only."""
 
-    def __init__(self, packed, file):
-        self.packed, self.file = packed, file
+    def __call__(self, sound, *arguments, **settings):
+        samples, mark = self.more
+        if len(sound) == samples and (mark is None or not Path(mark).exists()):
+            if mark:
+                Path(mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(sound, *arguments, **settings)
 
-    def unpack(self):
-        Path(self.file).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
-        return self.packed.unpack()
+
+class TellingPredictor(Elsewhere):
+    """Writes down which GPUs its process may use."""
+
+    @classmethod
+    def made_again(cls, packed, more):
+        Path(*more).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        return super().made_again(packed, more)

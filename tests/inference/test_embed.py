@@ -8,6 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from batches import by_hand, content, copied
 
 import laennec
 from laennec.audio.cycles import cut, read_annotation, sliding_windows
@@ -22,24 +23,7 @@ from laennec.inference.predictor import Predictor
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
     """Three recordings with annotations, a damaged one in the middle."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for name, sound in zip(("a", "c", "embeddings"), sorted(small_corpus.glob("*.wav")), strict=False):
-        shutil.copy(sound, folder / f"{name}.wav")
-        shutil.copy(sound.with_suffix(".txt"), folder / f"{name}.txt")
-    (folder / "b.wav").write_text("no sound")
-    return folder
-
-
-def by_hand(source, path, spans):
-    """Embeddings of spans, one at a time: read, cut, features, model."""
-    model, extractor = load_model(source)
-    recording = read_recording(path, extractor.sampling_rate)
-    rows = []
-    for start_s, end_s in spans(recording.duration_s):
-        sound = cut(recording.waveform, recording.sampling_rate, start_s, end_s)
-        with torch.inference_mode():
-            rows.append(model(**extractor(sound, sampling_rate=extractor.sampling_rate, filtered=True)).embeddings[0])
-    return np.stack(rows)
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), "a", "b_bad", "c", "embeddings")
 
 
 def table_of(folder, name="laennec.embeddings"):
@@ -50,18 +34,15 @@ def matrix(table):
     return np.stack(table["embedding"].to_pylist()).astype(np.float32)
 
 
-def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
-
-
 def test_windows_are_embedded_as_by_the_model_alone(tiny_run, recordings, tmp_path, capsys):
     command = ["embed", str(tiny_run), str(recordings), "--window-s", "2", "--hop-s", "1", "--format", "parquet,npz"]
     assert main([*command, "--out", str(tmp_path)]) == 2
     told = capsys.readouterr()
-    assert "b.wav" in told.err and "4 recordings, 1 failed" in told.out
-    assert "b.wav" in (tmp_path / "laennec.failed.csv").read_text()
+    assert "b_bad.wav" in told.err and "4 recordings, 1 failed" in told.out
+    assert "b_bad.wav" in (tmp_path / "laennec.failed.csv").read_text()
     table = table_of(tmp_path, "a.laennec")
-    wanted = by_hand(tiny_run, recordings / "a.wav", lambda d: sliding_windows(d, 2, 1))
+    rows, _ = by_hand(tiny_run, recordings / "a.wav", lambda d: sliding_windows(d, 2, 1))
+    wanted = np.stack([output.embeddings[0] for _, _, output in rows])
     np.testing.assert_allclose(matrix(table), wanted, atol=1e-6)
     assert table.schema.field("embedding").type.list_size == wanted.shape[1]
     provenance = json.loads(table.schema.metadata[b"laennec"])
@@ -107,12 +88,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(tiny_run, recordings, tmp_
     (tmp_path / "out" / "laennec.embeddings.parquet").unlink()
     made.clear()
     done = embed(embedder, [recordings], tmp_path / "out")
-    assert made == ["b.wav", "c.wav", "embeddings.wav"] and done.resumed == 1
+    assert made == ["b_bad.wav", "c.wav", "embeddings.wav"] and done.resumed == 1
     assert content(tmp_path / "out") == wanted
     (tmp_path / "out" / "c.laennec.parquet").unlink()
     made.clear()
     embed(embedder, [recordings], tmp_path / "out")
-    assert made == ["b.wav", "c.wav"] and content(tmp_path / "out") == wanted
+    assert made == ["b_bad.wav", "c.wav"] and content(tmp_path / "out") == wanted
     (tmp_path / "out" / "c.laennec.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match=r"c.laennec.parquet: damaged .* remove it"):
         embed(embedder, [recordings], tmp_path / "out")
@@ -189,14 +170,14 @@ def test_a_convolutional_layer_leaves_padding_out(tiny_run, recordings):
     assert not np.allclose(model.encode(path, layer=1).to_numpy()[:, :4], model.encode(path).to_numpy()[:, :4])
     last = model.encode(path, layer=-1).to_numpy()
     np.testing.assert_allclose(last, model.encode(path).to_numpy(), atol=1e-5)  # this one is pooled by its mean
-    with pytest.warns(UserWarning, match=r"b.wav"):
+    with pytest.warns(UserWarning, match=r"b_bad.wav"):
         assert len(model.encode(recordings, window_s=2)) > len(last)
-    with pytest.raises(InputError, match=r"b.wav"):
-        model.encode(recordings / "b.wav")
+    with pytest.raises(InputError, match=r"b_bad.wav"):
+        model.encode(recordings / "b_bad.wav")
 
 
-def test_two_processes_embed_as_one(tiny_run, recordings, tmp_path):
+def test_two_processes_embed_as_one(recordings, tmp_path):
     for jobs in ("1", "2"):
-        command = ["embed", str(tiny_run), str(recordings), "--jobs", jobs, "--format", "parquet,npz"]
+        command = ["embed", str(recordings), "--jobs", jobs, "--format", "parquet,npz"]
         assert main([*command, "--out", str(tmp_path / jobs)]) == 2
     assert content(tmp_path / "1") == content(tmp_path / "2")

@@ -33,8 +33,10 @@ def together(answers):
     return [(a.start_s, a.end_s) for a in answers], np.array([a.probabilities for a in answers])
 
 
-@pytest.mark.parametrize("where", ["windows", "annotation", "segmentation"])
-@pytest.mark.parametrize("smoothing", [(0.0, 0), (0.7, 1), (1.0, 3), (0.5, 100)])
+@pytest.mark.parametrize(
+    ("where", "smoothing"),
+    [("windows", (0.5, 100)), ("annotation", (0.7, 1)), ("segmentation", (1.0, 3)), ("windows", (0.0, 0))],
+)
 def test_a_stream_gives_what_a_call_gives(model, sound, where, smoothing):
     segmentation = BreathSegmentation() if where == "segmentation" else None
     predictor = Predictor(*model, 3, 2, smoothing[0], neighbours=smoothing[1], segmentation=segmentation)
@@ -90,8 +92,9 @@ def test_how_many_spans_are_embedded_at_once_makes_no_difference(model, sound, m
         np.testing.assert_allclose(Predictor(*model, 2, 0.5)(sound).probabilities, whole.probabilities, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 6])
-@pytest.mark.parametrize(("rate", "subtype"), [(4000, "PCM_U8"), (11_025, "FLOAT"), (96_000, "PCM_24")])
+@pytest.mark.parametrize(
+    ("channels", "rate", "subtype"), [(1, 4000, "PCM_U8"), (2, 11_025, "FLOAT"), (6, 96_000, "PCM_24")]
+)
 def test_any_rate_depth_and_number_of_channels_is_predicted(model, tmp_path, channels, rate, subtype):
     noise = 0.1 * np.random.default_rng(0).standard_normal((5 * rate, channels))
     soundfile.write(tmp_path / "x.wav", noise, rate, subtype=subtype)
@@ -187,6 +190,11 @@ def test_the_rule_of_the_thresholds_is_stated(model, frozen_run, sound, tmp_path
         (["--smoothing", "2"], "smoothing 2"),
         (["--parameters", "absent.yaml"], "cannot read the parameters"),
         (["--format", "json,xml"], "unknown format 'xml'"),
+        (["--format", ","], "no format"),
+        (["--window-s", "0"], "window_s (--window-s) is 0; it must be greater"),
+        (["--window-s", "1", "--hop-s", "2"], "at most window_s (--window-s)"),
+        (["--window-s", "1", "--hop-s", "0.0001"], "at least 1/100 of it"),
+        (["--hop-s", "nan"], "hop_s (--hop-s) must be"),
         (["--annotation", "x.txt", "--segment"], "give one of them"),
     ],
 )
@@ -256,7 +264,6 @@ def test_parameters_of_another_model_are_used_with_a_note(frozen_run, tiny_run, 
     [
         ("settings: [", "not valid YAML"),
         ("a: 1", "has no `settings`"),
-        ("[1]", "has no `settings`"),
         ("settings: {windows_s: 3}", "unknown setting 'windows_s'; did you mean 'window_s'?"),
         ("settings: {window_s: wide}", "window_s is 'wide': input should be a valid number"),
         ("settings: {smoothing_neighbours: 1.5}", "input should be a valid integer"),
@@ -264,7 +271,6 @@ def test_parameters_of_another_model_are_used_with_a_note(frozen_run, tiny_run, 
         ("settings: {format: json}", "input should be a valid list"),
         ("settings: {segment: {lowest_hz: 3}}", "the parameters are low_hz"),
         ("settings: {segment: {low_hz: 3000}}", "low_hz 3000 must lie below"),
-        ("settings: {window_s: 1, hop_s: 2}", "at most window_s (--window-s)"),
     ],
 )
 def test_parameters_that_cannot_be_are_one_line(frozen_run, sound, tmp_path, capsys, content, said):

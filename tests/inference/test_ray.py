@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from batches import copied
 from fsspec.implementations.local import LocalFileSystem
 
 from laennec import DEFAULT_MODEL
+from laennec.audio.recording import read_recording
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
@@ -30,6 +32,7 @@ from laennec.inference.embed import Embedder
 from work_units import KillingPredictor, TellingPredictor
 
 TESTS = Path(__file__).parents[1]
+RATE = 32_000  # of the model in the package
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +54,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Ten recordings, a damaged one in the middle."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:10]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "r5_bad.wav").write_text("no sound")
-    return folder
+    names = [f"r{number}" for number in range(10)]
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), *names, "r5_bad")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +66,7 @@ def predictor():
 
 @pytest.fixture(scope="module")
 def work(predictor):
-    return RayWork.of(predictor, predictor.identity(False))
+    return RayWork(predictor, predictor.identity(False))
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +93,9 @@ def agree(out, alone, address=""):
 
 def test_a_cluster_gives_what_a_process_gives_although_a_worker_is_killed(cluster, work, alone, recordings, tmp_path):
     out, killed = tmp_path / "out", tmp_path / "killed"
-    killing = KillingPredictor(work.packed, _samples(recordings / "r3.wav", work.sampling_rate), str(killed))
+    killing = KillingPredictor(work.predictor, _samples(recordings / "r3.wav"), str(killed))
     inputs, place = [f"file://{recordings}"], f"file://{out}"
-    done = run_on_ray(dataclasses.replace(work, packed=killing), inputs, place, workers=2)
+    done = run_on_ray(dataclasses.replace(work, predictor=killing), inputs, place, workers=2)
     assert killed.exists()
     agree(out, alone, "file://")
     assert len(done.predicted) == 10 and "r5_bad.wav" in done.failed[0][1] and len(done.failed) == 1
@@ -121,26 +120,22 @@ def test_a_recording_that_kills_its_workers_is_listed_alone(cluster, work, recor
     folder.mkdir()
     for name in ("r0.wav", "r1.wav"):
         shutil.copy(recordings / name, folder)
-    soundfile.write(
-        folder / "long.wav", np.random.default_rng(0).normal(0, 0.1, 3 * work.sampling_rate), work.sampling_rate
-    )
-    killing = KillingPredictor(work.packed, _samples(folder / "long.wav", work.sampling_rate))
-    done = run_on_ray(dataclasses.replace(work, packed=killing), [str(folder)], str(tmp_path / "out"), workers=1)
+    soundfile.write(folder / "long.wav", np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)
+    killing = KillingPredictor(work.predictor, _samples(folder / "long.wav"), None)
+    done = run_on_ray(dataclasses.replace(work, predictor=killing), [str(folder)], str(tmp_path / "out"), workers=1)
     assert [Path(path).name for path, _ in done.failed] == ["long.wav"] and "died" in done.failed[0][1]
     assert len(done.predicted) == 2
 
 
-def _samples(path, rate):
-    from laennec.audio.recording import read_recording
-
-    return len(read_recording(path, rate).waveform)
+def _samples(path):
+    return len(read_recording(path, RATE).waveform)
 
 
 @pytest.mark.soak
 def test_embeddings_of_a_model_in_torch_are_those_of_a_process(cluster, frozen_run, recordings, tmp_path):
     predictor = Predictor(*load_model(frozen_run), 2, 1)
     embedder = Embedder(predictor)
-    work = RayWork.of(predictor, embedder.provenance({}), embed=True)
+    work = RayWork(predictor, embedder.provenance({}), embedder=embedder)
     done = run_on_ray(work, [str(recordings / "r0.wav"), str(recordings / "r1.wav")], str(tmp_path), workers=1)
     rows = pq.read_table(tmp_path / "laennec.embeddings").to_pandas()
     for path in done.predicted:
@@ -215,9 +210,8 @@ def test_a_folder_forgets_damaged_files_and_refuses_other_settings(work, recordi
 def test_actors_share_the_gpus_of_a_cluster_where_torch_runs(cluster, recordings, tmp_path, backend, gpus):
     """This cluster says that it has a GPU; it has none, so the network runs on the CPU all the same."""
     predictor = Predictor(*load_for_prediction(DEFAULT_MODEL, backend=backend), 2, 1, backend=backend)
-    work = RayWork.of(predictor, predictor.identity(False))
-    assert backend == "onnx" or work.packed.model.device == "cpu"
-    telling = dataclasses.replace(work, packed=TellingPredictor(work.packed, str(tmp_path / "said")))
+    work = RayWork(predictor, predictor.identity(False))
+    telling = dataclasses.replace(work, predictor=TellingPredictor(predictor, str(tmp_path / "said")))
     done = run_on_ray(telling, [str(recordings / "r0.wav")], str(tmp_path / "out"))
     assert not done.failed and (tmp_path / "said").read_text() in gpus
 
@@ -258,16 +252,16 @@ def test_what_is_not_of_a_run_is_replaced_by_overwriting_alone(work, recordings,
 
 def test_a_recording_that_fails_in_a_worker_or_cannot_be_kept_has_a_reason(work, recordings, tmp_path, monkeypatch):
     items = [{"recording": str(recordings / name), "name": name, "state": ""} for name in ("r0.wav", "r1.wav")]
-    decoded = ray_engine._decoded(pa.Table.from_pylist(items), work.sampling_rate)
+    decoded = ray_engine._decoded(pa.Table.from_pylist(items), RATE)
     worker = ray_engine._Worker(work, str(tmp_path))
-    run = worker.run
 
-    def failing(sound, rate, annotation):
-        if len(sound) == len(decoded["sound"][0].as_py()) // 4:
-            raise RuntimeError("no memory\nfor it")
-        return run(sound, rate, annotation)
+    class Failing(RayWork):
+        def run(self, sound, rate, annotation):
+            if len(sound) == len(decoded["sound"][0].as_py()) // 4:
+                raise RuntimeError("no memory\nfor it")
+            return super().run(sound, rate, annotation)
 
-    worker.run = failing
+    worker.work = Failing(work.predictor, work.provenance)
     told = worker(decoded).to_pylist()
     assert [row["reason"] for row in told] == [f"{recordings}/r0.wav: RuntimeError: no memory for it", None]
     monkeypatch.setattr(ray_engine.pq, "write_table", lambda *_: (_ for _ in ()).throw(OSError("access denied")))

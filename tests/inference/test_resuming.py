@@ -5,12 +5,11 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
+from batches import content, copied
 
 from laennec.errors import InputError
 from laennec.evaluation.evaluate import load_model
@@ -23,12 +22,7 @@ FORMATS = ("json", "csv", "audacity", "raven")
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Four good recordings and a bad one, copied so that they can be changed."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:4]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "bad.wav").write_text("no sound")
-    return folder
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), "bad", "r0", "r1", "r2", "r3")
 
 
 class Counting(Predictor):
@@ -43,10 +37,6 @@ class Counting(Predictor):
 def make(tiny_run):
     model, extractor = load_model(tiny_run)
     return lambda **settings: Counting(model, extractor, **{"window_s": 2, "hop_s": 1, **settings})
-
-
-def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def in_a_process_of_its_own(work):
@@ -116,27 +106,6 @@ def test_a_kill_at_any_call_of_writing_costs_nothing_but_time(make, recordings, 
         shutil.rmtree(out)
         stop += 1
     assert stop == places and content(out) == wanted
-
-
-def test_a_command_that_is_killed_is_given_again(tiny_run, recordings, tmp_path, capsys):
-    from laennec.cli.main import main
-
-    command = ["predict", str(tiny_run), str(recordings), "--format", "json,csv,picture", "--out"]
-    pid = os.fork()
-    if not pid:
-        main([*command, str(tmp_path / "killed")])
-        os._exit(0)
-    lines = tmp_path / "killed" / JOURNAL
-    for _ in range(2000):
-        if lines.exists() and lines.read_bytes().count(b"\n") >= 3:
-            break
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    assert main([*command, str(tmp_path / "killed")]) == 2  # the bad one
-    assert "were already finished" in capsys.readouterr().out
-    assert main([*command, str(tmp_path / "whole")]) == 2
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
 def test_stored_predictions_are_not_computed_again(make, recordings, tmp_path):
@@ -288,28 +257,3 @@ def test_a_full_disk_is_one_line_and_the_batch_goes_on_afterwards(make, recordin
     again = make()
     predict(again, [recordings], tmp_path / "out", formats=FORMATS)
     assert 0 < len(again.computed) < 5 and content(tmp_path / "out") == content(tmp_path / "whole")
-
-
-def test_thousands_of_recordings_are_written_once_each(make, tmp_path):
-    """Bytes that are written grow with the recordings, not with their square."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    tone = (0.1 * np.sin(np.arange(2000) / 5)).astype(np.float32)
-    for number in range(60):
-        soundfile.write(folder / f"{number:03d}.wav", tone * (1 + number / 60), 4000)
-    written, honest = {}, os.replace
-    total = 0
-
-    def counting(source, target):
-        nonlocal total
-        total += os.path.getsize(source)
-        return honest(source, target)
-
-    for count in (30, 60):
-        total = 0
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(os, "replace", counting)
-            predict(make(), sorted(folder.iterdir())[:count], tmp_path / str(count))
-        written[count] = total + os.path.getsize(tmp_path / str(count) / JOURNAL)
-    assert written[60] < 2.1 * written[30]

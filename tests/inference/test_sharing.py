@@ -1,19 +1,19 @@
 """Recordings shared among processes and ranks: the same files, whatever dies on the way."""
 
 import os
+import pickle
 import random
-import shutil
 import signal
 import time
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from batches import content, copied
 
 from forked import Forked, on_another_machine
 from laennec.cli.main import main
 from laennec.evaluation.evaluate import load_model
-from laennec.inference.batch.jobs import PackedPredictor
 from laennec.inference.batch.journal import JOURNAL, Journal, line_of
 from laennec.inference.batch.run import Predictor, predict
 
@@ -22,12 +22,8 @@ FORMATS = ("json", "csv", "parquet", "audacity")
 
 @pytest.fixture(scope="module")
 def recordings(small_corpus, tmp_path_factory):
-    """Six recordings, a damaged one in the middle."""
-    folder = tmp_path_factory.mktemp("recordings")
-    for number, sound in enumerate(sorted(small_corpus.glob("*.wav"))[:6]):
-        shutil.copy(sound, folder / f"r{number}.wav")
-    (folder / "r2_bad.wav").write_text("no sound")
-    return folder
+    names = ("r0", "r1", "r2", "r2_bad", "r3", "r4", "r5")
+    return copied(small_corpus, tmp_path_factory.mktemp("recordings"), *names)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +37,6 @@ def alone(predictor, recordings, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
     predict(predictor, [recordings], out, formats=FORMATS)
     return content(out)
-
-
-def content(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 class Dying(Predictor):
@@ -98,7 +90,7 @@ def test_two_processes_leave_the_files_of_one(tiny_run, alone, recordings, tmp_p
 
 def test_a_predictor_is_the_same_on_the_other_side(predictor, frozen_run, recordings):
     for made in (predictor, Predictor(*load_model(frozen_run), smoothing=0.5, thresholds={"crackle": 0.3})):
-        again = PackedPredictor.of(made).unpack()
+        again = pickle.loads(pickle.dumps(made))
         assert again.fingerprint() == made.fingerprint() and again.identity(False) == made.identity(False)
         path = recordings / "r0.wav"
         assert again(path).to_dict() == made(path).to_dict()

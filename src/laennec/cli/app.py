@@ -4,21 +4,14 @@ import argparse
 import importlib.util
 
 from laennec import DEFAULT_MODEL
-from laennec.cli.common import refuse_missing_model
+from laennec.cli.common import add_model, add_options, chosen, refuse_missing_model
 from laennec.errors import InputError
 from laennec.terminal import say
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec app`."""
-    parser.add_argument(
-        "model",
-        nargs="?",
-        default=DEFAULT_MODEL,
-        help="model: folder of a run, folder of an exported model, or Hub id (default: the model in the package)",
-    )
+    add_model(parser, "model", nargs="?", default=DEFAULT_MODEL)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this computer only)")
     parser.add_argument("--port", type=int, help="port (default: the first free port from 7860)")
     parser.add_argument(
@@ -28,22 +21,14 @@ def flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a further name under which visitors reach the page, such as that of a proxy; repeatable",
     )
-    parser.add_argument(
-        "--max-minutes", type=float, default=5.0, help="maximum duration of a recording in minutes (default: 5)"
-    )
-    parser.add_argument("--max-mb", type=float, default=50.0, help="maximum size of a file in megabytes (default: 50)")
-    parser.add_argument(
-        "--max-total-mb",
-        type=float,
-        default=1000.0,
-        help="maximum size of the files of all visitors together in megabytes (default: 1000)",
-    )
+    for name, default, what in (
+        ("minutes", 5, "duration of a recording in minutes"),
+        ("mb", 50, "size of a file in megabytes"),
+        ("total-mb", 1000, "size of the files of all visitors together in megabytes"),
+    ):
+        parser.add_argument(f"--max-{name}", type=float, default=default, help=f"maximum {what} (default: {default})")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
-    parser.add_argument(
-        "--hop-s", type=float, help="time from one window to the next in seconds (default: as in laennec predict)"
-    )
-    parser.add_argument("--base", help="path of the base encoder of a head-only model")
+    add_options(parser, "--window-s", "--hop-s", "--base")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,18 +38,13 @@ def run(options: argparse.Namespace) -> int:
     refuse_missing_model(options.model)
     from laennec.inference.page.app import Limits, serve_model
 
-    audience = (
-        "" if options.host in _LOOPBACK else "; everybody on the network can use it by this computer's name or address"
-    )
+    others = "; everybody on the network can use it by this computer's name or address"
+    audience = "" if options.host in ("127.0.0.1", "localhost", "::1") else others
     serve_model(
         options.model,
-        host=options.host,
-        port=options.port,
+        **chosen(options, "host", "port", "window_s", "hop_s", "base"),
         hosts=options.allow_host,
         limits=Limits(options.max_minutes, options.max_mb, options.max_total_mb),
-        window_s=options.window_s,
-        hop_s=options.hop_s,
-        base=options.base,
         open_browser=options.open,
         ready=lambda address: say(f"page: {address} (Ctrl+C stops it{audience})"),
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from laennec.cli.common import refuse_missing_model
+from laennec.cli.common import chosen, refuse_missing_model
 from laennec.errors import InputError
 from laennec.terminal import complain, say
 
@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.benchmark.entry import enter
 
     out = options.out or f"benchmark-{options.name}.json"
-    names = ("data_dir", "entry", "trained_on", "selection", "origin")
-    say(*enter(benchmark, source, out, **{name: getattr(options, name) for name in names}))
+    named = chosen(options, "data_dir", "entry", "trained_on", "selection", "origin")
+    say(*enter(benchmark, source, out, **named))
     say(f"result: {out}")
     return 0
 

@@ -2,6 +2,7 @@
 
 import argparse
 
+from laennec.cli.common import add_options, chosen
 from laennec.terminal import say
 
 
@@ -19,7 +20,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         default="events",
         help="windows: predict the validation windows of a run that lacks them, and fit on them too (default: events)",
     )
-    parser.add_argument("--data-dir", help="folder of the corpus, for --spans windows (default: as in the run)")
+    add_options(parser, "--data-dir", help="folder of the corpus, for --spans windows (default: as in the run)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,15 +28,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.evaluation.calibration.recalibrate import format_fitted, recalibrate
     from laennec.training.record import read_record
 
-    fitted = recalibrate(
-        options.run_folder,
-        options.calibration,
-        options.threshold_rule,
-        options.sensitivity,
-        options.line,
-        options.spans,
-        options.data_dir,
-    )
+    names = ("calibration", "threshold_rule", "sensitivity", "spans", "data_dir")
+    fitted = recalibrate(options.run_folder, command=options.line, **chosen(options, *names))
     for spans, point in fitted.items():
         say(*format_fitted(point, spans).splitlines())
     if read_record(f"{options.run_folder}/run.json").get("evaluations"):

@@ -75,56 +75,78 @@ def refuse_missing_files(recipe: Any) -> None:
         raise InputError(f"{weights}: no such file; set --encoder.weights to the released file: {', '.join(places)}")
 
 
-def corpus_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the options that select the data and their split."""
-    parser.add_argument(
-        "--tables-dir", help="folder with the split, demographics and diagnosis tables (default: beside the recordings)"
-    )
-    parser.add_argument("--fold", type=int, help="test fold, for protocols with folds")
-    parser.add_argument(
-        "--level",
-        help="what one row is; icbhi2017, folder: event (default) or recording; sprsound: event (default) or record; "
-        "physionet2016: recording (default) or window",
-    )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        default=None,
-        help="continue if recordings of the published corpus are missing",
-    )
+_MODEL = "folder of a run, folder of an exported model, or Hub id"
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--base": {"help": "folder or file of the base encoder of a head-only model"},
+    "--base-name": {"help": "name of the base encoder in a head or lora export, e.g. its Hub id"},
+    "--base-revision": {"help": "commit, tag or branch of the base encoder"},
+    "--backend": {
+        "default": "auto",
+        "help": "what runs the network: torch, onnx (onnxruntime; a model without an ONNX file is exported once), or "
+        "auto (default): the ONNX file in the model's folder where there is one and no GPU, torch otherwise",
+    },
+    "--window-s": {"type": float, "help": "length of a window in seconds (default: as in laennec predict)"},
+    "--hop-s": {
+        "type": float,
+        "help": "time from the start of one window to the start of the next, in seconds (default: half a window)",
+    },
+    "--data-dir": {"help": "folder of the corpus (default: as in the run)"},
+    "--tables-dir": {
+        "help": "folder with the split, demographics and diagnosis tables (default: beside the recordings)"
+    },
+    "--protocol": {"help": "rule that splits the corpus, e.g. official or patient-60-20-20"},
+    "--fold": {"type": int, "help": "test fold, for protocols with folds"},
+    "--level": {
+        "help": "what one row is; icbhi2017, folder: event (default) or recording; sprsound: event (default) or "
+        "record; physionet2016: recording (default) or window"
+    },
+    "--allow-missing": {
+        "action": "store_true", "default": None, "help": "continue if recordings of the published corpus are missing",
+    },
+    "--option": {
+        "action": "append", "default": [], "metavar": "KEY=VALUE",
+        "help": "option of a corpus, e.g. patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; "
+        "repeatable",
+    },
+    "--smoothing": {
+        "default": "none", "metavar": "auto|none|W",
+        "help": "smooth predictions: mix the logits of each span with the mean of its recording, with weight W from 0 "
+        "to 1, or auto for the weight chosen on validation (default: none)",
+    },
+    "--jobs": {
+        "type": int, "default": 1, "metavar": "N",
+        "help": "work in N processes (default: 1); the results are the same for any N",
+    },
+    "--engine": {
+        "choices": ("processes", "ray"), "default": "processes",
+        "help": "ray: work on a Ray cluster (RAY_ADDRESS, or one started here) with --jobs actors; recordings and "
+        "--out can be addresses (s3://, gs://, hf://) (default: processes)",
+    },
+}  # fmt: skip
+CORPUS = ("--tables-dir", "--fold", "--level", "--allow-missing")
 
 
-def paths_flag(parser: argparse.ArgumentParser, further: str = "") -> None:
+def add_options(parser: argparse.ArgumentParser, *names: str, **changes: Any) -> None:
+    """Add options that several commands have, with changes of their settings."""
+    for name in names:
+        parser.add_argument(name, **_OPTIONS[name] | changes)
+
+
+def add_model(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """Add the argument for a model."""
+    default = " (default: the model in the package)" if "default" in settings else ""
+    parser.add_argument(name, help=f"model: {_MODEL}{default}", **settings)
+
+
+def add_paths(parser: argparse.ArgumentParser, further: str = "") -> None:
     """Add the model and the recordings, and what else may stand in their place."""
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="the model (folder of a run, folder of an exported model, or Hub id; default: the model in the package), "
-        f"then audio files or folders of audio files{further}",
-    )
+    text = f"the model ({_MODEL}; default: the model in the package), then audio files or folders of audio files"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=text + further)
 
 
-def jobs_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --jobs."""
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="work in N processes (default: 1); the results are the same for any N",
-    )
-
-
-def engine_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --engine."""
-    parser.add_argument(
-        "--engine",
-        choices=("processes", "ray"),
-        default="processes",
-        help="ray: work on a Ray cluster (RAY_ADDRESS, or one started here) with --jobs actors; recordings and --out "
-        "can be addresses (s3://, gs://, hf://) (default: processes)",
-    )
+def chosen(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Options by name, to be passed on as arguments."""
+    return {name: getattr(options, name) for name in names}
 
 
 def refuse_addresses(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from laennec.cli.common import chosen
 from laennec.errors import InputError
 from laennec.evaluation.comparison.folders import compared_folders
 from laennec.terminal import say
@@ -30,15 +31,8 @@ def run(options: argparse.Namespace) -> int:
     compared_folders(options.sources, options.split)  # refuses a wrong folder before the slow imports
     from laennec.evaluation.comparison.runs import compare_runs
 
-    made = compare_runs(
-        options.sources,
-        split=options.split,
-        baseline=options.baseline,
-        group_seeds=options.group_seeds,
-        draws=options.draws,
-        out=options.out,
-        command=options.line,
-    )
+    names = ("split", "baseline", "group_seeds", "draws", "out")
+    made = compare_runs(options.sources, command=options.line, **chosen(options, *names))
     say(*made.summary.splitlines())
     for name in ("compare.html", "compare.png", "compare.json"):
         say(f"{name.split('.')[1]}: {made.folder / name}")

@@ -3,9 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from laennec.cli.common import corpus_flags, engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model
-from laennec.cli.predict import model_and_inputs, outcome, run_ray, say_failed
-from laennec.cli.prepare import option_flag, options_of
+from laennec.cli.common import CORPUS, add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
+from laennec.cli.predict import listed, model_and_inputs, outcome, run_ray, say_failed
+from laennec.cli.prepare import options_of
 from laennec.terminal import say
 
 if TYPE_CHECKING:
@@ -16,13 +16,12 @@ _CORPUS = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec embed`."""
-    paths_flag(parser, "; or the name of a corpus or a recipe, for its cycles")
+    add_paths(parser, "; or the name of a corpus or a recipe, for its cycles")
     parser.add_argument("--out", required=True, help="output folder")
     parser.add_argument(
         "--format", default="parquet", help="files of each recording: parquet, npz or both (default: parquet)"
     )
-    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
-    parser.add_argument("--hop-s", type=float, help="seconds from window to window (default: as in laennec predict)")
+    add_options(parser, "--window-s", "--hop-s", "--backend")
     parser.add_argument(
         "--annotation", help="embed annotated cycles instead of windows: a file, or a folder, as for laennec predict"
     )
@@ -33,20 +32,12 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "the head takes)",
     )
     parser.add_argument(
-        "--backend", default="auto", help="what runs the network: torch, onnx or auto, as for laennec predict"
-    )
-    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace embeddings of another model or other settings in --out, and other files of the same names",
     )
-    parser.add_argument("--base", help="path of the base encoder of a head-only model")
-    jobs_flag(parser)
-    engine_flag(parser)
-    parser.add_argument("--data-dir", help="folder or zip file of the corpus")
-    parser.add_argument("--protocol", help="rule that splits the corpus, for the column split")
-    option_flag(parser)
-    corpus_flags(parser)
+    add_options(parser, "--base", "--jobs", "--engine", "--protocol", "--option", *CORPUS)
+    add_options(parser, "--data-dir", help="folder or zip file of the corpus")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -72,17 +63,15 @@ def run(options: argparse.Namespace) -> int:
         from laennec.inference.batch.ray_engine import RayWork
 
         places = predictor.identity(options.annotation is not None)["spans"]
-        work = RayWork.of(predictor, embedder.provenance(places), options.annotation, embed=True, layer=options.layer)
+        work = RayWork(predictor, embedder.provenance(places), options.annotation, embedder)
         return run_ray(options, work, inputs)
     done = embed(
         embedder,
         inputs if rows is None else rows,
         options.out,
-        formats=[f.strip() for f in options.format.split(",") if f.strip()],
-        annotation=options.annotation,
+        formats=listed(options.format),
         progress=Progress("embedding"),
-        overwrite=options.overwrite,
-        jobs=options.jobs,
+        **chosen(options, "annotation", "overwrite", "jobs"),
     )
     say_failed(done.failed)
     say(f"embeddings: {options.out} ({outcome(done)})")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from laennec.cli.common import corpus_flags, jobs_flag, refuse_missing_model
+from laennec.cli.common import CORPUS, add_model, add_options, chosen, refuse_missing_model
 from laennec.files import model_folder
 from laennec.terminal import say
 from laennec.training.record import read_run, refuse_absent_split
@@ -11,30 +11,20 @@ from laennec.training.record import read_run, refuse_absent_split
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec evaluate`."""
-    parser.add_argument("source", help="model: folder of a run, folder of an exported model, or Hub id")
+    add_model(parser, "source")
     parser.add_argument(
         "--split", default="test", help="the split to score (default: test; SPRSound has test_intra and test_inter)"
     )
     parser.add_argument(
         "--corpus", help="corpus to score: one of those of the run, or another one (default: all of the run)"
     )
-    parser.add_argument("--data-dir", help="folder of the corpus (default: as in the run)")
-    parser.add_argument("--protocol", help="rule that splits the corpus given with --corpus")
+    add_options(parser, "--data-dir", "--protocol")
     parser.add_argument("--out", help="folder for the results (default: evaluation-SPLIT in the run's folder)")
-    parser.add_argument("--base", help="folder or file of the base encoder of a head-only model")
-    parser.add_argument(
-        "--draws",
-        type=int,
-        default=1000,
-        help="bootstrap draws of patients, for comparisons of your own metrics (default: 1000)",
-    )
-    parser.add_argument(
-        "--smoothing",
-        default="none",
-        metavar="auto|none|W",
-        help="also score predictions smoothed over each recording, with strength W from 0 to 1, or auto for the "
-        "strength chosen on validation (default: none)",
-    )
+    add_options(parser, "--base")
+    text = "bootstrap draws of patients, for comparisons of your own metrics (default: 1000)"
+    parser.add_argument("--draws", type=int, default=1000, help=text)
+    text = "also score predictions smoothed over each recording, with strength W from 0 to 1, or auto for the strength "
+    add_options(parser, "--smoothing", help=f"{text}chosen on validation (default: none)")
     parser.add_argument(
         "--submission", metavar="DIR", help="also write SPRSound's submission files, task1_1.json to task2_2.json"
     )
@@ -53,10 +43,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="windows: also score the windows that laennec predict cuts, per window, second and recording (default: "
         "events)",
     )
-    parser.add_argument("--window-s", type=float, help="length of a window in seconds (default: as in laennec predict)")
-    parser.add_argument("--hop-s", type=float, help="seconds from window to window (default: as in laennec predict)")
-    corpus_flags(parser)
-    jobs_flag(parser)
+    add_options(parser, "--window-s", "--hop-s", *CORPUS, "--jobs")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,24 +57,15 @@ def run(options: argparse.Namespace) -> int:
         refuse_absent_split(read_run(record), options.split)
     parse_smoothing(options.smoothing)
     names = ("data_dir", "protocol", "tables_dir", "fold", "level", "allow_missing")
-    corpus = {"name": options.corpus, **{k: getattr(options, k) for k in names}}
+    corpus = {"name": options.corpus, **chosen(options, *names)}
     from laennec.evaluation.evaluate import score
 
     scored = score(
         options.source,
-        split=options.split,
         corpus=corpus,
-        out=options.out,
-        base=options.base,
         command=options.line,
-        draws=options.draws,
-        smoothing=options.smoothing,
-        submission=options.submission,
-        metrics=options.metrics,
-        spans=options.spans,
-        window_s=options.window_s,
-        hop_s=options.hop_s,
-        jobs=options.jobs,
+        **chosen(options, "split", "out", "base", "draws", "smoothing", "submission", "metrics", "spans", "jobs"),
+        **chosen(options, "window_s", "hop_s"),
     )
     say(*scored.summary.splitlines())
     say(f"report: {scored.folder / 'report.html'}")

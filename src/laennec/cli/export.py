@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from laennec.cli.common import refuse_missing_model, without_library_bars
+from laennec.cli.common import add_options, chosen, refuse_missing_model, without_library_bars
 from laennec.files import model_folder
 from laennec.hub import export_format
 from laennec.terminal import say
@@ -21,9 +21,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "full-onnx (full and onnx in one folder), space (a web page that serves the model)",
     )
     parser.add_argument("--out", help="output folder (default: export-FORMAT in the folder of the run)")
-    parser.add_argument("--base", help="path of the base encoder of a run that trained only the head")
-    parser.add_argument("--base-name", help="name of the base encoder in a head or lora export, e.g. its Hub id")
-    parser.add_argument("--base-revision", help="commit, tag or branch of the base encoder")
+    add_options(parser, "--base", "--base-name", "--base-revision")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,9 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from laennec.hub.export import export_run
 
     without_library_bars()
-    out = export_run(
-        options.run_folder, options.out, options.format, options.base, options.base_name, options.base_revision
-    )
+    names = ("out", "format", "base", "base_name", "base_revision")
+    out = export_run(options.run_folder, **chosen(options, *names))
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     say(f"exported model: {out} ({size / 1000:.1f} kB, verified by loading it)")
     if (facts := int8_facts(out)) is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from laennec import DEFAULT_MODEL, __version__
-from laennec.cli.common import engine_flag, jobs_flag, paths_flag, refuse_addresses, refuse_missing_model
+from laennec.cli.common import add_options, add_paths, chosen, refuse_addresses, refuse_missing_model
 from laennec.terminal import complain, say
 
 if TYPE_CHECKING:
@@ -19,22 +19,15 @@ if TYPE_CHECKING:
 
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options; their defaults are set later, so that --parameters can replace them."""
-    paths_flag(parser)
+    add_paths(parser)
     parser.add_argument("--out", help="output folder (default: print the predictions)")
     parser.add_argument(
         "--format", help="comma-separated list of json, csv, parquet, audacity, raven, picture (default: json,csv)"
     )
-    parser.add_argument(
-        "--window-s",
-        type=float,
-        help="length of a window in seconds (default: what the model was trained on: recordings or windows, or for "
-        "cycles 3 s, or the length of the model's input if that is shorter)",
-    )
-    parser.add_argument(
-        "--hop-s",
-        type=float,
-        help="time from the start of one window to the start of the next, in seconds (default: half a window)",
-    )
+    text = "what the model was trained on: recordings or windows, or for cycles 3 s, or the length of the model's input"
+    text = f"length of a window in seconds (default: {text} if that is shorter)"
+    add_options(parser, "--window-s", help=text)
+    add_options(parser, "--hop-s")
     parser.add_argument(
         "--annotation",
         help="predict annotated cycles instead of windows: an annotation file, or a folder with a .txt or .json per "
@@ -46,12 +39,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         help="predict automatically detected breaths instead of windows (approximate; the documentation states the "
         "accuracy)",
     )
-    parser.add_argument(
-        "--smoothing",
-        metavar="auto|none|W",
-        help="mix the logits of each span with the mean of its recording, with weight W from 0 to 1, or auto for the "
-        "weight chosen on validation (default: none)",
-    )
+    add_options(parser, "--smoothing", default=None)
     parser.add_argument(
         "--smoothing-neighbours",
         type=int,
@@ -73,15 +61,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="replace predictions of another model or other settings in --out, and other files of the same names",
     )
-    parser.add_argument(
-        "--backend",
-        default="auto",
-        help="what runs the network: torch, onnx (onnxruntime; a model without an ONNX file is exported once), or auto "
-        "(default): the ONNX file in the model's folder where there is one and no GPU, torch otherwise",
-    )
-    parser.add_argument("--base", help="path of the base encoder of a head-only model")
-    jobs_flag(parser)
-    engine_flag(parser)
+    add_options(parser, "--backend", "--base", "--jobs", "--engine")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,68 +85,67 @@ def run(options: argparse.Namespace) -> int:
     from laennec.inference.predictor import input_note
     from laennec.progress import Progress
 
-    chosen = _settings(options)
+    settings = _settings(options)
     fingerprint = None
     if options.parameters:
         earlier, fingerprint = read_parameters(options.parameters)
-        chosen = chosen.over(earlier)
-    formats = list(DEFAULT_FORMATS) if chosen.format is None else chosen.format
-    parse_smoothing(chosen.smoothing)
-    neighbours = chosen.smoothing_neighbours or 0
+        settings = settings.over(earlier)
+    formats = list(DEFAULT_FORMATS) if settings.format is None else settings.format
+    parse_smoothing(settings.smoothing)
+    neighbours = settings.smoothing_neighbours or 0
     if neighbours < 0:
         raise InputError(f"--smoothing-neighbours {neighbours}: it must be 0 (the whole recording) or more")
     model, extractor = load_for_prediction(source, options.base, options.backend)
-    spans = "events" if chosen.annotation or chosen.segment is not None else "windows"
+    spans = "events" if settings.annotation or settings.segment is not None else "windows"
     strength = 0.0
-    if chosen.smoothing not in (None, "none"):
+    if settings.smoothing not in (None, "none"):
         from laennec.evaluation.calibration.recalibrate import smooth_model
 
-        strength, smoothing = smooth_model(chosen.smoothing, source, model, neighbours, spans)
+        strength, smoothing = smooth_model(settings.smoothing, source, model, neighbours, spans)
         if smoothing:
             say(smoothing)
     predictor = Predictor(
         model,
         extractor,
-        chosen.window_s,
-        chosen.hop_s,
+        settings.window_s,
+        settings.hop_s,
         strength,
         neighbours=neighbours,
-        thresholds=chosen.thresholds,
-        segmentation=None if chosen.annotation else chosen.segmentation(),
+        thresholds=settings.thresholds,
+        segmentation=None if settings.annotation else settings.segmentation(),
         backend=options.backend,
     )
     if fingerprint not in (None, predictor.fingerprint()):
         _note(f"{options.parameters} was written for another model")
-    if chosen.annotation is None and (note := input_note(predictor)):
+    if settings.annotation is None and (note := input_note(predictor)):
         _note(note)
     if options.out is None:
-        failed = _print_predictions(predictor, inputs, chosen.annotation)
-        _say_decision(predictor, source, chosen.annotation is not None)
+        failed = _print_predictions(predictor, inputs, settings.annotation)
+        _say_decision(predictor, source, settings.annotation is not None)
         say("Research use only: not a medical device.")
         return 2 if failed else 0
     if on_ray:
         from laennec.inference.batch.ray_engine import RayWork
 
-        identity = {**predictor.identity(chosen.annotation is not None), "model": predictor.fingerprint()}
-        return run_ray(options, RayWork.of(predictor, {"laennec": __version__, **identity}, chosen.annotation), inputs)
+        identity = {**predictor.identity(settings.annotation is not None), "model": predictor.fingerprint()}
+        return run_ray(options, RayWork(predictor, {"laennec": __version__, **identity}, settings.annotation), inputs)
     if not predictor.whole:
-        chosen.window_s, chosen.hop_s = predictor.window_s, predictor.hop_s
-    chosen.smoothing, chosen.smoothing_neighbours = chosen.smoothing or "none", neighbours
+        settings.window_s, settings.hop_s = predictor.window_s, predictor.hop_s
+    settings.smoothing, settings.smoothing_neighbours = settings.smoothing or "none", neighbours
     done = predict(
         predictor,
         inputs,
         options.out,
         formats=formats,
-        annotation=chosen.annotation,
+        annotation=settings.annotation,
         progress=Progress("predicting"),
-        overwrite=options.overwrite,
-        jobs=options.jobs,
-        settings=chosen,
+        settings=settings,
         source=source,
+        **chosen(options, "overwrite", "jobs"),
     )
     say_failed(done.failed)
     say(f"predictions: {options.out} ({outcome(done)})")
-    _say_decision(predictor, source, chosen.annotation is not None)
+    _say_decision(predictor, source, settings.annotation is not None)
     return 2 if done.failed else 0
 
 
@@ -175,7 +154,7 @@ def run_ray(options: argparse.Namespace, work: "RayWork", inputs: Sequence[str])
     from laennec.inference.batch.ray_engine import run_on_ray
     from laennec.progress import Progress
 
-    progress = Progress("embedding" if work.embed else "predicting")
+    progress = Progress("predicting" if work.embedder is None else "embedding")
     done = run_on_ray(work, inputs, options.out, workers=options.jobs, overwrite=options.overwrite, progress=progress)
     say_failed(done.failed)
     say(f"{work.what}: {options.out} ({outcome(done)})")
@@ -186,15 +165,16 @@ def _settings(options: argparse.Namespace) -> "Settings":
     from laennec.inference.batch.parameters import Settings, parse_thresholds
 
     return Settings(
-        window_s=options.window_s,
-        hop_s=options.hop_s,
-        annotation=options.annotation,
+        **chosen(options, "window_s", "hop_s", "annotation", "smoothing", "smoothing_neighbours"),
         segment={} if options.segment else None,
-        smoothing=options.smoothing,
-        smoothing_neighbours=options.smoothing_neighbours,
         thresholds=None if options.thresholds is None else parse_thresholds(options.thresholds),
-        format=None if options.format is None else [f.strip() for f in options.format.split(",") if f.strip()],
+        format=None if options.format is None else listed(options.format),
     )
+
+
+def listed(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def say_failed(failed: Sequence[tuple[str, str]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laennec.cli.common import corpus_flags, jobs_flag
+from laennec.cli.common import CORPUS, add_options
 from laennec.errors import InputError
 from laennec.processes import check_jobs
 from laennec.progress import Progress
@@ -19,13 +19,11 @@ _WITH_FLAGS = ("protocol", "name", "data_dir", "cache_dir")
 def flags(parser: argparse.ArgumentParser) -> None:
     """Add the options of `laennec prepare`."""
     parser.add_argument("corpus", help="icbhi2017, sprsound, physionet2016, folder, hub or synthetic")
-    parser.add_argument(
-        "--data-dir", help="folder or zip file of the corpus, or the folder to which a synthetic corpus is written"
-    )
+    text = "folder or zip file of the corpus, or the folder to which a synthetic corpus is written"
+    add_options(parser, "--data-dir", help=text)
     parser.add_argument(
         "--check", action="store_true", help="decode all recordings and list every problem; writes nothing"
     )
-    parser.add_argument("--protocol", help="rule that splits the corpus, e.g. official or patient-60-20-20")
     parser.add_argument(
         "--sampling-rate",
         type=int,
@@ -43,20 +41,7 @@ def flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --public: confirm that you may redistribute the recordings",
     )
-    option_flag(parser)
-    corpus_flags(parser)
-    jobs_flag(parser)
-
-
-def option_flag(parser: argparse.ArgumentParser) -> None:
-    """Add --option."""
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of a corpus, e.g. patients=16, annotations=cycles.csv, window_s=5, fold_column=fold; repeatable",
-    )
+    add_options(parser, "--protocol", "--option", *CORPUS, "--jobs")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from laennec.cli.common import without_library_bars
+from laennec.cli.common import add_options, chosen, without_library_bars
 from laennec.hub import export_format
 from laennec.terminal import complain, say
 
@@ -14,16 +14,13 @@ def flags(parser: argparse.ArgumentParser) -> None:
         "repo", metavar="REPO", help="OWNER/NAME on the Hub; created as a private repository if it does not exist"
     )
     parser.add_argument("--format", help="full (default), head, lora, stock, onnx or onnx-int8, as in laennec export")
-    parser.add_argument("--base", help="path of the base encoder of a run that trained only the head")
-    parser.add_argument("--base-name", help="Hub id of the base encoder, for head and lora")
-    parser.add_argument("--base-revision", help="commit, tag or branch of the base encoder")
+    add_options(parser, "--base", "--base-name", "--base-revision")
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--public", action="store_true", help="make the repository public after the upload")
     parser.add_argument("--license", help="licence of the model on the card, e.g. cc-by-4.0")
     parser.add_argument("--message", help="commit message")
-    parser.add_argument(
-        "--timeout-s", type=float, default=60.0, help="time limit of a request in seconds (default: 60)"
-    )
+    text = "time limit of a request in seconds (default: 60)"
+    parser.add_argument("--timeout-s", type=float, default=60.0, help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,19 +38,8 @@ def run(options: argparse.Namespace) -> int:
 
     without_library_bars()
     logging.set_verbosity_error()  # no warning for an upload without changes
-    pushed = push(
-        options.source,
-        options.repo,
-        format=options.format,
-        base=options.base,
-        base_name=options.base_name,
-        base_revision=options.base_revision,
-        revision=options.revision,
-        public=options.public,
-        license=options.license,
-        message=options.message,
-        timeout_s=options.timeout_s,
-    )
+    names = ("format", "base", "base_name", "base_revision", "revision", "public", "license", "message", "timeout_s")
+    pushed = push(options.source, options.repo, **chosen(options, *names))
     if pushed.left:
         complain(f"note: these files are not part of the model and were not uploaded: {', '.join(pushed.left)}")
     state = "private; --public makes it public" if pushed.private else "public"

@@ -2,6 +2,7 @@
 
 import argparse
 
+from laennec.cli.common import add_options, chosen
 from laennec.errors import InputError
 from laennec.evaluation.comparison.folders import evaluation_folder
 from laennec.terminal import say
@@ -17,19 +18,11 @@ def flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-audio", action="store_true", help="leave the recordings out of the page, e.g. to share it"
     )
-    parser.add_argument("--data-dir", help="folder of the corpus (default: as in the run)")
-    parser.add_argument("--tables-dir", help="folder with the tables of the corpus (default: beside the recordings)")
+    add_options(parser, "--data-dir", "--tables-dir")
     parser.add_argument("--model", help="folder of the model (default: the folder of the run)")
-    parser.add_argument("--base", help="folder or file of the base encoder of a head-only model")
-    parser.add_argument(
-        "--points", type=int, default=1200, help="maximum number of points in the embedding map (default: 1200)"
-    )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        default=None,
-        help="continue if recordings of the published corpus are missing",
-    )
+    text = "maximum number of points in the embedding map (default: 1200)"
+    parser.add_argument("--points", type=int, default=1200, help=text)
+    add_options(parser, "--base", "--allow-missing")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,13 +34,9 @@ def run(options: argparse.Namespace) -> int:
 
     made = report(
         options.source,
-        split=options.split,
-        out=options.out,
-        model=options.model,
-        base=options.base,
-        corpus={name: getattr(options, name) for name in ("data_dir", "tables_dir", "allow_missing")},
+        corpus=chosen(options, "data_dir", "tables_dir", "allow_missing"),
         audio=not options.no_audio,
-        points=options.points,
+        **chosen(options, "split", "out", "model", "base", "points"),
     )
     for line in made.missing:
         say(f"note: {line}")

@@ -26,26 +26,21 @@ from laennec import __version__
 from laennec.audio.cycles import Span
 from laennec.errors import InputError
 from laennec.files import atomic_write
-from laennec.inference.backends import finite
-from laennec.inference.batch.jobs import PackedPredictor
+from laennec.inference.batch.jobs import Report, Worker, outcomes
 from laennec.inference.batch.journal import Journal
 from laennec.inference.batch.recordings import (
     Batch,
     BatchResult,
     Progress,
-    Report,
-    Worker,
     annotation_of,
+    check_formats,
     digest_of,
     find_recordings,
-    outcome_of,
-    outcome_worker,
-    silent,
+    refuse_shared_annotation,
 )
-from laennec.inference.batch.run import refuse_shared_annotation
 from laennec.inference.outputs import with_provenance, write_row_groups
-from laennec.inference.predictor import Predictor, _chunks
-from laennec.processes import DIED, Died, check_jobs, in_processes
+from laennec.inference.predictor import Predictor
+from laennec.processes import check_jobs
 from laennec.untrusted import read_bytes
 
 EMBEDDINGS = "laennec.embeddings.parquet"
@@ -86,19 +81,13 @@ class Embedder:
         self, path: Path, annotation: Path | None = None, spans: list[Span] | None = None, report: Report | None = None
     ) -> Embedded:
         """Embed one recording: the given spans, those of an annotation, or those of the predictor."""
-        predictor, listener = self.predictor, None if report is None else lambda stream, _: report(stream.fraction)
-        if spans is None:
-            spans = predictor._spans(path, annotation)
-        places: list[int] = []
-        found: list[Span] = []
-        values: list[Embeddings] = []
-        with predictor._opened(path, listener) as stream:
-            for chunk in _chunks(predictor._sounds(stream, spans, annotation)):
-                places += [place for place, _, _ in chunk]
-                found += [span for _, span, _ in chunk]
-                values.append(finite(self._embed([sound for _, _, sound in chunk]), predictor.model, stream.path))
+        listener = None if report is None else lambda stream, _: report(stream.fraction)
+        _, places, found, values = self.predictor.run(self._embed, path, annotation, listener, spans)
         order = np.argsort(places, kind="stable")
-        return Embedded([found[row] for row in order], np.concatenate(values)[order])
+        return Embedded([found[row] for row in order], values[order])
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.predictor, self.layer)
 
     def provenance(self, spans: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that embeddings depend on, except the recordings, as plain values."""
@@ -140,10 +129,7 @@ def embed(
         overwrite: As for `laennec.inference.batch.run.predict`.
         jobs: Number of processes; results do not depend on it.
     """
-    unknown = [f for f in formats if f not in EMBEDDING_FORMATS]
-    if unknown or not formats:
-        problem = f"unknown format {unknown[0]!r}" if unknown else "no format"
-        raise InputError(f"format: {problem}; choose from {', '.join(EMBEDDING_FORMATS)}")
+    check_formats(formats, EMBEDDING_FORMATS)
     rows = inputs if isinstance(inputs, Mapping) else {}
     recordings = list(rows) if isinstance(inputs, Mapping) else find_recordings(inputs)
     refuse_shared_annotation(annotation, recordings)
@@ -175,9 +161,6 @@ class _EmbeddingsOf(Batch):
     def worker(self) -> Worker:
         return partial(_embedded, self.embedder)
 
-    def make_worker(self) -> Callable[[], Worker]:
-        return _worker_maker(self.embedder)
-
     def write(self, path: Path, entry: dict[str, Any], more: Embedded) -> None:
         table = embedding_table(path, more, self.rows.get(path), self.provenance)
         for file in self.files(path):
@@ -193,15 +176,6 @@ class _EmbeddingsOf(Batch):
     def write_tables(self, journal: Journal, recordings: Sequence[Path]) -> list[Path]:
         tables = (_read_table(self.files(path)[0], self.provenance) for path in recordings)
         return [write_row_groups(self.out / EMBEDDINGS, tables)]
-
-
-def _worker_maker(embedder: Embedder) -> Callable[[], Worker]:
-    return partial(_make_worker, PackedPredictor.of(embedder.predictor), embedder.layer)
-
-
-def _make_worker(packed: PackedPredictor, layer: int | None) -> Worker:
-    """A worker of another process."""
-    return partial(_embedded, Embedder(packed.unpack(), layer))
 
 
 def _embedded(
@@ -295,12 +269,7 @@ def encode(
     recordings = find_recordings([paths] if isinstance(paths, str | Path) else paths)
     refuse_shared_annotation(annotation, recordings)
     tasks = [(path, (annotation_of(path, annotation), None)) for path in recordings]
-    found: dict[Path, Any] = {}
-    if check_jobs(jobs) == 1:
-        found = {task[0]: outcome_of(partial(_embedded, embedder), silent, task) for task in tasks}
-    else:
-        for (path, _), outcome in in_processes(partial(outcome_worker, _worker_maker(embedder)), tasks, jobs):
-            found[path] = f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
+    found = dict(outcomes(partial(_embedded, embedder), tasks, check_jobs(jobs)))
     results = [(path, found[path][1]) for path in recordings if not isinstance(found[path], str)]
     failed = [found[path] for path in recordings if isinstance(found[path], str)]
     if not results:

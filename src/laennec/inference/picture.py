@@ -169,12 +169,9 @@ def _clock(seconds: float, duration_s: float) -> str:
     whole = round(seconds)
     if duration_s < 60:
         return f"{whole}"
-    if duration_s < 3600:
-        return f"{whole // 60}:{whole % 60:02d}"
-    return f"{whole // 3600}:{whole % 3600 // 60:02d}"
+    whole = whole // 60 if duration_s >= 3600 else whole
+    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def _clock_words(duration_s: float) -> str:
-    if duration_s < 60:
-        return "s"
-    return "min:s" if duration_s < 3600 else "h:min"
+    return "s" if duration_s < 60 else "min:s" if duration_s < 3600 else "h:min"

@@ -9,8 +9,8 @@ the recording. By default a window is not longer than the model's input.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,12 @@ from laennec.errors import InputError
 from laennec.evaluation.calibration.smoothing import NEIGHBOUR_RULE, RULE, smooth_logits
 from laennec.inference.backends import fingerprint_of, finite, load_for_prediction, make_backend
 from laennec.inference.decisions import decision_of, overall_of, present_labels, probabilities_of
+from laennec.inference.onnx_model import OnnxModel
+from laennec.packed_model import PackedModel
 
 Probabilities = NDArray[np.float32]
 Listener = Callable[[RecordingStream, Waveform], None]
+Network = Callable[[Sequence[InContext]], Probabilities]
 
 # enough spans for full batches of similar length; at most 16 MiB of sound
 _CHUNK_SPANS, _CHUNK_SAMPLES = 64, 1 << 22
@@ -205,18 +208,8 @@ class Predictor:
             InputError: A waveform without its sampling rate, not of shape (samples,), or beyond 100.
         """
         path = recording if isinstance(recording, str | Path | bytes) else wave_file(recording, sampling_rate)
-        spans = self._spans(path, annotation)
-        places: list[int] = []
-        found: list[Span] = []
-        rows: list[Probabilities] = []
-        with self._opened(path, listener) as stream:
-            for place, span, row in self._logits(stream, spans, annotation):
-                places.append(place)
-                found.append(span)
-                rows.append(row)
-        logits = np.array(rows, np.float32).reshape(len(found), len(self.model.config.label_names))
+        stream, places, found, logits = self.run(self.backend.logits, path, annotation, listener)
         logits = smooth_logits(logits, [0] * len(found), self.smoothing, self.neighbours).astype(np.float32)
-        # spans are computed in time order and returned in the order of the annotation
         order = np.argsort(places, kind="stable")
         decision = self.decision_for(annotation is not None)
         logits, spans = logits[order], [found[row] for row in order]
@@ -250,7 +243,8 @@ class Predictor:
             )
         spans, decision = self._spans(path, annotation), self.decision_for(annotation is not None)
         with self._opened(path, None) as stream:
-            logits = ((span, row) for _, span, row in self._logits(stream, spans, annotation))
+            outputs = self._outputs(self.backend.logits, stream, spans, annotation)
+            logits = ((span, row) for _, span, row in outputs)
             for (start_s, end_s), row in self._smoothed(logits):
                 probabilities = self._probabilities(row[None].astype(np.float32), decision)
                 yield SpanPrediction(
@@ -266,6 +260,21 @@ class Predictor:
             "labels": self.model.config.label_names,
             "backend": self.backend.name,
         }
+
+    def __reduce__(self) -> Any:
+        """Pickle model and settings, for other processes."""
+        exported = isinstance(self.model, OnnxModel)
+        packed = self.model.path.parent if exported else PackedModel.of(self.model, self.extractor)
+        settings = {
+            "window_s": None if self.whole else self.window_s,
+            "hop_s": None if self.whole else self.hop_s,
+            "smoothing": self.smoothing,
+            "neighbours": self.neighbours,
+            "thresholds": self.given_thresholds,
+            "segmentation": self.segmentation,
+            "backend": self.backend.name,
+        }
+        return _unpickled, (type(self), packed, settings, self.fingerprint())
 
     def fingerprint(self) -> str:
         """sha256 of weights and front end; equal for a run and its exports."""
@@ -298,13 +307,32 @@ class Predictor:
     def _opened(self, path: str | Path | bytes, listener: Listener | None) -> Any:
         return open_recording(path, self.extractor.sampling_rate, filter=self.filter, listener=listener)
 
-    def _logits(
-        self, stream: RecordingStream, spans: list[Span] | None, annotation: str | Path | None
+    def run(
+        self,
+        network: Network,
+        path: str | Path | bytes,
+        annotation: str | Path | None = None,
+        listener: Listener | None = None,
+        spans: list[Span] | None = None,
+    ) -> tuple[RecordingStream, tuple[int, ...], tuple[Span, ...], Probabilities]:
+        """Run a network on the spans of a recording.
+
+        Returns:
+            The recording, which has been read; in time order the place of each span in the annotation, the spans, and
+            what the network returned (spans, outputs).
+        """
+        spans = self._spans(path, annotation) if spans is None else spans
+        with self._opened(path, listener) as stream:
+            found = list(self._outputs(network, stream, spans, annotation))
+        return stream, *zip(*((place, span) for place, span, _ in found), strict=True), np.array([o[2] for o in found])
+
+    def _outputs(
+        self, network: Network, stream: RecordingStream, spans: list[Span] | None, annotation: str | Path | None
     ) -> Iterator[tuple[int, Span, Probabilities]]:
-        """Place, span and logits of each span, in time order."""
+        """Place, span and output of each span, in time order."""
         for chunk in _chunks(self._sounds(stream, spans, annotation)):
-            logits = finite(self.backend.logits([sound for _, _, sound in chunk]), self.model, stream.path)
-            yield from ((place, span, row) for (place, span, _), row in zip(chunk, logits, strict=True))
+            rows = finite(network([sound for _, _, sound in chunk]), self.model, stream.path)
+            yield from ((place, span, row) for (place, span, _), row in zip(chunk, rows, strict=True))
 
     def _sounds(
         self, stream: RecordingStream, spans: list[Span] | None, annotation: str | Path | None
@@ -352,6 +380,23 @@ class Predictor:
 
     def _probabilities(self, logits: Probabilities, decision: Mapping[str, Any]) -> Probabilities:
         return probabilities_of(self.model.config, logits, decision["fitted_on"])
+
+
+def _unpickled(
+    kind: type[Predictor], packed: PackedModel | Path, settings: dict[str, Any], fingerprint: str
+) -> Predictor:
+    """Make a predictor again; in torch it computes on one thread, and on the CPU of a process without a GPU."""
+    if isinstance(packed, Path):
+        model, extractor = OnnxModel(packed), None
+    else:
+        import torch
+
+        away = packed.device.startswith("cuda") and not torch.cuda.is_available()
+        model, extractor = (replace(packed, device="cpu") if away else packed).unpack()
+    predictor = kind(model, extractor, **settings)
+    if predictor.fingerprint() != fingerprint:
+        raise InputError("this model cannot be handed to other processes; leave jobs and --engine out")
+    return predictor
 
 
 def wave_file(waveform: ArrayLike, sampling_rate: int | None) -> bytes:

@@ -1,58 +1,68 @@
-"""What several processes need to work on the recordings of one batch: the predictor, and which of them takes which.
+"""Who works on which recording: this process, several processes (`jobs`), or the ranks of a launch.
 
-Decisions: ranks of a launch claim a recording by a lock, which ends with its
-owner: what a dead rank had in hand is free again. A rank keeps the claim of a recording that failed, so that no other
-one tries it in vain; the first rank does once the others have ended, to give the reason.
+Decisions: a worker is a function that can be pickled, and the results are the same wherever it runs. Ranks claim a
+recording by a lock, which ends with its owner: what a dead rank had in hand is free again. A rank keeps the claim of a
+recording that failed, so that no other one tries it in vain; the first rank does once the others have ended, to give
+the reason.
 """
 
 import contextlib
 import os
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laennec.errors import InputError
+from laennec.errors import InputError, one_line
 from laennec.files import remove_stale_lock, try_lock
-from laennec.inference.onnx_model import OnnxModel
-from laennec.inference.predictor import Predictor
-from laennec.packed_model import PackedModel
+from laennec.memory import in_one_line
+from laennec.processes import DIED, Died, in_processes
 
 CLAIMS = ".laennec.claims"
 
+Task = tuple[Path, Any]
+"""A recording, and what else is needed to work on it."""
+Report = Callable[[float], None]
+"""Called with the fraction of a recording that is done."""
+Worker = Callable[[Path, Any, Report], Any]
 
-@dataclass(frozen=True)
-class PackedPredictor:
-    """A predictor that can be pickled."""
 
-    model: PackedModel | Path  # the model; the folder of one that was exported to ONNX
-    settings: dict[str, Any]  # the other arguments of the predictor
-    fingerprint: str  # of the model
+def outcomes(
+    worker: Worker, tasks: Iterable[Task], jobs: int, report: Report | None = None
+) -> Generator[tuple[Path, Any]]:
+    """Recordings as they are finished, each with its result, or as a string the reason why there is none."""
+    if jobs == 1:
+        for task in tasks:
+            yield task[0], _outcome(worker, report or _silent, task)
+        return
+    make = partial(_itself, partial(_outcome, worker, _silent))
+    with contextlib.closing(in_processes(make, tasks, jobs)) as results:
+        for (path, _), outcome in results:
+            yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
 
-    @classmethod
-    def of(cls, predictor: Predictor) -> "PackedPredictor":
-        """Pack a predictor."""
-        model = predictor.model
-        exported = isinstance(model, OnnxModel)
-        settings = {
-            "window_s": None if predictor.whole else predictor.window_s,
-            "hop_s": None if predictor.whole else predictor.hop_s,
-            "smoothing": predictor.smoothing,
-            "neighbours": predictor.neighbours,
-            "thresholds": predictor.given_thresholds,
-            "segmentation": predictor.segmentation,
-            "backend": predictor.backend.name,
-        }
-        packed = Path(model.path).parent if exported else PackedModel.of(model, predictor.extractor)
-        return cls(packed, settings, predictor.fingerprint())
 
-    def unpack(self) -> Predictor:
-        """Make the predictor again; it computes on one thread."""
-        parts = (OnnxModel(self.model), None) if isinstance(self.model, Path) else self.model.unpack()
-        predictor = Predictor(*parts, **self.settings)
-        if predictor.fingerprint() != self.fingerprint:
-            raise InputError("this model cannot be handed to other processes; leave jobs and --engine out")
-        return predictor
+def _itself(work: Callable[[Task], Any]) -> Callable[[Task], Any]:
+    return work
+
+
+def _outcome(worker: Worker, report: Report, task: Task) -> Any:
+    path, more = task
+    try:
+        with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
+            return worker(path, more, report)
+    except InputError as error:
+        return reason_of(path, error)
+
+
+def _silent(part: float) -> None:
+    """Report nothing."""
+
+
+def reason_of(path: Path, error: InputError) -> str:
+    """What an error says, with the recording's name."""
+    reason = str(error)
+    return reason if one_line(str(path)) in reason else f"{path}: {reason}"
 
 
 class Ranks:

@@ -257,11 +257,7 @@ def line_of(**said: Any) -> bytes:
 
 
 def _checked(line: bytes) -> bytes:
-    """A line whose checksum is right.
-
-    Raises:
-        ValueError: It is wrong.
-    """
+    """A line whose checksum is right."""
     text = line[len(_BEGIN) + _DIGITS + 2 :]
     if line != _BEGIN + xxhash.xxh3_64_hexdigest(text).encode() + b'",' + text:
         raise ValueError("damaged")
@@ -269,11 +265,7 @@ def _checked(line: bytes) -> bytes:
 
 
 def _refuse_others(path: Path) -> None:
-    """Refuse a file that has a journal's name and is none.
-
-    Raises:
-        InputError: It begins otherwise than a journal, of which a kill or a power cut can have left nothing.
-    """
+    """Refuse a file that has a journal's name and is none."""
     with contextlib.suppress(FileNotFoundError), open_regular(path) as file:
         begin = file.read(len(_BEGIN)).rstrip(b"\0")
         if not _BEGIN.startswith(begin):

@@ -58,16 +58,11 @@ class Settings(BaseModel):
 
 def parse_thresholds(text: str) -> dict[str, float]:
     """Parse `crackle=0.4,wheeze=0.2`."""
-    found: dict[str, float] = {}
-    for item in text.split(","):
-        name, sign, value = item.strip().partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError as error:
-            raise InputError(f"--thresholds {text}: write LABEL=PROBABILITY, e.g. crackle=0.4,wheeze=0.2") from error
-        if not sign or not name.strip():
-            raise InputError(f"--thresholds {text}: write LABEL=PROBABILITY, e.g. crackle=0.4,wheeze=0.2")
-    return found
+    try:
+        pairs = [item.split("=") for item in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError as error:
+        raise InputError(f"--thresholds {text}: write LABEL=PROBABILITY, e.g. crackle=0.4,wheeze=0.2") from error
 
 
 def read_parameters(path: str | Path) -> tuple[Settings, str | None]:

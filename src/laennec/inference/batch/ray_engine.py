@@ -18,10 +18,10 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,19 @@ from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
 from laennec.files import json_text
 from laennec.inference.batch.addresses import fetched, files_of, find_uris, put, said
-from laennec.inference.batch.jobs import PackedPredictor
 from laennec.inference.batch.journal import first_difference
-from laennec.inference.batch.recordings import FAILED, BatchResult, Progress, annotation_of, digest_of, output_names
-from laennec.inference.batch.run import refuse_shared_annotation
+from laennec.inference.batch.recordings import (
+    FAILED,
+    BatchResult,
+    Progress,
+    annotation_of,
+    digest_of,
+    output_names,
+    refuse_shared_annotation,
+)
+from laennec.inference.embed import Embedder, embedding_table
 from laennec.inference.outputs import SUFFIXES, failures_text, prediction_table
 from laennec.inference.predictor import Predictor, wave_file
-from laennec.packed_model import PackedModel
 from laennec.processes import check_jobs
 
 IDENTITY, TIMELINES = "laennec.identity.json", "laennec.timelines"
@@ -56,67 +62,53 @@ _DIED = "its worker died again and again (not enough memory, or a crash of the d
 class RayWork:
     """What is done with each recording."""
 
-    packed: PackedPredictor  # the predictor
+    predictor: Predictor
     provenance: dict[str, Any]  # model and settings, as plain values
-    sampling_rate: int  # of the model's sound, in Hz
-    torch: bool = False  # whether the network runs in torch, which can use a GPU
-    embed: bool = False  # whether spans are embedded instead of predicted
-    layer: int | None = None  # the layer that embeds; None for the embedding that the head takes
     # the annotation, or a folder of annotations, on a path that every machine has; None for windows
     annotation: str | None = None
-
-    @classmethod
-    def of(
-        cls, predictor: Predictor, provenance: dict[str, Any], annotation: str | None = None, **kind: Any
-    ) -> "RayWork":
-        """The work of a predictor; `kind` is embed and layer."""
-        packed, rate = PackedPredictor.of(predictor), int(predictor.extractor.sampling_rate)
-        if isinstance(packed.model, PackedModel):  # this machine's GPU is not the actors'
-            packed = replace(packed, model=replace(packed.model, device="cpu"))
-        return cls(packed, provenance, rate, predictor.backend.name == "torch", annotation=annotation, **kind)
+    embedder: Embedder | None = None  # to embed spans instead of predicting them
 
     @property
     def what(self) -> str:
         """What is made."""
-        return "embeddings" if self.embed else "predictions"
+        return "predictions" if self.embedder is None else "embeddings"
 
     @property
     def table(self) -> str:
         """The folder of the Parquet files."""
         return f"laennec.{self.what}"
 
-    def begun(self) -> Callable[[Any, int, Path | None], tuple[dict[str, Any] | None, pa.Table]]:
-        """What makes the timeline (of a prediction) and the rows of a recording: a file, or sound at some rate."""
-        predictor = self.packed.unpack()
-        if self.torch:
-            from laennec.training.devices import training_device
+    @property
+    def torch(self) -> bool:
+        """Whether the network runs in torch, which can use a GPU."""
+        return self.predictor.backend.name == "torch"
 
-            predictor.model.to(training_device())  # Ray shows an actor the GPUs it was given
-        if self.embed:
-            from laennec.inference.embed import Embedder, embedding_table
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the model."""
+        return self.predictor.fingerprint()
 
-            embedder = Embedder(predictor, self.layer)
-
-            def embedded(sound: Any, rate: int, annotation: Path | None) -> tuple[None, pa.Table]:
-                source: Any = sound if isinstance(sound, Path) else wave_file(sound, rate)
-                return None, embedding_table(Path(), embedder(source, annotation), None, self.provenance)
-
-            return embedded
-
-        model = {"fingerprint": predictor.fingerprint()}
-
-        def predicted(sound: Any, rate: int, annotation: Path | None) -> tuple[dict[str, Any], pa.Table]:
-            timeline = {"model": model, **predictor(sound, annotation, sampling_rate=rate or None).to_dict()}
-            return timeline, prediction_table(timeline, self.provenance)
-
-        return predicted
+    def run(self, sound: Any, rate: int, annotation: Path | None) -> tuple[dict[str, Any] | None, pa.Table]:
+        """The timeline (of a prediction) and the rows of a recording: a file, or sound at some rate."""
+        if self.embedder is not None:
+            source: Any = sound if isinstance(sound, Path) else wave_file(sound, rate)
+            return None, embedding_table(Path(), self.embedder(source, annotation), None, self.provenance)
+        timeline = {
+            "model": {"fingerprint": self.fingerprint},
+            **self.predictor(sound, annotation, sampling_rate=rate or None).to_dict(),
+        }
+        return timeline, prediction_table(timeline, self.provenance)
 
 
 class _Worker:
     """Runs the network on decoded recordings, and writes what comes of them; lives in an actor."""
 
     def __init__(self, work: RayWork, out: str) -> None:
-        self.work, self.out, self.run = work, out, work.begun()
+        self.work, self.out = work, out
+        if work.torch:
+            from laennec.training.devices import training_device
+
+            work.predictor.model.to(training_device())  # Ray shows an actor the GPUs it was given
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Finish the recordings of a block; returns them, each with the reason why it failed or null."""
@@ -153,9 +145,9 @@ class _Worker:
         annotation = annotation_of(Path(row["recording"]), place)
         if row["sound"] is None:
             with fetched(row["recording"]) as path:
-                timeline, table = self.run(path, 0, annotation)
+                timeline, table = self.work.run(path, 0, annotation)
         else:
-            timeline, table = self.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
+            timeline, table = self.work.run(np.frombuffer(row["sound"], np.float32), row["rate"], annotation)
         if timeline is not None:
             there = {"recording": row["recording"], "source_sampling_rate": row["source_rate"]}
             timeline = {"recording": "", **timeline, **there}
@@ -279,7 +271,10 @@ def _blocks(
     gpus = ray.cluster_resources().get("GPU", 0) if work.torch else 0
     plan = ray.data.from_items(todo, override_num_blocks=math.ceil(len(todo) / size))
     plan = plan.map_batches(
-        partial(_decoded, rate=work.sampling_rate), batch_size=None, batch_format="pyarrow", num_cpus=0.5
+        partial(_decoded, rate=int(work.predictor.extractor.sampling_rate)),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=0.5,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray 2.64 will have another way to say how often a task is tried

@@ -14,17 +14,16 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unicodedata import normalize
 
 from laennec.audio.recording import AUDIO_SUFFIXES
-from laennec.errors import InputError, one_line
+from laennec.errors import InputError
 from laennec.files import explain_write_errors, is_result, lock_or_refuse, remove_temporary_files
-from laennec.inference.batch.jobs import Ranks
+from laennec.inference.batch.jobs import Ranks, Task, Worker, outcomes, reason_of
 from laennec.inference.batch.journal import (
     JOURNAL,
     Journal,
@@ -35,8 +34,6 @@ from laennec.inference.batch.journal import (
     status_of,
 )
 from laennec.inference.outputs import write_failures
-from laennec.memory import in_one_line
-from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import read_bytes
 
 ANNOTATION_SUFFIXES = (".txt", ".json", ".labels.txt", ".selections.txt", ".Table.1.selections.txt")
@@ -45,10 +42,6 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255, suffixes and temporary nam
 _POLL_S = 0.2  # for what other ranks have in hand
 _ATTEMPTS = 5  # of a batch whose journal another machine writes to
 
-Task = tuple[Path, Any]
-"""A recording, and what else is needed to work on it."""
-Report = Callable[[float], None]
-Worker = Callable[[Path, Any, Report], Any]
 Progress = Callable[[float, int], None]
 
 
@@ -104,11 +97,7 @@ class Batch(ABC):
 
     @abstractmethod
     def worker(self) -> Worker:
-        """What works on a recording in this process; it returns the entry of the journal, and what else is written."""
-
-    @abstractmethod
-    def make_worker(self) -> Callable[[], Worker]:
-        """What makes a worker in another process; can be pickled."""
+        """What works on a recording: it returns the entry of the journal, and what else is written; can be pickled."""
 
     @abstractmethod
     def write(self, path: Path, entry: dict[str, Any], more: Any) -> None:
@@ -139,11 +128,7 @@ class Batch(ABC):
         return self._run(identity, overwrite, progress, jobs)
 
     def _run(self, identity: dict[str, Any], overwrite: bool, progress: Progress | None, jobs: int) -> "BatchResult":
-        """What `run` does.
-
-        Raises:
-            RewrittenError: The journal is not as this process left it; another call makes what it lacks.
-        """
+        """What `run` does."""
         ranks = Ranks(self.out)
         with contextlib.ExitStack() as stack:
             if not ranks.rank:
@@ -191,7 +176,7 @@ class Batch(ABC):
                     with contextlib.suppress(OSError, ValueError):  # the worker says why it cannot be read
                         begun[path] = {"status": status_of(path), "others": self.others(path)}
                 except InputError as error:
-                    failed[path] = _reason(path, error)
+                    failed[path] = reason_of(path, error)
                     continue
                 yield path, task
 
@@ -201,8 +186,8 @@ class Batch(ABC):
         progress(len(done), total)
         while True:
             left = total - len(done) - len(failed)
-            with contextlib.closing(self._outcomes(tasks(), min(jobs, max(left, 1)), report)) as outcomes:
-                for path, outcome in outcomes:
+            with contextlib.closing(outcomes(self.worker(), tasks(), min(jobs, max(left, 1)), report)) as results:
+                for path, outcome in results:
                     content = None if isinstance(outcome, str) else _same_content(path, begun.get(path))
                     if isinstance(outcome, str):
                         failed[path] = outcome
@@ -217,17 +202,6 @@ class Batch(ABC):
             if ranks.rank or len(done) + len(failed) == total:
                 return done, failed
             time.sleep(_POLL_S)
-
-    def _outcomes(self, tasks: Iterator[Task], jobs: int, report: Report) -> Generator[tuple[Path, Any]]:
-        """Recordings as they are finished, each with its result or the reason why there is none."""
-        if jobs == 1:
-            worker = self.worker()
-            for path, task in tasks:
-                yield path, outcome_of(worker, report, (path, task))
-            return
-        with contextlib.closing(in_processes(partial(outcome_worker, self.make_worker()), tasks, jobs)) as results:
-            for (path, _), outcome in results:
-                yield path, f"{path}: {DIED}" if isinstance(outcome, Died) else outcome
 
     def _finish(self, journal: Journal, done: set[Path], failed: dict[Path, str], result: "BatchResult") -> None:
         """One journal in the order of the recordings, the tables, and the list of what failed."""
@@ -276,25 +250,6 @@ class Batch(ABC):
         return [self.out / f"{self.names[path]}{self.suffixes[f]}" for f in self.formats if f in self.suffixes]
 
 
-def outcome_worker(make: Callable[[], Worker]) -> Callable[[Task], Any]:
-    """A worker of another process, which reports nothing."""
-    return partial(outcome_of, make(), silent)
-
-
-def outcome_of(worker: Worker, report: Report, task: Task) -> Any:
-    """The result for a recording, or the reason why there is none: a problem of this recording alone."""
-    path, more = task
-    try:
-        with in_one_line(str(path), "cut the recording, or use a machine with more memory"):
-            return worker(path, more, report)
-    except InputError as error:
-        return _reason(path, error)
-
-
-def silent(part: float) -> None:
-    """Report nothing."""
-
-
 def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:
     """The digest of a recording; None where it is no longer what it was when work on it began."""
     with contextlib.suppress(OSError):
@@ -302,11 +257,6 @@ def _same_content(path: Path, begun: dict[str, Any] | None) -> str | None:
         if begun is not None and status_of(path) == begun["status"]:
             return content
     return None
-
-
-def _reason(path: Path, error: InputError) -> str:
-    reason = str(error)
-    return reason if one_line(str(path)) in reason else f"{path}: {reason}"
 
 
 def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None:
@@ -321,6 +271,20 @@ def annotation_of(recording: Path, annotation: str | Path | None) -> Path | None
         names = " and ".join(p.name for p in found[:2])
         raise InputError(f"{recording}: two annotations in {place} ({names}); remove one, or give the file itself")
     return found[0] if found else place / f"{recording.stem}{ANNOTATION_SUFFIXES[0]}"
+
+
+def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence[Path]) -> None:
+    """Refuse one annotation file for several recordings."""
+    if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
+        raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
+
+
+def check_formats(formats: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse an unknown format, and none at all."""
+    unknown = [f for f in formats if f not in known]
+    if unknown or not formats:
+        problem = f"unknown format {unknown[0]!r}" if unknown else "no format"
+        raise InputError(f"format: {problem}; choose from {', '.join(known)}")
 
 
 def digest_of(annotation: Path | None) -> str | None:

@@ -15,17 +15,17 @@ from laennec.audio.recording import Waveform
 from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import RecordingStream
 from laennec.errors import InputError
-from laennec.inference.batch.jobs import PackedPredictor
+from laennec.inference.batch.jobs import Report, Worker
 from laennec.inference.batch.journal import Journal
 from laennec.inference.batch.parameters import PARAMETERS, Settings, write_parameters
 from laennec.inference.batch.recordings import (
     Batch,
     BatchResult,
-    Report,
-    Worker,
     annotation_of,
+    check_formats,
     digest_of,
     find_recordings,
+    refuse_shared_annotation,
 )
 from laennec.inference.outputs import (
     DEFAULT_FORMATS,
@@ -85,10 +85,7 @@ def predict(
             written to, contains predictions of another model or with other settings, or the annotation or another
             file that would be replaced.
     """
-    unknown = [f for f in formats if f not in FORMATS]
-    if unknown or not formats:
-        problem = f"unknown format {unknown[0]!r}" if unknown else "no format"
-        raise InputError(f"format: {problem}; choose from {', '.join(FORMATS)}")
+    check_formats(formats, FORMATS)
     recordings = find_recordings(inputs)
     refuse_shared_annotation(annotation, recordings)
     batch = _Predictions(Path(out), recordings, formats)
@@ -99,12 +96,6 @@ def predict(
     batch.settings = settings or _settings(predictor, annotation)
     batch.source = None if source is None else str(source)
     return batch.run(identity, overwrite=overwrite, progress=progress, jobs=check_jobs(jobs))
-
-
-def refuse_shared_annotation(annotation: str | Path | None, recordings: Sequence[Path]) -> None:
-    """Refuse one annotation file for several recordings."""
-    if annotation is not None and len(recordings) > 1 and not Path(annotation).is_dir():
-        raise InputError(f"{annotation}: one annotation for {len(recordings)} recordings; give a folder of annotations")
 
 
 def _settings(predictor: Predictor, annotation: str | Path | None) -> Settings:
@@ -159,9 +150,6 @@ class _Predictions(Batch):
     def worker(self) -> Worker:
         return partial(_predicted, self.predictor, "picture" in self.formats)
 
-    def make_worker(self) -> Callable[[], Worker]:
-        return partial(_make_worker, PackedPredictor.of(self.predictor), "picture" in self.formats)
-
     def write(self, path: Path, entry: Timeline, more: Spectrogram | None) -> None:
         self._write(path, set(self.files(path)) - self._kept, entry, more)
 
@@ -198,11 +186,6 @@ class _Predictions(Batch):
             provenance = {**self.identity, "source": self.source}
             made += [write_parquet(self.out / PREDICTIONS_PARQUET, timelines(), provenance)]
         return made
-
-
-def _make_worker(packed: PackedPredictor, picture: bool) -> Worker:
-    """A worker of another process."""
-    return partial(_predicted, packed.unpack(), picture)
 
 
 def _predicted(

@@ -1,10 +1,9 @@
 """A web page that predicts the labels of a sound that a visitor uploads or records.
 
 Decisions: plain Gradio. Whatever of it contacts other machines is off and the fonts are the system's, so the page
-works offline. A visitor's file is decoded in a sandboxed process. Uploads are deleted after ten minutes, and their
-folder is removed when the server stops. The result is one piece of HTML that contains its picture and its sound, so
-no copy of these stays on the server. One recording is processed at a time; further requests wait in a queue of
-bounded length. What holds for every request is in `server`.
+works offline. A visitor's file is decoded in a sandboxed process. The result is one piece of HTML that contains its
+picture and its sound, so no copy of these stays on the server. One recording is processed at a time; further requests
+wait in a queue of bounded length. What holds for every request is in `server`.
 """
 
 import base64
@@ -14,7 +13,7 @@ import os
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -25,7 +24,7 @@ import soundfile
 
 import laennec
 from laennec.audio.cycles import AnnotationError, read_labels
-from laennec.audio.recording import DecodeError, Recording, read_recording, resample
+from laennec.audio.recording import DecodeError, Waveform, resample
 from laennec.audio.sandbox import plain_file, read_recording_sandboxed
 from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import open_recording
@@ -43,9 +42,8 @@ DISCLAIMER = (
     "Research software, not a medical device. A prediction is not a diagnosis; do not base anybody's care on it."
 )
 _MAX_SPANS = 500
-_QUEUE_SIZE = 16
-_DELETE_EVERY_S, _DELETE_AFTER_S = 60, 540
-_GONE_AFTER_S = _DELETE_EVERY_S + _DELETE_AFTER_S
+_QUEUE_SIZE, _RETRY_S = 16, 30
+_CLEAN_EVERY_S, _GONE_AFTER_S = 60, 600
 _PLAYBACK_HZ = 16_000  # browsers differ in the lowest rate that they play
 _WIDE_IN, _NARROW_IN = 11.0, 5.2  # widths of the picture for a desktop and for a phone, in inches
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Arial", "sans-serif"]
@@ -101,10 +99,9 @@ def serve_model(
     Raises:
         InputError: The model cannot be loaded, the address or the port cannot be used, or the windows are invalid.
     """
-    limits = limits or Limits()
+    limits, stop = limits or Limits(), stop or threading.Event()
     name = name or (Path(model).resolve().name if Path(model).exists() else str(model))
-    stop = stop or threading.Event()
-    with _gradio_settings() as folder:
+    with _folder_of_uploads() as folder:
         page = build_page(Predictor(*load_model(model, base), window_s, hop_s), name, limits)
         from laennec.inference.page import server  # needs Gradio's requirements
 
@@ -116,16 +113,17 @@ def serve_model(
                 f"({' '.join(str(error).split())[:80]}); choose another address or port"
             ) from error
         names = [*server.own_names(host), *map(str.lower, hosts)]
-        app = server.limited(_mounted(page, limits), names, folder, int(limits.max_total_mb * (1 << 20)), _GONE_AFTER_S)
-        with listener, server.serving(app, listener):
+        most_bytes = int(limits.max_total_mb * (1 << 20))
+        app = server.Guard(_mounted(page, limits), names, folder, most_bytes, _GONE_AFTER_S)
+        with listener, server.serving(app, names, listener):
             try:
                 address = server.address_of(listener)
                 ready(address)
                 if open_browser:
                     webbrowser.open(address)
                 with contextlib.suppress(KeyboardInterrupt):
-                    while not stop.wait(_DELETE_EVERY_S):
-                        server.keep_recent(folder, _GONE_AFTER_S)  # what Gradio does not know
+                    while not stop.wait(_CLEAN_EVERY_S):
+                        server.keep_recent(folder, _GONE_AFTER_S - _CLEAN_EVERY_S)
             finally:
                 page.close(verbose=False)  # ends the responses that wait for a prediction
 
@@ -151,8 +149,7 @@ def build_page(predictor: Predictor, name: str, limits: Limits) -> Any:
         "origin": origin,
     }
     introduction, annotations, explanation = render_template("app_page.md.jinja", **values).split("\n---\n")
-    title = f"{name}: {', '.join(labels[:4])}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_DELETE_EVERY_S, _DELETE_AFTER_S)) as page:
+    with gr.Blocks(title=f"{name}: {', '.join(labels[:4])}", analytics_enabled=False) as page:
         gr.Markdown(introduction)
         sound = gr.Audio(
             sources=["upload", "microphone"],
@@ -193,7 +190,7 @@ def predict_html(predictor: Predictor, sound: str | None, annotation: str | None
             with plain_file(recording) as decoded:
                 timeline = predictor(decoded, annotation, spectrogram.add).to_dict()
             timeline |= {"recording": name, "source_sampling_rate": recording.source_sampling_rate}
-            return _result(timeline, recording, spectrogram, annotated)
+            return _result(timeline, recording.waveform, recording.sampling_rate, spectrogram, annotated)
     except DecodeError as error:
         reason = error.reason
     except AnnotationError as error:
@@ -209,16 +206,13 @@ def prediction_html(prediction: Prediction, most_s: float = 600.0) -> str:
     try:
         if prediction.duration_s > most_s:
             raise InputError(f"the recording is longer than {most_s:g} s")
-        sound = prediction.sound or prediction.recording
-        recording, spectrogram = read_recording(sound), Spectrogram()
-        with open_recording(sound, listener=spectrogram.add) as stream:
-            for _ in stream.blocks():
-                pass
+        spectrogram = Spectrogram()
+        with open_recording(prediction.sound or prediction.recording, listener=spectrogram.add) as stream:
+            waveform = np.concatenate(list(stream.blocks()))
     except InputError as error:
         return render_template("app_problem.html", name=repr(prediction), reason=f"no picture: {error}")
-    style = (resources.files("laennec") / "templates" / "app.css").read_text(encoding="utf-8")
-    own = "\n".join(line for line in style.splitlines() if line.startswith("#result"))  # the others style the page
-    result = _result(prediction.to_dict(), recording, spectrogram, None)
+    own = "\n".join(line for line in _style().splitlines() if line.startswith("#result"))  # the others style the page
+    result = _result(prediction.to_dict(), waveform, stream.sampling_rate, spectrogram, None)
     return f'<style>{own}</style><div id="result">{result}</div>'
 
 
@@ -230,7 +224,7 @@ def threshold_origin(model: LaennecForAudioClassification) -> str:
     if not config.thresholds:
         return "No thresholds were fitted for this model: a label counts as present above 0.5."
     spans = "windows" if "windows" in config.operating_points else "cycles"
-    fitted: Mapping[str, Any] = config.operating_points.get("windows", config.operating_point)
+    fitted: dict[str, Any] = config.operating_points.get("windows", config.operating_point)
     if not fitted:
         return "The thresholds were fitted on validation patients; this model does not record by which rule."
     on = fitted.get("fitted_on") or {}
@@ -241,40 +235,26 @@ def threshold_origin(model: LaennecForAudioClassification) -> str:
     return f"The thresholds were fitted on {count}{rule}{others}; the test split was not used for this."
 
 
-def _result(timeline: Timeline, recording: Recording, spectrogram: Spectrogram, annotated: Sequence[str] | None) -> str:
+def _result(
+    timeline: Timeline, waveform: Waveform, rate: int, spectrogram: Spectrogram, annotated: Sequence[str] | None
+) -> str:
     """HTML of a prediction: summary, picture, player and table."""
-    labels = shown_labels(timeline)
-    thresholds = timeline["decision"]["thresholds"] or {}
-    rows = timeline["timeline"]
-    summary = []
-    for label in labels:
-        best = max(rows, key=lambda row: row[f"{label}_probability"])
-        summary.append(
-            {
-                "label": label,
-                "threshold": thresholds.get(label),
-                "count": sum(row[label] for row in rows),
-                "highest": best[f"{label}_probability"],
-                "start_s": best["start_s"],
-                "end_s": best["end_s"],
-                "whole": timeline["overall"][label],
-            }
-        )
+    labels, rows = shown_labels(timeline), timeline["timeline"]
     wide, narrow = (figure_png(timeline_figure(timeline, spectrogram, width)) for width in (_WIDE_IN, _NARROW_IN))
     return render_template(
         "app_result.html",
-        name=timeline["recording"],
-        duration_s=recording.duration_s,
-        source_khz=recording.source_sampling_rate / 1000,
         span={"annotation": "cycle", "recording": "recording"}.get(timeline["spans"]["from"], "window"),
-        rows=rows,
-        summary=summary,
+        highest={label: max(rows, key=lambda row: row[f"{label}_probability"]) for label in labels},
+        counts={label: sum(row[label] for row in rows) for label in labels},
+        labels=labels,
+        thresholds=timeline["decision"]["thresholds"] or {},
         hidden_labels=len(timeline["labels"]) - len(labels),
         annotated=annotated,
         wide=_data_uri("image/png", wide),
         narrow=_data_uri("image/png", narrow),
-        audio=_data_uri("audio/flac", _playable(recording)),
+        audio=_data_uri("audio/flac", _playable(waveform, rate)),
         disclaimer=DISCLAIMER,
+        **{key: timeline[key] for key in ("recording", "duration_s", "source_sampling_rate", "timeline", "overall")},
     )
 
 
@@ -292,9 +272,9 @@ def _annotated_classes(annotation: str, duration_s: float) -> list[str] | None:
     return [labels.get(span, "") for span in spans]
 
 
-def _playable(recording: Recording) -> bytes:
+def _playable(waveform: Waveform, rate: int) -> bytes:
     """The recording as a FLAC file that browsers play, at a common loudness."""
-    sound = resample(recording.waveform, recording.sampling_rate, _PLAYBACK_HZ)
+    sound = resample(waveform, rate, _PLAYBACK_HZ)
     loudness = float(np.quantile(np.abs(sound), 0.999)) or 1.0
     file = io.BytesIO()
     soundfile.write(file, np.clip(sound * 0.7 / loudness, -1, 1), _PLAYBACK_HZ, "PCM_16", format="FLAC")
@@ -309,10 +289,15 @@ def _mounted(page: Any, limits: Limits) -> Any:
     """The application of a page: its limits and style, and no access to files or other machines."""
     import fastapi
     import gradio as gr
+    from fastapi.responses import JSONResponse
 
-    closed = {"docs_url": None, "redoc_url": None, "openapi_url": None}
+    def busy(_: Any, error: Any) -> JSONResponse:
+        """Gradio's answer of a full queue, with the time after which to ask again."""
+        return JSONResponse({"detail": error.detail}, 503, {"Retry-After": str(_RETRY_S)})
+
+    closed: dict[str, Any] = {"docs_url": None, "redoc_url": None, "openapi_url": None}
     return gr.mount_gradio_app(
-        fastapi.FastAPI(**closed),  # type: ignore[arg-type]
+        fastapi.FastAPI(**closed),
         page,
         path="/",
         show_error=False,
@@ -324,19 +309,23 @@ def _mounted(page: Any, limits: Limits) -> Any:
         pwa=False,
         mcp_server=False,
         theme=gr.themes.Default(font=_FONTS, font_mono=["ui-monospace", "monospace"]),
-        css=(resources.files("laennec") / "templates" / "app.css").read_text(encoding="utf-8"),
-        app_kwargs=closed,
+        css=_style(),
+        app_kwargs={**closed, "exception_handlers": {503: busy}},
     )
 
 
+def _style() -> str:
+    return (resources.files("laennec") / "templates" / "app.css").read_text(encoding="utf-8")
+
+
 @contextlib.contextmanager
-def _gradio_settings() -> Iterator[Path]:
+def _folder_of_uploads() -> Iterator[Path]:
+    """A folder that Gradio uses for this block; it takes its name from the environment alone."""
+    before = {name: os.environ[name] for name in ["GRADIO_TEMP_DIR"] if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="laennec-app-", ignore_cleanup_errors=True) as folder:
-        wanted = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
-        before = {key: os.environ.get(key) for key in wanted}
-        os.environ.update(wanted)
+        os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             yield Path(folder)
         finally:
-            for key, value in before.items():
-                os.environ.pop(key) if value is None else os.environ.update({key: value})
+            del os.environ["GRADIO_TEMP_DIR"]
+            os.environ |= before

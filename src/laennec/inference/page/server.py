@@ -1,12 +1,10 @@
 """The server of the page: which names it answers to, how many connections it holds and how much it stores.
 
-Decisions: Gradio's own server cannot be given limits, so its page is mounted in an application that uvicorn serves.
-Requests must name this computer (Starlette's `TrustedHostMiddleware`), and pages of other sites may not use ours. A
-browser and an attacker look alike, so nobody is kept waiting: where too many connections are open, the oldest that has
-not said what it wants is closed for the new one. Whatever lies in the folder of uploads for longer than promised is
-deleted, and the rest has a limit; an upload that is aborted is ended as Gradio ends one that is too large, which
-deletes what came of it. Where Gradio is mounted it reads any file of the server that a request names, and fetches any
-address, so a request may name uploads alone.
+Decisions: Gradio's own server has no such limits, so its page is mounted in an application that uvicorn serves. A
+browser and an attacker look alike, so nobody is kept waiting: a connection too many closes the oldest one that has not
+sent its request (uvicorn's own limit refuses the newest, who may be a visitor). A mounted Gradio reads any file and
+fetches any address that a request names, so a request may name uploads only. An aborted upload ends as one that Gradio
+finds too large, which deletes what came of it.
 """
 
 import contextlib
@@ -18,25 +16,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import uvicorn
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PORTS = range(7860, 7960)
-_CONNECTIONS = 200  # with the backlog far below 1,024, a common limit of open files
-_BACKLOG = 100  # asyncio accepts so many at once
+_CONNECTIONS, _BACKLOG = 200, 100  # together far below 1,024, a common limit of open files
 _CLOSING_S = 2  # for answers that are under way when the server stops
-_RETRY_S = 30
 _MOST_BODY = 1 << 20  # of a request that is not an upload, in bytes
 _SMALLEST_FILE = 4096  # on a disk
 _UPLOAD = "/gradio_api/upload"
@@ -44,7 +40,7 @@ _FILE_IN_PATH = re.compile(r"/(?:file[=/]|proxy=)(.*)", re.DOTALL)
 
 
 def listen(host: str, port: int | None) -> socket.socket:
-    """A socket at the first free port.
+    """A socket at the port, or at the first free one.
 
     Raises:
         OSError, OverflowError, UnicodeError: The address or the port cannot be used.
@@ -59,42 +55,29 @@ def listen(host: str, port: int | None) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where a browser of this computer finds the page."""
+    """The address of the page for a browser of this computer."""
     host, port = listener.getsockname()[:2]
-    if ipaddress.ip_address(host).is_unspecified:
-        host = "localhost"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{'localhost' if ipaddress.ip_address(host).is_unspecified else _bracketed(host)}:{port}"
 
 
 def own_names(host: str) -> list[str]:
     """The names by which others reach a server that listens at an address."""
-    names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}
+    names = {"localhost", "127.0.0.1", "::1", host}
     if host not in ("localhost", "127.0.0.1", "::1"):
         names.add(socket.gethostname())
         with contextlib.suppress(OSError):
-            found = {str(place[4][0]) for place in socket.getaddrinfo(socket.gethostname(), None)}
-            names |= {f"[{address}]" if ":" in address else address for address in found}
-    return sorted(map(str.lower, names))
-
-
-def limited(app: ASGIApp, names: Sequence[str], folder: Path, most_bytes: int, oldest_s: float) -> ASGIApp:
-    """An application behind the limits of the page; the arguments are those of `Guard`."""
-    return TrustedHostMiddleware(Guard(app, names, folder, most_bytes, oldest_s), names, www_redirect=False)
+            names |= {str(place[4][0]) for place in socket.getaddrinfo(socket.gethostname(), None)}
+    return sorted(_bracketed(name.lower()) for name in names)
 
 
 @contextlib.contextmanager
-def serving(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
-    """Serve an application as long as this block lasts."""
-    config = uvicorn.Config(
-        app,
-        http=Connection,
-        ws="none",
-        log_level="error",
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=_CLOSING_S,
-        server_header=False,
+def serving(app: ASGIApp, names: Sequence[str], listener: socket.socket) -> Iterator[None]:
+    """Serve an application under these names as long as this block lasts."""
+    named = TrustedHostMiddleware(app, names, www_redirect=False)
+    limits: dict[str, Any] = {"backlog": _BACKLOG, "timeout_graceful_shutdown": _CLOSING_S}
+    server = uvicorn.Server(
+        uvicorn.Config(named, http=Connection, ws="none", log_level="error", server_header=False, **limits)
     )
-    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started and thread.is_alive():
@@ -109,13 +92,13 @@ def serving(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
 
 
 class Connection(H11Protocol):
-    """A connection with a browser; one too many closes the oldest of those that are worth the least."""
+    """A connection with a browser; one too many closes the oldest of those that matter least."""
 
     def connection_made(self, transport: Any) -> None:
         """Take the connection, if need be in place of another one."""
         self.since = self.loop.time()
         if len(self.connections) >= _CONNECTIONS:
-            oldest: Any = min(self.connections, key=Connection._worth)  # type: ignore[arg-type]
+            oldest: Any = min(self.connections, key=Connection._rank)  # type: ignore[arg-type]
             self.connections.discard(oldest)
             oldest.transport.abort()
         super().connection_made(transport)
@@ -124,7 +107,7 @@ class Connection(H11Protocol):
         """Close the connection as the server stops: some answers never end."""
         self.transport.abort()
 
-    def _worth(self) -> tuple[int, float]:
+    def _rank(self) -> tuple[int, float]:
         """First those without a request, then those that still send one, then those that wait for an answer."""
         if self.cycle is None or self.cycle.response_complete:
             return 0, self.since
@@ -132,65 +115,68 @@ class Connection(H11Protocol):
 
 
 class Guard:
-    """What requests may ask for, and how much uploads may leave on the disk.
+    """Middleware that refuses what the page never asks for, and limits how much uploads leave on the disk.
 
     Args:
         app: The application.
         names: Names of this computer; `*` for any.
-        folder: Where uploads lie.
-        most_bytes: Most that may lie there.
-        oldest_s: After how many seconds a file there is deleted.
+        folder: Where uploads are.
+        most_bytes: Maximum size of all uploads together.
+        oldest_s: Age in seconds at which a file there is deleted.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str], folder: Path, most_bytes: int, oldest_s: float) -> None:
         self.app, self.names, self.folder, self.most_bytes, self.oldest_s = app, names, folder, most_bytes, oldest_s
-        self.kept = 0  # bytes in the folder when it was last looked through
-        self.uploads: list[_Upload] = []  # what has arrived since, or arrives now
-        self.looking = anyio.Lock()
+        self.arrived = 0  # bytes of all uploads so far
+        self.kept = 0  # bytes in the folder when it was last measured, less what had arrived by then
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request that may not be made, and hand on the others."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        headers = Headers(scope=scope)
-        if not self._from_here(headers):
-            return await PlainTextResponse("A page of another site may not use this one.", 403)(scope, receive, send)
-        if scope["path"].rstrip("/") == _UPLOAD:
-            return await self._upload(scope, receive, send)
-        if "transfer-encoding" in headers or int(headers.get("content-length", 0)) > _MOST_BODY:
-            return await PlainTextResponse("The request is too large.", 413)(scope, receive, send)
-        named, body = _FILE_IN_PATH.search(scope["path"]), await _body(receive)
-        try:
-            files = [*([named[1]] if named else []), *_paths_in(json.loads(body or b"null"))]
-        except (ValueError, RecursionError):
-            return await PlainTextResponse("The request is not JSON.", 400)(scope, receive, send)
-        if not all(map(self._is_upload, files)):
-            return await PlainTextResponse("The request names a file that was not uploaded.", 403)(scope, receive, send)
-        return await self.app(scope, _after(body, receive), _when_to_retry(send))
+        """Answer a request that is refused, and pass on the others."""
+        if scope["type"] == "http":
+            request = Request(scope, receive)
+            try:
+                refusal = await self._refusal(request)
+            except ClientDisconnect:
+                return None
+            if refusal is not None:
+                return await PlainTextResponse(*refusal)(scope, receive, send)
+            receive = await self._counted(receive) if _is_upload(request) else _again(await request.body(), receive)
+        return await self.app(scope, receive, send)
 
-    def _is_upload(self, name: object) -> bool:
-        """Whether a file lies in the folder of uploads; an address does not, whatever stands behind it."""
+    def _from_here(self, headers: Headers) -> bool:
+        """Whether the site of the page that asks, and the names that proxies were asked for, are ours."""
+        own = {*self.names, _name(f"//{headers.get('host', '')}")}
+        sites = [headers[name] for name in ("origin", "x-gradio-server") if name in headers]
+        sites += [f"//{name}" for name in headers.getlist("x-forwarded-host")]
+        return "*" in own or set(map(_name, sites)) <= own
+
+    async def _refusal(self, request: Request) -> tuple[str, int] | None:
+        """Text and status for a request of another site, one that is too large or no JSON, or one that names files."""
+        if not self._from_here(request.headers):
+            return "A page of another site may not use this one.", 403
+        if _is_upload(request):
+            return None
+        if "transfer-encoding" in request.headers or int(request.headers.get("content-length", 0)) > _MOST_BODY:
+            return "The request is too large.", 413
+        named = _FILE_IN_PATH.search(request.scope["path"])
+        try:
+            files = [*([named[1]] if named else []), *_paths_in(json.loads(await request.body() or b"null"))]
+        except (ValueError, RecursionError):
+            return "The request is not JSON.", 400
+        return None if all(map(self._has, files)) else ("The request names a file that was not uploaded.", 403)
+
+    def _has(self, name: object) -> bool:
+        """Whether a file is in the folder of uploads; an address is not."""
         try:
             path = Path(name)  # type: ignore[arg-type]
             return path.is_absolute() and path.resolve().is_relative_to(self.folder.resolve())
         except (TypeError, ValueError, OSError):
             return False
 
-    def _from_here(self, headers: Headers) -> bool:
-        """Whether the site of the page that asks, and the name that a proxy was asked for, are ours."""
-        asked = f"//{headers.get('host', '')}"
-        own = {*self.names, _name(asked)}
-        proxied = f"//{headers['x-forwarded-host']}" if "x-forwarded-host" in headers else asked
-        others = (headers.get("origin", asked), proxied, headers.get("x-gradio-server", asked))
-        return "*" in own or set(map(_name, others)) <= own
-
-    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self.looking:
-            in_folder = [upload for upload in self.uploads if upload.ended]
-            self.kept = await anyio.to_thread.run_sync(keep_recent, self.folder, self.oldest_s)
-            self.uploads = [upload for upload in self.uploads if upload not in in_folder]
-        upload, complete = _Upload(), False
-        self.uploads.append(upload)
+    async def _counted(self, receive: Receive) -> Receive:
+        """An upload that ends with an error where it is aborted or exceeds the space that is left."""
+        before, complete = self.arrived, False
+        self.kept = await anyio.to_thread.run_sync(keep_recent, self.folder, self.oldest_s) - before
 
         async def receive_some() -> Message:
             nonlocal complete
@@ -198,70 +184,53 @@ class Guard:
             if message["type"] == "http.disconnect" and not complete:
                 raise MultiPartException("The upload was aborted.")
             complete = complete or not message.get("more_body", False)
-            upload.received += len(message.get("body", b""))
-            if self.kept + sum(u.received for u in self.uploads) > self.most_bytes:
+            self.arrived += len(message.get("body", b""))
+            if self.kept + self.arrived > self.most_bytes:
                 raise MultiPartException(
                     f"The maximum allowed size of all uploads together, {self.most_bytes >> 20} MB, is reached; "
                     f"try again in {self.oldest_s / 60:.0f} minutes."
                 )
             return message
 
-        try:
-            await self.app(scope, receive_some, send)
-        finally:
-            upload.ended = True
-
-
-@dataclass(eq=False)
-class _Upload:
-    """How many bytes of an upload have arrived, and whether it has ended."""
-
-    received: int = 0
-    ended: bool = False
+        return receive_some
 
 
 def keep_recent(folder: Path, oldest_s: float) -> int:
-    """Delete what has lain in a folder for too long.
-
-    Returns:
-        How many bytes of a disk the other files take.
-    """
+    """Delete what has been in a folder for too long; returns how many bytes of the disk the other files take."""
     kept, before = 0, time.time() - oldest_s
     for place, _, names in os.walk(folder, topdown=False):
-        for name in names:
+        for path in (Path(place, name) for name in names):
             with contextlib.suppress(FileNotFoundError):
-                path = Path(place, name)
-                found = path.lstat()
-                if found.st_ctime < before:
+                if path.lstat().st_ctime < before:
                     path.unlink()
                 else:
-                    kept += max(found.st_size, _SMALLEST_FILE)
+                    kept += max(path.lstat().st_size, _SMALLEST_FILE)
         with contextlib.suppress(OSError):  # not empty
             if Path(place) != folder and Path(place).stat().st_mtime < before:
                 os.rmdir(place)
     return kept
 
 
+def _bracketed(name: str) -> str:
+    """A name or an IPv4 address as it is, an IPv6 address in brackets."""
+    return f"[{name}]" if ":" in name else name
+
+
 def _name(site: str) -> str | None:
-    """The name of a site's computer, an IPv6 address in brackets; None where there is none."""
+    """The name of a site's computer; None where there is none."""
     try:
         name = urlsplit(site).hostname
     except ValueError:
         return None
-    return f"[{name}]" if name and ":" in name else name
+    return None if name is None else _bracketed(name)
 
 
-async def _body(receive: Receive) -> bytes:
-    """What a request says; it is known to be short."""
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    return body
+def _is_upload(request: Request) -> bool:
+    return request.scope["path"].rstrip("/") == _UPLOAD
 
 
-def _after(body: bytes, receive: Receive) -> Receive:
-    """A request from its beginning whose body was read."""
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A request whose body was read, from its beginning."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
@@ -270,21 +239,10 @@ def _after(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-def _paths_in(said: Any) -> Iterator[object]:
+def _paths_in(content: Any) -> Iterator[object]:
     """Every file that a request names, as Gradio writes one: `{"path": ...}`, however deep."""
-    if isinstance(said, dict):
-        yield from [said["path"]] if "path" in said else []
-        said = list(said.values())
-    for inner in said if isinstance(said, list) else ():
+    if isinstance(content, dict):
+        yield from [content["path"]] if "path" in content else []
+        content = list(content.values())
+    for inner in content if isinstance(content, list) else ():
         yield from _paths_in(inner)
-
-
-def _when_to_retry(send: Send) -> Send:
-    """Have answers of a busy page, which is what Gradio's full queue gives, say when to ask again."""
-
-    async def send_some(message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] == 503:
-            MutableHeaders(scope=message)["Retry-After"] = str(_RETRY_S)
-        await send(message)
-
-    return send_some
