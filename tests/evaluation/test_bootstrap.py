@@ -5,7 +5,7 @@ import pytest
 from evaluation_tables import cycles
 
 from laennec.evaluation import predictions_metrics
-from laennec.evaluation.bootstrap import bootstrap_values, draw_patients, interval, interval_note, patient_codes
+from laennec.evaluation.intervals import bootstrap_values, draw_patients, interval, interval_note, patient_codes
 from laennec.evaluation.predictions import read_predictions, statistics_of
 
 TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}

@@ -7,7 +7,6 @@ from evaluation_tables import cycles, with_class_logits
 
 from laennec.errors import InputError
 from laennec.evaluation import decision_curve, metrics
-from laennec.evaluation.bootstrap import draw_patients, interval, patient_codes
 from laennec.evaluation.calibration.operating_point import (
     fit_classes_on_validation,
     fit_on_validation,
@@ -24,6 +23,7 @@ from laennec.evaluation.calibration.probabilities import (
     sigmoid,
     softmax,
 )
+from laennec.evaluation.intervals import draw_patients, interval, patient_codes
 from laennec.evaluation.predictions import read_predictions
 
 LABELS = ["crackle", "wheeze"]

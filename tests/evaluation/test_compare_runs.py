@@ -9,8 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from laennec.cli.main import main
-from laennec.evaluation.bootstrap import draw_patients, patient_codes
 from laennec.evaluation.evaluate import score
+from laennec.evaluation.intervals import draw_patients, patient_codes
 from laennec.evaluation.metrics import auroc, exact_sensitivity, specificity
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.report.plots import figure_png

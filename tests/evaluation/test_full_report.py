@@ -13,8 +13,7 @@ import soundfile
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
-from laennec.evaluation.comparison.evaluations import read_evaluation
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import evaluation_folder, read_evaluation
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.report.details import RATE_HZ, cycle_sounds, frequency_ticks, playing_gain_db, spectrogram_uri
 from laennec.evaluation.report.failures import worst_errors

@@ -10,8 +10,7 @@ import pytest
 from laennec.cli.main import main
 from laennec.evaluation import fit_on_validation
 from laennec.evaluation.calibration.probabilities import sigmoid
-from laennec.evaluation.calibration.smoothing import smooth_predictions
-from laennec.evaluation.calibration.smoothing_choice import choose_smoothing
+from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")

@@ -8,8 +8,13 @@ import pytest
 from evaluation_tables import cycles, with_class_logits
 
 from laennec.errors import InputError
-from laennec.evaluation.calibration.smoothing import smooth_logits, smooth_predictions
-from laennec.evaluation.calibration.smoothing_choice import choose_smoothing, compare_smoothing, format_smoothing
+from laennec.evaluation.calibration.smoothing import (
+    choose_smoothing,
+    compare_smoothing,
+    format_smoothing,
+    smooth_logits,
+    smooth_predictions,
+)
 
 NAMES = ["crackle", "wheeze"]
 TWO = {"problem_type": "multi_label", "label_names": NAMES}

@@ -10,9 +10,14 @@ import pytest
 from laennec import Predictor, load_model
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
-from laennec.evaluation.calibration.operating_point import FittingRule
+from laennec.evaluation.calibration.operating_point import (
+    FittingRule,
+    fit_windows,
+    highest_logits,
+    window_note,
+    window_points_of,
+)
 from laennec.evaluation.calibration.probabilities import expected_calibration_error, sigmoid
-from laennec.evaluation.calibration.window_points import fit_windows, highest_logits, window_note, window_points_of
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.window_scores import score_windows
 from laennec.hub.card import write_card

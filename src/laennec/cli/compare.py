@@ -3,7 +3,7 @@
 import argparse
 
 from laennec.errors import InputError
-from laennec.evaluation.comparison.folders import compared_folders
+from laennec.evaluation.comparison.evaluations import compared_folders
 from laennec.terminal import say
 
 

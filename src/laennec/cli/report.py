@@ -3,7 +3,7 @@
 import argparse
 
 from laennec.errors import InputError
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import evaluation_folder
 from laennec.terminal import say
 
 

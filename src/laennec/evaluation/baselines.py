@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 
 from laennec.audio.recording import bandwidth_hz, level_db
+from laennec.cache import cache_root, read_entry, write_entry
 from laennec.corpora import CycleWaveforms
-from laennec.corpora.base import to_arrow
-from laennec.evaluation.bootstrap import MIN_PATIENTS, patient_codes
-from laennec.evaluation.intervals import effective_patients, patient_intervals
+from laennec.corpora.base import column_of, to_arrow
+from laennec.evaluation.intervals import MIN_PATIENTS, effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import (
     CLASSES,
     FloatArray,
@@ -61,6 +61,7 @@ _BOOSTING: dict[str, Any] = {
     "min_samples_leaf": 20,
     "early_stopping": False,
 }
+_FACTS_VERSION = 1  # of the cache; raise it when a fact is measured in another way
 _SEGMENT_QUANTILE = 0.05
 _SEGMENT_FIGURES = ("icbhi.Score", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro")
 
@@ -217,17 +218,22 @@ def _fit_shortcut(
 
 
 def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
-    """Level and bandwidth of each cycle: columns for a predictions or truth table."""
+    """Level and bandwidth of each cycle, cached by their content: columns for a predictions or truth table."""
     waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
-    waveforms.prepare()
-    measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
-    levels, bandwidths = zip(*measured, strict=True)
-    return {"level_db": list(levels), "bandwidth_hz": list(bandwidths)}
+    place = cache_root() / "sound_facts" / f"{waveforms.key}-{_FACTS_VERSION}.f64"
+    stored = read_entry(place)
+    if stored is None:
+        waveforms.prepare()
+        measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
+        stored = np.array(measured, dtype=np.float64).tobytes()
+        write_entry(place, stored)
+    levels, bandwidths = np.frombuffer(stored).reshape(-1, 2).T
+    return {"level_db": levels.tolist(), "bandwidth_hz": bandwidths.tolist()}
 
 
 def segment_length_s(table: Any) -> float:
     """The length that 95 % of the cycles of a table reach, in seconds."""
-    lengths = np.asarray(table["end_s"]) - np.asarray(table["start_s"])
+    lengths = np.subtract(column_of(table, "end_s"), column_of(table, "start_s"))
     return float(np.round(np.quantile(lengths, _SEGMENT_QUANTILE), 3))
 
 

@@ -1,24 +1,116 @@
-"""Intervals of metrics over patients.
+"""Intervals of metrics over patients: leaving one out, and draws of patients for paired comparisons.
 
-Decisions: cycles of one patient resemble each other, so patients are the unit. A metric is computed without each
-patient in turn; the spread of its logit gives the standard error, and Student's t the width, with the effective number
-of patients that have the finding less one as degrees of freedom. In simulated studies the percentiles of a bootstrap
-over patients are too narrow (`tests/soak/interval_coverage.py`): of fifty patients few have a finding, and those
-unequally. Metrics that are no shares are not transformed.
+Decisions: cycles of one patient resemble each other, so patients are the unit; intervals over cycles are several times
+too narrow. A statistic is a function of row weights (weightings, cycles): point estimate, jackknife and draws run the
+same code, rankings are sorted once, and two scores of the same patients can be compared draw by draw. The interval of
+a metric: it is computed without each patient in turn; the spread of its logit gives the standard error, and Student's t
+the width, with the effective number of patients that have the finding less one as degrees of freedom. In simulated
+studies the percentiles of a bootstrap over patients are too narrow (`tests/soak/interval_coverage.py`): of fifty
+patients few have a finding, and those unequally. Metrics that are no shares are not transformed. Fewer than five
+patients have no interval.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from laennec.evaluation.bootstrap import LEVEL, MIN_PATIENTS, Interval, Statistic, patient_codes
 from laennec.evaluation.metrics import FloatArray, IntArray, is_percent
+from laennec.progress import track
 
-FEW_EFFECTIVE = 5.0
+Statistic: TypeAlias = Callable[[FloatArray], Mapping[str, FloatArray]]
+"""From row weights (weightings, cycles) to named values (weightings,)."""
+Interval: TypeAlias = list[float] | None
+
+LEVEL = 0.95
 METHOD = "jackknife"
+MIN_PATIENTS = 5
+FEW_PATIENTS = 20
+FEW_EFFECTIVE = 5.0
+_MIN_DEFINED = 0.9  # share of draws in which a statistic must be defined to get an interval
 _CHUNK = 64
 _LEAST_SHARE = 1e-4  # shares are at least so far from 0 and 1 on the logit scale
+
+
+def patient_codes(predictions: Any) -> tuple[IntArray, int]:
+    """Number the patients of a predictions table; a row without a patient is clustered by its recording.
+
+    Args:
+        predictions: DataFrame with `patient_id` (and `recording_id`), or the patient ids (cycles,) themselves.
+
+    Returns:
+        Codes (cycles,) in 0..n-1 and n.
+    """
+    if not hasattr(predictions, "columns"):
+        keys = [f"p:{patient}" for patient in predictions]
+    else:
+        import pandas as pd  # half a second, which predicting does without
+
+        recordings = predictions.get("recording_id", range(len(predictions)))
+        patients = predictions.get("patient_id", [None] * len(predictions))
+        known = ~pd.isna(np.asarray(patients, dtype=object))
+        rows = zip(patients, recordings, known, strict=True)
+        keys = [f"p:{patient}" if of_patient else f"r:{recording}" for patient, recording, of_patient in rows]
+    names, codes = np.unique(np.asarray(keys, dtype=str), return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def draw_patients(n_patients: int, n_draws: int, seed: int) -> IntArray:
+    """The patients of every draw (n_draws, n_patients), with replacement; a function of its arguments alone."""
+    return np.random.default_rng(seed).integers(0, max(n_patients, 1), size=(n_draws, n_patients))
+
+
+def bootstrap_values(
+    predictions: Any, statistic: Statistic, n_draws: int = 1000, seed: int = 0
+) -> dict[str, FloatArray]:
+    """Values of a statistic in every draw of patients.
+
+    Args:
+        predictions: DataFrame with `patient_id`, or patient ids (cycles,).
+        statistic: A function of row weights (draws, cycles).
+        n_draws: Number of draws.
+        seed: Seed of the draws; equal seeds over equal patients give equal draws, so differences are paired.
+
+    Returns:
+        {name: (n_draws,)}, nan where a draw does not define the statistic.
+    """
+    codes, n_patients = patient_codes(predictions)
+    draws = draw_patients(n_patients, n_draws, seed)
+    chunks: dict[str, list[FloatArray]] = {}
+    for first in track(range(0, n_draws, _CHUNK), "bootstrap"):
+        times = np.array([np.bincount(draw, minlength=n_patients) for draw in draws[first : first + _CHUNK]])
+        # (draws, patients) -> (draws, cycles)
+        _append(chunks, statistic(times[:, codes].astype(float)))
+    return {name: np.concatenate(values) for name, values in chunks.items()}
+
+
+def _append(chunks: dict[str, list[FloatArray]], found: Mapping[str, FloatArray]) -> None:
+    for name, values in found.items():
+        chunks.setdefault(name, []).append(np.asarray(values, dtype=float))
+
+
+def interval(values: FloatArray, n_patients: int) -> Interval:
+    """95 % percentile interval [low, high] of bootstrap values (draws,); None where it would have no meaning.
+
+    Args:
+        values: One value per draw; nan where undefined.
+        n_patients: Number of patients; fewer than `MIN_PATIENTS` give None.
+    """
+    defined = values[np.isfinite(values)]
+    if n_patients < MIN_PATIENTS or defined.size < max(_MIN_DEFINED * values.size, 1):
+        return None
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
+def interval_note(n_patients: int) -> str | None:
+    """A caution about intervals over few patients; None for enough patients."""
+    if n_patients < MIN_PATIENTS:
+        patients = "1 patient" if n_patients == 1 else f"{n_patients} patients"
+        return f"{patients}: too few for an interval (at least {MIN_PATIENTS} are needed)"
+    if n_patients < FEW_PATIENTS:
+        return f"only {n_patients} patients: the intervals are rough"
+    return None
 
 
 def effective_patients(codes: IntArray, flags: Any) -> float:
@@ -34,7 +126,7 @@ def effective_patients(codes: IntArray, flags: Any) -> float:
 
 def patient_intervals(
     predictions: Any,
-    statistics: Statistic | Sequence[Statistic],
+    statistic: Statistic,
     effective: Mapping[str, float] | None = None,
     *,
     shares: bool = True,
@@ -44,8 +136,7 @@ def patient_intervals(
     Args:
         predictions: DataFrame with `patient_id` (rows without one are clustered by `recording_id`), or patient ids
             (rows,).
-        statistics: One or several functions from row weights (weightings, rows) to {metric: (weightings,)}, in the row
-            order of `predictions`.
+        statistic: From row weights (weightings, rows) to {metric: (weightings,)}, in the row order of `predictions`.
         effective: Effective number of patients behind a metric, by its name or by the label before its last dot; that
             of all rows where there is none.
         shares: Whether values from 0 to 1 are taken for shares; not for differences.
@@ -57,14 +148,11 @@ def patient_intervals(
         Miller, A Practitioner's Guide to Cluster-Robust Inference (2015), section VI (few and unequal clusters).
     """
     codes, n_patients = patient_codes(predictions)
-    functions = [statistics] if callable(statistics) else list(statistics)
     found: dict[str, list[FloatArray]] = {}
     left_out = np.arange(-1, n_patients)  # -1: none
     for first in range(0, len(left_out), _CHUNK):
         weights = (codes[None, :] != left_out[first : first + _CHUNK, None]).astype(float)
-        for function in functions:
-            for name, values in function(weights).items():
-                found.setdefault(name, []).append(np.asarray(values, dtype=float))
+        _append(found, statistic(weights))
     everyone = effective_patients(codes, np.ones(len(codes)))
     effective = effective or {}
     bounds = {}

@@ -15,9 +15,8 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics as scores
-from laennec.evaluation.bootstrap import Statistic, patient_codes
 from laennec.evaluation.calibration.probabilities import calibrated_logits, calibration_summary, sigmoid, softmax
-from laennec.evaluation.intervals import effective_patients
+from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes
 from laennec.evaluation.metrics import (
     CLASSES,
     POOR_QUALITY,

@@ -14,11 +14,9 @@ import numpy as np
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import shortcut_baselines
-from laennec.evaluation.bootstrap import interval_note, patient_codes
-from laennec.evaluation.calibration.operating_point import decision_settings
+from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
 from laennec.evaluation.calibration.probabilities import calibrated_logits, expected_calibration_error, sigmoid
-from laennec.evaluation.calibration.window_points import fitting_notes, highest_logits, window_note
-from laennec.evaluation.intervals import effective_patients, patient_intervals
+from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text

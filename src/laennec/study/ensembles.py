@@ -18,9 +18,9 @@ import pandas as pd
 from laennec.corpora import provenance
 from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
+from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of
 from laennec.evaluation.calibration.probabilities import calibrated_logits
 from laennec.evaluation.calibration.recalibrate import read_validation
-from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
 from laennec.evaluation.comparison.runs import recipe_difference
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.scored_data import check_split, recipe_of

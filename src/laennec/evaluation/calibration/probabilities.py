@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, none_if_nan
 
 _LOG_TEMPERATURE = (np.log(0.05), np.log(20.0))

@@ -17,13 +17,14 @@ from laennec.evaluation.calibration.operating_point import (
     Calibration,
     FittingRule,
     fit_operating_point,
+    fit_windows,
     logit_thresholds,
     operating_point_of,
     set_operating_point,
+    window_points_of,
 )
 from laennec.evaluation.calibration.probabilities import calibration_caution, calibration_name
 from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
-from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
 from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
@@ -243,7 +244,7 @@ def resolve_smoothing(
     validation, names = read_validation(path), config.label_names
     chosen = None
     if wanted == "auto":
-        from laennec.evaluation.calibration.smoothing_choice import choose_smoothing
+        from laennec.evaluation.calibration.smoothing import choose_smoothing
 
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
@@ -283,7 +284,7 @@ def smooth_model(
 
 def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame", draws: int) -> dict[str, Any]:
     """`compare_smoothing` with the thresholds of either side, and where they come from."""
-    from laennec.evaluation.calibration.smoothing_choice import compare_smoothing
+    from laennec.evaluation.calibration.smoothing import compare_smoothing
 
     fitted = smoothing.fitted
     own = logit_thresholds(config)

@@ -1,26 +1,33 @@
-"""Smoothing of a cycle's logits over its recording.
+"""Smoothing of a cycle's logits over its recording, the choice of its strength, and what it does to a split.
 
 Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a window's score
 with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean odds, and for a
 softmax a constant added to a row changes nothing. For long recordings the mean can be over the nearest cycles
 (`neighbours` on either side, fewer at the edges). Strength 0 changes no bit, and the mean is an exactly rounded sum, so
 neither the order of rows nor other recordings change a result. The strength is chosen on validation by the mean AUROC
-of the labels, which does not depend on thresholds.
+of the labels, which does not depend on thresholds. Predicting smooths too, and does without what scoring imports.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
-from laennec.evaluation.metrics import FloatArray
+from laennec.evaluation.calibration.operating_point import refuse_test_split
+from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
+from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
+
+if TYPE_CHECKING:
+    from laennec.evaluation.predictions import ProblemType
 
 RULE = "recording-mean"
 NEIGHBOUR_RULE = "neighbour-mean"
+STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
+_SHOWN = ("icbhi.Score", "icbhi.Sp", "icbhi.Se", "sprsound.Score", "accuracy", "uar", "roc_auc_macro", "f1_macro")
 
 
 @dataclass
@@ -106,3 +113,146 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
     if not strength:
         return table.copy()
     return table.assign(**{name: smoothed[:, k].astype(table[name].dtype) for k, name in enumerate(columns)})
+
+
+def choose_smoothing(
+    validation: Any, *, problem_type: "ProblemType", label_names: Sequence[str], neighbours: int = 0
+) -> dict[str, Any]:
+    """The strength with the best ranking of validation predictions.
+
+    Returns:
+        {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on": {"split", "cycles",
+        "patients", "recordings"}}; values are the mean AUROC of the labels with both classes, None (and strength 0)
+        where no label has both. Of equally good strengths the lowest is taken.
+    """
+    from laennec.evaluation.predictions import point_values, read_predictions
+
+    splits = refuse_test_split(validation, "choose the strength of smoothing")
+
+    def ranking(strength: float) -> float | None:
+        table = smooth_predictions(validation, label_names, strength, neighbours)
+        values = point_values(read_predictions(table, problem_type=problem_type, label_names=label_names))
+        areas = [v for name, v in values.items() if name.endswith(".roc_auc") and v is not None]
+        return float(np.mean(areas)) if areas else None
+
+    tried = {strength: ranking(strength) for strength in STRENGTHS}
+    best = max(tried, key=lambda strength: -1.0 if tried[strength] is None else float(tried[strength] or 0.0))
+    return {
+        "strength": best,
+        "figure": "roc_auc_macro",
+        "value": tried[best],
+        "without": tried[0.0],
+        "tried": [list(pair) for pair in tried.items()],
+        "chosen_on": {
+            "split": splits,
+            "cycles": len(validation),
+            "patients": int(validation["patient_id"].nunique()) if "patient_id" in validation.columns else None,
+            "recordings": int(validation["recording_id"].nunique()),
+        },
+    }
+
+
+def fit_class_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings: Sequence[str]) -> float:
+    """The strength that best ranks abnormal rows of a classifier above normal ones.
+
+    Args:
+        codes: True classes (rows,), 0 the normal one.
+        logits: (rows, labels).
+        recordings: Recording of each row (rows,).
+
+    Returns:
+        One of `STRENGTHS`, the lowest of equals; 0 where all rows are normal or none is.
+    """
+    abnormal = (codes > 0).astype(int)
+    if abnormal.min(initial=1) == abnormal.max(initial=0):
+        return 0.0
+    areas = []
+    for strength in STRENGTHS:
+        mixed = smooth_logits(logits, list(recordings), strength)
+        areas.append(auroc(abnormal, np.logaddexp.reduce(mixed[:, 1:], axis=1) - mixed[:, 0]))
+    return STRENGTHS[int(np.argmax(np.round(areas, 9)))]
+
+
+def compare_smoothing(
+    table: Any,
+    strength: float,
+    *,
+    problem_type: "ProblemType",
+    label_names: Sequence[str],
+    thresholds: tuple[Thresholds, Thresholds] = (None, None),
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A predictions table scored without and with smoothing, and the difference over the same draws of patients.
+
+    Returns:
+        {"rule", "strength", "level", "n_draws", "seed", "recordings", "lone_cycles", "figures": {name: {"without",
+        "with", "difference": {"value", "interval"}}}}, where the difference is with minus without.
+    """
+    from laennec.evaluation.predictions import point_values, read_predictions, statistics_of
+
+    sides = [
+        read_predictions(one, problem_type=problem_type, label_names=label_names, thresholds=bound)
+        for one, bound in zip((table, smooth_predictions(table, label_names, strength)), thresholds, strict=True)
+    ]
+    before, after = (point_values(one) for one in sides)
+    _, n_patients = patient_codes(sides[0].table)
+    # equal seeds over equal patients: the same patients on both sides of each draw
+    drawn = [bootstrap_values(one.table, statistics_of(one), n_draws, seed) for one in sides]
+    figures: dict[str, Any] = {}
+    for name in before:
+        first, second = (side.get(name, np.zeros(0)) for side in drawn)
+        a, b = before[name], after[name]
+        gain = None if a is None or b is None else b - a
+        figures[name] = {
+            "without": {"value": a, "interval": interval(first, n_patients)},
+            "with": {"value": b, "interval": interval(second, n_patients)},
+            "difference": {"value": gain, "interval": interval(second - first, n_patients)},
+        }
+    sizes = sides[0].table["recording_id"].value_counts()
+    return {
+        "rule": RULE,
+        "strength": strength,
+        "level": LEVEL,
+        "n_draws": n_draws,
+        "seed": seed,
+        "recordings": len(sizes),
+        "lone_cycles": int((sizes == 1).sum()),
+        "figures": figures,
+    }
+
+
+def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
+    """The main metrics of a comparison as text: name, without, with and difference."""
+    from laennec.evaluation.summary import figure_name, figure_text
+
+    rows = []
+    for name, row in section["figures"].items():
+        if name in _SHOWN or name.endswith((".roc_auc", ".f1")):
+            sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
+            gain = row["difference"]
+            rows.append([figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")])
+    return rows
+
+
+def format_smoothing(section: Mapping[str, Any]) -> str:
+    """Scores without and with smoothing and their differences, as plain text."""
+    strength, chosen = section["strength"], section.get("chosen")
+    how = f"{strength:g}, as given"
+    if chosen:
+        on = chosen["chosen_on"]
+        how = f"{strength:g}, chosen on {on['split'] or 'validation'}"
+        how += f" ({on['cycles']} cycles of {on['patients']} patients)"
+        if chosen["value"] is not None:
+            how += f" by mean AUROC: {chosen['without']:.4f} -> {chosen['value']:.4f}"
+    lines = [
+        f"smoothing over recordings ({section['rule']}), strength {how}",
+        f"{section['recordings']} recordings, {section['lone_cycles']} of them with a single cycle (unchanged); "
+        f"{section.get('operating_points', 'the same thresholds on both sides')}",
+    ]
+    if not strength:
+        return "\n".join([*lines, "strength 0: nothing is smoothed"])
+    heads = ["", "without", "with", "with - without, over the same draws of patients"]
+    for name, before, after, gain in [heads, *smoothing_rows(section)]:
+        lines.append(f"  {name:<26}{before:<24}{after:<24}{gain}")
+    return "\n".join(lines)

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from laennec.errors import InputError
-from laennec.evaluation.bootstrap import interval_note
-from laennec.evaluation.comparison.evaluations import Evaluation, read_evaluation
-from laennec.evaluation.comparison.folders import compared_folders
+from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, p_text, power_text
+from laennec.evaluation.intervals import interval_note
 from laennec.evaluation.report.plots import embedded_picture, figure_png
 from laennec.evaluation.report.plots_runs import difference_plot
 from laennec.evaluation.report.sections import shown_text

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray
 from laennec.evaluation.predictions import Predictions, statistics_of
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.corpora.splits import WITH_FOLDS
-from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.calibration.probabilities import calibration_name
-from laennec.evaluation.calibration.smoothing_choice import smoothing_rows
+from laennec.evaluation.calibration.smoothing import smoothing_rows
 from laennec.evaluation.geometry import four_properties
+from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.summary import (
     bounds_text,

@@ -17,8 +17,7 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.calibration.probabilities import decision_curves
-from laennec.evaluation.comparison.evaluations import Evaluation, read_evaluation
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import Evaluation, evaluation_folder, read_evaluation
 from laennec.evaluation.geometry import MOST_POINTS, embedding_map
 from laennec.evaluation.predictions import Predictions, read_evaluated
 from laennec.evaluation.report import sections
