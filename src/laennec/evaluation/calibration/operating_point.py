@@ -414,9 +414,7 @@ def adjusted_classes(
 ) -> NDArray[np.str_]:
     """Predicted class names (rows,) of logits (rows, labels), with that of the normal class, the first, lowered.
 
-    Args:
-        way: "two" for the normal class' name or "Adventitious", "all" for every class.
-        poor_quality: Whether Poor Quality may be predicted.
+    Way "two" names the normal class or "Adventitious", "all" every class; Poor Quality only where that is asked for.
     """
     shown = [name for name in labels if poor_quality or name != POOR_QUALITY]
     kept = np.asarray(logits, dtype=np.float64)[:, [list(labels).index(name) for name in shown]]

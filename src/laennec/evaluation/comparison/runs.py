@@ -16,8 +16,9 @@ from laennec.errors import InputError
 from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, p_text, power_text
 from laennec.evaluation.intervals import interval_note
-from laennec.evaluation.report.plots import embedded_picture, figure_png
-from laennec.evaluation.report.plots_runs import difference_plot
+from laennec.evaluation.metrics import is_percent
+from laennec.evaluation.report.plots import figure_png
+from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
 from laennec.evaluation.report.sections import shown_text
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
@@ -312,18 +313,34 @@ def format_comparison(content: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _page_rows(content: Mapping[str, Any], compared: Mapping[str, Any], figure: str) -> list[dict[str, Any]]:
+    """`comparison_rows` for a page, with the difference as a bar on an axis with zero in the middle."""
+    reach, lines = figure_reach(compared, content["figures"], figure), []
+    methods = sorted(compared, key=lambda name: name != content["baseline"])
+    for name, (title, value, bounds, difference, *p) in zip(methods, comparison_rows(content, figure), strict=True):
+        cell, shown = compared[name][figure], {"text": difference}
+        if name != content["baseline"]:
+            low, high = cell["difference_interval"] or [cell["difference"]] * 2
+            at, low, high = (round(50 + 50 * x / reach, 2) for x in (cell["difference"], low, high))
+            shown |= {"gap": {"at": at, "low": low, "span": round(high - low, 2), "sure": is_significant(cell)}}
+        kind = "kept" if name == content["baseline"] else ""
+        lines.append({"cells": [title, {"text": value, "note": bounds}, shown, *p], "class": kind})
+    return lines
+
+
 def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
     figures, baseline = content["figures"], content["baseline"]
-    tables, pictures = [], []
-    for figure in figures:
-        rows = comparison_rows(content, figure)
-        text = "; ".join(f"{row[0]} {row[3]}" for row in rows[1:])
-        png = figure_png(difference_plot(compared, baseline, [figure]))
-        pictures.append(embedded_picture(png, f"{figure_name(figure)}, difference from {baseline}: {text}"))
-        cells = [{"cells": row, "class": "" if k else "kept"} for k, row in enumerate(rows)]
-        power = comparison_power(content, figure)
-        tables.append({"name": figure_name(figure), "columns": _COLUMNS, "rows": cells, "note": power})
+    tables = [
+        {
+            "name": figure_name(figure),
+            "columns": ["method", "value", "difference", "p", "p (Holm)"],
+            "rows": _page_rows(content, compared, figure),
+            "note": comparison_power(content, figure),
+        }
+        for figure in figures
+    ]
+    scales = {figure_reach(compared, figures, name): is_percent(name) for name in figures}
     names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
     facts = [("Split" if n == "part" else n.replace("_", " ").capitalize(), shown_text(content[n])) for n in names]
     keys = {
@@ -343,13 +360,14 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
         content=content,
         tables=tables,
         runs={"columns": ["method", *keys.values()], "rows": runs},
-        pictures=pictures,
+        scales=[f"±{reach:.1f} points" if percent else f"±{reach:.3f}" for reach, percent in scales.items()],
         facts=facts,
         left_out=[figure_name(name) for name in content["left_out"]],
     )
     with atomic_folder(folder) as temporary:
         write_record(temporary / "compare.json", content)
         with atomic_write(temporary / "compare.png", "wb") as file:
-            file.write(figure_png(difference_plot(compared, baseline, figures)))
+            about = f"{content['corpus']}, {content['part']}, {content['patients']} patients"
+            file.write(figure_png(difference_plot(compared, baseline, figures, about)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)

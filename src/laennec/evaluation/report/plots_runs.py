@@ -7,6 +7,7 @@ colour.
 """
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,12 +25,12 @@ from laennec.evaluation.report.plots import (
     OTHER_COLOURS,
     QUIET,
     axis_labels,
-    method_name,
     panels,
+    shown_name,
     styled_figure,
     styled_title,
 )
-from laennec.evaluation.summary import figure_name
+from laennec.evaluation.summary import figure_name, figure_text
 
 _MOST_LINES = 7
 _MOST_TERMS = 12
@@ -128,25 +129,46 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
     return {figure_name(name): lines[name] for name in sorted(lines, key=rank)[:_MOST_LINES]}
 
 
-def difference_plot(compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str]) -> Figure:
+def figure_reach(compared: Mapping[str, Mapping[str, Any]], figures: Sequence[str], figure: str) -> float:
+    """The end of the axis of differences, the same for all metrics in percent, and for all shares of 1."""
+    cells = [of[name] for of in compared.values() for name in figures if is_percent(name) == is_percent(figure)]
+    ends = [end for cell in cells for end in (cell["difference"], *(cell["difference_interval"] or [])) if end]
+    return 1.04 * max(map(abs, ends), default=0.0) or 1.0
+
+
+def is_significant(cell: Mapping[str, Any]) -> bool:
+    """Whether a corrected p value is below 0.05."""
+    return cell["p_holm"] is not None and cell["p_holm"] < 0.05
+
+
+def difference_plot(
+    compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str], about: str
+) -> Figure:
     """Differences from the baseline with their intervals, a panel for each metric and a line for each method."""
     others = [method for method in compared if method != baseline]
-    figure, all_axes = panels(len(figures), 4.7, 0.95 + 0.46 * len(others))
-    for axes, name in zip(all_axes, figures, strict=True):
-        seen = [0.0]
+    figure, all_axes = panels(len(figures), 5.6, 0.9 + 0.42 * len(others))
+    names = ["\n".join(textwrap.wrap(shown_name(method, 60), 30)) for method in others]
+    for number, (axes, name) in enumerate(zip(all_axes, figures, strict=True)):
+        reach = figure_reach(compared, figures, name)
+        axes.axvline(0, color=QUIET, lw=1.2)
         for place, method in enumerate(others):
             cell = compared[method][name]
-            bounds, significant = cell["difference_interval"], cell["p_holm"] is not None and cell["p_holm"] < 0.05
-            if bounds:
+            fill = BLUE if is_significant(cell) else "white"
+            if bounds := cell["difference_interval"]:
                 axes.plot(bounds, [place, place], color=BLUE, lw=1.8, solid_capstyle="round")
-            axes.plot(cell["difference"], place, "o", ms=7, color=BLUE, mfc=BLUE if significant else "white", mew=1.6)
-            method_name(axes, place, method)
-            seen += [cell["difference"], *(bounds or [])]
-        axes.axvline(0, color=QUIET, lw=1.2)
-        room = 0.08 * (max(seen) - min(seen)) or 0.01
-        axes.set(xlim=(min(seen) - room, max(seen) + room), ylim=(len(others) - 0.55, -0.85), yticks=[])
+            axes.plot(cell["difference"], place, "o", ms=7, color=BLUE, mfc=fill, mew=1.6)
+            text = figure_text(name, cell["difference"], bounds, "+")
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
+        axes.set(xlim=(-reach, reach), ylim=(len(others) - 0.5, -0.5))
+        axes.set_yticks(range(len(others)), names if number % 2 == 0 else [""] * len(others))
         axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axis_labels(axes, "difference, points" if is_percent(name) else "difference")
         styled_title(axes, figure_name(name))
+    title = (
+        f"Difference from {shown_name(baseline, 80)}\n{shown_name(about, 80)}; 95 % intervals, paired by patients\n"
+        "filled dot: p (Holm) < 0.05; right of the line: higher than the baseline"
+    )
+    figure.suptitle(title, fontsize=10, color=INK)
     return figure
