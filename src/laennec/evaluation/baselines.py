@@ -127,10 +127,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
 
 
 def _scored(
-    test: Any,
-    classes: tuple[str, ...],
-    probabilities: FloatArray,
-    model: Predictions | None,
+    test: Any, classes: tuple[str, ...], probabilities: FloatArray, model: Predictions | None
 ) -> dict[str, Any]:
     """Values and intervals of one baseline, and the difference of the model from it."""
     guessed = test.assign(**{f"logit_{name}": np.log(probabilities[:, k] + 1e-9) for k, name in enumerate(classes)})

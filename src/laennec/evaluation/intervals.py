@@ -125,11 +125,7 @@ def effective_patients(codes: IntArray, flags: Any) -> float:
 
 
 def patient_intervals(
-    predictions: Any,
-    statistic: Statistic,
-    effective: Mapping[str, float] | None = None,
-    *,
-    shares: bool = True,
+    predictions: Any, statistic: Statistic, effective: Mapping[str, float] | None = None, *, shares: bool = True
 ) -> dict[str, Interval]:
     """95 % intervals of metrics by leaving out one patient at a time.
 

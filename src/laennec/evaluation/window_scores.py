@@ -141,12 +141,7 @@ def _columns(labels: Sequence[str], logits: FloatArray) -> dict[str, FloatArray]
 
 
 def _unit(
-    table: Any,
-    labels: Sequence[str],
-    decided: Any,
-    probabilities: FloatArray,
-    *,
-    several: bool,
+    table: Any, labels: Sequence[str], decided: Any, probabilities: FloatArray, *, several: bool
 ) -> dict[str, Any]:
     """Counts, values, intervals and calibration errors of one kind of row, and those of any label (`several`)."""
     known = table[list(labels)].notna().all(axis=1).to_numpy()

@@ -21,13 +21,7 @@ from matplotlib.figure import Figure
 from laennec.evaluation.calibration.probabilities import calibration_name
 from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix, is_percent
 from laennec.evaluation.predictions import Predictions
-from laennec.evaluation.summary import (
-    figure_name,
-    figure_text,
-    length_alone,
-    row_noun,
-    thresholds_in_use,
-)
+from laennec.evaluation.summary import figure_name, figure_text, length_alone, row_noun, thresholds_in_use
 from laennec.files import atomic_write
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
