@@ -232,20 +232,6 @@ def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_pa
     assert alone.evaluation["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
 
 
-def test_the_filter_of_a_model_changes_its_input(filtered_run, small_corpus, tmp_path, no_pages):
-    """Without it the test above could not fail."""
-    bare = shutil.copytree(filtered_run / "model", tmp_path / "bare")
-    settings = read(bare / "preprocessor_config.json")
-    assert settings["recording_filter"]["cutoff_hz"] == 500
-    (bare / "preprocessor_config.json").write_text(json.dumps(settings | {"recording_filter": None}))
-    corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
-    tables = [
-        pd.read_parquet(score(m, corpus=corpus, out=tmp_path / m.name / "s", draws=0).folder / "predictions.parquet")
-        for m in (shutil.copytree(filtered_run / "model", tmp_path / "m"), shutil.copytree(bare, tmp_path / "b"))
-    ]
-    assert not np.allclose(tables[0]["logit_normal"], tables[1]["logit_normal"])
-
-
 def test_labels_of_another_column_are_found_in_the_corpus(small_corpus, tmp_path, tiny_run, no_pages):
     table = load_corpus("synthetic", small_corpus, protocol="none")["all"]
     names = sorted(set(table["diagnosis"]))

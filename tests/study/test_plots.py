@@ -1,4 +1,4 @@
-"""Plots of a study: runs, axes, costs."""
+"""Plots of a study: runs and axes."""
 
 import json
 from pathlib import Path
@@ -16,15 +16,13 @@ def content():
     return json.loads(RECORDED.read_text())
 
 
-def test_a_picture_of_methods_of_cost_and_of_each_axis_and_the_same_each_time(content):
+def test_a_picture_of_methods_and_of_each_axis_and_the_same_each_time(content):
     made = study_plots(content)
-    assert set(made) == {"test-methods.png", "test-cost.png", "test-protocols.png"}
+    assert set(made) == {"test-methods.png", "test-protocols.png"}
     assert all(png.startswith(b"\x89PNG") for png in made.values()) and study_plots(content) == made
 
 
 def test_what_was_not_measured_has_no_picture(content):
-    for row in content["results"]:
-        row.pop("cost")
     content["study"]["methods"] = {name: {} for name in content["study"]["methods"]}
     assert set(study_plots(content)) == {"test-methods.png"}
     for row in content["results"]:
@@ -40,6 +38,3 @@ def test_every_run_is_a_dot_and_the_mean_is_theirs(content, monkeypatch):
     lines = [line.get_xdata() for line in panel.lines]
     runs = [row["values"]["icbhi.Score"] for row in content["results"] if row["name"] == "frozen mobilenet, patients"]
     assert list(lines[0]) == runs and lines[1][0] == pytest.approx(sum(runs) / len(runs))
-    cost = drawn[1].axes[0]
-    took = [row["cost"]["train"]["cpu_seconds"] for row in content["results"] if row["name"].endswith(", patients")]
-    assert cost.lines[0].get_xdata()[0] == pytest.approx(sum(took) / len(took))

@@ -142,10 +142,6 @@ def embedding_map(
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR 9 (2008).
     """
     values = np.asarray(embeddings, dtype=np.float64)
-    if values.ndim != 2 or len(classes) != len(values):
-        raise ValueError(f"embeddings {values.shape} must be (cycles, dim) and classes ({len(classes)},) as many")
-    if not np.isfinite(values).all():
-        raise ValueError("embeddings hold a value that is not finite")
     norms = np.linalg.norm(values, axis=1)
     rows = np.flatnonzero(norms > 0)
     rows = rows[_draw([str(classes[row]) for row in rows.tolist()], most, seed)]

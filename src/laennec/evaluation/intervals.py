@@ -169,7 +169,7 @@ def _top(name: str, values: FloatArray) -> float | None:
 
 def _bounds(values: FloatArray, effective: float, top: float | None) -> Interval:
     """The interval of a metric (all patients, then without each); `effective` patients are behind it."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if not np.isfinite(values).all():
         return None
@@ -182,7 +182,7 @@ def _bounds(values: FloatArray, effective: float, top: float | None) -> Interval
         values = np.log(shares / (1 - shares))
     whole, others = values[0], values[1:]
     error = np.sqrt((len(others) - 1) * others.var())
-    width = t.ppf(1 - tail, max(effective - 1, 1)) * error
+    width = stdtrit(max(effective - 1, 1), 1 - tail) * error
     ends = np.array([whole - width, whole + width])
     low, high = top / (1 + np.exp(-ends)) if top else ends
     return [float(low), float(high)]

@@ -2,7 +2,7 @@
 
 Decisions: every run is a dot beside the mean, so that a reader sees the spread and the number of runs. Where methods
 differ along an axis (label fractions, input rates) that axis is the abscissa, with one line for each combination of
-the others. Costs have a logarithmic axis, because they differ many times.
+the others.
 """
 
 import statistics
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.report.plots import (
@@ -18,8 +18,6 @@ from laennec.evaluation.report.plots import (
     INK,
     LEGEND,
     OTHER_COLOURS,
-    QUIET,
-    axis_labels,
     figure_png,
     method_name,
     panels,
@@ -27,7 +25,6 @@ from laennec.evaluation.report.plots import (
     styled_title,
 )
 from laennec.evaluation.summary import figure_name
-from laennec.study.results import training_cost
 
 _MOST_PANELS = 4
 _Rows = Mapping[str, list[dict[str, Any]]]
@@ -37,8 +34,8 @@ def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
     """The plots of a study's results.
 
     Returns:
-        {file name: PNG}: "<split>-methods.png"; "<split>-cost.png" where costs were measured; "<split>-<axis>.png" for
-        each axis on which a method has several values.
+        {file name: PNG}: "<split>-methods.png", and "<split>-<axis>.png" for each axis on which a method has several
+        values.
     """
     study = content["study"]
     made: dict[str, bytes] = {}
@@ -51,7 +48,7 @@ def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
         figures = [name for name in study["figures"] if name in known][:_MOST_PANELS]
         if not figures:
             continue
-        plots = {"methods": _methods(rows, figures), "cost": _costs(rows, figures)}
+        plots: dict[str, Figure | None] = {"methods": _methods(rows, figures)}
         for axis in dict.fromkeys(axis for places in study["methods"].values() for axis in places):
             plots[axis.replace(".", "_")] = _along(axis, rows, study["methods"], figures)
         made |= {f"{split}-{name}.png": figure_png(plot) for name, plot in plots.items() if plot is not None}
@@ -103,33 +100,6 @@ def _along(axis: str, rows: _Rows, places: Mapping[str, Mapping[str, str]], figu
         axes.margins(x=0.08, y=0.1)
         styled_title(axes, _title(name))
     all_axes[0].legend(**LEGEND)
-    return figure
-
-
-def _costs(rows: _Rows, figures: Sequence[str]) -> Figure | None:
-    """Mean of each method against the CPU seconds of its training; None where fewer than two were measured."""
-    costs = {method: [cost[0] for run in runs if (cost := training_cost(run))] for method, runs in rows.items()}
-    seconds = {method: statistics.mean(measured) for method, measured in costs.items() if measured}
-    if len(seconds) < 2:
-        return None
-    low, high = min(seconds.values()), max(seconds.values())
-    figure, all_axes = panels(len(figures), 5.2, 3.4)
-    for axes, name in zip(all_axes, figures, strict=True):
-        for method, took in seconds.items():
-            if values := _values(rows[method], name):
-                mean, left = statistics.mean(values), took * took <= low * high  # text goes where there is room
-                axes.plot(took, mean, "o", ms=6, color=BLUE)
-                place = {"xytext": (6 if left else -6, 4), "ha": "left" if left else "right"}
-                text = shown_name(method, 40)
-                axes.annotate(text, (took, mean), textcoords="offset points", fontsize=7.5, color=QUIET, **place)
-        axes.set_xscale("log")
-        axes.set_xlim(low / 1.3, high * 1.3)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.margins(y=0.15)
-        axis_labels(axes, "CPU seconds of training")
-        styled_title(axes, _title(name))
     return figure
 
 

@@ -126,7 +126,7 @@ def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitiv
 
 
 def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[str, float]:
-    """Both thresholds at once: every pair of candidates is scored from cumulated two-dimensional counts."""
+    """Both thresholds at once: every pair of candidates is scored."""
     if set(names) != {"crackle", "wheeze"}:
         raise ValueError(f"rule icbhi needs the labels crackle and wheeze, not {names}")
     scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
@@ -137,16 +137,14 @@ def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[
     n_normal, n_abnormal = int((true == 0).sum()), int((true > 0).sum())
     if not n_normal or not n_abnormal:
         return dict.fromkeys(names, 0.0)
-    # bin b of a score: the number of thresholds below it, so the label is predicted at threshold t exactly where t < b
-    bins = [np.searchsorted(p, s, side="left") for p, s in zip(places, scores, strict=True)]
+    called = [s[None, :] > p[:, None] for p, s in zip(places, scores, strict=True)]  # (thresholds, cycles)
     score = np.zeros((len(places[0]), len(places[1])))
-    for k in range(4):
-        right = np.zeros((len(places[0]) + 1, len(places[1]) + 1))
-        np.add.at(right, (bins[0][true == k], bins[1][true == k]), 1)
-        for axis, present in enumerate((k & 1, k >> 1)):
-            absent = np.delete(right.cumsum(axis), -1, axis)
-            right = right.sum(axis, keepdims=True) - absent if present else absent
-        score += right / (n_abnormal if k else n_normal)
+    for k in range(4):  # cycles of class k whose two labels are both predicted right
+        crackle, wheeze = (
+            (flags[:, true == k] == present).astype(float)
+            for flags, present in zip(called, (k & 1, k >> 1), strict=True)
+        )
+        score += crackle @ wheeze.T / (n_abnormal if k else n_normal)
     distance = np.abs(places[0])[:, None] + np.abs(places[1])[None, :]
     best = np.where(score >= score.max() - 1e-9, distance, np.inf)
     row, column = np.unravel_index(int(best.argmin()), best.shape)

@@ -61,25 +61,16 @@ def smooth_logits(
     neighbours: int = 0,
     starts_s: Sequence[float] | None = None,
 ) -> FloatArray:
-    """Mix each cycle's logits with the mean over its recording, or over the cycles around it.
+    """Mix each cycle's logits (cycles, labels) with the mean over its recording, or over the cycles around it.
 
     Args:
-        logits: (cycles, labels), before temperatures.
-        recordings: Recording of each cycle (cycles,); None or nan (unknown) leaves a cycle as it is.
+        logits: Before temperatures.
+        recordings: Recording of each cycle; None or nan (unknown) leaves a cycle as it is.
         strength: 0 changes nothing, 1 gives every cycle the mean.
         neighbours: The mean is over the cycle and this many on either side of it in time; 0 for the whole recording.
-        starts_s: Start of each cycle (cycles,), for neighbours; None where rows are in time order.
-
-    Returns:
-        float64 (cycles, labels), in the given order.
+        starts_s: Start of each cycle, for neighbours; None where rows are in time order.
     """
     values = np.array(logits, dtype=float)
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}; it must lie between 0 (none) and 1 (the recording's mean)")
-    if values.ndim != 2 or len(values) != len(recordings):
-        raise ValueError(f"logits {values.shape} must be (cycles, labels) for {len(recordings)} cycles")
-    if neighbours < 0 or (starts_s is not None and len(starts_s) != len(values)):
-        raise ValueError(f"neighbours is {neighbours}; it must be 0 or more, with a start for each of {len(values)}")
     rows_of: dict[Any, list[int]] = {}
     for row, recording in enumerate(recordings if strength else ()):
         if recording is not None and recording == recording:

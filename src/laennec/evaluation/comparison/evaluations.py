@@ -85,6 +85,11 @@ class Evaluation:
     predictions: "Predictions"  # the same as arrays, decided and calibrated as in the metrics
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The recipe of the run."""
+        return dict(self.run.get("config") or {})
+
+    @property
     def split(self) -> str:
         """The scored split."""
         return str(self.run["evaluated"]["split"])

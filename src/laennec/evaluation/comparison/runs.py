@@ -162,21 +162,17 @@ def _check_seeds(recipe: str, evaluations: Sequence[Evaluation]) -> None:
     first = evaluations[0]
     seeds: dict[Any, Path] = {}
     for one in evaluations:
-        if (own := _config(one).get("seed")) in seeds:
+        if (own := one.config.get("seed")) in seeds:
             raise InputError(
                 f"{one.folder} and {seeds[own]} are both {recipe} with seed {own}; give each seed once, or compare "
                 "run by run: --no-group-seeds"
             )
         seeds[own] = one.folder
-        if key := recipe_difference(_config(first), _config(one)):
+        if key := recipe_difference(first.config, one.config):
             raise InputError(
                 f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
                 "seeds of one method; compare run by run: --no-group-seeds"
             )
-
-
-def _config(evaluation: Evaluation) -> dict[str, Any]:
-    return dict(evaluation.run.get("config") or {})
 
 
 def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
@@ -240,7 +236,7 @@ def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "source": str(source),
         "recipe": run.get("name"),
-        "seed": _config(evaluation).get("seed"),
+        "seed": evaluation.config.get("seed"),
         "selection_set": run.get("selection_set"),
         "scored": sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or []) or None,
         "values": evaluation.metrics["values"],

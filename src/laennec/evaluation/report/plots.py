@@ -9,6 +9,7 @@ needs beyond the evaluation (predictions, length groups) is optional, and withou
 import base64
 import io
 import struct
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from laennec.evaluation.calibration.probabilities import calibration_name
 from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix, is_percent
@@ -41,8 +43,7 @@ def figure_png(figure: Figure) -> bytes:
     """A figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    # tight, because the layout does not always leave room for the titles of square panels
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -62,7 +63,8 @@ def embedded_picture(png: bytes, alt: str) -> dict[str, Any]:
 
 def styled_figure(width: float, height: float, columns: int, lines: int = 1) -> tuple[Figure, list[Any]]:
     """A figure of a size in inches with panels in `columns` and `lines`, in the style of all plots."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
@@ -91,8 +93,10 @@ def method_name(axes: Any, place: float, name: str) -> None:
 
 
 def styled_title(axes: Any, text: str) -> None:
-    """A left-aligned title."""
-    axes.set_title(text.replace("$", r"\$"), loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
+    """A left-aligned title, on several lines where a panel is narrow."""
+    width_in = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
+    lines = textwrap.fill(text.replace("$", r"\$"), int(10 * width_in))  # a letter is about 0.08 inches wide
+    axes.set_title(lines, loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
 
 
 def axis_labels(axes: Any, x: str | None = None, y: str | None = None) -> None:

@@ -87,7 +87,7 @@ def make_page(
     command = run.get("command")
     noun = row_noun(evaluation)
     captions = {name: _CAPTIONS[name.rstrip("_0123456789")].format(noun=noun) for name in pictures}
-    titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
+    titles = {name: figure.axes[0].get_title(loc="left").replace("\n", " ") for name, figure in figures.items()}
     page = render_template(
         "report.html",
         title=str(run.get("name") or "Evaluation"),
