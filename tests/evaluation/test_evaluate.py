@@ -13,7 +13,7 @@ from laennec.cli.main import main
 from laennec.corpora import load_corpus
 from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
-from laennec.evaluation import class_distances, expected_calibration_error
+from laennec.evaluation import class_distances
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.report.write import report
 from laennec.training.recipe import Recipe
@@ -108,21 +108,6 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     blind = metrics["duration_blind"]
     assert blind["cycles"] == len(validation) and blind["seconds"] > 0 and "crackle.roc_auc" in blind["values"]
     assert set(metrics["within_lengths"]) == {"crackle", "wheeze"}
-
-
-def test_calibration_is_that_of_the_probabilities_the_model_gives(run, no_pages):
-    path = run / "model" / "config.json"
-    config = read(path)
-    config["temperatures"] = {"crackle": 4.0, "wheeze": 0.25}
-    path.write_text(json.dumps(config))
-    scored = score(run, draws=0)
-    table = pd.read_parquet(scored.folder / "predictions.parquet")
-    for name, temperature in config["temperatures"].items():
-        probabilities = 1 / (1 + np.exp(-table[f"logit_{name}"].astype(float) / temperature))
-        wanted = expected_calibration_error(probabilities, table[name].to_numpy(int))
-        assert scored.evaluation["calibration"]["ece"][name] == pytest.approx(wanted)
-        raw = expected_calibration_error(1 / (1 + np.exp(-table[f"logit_{name}"].astype(float))), table[name])
-        assert wanted != pytest.approx(raw)
 
 
 def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, no_pages):

@@ -113,7 +113,7 @@ def run(tiny_run, tmp_path):
     return copy
 
 
-def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys):
+def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys, unpainted):
     assert main(["evaluate", str(run), "--draws", "10"]) == 0
     folder = run / "evaluation-test"
     events, table = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.parquet").read_bytes()

@@ -249,23 +249,18 @@ def middle_segments(table: Any, seconds: float) -> Any:
 
 
 def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores on segments of one length.
-
-    Returns:
-        {"seconds", "cycles", "values": {metric: value}} with the scores and the AUROC of every label.
-    """
+    """Scores and AUROCs on segments of one length: {"seconds", "cycles", "values"}."""
     values = point_values(read_predictions(table, **settings))
     kept = [name for name in values if name in _SEGMENT_FIGURES or name.endswith(".roc_auc")]
     return {"seconds": seconds, "cycles": len(table), "values": {name: values[name] for name in kept}}
 
 
 def length_groups(predictions: Predictions, n_groups: int = LENGTH_GROUPS) -> dict[str, Any] | None:
-    """AUROC of every label within groups of similar length.
+    """AUROC of every label within groups of similar length; None where lengths are unknown or all the same.
 
     Returns:
-        JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives": {label: n}, "values": {label:
-        AUROC or None}, "intervals"}], "within": {"values", "intervals"}, "overall": {"values", "intervals"}}; None
-        where lengths are unknown or all the same.
+        JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives", "values", "intervals"}], "within":
+        {"values", "intervals"}, "overall": {"values", "intervals"}}; the inner ones by label.
     """
     length = _lengths(predictions.table)
     if length is None:

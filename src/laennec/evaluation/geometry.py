@@ -128,16 +128,11 @@ def _rows(values: FloatArray) -> list[list[float | None]]:
 def embedding_map(
     embeddings: ArrayLike, classes: Sequence[Any], *, most: int = MOST_POINTS, seed: int = 0
 ) -> tuple[IntArray, FloatArray] | None:
-    """Positions of cycles in the plane, by t-SNE of their normalised embeddings.
-
-    Args:
-        embeddings: (cycles, dim); a zero row has no direction and is left out.
-        classes: Class of each cycle; the draw is stratified by it.
-        most: Largest number of points.
-        seed: Of the draw and of t-SNE.
+    """Positions of cycles in the plane, by t-SNE of their normalised embeddings; zero rows are left out.
 
     Returns:
-        Rows of `embeddings` on the map (points,), and their positions (points, 2) in 0..1; None for too few cycles.
+        Rows of `embeddings` on the map (points,), drawn by class, and their positions (points, 2) in 0..1; None for too
+        few cycles.
 
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR 9 (2008).
     """

@@ -33,13 +33,9 @@ _LEAST_SHARE = 1e-4  # shares are at least so far from 0 and 1 on the logit scal
 
 
 def patient_codes(predictions: Any) -> tuple[IntArray, int]:
-    """Number the patients of a predictions table; a row without a patient is clustered by its recording.
+    """Number the patients of a predictions table, or of patient ids (cycles,): codes (cycles,) in 0..n-1, and n.
 
-    Args:
-        predictions: DataFrame with `patient_id` (and `recording_id`), or the patient ids (cycles,) themselves.
-
-    Returns:
-        Codes (cycles,) in 0..n-1 and n.
+    A row without a patient is clustered by its recording.
     """
     if not hasattr(predictions, "columns"):
         keys = [f"p:{patient}" for patient in predictions]
@@ -63,16 +59,9 @@ def draw_patients(n_patients: int, n_draws: int, seed: int) -> IntArray:
 def bootstrap_values(
     predictions: Any, statistic: Statistic, n_draws: int = 1000, seed: int = 0
 ) -> dict[str, FloatArray]:
-    """Values of a statistic in every draw of patients.
+    """Values of a statistic in every draw of patients: {name: (n_draws,)}, nan where undefined.
 
-    Args:
-        predictions: DataFrame with `patient_id`, or patient ids (cycles,).
-        statistic: A function of row weights (draws, cycles).
-        n_draws: Number of draws.
-        seed: Seed of the draws; equal seeds over equal patients give equal draws, so differences are paired.
-
-    Returns:
-        {name: (n_draws,)}, nan where a draw does not define the statistic.
+    Equal seeds over equal patients give equal draws, so differences are paired.
     """
     codes, n_patients = patient_codes(predictions)
     draws = draw_patients(n_patients, n_draws, seed)
@@ -90,12 +79,7 @@ def _append(chunks: dict[str, list[FloatArray]], found: Mapping[str, FloatArray]
 
 
 def interval(values: FloatArray, n_patients: int) -> Interval:
-    """95 % percentile interval [low, high] of bootstrap values (draws,); None where it would have no meaning.
-
-    Args:
-        values: One value per draw; nan where undefined.
-        n_patients: Number of patients; fewer than `MIN_PATIENTS` give None.
-    """
+    """95 % percentile interval [low, high] of bootstrap values (draws,); None where it would have no meaning."""
     defined = values[np.isfinite(values)]
     if n_patients < MIN_PATIENTS or defined.size < max(_MIN_DEFINED * values.size, 1):
         return None
@@ -114,12 +98,7 @@ def interval_note(n_patients: int) -> str | None:
 
 
 def effective_patients(codes: IntArray, flags: Any) -> float:
-    """How many patients with equally many flagged rows would say as much: (sum of counts)² / sum of squared counts.
-
-    Args:
-        codes: Number of each row's patient (rows,).
-        flags: 1 for rows with the finding (rows,).
-    """
+    """How many patients with equally many flagged rows would say as much: (sum of counts)² / sum of squared counts."""
     counts = np.bincount(codes, np.asarray(flags, dtype=float)) if len(codes) else np.zeros(1)
     return float(counts.sum() ** 2 / (counts**2).sum()) if counts.any() else 0.0
 

@@ -186,12 +186,7 @@ def ratio_or_zero(part: ArrayLike, whole: ArrayLike) -> FloatArray:
 
 
 class RankedLabel:
-    """The ranking of one label, sorted once: AUROC and AP for any number of row weightings.
-
-    Args:
-        scores: Logits or probabilities (cycles,), higher means more likely.
-        truth: 0/1 (cycles,).
-    """
+    """The ranking of one label by scores (cycles,), sorted once: AUROC and AP for any number of row weightings."""
 
     def __init__(self, scores: ArrayLike, truth: ArrayLike) -> None:
         values, labels = np.asarray(scores, dtype=float).ravel(), np.asarray(truth, dtype=float).ravel()

@@ -259,12 +259,7 @@ def class_scores(confusion: Any, class_names: Sequence[str]) -> dict[str, FloatA
 
 
 def statistics_of(predictions: Predictions) -> Statistic:
-    """Every metric of these predictions as a function of row weights, for point estimate and bootstrap alike.
-
-    Returns:
-        Weights (draws, cycles) -> {"icbhi.Score", ..., "<label>.roc_auc", "<label>.f1", ..., "f1_macro", ..., and the
-        names of own metrics: (draws,)}.
-    """
+    """Every metric of these predictions, own ones too, as a function of row weights (draws, cycles)."""
     n = len(predictions.class_names)
     pairs = np.eye(n * n)[predictions.true * n + predictions.predicted] if n else np.zeros((0, 0))
     hits = predictions.truth * predictions.decided
@@ -324,12 +319,10 @@ def predictions_metrics(
 
 
 def describe(predictions: Predictions, problem_type: ProblemType, output_names: Sequence[str]) -> dict[str, Any]:
-    """Scores, counts and calibration of predictions.
+    """Scores, counts and calibration of predictions, JSON-ready; what is undefined is None.
 
-    Returns:
-        JSON-ready: problem_type, output_names, label_names, class_names, thresholds, counts, definitions, headline,
-        values (flat; percent for scores of confusions, shares of 1 for the rest), scores (nested), confusion, labels
-        (the layout of `multilabel_metrics`), calibration {ece, brier, bins}, notes. What is undefined is None.
+    "values" are flat, in percent for scores of confusions and shares of 1 for the rest; "scores" are nested by family,
+    and "labels" have the layout of `multilabel_metrics`.
     """
     values = point_values(predictions)
     names = predictions.label_names

@@ -117,11 +117,10 @@ def sprsound_total(scores: Mapping[str, float]) -> float:
 def official_tasks(
     model: Any, extractor: Any, recipe: Recipe, split: str, predictions: pd.DataFrame, embeddings: Any, table: Any
 ) -> dict[str, pd.DataFrame]:
-    """A model's predictions for the tasks whose classes it has.
+    """A model's predictions for the tasks whose classes it has; {} for another corpus.
 
     Returns:
-        {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality"; {} for
-        another corpus.
+        {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality".
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
@@ -208,11 +207,7 @@ def _task_predictions(
 def tasks_by_flags(
     recipe: Recipe, predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """Task predictions from crackle and wheeze alone.
-
-    Returns:
-        As `official_tasks`, of events or of recordings; {} for another corpus.
-    """
+    """As `official_tasks`, of events or of recordings, from crackle and wheeze alone."""
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     two, every = _tasks_of_level(recipe)[1]

@@ -202,12 +202,9 @@ def age_band(age_years: float | None) -> str:
 
 
 def subgroup_tables(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
-    """Score every corpus (where there are several), device, chest location, sex and age band.
+    """Score every corpus (where there are several), device, chest location, sex and age band: rows by grouping.
 
-    Returns:
-        {"device": rows, "chest_location": rows, "sex": rows, "age_band": rows}, each row {"value", "cycles",
-        "patients", "values": {metric: number or None}, "intervals": {metric: [low, high] or None}, "note"}. A grouping
-        without any metadata is left out.
+    A grouping without any metadata is left out.
     """
     tables = {}
     for grouping in GROUPINGS:

@@ -21,6 +21,7 @@ from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_i
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text
 from laennec.modeling import LaennecForAudioClassification
+from laennec.rendering import text_table
 from laennec.training.data.windows import RULE, predict_windows, window_table, window_truth
 from laennec.training.recipe import Recipe
 
@@ -68,14 +69,8 @@ def score_windows(
         table: Predictions table of all windows; unknown truth is null.
         seconds: Truth table of all seconds of the same recordings.
         config: The model's configuration.
-        train: Truth tables of the windows, seconds and recordings of the training split, for the baselines; None for
-            none.
+        train: Truth tables by unit of the training split, for the baselines; None for none.
         seed: Seed of the baselines.
-
-    Returns:
-        JSON-ready {"fitted_on": {unit: what its thresholds were fitted on}, "units": {unit: {"rows", "left_out",
-        "patients", "positives", "thresholds" (probabilities), "values", "intervals", "ece", "note", "baselines":
-        {name: {"values", "intervals"}}}}}.
     """
     labels, logits, decided, probabilities = _by_label(table, config)
     windows = table.assign(**_columns(labels, logits))
@@ -259,9 +254,7 @@ def format_windows(section: Mapping[str, Any]) -> str:
         f"{section['rule']}"
     ]
     for unit in section["units"]:
-        lines += ["", unit_title(section, unit)]
-        for first, *cells in unit_table(section, unit):
-            lines.append("".join((f"  {first:<34}", *(f"{cell:<24}" for cell in cells))).rstrip())
+        lines += ["", unit_title(section, unit), text_table(unit_table(section, unit))]
         if note := section["units"][unit]["note"]:
             lines.append(f"  note: {note}")
     return "\n".join([*lines, *(f"note: {note}" for note in section["notes"])])

@@ -31,12 +31,7 @@ _Rows = Mapping[str, list[dict[str, Any]]]
 
 
 def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
-    """The plots of a study's results.
-
-    Returns:
-        {file name: PNG}: "<split>-methods.png", and "<split>-<axis>.png" for each axis on which a method has several
-        values.
-    """
+    """{file name: PNG}: "<split>-methods.png", and "<split>-<axis>.png" for each axis with several values."""
     study = content["study"]
     made: dict[str, bytes] = {}
     for split in dict.fromkeys(row["split"] for row in content["results"]):

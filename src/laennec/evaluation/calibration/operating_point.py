@@ -213,12 +213,6 @@ def fit_classes_on_validation(
 ) -> dict[str, Any]:
     """Fit the one temperature of a single-label model; the most probable class stays the prediction.
 
-    Args:
-        table: DataFrame with `logit_<name>` for each class and `label` with class names; its `split`, where present,
-            must not be test.
-        class_names: Names of the classes.
-        calibration: "temperature" or "none".
-
     Returns:
         As `fit_on_validation`; every class has the same temperature, there is no threshold, and the errors are of the
         predicted class (ECE) and of all classes (Brier).

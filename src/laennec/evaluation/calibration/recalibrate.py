@@ -214,7 +214,7 @@ def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
 def resolve_smoothing(
     wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> Smoothing | None:
-    """Strength and operating point of smoothed predictions, for a run or a model.
+    """Strength and operating point of smoothed predictions, for a run or a model; None where nothing is smoothed.
 
     Args:
         wanted: "auto", "none", a strength, or None for none.
@@ -222,9 +222,6 @@ def resolve_smoothing(
         model: The model.
         neighbours: Number of cycles on either side in the mean; 0 for the whole recording.
         spans: "windows" takes the run's validation windows, where it has them, in place of its annotated events.
-
-    Returns:
-        None where nothing is to be smoothed.
     """
     wanted = parse_smoothing(wanted)
     if wanted is None:
@@ -262,11 +259,7 @@ def resolve_smoothing(
 def smooth_model(
     wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> tuple[float, str | None]:
-    """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
-
-    Returns:
-        The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
-    """
+    """Store the thresholds of smoothed predictions in a model; the strength (0: none), and a line about its origin."""
     smoothing = resolve_smoothing(wanted, source, model, neighbours, spans)
     if smoothing is None:
         return 0.0, None

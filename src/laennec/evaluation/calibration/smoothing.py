@@ -20,6 +20,7 @@ from laennec.errors import InputError
 from laennec.evaluation.calibration.operating_point import refuse_test_split
 from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
+from laennec.rendering import text_table
 
 if TYPE_CHECKING:
     from laennec.evaluation.predictions import ProblemType
@@ -109,12 +110,10 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
 def choose_smoothing(
     validation: Any, *, problem_type: "ProblemType", label_names: Sequence[str], neighbours: int = 0
 ) -> dict[str, Any]:
-    """The strength with the best ranking of validation predictions.
+    """The strength with the highest mean AUROC of the labels on validation; of equals the lowest, 0 without any.
 
     Returns:
-        {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on": {"split", "cycles",
-        "patients", "recordings"}}; values are the mean AUROC of the labels with both classes, None (and strength 0)
-        where no label has both. Of equally good strengths the lowest is taken.
+        {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on"}.
     """
     from laennec.evaluation.predictions import point_values, read_predictions
 
@@ -144,16 +143,7 @@ def choose_smoothing(
 
 
 def fit_class_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings: Sequence[str]) -> float:
-    """The strength that best ranks abnormal rows of a classifier above normal ones.
-
-    Args:
-        codes: True classes (rows,), 0 the normal one.
-        logits: (rows, labels).
-        recordings: Recording of each row (rows,).
-
-    Returns:
-        One of `STRENGTHS`, the lowest of equals; 0 where all rows are normal or none is.
-    """
+    """The strength of `STRENGTHS` that best ranks abnormal rows of a classifier above normal ones (code 0), or 0."""
     abnormal = (codes > 0).astype(int)
     if abnormal.min(initial=1) == abnormal.max(initial=0):
         return 0.0
@@ -174,12 +164,7 @@ def compare_smoothing(
     n_draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """A predictions table scored without and with smoothing, and the difference over the same draws of patients.
-
-    Returns:
-        {"rule", "strength", "level", "n_draws", "seed", "recordings", "lone_cycles", "figures": {name: {"without",
-        "with", "difference": {"value", "interval"}}}}, where the difference is with minus without.
-    """
+    """A predictions table scored without and with smoothing, and the paired difference, with minus without."""
     from laennec.evaluation.predictions import point_values, read_predictions, statistics_of
 
     sides = [
@@ -244,6 +229,4 @@ def format_smoothing(section: Mapping[str, Any]) -> str:
     if not strength:
         return "\n".join([*lines, "strength 0: nothing is smoothed"])
     heads = ["", "without", "with", "with - without, over the same draws of patients"]
-    for name, before, after, gain in [heads, *smoothing_rows(section)]:
-        lines.append(f"  {name:<26}{before:<24}{after:<24}{gain}")
-    return "\n".join(lines)
+    return "\n".join([*lines, text_table([heads, *smoothing_rows(section)])])

@@ -22,12 +22,11 @@ from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, 
 from laennec.evaluation.report.sections import shown_text
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
-from laennec.rendering import render_template
+from laennec.rendering import render_template, text_table
 from laennec.training.record import write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
-_COLUMNS = ["method", "value", "95 % interval", "difference", "p", "p (Holm)"]
 _OWN_TO_A_SEED = ("seed", "output_dir")
 _FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
@@ -300,10 +299,9 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
-    tables = [[[figure_name(f), *_COLUMNS[1:]], *comparison_rows(content, f)] for f in content["figures"]]
-    widths = [max(len(row[k]) for rows in tables for row in rows) + 2 for k in range(len(_COLUMNS))]
-    for figure, rows in zip(content["figures"], tables, strict=True):
-        lines += ["", *("".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    for figure in content["figures"]:
+        heads = [figure_name(figure), "value", "95 % interval", "difference", "p", "p (Holm)"]
+        lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
         lines += filter(None, [comparison_power(content, figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)

@@ -147,12 +147,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def power_text(cells: Sequence[Mapping[str, Any]], shown: Callable[[float], str]) -> str:
-    """What the comparisons of a metric can find: the detectable difference and the smallest p; "" where none is known.
-
-    Args:
-        cells: The metric of each method, as `compare_methods` returns it.
-        shown: A difference as text.
-    """
+    """What the comparisons of a metric (cells of `compare_methods`) can find, as text; "" where that is unknown."""
     found = [cell for cell in cells if cell.get("detectable") is not None]
     if not found:
         return ""

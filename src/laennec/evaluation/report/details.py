@@ -114,12 +114,7 @@ def _class_colours(truth: Sequence[str]) -> Colours:
 
 
 def colours_of(values: Sequence[Any]) -> Colours:
-    """A colour number for each value, and the legend.
-
-    Returns:
-        Number 0..7 of each value (None: rarer, or unknown), and (name, points, number) for the most frequent values,
-        then for the rest together.
-    """
+    """A colour number for each value (None: rarer, or unknown), and the legend, most frequent first."""
     names = [None if value is None or value != value else str(value) for value in values]
     known = Counter(name for name in names if name is not None)
     number = {name: k for k, name in enumerate(sorted(known, key=lambda name: (-known[name], name))[:_MOST_COLOURS])}

@@ -125,12 +125,7 @@ def evaluation_plots(
     lengths: Mapping[str, Any] | None = None,
     curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
-    """Every plot that the evaluation has the numbers for.
-
-    Returns:
-        Those available of "confusion", "roc", "precision_recall", "reliability" and "subgroups", and for the first,
-        second ... label "label_confusion_1", "decision_1" and "length_1" ...
-    """
+    """Every plot that the evaluation has the numbers for, by name; those of single labels end in _1, _2 ..."""
     figures: dict[str, Figure] = {}
     many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would show nothing
     if confusion := evaluation.get("confusion"):

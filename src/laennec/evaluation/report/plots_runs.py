@@ -41,16 +41,7 @@ Line = list[float]
 
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None = None) -> dict[str, Figure]:
-    """The plots of a training.
-
-    Args:
-        history: One entry per epoch: "epoch", "phase", "loss", "loss_terms", "validation".
-        best_epoch: The epoch that was kept.
-
-    Returns:
-        {"training": the loss and its terms, "validation_percent" and "validation_shares": metrics by epoch,
-        "loss_terms": each term alone}, those available.
-    """
+    """The plots of a training from one history entry per epoch: "training", "validation_percent" and the like."""
     axis = _EpochAxis(history, best_epoch)
     terms, measured = _lines(history, "loss_terms"), _lines(history, "validation")
     total = _lines([{"": {"total loss": entry.get("loss")}} for entry in history], "")

@@ -86,8 +86,12 @@ def make_page(
     pictures = {name: figure_png(figure) for name, figure in track(figures.items(), "drawing the report")}
     command = run.get("command")
     noun = row_noun(evaluation)
-    captions = {name: _CAPTIONS[name.rstrip("_0123456789")].format(noun=noun) for name in pictures}
+    captions = {name: text.format(noun=noun) for name, text in _CAPTIONS.items()}
     titles = {name: figure.axes[0].get_title(loc="left").replace("\n", " ") for name, figure in figures.items()}
+    embedded = {}
+    for name, png in pictures.items():
+        caption = captions[name.rstrip("_0123456789")]
+        embedded[name] = embedded_picture(png, f"{titles[name]}. {caption}") | {"caption": caption}
     page = render_template(
         "report.html",
         title=str(run.get("name") or "Evaluation"),
@@ -114,12 +118,9 @@ def make_page(
         figures=sections.metric_groups(evaluation),
         counts=sections.counts_and_calibration(evaluation),
         records=sections.records(run, evaluation),
-        captions={name: text.format(noun=noun) for name, text in _CAPTIONS.items()},
+        captions=captions,
         noun=noun,
-        pictures={
-            name: embedded_picture(png, f"{titles[name]}. {captions[name]}") | {"caption": captions[name]}
-            for name, png in pictures.items()
-        },
+        pictures=embedded,
     )
     return page, pictures
 
