@@ -10,7 +10,6 @@ import soundfile
 from evaluation_tables import cycles
 from matplotlib.figure import Figure
 
-from laennec.errors import InputError
 from laennec.evaluation import class_distances, decision_curve, evaluate_predictions, four_properties, write_report
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.geometry import embedding_map
@@ -239,9 +238,3 @@ def test_degenerate_evaluations_have_a_page(tmp_path):
     evaluation = evaluate_predictions(other, problem_type="multi_label", label_names=["crackle", "murmur"], n_draws=5)
     text = write_report(tmp_path / "b", {"history": [{"loss": 1.0}]}, evaluation, other).read_text()
     assert "murmur AUROC" in text and "ICBHI Score" not in text.split("<body>")[1]
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(evaluation, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file"):
-        write_report(tmp_path / "file", RUN, evaluation)

@@ -312,7 +312,8 @@ def _page_rows(content: Mapping[str, Any], compared: Mapping[str, Any], figure: 
     reach, lines = figure_reach(compared, content["figures"], figure), []
     methods = sorted(compared, key=lambda name: name != content["baseline"])
     for name, (title, value, bounds, difference, *p) in zip(methods, comparison_rows(content, figure), strict=True):
-        cell, shown = compared[name][figure], {"text": difference}
+        cell = compared[name][figure]
+        shown: dict[str, Any] = {"text": difference}
         if name != content["baseline"]:
             low, high = cell["difference_interval"] or [cell["difference"]] * 2
             at, low, high = (round(50 + 50 * x / reach, 2) for x in (cell["difference"], low, high))
