@@ -19,7 +19,6 @@ from laennec.evaluation.report.plots import (
     LEGEND,
     OTHER_COLOURS,
     figure_png,
-    method_name,
     panels,
     shown_name,
     styled_title,
@@ -63,13 +62,20 @@ def _methods(rows: _Rows, figures: Sequence[str]) -> Figure:
             if values:
                 mean = statistics.mean(values)
                 axes.plot([mean, mean], [place - 0.22, place + 0.22], color=INK, lw=2)
-            method_name(axes, place, method)
+            _method_name(axes, place, method)
         axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[])
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         styled_title(axes, _title(name))
     return figure
+
+
+def _method_name(axes: Any, place: float, name: str) -> None:
+    """The name of a method above its line in a panel."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    text = axes.text(0.0, place - 0.26, shown_name(name, 60), transform=axes.get_yaxis_transform(), va="bottom")
+    text.set(fontsize=8.5, color=INK, bbox=box, zorder=4)
 
 
 def _along(axis: str, rows: _Rows, places: Mapping[str, Mapping[str, str]], figures: Sequence[str]) -> Figure | None:

@@ -85,13 +85,6 @@ def panels(n: int, width: float, height: float, columns: int = 2) -> tuple[Figur
     return figure, axes[:n]
 
 
-def method_name(axes: Any, place: float, name: str) -> None:
-    """The name of a method above its line in a panel."""
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    text = axes.text(0.0, place - 0.26, shown_name(name, 60), transform=axes.get_yaxis_transform(), va="bottom")
-    text.set(fontsize=8.5, color=INK, bbox=box, zorder=4)
-
-
 def styled_title(axes: Any, text: str) -> None:
     """A left-aligned title, on several lines where a panel is narrow."""
     width_in = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
