@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_tables import cycles, with_class_logits
+from evaluation_tables import LABELS, TWO, cycles, with_class_logits
 
 from laennec.errors import InputError
 from laennec.evaluation import decision_curve, metrics
@@ -25,8 +25,6 @@ from laennec.evaluation.calibration.probabilities import (
 )
 from laennec.evaluation.intervals import draw_patients, interval, patient_codes
 from laennec.evaluation.predictions import read_predictions
-
-LABELS = ["crackle", "wheeze"]
 
 
 def looped_ece(probabilities, truth, n_bins=15):
@@ -281,9 +279,6 @@ def test_classes_share_one_temperature_and_keep_their_order():
         fit_classes_on_validation(table, names, calibration="platt")
     with pytest.raises(InputError, match="never on test"):
         fit_classes_on_validation(table.assign(split="test_intra"), names)
-
-
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 def naive(probabilities, truth, threshold):

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation_tables import TWO
 from matplotlib.figure import Figure
 
 from laennec.cli.main import main
@@ -19,7 +20,6 @@ from laennec.training.record import write_record
 from pages import check_page, open_in_browser
 
 DRAWS = 60
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from evaluation_tables import read
 
 from laennec import LaennecForAudioClassification
 from laennec.cli.main import main
@@ -22,20 +23,6 @@ from laennec.training.run import train
 from runs import one_line
 
 RESULTS = {"predictions.parquet", "metrics.json", "run.json", "report.html", "pictures"}
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    """A copy of the tiny run, so that evaluations of one test are not another's."""
-    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-    (run / "run.json").write_text(json.dumps(read(run / "run.json") | {"evaluations": []}))
-    return run
-
-
-@pytest.fixture
-def no_pages(monkeypatch):
-    """Leave out the report: its pictures take most of the time, and one test looks at them."""
-    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +42,6 @@ def filtered_run(tiny_recipe, tmp_path_factory):
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "filtered")
         return train(recipe)
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corpus, capsys, monkeypatch):

@@ -3,12 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_tables import cycles
+from evaluation_tables import LABELS, TWO, cycles
 
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.report.failures import named_errors, worst_errors
-
-LABELS = ["crackle", "wheeze"]
 
 
 def test_classes_have_one_list_and_a_table_without_names_none():
@@ -28,9 +26,6 @@ def test_classes_have_one_list_and_a_table_without_names_none():
         assert [row["cycle_id"] for row in named_errors(labels, 6) if (row["label"], row["kind"]) == key] == ids
     nameless = read_predictions(table.drop(columns="cycle_id"), problem_type="multi_label", label_names=LABELS)
     assert named_errors(nameless) == []
-
-
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 def test_lists_have_the_worst_errors_one_of_a_recording():

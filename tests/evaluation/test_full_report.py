@@ -19,6 +19,7 @@ from laennec.evaluation.report.details import RATE_HZ, cycle_sounds, frequency_t
 from laennec.evaluation.report.failures import worst_errors
 from laennec.evaluation.report.write import report
 from pages import Page, check_page
+from runs import one_line
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,6 @@ def copy(scored, tmp_path):
 def no_pictures(monkeypatch):
     """Leave out the pictures, which take most of the time and are looked at elsewhere."""
     monkeypatch.setattr("laennec.evaluation.report.write.evaluation_plots", lambda *_, **__: {})
-
-
-def one_line(capsys, *said):
-    captured = capsys.readouterr()
-    assert captured.err.startswith("laennec: ") and captured.err.count("\n") == 1, captured.err
-    for part in said:
-        assert str(part) in captured.err, captured.err
 
 
 def heard(uri):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation_tables import cycles
+from evaluation_tables import TWO, cycles
 from scipy import stats
 
 from laennec.evaluation import evaluate_predictions, format_summary, patient_intervals, predictions_metrics
@@ -16,8 +16,6 @@ from laennec.evaluation.intervals import (
     patient_codes,
 )
 from laennec.evaluation.predictions import effective_numbers, read_predictions, statistics_of
-
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 def test_an_interval_is_that_of_scores_without_one_patient_each():

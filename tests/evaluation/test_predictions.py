@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_tables import cycles, with_class_logits
+from evaluation_tables import TWO, cycles, with_class_logits
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics, predictions_metrics
 from laennec.evaluation.predictions import read_predictions
 
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 FOUR = {"problem_type": "single_label", "label_names": ["both", "normal", "wheeze", "crackle"]}
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import soundfile
-from evaluation_tables import cycles
+from evaluation_tables import TWO, cycles
 from matplotlib.figure import Figure
 
 from laennec.evaluation import class_distances, decision_curve, evaluate_predictions, four_properties, write_report
@@ -19,7 +19,6 @@ from laennec.evaluation.report.plots import figure_png
 from laennec.evaluation.report.write import make_page
 from pages import Page, check_page, open_in_browser
 
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 VALIDATION = {"score": 51.0, "auroc": 0.7}
 RUN = {
     "name": "run <b>one</b>",

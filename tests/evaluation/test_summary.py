@@ -4,13 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from evaluation_tables import cycles, official_icbhi, with_class_logits
+from evaluation_tables import TWO, cycles, official_icbhi, with_class_logits
 
 from laennec.evaluation import evaluate_predictions, format_summary, predictions_metrics
 from laennec.evaluation.baselines import shortcut_baselines
 from laennec.evaluation.summary import age_band
-
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 @pytest.fixture(scope="module")
