@@ -107,15 +107,12 @@ def _pair_moments(
 
 def _class_ids(given: Any, class_names: Sequence[str] | None) -> tuple[list[str], Any]:
     """Class names in order, and the position of each label among them."""
-    if np.issubdtype(given.dtype, np.integer):
-        names = [str(k) for k in np.unique(given)] if class_names is None else list(class_names)
-        ids = np.searchsorted(np.unique(given), given) if class_names is None else given
-        if ids.size and (ids.min() < 0 or ids.max() >= len(names)):
+    names = [str(label) for label in np.unique(given)] if class_names is None else list(class_names)
+    if class_names is not None and np.issubdtype(given.dtype, np.integer):
+        if given.size and (given.min() < 0 or given.max() >= len(names)):
             raise ValueError(f"class ids must lie in 0..{len(names) - 1}")
-        return names, ids
-    names = sorted({str(label) for label in given}) if class_names is None else list(class_names)
-    unknown = sorted({str(label) for label in given} - set(names))
-    if unknown:
+        return names, given
+    if unknown := sorted({str(label) for label in given} - set(names)):
         raise ValueError(f"labels {unknown} are not among the classes {names}")
     return names, np.array([names.index(str(label)) for label in given], dtype=int)
 

@@ -119,8 +119,8 @@ def patient_intervals(
     Returns:
         {metric: [low, high]}; None for fewer than five patients, or where the metric is undefined without one of them.
 
-    Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11 (jackknife); Cameron and
-        Miller, A Practitioner's Guide to Cluster-Robust Inference (2015), section VI (few and unequal clusters).
+    Reference: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 11; Cameron and Miller, A
+        Practitioner's Guide to Cluster-Robust Inference (2015), section VI (few and unequal clusters).
     """
     codes, n_patients = patient_codes(predictions)
     found: dict[str, list[FloatArray]] = {}

@@ -99,7 +99,7 @@ def read_predictions(
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: Added to it afterwards, by name; 0 where absent.
-        metrics: Own metrics (functions or dotted names), evaluated with the built-in ones; see `own_metrics.Metric`.
+        metrics: Own metrics, evaluated with the built-in ones; see `own_metrics.Metric`.
     """
     names = [str(name) for name in label_names]
     if problem_type not in ("multi_label", "single_label"):

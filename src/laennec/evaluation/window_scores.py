@@ -51,7 +51,8 @@ def scored_windows(
     train = None
     if "train" in splits:
         train = {"windows": truth("train", *lengths), "seconds": truth("train", 1.0, 1.0)}
-        train["recordings"] = truth_of_recordings(train["windows"], names)
+        without_logits = train["windows"].assign(**{f"logit_{name}": 0.0 for name in names})
+        train["recordings"] = highest_logits(without_logits, names)
     table = predict_windows(model, extractor, splits[split], split, recipe, *lengths)
     scores = score_windows(table, truth(split, 1.0, 1.0), config, train)
     notes = [note for spans in config.operating_points for note in fitting_notes(config, spans)]
@@ -206,11 +207,6 @@ def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str], seed: i
             areas = [f"{label}.roc_auc" for label in labels]
             found[name] = {kind: {area: row[kind].get(area) for area in areas} for kind in ("values", "intervals")}
     return found
-
-
-def truth_of_recordings(windows: Any, label_names: Sequence[str]) -> Any:
-    """The truth table of recordings out of that of their windows, for the baselines."""
-    return highest_logits(windows.assign(**{f"logit_{name}": 0.0 for name in label_names}), label_names)
 
 
 def unit_table(section: Mapping[str, Any], unit: str) -> list[list[str]]:

@@ -74,15 +74,13 @@ def compare_methods(
 
     Args:
         methods: The runs of each method, one per training seed.
-        baseline: The method that the others are compared with, or a mapping from methods to their baselines; None
-            compares none.
+        baseline: The method that the others are compared with, or that of each method; None compares none.
         seed: Of the draws of training seeds.
 
     Returns:
-        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm,
-        smallest_p (the smallest p_holm that these draws can give), detectable (the difference that is found with a
-        power of 80 %, at 5 % after Holm's correction)}}}; the last six are None for the baseline itself and where
-        nothing is compared, intervals and p values also where there are too few patients for them.
+        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm, smallest_p (the
+        smallest p_holm that these draws can give), detectable (the difference that is found with a power of 80 %, at 5 %
+        after Holm's correction)}}}; the last six are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
