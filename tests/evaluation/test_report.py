@@ -97,7 +97,7 @@ def test_page_shows_every_warning_and_escapes_metadata(page, evaluation):
 
 PICTURES = {
     "confusion", "label_confusion_1", "label_confusion_2", "roc", "precision_recall", "decision_1", "decision_2",
-    "length_1", "length_2", "reliability", "subgroups", "training", "validation_percent",
+    "length_1", "length_2", "reliability", "training", "validation_percent",
     "validation_shares", "loss_terms",
 }  # fmt: skip
 

@@ -78,9 +78,9 @@ def compare_methods(
         seed: Of the draws of training seeds.
 
     Returns:
-        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm, smallest_p (the
-        smallest p_holm that these draws can give), detectable (the difference that is found with a power of 80 %, at 5 %
-        after Holm's correction)}}}; the last six are None where nothing is compared.
+        {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm,
+        smallest_p (the smallest p_holm that these draws can give), detectable (the difference found with a power of
+        80 %, at 5 % after Holm's correction)}}}; the last six are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:

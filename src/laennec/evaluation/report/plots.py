@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from laennec.evaluation.calibration.probabilities import calibration_name
-from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix, is_percent
+from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix
 from laennec.evaluation.predictions import Predictions
-from laennec.evaluation.summary import figure_name, figure_text, length_alone, row_noun, thresholds_in_use
+from laennec.evaluation.summary import figure_text, length_alone, row_noun, thresholds_in_use
 from laennec.files import atomic_write
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -136,8 +136,6 @@ def evaluation_plots(
             if value is not None:  # both classes occur
                 figures[f"length_{k + 1}"] = length_plot(lengths or {}, name, k, alone.get(name))
     figures["reliability"] = reliability_plot(evaluation["calibration"], many)
-    if evaluation["subgroups"]:
-        figures["subgroups"] = subgroup_plot(evaluation)
     return figures
 
 
@@ -308,38 +306,4 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
     axis_labels(axes, f"length in s (grey: number with {shown_name(name)})", "AUROC")
     styled_title(axes, f"{name.capitalize()} among similar lengths")
     figure.legend(loc="outside lower center", **LEGEND)
-    return figure
-
-
-def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
-    """The headline score of every subgroup with its interval, beside the score of all cycles."""
-    name = evaluation["headline"]
-    rows: list[tuple[str, Any]] = []
-    for grouping, lines in evaluation["subgroups"].items():
-        names = [(shown_name(str(line["value"])), line) for line in lines]
-        rows += [(grouping.replace("_", " "), None), *names, ("", None)]
-    figure, (axes,) = styled_figure(7.2, 1.1 + 0.24 * len(rows), 1)
-    overall = evaluation["values"].get(name)
-    if overall is not None:
-        axes.axvline(overall, color=BLUE, lw=1.2, ls=DASHED)
-        if bounds := (evaluation.get("intervals") or {}).get(name):
-            axes.axvspan(bounds[0], bounds[1], color=BLUE, alpha=0.10, lw=0)
-    for place, (text, line) in enumerate(rows):
-        axes.text(-0.02, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9,
-                  color=INK, fontweight="bold" if line is None else "normal")  # fmt: skip
-        if line is None:
-            continue
-        value, bounds = line["values"].get(name), line["intervals"].get(name)
-        if bounds:
-            axes.plot(bounds, [place, place], color=INK, lw=1.6, solid_capstyle="round")
-        if value is not None:
-            fill = INK if bounds else "white"
-            axes.plot(value, place, marker="o", ms=6, color=INK, mfc=fill, ls="none", clip_on=False, zorder=3)
-        people = f"{line['patients']} patient{'' if line['patients'] == 1 else 's'}"
-        note = f"{line['cycles']:,} {row_noun(evaluation)}s, {people}"
-        axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
-    axes.set(xlim=(0, 100 if is_percent(name) else 1), ylim=(len(rows) - 1.4, -0.7), yticks=[])
-    axes.set_xlabel(figure_name(name))
-    axes.spines["left"].set_visible(False)
-    styled_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
     return figure

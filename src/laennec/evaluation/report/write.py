@@ -41,7 +41,6 @@ _CAPTIONS = {
     "positives at the cost that the threshold probability sets. The model is useful where its line is above both "
     "others; band: 95 % interval.",
     "length": "AUROC among {noun}s of similar length, a tenth of them in each group, with 95 % intervals.",
-    "subgroups": "The score of every subgroup with its interval; the band is the interval over all {noun}s.",
     "training": "Loss by epoch, on the training split unless the legend says validation.",
     "validation_percent": "Scores on the validation patients by epoch.",
     "validation_shares": "Per-label metrics on the validation patients by epoch.",
