@@ -41,6 +41,7 @@ def full(scored, tmp_path_factory):
     """Its report with everything in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        patch.setattr("laennec.evaluation.report.write.evaluation_plots", lambda *_, **__: {})
         return report(scored, out=tmp_path_factory.mktemp("page"))
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from laennec.study import plots
-from laennec.study.plots import study_plots
+from laennec.evaluation.report import plots_runs
+from laennec.evaluation.report.plots_runs import study_plots
 
 RECORDED = Path(__file__).resolve().parents[2] / "docs" / "results" / "studies" / "leakage_icbhi_subset.json"
 
@@ -32,7 +32,7 @@ def test_what_was_not_measured_has_no_picture(content):
 
 def test_every_run_is_a_dot_and_the_mean_is_theirs(content, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "figure_png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(plots_runs, "figure_png", lambda figure: drawn.append(figure) or b"")
     study_plots(content)
     panel = drawn[0].axes[0]
     lines = [line.get_xdata() for line in panel.lines]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
+from laennec.evaluation.report.plots_runs import study_plots
 from laennec.files import atomic_write, try_lock
 from laennec.processes import module_process, used_by
 from laennec.study.plan import Cell, Study, of_pretraining
-from laennec.study.plots import study_plots
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
