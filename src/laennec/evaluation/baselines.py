@@ -2,11 +2,10 @@
 
 Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines: a
 small gradient boosting on one property other than the content of the sound (event length, device, patient and chest
-location, level, bandwidth, database). A shortcut baseline is fitted on training rows; its abnormal classes are weighted
-by the factor with the best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly
-always. The length audit is the AUROC among cycles of similar length (quantile groups, equal lengths in one group, each
-pair within a group counted once), and that of the same model on segments of one length around the middle of each
-cycle: an upper bound on what length explains.
+location, level, bandwidth, database), fitted on training rows; its abnormal classes are weighted by the factor with the
+best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly always. The length audit
+is the AUROC among cycles of similar length (quantile groups, each pair within a group counted once), and that of the
+same model on segments of one length around the middle of each cycle: an upper bound on what length explains.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,10 +1,10 @@
 """Evaluation of a trained model on a held-out split.
 
 Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint. The
-run record counts every scoring, because a test split that is scored often is no longer a test split. The results are
-written whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing
-named in a model's configuration is. What takes time is decoding and embedding, which processes share through the
-caches: the others only embed what the first one is about to read, and it alone scores and writes.
+run record counts every scoring, because a test split that is scored often is no longer one. The results are written
+whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing named in a
+model's configuration is. Several processes share decoding and embedding through the caches: the others only embed what
+the first one is about to read, and it alone scores and writes.
 """
 
 import contextlib

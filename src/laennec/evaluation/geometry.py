@@ -1,10 +1,9 @@
 """Geometry of the embedding: distances between classes, and a map.
 
-Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation over
-all pairs. Both follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of
-classes without two different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a
-fixed seed, over a limited number of cycles, drawn by class in proportion but with some of each rare class. It shows
-neighbourhoods; distances between clusters of the map have no meaning.
+Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation. Both
+follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of classes without two
+different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a fixed seed, over a
+limited number of cycles, drawn by class; distances between its clusters have no meaning.
 """
 
 from collections import Counter

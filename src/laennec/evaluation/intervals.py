@@ -1,13 +1,11 @@
 """Intervals of metrics over patients: leaving one out, and draws of patients for paired comparisons.
 
-Decisions: cycles of one patient resemble each other, so patients are the unit; intervals over cycles are several times
-too narrow. A statistic is a function of row weights (weightings, cycles): point estimate, jackknife and draws run the
-same code, rankings are sorted once, and two scores of the same patients can be compared draw by draw. The interval of
-a metric: it is computed without each patient in turn; the spread of its logit gives the standard error, and Student's t
-the width, with the effective number of patients that have the finding less one as degrees of freedom. In simulated
-studies the percentiles of a bootstrap over patients are too narrow (`tests/soak/interval_coverage.py`): of fifty
-patients few have a finding, and those unequally. Metrics that are no shares are not transformed. Fewer than five
-patients have no interval.
+Decisions: patients are the unit, because cycles of one patient resemble each other and intervals over cycles are
+several times too narrow. A statistic is a function of row weights (weightings, cycles), so point estimate, jackknife
+and draws run the same code. A metric's interval: the spread of its logit without each patient in turn gives the
+standard error, and Student's t the width, with the effective number of patients that have the finding less one as
+degrees of freedom; percentiles of a bootstrap are too narrow (`tests/soak/interval_coverage.py`). Metrics that are no
+shares are not transformed. Fewer than five patients have no interval.
 """
 
 from collections.abc import Callable, Mapping

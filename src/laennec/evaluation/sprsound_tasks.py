@@ -1,11 +1,11 @@
 """The four tasks of the SPRSound challenges: official scores of a model, and submission files.
 
-Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment and the smoothing over
-the recording that were fitted on validation. A model of crackle and wheeze alone predicts events by its two bits (the
-most frequent event of each kind), and no recordings, which would need their annotation. Poor Quality: recordings with
-that truth enter neither SE nor SP, and predicting it elsewhere is an error, as in the official scoring; both
-conventions are scored: never predicted (as in published comparisons), and predicted where it is most probable. Events
-are numbered from 0 in the order of the annotation file, as `<recording>_<i>.wav`.
+Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment and the smoothing that
+were fitted on validation. A model of crackle and wheeze alone predicts events by its two bits (the most frequent event
+of each kind), and no recordings. Recordings whose truth is Poor Quality enter neither SE nor SP, and predicting it
+elsewhere is an error, as in the official scoring; two conventions are scored: never predicted (as in published
+comparisons), and predicted where it is most probable. Events are numbered from 0 in the order of the annotation file,
+as `<recording>_<i>.wav`.
 """
 
 from collections.abc import Mapping, Sequence

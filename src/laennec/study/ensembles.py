@@ -1,9 +1,9 @@
 """Ensembles: several runs of a recipe as one run.
 
-Decisions: the result is a run, so it is scored, exported, described in a card and pushed like any other. Its operating
-point is fitted on the validation patients that the members share; a member with another split may have been trained
-on some of them, and is refused. Members may instead differ in their validation fold: the operating point is then fitted
-on the patients of all these folds, each predicted by the members that had not seen them. The record names the members.
+Decisions: the result is a run like any other. Its operating point is fitted on the validation patients that the members
+share; a member with another split may have been trained on some of them, and is refused. Members may instead differ in
+their validation fold: the operating point is then fitted on the patients of all these folds, each predicted by the
+members that had not seen them.
 """
 
 from collections import Counter

@@ -1,17 +1,16 @@
 """Operating points: thresholds, calibration and logit adjustment, fitted on validation patients.
 
-Decisions: the fitting functions refuse a table of a test split. Thresholds are in raw logits and lie half-way between
-two neighbouring scores, so that rounding changes no decision; of equally good ones the one nearest to 0 is taken. A
-label with fewer than 10 positives or negatives is left uncalibrated, one with one class only has no threshold either;
-a note says so. Logit adjustment lowers the logit of the normal class by one number, because scores that weigh normal
-and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the
-two-class decision (normal or not) has its own adjustment. Poor Quality is predicted only on request, because the
-official score counts it only as an error.
+Decisions: a table of a test split is refused. Thresholds are in raw logits, half-way between two scores, so that
+rounding changes no decision; of equally good ones the one nearest to 0 is taken. A label with fewer than 10 positives
+or negatives is left uncalibrated, one with one class only has no threshold either; a note says so. Logit adjustment
+lowers the logit of the normal class, because scores that weigh normal and abnormal recall alike (SPRSound, ICBHI) need
+more abnormal predictions than the most probable class gives; the two-class decision has its own. Poor Quality is
+predicted only on request, because the official score counts it only as an error.
 
-The score of a label for a recording is the highest logit of its windows. Whether a recording has a label anywhere is
+The score of a label for a recording is the highest logit of its windows; whether a recording has a label anywhere is
 another question than whether a window has it, so recordings have an operating point of their own. Windows and
-recordings are calibrated by slope and intercept wherever events are calibrated at all: the head learned from other
-shares of positive examples than windows have, and the highest of many logits is too high by a shift.
+recordings are calibrated by slope and intercept wherever events are calibrated at all: windows have other shares of
+positive examples than training, and the highest of many logits is too high by a shift.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,13 +1,11 @@
 """Calibration of probabilities, and decision curves.
 
-Decisions: a calibration is a divisor (temperature) and, for Platt scaling, an intercept of each logit: the
-probability is that of logit / temperature + intercept. It never changes the order of the logits. Both are fitted with
-a prior towards none, because a few dozen rows are fitted best by a temperature that makes every probability .5: on
-the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and intercept^2 / (2 *
-2^2). The sum grows with the rows and the prior does not, so it vanishes for many positives. Calibration error is that
-of the probability of the label being present, in 15 equal-width bins. In a decision curve a cycle is acted on where
-its probability is at least the threshold t, so that t = 0 is "act on all"; a false positive costs t / (1 - t) true
-positives.
+Decisions: a probability is that of logit / temperature + intercept, which never changes the order of the logits. Both
+are fitted with a prior towards none, because a few dozen rows are fitted best by a temperature that makes every
+probability .5: on the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and
+intercept^2 / (2 * 2^2), which vanish for many positives. Calibration error is that of the probability of the label
+being present, in 15 equal-width bins. In a decision curve a cycle is acted on where its probability is at least the
+threshold t; a false positive costs t / (1 - t) true positives.
 """
 
 from collections.abc import Mapping, Sequence

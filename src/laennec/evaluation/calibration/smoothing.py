@@ -1,11 +1,10 @@
 """Smoothing of a cycle's logits over its recording, the choice of its strength, and what it does to a split.
 
-Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a window's score
-with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean odds, and for a
-softmax a constant added to a row changes nothing. For long recordings the mean can be over the nearest cycles
-(`neighbours` on either side, fewer at the edges). Strength 0 changes no bit, and the mean is an exactly rounded sum, so
-neither the order of rows nor other recordings change a result. The strength is chosen on validation by the mean AUROC
-of the labels, which does not depend on thresholds. Predicting smooths too, and does without what scoring imports.
+Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`, as bioacoustics mixes a window's
+score with that of its file; for long recordings the mean can be over the nearest cycles (`neighbours` on either side).
+Strength 0 changes no bit, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings
+change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend on
+thresholds. Predicting smooths too, and does without what scoring imports.
 """
 
 import math

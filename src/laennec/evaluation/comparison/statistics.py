@@ -1,12 +1,11 @@
 """Statistics of methods that are compared over seeds and patients.
 
-Decisions: a method is a set of runs with different seeds. A draw takes patients with replacement, the same for every
-method, and seeds with replacement, separately for each method: the interval of a mean covers other patients and other
-random initialisations. Few seeds say little about other seeds, so the standard deviation is printed beside it. The
-folds of one seed are one run, in which every patient is held out once. Differences are paired by patients; p values
-are those of the draws, corrected by Holm over all methods compared with the baseline in one metric. Beside them stand
-the smallest p that these draws can give, and the difference that such a comparison finds in four of five studies:
-"not significant" is no evidence that two methods are equal.
+Decisions: a method is a set of runs with different seeds; the folds of one seed are one run. A draw takes patients with
+replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
+mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
+printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
+methods compared with the baseline in one metric. Beside them stand the smallest p that these draws can give, and the
+difference found in four of five studies: "not significant" is no evidence that two methods are equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
