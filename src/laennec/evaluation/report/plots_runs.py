@@ -127,8 +127,12 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
 
 
 def figure_reach(compared: Mapping[str, Mapping[str, Any]], figures: Sequence[str], figure: str) -> float:
-    """The end of the axis of differences, the same for all metrics in percent, and for all shares of 1."""
-    cells = [of[name] for of in compared.values() for name in figures if is_percent(name) == is_percent(figure)]
+    """The end of the axis of differences, the same for all metrics in percent, and for all AUROCs."""
+
+    def unit(name: str) -> str:
+        return "points" if is_percent(name) else "AUROC" if "roc_auc" in name else name
+
+    cells = [of[name] for of in compared.values() for name in figures if unit(name) == unit(figure)]
     ends = [end for cell in cells for end in (cell["difference"], *(cell["difference_interval"] or [])) if end]
     return 1.04 * max(map(abs, ends), default=0.0) or 1.0
 
