@@ -75,7 +75,7 @@ def test_page_states_data_split_selection_and_intervals(page, evaluation):
     expected = [
         "corpus-fp-123", "split-fp-456", "patient-5fold, fold 0", "shared data, see above",
         "Caveat of this split: LEAKY", "validation", "training 7", "exact class",
-        "patient-clustered bootstrap", "60 draws", f"{evaluation['values']['icbhi.Score']:.1f}",
+        "one patient left out at a time", f"{evaluation['values']['icbhi.Score']:.1f}",
         f"{low:.1f} to {high:.1f}",
         "calibrated probability: ", "always normal", "event length", "not a medical device",
         "laennec train recipe.yaml",
