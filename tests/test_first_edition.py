@@ -26,7 +26,7 @@ from laennec.cli.main import main
 from laennec.corpora import provenance
 from laennec.evaluation import class_distances, fit_on_validation, four_properties, sprsound_task, sprsound_total
 from laennec.evaluation.calibration.operating_point import fit_classes_on_validation
-from laennec.evaluation.calibration.smoothing_choice import choose_smoothing, compare_smoothing
+from laennec.evaluation.calibration.smoothing import choose_smoothing, compare_smoothing
 
 GOLDEN = Path(__file__).with_name("golden") / "first_edition"
 MODELS = GOLDEN / "models"

@@ -78,7 +78,7 @@ def test_imports_within_functions_go_up_only_where_it_is_said_why():
 def test_metrics_and_tables_of_evaluation_need_no_model():
     """Only modules that use a run, a model or recordings import more than audio and corpora."""
     of_runs = {
-        "evaluate.py", "scored_data.py", "sprsound_tasks.py", "window_scores.py", "sharing.py",
+        "evaluate.py", "scored_data.py", "sprsound_tasks.py", "window_scores.py",
         "calibration/recalibrate.py", "report/write.py", "comparison/runs.py", "comparison/evaluations.py",
     }  # fmt: skip
     home = PACKAGE / "evaluation"

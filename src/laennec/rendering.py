@@ -1,4 +1,4 @@
-"""One jinja environment for every page and card, and the escaping of untrusted text.
+"""One jinja environment for every page and card, the escaping of untrusted text, and tables of text.
 
 Decisions: values are escaped by default. Names of devices, labels and cycles come from other people's files and may
 contain HTML, links or table bars; text that is Markdown on purpose has the type `Markdown`.
@@ -90,6 +90,13 @@ def table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> Markdown:
     lines = [" | ".join(escaped(cell) for cell in head), " | ".join(["---"] * len(head))]
     lines += [" | ".join(escaped(cell) for cell in row) for row in rows]
     return Markdown("\n".join(f"| {line} |" for line in lines))
+
+
+def text_table(rows: Sequence[Sequence[str]], indent: int = 2) -> str:
+    """Rows of text in aligned columns, for a terminal."""
+    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    lines = ("".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"{' ' * indent}{line}".rstrip() for line in lines)
 
 
 def plain_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Markdown:

@@ -1,11 +1,19 @@
 """A small made-up corpus with predictions, seeded."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 NAMES = np.array(["normal", "crackle", "wheeze", "both"])
+LABELS = ["crackle", "wheeze"]
+TWO: dict[str, Any] = {"problem_type": "multi_label", "label_names": LABELS}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def cycles(n_patients: int = 14, per_patient: int = 20, seed: int = 0, skill: float = 2.0) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation_tables import cycles
+from evaluation_tables import TWO, cycles
 
 from laennec.audio.recording import bandwidth_hz, level_db
 from laennec.corpora import load_corpus
@@ -51,9 +51,6 @@ def test_segments_are_of_one_length_around_the_middle_and_within_the_recording(t
     for name, stop in zip(table["recording_id"], table["end_s"], strict=True):
         last[name] = max(last.get(name, 0), stop)
     assert all(stop <= last[name] + 1e-5 for name, stop in zip(moved["recording_id"], end, strict=True))
-
-
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 
 
 def table_of(n_patients=14):

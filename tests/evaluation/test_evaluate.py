@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from evaluation_tables import read
 
 from laennec import LaennecForAudioClassification
 from laennec.cli.main import main
 from laennec.corpora import load_corpus
 from laennec.corpora.synthetic import write_corpus
 from laennec.errors import InputError
-from laennec.evaluation import class_distances, expected_calibration_error
+from laennec.evaluation import class_distances
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.report.write import report
 from laennec.training.recipe import Recipe
@@ -22,20 +23,6 @@ from laennec.training.run import train
 from runs import one_line
 
 RESULTS = {"predictions.parquet", "metrics.json", "run.json", "report.html", "pictures"}
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    """A copy of the tiny run, so that evaluations of one test are not another's."""
-    run = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-    (run / "run.json").write_text(json.dumps(read(run / "run.json") | {"evaluations": []}))
-    return run
-
-
-@pytest.fixture
-def no_pages(monkeypatch):
-    """Leave out the report: its pictures take most of the time, and one test looks at them."""
-    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +42,6 @@ def filtered_run(tiny_recipe, tmp_path_factory):
         )
         recipe.output_dir = str(tmp_path_factory.mktemp("runs") / "filtered")
         return train(recipe)
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corpus, capsys, monkeypatch):
@@ -108,21 +91,6 @@ def test_evaluate_writes_predictions_scores_report_and_the_count(run, small_corp
     blind = metrics["duration_blind"]
     assert blind["cycles"] == len(validation) and blind["seconds"] > 0 and "crackle.roc_auc" in blind["values"]
     assert set(metrics["within_lengths"]) == {"crackle", "wheeze"}
-
-
-def test_calibration_is_that_of_the_probabilities_the_model_gives(run, no_pages):
-    path = run / "model" / "config.json"
-    config = read(path)
-    config["temperatures"] = {"crackle": 4.0, "wheeze": 0.25}
-    path.write_text(json.dumps(config))
-    scored = score(run, draws=0)
-    table = pd.read_parquet(scored.folder / "predictions.parquet")
-    for name, temperature in config["temperatures"].items():
-        probabilities = 1 / (1 + np.exp(-table[f"logit_{name}"].astype(float) / temperature))
-        wanted = expected_calibration_error(probabilities, table[name].to_numpy(int))
-        assert scored.evaluation["calibration"]["ece"][name] == pytest.approx(wanted)
-        raw = expected_calibration_error(1 / (1 + np.exp(-table[f"logit_{name}"].astype(float))), table[name])
-        assert wanted != pytest.approx(raw)
 
 
 def test_geometry_is_over_the_embeddings_of_the_scored_part(run, small_corpus, no_pages):
@@ -230,20 +198,6 @@ def test_a_model_alone_scores_as_its_run_does(filtered_run, small_corpus, tmp_pa
     truth = np.array([names.index(v) for v in table["label"]])
     sp, se = 100 * (answers == truth)[truth == 0].mean(), 100 * (answers == truth)[truth > 0].mean()
     assert alone.evaluation["values"]["icbhi.Score"] == pytest.approx((sp + se) / 2)
-
-
-def test_the_filter_of_a_model_changes_its_input(filtered_run, small_corpus, tmp_path, no_pages):
-    """Without it the test above could not fail."""
-    bare = shutil.copytree(filtered_run / "model", tmp_path / "bare")
-    settings = read(bare / "preprocessor_config.json")
-    assert settings["recording_filter"]["cutoff_hz"] == 500
-    (bare / "preprocessor_config.json").write_text(json.dumps(settings | {"recording_filter": None}))
-    corpus = {"name": "synthetic", "data_dir": str(small_corpus), "protocol": "patient-60-20-20"}
-    tables = [
-        pd.read_parquet(score(m, corpus=corpus, out=tmp_path / m.name / "s", draws=0).folder / "predictions.parquet")
-        for m in (shutil.copytree(filtered_run / "model", tmp_path / "m"), shutil.copytree(bare, tmp_path / "b"))
-    ]
-    assert not np.allclose(tables[0]["logit_normal"], tables[1]["logit_normal"])
 
 
 def test_labels_of_another_column_are_found_in_the_corpus(small_corpus, tmp_path, tiny_run, no_pages):

@@ -13,13 +13,13 @@ import soundfile
 from laennec.cli.main import main
 from laennec.corpora import CycleWaveforms, load_corpus
 from laennec.errors import InputError
-from laennec.evaluation.comparison.evaluations import read_evaluation
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import evaluation_folder, read_evaluation
 from laennec.evaluation.evaluate import score
 from laennec.evaluation.report.details import RATE_HZ, cycle_sounds, frequency_ticks, playing_gain_db, spectrogram_uri
 from laennec.evaluation.report.failures import worst_errors
 from laennec.evaluation.report.write import report
-from pages import Page, check_page, open_in_browser
+from pages import Page, check_page
+from runs import one_line
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,7 @@ def full(scored, tmp_path_factory):
     """Its report with everything in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LAENNEC_CACHE", str(tmp_path_factory.getbasetemp() / "laennec-cache"))
+        patch.setattr("laennec.evaluation.report.write.evaluation_plots", lambda *_, **__: {})
         return report(scored, out=tmp_path_factory.mktemp("page"))
 
 
@@ -53,13 +54,6 @@ def copy(scored, tmp_path):
 def no_pictures(monkeypatch):
     """Leave out the pictures, which take most of the time and are looked at elsewhere."""
     monkeypatch.setattr("laennec.evaluation.report.write.evaluation_plots", lambda *_, **__: {})
-
-
-def one_line(capsys, *said):
-    captured = capsys.readouterr()
-    assert captured.err.startswith("laennec: ") and captured.err.count("\n") == 1, captured.err
-    for part in said:
-        assert str(part) in captured.err, captured.err
 
 
 def heard(uri):
@@ -94,12 +88,6 @@ def test_the_sounds_are_those_of_the_cycles(scored, full, small_corpus):
         assert np.abs(sound).max() == pytest.approx(10 ** (-3 / 20), abs=1e-3)
         correlation = np.corrcoef(sound, expected[: len(sound)])[0, 1]
         assert correlation > 0.999, row["cycle_id"]
-
-
-def test_the_page_opens_in_a_browser_and_plays(full):
-    for width, seen in open_in_browser(full.path).items():
-        assert seen["said"] == [] and seen["fetched"] == [] and seen["overflow"] <= 0, width
-        assert seen["images"] and seen["players"] and set(seen["players"]) == {""}
 
 
 def test_no_audio_leaves_every_sound_out(scored, tmp_path, capsys, no_pictures):

@@ -64,13 +64,6 @@ def test_the_four_properties_equal_loops_over_all_pairs():
         assert found[kind]["cv"] == pytest.approx(np.std(d) / np.mean(d))
 
 
-def test_the_worked_example_of_the_loss_has_its_distances():
-    # z = (1,0),(.6,.8),(0,1),(-1,0), y = 0,0,1,1: within .4 and 1, between 1, 2, .2, 1.6
-    found = four_properties(class_distances([[1, 0], [0.6, 0.8], [0, 1], [-1, 0]], ["0", "0", "1", "1"]))
-    assert found["intra"]["mean"] == pytest.approx(0.7) and found["intra"]["sd"] == pytest.approx(0.3)
-    assert found["inter"]["mean"] == pytest.approx(1.2) and found["inter"]["pairs"] == 4
-
-
 def test_properties_without_pairs_are_none():
     found = four_properties(class_distances([[1.0, 0], [0, 1.0]], ["a", "b"]))
     assert found["intra"] == {"mean": None, "sd": None, "variance": None, "cv": None, "pairs": 0}
@@ -117,13 +110,6 @@ def test_rows_without_a_direction_are_left_out_and_too_few_have_no_map():
     assert 3 not in rows and len(rows) == 29
     assert embedding_map(embeddings[:8], classes[:8]) is None
     assert embedding_map(np.zeros((20, 3)), ["x"] * 20) is None
-
-
-def test_what_is_no_embedding_is_refused():
-    with pytest.raises(ValueError, match="as many"):
-        embedding_map(np.ones((3, 2)), ["a"])
-    with pytest.raises(ValueError, match="not finite"):
-        embedding_map(np.full((3, 2), np.nan), ["a"] * 3)
 
 
 def test_the_most_frequent_have_colours_and_the_others_share_one_name():

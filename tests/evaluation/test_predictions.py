@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_tables import cycles, with_class_logits
+from evaluation_tables import TWO, cycles, with_class_logits
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics, predictions_metrics
-from laennec.evaluation.predictions import read_predictions, statistics_of
+from laennec.evaluation.predictions import read_predictions
 
-TWO = {"problem_type": "multi_label", "label_names": ["crackle", "wheeze"]}
 FOUR = {"problem_type": "single_label", "label_names": ["both", "normal", "wheeze", "crackle"]}
 
 
@@ -71,13 +70,6 @@ def test_rows_without_truth_are_left_out_and_counted():
     assert any("3 rows" in note for note in got["notes"])
 
 
-def test_labels_with_one_class_have_no_auroc():
-    table = cycles().assign(wheeze=0)
-    got = predictions_metrics(table, **TWO)
-    assert got["values"]["wheeze.roc_auc"] is None and got["values"]["roc_auc_macro"] is None
-    assert got["values"]["crackle.roc_auc"] is not None
-
-
 def test_other_class_lists_have_no_icbhi_score():
     rng = np.random.default_rng(0)
     names = ["Adventitious", "Normal", "Poor Quality"]
@@ -128,14 +120,3 @@ def test_bad_tables_are_named(change, message):
 def test_a_label_that_is_no_class_is_named():
     with pytest.raises(InputError, match="squawk"):
         read_predictions(with_class_logits(cycles()).assign(label="squawk"), **FOUR)
-
-
-def test_statistics_of_weights_equal_statistics_of_repeated_rows():
-    table = cycles(n_patients=6)
-    weights = np.random.default_rng(3).integers(0, 3, (2, len(table))).astype(float)
-    weighted = statistics_of(read_predictions(table, **TWO))(weights)
-    for k in range(2):
-        repeated = table.loc[np.repeat(np.arange(len(table)), weights[k].astype(int))]
-        direct = predictions_metrics(repeated, **TWO)["values"]
-        for name, value in direct.items():
-            assert weighted[name][k] == pytest.approx(value), name

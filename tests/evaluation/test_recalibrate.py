@@ -1,12 +1,12 @@
 """Operating points on the command line: fitted on validation, stored in the config, used by every predictor."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from evaluation_tables import LABELS, read
 
 from forked import script
 from laennec.cli.main import main
@@ -23,20 +23,6 @@ from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
-NAMES = ["crackle", "wheeze"]
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    """A copy of the tiny run that nobody has scored."""
-    copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-    (copy / "run.json").write_text(json.dumps(read(copy / "run.json") | {"evaluations": []}))
-    return copy
-
-
-def read(path):
-    return json.loads(path.read_text())
-
 
 def validation(run):
     return pd.read_parquet(run / "predictions-validation.parquet")
@@ -48,7 +34,7 @@ def test_calibrate_fits_on_stored_validation_predictions_and_records_it(run, cap
     assert main(["calibrate", str(run), "--calibration", "platt", "--threshold-rule", "f1"]) == 0
     said = capsys.readouterr().out
     assert "calibration platt, threshold rule f1, fitted on validation" in said and "Brier score" in said
-    wanted = fit_on_validation(validation(run), NAMES, rule="f1", calibration="platt")
+    wanted = fit_on_validation(validation(run), LABELS, rule="f1", calibration="platt")
     record, config = read(run / "run.json"), LaennecConfig.from_pretrained(run / "model")
     assert record["operating_points"] == wanted
     assert config.temperatures == wanted["temperatures"] and config.intercepts == wanted["intercepts"]
@@ -68,12 +54,12 @@ def test_what_is_not_given_stays_as_it_was(run):
     fitted = read(run / "run.json")["operating_points"]
     assert (fitted["calibration"], fitted["rule"], fitted["sensitivity"]) == ("none", "sensitivity", 0.7)
     table = validation(run)
-    for name in NAMES:
+    for name in LABELS:
         found = (table[f"logit_{name}"] > fitted["thresholds"][name])[table[name] == 1]
         assert found.mean() >= 0.7
     assert main(["calibrate", str(run), "--threshold-rule", "none", "--calibration", "temperature"]) == 0
     fitted = read(run / "run.json")["operating_points"]
-    assert fitted["rule"] is None and fitted["threshold_probabilities"] == dict.fromkeys(NAMES, 0.5)
+    assert fitted["rule"] is None and fitted["threshold_probabilities"] == dict.fromkeys(LABELS, 0.5)
     assert len(read(run / "run.json")["calibrations"]) == 3
 
 
@@ -84,14 +70,14 @@ def test_evaluate_model_predict_and_pipeline_agree(run, small_corpus, capsys):
     table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
     model, extractor = load_model(run)
     logits = table[["logit_crackle", "logit_wheeze"]].to_numpy(float)
-    slopes = np.array([1 / fitted["temperatures"][n] for n in NAMES])
-    by_hand = sigmoid(logits * slopes + np.array([fitted["intercepts"][n] for n in NAMES]))
+    slopes = np.array([1 / fitted["temperatures"][n] for n in LABELS])
+    by_hand = sigmoid(logits * slopes + np.array([fitted["intercepts"][n] for n in LABELS]))
     of_model = model.probabilities(torch.tensor(logits)).numpy()
     np.testing.assert_allclose(of_model, by_hand, atol=1e-6)
     assert evaluation["thresholds"] == pytest.approx(fitted["thresholds"], abs=1e-6)
     assert logit_thresholds(model.config) == pytest.approx(fitted["thresholds"], abs=1e-6)
     assert evaluation["intercepts"] == fitted["intercepts"]
-    for k, name in enumerate(NAMES):
+    for k, name in enumerate(LABELS):
         truth = table[name].to_numpy(float)
         assert evaluation["calibration"]["brier"][name] == pytest.approx(((by_hand[:, k] - truth) ** 2).mean())
         raw = sigmoid(logits[:, k])
@@ -112,7 +98,7 @@ print(json.dumps([say(), say(function_to_apply="none"), say(top_k=1)]))
     done = script(code, run / "model", recording).done()
     assert done.returncode == 0, done.stderr
     piped, raw, top = json.loads(done.stdout.splitlines()[-1])
-    for k, name in enumerate(NAMES):
+    for k, name in enumerate(LABELS):
         assert piped[name] == pytest.approx(float(answered.probabilities[0, k]), abs=1e-5)
         of_raw = sigmoid(raw[name] * slopes[k] + fitted["intercepts"][name])
         assert piped[name] == pytest.approx(float(of_raw), abs=1e-5)
@@ -144,7 +130,7 @@ def test_configs_and_records_of_before_still_work(run, capsys):
     model, _ = load_model(run)
     assert model.config.intercepts == {} and model.config.operating_point == {}
     logits = torch.tensor([[1.0, -2.0]])
-    divisors = torch.tensor([config["temperatures"][n] for n in NAMES])
+    divisors = torch.tensor([config["temperatures"][n] for n in LABELS])
     assert torch.equal(model.probabilities(logits), (logits / divisors).sigmoid())
     assert main(["calibrate", str(run)]) == 0
     again = read(run / "run.json")["operating_points"]

@@ -1,48 +1,29 @@
 """Smoothing on the command line: chosen on validation, compared, and used by predict."""
 
-import json
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation_tables import LABELS, read
 
 from laennec.cli.main import main
 from laennec.evaluation import fit_on_validation
 from laennec.evaluation.calibration.probabilities import sigmoid
-from laennec.evaluation.calibration.smoothing import smooth_predictions
-from laennec.evaluation.calibration.smoothing_choice import choose_smoothing
+from laennec.evaluation.calibration.smoothing import choose_smoothing, smooth_predictions
 from runs import one_line
 
 pytestmark = pytest.mark.usefixtures("unpainted")
-
-NAMES = ["crackle", "wheeze"]
-
-
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    return shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-
-
-@pytest.fixture
-def no_pages(monkeypatch):
-    monkeypatch.setattr("laennec.evaluation.evaluate.write_report", lambda *_: None)
-
-
-def read(path):
-    return json.loads(path.read_text())
 
 
 def test_evaluate_shows_the_split_without_and_with(run, capsys):
     assert main(["evaluate", str(run), "--smoothing", "auto", "--draws", "30"]) == 0
     said = capsys.readouterr().out
     validation = pd.read_parquet(run / "predictions-validation.parquet")
-    chosen = choose_smoothing(validation, problem_type="multi_label", label_names=NAMES)
+    chosen = choose_smoothing(validation, problem_type="multi_label", label_names=LABELS)
     section = read(run / "evaluation-test" / "metrics.json")["smoothing"]
     assert section["strength"] == chosen["strength"] and section["chosen"]["chosen_on"]["split"] == "validation"
     assert "smoothing over recordings" in said and "chosen on validation" in said
     table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
-    after = smooth_predictions(table, NAMES, chosen["strength"])
+    after = smooth_predictions(table, LABELS, chosen["strength"])
     np.testing.assert_array_equal(table["smoothed_logit_crackle"], after["logit_crackle"])
     assert "Smoothing over recordings" in (run / "evaluation-test" / "report.html").read_text()
     assert read(run / "run.json")["evaluations"][-1]["smoothing"] == chosen["strength"]
@@ -51,11 +32,11 @@ def test_evaluate_shows_the_split_without_and_with(run, capsys):
 def test_thresholds_of_smoothed_predictions_come_from_smoothed_validation(run, no_pages, capsys):
     assert main(["evaluate", str(run), "--smoothing", "0.6", "--draws", "0"]) == 0
     evaluation = read(run / "evaluation-test" / "metrics.json")
-    validation = smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), NAMES, 0.6)
-    wanted = fit_on_validation(validation, NAMES, rule="youden")["thresholds"]
+    validation = smooth_predictions(pd.read_parquet(run / "predictions-validation.parquet"), LABELS, 0.6)
+    wanted = fit_on_validation(validation, LABELS, rule="youden")["thresholds"]
     assert evaluation["smoothing"]["fitted"]["thresholds"] == wanted
     table = pd.read_parquet(run / "evaluation-test" / "predictions.parquet")
-    answers = [(table[f"smoothed_logit_{n}"] > wanted[n]).to_numpy(int) for n in NAMES]
+    answers = [(table[f"smoothed_logit_{n}"] > wanted[n]).to_numpy(int) for n in LABELS]
     truth = (table["crackle"] + 2 * table["wheeze"]).to_numpy(int)
     right = (answers[0] + 2 * answers[1]) == truth
     sp, se = 100 * right[truth == 0].mean(), 100 * right[truth > 0].mean()
@@ -70,13 +51,13 @@ def test_predict_smooths_the_timeline_of_each_recording(run, small_corpus, tmp_p
         assert main(["predict", str(run), *map(str, recordings), "--out", str(tmp_path / out), *flags]) == 0
     windows = pd.read_parquet(run / "windows-validation.parquet")
     how = {"rule": "youden", "calibration": "platt"}
-    thresholds = fit_on_validation(smooth_predictions(windows, NAMES, 0.5), NAMES, **how)
+    thresholds = fit_on_validation(smooth_predictions(windows, LABELS, 0.5), LABELS, **how)
     own = read(run / "model" / "config.json")["operating_points"]["windows"]
     for recording in recordings:
         plain, zero, half = (read(tmp_path / n / f"{recording.stem}.laennec.json") for n in ("plain", "zero", "half"))
         assert plain["timeline"] == zero["timeline"] and "smoothing" not in plain
         assert half["smoothing"] == {"rule": "recording-mean", "strength": 0.5} and len(half["timeline"]) > 1
-        for name in NAMES:
+        for name in LABELS:
             p = np.array([row[f"{name}_probability"] for row in plain["timeline"]])
             logits = (np.log(p / (1 - p)) - own["intercepts"][name]) * own["temperatures"][name]
             mixed = 0.5 * logits + 0.5 * logits.mean()

@@ -1,28 +1,31 @@
 """Scores of windows, seconds and recordings, their operating points, and the commands that make them."""
 
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation_tables import LABELS
 
 from laennec import Predictor, load_model
 from laennec.cli.main import main
 from laennec.configuration import LaennecConfig
-from laennec.evaluation.calibration.operating_point import FittingRule
+from laennec.evaluation.calibration.operating_point import (
+    FittingRule,
+    fit_windows,
+    highest_logits,
+    window_note,
+    window_points_of,
+)
 from laennec.evaluation.calibration.probabilities import expected_calibration_error, sigmoid
-from laennec.evaluation.calibration.window_points import fit_windows, highest_logits, window_note, window_points_of
 from laennec.evaluation.metrics import auroc
 from laennec.evaluation.window_scores import score_windows
 from laennec.hub.card import write_card
 from pages import check_page
 
-NAMES = ["crackle", "wheeze"]
-
 
 def config_of(points=None, **settings):
-    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {name: k for k, name in enumerate(NAMES)}}
+    labels = {"id2label": dict(enumerate(LABELS)), "label2id": {name: k for k, name in enumerate(LABELS)}}
     return LaennecConfig(operating_points=window_points_of(points), **labels, **settings)
 
 
@@ -37,28 +40,28 @@ def tables():
         for k in range(5):
             truth = flags[k : k + 2].any(0).astype(int)
             logits = rng.normal(2 * truth - 1, 1.5)
-            known = dict(zip(NAMES, truth, strict=True)) if rng.random() < 0.9 else dict.fromkeys(NAMES)
+            known = dict(zip(LABELS, truth, strict=True)) if rng.random() < 0.9 else dict.fromkeys(LABELS)
             times = {"start_s": float(k), "end_s": k + 2.0}
-            windows.append(own | times | known | {f"logit_{n}": v for n, v in zip(NAMES, logits, strict=True)})
+            windows.append(own | times | known | {f"logit_{n}": v for n, v in zip(LABELS, logits, strict=True)})
         seconds += [
-            own | {"start_s": k, "end_s": k + 1} | dict(zip(NAMES, map(int, flags[k]), strict=True)) for k in range(6)
+            own | {"start_s": k, "end_s": k + 1} | dict(zip(LABELS, map(int, flags[k]), strict=True)) for k in range(6)
         ]
-    kinds = dict.fromkeys(NAMES, "Int8")
+    kinds = dict.fromkeys(LABELS, "Int8")
     return pd.DataFrame(windows).astype(kinds), pd.DataFrame(seconds).astype(kinds)
 
 
 def test_every_kind_of_row_is_scored_as_by_a_loop(tables):
     windows, seconds = tables
-    points = fit_windows(windows, NAMES, True, FittingRule("temperature", "youden"), 2.0, 1.0)
+    points = fit_windows(windows, LABELS, True, FittingRule("temperature", "youden"), 2.0, 1.0)
     config = config_of(points)
     section = score_windows(windows, seconds, config)
     assert section["fitted_on"] == {"windows": "windows", "seconds": "windows", "recordings": "recordings"}
     known = windows[windows["crackle"].notna()]
-    for unit, rows in (("windows", known), ("seconds", seconds), ("recordings", highest_logits(windows, NAMES))):
+    for unit, rows in (("windows", known), ("seconds", seconds), ("recordings", highest_logits(windows, LABELS))):
         found = section["units"][unit]
         assert found["rows"] == len(rows) and found["patients"] == 10
         assert found["left_out"] == (len(windows) - len(known) if unit == "windows" else 0)
-        for name in NAMES:
+        for name in LABELS:
             truth, logits = [], []
             for row in rows.to_dict("records"):
                 own = windows[windows["recording_id"] == row["recording_id"]]
@@ -91,7 +94,7 @@ def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables)
     assert set(section["fitted_on"].values()) == {"events"}
     assert section["units"]["recordings"]["thresholds"] == {"crackle": 0.3, "wheeze": 0.5}
     assert "not on windows" in window_note(config, 3.0, 1.5) and window_note(config_of(), 3.0, 1.5) is None
-    points = fit_windows(tables[0], NAMES, True, FittingRule("platt", None), 2.0, 1.0)
+    points = fit_windows(tables[0], LABELS, True, FittingRule("platt", None), 2.0, 1.0)
     fitted = config_of(points)
     assert window_note(fitted, 2.0, 1.0) is None and "windows of 2 s every 1 s, not of 3 s" in window_note(
         fitted, 3, 1.5
@@ -100,15 +103,7 @@ def test_models_without_points_of_windows_decide_as_on_events_and_say_so(tables)
     assert points["recordings"]["fitted_on"]["cycles"] == 30 and points["windows"]["fitted_on"]["cycles"] < 150
 
 
-@pytest.fixture
-def run(tiny_run, tmp_path):
-    copy = shutil.copytree(tiny_run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation-*", "export-*"))
-    record = json.loads((copy / "run.json").read_text())
-    (copy / "run.json").write_text(json.dumps(record | {"evaluations": []}))
-    return copy
-
-
-def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys):
+def test_evaluate_scores_windows_beside_events_and_leaves_those_as_they_are(run, tmp_path, capsys, unpainted):
     assert main(["evaluate", str(run), "--draws", "10"]) == 0
     folder = run / "evaluation-test"
     events, table = json.loads((folder / "metrics.json").read_text()), (folder / "predictions.parquet").read_bytes()
@@ -172,7 +167,7 @@ def test_exports_carry_the_points_of_windows(run, form, tmp_path):
 def test_recordings_have_a_row_each_with_decision_probability_and_share_of_time(run, small_corpus, tmp_path):
     config = json.loads((run / "model" / "config.json").read_text())
     point = config["operating_points"]["recordings"]
-    point["temperatures"], point["intercepts"] = dict.fromkeys(NAMES, 3.0), {"crackle": -0.5, "wheeze": 0.25}
+    point["temperatures"], point["intercepts"] = dict.fromkeys(LABELS, 3.0), {"crackle": -0.5, "wheeze": 0.25}
     (run / "model" / "config.json").write_text(json.dumps(config))
     sounds = sorted(small_corpus.glob("*.wav"))[:3]
     assert main(["predict", str(run), *map(str, sounds), "--out", str(tmp_path / "out")]) == 0
@@ -182,7 +177,7 @@ def test_recordings_have_a_row_each_with_decision_probability_and_share_of_time(
     for _, row in rows.iterrows():
         own = spans[spans["recording"] == row["recording"]]
         assert row["spans"] == len(own)
-        for name in NAMES:
+        for name in LABELS:
             p = own[f"{name}_probability"].max()
             logit = (np.log(p / (1 - p)) - windows["intercepts"][name]) * windows["temperatures"][name]
             whole = sigmoid(logit / 3.0 + point["intercepts"][name])
@@ -199,6 +194,6 @@ def test_annotated_cycles_keep_their_own_points_and_any_of_them_decides_the_reco
     sound = sorted(small_corpus.glob("*.wav"))[0]
     made = predictor(sound, sound.with_suffix(".txt"))
     assert made.decision["fitted_on"] == "events" and made.decision["thresholds"] == predictor.model.config.thresholds
-    for k, name in enumerate(NAMES):
+    for k, name in enumerate(LABELS):
         assert made.overall[name]["present"] == int(made.present[:, k].any())
         assert made.overall[name]["probability"] == made.overall[name]["highest"]

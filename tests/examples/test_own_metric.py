@@ -14,7 +14,7 @@ import pytest
 import laennec
 from laennec.cli.main import main
 from laennec.errors import InputError
-from laennec.evaluation.bootstrap import draw_patients, patient_codes
+from laennec.evaluation.intervals import draw_patients, patient_codes
 from laennec.training.recipe import Recipe
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -20,8 +20,7 @@ from rows import keep, parser_of
 
 from laennec.cache import cache_root
 from laennec.corpora import load_corpus
-from laennec.evaluation.bootstrap import bootstrap_values, interval
-from laennec.evaluation.intervals import patient_intervals
+from laennec.evaluation.intervals import bootstrap_values, interval, patient_intervals
 from laennec.evaluation.predictions import effective_numbers, point_values, read_predictions, statistics_of
 from laennec.training.data.split_data import make_extractor, make_split
 from laennec.training.embeddings import EmbeddingCache, embed_cycles

@@ -40,7 +40,7 @@ GROUPS: dict[str, dict[str, list[str]]] = {
     "metrics": {
         "evaluation/metrics.py": ["tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate_metric.py"],
         "evaluation/calibration/probabilities.py": ["tests/evaluation/test_calibration.py"],
-        "evaluation/bootstrap.py": ["tests/evaluation/test_bootstrap.py"],
+        "evaluation/intervals.py": ["tests/evaluation/test_intervals.py"],
     },
     "samplers": {
         "training/samplers.py": ["tests/training/test_samplers.py", "tests/training/test_sharding.py"],

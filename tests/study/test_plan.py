@@ -9,7 +9,6 @@ import yaml
 from laennec.cli.main import main
 from laennec.errors import InputError
 from laennec.study import load_study
-from laennec.study.plan import flat
 from laennec.study.run import commands, ensemble_commands
 from laennec.training.recipe import Recipe
 
@@ -153,7 +152,6 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
     ("study", "words"),
     [
         ({"methds": []}, "unknown key 'methds'; did you mean 'methods'"),
-        ({"methods": []}, "methods: .* at least 1 item"),
         ({"methods": [{"recip": "x"}]}, r"methods.0: unknown key 'recip'"),
         ({"methods": ["nothing.yaml"]}, "cannot read the recipe"),
         ({"baseline": "tinny"}, "no method of this study; did you mean 'tiny'"),
@@ -165,20 +163,15 @@ def test_a_dry_run_prints_and_writes_nothing(written, tmp_path, capsys):
         ({"seeds": [0, 0]}, "two runs are called"),
         ({"seeds": [-1]}, "seeds.0: is -1; it must be greater than or equal to 0"),
         ({"splits": "none"}, "splits: is 'none'; it must be 'shared' or 'own'"),
-        ({"seeds": [True]}, "seeds.0: is True; it must be a valid integer"),
         ({"axes": {"train.epoks": [1]}}, "did you mean 'train.epochs'"),
         ({"axes": {"label_fractions": [0.0]}}, "label_fraction"),
         ({"axes": {"encoders": "mn04"}}, "must be a list of values"),
-        ({"score": [{"splt": "test"}]}, "score.0: unknown key 'splt'"),
         ({"score": ["test", "test"]}, "the same split twice"),
-        ({"evaluate": {"smooth": 1}}, "evaluate: unknown key 'smooth'"),
     ],
 )
-def test_a_study_that_cannot_run_is_refused(written, study, words, capsys):
+def test_a_study_that_cannot_run_is_refused(written, study, words):
     with pytest.raises(InputError, match=words):
         load_study(written(**study))
-    assert main(["study", str(written(**study))]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_folder_with_another_run_is_refused(written, tmp_path, capsys):
@@ -190,13 +183,8 @@ def test_a_folder_with_another_run_is_refused(written, tmp_path, capsys):
 
     write_record(folder / "recipe.json", recipe.to_dict())
     assert main(["study", str(tmp_path / "study.yaml"), "--dry-run"]) == 2
-    assert "train.epochs = 7, where the study says 1" in capsys.readouterr().err
-
-
-def test_nested_settings_become_dotted_ones():
-    assert flat({"train": {"epochs": 2}, "seed": 1, "augment": {"gain": {"probability": 0.5}}}) == {
-        "train.epochs": 2, "seed": 1, "augment.gain": {"probability": 0.5},
-    }  # fmt: skip
+    said = capsys.readouterr().err
+    assert "train.epochs = 7, where the study says 1" in said and said.count("\n") == 1
 
 
 def test_each_seed_may_draw_its_own_split(written):

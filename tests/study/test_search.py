@@ -100,11 +100,8 @@ def test_a_value_that_no_recipe_can_have_is_refused_before_the_first_trial(files
         ({"space": {"train.learning_rat": {"low": 1, "high": 2}}}, "did you mean 'train.learning_rate'"),
         ({"space": {"train.epochs": {"low": 3, "high": 2}}}, "space.train.epochs: needs numbers low < high"),
         ({"space": {"train.epochs": {"low": 0, "high": 2, "log": True}}}, "low above 0"),
-        ({"space": {"train.epochs": {"choices": []}}}, "space.train.epochs.choices: .*at least 1 item"),
         ({"space": {"train.epochs": {"choices": [1], "low": 1}}}, "give choices, or low and high"),
-        ({"space": {"train.epochs": {"hgh": 2}}}, "unknown key 'hgh'"),
         ({"space": {"corpus.split_seed": {"choices": [1, 2]}}}, "trials must share it"),
-        ({"space": {"train.epochs": {"choices": [1]}}, "trials": 0}, "trials: is 0; it must be greater than"),
         ({"space": {"train.epochs": {"choices": [1]}}, "pruner": "hard"}, "it must be 'median' or 'none'"),
     ],
 )

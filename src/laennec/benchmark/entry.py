@@ -52,7 +52,7 @@ def enter(
     selection: str | None = None,
     origin: str | None = None,
 ) -> list[str]:
-    """Score an entry on the test splits of a benchmark and write its result file.
+    """Score an entry on the test splits of a benchmark and write its result file; the scores of each split as lines.
 
     Args:
         benchmark: One of `laennec.benchmark.definitions.BENCHMARKS`.
@@ -64,13 +64,6 @@ def enter(
         trained_on: The training data; None: as the run recorded.
         selection: The data that epochs, thresholds and settings were chosen on; None: as the run recorded.
         origin: Where the entry comes from, e.g. repository, commit and file.
-
-    Returns:
-        The scores of each split as lines, and which are missing.
-
-    Raises:
-        InputError: The corpus is incomplete, the predictions are not those of whole test splits, the model has other
-            labels or was trained on another corpus, the selection set is not known, or `out` exists.
     """
     if Path(out).exists():
         raise InputError(f"{out}: exists already; remove it, or name another file (--out)")

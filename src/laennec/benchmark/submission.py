@@ -32,11 +32,6 @@ def is_submission(path: Path) -> bool:
 def read_submission(path: Path, benchmark: Benchmark, splits: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """The predictions of a file for each test split that it covers, in the order of the split.
 
-    Args:
-        path: CSV or Parquet with `cycle_id`, `p_crackle` and `p_wheeze`; decisions `crackle` and `wheeze` (0 or 1).
-        benchmark: The benchmark.
-        splits: Its cycle tables, see `load_benchmark`.
-
     Returns:
         {split: table of p_<label>, logit_<label> and, where decisions were given, decided_<label>}.
 

@@ -4,7 +4,7 @@ import argparse
 
 from laennec.cli.common import chosen
 from laennec.errors import InputError
-from laennec.evaluation.comparison.folders import compared_folders
+from laennec.evaluation.comparison.evaluations import compared_folders
 from laennec.terminal import say
 
 

@@ -195,7 +195,7 @@ def outcome(done: "BatchResult") -> str:
 
 def _say_decision(predictor: "Predictor", source: str, annotated: bool) -> None:
     """Print the model, what ran it, the thresholds in use, what they were fitted on, and what was not fitted."""
-    from laennec.evaluation.calibration.window_points import fitting_notes, window_note
+    from laennec.evaluation.calibration.operating_point import fitting_notes, window_note
     from laennec.inference.decisions import ANY_SPAN, GIVEN_RULE
 
     config, decision = predictor.model.config, predictor.decision_for(annotated)

@@ -4,7 +4,7 @@ import argparse
 
 from laennec.cli.common import add_options, chosen
 from laennec.errors import InputError
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import evaluation_folder
 from laennec.terminal import say
 
 

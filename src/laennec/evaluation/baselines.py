@@ -2,11 +2,10 @@
 
 Decisions: every score is printed beside trivial baselines (always normal, majority class) and shortcut baselines: a
 small gradient boosting on one property other than the content of the sound (event length, device, patient and chest
-location, level, bandwidth, database). A shortcut baseline is fitted on training rows; its abnormal classes are weighted
-by the factor with the best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly
-always. The length audit is the AUROC among cycles of similar length (quantile groups, equal lengths in one group, each
-pair within a group counted once), and that of the same model on segments of one length around the middle of each
-cycle: an upper bound on what length explains.
+location, level, bandwidth, database), fitted on training rows; its abnormal classes are weighted by the factor with the
+best (Sp + Se) / 2 there, because plain class frequencies would make it predict normal nearly always. The length audit
+is the AUROC among cycles of similar length (quantile groups, each pair within a group counted once), and that of the
+same model on segments of one length around the middle of each cycle: an upper bound on what length explains.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from laennec.audio.recording import bandwidth_hz, level_db
+from laennec.cache import cache_root, read_entry, write_entry
 from laennec.corpora import CycleWaveforms
-from laennec.corpora.base import to_arrow
-from laennec.evaluation.bootstrap import MIN_PATIENTS, patient_codes
-from laennec.evaluation.intervals import effective_patients, patient_intervals
+from laennec.corpora.base import column_of, to_arrow
+from laennec.evaluation.intervals import MIN_PATIENTS, effective_patients, patient_codes, patient_intervals
 from laennec.evaluation.metrics import (
     CLASSES,
     FloatArray,
@@ -61,6 +60,7 @@ _BOOSTING: dict[str, Any] = {
     "min_samples_leaf": 20,
     "early_stopping": False,
 }
+_FACTS_VERSION = 1  # of the cache; raise it when a fact is measured in another way
 _SEGMENT_QUANTILE = 0.05
 _SEGMENT_FIGURES = ("icbhi.Score", "any_abnormal.Score", "sprsound.Score", "roc_auc_macro")
 
@@ -126,10 +126,7 @@ def _guesses(train: Any, test: Any, classes: tuple[str, ...], seed: int) -> list
 
 
 def _scored(
-    test: Any,
-    classes: tuple[str, ...],
-    probabilities: FloatArray,
-    model: Predictions | None,
+    test: Any, classes: tuple[str, ...], probabilities: FloatArray, model: Predictions | None
 ) -> dict[str, Any]:
     """Values and intervals of one baseline, and the difference of the model from it."""
     guessed = test.assign(**{f"logit_{name}": np.log(probabilities[:, k] + 1e-9) for k, name in enumerate(classes)})
@@ -217,17 +214,22 @@ def _fit_shortcut(
 
 
 def sound_facts(table: Any, sampling_rate: int, filter: Any = None) -> dict[str, list[float]]:
-    """Level and bandwidth of each cycle: columns for a predictions or truth table."""
+    """Level and bandwidth of each cycle, cached by their content: columns for a predictions or truth table."""
     waveforms = CycleWaveforms(table, sampling_rate, filter=filter)
-    waveforms.prepare()
-    measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
-    levels, bandwidths = zip(*measured, strict=True)
-    return {"level_db": list(levels), "bandwidth_hz": list(bandwidths)}
+    place = cache_root() / "sound_facts" / f"{waveforms.key}-{_FACTS_VERSION}.f64"
+    stored = read_entry(place)
+    if stored is None:
+        waveforms.prepare()
+        measured = [(level_db(samples), bandwidth_hz(samples, sampling_rate)) for samples in map(np.asarray, waveforms)]
+        stored = np.array(measured, dtype=np.float64).tobytes()
+        write_entry(place, stored)
+    levels, bandwidths = np.frombuffer(stored).reshape(-1, 2).T
+    return {"level_db": levels.tolist(), "bandwidth_hz": bandwidths.tolist()}
 
 
 def segment_length_s(table: Any) -> float:
     """The length that 95 % of the cycles of a table reach, in seconds."""
-    lengths = np.asarray(table["end_s"]) - np.asarray(table["start_s"])
+    lengths = np.subtract(column_of(table, "end_s"), column_of(table, "start_s"))
     return float(np.round(np.quantile(lengths, _SEGMENT_QUANTILE), 3))
 
 
@@ -246,23 +248,18 @@ def middle_segments(table: Any, seconds: float) -> Any:
 
 
 def segment_scores(table: Any, seconds: float, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores on segments of one length.
-
-    Returns:
-        {"seconds", "cycles", "values": {metric: value}} with the scores and the AUROC of every label.
-    """
+    """Scores and AUROCs on segments of one length: {"seconds", "cycles", "values"}."""
     values = point_values(read_predictions(table, **settings))
     kept = [name for name in values if name in _SEGMENT_FIGURES or name.endswith(".roc_auc")]
     return {"seconds": seconds, "cycles": len(table), "values": {name: values[name] for name in kept}}
 
 
 def length_groups(predictions: Predictions, n_groups: int = LENGTH_GROUPS) -> dict[str, Any] | None:
-    """AUROC of every label within groups of similar length.
+    """AUROC of every label within groups of similar length; None where lengths are unknown or all the same.
 
     Returns:
-        JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives": {label: n}, "values": {label:
-        AUROC or None}, "intervals"}], "within": {"values", "intervals"}, "overall": {"values", "intervals"}}; None
-        where lengths are unknown or all the same.
+        JSON-ready {"groups": [{"low_s", "high_s", "cycles", "patients", "positives", "values", "intervals"}], "within":
+        {"values", "intervals"}, "overall": {"values", "intervals"}}; the inner ones by label.
     """
     length = _lengths(predictions.table)
     if length is None:

@@ -1,15 +1,17 @@
 """Evaluation of a trained model on a held-out split.
 
 Decisions: a run can only be scored on the split that its protocol held out, recognised by the split fingerprint. The
-run record counts every scoring, because a test split that is scored often is no longer a test split. The results are
-written whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing
-named in a model's configuration is.
+run record counts every scoring, because a test split that is scored often is no longer one. The results are written
+whole or not at all. Own metrics named in a run's recipe are imported, because its author chose them; nothing named in a
+model's configuration is. Several processes share decoding and embedding through the caches: the others only embed what
+the first one is about to read, and it alone scores and writes.
 """
 
 import contextlib
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +27,25 @@ from laennec.corpora.base import class_names, column_of
 from laennec.corpora.splits import WITH_FOLDS
 from laennec.errors import InputError
 from laennec.evaluation.baselines import middle_segments, segment_length_s, segment_scores, sound_facts
-from laennec.evaluation.calibration.operating_point import decision_settings, own_operating_point
+from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, own_operating_point
 from laennec.evaluation.calibration.recalibrate import resolve_smoothing, smoothing_section
-from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
-from laennec.evaluation.calibration.smoothing_choice import format_smoothing
-from laennec.evaluation.calibration.window_points import fitting_notes
+from laennec.evaluation.calibration.smoothing import Smoothing, format_smoothing, parse_smoothing, smooth_predictions
 from laennec.evaluation.geometry import class_distances
 from laennec.evaluation.own_metrics import Metric, load_metrics
 from laennec.evaluation.report.sections import earlier_use, scored_own_corpus, seeds_of
 from laennec.evaluation.report.write import write_report
 from laennec.evaluation.scored_data import check_split, recipe_of, settings_of_model
-from laennec.evaluation.sharing import embed_for_scoring, helpers
 from laennec.evaluation.sprsound_tasks import official_lines, official_scores, official_tasks, write_submission
 from laennec.evaluation.summary import digest, evaluate_predictions, format_summary, thresholds_in_use
 from laennec.evaluation.window_scores import format_windows, scored_windows
 from laennec.files import atomic_folder, atomic_write, model_folder, refuse_other_files
 from laennec.modeling import LaennecForAudioClassification
-from laennec.processes import check_jobs
+from laennec.packed_model import PackedModel
+from laennec.processes import alongside, check_jobs
 from laennec.training.data.batches import refuse_lost_neighbours
 from laennec.training.data.split_data import SplitData, load_splits, make_filter, make_split
 from laennec.training.data.targets import FOUR_CLASSES
-from laennec.training.data.windows import refuse_shared_recordings
+from laennec.training.data.windows import predict_windows, refuse_shared_recordings
 from laennec.training.devices import is_main_process, training_device
 from laennec.training.embeddings import embed_cycles, embedding_cache
 from laennec.training.recipe import Recipe
@@ -216,9 +216,10 @@ def score(
             refuse_shared_recordings(splits, split, str(origin.get("protocol")))
         scored = (splits, split, recipe, lengths if spans == "windows" else None)
         if not is_main_process():
-            embed_for_scoring(model, extractor, *scored)
+            _embed(model, extractor, *scored)
             return Scored(folder, "", {})
-        with helpers(check_jobs(jobs), model, extractor, *scored):
+        helper = partial(_embed_packed, PackedModel.of(model, extractor), scored) if check_jobs(jobs) > 1 else print
+        with alongside(helper, jobs - 1):
             predictions, evaluation, official = _evaluate(model, extractor, splits, split, recipe, own, draws)
             if smooth is not None:
                 evaluation["smoothing"] = smoothing_section(smooth, model.config, predictions, draws)
@@ -246,6 +247,26 @@ def score(
     if windows is not None:
         lines += ["", format_windows(evaluation["windows"])]
     return Scored(folder, "\n".join(lines), evaluation)
+
+
+def _embed(
+    model: LaennecForAudioClassification,
+    extractor: LaennecFeatureExtractor,
+    splits: Any,
+    split: str,
+    recipe: Recipe,
+    windows: tuple[float, float] | None,
+) -> None:
+    """Embed what scoring a split reads."""
+    data = predict_split(model, extractor, splits[split], split, recipe)[2]
+    segments = middle_segments(data.table, segment_length_s(splits.get("train", data.table)))
+    predict_split(model, extractor, segments, split, recipe)
+    if windows is not None:
+        predict_windows(model, extractor, splits[split], split, recipe, *windows)
+
+
+def _embed_packed(packed: PackedModel, scored: tuple[Any, ...]) -> None:
+    _embed(*packed.unpack(), *scored)
 
 
 def _evaluate(

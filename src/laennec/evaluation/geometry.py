@@ -1,10 +1,9 @@
 """Geometry of the embedding: distances between classes, and a map.
 
-Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation over
-all pairs. Both follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of
-classes without two different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a
-fixed seed, over a limited number of cycles, drawn by class in proportion but with some of each rare class. It shows
-neighbourhoods; distances between clusters of the map have no meaning.
+Decisions: distance is d = 1 - cos, over pairs of different cycles; spread is the population's standard deviation. Both
+follow from the moments of the two classes, so 7,000 cycles need no 49 million distances. A pair of classes without two
+different cycles has no distance: nan, not 0. The map is t-SNE of normalised embeddings with a fixed seed, over a
+limited number of cycles, drawn by class; distances between its clusters have no meaning.
 """
 
 from collections import Counter
@@ -107,15 +106,12 @@ def _pair_moments(
 
 def _class_ids(given: Any, class_names: Sequence[str] | None) -> tuple[list[str], Any]:
     """Class names in order, and the position of each label among them."""
-    if np.issubdtype(given.dtype, np.integer):
-        names = [str(k) for k in np.unique(given)] if class_names is None else list(class_names)
-        ids = np.searchsorted(np.unique(given), given) if class_names is None else given
-        if ids.size and (ids.min() < 0 or ids.max() >= len(names)):
+    names = [str(label) for label in np.unique(given)] if class_names is None else list(class_names)
+    if class_names is not None and np.issubdtype(given.dtype, np.integer):
+        if given.size and (given.min() < 0 or given.max() >= len(names)):
             raise ValueError(f"class ids must lie in 0..{len(names) - 1}")
-        return names, ids
-    names = sorted({str(label) for label in given}) if class_names is None else list(class_names)
-    unknown = sorted({str(label) for label in given} - set(names))
-    if unknown:
+        return names, given
+    if unknown := sorted({str(label) for label in given} - set(names)):
         raise ValueError(f"labels {unknown} are not among the classes {names}")
     return names, np.array([names.index(str(label)) for label in given], dtype=int)
 
@@ -128,24 +124,15 @@ def _rows(values: FloatArray) -> list[list[float | None]]:
 def embedding_map(
     embeddings: ArrayLike, classes: Sequence[Any], *, most: int = MOST_POINTS, seed: int = 0
 ) -> tuple[IntArray, FloatArray] | None:
-    """Positions of cycles in the plane, by t-SNE of their normalised embeddings.
-
-    Args:
-        embeddings: (cycles, dim); a zero row has no direction and is left out.
-        classes: Class of each cycle; the draw is stratified by it.
-        most: Largest number of points.
-        seed: Of the draw and of t-SNE.
+    """Positions of cycles in the plane, by t-SNE of their normalised embeddings; zero rows are left out.
 
     Returns:
-        Rows of `embeddings` on the map (points,), and their positions (points, 2) in 0..1; None for too few cycles.
+        Rows of `embeddings` on the map (points,), drawn by class, and their positions (points, 2) in 0..1; None for too
+        few cycles.
 
     Reference: van der Maaten and Hinton, Visualizing data using t-SNE, JMLR 9 (2008).
     """
     values = np.asarray(embeddings, dtype=np.float64)
-    if values.ndim != 2 or len(classes) != len(values):
-        raise ValueError(f"embeddings {values.shape} must be (cycles, dim) and classes ({len(classes)},) as many")
-    if not np.isfinite(values).all():
-        raise ValueError("embeddings hold a value that is not finite")
     norms = np.linalg.norm(values, axis=1)
     rows = np.flatnonzero(norms > 0)
     rows = rows[_draw([str(classes[row]) for row in rows.tolist()], most, seed)]

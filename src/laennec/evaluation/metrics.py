@@ -186,12 +186,7 @@ def ratio_or_zero(part: ArrayLike, whole: ArrayLike) -> FloatArray:
 
 
 class RankedLabel:
-    """The ranking of one label, sorted once: AUROC and AP for any number of row weightings.
-
-    Args:
-        scores: Logits or probabilities (cycles,), higher means more likely.
-        truth: 0/1 (cycles,).
-    """
+    """The ranking of one label by scores (cycles,), sorted once: AUROC and AP for any number of row weightings."""
 
     def __init__(self, scores: ArrayLike, truth: ArrayLike) -> None:
         values, labels = np.asarray(scores, dtype=float).ravel(), np.asarray(truth, dtype=float).ravel()
@@ -301,26 +296,18 @@ def multilabel_metrics(
         np.array([float(rank(truth[:, k], values[:, k])) for k in range(len(names))])
         for rank in (auroc, average_precision)
     )
+    by_label = {"f1_score": f1, "precision": precision, "recall": recall, "roc_auc": area, "average_precision": ap}
+    means = ("f1", "precision", "recall", "auc", "average_precision")
     specific = {
-        f"label_{name}": {
-            "f1_score": float(f1[k]),
-            "precision": float(precision[k]),
-            "recall": float(recall[k]),
-            "roc_auc": none_if_nan(area[k]),
-            "average_precision": none_if_nan(ap[k]),
-        }
+        f"label_{name}": {figure: none_if_nan(values[k]) for figure, values in by_label.items()}
         for k, name in enumerate(names)
     }
     aggregated = {
-        "f1_macro": float(f1.mean()),
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
+        **{f"{figure}_macro": none_if_nan(v.mean()) for figure, v in zip(means, by_label.values(), strict=True)},
         "f1_micro": float(f1_of(hits.sum(), n_called.sum(), n_true.sum())),
         "precision_micro": float(ratio_or_zero(hits.sum(), n_called.sum())),
         "recall_micro": float(ratio_or_zero(hits.sum(), n_true.sum())),
-        "auc_macro": none_if_nan(area.mean()),
         "auc_micro": none_if_nan(everything.auroc()[0]),
-        "average_precision_macro": none_if_nan(ap.mean()),
         "average_precision_micro": none_if_nan(everything.average_precision()[0]),
     }
     notes = [

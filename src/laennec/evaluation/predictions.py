@@ -15,9 +15,8 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation import metrics as scores
-from laennec.evaluation.bootstrap import Statistic, patient_codes
 from laennec.evaluation.calibration.probabilities import calibrated_logits, calibration_summary, sigmoid, softmax
-from laennec.evaluation.intervals import effective_patients
+from laennec.evaluation.intervals import Statistic, effective_patients, patient_codes
 from laennec.evaluation.metrics import (
     CLASSES,
     POOR_QUALITY,
@@ -100,7 +99,7 @@ def read_predictions(
         thresholds: In logits, for multi_label only; None is 0 (probability 0.5).
         temperatures: Divisor of each output's logit, by name, for probabilities; 1 where absent.
         intercepts: Added to it afterwards, by name; 0 where absent.
-        metrics: Own metrics (functions or dotted names), evaluated with the built-in ones; see `own_metrics.Metric`.
+        metrics: Own metrics, evaluated with the built-in ones; see `own_metrics.Metric`.
     """
     names = [str(name) for name in label_names]
     if problem_type not in ("multi_label", "single_label"):
@@ -260,12 +259,7 @@ def class_scores(confusion: Any, class_names: Sequence[str]) -> dict[str, FloatA
 
 
 def statistics_of(predictions: Predictions) -> Statistic:
-    """Every metric of these predictions as a function of row weights, for point estimate and bootstrap alike.
-
-    Returns:
-        Weights (draws, cycles) -> {"icbhi.Score", ..., "<label>.roc_auc", "<label>.f1", ..., "f1_macro", ..., and the
-        names of own metrics: (draws,)}.
-    """
+    """Every metric of these predictions, own ones too, as a function of row weights (draws, cycles)."""
     n = len(predictions.class_names)
     pairs = np.eye(n * n)[predictions.true * n + predictions.predicted] if n else np.zeros((0, 0))
     hits = predictions.truth * predictions.decided
@@ -325,12 +319,10 @@ def predictions_metrics(
 
 
 def describe(predictions: Predictions, problem_type: ProblemType, output_names: Sequence[str]) -> dict[str, Any]:
-    """Scores, counts and calibration of predictions.
+    """Scores, counts and calibration of predictions, JSON-ready; what is undefined is None.
 
-    Returns:
-        JSON-ready: problem_type, output_names, label_names, class_names, thresholds, counts, definitions, headline,
-        values (flat; percent for scores of confusions, shares of 1 for the rest), scores (nested), confusion, labels
-        (the layout of `multilabel_metrics`), calibration {ece, brier, bins}, notes. What is undefined is None.
+    "values" are flat, in percent for scores of confusions and shares of 1 for the rest; "scores" are nested by family,
+    and "labels" have the layout of `multilabel_metrics`.
     """
     values = point_values(predictions)
     names = predictions.label_names

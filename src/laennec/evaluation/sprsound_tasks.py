@@ -1,11 +1,11 @@
 """The four tasks of the SPRSound challenges: official scores of a model, and submission files.
 
-Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment and the smoothing over
-the recording that were fitted on validation. A model of crackle and wheeze alone predicts events by its two bits (the
-most frequent event of each kind), and no recordings, which would need their annotation. Poor Quality: recordings with
-that truth enter neither SE nor SP, and predicting it elsewhere is an error, as in the official scoring; both
-conventions are scored: never predicted (as in published comparisons), and predicted where it is most probable. Events
-are numbered from 0 in the order of the annotation file, as `<recording>_<i>.wav`.
+Decisions: a task is predicted by the task head trained on its classes, with the logit adjustment and the smoothing that
+were fitted on validation. A model of crackle and wheeze alone predicts events by its two bits (the most frequent event
+of each kind), and no recordings. Recordings whose truth is Poor Quality enter neither SE nor SP, and predicting it
+elsewhere is an error, as in the official scoring; two conventions are scored: never predicted (as in published
+comparisons), and predicted where it is most probable. Events are numbered from 0 in the order of the annotation file,
+as `<recording>_<i>.wav`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,11 +117,10 @@ def sprsound_total(scores: Mapping[str, float]) -> float:
 def official_tasks(
     model: Any, extractor: Any, recipe: Recipe, split: str, predictions: pd.DataFrame, embeddings: Any, table: Any
 ) -> dict[str, pd.DataFrame]:
-    """A model's predictions for the tasks whose classes it has.
+    """A model's predictions for the tasks whose classes it has; {} for another corpus.
 
     Returns:
-        {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality"; {} for
-        another corpus.
+        {"1-1": table with name, truth and answer (the prediction), ...}; recordings also "with Poor Quality".
     """
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
@@ -208,11 +207,7 @@ def _task_predictions(
 def tasks_by_flags(
     recipe: Recipe, predictions: pd.DataFrame, thresholds: dict[str, float], table: Any
 ) -> dict[str, pd.DataFrame]:
-    """Task predictions from crackle and wheeze alone.
-
-    Returns:
-        As `official_tasks`, of events or of recordings; {} for another corpus.
-    """
+    """As `official_tasks`, of events or of recordings, from crackle and wheeze alone."""
     if not issubclass(corpus_class(recipe.corpus.name), SprSound):
         return {}
     two, every = _tasks_of_level(recipe)[1]

@@ -13,20 +13,23 @@ import numpy as np
 
 from laennec.errors import InputError
 from laennec.evaluation.baselines import length_groups, shortcut_baselines
-from laennec.evaluation.bootstrap import (
-    LEVEL,
-    MIN_PATIENTS,
-    bootstrap_values,
-    interval_note,
-    patient_codes,
-)
 from laennec.evaluation.calibration.probabilities import (
     calibrated_logits,
     calibration_caution,
     calibration_name,
     sigmoid,
 )
-from laennec.evaluation.intervals import METHOD, effective_note, effective_patients, patient_intervals
+from laennec.evaluation.intervals import (
+    LEVEL,
+    METHOD,
+    MIN_PATIENTS,
+    bootstrap_values,
+    effective_note,
+    effective_patients,
+    interval_note,
+    patient_codes,
+    patient_intervals,
+)
 from laennec.evaluation.metrics import Thresholds, is_percent, none_if_nan
 from laennec.evaluation.own_metrics import Metric
 from laennec.evaluation.predictions import (
@@ -199,12 +202,9 @@ def age_band(age_years: float | None) -> str:
 
 
 def subgroup_tables(predictions: Predictions) -> dict[str, list[dict[str, Any]]]:
-    """Score every corpus (where there are several), device, chest location, sex and age band.
+    """Score every corpus (where there are several), device, chest location, sex and age band: rows by grouping.
 
-    Returns:
-        {"device": rows, "chest_location": rows, "sex": rows, "age_band": rows}, each row {"value", "cycles",
-        "patients", "values": {metric: number or None}, "intervals": {metric: [low, high] or None}, "note"}. A grouping
-        without any metadata is left out.
+    A grouping without any metadata is left out.
     """
     tables = {}
     for grouping in GROUPINGS:

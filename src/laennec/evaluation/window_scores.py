@@ -14,15 +14,14 @@ import numpy as np
 
 from laennec.audio.features import LaennecFeatureExtractor
 from laennec.evaluation.baselines import shortcut_baselines
-from laennec.evaluation.bootstrap import interval_note, patient_codes
-from laennec.evaluation.calibration.operating_point import decision_settings
+from laennec.evaluation.calibration.operating_point import decision_settings, fitting_notes, highest_logits, window_note
 from laennec.evaluation.calibration.probabilities import calibrated_logits, expected_calibration_error, sigmoid
-from laennec.evaluation.calibration.window_points import fitting_notes, highest_logits, window_note
-from laennec.evaluation.intervals import effective_patients, patient_intervals
+from laennec.evaluation.intervals import effective_patients, interval_note, patient_codes, patient_intervals
 from laennec.evaluation.metrics import FloatArray, IntArray, RankedLabel, none_if_nan
 from laennec.evaluation.predictions import read_predictions
 from laennec.evaluation.summary import figure_text
 from laennec.modeling import LaennecForAudioClassification
+from laennec.rendering import text_table
 from laennec.training.data.windows import RULE, predict_windows, window_table, window_truth
 from laennec.training.recipe import Recipe
 
@@ -52,7 +51,8 @@ def scored_windows(
     train = None
     if "train" in splits:
         train = {"windows": truth("train", *lengths), "seconds": truth("train", 1.0, 1.0)}
-        train["recordings"] = truth_of_recordings(train["windows"], names)
+        without_logits = train["windows"].assign(**{f"logit_{name}": 0.0 for name in names})
+        train["recordings"] = highest_logits(without_logits, names)
     table = predict_windows(model, extractor, splits[split], split, recipe, *lengths)
     scores = score_windows(table, truth(split, 1.0, 1.0), config, train)
     notes = [note for spans in config.operating_points for note in fitting_notes(config, spans)]
@@ -70,14 +70,8 @@ def score_windows(
         table: Predictions table of all windows; unknown truth is null.
         seconds: Truth table of all seconds of the same recordings.
         config: The model's configuration.
-        train: Truth tables of the windows, seconds and recordings of the training split, for the baselines; None for
-            none.
+        train: Truth tables by unit of the training split, for the baselines; None for none.
         seed: Seed of the baselines.
-
-    Returns:
-        JSON-ready {"fitted_on": {unit: what its thresholds were fitted on}, "units": {unit: {"rows", "left_out",
-        "patients", "positives", "thresholds" (probabilities), "values", "intervals", "ece", "note", "baselines":
-        {name: {"values", "intervals"}}}}}.
     """
     labels, logits, decided, probabilities = _by_label(table, config)
     windows = table.assign(**_columns(labels, logits))
@@ -143,12 +137,7 @@ def _columns(labels: Sequence[str], logits: FloatArray) -> dict[str, FloatArray]
 
 
 def _unit(
-    table: Any,
-    labels: Sequence[str],
-    decided: Any,
-    probabilities: FloatArray,
-    *,
-    several: bool,
+    table: Any, labels: Sequence[str], decided: Any, probabilities: FloatArray, *, several: bool
 ) -> dict[str, Any]:
     """Counts, values, intervals and calibration errors of one kind of row, and those of any label (`several`)."""
     known = table[list(labels)].notna().all(axis=1).to_numpy()
@@ -220,11 +209,6 @@ def _baselines(unit: str, train: Any, table: Any, labels: Sequence[str], seed: i
     return found
 
 
-def truth_of_recordings(windows: Any, label_names: Sequence[str]) -> Any:
-    """The truth table of recordings out of that of their windows, for the baselines."""
-    return highest_logits(windows.assign(**{f"logit_{name}": 0.0 for name in label_names}), label_names)
-
-
 def unit_table(section: Mapping[str, Any], unit: str) -> list[list[str]]:
     """The figures of one kind of row as text: a line of labels, then a line for each figure."""
     found = section["units"][unit]
@@ -266,9 +250,7 @@ def format_windows(section: Mapping[str, Any]) -> str:
         f"{section['rule']}"
     ]
     for unit in section["units"]:
-        lines += ["", unit_title(section, unit)]
-        for first, *cells in unit_table(section, unit):
-            lines.append("".join((f"  {first:<34}", *(f"{cell:<24}" for cell in cells))).rstrip())
+        lines += ["", unit_title(section, unit), text_table(unit_table(section, unit))]
         if note := section["units"][unit]["note"]:
             lines.append(f"  note: {note}")
     return "\n".join([*lines, *(f"note: {note}" for note in section["notes"])])

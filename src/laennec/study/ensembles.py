@@ -1,9 +1,9 @@
 """Ensembles: several runs of a recipe as one run.
 
-Decisions: the result is a run, so it is scored, exported, described in a card and pushed like any other. Its operating
-point is fitted on the validation patients that the members share; a member with another split may have been trained
-on some of them, and is refused. Members may instead differ in their validation fold: the operating point is then fitted
-on the patients of all these folds, each predicted by the members that had not seen them. The record names the members.
+Decisions: the result is a run like any other. Its operating point is fitted on the validation patients that the members
+share; a member with another split may have been trained on some of them, and is refused. Members may instead differ in
+their validation fold: the operating point is then fitted on the patients of all these folds, each predicted by the
+members that had not seen them.
 """
 
 from collections import Counter
@@ -18,9 +18,9 @@ import pandas as pd
 from laennec.corpora import provenance
 from laennec.ensemble import ensemble_models
 from laennec.errors import InputError
+from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of
 from laennec.evaluation.calibration.probabilities import calibrated_logits
 from laennec.evaluation.calibration.recalibrate import read_validation
-from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
 from laennec.evaluation.comparison.runs import recipe_difference
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.scored_data import check_split, recipe_of

@@ -82,10 +82,7 @@ class Score(Section):
     corpus: str | None = None  # another corpus than the run's own, with the settings below it
     data_dir: str | None = None
     protocol: str | None = None
-    level: str | None = None
-    tables_dir: str | None = None
     allow_missing: bool | None = None
-    fold: int | None = None
 
     @property
     def flags(self) -> dict[str, Any]:

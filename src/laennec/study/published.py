@@ -10,7 +10,7 @@ from typing import Any
 
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.summary import figure_name
-from laennec.rendering import Markdown, escaped, plain_table, table
+from laennec.rendering import plain_table, table
 
 
 def published_table(content: Mapping[str, Any], split: str | None = None) -> str:
@@ -22,7 +22,7 @@ def published_table(content: Mapping[str, Any], split: str | None = None) -> str
     for method in study["methods"]:
         theirs = published["values"].get(method, {})
         own = [run for run in runs if run["name"] == method and split in (None, run["split"])]
-        cells: list[Any] = [Markdown(escaped(method))]
+        cells: list[Any] = [method]
         for name in figures:
             cells += [theirs.get(name, ""), _mean(name, own)]
         cells += [

@@ -75,10 +75,7 @@ def _compared(
 
 
 def _draw(folds: Sequence[Path]) -> list[RunFigures]:
-    """The main metrics of a run in every draw of patients: of its pooled folds, or of each where all score one split.
-
-    Folds of a corpus that is trained on score different cycles, and those of a corpus beside it the same ones.
-    """
+    """The main metrics of a run in every draw: of its pooled folds, or of each where all scored one split."""
     metrics = [read_record(folder / "metrics.json") for folder in folds]
     predictions = [
         read_evaluated(pd.read_parquet(folder / "predictions.parquet"), one)

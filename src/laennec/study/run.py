@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from laennec.errors import InputError
+from laennec.evaluation.report.plots_runs import study_plots
 from laennec.files import atomic_write, try_lock
 from laennec.processes import module_process, used_by
 from laennec.study.plan import Cell, Study, of_pretraining
-from laennec.study.plots import study_plots
 from laennec.study.published import geometry_table, published_table
 from laennec.study.results import Cost, add_costs, cost_file, cost_without_scoring, gather_results, read_cost
 from laennec.training.recipe import Recipe
@@ -34,19 +34,12 @@ Command = list[str]
 
 @dataclass
 class StudyState:
-    """The state of a study.
+    """The state of a study."""
 
-    Attributes:
-        results: The results file.
-        runs: Folders of finished runs.
-        failed: {folder below that of the study: last line of its log}.
-        left: Names of cells that were not run, because of a limit.
-    """
-
-    results: Path | None = None
-    runs: list[Path] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
+    results: Path | None = None  # the results file
+    runs: list[Path] = field(default_factory=list)  # folders of finished runs
+    failed: dict[str, str] = field(default_factory=dict)  # {folder below that of the study: last line of its log}
+    left: list[str] = field(default_factory=list)  # names of cells that were not run, because of a limit
 
 
 def run_study(
@@ -59,12 +52,6 @@ def run_study(
         say: Called with a line for each command and its end.
         most: Largest number of cells to train; None for all.
         dry: Only say the commands.
-
-    Returns:
-        The results file, and what failed.
-
-    Raises:
-        InputError: Another process works on this study, or a cell's folder holds a run of other settings.
     """
     state = StudyState()
     fingerprint = functools.cache(fingerprint_of)  # most cells have one corpus
@@ -127,11 +114,7 @@ def _line(command: Command) -> str:
 
 
 def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str | None]) -> None:
-    """Refuse a folder with a run of other settings than the cell's, or on data that have changed since.
-
-    Raises:
-        InputError: Names the first setting that differs, or the corpus.
-    """
+    """Refuse a folder with a run of other settings than the cell's, or on data that have changed since."""
     earlier = cell_folder(study, cell) / "recipe.json"
     if not earlier.exists():
         return
@@ -157,11 +140,7 @@ def refuse_other_run(study: Study, cell: Cell, fingerprint: Callable[[str], str 
 
 
 def fingerprint_of(corpus: str) -> str | None:
-    """The fingerprint of a corpus as it is now; None where it is not at hand, which nothing that is finished needs.
-
-    Args:
-        corpus: The settings of a recipe that say what the corpus is, as JSON.
-    """
+    """The fingerprint of a corpus (a recipe's settings as JSON) as it is now; None where it is not at hand."""
     from laennec.corpora.load import open_corpus  # imports datasets
 
     given = json.loads(corpus)
@@ -305,12 +284,7 @@ def _folder_made_by(command: Command) -> Path:
 
 
 def run_step(command: Command, folder: Path, say: Callable[[str], None] = lambda _: None) -> str | None:
-    """Run one command to its end, and add what it took to the costs of a folder.
-
-    Args:
-        command: The command; its output is appended to FOLDER.log.
-        folder: What it makes.
-        say: Called with the costs, or with the failure.
+    """Run one command to its end, its output in FOLDER.log, and add its costs to those of a folder.
 
     Returns:
         The last line of its log where it failed, else None.
@@ -334,12 +308,7 @@ def run_step(command: Command, folder: Path, say: Callable[[str], None] = lambda
 
 
 def gather(study: Study, runs: Sequence[Path]) -> Path:
-    """Write the results file and the plots of a study.
-
-    Args:
-        study: What `load_study` read.
-        runs: Folders of its finished runs, classifiers and ensembles.
-    """
+    """Write the results file and the plots of a study, of the folders of its finished runs and ensembles."""
     sources = _sources(study)
     scores = list(dict.fromkeys(score for cell in study.cells for score in cell.scores))
     costs: dict[Path, Cost] = {}

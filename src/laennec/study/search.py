@@ -128,11 +128,7 @@ def search(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> SearchResult:
-    """Search a recipe's settings on its validation patients.
-
-    Returns:
-        The best settings; `best.yaml` in the folder is the recipe with them.
-    """
+    """Search a recipe's settings on its validation patients; `best.yaml` in the folder is the recipe with the best."""
     try:
         import optuna
     except ImportError as error:

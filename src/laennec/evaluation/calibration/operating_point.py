@@ -1,12 +1,16 @@
 """Operating points: thresholds, calibration and logit adjustment, fitted on validation patients.
 
-Decisions: the fitting functions refuse a table of a test split. Thresholds are in raw logits and lie half-way between
-two neighbouring scores, so that rounding changes no decision; of equally good ones the one nearest to 0 is taken. A
-label with fewer than 10 positives or negatives is left uncalibrated, one with one class only has no threshold either;
-a note says so. Logit adjustment lowers the logit of the normal class by one number, because scores that weigh normal
-and abnormal recall alike (SPRSound, ICBHI) need more abnormal predictions than the most probable class gives; the
-two-class decision (normal or not) has its own adjustment. Poor Quality is predicted only on request, because the
-official score counts it only as an error.
+Decisions: a table of a test split is refused. Thresholds are in raw logits, half-way between two scores, so that
+rounding changes no decision; of equally good ones the one nearest to 0 is taken. A label with fewer than 10 positives
+or negatives is left uncalibrated, one with one class only has no threshold either; a note says so. Logit adjustment
+lowers the logit of the normal class, because scores that weigh normal and abnormal recall alike (SPRSound, ICBHI) need
+more abnormal predictions than the most probable class gives; the two-class decision has its own. Poor Quality is
+predicted only on request, because the official score counts it only as an error.
+
+The score of a label for a recording is the highest logit of its windows; whether a recording has a label anywhere is
+another question than whether a window has it, so recordings have an operating point of their own. Windows and
+recordings are calibrated by slope and intercept wherever events are calibrated at all: windows have other shares of
+positive examples than training, and the highest of many logits is too high by a shift.
 """
 
 from collections.abc import Mapping, Sequence
@@ -121,7 +125,7 @@ def _one_threshold(scores: FloatArray, truth: Any, rule: ThresholdRule, sensitiv
 
 
 def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[str, float]:
-    """Both thresholds at once: every pair of candidates is scored from cumulated two-dimensional counts."""
+    """Both thresholds at once: every pair of candidates is scored."""
     if set(names) != {"crackle", "wheeze"}:
         raise ValueError(f"rule icbhi needs the labels crackle and wheeze, not {names}")
     scores = [logits[:, names.index(name)] for name in ("crackle", "wheeze")]
@@ -132,16 +136,14 @@ def _icbhi_thresholds(logits: FloatArray, truth: Any, names: list[str]) -> dict[
     n_normal, n_abnormal = int((true == 0).sum()), int((true > 0).sum())
     if not n_normal or not n_abnormal:
         return dict.fromkeys(names, 0.0)
-    # bin b of a score: the number of thresholds below it, so the label is predicted at threshold t exactly where t < b
-    bins = [np.searchsorted(p, s, side="left") for p, s in zip(places, scores, strict=True)]
+    called = [s[None, :] > p[:, None] for p, s in zip(places, scores, strict=True)]  # (thresholds, cycles)
     score = np.zeros((len(places[0]), len(places[1])))
-    for k in range(4):
-        right = np.zeros((len(places[0]) + 1, len(places[1]) + 1))
-        np.add.at(right, (bins[0][true == k], bins[1][true == k]), 1)
-        for axis, present in enumerate((k & 1, k >> 1)):
-            absent = np.delete(right.cumsum(axis), -1, axis)
-            right = right.sum(axis, keepdims=True) - absent if present else absent
-        score += right / (n_abnormal if k else n_normal)
+    for k in range(4):  # cycles of class k whose two labels are both predicted right
+        crackle, wheeze = (
+            (flags[:, true == k] == present).astype(float)
+            for flags, present in zip(called, (k & 1, k >> 1), strict=True)
+        )
+        score += crackle @ wheeze.T / (n_abnormal if k else n_normal)
     distance = np.abs(places[0])[:, None] + np.abs(places[1])[None, :]
     best = np.where(score >= score.max() - 1e-9, distance, np.inf)
     row, column = np.unravel_index(int(best.argmin()), best.shape)
@@ -162,8 +164,8 @@ def fit_on_validation(
     Args:
         table: DataFrame with `logit_<name>` and 0/1 `<name>` columns; its `split`, where present, must not be test.
         label_names: Names of the binary labels.
-        rule: See `fit_thresholds_on_validation`; None decides at the calibrated probability 0.5.
-        sensitivity: See `fit_thresholds_on_validation`.
+        rule: As for `fit_thresholds_on_validation`; None decides at the calibrated probability 0.5.
+        sensitivity: That of rule "sensitivity".
         calibration: "temperature" divides a label's logits, "platt" divides and shifts them, "none" leaves them.
 
     Returns:
@@ -210,12 +212,6 @@ def fit_classes_on_validation(
 ) -> dict[str, Any]:
     """Fit the one temperature of a single-label model; the most probable class stays the prediction.
 
-    Args:
-        table: DataFrame with `logit_<name>` for each class and `label` with class names; its `split`, where present,
-            must not be test.
-        class_names: Names of the classes.
-        calibration: "temperature" or "none".
-
     Returns:
         As `fit_on_validation`; every class has the same temperature, there is no threshold, and the errors are of the
         predicted class (ECE) and of all classes (Brier).
@@ -249,7 +245,6 @@ def fit_classes_on_validation(
 
 
 def _validation_rows(table: Any, columns: list[str]) -> tuple[Any, dict[str, Any]]:
-    """The rows whose truth is known, and a description of them; a test split is refused."""
     splits = refuse_test_split(table, "fit thresholds and temperatures")
     table = table.loc[table[columns].notna().all(axis=1).to_numpy()]
     if not len(table):
@@ -296,14 +291,7 @@ def _errors(curves: Mapping[str, tuple[Any, Any, Any]]) -> dict[str, Any]:
 
 
 def fit_operating_point(table: Any, names: Sequence[str], multi_label: bool, rule: Any) -> dict[str, Any]:
-    """Fit an operating point: `fit_on_validation`, for single-label models `fit_classes_on_validation`.
-
-    Args:
-        table: The validation predictions table.
-        names: Names of the outputs.
-        multi_label: Whether the labels are binary.
-        rule: A `FittingRule`, or the head settings of a recipe.
-    """
+    """`fit_on_validation` or `fit_classes_on_validation` by a `FittingRule`, or by the head settings of a recipe."""
     calibration, wanted = rule.calibration, rule.threshold_rule
     if multi_label:
         return fit_on_validation(table, names, rule=wanted, sensitivity=rule.sensitivity, calibration=calibration)
@@ -362,17 +350,62 @@ def logit_thresholds(config: Any, spans: str = "events") -> dict[str, float] | N
     return thresholds
 
 
+def highest_logits(table: Any, label_names: Sequence[str]) -> Any:
+    """One row a recording: its span, any annotated label, the highest logit, and the first window's other columns."""
+    labels = [name for name in label_names if name in table.columns]
+    highest = dict.fromkeys((*labels, *(f"logit_{name}" for name in label_names), "end_s"), "max")
+    first = {name: "first" for name in table.columns if name not in highest and name != "recording_id"}
+    return table.groupby("recording_id", sort=False).agg(first | highest).reset_index()
+
+
+def fit_windows(
+    table: Any, label_names: Sequence[str], multi_label: bool, rule: Any, window_s: float, hop_s: float
+) -> dict[str, dict[str, Any]]:
+    """{"windows": operating point, "recordings": operating point}, fitted on validation windows of these lengths."""
+    platt = rule.calibration != "none" and multi_label
+    how = FittingRule("platt" if platt else rule.calibration, rule.threshold_rule, rule.sensitivity)
+    tables = {"windows": table} | ({"recordings": highest_logits(table, label_names)} if multi_label else {})
+    cut = {"window_s": window_s, "hop_s": hop_s}
+    return {name: fit_operating_point(rows, label_names, multi_label, how) | cut for name, rows in tables.items()}
+
+
+def window_points_of(points: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """What config.json holds under `operating_points`."""
+    stored = {}
+    for name, fitted in (points or {}).items():
+        numbers = operating_point_of(fitted)
+        stored[name] = {**numbers, **numbers.pop("operating_point"), **{k: fitted[k] for k in ("window_s", "hop_s")}}
+    return stored
+
+
+def window_note(config: Any, window_s: float, hop_s: float) -> str | None:
+    """What is to be known about the thresholds of a model on windows of these lengths; None for nothing."""
+    point = config.operating_points.get("windows")
+    if point is None:
+        if not (config.thresholds or config.temperatures):
+            return None
+        what = "thresholds and calibration were fitted on annotated events, not on windows"
+        return f"{what}; to fit them on windows: laennec calibrate RUN --spans windows"
+    if (point["window_s"], point["hop_s"]) != (window_s, hop_s):
+        was = f"windows of {point['window_s']:g} s every {point['hop_s']:g} s"
+        return f"thresholds and calibration were fitted on {was}, not of {window_s:g} s every {hop_s:g} s"
+    return None
+
+
+def fitting_notes(config: Any, spans: str) -> list[str]:
+    """What was left unfitted for "events", "windows" or "recordings", one line for each label."""
+    point = config.operating_point if spans == "events" else config.operating_points.get(spans, {})
+    if config.span == "recording":
+        spans = "recordings"
+    return [f"{spans}: {note}" for note in point.get("notes") or []]
+
+
 def adjusted_classes(
     labels: Sequence[str], logits: FloatArray, adjustment: float, way: str, poor_quality: bool = False
 ) -> NDArray[np.str_]:
-    """Predicted class names (rows,) with the normal class' logit lowered.
+    """Predicted class names (rows,) of logits (rows, labels), with that of the normal class, the first, lowered.
 
-    Args:
-        labels: Class names, the normal one first.
-        logits: (rows, labels).
-        adjustment: Subtracted from the logit of the normal class.
-        way: "two" for the normal class' name or "Adventitious", "all" for every class.
-        poor_quality: Whether Poor Quality may be predicted.
+    Way "two" names the normal class or "Adventitious", "all" every class; Poor Quality only where that is asked for.
     """
     shown = [name for name in labels if poor_quality or name != POOR_QUALITY]
     kept = np.asarray(logits, dtype=np.float64)[:, [list(labels).index(name) for name in shown]]
@@ -390,16 +423,7 @@ def adjusted_classes(
 
 
 def fit_adjustments(labels: Sequence[str], codes: NDArray[np.int64], logits: FloatArray) -> dict[str, float]:
-    """The logit adjustment with the best SPRSound Score on validation, for either way of deciding.
-
-    Args:
-        labels: Class names, the normal one first.
-        codes: True classes (rows,).
-        logits: (rows, labels).
-
-    Returns:
-        {"two": adjustment, "all": adjustment}; the middle one of several equally good ones.
-    """
+    """The logit adjustment with the best SPRSound Score for either way; the middle one of several equally good ones."""
     kept = np.array([labels[code] != POOR_QUALITY for code in codes], dtype=bool)
     truth, shown = codes[kept], logits[kept]
     best = {}

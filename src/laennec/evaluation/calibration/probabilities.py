@@ -1,13 +1,11 @@
 """Calibration of probabilities, and decision curves.
 
-Decisions: a calibration is a divisor (temperature) and, for Platt scaling, an intercept of each logit: the
-probability is that of logit / temperature + intercept. It never changes the order of the logits. Both are fitted with
-a prior towards none, because a few dozen rows are fitted best by a temperature that makes every probability .5: on
-the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and intercept^2 / (2 *
-2^2). The sum grows with the rows and the prior does not, so it vanishes for many positives. Calibration error is that
-of the probability of the label being present, in 15 equal-width bins. In a decision curve a cycle is acted on where
-its probability is at least the threshold t, so that t = 0 is "act on all"; a false positive costs t / (1 - t) true
-positives.
+Decisions: a probability is that of logit / temperature + intercept, which never changes the order of the logits. Both
+are fitted with a prior towards none, because a few dozen rows are fitted best by a temperature that makes every
+probability .5: on the scale of the summed cross entropy, (log temperature)^2 / (2 * 0.5^2), (slope - 1)^2 / 2 and
+intercept^2 / (2 * 2^2), which vanish for many positives. Calibration error is that of the probability of the label
+being present, in 15 equal-width bins. In a decision curve a cycle is acted on where its probability is at least the
+threshold t; a false positive costs t / (1 - t) true positives.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import PREDICTED_CLASS, FloatArray, none_if_nan
 
 _LOG_TEMPERATURE = (np.log(0.05), np.log(20.0))
@@ -110,14 +108,7 @@ def expected_calibration_error(probabilities: ArrayLike, truth: ArrayLike, n_bin
 
 
 def brier_score(probabilities: ArrayLike, truth: ArrayLike) -> float:
-    """Mean squared difference of probability and truth.
-
-    Args:
-        probabilities: (cycles,) of one binary label, or (cycles, classes).
-        truth: 0/1 of the same shape; the squares of a cycle's classes are summed.
-
-    Returns:
-        0 for certain and right probabilities; nan without cycles.
+    """Mean squared difference of probability and truth, (cycles,) or (cycles, classes) summed over a cycle's classes.
 
     Reference: Brier, Verification of forecasts expressed in terms of probability, 1950.
     """
@@ -179,18 +170,10 @@ def fit_temperature_on_validation(logits: ArrayLike, truth: ArrayLike) -> float:
 
 
 def fit_platt_on_validation(logits: ArrayLike, truth: ArrayLike) -> tuple[float, float]:
-    """Slope and intercept of Platt's sigmoid, with the prior of this module.
+    """Slope and intercept of Platt's sigmoid of logits (cycles,), with the prior of this module; (1, 0) for one class.
 
     Targets are Platt's (N+ + 1) / (N+ + 2) and 1 / (N- + 2), not 1 and 0: they keep the slope finite where the logits
-    separate the classes.
-
-    Args:
-        logits: (cycles,) of one binary label.
-        truth: 0/1 (cycles,).
-
-    Returns:
-        (slope, intercept): the probability is sigmoid(slope * logit + intercept). (1, 0) where only one class occurs;
-        a slope that is not positive means that the logits do not rise with the label.
+    separate the classes. A slope that is not positive means that the logits do not rise with the label.
 
     Reference: Platt, Probabilistic Outputs for Support Vector Machines, 1999; Lin, Lin and Weng, A Note on Platt's
         Probabilistic Outputs, Machine Learning 2007.
@@ -264,11 +247,7 @@ def decision_curve(probabilities: ArrayLike, truth: ArrayLike, thresholds: Array
 
 
 def decision_curves(predictions: Any, n_draws: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """The decision curve of every label that has both classes, with its interval.
-
-    Returns:
-        {label: what `decision_curve` returns, and "intervals" (thresholds,) of [low, high] or None}.
-    """
+    """`decision_curve` of every label that has both classes, and its "intervals": [low, high] or None by threshold."""
     _, n_patients = patient_codes(predictions.table)
     curves = {}
     for k, name in enumerate(predictions.label_names):

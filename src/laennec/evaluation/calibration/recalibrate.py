@@ -17,13 +17,14 @@ from laennec.evaluation.calibration.operating_point import (
     Calibration,
     FittingRule,
     fit_operating_point,
+    fit_windows,
     logit_thresholds,
     operating_point_of,
     set_operating_point,
+    window_points_of,
 )
 from laennec.evaluation.calibration.probabilities import calibration_caution, calibration_name
 from laennec.evaluation.calibration.smoothing import Smoothing, parse_smoothing, smooth_predictions
-from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
 from laennec.files import atomic_write, json_text
 from laennec.training.record import read_record, read_run, write_record
 from laennec.untrusted import read_json
@@ -213,7 +214,7 @@ def format_fitted(fitted: Mapping[str, Any], spans: str = "events") -> str:
 def resolve_smoothing(
     wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> Smoothing | None:
-    """Strength and operating point of smoothed predictions, for a run or a model.
+    """Strength and operating point of smoothed predictions, for a run or a model; None where nothing is smoothed.
 
     Args:
         wanted: "auto", "none", a strength, or None for none.
@@ -221,9 +222,6 @@ def resolve_smoothing(
         model: The model.
         neighbours: Number of cycles on either side in the mean; 0 for the whole recording.
         spans: "windows" takes the run's validation windows, where it has them, in place of its annotated events.
-
-    Returns:
-        None where nothing is to be smoothed.
     """
     wanted = parse_smoothing(wanted)
     if wanted is None:
@@ -243,7 +241,7 @@ def resolve_smoothing(
     validation, names = read_validation(path), config.label_names
     chosen = None
     if wanted == "auto":
-        from laennec.evaluation.calibration.smoothing_choice import choose_smoothing
+        from laennec.evaluation.calibration.smoothing import choose_smoothing
 
         kind: Any = "multi_label" if config.is_multi_label else "single_label"
         chosen = choose_smoothing(validation, problem_type=kind, label_names=names, neighbours=neighbours)
@@ -261,11 +259,7 @@ def resolve_smoothing(
 def smooth_model(
     wanted: str | float | None, source: str | Path, model: Any, neighbours: int = 0, spans: str = "events"
 ) -> tuple[float, str | None]:
-    """Store the thresholds and temperatures of smoothed predictions in a model's configuration.
-
-    Returns:
-        The strength, and a line about the origin of strength and thresholds; 0 and None for no smoothing.
-    """
+    """Store the thresholds of smoothed predictions in a model; the strength (0: none), and a line about its origin."""
     smoothing = resolve_smoothing(wanted, source, model, neighbours, spans)
     if smoothing is None:
         return 0.0, None
@@ -283,7 +277,7 @@ def smooth_model(
 
 def smoothing_section(smoothing: Smoothing, config: Any, table: "pd.DataFrame", draws: int) -> dict[str, Any]:
     """`compare_smoothing` with the thresholds of either side, and where they come from."""
-    from laennec.evaluation.calibration.smoothing_choice import compare_smoothing
+    from laennec.evaluation.calibration.smoothing import compare_smoothing
 
     fitted = smoothing.fitted
     own = logit_thresholds(config)

@@ -1,26 +1,33 @@
-"""Smoothing of a cycle's logits over its recording.
+"""Smoothing of a cycle's logits over its recording, the choice of its strength, and what it does to a split.
 
-Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`; bioacoustics mixes a window's score
-with that of its file in the same way. The mean is of log-odds, so it is the recording's geometric mean odds, and for a
-softmax a constant added to a row changes nothing. For long recordings the mean can be over the nearest cycles
-(`neighbours` on either side, fewer at the edges). Strength 0 changes no bit, and the mean is an exactly rounded sum, so
-neither the order of rows nor other recordings change a result. The strength is chosen on validation by the mean AUROC
-of the labels, which does not depend on thresholds.
+Decisions: the rule is `logit + strength * (mean logit of the recording - logit)`, as bioacoustics mixes a window's
+score with that of its file; for long recordings the mean can be over the nearest cycles (`neighbours` on either side).
+Strength 0 changes no bit, and the mean is an exactly rounded sum, so neither the order of rows nor other recordings
+change a result. The strength is chosen on validation by the mean AUROC of the labels, which does not depend on
+thresholds. Predicting smooths too, and does without what scoring imports.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from laennec.errors import InputError
-from laennec.evaluation.metrics import FloatArray
+from laennec.evaluation.calibration.operating_point import refuse_test_split
+from laennec.evaluation.intervals import LEVEL, bootstrap_values, interval, patient_codes
+from laennec.evaluation.metrics import FloatArray, Thresholds, auroc
+from laennec.rendering import text_table
+
+if TYPE_CHECKING:
+    from laennec.evaluation.predictions import ProblemType
 
 RULE = "recording-mean"
 NEIGHBOUR_RULE = "neighbour-mean"
+STRENGTHS = tuple(round(0.05 * step, 2) for step in range(21))
+_SHOWN = ("icbhi.Score", "icbhi.Sp", "icbhi.Se", "sprsound.Score", "accuracy", "uar", "roc_auc_macro", "f1_macro")
 
 
 @dataclass
@@ -54,25 +61,16 @@ def smooth_logits(
     neighbours: int = 0,
     starts_s: Sequence[float] | None = None,
 ) -> FloatArray:
-    """Mix each cycle's logits with the mean over its recording, or over the cycles around it.
+    """Mix each cycle's logits (cycles, labels) with the mean over its recording, or over the cycles around it.
 
     Args:
-        logits: (cycles, labels), before temperatures.
-        recordings: Recording of each cycle (cycles,); None or nan (unknown) leaves a cycle as it is.
+        logits: Before temperatures.
+        recordings: Recording of each cycle; None or nan (unknown) leaves a cycle as it is.
         strength: 0 changes nothing, 1 gives every cycle the mean.
         neighbours: The mean is over the cycle and this many on either side of it in time; 0 for the whole recording.
-        starts_s: Start of each cycle (cycles,), for neighbours; None where rows are in time order.
-
-    Returns:
-        float64 (cycles, labels), in the given order.
+        starts_s: Start of each cycle, for neighbours; None where rows are in time order.
     """
     values = np.array(logits, dtype=float)
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength is {strength}; it must lie between 0 (none) and 1 (the recording's mean)")
-    if values.ndim != 2 or len(values) != len(recordings):
-        raise ValueError(f"logits {values.shape} must be (cycles, labels) for {len(recordings)} cycles")
-    if neighbours < 0 or (starts_s is not None and len(starts_s) != len(values)):
-        raise ValueError(f"neighbours is {neighbours}; it must be 0 or more, with a start for each of {len(values)}")
     rows_of: dict[Any, list[int]] = {}
     for row, recording in enumerate(recordings if strength else ()):
         if recording is not None and recording == recording:
@@ -106,3 +104,128 @@ def smooth_predictions(table: Any, label_names: Sequence[str], strength: float, 
     if not strength:
         return table.copy()
     return table.assign(**{name: smoothed[:, k].astype(table[name].dtype) for k, name in enumerate(columns)})
+
+
+def choose_smoothing(
+    validation: Any, *, problem_type: "ProblemType", label_names: Sequence[str], neighbours: int = 0
+) -> dict[str, Any]:
+    """The strength with the highest mean AUROC of the labels on validation; of equals the lowest, 0 without any.
+
+    Returns:
+        {"strength", "figure", "value", "without", "tried": [[strength, value]], "chosen_on"}.
+    """
+    from laennec.evaluation.predictions import point_values, read_predictions
+
+    splits = refuse_test_split(validation, "choose the strength of smoothing")
+
+    def ranking(strength: float) -> float | None:
+        table = smooth_predictions(validation, label_names, strength, neighbours)
+        values = point_values(read_predictions(table, problem_type=problem_type, label_names=label_names))
+        areas = [v for name, v in values.items() if name.endswith(".roc_auc") and v is not None]
+        return float(np.mean(areas)) if areas else None
+
+    tried = {strength: ranking(strength) for strength in STRENGTHS}
+    best = max(tried, key=lambda strength: -1.0 if tried[strength] is None else float(tried[strength] or 0.0))
+    return {
+        "strength": best,
+        "figure": "roc_auc_macro",
+        "value": tried[best],
+        "without": tried[0.0],
+        "tried": [list(pair) for pair in tried.items()],
+        "chosen_on": {
+            "split": splits,
+            "cycles": len(validation),
+            "patients": int(validation["patient_id"].nunique()) if "patient_id" in validation.columns else None,
+            "recordings": int(validation["recording_id"].nunique()),
+        },
+    }
+
+
+def fit_class_smoothing(codes: NDArray[np.int64], logits: FloatArray, recordings: Sequence[str]) -> float:
+    """The strength of `STRENGTHS` that best ranks abnormal rows of a classifier above normal ones (code 0), or 0."""
+    abnormal = (codes > 0).astype(int)
+    if abnormal.min(initial=1) == abnormal.max(initial=0):
+        return 0.0
+    areas = []
+    for strength in STRENGTHS:
+        mixed = smooth_logits(logits, list(recordings), strength)
+        areas.append(auroc(abnormal, np.logaddexp.reduce(mixed[:, 1:], axis=1) - mixed[:, 0]))
+    return STRENGTHS[int(np.argmax(np.round(areas, 9)))]
+
+
+def compare_smoothing(
+    table: Any,
+    strength: float,
+    *,
+    problem_type: "ProblemType",
+    label_names: Sequence[str],
+    thresholds: tuple[Thresholds, Thresholds] = (None, None),
+    n_draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """A predictions table scored without and with smoothing, and the paired difference, with minus without."""
+    from laennec.evaluation.predictions import point_values, read_predictions, statistics_of
+
+    sides = [
+        read_predictions(one, problem_type=problem_type, label_names=label_names, thresholds=bound)
+        for one, bound in zip((table, smooth_predictions(table, label_names, strength)), thresholds, strict=True)
+    ]
+    before, after = (point_values(one) for one in sides)
+    _, n_patients = patient_codes(sides[0].table)
+    # equal seeds over equal patients: the same patients on both sides of each draw
+    drawn = [bootstrap_values(one.table, statistics_of(one), n_draws, seed) for one in sides]
+    figures: dict[str, Any] = {}
+    for name in before:
+        first, second = (side.get(name, np.zeros(0)) for side in drawn)
+        a, b = before[name], after[name]
+        gain = None if a is None or b is None else b - a
+        figures[name] = {
+            "without": {"value": a, "interval": interval(first, n_patients)},
+            "with": {"value": b, "interval": interval(second, n_patients)},
+            "difference": {"value": gain, "interval": interval(second - first, n_patients)},
+        }
+    sizes = sides[0].table["recording_id"].value_counts()
+    return {
+        "rule": RULE,
+        "strength": strength,
+        "level": LEVEL,
+        "n_draws": n_draws,
+        "seed": seed,
+        "recordings": len(sizes),
+        "lone_cycles": int((sizes == 1).sum()),
+        "figures": figures,
+    }
+
+
+def smoothing_rows(section: Mapping[str, Any]) -> list[list[str]]:
+    """The main metrics of a comparison as text: name, without, with and difference."""
+    from laennec.evaluation.summary import figure_name, figure_text
+
+    rows = []
+    for name, row in section["figures"].items():
+        if name in _SHOWN or name.endswith((".roc_auc", ".f1")):
+            sides = [figure_text(name, row[side]["value"], row[side]["interval"]) for side in ("without", "with")]
+            gain = row["difference"]
+            rows.append([figure_name(name), *sides, figure_text(name, gain["value"], gain["interval"], "+")])
+    return rows
+
+
+def format_smoothing(section: Mapping[str, Any]) -> str:
+    """Scores without and with smoothing and their differences, as plain text."""
+    strength, chosen = section["strength"], section.get("chosen")
+    how = f"{strength:g}, as given"
+    if chosen:
+        on = chosen["chosen_on"]
+        how = f"{strength:g}, chosen on {on['split'] or 'validation'}"
+        how += f" ({on['cycles']} cycles of {on['patients']} patients)"
+        if chosen["value"] is not None:
+            how += f" by mean AUROC: {chosen['without']:.4f} -> {chosen['value']:.4f}"
+    lines = [
+        f"smoothing over recordings ({section['rule']}), strength {how}",
+        f"{section['recordings']} recordings, {section['lone_cycles']} of them with a single cycle (unchanged); "
+        f"{section.get('operating_points', 'the same thresholds on both sides')}",
+    ]
+    if not strength:
+        return "\n".join([*lines, "strength 0: nothing is smoothed"])
+    heads = ["", "without", "with", "with - without, over the same draws of patients"]
+    return "\n".join([*lines, text_table([heads, *smoothing_rows(section)])])

@@ -13,21 +13,20 @@ from typing import Any
 import numpy as np
 
 from laennec.errors import InputError
-from laennec.evaluation.bootstrap import interval_note
-from laennec.evaluation.comparison.evaluations import Evaluation, read_evaluation
-from laennec.evaluation.comparison.folders import compared_folders
+from laennec.evaluation.comparison.evaluations import Evaluation, compared_folders, read_evaluation
 from laennec.evaluation.comparison.statistics import RunFigures, compare_methods, draw_figures, p_text, power_text
-from laennec.evaluation.report.plots import embedded_picture, figure_png
-from laennec.evaluation.report.plots_runs import difference_plot
+from laennec.evaluation.intervals import interval_note
+from laennec.evaluation.metrics import is_percent
+from laennec.evaluation.report.plots import figure_png
+from laennec.evaluation.report.plots_runs import difference_plot, figure_reach, is_significant
 from laennec.evaluation.report.sections import shown_text
 from laennec.evaluation.summary import bounds_text, figure_name, figure_text, own_names, row_noun
 from laennec.files import atomic_folder, atomic_write, refuse_other_files
-from laennec.rendering import render_template
+from laennec.rendering import render_template, text_table
 from laennec.training.record import write_record
 
 _WRITTEN = ("compare.json", "compare.html", "compare.png")
 _MOST_LABELS = 6
-_COLUMNS = ["method", "value", "95 % interval", "difference", "p", "p (Holm)"]
 _OWN_TO_A_SEED = ("seed", "output_dir")
 _FINGERPRINTS = {"corpus": "corpus_fingerprint", "protocol": "protocol", "split fingerprint": "split_fingerprint"}
 
@@ -162,21 +161,17 @@ def _check_seeds(recipe: str, evaluations: Sequence[Evaluation]) -> None:
     first = evaluations[0]
     seeds: dict[Any, Path] = {}
     for one in evaluations:
-        if (own := _config(one).get("seed")) in seeds:
+        if (own := one.config.get("seed")) in seeds:
             raise InputError(
                 f"{one.folder} and {seeds[own]} are both {recipe} with seed {own}; give each seed once, or compare "
                 "run by run: --no-group-seeds"
             )
         seeds[own] = one.folder
-        if key := recipe_difference(_config(first), _config(one)):
+        if key := recipe_difference(first.config, one.config):
             raise InputError(
                 f"{one.folder} and {first.folder} have the recipe name {recipe} but another {key}, so they are not "
                 "seeds of one method; compare run by run: --no-group-seeds"
             )
-
-
-def _config(evaluation: Evaluation) -> dict[str, Any]:
-    return dict(evaluation.run.get("config") or {})
 
 
 def recipe_difference(one: Any, other: Any, name: str = "") -> str | None:
@@ -240,7 +235,7 @@ def _run(source: str | Path, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "source": str(source),
         "recipe": run.get("name"),
-        "seed": _config(evaluation).get("seed"),
+        "seed": evaluation.config.get("seed"),
         "selection_set": run.get("selection_set"),
         "scored": sum(entry.get("split") == evaluation.split for entry in run.get("evaluations") or []) or None,
         "values": evaluation.metrics["values"],
@@ -304,27 +299,43 @@ def format_comparison(content: Mapping[str, Any]) -> str:
         f"patients{' and of seeds' if content['grouped'] else ''}, seed {content['seed']}; p (Holm) corrected over "
         f"{content['comparisons']} comparison{'s' if content['comparisons'] > 1 else ''} in each metric",
     ]
-    tables = [[[figure_name(f), *_COLUMNS[1:]], *comparison_rows(content, f)] for f in content["figures"]]
-    widths = [max(len(row[k]) for rows in tables for row in rows) + 2 for k in range(len(_COLUMNS))]
-    for figure, rows in zip(content["figures"], tables, strict=True):
-        lines += ["", *("".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)]
+    for figure in content["figures"]:
+        heads = [figure_name(figure), "value", "95 % interval", "difference", "p", "p (Holm)"]
+        lines += ["", text_table([heads, *comparison_rows(content, figure)], indent=0)]
         lines += filter(None, [comparison_power(content, figure)])
     lines += [f"\n{figure_name(name)}: left out, because it is undefined for some run" for name in content["left_out"]]
     return "\n".join(lines)
 
 
+def _page_rows(content: Mapping[str, Any], compared: Mapping[str, Any], figure: str) -> list[dict[str, Any]]:
+    """`comparison_rows` for a page, with the difference as a bar on an axis with zero in the middle."""
+    reach, lines = figure_reach(compared, content["figures"], figure), []
+    methods = sorted(compared, key=lambda name: name != content["baseline"])
+    for name, (title, value, bounds, difference, *p) in zip(methods, comparison_rows(content, figure), strict=True):
+        cell = compared[name][figure]
+        shown: dict[str, Any] = {"text": difference}
+        if name != content["baseline"]:
+            low, high = cell["difference_interval"] or [cell["difference"]] * 2
+            at, low, high = (round(50 + 50 * x / reach, 2) for x in (cell["difference"], low, high))
+            shown |= {"gap": {"at": at, "low": low, "span": round(high - low, 2), "sure": is_significant(cell)}}
+        kind = "kept" if name == content["baseline"] else ""
+        lines.append({"cells": [title, {"text": value, "note": bounds}, shown, *p], "class": kind})
+    return lines
+
+
 def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -> None:
     """Write compare.json, compare.png and compare.html, whole or not at all."""
     figures, baseline = content["figures"], content["baseline"]
-    tables, pictures = [], []
-    for figure in figures:
-        rows = comparison_rows(content, figure)
-        text = "; ".join(f"{row[0]} {row[3]}" for row in rows[1:])
-        png = figure_png(difference_plot(compared, baseline, [figure]))
-        pictures.append(embedded_picture(png, f"{figure_name(figure)}, difference from {baseline}: {text}"))
-        cells = [{"cells": row, "class": "" if k else "kept"} for k, row in enumerate(rows)]
-        power = comparison_power(content, figure)
-        tables.append({"name": figure_name(figure), "columns": _COLUMNS, "rows": cells, "note": power})
+    tables = [
+        {
+            "name": figure_name(figure),
+            "columns": ["method", "value", "difference", "p", "p (Holm)"],
+            "rows": _page_rows(content, compared, figure),
+            "note": comparison_power(content, figure),
+        }
+        for figure in figures
+    ]
+    scales = {figure_reach(compared, figures, name): is_percent(name) for name in figures}
     names = ("corpus", "corpus_fingerprint", "protocol", "split_fingerprint", "part", "cycles", "patients", "seed")
     facts = [("Split" if n == "part" else n.replace("_", " ").capitalize(), shown_text(content[n])) for n in names]
     keys = {
@@ -344,13 +355,14 @@ def _write(folder: Path, content: dict[str, Any], compared: Mapping[str, Any]) -
         content=content,
         tables=tables,
         runs={"columns": ["method", *keys.values()], "rows": runs},
-        pictures=pictures,
+        scales=[f"±{reach:.1f} points" if percent else f"±{reach:.3f}" for reach, percent in scales.items()],
         facts=facts,
         left_out=[figure_name(name) for name in content["left_out"]],
     )
     with atomic_folder(folder) as temporary:
         write_record(temporary / "compare.json", content)
         with atomic_write(temporary / "compare.png", "wb") as file:
-            file.write(figure_png(difference_plot(compared, baseline, figures)))
+            about = f"{content['corpus']}, {content['part']}, {content['patients']} patients"
+            file.write(figure_png(difference_plot(compared, baseline, figures, about)))
         with atomic_write(temporary / "compare.html") as file:
             file.write(page)

@@ -1,12 +1,11 @@
 """Statistics of methods that are compared over seeds and patients.
 
-Decisions: a method is a set of runs with different seeds. A draw takes patients with replacement, the same for every
-method, and seeds with replacement, separately for each method: the interval of a mean covers other patients and other
-random initialisations. Few seeds say little about other seeds, so the standard deviation is printed beside it. The
-folds of one seed are one run, in which every patient is held out once. Differences are paired by patients; p values
-are those of the draws, corrected by Holm over all methods compared with the baseline in one metric. Beside them stand
-the smallest p that these draws can give, and the difference that such a comparison finds in four of five studies:
-"not significant" is no evidence that two methods are equal.
+Decisions: a method is a set of runs with different seeds; the folds of one seed are one run. A draw takes patients with
+replacement, the same for every method, and seeds with replacement, separately for each method, so the interval of a
+mean covers other patients and other initialisations; few seeds say little about others, so the standard deviation is
+printed beside it. Differences are paired by patients; p values are those of the draws, corrected by Holm over all
+methods compared with the baseline in one metric. Beside them stand the smallest p that these draws can give, and the
+difference found in four of five studies: "not significant" is no evidence that two methods are equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.special import ndtri
 
-from laennec.evaluation.bootstrap import bootstrap_values, interval, patient_codes
+from laennec.evaluation.intervals import bootstrap_values, interval, patient_codes
 from laennec.evaluation.metrics import FloatArray
 from laennec.evaluation.predictions import Predictions, statistics_of
 
@@ -74,19 +73,15 @@ def compare_methods(
 
     Args:
         methods: The runs of each method, one per training seed.
-        baseline: The method that the others are compared with, or a mapping from methods to their baselines; None
-            compares none.
+        baseline: The method that the others are compared with, or that of each method; None compares none.
         seed: Of the draws of training seeds.
 
     Returns:
         {method: {metric: {mean, sd (None for one run), interval, difference, difference_interval, p, p_holm,
-        smallest_p (the smallest p_holm that these draws can give), detectable (the difference that is found with a
-        power of 80 %, at 5 % after Holm's correction)}}}; the last six are None for the baseline itself and where
-        nothing is compared, intervals and p values also where there are too few patients for them.
+        smallest_p (the smallest p_holm that these draws can give), detectable (the difference found with a power of
+        80 %, at 5 % after Holm's correction)}}}; the last six are None where nothing is compared.
     """
     baselines = dict.fromkeys(methods, baseline) if isinstance(baseline, str) else dict(baseline or {})
-    if unknown := set(baselines.values()) - set(methods):
-        raise ValueError(f"the baseline {unknown.pop()} is not among the methods {', '.join(methods)}")
     if len({run.cycles for runs in methods.values() for run in runs}) > 1:
         raise ValueError("the runs were not scored on the same cycles")
     n_patients = next(iter(methods.values()))[0].n_patients
@@ -117,7 +112,7 @@ def compare_methods(
                     errors[method, figure] = float(np.nanstd(differences))
     for figure, of_methods in p_values.items():
         count = len(of_methods)
-        deviations = norm.ppf(1 - 0.025 / count) + norm.ppf(0.8)
+        deviations = ndtri(1 - 0.025 / count) + ndtri(0.8)
         for method, corrected in holm(of_methods).items():
             defined = int(np.isfinite(drawn[method, figure]).sum())
             found[method][figure] |= {
@@ -149,12 +144,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def power_text(cells: Sequence[Mapping[str, Any]], shown: Callable[[float], str]) -> str:
-    """What the comparisons of a metric can find: the detectable difference and the smallest p; "" where none is known.
-
-    Args:
-        cells: The metric of each method, as `compare_methods` returns it.
-        shown: A difference as text.
-    """
+    """What the comparisons of a metric (cells of `compare_methods`) can find, as text; "" where that is unknown."""
     found = [cell for cell in cells if cell.get("detectable") is not None]
     if not found:
         return ""

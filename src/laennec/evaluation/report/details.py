@@ -1,10 +1,9 @@
 """The map and the worst errors of a report, with spectrograms and sounds.
 
 Decisions: a point of the map has the shape of its true class and is open where the prediction is wrong; its colour is
-that of the property that the reader chooses, so nothing depends on colour alone. Colours are for the eight most
-frequent values; the others are grey. For a page a cycle is resampled to 8 kHz, raised to a common peak level (by a
-stated gain) and written as 16-bit WAV. Its spectrogram has fixed settings, not the model's features, so that two
-pages can be compared. The page states which recordings it contains, because passing it on passes them on.
+that of the property that the reader chooses, so nothing depends on colour alone. For a page a cycle is resampled to 8
+kHz, raised to a common peak level (by a stated gain) and written as 16-bit WAV; its spectrogram has fixed settings, so
+that two pages can be compared. The page states which recordings it contains, because passing it on passes them on.
 """
 
 import base64
@@ -114,12 +113,7 @@ def _class_colours(truth: Sequence[str]) -> Colours:
 
 
 def colours_of(values: Sequence[Any]) -> Colours:
-    """A colour number for each value, and the legend.
-
-    Returns:
-        Number 0..7 of each value (None: rarer, or unknown), and (name, points, number) for the most frequent values,
-        then for the rest together.
-    """
+    """A colour number for each value (None: rarer, or unknown), and the legend, most frequent first."""
     names = [None if value is None or value != value else str(value) for value in values]
     known = Counter(name for name in names if name is not None)
     number = {name: k for k, name in enumerate(sorted(known, key=lambda name: (-known[name], name))[:_MOST_COLOURS])}

@@ -32,10 +32,7 @@ METADATA = (
 def named_errors(predictions: Predictions, per_kind: int = PER_KIND) -> list[dict[str, Any]]:
     """The most confident wrong predictions: false alarms and misses of each label, or wrong classes.
 
-    Returns:
-        [{"kind": "false alarm" | "missed" | "wrong class", "label", "cycle_id", "truth", "answer", "probability"}]:
-        truth and answer (the prediction) are class names (label names where there are no classes), the probability is
-        that of the label, or of the predicted class.
+    The probability is that of the label, or of the predicted class; "answer" is the prediction.
     """
     if "cycle_id" not in predictions.table.columns:
         return []
@@ -68,10 +65,7 @@ def _label_errors(predictions: Predictions) -> Iterator[tuple[int, str, Any, Any
 def worst_errors(predictions: Predictions, per_group: int = PER_GROUP) -> list[dict[str, Any]]:
     """The worst misses and false alarms of each label, or of all labels in one list where there are many.
 
-    Returns:
-        Lists that are not empty: {"title", "label", "kind": "missed" | "false alarm" | "wrong", "errors" (their total
-        number), "rows"}; a row has "row" (of the table), "truth", "answer", "label", "probability" (of that label),
-        and the cycle's "cycle_id", "recording_id", "start_s" ..., None where unknown. Worst first.
+    A list has title, label, kind, its total number of errors, and rows, worst first; empty ones are left out.
     """
     names = predictions.label_names
     if len(names) > MOST_LABELS:

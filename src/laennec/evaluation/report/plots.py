@@ -9,6 +9,7 @@ needs beyond the evaluation (predictions, length groups) is optional, and withou
 import base64
 import io
 import struct
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from laennec.evaluation.calibration.probabilities import calibration_name
-from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix, is_percent
+from laennec.evaluation.metrics import PREDICTED_CLASS, confusion_matrix
 from laennec.evaluation.predictions import Predictions
-from laennec.evaluation.summary import (
-    figure_name,
-    figure_text,
-    length_alone,
-    row_noun,
-    thresholds_in_use,
-)
+from laennec.evaluation.summary import figure_text, length_alone, row_noun, thresholds_in_use
 from laennec.files import atomic_write
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -47,8 +43,7 @@ def figure_png(figure: Figure) -> bytes:
     """A figure as PNG bytes, the same for the same figure."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    # tight, because the layout does not always leave room for the titles of square panels
-    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.08, metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -68,7 +63,8 @@ def embedded_picture(png: bytes, alt: str) -> dict[str, Any]:
 
 def styled_figure(width: float, height: float, columns: int, lines: int = 1) -> tuple[Figure, list[Any]]:
     """A figure of a size in inches with panels in `columns` and `lines`, in the style of all plots."""
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=layout, facecolor="white")
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
@@ -89,16 +85,11 @@ def panels(n: int, width: float, height: float, columns: int = 2) -> tuple[Figur
     return figure, axes[:n]
 
 
-def method_name(axes: Any, place: float, name: str) -> None:
-    """The name of a method above its line in a panel."""
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    text = axes.text(0.0, place - 0.26, shown_name(name, 60), transform=axes.get_yaxis_transform(), va="bottom")
-    text.set(fontsize=8.5, color=INK, bbox=box, zorder=4)
-
-
 def styled_title(axes: Any, text: str) -> None:
-    """A left-aligned title."""
-    axes.set_title(text.replace("$", r"\$"), loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
+    """A left-aligned title, on several lines where a panel is narrow."""
+    width_in = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols
+    lines = textwrap.fill(text.replace("$", r"\$"), int(10 * width_in))  # a letter is about 0.08 inches wide
+    axes.set_title(lines, loc="left", fontsize=10, color=INK, fontweight="bold", pad=9)
 
 
 def axis_labels(axes: Any, x: str | None = None, y: str | None = None) -> None:
@@ -127,12 +118,7 @@ def evaluation_plots(
     lengths: Mapping[str, Any] | None = None,
     curves: Mapping[str, Any] | None = None,
 ) -> dict[str, Figure]:
-    """Every plot that the evaluation has the numbers for.
-
-    Returns:
-        Those available of "confusion", "roc", "precision_recall", "reliability" and "subgroups", and for the first,
-        second ... label "label_confusion_1", "decision_1" and "length_1" ...
-    """
+    """Every plot that the evaluation has the numbers for, by name; those of single labels end in _1, _2 ..."""
     figures: dict[str, Figure] = {}
     many = len(evaluation["label_names"]) > MOST_LABELS  # curves of 50 classes would show nothing
     if confusion := evaluation.get("confusion"):
@@ -150,8 +136,6 @@ def evaluation_plots(
             if value is not None:  # both classes occur
                 figures[f"length_{k + 1}"] = length_plot(lengths or {}, name, k, alone.get(name))
     figures["reliability"] = reliability_plot(evaluation["calibration"], many)
-    if evaluation["subgroups"]:
-        figures["subgroups"] = subgroup_plot(evaluation)
     return figures
 
 
@@ -322,38 +306,4 @@ def length_plot(lengths: Mapping[str, Any], name: str, k: int = 0, alone: float 
     axis_labels(axes, f"length in s (grey: number with {shown_name(name)})", "AUROC")
     styled_title(axes, f"{name.capitalize()} among similar lengths")
     figure.legend(loc="outside lower center", **LEGEND)
-    return figure
-
-
-def subgroup_plot(evaluation: Mapping[str, Any]) -> Figure:
-    """The headline score of every subgroup with its interval, beside the score of all cycles."""
-    name = evaluation["headline"]
-    rows: list[tuple[str, Any]] = []
-    for grouping, lines in evaluation["subgroups"].items():
-        names = [(shown_name(str(line["value"])), line) for line in lines]
-        rows += [(grouping.replace("_", " "), None), *names, ("", None)]
-    figure, (axes,) = styled_figure(7.2, 1.1 + 0.24 * len(rows), 1)
-    overall = evaluation["values"].get(name)
-    if overall is not None:
-        axes.axvline(overall, color=BLUE, lw=1.2, ls=DASHED)
-        if bounds := (evaluation.get("intervals") or {}).get(name):
-            axes.axvspan(bounds[0], bounds[1], color=BLUE, alpha=0.10, lw=0)
-    for place, (text, line) in enumerate(rows):
-        axes.text(-0.02, place, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=9,
-                  color=INK, fontweight="bold" if line is None else "normal")  # fmt: skip
-        if line is None:
-            continue
-        value, bounds = line["values"].get(name), line["intervals"].get(name)
-        if bounds:
-            axes.plot(bounds, [place, place], color=INK, lw=1.6, solid_capstyle="round")
-        if value is not None:
-            fill = INK if bounds else "white"
-            axes.plot(value, place, marker="o", ms=6, color=INK, mfc=fill, ls="none", clip_on=False, zorder=3)
-        people = f"{line['patients']} patient{'' if line['patients'] == 1 else 's'}"
-        note = f"{line['cycles']:,} {row_noun(evaluation)}s, {people}"
-        axes.text(1.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=QUIET)
-    axes.set(xlim=(0, 100 if is_percent(name) else 1), ylim=(len(rows) - 1.4, -0.7), yticks=[])
-    axes.set_xlabel(figure_name(name))
-    axes.spines["left"].set_visible(False)
-    styled_title(axes, f"{figure_name(name)} by subgroup (open dot: no interval; dashed: all)")
     return figure

@@ -1,12 +1,16 @@
-"""Plots of trainings and of comparisons of runs.
+"""Plots of trainings, of comparisons of runs, and of studies.
 
 Decisions: loss terms differ by orders of magnitude, so each also has a panel with its own scale, with its weight;
-phases of a schedule that restart their epochs are drawn one after the other. In a comparison every metric has its own
-scale with zero in it, and a dot is filled where the corrected p value is below 0.05, so that nothing depends on
-colour.
+phases of a schedule that restart their epochs are drawn one after the other. In a comparison metrics of one unit share
+a scale with zero in its middle, and a dot is filled where the corrected p value is below 0.05, so that nothing depends
+on colour. In a study every run is a dot beside the mean, so that a reader sees the spread and the number of runs. Where
+methods differ along an axis (label fractions, input rates) that axis is the abscissa, with one line for each
+combination of the others.
 """
 
 import itertools
+import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,32 +28,26 @@ from laennec.evaluation.report.plots import (
     OTHER_COLOURS,
     QUIET,
     axis_labels,
-    method_name,
+    figure_png,
     panels,
+    shown_name,
     styled_figure,
     styled_title,
 )
-from laennec.evaluation.summary import figure_name
+from laennec.evaluation.summary import figure_name, figure_text
 
 _MOST_LINES = 7
 _MOST_TERMS = 12
+_MOST_PANELS = 4
 _FIRST_PERCENT = ("icbhi.Score", "icbhi.Se", "icbhi.Sp", "uar", "accuracy", "any_abnormal.Score", "sprsound.Score")
 _FIRST_SHARES = ("roc_auc", "average_precision", ".f1", "f1_macro", "f1_micro", "roc_auc_macro")
 Line = list[float]
 """One value per epoch, nan where there is none."""
+_Rows = Mapping[str, list[dict[str, Any]]]
 
 
 def learning_curves(history: Sequence[dict[str, Any]], best_epoch: float | None = None) -> dict[str, Figure]:
-    """The plots of a training.
-
-    Args:
-        history: One entry per epoch: "epoch", "phase", "loss", "loss_terms", "validation".
-        best_epoch: The epoch that was kept.
-
-    Returns:
-        {"training": the loss and its terms, "validation_percent" and "validation_shares": metrics by epoch,
-        "loss_terms": each term alone}, those available.
-    """
+    """The plots of a training from one history entry per epoch: "training", "validation_percent" and the like."""
     axis = _EpochAxis(history, best_epoch)
     terms, measured = _lines(history, "loss_terms"), _lines(history, "validation")
     total = _lines([{"": {"total loss": entry.get("loss")}} for entry in history], "")
@@ -128,25 +126,131 @@ def _most_important(lines: dict[str, Line], wanted: Sequence[str]) -> dict[str, 
     return {figure_name(name): lines[name] for name in sorted(lines, key=rank)[:_MOST_LINES]}
 
 
-def difference_plot(compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str]) -> Figure:
+def figure_reach(compared: Mapping[str, Mapping[str, Any]], figures: Sequence[str], figure: str) -> float:
+    """The end of the axis of differences, the same for all metrics in percent, and for all AUROCs."""
+
+    def unit(name: str) -> str:
+        return "points" if is_percent(name) else "AUROC" if "roc_auc" in name else name
+
+    cells = [of[name] for of in compared.values() for name in figures if unit(name) == unit(figure)]
+    ends = [end for cell in cells for end in (cell["difference"], *(cell["difference_interval"] or [])) if end]
+    return 1.04 * max(map(abs, ends), default=0.0) or 1.0
+
+
+def is_significant(cell: Mapping[str, Any]) -> bool:
+    """Whether a corrected p value is below 0.05."""
+    return cell["p_holm"] is not None and cell["p_holm"] < 0.05
+
+
+def difference_plot(
+    compared: Mapping[str, Mapping[str, Any]], baseline: str, figures: Sequence[str], about: str
+) -> Figure:
     """Differences from the baseline with their intervals, a panel for each metric and a line for each method."""
     others = [method for method in compared if method != baseline]
-    figure, all_axes = panels(len(figures), 4.7, 0.95 + 0.46 * len(others))
-    for axes, name in zip(all_axes, figures, strict=True):
-        seen = [0.0]
+    figure, all_axes = panels(len(figures), 5.6, 0.9 + 0.42 * len(others))
+    names = ["\n".join(textwrap.wrap(shown_name(method, 60), 30)) for method in others]
+    for number, (axes, name) in enumerate(zip(all_axes, figures, strict=True)):
+        reach = figure_reach(compared, figures, name)
+        axes.axvline(0, color=QUIET, lw=1.2)
         for place, method in enumerate(others):
             cell = compared[method][name]
-            bounds, significant = cell["difference_interval"], cell["p_holm"] is not None and cell["p_holm"] < 0.05
-            if bounds:
+            fill = BLUE if is_significant(cell) else "white"
+            if bounds := cell["difference_interval"]:
                 axes.plot(bounds, [place, place], color=BLUE, lw=1.8, solid_capstyle="round")
-            axes.plot(cell["difference"], place, "o", ms=7, color=BLUE, mfc=BLUE if significant else "white", mew=1.6)
-            method_name(axes, place, method)
-            seen += [cell["difference"], *(bounds or [])]
-        axes.axvline(0, color=QUIET, lw=1.2)
-        room = 0.08 * (max(seen) - min(seen)) or 0.01
-        axes.set(xlim=(min(seen) - room, max(seen) + room), ylim=(len(others) - 0.55, -0.85), yticks=[])
+            axes.plot(cell["difference"], place, "o", ms=7, color=BLUE, mfc=fill, mew=1.6)
+            text = figure_text(name, cell["difference"], bounds, "+")
+            axes.text(1.02, place, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
+        axes.set(xlim=(-reach, reach), ylim=(len(others) - 0.5, -0.5))
+        axes.set_yticks(range(len(others)), names if number % 2 == 0 else [""] * len(others))
         axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
         axes.xaxis.set_major_locator(MaxNLocator(6))
         axis_labels(axes, "difference, points" if is_percent(name) else "difference")
         styled_title(axes, figure_name(name))
+    title = (
+        f"Difference from {shown_name(baseline, 80)}\n{shown_name(about, 80)}; 95 % intervals, paired by patients\n"
+        "filled dot: p (Holm) < 0.05; right of the line: higher than the baseline"
+    )
+    figure.suptitle(title, fontsize=10, color=INK)
     return figure
+
+
+def study_plots(content: Mapping[str, Any]) -> dict[str, bytes]:
+    """{file name: PNG}: "<split>-methods.png", and "<split>-<axis>.png" for each axis with several values."""
+    study = content["study"]
+    made: dict[str, bytes] = {}
+    for split in dict.fromkeys(row["split"] for row in content["results"]):
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in content["results"]:
+            if row["split"] == split:
+                rows.setdefault(row["name"], []).append(row)
+        known = {name for runs in rows.values() for run in runs for name, v in run["values"].items() if v is not None}
+        figures = [name for name in study["figures"] if name in known][:_MOST_PANELS]
+        if not figures:
+            continue
+        plots: dict[str, Figure | None] = {"methods": _method_dots(rows, figures)}
+        for axis in dict.fromkeys(axis for places in study["methods"].values() for axis in places):
+            plots[axis.replace(".", "_")] = _axis_lines(axis, rows, study["methods"], figures)
+        made |= {f"{split}-{name}.png": figure_png(plot) for name, plot in plots.items() if plot is not None}
+    return made
+
+
+def _values(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
+    return [run["values"][figure] for run in runs if run["values"].get(figure) is not None]
+
+
+def _method_dots(rows: _Rows, figures: Sequence[str]) -> Figure:
+    figure, all_axes = panels(len(figures), 4.7, 0.9 + 0.42 * len(rows))
+    for axes, name in zip(all_axes, figures, strict=True):
+        for place, (method, runs) in enumerate(rows.items()):
+            values = _values(runs, name)
+            axes.plot(values, [place] * len(values), "o", ms=5, color=BLUE, alpha=0.55, mew=0)
+            if values:
+                mean = statistics.mean(values)
+                axes.plot([mean, mean], [place - 0.22, place + 0.22], color=INK, lw=2)
+            _method_name(axes, place, method)
+        axes.set(ylim=(len(rows) - 0.5, -0.85), yticks=[])
+        axes.spines["left"].set_visible(False)
+        axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        styled_title(axes, _title(name))
+    return figure
+
+
+def _method_name(axes: Any, place: float, name: str) -> None:
+    """The name of a method above its line in a panel."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    text = axes.text(0.0, place - 0.26, shown_name(name, 60), transform=axes.get_yaxis_transform(), va="bottom")
+    text.set(fontsize=8.5, color=INK, bbox=box, zorder=4)
+
+
+def _axis_lines(
+    axis: str, rows: _Rows, places: Mapping[str, Mapping[str, str]], figures: Sequence[str]
+) -> Figure | None:
+    """Metrics along an axis; None where no method has two values on it."""
+    labels = list(dict.fromkeys(place[axis] for place in places.values() if axis in place))
+    lines: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for method, runs in rows.items():
+        if label := places.get(method, {}).get(axis):
+            others = ", ".join(part for part in method.split(", ") if part != label)
+            lines.setdefault(others, {})[labels.index(label)] = runs
+    if not any(len(line) > 1 for line in lines.values()):
+        return None
+    figure, all_axes = panels(len(figures), 4.7, 3.0)
+    for axes, name in zip(all_axes, figures, strict=True):
+        for k, (method, line) in enumerate(lines.items()):
+            colour = OTHER_COLOURS[k % len(OTHER_COLOURS)]
+            values = {x: found for x, runs in sorted(line.items()) if (found := _values(runs, name))}
+            means = [statistics.mean(found) for found in values.values()]
+            axes.plot(list(values), means, "-", color=colour, lw=1.8, label=shown_name(method, 40))
+            for x, found in values.items():
+                axes.plot([x] * len(found), found, "o", ms=4.5, color=colour, alpha=0.55, mew=0)
+        axes.set_xticks(range(len(labels)), [shown_name(label, 26) for label in labels])
+        axes.margins(x=0.08, y=0.1)
+        styled_title(axes, _title(name))
+    all_axes[0].legend(**LEGEND)
+    return figure
+
+
+def _title(name: str) -> str:
+    return figure_name(name) + (", %" if is_percent(name) else "")

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from laennec.corpora.splits import WITH_FOLDS
-from laennec.evaluation.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.calibration.probabilities import calibration_name
-from laennec.evaluation.calibration.smoothing_choice import smoothing_rows
+from laennec.evaluation.calibration.smoothing import smoothing_rows
 from laennec.evaluation.geometry import four_properties
+from laennec.evaluation.intervals import FEW_PATIENTS, MIN_PATIENTS
 from laennec.evaluation.metrics import is_percent
 from laennec.evaluation.summary import (
     bounds_text,
@@ -185,6 +185,19 @@ def _cell(name: str, value: float | None, bounds: Sequence[float] | None = None,
     return {"text": text, "note": bounds_text(name, bounds, sign)}
 
 
+def _barred(name: str, values: Mapping[str, Any], intervals: Mapping[str, Any], whole: float | None = None) -> Any:
+    """A metric's value with a bar and its interval; `whole` is marked on the bar."""
+    value, bounds, scale = values.get(name), intervals.get(name), 1.0 if is_percent(name) else 100.0
+    cell = _cell(name, value, bounds)
+    if value is not None:
+        cell["bar"] = {"width": round(scale * value, 2)}
+        if bounds:
+            cell["bar"] |= {"low": round(scale * bounds[0], 2), "span": round(scale * (bounds[1] - bounds[0]), 2)}
+        if whole is not None:
+            cell["bar"]["whole"] = round(scale * whole, 2)
+    return cell
+
+
 def _row(*cells: Any, kind: str = "") -> dict[str, Any]:
     return {"cells": list(cells), "class": kind}
 
@@ -197,17 +210,10 @@ def baseline_table(evaluation: Mapping[str, Any]) -> Table | None:
     areas = [f"{label}.roc_auc" for label in evaluation["label_names"]][:4]
     extra = {figure for row in rows for figure in row["values"] if figure == "sprsound.Score"} - {name}
     others = [*extra, *areas]
-    scale = 1.0 if is_percent(name) else 100.0
 
     def line(title: Any, values: Mapping[str, Any], intervals: Mapping[str, Any], gain: Any, kind: str) -> Any:
-        value, bounds = values.get(name), intervals.get(name)
-        cell = _cell(name, value, bounds)
-        if value is not None:
-            cell["bar"] = {"width": round(scale * value, 2)}
-        if value is not None and bounds:
-            cell["bar"] |= {"low": round(scale * bounds[0], 2), "span": round(scale * (bounds[1] - bounds[0]), 2)}
         further = [figure_text(figure, values.get(figure)) if values else "" for figure in others]
-        return _row(title, cell, gain, *further, kind=kind)
+        return _row(title, _barred(name, values, intervals), gain, *further, kind=kind)
 
     lines = [line("this model", evaluation["values"], evaluation["intervals"], "", "model")]
     for row in rows:
@@ -300,15 +306,16 @@ def decision_table(curves: Mapping[str, Any], evaluation: Mapping[str, Any]) -> 
 
 
 def subgroup_sections(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table for each grouping."""
-    sections = []
+    """One table for each grouping, the headline score as bars beside that of all rows."""
+    sections, main = [], evaluation["headline"]
     for grouping, rows in evaluation["subgroups"].items():
-        columns = sorted(rows[0]["values"], key=lambda name: (name != evaluation["headline"], name.endswith("_macro")))
+        columns = sorted(rows[0]["values"], key=lambda name: (name != main, name.endswith("_macro")))
         rough = [MIN_PATIENTS <= row["patients"] < FEW_PATIENTS for row in rows]
         lines = []
         for row, few in zip(rows, rough, strict=True):
-            note = None if row["intervals"].get(evaluation["headline"]) else row["note"]
-            cells = [_cell(name, row["values"].get(name), row["intervals"].get(name)) for name in columns]
+            note = None if row["intervals"].get(main) else row["note"]
+            cells = [_barred(main, row["values"], row["intervals"], evaluation["values"][main])]
+            cells += [_cell(name, row["values"].get(name), row["intervals"].get(name)) for name in columns[1:]]
             first = {"text": row["value"], "note": note}
             lines.append(_row(first, f"{row['cycles']:,}", f"{row['patients']}{' †' if few else ''}", *cells))
         title = grouping.replace("_", " ")

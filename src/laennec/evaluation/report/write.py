@@ -17,8 +17,7 @@ import numpy as np
 from laennec.errors import InputError
 from laennec.evaluation.baselines import length_groups
 from laennec.evaluation.calibration.probabilities import decision_curves
-from laennec.evaluation.comparison.evaluations import Evaluation, read_evaluation
-from laennec.evaluation.comparison.folders import evaluation_folder
+from laennec.evaluation.comparison.evaluations import Evaluation, evaluation_folder, read_evaluation
 from laennec.evaluation.geometry import MOST_POINTS, embedding_map
 from laennec.evaluation.predictions import Predictions, read_evaluated
 from laennec.evaluation.report import sections
@@ -42,7 +41,6 @@ _CAPTIONS = {
     "positives at the cost that the threshold probability sets. The model is useful where its line is above both "
     "others; band: 95 % interval.",
     "length": "AUROC among {noun}s of similar length, a tenth of them in each group, with 95 % intervals.",
-    "subgroups": "The score of every subgroup with its interval; the band is the interval over all {noun}s.",
     "training": "Loss by epoch, on the training split unless the legend says validation.",
     "validation_percent": "Scores on the validation patients by epoch.",
     "validation_shares": "Per-label metrics on the validation patients by epoch.",
@@ -87,8 +85,12 @@ def make_page(
     pictures = {name: figure_png(figure) for name, figure in track(figures.items(), "drawing the report")}
     command = run.get("command")
     noun = row_noun(evaluation)
-    captions = {name: _CAPTIONS[name.rstrip("_0123456789")].format(noun=noun) for name in pictures}
-    titles = {name: figure.axes[0].get_title(loc="left") for name, figure in figures.items()}
+    captions = {name: text.format(noun=noun) for name, text in _CAPTIONS.items()}
+    titles = {name: figure.axes[0].get_title(loc="left").replace("\n", " ") for name, figure in figures.items()}
+    embedded = {}
+    for name, png in pictures.items():
+        caption = captions[name.rstrip("_0123456789")]
+        embedded[name] = embedded_picture(png, f"{titles[name]}. {caption}") | {"caption": caption}
     page = render_template(
         "report.html",
         title=str(run.get("name") or "Evaluation"),
@@ -115,12 +117,9 @@ def make_page(
         figures=sections.metric_groups(evaluation),
         counts=sections.counts_and_calibration(evaluation),
         records=sections.records(run, evaluation),
-        captions={name: text.format(noun=noun) for name, text in _CAPTIONS.items()},
+        captions=captions,
         noun=noun,
-        pictures={
-            name: embedded_picture(png, f"{titles[name]}. {captions[name]}") | {"caption": captions[name]}
-            for name, png in pictures.items()
-        },
+        pictures=embedded,
     )
     return page, pictures
 

@@ -29,7 +29,7 @@ from laennec.audio.sandbox import plain_file, read_recording_sandboxed
 from laennec.audio.spectrogram import Spectrogram
 from laennec.audio.streaming import open_recording
 from laennec.errors import InputError
-from laennec.evaluation.calibration.window_points import window_note
+from laennec.evaluation.calibration.operating_point import window_note
 from laennec.evaluation.evaluate import load_model
 from laennec.evaluation.report.plots import figure_png
 from laennec.inference.outputs import Timeline

@@ -20,7 +20,7 @@ from laennec.audio.recording import read_header
 from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import ABNORMAL, class_names, column_of, to_arrow
 from laennec.errors import InputError
-from laennec.evaluation.calibration.window_points import fit_windows, window_points_of
+from laennec.evaluation.calibration.operating_point import fit_windows, window_points_of
 from laennec.modeling import LaennecForAudioClassification
 from laennec.training.data.batches import CycleDataset, Neighbours
 from laennec.training.data.split_data import make_filter
