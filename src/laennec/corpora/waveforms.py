@@ -13,12 +13,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from laennec.audio.cycles import Waveform
 from laennec.audio.recording import ButterworthFilter, DecodeError
@@ -29,6 +27,10 @@ from laennec.errors import InputError
 from laennec.files import try_lock, wait_for_lock
 from laennec.processes import DIED, Died, in_processes
 from laennec.untrusted import open_regular
+
+if TYPE_CHECKING:  # worker processes import this module, and these take a second
+    import datasets
+    import pyarrow as pa
 
 WAVEFORM_VERSION = 3
 _COLUMNS = ("cycle_id", "recording_path", "audio_sha256", "start_s", "end_s")
@@ -60,7 +62,7 @@ class CycleWaveforms(Sequence[Waveform]):
 
     def __init__(
         self,
-        table: datasets.Dataset,
+        table: "datasets.Dataset",
         sampling_rate: int,
         filter: ButterworthFilter | None = None,
         cache_dir: str | Path | None = None,
@@ -76,7 +78,7 @@ class CycleWaveforms(Sequence[Waveform]):
             raise InputError(f"{silent} cycles have no audio ({first} ...); load the corpus with its recordings")
         self._shards, self._places = self._arrange(rows, cache_dir)
 
-    def _arrange(self, rows: pa.Table, cache_dir: str | Path | None) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
+    def _arrange(self, rows: "pa.Table", cache_dir: str | Path | None) -> tuple[list[_Shard], npt.NDArray[np.int32]]:
         """One shard for each recording, and for each row its (shard, span)."""
         paths, hashes, starts, ends = (rows[name].to_pylist() for name in _COLUMNS[1:])
         unknown = hash_files({Path(path) for path, sha256 in zip(paths, hashes, strict=True) if not sha256}, cache_dir)
@@ -230,8 +232,8 @@ def _pieces(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None)
 
 
 def with_audio(
-    table: datasets.Dataset, sampling_rate: int, filter: ButterworthFilter | None = None
-) -> datasets.Dataset:
+    table: "datasets.Dataset", sampling_rate: int, filter: ButterworthFilter | None = None
+) -> "datasets.Dataset":
     """The table with a column `audio` that is decoded when a row is read, by soundfile: torchcodec is not needed.
 
     Args:
@@ -256,7 +258,7 @@ def with_audio(
 
 
 def decode_all(
-    tables: Sequence[datasets.Dataset],
+    tables: "Sequence[datasets.Dataset]",
     sampling_rate: int,
     filter: ButterworthFilter | None = None,
     problems: Sequence[str] = (),

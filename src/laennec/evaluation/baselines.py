@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from laennec.audio.recording import bandwidth_hz, level_db
-from laennec.corpora import CycleWaveforms
 from laennec.corpora.base import to_arrow
+from laennec.corpora.waveforms import CycleWaveforms
 from laennec.evaluation.bootstrap import MIN_PATIENTS, patient_codes
 from laennec.evaluation.intervals import effective_patients, patient_intervals
 from laennec.evaluation.metrics import (
