@@ -103,29 +103,24 @@ def fingerprint_files(
     """Fingerprints of audio files, given with their SHA-256; those that cannot be decoded are left out."""
     root = cache_root(cache_dir) / "audio_fingerprints"
     stores = {sha256: root / sha256[:2] / f"{sha256}.{_VERSION}.safetensors" for sha256 in files.values()}
+    by_hash: dict[str, AudioFingerprint | None] = {}
     if jobs > 1:
         missing = [(path, stores[sha256]) for path, sha256 in files.items() if whole_bytes(stores[sha256]) is None]
         with closing(in_processes(_fingerprinter, missing, min(jobs, len(missing)))) as made:
-            for _ in made:  # each is in the cache
-                pass
-    by_hash: dict[str, AudioFingerprint | None] = {}
+            by_hash = {files[path]: found for (path, _), found in made if isinstance(found, AudioFingerprint)}
     for path, sha256 in files.items():
         if sha256 not in by_hash:
-            by_hash[sha256] = _fingerprint_of(path, stores[sha256])
+            by_hash[sha256] = _fingerprint_of((path, stores[sha256]))
     return {path: found for path, sha256 in files.items() if (found := by_hash[sha256]) is not None}
 
 
-def _fingerprinter() -> Callable[[tuple[Path, Path]], None]:
-    """What puts the fingerprint of a file into the cache, in another process."""
-
-    def work(item: tuple[Path, Path]) -> None:
-        _fingerprint_of(*item)
-
-    return work
+def _fingerprinter() -> Callable[[tuple[Path, Path]], AudioFingerprint | None]:
+    return _fingerprint_of
 
 
-def _fingerprint_of(path: Path, store: Path) -> AudioFingerprint | None:
-    """The fingerprint of a file, from its cache file or made anew."""
+def _fingerprint_of(item: tuple[Path, Path]) -> AudioFingerprint | None:
+    """The fingerprint of a file, from its cache file (the second of the pair) or made anew."""
+    path, store = item
     if content := read_entry(store):
         tensors = load(content)
         return AudioFingerprint(tensors["windows"], tensors["envelope"])
