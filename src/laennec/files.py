@@ -122,11 +122,8 @@ def explain_write_errors(path: str | Path) -> Iterator[None]:
 def atomic_write(path: str | Path, mode: str = "w", sync: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file that becomes `path` when the block ends without an error.
 
-    Args:
-        path: The final name; its folder is made if needed.
-        mode: "w" for UTF-8 text, "wb" for bytes.
-        sync: Whether the content is forced to disk before the renaming; caches that verify what they read can do
-            without.
+    `mode` is "w" (UTF-8 text) or "wb". Without `sync` the content is not forced to disk before the renaming; caches
+    that verify what they read can do without.
     """
     path = Path(path)
     with explain_write_errors(path), _temporary(path) as temporary:
@@ -263,11 +260,8 @@ def remove_temporary_files(folder: str | Path, names: Collection[str]) -> None:
 def appending(path: str | Path, size: int) -> Iterator[Callable[[bytes], None]]:
     """Add lines to the end of a journal, each forced to disk; the one file that is written in place.
 
-    A kill can leave a part of the last line; its reader drops a line without a line end.
-
-    Args:
-        path: The file; its folder is made if needed.
-        size: How many bytes of it are good; the rest is cut off before anything is added.
+    A kill can leave a part of the last line; its reader drops a line without a line end. The first `size` bytes are
+    good; the rest is cut off before anything is added.
     """
     path = Path(path)
     with explain_write_errors(path):
@@ -399,11 +393,7 @@ def find_data(path: str) -> str:
 
 
 def model_folder(source: str | Path) -> str | Path:
-    """The folder of the model of a run, or what is given: the folder of an exported model, or a Hub id.
-
-    Raises:
-        InputError: It is a folder that holds no model.
-    """
+    """The folder of the model of a run, or what is given: the folder of an exported model, or a Hub id."""
     place = Path(source)
     folder = place / "model" if (place / "model" / "config.json").exists() else source
     if place.is_dir() and not (Path(folder) / "config.json").exists():

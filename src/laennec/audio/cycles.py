@@ -80,14 +80,7 @@ def flags_of(label: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One annotated respiratory cycle.
-
-    Attributes:
-        start_s: In seconds.
-        end_s: In seconds.
-        crackle: 1 if it contains crackles.
-        wheeze: 1 if it contains wheezes.
-    """
+    """One annotated respiratory cycle: its times in seconds, and 1 where it contains crackles or wheezes."""
 
     start_s: float
     end_s: float
@@ -278,11 +271,7 @@ def check_times(
 
 
 def cut(waveform: Waveform, sampling_rate: int, start_s: float, end_s: float) -> Waveform:
-    """Cut a cycle out of a waveform: samples int(start * rate) to int(end * rate), both clamped to the waveform.
-
-    Returns:
-        A view, shape (cut samples,); empty where the times lie outside.
-    """
+    """Samples int(start * rate) to int(end * rate) of a waveform, both clamped to it; a view, perhaps an empty one."""
     first = min(max(int(start_s * sampling_rate), 0), len(waveform))
     last = min(max(int(end_s * sampling_rate), first), len(waveform))
     return waveform[first:last]

@@ -61,11 +61,9 @@ class BreathSegmentation:
 
 
 def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None) -> list[Span]:
-    """Find breath cycles in a recording, reading it in blocks.
+    """Consecutive breath cycles (start_s, end_s) that cover a recording, which is read in blocks.
 
-    Returns:
-        (start_s, end_s) of consecutive cycles that cover the whole recording. The rest of a breath at either edge is a
-        cycle of its own from half of `shortest_s` on, and otherwise part of the adjacent cycle.
+    The rest of a breath at either edge is a cycle of its own from half of `shortest_s` on, else part of the next one.
     """
     settings = settings or BreathSegmentation()
     band = ButterworthFilter("bandpass", (settings.low_hz, settings.high_hz))
@@ -82,15 +80,7 @@ def breath_cycles(path: AudioSource, settings: BreathSegmentation | None = None)
 
 
 def breath_starts(power: FloatArray, settings: BreathSegmentation) -> list[float]:
-    """Find the beginnings of breaths.
-
-    Args:
-        power: Mean square of the band in each frame of 20 ms, (frames,).
-        settings: Of the detection.
-
-    Returns:
-        Times in seconds, rising; none for a recording shorter than two cycles.
-    """
+    """Beginnings of breaths in rising seconds, from the mean square of each frame of 20 ms (frames,)."""
     if len(power) < 2 * settings.shortest_s * _FRAMES_PER_S:
         return []
     loudness = _loudness(power, settings.smooth_s)

@@ -95,12 +95,7 @@ class AnnotatedRecording:
 
 
 class UnusableRecordingsError(InputError):
-    """Recordings of a corpus whose header, annotation or audio cannot be used; names all of them.
-
-    Attributes:
-        problems: One line each, naming the file.
-        usable: The cycle table of the other recordings, or None where it does not matter.
-    """
+    """Recordings that cannot be used: `problems`, one line each, and the table of the `usable` ones if it matters."""
 
     def __init__(self, problems: Sequence[str], recordings: int, usable: "datasets.Dataset | None" = None) -> None:
         self.problems = list(problems)

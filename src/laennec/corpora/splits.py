@@ -191,16 +191,9 @@ def assign_groups(
 ) -> dict[str, int]:
     """Assign whole groups to splits so that every stratum is divided as the shares ask, as nearly as groups allow.
 
-    Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a seeded
-    hash. Each goes where it least increases the squared deviation from the shares, summed over strata relative to their
-    totals. No split is left empty.
-
-    Args:
-        groups: The group of each row.
-        strata: The stratum of each row.
-        shares: Wanted share of each split, summing to 1.
-        seed: Seed of the order.
-        purpose: What the draw is for; different purposes have unrelated orders.
+    Groups are assigned by size in powers of two, largest first, and within one power of two in the order of a hash of
+    seed and purpose. Each goes where it least increases the squared deviation from the shares, summed over strata
+    relative to their totals. No split is left empty. `groups` and `strata` are those of each row; shares sum to 1.
     """
     counts = pd.crosstab(np.asarray(groups, dtype=object), np.asarray(strata, dtype=object))
     counts = counts.sort_index(axis=0).sort_index(axis=1)

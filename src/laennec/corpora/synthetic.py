@@ -201,10 +201,7 @@ def write_corpus(
     max_rate_hz: int | None = None,
     reuse: bool = False,
 ) -> Path:
-    """Write a synthetic corpus in ICBHI 2017's file layout; the folder is whole or absent.
-
-    Beside the recordings and annotations it holds the published tables (split, diagnosis, demographics, folds) and
-    synthetic.json with these arguments.
+    """Write a synthetic corpus in ICBHI 2017's file layout, with its tables; the folder is whole or absent.
 
     Args:
         folder: Where to; an existing folder is replaced only if it is empty or a synthetic corpus.
@@ -212,8 +209,7 @@ def write_corpus(
         recordings_per_patient: Recordings of each.
         cycles_per_recording: Cycles of each recording, give or take one.
         seed: Seed of everything.
-        max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None keeps the rates of the
-            devices (44.1 kHz and 4 kHz).
+        max_rate_hz: Highest sampling rate of the files, a multiple of 100 from 4000; None for those of the devices.
         reuse: Whether a synthetic corpus of the same arguments is left as it is and one of others refused.
     """
     folder = Path(folder)

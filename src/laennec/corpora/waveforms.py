@@ -109,11 +109,7 @@ class CycleWaveforms(Sequence[Waveform]):
         return len(self._places)
 
     def __getitem__(self, index: int) -> Waveform:  # type: ignore[override]
-        """The waveform of row `index`, float32, shape (samples,); decodes its recording if it is not cached.
-
-        Raises:
-            InputError: The recording cannot be decoded, or the cycle is empty.
-        """
+        """The waveform of row `index`, float32, shape (samples,); decodes its recording if it is not cached."""
         shard, span = (int(number) for number in self._places[index])
         chosen = self._shards[shard]
         waveform = _read_cycle(chosen, span)
@@ -137,14 +133,10 @@ class CycleWaveforms(Sequence[Waveform]):
         return np.array([by_shard[shard][span] for shard, span in self._places], dtype=np.int64)  # type: ignore[index]
 
     def prepare(self, progress: Callable[[int, int], None] | None = None, jobs: int = 1) -> None:
-        """Decode every recording whose cycles are not cached, together with other processes that do.
+        """Decode every recording whose cycles are not cached, in `jobs` processes and together with others that do.
 
-        Args:
-            progress: Called with (recordings done, recordings to do) after each.
-            jobs: Number of processes to start.
-
-        Raises:
-            UnusableRecordingsError: Some recordings cannot be used; names all of them. The others are cached.
+        `progress` is called with (done, to do) after each. An `UnusableRecordingsError` names all that cannot be used;
+        the others are cached.
         """
         if problems := _prepare(self._shards, self.sampling_rate, self.filter, progress, jobs):
             raise UnusableRecordingsError(problems, len(self._shards))
@@ -236,16 +228,8 @@ def with_audio(
 ) -> "datasets.Dataset":
     """The table with a column `audio` that is decoded when a row is read, by soundfile: torchcodec is not needed.
 
-    Args:
-        table: A cycle table.
-        sampling_rate: Rate of the waveforms in Hz.
-        filter: Applied to whole recordings at that rate.
-
-    Returns:
-        The same rows; `audio` is {"array": float32 (samples,), "sampling_rate": Hz}, the cycle alone.
-
-    Raises:
-        InputError: The table has rows without audio.
+    `audio` is {"array": float32 (samples,), "sampling_rate": Hz}, the cycle alone; the filter is applied to whole
+    recordings at that rate.
     """
     waveforms = CycleWaveforms(table, sampling_rate, filter)
     rows = {cycle: row for row, cycle in enumerate(table["cycle_id"])}

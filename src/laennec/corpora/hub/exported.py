@@ -175,11 +175,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def refuse_large_table(place: Path, path: Path, packed: int) -> None:
-    """Refuse a Parquet file that says that it holds more than sound and text of its size can.
-
-    Raises:
-        InputError: It does, or it cannot be read.
-    """
+    """Refuse a Parquet file that says that it holds more than sound and text of its size can, or cannot be read."""
     with _readable(path), pq.ParquetFile(path) as table:
         groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
         refuse_large(place, packed, sum(group.total_byte_size for group in groups))

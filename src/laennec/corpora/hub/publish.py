@@ -348,15 +348,12 @@ class _Writer:
 
 
 def encode_lossless(frames: Waveform, sampling_rate: int, subtype: str) -> tuple[bytes, str]:
-    """Encode samples so that decoding gives the same samples: FLAC for integers of up to 24 bit, else float WAV.
+    """An audio file with the same samples, and its suffix: FLAC for integers of up to 24 bit, else float WAV.
 
     Args:
         frames: float32 (samples, channels), as `read_frames` gives them.
         sampling_rate: In Hz.
         subtype: The sample format they were decoded from, as libsndfile names it.
-
-    Returns:
-        (the content of an audio file, ".flac" or ".wav").
     """
     file = io.BytesIO()
     if subtype in _FLAC_SUBTYPES:
