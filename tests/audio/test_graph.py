@@ -15,11 +15,11 @@ from laennec.audio.recording import read_recording
 
 @pytest.fixture(scope="module")
 def sounds(shared_data: Path) -> list[Path]:
-    """Real recordings of both corpora, two of them made at 4 kHz: their upper bands hold rounding alone."""
+    """Real recordings of both corpora, one of them made at 4 kHz: its upper bands hold rounding alone."""
     icbhi = sorted((shared_data / "icbhi2017_subset").glob("*.flac"))
     low = [path for path in icbhi if soundfile.info(path).samplerate == 4000]
     children = sorted((shared_data / "sprsound" / "train" / "wav").glob("*.flac"))
-    return [*icbhi[:2], *low[:2], *children[:2]]
+    return [icbhi[0], low[0], children[0]]
 
 
 @pytest.mark.parametrize("width", [32, 40, 77, 400, 511])

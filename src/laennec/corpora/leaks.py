@@ -149,20 +149,24 @@ def _pair_leak(pair: Pair, one: pd.DataFrame, other: pd.DataFrame) -> PairLeak:
     def shared(column: str) -> list[str]:
         return sorted(set(one[column].dropna()) & set(other[column].dropna()))
 
-    def twins(column: str, value: str) -> list[Pair]:
+    def twins(column: str) -> pd.DataFrame:
         """Different recordings of the two splits that agree in this column."""
-        left, right = (set(split.loc[split[column] == value, "recording_id"]) for split in (one, other))
-        return sorted((a, b) for a in left for b in right if a != b)
+        left, right = (
+            split[[column, "recording_id"]].dropna(subset=column).drop_duplicates() for split in (one, other)
+        )
+        both = left.merge(right, on=column, suffixes=("", "_other"))
+        return both[both["recording_id"] != both["recording_id_other"]]
 
     def spans(split: pd.DataFrame, recording: str) -> list[Any]:
         return sorted(split.loc[split["recording_id"] == recording, ["start_s", "end_s"]].astype(str).values.tolist())
 
-    twice = sorted(itertools.chain.from_iterable(twins("audio_sha256", value) for value in shared("audio_sha256")))
+    same = twins("audio_sha256")
+    twice = sorted(zip(same["recording_id"], same["recording_id_other"], strict=True))
     return PairLeak(
         splits=pair,
         patients=tuple(shared("patient_id")),
         recordings=tuple(shared("recording_id")),
-        simultaneous=tuple(session for session in shared("session") if twins("session", session)),
+        simultaneous=tuple(sorted(set(twins("session")["session"]))),
         duplicated_audio=tuple(twice),
         copies=tuple((a, b) for a, b in twice if spans(one, a) == spans(other, b)),
     )
