@@ -7,7 +7,6 @@ TABLE_VERSION when a rule of this folder changes. The corpus fingerprint covers 
 the folder or adding a table of patients leaves it as it is.
 """
 
-import contextlib
 import hashlib
 import json
 import warnings
@@ -362,8 +361,8 @@ class Corpus(ABC):
     def _write_arrow(self, path: Path) -> None:
         """Write the table as an Arrow stream, a few recordings at a time."""
         problems: list[str] = []
-        schema = self.features.arrow_schema
-        with new_entry(path) as file, pa.ipc.new_stream(file, schema) as stream:
+        parts: list[pa.Table] = []
+        with new_entry(path) as file, pa.ipc.new_stream(file, self.features.arrow_schema) as stream:
             for first in range(0, len(self.recordings), _RECORDINGS_PER_BATCH):
                 rows = []
                 for recording in self.recordings[first : first + _RECORDINGS_PER_BATCH]:
@@ -371,18 +370,12 @@ class Corpus(ABC):
                         rows += self.rows(recording)
                     except InputError as error:
                         problems.append(str(error))
-                stream.write_table(to_arrow(rows, self.features))
+                parts.append(to_arrow(rows, self.features))
+                stream.write_table(parts[-1])
             if problems:
-                raise UnusableRecordingsError(problems, len(self.recordings), self._usable_rows())
-
-    def _usable_rows(self) -> datasets.Dataset:
-        """The rows of the recordings without a problem, so that they can be decoded nevertheless."""
-        rows: list[dict[str, Any]] = []
-        for recording in self.recordings:
-            if recording.audio_path is not None:
-                with contextlib.suppress(InputError):
-                    rows += self.rows(recording)
-        return datasets.Dataset(to_arrow(rows, self.features))
+                usable = pa.concat_tables(parts)  # they can be decoded nevertheless
+                usable = datasets.Dataset(usable.filter(usable["recording_path"].is_valid()))
+                raise UnusableRecordingsError(problems, len(self.recordings), usable)
 
 
 def column_of(table: Any, name: str) -> list[Any]:

@@ -120,9 +120,6 @@ class CycleWaveforms(Sequence[Waveform]):
             raise InputError(f"{chosen.path}: the cache cannot be read back; check the disk, or choose another cache")
         return waveform
 
-    def __iter__(self) -> Iterator[Waveform]:
-        return (self[index] for index in range(len(self)))
-
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Samples of each row, shape (rows,); read from the cache, which is filled first where it has gaps."""
@@ -203,24 +200,20 @@ def _make(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -
     lengths = []
     with new_entry(shard.path) as file:
         try:
-            for piece in _pieces(shard, sampling_rate, filter):
-                file.write(piece.astype("<f4", copy=False).data)
-                lengths.append(len(piece))
+            with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
+                for place, found in passing_cycles(stream, shard.spans):
+                    if len(found.own) == 0:
+                        start_s, end_s = shard.spans[place]
+                        reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
+                        raise DecodeError(
+                            shard.recording_path, f"{reason}; correct its annotation or use a higher rate"
+                        )
+                    file.write(found.own.astype("<f4", copy=False).data)
+                    lengths.append(len(found.own))
         except MemoryError as error:
             reason = "a cycle is too long for this machine's memory; cut it into shorter ones"
             raise DecodeError(shard.recording_path, reason) from error
         file.write(np.array(lengths, "<u8").tobytes())
-
-
-def _pieces(shard: _Shard, sampling_rate: int, filter: ButterworthFilter | None) -> Iterator[Waveform]:
-    """The cycles of a recording, one after another."""
-    with open_recording(shard.recording_path, sampling_rate, filter=filter) as stream:
-        for place, found in passing_cycles(stream, shard.spans):
-            if len(found.own) == 0:
-                start_s, end_s = shard.spans[place]
-                reason = f"the cycle at {start_s:g} to {end_s:g} s is empty at {sampling_rate} Hz"
-                raise DecodeError(shard.recording_path, f"{reason}; correct its annotation or use a higher rate")
-            yield found.own
 
 
 def with_audio(
