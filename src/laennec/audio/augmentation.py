@@ -1,11 +1,10 @@
 """Augmentation of cycles (waveforms) and of their features (SpecAugment).
 
-Decisions: every draw is a pure function of (seed, epoch, cycle index). A counter-based generator has a stream of its
-own for each part, so that switching one part on leaves the draws of the others unchanged, and a resumed run equals an
-uninterrupted one at any number of workers. Waveforms are augmented on the CPU, cycle by cycle, also beside a GPU, so
-that both draw the same sound. Stretching moves pieces of the cycle (WSOLA) instead of rebuilding them: a phase vocoder
-smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which cycles
-were stretched.
+Decisions: every draw is a pure function of (seed, epoch, cycle index), and each part has a stream of its own: switching
+one part on leaves the draws of the others unchanged, and a resumed run equals an uninterrupted one at any number of
+workers. Waveforms are augmented on the CPU, also beside a GPU. Stretching moves pieces of the cycle (WSOLA): a phase
+vocoder smears each crackle over its window and lowers breath noise by some 3 dB, and either tells a classifier which
+cycles were stretched.
 """
 
 import math

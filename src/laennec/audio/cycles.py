@@ -2,9 +2,8 @@
 
 Decisions: a cycle is cut by int(start * rate) to int(end * rate), clamped, the rule of every published system. Times
 have three decimals, so one millisecond past the end of the audio is rounding and more is an error. Overlapping cycles
-are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span,
-because Raven lists a selection once for each of its views; a Raven table over several recordings is refused, because
-its times are those of the sequence.
+are legal in a file; only the check reports them. Where only times are wanted, two labels on one span are one span. A
+Raven table over several recordings is refused, because its times are those of the sequence.
 """
 
 import math

@@ -1,14 +1,11 @@
 """Waveforms in any usual form to one padded batch, and its log-mel filter bank, in torch.
 
 Decisions: integers are refused, because a lost or doubled factor of 2^15 gives features that look fine; so is more than
-one channel, because the decoder averages channels. One set of settings (`FrontEnd`) describes every published front
-end, Kaldi's and the STFT ones, so there is one code path; the ONNX graph (`GraphFrontEnd`) runs the same functions
-without a branch on a value, and computes the Fourier transform as products with constant matrices. Mel filters follow
-Kaldi (1127 ln(1 + f/700), triangles in mel, no area normalisation) unless a front end names others, and are computed
-in float32 as Kaldi does, because the lowest filters hold a single FFT bin whose weight is the difference of nearly
-equal numbers. A cycle's features depend on its own samples only: its mean, its reflection, its maximum and its
-statistics use its own length, and sums run in float64 where the device has it, or their rounding would depend on the
-padding.
+one channel. One set of settings (`FrontEnd`) and one code path serve every published front end; the ONNX graph
+(`GraphFrontEnd`) runs the same functions without a branch on a value. Mel filters are computed in float32 as Kaldi
+does, because the lowest ones hold a single FFT bin whose weight is the difference of nearly equal numbers. A cycle's
+features depend on its own samples only, and sums run in float64 where the device has it, or their rounding would depend
+on the padding.
 """
 
 import math

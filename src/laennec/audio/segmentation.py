@@ -1,12 +1,10 @@
 """Detection of breath cycles in recordings without annotation.
 
-Decisions: a convenience, not a measurement of breathing. A breath begins where a pause ends and sound sets in, and
-breaths follow one another at a nearly constant pace, so all beginnings are chosen jointly by dynamic programming (as
+Decisions: a convenience, not a measurement of breathing. All beginnings are chosen jointly by dynamic programming (as
 beats in Ellis 2007, Beat Tracking by Dynamic Programming): a beginning scores the rise of loudness around it and the
 quiet before it, and an interval costs the square of its logarithmic distance from the local period, which comes from
-the autocorrelation of the loudness. Every recording is covered from end to end, with or without breathing. The defaults
-were chosen on every other patient of real annotations, and `python -m benchmarks breathing` evaluates them on the
-remaining patients. Only the loudness is held in memory, 50 numbers a second.
+the autocorrelation of the loudness. Every recording is covered from end to end. The defaults were chosen on every other
+patient of real annotations; `python -m benchmarks breathing` evaluates them on the others.
 """
 
 import math

@@ -1,11 +1,10 @@
 """Named protocols of splitting, what each promises, the validation carve-out and the split fingerprint.
 
-Decisions: a protocol promises something for every pair of its splits (they share no patient, or at least no recording,
-or only no cycle). The default promise is the strongest; a protocol lists its exceptions. `split_table` checks its
-result against the promise and returns no split that breaks it. Validation is carved from train by whole patients who
-are in no test split, because selecting a model on test patients is selecting on test; only random-80-20 draws cycles,
-as its paper does, and its stamp says so. Draws are hashes of (seed, purpose, name): the order of rows and the versions
-of libraries change nothing.
+Decisions: a protocol promises something for every pair of its splits (they share no patient, no recording, or only no
+cycle); the default is the strongest, and a protocol lists its exceptions. `split_table` returns no split that breaks
+its promise. Validation is carved from train by whole patients who are in no test split, because selecting a model on
+test patients is selecting on test; only random-80-20 draws cycles, as its paper does. Draws are hashes of (seed,
+purpose, name): the order of rows and the versions of libraries change nothing.
 """
 
 import difflib

@@ -2,9 +2,9 @@
 
 Decisions: three configurations. `cycles` (the default) has a row a cycle with its own audio, in the splits of the
 chosen protocol, and every other protocol as a column. laennec filters and resamples whole recordings before it cuts
-them, so `recordings` holds the file of each recording as it is and `annotations` every file that says something about
-them; from these two `load_corpus` restores the folder of the corpus. A split without cycles is left out, because
-`load_dataset` cannot read one. Nothing that is written names a place on this machine or the time.
+them, so `recordings` holds the file of each recording and `annotations` every file that says something about them; from
+these two `load_corpus` restores the folder of the corpus. A split without cycles is left out, because `load_dataset`
+cannot read one. Nothing that is written names a place on this machine or the time.
 """
 
 import hashlib
