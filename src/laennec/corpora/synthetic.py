@@ -98,7 +98,7 @@ def draw_patient(seed: int, index: int) -> Patient:
     even = (stream(seed, "corpus").random(2) + index * np.array(_GOLDEN)) % 1
     rng = stream(seed, "patient", index)
     kinds = [(name, child) for name in _DISEASES for child in (False, True)]
-    shares = [(0.36 if child else 0.64) * float(_DISEASES[name][child]) for name, child in kinds]
+    shares = [0.36 * _DISEASES[name][1] if child else 0.64 * _DISEASES[name][0] for name, child in kinds]
     diagnosis, child = _pick(kinds, shares, even[0])
     age = float(rng.uniform(0.5, 16)) if child else float(np.clip(rng.normal(66, 12), 19, 93))
     bmi = float(np.clip(rng.normal(27.5, 5), 17, 46))
