@@ -35,7 +35,7 @@ Work = Callable[[Any], Any]
 DIED = "the process that worked on it was killed, twice (not enough memory, or a crash of the decoder); check this file"
 _POLL_S = 1.0
 # without these, glibc gives the memory of each decoded block back and takes it again page by page, a third of the time
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 27)}
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": str(1 << 26), "MALLOC_MMAP_THRESHOLD_": str(1 << 25)}
 _IN_HAND = 2  # items for each process, so that none waits for the parent
 _work: Work | None = None
 

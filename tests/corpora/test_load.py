@@ -102,9 +102,3 @@ def test_provenance_survives_what_people_do_with_tables(shared_data: Path, tmp_p
 def test_wrong_requests(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         load_corpus(name, **settings)
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path, shared_data: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="choose another"):
-        load_corpus("icbhi2017", shared_data / "icbhi2017_annotations", cache_dir=tmp_path / "file")
